@@ -1,0 +1,63 @@
+# Everything that is done with a working copy. `make` alone lists it. No step writes outside of this directory.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# A Python that the package supports: `python3` if it will do, else the newest one found.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$python && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+ARGUMENTS ?=
+
+export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
+
+.PHONY: help serve test check format protos docs lock clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: $(VENV)/serve.stamp ## run the model registry on port 9000, with its archive in ./models/
+	$(BIN)/cogment services model_registry --port=9000 --archive_dir=./models/ --grpc_reflection $(ARGUMENTS)
+
+test: $(VENV)/develop.stamp ## run all tests
+	$(BIN)/python -m pytest -n 2 $(ARGUMENTS)
+
+check: $(VENV)/develop.stamp ## check style, types, the directions of imports and what is generated
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tools/generate_protos.py --check
+	$(BIN)/python tools/generate_docs.py --check
+	$(BIN)/python -m pytest -q tests/test_imports.py
+
+format: $(VENV)/develop.stamp ## format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+protos: $(VENV)/develop.stamp ## generate the modules of wire/_generated
+	$(BIN)/python tools/generate_protos.py
+
+docs: $(VENV)/develop.stamp ## generate the tables of settings in README.md and docs/
+	$(BIN)/python tools/generate_docs.py
+
+lock: $(VENV)/develop.stamp ## pin the dependencies anew
+	$(BIN)/python tools/lock_requirements.py
+
+clean: ## remove everything that these commands made, except the archive in ./models/
+	rm -rf .venv .venv-* .cache dist
+
+# The pins come first; then the package itself, without asking for anything more.
+$(VENV)/serve.stamp: requirements/serve.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; name one with PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/serve.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/develop.stamp: requirements/develop.txt $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/develop.txt
+	touch $@

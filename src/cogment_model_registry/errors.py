@@ -1,0 +1,109 @@
+"""Everything that can go wrong, as a caller sees it.
+
+    ModelRegistryError
+    ├── InvalidError        the request cannot mean anything, now or later
+    ├── NotFoundError       no such model or version
+    ├── TooLargeError       it does not fit a limit, the memory budget or the disk
+    ├── DataLossError       what is stored is damaged
+    ├── TimedOutError       the other side took too long
+    ├── UnavailableError    the registry cannot do it now: it stops, or its archive fails
+    ├── SettingError        a setting has a value that is not allowed
+    └── StartError          the server cannot start
+
+A message names the thing, what was expected and what was received. It may reach a stranger over the network, so it
+never shows a path of the server; `SettingError` and `StartError` speak to the operator and may.
+"""
+
+import json
+from typing import Self
+
+
+class ModelRegistryError(Exception):
+    """Root of the errors of this package.
+
+    Args:
+        message: One line for people.
+        model_id: The model that the error is about, if it is about one.
+        version_number: The version of that model, if it is about one.
+    """
+
+    def __init__(self, message: str, *, model_id: str | None = None, version_number: int | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.model_id = model_id
+        self.version_number = version_number
+
+
+class InvalidError(ModelRegistryError):
+    """The request breaks a rule, whatever the state of the registry."""
+
+
+class NotFoundError(ModelRegistryError):
+    """The model or the version does not exist, or no longer does."""
+
+    @classmethod
+    def model(cls, model_id: str) -> Self:
+        """Return the error for a model that does not exist."""
+        return cls(f"model {quoted(model_id)} does not exist", model_id=model_id)
+
+    @classmethod
+    def version(cls, model_id: str, version_number: int) -> Self:
+        """Return the error for a version that does not exist, or that was evicted."""
+        message = f"model {quoted(model_id)} has no version {version_number}"
+        return cls(message, model_id=model_id, version_number=version_number)
+
+
+class TooLargeError(ModelRegistryError):
+    """It does not fit: a limit, the memory budget, or the disk."""
+
+
+class DataLossError(ModelRegistryError):
+    """A stored version is damaged: its bytes or its metadata are not what was stored."""
+
+    reason: str = ""
+    """In what way, where that is known."""
+
+    @classmethod
+    def version(cls, model_id: str, version_number: int, reason: str) -> Self:
+        """Return the error for a damaged version; `reason` says in what way."""
+        message = f"version {version_number} of model {quoted(model_id)} is damaged: {reason}"
+        error = cls(message, model_id=model_id, version_number=version_number)
+        error.reason = reason
+        return error
+
+
+class TimedOutError(ModelRegistryError):
+    """The other side did not do its part in time."""
+
+
+class UnavailableError(ModelRegistryError):
+    """The registry cannot do it now; it may later."""
+
+
+class SettingError(ModelRegistryError):
+    """A setting has a value that is not allowed.
+
+    Args:
+        setting: The setting's name, with where its value came from.
+        value: The value received.
+        allowed: What it may be.
+    """
+
+    def __init__(self, setting: str, value: str, allowed: str) -> None:
+        super().__init__(f"{setting}: {quoted(value)} is not allowed; it must be {allowed}")
+        self.setting = setting
+        self.value = value
+        self.allowed = allowed
+
+
+class StartError(ModelRegistryError):
+    """The server cannot start: its port or its archive directory cannot be had."""
+
+
+_QUOTED_MAX_CHARACTERS = 160
+
+
+def quoted(text: str) -> str:
+    """Return `text` in quotes, escaped and cut to what fits a line, for use in a message."""
+    shown = text if len(text) <= _QUOTED_MAX_CHARACTERS else text[:_QUOTED_MAX_CHARACTERS] + "…"
+    return json.dumps(shown, ensure_ascii=not shown.isprintable())

@@ -1,0 +1,50 @@
+"""What the machine lets this process have.
+
+A process in a container sees the memory of the whole host, while its control group may allow it a fraction; the
+smaller of the two is what it can use.
+"""
+
+import os
+from pathlib import Path
+
+
+def usable_memory_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the bytes of memory that this process may use: physical memory, or its control group's limit.
+
+    Args:
+        proc: Where the kernel's process information is mounted.
+        cgroups: Where the control groups are mounted (version 2, or 1 with the memory controller below `memory`).
+    """
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([physical, *_cgroup_limits_bytes(proc, cgroups)])
+
+
+def _cgroup_limits_bytes(proc: Path, cgroups: Path) -> list[int]:
+    """Return the limits of this process's control group and of the groups around it."""
+    try:
+        lines = (proc / "self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+    limits: list[int] = []
+    for line in lines:
+        # cgroups(7): hierarchy-ID:controller-list:cgroup-path, with an empty list for version 2.
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, file_name = cgroups, "memory.max"
+        elif "memory" in controllers.split(","):
+            root, file_name = cgroups / "memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        while group.is_relative_to(root):
+            limits.extend(_limit_bytes(group / file_name))
+            group = group.parent
+    return limits
+
+
+def _limit_bytes(file: Path) -> list[int]:
+    """Return the limit in `file`, or nothing when there is none ("max", or a group without the file)."""
+    try:
+        return [int(file.read_text())]
+    except (OSError, ValueError):
+        return []

@@ -1,0 +1,367 @@
+"""The rules of the registry: what a publish, a lookup, an eviction and a watch mean.
+
+It joins the three contracts of storage and knows no backend, no network and no metrics. A version goes
+
+    open an upload in the store of its tier  ->  bytes  ->  finish (hash, durable)  ->  number  ->  commit  ->  visible
+
+where the last three happen while nobody else changes the model, so that numbers become visible in their order. Nothing
+is seen of an upload that ends before.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass, replace
+from time import time_ns
+
+from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, UnavailableError, quoted
+from cogment_model_registry.payload import PayloadCheck
+from cogment_model_registry.records import (
+    ModelInfo,
+    VersionHeader,
+    VersionInfo,
+    check_data_hash,
+    check_data_size,
+    check_model_id,
+    check_user_data,
+)
+from cogment_model_registry.settings import Settings
+from cogment_model_registry.storage.base import (
+    Archive,
+    Catalog,
+    ModelRef,
+    Reader,
+    TransientStore,
+    TransientUsage,
+    Upload,
+    VersionStore,
+)
+from cogment_model_registry.tasks import run_to_end
+
+_BUSY_TRANSFERS = 64
+"""How many transfers at once count as a full load. With two cores, some 10 already use all that the machine has."""
+
+LOAD_MAX = 254
+"""The highest load of a registry that works; 255 means unserviceable."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryStatus:
+    """How the registry is doing.
+
+    Attributes:
+        models: Models that exist.
+        versions: Versions that can be retrieved.
+        transient: How full the transient store is.
+        uploads: Uploads under way.
+        readers: Retrievals under way.
+        watchers: Watchers that wait for news.
+        load: From 0 to 254, or 255 when the archive takes no writes.
+        archive_failure: Why the archive takes no writes; empty while it does.
+    """
+
+    models: int
+    versions: int
+    transient: TransientUsage
+    uploads: int
+    readers: int
+    watchers: int
+    load: int
+    archive_failure: str
+
+
+class VersionUpload:
+    """A version being created: bytes, then one `commit`. Made by `Registry.create_version`."""
+
+    def __init__(self, registry: "Registry", header: VersionHeader, ref: ModelRef, upload: Upload) -> None:
+        self._registry = registry
+        self._header = header
+        self._ref = ref
+        self._upload = upload
+        self._check = PayloadCheck(header)
+
+    async def write(self, data: memoryview) -> None:
+        """Take the next bytes, which must not change until the upload is over.
+
+        Raises:
+            InvalidError: They are more than were declared.
+            TooLargeError: There is no room for them.
+        """
+        self._check.accept(len(data))
+        try:
+            await self._upload.write(data)
+        finally:
+            await self._registry.forget_evicted()
+
+    async def commit(self) -> VersionInfo:
+        """Make the version visible, and durable before that when it is archived.
+
+        Raises:
+            InvalidError: Fewer bytes came than were declared, or others.
+            NotFoundError: The model was deleted meanwhile.
+            TooLargeError: There is no room.
+        """
+        self._check.finish()
+        data_hash = await self._upload.finish()
+        self._check.check_hash(data_hash)
+        return await run_to_end(self._registry.publish(self._header, data_hash, self._ref, self._upload))
+
+
+class VersionReader:
+    """A version being retrieved. Made by `Registry.open_version`.
+
+    Attributes:
+        info: The version.
+    """
+
+    def __init__(self, info: VersionInfo, reader: Reader, catalog: Catalog) -> None:
+        self.info = info
+        self._reader = reader
+        self._catalog = catalog
+
+    async def chunks(self, max_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+        """Yield the bytes; see `Reader.chunks`.
+
+        Raises:
+            DataLossError: They are not those that were stored.
+        """
+        try:
+            async with aclosing(self._reader.chunks(max_bytes)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except DataLossError as error:
+            await self._catalog.mark_damaged(error)
+            raise
+
+
+class Registry:
+    """A registry of models over a catalog, an archive and a transient store.
+
+    Args:
+        settings: The limits.
+        catalog: What exists.
+        archive: Where archived versions live.
+        transient: Where transient versions live.
+    """
+
+    def __init__(self, settings: Settings, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
+        self._settings = settings
+        self._catalog = catalog
+        self._archive = archive
+        self._transient = transient
+        self._uploads = 0
+        self._readers = 0
+        self._watchers = 0
+
+    async def create_or_update_model(self, info: ModelInfo) -> None:
+        """Create the model, or replace its `user_data`; durable on return.
+
+        Raises:
+            InvalidError: The id or the `user_data` breaks a rule.
+            TooLargeError: There is no room.
+        """
+        self._check_model_id(info.model_id)
+        check_user_data(info.user_data, self._settings.user_data_max_bytes, info.model_id)
+
+        async def create_or_update() -> None:
+            async with self._catalog.exclusive(info.model_id):
+                await self._archive.write_model(info)
+                await self._catalog.put_model(info)
+
+        await run_to_end(create_or_update())
+
+    async def delete_model(self, model_id: str) -> None:
+        """Delete the model and all its versions. Readers under way go on.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: It does not exist.
+        """
+        self._check_model_id(model_id)
+
+        async def delete() -> None:
+            async with self._catalog.exclusive(model_id):
+                # First out of sight, so that it is gone at once for everyone; then the bytes.
+                await self._catalog.remove_model(model_id)
+                await self._transient.remove_model(model_id)
+                with suppress(NotFoundError):  # someone removed it from outside
+                    await self._archive.remove_model(model_id)
+
+        async def delete_or_keep() -> None:
+            try:
+                await delete()
+            except UnavailableError:
+                await self._catalog.refresh()
+                raise
+
+        await run_to_end(delete_or_keep())
+
+    async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
+        """Return up to `limit` models, ordered by id, without the first `offset` ones."""
+        return await self._catalog.list_models(offset, limit)
+
+    async def get_models(self, model_ids: Sequence[str]) -> list[ModelInfo]:
+        """Return the models with these ids, in the order given.
+
+        Raises:
+            InvalidError: An id breaks a rule, or there are too many.
+            NotFoundError: One does not exist.
+        """
+        self._check_count("model_ids", len(model_ids))
+        for model_id in model_ids:
+            self._check_model_id(model_id)
+        return [await self._catalog.get_model(model_id) for model_id in model_ids]
+
+    @asynccontextmanager
+    async def create_version(self, header: VersionHeader) -> AsyncIterator[VersionUpload]:
+        """Open a context in which the bytes of a new version can be written; left without commit, nothing was there.
+
+        Raises:
+            InvalidError: The header breaks a rule.
+            NotFoundError: The model does not exist.
+            TooLargeError: The version cannot fit.
+        """
+        self._check_model_id(header.model_id)
+        check_user_data(header.user_data, self._settings.user_data_max_bytes, header.model_id)
+        check_data_size(header.data_size_bytes, header.model_id)
+        if header.data_hash:
+            check_data_hash(header.data_hash, header.model_id)
+        ref = await self._catalog.find(header.model_id)
+        store: VersionStore = self._archive if header.archived else self._transient
+        async with await store.open_upload(header.model_id, header.data_size_bytes) as upload:
+            self._uploads += 1
+            try:
+                yield VersionUpload(self, header, ref, upload)
+            finally:
+                self._uploads -= 1
+
+    async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
+        """Return up to `limit` versions, ordered by number, from `first_number` on.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: The model does not exist.
+        """
+        self._check_model_id(model_id)
+        return await self._catalog.list_versions(model_id, first_number, limit)
+
+    async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
+        """Return versions by number, or by -n for the n-th from the last, in the order given.
+
+        Raises:
+            DataLossError: One is damaged.
+            InvalidError: The id breaks a rule, or there are too many numbers.
+            NotFoundError: The model or one of the versions does not exist.
+        """
+        self._check_model_id(model_id)
+        self._check_count("version_numbers", len(numbers))
+        return await self._catalog.get_versions(model_id, numbers)
+
+    @asynccontextmanager
+    async def open_version(self, model_id: str, number: int) -> AsyncIterator[VersionReader]:
+        """Open a context in which the bytes of a version can be read; `number` as for `get_versions`.
+
+        Raises:
+            DataLossError: It is damaged.
+            InvalidError: The id breaks a rule.
+            NotFoundError: The model or the version does not exist.
+        """
+        [info] = await self.get_versions(model_id, [number])
+        async with AsyncExitStack() as stack:
+            try:
+                reader = await stack.enter_async_context(await self._open(info))
+            except DataLossError as error:
+                await self._catalog.mark_damaged(error)
+                raise
+            self._readers += 1
+            try:
+                yield VersionReader(info, reader, self._catalog)
+            finally:
+                self._readers -= 1
+
+    async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
+        """Yield the latest version of the model if there is one, then newer ones; see `Catalog.watch`.
+
+        To be closed with `contextlib.aclosing`.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: The model does not exist, or was deleted.
+            UnavailableError: The registry stops.
+        """
+        self._check_model_id(model_id)
+        self._watchers += 1
+        try:
+            async with aclosing(self._catalog.watch(model_id)) as versions:
+                async for info in versions:
+                    yield info
+        finally:
+            self._watchers -= 1
+
+    async def status(self) -> RegistryStatus:
+        """Return how the registry is doing."""
+        models, versions = await self._catalog.counts()
+        return RegistryStatus(
+            models=models,
+            versions=versions,
+            transient=self._transient.usage,
+            uploads=self._uploads,
+            readers=self._readers,
+            watchers=self._watchers,
+            load=self._load(),
+            archive_failure=self._archive.failure,
+        )
+
+    def _load(self) -> int:
+        """Return the load: the share in use of what is scarcest, memory that cannot be freed or transfers."""
+        if self._archive.failure:
+            return LOAD_MAX + 1
+        usage = self._transient.usage
+        memory_share = usage.held_bytes / usage.max_bytes
+        transfer_share = (self._uploads + self._readers) / _BUSY_TRANSFERS
+        return round(min(max(memory_share, transfer_share), 1) * LOAD_MAX)
+
+    # What uploads call.
+
+    async def publish(self, header: VersionHeader, data_hash: str, ref: ModelRef, upload: Upload) -> VersionInfo:
+        """Number a finished upload, commit it and make it visible."""
+        info = VersionInfo(
+            model_id=header.model_id,
+            number=0,
+            created_ns=header.created_ns or time_ns(),
+            archived=header.archived,
+            data_hash=data_hash,
+            data_size_bytes=header.data_size_bytes,
+            user_data=header.user_data,
+        )
+        try:
+            async with self._catalog.exclusive(header.model_id):
+                info = replace(info, number=await self._catalog.next_number(ref))
+                await upload.commit(info)
+                await self._catalog.publish(info)
+                if info.archived:
+                    self._transient.note_newest(info.model_id, info.number)
+        finally:
+            # Only now, so that a model whose only version is replaced is never seen without one.
+            await self.forget_evicted()
+        return info
+
+    async def forget_evicted(self) -> None:
+        """Make the versions invisible that the transient store evicted."""
+        for model_id, number in self._transient.take_evicted():
+            await self._catalog.forget(model_id, number)
+
+    async def _open(self, info: VersionInfo) -> Reader:
+        if info.archived:
+            return await self._archive.open_version(info)
+        try:
+            return await self._transient.open_version(info)
+        except NotFoundError:
+            # An archive may have versions that are not archived by their own account.
+            return await self._archive.open_version(info)
+
+    def _check_model_id(self, model_id: str) -> None:
+        check_model_id(model_id, self._settings.model_id_max_bytes)
+
+    def _check_count(self, name: str, count: int) -> None:
+        if count > self._settings.request_max_items:
+            raise InvalidError(f"{quoted(name)} has {count} entries; at most {self._settings.request_max_items} may be")

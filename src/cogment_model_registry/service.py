@@ -1,0 +1,250 @@
+"""The calls of ModelRegistrySP: decode the request, call the registry, encode the reply.
+
+Requests are taken as raw bytes and decoded here, so that what is no message is the caller's fault (INVALID_ARGUMENT)
+and not the server's (INTERNAL, which gRPC's own decoding answers), and so that the bytes of an upload are not copied on
+the way. Every call goes through one of three wrappers, which know how an error becomes a status.
+"""
+
+import asyncio
+import platform
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+
+from cogment_model_registry._version import __version__
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
+from cogment_model_registry.records import VersionHeader
+from cogment_model_registry.registry import Registry
+from cogment_model_registry.settings import Settings
+from cogment_model_registry.wire import convert, messages
+from cogment_model_registry.wire.frames import build_data_chunk
+from cogment_model_registry.wire.paging import ExplicitHandle, Page, cut_handle, parse_handle
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_DETAILS_MAX_CHARACTERS = 1000
+"""Details travel as a header, and clients refuse 8 KiB of headers."""
+
+_BATCH = 1000
+"""Entries of a listing that are asked for at once."""
+
+
+_T = TypeVar("_T")
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in gRPC's stubs alone
+
+
+class Context(Protocol):
+    """What a handler needs of gRPC's context, which has no usable types of its own."""
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+        """End the call with a status."""
+
+    async def write(self, message: bytes) -> None:
+        """Send a message of a stream."""
+
+
+class ModelRegistryService:
+    """Answers ModelRegistrySP, under both of its names.
+
+    Args:
+        registry: What answers.
+        settings: The limits of messages.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._calls: set[asyncio.Task[Any]] = set()
+
+    async def drained(self) -> None:
+        """Wait until no call is under way."""
+        while self._calls:
+            await asyncio.wait(self._calls)
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """Return what to add to a `grpc.aio` server."""
+        methods = {
+            "CreateOrUpdateModel": self._unary(self._create_or_update_model),
+            "DeleteModel": self._unary(self._delete_model),
+            "RetrieveModels": self._unary(self._retrieve_models),
+            "CreateVersion": self._streamed_request(self._create_version),
+            "RetrieveVersionInfos": self._unary(self._retrieve_version_infos),
+            "RetrieveVersionData": self._streamed_reply(self._retrieve_version_data),
+            "VersionUpdate": self._streamed_reply(self._version_update),
+            "Version": self._unary(self._version),
+            "Status": self._unary(self._status),
+        }
+        return [grpc.method_handlers_generic_handler(name, methods) for name in messages.SERVICE_NAMES]
+
+    async def _create_or_update_model(self, data: bytes) -> bytes:
+        request = convert.decode(messages.CreateOrUpdateModelRequest, data)
+        if not request.HasField("model_info"):
+            raise InvalidError("CreateOrUpdateModel must have a model_info")
+        await self._registry.create_or_update_model(convert.model_from_message(request.model_info))
+        return messages.CreateOrUpdateModelReply().SerializeToString()
+
+    async def _delete_model(self, data: bytes) -> bytes:
+        request = convert.decode(messages.DeleteModelRequest, data)
+        await self._registry.delete_model(request.model_id)
+        return messages.DeleteModelReply().SerializeToString()
+
+    async def _retrieve_models(self, data: bytes) -> bytes:
+        request = convert.decode(messages.RetrieveModelsRequest, data)
+        start = parse_handle(request.model_handle)
+        page = Page(request.models_count, self._settings.reply_max_bytes)
+        if request.model_ids:
+            models = (await self._registry.get_models(request.model_ids))[start:]
+            page.extend(convert.model_message(info).SerializeToString() for info in models)
+        else:
+            while page.missing != 0 and (
+                models := await self._registry.list_models(start + len(page), page.batch(_BATCH))
+            ):
+                if page.extend(convert.model_message(info).SerializeToString() for info in models) < len(models):
+                    break
+        return page.reply(str(start + len(page)) if len(page) else request.model_handle or "0")
+
+    async def _create_version(self, chunks: AsyncIterator[bytes]) -> bytes:
+        first = await self._next_chunk(chunks)
+        if first is None:
+            raise InvalidError("CreateVersion must begin with a header; the stream was empty")
+        if not isinstance(first, VersionHeader):
+            raise InvalidError("CreateVersion must begin with a header; a body came first")
+        async with self._registry.create_version(first) as upload:
+            while (chunk := await self._next_chunk(chunks)) is not None:
+                if isinstance(chunk, VersionHeader):
+                    raise InvalidError("CreateVersion must have one header; a second one came")
+                await upload.write(chunk)
+            info = await upload.commit()
+        return messages.CreateVersionReply(version_info=convert.version_message(info)).SerializeToString()
+
+    async def _next_chunk(self, chunks: AsyncIterator[bytes]) -> VersionHeader | memoryview | None:
+        """Return what the next chunk of an upload carries; None at the end.
+
+        Raises:
+            TimedOutError: The client sent nothing for too long.
+        """
+        try:
+            async with asyncio.timeout(self._settings.upload_idle_seconds):
+                data = await anext(chunks, None)
+        except TimeoutError:
+            seconds = self._settings.upload_idle_seconds
+            raise TimedOutError(f"the upload sent nothing for {seconds:g} seconds") from None
+        return None if data is None else convert.decode_upload_chunk(data)
+
+    async def _retrieve_version_infos(self, data: bytes) -> bytes:
+        request = convert.decode(messages.RetrieveVersionInfosRequest, data)
+        page = Page(request.versions_count, self._settings.reply_max_bytes)
+        if request.version_numbers:
+            return await self._list_explicitly(request, page)
+        next_number = parse_handle(request.version_handle)
+        while page.missing != 0 and (
+            versions := await self._registry.list_versions(request.model_id, next_number, page.batch(_BATCH))
+        ):
+            taken = page.extend(convert.version_message(info).SerializeToString() for info in versions)
+            if taken:
+                next_number = versions[taken - 1].number + 1
+            if taken < len(versions):
+                break
+        return page.reply(str(next_number) if len(page) else request.version_handle or "0")
+
+    async def _list_explicitly(self, request: messages.RetrieveVersionInfosRequest, page: Page) -> bytes:
+        """Return the page of the versions whose numbers are given."""
+        handle = ExplicitHandle.parse(request.version_handle)
+        versions = await self._registry.get_versions(request.model_id, request.version_numbers)
+        start = handle.start([info.number for info in versions])
+        taken = page.extend(convert.version_message(info).SerializeToString() for info in versions[start:])
+        if start + taken < len(versions):
+            return page.reply(cut_handle(start + taken))
+        return page.reply(str(versions[-1].number + 1) if taken else request.version_handle)
+
+    async def _retrieve_version_data(self, data: bytes, write: Callable[[bytes], Awaitable[None]]) -> None:
+        request = convert.decode(messages.RetrieveVersionDataRequest, data)
+        async with (
+            self._registry.open_version(request.model_id, request.version_number) as reader,
+            aclosing(reader.chunks(self._settings.sent_version_chunk_size)) as chunks,
+        ):
+            async for parts in chunks:
+                await write(build_data_chunk(parts))
+
+    async def _version_update(self, data: bytes, write: Callable[[bytes], Awaitable[None]]) -> None:
+        request = convert.decode(messages.VersionUpdateRequest, data)
+        async with aclosing(self._registry.watch(request.model_id)) as versions:
+            async for info in versions:
+                reply = messages.VersionUpdateReply(version_info=convert.version_message(info))
+                await write(reply.SerializeToString())
+
+    async def _version(self, data: bytes) -> bytes:
+        convert.decode(messages.VersionRequest, data)
+        versions = {
+            "cogment-model-registry": __version__,
+            "python": platform.python_version(),
+            "grpcio": grpc.__version__,
+        }
+        reply = messages.ServiceVersionInfo()
+        for name, version in versions.items():
+            reply.versions.add(name=name, version=version)
+        return reply.SerializeToString()
+
+    async def _status(self, data: bytes) -> bytes:
+        request = convert.decode(messages.StatusRequest, data)
+        statuses = await self._statuses() if request.names else {}
+        if "*" not in request.names:
+            statuses = {name: statuses[name] for name in request.names if name in statuses}
+        return messages.StatusReply(statuses=statuses).SerializeToString()
+
+    async def _statuses(self) -> dict[str, str]:
+        status = await self._registry.status()
+        return {
+            "overall_load": str(status.load),
+            "models": str(status.models),
+            "versions": str(status.versions),
+            "transient_versions": str(status.transient.items),
+            "transient_versions_max": str(status.transient.max_items),
+            "transient_bytes": str(status.transient.bytes),
+            "transient_bytes_max": str(status.transient.max_bytes),
+            "uploads": str(status.uploads),
+            "retrievals": str(status.readers),
+            "watchers": str(status.watchers),
+            "archive": status.archive_failure or "ok",
+        }
+
+    # How a call begins and ends.
+
+    def _unary(self, call: Callable[[bytes], Awaitable[bytes]]) -> _Handler:
+        async def handle(data: bytes, context: Context) -> bytes:
+            return await self._answer(context, call(data))
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def _streamed_request(self, call: Callable[[AsyncIterator[bytes]], Awaitable[bytes]]) -> _Handler:
+        async def handle(chunks: AsyncIterator[bytes], context: Context) -> bytes:
+            return await self._answer(context, call(chunks))
+
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+    def _streamed_reply(self, call: Callable[[bytes, Callable[[bytes], Awaitable[None]]], Awaitable[None]]) -> _Handler:
+        async def handle(data: bytes, context: Context) -> None:
+            await self._answer(context, call(data, context.write))
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
+    async def _answer(self, context: Context, call: Awaitable[_T]) -> _T:
+        """Await a call, and answer what goes wrong with the status that stands for it."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a call runs in a task")
+        self._calls.add(task)
+        try:
+            return await call
+        except ModelRegistryError as error:
+            status, details = convert.STATUS_BY_ERROR[type(error)], error.message
+        except Exception:
+            _log.exception("call failed for a reason of ours")
+            status, details = grpc.StatusCode.INTERNAL, "the registry failed; its log tells why"
+        finally:
+            self._calls.discard(task)
+        return await context.abort(status, details[:_DETAILS_MAX_CHARACTERS])

@@ -1,0 +1,394 @@
+"""The blocking half of the archive on a directory: what is written in which order, and what is believed when read.
+
+The order of writes is what makes a version durable:
+
+1. its bytes go to a temporary file, which is synced;
+2. that file is renamed to the version's data file, and the directory synced;
+3. the metadata goes to a temporary file, which is synced and renamed, and the directory synced.
+
+The metadata is the commit point: a reader that finds it finds the whole data. Syncing the directory between the two
+renames keeps a power cut from persisting the second without the first, which a file system may otherwise reorder.
+
+A sync that fails is not repeated, since the kernel may have dropped the bytes and report success the next time
+(https://wiki.postgresql.org/wiki/Fsync_Errors). Nothing is written any more until the next start.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from cogment_model_registry.errors import (
+    DataLossError,
+    InvalidError,
+    NotFoundError,
+    StartError,
+    TooLargeError,
+    UnavailableError,
+)
+from cogment_model_registry.records import ModelInfo, VersionInfo, check_model_id
+from cogment_model_registry.storage import layout
+from cogment_model_registry.storage.base import ModelContents
+from cogment_model_registry.storage.files import Files, NotRegularError
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+"""Errors of reading a file that say nothing about the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A temporary file that is being written.
+
+    Attributes:
+        directory: Descriptor of the model's directory.
+        file: Descriptor of the file.
+        name: Its temporary name.
+    """
+
+    directory: int
+    file: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a file's status says of its content: while it stays the same, so does the content."""
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+class ArchiveDirectory:
+    """An archive directory, read and written by blocking calls.
+
+    Errors are those of the package where the layout is concerned, and `OSError` where the system is.
+
+    Args:
+        path: The directory; created when it is missing.
+        model_id_max_bytes: Directories with longer names are no models.
+        files: The file operations.
+    """
+
+    def __init__(self, path: str, model_id_max_bytes: int, files: Files) -> None:
+        self._path = path
+        self._model_id_max_bytes = model_id_max_bytes
+        self.files = files
+        self.failure = ""
+        self._root = -1
+        self._lock = -1
+        self._sweeping = False
+
+    def open(self) -> None:
+        """Take the directory for this process alone, and remove models on their way out."""
+        try:
+            self._root = self.files.open_root(self._path)
+            self._lock = self._take_lock()
+        except OSError as error:
+            self.close()
+            message = f"archive directory {self._path} cannot be used: {error.strerror}"
+            raise StartError(message) from error
+        except StartError:
+            self.close()
+            raise
+        self.failure = ""
+        for entry in self.files.list_directory(self._root):
+            if layout.is_temporary(entry.name) and entry.is_directory:
+                self.files.remove_tree(self._root, entry.name, _log_leftover)
+        self._sweeping = True
+
+    def _take_lock(self) -> int:
+        """Return the descriptor of the lock file, which holds the lock until it is closed."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        lock = os.open(layout.LOCK_NAME, flags, 0o640, dir_fd=self._root)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+            os.close(lock)
+            raise StartError(f"archive directory {self._path} is in use by process {holder}") from None
+        os.ftruncate(lock, 0)
+        os.write(lock, b"%d\n" % os.getpid())
+        return lock
+
+    def close(self) -> None:
+        """Give the directory up."""
+        for descriptor in (self._lock, self._root):
+            if descriptor >= 0:
+                self.files.close(descriptor)
+        self._lock = self._root = -1
+
+    def scan(self) -> list[ModelContents]:
+        """Return all models, ordered by id; the first time, remove temporary files that a crash left."""
+        names = [entry.name for entry in self.files.list_directory(self._root) if entry.is_directory]
+        models = [contents for name in sorted(names) if (contents := self.scan_model(name))]
+        self._sweeping = False
+        return models
+
+    def scan_model(self, model_id: str) -> ModelContents | None:
+        """Return what the directory of this name has of a model; None when it is no model's, or cannot be read."""
+        try:
+            check_model_id(model_id, self._model_id_max_bytes)
+            return self._scan_model(model_id)
+        except InvalidError:
+            _log.debug("directory is no model: its name is not a model id", directory=model_id)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            _log.error("model cannot be read", model_id=model_id, reason=error.strerror)
+        return None
+
+    def _scan_model(self, model_id: str) -> ModelContents | None:
+        with self._directory(model_id) as directory:
+            is_model = False
+            metadata: dict[int, bool] = {}  # whether it is a regular file, by number
+            data: dict[int, bool] = {}
+            for entry in self.files.list_directory(directory):
+                version = layout.parse_file_name(model_id, entry.name)
+                if version:
+                    (metadata if version[1] == "yaml" else data)[version[0]] = entry.is_file
+                elif entry.name == layout.model_file_name(model_id):
+                    is_model = True
+                elif self._sweeping and layout.is_temporary(entry.name) and entry.is_file:
+                    self.files.remove(directory, entry.name)
+            if not is_model and not metadata:
+                return None
+            damaged = dict(_damage_by_names(metadata, data))
+            return ModelContents(
+                info=self._read_model(directory, model_id),
+                version_numbers=sorted(metadata.keys() - damaged.keys()),
+                damaged=damaged,
+                high_water_mark=max([self._read_high_water_mark(directory, model_id), *metadata, *data]),
+            )
+
+    def _read_model(self, directory: int, model_id: str) -> ModelInfo:
+        """Return a model; without `user_data` when its metadata is damaged, so that its versions can be had."""
+        try:
+            return layout.parse_model(self._read_metadata(directory, layout.model_file_name(model_id)), model_id)
+        except (layout.BadMetadata, OSError) as error:
+            _log.error("metadata of model is damaged: its user_data is lost", model_id=model_id, reason=_reason(error))
+            return ModelInfo(model_id)
+
+    def _read_high_water_mark(self, directory: int, model_id: str) -> int:
+        try:
+            return layout.parse_high_water_mark(self._read_metadata(directory, layout.HIGH_WATER_MARK_NAME))
+        except FileNotFoundError:
+            return 0
+        except (layout.BadMetadata, OSError) as error:
+            _log.error(
+                "high-water mark of model is damaged: numbers of lost transient versions may be given again",
+                model_id=model_id,
+                reason=_reason(error),
+            )
+            return 0
+
+    def _read_metadata(self, directory: int, name: str) -> bytes:
+        file = self.files.open_to_read(directory, name)
+        try:
+            text = self.files.read(file, layout.METADATA_MAX_BYTES + 1)
+        finally:
+            self.files.close(file)
+        if len(text) > layout.METADATA_MAX_BYTES:
+            raise layout.BadMetadata("its metadata is too large")
+        return text
+
+    def read_version_infos(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo | DataLossError | None]:
+        """Return the versions, or what is wrong with them, or None where there is none."""
+        try:
+            with self._directory(model_id) as directory:
+                return [self._read_version_info(directory, model_id, number) for number in numbers]
+        except FileNotFoundError:
+            return [None] * len(numbers)
+
+    def _read_version_info(self, directory: int, model_id: str, number: int) -> VersionInfo | DataLossError | None:
+        try:
+            text = self._read_metadata(directory, layout.version_file_name(model_id, number))
+            info = layout.parse_version(text, model_id, number)
+        except FileNotFoundError:
+            return None
+        except (layout.BadMetadata, OSError) as error:
+            if isinstance(error, OSError) and error.errno in _SHORTAGE:
+                raise
+            return DataLossError.version(model_id, number, _reason(error))
+        problem = self._data_problem(directory, info)
+        return DataLossError.version(model_id, number, problem) if problem else info
+
+    def _data_problem(self, directory: int, info: VersionInfo) -> str:
+        """Return what is wrong with the data file of a version, as far as its status tells."""
+        try:
+            status = self.files.status_of(directory, layout.data_file_name(info.model_id, info.number))
+        except FileNotFoundError:
+            return "its data is missing"
+        if not stat.S_ISREG(status.st_mode):
+            return "its data is no regular file"
+        if status.st_size != info.data_size_bytes:
+            return f"its data has {status.st_size} bytes instead of {info.data_size_bytes}"
+        return ""
+
+    def write_model(self, info: ModelInfo) -> None:
+        """Create the model, or replace its `user_data`, durably."""
+        self._require_writable()
+        self.files.make_directory(self._root, info.model_id)
+        try:
+            with self._directory(info.model_id) as directory:
+                self._write_durably(directory, layout.model_file_name(info.model_id), layout.format_model(info))
+            self._sync(self.files.sync_directory, self._root)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.files.remove_directory(self._root, info.model_id)  # refused when the model was there before
+            raise
+
+    def remove_model(self, model_id: str) -> None:
+        """Remove the model: at once by a rename, then file by file."""
+        self._require_writable()
+        doomed = layout.temporary_name()
+        try:
+            self.files.rename(self._root, model_id, doomed)
+        except FileNotFoundError:
+            raise NotFoundError.model(model_id) from None
+        self._sync(self.files.sync_directory, self._root)
+        self.files.remove_tree(self._root, doomed, _log_leftover)
+
+    def write_high_water_mark(self, model_id: str, number: int) -> None:
+        """Persist the number up to which none may be given again."""
+        self._require_writable()
+        try:
+            with self._directory(model_id) as directory:
+                self._write_durably(directory, layout.HIGH_WATER_MARK_NAME, layout.format_high_water_mark(number))
+        except FileNotFoundError:
+            raise NotFoundError.model(model_id) from None
+
+    def sync_file(self, file: int) -> None:
+        """Make a file durable; a failure ends all writing."""
+        self._sync(self.files.sync_file, file)
+
+    def commit(self, new: NewFile, info: VersionInfo) -> None:
+        """Give a synced temporary file its name as the data of a version, then write the version's metadata."""
+        self._require_writable()
+        data_name = layout.data_file_name(info.model_id, info.number)
+        version_name = layout.version_file_name(info.model_id, info.number)
+        try:
+            self.files.rename(new.directory, new.name, data_name)
+            self._sync(self.files.sync_directory, new.directory)
+            self._write_durably(new.directory, version_name, layout.format_version(info))
+        except BaseException:
+            for name in (version_name, data_name):
+                with contextlib.suppress(OSError):
+                    self.files.remove(new.directory, name)
+            raise
+
+    def _write_durably(self, directory: int, name: str, text: bytes) -> None:
+        """Write a file whole or not at all: temporary, synced, renamed, its directory synced."""
+        temporary = layout.temporary_name()
+        file = self.files.create(directory, temporary)
+        try:
+            try:
+                self.files.write(file, [text])
+                self.sync_file(file)
+            finally:
+                self.files.close(file)
+            self.files.rename(directory, temporary, name)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.files.remove(directory, temporary)
+            raise
+        self._sync(self.files.sync_directory, directory)
+
+    def _sync(self, sync: Callable[[int], None], descriptor: int) -> None:
+        try:
+            sync(descriptor)
+        except OSError as error:
+            self.failure = f"a sync failed: {error.strerror}"
+            _log.error("archive takes no more writes until a restart", reason=self.failure)
+            raise
+
+    def _require_writable(self) -> None:
+        if self.failure:
+            raise UnavailableError(f"the archive takes no writes until a restart: {self.failure}")
+
+    def create_upload(self, model_id: str, size_bytes: int, promised_bytes: int) -> NewFile:
+        """Return a new temporary file for `size_bytes` bytes, while others are promised `promised_bytes` bytes."""
+        self._require_writable()
+        available = max(self.files.free_bytes(self._root) - promised_bytes, 0)
+        if size_bytes > available:
+            message = f"an archived version of {size_bytes} bytes does not fit the {available} bytes that are free"
+            raise TooLargeError(message, model_id=model_id)
+        name = layout.temporary_name()
+        try:
+            directory = self.files.open_directory(self._root, model_id)
+        except FileNotFoundError:
+            raise NotFoundError.model(model_id) from None
+        try:
+            return NewFile(directory, self.files.create(directory, name), name)
+        except BaseException:
+            self.files.close(directory)
+            raise
+
+    def discard_upload(self, new: NewFile) -> None:
+        """Close a temporary file, and remove it unless it was committed."""
+        self.files.close(new.file)
+        with contextlib.suppress(OSError):
+            self.files.remove(new.directory, new.name)
+        self.files.close(new.directory)
+
+    def open_data(self, info: VersionInfo) -> tuple[int, Fingerprint]:
+        """Return a descriptor of the data of a version, and its fingerprint."""
+        try:
+            with self._directory(info.model_id) as directory:
+                file = self._open_data_in(directory, info)
+                return file, self.fingerprint(file)
+        except FileNotFoundError:
+            raise NotFoundError.version(info.model_id, info.number) from None
+
+    def _open_data_in(self, directory: int, info: VersionInfo) -> int:
+        problem = self._data_problem(directory, info)
+        if problem:
+            # Without metadata it is not a version any more, and nothing is damaged.
+            self.files.status_of(directory, layout.version_file_name(info.model_id, info.number))
+            raise DataLossError.version(info.model_id, info.number, problem)
+        return self.files.open_to_read(directory, layout.data_file_name(info.model_id, info.number))
+
+    def fingerprint(self, file: int) -> Fingerprint:
+        """Return the fingerprint of an open file."""
+        status = self.files.status(file)
+        return Fingerprint(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    @contextlib.contextmanager
+    def _directory(self, model_id: str) -> Iterator[int]:
+        directory = self.files.open_directory(self._root, model_id)
+        try:
+            yield directory
+        finally:
+            self.files.close(directory)
+
+
+def _damage_by_names(metadata: dict[int, bool], data: dict[int, bool]) -> Iterator[tuple[int, str]]:
+    """Yield what is wrong with versions, as far as the kinds of their files tell."""
+    for number, is_file in metadata.items():
+        if not is_file:
+            yield number, "its metadata is no regular file"
+        elif number not in data:
+            yield number, "its data is missing"
+        elif not data[number]:
+            yield number, "its data is no regular file"
+
+
+def _reason(error: layout.BadMetadata | OSError) -> str:
+    """Return what an error says, without the name of a file."""
+    if isinstance(error, NotRegularError):
+        return "it is no regular file"
+    if isinstance(error, OSError):
+        return f"it cannot be read: {error.strerror}"
+    return str(error)
+
+
+def _log_leftover(error: OSError) -> None:
+    _log.warning("part of a deleted model could not be removed", reason=error.strerror)

@@ -1,0 +1,272 @@
+"""The archive on a directory: uploads and readers whose blocking half runs on the archive's own threads.
+
+An upload hashes and writes one piece while the next one is received; a reader reads one block ahead of what is sent.
+So a version is never in memory, whatever its size. What is written in which order is told in `archive_directory`.
+"""
+
+import asyncio
+import contextlib
+import errno
+import functools
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from cogment_model_registry.errors import DataLossError, ModelRegistryError, TooLargeError, UnavailableError
+from cogment_model_registry.payload import PayloadHash
+from cogment_model_registry.records import ModelInfo, VersionInfo
+from cogment_model_registry.storage.archive_directory import ArchiveDirectory, Fingerprint, NewFile
+from cogment_model_registry.storage.base import Archive, ModelContents, Reader, Upload
+from cogment_model_registry.storage.files import Files
+from cogment_model_registry.tasks import run_to_end, run_to_have
+
+_log = structlog.stdlib.get_logger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_THREADS = 8
+"""Enough that a few slow syncs do not hold up everyone's reads."""
+
+_BUFFER_BYTES = 256 * 1024
+"""Smaller pieces of an upload are gathered up to this size: handing one to a thread costs some 50 us."""
+
+_BLOCK_BYTES = 1024 * 1024
+"""How much is read at least with one call to a thread."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class DirectoryArchive(Archive):
+    """Archived versions in a directory of the original's layout; see `layout`.
+
+    Args:
+        path: The directory; created when it is missing.
+        model_id_max_bytes: Directories with longer names are no models.
+        files: The file operations.
+    """
+
+    def __init__(self, path: str, model_id_max_bytes: int, files: Files | None = None) -> None:
+        self.directory = ArchiveDirectory(path, model_id_max_bytes, files or Files())
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="archive")
+        self._is_open = False
+        self._promised_bytes = 0
+        self._checked: dict[tuple[str, int], Fingerprint] = {}
+
+    @property
+    def failure(self) -> str:
+        return self.directory.failure
+
+    async def open(self) -> None:
+        await self.run(self.directory.open)
+        self._is_open = True
+
+    async def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            await run_to_end(self.run(self.directory.close))
+        self._executor.shutdown()
+
+    async def scan(self) -> list[ModelContents]:
+        return await self.run(self.directory.scan)
+
+    async def scan_model(self, model_id: str) -> ModelContents | None:
+        return await self.run(self.directory.scan_model, model_id)
+
+    async def write_model(self, info: ModelInfo) -> None:
+        await run_to_end(self.run(self.directory.write_model, info))
+
+    async def remove_model(self, model_id: str) -> None:
+        await run_to_end(self.run(self.directory.remove_model, model_id))
+        for key in [key for key in self._checked if key[0] == model_id]:
+            del self._checked[key]
+
+    async def write_high_water_mark(self, model_id: str, number: int) -> None:
+        await run_to_end(self.run(self.directory.write_high_water_mark, model_id, number))
+
+    async def read_version_infos(
+        self, model_id: str, numbers: Sequence[int]
+    ) -> list[VersionInfo | DataLossError | None]:
+        return await self.run(self.directory.read_version_infos, model_id, numbers)
+
+    async def open_upload(self, model_id: str, size_bytes: int) -> Upload:
+        promised_bytes = self._promised_bytes
+        self.promise(size_bytes)
+        try:
+            creating = self.run(self.directory.create_upload, model_id, size_bytes, promised_bytes)
+            new = await run_to_have(creating, self.directory.discard_upload)
+        except BaseException:
+            self.promise(-size_bytes)
+            raise
+        return _FileUpload(self, new, size_bytes)
+
+    async def open_version(self, info: VersionInfo) -> Reader:
+        opening = self.run(self.directory.open_data, info)
+        file, fingerprint = await run_to_have(opening, lambda opened: self.directory.files.close(opened[0]))
+        return _FileReader(self, info, file, fingerprint)
+
+    # What uploads and readers call.
+
+    async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run a blocking function on a thread of the archive, with the system's errors translated."""
+        call = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, _translating_errors, call)
+
+    def promise(self, size_bytes: int) -> None:
+        """Take note of bytes that an upload under way will write, or of fewer."""
+        self._promised_bytes += size_bytes
+
+    def is_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> bool:
+        """Return whether the bytes in the file with this fingerprint were already held against their hash."""
+        return self._checked.get((info.model_id, info.number)) == fingerprint
+
+    def note_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> None:
+        """Take note that the bytes in the file with this fingerprint are those of the hash."""
+        self._checked[info.model_id, info.number] = fingerprint
+
+
+def _translating_errors(function: Callable[[], _T]) -> _T:
+    """Call `function`, and translate the system's errors."""
+    try:
+        return function()
+    except ModelRegistryError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise TooLargeError(f"the archive has no room: {error.strerror}") from error
+        _log.error("operation on the archive failed", reason=error.strerror)
+        raise UnavailableError(f"the archive failed: {error.strerror}") from error
+
+
+class _FileUpload(Upload):
+    """Writes a temporary file: a thread hashes and writes one piece while the next one is received."""
+
+    def __init__(self, archive: DirectoryArchive, new: NewFile, size_bytes: int) -> None:
+        self._archive = archive
+        self._new = new
+        self._missing_bytes = size_bytes
+        self._hash = PayloadHash()
+        self._buffer = bytearray()
+        self._writing: asyncio.Future[None] | None = None
+        self._open = True
+
+    async def write(self, data: memoryview) -> None:
+        self._missing_bytes -= len(data)
+        self._archive.promise(-len(data))
+        if len(data) >= _BUFFER_BYTES:
+            await self._pass_on(self._buffer, data)
+        else:
+            self._buffer += data
+            if len(self._buffer) >= _BUFFER_BYTES:
+                await self._pass_on(self._buffer)
+
+    async def _pass_on(self, *parts: bytearray | memoryview) -> None:
+        """Let a thread hash and write the parts, once it is done with those before."""
+        await self._settle()
+        self._buffer = bytearray()
+        self._writing = asyncio.ensure_future(self._archive.run(self._write, parts))
+
+    def _write(self, parts: Sequence[bytearray | memoryview]) -> None:
+        self._hash.update(parts)
+        self._archive.directory.files.write(self._new.file, parts)
+
+    async def _settle(self) -> None:
+        """Wait until no thread writes."""
+        if self._writing is not None:
+            # Not awaited itself, since a cancellation would then give up a thread that is still writing.
+            await asyncio.wait([self._writing])
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    async def finish(self) -> str:
+        await self._pass_on(self._buffer)
+        await self._settle()
+        await run_to_end(self._archive.run(self._archive.directory.sync_file, self._new.file))
+        return self._hash.digest_text()
+
+    async def commit(self, info: VersionInfo) -> None:
+        await run_to_end(self._archive.run(self._archive.directory.commit, self._new, info))
+
+    async def aclose(self) -> None:
+        if self._open:
+            self._open = False
+            await run_to_end(self._aclose())
+
+    async def _aclose(self) -> None:
+        with contextlib.suppress(ModelRegistryError):
+            await self._settle()
+        self._archive.promise(-self._missing_bytes)
+        await self._archive.run(self._archive.directory.discard_upload, self._new)
+
+
+class _FileReader(Reader):
+    """Reads one block ahead, and hashes what it reads unless that was done since the file last changed."""
+
+    def __init__(self, archive: DirectoryArchive, info: VersionInfo, file: int, fingerprint: Fingerprint) -> None:
+        self._archive = archive
+        self._info = info
+        self._file = file
+        self._fingerprint = fingerprint
+        self._hash = None if archive.is_checked(info, fingerprint) else PayloadHash()
+        self._missing_bytes = info.data_size_bytes
+        self._reading: asyncio.Future[bytes] | None = None
+        self._open = True
+
+    async def chunks(self, max_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+        block_bytes = max_bytes * max(_BLOCK_BYTES // max_bytes, 1)
+        self._read_ahead(block_bytes)
+        while self._reading is not None:
+            block = memoryview(await self._settle(self._reading))
+            if self._missing_bytes:
+                self._read_ahead(block_bytes)
+            for start in range(0, max(len(block), 1), max_bytes):
+                yield [block[start : start + max_bytes]]
+
+    def _read_ahead(self, block_bytes: int) -> None:
+        size_bytes = min(block_bytes, self._missing_bytes)
+        self._missing_bytes -= size_bytes
+        self._reading = asyncio.ensure_future(self._archive.run(self._read, size_bytes, self._missing_bytes == 0))
+
+    async def _settle(self, reading: asyncio.Future[bytes]) -> bytes:
+        """Wait for the block that is being read."""
+        # Not awaited itself, since a cancellation would then give up a thread that is still reading.
+        await asyncio.wait([reading])
+        self._reading = None
+        return reading.result()
+
+    def _read(self, size_bytes: int, is_last: bool) -> bytes:
+        """Return the next block; check all of them before the last one is out of hand."""
+        block = self._archive.directory.files.read(self._file, size_bytes)
+        if len(block) < size_bytes:
+            raise self._damage("its data was cut while it was read")
+        if self._hash:
+            self._hash.update([block])
+        if is_last:
+            self._check()
+        return block
+
+    def _check(self) -> None:
+        """Compare what was read with what was stored."""
+        now = self._archive.directory.fingerprint(self._file)
+        # Not `changed_ns`: it changes when the version is deleted, which leaves its readers alone.
+        if (now.size_bytes, now.modified_ns) != (self._fingerprint.size_bytes, self._fingerprint.modified_ns):
+            raise self._damage("its data was changed while it was read")
+        if self._hash:
+            if self._hash.digest_text() != self._info.data_hash:
+                raise self._damage("its bytes do not match their hash")
+            self._archive.note_checked(self._info, self._fingerprint)
+
+    def _damage(self, reason: str) -> DataLossError:
+        return DataLossError.version(self._info.model_id, self._info.number, reason)
+
+    async def aclose(self) -> None:
+        if self._open:
+            self._open = False
+            await run_to_end(self._aclose())
+
+    async def _aclose(self) -> None:
+        if self._reading is not None:
+            with contextlib.suppress(ModelRegistryError):
+                await self._settle(self._reading)
+        await self._archive.run(self._archive.directory.files.close, self._file)

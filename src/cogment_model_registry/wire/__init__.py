@@ -1,0 +1,1 @@
+"""What crosses the network, and the only place that knows protobuf."""

@@ -1,0 +1,71 @@
+"""The bytes of messages that are too large, or too many, to go through protobuf's objects.
+
+Protobuf's parser copies the bytes of a chunk twice and its encoder once more. A chunk of data is one field inside at
+most one other, so it is split and built by hand here; anything that does not look exactly like what an encoder writes
+is left to protobuf, which knows the rules for fields that are repeated, unknown or in odd order.
+
+The encoding is protobuf's: https://protobuf.dev/programming-guides/encoding/
+"""
+
+from collections.abc import Sequence
+
+_LENGTH_DELIMITED = 2
+_BODY_TAG = 2 << 3 | _LENGTH_DELIMITED  # CreateVersionRequestChunk.body
+_DATA_CHUNK_TAG = 1 << 3 | _LENGTH_DELIMITED  # Body.data_chunk, RetrieveVersionDataReplyChunk.data_chunk
+_VARINT_MAX_BYTES = 5  # lengths stay below 2 GiB
+
+
+def split_body(message: bytes) -> memoryview | None:
+    """Return the data of a `CreateVersionRequestChunk` that is a body, without a copy.
+
+    Args:
+        message: The encoded chunk.
+
+    Returns:
+        A view of the data inside `message`, or None when the message is not plainly a body, for protobuf to judge.
+    """
+    inner = _sole_field(message, 0, _BODY_TAG)
+    if inner is None:
+        return None
+    if inner == len(message):
+        return memoryview(b"")
+    start = _sole_field(message, inner, _DATA_CHUNK_TAG)
+    return None if start is None else memoryview(message)[start:]
+
+
+def _sole_field(message: bytes, start: int, tag: int) -> int | None:
+    """Return where the value starts of the one field that fills `message` from `start` on, or None if none does."""
+    if len(message) <= start + 1 or message[start] != tag:
+        return None
+    length = 0
+    for index in range(_VARINT_MAX_BYTES):
+        position = start + 1 + index
+        if position >= len(message):
+            return None
+        byte = message[position]
+        length |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:  # the bit that says that more follows
+            return position + 1 if position + 1 + length == len(message) else None
+    return None
+
+
+def build_data_chunk(parts: Sequence[memoryview | bytes]) -> bytes:
+    """Return the encoded `RetrieveVersionDataReplyChunk` with the bytes of `parts`, copied once."""
+    size_bytes = sum(len(part) for part in parts)
+    if not size_bytes:
+        return b""  # proto3 leaves out an empty field
+    return b"".join((bytes((_DATA_CHUNK_TAG,)), _varint(size_bytes), *parts))
+
+
+def embed(field_number: int, payload: bytes) -> bytes:
+    """Return `payload` as the length-delimited field `field_number` of the message around it."""
+    return b"".join((_varint(field_number << 3 | _LENGTH_DELIMITED), _varint(len(payload)), payload))
+
+
+def _varint(value: int) -> bytes:
+    encoded = bytearray()
+    while value > 0x7F:  # what seven bits hold
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)

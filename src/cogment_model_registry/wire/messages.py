@@ -1,0 +1,31 @@
+"""The messages of the API under one name, wherever their generated modules lie."""
+
+from cogment_model_registry.wire._generated.cogment import model_registry_pb2 as alias_pb2
+from cogment_model_registry.wire._generated.cogment.api import common_pb2, model_registry_pb2
+
+SERVICE_NAMES = (
+    model_registry_pb2.DESCRIPTOR.services_by_name["ModelRegistrySP"].full_name,
+    alias_pb2.DESCRIPTOR.services_by_name["ModelRegistrySP"].full_name,
+)
+"""The service's name, and the name that one line of the users' documentation gives it."""
+
+CreateOrUpdateModelReply = model_registry_pb2.CreateOrUpdateModelReply
+CreateOrUpdateModelRequest = model_registry_pb2.CreateOrUpdateModelRequest
+CreateVersionReply = model_registry_pb2.CreateVersionReply
+CreateVersionRequestChunk = model_registry_pb2.CreateVersionRequestChunk
+DeleteModelReply = model_registry_pb2.DeleteModelReply
+DeleteModelRequest = model_registry_pb2.DeleteModelRequest
+ModelInfo = model_registry_pb2.ModelInfo
+ModelVersionInfo = model_registry_pb2.ModelVersionInfo
+RetrieveModelsReply = model_registry_pb2.RetrieveModelsReply
+RetrieveModelsRequest = model_registry_pb2.RetrieveModelsRequest
+RetrieveVersionDataReplyChunk = model_registry_pb2.RetrieveVersionDataReplyChunk
+RetrieveVersionDataRequest = model_registry_pb2.RetrieveVersionDataRequest
+RetrieveVersionInfosReply = model_registry_pb2.RetrieveVersionInfosReply
+RetrieveVersionInfosRequest = model_registry_pb2.RetrieveVersionInfosRequest
+StatusReply = common_pb2.StatusReply
+StatusRequest = common_pb2.StatusRequest
+ServiceVersionInfo = common_pb2.VersionInfo
+VersionRequest = common_pb2.VersionRequest
+VersionUpdateReply = model_registry_pb2.VersionUpdateReply
+VersionUpdateRequest = model_registry_pb2.VersionUpdateRequest
