@@ -32,7 +32,7 @@ check: $(VENV)/develop.stamp ## check style, types, the directions of imports an
 	$(BIN)/mypy
 	$(BIN)/python tools/generate_protos.py --check
 	$(BIN)/python tools/generate_docs.py --check
-	$(BIN)/python -m pytest -q tests/test_imports.py
+	$(BIN)/lint-imports --cache-dir=.cache/imports
 
 format: $(VENV)/develop.stamp ## format the code and mend what can be mended
 	$(BIN)/ruff check --fix .

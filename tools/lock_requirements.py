@@ -23,7 +23,8 @@ def compile_pins(names: list[str], target: pathlib.Path, constraints: list[pathl
 def main() -> None:
     """Write both files."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    runtime = project["project"]["dependencies"] + project["build-system"]["requires"]
+    # hatchling asks for editables when it makes an editable install.
+    runtime = [*project["project"]["dependencies"], *project["build-system"]["requires"], "editables"]
     serve = ROOT / "requirements/serve.txt"
     develop = ROOT / "requirements/develop.txt"
     compile_pins(runtime, serve, [])

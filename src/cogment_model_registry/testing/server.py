@@ -1,0 +1,22 @@
+"""A server in the process of a test, over a real socket."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from cogment_model_registry.server import Server, running
+from cogment_model_registry.settings import MIB, Settings
+
+
+@asynccontextmanager
+async def serving(archive_dir: Path, settings: Settings | None = None) -> AsyncIterator[Server]:
+    """Open a context in which a server serves on a free port of the loopback interface.
+
+    Args:
+        archive_dir: Its archive.
+        settings: What it is told besides; a memory budget of 64 MiB and no grace when None.
+    """
+    settings = settings or Settings(cache_max_bytes=64 * MIB, grace_seconds=0)
+    async with running(replace(settings, port=0, host="127.0.0.1", archive_dir=str(archive_dir))) as server:
+        yield server

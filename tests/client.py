@@ -1,0 +1,156 @@
+"""A client that sends exactly what a test says: messages, or raw bytes, over a real channel."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.protobuf.message import Message
+
+from cogment_model_registry.wire import messages as m
+
+SERVICE = m.SERVICE_NAMES[0]
+
+
+def header(model_id: str, size: int, archived: bool = False, **fields: Any) -> m.CreateVersionRequestChunk:
+    """Return the header of an upload."""
+    info = m.ModelVersionInfo(model_id=model_id, data_size=size, archived=archived, **fields)
+    return m.CreateVersionRequestChunk(header=m.CreateVersionRequestChunk.Header(version_info=info))
+
+
+def body(data: bytes) -> m.CreateVersionRequestChunk:
+    """Return a chunk of bytes of an upload."""
+    return m.CreateVersionRequestChunk(body=m.CreateVersionRequestChunk.Body(data_chunk=data))
+
+
+def upload(
+    model_id: str, data: bytes, archived: bool = False, chunk_size: int = 2**21, **fields: Any
+) -> list[m.CreateVersionRequestChunk]:
+    """Return the chunks of a whole upload."""
+    chunks = [header(model_id, len(data), archived, **fields)]
+    return chunks + [body(data[start : start + chunk_size]) for start in range(0, len(data), chunk_size)]
+
+
+class Client:
+    """The nine calls, as they are."""
+
+    def __init__(self, channel: grpc.aio.Channel, service: str = SERVICE) -> None:
+        self.channel = channel
+        self._service = service
+
+    async def unary(self, method: str, request: Message | bytes, reply_type: type[Any]) -> Any:
+        data = request if isinstance(request, bytes) else request.SerializeToString()
+        call: Any = self.channel.unary_unary(f"/{self._service}/{method}")
+        return reply_type.FromString(await call(data, timeout=30))
+
+    def streamed(self, method: str, request: Message | bytes) -> Any:
+        """Return the call of a method that streams its reply: an iterator of raw messages."""
+        data = request if isinstance(request, bytes) else request.SerializeToString()
+        call: Any = self.channel.unary_stream(f"/{self._service}/{method}")
+        return call(data, timeout=60)
+
+    def uploading(self) -> Any:
+        """Return a CreateVersion call to write raw messages to."""
+        call: Any = self.channel.stream_unary(f"/{self._service}/CreateVersion")
+        return call(timeout=60)
+
+    async def create_model(self, model_id: str, **user_data: str) -> None:
+        info = m.ModelInfo(model_id=model_id, user_data=user_data)
+        await self.unary(
+            "CreateOrUpdateModel", m.CreateOrUpdateModelRequest(model_info=info), m.CreateOrUpdateModelReply
+        )
+
+    async def delete_model(self, model_id: str) -> None:
+        await self.unary("DeleteModel", m.DeleteModelRequest(model_id=model_id), m.DeleteModelReply)
+
+    async def models(self, *model_ids: str, count: int = 0, handle: str = "") -> m.RetrieveModelsReply:
+        request = m.RetrieveModelsRequest(model_ids=model_ids, models_count=count, model_handle=handle)
+        reply: m.RetrieveModelsReply = await self.unary("RetrieveModels", request, m.RetrieveModelsReply)
+        return reply
+
+    async def create_version(self, chunks: Iterable[Message | bytes]) -> m.ModelVersionInfo:
+        """Upload the chunks as they are, and return the version of the reply."""
+
+        async def encoded() -> AsyncIterator[bytes]:
+            for chunk in chunks:
+                yield chunk if isinstance(chunk, bytes) else chunk.SerializeToString()
+
+        call: Any = self.channel.stream_unary(f"/{self._service}/CreateVersion")
+        return m.CreateVersionReply.FromString(await call(encoded(), timeout=60)).version_info
+
+    async def publish(self, model_id: str, data: bytes, **fields: Any) -> m.ModelVersionInfo:
+        """Create a transient version."""
+        return await self.create_version(upload(model_id, data, **fields))
+
+    async def store(self, model_id: str, data: bytes, **fields: Any) -> m.ModelVersionInfo:
+        """Create an archived version."""
+        return await self.create_version(upload(model_id, data, archived=True, **fields))
+
+    async def infos(
+        self, model_id: str, *numbers: int, count: int = 0, handle: str = ""
+    ) -> m.RetrieveVersionInfosReply:
+        request = m.RetrieveVersionInfosRequest(
+            model_id=model_id, version_numbers=numbers, versions_count=count, version_handle=handle
+        )
+        reply: m.RetrieveVersionInfosReply = await self.unary(
+            "RetrieveVersionInfos", request, m.RetrieveVersionInfosReply
+        )
+        return reply
+
+    async def numbers(self, model_id: str) -> list[int]:
+        """Return the numbers of all versions of a model."""
+        return [info.version_number for info in (await self.infos(model_id)).version_infos]
+
+    async def chunks(self, model_id: str, number: int = -1) -> list[bytes]:
+        """Retrieve a version, and return the bytes of each chunk."""
+        request = m.RetrieveVersionDataRequest(model_id=model_id, version_number=number)
+        messages = [message async for message in self.streamed("RetrieveVersionData", request)]
+        return [m.RetrieveVersionDataReplyChunk.FromString(message).data_chunk for message in messages]
+
+    async def data(self, model_id: str, number: int = -1) -> bytes:
+        """Retrieve the bytes of a version."""
+        return b"".join(await self.chunks(model_id, number))
+
+    def watching(self, model_id: str) -> Any:
+        """Return a VersionUpdate call: an iterator of raw messages."""
+        return self.streamed("VersionUpdate", m.VersionUpdateRequest(model_id=model_id))
+
+    async def status(self, *names: str) -> dict[str, str]:
+        reply = await self.unary("Status", m.StatusRequest(names=names), m.StatusReply)
+        return dict(reply.statuses)
+
+    async def version(self) -> dict[str, str]:
+        reply = await self.unary("Version", m.VersionRequest(), m.ServiceVersionInfo)
+        return {part.name: part.version for part in reply.versions}
+
+
+async def next_version(watch: Any) -> m.ModelVersionInfo:
+    """Return the next version that a watch tells."""
+    async with asyncio.timeout(20):
+        message = await watch.read()
+    assert message is not grpc.aio.EOF, await watch.code()
+    return m.VersionUpdateReply.FromString(message).version_info
+
+
+@asynccontextmanager
+async def connected(port: int, service: str = SERVICE) -> AsyncIterator[Client]:
+    """Open a context with a client of the server on a port of the loopback interface."""
+    options = [
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each client
+    ]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        yield Client(channel, service)
+
+
+@contextmanager
+def refused(code: grpc.StatusCode, details: str = "") -> Iterator[None]:
+    """Expect that a call ends with a status, and with details that contain a text."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        yield
+    assert caught.value.code() == code, caught.value.details()
+    assert details in (caught.value.details() or "")

@@ -1,0 +1,60 @@
+"""What tests share: a server in their own process with a client, and the check that nothing is left behind."""
+
+import gc
+import os
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import structlog
+
+from cogment_model_registry.server import Server
+from cogment_model_registry.testing.server import serving
+from tests.client import Client, connected
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """Fail when the tests of this process leave a process, a thread of the package, or a descriptor of a file."""
+    yield
+    gc.collect()
+    children = psutil.Process().children(recursive=True)
+    assert not children, f"processes left behind: {children}"
+    threads = [thread.name for thread in threading.enumerate() if thread.name.startswith(("archive", "hash", "server"))]
+    assert not threads, f"threads left behind: {threads}"
+    files = [file.path for file in psutil.Process().open_files() if "/.cache/tests/" in file.path]
+    assert not files, f"files left open: {files}"
+
+
+@pytest.fixture(autouse=True)
+def quiet_log() -> Iterator[None]:
+    """Keep the log of servers in this process out of the output of tests."""
+    structlog.configure(
+        processors=[structlog.stdlib.render_to_log_kwargs], logger_factory=structlog.stdlib.LoggerFactory()
+    )
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the settings in a developer's environment away from the tests."""
+    for name in list(os.environ):
+        if name.startswith("COGMENT_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture
+async def server(tmp_path: Path) -> AsyncIterator[Server]:
+    """A server in this process, over a real socket."""
+    async with serving(tmp_path / "archive") as running:
+        yield running
+
+
+@pytest.fixture
+async def client(server: Server) -> AsyncIterator[Client]:
+    """A client of `server`."""
+    async with connected(server.port) as connection:
+        yield connection

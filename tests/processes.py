@@ -1,0 +1,129 @@
+"""Real server processes, started as a user starts them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+START_SECONDS = 30
+
+
+class ServerProcess:
+    """`cogment services model_registry` in a process of its own.
+
+    Attributes:
+        port: The port that its log tells.
+        lines: What it has logged so far.
+    """
+
+    def __init__(self, archive_dir: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+        self.archive_dir = archive_dir
+        self.lines: list[str] = []
+        command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry"]
+        command += ["--port=0", "--host=127.0.0.1", f"--archive_dir={archive_dir}", *flags]
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**clean_environment(), **(environment or {})},
+        )
+        self._news = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, name="server log")
+        self._reader.start()
+        try:
+            self.port = int(self.wait_for_line(r"\bport[\"=: ]+(\d+)")[1])
+        except BaseException:
+            self.kill()
+            raise
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        for line in self._process.stdout:
+            with self._news:
+                self.lines.append(line.rstrip("\n"))
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def wait_for_line(self, pattern: str) -> re.Match[str]:
+        """Return the match of the first line of the log that has one, once it is there."""
+
+        def search() -> re.Match[str] | None:
+            return next((match for line in self.lines if (match := re.search(pattern, line))), None)
+
+        with self._news:
+            self._news.wait_for(lambda: search() or self._ended, START_SECONDS)
+            match = search()
+        assert match, f"no line with {pattern!r}, but: {self.lines}"
+        return match
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait until it ends, and return its exit code."""
+        code = self._process.wait(START_SECONDS)
+        self._reader.join()
+        assert self._process.stdout
+        self._process.stdout.close()
+        return code
+
+    def stop(self) -> int:
+        """Stop it as an operator does, and return its exit code."""
+        self.signal(signal.SIGTERM)
+        return self.wait()
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        if self._process.returncode is None:
+            self._process.kill()
+        self.wait()
+
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
+
+def clean_environment() -> dict[str, str]:
+    """Return the environment without the settings that a developer may have in it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")}
+
+
+@contextmanager
+def server_process(
+    archive_dir: Path, *flags: str, environment: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """Open a context in which a server process serves; what is left of it at the end is killed."""
+    process = ServerProcess(archive_dir, *flags, environment=environment)
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def run_cogment(
+    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a `cogment` command that ends by itself."""
+    command = [sys.executable, "-m", "cogment_model_registry", *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+        cwd=cwd,
+        env={**clean_environment(), **(environment or {})},
+    )
