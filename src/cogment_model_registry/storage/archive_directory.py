@@ -279,6 +279,8 @@ class ArchiveDirectory:
             self.files.rename(new.directory, new.name, data_name)
             self._sync(self.files.sync_directory, new.directory)
             self._write_durably(new.directory, version_name, layout.format_version(info))
+        except FileNotFoundError:
+            raise NotFoundError.model(info.model_id) from None  # removed, with the upload's temporary file
         except BaseException:
             for name in (version_name, data_name):
                 with contextlib.suppress(OSError):

@@ -287,7 +287,9 @@ class LocalCatalog(Catalog):
             self._forget_model(model)
         else:
             model.info = contents.info
-            model.next_number = max(model.next_number, contents.high_water_mark + 1)
+            # Not the high-water mark: it is our own, and ahead.
+            used = max([0, *contents.version_numbers, *contents.damaged])
+            model.next_number = max(model.next_number, used + 1)
             self._take_contents(model, contents)
             model.wake_watchers()
 

@@ -1,0 +1,168 @@
+"""The conformance suite of `Archive`."""
+
+from abc import abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cogment_model_registry.errors import DataLossError, NotFoundError, StartError
+from cogment_model_registry.records import ModelInfo
+from cogment_model_registry.storage.base import Archive
+from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
+from cogment_model_registry.testing.version_store import VersionStoreSuite
+
+
+class ArchiveSuite(VersionStoreSuite):
+    """Demands on every archive. A subclass says how to make one."""
+
+    archived = True
+
+    @abstractmethod
+    def make(self, place: Path) -> Archive:
+        """Return an archive at a place, not yet open; the same one each time as far as its content goes."""
+
+    @pytest.fixture
+    async def store(self, tmp_path: Path) -> AsyncIterator[Archive]:
+        """An archive with the model ``m``, without versions."""
+        archive = self.make(tmp_path)
+        await archive.open()
+        await archive.write_model(ModelInfo("m", {"a": "b"}))
+        yield archive
+        await archive.close()
+
+    @asynccontextmanager
+    async def reopened(self, archive: Archive, place: Path) -> AsyncIterator[Archive]:
+        """Close an archive, and open a context in which it is open anew."""
+        await archive.close()
+        again = self.make(place)
+        await again.open()
+        try:
+            yield again
+        finally:
+            await again.close()
+
+    async def test_a_second_opener_is_refused_until_the_first_closes(self, store: Archive, tmp_path: Path) -> None:
+        second = self.make(tmp_path)
+        with pytest.raises(StartError):
+            await second.open()
+        await second.close()
+        async with self.reopened(store, tmp_path) as third:
+            assert len(await third.scan()) == 1
+
+    async def test_models_and_versions_survive_a_restart(self, store: Archive, tmp_path: Path) -> None:
+        info = describe("m", 1, b"data", True, note="yes", figure="1e3", nothing="")
+        await keep(store, info, b"data")
+        await store.write_high_water_mark("m", 128)
+        async with self.reopened(store, tmp_path) as again:
+            [contents] = await again.scan()
+            assert contents.info == ModelInfo("m", {"a": "b"})
+            assert list(contents.version_numbers) == [1]
+            assert contents.high_water_mark == 128
+            assert await again.read_version_infos("m", [1, 2]) == [info, None]
+            assert await read(again, info) == b"data"
+
+    async def test_models_are_listed_in_order(self, store: Archive) -> None:
+        for model_id in ("z", "a", "m-v000001", "été"):
+            await store.write_model(ModelInfo(model_id))
+        assert [contents.info.model_id for contents in await store.scan()] == ["a", "m", "m-v000001", "z", "été"]
+
+    async def test_one_model_can_be_looked_at(self, store: Archive) -> None:
+        await keep(store, describe("m", 3, b"data", True), b"data")
+        contents = await store.scan_model("m")
+        assert contents is not None
+        assert list(contents.version_numbers) == [3]
+        assert await store.scan_model("other") is None
+
+    async def test_numbers_in_use_are_below_the_high_water_mark(self, store: Archive) -> None:
+        await keep(store, describe("m", 5, b"data", True), b"data")
+        await store.write_high_water_mark("m", 2)
+        contents = await store.scan_model("m")
+        assert contents is not None
+        assert contents.high_water_mark == 5
+
+    async def test_user_data_of_a_model_is_replaced(self, store: Archive) -> None:
+        await keep(store, describe("m", 1, b"data", True), b"data")
+        await store.write_model(ModelInfo("m", {"c": "d"}))
+        [contents] = await store.scan()
+        assert contents.info.user_data == {"c": "d"}
+        assert list(contents.version_numbers) == [1]
+
+    async def test_a_removed_model_is_gone_with_all_it_had(self, store: Archive, tmp_path: Path) -> None:
+        info = describe("m", 1, b"data", True)
+        await keep(store, info, b"data")
+        await store.write_high_water_mark("m", 128)
+        await store.remove_model("m")
+        assert await store.scan() == []
+        assert await store.read_version_infos("m", [1]) == [None]
+        with pytest.raises(NotFoundError):
+            await store.open_version(info)
+        await store.write_model(ModelInfo("m"))
+        async with self.reopened(store, tmp_path) as again:
+            [contents] = await again.scan()
+            assert list(contents.version_numbers) == []
+            assert contents.high_water_mark == 0
+
+    async def test_a_reader_goes_on_when_its_model_is_removed(self, store: Archive) -> None:
+        data = bytes(range(256)) * 20_000
+        info = describe("m", 1, data, True)
+        await keep(store, info, data)
+        async with await store.open_version(info) as reader, aclosing(reader.chunks(100_000)) as chunks:
+            received = b"".join(await anext(chunks))
+            await store.remove_model("m")
+            async for chunk in chunks:
+                received += b"".join(chunk)
+        assert received == data
+
+    async def test_an_upload_to_a_model_that_is_removed_meanwhile_fails(self, store: Archive) -> None:
+        info = describe("m", 1, b"data", True)
+        async with await store.open_upload("m", 4) as upload:
+            await write_pieces(upload, b"data")
+            await store.remove_model("m")
+            await store.write_model(ModelInfo("m"))
+            with pytest.raises(NotFoundError):
+                await upload.commit(info)
+        assert await store.read_version_infos("m", [1]) == [None]
+
+    async def test_what_needs_a_model_refuses_an_unknown_one(self, store: Archive) -> None:
+        with pytest.raises(NotFoundError):
+            await store.open_upload("other", 1)
+        with pytest.raises(NotFoundError):
+            await store.remove_model("other")
+        with pytest.raises(NotFoundError):
+            await store.write_high_water_mark("other", 1)
+
+    async def test_an_upload_that_a_crash_interrupted_is_cleared_away(self, store: Archive, tmp_path: Path) -> None:
+        upload = await store.open_upload("m", 100)
+        await upload.write(memoryview(b"data"))
+        before = await store.scan_model("m")
+        await upload.aclose()
+        async with self.reopened(store, tmp_path) as again:
+            assert before == (await again.scan())[0]
+
+    async def test_bytes_that_do_not_match_their_hash_are_never_complete(self, store: Archive) -> None:
+        data = bytes(3_000_000)
+        info = describe("m", 1, data, True)
+        await keep(store, info, data)
+        wrong = replace(info, data_hash=describe("m", 1, b"", True).data_hash)
+        received: list[int] = []
+
+        async def receive() -> None:
+            async with await store.open_version(wrong) as reader:
+                async for chunk in reader.chunks(100_000):
+                    received.extend(len(part) for part in chunk)
+
+        with pytest.raises(DataLossError):
+            await receive()
+        assert sum(received) < len(data)
+
+    async def test_bytes_of_another_size_are_refused(self, store: Archive) -> None:
+        info = describe("m", 1, b"data", True)
+        await keep(store, info, b"data")
+        with pytest.raises(DataLossError):
+            await store.open_version(replace(info, data_size_bytes=5))
+
+    async def test_an_archive_that_works_says_so(self, store: Archive) -> None:
+        assert store.failure == ""

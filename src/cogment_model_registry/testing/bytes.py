@@ -1,0 +1,56 @@
+"""Bytes for conformance suites: writing them to an upload in pieces, and reading them back."""
+
+import base64
+import hashlib
+from collections.abc import Iterable
+
+from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.storage.base import Reader, Upload, VersionStore
+
+
+def describe(model_id: str, number: int, data: bytes, archived: bool, **user_data: str) -> VersionInfo:
+    """Return the record of a version with these bytes."""
+    return VersionInfo(
+        model_id=model_id,
+        number=number,
+        created_ns=1_633_119_005_107_454_620 + number,
+        archived=archived,
+        data_hash=base64.b64encode(hashlib.sha256(data).digest()).decode(),
+        data_size_bytes=len(data),
+        user_data=user_data,
+    )
+
+
+def pieces(data: bytes, sizes: Iterable[int]) -> list[memoryview]:
+    """Return the bytes cut into pieces of the given sizes, and the rest."""
+    view = memoryview(data)
+    cut = []
+    for size in sizes:
+        cut.append(view[:size])
+        view = view[size:]
+    return [*cut, view]
+
+
+async def write_pieces(upload: Upload, data: bytes, sizes: Iterable[int] = ()) -> str:
+    """Write the bytes in pieces, finish, and return the hash that the upload tells."""
+    for piece in pieces(data, sizes):
+        await upload.write(piece)
+    return await upload.finish()
+
+
+async def keep(store: VersionStore, info: VersionInfo, data: bytes, sizes: Iterable[int] = ()) -> None:
+    """Write and commit a version."""
+    async with await store.open_upload(info.model_id, len(data)) as upload:
+        assert await write_pieces(upload, data, sizes) == info.data_hash
+        await upload.commit(info)
+
+
+async def read_chunks(reader: Reader, max_bytes: int = 1024 * 1024) -> list[bytes]:
+    """Return the chunks of a reader."""
+    return [b"".join(chunk) async for chunk in reader.chunks(max_bytes)]
+
+
+async def read(store: VersionStore, info: VersionInfo, max_bytes: int = 1024 * 1024) -> bytes:
+    """Return the bytes of a version."""
+    async with await store.open_version(info) as reader:
+        return b"".join(await read_chunks(reader, max_bytes))

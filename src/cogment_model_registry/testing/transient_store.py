@@ -1,0 +1,320 @@
+"""The conformance suite of `TransientStore`."""
+
+import asyncio
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.storage.base import Reader, TransientStore
+from cogment_model_registry.testing.bytes import describe, keep, read
+from cogment_model_registry.testing.version_store import VersionStoreSuite
+
+_MIB = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Publish:
+    """Publish a version of a model."""
+
+    model_id: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Use:
+    """Read one of the versions published so far."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Pin:
+    """Open a reader for one of the versions published so far, and keep it open."""
+
+    position: int
+
+
+@dataclass(frozen=True)
+class Unpin:
+    """Close the reader that is open for longest."""
+
+
+Step = Publish | Use | Pin | Unpin
+
+_STEPS = st.lists(
+    st.one_of(
+        st.builds(Publish, st.sampled_from("abc"), st.integers(0, 70)),
+        st.builds(Use, st.integers(0, 30)),
+        st.builds(Pin, st.integers(0, 30)),
+        st.builds(Unpin),
+    ),
+    max_size=40,
+)
+
+
+class EvictionRule:
+    """The rule of eviction, as slow and plain as can be."""
+
+    def __init__(self, max_items: int, max_bytes: int) -> None:
+        self.max_items = max_items
+        self.max_bytes = max_bytes
+        self.used: list[tuple[str, int]] = []  # least recently first
+        self.sizes: dict[tuple[str, int], int] = {}
+        self.pins: list[tuple[str, int]] = []
+        self.lingering: dict[tuple[str, int], int] = {}  # evicted while being read
+        self.numbers: dict[str, int] = {}
+        self.coming: dict[str, int] = {}  # the version that is being published
+
+    @property
+    def held(self) -> int:
+        """Bytes of versions, those that linger included."""
+        return sum(self.sizes.values()) + sum(self.lingering.values())
+
+    @property
+    def pinned(self) -> int:
+        """Bytes that no eviction frees."""
+        return sum({**self.sizes, **self.lingering}[key] for key in set(self.pins))
+
+    def victim(self, pinned_too: bool) -> tuple[str, int] | None:
+        """Return the version that goes first."""
+        candidates = [key for key in self.used if pinned_too or key not in self.pins]
+        newest = {model_id: max(n for m, n in self.used if m == model_id) for model_id, _ in self.used}
+        ordinary = [key for key in candidates if key[1] < max(newest[key[0]], self.coming.get(key[0], 0))]
+        return next(iter(ordinary or candidates), None)
+
+    def evict(self, key: tuple[str, int]) -> None:
+        """Take a version out."""
+        self.used.remove(key)
+        size = self.sizes.pop(key)
+        if key in self.pins:
+            self.lingering[key] = size
+
+    def publish(self, model_id: str, size: int) -> tuple[str, int] | None:
+        """Return the version that a publish makes; None when it is refused."""
+        self.coming = {}
+        if size > self.max_bytes - self.pinned:
+            return None
+        while self.held + size > self.max_bytes:
+            victim = self.victim(pinned_too=False)
+            assert victim
+            self.evict(victim)
+        number = self.numbers.get(model_id, 0) + 1
+        self.numbers[model_id] = number
+        self.coming = {model_id: number}
+        while len(self.used) >= self.max_items:
+            victim = self.victim(pinned_too=False) or self.victim(pinned_too=True)
+            assert victim
+            self.evict(victim)
+        key = (model_id, number)
+        self.used.append(key)
+        self.sizes[key] = size
+        return key
+
+
+class TransientStoreSuite(VersionStoreSuite):
+    """Demands on every transient store. A subclass says how to make one."""
+
+    archived = False
+
+    @abstractmethod
+    def make(self, max_items: int, max_bytes: int) -> TransientStore:
+        """Return an empty store with these bounds."""
+
+    @pytest.fixture
+    def store(self) -> TransientStore:
+        """A store with room for 16 MiB."""
+        return self.make(100, 16 * _MIB)
+
+    async def test_the_bound_on_items_evicts_the_least_recently_used(self) -> None:
+        store = self.make(3, _MIB)
+        infos = [describe("m", number, b"x", False) for number in range(1, 6)]
+        for info in infos[:3]:
+            await keep(store, info, b"x")
+        await read(store, infos[0])
+        await keep(store, infos[3], b"x")
+        assert store.take_evicted() == [("m", 2)]
+        assert store.take_evicted() == []
+        with pytest.raises(NotFoundError):
+            await store.open_version(infos[1])
+        assert store.usage.items == 3
+
+    async def test_the_bound_on_bytes_counts_exactly(self) -> None:
+        store = self.make(100, 3 * _MIB)
+        data = bytes(_MIB)
+        for number in range(1, 4):
+            await keep(store, describe("m", number, data, False), data)
+        assert store.take_evicted() == []
+        assert store.usage.bytes == 3 * _MIB
+        await keep(store, describe("m", 4, b"x", False), b"x")
+        assert store.take_evicted() == [("m", 1)]
+        assert store.usage.bytes == 2 * _MIB + 1
+
+    async def test_the_newest_of_each_model_goes_last(self) -> None:
+        store = self.make(3, _MIB)
+        await keep(store, describe("old", 1, b"x", False), b"x")
+        for number in range(1, 4):
+            await keep(store, describe("m", number, b"x", False), b"x")
+        assert store.take_evicted() == [("m", 1)]
+        await keep(store, describe("other", 1, b"x", False), b"x")
+        assert store.take_evicted() == [("m", 2)]
+        await keep(store, describe("another", 1, b"x", False), b"x")
+        assert store.take_evicted() == [("old", 1)]
+
+    async def test_a_version_that_an_archived_one_made_old_is_not_protected(self) -> None:
+        store = self.make(2, _MIB)
+        await keep(store, describe("a", 1, b"x", False), b"x")
+        await keep(store, describe("b", 1, b"x", False), b"x")
+        store.note_newest("b", 2)
+        await keep(store, describe("c", 1, b"x", False), b"x")
+        assert store.take_evicted() == [("b", 1)]
+
+    async def test_what_is_being_read_keeps_its_bytes_and_they_count(self) -> None:
+        store = self.make(1, 100)
+        first, second = describe("m", 1, bytes(60), False), describe("m", 2, bytes(40), False)
+        await keep(store, first, bytes(60))
+        async with await store.open_version(first) as reader:
+            with pytest.raises(TooLargeError):
+                await store.open_upload("m", 41)
+            await keep(store, second, bytes(40))
+            assert store.take_evicted() == [("m", 1)]
+            assert store.usage.bytes == 100
+            with pytest.raises(NotFoundError):
+                await store.open_version(first)
+            assert [b"".join(chunk) async for chunk in reader.chunks(60)] == [bytes(60)]
+        assert store.usage.bytes == 40
+
+    async def test_uploads_are_promised_their_room(self) -> None:
+        store = self.make(100, 100)
+        async with await store.open_upload("m", 60):
+            assert store.usage.held_bytes == 60
+            with pytest.raises(TooLargeError):
+                await store.open_upload("m", 41)
+        assert store.usage.held_bytes == 0
+        async with await store.open_upload("m", 100):
+            pass
+
+    async def test_an_upload_evicts_only_for_bytes_that_came(self) -> None:
+        store = self.make(100, 2 * _MIB)
+        data = bytes(_MIB)
+        await keep(store, describe("m", 1, data, False), data)
+        async with await store.open_upload("m", 2 * _MIB) as upload:
+            await upload.write(memoryview(data))
+            assert store.take_evicted() == []
+            await upload.write(memoryview(data)[:1])
+            assert store.take_evicted() == [("m", 1)]
+        assert store.usage.bytes == 0
+
+    async def test_a_removed_model_gives_its_bytes_back(self, store: TransientStore) -> None:
+        infos = [describe("m", number, b"data", False) for number in (1, 2)]
+        for info in infos:
+            await keep(store, info, b"data")
+        async with await store.open_version(infos[0]) as reader:
+            await store.remove_model("m")
+            assert store.usage.bytes == 4
+            assert [b"".join(chunk) async for chunk in reader.chunks(10)] == [b"data"]
+        assert store.usage.bytes == 0
+        assert store.take_evicted() == []
+        with pytest.raises(NotFoundError):
+            await store.open_version(infos[1])
+        await store.remove_model("m")
+
+    async def test_a_cancelled_upload_gives_its_bytes_back(self, store: TransientStore) -> None:
+        started = asyncio.Event()
+
+        async def upload() -> None:
+            async with await store.open_upload("m", 8 * _MIB) as upload:
+                await upload.write(memoryview(bytes(4 * _MIB)))
+                started.set()
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(upload())
+        await started.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert (store.usage.bytes, store.usage.held_bytes) == (0, 0)
+
+    @given(steps=_STEPS, max_items=st.integers(1, 6), max_bytes=st.integers(1, 150))
+    def test_eviction_follows_the_rule(self, steps: Sequence[Step], max_items: int, max_bytes: int) -> None:
+        asyncio.run(self._follow(steps, EvictionRule(max_items, max_bytes)))
+
+    async def _follow(self, steps: Sequence[Step], rule: EvictionRule) -> None:
+        follower = _Follower(self.make(rule.max_items, rule.max_bytes), rule)
+        for step in steps:
+            match step:
+                case Publish(model_id, size):
+                    await follower.publish(model_id, size)
+                case Use(position):
+                    await follower.open(position, pin=False)
+                case Pin(position):
+                    await follower.open(position, pin=True)
+                case Unpin():
+                    await follower.unpin()
+            follower.check()
+        await follower.finish()
+
+
+class _Follower:
+    """Does with a store what the rule is told, and compares."""
+
+    def __init__(self, store: TransientStore, rule: EvictionRule) -> None:
+        self.store = store
+        self.rule = rule
+        self.published: list[VersionInfo] = []
+        self.readers: list[Reader] = []
+
+    async def publish(self, model_id: str, size: int) -> None:
+        before = set(self.rule.used)
+        key = self.rule.publish(model_id, size)
+        if key is None:
+            with pytest.raises(TooLargeError):
+                await self.store.open_upload(model_id, size)
+            return
+        data = bytes([key[1]]) * size
+        info = describe(*key, data, False)
+        await keep(self.store, info, data)
+        self.published.append(info)
+        assert set(self.store.take_evicted()) == before - set(self.rule.used)
+
+    async def open(self, position: int, *, pin: bool) -> None:
+        if not self.published:
+            return
+        info = self.published[position % len(self.published)]
+        key = (info.model_id, info.number)
+        if key not in self.rule.used:
+            with pytest.raises(NotFoundError):
+                await self.store.open_version(info)
+            return
+        self.rule.used.remove(key)
+        self.rule.used.append(key)
+        reader = await self.store.open_version(info)
+        if pin:
+            self.rule.pins.append(key)
+            self.readers.append(reader)
+        else:
+            await reader.aclose()
+
+    async def unpin(self) -> None:
+        if self.readers:
+            await self.readers.pop(0).aclose()
+            key = self.rule.pins.pop(0)
+            if key not in self.rule.pins:
+                self.rule.lingering.pop(key, None)
+
+    def check(self) -> None:
+        assert self.store.usage.bytes == self.rule.held <= self.rule.max_bytes
+        assert self.store.usage.items == len(self.rule.used) <= self.rule.max_items
+
+    async def finish(self) -> None:
+        for info in self.published:
+            if (info.model_id, info.number) in self.rule.used:
+                assert await read(self.store, info) == bytes([info.number]) * info.data_size_bytes
+        while self.readers:
+            await self.unpin()
+        self.check()

@@ -1,0 +1,104 @@
+"""What the conformance suites of both tiers have in common."""
+
+from abc import ABC, abstractmethod
+
+import pytest
+
+from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.storage.base import VersionStore
+from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
+
+SIZES = [0, 1, 65_535, 65_536, 1_048_575, 1_048_576, 1_048_577, 3_000_000]
+
+
+class VersionStoreSuite(ABC):
+    """Demands on every store of versions. A subclass gives the fixture `store`, with the model ``m`` in it."""
+
+    archived: bool
+
+    @pytest.fixture
+    @abstractmethod
+    def store(self) -> VersionStore:
+        """The store, open, with room for 16 MiB."""
+
+    @pytest.mark.parametrize("size", SIZES)
+    @pytest.mark.parametrize("piece", [1_000_000, 70_000, 2_000_000])
+    async def test_bytes_come_back_whatever_the_pieces(self, store: VersionStore, size: int, piece: int) -> None:
+        data = bytes(index * 31 % 251 for index in range(1000)) * (size // 1000 + 1)
+        data = data[:size]
+        info = describe("m", 1, data, self.archived)
+        await keep(store, info, data, [piece] * (size // piece))
+        assert await read(store, info) == data
+
+    async def test_bytes_written_one_by_one_come_back(self, store: VersionStore) -> None:
+        data = bytes(range(250)) * 8
+        info = describe("m", 1, data, self.archived)
+        await keep(store, info, data, [1] * len(data))
+        assert await read(store, info) == data
+
+    @pytest.mark.parametrize("max_bytes", [1, 7, 999, 1000, 1001])
+    async def test_chunks_have_the_size_asked_for(self, store: VersionStore, max_bytes: int) -> None:
+        data = bytes(1000)
+        info = describe("m", 1, data, self.archived)
+        await keep(store, info, data)
+        async with await store.open_version(info) as reader:
+            sizes = [len(chunk) for chunk in await read_chunks(reader, max_bytes)]
+        assert sizes == [max_bytes] * (1000 // max_bytes) + ([1000 % max_bytes] if 1000 % max_bytes else [])
+
+    async def test_an_empty_version_is_one_chunk_without_bytes(self, store: VersionStore) -> None:
+        info = describe("m", 1, b"", self.archived)
+        await keep(store, info, b"")
+        async with await store.open_version(info) as reader:
+            assert await read_chunks(reader) == [b""]
+
+    async def test_an_upload_tells_the_hash(self, store: VersionStore) -> None:
+        data = b"chunk_1chunk_2"
+        async with await store.open_upload("m", len(data)) as upload:
+            assert await write_pieces(upload, data, [7]) == "jY0g3VkUK62ILPr2JuaW5g7uQi0EcJVZJu8IYp3yfhI="
+
+    async def test_an_upload_that_is_not_committed_was_never_there(self, store: VersionStore) -> None:
+        info = describe("m", 1, b"data", self.archived)
+        async with await store.open_upload("m", 4) as upload:
+            await write_pieces(upload, b"data")
+        with pytest.raises(NotFoundError):
+            await store.open_version(info)
+
+    async def test_an_upload_and_a_reader_may_be_closed_twice_and_early(self, store: VersionStore) -> None:
+        info = describe("m", 1, b"data", self.archived)
+        await keep(store, info, b"data")
+        reader = await store.open_version(info)
+        await reader.aclose()
+        await reader.aclose()
+        upload = await store.open_upload("m", 10)
+        await upload.write(memoryview(b"12345"))
+        await upload.aclose()
+        await upload.aclose()
+
+    async def test_a_reader_that_is_left_early_releases_what_it_holds(self, store: VersionStore) -> None:
+        data = bytes(3_000_000)
+        info = describe("m", 1, data, self.archived)
+        await keep(store, info, data)
+        async with await store.open_version(info) as reader:
+            await anext(reader.chunks(1000))
+        assert await read(store, info) == data
+
+    async def test_uploads_at_once_do_not_mix(self, store: VersionStore) -> None:
+        datas = [bytes([number]) * 100_000 for number in range(4)]
+        uploads = [await store.open_upload("m", len(data)) for data in datas]
+        for start in range(0, 100_000, 30_000):
+            for upload, data in zip(uploads, datas, strict=True):
+                await upload.write(memoryview(data)[start : start + 30_000])
+        infos = [describe("m", number + 1, data, self.archived) for number, data in enumerate(datas)]
+        for upload, info in zip(uploads, infos, strict=True):
+            assert await upload.finish() == info.data_hash
+            await upload.commit(info)
+            await upload.aclose()
+        assert [await read(store, info) for info in infos] == datas
+
+    async def test_a_version_that_can_never_fit_is_refused_before_its_bytes(self, store: VersionStore) -> None:
+        with pytest.raises(TooLargeError):
+            await store.open_upload("m", 2**62)
+
+    async def test_what_was_never_written_is_not_found(self, store: VersionStore) -> None:
+        with pytest.raises(NotFoundError):
+            await store.open_version(describe("m", 7, b"", self.archived))

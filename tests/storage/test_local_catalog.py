@@ -1,0 +1,168 @@
+"""The local catalog fulfils the contract; how it persists numbers and reads metadata is tested below."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cogment_model_registry.errors import DataLossError, NotFoundError
+from cogment_model_registry.records import ModelInfo
+from cogment_model_registry.storage.base import Catalog
+from cogment_model_registry.storage.filesystem import DirectoryArchive
+from cogment_model_registry.storage.local_catalog import LocalCatalog
+from cogment_model_registry.testing.bytes import describe, keep
+from cogment_model_registry.testing.catalog import CatalogSuite, publish
+
+
+def archive_at(place: Path) -> DirectoryArchive:
+    return DirectoryArchive(str(place / "archive"), model_id_max_bytes=128)
+
+
+class TestLocalCatalog(CatalogSuite):
+    @asynccontextmanager
+    async def opened(self, place: Path) -> AsyncIterator[Catalog]:
+        archive = archive_at(place)
+        await archive.open()
+        catalog = LocalCatalog(archive)
+        await catalog.open()
+        yield catalog
+        await catalog.close()
+        await archive.close()
+
+    async def prepare_model(self, catalog: Catalog, info: ModelInfo) -> None:
+        assert isinstance(catalog, LocalCatalog)
+        await catalog._archive.write_model(info)
+
+    async def retire_model(self, catalog: Catalog, model_id: str) -> None:
+        assert isinstance(catalog, LocalCatalog)
+        await catalog._archive.remove_model(model_id)
+
+
+async def crash_and_count(place: Path, publishes: list[int], block: int) -> list[int]:
+    """Publish so many versions in each life of a catalog, each ended by a crash, and return all numbers."""
+    numbers = []
+    for count in publishes:
+        archive = archive_at(place)
+        await archive.open()
+        catalog = LocalCatalog(archive, number_block=block)
+        await catalog.open()
+        if not await catalog.list_models(0, 1):
+            await archive.write_model(ModelInfo("m"))
+            await catalog.put_model(ModelInfo("m"))
+        numbers += [(await publish(catalog, "m")).number for _ in range(count)]
+        # A crash: no `catalog.close()`, and what was being persisted may or may not have been.
+        persisting = catalog._models["m"].persisting
+        if persisting is not None:
+            await asyncio.wait([persisting])
+        await archive.close()
+    return numbers
+
+
+@settings(max_examples=25, deadline=None)
+@given(publishes=st.lists(st.integers(0, 12), min_size=1, max_size=5), block=st.integers(1, 8))
+def test_numbers_increase_over_any_crashes(
+    tmp_path_factory: pytest.TempPathFactory, publishes: list[int], block: int
+) -> None:
+    numbers = asyncio.run(crash_and_count(tmp_path_factory.mktemp("crash"), publishes, block))
+    assert numbers == sorted(set(numbers))
+    # A crash skips the rest of a block at most.
+    assert not numbers or numbers[-1] <= sum(publishes) + block * len(publishes)
+
+
+async def test_publishing_writes_no_mark_but_once_a_block(tmp_path: Path) -> None:
+    archive = archive_at(tmp_path)
+    await archive.open()
+    marks: list[int] = []
+    write = archive.write_high_water_mark
+
+    async def recorded(model_id: str, number: int) -> None:
+        marks.append(number)
+        await write(model_id, number)
+
+    archive.write_high_water_mark = recorded  # type: ignore[method-assign] # looked at, not replaced
+    catalog = LocalCatalog(archive, number_block=10)
+    await archive.write_model(ModelInfo("m"))
+    await catalog.put_model(ModelInfo("m"))
+    for _ in range(100):
+        await publish(catalog, "m")
+    assert len(marks) <= 21
+    await catalog.close()
+    assert marks[-1] == 100
+    await archive.close()
+
+
+@asynccontextmanager
+async def catalog_over(archive: DirectoryArchive) -> AsyncIterator[LocalCatalog]:
+    catalog = LocalCatalog(archive)
+    await catalog.open()
+    yield catalog
+    await catalog.close()
+
+
+@pytest.fixture
+async def archive(tmp_path: Path) -> AsyncIterator[DirectoryArchive]:
+    """An archive with the model ``m`` and its versions 1 to 5."""
+    archive = archive_at(tmp_path)
+    await archive.open()
+    await archive.write_model(ModelInfo("m"))
+    for number in range(1, 6):
+        await keep(archive, describe("m", number, b"data", True), b"data")
+    yield archive
+    await archive.close()
+
+
+def metadata_file(archive: DirectoryArchive, number: int) -> Path:
+    return Path(archive.directory._path, "m", f"m-v{number:06d}.yaml")
+
+
+def damage(archive: DirectoryArchive, number: int) -> None:
+    metadata_file(archive, number).write_text("")
+
+
+async def test_a_version_found_damaged_on_the_way_is_not_counted_from_the_last(archive: DirectoryArchive) -> None:
+    async with catalog_over(archive) as catalog:
+        damage(archive, 4)
+        assert [info.number for info in await catalog.get_versions("m", [-3, -1, -2])] == [2, 5, 3]
+        with pytest.raises(DataLossError):
+            await catalog.get_versions("m", [4])
+        with pytest.raises(NotFoundError):
+            await catalog.get_versions("m", [-5])
+
+
+async def test_a_listing_is_not_shorter_for_a_version_found_damaged(archive: DirectoryArchive) -> None:
+    async with catalog_over(archive) as catalog:
+        damage(archive, 2)
+        assert [info.number for info in await catalog.list_versions("m", 0, 3)] == [1, 3, 4]
+
+
+async def test_metadata_that_the_cache_dropped_is_read_again(archive: DirectoryArchive) -> None:
+    async with catalog_over(archive) as catalog:
+        before = await catalog.list_versions("m", 0, 10)
+        catalog._infos.clear()
+        assert await catalog.list_versions("m", 0, 10) == before
+        catalog._infos.clear()
+        assert await catalog.get_versions("m", [3, -1]) == [before[2], before[4]]
+
+
+async def test_a_refresh_sees_what_came_what_went_and_what_was_mended(archive: DirectoryArchive) -> None:
+    async with catalog_over(archive) as catalog:
+        damage(archive, 2)
+        assert len(await catalog.list_versions("m", 0, 10)) == 4
+        await publish(catalog, "m")
+        await keep(archive, describe("m", 2, b"mended", True), b"mended")
+        await keep(archive, describe("m", 9, b"new", True), b"new")
+        os.unlink(metadata_file(archive, 1))
+        await archive.write_model(ModelInfo("other"))
+        await catalog.refresh()
+        assert [info.number for info in await catalog.list_versions("m", 0, 10)] == [2, 3, 4, 5, 6, 9]
+        assert [info.model_id for info in await catalog.list_models(0, 10)] == ["m", "other"]
+        assert await catalog.counts() == (2, 6)
+        assert (await publish(catalog, "m")).number == 10
+        await archive.remove_model("other")
+        await catalog.refresh()
+        assert await catalog.counts() == (1, 7)
