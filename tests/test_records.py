@@ -15,8 +15,8 @@ GOOD_IDS = [
 ]  # fmt: skip
 
 BAD_IDS = [
-    "", ".", "..", ".a", "a.", "a ", " a", "-a", "a/b", "a\\b", "../a", "/a", "a\0b", "a\nb", "a\tb", "a%2fb", "%", "a*",
-    "a?", "a|b", "a<b", "a>b", 'a"b', "a'b", "a;b", "a&b", "a$b", "a#b", "a!b", "a[b]",
+    "", ".", "..", ".a", "a.", "a ", " a", "-a", "a/b", "a\\b", "../a", "/a", "a\0b", "a\nb", "a\tb", "a%2fb", "%",
+    "a*", "a?", "a|b", "a<b", "a>b", 'a"b', "a'b", "a;b", "a&b", "a$b", "a#b", "a!b", "a[b]",
     "a{b}", "a^b", "a`b", "~a", "=a", "@a",
     "a\u2044b",  # fraction slash
     "a\u2215b",  # division slash

@@ -15,7 +15,8 @@ HASH = "jY0g3VkUK62ILPr2JuaW5g7uQi0EcJVZJu8IYp3yfhI="
 
 # Whatever a protobuf string can carry: all of Unicode but lone surrogates.
 _TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
-    ["yes", "1e3", "~", "null", "2021-10-01", "", "a\nb", "a: b", "- a", "#", "'", '"', "\0", "\x85", "\u2028", "\ufeff",
+    ["yes", "1e3", "~", "null", "2021-10-01", "", "a\nb", "a: b", "- a", "#", "'", '"', "\0", "\x85", "\u2028",
+     "\ufeff",
      " a ", "0x1F", "0o17", "1_000", "=", "<<", "!!str", "&a", "*a", "%", "@", "`",
      "\t", "a" * 2000, "é\r\n", "\U0010ffff"]
 )  # fmt: skip
