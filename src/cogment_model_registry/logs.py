@@ -6,6 +6,7 @@ the same form to the same place.
 
 import contextlib
 import datetime
+import io
 import logging
 import os
 import sys
@@ -18,6 +19,10 @@ from cogment_model_registry.errors import StartError
 from cogment_model_registry.settings import Settings
 
 TRACE = 5
+
+_ERRORS = "backslashreplace"
+"""How to write what the encoding of the log cannot: a name on disk may be no text at all."""
+
 _LEVELS = {
     "off": logging.CRITICAL + 1,
     "error": logging.ERROR,
@@ -34,6 +39,8 @@ def configure(settings: Settings) -> None:
     Raises:
         StartError: The log file cannot be written.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=_ERRORS)
     handler: logging.Handler = DailyFileHandler(settings.log_file) if settings.log_file else _StdoutHandler(sys.stdout)
     coloured = not settings.log_file and sys.stdout.isatty()
     handler.setFormatter(
@@ -106,7 +113,7 @@ class DailyFileHandler(logging.Handler):
         """Return the file of a day, open."""
         if self._file is None or date != self._date:
             self._close_file()
-            self._file = open(f"{self._stem}_{date.isoformat()}{self._suffix}", "a", encoding="utf-8")  # noqa: SIM115 # kept
+            self._file = open(f"{self._stem}_{date.isoformat()}{self._suffix}", "a", encoding="utf-8", errors=_ERRORS)  # noqa: SIM115 # kept
             self._date = date
         return self._file
 

@@ -7,6 +7,7 @@ Names, variables and defaults of the documented settings are those of the origin
 """
 
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -164,11 +165,13 @@ def _parse_choice(choices: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
-_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_])?\.?|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*(%\w+)?")
+_HOST_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 
 
 def _parse_host(text: str) -> str:
-    if not _HOST.fullmatch(text):
+    if ":" in text:
+        ipaddress.IPv6Address(text)  # raises a ValueError
+    elif not re.fullmatch(rf"{_HOST_LABEL}(\.{_HOST_LABEL})*\.?", text):
         raise ValueError(text)
     return text
 

@@ -35,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         result = cogment.main(arguments, prog_name="cogment", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return EXIT_USAGE
     except (click.UsageError, SettingError) as error:
         return _fail(error.format_message() if isinstance(error, click.UsageError) else error.message, EXIT_USAGE)
     except StartError as error:

@@ -10,6 +10,8 @@ import click
 from cogment_model_registry._version import __version__
 from cogment_model_registry.settings import Setting, Settings, all_settings
 
+_NEW_LINE = "\f\n"  # click would join lines that end otherwise
+
 _F = TypeVar("_F", bound=Callable[..., object])
 
 
@@ -18,6 +20,23 @@ class _Services(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         return super().get_command(ctx, "model_registry" if cmd_name == "registry" else cmd_name)
+
+
+class _ServiceCommand(click.Command):
+    """A command whose help tells each flag in a paragraph, so that long names of variables stay whole."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Options"):
+            for parameter in self.get_params(ctx):
+                record = parameter.get_help_record(ctx)
+                if record is None:
+                    continue
+                flag, text = record
+                formatter.write_text(flag)
+                with formatter.indentation():
+                    for line in text.split(_NEW_LINE):
+                        formatter.write_text(line)
+                formatter.write_paragraph()
 
 
 @click.group(cls=_Services)
@@ -30,7 +49,7 @@ def _setting_option(setting: Setting) -> Callable[[_F], _F]:
 
     Its value stays text here: `Settings.load` joins it with the environment and checks both in one place.
     """
-    help_text = f"{setting.help}\n[env: {setting.environment}; default: {setting.default_text}]"
+    help_text = f"{setting.help}{_NEW_LINE}[env: {setting.environment}; default: {setting.default_text}]"
     if setting.is_switch:
         # `--flag` alone switches on, `--flag=false` off, as the original's flags do.
         return click.option(
@@ -45,7 +64,7 @@ def _setting_options(command: _F) -> _F:
     return command
 
 
-@services.command("model_registry", context_settings={"max_content_width": 120})
+@services.command("model_registry", cls=_ServiceCommand, context_settings={"max_content_width": 120})
 @_setting_options
 @click.version_option(__version__, message="cogment services model_registry (cogment-model-registry) %(version)s")
 def model_registry(**flags: str | None) -> None:

@@ -30,6 +30,7 @@ from cogment_model_registry.errors import (
     StartError,
     TooLargeError,
     UnavailableError,
+    quoted,
 )
 from cogment_model_registry.records import ModelInfo, VersionInfo, check_model_id
 from cogment_model_registry.storage import layout
@@ -139,7 +140,7 @@ class ArchiveDirectory:
             check_model_id(model_id, self._model_id_max_bytes)
             return self._scan_model(model_id)
         except InvalidError:
-            _log.debug("directory is no model: its name is not a model id", directory=model_id)
+            _log.debug("directory is no model: its name is not a model id", directory=quoted(model_id))
         except FileNotFoundError:
             pass
         except OSError as error:

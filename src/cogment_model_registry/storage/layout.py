@@ -258,19 +258,48 @@ _Fields = dict[str, str | dict[str, str]]
 """The fields of a metadata file: texts, and one level of mappings of texts."""
 
 
+_KNOWN_FIELDS = {
+    "model_id",
+    "version_number",
+    "transient",
+    "creation_timestamp",
+    "data_hash",
+    "data_size",
+    "user_data",
+}
+
+_DEPTH_MAX = 64
+"""How deep a field that is not ours may nest."""
+
+
 def _load(text: bytes) -> _Fields:
-    """Return the fields of a metadata file."""
+    """Return the known fields of a metadata file."""
     fields: _Fields = {}
     try:
         events = _events(text)
         for name, value in _items(events):
-            if isinstance(value, yaml.MappingStartEvent):
+            if name not in _KNOWN_FIELDS:
+                _skip(value, events)
+            elif isinstance(value, yaml.MappingStartEvent):
                 fields[name] = {inner: _text(inner_value) for inner, inner_value in _items(events)}
             else:
                 fields[name] = _text(value)
     except (yaml.YAMLError, UnicodeError):
         raise BadMetadata("its metadata is not readable") from None
     return fields
+
+
+def _skip(value: yaml.Event, events: Iterator[yaml.Event]) -> None:
+    """Pass over the events of a value that begins with `value`."""
+    depth = 0
+    event = value
+    while True:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH_MAX or isinstance(event, yaml.AliasEvent):
+            raise BadMetadata("its metadata nests too deep or has an alias")
+        if depth == 0:
+            return
+        event = next(events)
 
 
 def _events(text: bytes) -> Iterator[yaml.Event]:

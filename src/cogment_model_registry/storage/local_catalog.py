@@ -290,6 +290,8 @@ class LocalCatalog(Catalog):
             # Not the high-water mark: it is our own, and ahead.
             used = max([0, *contents.version_numbers, *contents.damaged])
             model.next_number = max(model.next_number, used + 1)
+            # What was put there from outside may have a lower one, or none: the next number persists it anew.
+            model.persisted_number = contents.high_water_mark
             self._take_contents(model, contents)
             model.wake_watchers()
 

@@ -290,7 +290,11 @@ class _MemoryUpload(Upload):
         self._blob = None
 
     async def aclose(self) -> None:
-        await run_to_end(self._settle())
+        if self._blob is not None:
+            await run_to_end(self._aclose())
+
+    async def _aclose(self) -> None:
+        await self._settle()
         if self._blob is not None:
             self._space = memoryview(b"")
             blob, self._blob = self._blob, None

@@ -1,0 +1,342 @@
+"""Settings: where each comes from, what it may be, and how much memory the default budget takes."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from cogment_model_registry.errors import SettingError
+from cogment_model_registry.machine import usable_memory_bytes
+from cogment_model_registry.settings import GIB, KIB, MIB, Setting, Settings, all_settings
+
+# What the original's documentation says: name, environment variable, default, an example and what it means.
+DOCUMENTED = [
+    ("port", "COGMENT_MODEL_REGISTRY_PORT", 9002, "12000", 12000),
+    ("grpc_reflection", "COGMENT_MODEL_REGISTRY_GRPC_REFLECTION", False, "1", True),
+    (
+        "archive_dir",
+        "COGMENT_MODEL_REGISTRY_ARCHIVE_DIR",
+        ".cogment/model_registry",
+        "./path/to/models/",
+        "./path/to/models/",
+    ),
+    ("cache_max_items", "COGMENT_MODEL_REGISTRY_VERSION_CACHE_MAX_ITEMS", 100, "500", 500),
+    (
+        "sent_version_chunk_size",
+        "COGMENT_MODEL_REGISTRY_SENT_MODEL_VERSION_DATA_CHUNK_SIZE",
+        2_097_152,
+        "100000",
+        100_000,
+    ),
+    ("log_level", "COGMENT_LOG_LEVEL", "info", "5", "debug"),
+    ("log_file", "COGMENT_LOG_FILE", "", "./path/to/cogment.log", "./path/to/cogment.log"),
+    ("directory_endpoint", "COGMENT_DIRECTORY_ENDPOINT", "", "grpc://foo:9005", "grpc://foo:9005"),
+    ("directory_authentication_token", "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN", "", "GH670ploT", "GH670ploT"),
+    (
+        "directory_registration_host",
+        "COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_HOST",
+        "",
+        "foo.bar",
+        "foo.bar",
+    ),
+    (
+        "directory_registration_properties",
+        "COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_PROPERTIES",
+        {},
+        "Sim=20,hpp,mem=HIGH",
+        {"Sim": "20", "hpp": "", "mem": "HIGH"},
+    ),
+]
+
+# The limits that the original does not have, and their defaults.
+LIMITS = {
+    "request_max_bytes": 16 * MIB,
+    "user_data_max_bytes": 256 * KIB,
+    "model_id_max_bytes": 128,
+    "request_max_items": 10_000,
+    "reply_max_bytes": 4 * MIB,
+    "upload_idle_seconds": 60.0,
+}
+
+# For each setting, two texts that mean different values, neither of them its default.
+VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
+    "port": (("1", 1), ("2", 2)),
+    "host": (("127.0.0.1", "127.0.0.1"), ("localhost", "localhost")),
+    "grpc_reflection": (("true", True), ("false", False)),
+    "archive_dir": (("a", "a"), ("b", "b")),
+    "cache_max_items": (("1", 1), ("2", 2)),
+    "cache_max_bytes": (("1", 1), ("2", 2)),
+    "sent_version_chunk_size": (("1", 1), ("2", 2)),
+    "log_level": (("error", "error"), ("trace", "trace")),
+    "log_file": (("a", "a"), ("b", "b")),
+    "log_format": (("json", "json"), ("text", "text")),
+    "directory_endpoint": (("grpc://a:1", "grpc://a:1"), ("grpc://b:1", "grpc://b:1")),
+    "directory_authentication_token": (("a", "a"), ("b", "b")),
+    "directory_registration_host": (("a", "a"), ("b", "b")),
+    "directory_registration_properties": (("a", {"a": ""}), ("b=c", {"b": "c"})),
+    "request_max_bytes": (("100000", 100_000), ("1MiB", MIB)),
+    "request_max_items": (("1", 1), ("2", 2)),
+    "reply_max_bytes": (("2048", 2048), ("4KiB", 4096)),
+    "model_id_max_bytes": (("1", 1), ("2", 2)),
+    "user_data_max_bytes": (("0", 0), ("1", 1)),
+    "upload_idle_seconds": (("1", 1.0), ("2.5", 2.5)),
+    "grace_seconds": (("1", 1.0), ("0", 0.0)),
+}
+
+SETTINGS = {setting.name: setting for setting in all_settings()}
+each_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
+
+
+def load(name: str, text: str) -> object:
+    """Return the value of a setting whose flag was given."""
+    return getattr(Settings.load({name: text}, {}), name)
+
+
+@pytest.mark.parametrize(
+    ("name", "variable", "default", "text", "value"), DOCUMENTED, ids=[row[0] for row in DOCUMENTED]
+)
+def test_documented_setting_has_its_name_variable_default_and_example(
+    name: str, variable: str, default: object, text: str, value: object
+) -> None:
+    assert SETTINGS[name].environment == variable
+    assert getattr(Settings.load({}, {}), name) == default
+    assert load(name, text) == value
+    assert getattr(Settings.load({}, {variable: text}), name) == value
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_limit_is_a_setting_with_its_default(name: str) -> None:
+    assert getattr(Settings.load({}, {}), name) == LIMITS[name]
+
+
+def test_every_field_is_a_setting_with_a_variable_of_its_own() -> None:
+    assert [setting.name for setting in all_settings()] == [field.name for field in fields(Settings)]
+    assert len({setting.environment for setting in all_settings()}) == len(SETTINGS)
+    assert VALUES.keys() == SETTINGS.keys()
+
+
+@each_setting
+def test_every_setting_is_explained(setting: Setting) -> None:
+    assert setting.help
+    assert setting.default_text
+    assert setting.kind.allowed
+
+
+@each_setting
+def test_flag_beats_environment_which_beats_default(setting: Setting) -> None:
+    (first, first_value), (second, second_value) = VALUES[setting.name]
+    default = getattr(Settings(), setting.name)
+    assert getattr(Settings.load({}, {}), setting.name) == default != first_value
+    assert getattr(Settings.load({}, {setting.environment: first}), setting.name) == first_value
+    assert load(setting.name, first) == first_value
+    both = Settings.load({setting.name: second}, {setting.environment: first})
+    assert getattr(both, setting.name) == second_value != first_value
+
+
+@each_setting
+def test_setting_changes_no_other_setting(setting: Setting) -> None:
+    text, _ = VALUES[setting.name][0]
+    changed = Settings.load({setting.name: text}, {})
+    others = [name for name in SETTINGS if name != setting.name]
+    assert [getattr(changed, name) for name in others] == [getattr(Settings(), name) for name in others]
+
+
+@each_setting
+def test_empty_environment_variable_counts_as_unset(setting: Setting) -> None:
+    assert Settings.load({}, {setting.environment: ""}) == Settings()
+
+
+def test_flag_hides_what_is_wrong_in_the_environment() -> None:
+    settings = Settings.load({"port": "1"}, {"COGMENT_MODEL_REGISTRY_PORT": "nonsense"})
+    assert settings.port == 1
+
+
+def test_variables_of_others_are_ignored() -> None:
+    assert Settings.load({}, {"PORT": "1", "COGMENT_PORT": "1", "port": "1"}) == Settings()
+
+
+GOOD = [
+    ("port", "0", 0),
+    ("port", "65535", 65535),
+    ("cache_max_items", "1000000000", 10**9),
+    ("model_id_max_bytes", "238", 238),
+    *[("grpc_reflection", text, True) for text in ("1", "true", "True", "TRUE", "yes", "on")],
+    *[("grpc_reflection", text, False) for text in ("0", "false", "False", "FALSE", "no", "off")],
+    *[("log_level", name, name) for name in ("off", "error", "warning", "info", "debug", "trace")],
+    ("log_level", "WARNING", "warning"),
+    ("log_format", "JSON", "json"),
+    ("archive_dir", "été/ with spaces", "été/ with spaces"),
+    *[("host", text, text) for text in ("*", "localhost", "my-host_1.example.org.", "0.0.0.0", "::", "::1")],
+    *[("host", text, text) for text in ("2001:db8::1", "::ffff:127.0.0.1", "fe80::1%eth0", "fe80::1%br-lan")],
+    ("directory_registration_host", "", ""),
+    ("directory_registration_host", "10.0.0.1", "10.0.0.1"),
+    ("directory_endpoint", "", ""),
+    *[("directory_endpoint", text, text) for text in ("grpc://10.0.0.1:1", "grpc://[::1]:65535", "grpc://a-b.c:9005")],
+    ("directory_authentication_token", "", ""),
+    ("directory_authentication_token", "a b!~", "a b!~"),
+    ("upload_idle_seconds", "0.01", 0.01),
+    ("upload_idle_seconds", "86400", 86_400.0),
+    ("grace_seconds", "0", 0.0),
+    ("grace_seconds", "0.25", 0.25),
+    # Bytes, plain or with a unit.
+    ("cache_max_bytes", "1", 1),
+    ("cache_max_bytes", "3kB", 3_000),
+    ("cache_max_bytes", "3MB", 3_000_000),
+    ("cache_max_bytes", "3GB", 3_000_000_000),
+    ("cache_max_bytes", "3KiB", 3 * KIB),
+    ("cache_max_bytes", "3MiB", 3 * MIB),
+    ("cache_max_bytes", "3GiB", 3 * GIB),
+    ("cache_max_bytes", "3 GiB", 3 * GIB),
+    ("cache_max_bytes", "3gib", 3 * GIB),
+    ("request_max_bytes", "1GiB", GIB),
+    # Properties: white space is trimmed, an empty item is skipped, a value may be missing.
+    ("directory_registration_properties", "", {}),
+    ("directory_registration_properties", " , ,", {}),
+    ("directory_registration_properties", "a", {"a": ""}),
+    ("directory_registration_properties", "a=", {"a": ""}),
+    ("directory_registration_properties", " a = b c ,, d ,", {"a": "b c", "d": ""}),
+    ("directory_registration_properties", "a=b,c=d", {"a": "b", "c": "d"}),
+    ("directory_registration_properties", "é=ü", {"é": "ü"}),
+]
+
+BAD = [
+    *[("port", text) for text in ("", "x", "-1", "+1", " 1", "1 ", "1.0", "0x1", "1_0", "٣", "65536", "9" * 30)],
+    *[("cache_max_items", text) for text in ("", "0", "-1", "1e3", "1000000001", "all")],
+    *[("request_max_items", text) for text in ("0", "1000001")],
+    *[("model_id_max_bytes", text) for text in ("0", "239")],
+    *[("cache_max_bytes", text) for text in ("", "0", "0MiB", "-1", "MiB", "1.5MiB", "1M", "1  MiB", "1e9", "1_000")],
+    *[("sent_version_chunk_size", text) for text in ("0", "-1", "257MiB", "2MBs")],
+    *[("request_max_bytes", text) for text in ("65535", "2GiB")],
+    *[("user_data_max_bytes", text) for text in ("-1", "2MiB")],
+    *[("grpc_reflection", text) for text in ("", "2", "-1", "maybe", "true ", "enabled")],
+    *[("log_level", text) for text in ("", "7", "-1", "05", "5 ", "loud", "critical", "٣")],
+    *[("log_format", text) for text in ("", "xml")],
+    *[("archive_dir", text) for text in ("", "a\0b")],
+    ("log_file", "a\0b"),
+    *[("host", text) for text in ("", "a b", "a/b", "-a", "grpc://a", "a:9000", "[::1]", "**", "é")],
+    # An address with a port is no address.
+    *[("host", text) for text in ("127.0.0.1:9000", "cafe:9000", ":", ":9000")],
+    *[("directory_registration_host", text) for text in ("*", "a b", "10.0.0.1:9000")],
+    *[("directory_endpoint", text) for text in ("foo:9005", "http://foo:9005", "cogment://foo:9005", "grpc:foo:9005")],
+    *[
+        ("directory_endpoint", text)
+        for text in ("grpc://foo", "grpc://foo:", "grpc://:9005", "grpc://", "grpc://foo:0")
+    ],
+    *[("directory_endpoint", text) for text in ("grpc://foo:65536", "grpc://foo:-1", "grpc://foo:x", "grpc://f oo:1")],
+    *[
+        ("directory_endpoint", text)
+        for text in ("grpc://foo:1/", "grpc://foo:1/x", "grpc://foo:1?x=y", "grpc://u@foo:1")
+    ],
+    *[
+        ("directory_endpoint", text)
+        for text in ("grpc://[::1:1", "grpc://fo\no:1", " grpc://foo:1", "cogment://discover")
+    ],
+    *[("directory_authentication_token", text) for text in ("é", "a\n", "a\tb", " a", "a ")],
+    *[("upload_idle_seconds", text) for text in ("", "0", "0.001", "86401", "-1", "nan", "inf", "1e3", "1s", ".5")],
+    *[("grace_seconds", text) for text in ("-1", "86401", "five")],
+    *[("directory_registration_properties", text) for text in ("=", "=x", " = x", "a,=b", "a=b=c", "a==", "a=b,c==d")],
+]
+
+
+@pytest.mark.parametrize(("name", "text", "value"), GOOD)
+def test_allowed_value_is_taken(name: str, text: str, value: object) -> None:
+    assert load(name, text) == value
+    if text:
+        assert getattr(Settings.load({}, {SETTINGS[name].environment: text}), name) == value
+
+
+@pytest.mark.parametrize(("name", "text"), BAD)
+def test_value_that_is_not_allowed_is_refused(name: str, text: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load(name, text)
+    assert caught.value.value == text
+    assert caught.value.allowed == SETTINGS[name].kind.allowed
+
+
+@pytest.mark.parametrize(
+    ("number", "level"), list(enumerate(["off", "off", "error", "warning", "info", "debug", "trace"]))
+)
+def test_log_level_may_be_a_number(number: int, level: str) -> None:
+    assert load("log_level", str(number)) == level
+
+
+def test_refusal_names_the_setting_its_source_its_value_and_what_is_allowed() -> None:
+    with pytest.raises(SettingError) as caught:
+        Settings.load({"port": "x"}, {})
+    assert all(part in caught.value.message for part in ("port", "--port", '"x"', SETTINGS["port"].kind.allowed))
+    with pytest.raises(SettingError) as caught:
+        Settings.load({}, {"COGMENT_LOG_LEVEL": "loud"})
+    allowed = ("off", "error", "warning", "info", "debug", "trace", "0", "6")
+    assert all(part in caught.value.message for part in ("log_level", "COGMENT_LOG_LEVEL", '"loud"', *allowed))
+
+
+PHYSICAL_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+@pytest.mark.parametrize(
+    ("groups", "limits", "expected_bytes"),
+    [
+        pytest.param("0::/\n", {"memory.max": "67108864\n"}, 64 * MIB, id="version 2"),
+        pytest.param("0::/a/b\n", {"a/b/memory.max": "67108864\n"}, 64 * MIB, id="version 2, nested"),
+        pytest.param(
+            "0::/a/b\n", {"a/b/memory.max": "max\n", "a/memory.max": "67108864\n"}, 64 * MIB, id="limit of the parent"
+        ),
+        pytest.param(
+            "0::/a/b\n",
+            {"a/b/memory.max": "134217728\n", "a/memory.max": "67108864\n", "memory.max": "max\n"},
+            64 * MIB,
+            id="the smallest limit counts",
+        ),
+        pytest.param("0::/a\n", {"a/memory.max": "67108864", "b/memory.max": "1024"}, 64 * MIB, id="not of a sibling"),
+        pytest.param("0::/a\n", {"a/memory.max": "max\n"}, PHYSICAL_BYTES, id="no limit"),
+        pytest.param("0::/a\n", {"a/memory.max": f"{2**62}\n"}, PHYSICAL_BYTES, id="limit past what there is"),
+        pytest.param("0::/a\n", {}, PHYSICAL_BYTES, id="group without a file"),
+        pytest.param("0::/a\n", {"a/memory.max": ""}, PHYSICAL_BYTES, id="empty file"),
+        pytest.param("", {"memory.max": "1024"}, PHYSICAL_BYTES, id="no group"),
+        pytest.param(
+            "3:cpu,cpuacct:/x\n2:memory:/docker/c\n1:name=systemd:/x\n",
+            {"memory/docker/c/memory.limit_in_bytes": "67108864\n"},
+            64 * MIB,
+            id="version 1",
+        ),
+        pytest.param(
+            "2:hugetlb,memory:/docker/c\n",
+            {"memory/memory.limit_in_bytes": "67108864\n"},
+            64 * MIB,
+            id="version 1 in a container, which sees its own group as the root",
+        ),
+        pytest.param(
+            "2:memory:/c\n",
+            {"memory/c/memory.limit_in_bytes": "9223372036854771712\n"},
+            PHYSICAL_BYTES,
+            id="version 1, no limit",
+        ),
+        pytest.param(
+            "2:memory:/c\n0::/d\n",
+            {"memory/c/memory.limit_in_bytes": "67108864\n", "d/memory.max": "max\n"},
+            64 * MIB,
+            id="both versions",
+        ),
+        pytest.param("0::/../a\n", {"memory.max": "67108864\n"}, 64 * MIB, id="group outside of what is seen"),
+    ],
+)
+def test_usable_memory_is_the_smaller_of_the_machine_s_and_the_control_group_s(
+    tmp_path: Path, groups: str, limits: dict[str, str], expected_bytes: int
+) -> None:
+    proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    (proc / "self/cgroup").write_text(groups)
+    for name, text in limits.items():
+        (cgroups / name).parent.mkdir(parents=True, exist_ok=True)
+        (cgroups / name).write_text(text)
+    assert usable_memory_bytes(proc, cgroups) == expected_bytes
+
+
+def test_usable_memory_is_the_machine_s_where_there_are_no_control_groups(tmp_path: Path) -> None:
+    assert usable_memory_bytes(tmp_path / "missing", tmp_path / "missing") == PHYSICAL_BYTES
+
+
+def test_budget_is_half_of_the_usable_memory_by_default() -> None:
+    assert Settings().cache_max_bytes == usable_memory_bytes() // 2
