@@ -9,10 +9,13 @@ from pathlib import Path
 import psutil
 import pytest
 import structlog
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from cogment_model_registry.server import Server
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
+
+set_hypothesis_home_dir(".cache/hypothesis")
 
 
 @pytest.fixture(scope="session", autouse=True)

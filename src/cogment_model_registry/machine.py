@@ -28,7 +28,7 @@ def _cgroup_limits_bytes(proc: Path, cgroups: Path) -> list[int]:
     limits: list[int] = []
     for line in lines:
         # cgroups(7): hierarchy-ID:controller-list:cgroup-path, with an empty list for version 2.
-        _, controllers, path = line.split(":", 2)
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
             root, file_name = cgroups, "memory.max"
         elif "memory" in controllers.split(","):

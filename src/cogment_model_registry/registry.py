@@ -13,7 +13,14 @@ from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from time import time_ns
 
-from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, UnavailableError, quoted
+from cogment_model_registry.errors import (
+    DataLossError,
+    InvalidError,
+    NotFoundError,
+    TooLargeError,
+    UnavailableError,
+    quoted,
+)
 from cogment_model_registry.payload import PayloadCheck
 from cogment_model_registry.records import (
     ModelInfo,
@@ -113,8 +120,9 @@ class VersionReader:
         info: The version.
     """
 
-    def __init__(self, info: VersionInfo, reader: Reader, catalog: Catalog) -> None:
+    def __init__(self, info: VersionInfo, ref: ModelRef, reader: Reader, catalog: Catalog) -> None:
         self.info = info
+        self._ref = ref
         self._reader = reader
         self._catalog = catalog
 
@@ -129,7 +137,7 @@ class VersionReader:
                 async for chunk in chunks:
                     yield chunk
         except DataLossError as error:
-            await self._catalog.mark_damaged(error)
+            await self._catalog.mark_damaged(self._ref, error)
             raise
 
 
@@ -189,11 +197,15 @@ class Registry:
         async def delete_or_keep() -> None:
             try:
                 await delete()
-            except UnavailableError:
-                await self._catalog.refresh()
+            except (TooLargeError, UnavailableError):
+                await self.refresh()  # what could not be removed is still there
                 raise
 
         await run_to_end(delete_or_keep())
+
+    async def refresh(self) -> None:
+        """Take note of what changed in the archive from outside."""
+        await self._catalog.refresh(self._transient.remove_model)
 
     async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
         """Return up to `limit` models, ordered by id, without the first `offset` ones."""
@@ -265,16 +277,18 @@ class Registry:
             InvalidError: The id breaks a rule.
             NotFoundError: The model or the version does not exist.
         """
-        [info] = await self.get_versions(model_id, [number])
+        self._check_model_id(model_id)
+        ref = await self._catalog.find(model_id)
+        [info] = await self._catalog.get_versions(model_id, [number])
         async with AsyncExitStack() as stack:
             try:
                 reader = await stack.enter_async_context(await self._open(info))
             except DataLossError as error:
-                await self._catalog.mark_damaged(error)
+                await self._catalog.mark_damaged(ref, error)
                 raise
             self._readers += 1
             try:
-                yield VersionReader(info, reader, self._catalog)
+                yield VersionReader(info, ref, reader, self._catalog)
             finally:
                 self._readers -= 1
 
@@ -347,7 +361,12 @@ class Registry:
 
     async def forget_evicted(self) -> None:
         """Make the versions invisible that the transient store evicted."""
-        for model_id, number in self._transient.take_evicted():
+        evicted = self._transient.take_evicted()
+        if evicted:
+            await run_to_end(self._forget(evicted))
+
+    async def _forget(self, evicted: Sequence[tuple[str, int]]) -> None:
+        for model_id, number in evicted:
             await self._catalog.forget(model_id, number)
 
     async def _open(self, info: VersionInfo) -> Reader:
@@ -364,4 +383,6 @@ class Registry:
 
     def _check_count(self, name: str, count: int) -> None:
         if count > self._settings.request_max_items:
-            raise InvalidError(f"{quoted(name)} has {count} entries; at most {self._settings.request_max_items} may be")
+            raise InvalidError(
+                f"{quoted(name)} has {count} entries; at most {self._settings.request_max_items} are allowed"
+            )

@@ -40,10 +40,13 @@ class Server:
         port: The TCP port that it serves on.
     """
 
-    def __init__(self, grpc_server: grpc.aio.Server, service: ModelRegistryService, catalog: LocalCatalog) -> None:
+    def __init__(
+        self, grpc_server: grpc.aio.Server, service: ModelRegistryService, catalog: LocalCatalog, registry: Registry
+    ) -> None:
         self._grpc_server = grpc_server
         self._service = service
         self._catalog = catalog
+        self._registry = registry
         self.port = 0
 
     async def start(self, settings: Settings) -> None:
@@ -69,7 +72,7 @@ class Server:
 
     async def refresh(self) -> None:
         """Take note of what changed in the archive from outside."""
-        await self._catalog.refresh()
+        await self._registry.refresh()
 
 
 @asynccontextmanager
@@ -91,8 +94,9 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         catalog = LocalCatalog(archive)
         await catalog.open()
         stack.push_async_callback(catalog.close)
-        service = ModelRegistryService(Registry(settings, catalog, archive, transient), settings)
-        server = Server(_grpc_server(settings, service), service, catalog)
+        registry = Registry(settings, catalog, archive, transient)
+        service = ModelRegistryService(registry, settings)
+        server = Server(_grpc_server(settings, service), service, catalog, registry)
         await server.start(settings)
         stack.push_async_callback(server.stop, settings.grace_seconds)
         yield server

@@ -6,6 +6,7 @@ the way. Every call goes through one of three wrappers, which know how an error 
 """
 
 import asyncio
+import contextlib
 import platform
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
@@ -45,6 +46,25 @@ class Context(Protocol):
 
     async def write(self, message: bytes) -> None:
         """Send a message of a stream."""
+
+
+_DISCARD_QUIET_SECONDS = 0.05
+_DISCARD_MAX_SECONDS = 2.0
+
+
+async def _discard(chunks: AsyncIterator[bytes]) -> None:
+    """Read on for a moment what the client of a refused upload still sends.
+
+    A client on Python's `grpc.aio`, the stock SDK among them, that is still writing when the status comes reports an
+    INTERNAL error of its own instead of the status. So its messages are read and dropped until it has ended, pauses,
+    or has had its time.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_MAX_SECONDS):
+            while True:
+                async with asyncio.timeout(_DISCARD_QUIET_SECONDS):
+                    if await anext(chunks, None) is None:
+                        return
 
 
 class ModelRegistryService:
@@ -113,12 +133,16 @@ class ModelRegistryService:
             raise InvalidError("CreateVersion must begin with a header; the stream was empty")
         if not isinstance(first, VersionHeader):
             raise InvalidError("CreateVersion must begin with a header; a body came first")
-        async with self._registry.create_version(first) as upload:
-            while (chunk := await self._next_chunk(chunks)) is not None:
-                if isinstance(chunk, VersionHeader):
-                    raise InvalidError("CreateVersion must have one header; a second one came")
-                await upload.write(chunk)
-            info = await upload.commit()
+        try:
+            async with self._registry.create_version(first) as upload:
+                while (chunk := await self._next_chunk(chunks)) is not None:
+                    if isinstance(chunk, VersionHeader):
+                        raise InvalidError("CreateVersion must have one header; a second one came")
+                    await upload.write(chunk)
+                info = await upload.commit()
+        except ModelRegistryError:
+            await _discard(chunks)
+            raise
         return messages.CreateVersionReply(version_info=convert.version_message(info)).SerializeToString()
 
     async def _next_chunk(self, chunks: AsyncIterator[bytes]) -> VersionHeader | memoryview | None:

@@ -104,10 +104,10 @@ _BYTE_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": 
 
 def _byte_count(least: int, most: int) -> Kind:
     def parse(text: str) -> int:
-        match = re.fullmatch(r"([0-9]+) ?([a-z]*)", text.lower())
-        if not match or match[2] not in _BYTE_UNITS:
+        match = re.fullmatch(r"([0-9]+) ?([a-zA-Z]*)", text)
+        if not match or match[2].lower() not in _BYTE_UNITS:
             raise ValueError(text)
-        value = _whole_number(match[1]) * _BYTE_UNITS[match[2]]
+        value = _whole_number(match[1]) * _BYTE_UNITS[match[2].lower()]
         if not least <= value <= most:
             raise ValueError(text)
         return value

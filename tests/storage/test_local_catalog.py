@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cogment_model_registry.errors import DataLossError, NotFoundError
-from cogment_model_registry.records import ModelInfo
+from cogment_model_registry.errors import DataLossError, NotFoundError, TooLargeError, UnavailableError
+from cogment_model_registry.records import VERSION_NUMBER_MAX, ModelInfo
 from cogment_model_registry.storage.base import Catalog
 from cogment_model_registry.storage.filesystem import DirectoryArchive
 from cogment_model_registry.storage.local_catalog import LocalCatalog
-from cogment_model_registry.testing.bytes import describe, keep
+from cogment_model_registry.testing.bytes import describe, keep, read
 from cogment_model_registry.testing.catalog import CatalogSuite, publish
 
 
@@ -150,19 +150,65 @@ async def test_metadata_that_the_cache_dropped_is_read_again(archive: DirectoryA
 
 
 async def test_a_refresh_sees_what_came_what_went_and_what_was_mended(archive: DirectoryArchive) -> None:
+    gone: list[str] = []
+
+    async def removed(model_id: str) -> None:
+        gone.append(model_id)
+
     async with catalog_over(archive) as catalog:
         damage(archive, 2)
         assert len(await catalog.list_versions("m", 0, 10)) == 4
         await publish(catalog, "m")
+        for name in ("m-v000002.yaml", "m-v000002.data"):
+            os.unlink(os.path.join(archive.directory._path, "m", name))
         await keep(archive, describe("m", 2, b"mended", True), b"mended")
         await keep(archive, describe("m", 9, b"new", True), b"new")
         os.unlink(metadata_file(archive, 1))
         await archive.write_model(ModelInfo("other"))
-        await catalog.refresh()
+        await catalog.refresh(removed)
         assert [info.number for info in await catalog.list_versions("m", 0, 10)] == [2, 3, 4, 5, 6, 9]
         assert [info.model_id for info in await catalog.list_models(0, 10)] == ["m", "other"]
         assert await catalog.counts() == (2, 6)
         assert (await publish(catalog, "m")).number == 10
         await archive.remove_model("other")
-        await catalog.refresh()
+        await catalog.refresh(removed)
         assert await catalog.counts() == (1, 7)
+        assert gone == ["other"]
+
+
+async def test_a_model_put_there_from_outside_keeps_its_versions_when_it_is_created(tmp_path: Path) -> None:
+    archive = archive_at(tmp_path)
+    await archive.open()
+    async with catalog_over(archive) as catalog:
+        await archive.write_model(ModelInfo("m"))
+        await keep(archive, describe("m", 1, b"outside", True), b"outside")
+        await archive.write_model(ModelInfo("m", {"a": "b"}))
+        await catalog.put_model(ModelInfo("m", {"a": "b"}))
+        assert await catalog.get_model("m") == ModelInfo("m", {"a": "b"})
+        assert (await publish(catalog, "m")).number == 2
+        assert [info.number for info in await catalog.list_versions("m", 0, 10)] == [1, 2]
+    await archive.close()
+
+
+async def test_the_last_numbers_are_given_once_and_survive_a_restart(tmp_path: Path) -> None:
+    archive = archive_at(tmp_path)
+    await archive.open()
+    await archive.write_model(ModelInfo("m"))
+    await archive.write_high_water_mark("m", VERSION_NUMBER_MAX - 3)
+    numbers = []
+    for _ in range(2):
+        async with catalog_over(archive) as catalog:
+            numbers += [(await publish(catalog, "m")).number]
+    async with catalog_over(archive) as catalog:
+        numbers += [(await publish(catalog, "m")).number]
+        with pytest.raises(TooLargeError):
+            await publish(catalog, "m")
+    assert numbers == [VERSION_NUMBER_MAX - 2, VERSION_NUMBER_MAX - 1, VERSION_NUMBER_MAX]
+    await archive.close()
+
+
+async def test_a_version_is_never_stored_over_one_from_outside(archive: DirectoryArchive) -> None:
+    info = describe("m", 5, b"data", True)
+    with pytest.raises(UnavailableError):
+        await keep(archive, describe("m", 5, b"other", True), b"other")
+    assert await read(archive, info) == b"data"

@@ -18,8 +18,9 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -38,6 +39,8 @@ from cogment_model_registry.storage.base import ModelContents
 from cogment_model_registry.storage.files import Files, NotRegularError
 
 _log = structlog.stdlib.get_logger(__name__)
+
+_SETTLING_NS = 50 * 10**6
 
 _SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 """Errors of reading a file that say nothing about the file."""
@@ -66,6 +69,12 @@ class Fingerprint:
     size_bytes: int
     modified_ns: int
     changed_ns: int
+    taken_ns: int = field(compare=False)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether a change after this was taken would show: many kernels tell times in ticks of up to 10 ms."""
+        return self.taken_ns - max(self.modified_ns, self.changed_ns) > _SETTLING_NS
 
 
 class ArchiveDirectory:
@@ -103,7 +112,7 @@ class ArchiveDirectory:
         self.failure = ""
         for entry in self.files.list_directory(self._root):
             if layout.is_temporary(entry.name) and entry.is_directory:
-                self.files.remove_tree(self._root, entry.name, _log_leftover)
+                self._remove_doomed(entry.name)
         self._sweeping = True
 
     def _take_lock(self) -> int:
@@ -167,7 +176,8 @@ class ArchiveDirectory:
                 info=self._read_model(directory, model_id),
                 version_numbers=sorted(metadata.keys() - damaged.keys()),
                 damaged=damaged,
-                high_water_mark=max([self._read_high_water_mark(directory, model_id), *metadata, *data]),
+                last_number=max([0, *metadata, *data]),
+                high_water_mark=self._read_high_water_mark(directory, model_id),
             )
 
     def _read_model(self, directory: int, model_id: str) -> ModelInfo:
@@ -237,14 +247,27 @@ class ArchiveDirectory:
     def write_model(self, info: ModelInfo) -> None:
         """Create the model, or replace its `user_data`, durably."""
         self._require_writable()
-        self.files.make_directory(self._root, info.model_id)
         try:
             with self._directory(info.model_id) as directory:
                 self._write_durably(directory, layout.model_file_name(info.model_id), layout.format_model(info))
-            self._sync(self.files.sync_directory, self._root)
+        except FileNotFoundError:
+            self._create_model(info)
+        self._sync(self.files.sync_directory, self._root)
+
+    def _create_model(self, info: ModelInfo) -> None:
+        """Make the directory of a model under a temporary name, and rename it when it has what it needs.
+
+        The original takes any directory for a model, and fails on one without metadata.
+        """
+        temporary = layout.temporary_name()
+        self.files.make_directory(self._root, temporary)
+        try:
+            with self._directory(temporary) as directory:
+                self._write_durably(directory, layout.model_file_name(info.model_id), layout.format_model(info))
+            self.files.rename(self._root, temporary, info.model_id)
         except BaseException:
             with contextlib.suppress(OSError):
-                self.files.remove_directory(self._root, info.model_id)  # refused when the model was there before
+                self._remove_doomed(temporary)
             raise
 
     def remove_model(self, model_id: str) -> None:
@@ -256,7 +279,18 @@ class ArchiveDirectory:
         except FileNotFoundError:
             raise NotFoundError.model(model_id) from None
         self._sync(self.files.sync_directory, self._root)
-        self.files.remove_tree(self._root, doomed, _log_leftover)
+        self._remove_doomed(doomed)
+
+    def _remove_doomed(self, doomed: str) -> None:
+        """Remove a model on its way out; again where an upload that just began left a file behind the first sweep."""
+        errors: list[OSError] = []
+        for _ in range(3):
+            errors.clear()
+            self.files.remove_tree(self._root, doomed, errors.append)
+            if not errors:
+                return
+        if not isinstance(errors[-1], FileNotFoundError):
+            _log.warning("part of a deleted model could not be removed", reason=errors[-1].strerror)
 
     def write_high_water_mark(self, model_id: str, number: int) -> None:
         """Persist the number up to which none may be given again."""
@@ -276,6 +310,7 @@ class ArchiveDirectory:
         self._require_writable()
         data_name = layout.data_file_name(info.model_id, info.number)
         version_name = layout.version_file_name(info.model_id, info.number)
+        self._require_absent(new.directory, data_name, version_name)
         try:
             self.files.rename(new.directory, new.name, data_name)
             self._sync(self.files.sync_directory, new.directory)
@@ -287,6 +322,13 @@ class ArchiveDirectory:
                 with contextlib.suppress(OSError):
                     self.files.remove(new.directory, name)
             raise
+
+    def _require_absent(self, directory: int, *names: str) -> None:
+        """Refuse to replace what someone put there from outside under a number that was free."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                self.files.status_of(directory, name)
+                raise UnavailableError("the archive has this version already, from outside: have it looked at anew")
 
     def _write_durably(self, directory: int, name: str, text: bytes) -> None:
         """Write a file whole or not at all: temporary, synced, renamed, its directory synced."""
@@ -362,7 +404,7 @@ class ArchiveDirectory:
     def fingerprint(self, file: int) -> Fingerprint:
         """Return the fingerprint of an open file."""
         status = self.files.status(file)
-        return Fingerprint(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return Fingerprint(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
 
     @contextlib.contextmanager
     def _directory(self, model_id: str) -> Iterator[int]:
@@ -391,7 +433,3 @@ def _reason(error: layout.BadMetadata | OSError) -> str:
     if isinstance(error, OSError):
         return f"it cannot be read: {error.strerror}"
     return str(error)
-
-
-def _log_leftover(error: OSError) -> None:
-    _log.warning("part of a deleted model could not be removed", reason=error.strerror)

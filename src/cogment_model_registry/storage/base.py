@@ -12,7 +12,7 @@ All methods run on one event loop, may be called concurrently, and never block i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -122,12 +122,14 @@ class ModelContents:
         version_numbers: The numbers of its versions, ascending, as far as names tell: one of them may still turn out
             to be damaged when its metadata is read.
         damaged: What is wrong with versions that are known to be damaged, by number.
-        high_water_mark: No number up to this one may be given again: the one persisted, or the highest in use.
+        last_number: The highest number in use, by a sound version, a damaged one, or what is left of one; 0 for none.
+        high_water_mark: The number persisted up to which none may be given again; 0 for none.
     """
 
     info: ModelInfo
     version_numbers: Sequence[int] = ()
     damaged: dict[int, str] = field(default_factory=dict)
+    last_number: int = 0
     high_water_mark: int = 0
 
 
@@ -276,8 +278,12 @@ class Catalog(ABC):
         """Persist how far numbers were given. Watchers still there end with `UnavailableError`."""
 
     @abstractmethod
-    async def refresh(self) -> None:
-        """Take note of what was put into, or taken out of, the places that the catalog describes from outside."""
+    async def refresh(self, on_removed: Callable[[str], Awaitable[None]]) -> None:
+        """Take note of what was put into, or taken out of, the places that the catalog describes from outside.
+
+        Args:
+            on_removed: Called with the id of each model that is gone, while nobody else changes it.
+        """
 
     @abstractmethod
     def stop_watching(self) -> None:
@@ -309,7 +315,7 @@ class Catalog(ABC):
 
     @abstractmethod
     async def put_model(self, info: ModelInfo) -> None:
-        """Make the model visible, or replace its `user_data`."""
+        """Make the model visible, with whatever its archive has of it already, or replace its `user_data`."""
 
     @abstractmethod
     async def remove_model(self, model_id: str) -> None:
@@ -337,8 +343,8 @@ class Catalog(ABC):
         """Make a version invisible that was evicted. Does nothing when it is not there."""
 
     @abstractmethod
-    async def mark_damaged(self, error: DataLossError) -> None:
-        """Take a version out of the listing, and answer `get_versions` for it with `error`."""
+    async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
+        """Take a version of that life of its model out of the listing; `get_versions` then answers with `error`."""
 
     @abstractmethod
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:

@@ -44,8 +44,18 @@ class Files:
     """The operations on real files. A subclass may record them, or let them fail, for tests."""
 
     def open_root(self, path: str) -> int:
-        """Return a descriptor of the directory at `path`, created with those above it when missing."""
+        """Return a descriptor of the directory at `path`, created, durably, with those above it when missing."""
+        path = os.path.abspath(path)
+        parents: list[str] = []
+        while not os.path.isdir(path if not parents else parents[-1]):
+            parents.append(os.path.dirname(parents[-1] if parents else path))
         os.makedirs(path, mode=_DIRECTORY_MODE, exist_ok=True)
+        for parent in parents:
+            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self.sync_directory(descriptor)
+            finally:
+                os.close(descriptor)
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open_directory(self, parent: int, name: str) -> int:
@@ -53,11 +63,8 @@ class Files:
         return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
 
     def make_directory(self, parent: int, name: str) -> None:
-        """Create a directory, unless there is one."""
-        try:
-            os.mkdir(name, _DIRECTORY_MODE, dir_fd=parent)
-        except FileExistsError:
-            os.close(self.open_directory(parent, name))  # fails when it is something else
+        """Create a directory."""
+        os.mkdir(name, _DIRECTORY_MODE, dir_fd=parent)
 
     def list_directory(self, directory: int) -> list[Entry]:
         """Return what a directory has."""
@@ -141,10 +148,6 @@ class Files:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
-
-    def remove_directory(self, parent: int, name: str) -> None:
-        """Remove an empty directory."""
-        os.rmdir(name, dir_fd=parent)
 
     def remove_tree(self, parent: int, name: str, on_error: Callable[[OSError], None]) -> None:
         """Remove a directory with all it has, following no link, as far as it can be removed."""

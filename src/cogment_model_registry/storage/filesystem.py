@@ -255,7 +255,8 @@ class _FileReader(Reader):
         if self._hash:
             if self._hash.digest_text() != self._info.data_hash:
                 raise self._damage("its bytes do not match their hash")
-            self._archive.note_checked(self._info, self._fingerprint)
+            if self._fingerprint.is_settled:
+                self._archive.note_checked(self._info, self._fingerprint)
 
     def _damage(self, reason: str) -> DataLossError:
         return DataLossError.version(self._info.model_id, self._info.number, reason)

@@ -171,7 +171,7 @@ def parse_high_water_mark(text: bytes) -> int:
     Raises:
         BadMetadata: There is none.
     """
-    match = re.fullmatch(rb"([0-9]{1,10})\n", text)
+    match = re.fullmatch(rb"([0-9]{1,10})\n?", text)
     if not match or int(match[1]) > VERSION_NUMBER_MAX:
         raise BadMetadata("it is not a version number")
     return int(match[1])

@@ -13,8 +13,8 @@ import asyncio
 import bisect
 import contextlib
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import structlog
 from cachetools import LRUCache
@@ -25,7 +25,13 @@ from cogment_model_registry.errors import (
     NotFoundError,
     UnavailableError,
 )
-from cogment_model_registry.records import ModelInfo, VersionInfo, check_version_number, user_data_bytes
+from cogment_model_registry.records import (
+    VERSION_NUMBER_MAX,
+    ModelInfo,
+    VersionInfo,
+    check_version_number,
+    user_data_bytes,
+)
 from cogment_model_registry.storage.base import Archive, Catalog, ModelContents, ModelRef
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -111,12 +117,17 @@ class LocalCatalog(Catalog):
             for model in self._models.values():
                 group.create_task(self._persist_exactly(model))
 
-    async def refresh(self) -> None:
+    async def refresh(self, on_removed: Callable[[str], Awaitable[None]]) -> None:
         found = {contents.info.model_id for contents in await self._archive.scan()}
         for model_id in sorted(found | self._models.keys()):
             # Looked at again under the lock: what the scan saw may be older than what was stored since.
             async with self.exclusive(model_id):
-                self._refresh_model(model_id, await self._archive.scan_model(model_id))
+                contents = await self._archive.scan_model(model_id)
+                if contents is None and model_id in self._models:
+                    self._forget_model(self._models[model_id])
+                    await on_removed(model_id)
+                elif contents is not None:
+                    self._refresh_model(contents)
 
     def stop_watching(self) -> None:
         self._stopping = True
@@ -145,7 +156,9 @@ class LocalCatalog(Catalog):
         if model is not None:
             model.info = info
         else:
-            self._persist_ahead(self._add_model(ModelContents(info)))
+            # Its directory may have been put there from outside, with versions whose numbers are taken.
+            contents = await self._archive.scan_model(info.model_id) or ModelContents(info)
+            self._persist_ahead(self._add_model(replace(contents, info=info)))
 
     async def remove_model(self, model_id: str) -> None:
         model = self._require(model_id)
@@ -163,7 +176,7 @@ class LocalCatalog(Catalog):
         if number > model.persisted_number and model.persisting is not None:
             await asyncio.wait([model.persisting])
         if number > model.persisted_number:
-            await self._persist(model, number + self._number_block - 1)
+            await self._persist(model, self._block_end(number))
         model.next_number = number + 1
         self._persist_ahead(model)
         return number
@@ -183,9 +196,9 @@ class LocalCatalog(Catalog):
         if model is not None and number in model.transient:
             self._drop(model, number)
 
-    async def mark_damaged(self, error: DataLossError) -> None:
-        model = self._models.get(error.model_id or "")
-        if model is not None and error.version_number is not None:
+    async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
+        model = self._models.get(ref.model_id)
+        if model is not None and model.life == ref.life and error.version_number is not None:
             self._mark_damaged(model, error.version_number, error.reason)
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
@@ -249,8 +262,8 @@ class LocalCatalog(Catalog):
 
     def _add_model(self, contents: ModelContents) -> _Model:
         self._lives += 1
-        mark = contents.high_water_mark
-        model = _Model(contents.info, self._lives, next_number=mark + 1, persisted_number=mark)
+        last = max(contents.last_number, contents.high_water_mark)
+        model = _Model(contents.info, self._lives, next_number=last + 1, persisted_number=contents.high_water_mark)
         self._models[model.model_id] = model
         bisect.insort(self._ids, model.model_id)
         self._take_contents(model, contents)
@@ -277,23 +290,18 @@ class LocalCatalog(Catalog):
         model.removed = True
         model.wake_watchers()
 
-    def _refresh_model(self, model_id: str, contents: ModelContents | None) -> None:
+    def _refresh_model(self, contents: ModelContents) -> None:
         """Take note of what the archive has of a model now."""
-        model = self._models.get(model_id)
+        model = self._models.get(contents.info.model_id)
         if model is None:
-            if contents is not None:
-                self._add_model(contents)
-        elif contents is None:
-            self._forget_model(model)
-        else:
-            model.info = contents.info
-            # Not the high-water mark: it is our own, and ahead.
-            used = max([0, *contents.version_numbers, *contents.damaged])
-            model.next_number = max(model.next_number, used + 1)
-            # What was put there from outside may have a lower one, or none: the next number persists it anew.
-            model.persisted_number = contents.high_water_mark
-            self._take_contents(model, contents)
-            model.wake_watchers()
+            self._add_model(contents)
+            return
+        model.info = contents.info
+        model.next_number = max(model.next_number, contents.last_number + 1)
+        # What was put there from outside may have a lower mark, or none: the next number persists it anew.
+        model.persisted_number = contents.high_water_mark
+        self._take_contents(model, contents)
+        model.wake_watchers()
 
     # Versions.
 
@@ -361,8 +369,13 @@ class LocalCatalog(Catalog):
         """Let a new block be persisted when half of the last one is used up."""
         left = model.persisted_number - model.next_number + 1
         if left * 2 < self._number_block and (model.persisting is None or model.persisting.done()):
-            target = model.next_number + self._number_block - 1
-            model.persisting = asyncio.ensure_future(self._persist_quietly(model, target))
+            target = self._block_end(model.next_number)
+            if target > model.persisted_number:
+                model.persisting = asyncio.ensure_future(self._persist_quietly(model, target))
+
+    def _block_end(self, number: int) -> int:
+        """Return the last number of the block that begins at `number`."""
+        return min(number + self._number_block - 1, VERSION_NUMBER_MAX)
 
     async def _persist_quietly(self, model: _Model, number: int) -> None:
         # What fails here fails again, and is told, when the number is needed.
@@ -377,7 +390,7 @@ class LocalCatalog(Catalog):
         """Take back the numbers that were persisted ahead and not given."""
         if model.persisting is not None:
             await asyncio.wait([model.persisting])
-        if model.persisted_number != model.next_number - 1:
+        if model.persisted_number > model.next_number - 1:
             try:
                 await self._persist(model, model.next_number - 1)
             except ModelRegistryError as error:

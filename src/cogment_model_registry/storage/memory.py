@@ -142,6 +142,9 @@ class MemoryTransientStore(TransientStore):
         self._uploaded_bytes -= blob.size_bytes
         self.note_newest(info.model_id, info.number)
         self._numbers[info.model_id].add(info.number)
+        replaced = self._blobs.pop(key, None)
+        if replaced is not None:
+            self._release(replaced)
         while len(self._blobs) >= self._max_items and self._evict_one(pinned_too=True):
             pass
         self._blobs[key] = blob

@@ -76,12 +76,12 @@ class ArchiveSuite(VersionStoreSuite):
         assert list(contents.version_numbers) == [3]
         assert await store.scan_model("other") is None
 
-    async def test_numbers_in_use_are_below_the_high_water_mark(self, store: Archive) -> None:
+    async def test_numbers_in_use_and_the_high_water_mark_are_told_apart(self, store: Archive) -> None:
         await keep(store, describe("m", 5, b"data", True), b"data")
         await store.write_high_water_mark("m", 2)
         contents = await store.scan_model("m")
         assert contents is not None
-        assert contents.high_water_mark == 5
+        assert (contents.last_number, contents.high_water_mark) == (5, 2)
 
     async def test_user_data_of_a_model_is_replaced(self, store: Archive) -> None:
         await keep(store, describe("m", 1, b"data", True), b"data")

@@ -4,6 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AbstractAsyncContextManager, aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,7 +149,10 @@ class CatalogSuite(ABC):
 
     async def test_a_damaged_version_leaves_the_listing_and_says_so(self, catalog: Catalog) -> None:
         infos = [await publish(catalog, "m") for _ in range(3)]
-        await catalog.mark_damaged(DataLossError.version("m", 3, "its bytes do not match their hash"))
+        error = DataLossError.version("m", 3, "its bytes do not match their hash")
+        await catalog.mark_damaged(replace(await catalog.find("m"), life=-1), error)  # of another life: not meant
+        assert len(await catalog.list_versions("m", 0, 10)) == 3
+        await catalog.mark_damaged(await catalog.find("m"), error)
         assert await catalog.list_versions("m", 0, 10) == infos[:2]
         assert await catalog.get_versions("m", [-1]) == [infos[1]]
         for _ in range(2):
