@@ -19,7 +19,6 @@ from cogment_model_registry.errors import (
     NotFoundError,
     TooLargeError,
     UnavailableError,
-    quoted,
 )
 from cogment_model_registry.payload import PayloadCheck
 from cogment_model_registry.records import (
@@ -383,6 +382,4 @@ class Registry:
 
     def _check_count(self, name: str, count: int) -> None:
         if count > self._settings.request_max_items:
-            raise InvalidError(
-                f"{quoted(name)} has {count} entries; at most {self._settings.request_max_items} are allowed"
-            )
+            raise InvalidError(f"{name} has {count} entries; at most {self._settings.request_max_items} are allowed")
