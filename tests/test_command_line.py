@@ -22,7 +22,7 @@ import pytest
 
 from cogment_model_registry import __version__
 from cogment_model_registry.logs import DailyFileHandler
-from cogment_model_registry.settings import all_settings
+from cogment_model_registry.settings import Settings, all_settings
 from cogment_model_registry.wire import messages as m
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
 
@@ -135,8 +135,8 @@ def test_help_says_what_each_setting_does_with_its_variable_and_default() -> Non
     assert result.stderr == ""
     sections = re.split(r"^  (?:-h, )?--", result.stdout, flags=re.MULTILINE)[1:]
     shown = {re.split(r"[\s,]", section)[0]: "".join(section.split()) for section in sections}
-    assert list(shown) == [*[setting.name for setting in all_settings()], "version", "help"]
-    for setting in all_settings():
+    assert list(shown) == [*[setting.name for setting in all_settings(Settings)], "version", "help"]
+    for setting in all_settings(Settings):
         text = shown[setting.name]
         assert "".join(setting.help.split()) in text
         assert setting.environment in text
@@ -146,7 +146,7 @@ def test_help_says_what_each_setting_does_with_its_variable_and_default() -> Non
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_help_breaks_no_name_of_a_variable(columns: str) -> None:
     words = run_cogment(*REGISTRY, "--help", environment={"COLUMNS": columns}).stdout.replace(";", " ").split()
-    assert [setting.environment for setting in all_settings() if setting.environment not in words] == []
+    assert [setting.environment for setting in all_settings(Settings) if setting.environment not in words] == []
 
 
 # Settings.
@@ -193,7 +193,7 @@ def test_flag_beats_the_environment(tmp_path: Path) -> None:
     ],
 )
 def test_setting_that_is_not_allowed_ends_the_start_with_one_line(tmp_path: Path, name: str, text: str) -> None:
-    setting = next(setting for setting in all_settings() if setting.name == name)
+    setting = next(setting for setting in all_settings(Settings) if setting.name == name)
     by_flag = run_cogment(*REGISTRY, f"--{name}={text}", cwd=tmp_path)
     assert is_refused(by_flag, f"--{name}", text, setting.kind.allowed)
     by_variable = run_cogment(*REGISTRY, cwd=tmp_path, environment={setting.environment: text})

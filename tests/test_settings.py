@@ -85,7 +85,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "grace_seconds": (("1", 1.0), ("0", 0.0)),
 }
 
-SETTINGS = {setting.name: setting for setting in all_settings()}
+SETTINGS = {setting.name: setting for setting in all_settings(Settings)}
 each_setting = pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 
 
@@ -112,8 +112,8 @@ def test_limit_is_a_setting_with_its_default(name: str) -> None:
 
 
 def test_every_field_is_a_setting_with_a_variable_of_its_own() -> None:
-    assert [setting.name for setting in all_settings()] == [field.name for field in fields(Settings)]
-    assert len({setting.environment for setting in all_settings()}) == len(SETTINGS)
+    assert [setting.name for setting in all_settings(Settings)] == [field.name for field in fields(Settings)]
+    assert len({setting.environment for setting in all_settings(Settings)}) == len(SETTINGS)
     assert VALUES.keys() == SETTINGS.keys()
 
 

@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 
-from cogment_model_registry.settings import Setting, all_settings
+from cogment_model_registry.settings import Setting, Settings, all_settings
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCUMENTS = ("README.md", "docs/configuration.md")
@@ -16,7 +16,10 @@ DOCUMENTS = ("README.md", "docs/configuration.md")
 
 def short_table() -> str:
     """Return the table of the README: what there is, and the defaults."""
-    rows = [f"| `--{setting.name}` | `{setting.environment}` | {setting.default_text} |" for setting in all_settings()]
+    rows = [
+        f"| `--{setting.name}` | `{setting.environment}` | {setting.default_text} |"
+        for setting in all_settings(Settings)
+    ]
     return "\n".join(["| flag | environment variable | default |", "|---|---|---|", *rows])
 
 
@@ -40,7 +43,11 @@ def section(setting: Setting) -> str:
 def filled(document: str) -> str:
     """Return the text of a document with its table made anew."""
     text = (ROOT / document).read_text()
-    made = short_table() if document == "README.md" else "\n\n".join(section(setting) for setting in all_settings())
+    made = (
+        short_table()
+        if document == "README.md"
+        else "\n\n".join(section(setting) for setting in all_settings(Settings))
+    )
     pattern = r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)"
     new, count = re.subn(pattern, lambda _match: made + "\n", text, flags=re.DOTALL)
     if count != 1:

@@ -6,7 +6,8 @@
     ├── TooLargeError       it does not fit a limit, the memory budget or the disk
     ├── DataLossError       what is stored is damaged
     ├── TimedOutError       the other side took too long
-    ├── UnavailableError    the registry cannot do it now: it stops, or its archive fails
+    ├── UnavailableError    the registry cannot do it now: its archive fails
+    │   └── StoppingError   ... or it stops
     ├── SettingError        a setting has a value that is not allowed
     └── StartError          the server cannot start
 
@@ -80,6 +81,13 @@ class UnavailableError(ModelRegistryError):
     """The registry cannot do it now; it may later."""
 
 
+class StoppingError(UnavailableError):
+    """The server is stopping."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is stopping")
+
+
 class SettingError(ModelRegistryError):
     """A setting has a value that is not allowed.
 
@@ -100,10 +108,17 @@ class StartError(ModelRegistryError):
     """The server cannot start: its port or its archive directory cannot be had."""
 
 
-_QUOTED_MAX_CHARACTERS = 160
+_SHOWN_MAX_CHARACTERS = 160
 
 
 def quoted(text: str) -> str:
     """Return `text` in quotes, escaped and cut to what fits a line, for use in a message."""
-    shown = text if len(text) <= _QUOTED_MAX_CHARACTERS else text[:_QUOTED_MAX_CHARACTERS] + "…"
+    shown = text if len(text) <= _SHOWN_MAX_CHARACTERS else text[:_SHOWN_MAX_CHARACTERS] + "…"
     return json.dumps(shown, ensure_ascii=not shown.isprintable())
+
+
+def shown(value: object) -> object:
+    """Return a value for the log: a text that could do harm there, by its length or its characters, in quotes."""
+    if isinstance(value, str) and not (value.isprintable() and len(value) <= _SHOWN_MAX_CHARACTERS):
+        return quoted(value)
+    return value

@@ -16,7 +16,7 @@ import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from cogment_model_registry.errors import StartError
-from cogment_model_registry.settings import Settings
+from cogment_model_registry.settings import ServiceSettings
 
 TRACE = 5
 
@@ -33,7 +33,7 @@ _LEVELS = {
 }
 
 
-def configure(settings: Settings) -> None:
+def configure(settings: ServiceSettings) -> None:
     """Let the process log as the settings say.
 
     Raises:
@@ -76,7 +76,7 @@ def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDi
 _SHARED: list[Processor] = [structlog.stdlib.add_log_level, _add_time]
 
 
-def _rendering(settings: Settings, coloured: bool) -> list[Processor]:
+def _rendering(settings: ServiceSettings, coloured: bool) -> list[Processor]:
     if settings.log_format == "json":
         return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
     return [structlog.dev.ConsoleRenderer(colors=coloured, exception_formatter=structlog.dev.plain_traceback)]

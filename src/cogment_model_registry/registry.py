@@ -57,6 +57,7 @@ class RegistryStatus:
     Attributes:
         models: Models that exist.
         versions: Versions that can be retrieved.
+        archived_bytes: Bytes of archived versions.
         transient: How full the transient store is.
         uploads: Uploads under way.
         readers: Retrievals under way.
@@ -67,6 +68,7 @@ class RegistryStatus:
 
     models: int
     versions: int
+    archived_bytes: int
     transient: TransientUsage
     uploads: int
     readers: int
@@ -310,12 +312,13 @@ class Registry:
         finally:
             self._watchers -= 1
 
-    async def status(self) -> RegistryStatus:
-        """Return how the registry is doing."""
-        models, versions = await self._catalog.counts()
+    def status(self) -> RegistryStatus:
+        """Return how the registry is doing. May be called from any thread."""
+        counts = self._catalog.counts
         return RegistryStatus(
-            models=models,
-            versions=versions,
+            models=counts.models,
+            versions=counts.versions,
+            archived_bytes=counts.archived_bytes,
             transient=self._transient.usage,
             uploads=self._uploads,
             readers=self._readers,

@@ -1,36 +1,44 @@
-"""The server: composition root and life cycle.
+"""The model registry as a server: composition root and life cycle.
 
-    settings -> archive, transient store, catalog -> registry -> service -> gRPC
+    settings -> archive, transient store, catalog -> registry -> service -> gRPC -> Directory
 
-Starting goes from left to right, so that nothing is served before all of it works; stopping goes back: no new calls,
-watchers told, transfers given their grace, numbers persisted, the archive released.
+Starting goes from left to right, so that nothing is served before all of it works; stopping goes back: deregistered,
+no new calls, watchers told, transfers given their grace, numbers persisted, the archive released.
 """
 
 import asyncio
+import contextlib
 import os
-import signal
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc.aio
 import structlog
-from grpc_reflection.v1alpha import reflection
 
+from cogment_model_registry import life_cycle
 from cogment_model_registry._version import __version__
-from cogment_model_registry.errors import ModelRegistryError, StartError
+from cogment_model_registry.directory.registration import Registration, State
+from cogment_model_registry.health import Health
+from cogment_model_registry.metrics import Metrics, MetricsServer, TimedFiles
 from cogment_model_registry.registry import Registry
 from cogment_model_registry.service import ModelRegistryService
 from cogment_model_registry.settings import ALL_INTERFACES, Settings
+from cogment_model_registry.storage.base import Archive
 from cogment_model_registry.storage.filesystem import DirectoryArchive
 from cogment_model_registry.storage.local_catalog import LocalCatalog
 from cogment_model_registry.storage.memory import MemoryTransientStore
 from cogment_model_registry.wire import messages
-from cogment_model_registry.wire.reflection import pool_with_json_names
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _HASH_THREADS = max(2, os.cpu_count() or 2)
+
+_HEALTH_SECONDS = 1.0
+"""How often health looks at the archive."""
+
+_DEREGISTER_SECONDS = 1.5
+"""How long stopping waits for the Directory at most: whoever asks it is to find nothing within two seconds."""
 
 
 class Server:
@@ -38,37 +46,13 @@ class Server:
 
     Attributes:
         port: The TCP port that it serves on.
+        metrics_port: The TCP port that its metrics are served on; None when they are not.
     """
 
-    def __init__(
-        self, grpc_server: grpc.aio.Server, service: ModelRegistryService, catalog: LocalCatalog, registry: Registry
-    ) -> None:
-        self._grpc_server = grpc_server
-        self._service = service
-        self._catalog = catalog
+    def __init__(self, port: int, metrics_port: int | None, registry: Registry) -> None:
+        self.port = port
+        self.metrics_port = metrics_port
         self._registry = registry
-        self.port = 0
-
-    async def start(self, settings: Settings) -> None:
-        """Begin to serve.
-
-        Raises:
-            StartError: The port cannot be had.
-        """
-        address = _address(settings)
-        try:
-            self.port = self._grpc_server.add_insecure_port(address)
-        except RuntimeError:
-            raise StartError(
-                f"port {settings.port} on {settings.host} cannot be had: it is in use, or not allowed"
-            ) from None
-        await self._grpc_server.start()
-
-    async def stop(self, grace_seconds: float) -> None:
-        """Take no new calls, end the watchers, and give transfers under way their grace."""
-        self._catalog.stop_watching()
-        await self._grpc_server.stop(grace_seconds)
-        await self._service.drained()
 
     async def refresh(self) -> None:
         """Take note of what changed in the archive from outside."""
@@ -83,11 +67,13 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         settings: What it is told.
 
     Raises:
-        StartError: The archive or the port cannot be had.
+        StartError: The archive or a port cannot be had, or there is nothing to register with the Directory.
     """
     async with AsyncExitStack() as stack:
+        metrics = Metrics()
         hashing = stack.enter_context(ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash"))
-        archive = DirectoryArchive(settings.archive_dir, settings.model_id_max_bytes)
+        files = TimedFiles(metrics.observe_sync)
+        archive = DirectoryArchive(settings.archive_dir, settings.model_id_max_bytes, files, metrics.observe_archive)
         stack.push_async_callback(archive.close)
         await archive.open()
         transient = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing)
@@ -95,55 +81,85 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         await catalog.open()
         stack.push_async_callback(catalog.close)
         registry = Registry(settings, catalog, archive, transient)
-        service = ModelRegistryService(registry, settings)
-        server = Server(_grpc_server(settings, service), service, catalog, registry)
-        await server.start(settings)
-        stack.push_async_callback(server.stop, settings.grace_seconds)
-        yield server
+        service = ModelRegistryService(registry, settings, metrics.observe_call)
+        health = Health(messages.SERVICE_NAMES)
+        grpc_server = _grpc_server(settings, service, health)
+        port = life_cycle.listen(grpc_server, settings.host, settings.port)
+        registration = Registration(settings, port) if settings.directory_endpoint else None
+        metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
+        metrics_port = None
+        if settings.metrics_port is not None:
+            host = "" if settings.host == ALL_INTERFACES else settings.host
+            metrics_server = MetricsServer(metrics, host, settings.metrics_port)
+            stack.callback(metrics_server.close)
+            metrics_port = metrics_server.port
+        await grpc_server.start()
+
+        async def stop_serving() -> None:
+            await health.stop()
+            catalog.stop_watching()
+            await grpc_server.stop(settings.grace_seconds)
+            await service.drained()
+
+        stack.push_async_callback(stop_serving)
+        await health.set_serving(not archive.failure)
+        stack.push_async_callback(_end, asyncio.create_task(_follow_health(health, archive)))
+        if registration is not None:
+            stack.push_async_callback(_end_registration, registration, asyncio.create_task(registration.run()))
+        yield Server(port, metrics_port, registry)
 
 
-def _grpc_server(settings: Settings, service: ModelRegistryService) -> grpc.aio.Server:
+def _grpc_server(settings: Settings, service: ModelRegistryService, health: Health) -> grpc.aio.Server:
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.request_max_bytes),
             ("grpc.max_send_message_length", -1),
             # Without this, a second server would share the port in silence.
             ("grpc.so_reuseport", 0),
+            ("grpc.keepalive_time_ms", int(settings.keepalive_seconds * 1000)),
+            ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Clients may ask as often, and while idle; gRPC would otherwise end their connections for it.
+            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+            ("grpc.http2.max_pings_without_data", 0),
+            ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ]
     )
     server.add_generic_rpc_handlers(service.handlers())
+    health.add_to(server)
     if settings.grpc_reflection:
-        names = [*messages.SERVICE_NAMES, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, server, pool=pool_with_json_names(names))
+        life_cycle.enable_reflection(server, [*messages.SERVICE_NAMES, *health.service_names])
     return server
 
 
-def _address(settings: Settings) -> str:
-    if settings.host == ALL_INTERFACES:
-        return f"[::]:{settings.port}"  # gRPC makes this both families, or IPv4 where there is no IPv6
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    return f"{host}:{settings.port}"
+async def _follow_health(health: Health, archive: Archive) -> None:
+    """Say that the server does not serve once its archive takes no writes."""
+    while True:
+        await asyncio.sleep(_HEALTH_SECONDS)
+        await health.set_serving(not archive.failure)
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """End a task that runs for ever."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _end_registration(registration: Registration, task: asyncio.Task[None]) -> None:
+    await _end(task)
+    await registration.end(_DEREGISTER_SECONDS)
 
 
 async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP looks at the archive anew.
 
     Raises:
-        StartError: The archive or the port cannot be had.
+        StartError: The archive or a port cannot be had, or there is nothing to register with the Directory.
     """
-    async with running(settings) as server, asyncio.TaskGroup() as tasks:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
 
-        def on_stop(number: signal.Signals) -> None:
-            if stop.is_set():
-                os._exit(128 + number)
-            _log.info("stopping", signal=number.name, grace_seconds=settings.grace_seconds)
-            stop.set()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_stop, number)
-        loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(_refresh(server)))
+    def announce(server: Server) -> None:
         _log.info(
             "serving",
             port=server.port,
@@ -152,14 +168,7 @@ async def serve(settings: Settings) -> None:
             version=__version__,
             cache_max_items=settings.cache_max_items,
             cache_max_bytes=settings.cache_max_bytes,
+            **({} if server.metrics_port is None else {"metrics_port": server.metrics_port}),
         )
-        await stop.wait()
-    _log.info("stopped")
 
-
-async def _refresh(server: Server) -> None:
-    try:
-        await server.refresh()
-        _log.info("looked at the archive anew")
-    except ModelRegistryError as error:
-        _log.error("could not look at the archive anew", reason=error.message)
+    await life_cycle.serve_until_signal(running(settings), announce, Server.refresh)

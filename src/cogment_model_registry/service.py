@@ -1,23 +1,19 @@
 """The calls of ModelRegistrySP: decode the request, call the registry, encode the reply.
 
-Requests are taken as raw bytes and decoded here, so that what is no message is the caller's fault (INVALID_ARGUMENT)
-and not the server's (INTERNAL, which gRPC's own decoding answers), and so that the bytes of an upload are not copied on
-the way. Every call goes through one of three wrappers, which know how an error becomes a status.
+How a call begins and ends is the business of `handlers`; here are the nine answers.
 """
 
 import asyncio
 import contextlib
 import platform
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
 
 import grpc
-import grpc.aio
-import structlog
 
 from cogment_model_registry._version import __version__
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
+from cogment_model_registry.handlers import Call, Handlers, Observer
 from cogment_model_registry.records import VersionHeader
 from cogment_model_registry.registry import Registry
 from cogment_model_registry.settings import Settings
@@ -25,27 +21,8 @@ from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire.frames import build_data_chunk
 from cogment_model_registry.wire.paging import ExplicitHandle, Page, cut_handle, parse_handle
 
-_log = structlog.stdlib.get_logger(__name__)
-
-_DETAILS_MAX_CHARACTERS = 1000
-"""Details travel as a header, and clients refuse 8 KiB of headers."""
-
 _BATCH = 1000
 """Entries of a listing that are asked for at once."""
-
-
-_T = TypeVar("_T")
-_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in gRPC's stubs alone
-
-
-class Context(Protocol):
-    """What a handler needs of gRPC's context, which has no usable types of its own."""
-
-    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
-        """End the call with a status."""
-
-    async def write(self, message: bytes) -> None:
-        """Send a message of a stream."""
 
 
 _DISCARD_QUIET_SECONDS = 0.05
@@ -73,46 +50,48 @@ class ModelRegistryService:
     Args:
         registry: What answers.
         settings: The limits of messages.
+        observe: Told of each finished call.
     """
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
+    def __init__(self, registry: Registry, settings: Settings, observe: Observer) -> None:
         self._registry = registry
         self._settings = settings
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._handlers = Handlers(observe)
 
     async def drained(self) -> None:
         """Wait until no call is under way."""
-        while self._calls:
-            await asyncio.wait(self._calls)
+        await self._handlers.drained()
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Return what to add to a `grpc.aio` server."""
         methods = {
-            "CreateOrUpdateModel": self._unary(self._create_or_update_model),
-            "DeleteModel": self._unary(self._delete_model),
-            "RetrieveModels": self._unary(self._retrieve_models),
-            "CreateVersion": self._streamed_request(self._create_version),
-            "RetrieveVersionInfos": self._unary(self._retrieve_version_infos),
-            "RetrieveVersionData": self._streamed_reply(self._retrieve_version_data),
-            "VersionUpdate": self._streamed_reply(self._version_update),
-            "Version": self._unary(self._version),
-            "Status": self._unary(self._status),
+            "CreateOrUpdateModel": self._handlers.unary("CreateOrUpdateModel", self._create_or_update_model),
+            "DeleteModel": self._handlers.unary("DeleteModel", self._delete_model),
+            "RetrieveModels": self._handlers.unary("RetrieveModels", self._retrieve_models),
+            "CreateVersion": self._handlers.streamed_request("CreateVersion", self._create_version),
+            "RetrieveVersionInfos": self._handlers.unary("RetrieveVersionInfos", self._retrieve_version_infos),
+            "RetrieveVersionData": self._handlers.streamed_reply("RetrieveVersionData", self._retrieve_version_data),
+            "VersionUpdate": self._handlers.streamed_reply("VersionUpdate", self._version_update),
+            "Version": self._handlers.unary("Version", self._version),
+            "Status": self._handlers.unary("Status", self._status),
         }
         return [grpc.method_handlers_generic_handler(name, methods) for name in messages.SERVICE_NAMES]
 
-    async def _create_or_update_model(self, data: bytes) -> bytes:
+    async def _create_or_update_model(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.CreateOrUpdateModelRequest, data)
         if not request.HasField("model_info"):
             raise InvalidError("CreateOrUpdateModel must have a model_info")
+        call.about(model_id=request.model_info.model_id)
         await self._registry.create_or_update_model(convert.model_from_message(request.model_info))
         return messages.CreateOrUpdateModelReply().SerializeToString()
 
-    async def _delete_model(self, data: bytes) -> bytes:
+    async def _delete_model(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.DeleteModelRequest, data)
+        call.about(model_id=request.model_id)
         await self._registry.delete_model(request.model_id)
         return messages.DeleteModelReply().SerializeToString()
 
-    async def _retrieve_models(self, data: bytes) -> bytes:
+    async def _retrieve_models(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.RetrieveModelsRequest, data)
         start = parse_handle(request.model_handle)
         page = Page(request.models_count, self._settings.reply_max_bytes)
@@ -127,15 +106,16 @@ class ModelRegistryService:
                     break
         return page.reply(str(start + len(page)) if len(page) else request.model_handle or "0")
 
-    async def _create_version(self, chunks: AsyncIterator[bytes]) -> bytes:
-        first = await self._next_chunk(chunks)
+    async def _create_version(self, chunks: AsyncIterator[bytes], call: Call) -> bytes:
+        first = await self._next_chunk(chunks, call)
         if first is None:
             raise InvalidError("CreateVersion must begin with a header; the stream was empty")
         if not isinstance(first, VersionHeader):
             raise InvalidError("CreateVersion must begin with a header; a body came first")
+        call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
         try:
             async with self._registry.create_version(first) as upload:
-                while (chunk := await self._next_chunk(chunks)) is not None:
+                while (chunk := await self._next_chunk(chunks, call)) is not None:
                     if isinstance(chunk, VersionHeader):
                         raise InvalidError("CreateVersion must have one header; a second one came")
                     await upload.write(chunk)
@@ -143,9 +123,10 @@ class ModelRegistryService:
         except ModelRegistryError:
             await _discard(chunks)
             raise
+        call.about(number=info.number)
         return messages.CreateVersionReply(version_info=convert.version_message(info)).SerializeToString()
 
-    async def _next_chunk(self, chunks: AsyncIterator[bytes]) -> VersionHeader | memoryview | None:
+    async def _next_chunk(self, chunks: AsyncIterator[bytes], call: Call) -> VersionHeader | memoryview | None:
         """Return what the next chunk of an upload carries; None at the end.
 
         Raises:
@@ -157,10 +138,11 @@ class ModelRegistryService:
         except TimeoutError:
             seconds = self._settings.upload_idle_seconds
             raise TimedOutError(f"the upload sent nothing for {seconds:g} seconds") from None
-        return None if data is None else convert.decode_upload_chunk(data)
+        return None if data is None else convert.decode_upload_chunk(call.count_received(data))
 
-    async def _retrieve_version_infos(self, data: bytes) -> bytes:
+    async def _retrieve_version_infos(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.RetrieveVersionInfosRequest, data)
+        call.about(model_id=request.model_id)
         page = Page(request.versions_count, self._settings.reply_max_bytes)
         if request.version_numbers:
             return await self._list_explicitly(request, page)
@@ -185,43 +167,40 @@ class ModelRegistryService:
             return page.reply(cut_handle(start + taken))
         return page.reply(str(versions[-1].number + 1) if taken else request.version_handle)
 
-    async def _retrieve_version_data(self, data: bytes, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _retrieve_version_data(self, data: bytes, call: Call) -> None:
         request = convert.decode(messages.RetrieveVersionDataRequest, data)
+        call.about(model_id=request.model_id, number=request.version_number)
         async with (
             self._registry.open_version(request.model_id, request.version_number) as reader,
             aclosing(reader.chunks(self._settings.sent_version_chunk_size)) as chunks,
         ):
+            call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
             async for parts in chunks:
-                await write(build_data_chunk(parts))
+                await call.write(build_data_chunk(parts))
 
-    async def _version_update(self, data: bytes, write: Callable[[bytes], Awaitable[None]]) -> None:
+    async def _version_update(self, data: bytes, call: Call) -> None:
         request = convert.decode(messages.VersionUpdateRequest, data)
+        call.about(model_id=request.model_id)
         async with aclosing(self._registry.watch(request.model_id)) as versions:
             async for info in versions:
                 reply = messages.VersionUpdateReply(version_info=convert.version_message(info))
-                await write(reply.SerializeToString())
+                await call.write(reply.SerializeToString())
 
-    async def _version(self, data: bytes) -> bytes:
+    async def _version(self, data: bytes, call: Call) -> bytes:
         convert.decode(messages.VersionRequest, data)
         versions = {
             "cogment-model-registry": __version__,
             "python": platform.python_version(),
             "grpcio": grpc.__version__,
         }
-        reply = messages.ServiceVersionInfo()
-        for name, version in versions.items():
-            reply.versions.add(name=name, version=version)
-        return reply.SerializeToString()
+        return messages.version_reply(versions).SerializeToString()
 
-    async def _status(self, data: bytes) -> bytes:
+    async def _status(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.StatusRequest, data)
-        statuses = await self._statuses() if request.names else {}
-        if "*" not in request.names:
-            statuses = {name: statuses[name] for name in request.names if name in statuses}
-        return messages.StatusReply(statuses=statuses).SerializeToString()
+        return messages.status_reply(self._statuses(), request.names).SerializeToString()
 
-    async def _statuses(self) -> dict[str, str]:
-        status = await self._registry.status()
+    def _statuses(self) -> dict[str, str]:
+        status = self._registry.status()
         return {
             "overall_load": str(status.load),
             "models": str(status.models),
@@ -235,40 +214,3 @@ class ModelRegistryService:
             "watchers": str(status.watchers),
             "archive": status.archive_failure or "ok",
         }
-
-    # How a call begins and ends.
-
-    def _unary(self, call: Callable[[bytes], Awaitable[bytes]]) -> _Handler:
-        async def handle(data: bytes, context: Context) -> bytes:
-            return await self._answer(context, call(data))
-
-        return grpc.unary_unary_rpc_method_handler(handle)
-
-    def _streamed_request(self, call: Callable[[AsyncIterator[bytes]], Awaitable[bytes]]) -> _Handler:
-        async def handle(chunks: AsyncIterator[bytes], context: Context) -> bytes:
-            return await self._answer(context, call(chunks))
-
-        return grpc.stream_unary_rpc_method_handler(handle)
-
-    def _streamed_reply(self, call: Callable[[bytes, Callable[[bytes], Awaitable[None]]], Awaitable[None]]) -> _Handler:
-        async def handle(data: bytes, context: Context) -> None:
-            await self._answer(context, call(data, context.write))
-
-        return grpc.unary_stream_rpc_method_handler(handle)
-
-    async def _answer(self, context: Context, call: Awaitable[_T]) -> _T:
-        """Await a call, and answer what goes wrong with the status that stands for it."""
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a call runs in a task")
-        self._calls.add(task)
-        try:
-            return await call
-        except ModelRegistryError as error:
-            status, details = convert.STATUS_BY_ERROR[type(error)], error.message
-        except Exception:
-            _log.exception("call failed for a reason of ours")
-            status, details = grpc.StatusCode.INTERNAL, "the registry failed; its log tells why"
-        finally:
-            self._calls.discard(task)
-        return await context.abort(status, details[:_DETAILS_MAX_CHARACTERS])

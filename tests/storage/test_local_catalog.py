@@ -168,11 +168,11 @@ async def test_a_refresh_sees_what_came_what_went_and_what_was_mended(archive: D
         await catalog.refresh(removed)
         assert [info.number for info in await catalog.list_versions("m", 0, 10)] == [2, 3, 4, 5, 6, 9]
         assert [info.model_id for info in await catalog.list_models(0, 10)] == ["m", "other"]
-        assert await catalog.counts() == (2, 6)
+        assert (catalog.counts.models, catalog.counts.versions) == (2, 6)
         assert (await publish(catalog, "m")).number == 10
         await archive.remove_model("other")
         await catalog.refresh(removed)
-        assert await catalog.counts() == (1, 7)
+        assert (catalog.counts.models, catalog.counts.versions) == (1, 7)
         assert gone == ["other"]
 
 

@@ -2,17 +2,19 @@
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import click
 
+from cogment_model_registry import logs
 from cogment_model_registry._version import __version__
-from cogment_model_registry.settings import Setting, Settings, all_settings
+from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
 _NEW_LINE = "\f\n"  # click would join lines that end otherwise
 
 _F = TypeVar("_F", bound=Callable[..., object])
+_S = TypeVar("_S", bound=ServiceSettings)
 
 
 class _Services(click.Group):
@@ -58,26 +60,52 @@ def _setting_option(setting: Setting) -> Callable[[_F], _F]:
     return click.option(f"--{setting.name}", help=help_text, metavar=setting.kind.placeholder, default=None)
 
 
-def _setting_options(command: _F) -> _F:
-    for setting in reversed(all_settings()):
-        command = _setting_option(setting)(command)
-    return command
+def _setting_options(settings_class: type[ServiceSettings]) -> Callable[[_F], _F]:
+    """Return the decorator that adds the flags of all settings of a class."""
+
+    def decorate(command: _F) -> _F:
+        for setting in reversed(all_settings(settings_class)):
+            command = _setting_option(setting)(command)
+        return command
+
+    return decorate
+
+
+def _load(settings_class: type[_S], flags: Mapping[str, str | None]) -> _S:
+    """Return the settings that flags and environment give, with the log set up as they say."""
+    settings = settings_class.load({name: text for name, text in flags.items() if text is not None}, os.environ)
+    # gRPC is imported after this, so that --help and a wrong flag answer without loading it, and so that its C core,
+    # which would write to standard error by itself, finds the level it is to log at.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    logs.configure(settings)
+    return settings
 
 
 @services.command("model_registry", cls=_ServiceCommand, context_settings={"max_content_width": 120})
-@_setting_options
+@_setting_options(Settings)
 @click.version_option(__version__, message="cogment services model_registry (cogment-model-registry) %(version)s")
 def model_registry(**flags: str | None) -> None:
     """Run the model registry.
 
     A flag beats its environment variable, which beats the default. SIGTERM and SIGINT stop the server once what is
-    under way is done; SIGHUP makes it look at the archive directory anew.
+    under way is done, a second one ends it at once; SIGHUP makes it look at the archive directory anew.
     """
-    settings = Settings.load({name: text for name, text in flags.items() if text is not None}, os.environ)
-    # Imported late, so that --help and a wrong flag answer without loading gRPC, and so that its C core, which would
-    # write to standard error by itself, finds the level it is to log at.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from cogment_model_registry import logs, server  # noqa: PLC0415
+    settings = _load(Settings, flags)
+    from cogment_model_registry import server  # noqa: PLC0415
 
-    logs.configure(settings)
+    asyncio.run(server.serve(settings))
+
+
+@services.command("directory", cls=_ServiceCommand, context_settings={"max_content_width": 120})
+@_setting_options(DirectorySettings)
+@click.version_option(__version__, message="cogment services directory (cogment-model-registry) %(version)s")
+def directory(**flags: str | None) -> None:
+    """Run a Directory, where services register and others find them.
+
+    A flag beats its environment variable, which beats the default. SIGTERM and SIGINT stop the server once what is
+    under way is done, a second one ends it at once.
+    """
+    settings = _load(DirectorySettings, flags)
+    from cogment_model_registry.directory import server  # noqa: PLC0415
+
     asyncio.run(server.serve(settings))

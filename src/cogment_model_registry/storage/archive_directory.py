@@ -172,13 +172,21 @@ class ArchiveDirectory:
             if not is_model and not metadata:
                 return None
             damaged = dict(_damage_by_names(metadata, data))
+            numbers = sorted(metadata.keys() - damaged.keys())
             return ModelContents(
                 info=self._read_model(directory, model_id),
-                version_numbers=sorted(metadata.keys() - damaged.keys()),
+                version_numbers=numbers,
+                size_bytes={number: self._data_bytes(directory, model_id, number) for number in numbers},
                 damaged=damaged,
                 last_number=max([0, *metadata, *data]),
                 high_water_mark=self._read_high_water_mark(directory, model_id),
             )
+
+    def _data_bytes(self, directory: int, model_id: str, number: int) -> int:
+        try:
+            return self.files.status_of(directory, layout.data_file_name(model_id, number)).st_size
+        except FileNotFoundError:
+            return 0
 
     def _read_model(self, directory: int, model_id: str) -> ModelInfo:
         """Return a model; without `user_data` when its metadata is damaged, so that its versions can be had."""

@@ -12,7 +12,7 @@ All methods run on one event loop, may be called concurrently, and never block i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -121,6 +121,7 @@ class ModelContents:
         info: The model.
         version_numbers: The numbers of its versions, ascending, as far as names tell: one of them may still turn out
             to be damaged when its metadata is read.
+        size_bytes: The bytes of each of these versions, by number.
         damaged: What is wrong with versions that are known to be damaged, by number.
         last_number: The highest number in use, by a sound version, a damaged one, or what is left of one; 0 for none.
         high_water_mark: The number persisted up to which none may be given again; 0 for none.
@@ -128,6 +129,7 @@ class ModelContents:
 
     info: ModelInfo
     version_numbers: Sequence[int] = ()
+    size_bytes: dict[int, int] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
     last_number: int = 0
     high_water_mark: int = 0
@@ -212,6 +214,7 @@ class TransientUsage:
         held_bytes: Those of them that cannot be evicted now: being read, or promised to uploads.
         max_items: The bound on items.
         max_bytes: The bound on bytes.
+        evictions: How many versions were evicted so far, by what there was no room for: ``items`` or ``bytes``.
     """
 
     items: int
@@ -219,6 +222,7 @@ class TransientUsage:
     held_bytes: int
     max_items: int
     max_bytes: int
+    evictions: Mapping[str, int]
 
 
 class TransientStore(VersionStore):
@@ -244,7 +248,7 @@ class TransientStore(VersionStore):
     @property
     @abstractmethod
     def usage(self) -> TransientUsage:
-        """How full it is."""
+        """How full it is. May be read from any thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,6 +262,21 @@ class ModelRef:
 
     model_id: str
     life: int
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogCounts:
+    """How much a catalog has.
+
+    Attributes:
+        models: Models.
+        versions: Versions of both tiers.
+        archived_bytes: Bytes of archived versions.
+    """
+
+    models: int
+    versions: int
+    archived_bytes: int
 
 
 class Catalog(ABC):
@@ -375,6 +394,7 @@ class Catalog(ABC):
             UnavailableError: The catalog stops.
         """
 
+    @property
     @abstractmethod
-    async def counts(self) -> tuple[int, int]:
-        """Return how many models and how many versions are visible."""
+    def counts(self) -> CatalogCounts:
+        """How much is visible. May be read from any thread."""

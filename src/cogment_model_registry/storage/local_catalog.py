@@ -23,7 +23,7 @@ from cogment_model_registry.errors import (
     DataLossError,
     ModelRegistryError,
     NotFoundError,
-    UnavailableError,
+    StoppingError,
 )
 from cogment_model_registry.records import (
     VERSION_NUMBER_MAX,
@@ -32,7 +32,7 @@ from cogment_model_registry.records import (
     check_version_number,
     user_data_bytes,
 )
-from cogment_model_registry.storage.base import Archive, Catalog, ModelContents, ModelRef
+from cogment_model_registry.storage.base import Archive, Catalog, CatalogCounts, ModelContents, ModelRef
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -62,6 +62,7 @@ class _Model:
     numbers: list[int] = field(default_factory=list)
     transient: dict[int, VersionInfo] = field(default_factory=dict)
     unread: set[int] = field(default_factory=set)
+    archived_bytes: dict[int, int] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
     watchers: set[asyncio.Event] = field(default_factory=set)
     removed: bool = False
@@ -82,6 +83,7 @@ class _Model:
             del self.numbers[position]
         self.transient.pop(number, None)
         self.unread.discard(number)
+        self.archived_bytes.pop(number, None)
 
     def wake_watchers(self) -> None:
         for watcher in self.watchers:
@@ -103,6 +105,7 @@ class LocalCatalog(Catalog):
         self._ids: list[str] = []  # ascending
         self._lives = 0
         self._versions_count = 0
+        self._archived_bytes = 0
         self._infos: LRUCache[tuple[int, int], VersionInfo] = LRUCache(_INFO_CACHE_BYTES, _info_bytes)
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._stopping = False
@@ -187,6 +190,8 @@ class LocalCatalog(Catalog):
         self._versions_count += 1
         if info.archived:
             self._infos[model.life, info.number] = info
+            model.archived_bytes[info.number] = info.data_size_bytes
+            self._archived_bytes += info.data_size_bytes
         else:
             model.transient[info.number] = info
         model.wake_watchers()
@@ -238,7 +243,7 @@ class LocalCatalog(Catalog):
                 await news.wait()
                 news.clear()
                 if self._stopping:
-                    raise UnavailableError("the registry is stopping")
+                    raise StoppingError
                 if model.removed:
                     raise NotFoundError.model(model_id)
                 if model.numbers and model.numbers[-1] > last_number:
@@ -249,8 +254,9 @@ class LocalCatalog(Catalog):
         finally:
             model.watchers.discard(news)
 
-    async def counts(self) -> tuple[int, int]:
-        return len(self._models), self._versions_count
+    @property
+    def counts(self) -> CatalogCounts:
+        return CatalogCounts(len(self._models), self._versions_count, self._archived_bytes)
 
     # Models.
 
@@ -279,6 +285,9 @@ class LocalCatalog(Catalog):
         model.unread.update(archived)
         model.numbers = sorted([*model.numbers, *archived])
         self._versions_count += len(archived)
+        sizes = {number: contents.size_bytes.get(number, 0) for number in archived}
+        model.archived_bytes.update(sizes)
+        self._archived_bytes += sum(sizes.values())
         for number, reason in contents.damaged.items():
             self._mark_damaged(model, number, reason)
 
@@ -287,6 +296,7 @@ class LocalCatalog(Catalog):
         del self._models[model.model_id]
         self._ids.pop(bisect.bisect_left(self._ids, model.model_id))
         self._versions_count -= len(model.numbers)
+        self._archived_bytes -= sum(model.archived_bytes.values())
         model.removed = True
         model.wake_watchers()
 
@@ -308,6 +318,7 @@ class LocalCatalog(Catalog):
     def _drop(self, model: _Model, number: int) -> None:
         if model.has(number):
             self._versions_count -= 1
+            self._archived_bytes -= model.archived_bytes.get(number, 0)
         model.drop(number)
         self._infos.pop((model.life, number), None)
 

@@ -60,6 +60,7 @@ class MemoryTransientStore(TransientStore):
         self._numbers: defaultdict[str, set[int]] = defaultdict(set)
         self._newest: dict[str, int] = {}
         self._evicted: list[_Key] = []
+        self._evictions = {"items": 0, "bytes": 0}
         self._held_bytes = 0
         self._pinned_bytes = 0
         self._promised_bytes = 0
@@ -74,6 +75,7 @@ class MemoryTransientStore(TransientStore):
             held_bytes=self._unevictable_bytes,
             max_items=self._max_items,
             max_bytes=self._max_bytes,
+            evictions=dict(self._evictions),
         )
 
     @property
@@ -119,7 +121,7 @@ class MemoryTransientStore(TransientStore):
     def allocate(self, blob: _Blob, size_bytes: int, model_id: str) -> None:
         """Move `size_bytes` promised bytes to those held for an upload's `blob`, evicting what is in the way."""
         while self._held_bytes + size_bytes > self._max_bytes:
-            if not self._evict_one(pinned_too=False):
+            if not self._evict_one("bytes", pinned_too=False):
                 message = f"no room for {size_bytes} bytes: what the memory budget has is being read or uploaded"
                 raise TooLargeError(message, model_id=model_id)
         self._promised_bytes -= size_bytes
@@ -145,7 +147,7 @@ class MemoryTransientStore(TransientStore):
         replaced = self._blobs.pop(key, None)
         if replaced is not None:
             self._release(replaced)
-        while len(self._blobs) >= self._max_items and self._evict_one(pinned_too=True):
+        while len(self._blobs) >= self._max_items and self._evict_one("items", pinned_too=True):
             pass
         self._blobs[key] = blob
 
@@ -163,7 +165,7 @@ class MemoryTransientStore(TransientStore):
             if blob.evicted:
                 self._free(blob)
 
-    def _evict_one(self, *, pinned_too: bool) -> bool:
+    def _evict_one(self, reason: str, *, pinned_too: bool) -> bool:
         """Evict the version that may go first; return whether there was one.
 
         Evicting a version that is being read makes room for another version, but not for its bytes.
@@ -184,6 +186,7 @@ class MemoryTransientStore(TransientStore):
             del self._numbers[model_id]
             del self._newest[model_id]
         self._evicted.append(key)
+        self._evictions[reason] += 1
         self._release(blob)
         return True
 

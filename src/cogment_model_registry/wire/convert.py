@@ -19,7 +19,7 @@ from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.wire import messages
 from cogment_model_registry.wire.frames import split_body
 
-STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
+STATUS_BY_ERROR: Mapping[type, grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -28,6 +28,13 @@ STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
 
+
+def status_of(error: ModelRegistryError) -> grpc.StatusCode:
+    """Return the status that stands for an error; that of its nearest kind in the table."""
+    return next((STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_BY_ERROR), _OTHERWISE)
+
+
+_OTHERWISE = grpc.StatusCode.INTERNAL
 
 _AnyMessage = TypeVar("_AnyMessage", bound=Message)
 

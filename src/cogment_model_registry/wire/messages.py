@@ -1,5 +1,7 @@
 """The messages of the API under one name, wherever their generated modules lie."""
 
+from collections.abc import Collection, Mapping
+
 from cogment_model_registry.wire._generated.cogment import model_registry_pb2 as alias_pb2
 from cogment_model_registry.wire._generated.cogment.api import common_pb2, model_registry_pb2
 
@@ -29,3 +31,18 @@ ServiceVersionInfo = common_pb2.VersionInfo
 VersionRequest = common_pb2.VersionRequest
 VersionUpdateReply = model_registry_pb2.VersionUpdateReply
 VersionUpdateRequest = model_registry_pb2.VersionUpdateRequest
+
+
+def version_reply(versions: Mapping[str, str]) -> common_pb2.VersionInfo:
+    """Return the reply to `Version`: the parts of a service and their versions."""
+    reply = common_pb2.VersionInfo()
+    for name, version in versions.items():
+        reply.versions.add(name=name, version=version)
+    return reply
+
+
+def status_reply(statuses: Mapping[str, str], names: Collection[str]) -> common_pb2.StatusReply:
+    """Return the reply to `Status`: those of the statuses that are asked for, all of them for ``*``."""
+    return common_pb2.StatusReply(
+        statuses={name: value for name, value in statuses.items() if name in names or "*" in names}
+    )

@@ -1,0 +1,244 @@
+"""`cogment client directory`: looking into any Directory, and changing it, by hand.
+
+The names of commands and flags are those of the original; `--json` and `--timeout` are ours.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from cogment_model_registry.directory_records import Details, Endpoint, Protocol, Service, ServiceType
+from cogment_model_registry.errors import NotFoundError, UnavailableError
+from cogment_model_registry.settings import parse_endpoint, parse_properties
+
+if TYPE_CHECKING:
+    from cogment_model_registry.directory.client import DirectoryClient
+
+_F = TypeVar("_F", bound=Callable[..., object])
+_T = TypeVar("_T")
+
+_POLL_SECONDS = 0.5
+
+
+class _Parsed(click.ParamType[object]):
+    """A parameter that a function of the settings parses."""
+
+    def __init__(self, name: str, parse: Callable[[str], object], allowed: str) -> None:
+        self.name = name
+        self._parse = parse
+        self._allowed = allowed
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ValueError:
+            self.fail(f"{value!r} is not allowed; it must be {self._allowed}", param, ctx)
+
+
+_ENDPOINT = _Parsed("endpoint", parse_endpoint, "an endpoint of the form grpc://host:port")
+_PROPERTIES = _Parsed("properties", parse_properties, 'properties of the form "name=value,name,name=value"')
+_TYPE = _Parsed("type", ServiceType, f"one of {', '.join(each.value for each in ServiceType)}")
+
+
+def _common_options(command: _F) -> _F:
+    """Add the flags that all commands share."""
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+        click.option(
+            "--directory_authentication_token",
+            "token",
+            envvar="COGMENT_DIRECTORY_AUTHENTICATION_TOKEN",
+            show_envvar=True,
+            default="",
+            help="Token of the services.",
+        ),
+        click.option(
+            "--directory_endpoint",
+            "endpoint",
+            type=_ENDPOINT,
+            envvar="COGMENT_DIRECTORY_ENDPOINT",
+            show_envvar=True,
+            default="grpc://localhost:9005",
+            show_default=True,
+            help="Where the Directory is.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def directory() -> None:
+    """Look into a Directory, or change it."""
+
+
+@directory.command()
+@_common_options
+@click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the one service to find.")
+@click.option("--type", "service_type", type=_TYPE, help="Type of the services to find.")
+@click.option("--properties", type=_PROPERTIES, help="Properties that the services to find must have.")
+def inquire(
+    *,
+    endpoint: str,
+    token: str,
+    as_json: bool,
+    service_id: int | None,
+    service_type: ServiceType | None,
+    properties: dict[str, str] | None,
+) -> None:
+    """Find services, by id or by type and properties."""
+    inquiry = _inquiry(service_id, service_type, properties)
+    services = _ask(endpoint, token, lambda client: client.inquire(inquiry))
+    if as_json:
+        click.echo(json.dumps([_as_json(service) for service in services], ensure_ascii=False, indent=2))
+        return
+    click.echo(f"[{len(services)}] Services found")
+    for service in services:
+        _show(service)
+
+
+@directory.command("wait_for_ready")
+@_common_options
+@click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the service to wait for.")
+@click.option("--type", "service_type", type=_TYPE, help="Type of the service to wait for.")
+@click.option("--properties", type=_PROPERTIES, help="Properties that it must have.")
+@click.option(
+    "--timeout", "timeout_seconds", type=click.FloatRange(0), default=60, show_default=True, help="Seconds to wait."
+)
+def wait_for_ready(
+    *,
+    endpoint: str,
+    token: str,
+    as_json: bool,
+    service_id: int | None,
+    service_type: ServiceType | None,
+    properties: dict[str, str] | None,
+    timeout_seconds: float,
+) -> None:
+    """Wait until the Directory answers, or until it hands out a service that matches."""
+    if service_id is None and service_type is None:
+        inquiry: Details | int = Details(ServiceType.OTHER)
+        wanted = False
+    else:
+        inquiry = _inquiry(service_id, service_type, properties)
+        wanted = True
+
+    async def wait(client: "DirectoryClient") -> list[Service]:
+        last: UnavailableError | None = None
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while True:
+                    try:
+                        services = await client.inquire(inquiry)
+                        if services or not wanted:
+                            return services
+                        last = None
+                    except UnavailableError as error:
+                        last = error
+                    await asyncio.sleep(_POLL_SECONDS)
+        except TimeoutError:
+            raise last or NotFoundError(f"no such service is ready after {timeout_seconds:g} seconds") from None
+
+    services = _ask(endpoint, token, wait)
+    if as_json:
+        click.echo(json.dumps([_as_json(service) for service in services], ensure_ascii=False, indent=2))
+        return
+    click.echo("ready")
+
+
+@directory.command()
+@_common_options
+@click.option("--protocol", type=click.Choice(["grpc", "cogment"]), default="grpc", show_default=True)
+@click.option("--host", required=True, help="Host of the service.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port of the service.")
+@click.option("--ssl_required", type=bool, default=False, show_default=True, help="Whether it wants encryption.")
+@click.option("--type", "service_type", type=_TYPE, required=True, help="Type of the service.")
+@click.option("--permanent", type=bool, default=False, show_default=True, help="Whether it stays without checks.")
+@click.option("--properties", type=_PROPERTIES, default="", help='Properties such as "name=value,name".')
+def register(
+    *,
+    endpoint: str,
+    token: str,
+    as_json: bool,
+    protocol: str,
+    host: str,
+    port: int,
+    ssl_required: bool,
+    service_type: ServiceType,
+    permanent: bool,
+    properties: dict[str, str],
+) -> None:
+    """Add a service. Its secret, which is printed, is needed to remove it."""
+    over_grpc = Protocol.GRPC_SSL if ssl_required else Protocol.GRPC
+    where = Endpoint(Protocol.COGMENT if protocol == "cogment" else over_grpc, host, port)
+    details = Details(service_type, properties)
+    service_id, secret = _ask(endpoint, token, lambda client: client.register(where, details, permanent=permanent))
+    if as_json:
+        click.echo(json.dumps({"service_id": service_id, "secret": secret}))
+    else:
+        click.echo(f"Service ID [{service_id}]  Secret [{secret}]")
+
+
+@directory.command()
+@_common_options
+@click.option("--service_id", type=click.IntRange(1, 2**64 - 1), required=True, help="Id of the service.")
+@click.option("--secret", required=True, help="Its secret, from when it was added.")
+def deregister(endpoint: str, token: str, as_json: bool, service_id: int, secret: str) -> None:
+    """Remove a service."""
+    _ask(endpoint, token, lambda client: client.deregister(service_id, secret))
+    if as_json:
+        click.echo(json.dumps({"service_id": service_id}))
+
+
+def _inquiry(
+    service_id: int | None, service_type: ServiceType | None, properties: dict[str, str] | None
+) -> Details | int:
+    """Return what to inquire, from flags of which some exclude each other."""
+    if service_id is not None:
+        if service_type is not None or properties is not None:
+            raise click.UsageError("--service_id goes without --type and --properties")
+        return service_id
+    if service_type is None:
+        raise click.UsageError("give --service_id, or --type with or without --properties")
+    return Details(service_type, properties or {})
+
+
+def _ask(endpoint: str, token: str, question: Callable[["DirectoryClient"], Awaitable[_T]]) -> _T:
+    """Ask a Directory, and return the answer."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from cogment_model_registry.directory.client import connected  # noqa: PLC0415 # after the line above
+
+    async def ask() -> _T:
+        async with connected(endpoint, token) as client:
+            return await question(client)
+
+    return asyncio.run(ask())
+
+
+def _show(service: Service) -> None:
+    """Print a service for people, as the original does."""
+    ssl = str(service.endpoint.protocol is Protocol.GRPC_SSL).lower()
+    click.echo(f"Service ID [{service.service_id}]")
+    click.echo(f"        Endpoint [{service.endpoint}] SSL required [{ssl}]")
+    click.echo(f"        Type [{service.details.type.value}]")
+    if service.permanent:
+        click.echo("        Permanent")
+    for name, value in sorted(service.details.properties.items()):
+        click.echo(f"        [{name}] = [{value}]")
+
+
+def _as_json(service: Service) -> dict[str, object]:
+    return {
+        "service_id": service.service_id,
+        "endpoint": str(service.endpoint),
+        "protocol": service.endpoint.protocol.value,
+        "type": service.details.type.value,
+        "permanent": service.permanent,
+        "properties": dict(service.details.properties),
+    }

@@ -1,0 +1,1 @@
+"""The Cogment Directory: registering with one, asking one, and a small real one."""

@@ -1,0 +1,73 @@
+"""The Directory as a server: composition and life cycle."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc.aio
+import structlog
+
+from cogment_model_registry import life_cycle
+from cogment_model_registry._version import __version__
+from cogment_model_registry.directory.roster import Roster
+from cogment_model_registry.directory.service import DirectoryService
+from cogment_model_registry.health import Health
+from cogment_model_registry.settings import DirectorySettings
+from cogment_model_registry.wire.directory import SERVICE_NAME
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class DirectoryServer:
+    """A Directory that serves. Made by `running`.
+
+    Attributes:
+        port: The TCP port that it serves on.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+@asynccontextmanager
+async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]:
+    """Open a context in which a Directory serves.
+
+    Raises:
+        StartError: The persistence file or the port cannot be had.
+    """
+    async with AsyncExitStack() as stack:
+        roster = Roster(load_balancing=settings.load_balancing, file=settings.persistence_file)
+        await asyncio.to_thread(roster.load)
+        service = DirectoryService(roster, settings, observe=lambda _call, _status, _seconds: None)
+        health = Health([SERVICE_NAME])
+        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server.add_generic_rpc_handlers(service.handlers())
+        health.add_to(server)
+        if settings.grpc_reflection:
+            life_cycle.enable_reflection(server, [SERVICE_NAME, *health.service_names])
+        port = life_cycle.listen(server, settings.host, settings.port)
+        await server.start()
+
+        async def stop() -> None:
+            await health.stop()
+            await service.stop()
+            await server.stop(settings.grace_seconds)
+            await service.drained()
+
+        stack.push_async_callback(stop)
+        service.start()
+        await health.set_serving(True)
+        yield DirectoryServer(port)
+
+
+async def serve(settings: DirectorySettings) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once.
+
+    Raises:
+        StartError: The persistence file or the port cannot be had.
+    """
+    await life_cycle.serve_until_signal(
+        running(settings),
+        lambda server: _log.info("serving", port=server.port, host=settings.host, version=__version__),
+    )

@@ -1,0 +1,87 @@
+"""How a server process lives: it serves until a signal, drains, and ends; a second signal ends it at once."""
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import TypeVar
+
+import grpc.aio
+import structlog
+from grpc_reflection.v1alpha import reflection
+
+from cogment_model_registry.errors import ModelRegistryError, StartError
+from cogment_model_registry.settings import ALL_INTERFACES
+from cogment_model_registry.wire.reflection import pool_with_json_names
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_T = TypeVar("_T")
+
+
+async def serve_until_signal(
+    running: AbstractAsyncContextManager[_T],
+    announce: Callable[[_T], None],
+    refresh: Callable[[_T], Awaitable[None]] | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT.
+
+    Args:
+        running: The context in which the server serves; leaving it stops the server.
+        announce: Called when it serves.
+        refresh: What SIGHUP does, if anything.
+
+    Raises:
+        StartError: The server cannot start.
+    """
+    async with running as server, asyncio.TaskGroup() as tasks:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def on_stop(number: signal.Signals) -> None:
+            if stop.is_set():
+                os._exit(128 + number)
+            _log.info("stopping", signal=number.name)
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, on_stop, number)
+        if refresh is not None:
+            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(_refresh(refresh(server))))
+        announce(server)
+        await stop.wait()
+    _log.info("stopped")
+
+
+async def _refresh(work: Awaitable[None]) -> None:
+    try:
+        await work
+        _log.info("looked at the archive anew")
+    except ModelRegistryError as error:
+        _log.error("could not look at the archive anew", reason=error.message)
+
+
+def listen(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Let a gRPC server listen, and return its port.
+
+    Args:
+        server: The server, not started yet.
+        host: Name or address of an interface, or `ALL_INTERFACES`.
+        port: The port; 0 for a free one.
+
+    Raises:
+        StartError: The port cannot be had.
+    """
+    address = "::" if host == ALL_INTERFACES else host  # gRPC makes "::" both families, or IPv4 where there is no IPv6
+    name = f"[{address}]" if ":" in address else address
+    try:
+        return server.add_insecure_port(f"{name}:{port}")
+    except RuntimeError:
+        raise StartError(f"port {port} on {host} cannot be had: it is in use, or not allowed") from None
+
+
+def enable_reflection(server: grpc.aio.Server, service_names: list[str]) -> None:
+    """Let a gRPC server answer reflection for its services."""
+    names = [*service_names, reflection.SERVICE_NAME]
+    reflection.enable_server_reflection(names, server, pool=pool_with_json_names(names))

@@ -1,0 +1,153 @@
+"""What all settings classes have in common: fields that are flags and environment variables, and where they come from.
+
+A flag beats its environment variable, which beats the default; an empty environment variable counts as unset.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+from cogment_model_registry.errors import SettingError
+from cogment_model_registry.settings.kinds import (
+    ALL_INTERFACES,
+    INTERFACE,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    PATH,
+    SWITCH,
+    Kind,
+    integer,
+    optional,
+)
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How one field of a settings class is set and explained.
+
+    Attributes:
+        name: The field's name, and the flag's.
+        environment: The environment variable's name.
+        kind: What it may be.
+        help: What it does, in a sentence or two.
+        default_text: The default, for people.
+    """
+
+    name: str
+    environment: str
+    kind: Kind
+    help: str
+    default_text: str
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is on or off, so that its flag needs no value."""
+        return self.kind is SWITCH
+
+    def parse(self, text: str, source: str) -> object:
+        """Return the value that `text` stands for.
+
+        Args:
+            text: The text received.
+            source: The flag or the variable that it came from, for the message.
+
+        Raises:
+            SettingError: It stands for nothing that is allowed.
+        """
+        try:
+            return self.kind.parse(text)
+        except ValueError:
+            raise SettingError(f"{self.name} (from {source})", text, self.kind.allowed) from None
+
+
+def setting(default: _T, environment: str, kind: Kind, text: str, default_text: str = "") -> _T:
+    """Return a field with a default, described by everything of its `Setting` but the name."""
+    shown = default_text or (f"{default:g}" if isinstance(default, float) else str(default))
+    field: _T = dataclasses.field(default=default, metadata=_metadata(environment, kind, text, shown))
+    return field
+
+
+def setting_made_by(make: Callable[[], _T], environment: str, kind: Kind, text: str, default_text: str) -> _T:
+    """Return a field whose default is made anew each time; see `setting`."""
+    field: _T = dataclasses.field(default_factory=make, metadata=_metadata(environment, kind, text, default_text))
+    return field
+
+
+def _metadata(environment: str, kind: Kind, text: str, default_text: str) -> dict[str, object]:
+    return {"environment": environment, "kind": kind, "help": text, "default_text": default_text}
+
+
+def port_setting(default: int, environment: str) -> int:
+    """Return the field of the port that a service serves on."""
+    text = "TCP port to serve on. 0 takes a free one, which the log tells in a line with port=N."
+    return setting(default, environment, integer(0, 65535), text)
+
+
+def host_setting(environment: str) -> str:
+    """Return the field of the interface that a service serves on."""
+    text = "Interface to serve on, by name or address."
+    return setting(ALL_INTERFACES, environment, INTERFACE, text, "* (all interfaces, IPv4 and IPv6)")
+
+
+def reflection_setting(environment: str) -> bool:
+    """Return the field of whether a service answers reflection."""
+    text = "Whether to answer gRPC reflection, which tools such as grpcurl need."
+    return setting(False, environment, SWITCH, text, "off")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSettings:
+    """What every service is told: how it logs. Every field is a flag and an environment variable."""
+
+    log_level: str = setting(
+        "info",
+        "COGMENT_LOG_LEVEL",
+        LOG_LEVEL,
+        "Least level that is logged: off, error, warning, info, debug, trace (or 0 to 6: off, off, error, ...).",
+    )
+    log_file: str = setting(
+        "",
+        "COGMENT_LOG_FILE",
+        optional(PATH),
+        "Base name of the daily log files: x/cogment.log writes x/cogment_2026-11-22.log, and so on.",
+        "none: logs go to standard output",
+    )
+    log_format: str = setting(
+        "text",
+        "COGMENT_LOG_FORMAT",
+        LOG_FORMAT,
+        "How a line of the log is written: text for people, json for programs.",
+    )
+
+    @classmethod
+    def load(cls, flags: Mapping[str, str], environment: Mapping[str, str]) -> Self:
+        """Return the settings that flags and environment variables give.
+
+        Args:
+            flags: Text by setting name, for the flags that were given.
+            environment: The environment variables.
+
+        Raises:
+            SettingError: One of them has a value that is not allowed.
+        """
+        values: dict[str, object] = {}
+        for each in all_settings(cls):
+            text = flags.get(each.name)
+            source = f"--{each.name}"
+            if text is None:
+                text = environment.get(each.environment) or None
+                source = each.environment
+            if text is not None:
+                values[each.name] = each.parse(text, source)
+        return cls(**values)  # type: ignore[arg-type] # each kind parses to the type of its field
+
+
+def all_settings(settings_class: type[ServiceSettings]) -> list[Setting]:
+    """Return how each field of a settings class is set and explained: its own ones first, in order."""
+    fields = dataclasses.fields(settings_class)
+    common = {field.name for field in dataclasses.fields(ServiceSettings)}
+    ordered = sorted(fields, key=lambda field: field.name in common)
+    return [Setting(name=field.name, **field.metadata) for field in ordered]

@@ -1,0 +1,57 @@
+"""The settings of the Directory.
+
+Names, variables and defaults of the first ones are those of the original. The others are ours.
+"""
+
+from dataclasses import dataclass
+
+from cogment_model_registry.settings.base import (
+    ServiceSettings,
+    host_setting,
+    port_setting,
+    reflection_setting,
+    setting,
+)
+from cogment_model_registry.settings.kinds import PATH, SWITCH, integer, optional, seconds
+
+_PREFIX = "COGMENT_DIRECTORY_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectorySettings(ServiceSettings):
+    """What the Directory is told when it starts. Every field is a flag and an environment variable."""
+
+    port: int = port_setting(9005, _PREFIX + "PORT")
+    host: str = host_setting(_PREFIX + "HOST")
+    grpc_reflection: bool = reflection_setting(_PREFIX + "GRPC_REFLECTION")
+    persistence_file: str = setting(
+        ".cogment-directory-data",
+        _PREFIX + "PERSISTENCE_FILE",
+        optional(PATH),
+        "File of the registered services, which survive a restart; the empty text for none.",
+    )
+    registration_lag: int = setting(
+        0,
+        _PREFIX + "REGISTRATION_LAG",
+        integer(0, 3600),
+        "How many seconds an inquiry may wait for a service that has not registered yet.",
+    )
+    load_balancing: bool = setting(
+        False,
+        _PREFIX + "LOAD_BALANCING",
+        SWITCH,
+        "Whether to hand out only the services with the lowest load (within 10 of 255).",
+        "off",
+    )
+    check_seconds: float = setting(
+        60.0,
+        _PREFIX + "CHECK_SECONDS",
+        seconds(0.1, 86_400),
+        "How long after a check of a service the next one comes.",
+    )
+    grace_seconds: float = setting(
+        5.0,
+        _PREFIX + "GRACE_SECONDS",
+        seconds(0, 86_400),
+        "How long calls under way may go on when the server is told to stop.",
+    )

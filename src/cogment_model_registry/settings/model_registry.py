@@ -1,0 +1,170 @@
+"""The settings of the model registry.
+
+Names, variables and defaults of the documented settings are those of the original. The others are ours.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cogment_model_registry.machine import usable_memory_bytes
+from cogment_model_registry.settings.base import (
+    ServiceSettings,
+    host_setting,
+    port_setting,
+    reflection_setting,
+    setting,
+    setting_made_by,
+)
+from cogment_model_registry.settings.kinds import (
+    ENDPOINT,
+    GIB,
+    HOST_NAME,
+    KIB,
+    MIB,
+    PATH,
+    PROPERTIES,
+    TOKEN,
+    byte_count,
+    integer,
+    optional,
+    seconds,
+)
+
+_PREFIX = "COGMENT_MODEL_REGISTRY_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(ServiceSettings):
+    """What the model registry is told when it starts. Every field is a flag and an environment variable."""
+
+    port: int = port_setting(9002, _PREFIX + "PORT")
+    host: str = host_setting(_PREFIX + "HOST")
+    grpc_reflection: bool = reflection_setting(_PREFIX + "GRPC_REFLECTION")
+    archive_dir: str = setting(
+        ".cogment/model_registry",
+        _PREFIX + "ARCHIVE_DIR",
+        PATH,
+        "Directory of the archived versions and of the models' metadata. Created when it is missing.",
+    )
+    cache_max_items: int = setting(
+        100,
+        _PREFIX + "VERSION_CACHE_MAX_ITEMS",
+        integer(1, 10**9),
+        "How many transient versions to keep at most.",
+    )
+    cache_max_bytes: int = setting_made_by(
+        lambda: usable_memory_bytes() // 2,
+        _PREFIX + "CACHE_MAX_BYTES",
+        byte_count(1, 2**60),
+        "How much memory the bytes of transient versions may take, those being uploaded or read included.",
+        "half of the memory that the process may use",
+    )
+    sent_version_chunk_size: int = setting(
+        2 * MIB,
+        _PREFIX + "SENT_MODEL_VERSION_DATA_CHUNK_SIZE",
+        byte_count(1, 256 * MIB),
+        "Size, in bytes, of the largest chunk of a version's data that is sent.",
+    )
+    directory_endpoint: str = setting(
+        "",
+        "COGMENT_DIRECTORY_ENDPOINT",
+        optional(ENDPOINT),
+        "Directory to register with, so that other services find this one.",
+        "none: not registered",
+    )
+    directory_authentication_token: str = setting(
+        "",
+        "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN",
+        TOKEN,
+        "Token that the Directory records; whoever inquires must give the same.",
+        "none",
+    )
+    directory_registration_host: str = setting(
+        "",
+        _PREFIX + "DIRECTORY_REGISTRATION_HOST",
+        optional(HOST_NAME),
+        "Host to register with the Directory.",
+        "`host` where that is one interface, else the first IPv4 address that is not a loopback one",
+    )
+    directory_registration_properties: Mapping[str, str] = setting_made_by(
+        dict[str, str],
+        _PREFIX + "DIRECTORY_REGISTRATION_PROPERTIES",
+        PROPERTIES,
+        'Properties to register with the Directory, such as "Sim=20,hpp,mem=HIGH".',
+        "none",
+    )
+    metrics_port: int | None = setting(
+        None,
+        _PREFIX + "METRICS_PORT",
+        optional(integer(0, 65535), None),
+        "TCP port to serve metrics on, in Prometheus' text format. 0 takes a free one, which the log tells.",
+        "none: not served",
+    )
+    request_max_bytes: int = setting(
+        16 * MIB,
+        _PREFIX + "REQUEST_MAX_BYTES",
+        byte_count(64 * KIB, GIB),
+        "Size of the largest request message that is taken.",
+    )
+    request_max_items: int = setting(
+        10_000,
+        _PREFIX + "REQUEST_MAX_ITEMS",
+        integer(1, 10**6),
+        "How many model ids or version numbers one request may list at most.",
+    )
+    reply_max_bytes: int = setting(
+        4 * MIB,
+        _PREFIX + "REPLY_MAX_BYTES",
+        byte_count(KIB, GIB),
+        "Size at which a page of a listing without a count ends. Many clients refuse messages over 4 MiB.",
+    )
+    model_id_max_bytes: int = setting(
+        128,
+        _PREFIX + "MODEL_ID_MAX_BYTES",
+        # A file name has at most 255 bytes on the usual file systems; "-v4294967295.data" takes 17 of them.
+        integer(1, 238),
+        "How many bytes of UTF-8 a model id may have at most.",
+    )
+    user_data_max_bytes: int = setting(
+        256 * KIB,
+        _PREFIX + "USER_DATA_MAX_BYTES",
+        # Its metadata file must stay below what the archive reads back.
+        byte_count(0, MIB),
+        "How many bytes the user_data of one model or version may have at most, keys and values together.",
+    )
+    upload_idle_seconds: float = setting(
+        60.0,
+        _PREFIX + "UPLOAD_IDLE_SECONDS",
+        seconds(0.01, 86_400),
+        "How long an upload may send nothing before it ends with DEADLINE_EXCEEDED.",
+    )
+    grace_seconds: float = setting(
+        5.0,
+        _PREFIX + "GRACE_SECONDS",
+        seconds(0, 86_400),
+        "How long transfers under way may go on when the server is told to stop.",
+    )
+    keepalive_seconds: float = setting(
+        20.0,
+        _PREFIX + "KEEPALIVE_SECONDS",
+        seconds(1, 86_400),
+        "How long a connection may be silent before the server asks whether the peer is still there.",
+    )
+    keepalive_timeout_seconds: float = setting(
+        10.0,
+        _PREFIX + "KEEPALIVE_TIMEOUT_SECONDS",
+        seconds(1, 86_400),
+        "How long to wait for the peer's answer before its connection, and all that it does, ends.",
+    )
+    max_concurrent_streams: int = setting(
+        10_000,
+        _PREFIX + "MAX_CONCURRENT_STREAMS",
+        integer(1, 2**31 - 1),
+        "How many calls one connection may have under way; more of them wait in the client.",
+    )
+    max_connections: int = setting(
+        10_000,
+        _PREFIX + "MAX_CONNECTIONS",
+        integer(1, 2**31 - 1),
+        "How many connections to have at once; more are closed as they come.",
+    )
