@@ -346,7 +346,7 @@ async def test_data_of_the_nth_and_of_the_nth_to_last_iteration_come_through_bot
 
 def test_reflection_lists_both_services(process: ServerProcess) -> None:
     names = output_of("grpcurl -plaintext localhost:9000 list", process).split()
-    assert sorted(names) == sorted([*SERVICES, "grpc.reflection.v1alpha.ServerReflection"])
+    assert sorted(names) == sorted([*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"])
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -83,6 +83,11 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "user_data_max_bytes": (("0", 0), ("1", 1)),
     "upload_idle_seconds": (("1", 1.0), ("2.5", 2.5)),
     "grace_seconds": (("1", 1.0), ("0", 0.0)),
+    "metrics_port": (("0", 0), ("9100", 9100)),
+    "keepalive_seconds": (("5", 5.0), ("60", 60.0)),
+    "keepalive_timeout_seconds": (("5", 5.0), ("60", 60.0)),
+    "max_concurrent_streams": (("100", 100), ("1", 1)),
+    "max_connections": (("100", 100), ("1", 1)),
 }
 
 SETTINGS = {setting.name: setting for setting in all_settings(Settings)}
@@ -112,7 +117,7 @@ def test_limit_is_a_setting_with_its_default(name: str) -> None:
 
 
 def test_every_field_is_a_setting_with_a_variable_of_its_own() -> None:
-    assert [setting.name for setting in all_settings(Settings)] == [field.name for field in fields(Settings)]
+    assert {setting.name for setting in all_settings(Settings)} == {field.name for field in fields(Settings)}
     assert len({setting.environment for setting in all_settings(Settings)}) == len(SETTINGS)
     assert VALUES.keys() == SETTINGS.keys()
 

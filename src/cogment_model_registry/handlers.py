@@ -16,7 +16,7 @@ import grpc
 import grpc.aio
 import structlog
 
-from cogment_model_registry.errors import DataLossError, ModelRegistryError, StoppingError, UnavailableError, shown
+from cogment_model_registry.errors import ModelRegistryError, StoppingError, UnavailableError, shown
 from cogment_model_registry.wire.convert import status_of
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -198,7 +198,9 @@ class Handlers:
 
 
 def _level(error: ModelRegistryError) -> int:
-    """Return the level at which to log a call that ended with an error: a fault of ours, or a refusal."""
-    if isinstance(error, StoppingError):
-        return logging.INFO
-    return logging.ERROR if isinstance(error, DataLossError | UnavailableError) else logging.INFO
+    """Return the level at which to log a call that ended with an error: a fault of ours, or a refusal.
+
+    Damage of a version is logged where it is found, once; a call that meets it is refused.
+    """
+    ours = isinstance(error, UnavailableError) and not isinstance(error, StoppingError)
+    return logging.ERROR if ours else logging.INFO
