@@ -95,17 +95,21 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
             metrics_port = metrics_server.port
         await grpc_server.start()
 
+        await health.set_serving(not archive.failure)
+        following = asyncio.create_task(_follow_health(health, archive))
+        registering = asyncio.create_task(registration.run()) if registration else None
+
         async def stop_serving() -> None:
+            await _end(following)
             await health.stop()
             catalog.stop_watching()
-            await grpc_server.stop(settings.grace_seconds)
+            async with asyncio.TaskGroup() as group:
+                if registration and registering:
+                    group.create_task(_deregister(registration, registering))
+                group.create_task(grpc_server.stop(settings.grace_seconds))
             await service.drained()
 
         stack.push_async_callback(stop_serving)
-        await health.set_serving(not archive.failure)
-        stack.push_async_callback(_end, asyncio.create_task(_follow_health(health, archive)))
-        if registration is not None:
-            stack.push_async_callback(_end_registration, registration, asyncio.create_task(registration.run()))
         yield Server(port, metrics_port, registry)
 
 
@@ -147,8 +151,8 @@ async def _end(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def _end_registration(registration: Registration, task: asyncio.Task[None]) -> None:
-    await _end(task)
+async def _deregister(registration: Registration, registering: asyncio.Task[None]) -> None:
+    await _end(registering)
     await registration.end(_DEREGISTER_SECONDS)
 
 
