@@ -14,18 +14,26 @@ START_SECONDS = 30
 
 
 class ServerProcess:
-    """`cogment services model_registry` in a process of its own.
+    """`cogment services model_registry`, or `directory`, in a process of its own.
 
     Attributes:
         port: The port that its log tells.
         lines: What it has logged so far.
     """
 
-    def __init__(self, archive_dir: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        archive_dir: Path,
+        *flags: str,
+        environment: dict[str, str] | None = None,
+        service: str = "model_registry",
+    ) -> None:
         self.archive_dir = archive_dir
         self.lines: list[str] = []
-        command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry"]
-        command += ["--port=0", "--host=127.0.0.1", f"--archive_dir={archive_dir}", *flags]
+        command = [sys.executable, "-m", "cogment_model_registry", "services", service]
+        command += ["--port=0", "--host=127.0.0.1", *flags]
+        if service == "model_registry":
+            command.append(f"--archive_dir={archive_dir}")
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -103,10 +111,10 @@ def clean_environment() -> dict[str, str]:
 
 @contextmanager
 def server_process(
-    archive_dir: Path, *flags: str, environment: dict[str, str] | None = None
+    archive_dir: Path, *flags: str, environment: dict[str, str] | None = None, service: str = "model_registry"
 ) -> Iterator[ServerProcess]:
     """Open a context in which a server process serves; what is left of it at the end is killed."""
-    process = ServerProcess(archive_dir, *flags, environment=environment)
+    process = ServerProcess(archive_dir, *flags, environment=environment, service=service)
     try:
         yield process
     finally:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import clean_environment, server_process
+from tests.processes import clean_environment, run_cogment, server_process
 
 COGMENT = "2.10.1"
 REQUIREMENTS = (f"cogment=={COGMENT}", "psutil==7.2.2")  # cogment imports psutil without asking for it
@@ -244,3 +244,31 @@ def test_the_client_of_earlier_releases_works_too(report: Report) -> None:
     assert result["retrieved"] == [["initial", *properties], ["", *properties]]
     assert result["missing"] is None
     assert result["unknown"] is None
+
+
+DISCOVERY = """
+import asyncio, sys, cogment
+
+async def main():
+    directory = cogment.Endpoint(sys.argv[1])
+    context = cogment.Context("user", None, directory_endpoint=directory)
+    registry = await context.get_model_registry_v2(cogment.Endpoint("cogment://discover?Sim=20"))
+    info = await registry.publish_model("m", b"weights")
+    print(info.iteration, (await registry.retrieve_model("m")).decode())
+
+asyncio.run(main())
+"""
+
+
+def test_registry_is_found_through_a_directory(stock_python: Path, tmp_path: Path) -> None:
+    with server_process(tmp_path, f"--persistence_file={tmp_path / 'services'}", service="directory") as directory:
+        endpoint = f"grpc://127.0.0.1:{directory.port}"
+        flags = (f"--directory_endpoint={endpoint}", "--directory_registration_properties=Sim=20,hpp")
+        with server_process(tmp_path / "archive", *flags):
+            wait = ("client", "directory", "wait_for_ready", f"--directory_endpoint={endpoint}", "--type=modelregistry")
+            assert run_cogment(*wait).returncode == 0
+            command = [stock_python, "-c", DISCOVERY, endpoint]
+            found = subprocess.run(
+                command, capture_output=True, text=True, timeout=SESSION_SECONDS, check=False, env=clean_environment()
+            )
+        assert (found.returncode, found.stdout) == (0, "1 weights\n"), found.stderr
