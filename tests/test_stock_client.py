@@ -267,7 +267,7 @@ def test_registry_is_found_through_a_directory(stock_python: Path, tmp_path: Pat
         with server_process(tmp_path / "archive", *flags):
             wait = ("client", "directory", "wait_for_ready", f"--directory_endpoint={endpoint}", "--type=modelregistry")
             assert run_cogment(*wait).returncode == 0
-            command = [stock_python, "-c", DISCOVERY, endpoint]
+            command = [str(stock_python), "-c", DISCOVERY, endpoint]
             found = subprocess.run(
                 command, capture_output=True, text=True, timeout=SESSION_SECONDS, check=False, env=clean_environment()
             )

@@ -1,17 +1,18 @@
 """Write the tables of settings into the documents; with `--check`, only tell whether they are up to date.
 
-A document has the table between two comments, ``<!-- settings -->`` and ``<!-- /settings -->``.
+A document has each table between two comments: ``<!-- settings -->`` and ``<!-- /settings -->`` for the registry,
+``<!-- directory settings -->`` and ``<!-- /directory settings -->`` for the Directory.
 """
 
 import argparse
 import pathlib
 import re
 import sys
+from collections.abc import Callable
 
-from cogment_model_registry.settings import Setting, Settings, all_settings
+from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
 ROOT = pathlib.Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/configuration.md")
 
 
 def short_table() -> str:
@@ -21,6 +22,11 @@ def short_table() -> str:
         for setting in all_settings(Settings)
     ]
     return "\n".join(["| flag | environment variable | default |", "|---|---|---|", *rows])
+
+
+def reference(settings_class: type[ServiceSettings]) -> str:
+    """Return the reference of all settings of a class."""
+    return "\n\n".join(section(setting) for setting in all_settings(settings_class))
 
 
 def section(setting: Setting) -> str:
@@ -40,19 +46,33 @@ def section(setting: Setting) -> str:
     )
 
 
+def registry_reference() -> str:
+    """Return the reference of the registry's settings."""
+    return reference(Settings)
+
+
+def directory_reference() -> str:
+    """Return the reference of the Directory's settings."""
+    return reference(DirectorySettings)
+
+
+DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"settings": short_table},
+    "docs/configuration.md": {"settings": registry_reference, "directory settings": directory_reference},
+}
+"""What to write into each document, by the name in the comments around it."""
+
+
 def filled(document: str) -> str:
-    """Return the text of a document with its table made anew."""
+    """Return the text of a document with its tables made anew."""
     text = (ROOT / document).read_text()
-    made = (
-        short_table()
-        if document == "README.md"
-        else "\n\n".join(section(setting) for setting in all_settings(Settings))
-    )
-    pattern = r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)"
-    new, count = re.subn(pattern, lambda _match: made + "\n", text, flags=re.DOTALL)
-    if count != 1:
-        raise SystemExit(f"{document} must have the comments of one table of settings")
-    return new
+    for name, make in DOCUMENTS[document].items():
+        parts = re.split(rf"(<!-- /?{name} -->)", text)
+        if parts[1::2] != [f"<!-- {name} -->", f"<!-- /{name} -->"]:
+            raise SystemExit(f"{document} must have the comments of one table of {name}")
+        parts[2] = f"\n{make()}\n"
+        text = "".join(parts)
+    return text
 
 
 def main() -> int:

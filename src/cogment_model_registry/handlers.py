@@ -202,5 +202,6 @@ def _level(error: ModelRegistryError) -> int:
 
     Damage of a version is logged where it is found, once; a call that meets it is refused.
     """
-    ours = isinstance(error, UnavailableError) and not isinstance(error, StoppingError)
-    return logging.ERROR if ours else logging.INFO
+    if isinstance(error, StoppingError):
+        return logging.DEBUG  # a stop with a thousand watchers is no thousand refusals
+    return logging.ERROR if isinstance(error, UnavailableError) else logging.INFO

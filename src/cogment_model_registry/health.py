@@ -1,41 +1,21 @@
-"""The standard health service, `grpc.health.v1`, for the server as a whole and for each of its services."""
+"""The standard health service, `grpc.health.v1`, for the server as a whole and for each of its services.
+
+The library's own servicer holds a lock while it writes to a watcher, so that one watcher that does not read would hold
+up everyone, and its watchers hold up a stop for all of its grace. So its messages are used here, and the two calls are
+answered from a table that is replaced at each change.
+"""
 
 import asyncio
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
+import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 _SERVING = health_pb2.HealthCheckResponse.SERVING
-
-
-class _EndingServicer(health.aio.HealthServicer):
-    """The library's servicer, whose watchers would hold up a stop for all of its grace."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._ending = asyncio.Event()
-
-    def end(self) -> None:
-        """Let all watchers end."""
-        self._ending.set()
-
-    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 # the method's name on the wire
-        """Tell the status of a service and its changes, until the server stops."""
-        watching = asyncio.ensure_future(super().Watch(request, context))
-        ending = asyncio.ensure_future(self._ending.wait())
-        try:
-            await asyncio.wait([watching, ending], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in (watching, ending):
-                task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watching
-        if self._ending.is_set():
-            await context.write(health_pb2.HealthCheckResponse(status=_NOT_SERVING))
+_SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
@@ -46,9 +26,10 @@ class Health:
     """
 
     def __init__(self, services: Sequence[str]) -> None:
-        self._servicer = _EndingServicer()
-        self._names = ["", *services]  # the empty name is the server as a whole
-        self._serving: bool | None = None
+        self._names = frozenset(["", *services])  # the empty name is the server as a whole
+        self._serving = False
+        self._stopping = False
+        self._changed = asyncio.Event()
 
     @property
     def service_names(self) -> list[str]:
@@ -57,17 +38,57 @@ class Health:
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Let a server answer."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(_Servicer(self), server)
 
-    async def set_serving(self, serving: bool) -> None:
+    def set_serving(self, serving: bool) -> None:
         """Say whether the services serve; watchers are told when that changes."""
-        if serving is self._serving:
-            return
-        self._serving = serving
-        for name in self._names:
-            await self._servicer.set(name, _SERVING if serving else _NOT_SERVING)
+        if serving != self._serving and not self._stopping:
+            self._serving = serving
+            self._tell()
 
-    async def stop(self) -> None:
+    def stop(self) -> None:
         """Say that nothing serves any more, whatever comes, and end the watchers."""
-        await self._servicer.enter_graceful_shutdown()
-        self._servicer.end()
+        self._serving = False
+        self._stopping = True
+        self._tell()
+
+    def _tell(self) -> None:
+        """Wake the watchers; those that wait from now on wait for the next change."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def status(self, service: str) -> Any:
+        """Return the status of a service, as the protocol has it."""
+        if service not in self._names:
+            return _SERVICE_UNKNOWN
+        return _SERVING if self._serving else _NOT_SERVING
+
+    @property
+    def next_change(self) -> asyncio.Event | None:
+        """What the next change will set; None when there will be none."""
+        return None if self._stopping else self._changed
+
+
+class _Servicer(health_pb2_grpc.HealthServicer):
+    """The two calls."""
+
+    def __init__(self, health_of_server: Health) -> None:
+        self._health = health_of_server
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 # the method's name on the wire
+        status = self._health.status(request.service)
+        if status == _SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no service of this name here")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 # the method's name on the wire
+        told = None
+        while True:
+            change = self._health.next_change
+            status = self._health.status(request.service)
+            if status != told:
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+                told = status
+            if change is None:
+                return
+            await change.wait()

@@ -45,10 +45,14 @@ async def serve_until_signal(
             _log.info("stopping", signal=number.name)
             stop.set()
 
+        def on_hangup() -> None:
+            if refresh is not None and not stop.is_set():
+                tasks.create_task(_refresh(refresh(server)))
+
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, on_stop, number)
         if refresh is not None:
-            loop.add_signal_handler(signal.SIGHUP, lambda: tasks.create_task(_refresh(refresh(server))))
+            loop.add_signal_handler(signal.SIGHUP, on_hangup)
         announce(server)
         await stop.wait()
     _log.info("stopped")

@@ -4,6 +4,7 @@ The registry and its storage know nothing of this module: it is told of finished
 archive, and asks for everything else when it is scraped.
 """
 
+import socket
 from collections.abc import Callable, Iterator, Mapping
 from time import perf_counter
 
@@ -16,6 +17,7 @@ from cogment_model_registry.directory.registration import State
 from cogment_model_registry.errors import StartError
 from cogment_model_registry.handlers import Call
 from cogment_model_registry.registry import RegistryStatus
+from cogment_model_registry.settings import ALL_INTERFACES
 from cogment_model_registry.storage.files import Files
 
 _NAMESPACE = "cogment_model_registry"
@@ -191,7 +193,7 @@ class MetricsServer:
 
     Args:
         metrics: What to serve.
-        host: The interface; every one for the empty text.
+        host: The interface, or `ALL_INTERFACES`.
         port: The port; 0 for a free one.
 
     Raises:
@@ -199,6 +201,8 @@ class MetricsServer:
     """
 
     def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+        if host == ALL_INTERFACES:
+            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 # what the operator asked for
         try:
             self._server, self._thread = start_http_server(port, host, metrics.registry)
         except OSError as error:

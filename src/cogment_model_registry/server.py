@@ -23,7 +23,7 @@ from cogment_model_registry.health import Health
 from cogment_model_registry.metrics import Metrics, MetricsServer, TimedFiles
 from cogment_model_registry.registry import Registry
 from cogment_model_registry.service import ModelRegistryService
-from cogment_model_registry.settings import ALL_INTERFACES, Settings
+from cogment_model_registry.settings import Settings
 from cogment_model_registry.storage.base import Archive
 from cogment_model_registry.storage.filesystem import DirectoryArchive
 from cogment_model_registry.storage.local_catalog import LocalCatalog
@@ -89,19 +89,18 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
         metrics_port = None
         if settings.metrics_port is not None:
-            host = "" if settings.host == ALL_INTERFACES else settings.host
-            metrics_server = MetricsServer(metrics, host, settings.metrics_port)
-            stack.callback(metrics_server.close)
+            metrics_server = MetricsServer(metrics, settings.host, settings.metrics_port)
+            stack.push_async_callback(asyncio.to_thread, metrics_server.close)
             metrics_port = metrics_server.port
         await grpc_server.start()
 
-        await health.set_serving(not archive.failure)
+        health.set_serving(not archive.failure)
         following = asyncio.create_task(_follow_health(health, archive))
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_serving() -> None:
             await _end(following)
-            await health.stop()
+            health.stop()
             catalog.stop_watching()
             async with asyncio.TaskGroup() as group:
                 if registration and registering:
@@ -123,6 +122,8 @@ def _grpc_server(settings: Settings, service: ModelRegistryService, health: Heal
             ("grpc.keepalive_time_ms", int(settings.keepalive_seconds * 1000)),
             ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
+            # gRPC waits this long for the answer to a ping where the kernel of a frozen peer still acknowledges bytes.
+            ("grpc.http2.ping_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
             # Clients may ask as often, and while idle; gRPC would otherwise end their connections for it.
             ("grpc.http2.min_ping_interval_without_data_ms", 5000),
             ("grpc.http2.max_pings_without_data", 0),
@@ -141,7 +142,7 @@ async def _follow_health(health: Health, archive: Archive) -> None:
     """Say that the server does not serve once its archive takes no writes."""
     while True:
         await asyncio.sleep(_HEALTH_SECONDS)
-        await health.set_serving(not archive.failure)
+        health.set_serving(not archive.failure)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

@@ -13,7 +13,7 @@ import click
 
 from cogment_model_registry.directory_records import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.errors import NotFoundError, UnavailableError
-from cogment_model_registry.settings import parse_endpoint, parse_properties
+from cogment_model_registry.settings import parse_endpoint, parse_properties, parse_token
 
 if TYPE_CHECKING:
     from cogment_model_registry.directory.client import DirectoryClient
@@ -43,6 +43,7 @@ class _Parsed(click.ParamType[object]):
 
 _ENDPOINT = _Parsed("endpoint", parse_endpoint, "an endpoint of the form grpc://host:port")
 _PROPERTIES = _Parsed("properties", parse_properties, 'properties of the form "name=value,name,name=value"')
+_TOKEN = _Parsed("token", parse_token, "printable ASCII")
 _TYPE = _Parsed("type", ServiceType, f"one of {', '.join(each.value for each in ServiceType)}")
 
 
@@ -53,6 +54,7 @@ def _common_options(command: _F) -> _F:
         click.option(
             "--directory_authentication_token",
             "token",
+            type=_TOKEN,
             envvar="COGMENT_DIRECTORY_AUTHENTICATION_TOKEN",
             show_envvar=True,
             default="",
@@ -122,7 +124,7 @@ def wait_for_ready(
     timeout_seconds: float,
 ) -> None:
     """Wait until the Directory answers, or until it hands out a service that matches."""
-    if service_id is None and service_type is None:
+    if service_id is None and service_type is None and properties is None:
         inquiry: Details | int = Details(ServiceType.OTHER)
         wanted = False
     else:

@@ -17,6 +17,7 @@ from cogment_model_registry.errors import (
 )
 from cogment_model_registry.settings import parse_endpoint
 from cogment_model_registry.wire import directory as wire
+from cogment_model_registry.wire.directory import DecodeError
 
 _TIMEOUT_SECONDS = 10.0
 
@@ -63,8 +64,9 @@ class DirectoryClient:
         request = wire.RegisterRequest(
             endpoint=wire.endpoint_message(endpoint), details=wire.details_message(details), permanent=permanent
         )
-        data = await self._exchange("Register", request.SerializeToString(), timeout_seconds)
-        reply = wire.RegisterReply.FromString(data)
+        async with _translated():
+            data = await self._exchange("Register", request.SerializeToString(), timeout_seconds)
+            reply = wire.RegisterReply.FromString(data)
         if not wire.is_ok(reply):
             raise InvalidError(f"the Directory refused: {reply.error_msg or 'it does not say why'}")
         return reply.service_id, reply.secret
@@ -76,8 +78,9 @@ class DirectoryClient:
             InvalidError: The Directory refuses; the message is its own.
         """
         request = wire.DeregisterRequest(service_id=service_id, secret=secret)
-        data = await self._exchange("Deregister", request.SerializeToString(), timeout_seconds)
-        reply = wire.DeregisterReply.FromString(data)
+        async with _translated():
+            data = await self._exchange("Deregister", request.SerializeToString(), timeout_seconds)
+            reply = wire.DeregisterReply.FromString(data)
         if not wire.is_ok(reply):
             raise InvalidError(f"the Directory refused: {reply.error_msg or 'it does not say why'}")
 
@@ -95,9 +98,8 @@ class DirectoryClient:
     async def _exchange(self, method: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one request on a stream of its own, and return the one reply."""
         multi_callable: Any = self._channel.stream_stream(f"/{wire.SERVICE_NAME}/{method}")
-        async with _translated():
-            async for reply in multi_callable(iter([request]), timeout=timeout_seconds, metadata=self._metadata):
-                return bytes(reply)
+        async for reply in multi_callable(iter([request]), timeout=timeout_seconds, metadata=self._metadata):
+            return bytes(reply)
         raise UnavailableError("the Directory ended the call without a reply")
 
 
@@ -125,6 +127,8 @@ _ERRORS: dict[grpc.StatusCode, type[ModelRegistryError]] = {
 async def _translated() -> AsyncIterator[None]:
     try:
         yield
+    except DecodeError as error:
+        raise UnavailableError("the Directory's answer makes no sense") from error
     except grpc.aio.AioRpcError as error:
         kind = _ERRORS.get(error.code(), UnavailableError)
         raise kind(f"the Directory answered {error.code().name}: {error.details()}") from error

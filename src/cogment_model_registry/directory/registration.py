@@ -11,6 +11,7 @@ import enum
 import ipaddress
 import random
 import socket
+from time import monotonic
 
 import psutil
 import structlog
@@ -31,12 +32,15 @@ from cogment_model_registry.settings import ALL_INTERFACES, Settings
 _log = structlog.stdlib.get_logger(__name__)
 
 _CALL_TIMEOUT_SECONDS = 5.0
-_LOOK_SECONDS = 10.0
+_LOOK_SECONDS = 5.0
 """How often to look whether the Directory still knows this server; with the second look and a registration, a restarted
 Directory has it again well within 30 seconds."""
 
 _SECOND_LOOK_SECONDS = 3.0
 """A Directory hands out only services whose last check passed, so one empty answer does not mean that it forgot."""
+
+_FIRST_CHECK_SECONDS = 15.0
+"""A Directory may take 14 seconds (three patient tries) for its first check, and hands nothing out before."""
 
 _BACKOFF_SECONDS = (0.5, 10.0)
 """The first and the longest pause between two tries, before jitter."""
@@ -100,6 +104,8 @@ class Registration:
         self._details = Details(ServiceType.MODEL_REGISTRY, properties)
         self._held: tuple[int, str] | None = None
         self._tries = 0
+        self._registered_at = 0.0
+        self._in_vain = 0  # registrations in a row that were never handed out
         self._logged: State | None = None
         self.state = State.WAITING
 
@@ -137,16 +143,26 @@ class Registration:
     async def _look_after(self, client: DirectoryClient) -> None:
         """Make sure that the Directory knows this server."""
         if self._held is not None and await self._is_known(client, self._held[0]):
+            self._in_vain = 0
             self._enter(State.REGISTERED)
             return
         if self._held is not None:
+            if monotonic() - self._registered_at < _FIRST_CHECK_SECONDS * 2 ** min(self._in_vain, 4):
+                return
+            self._in_vain += 1
             service_id, secret = self._held
-            _log.warning("the Directory does not hand this server out: registering anew", service_id=service_id)
+            _log.warning(
+                "the Directory does not hand this server out: registering anew; can it reach the endpoint?",
+                service_id=service_id,
+                endpoint=str(self._endpoint),
+            )
+            self._logged = None
             # What it forgot it cannot remove; what it still has would be there twice.
             with contextlib.suppress(InvalidError):
                 await client.deregister(service_id, secret, timeout_seconds=_CALL_TIMEOUT_SECONDS)
             self._held = None
         self._held = await client.register(self._endpoint, self._details, timeout_seconds=_CALL_TIMEOUT_SECONDS)
+        self._registered_at = monotonic()
         self._enter(State.REGISTERED)
 
     async def _is_known(self, client: DirectoryClient, service_id: int) -> bool:

@@ -233,9 +233,14 @@ def _entry_from_json(fields: dict[str, object]) -> Entry:
     properties = fields["properties"]
     if not isinstance(properties, dict):
         raise TypeError("properties are no mapping")
+    endpoint = Endpoint(Protocol(fields["protocol"]), str(fields["host"]), int(str(fields["port"])))
+    service_id = int(str(fields["service_id"]))
+    least_port = 0 if endpoint.protocol is Protocol.COGMENT else 1
+    if not endpoint.host or not least_port <= endpoint.port <= 65535 or not 1 <= service_id < 2**64:
+        raise ValueError("an endpoint or an id is none")
     service = Service(
-        int(str(fields["service_id"])),
-        Endpoint(Protocol(fields["protocol"]), str(fields["host"]), int(str(fields["port"]))),
+        service_id,
+        endpoint,
         Details(ServiceType(fields["type"]), {str(name): str(value) for name, value in properties.items()}),
         bool(fields["permanent"]),
     )

@@ -18,6 +18,18 @@ from cogment_model_registry.wire.directory import SERVICE_NAME
 _log = structlog.stdlib.get_logger(__name__)
 
 
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),
+    # Peers that vanished are noticed within half a minute, as the registry does by default.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
 class DirectoryServer:
     """A Directory that serves. Made by `running`.
 
@@ -41,7 +53,7 @@ async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]
         await asyncio.to_thread(roster.load)
         service = DirectoryService(roster, settings, observe=lambda _call, _status, _seconds: None)
         health = Health([SERVICE_NAME])
-        server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        server = grpc.aio.server(options=_OPTIONS)
         server.add_generic_rpc_handlers(service.handlers())
         health.add_to(server)
         if settings.grpc_reflection:
@@ -50,14 +62,14 @@ async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]
         await server.start()
 
         async def stop() -> None:
-            await health.stop()
+            health.stop()
             await service.stop()
             await server.stop(settings.grace_seconds)
             await service.drained()
 
         stack.push_async_callback(stop)
         service.start()
-        await health.set_serving(True)
+        health.set_serving(True)
         yield DirectoryServer(port)
 
 

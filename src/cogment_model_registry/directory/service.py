@@ -177,18 +177,23 @@ class DirectoryService:
     async def _check_again_and_again(self, entry: Entry) -> None:
         await self._tell_change()
         while entry.is_checked and entry in self._roster:
-            load = await check(entry.service)
             was_healthy = entry.healthy
-            stays = await self._change(self._roster.note_check, entry, load)
-            if not stays:
-                _log.warning(
-                    "service removed: it does not answer",
-                    service_id=entry.service.service_id,
-                    endpoint=quoted(str(entry.service.endpoint)),
-                )
+            try:
+                await self._check_once(entry)
+            except ModelRegistryError as error:
+                _log.error("a service that does not answer could not be removed", reason=error.message)
             if entry.healthy != was_healthy:
                 await self._tell_change()
             await asyncio.sleep(self._settings.check_seconds)
+
+    async def _check_once(self, entry: Entry) -> None:
+        load = await check(entry.service)
+        if not await self._change(self._roster.note_check, entry, load):
+            _log.warning(
+                "service removed: it does not answer",
+                service_id=entry.service.service_id,
+                endpoint=quoted(str(entry.service.endpoint)),
+            )
 
     async def _tell_change(self) -> None:
         async with self._changed:

@@ -15,6 +15,7 @@ from cogment_model_registry.settings.kinds import (
     MIB,
     parse_endpoint,
     parse_properties,
+    parse_token,
 )
 from cogment_model_registry.settings.model_registry import Settings
 
@@ -32,4 +33,5 @@ __all__ = [
     "all_settings",
     "parse_endpoint",
     "parse_properties",
+    "parse_token",
 ]

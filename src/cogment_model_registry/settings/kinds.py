@@ -98,8 +98,12 @@ def _parse_path(text: str) -> str:
     return text
 
 
-def _parse_token(text: str) -> str:
-    # It travels as the value of a gRPC metadata entry, which is printable ASCII.
+def parse_token(text: str) -> str:
+    """Return a text that can travel as the value of a gRPC metadata entry, as it is.
+
+    Raises:
+        ValueError: It cannot.
+    """
     if not text.isascii() or not text.isprintable() or text != text.strip():
         raise ValueError(text)
     return text
@@ -178,7 +182,7 @@ def optional(kind: Kind, none: object = "") -> Kind:
     return dataclasses.replace(kind, parse=lambda text: kind.parse(text) if text else none)
 
 
-TOKEN = Kind("TOKEN", "printable ASCII", _parse_token)
+TOKEN = Kind("TOKEN", "printable ASCII", parse_token)
 PATH = Kind("PATH", "a path", _parse_path)
 SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch)
 HOST_NAME = Kind("HOST", "a host name or an IP address", _parse_host)

@@ -1,5 +1,7 @@
 """Between the records of a Directory and the messages of its API."""
 
+from google.protobuf.message import DecodeError as _DecodeError
+
 from cogment_model_registry.directory_records import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.wire._generated.cogment.api import directory_pb2
@@ -9,6 +11,7 @@ SERVICE_NAME = directory_pb2.DESCRIPTOR.services_by_name["DirectorySP"].full_nam
 TOKEN_KEY = "authentication-token"  # noqa: S105 # the name of it
 """The key of the metadata that carries the authentication token."""
 
+DecodeError = _DecodeError
 RegisterRequest = directory_pb2.RegisterRequest
 RegisterReply = directory_pb2.RegisterReply
 DeregisterRequest = directory_pb2.DeregisterRequest
