@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 import pytest
 
 from cogment_model_registry.wire import messages as m
@@ -60,6 +61,19 @@ async def begin_to_stop(server: ServerProcess, number: signal.Signals = signal.S
     """Send a signal, and wait until the server has taken note of it."""
     server.signal(number)
     await asyncio.to_thread(server.wait_for_line, "stopping")
+
+
+async def until_refused(client: Client) -> None:
+    """Wait until a server that began to stop takes no new calls any more."""
+
+    async def is_refused() -> bool:
+        try:
+            await client.status()
+        except grpc.aio.AioRpcError as error:
+            return error.code() == grpc.StatusCode.UNAVAILABLE
+        return False
+
+    await eventually(is_refused)
 
 
 async def refresh(server: ServerProcess, times: int = 1) -> None:
@@ -136,6 +150,7 @@ async def test_watchers_are_told_at_once_and_new_calls_are_refused_while_a_trans
         await begin_to_stop(server)
         async with asyncio.timeout(5):
             assert [await watch.code() for watch in watches] == [grpc.StatusCode.UNAVAILABLE] * 3
+        await until_refused(other)
         async with connected(server.port) as late:
             with refused(grpc.StatusCode.UNAVAILABLE):
                 await late.models()

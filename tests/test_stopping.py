@@ -15,7 +15,14 @@ import pytest
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, refused
 from tests.processes import ServerProcess, server_process
-from tests.test_life_cycle import begin_to_stop, begin_upload, eventually, leftovers, serving_process
+from tests.test_life_cycle import (
+    begin_to_stop,
+    begin_upload,
+    eventually,
+    leftovers,
+    serving_process,
+    until_refused,
+)
 
 MIB = 1024 * 1024
 TIERS = pytest.mark.parametrize("archived", [True, False], ids=["archived", "transient"])
@@ -134,6 +141,7 @@ async def test_new_calls_are_refused_while_a_transfer_goes_on_and_the_transfer_i
                 with refused(grpc.StatusCode.UNAVAILABLE):
                     await attempt
 
+        await until_refused(other)
         await refused_everywhere(other)
         async with connected(server.port) as new:
             await refused_everywhere(new)

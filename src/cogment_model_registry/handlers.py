@@ -84,8 +84,16 @@ class Call:
         return message
 
     async def write(self, message: bytes) -> None:
-        """Send a message of a stream."""
-        await self.context.write(self.count_sent(message))
+        """Send a message of a stream.
+
+        Raises:
+            asyncio.CancelledError: The peer is gone. gRPC cancels the call for that, but sometimes only after an error
+                of its own from a write that was under way.
+        """
+        try:
+            await self.context.write(self.count_sent(message))
+        except grpc.aio.BaseError as error:
+            raise asyncio.CancelledError from error
 
     def metadata(self, key: str) -> str:
         """Return the value that came with the call under a key; empty when none did."""
