@@ -33,15 +33,15 @@ async def _discard(chunks: AsyncIterator[bytes]) -> None:
     """Read on for a moment what the client of a refused upload still sends.
 
     A client on Python's `grpc.aio`, the stock SDK among them, that is still writing when the status comes reports an
-    INTERNAL error of its own instead of the status. So its messages are read and dropped until it has ended, pauses,
-    or has had its time.
+    INTERNAL error of its own instead of the status. So its messages are read and dropped until it pauses or has had
+    its time. A client that cancelled looks like one that ended until its cancellation is here: an end is a pause too.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DISCARD_MAX_SECONDS):
             while True:
                 async with asyncio.timeout(_DISCARD_QUIET_SECONDS):
                     if await anext(chunks, None) is None:
-                        return
+                        await asyncio.sleep(_DISCARD_QUIET_SECONDS)
 
 
 class ModelRegistryService:
