@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -36,21 +35,7 @@ class DirectoryProcess(ServerProcess):
     """`cogment services directory` in a process of its own."""
 
     def __init__(self, *flags: str, port: int = 0) -> None:
-        self.lines = []
-        command = [sys.executable, "-m", "cogment_model_registry", "services", "directory"]
-        command += [f"--port={port}", "--host=127.0.0.1", "--persistence_file=", *flags]
-        self._process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environment()
-        )
-        self._news = threading.Condition()
-        self._ended = False
-        self._reader = threading.Thread(target=self._read, name="directory log")
-        self._reader.start()
-        try:
-            self.port = int(self.wait_for_line(r"\bport[\"=: ]+(\d+)")[1])
-        except BaseException:
-            self.kill()
-            raise
+        super().__init__(Path(), "--persistence_file=", *flags, f"--port={port}", service="directory")
 
     @property
     def endpoint(self) -> str:

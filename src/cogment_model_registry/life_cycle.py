@@ -64,6 +64,28 @@ async def _refresh(work: Awaitable[None]) -> None:
         _log.error("could not look at the archive anew", reason=error.message)
 
 
+def server_options(keepalive_seconds: float, keepalive_timeout_seconds: float) -> list[tuple[str, int]]:
+    """Return the options that all our gRPC servers have.
+
+    Args:
+        keepalive_seconds: How long a connection may be silent before the peer is asked whether it is there.
+        keepalive_timeout_seconds: How long to wait for its answer.
+    """
+    timeout_ms = int(keepalive_timeout_seconds * 1000)
+    return [
+        # Without this, a second server would share the port in silence.
+        ("grpc.so_reuseport", 0),
+        ("grpc.keepalive_time_ms", int(keepalive_seconds * 1000)),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        # gRPC waits this long for the answer to a ping where the kernel of a frozen peer still acknowledges bytes.
+        ("grpc.http2.ping_timeout_ms", timeout_ms),
+        # Clients may ask as often, and while idle; gRPC would otherwise end their connections for it.
+        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+
+
 def listen(server: grpc.aio.Server, host: str, port: int) -> int:
     """Let a gRPC server listen, and return its port.
 

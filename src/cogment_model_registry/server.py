@@ -117,16 +117,7 @@ def _grpc_server(settings: Settings, service: ModelRegistryService, health: Heal
         options=[
             ("grpc.max_receive_message_length", settings.request_max_bytes),
             ("grpc.max_send_message_length", -1),
-            # Without this, a second server would share the port in silence.
-            ("grpc.so_reuseport", 0),
-            ("grpc.keepalive_time_ms", int(settings.keepalive_seconds * 1000)),
-            ("grpc.keepalive_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
-            ("grpc.keepalive_permit_without_calls", 1),
-            # gRPC waits this long for the answer to a ping where the kernel of a frozen peer still acknowledges bytes.
-            ("grpc.http2.ping_timeout_ms", int(settings.keepalive_timeout_seconds * 1000)),
-            # Clients may ask as often, and while idle; gRPC would otherwise end their connections for it.
-            ("grpc.http2.min_ping_interval_without_data_ms", 5000),
-            ("grpc.http2.max_pings_without_data", 0),
+            *life_cycle.server_options(settings.keepalive_seconds, settings.keepalive_timeout_seconds),
             ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ]

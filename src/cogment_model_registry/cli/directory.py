@@ -98,7 +98,7 @@ def inquire(
     inquiry = _inquiry(service_id, service_type, properties)
     services = _ask(endpoint, token, lambda client: client.inquire(inquiry))
     if as_json:
-        click.echo(json.dumps([_as_json(service) for service in services], ensure_ascii=False, indent=2))
+        _show_json(services)
         return
     click.echo(f"[{len(services)}] Services found")
     for service in services:
@@ -149,7 +149,7 @@ def wait_for_ready(
 
     services = _ask(endpoint, token, wait)
     if as_json:
-        click.echo(json.dumps([_as_json(service) for service in services], ensure_ascii=False, indent=2))
+        _show_json(services)
         return
     click.echo("ready")
 
@@ -233,6 +233,11 @@ def _show(service: Service) -> None:
         click.echo("        Permanent")
     for name, value in sorted(service.details.properties.items()):
         click.echo(f"        [{name}] = [{value}]")
+
+
+def _show_json(services: list[Service]) -> None:
+    """Print services for programs."""
+    click.echo(json.dumps([_as_json(service) for service in services], ensure_ascii=False, indent=2))
 
 
 def _as_json(service: Service) -> dict[str, object]:

@@ -18,16 +18,9 @@ from cogment_model_registry.wire.directory import SERVICE_NAME
 _log = structlog.stdlib.get_logger(__name__)
 
 
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),
-    # Peers that vanished are noticed within half a minute, as the registry does by default.
-    ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5000),
-    ("grpc.http2.max_pings_without_data", 0),
-)
+# Peers that vanished are noticed within half a minute, as the registry does by default.
+_KEEPALIVE_SECONDS = 20.0
+_KEEPALIVE_TIMEOUT_SECONDS = 10.0
 
 
 class DirectoryServer:
@@ -53,7 +46,7 @@ async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]
         await asyncio.to_thread(roster.load)
         service = DirectoryService(roster, settings, observe=lambda _call, _status, _seconds: None)
         health = Health([SERVICE_NAME])
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=life_cycle.server_options(_KEEPALIVE_SECONDS, _KEEPALIVE_TIMEOUT_SECONDS))
         server.add_generic_rpc_handlers(service.handlers())
         health.add_to(server)
         if settings.grpc_reflection:

@@ -77,10 +77,8 @@ class _Model:
         return position < len(self.numbers) and self.numbers[position] == number
 
     def drop(self, number: int) -> None:
-        """Make a version invisible, if it is there."""
-        position = bisect.bisect_left(self.numbers, number)
-        if position < len(self.numbers) and self.numbers[position] == number:
-            del self.numbers[position]
+        """Make a visible version invisible."""
+        del self.numbers[bisect.bisect_left(self.numbers, number)]
         self.transient.pop(number, None)
         self.unread.discard(number)
         self.archived_bytes.pop(number, None)
@@ -319,7 +317,7 @@ class LocalCatalog(Catalog):
         if model.has(number):
             self._versions_count -= 1
             self._archived_bytes -= model.archived_bytes.get(number, 0)
-        model.drop(number)
+            model.drop(number)
         self._infos.pop((model.life, number), None)
 
     def _mark_damaged(self, model: _Model, number: int, reason: str) -> None:
