@@ -15,7 +15,7 @@ export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 
-.PHONY: help serve test check format protos docs lock clean
+.PHONY: help serve test torture check format protos docs lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,9 @@ serve: $(VENV)/serve.stamp ## run the model registry on port 9000, with its arch
 
 test: $(VENV)/develop.stamp ## run all tests
 	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGUMENTS)
+
+torture: $(VENV)/develop.stamp ## try to break each promise for hours, going on where the last run ended
+	$(BIN)/python -m tests.torture $(ARGUMENTS)
 
 check: $(VENV)/develop.stamp ## check style, types, the directions of imports and what is generated
 	$(BIN)/ruff check .

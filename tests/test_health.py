@@ -17,10 +17,9 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cogment_model_registry import server as server_module
-from cogment_model_registry.metrics import TimedFiles
 from cogment_model_registry.server import Server
 from cogment_model_registry.settings import Settings
+from cogment_model_registry.storage.files import Files
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, refused
@@ -118,32 +117,29 @@ async def test_watches_are_told_at_once_while_a_transfer_holds_up_the_stop(tmp_p
             assert await asyncio.to_thread(server.wait) == 0
 
 
-class FailingFiles(TimedFiles):
+class FailingFiles(Files):
     """The operations on real files, of a disk that fails one sync of a file when it is told to."""
 
     fails = False
 
     def sync_file(self, file: int) -> None:
-        if FailingFiles.fails:
-            FailingFiles.fails = False
+        if self.fails:
+            self.fails = False
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         super().sync_file(file)
 
 
-async def test_server_whose_archive_takes_no_more_writes_is_not_serving(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server_module, "TimedFiles", FailingFiles)
-    monkeypatch.setattr(FailingFiles, "fails", False)
+async def test_server_whose_archive_takes_no_more_writes_is_not_serving(tmp_path: Path) -> None:
+    files = FailingFiles()
     settings = Settings(metrics_port=0, grace_seconds=0)
-    async with serving(tmp_path, settings) as server, connected(server.port) as client:
+    async with serving(tmp_path, settings, files) as server, connected(server.port) as client:
         await client.create_model("m")
         await client.store("m", b"sound")
         watches = [watching(client, name) for name in NAMES]
         assert [await next_health(watch) for watch in watches] == [SERVING] * len(NAMES)
         assert await client.status("overall_load", "archive") == {"overall_load": "0", "archive": "ok"}
 
-        FailingFiles.fails = True
+        files.fails = True
         with refused(grpc.StatusCode.UNAVAILABLE):
             await client.store("m", b"lost")
 

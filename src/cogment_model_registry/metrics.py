@@ -6,7 +6,6 @@ archive, and asks for everything else when it is scraped.
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from time import perf_counter
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -18,7 +17,6 @@ from cogment_model_registry.errors import StartError
 from cogment_model_registry.handlers import Call
 from cogment_model_registry.registry import RegistryStatus
 from cogment_model_registry.settings import ALL_INTERFACES
-from cogment_model_registry.storage.files import Files
 
 _NAMESPACE = "cogment_model_registry"
 
@@ -96,29 +94,6 @@ class Metrics:
     def watch(self, status: Callable[[], RegistryStatus], registration: Callable[[], State]) -> None:
         """Ask for the state of the registry and of its registration at each scrape."""
         self.registry.register(_StateCollector(status, registration))
-
-
-class TimedFiles(Files):
-    """The operations on real files, with syncs timed.
-
-    Args:
-        observe: Told of each sync: its kind, and the seconds that it took.
-    """
-
-    def __init__(self, observe: Callable[[str, float], None]) -> None:
-        self._observe = observe
-
-    def sync_file(self, file: int) -> None:
-        """Make the bytes of a file durable."""
-        started = perf_counter()
-        super().sync_file(file)
-        self._observe("file", perf_counter() - started)
-
-    def sync_directory(self, directory: int) -> None:
-        """Make the names in a directory durable."""
-        started = perf_counter()
-        super().sync_directory(directory)
-        self._observe("directory", perf_counter() - started)
 
 
 class _StateCollector(Collector):

@@ -20,11 +20,12 @@ from cogment_model_registry import life_cycle
 from cogment_model_registry._version import __version__
 from cogment_model_registry.directory.registration import Registration, State
 from cogment_model_registry.health import Health
-from cogment_model_registry.metrics import Metrics, MetricsServer, TimedFiles
+from cogment_model_registry.metrics import Metrics, MetricsServer
 from cogment_model_registry.registry import Registry
 from cogment_model_registry.service import ModelRegistryService
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.storage.base import Archive
+from cogment_model_registry.storage.files import Files
 from cogment_model_registry.storage.filesystem import DirectoryArchive
 from cogment_model_registry.storage.local_catalog import LocalCatalog
 from cogment_model_registry.storage.memory import MemoryTransientStore
@@ -60,11 +61,12 @@ class Server:
 
 
 @asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[Server]:
+async def running(settings: Settings, files: Files | None = None) -> AsyncIterator[Server]:
     """Open a context in which a server serves.
 
     Args:
         settings: What it is told.
+        files: The file operations of its archive; those on real files when None.
 
     Raises:
         StartError: The archive or a port cannot be had, or there is nothing to register with the Directory.
@@ -72,8 +74,9 @@ async def running(settings: Settings) -> AsyncIterator[Server]:
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         hashing = stack.enter_context(ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash"))
-        files = TimedFiles(metrics.observe_sync)
-        archive = DirectoryArchive(settings.archive_dir, settings.model_id_max_bytes, files, metrics.observe_archive)
+        archive = DirectoryArchive(
+            settings.archive_dir, settings.model_id_max_bytes, files, metrics.observe_archive, metrics.observe_sync
+        )
         stack.push_async_callback(archive.close)
         await archive.open()
         transient = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing)

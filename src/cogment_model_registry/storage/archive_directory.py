@@ -86,12 +86,16 @@ class ArchiveDirectory:
         path: The directory; created when it is missing.
         model_id_max_bytes: Directories with longer names are no models.
         files: The file operations.
+        observe_sync: Told of each sync: its kind (`file`, `directory`), and the seconds that it took.
     """
 
-    def __init__(self, path: str, model_id_max_bytes: int, files: Files) -> None:
+    def __init__(
+        self, path: str, model_id_max_bytes: int, files: Files, observe_sync: Callable[[str, float], None]
+    ) -> None:
         self._path = path
         self._model_id_max_bytes = model_id_max_bytes
         self.files = files
+        self._observe_sync = observe_sync
         self.failure = ""
         self._root = -1
         self._lock = -1
@@ -260,7 +264,7 @@ class ArchiveDirectory:
                 self._write_durably(directory, layout.model_file_name(info.model_id), layout.format_model(info))
         except FileNotFoundError:
             self._create_model(info)
-        self._sync(self.files.sync_directory, self._root)
+        self._sync_directory(self._root)
 
     def _create_model(self, info: ModelInfo) -> None:
         """Make the directory of a model under a temporary name, and rename it when it has what it needs.
@@ -286,7 +290,7 @@ class ArchiveDirectory:
             self.files.rename(self._root, model_id, doomed)
         except FileNotFoundError:
             raise NotFoundError.model(model_id) from None
-        self._sync(self.files.sync_directory, self._root)
+        self._sync_directory(self._root)
         self._remove_doomed(doomed)
 
     def _remove_doomed(self, doomed: str) -> None:
@@ -311,7 +315,7 @@ class ArchiveDirectory:
 
     def sync_file(self, file: int) -> None:
         """Make a file durable; a failure ends all writing."""
-        self._sync(self.files.sync_file, file)
+        self._sync("file", self.files.sync_file, file)
 
     def commit(self, new: NewFile, info: VersionInfo) -> None:
         """Give a synced temporary file its name as the data of a version, then write the version's metadata."""
@@ -321,7 +325,7 @@ class ArchiveDirectory:
         self._require_absent(new.directory, data_name, version_name)
         try:
             self.files.rename(new.directory, new.name, data_name)
-            self._sync(self.files.sync_directory, new.directory)
+            self._sync_directory(new.directory)
             self._write_durably(new.directory, version_name, layout.format_version(info))
         except FileNotFoundError:
             raise NotFoundError.model(info.model_id) from None  # removed, with the upload's temporary file
@@ -353,15 +357,21 @@ class ArchiveDirectory:
             with contextlib.suppress(OSError):
                 self.files.remove(directory, temporary)
             raise
-        self._sync(self.files.sync_directory, directory)
+        self._sync_directory(directory)
 
-    def _sync(self, sync: Callable[[int], None], descriptor: int) -> None:
+    def _sync_directory(self, directory: int) -> None:
+        """Make the names in a directory durable; a failure ends all writing."""
+        self._sync("directory", self.files.sync_directory, directory)
+
+    def _sync(self, kind: str, sync: Callable[[int], None], descriptor: int) -> None:
+        started = time.perf_counter()
         try:
             sync(descriptor)
         except OSError as error:
             self.failure = f"a sync failed: {error.strerror}"
             _log.error("archive takes no more writes until a restart", reason=self.failure)
             raise
+        self._observe_sync(kind, time.perf_counter() - started)
 
     def _require_writable(self) -> None:
         if self.failure:

@@ -47,6 +47,7 @@ class DirectoryArchive(Archive):
         model_id_max_bytes: Directories with longer names are no models.
         files: The file operations.
         observe: Told of each finished operation on a thread: its name, and the seconds that it took there.
+        observe_sync: Told of each sync: its kind (`file`, `directory`), and the seconds that it took.
     """
 
     def __init__(
@@ -55,8 +56,9 @@ class DirectoryArchive(Archive):
         model_id_max_bytes: int,
         files: Files | None = None,
         observe: Callable[[str, float], None] = lambda _operation, _seconds: None,
+        observe_sync: Callable[[str, float], None] = lambda _kind, _seconds: None,
     ) -> None:
-        self.directory = ArchiveDirectory(path, model_id_max_bytes, files or Files())
+        self.directory = ArchiveDirectory(path, model_id_max_bytes, files or Files(), observe_sync)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="archive")
         self._observe = observe
         self._is_open = False

@@ -7,16 +7,20 @@ from pathlib import Path
 
 from cogment_model_registry.server import Server, running
 from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.storage.files import Files
 
 
 @asynccontextmanager
-async def serving(archive_dir: Path, settings: Settings | None = None) -> AsyncIterator[Server]:
+async def serving(
+    archive_dir: Path, settings: Settings | None = None, files: Files | None = None
+) -> AsyncIterator[Server]:
     """Open a context in which a server serves on a free port of the loopback interface.
 
     Args:
         archive_dir: Its archive.
         settings: What it is told besides; a memory budget of 64 MiB and no grace when None.
+        files: The file operations of its archive; those on real files when None.
     """
     settings = settings or Settings(cache_max_bytes=64 * MIB, grace_seconds=0)
-    async with running(replace(settings, port=0, host="127.0.0.1", archive_dir=str(archive_dir))) as server:
+    async with running(replace(settings, port=0, host="127.0.0.1", archive_dir=str(archive_dir)), files) as server:
         yield server

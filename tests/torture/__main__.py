@@ -1,0 +1,162 @@
+"""`make torture`: the long forms of the proofs, batch by batch, and the table of what they counted.
+
+Progress is saved after each batch, so that a run that was ended goes on where it was; `--fresh` begins anew. A batch's
+randomness comes from the name of its proof and its first round, so that a failure can be made to happen again.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import shutil
+import sys
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from random import Random
+
+import psutil
+
+from tests.torture.proof import Figures, Proof
+from tests.torture.proofs import PROOFS
+
+_STATE = Path(".cache/torture")
+_PAGE = Path("docs/guarantees.md")
+_BEGIN, _END = "<!-- figures of `make torture`: begin -->", "<!-- figures of `make torture`: end -->"
+
+
+@dataclass
+class Progress:
+    """How far the long form of a proof is."""
+
+    rounds: int = 0
+    seconds: float = 0.0
+    date: str = ""
+    figures: Figures = field(default_factory=Figures)
+
+    @classmethod
+    def load(cls, proof: Proof) -> "Progress":
+        try:
+            saved = json.loads(_state(proof).read_text())
+        except FileNotFoundError:
+            return cls()
+        saved["figures"] = Figures(Counter(saved["figures"]["sums"]), saved["figures"]["peaks"])
+        return cls(**saved)
+
+    def save(self, proof: Proof) -> None:
+        _STATE.mkdir(parents=True, exist_ok=True)
+        new = _state(proof).with_suffix(".new")
+        new.write_text(json.dumps(asdict(self), indent=2))
+        new.replace(_state(proof))
+
+
+def _state(proof: Proof) -> Path:
+    return _STATE / f"{proof.name}.json"
+
+
+def prove(proof: Proof, progress: Progress) -> bool:
+    """Make what is missing of the rounds of a proof; return whether the promise held."""
+    while progress.rounds < proof.long:
+        rounds = min(proof.batch, proof.long - progress.rounds)
+        place = _STATE / f"{proof.name}.place"
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        started = time.perf_counter()
+        figures = Figures()
+        seed = f"{proof.name} {progress.rounds}"
+        try:
+            proof.attempt(place.resolve(), rounds, Random(seed), figures)
+        except Exception:
+            traceback.print_exc()
+            print(f"{proof.name}: BROKEN in the batch that begins at round {progress.rounds}; its files: {place}")
+            return False
+        shutil.rmtree(place)
+        progress.figures.add(figures)
+        progress.rounds += rounds
+        progress.seconds += time.perf_counter() - started
+        progress.date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        progress.save(proof)
+        print(f"{proof.name}: {progress.rounds:,} of {proof.long:,} {proof.unit}; {progress.figures}", flush=True)
+    return True
+
+
+def table(proofs: Sequence[Proof]) -> str:
+    """Return the table of all figures there are."""
+    lines = ["| promise | rounds | counted | time | date |", "|---|---|---|---|---|"]
+    for proof in proofs:
+        progress = Progress.load(proof)
+        if reason := proof.missing():
+            lines.append(f"| {proof.promise} | none | not shown on this machine: {reason} | | |")
+        elif not progress.rounds:
+            lines.append(f"| {proof.promise} | none | | | |")
+        else:
+            rounds = f"{progress.rounds:,} {proof.unit}"
+            lines.append(
+                f"| {proof.promise} | {rounds} | {progress.figures} | {progress.seconds:,.0f} s | {progress.date} |"
+            )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """Return a line that tells what the figures were counted on."""
+    memory_gib = psutil.virtual_memory().total / 2**30
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    return f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {system}, Python {platform.python_version()}"
+
+
+def write_page(text: str) -> None:
+    """Put the table into the page of guarantees."""
+    page = _PAGE.read_text()
+    between = re.compile(re.escape(_BEGIN) + ".*" + re.escape(_END), re.DOTALL)
+    if not between.search(page):
+        raise SystemExit(f"error: {_PAGE} has no place for the figures")
+    _PAGE.write_text(between.sub(lambda _: f"{_BEGIN}\n{text}\n{_END}", page))
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return what is asked for on the command line, with `proofs` for the proofs."""
+    parser = argparse.ArgumentParser(prog="make torture", description="Try to break each promise, many times.")
+    parser.add_argument("names", nargs="*", metavar="proof", help="which proofs; all when none is named")
+    parser.add_argument("--list", action="store_true", help="list the proofs and end")
+    parser.add_argument("--fresh", action="store_true", help="begin anew instead of going on")
+    parser.add_argument("--write", action="store_true", help=f"put the table into {_PAGE}")
+    options = parser.parse_args()
+    known = {proof.name: proof for proof in PROOFS}
+    for name in options.names:
+        if name not in known:
+            parser.error(f"{name!r} is no proof; there are: {', '.join(known)}")
+    options.proofs = [known[name] for name in options.names] or PROOFS
+    return options
+
+
+def main() -> int:
+    """Prove what is asked for, and print the table."""
+    options = parse_arguments()
+    if options.list:
+        for proof in options.proofs:
+            print(f"{proof.name:20} {proof.long:>9,} {proof.unit:12} {proof.promise}")
+        return 0
+    broken = []
+    for proof in options.proofs:
+        if options.fresh:
+            _state(proof).unlink(missing_ok=True)
+        if reason := proof.missing():
+            print(f"{proof.name}: cannot be shown here: {reason}")
+        elif not prove(proof, Progress.load(proof)):
+            broken.append(proof.name)
+    text = f"On {machine()}:\n\n{table(PROOFS)}"
+    print(f"\n{text}")
+    if options.write:
+        write_page(text)
+    if broken:
+        print(f"\nbroken: {', '.join(broken)}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

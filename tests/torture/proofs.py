@@ -1,0 +1,5 @@
+"""All proofs, in the order of the table."""
+
+from tests.torture.proof import Proof
+
+PROOFS: list[Proof] = []

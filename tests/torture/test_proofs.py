@@ -1,0 +1,18 @@
+"""The short forms of the proofs; `make torture` makes the long ones."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.torture.proof import Figures, Proof
+from tests.torture.proofs import PROOFS
+
+
+@pytest.mark.parametrize("proof", [pytest.param(proof, id=proof.name) for proof in PROOFS])
+def test_promise_holds(proof: Proof, tmp_path: Path) -> None:
+    if reason := proof.missing():
+        pytest.skip(f"{proof.name} cannot be shown here: {reason}")
+    figures = Figures()
+    proof.attempt(tmp_path, proof.short, Random(proof.name), figures)
+    assert figures.sums, "a proof that counts nothing shows nothing"
