@@ -6,8 +6,9 @@ upload are not copied on the way.
 """
 
 import asyncio
+import functools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
@@ -34,6 +35,9 @@ class Context(Protocol):
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
         """End the call with a status."""
+
+    async def read(self) -> object:
+        """Return the next message of a stream; `grpc.aio.EOF` at its end."""
 
     async def write(self, message: bytes) -> None:
         """Send a message of a stream."""
@@ -76,6 +80,14 @@ class Call:
         self.received_bytes += len(message)
         self.received_messages += 1
         return message
+
+    async def read(self) -> bytes | None:
+        """Return the next message of a stream, counted; None at its end.
+
+        gRPC's own iterator of requests would keep each message in memory until the next one is there.
+        """
+        message = await self.context.read()
+        return self.count_received(message) if isinstance(message, bytes) else None
 
     def count_sent(self, message: bytes) -> bytes:
         """Count a reply message, and return it."""
@@ -133,16 +145,14 @@ class Handlers:
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
-    def streamed_request(
-        self, method: str, answer: Callable[[AsyncIterator[bytes], Call], Awaitable[bytes]]
-    ) -> _Handler:
-        """Return the handler of a method with a stream of requests and one reply."""
+    def streamed_request(self, method: str, answer: Callable[[Call], Awaitable[bytes]]) -> _Handler:
+        """Return the handler of a method with a stream of requests, which `answer` reads, and one reply."""
 
-        async def handle(messages: AsyncIterator[bytes], context: Context) -> bytes:
+        async def handle(_messages: object, context: Context) -> bytes:
             call = Call(method, context)
 
             async def reply() -> bytes:
-                return call.count_sent(await answer(messages, call))
+                return call.count_sent(await answer(call))
 
             return await self._answer(call, reply())
 
@@ -157,12 +167,12 @@ class Handlers:
 
         return grpc.unary_stream_rpc_method_handler(handle)
 
-    def streamed(self, method: str, answer: Callable[[AsyncIterator[bytes], Call], Awaitable[None]]) -> _Handler:
-        """Return the handler of a method with a stream each way."""
+    def streamed(self, method: str, answer: Callable[[Call], Awaitable[None]]) -> _Handler:
+        """Return the handler of a method with a stream each way, which `answer` reads and writes."""
 
-        async def handle(messages: AsyncIterator[bytes], context: Context) -> None:
+        async def handle(_messages: object, context: Context) -> None:
             call = Call(method, context)
-            await self._answer(call, answer(messages, call))
+            await self._answer(call, answer(call))
 
         return grpc.stream_stream_rpc_method_handler(handle)
 
@@ -188,7 +198,13 @@ class Handlers:
         finally:
             self._calls.discard(task)
             self._finish(call, status, details, level, perf_counter() - started)
-        return await call.context.abort(status, details[:_DETAILS_MAX_CHARACTERS])
+        try:
+            return await call.context.abort(status, details[:_DETAILS_MAX_CHARACTERS])
+        except Exception as aborted:
+            # gRPC keeps it in the state of the call, and its traceback keeps that state: a circle that would hold what
+            # was received of a refused upload until the next full garbage collection.
+            task.add_done_callback(functools.partial(_forget_traceback, aborted))
+            raise
 
     def _finish(self, call: Call, status: grpc.StatusCode, details: str, level: int, seconds: float) -> None:
         self._observe(call, status.name, seconds)
@@ -203,6 +219,10 @@ class Handlers:
             if details:
                 fields["details"] = details
             _log.log(level, f"{call.method} {status.name}", **fields)
+
+
+def _forget_traceback(error: BaseException, _task: object) -> None:
+    error.__traceback__ = None
 
 
 def _level(error: ModelRegistryError) -> int:

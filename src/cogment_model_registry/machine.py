@@ -4,6 +4,7 @@ A process in a container sees the memory of the whole host, while its control gr
 smaller of the two is what it can use.
 """
 
+import ctypes
 import os
 from pathlib import Path
 
@@ -48,3 +49,29 @@ def _limit_bytes(file: Path) -> list[int]:
         return [int(file.read_text())]
     except (OSError, ValueError):
         return []
+
+
+_M_ARENA_MAX = -8  # mallopt(3)
+_ARENAS = 2
+
+
+def limit_arenas() -> None:
+    """Let the C library keep few separate heaps, where it can; to be called before there are threads.
+
+    glibc gives each thread a heap of its own, up to eight for each core, and large messages that were freed linger in
+    each of them.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_ARENA_MAX, _ARENAS)
+
+
+def release_free_memory() -> None:
+    """Give memory that was freed, but is kept by the allocator, back to the system, where the C library can.
+
+    glibc keeps what lies between blocks in use, of each of its arenas: after a hundred large messages at once, several
+    times as much as is in use.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

@@ -127,14 +127,14 @@ class VersionReader:
         self._reader = reader
         self._catalog = catalog
 
-    async def chunks(self, max_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
         """Yield the bytes; see `Reader.chunks`.
 
         Raises:
             DataLossError: They are not those that were stored.
         """
         try:
-            async with aclosing(self._reader.chunks(max_bytes)) as chunks:
+            async with aclosing(self._reader.chunks(max_bytes, buffer_bytes)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except DataLossError as error:

@@ -20,6 +20,7 @@ from cogment_model_registry import life_cycle
 from cogment_model_registry._version import __version__
 from cogment_model_registry.directory.registration import Registration, State
 from cogment_model_registry.health import Health
+from cogment_model_registry.machine import limit_arenas, release_free_memory
 from cogment_model_registry.metrics import Metrics, MetricsServer
 from cogment_model_registry.registry import Registry
 from cogment_model_registry.service import ModelRegistryService
@@ -37,6 +38,10 @@ _HASH_THREADS = max(2, os.cpu_count() or 2)
 
 _HEALTH_SECONDS = 1.0
 """How often health looks at the archive."""
+
+_RELEASE_SECONDS = 0.1
+_MANY_TRANSFERS = 8
+"""So many transfers at once leave enough behind to be worth some milliseconds of giving it back."""
 
 _DEREGISTER_SECONDS = 1.5
 """How long stopping waits for the Directory at most: whoever asks it is to find nothing within two seconds."""
@@ -99,10 +104,12 @@ async def running(settings: Settings, files: Files | None = None) -> AsyncIterat
 
         health.set_serving(not archive.failure)
         following = asyncio.create_task(_follow_health(health, archive))
+        releasing = asyncio.create_task(_release_memory(service))
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_serving() -> None:
             await _end(following)
+            await _end(releasing)
             health.stop()
             catalog.stop_watching()
             async with asyncio.TaskGroup() as group:
@@ -120,6 +127,8 @@ def _grpc_server(settings: Settings, service: ModelRegistryService, health: Heal
         options=[
             ("grpc.max_receive_message_length", settings.request_max_bytes),
             ("grpc.max_send_message_length", -1),
+            # Otherwise gRPC lets each client send some MiB ahead of what was asked for, where the network is fast.
+            ("grpc.http2.bdp_probe", 0),
             *life_cycle.server_options(settings.keepalive_seconds, settings.keepalive_timeout_seconds),
             ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
@@ -137,6 +146,17 @@ async def _follow_health(health: Health, archive: Archive) -> None:
     while True:
         await asyncio.sleep(_HEALTH_SECONDS)
         health.set_serving(not archive.failure)
+
+
+async def _release_memory(service: ModelRegistryService) -> None:
+    """Keep freed memory from piling up in the allocator while many transfers are under way, and after they were."""
+    was_busy = False
+    while True:
+        await asyncio.sleep(_RELEASE_SECONDS)
+        is_busy = service.transfers >= _MANY_TRANSFERS
+        if is_busy or was_busy:
+            await asyncio.to_thread(release_free_memory)
+        was_busy = is_busy
 
 
 async def _end(task: asyncio.Task[None]) -> None:
@@ -170,4 +190,5 @@ async def serve(settings: Settings) -> None:
             **({} if server.metrics_port is None else {"metrics_port": server.metrics_port}),
         )
 
+    limit_arenas()
     await life_cycle.serve_until_signal(running(settings), announce, Server.refresh)

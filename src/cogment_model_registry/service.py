@@ -3,10 +3,7 @@
 How a call begins and ends is the business of `handlers`; here are the nine answers.
 """
 
-import asyncio
-import contextlib
 import platform
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 
 import grpc
@@ -17,31 +14,13 @@ from cogment_model_registry.handlers import Call, Handlers, Observer
 from cogment_model_registry.records import VersionHeader
 from cogment_model_registry.registry import Registry
 from cogment_model_registry.settings import Settings
+from cogment_model_registry.transfers import Transfers
 from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire.frames import build_data_chunk
 from cogment_model_registry.wire.paging import ExplicitHandle, Page, cut_handle, parse_handle
 
 _BATCH = 1000
 """Entries of a listing that are asked for at once."""
-
-
-_DISCARD_QUIET_SECONDS = 0.05
-_DISCARD_MAX_SECONDS = 2.0
-
-
-async def _discard(chunks: AsyncIterator[bytes]) -> None:
-    """Read on for a moment what the client of a refused upload still sends.
-
-    A client on Python's `grpc.aio`, the stock SDK among them, that is still writing when the status comes reports an
-    INTERNAL error of its own instead of the status. So its messages are read and dropped until it pauses or has had
-    its time. A client that cancelled looks like one that ended until its cancellation is here: an end is a pause too.
-    """
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DISCARD_MAX_SECONDS):
-            while True:
-                async with asyncio.timeout(_DISCARD_QUIET_SECONDS):
-                    if await anext(chunks, None) is None:
-                        await asyncio.sleep(_DISCARD_QUIET_SECONDS)
 
 
 class ModelRegistryService:
@@ -57,6 +36,12 @@ class ModelRegistryService:
         self._registry = registry
         self._settings = settings
         self._handlers = Handlers(observe)
+        self._transfers = Transfers(settings)
+
+    @property
+    def transfers(self) -> int:
+        """How many uploads and retrievals are under way."""
+        return self._transfers.count
 
     async def drained(self) -> None:
         """Wait until no call is under way."""
@@ -106,39 +91,29 @@ class ModelRegistryService:
                     break
         return page.reply(str(start + len(page)) if len(page) else request.model_handle or "0")
 
-    async def _create_version(self, chunks: AsyncIterator[bytes], call: Call) -> bytes:
-        first = await self._next_chunk(chunks, call)
-        if first is None:
-            raise InvalidError("CreateVersion must begin with a header; the stream was empty")
-        if not isinstance(first, VersionHeader):
-            raise InvalidError("CreateVersion must begin with a header; a body came first")
-        call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
-        try:
-            async with self._registry.create_version(first) as upload:
-                while (chunk := await self._next_chunk(chunks, call)) is not None:
-                    if isinstance(chunk, VersionHeader):
-                        raise InvalidError("CreateVersion must have one header; a second one came")
-                    await upload.write(chunk)
-                info = await upload.commit()
-        except ModelRegistryError:
-            await _discard(chunks)
-            raise
+    async def _create_version(self, call: Call) -> bytes:
+        with self._transfers.receiving(call) as receiver:
+            first = await receiver.next_chunk()
+            if first is None:
+                raise InvalidError("CreateVersion must begin with a header; the stream was empty")
+            if not isinstance(first, VersionHeader):
+                raise InvalidError("CreateVersion must begin with a header; a body came first")
+            call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
+            try:
+                async with self._registry.create_version(first) as upload:
+                    while (chunk := await receiver.next_chunk()) is not None:
+                        if isinstance(chunk, VersionHeader):
+                            raise InvalidError("CreateVersion must have one header; a second one came")
+                        await upload.write(chunk)
+                        del chunk  # with its message, before the next turn is waited for
+                    info = await upload.commit()
+            except TimedOutError:
+                raise  # there is nothing to discard
+            except ModelRegistryError:
+                await receiver.discard()
+                raise
         call.about(number=info.number)
         return messages.CreateVersionReply(version_info=convert.version_message(info)).SerializeToString()
-
-    async def _next_chunk(self, chunks: AsyncIterator[bytes], call: Call) -> VersionHeader | memoryview | None:
-        """Return what the next chunk of an upload carries; None at the end.
-
-        Raises:
-            TimedOutError: The client sent nothing for too long.
-        """
-        try:
-            async with asyncio.timeout(self._settings.upload_idle_seconds):
-                data = await anext(chunks, None)
-        except TimeoutError:
-            seconds = self._settings.upload_idle_seconds
-            raise TimedOutError(f"the upload sent nothing for {seconds:g} seconds") from None
-        return None if data is None else convert.decode_upload_chunk(call.count_received(data))
 
     async def _retrieve_version_infos(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.RetrieveVersionInfosRequest, data)
@@ -170,13 +145,14 @@ class ModelRegistryService:
     async def _retrieve_version_data(self, data: bytes, call: Call) -> None:
         request = convert.decode(messages.RetrieveVersionDataRequest, data)
         call.about(model_id=request.model_id, number=request.version_number)
-        async with (
-            self._registry.open_version(request.model_id, request.version_number) as reader,
-            aclosing(reader.chunks(self._settings.sent_version_chunk_size)) as chunks,
-        ):
-            call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
-            async for parts in chunks:
-                await call.write(build_data_chunk(parts))
+        with self._transfers.sending(call) as sender:
+            async with (
+                self._registry.open_version(request.model_id, request.version_number) as reader,
+                aclosing(reader.chunks(sender.chunk_bytes, sender.buffer_bytes)) as chunks,
+            ):
+                call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
+                async for parts in chunks:
+                    await sender.send(build_data_chunk(parts))
 
     async def _version_update(self, data: bytes, call: Call) -> None:
         request = convert.decode(messages.VersionUpdateRequest, data)

@@ -1,4 +1,7 @@
-"""The command line: `cogment services ...` runs servers, `cogment client ...` asks them."""
+"""The command line: `cogment services ...` runs servers, `cogment client ...` asks them.
+
+`cogment archive ...` looks after an archive directory without any.
+"""
 
 import os
 import sys
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from cogment_model_registry._version import __version__
+from cogment_model_registry.cli.archive import archive
 from cogment_model_registry.cli.client import client
 from cogment_model_registry.cli.services import services
 from cogment_model_registry.errors import (
@@ -31,6 +35,7 @@ def cogment() -> None:
     """A model registry for reinforcement learning and deployment, compatible with Cogment's."""
 
 
+cogment.add_command(archive)
 cogment.add_command(client)
 cogment.add_command(services)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import platform
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import ParamSpec, TypeVar
 
 import grpc
@@ -74,8 +74,8 @@ class DirectoryService:
 
     # The calls.
 
-    async def _register(self, requests: AsyncIterator[bytes], call: Call) -> None:
-        await self._answer_each(requests, call, self._register_one)
+    async def _register(self, call: Call) -> None:
+        await self._answer_each(call, self._register_one)
 
     async def _register_one(self, data: bytes, call: Call) -> wire.RegisterReply:
         token = call.metadata(wire.TOKEN_KEY)
@@ -91,8 +91,8 @@ class DirectoryService:
         self._begin_checking(entry)
         return wire.register_reply(service_id=entry.service.service_id, secret=entry.secret)
 
-    async def _deregister(self, requests: AsyncIterator[bytes], call: Call) -> None:
-        await self._answer_each(requests, call, self._deregister_one)
+    async def _deregister(self, call: Call) -> None:
+        await self._answer_each(call, self._deregister_one)
 
     async def _deregister_one(self, data: bytes, call: Call) -> wire.DeregisterReply:
         token = call.metadata(wire.TOKEN_KEY)
@@ -107,12 +107,11 @@ class DirectoryService:
 
     async def _answer_each(
         self,
-        requests: AsyncIterator[bytes],
         call: Call,
         answer: Callable[[bytes, Call], Awaitable[wire.RegisterReply | wire.DeregisterReply]],
     ) -> None:
-        async for data in requests:
-            await call.write((await answer(call.count_received(data), call)).SerializeToString())
+        while (data := await call.read()) is not None:
+            await call.write((await answer(data, call)).SerializeToString())
 
     async def _inquire(self, data: bytes, call: Call) -> None:
         request = convert.decode(wire.InquireRequest, data)

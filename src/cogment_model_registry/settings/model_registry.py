@@ -138,6 +138,12 @@ class Settings(ServiceSettings):
         seconds(0.01, 86_400),
         "How long an upload may send nothing before it ends with DEADLINE_EXCEEDED.",
     )
+    retrieval_idle_seconds: float = setting(
+        60.0,
+        _PREFIX + "RETRIEVAL_IDLE_SECONDS",
+        seconds(0.01, 86_400),
+        "How long the reader of a version's bytes may take none before the retrieval ends with DEADLINE_EXCEEDED.",
+    )
     grace_seconds: float = setting(
         5.0,
         _PREFIX + "GRACE_SECONDS",

@@ -101,8 +101,8 @@ class ArchiveDirectory:
         self._lock = -1
         self._sweeping = False
 
-    def open(self) -> None:
-        """Take the directory for this process alone, and remove models on their way out."""
+    def open(self, *, sweep: bool = True) -> None:
+        """Take the directory for this process alone, and remove what a crash left, unless `sweep` is false."""
         try:
             self._root = self.files.open_root(self._path)
             self._lock = self._take_lock()
@@ -114,6 +114,8 @@ class ArchiveDirectory:
             self.close()
             raise
         self.failure = ""
+        if not sweep:
+            return
         for entry in self.files.list_directory(self._root):
             if layout.is_temporary(entry.name) and entry.is_directory:
                 self._remove_doomed(entry.name)

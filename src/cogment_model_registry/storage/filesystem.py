@@ -15,6 +15,7 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
+from cogment_model_registry.byte_budget import ByteBudget
 from cogment_model_registry.errors import DataLossError, ModelRegistryError, TooLargeError, UnavailableError
 from cogment_model_registry.payload import PayloadHash
 from cogment_model_registry.records import ModelInfo, VersionInfo
@@ -35,6 +36,9 @@ _BUFFER_BYTES = 256 * 1024
 
 _BLOCK_BYTES = 1024 * 1024
 """How much is read at least with one call to a thread."""
+
+_WRITE_BYTES = 32 * 1024 * 1024
+"""What pieces of uploads may take while they wait for a thread to write them."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -63,6 +67,7 @@ class DirectoryArchive(Archive):
         self._observe = observe
         self._is_open = False
         self._promised_bytes = 0
+        self.writing = ByteBudget(_WRITE_BYTES)
         self._checked: dict[tuple[str, int], Fingerprint] = {}
 
     @property
@@ -183,7 +188,9 @@ class _FileUpload(Upload):
         """Let a thread hash and write the parts, once it is done with those before."""
         await self._settle()
         self._buffer = bytearray()
+        taken_bytes = await self._archive.writing.take(sum(len(part) for part in parts))
         self._writing = asyncio.ensure_future(self._archive.run(self._write, parts))
+        self._writing.add_done_callback(lambda _: self._archive.writing.give_back(taken_bytes))
 
     def _write(self, parts: Sequence[bytearray | memoryview]) -> None:
         self._hash.update(parts)
@@ -231,8 +238,8 @@ class _FileReader(Reader):
         self._reading: asyncio.Future[bytes] | None = None
         self._open = True
 
-    async def chunks(self, max_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
-        block_bytes = max_bytes * max(_BLOCK_BYTES // max_bytes, 1)
+    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+        block_bytes = max_bytes * max(min(_BLOCK_BYTES, buffer_bytes // 2) // max_bytes, 1)
         self._read_ahead(block_bytes)
         while self._reading is not None:
             block = memoryview(await self._settle(self._reading))
@@ -240,6 +247,7 @@ class _FileReader(Reader):
                 self._read_ahead(block_bytes)
             for start in range(0, max(len(block), 1), max_bytes):
                 yield [block[start : start + max_bytes]]
+            del block  # before the next but one is read
 
     def _read_ahead(self, block_bytes: int) -> None:
         size_bytes = min(block_bytes, self._missing_bytes)

@@ -314,7 +314,7 @@ class _MemoryReader(Reader):
         self._store = store
         self._blob: _Blob | None = blob
 
-    async def chunks(self, max_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
         if self._blob is None:
             raise RuntimeError("the reader is closed")
         chunk: list[memoryview] = []

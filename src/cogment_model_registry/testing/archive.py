@@ -10,6 +10,7 @@ import pytest
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StartError
 from cogment_model_registry.records import ModelInfo
+from cogment_model_registry.settings import MIB
 from cogment_model_registry.storage.base import Archive
 from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
 from cogment_model_registry.testing.version_store import VersionStoreSuite
@@ -109,7 +110,7 @@ class ArchiveSuite(VersionStoreSuite):
         data = bytes(range(256)) * 20_000
         info = describe("m", 1, data, True)
         await keep(store, info, data)
-        async with await store.open_version(info) as reader, aclosing(reader.chunks(100_000)) as chunks:
+        async with await store.open_version(info) as reader, aclosing(reader.chunks(100_000, MIB)) as chunks:
             received = b"".join(await anext(chunks))
             await store.remove_model("m")
             async for chunk in chunks:
@@ -151,7 +152,7 @@ class ArchiveSuite(VersionStoreSuite):
 
         async def receive() -> None:
             async with await store.open_version(wrong) as reader:
-                async for chunk in reader.chunks(100_000):
+                async for chunk in reader.chunks(100_000, MIB):
                     received.extend(len(part) for part in chunk)
 
         with pytest.raises(DataLossError):

@@ -47,7 +47,7 @@ async def keep(store: VersionStore, info: VersionInfo, data: bytes, sizes: Itera
 
 async def read_chunks(reader: Reader, max_bytes: int = 1024 * 1024) -> list[bytes]:
     """Return the chunks of a reader."""
-    return [b"".join(chunk) async for chunk in reader.chunks(max_bytes)]
+    return [b"".join(chunk) async for chunk in reader.chunks(max_bytes, 2 * max_bytes)]
 
 
 async def read(store: VersionStore, info: VersionInfo, max_bytes: int = 1024 * 1024) -> bytes:

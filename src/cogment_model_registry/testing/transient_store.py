@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
 from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.settings import MIB
 from cogment_model_registry.storage.base import Reader, TransientStore
 from cogment_model_registry.testing.bytes import describe, keep, read
 from cogment_model_registry.testing.version_store import VersionStoreSuite
@@ -186,7 +187,7 @@ class TransientStoreSuite(VersionStoreSuite):
             assert store.usage.bytes == 100
             with pytest.raises(NotFoundError):
                 await store.open_version(first)
-            assert [b"".join(chunk) async for chunk in reader.chunks(60)] == [bytes(60)]
+            assert [b"".join(chunk) async for chunk in reader.chunks(60, MIB)] == [bytes(60)]
         assert store.usage.bytes == 40
 
     async def test_uploads_are_promised_their_room(self) -> None:
@@ -217,7 +218,7 @@ class TransientStoreSuite(VersionStoreSuite):
         async with await store.open_version(infos[0]) as reader:
             await store.remove_model("m")
             assert store.usage.bytes == 4
-            assert [b"".join(chunk) async for chunk in reader.chunks(10)] == [b"data"]
+            assert [b"".join(chunk) async for chunk in reader.chunks(10, MIB)] == [b"data"]
         assert store.usage.bytes == 0
         assert store.take_evicted() == []
         with pytest.raises(NotFoundError):

@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 import pytest
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.settings import MIB
 from cogment_model_registry.storage.base import VersionStore
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
 
@@ -79,7 +80,7 @@ class VersionStoreSuite(ABC):
         info = describe("m", 1, data, self.archived)
         await keep(store, info, data)
         async with await store.open_version(info) as reader:
-            await anext(reader.chunks(1000))
+            await anext(reader.chunks(1000, MIB))
         assert await read(store, info) == data
 
     async def test_uploads_at_once_do_not_mix(self, store: VersionStore) -> None:

@@ -1,0 +1,55 @@
+"""Memory that many share, by the byte."""
+
+import asyncio
+from collections import deque
+
+
+class ByteBudget:
+    """Bytes that many share: whoever needs some waits, in turn, until they are free.
+
+    For one event loop. More than there is in all counts as all there is, so that nobody waits for ever.
+
+    Args:
+        size_bytes: How many there are.
+    """
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._free_bytes = size_bytes
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    @property
+    def free_bytes(self) -> int:
+        """How many are free."""
+        return self._free_bytes
+
+    async def take(self, size_bytes: int) -> int:
+        """Wait for one's turn and for so many free bytes, and take them; return how many to give back."""
+        size_bytes = min(size_bytes, self._size_bytes)
+        if not self._waiting and size_bytes <= self._free_bytes:
+            self._free_bytes -= size_bytes
+            return size_bytes
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting.append((size_bytes, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                self._serve()  # those behind may have waited for this one alone
+            else:
+                self.give_back(size_bytes)  # the turn came in the same moment
+            raise
+        return size_bytes
+
+    def give_back(self, size_bytes: int) -> None:
+        """Give back what `take` returned."""
+        self._free_bytes += size_bytes
+        self._serve()
+
+    def _serve(self) -> None:
+        """Let those go whose turn it is."""
+        while self._waiting and (self._waiting[0][1].cancelled() or self._waiting[0][0] <= self._free_bytes):
+            size_bytes, turn = self._waiting.popleft()
+            if not turn.cancelled():
+                self._free_bytes -= size_bytes
+                turn.set_result(None)

@@ -1,0 +1,303 @@
+"""`cogment archive`: looking after an archive directory, and moving models between two, without a server."""
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import signal
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, BinaryIO
+
+import click
+
+from cogment_model_registry.cli.progress import is_shown, progress_bar
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, TooLargeError, UnavailableError, shown
+from cogment_model_registry.storage.findings import INFORMATION, MEANINGS, Finding
+
+if TYPE_CHECKING:
+    from cogment_model_registry.storage.claim import OwnedFiles
+    from cogment_model_registry.storage.repair import Outcome
+    from cogment_model_registry.storage.verification import Report
+
+_DIRECTORY = click.Path(exists=True, file_okay=False)
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+_KINDS = "\n".join(
+    f"  {kind}{' (no problem)' if kind in INFORMATION else ''}:\n      {meaning}" for kind, meaning in MEANINGS.items()
+)
+
+
+@click.group()
+def archive() -> None:
+    """Look after an archive directory, without a server."""
+
+
+@archive.command(epilog=f"\b\nWhat is found:\n{_KINDS}", context_settings={"max_content_width": 120})
+@click.argument("directory", type=_DIRECTORY)
+@click.option("--repair", "is_repair", is_flag=True, help="Do what is safe about it; no server may run meanwhile.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
+    """Check an archive DIRECTORY: all metadata, and all data against its hash.
+
+    Exits with 0 when nothing is wrong, 1 when something is, 2 when there is no such directory, and 3 when it is to be
+    repaired and another process has it. Without --repair nothing is written, and a server may run on the directory;
+    what may be its work under way is not reported then.
+
+    With --repair, temporary files, models on their way out and data without metadata are removed, high-water marks are
+    mended, and missing metadata of models is written anew. Damaged versions are left as they are.
+    """
+    from cogment_model_registry.storage import claim  # noqa: PLC0415 # not needed for --help
+
+    started = time.monotonic()
+    with _running("the archive"):
+        files = claim.OwnedFiles(directory)
+        with claim.opened_root(files, directory) as root:
+            report, outcomes = _repaired(directory, files, root) if is_repair else (_verified(files, root), [])
+    repaired = {outcome.finding for outcome in outcomes if outcome.is_repaired}
+    is_sound = not any(finding.is_problem and finding not in repaired for finding in report.findings)
+    if as_json:
+        click.echo(json.dumps(_as_json(directory, report, outcomes, is_sound=is_sound), indent=2))
+    else:
+        _show(report, outcomes, time.monotonic() - started)
+    return 0 if is_sound else 1
+
+
+def _verified(files: "OwnedFiles", root: int, *, is_claimed: bool = False) -> "Report":
+    from cogment_model_registry.storage import verification  # noqa: PLC0415
+
+    total_bytes = verification.data_size_bytes(files, root) if is_shown() else None
+    with progress_bar("verifying", total_bytes) as advance:
+        return verification.verify(files, root, is_claimed=is_claimed, advance=advance)
+
+
+def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, list[Outcome]]":
+    from cogment_model_registry.storage import claim, repair  # noqa: PLC0415
+
+    with claim.claimed(directory, files, root) as claimed:
+        report = _verified(files, root, is_claimed=True)
+        return report, list(repair.repair(claimed, root, report.findings))
+
+
+def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
+    """Print what was found, for people."""
+    from rich.filesize import decimal  # noqa: PLC0415
+
+    if report.holder:
+        click.echo(
+            f"note: process {shown(report.holder)} has the archive: temporary files, data without metadata and models "
+            "on their way out are not reported, since it may be at work on them"
+        )
+    for finding in report.findings:
+        click.echo(f"{'problem' if finding.is_problem else 'note'}: {finding.kind}: {_told(finding, finding.message)}")
+    for outcome in outcomes:
+        click.echo(
+            f"{'repaired' if outcome.is_repaired else 'not repaired'}: {_told(outcome.finding, outcome.message)}"
+        )
+    problems = sum(finding.is_problem for finding in report.findings)
+    repaired = sum(outcome.is_repaired and outcome.finding.is_problem for outcome in outcomes)
+    rate = decimal(int(report.data_bytes / max(seconds, 0.001)))
+    click.echo(
+        f"{report.models} models, {report.versions} versions, {decimal(report.data_bytes)} read in {seconds:.1f} s "
+        f"({rate}/s): {problems} problems" + (f", {repaired} of them repaired" if outcomes else "")
+    )
+
+
+def _told(finding: Finding, message: str) -> str:
+    return f"{shown(finding.file)}: {message}"
+
+
+def _as_json(directory: str, report: "Report", outcomes: "list[Outcome]", *, is_sound: bool) -> dict[str, object]:
+    return {
+        "path": directory,
+        "in_use_by": report.holder or None,
+        "models": report.models,
+        "versions": report.versions,
+        "bytes": report.data_bytes,
+        "findings": [_finding_as_json(finding, finding.message) for finding in report.findings],
+        "repaired": [_finding_as_json(outcome.finding, outcome.message) for outcome in outcomes if outcome.is_repaired],
+        "not_repaired": [
+            _finding_as_json(outcome.finding, outcome.message) for outcome in outcomes if not outcome.is_repaired
+        ],
+        "sound": is_sound,
+    }
+
+
+def _finding_as_json(finding: Finding, message: str) -> dict[str, object]:
+    return {
+        "kind": finding.kind.value,
+        "problem": finding.is_problem,
+        "model_id": finding.model_id or None,
+        "version_number": finding.number or None,
+        "file": finding.file,
+        "message": message,
+    }
+
+
+def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    from cogment_model_registry.records import check_model_id  # noqa: PLC0415
+    from cogment_model_registry.storage.model_files import MODEL_ID_MAX_BYTES  # noqa: PLC0415
+
+    if value is not None:
+        try:
+            check_model_id(value, MODEL_ID_MAX_BYTES)
+        except InvalidError as error:
+            raise click.BadParameter(error.message) from None
+    return value
+
+
+@archive.command("export")
+@click.argument("directory", type=_DIRECTORY)
+@click.argument("model_id", callback=_check_model_id)
+@click.option("--output", default="-", metavar="FILE", help="File to write; - is standard output, the default.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--skip_damaged", is_flag=True, help="Leave out what is damaged, and say so, instead of failing.")
+def export_model(directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool) -> None:
+    """Write a model of an archive DIRECTORY, with all archived versions, as one tar file.
+
+    Data is held against its hash on the way, and a file that was cut short is told by `cogment archive import`. A
+    server may run on the directory. Exits with 1 when something is damaged, and with 3 when there is no such model.
+    """
+    from cogment_model_registry.storage import claim, model_export  # noqa: PLC0415 # not needed for --help
+
+    if output == "-" and sys.stdout.isatty():
+        raise click.UsageError("a tar file is not for a terminal: give --output, or redirect standard output")
+    with _running("the export"):
+        files = claim.OwnedFiles(directory)
+        with claim.opened_root(files, directory) as root:
+            total_bytes = model_export.data_size_bytes(files, root, model_id) if is_shown() else None
+            with _output(output, force=force) as file, progress_bar("exporting", total_bytes) as advance:
+                exported = model_export.export_model(
+                    files, root, model_id, file.write, skip_damaged=skip_damaged, warn=_warn, advance=advance
+                )
+    _warn(f"exported {exported.versions} versions with {exported.data_bytes} bytes")
+
+
+@contextlib.contextmanager
+def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
+    """Open a context with a file to write, which gets its name at the end, whole and durable."""
+    if path == "-":
+        # Not sys.stdout, which Python would flush once more at its end after a failure.
+        with open(os.dup(sys.stdout.fileno()), "wb") as file:
+            yield file
+        return
+    _check_free(path, force=force)
+    directory, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(8)}")
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640), "wb") as file:
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            _check_free(path, force=force)
+            os.rename(temporary, os.path.join(directory, name))
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(parent)
+    finally:
+        os.close(parent)
+
+
+def _check_free(path: str, *, force: bool) -> None:
+    """Refuse to replace a file that nobody said is to be replaced, and anything that is no file."""
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise click.UsageError(f"{shown(path)} is there, and is no regular file")
+    if not force:
+        raise click.UsageError(f"{shown(path)} is there: give --force to replace it")
+
+
+@archive.command("import")
+@click.argument("directory", type=_DIRECTORY)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("--model_id", metavar="NAME", callback=_check_model_id, help="Give the model this name.")
+def import_model(directory: str, file: str, model_id: str | None) -> None:
+    """Make a model of an archive DIRECTORY from a tar FILE that `cogment archive export` wrote; - is standard input.
+
+    The model is there whole or not at all. A server may run on the directory; it is told what to send it then. Exits
+    with 1 when the file is not whole, or when a model of the name exists.
+    """
+    from cogment_model_registry.storage import claim, model_import  # noqa: PLC0415 # not needed for --help
+
+    if file == "-" and sys.stdin.isatty():
+        raise click.UsageError("a tar file does not come from a terminal: name it, or redirect standard input")
+    with _running("the import"), _input(file) as stream, contextlib.ExitStack() as stack:
+        files = claim.OwnedFiles(directory)
+        root = stack.enter_context(claim.opened_root(files, directory))
+        holder = claim.find_holder(files, root)
+        if holder is None:
+            stack.enter_context(claim.claimed(directory, files, root))
+
+        def check_holder() -> None:
+            if holder is not None and claim.find_holder(files, root) != holder:
+                raise UnavailableError("another process took the archive meanwhile: import it anew")
+
+        status = os.fstat(stream.fileno())
+        total_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
+        with progress_bar("importing", total_bytes) as advance:
+            imported = model_import.import_model(
+                files, root, stream, model_id=model_id or "", check_holder=check_holder, advance=advance
+            )
+    if imported.left_out:
+        _warn(f"the export had left out versions {', '.join(map(str, imported.left_out))}, which were damaged")
+    click.echo(f"imported {imported.model_id}: {imported.versions} versions with {imported.data_bytes} bytes")
+    if holder is not None:
+        click.echo(f"process {shown(holder.process)} has the archive: send it SIGHUP to make it see the model")
+
+
+@contextlib.contextmanager
+def _input(path: str) -> Iterator[BinaryIO]:
+    if path == "-":
+        yield sys.stdin.buffer
+        return
+    with open(path, "rb") as file:
+        yield file
+
+
+def _warn(message: str) -> None:
+    click.echo(message, err=True)
+
+
+@contextlib.contextmanager
+def _running(what: str) -> Iterator[None]:
+    """Open a context in which the system's errors are told in one line, and a signal to end cleans up first."""
+    import structlog  # noqa: PLC0415
+
+    # What goes wrong is told by errors; the log of a server has no place in the output of a command.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    try:
+        with _ending_on_signals():
+            yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise TooLargeError(f"{what} failed: there is no room: {error.strerror}") from error
+        raise ModelRegistryError(f"{what} failed: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    """Open a context in which SIGTERM and SIGHUP end the process as an exception does, as SIGINT does anyway."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

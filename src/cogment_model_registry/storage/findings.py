@@ -1,0 +1,88 @@
+"""What can be found in an archive directory that is looked through: each kind has a word that stays the same."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    """What was found. The words are for programs, and never change their meaning."""
+
+    VERSION_METADATA_DAMAGED = "version_metadata_damaged"
+    VERSION_METADATA_NOT_A_FILE = "version_metadata_not_a_file"
+    DATA_MISSING = "data_missing"
+    DATA_NOT_A_FILE = "data_not_a_file"
+    DATA_WRONG_SIZE = "data_wrong_size"
+    DATA_WRONG_HASH = "data_wrong_hash"
+    MODEL_METADATA_DAMAGED = "model_metadata_damaged"
+    MODEL_METADATA_NOT_A_FILE = "model_metadata_not_a_file"
+    MODEL_METADATA_MISSING = "model_metadata_missing"
+    HIGH_WATER_MARK_DAMAGED = "high_water_mark_damaged"
+    HIGH_WATER_MARK_NOT_A_FILE = "high_water_mark_not_a_file"
+    LOCK_NOT_A_FILE = "lock_not_a_file"
+    UNREADABLE = "unreadable"
+    DATA_WITHOUT_MODEL = "data_without_model"
+    DATA_WITHOUT_METADATA = "data_without_metadata"
+    TEMPORARY_FILE = "temporary_file"
+    DOOMED_DIRECTORY = "doomed_directory"
+    HIGH_WATER_MARK_LOW = "high_water_mark_low"
+    FOREIGN_ENTRY = "foreign_entry"
+    NOT_A_MODEL = "not_a_model"
+
+
+MEANINGS = {
+    Kind.VERSION_METADATA_DAMAGED: "the metadata of a version is empty, no YAML, too large, or another version's",
+    Kind.VERSION_METADATA_NOT_A_FILE: "the metadata of a version is a link, a FIFO, a directory or a device",
+    Kind.DATA_MISSING: "a version has metadata and no data",
+    Kind.DATA_NOT_A_FILE: "the data of a version is a link, a FIFO, a directory or a device",
+    Kind.DATA_WRONG_SIZE: "the data of a version has another size than its metadata says",
+    Kind.DATA_WRONG_HASH: "the data of a version has another hash than its metadata says",
+    Kind.MODEL_METADATA_DAMAGED: "the metadata of a model is empty, no YAML, too large, or another model's",
+    Kind.MODEL_METADATA_NOT_A_FILE: "the metadata of a model is a link, a FIFO, a directory or a device",
+    Kind.MODEL_METADATA_MISSING: "a model has versions and no metadata",
+    Kind.HIGH_WATER_MARK_DAMAGED: "the high-water mark of a model is no number",
+    Kind.HIGH_WATER_MARK_NOT_A_FILE: "the high-water mark of a model is a link, a FIFO, a directory or a device",
+    Kind.LOCK_NOT_A_FILE: "the lock is a link, a FIFO, a directory or a device, so that no server starts",
+    Kind.UNREADABLE: "a file or a directory cannot be read",
+    Kind.DATA_WITHOUT_MODEL: "a directory has data of versions and no metadata at all, so that it is no model",
+    Kind.DATA_WITHOUT_METADATA: "what an interrupted store left: data that is no version",
+    Kind.TEMPORARY_FILE: "what an interrupted store left: a file that was being written",
+    Kind.DOOMED_DIRECTORY: "what an interrupted deletion or import left: a model under a temporary name",
+    Kind.HIGH_WATER_MARK_LOW: "a high-water mark is below the highest number, which counts then",
+    Kind.FOREIGN_ENTRY: "something that is no part of an archive, and is left alone",
+    Kind.NOT_A_MODEL: "a directory that is no model, and is left alone",
+}
+
+INFORMATION = {Kind.HIGH_WATER_MARK_LOW, Kind.FOREIGN_ENTRY, Kind.NOT_A_MODEL}
+"""Kinds that are no problem: a server does the same with them and without them."""
+
+MAY_BE_UNDER_WAY = {Kind.DATA_WITHOUT_METADATA, Kind.TEMPORARY_FILE, Kind.DOOMED_DIRECTORY}
+"""Kinds that a server or an import at work makes all the time, and takes away again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that was found.
+
+    Attributes:
+        kind: What.
+        file: Its name, with the directory of the model where it lies in one.
+        message: A sentence on it.
+        model_id: The model that it is about, empty where there is none.
+        number: The number of the version that it is about, 0 where there is none.
+    """
+
+    kind: Kind
+    file: str
+    message: str
+    model_id: str = ""
+    number: int = 0
+
+    @property
+    def is_problem(self) -> bool:
+        """Whether something is wrong."""
+        return self.kind not in INFORMATION
+
+    @property
+    def position(self) -> tuple[str, int, str, str]:
+        """What findings are ordered by: the place, and by number within a model."""
+        return self.file.partition("/")[0], self.number, self.file, self.kind

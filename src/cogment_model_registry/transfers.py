@@ -1,0 +1,207 @@
+"""The bytes of versions on their way over calls, in bounded memory, however many calls there are.
+
+gRPC holds a message as a whole, and so do we: a message that is received is in memory twice for a moment (gRPC's
+pieces, then one buffer), and so is one that waits to be sent to a client that does not read. A hundred peers with
+messages of 2 MiB would so take 400 MiB beside the budget of the transient store. Therefore:
+
+- *receiving* is by turns: an upload asks gRPC for its next message only when a share of a fixed budget is free, and
+  until then gRPC's flow control holds the client back. Whoever has a turn and sends nothing soon loses the turn to the
+  next one, but not its call, so that slow clients hold up nobody;
+- *sending* is by windows: the more retrievals are under way, the smaller are the chunks of the next one.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+
+from cogment_model_registry.byte_budget import ByteBudget
+from cogment_model_registry.errors import TimedOutError
+from cogment_model_registry.handlers import Call
+from cogment_model_registry.records import VersionHeader
+from cogment_model_registry.settings import KIB, MIB, Settings
+from cogment_model_registry.wire import convert
+
+_RECEIVE_BYTES = 8 * MIB
+"""What messages of uploads may take while they are received: four of the usual ones, more than two cores can take in.
+A message that is larger is received alone."""
+
+_USUAL_MESSAGE_BYTES = 2 * MIB
+"""What a message is taken to be before the first one came; the stock SDK sends no larger ones."""
+
+_SMALL_MESSAGE_BYTES = 64 * KIB
+"""Up to so many bytes gRPC takes in without being asked, so turns would save nothing."""
+
+_TURN_SECONDS = 0.2
+"""How long a turn waits for its message: longer than one takes on its way, unless the client or the network is slow."""
+
+_SEND_BYTES = 32 * MIB
+"""What chunks may take while they are sent, shared by those retrievals that do not use the smallest window."""
+
+_COPIES = 4
+"""How often a chunk is in memory while it is sent: as gRPC's copy and as our message, read and read ahead."""
+
+_WINDOW_MIN_BYTES = 256 * KIB
+"""The smallest window: chunks of 64 KiB, which cost little more per byte than larger ones."""
+
+_DISCARD_QUIET_SECONDS = 0.05
+_DISCARD_MAX_SECONDS = 2.0
+
+
+class Transfers:
+    """What all transfers of a server share.
+
+    Args:
+        settings: The limits.
+
+    Attributes:
+        count: How many are under way, those of refused uploads included.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._receiving = ByteBudget(_RECEIVE_BYTES)
+        self._send_bytes = _SEND_BYTES
+        self.count = 0
+
+    @contextlib.contextmanager
+    def receiving(self, call: Call) -> Iterator["Receiver"]:
+        """Open a context in which an upload is received."""
+        receiver = Receiver(call, self._receiving, self._settings.upload_idle_seconds)
+        self.count += 1
+        try:
+            yield receiver
+        finally:
+            self.count -= 1
+            receiver.end_turn()
+
+    @contextlib.contextmanager
+    def sending(self, call: Call) -> Iterator["Sender"]:
+        """Open a context in which a version is sent."""
+        window_bytes = min(self._send_bytes // 4, _COPIES * self._settings.sent_version_chunk_size)
+        window_bytes = max(window_bytes, _WINDOW_MIN_BYTES)
+        self._send_bytes -= window_bytes
+        self.count += 1
+        try:
+            yield Sender(call, window_bytes, self._settings)
+        finally:
+            self.count -= 1
+            self._send_bytes += window_bytes
+
+
+class Receiver:
+    """Receives the messages of one upload. Made by `Transfers.receiving`."""
+
+    def __init__(self, call: Call, budget: ByteBudget, idle_seconds: float) -> None:
+        self._call = call
+        self._budget = budget
+        self._idle_seconds = idle_seconds
+        self._expected_bytes = 0
+        self._taken_bytes = 0
+
+    async def next_chunk(self) -> VersionHeader | memoryview | None:
+        """Return what the next chunk carries; None at the end. What was returned before must have been used.
+
+        Raises:
+            InvalidError: It is no chunk.
+            TimedOutError: The client sent nothing for too long.
+        """
+        await self._take_turn()
+        message = await self._next_message()
+        if message is None:
+            return None
+        chunk = convert.decode_upload_chunk(message)
+        if isinstance(chunk, VersionHeader):
+            self._expected_bytes = min(chunk.data_size_bytes, _USUAL_MESSAGE_BYTES)
+        else:
+            self._expected_bytes = max(len(message), self._expected_bytes)
+        return chunk
+
+    async def discard(self) -> None:
+        """Read on for a moment what the client of a refused upload still sends.
+
+        A client on Python's `grpc.aio`, the stock SDK among them, that is still writing when the status comes may
+        report an INTERNAL error of its own instead (https://github.com/grpc/grpc/issues/36066). So its messages are
+        read and dropped until it pauses or has had its time. A client that cancelled looks like one that ended until
+        its cancellation is here: an end is a pause too.
+        """
+        loop = asyncio.get_running_loop()
+        seconds_left = _DISCARD_MAX_SECONDS
+        while seconds_left > 0:
+            await self._take_turn()
+            started = loop.time()
+            reading = asyncio.ensure_future(self._call.read())
+            if not await _is_done_soon(reading):
+                # Left alone rather than cancelled: gRPC never frees a message that comes for a read that was.
+                reading.add_done_callback(_drop_result)
+                break
+            if reading.result() is None:
+                await asyncio.sleep(_DISCARD_QUIET_SECONDS)
+                break
+            del reading  # with its message, before the next turn is waited for
+            seconds_left -= loop.time() - started
+
+    async def _take_turn(self) -> None:
+        self.end_turn()
+        if self._expected_bytes > _SMALL_MESSAGE_BYTES:
+            self._taken_bytes = await self._budget.take(self._expected_bytes)
+
+    async def _next_message(self) -> bytes | None:
+        turn = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                message = await self._call.read()
+        except TimeoutError:
+            raise TimedOutError(f"the upload sent nothing for {self._idle_seconds:g} seconds") from None
+        finally:
+            turn.cancel()
+        if message is None:
+            self.end_turn()
+        return message
+
+    def end_turn(self) -> None:
+        """Let others receive."""
+        taken_bytes, self._taken_bytes = self._taken_bytes, 0
+        if taken_bytes:
+            self._budget.give_back(taken_bytes)
+
+
+class Sender:
+    """Sends the chunks of one version. Made by `Transfers.sending`.
+
+    Attributes:
+        chunk_bytes: The size of its chunks.
+        buffer_bytes: What the reader may hold besides the chunk that is being sent.
+    """
+
+    def __init__(self, call: Call, window_bytes: int, settings: Settings) -> None:
+        self._call = call
+        self._idle_seconds = settings.retrieval_idle_seconds
+        self.chunk_bytes = min(settings.sent_version_chunk_size, window_bytes // _COPIES)
+        self.buffer_bytes = window_bytes // 2
+
+    async def send(self, message: bytes) -> None:
+        """Send a message.
+
+        Raises:
+            TimedOutError: The client took nothing for too long.
+        """
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                await self._call.write(message)
+        except TimeoutError:
+            raise TimedOutError(f"the client took nothing for {self._idle_seconds:g} seconds") from None
+
+
+async def _is_done_soon(reading: asyncio.Future[bytes | None]) -> bool:
+    """Return whether a read ends before a pause is over; asked twice, since a busy loop may see the pause first."""
+    for _ in range(2):
+        done, _pending = await asyncio.wait([reading], timeout=_DISCARD_QUIET_SECONDS / 2)
+        if done:
+            return True
+    return False
+
+
+def _drop_result(reading: asyncio.Future[bytes | None]) -> None:
+    """Take note of how a read ended that nobody waits for."""
+    if not reading.cancelled():
+        reading.exception()

@@ -1,0 +1,162 @@
+"""What a power cut may leave of file operations.
+
+What a file system promises is little, and this takes it at its word:
+
+- a change of names in a directory (create, rename, remove) is certain once that directory was synced after it;
+- the bytes written to a file are certain once that file was synced after them;
+- of all the rest, any part may be lost, whatever came first; only a rename is one thing, which does not get lost by
+  halves. One that was kept brings a file under its new name even when the creation under the old one was lost.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from random import Random
+
+from tests.torture.recorded_files import Directory, File, NameChange, Node, Operation, RecordedFiles, Sync, Write
+
+Tree = dict[str, bytes | None]
+"""What a directory has: the bytes of files by their relative path, None for directories."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What a power cut may leave.
+
+    Attributes:
+        tree: The files and directories.
+        lost: What is not there of what was done.
+    """
+
+    tree: Tree
+    lost: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """One way in which one thing may have come out: whether names changed, or what bytes a file has."""
+
+    subject: NameChange | File
+    content: bytes | None
+    lost: str
+
+
+class Disk:
+    """What is certain, and what is not, after some of the operations of a history: none at first.
+
+    Args:
+        files: The operations.
+    """
+
+    def __init__(self, files: RecordedFiles) -> None:
+        self._root = files.root
+        self._names, self._bytes = files.first()
+        self._changes: list[NameChange] = []  # uncertain, in their order
+        self._writes: dict[File, list[bytes]] = {}
+
+    def perform(self, operation: Operation) -> None:
+        """Do the next operation of the history."""
+        match operation:
+            case NameChange():
+                self._changes.append(operation)
+            case Write(file, data):
+                self._writes.setdefault(file, []).append(data)
+            case Sync(File() as file):
+                self._bytes[file] = self._bytes.get(file, b"") + b"".join(self._writes.pop(file, []))
+            case Sync(directory):
+                for change in self._changes:
+                    if change.directory is directory:
+                        change.change(self._names.setdefault(change.directory, {}))
+                self._changes = [change for change in self._changes if change.directory is not directory]
+                self._forget_what_is_gone()
+
+    def _forget_what_is_gone(self) -> None:
+        """Drop what is uncertain about directories and files that have certainly no name any more."""
+        named: set[Node | None] = {self._root}
+        named.update(node for entries in self._names.values() for node in entries.values())
+        named.update(change.node for change in self._changes)
+        self._names = {directory: entries for directory, entries in self._names.items() if directory in named}
+        self._changes = [change for change in self._changes if change.directory in named]
+        self._writes = {file: parts for file, parts in self._writes.items() if file in named}
+
+    def remains(self, random: Random, limit: int, last: Operation | None = None) -> Iterator[Remains]:
+        """Yield what a power cut now may leave: all of it when that is `limit` or less, else a sample.
+
+        Args:
+            random: Where writes are torn, what garbage there is, what the sample is.
+            limit: How much to yield at most, about.
+            last: An operation whose effect is there for certain; the states without it are those before it.
+        """
+        choices = [
+            [_Choice(change, b"", ""), *([] if change is last else [_Choice(change, None, str(change))])]
+            for change in self._changes
+        ]
+        choices += [self._outcomes(file, random) for file in self._writes]
+        for choice in _combinations(choices, random, limit):
+            yield Remains(self._tree(choice), [part.lost for part in choice if part.lost])
+
+    def _outcomes(self, file: File, random: Random) -> list[_Choice]:
+        """Return what bytes a file may have whose last writes are uncertain."""
+        certain = self._bytes.get(file, b"")
+        parts = self._writes[file]
+        added = b"".join(parts)
+        first = len(parts[0])
+        torn = random.randrange(len(added))
+        outcomes = {
+            "": added,
+            f"all {len(added)} bytes of a file": b"",
+            f"bytes of a file after the first {torn} of {len(added)}": added[:torn],
+            f"all {len(added)} bytes of a file, which has zeros instead": bytes(len(added)),
+            f"all {len(added)} bytes of a file, which has garbage instead": random.randbytes(len(added)),
+        }
+        if len(parts) > 1:
+            outcomes[f"the first {first} bytes of a file, but not those after them"] = bytes(first) + added[first:]
+        return [_Choice(file, certain + data, lost) for lost, data in outcomes.items()]
+
+    def _tree(self, choice: Sequence[_Choice]) -> Tree:
+        names = {directory: dict(entries) for directory, entries in self._names.items()}
+        contents: dict[File, bytes] = {}
+        for part in choice:
+            if isinstance(part.subject, File):
+                contents[part.subject] = part.content or b""
+            elif part.content is not None:
+                part.subject.change(names.setdefault(part.subject.directory, {}))
+        tree: Tree = {}
+
+        def add(directory: Directory, path: str) -> None:
+            for name, node in names.get(directory, {}).items():
+                if isinstance(node, File):
+                    tree[path + name] = contents.get(node, self._bytes.get(node, b""))
+                else:
+                    tree[path + name] = None
+                    add(node, f"{path}{name}/")
+
+        add(self._root, "")
+        return tree
+
+
+def _combinations(choices: Sequence[Sequence[_Choice]], random: Random, limit: int) -> Iterator[Sequence[_Choice]]:
+    """Yield every combination of one of each when there are not too many, else those that differ most, and a sample."""
+    if prod(len(options) for options in choices) <= limit:
+        yield from itertools.product(*choices)
+        return
+    for base in (0, -1):  # all of it is there, or nothing; then one thing of it is otherwise
+        whole = [options[base] for options in choices]
+        yield whole
+        for position, options in enumerate(choices):
+            for option in options:
+                yield [*whole[:position], option, *whole[position + 1 :]]
+    for _ in range(limit // 2):
+        yield [random.choice(options) for options in choices]
+
+
+def lay_out(tree: Tree, place: Path) -> None:
+    """Make real files and directories of a tree."""
+    place.mkdir()
+    for path, content in tree.items():  # a directory comes before what it has
+        if content is None:
+            (place / path).mkdir()
+        else:
+            (place / path).write_bytes(content)

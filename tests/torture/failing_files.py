@@ -1,0 +1,162 @@
+"""File operations of a disk that fails when it is told to: the n-th operation from then on, once or for ever."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogment_model_registry.storage.files import Entry, Files
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Which operation fails, and how.
+
+    Attributes:
+        operation: Its number, counted from 1 since the fault was armed.
+        error: The error number that it fails with.
+        for_ever: Whether all operations after it fail too.
+    """
+
+    operation: int
+    error: int
+    for_ever: bool
+
+
+class FailingFiles(Files):
+    """The operations on real files, of which an armed fault lets some fail.
+
+    A write that fails has written half of its bytes. A close that fails has closed its descriptor nevertheless, as
+    Linux does (close(2)). Any other operation that fails has done nothing. A sync that works does nothing either, since
+    nobody cuts the power here.
+
+    Attributes:
+        failed: The names of the operations that failed, in order.
+    """
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+        self._fault: Fault | None = None
+        self._operations = 0
+        self._lock = threading.Lock()
+
+    def arm(self, fault: Fault) -> None:
+        """Begin to count operations, and let the fault fire when it is its turn."""
+        with self._lock:
+            self._fault, self._operations = fault, 0
+            self.failed.clear()
+
+    def disarm(self) -> None:
+        """Let everything work again."""
+        with self._lock:
+            self._fault = None
+
+    @property
+    def a_sync_failed(self) -> bool:
+        """Whether a sync is among the operations that failed."""
+        return not {"sync_file", "sync_directory"}.isdisjoint(self.failed)
+
+    def _error(self, operation: str) -> OSError | None:
+        """Count an operation, and return what it fails with, if it does."""
+        with self._lock:
+            fault = self._fault
+            if fault is None:
+                return None
+            self._operations += 1
+            due = self._operations >= fault.operation if fault.for_ever else self._operations == fault.operation
+            if not due:
+                return None
+            self.failed.append(operation)
+            return OSError(fault.error, os.strerror(fault.error))
+
+    def _may_fail(self, operation: str) -> None:
+        error = self._error(operation)
+        if error is not None:
+            raise error
+
+    def open_root(self, path: str) -> int:
+        self._may_fail("open_root")
+        return super().open_root(path)
+
+    def open_directory(self, parent: int, name: str) -> int:
+        self._may_fail("open_directory")
+        return super().open_directory(parent, name)
+
+    def make_directory(self, parent: int, name: str) -> None:
+        self._may_fail("make_directory")
+        super().make_directory(parent, name)
+
+    def list_directory(self, directory: int) -> list[Entry]:
+        self._may_fail("list_directory")
+        return super().list_directory(directory)
+
+    def open_to_read(self, directory: int, name: str) -> int:
+        self._may_fail("open_to_read")
+        return super().open_to_read(directory, name)
+
+    def create(self, directory: int, name: str) -> int:
+        self._may_fail("create")
+        return super().create(directory, name)
+
+    def close(self, descriptor: int) -> None:
+        super().close(descriptor)
+        self._may_fail("close")
+
+    def write(self, file: int, parts: Sequence[memoryview | bytes | bytearray]) -> None:
+        error = self._error("write")
+        if error is not None:
+            data = b"".join(parts)
+            super().write(file, [data[: len(data) // 2]])
+            raise error
+        super().write(file, parts)
+
+    def read(self, file: int, max_bytes: int) -> bytes:
+        self._may_fail("read")
+        return super().read(file, max_bytes)
+
+    def status(self, file: int) -> os.stat_result:
+        self._may_fail("status")
+        return super().status(file)
+
+    def status_of(self, directory: int, name: str) -> os.stat_result:
+        self._may_fail("status_of")
+        return super().status_of(directory, name)
+
+    def free_bytes(self, directory: int) -> int:
+        self._may_fail("free_bytes")
+        return super().free_bytes(directory)
+
+    def sync_file(self, file: int) -> None:
+        self._may_fail("sync_file")
+
+    def sync_directory(self, directory: int) -> None:
+        self._may_fail("sync_directory")
+
+    def rename(self, directory: int, old: str, new: str) -> None:
+        self._may_fail("rename")
+        super().rename(directory, old, new)
+
+    def remove(self, directory: int, name: str) -> None:
+        self._may_fail("remove")
+        super().remove(directory, name)
+
+    def remove_tree(self, parent: int, name: str, on_error: Callable[[OSError], None]) -> None:
+        error = self._error("remove_tree")
+        if error is not None:
+            on_error(error)
+        else:
+            super().remove_tree(parent, name, on_error)
+
+
+def open_below(directory: Path) -> list[str]:
+    """Return the paths, relative to a directory, of what this process has open in it; "." for itself."""
+    found = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        try:
+            path = os.readlink(f"/proc/self/fd/{descriptor}")
+        except FileNotFoundError:
+            continue  # the one that lists, or one that was closed meanwhile
+        if path == str(directory) or path.startswith(f"{directory}/"):
+            found.append(os.path.relpath(path, directory))
+    return sorted(found)

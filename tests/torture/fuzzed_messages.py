@@ -1,0 +1,446 @@
+"""Messages of any bytes: on the wire, and in the decoders alone.
+
+The first proof sends all nine calls, under both names of the service, to a real server process over several connections
+at once: messages of random bytes, messages whose fields have hostile texts and extreme integers, come twice or are
+missing, and messages that were spoilt after that. Every one must be answered with a status that means something, while
+a well-behaved client stores and retrieves, and the server must have nothing to complain about and grow no memory.
+
+The second one lets Atheris look for inputs that reach code of the decoders which no input has reached yet; it is a
+process of its own, `fuzzed_decoding`.
+"""
+
+import asyncio
+import importlib.util
+import itertools
+import os
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import grpc
+import grpc.aio
+import psutil
+
+from cogment_model_registry.wire import messages as m
+from tests.client import Client, connected
+from tests.processes import ServerProcess, clean_environment, server_process
+from tests.torture.proof import Figures, Proof
+
+_CONNECTIONS = 4
+_AT_ONCE = 160
+_GROWTH_MAX_BYTES = 96 * 2**20
+"""How much the server's memory may grow after the first part of the calls: room for what it may hold, and for waste."""
+
+_REQUEST_MAX_BYTES = 64 * 1024
+_FLAGS = (
+    f"--request_max_bytes={_REQUEST_MAX_BYTES}",
+    "--reply_max_bytes=20000",
+    "--user_data_max_bytes=2000",
+    "--cache_max_items=50",
+    "--cache_max_bytes=4000000",
+    "--upload_idle_seconds=20",
+    "--log_format=json",
+)
+
+_MEANINGFUL = {
+    grpc.StatusCode.OK,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.NOT_FOUND,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.DATA_LOSS,
+}
+_WATCH_SECONDS = 0.1
+"""How long to wait for a watch to tell something; it may have nothing to tell."""
+
+_GOOD_ID = "the model of a well-behaved client, which nothing below makes up"
+_MODELS_MAX = 100
+"""Past so many models, the well-behaved client deletes those of the others."""
+
+
+# What a message is made of. See https://protobuf.dev/programming-guides/encoding/
+
+_IDS = [b"m", b"n", b"m-v000001", "été".encode(), b"123", b"x" * 128]
+_HOSTILE = [
+    *(b"", b".", b"..", b"../m", b"/", b"m/../n", b"m\0", b"\0", b"%2e", b"m\n[error", b" m", b"m ", b"-", b"x" * 129),
+    *(b"\xff", b"\xc0\xae", b"\xed\xa0\x80", b"m\xe2\x80\xae", b"e\xcc\x81", b"\xef\xbc\x8f", b"x" * 5000),
+    *(b"0", b"1", b"-1", b"@1", b"@", b"@@1", b"9" * 25, b"9" * 5000, b"1e9", b"\xd9\xa3", b"007", b"NaN", b"%s%n"),
+    *(b"A" * 43 + b"=", b"A" * 44, b"====", b"overall_load", b"*", b"yes", b"!!python/object:os.system []"),
+]
+_TEXTS = _IDS * 6 + _HOSTILE
+_INTEGERS = [
+    *(0, 1, 2, 3, 10, 127, 128, 10_000, 2**21),
+    *(2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64 - 1),
+    *(2**64 - number for number in (1, 1, 1, 2, 3, 10, 2**31)),  # negative ones, INT32_MIN the last
+]
+
+
+def varint(value: int) -> bytes:
+    """Return a number in groups of seven bits."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes(encoded) + bytes((value,))
+
+
+def delimited(number: int, payload: bytes) -> bytes:
+    """Return a field with a length."""
+    return varint(number << 3 | 2) + varint(len(payload)) + payload
+
+
+Field = Callable[[Random], bytes]
+
+
+def text(number: int) -> Field:
+    """Return how a text is made up."""
+    return lambda random: delimited(number, random.choice(_TEXTS))
+
+
+def integer(number: int) -> Field:
+    """Return how an integer of variable length is made up."""
+    return lambda random: varint(number << 3) + varint(random.choice(_INTEGERS))
+
+
+def fixed(number: int) -> Field:
+    """Return how an integer of eight bytes is made up."""
+    return lambda random: varint(number << 3 | 1) + struct.pack("<Q", random.choice(_INTEGERS))
+
+
+def several(number: int) -> Field:
+    """Return how a list of integers is made up, packed as encoders do."""
+    return lambda random: delimited(
+        number, b"".join(varint(random.choice(_INTEGERS)) for _ in range(random.choice((1, 1, 2, 5, 300))))
+    )
+
+
+def message(number: int, *fields: Field) -> Field:
+    """Return how a message inside of another one is made up."""
+    return lambda random: delimited(number, filled(random, fields))
+
+
+def filled(random: Random, fields: Sequence[Field]) -> bytes:
+    """Return a message that has each field once, or not at all, or twice."""
+    return b"".join(field(random) for field in fields for _ in range(random.choice((1, 1, 1, 1, 1, 1, 0, 2))))
+
+
+_USER_DATA = message(2, text(1), text(2))
+_SHAPES: dict[str, Sequence[Field]] = {
+    "CreateOrUpdateModel": (message(1, text(1), _USER_DATA),),
+    "DeleteModel": (text(1),),
+    "RetrieveModels": (text(1), integer(3), text(4)),
+    "RetrieveVersionInfos": (text(1), several(2), integer(2), integer(3), text(4)),
+    "RetrieveVersionData": (text(1), integer(2)),
+    "VersionUpdate": (text(1),),
+    "Version": (),
+    "Status": (text(1), text(1)),
+}
+_VERSION_INFO = (text(1), integer(2), fixed(3), integer(4), text(5), fixed(6), message(7, text(1), text(2)))
+_METHODS = [*_SHAPES, "RetrieveVersionData", "CreateVersion", "CreateVersion"]
+
+_ODD_FIELDS = [
+    b"\x0b\x0c",  # an empty group
+    b"\x0b" * 50,  # groups that never end
+    b"\x0c",  # the end of a group that did not begin
+    b"\x0a\xff\xff\xff\xff\x0f",  # a length of 4 GiB
+    b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # a length of -1
+    b"\x0a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80",  # a number that never ends
+    b"\x00\x01",  # field number 0
+    b"\x0f",  # a wire type that there is not
+    delimited(1, delimited(1, delimited(1, b"\x0a\x7f"))),
+    delimited(1000, b"unknown"),
+    varint(2**29 - 1 << 3) + b"\x01",
+    delimited(1, b"\x0a") * 30,
+    b"\x0d\x00\x00\x00\x00",
+    b"\x08\x01",
+    b"\x11" + bytes(8),
+]
+
+
+def nested(levels: int) -> bytes:
+    """Return a message in a message, and so on."""
+    inner = b""
+    for _ in range(levels):
+        inner = delimited(1, inner)
+    return inner
+
+
+_DEEP = nested(500)
+
+
+def flipped(random: Random, data: bytes) -> bytes:
+    """Return a message with bits that are others."""
+    changed = bytearray(data or b"\0")
+    for _ in range(random.choice((1, 1, 2, 8))):
+        changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+def inserted(random: Random, data: bytes) -> bytes:
+    """Return a message with something odd in it, often where a field ends."""
+    position = random.choice((len(data), random.randrange(len(data) + 1)))
+    odd = random.choice([*_ODD_FIELDS, random.randbytes(random.choice((1, 2, 9)))])
+    return data[:position] + odd + data[position:]
+
+
+_WAYS_TO_SPOIL: list[Callable[[Random, bytes], bytes]] = [
+    flipped,
+    flipped,
+    inserted,
+    inserted,
+    lambda random, data: data[: random.randrange(len(data) + 1)],
+    lambda _, data: data + data,
+    lambda random, _: random.choice((_DEEP, random.randbytes(random.choice((0, 1, 5, 40, 300))))),
+]
+
+
+def spoilt(random: Random, data: bytes) -> bytes:
+    """Return a message with something wrong in it."""
+    return random.choice(_WAYS_TO_SPOIL)(random, data)
+
+
+def made_up(random: Random, fields: Sequence[Field]) -> bytes:
+    """Return a message that may be right or wrong."""
+    data = filled(random, fields)
+    while random.random() < 0.4:
+        data = spoilt(random, data)
+    if random.random() < 0.0005:
+        data += delimited(99, bytes(_REQUEST_MAX_BYTES))  # larger than a message may be
+    return data
+
+
+def made_up_upload(random: Random) -> list[bytes]:
+    """Return the chunks of an upload, sound ones or in any order."""
+    pieces = [random.randbytes(random.choice((0, 1, 100, 3000))) for _ in range(random.choice((0, 1, 1, 2, 3)))]
+    chunks = [delimited(2, delimited(1, piece)) for piece in pieces]
+    if random.random() < 0.5:
+        archived = random.random() < 0.2
+        info = m.ModelVersionInfo(model_id="m", archived=archived, data_size=sum(len(piece) for piece in pieces))
+        info.model_id = random.choice(_IDS).decode()
+        chunks.insert(0, delimited(1, delimited(1, info.SerializeToString())))
+    else:
+        chunks.insert(0, delimited(1, delimited(1, made_up(random, _VERSION_INFO))))
+    if random.random() < 0.3:
+        random.shuffle(chunks)
+    if random.random() < 0.3:
+        position = random.randrange(len(chunks))
+        chunks[position] = spoilt(random, chunks[position])
+    return chunks
+
+
+# Who sends them.
+
+
+class _Sender:
+    """Makes calls, and looks at how each one ends."""
+
+    def __init__(self, channels: Sequence[grpc.aio.Channel], random: Random, figures: Figures) -> None:
+        self._random = random
+        self._figures = figures
+        self._calls: dict[tuple[str, int], Any] = {}
+        for number, (channel, service) in enumerate(itertools.product(channels, m.SERVICE_NAMES)):
+            for method in {*_METHODS}:
+                path = f"/{service}/{method}"
+                if method == "CreateVersion":
+                    call: Any = channel.stream_unary(path)
+                elif method in ("RetrieveVersionData", "VersionUpdate"):
+                    call = channel.unary_stream(path)
+                else:
+                    call = channel.unary_unary(path)
+                self._calls[method, number] = call
+        self._variants = len(channels) * len(m.SERVICE_NAMES)
+
+    async def make_calls(self, rounds: Iterator[int]) -> None:
+        """Make calls until enough were made."""
+        for _ in rounds:
+            await self._make_call()
+
+    async def _make_call(self) -> None:
+        method = self._random.choice(_METHODS)
+        invoke = self._calls[method, self._random.randrange(self._variants)]
+        if method == "CreateVersion":
+            sent = made_up_upload(self._random)
+            code, details = await _upload(invoke, sent)
+        else:
+            sent = [made_up(self._random, _SHAPES[method])]
+            code, details = await _ask(invoke, sent[0], method)
+        assert code in _MEANINGFUL, f"{method} of {_shown(sent)} ended with {code}: {details}"
+        self._figures.count("calls")
+        self._figures.count("answered with OK", code == grpc.StatusCode.OK)
+
+
+def _shown(chunks: Sequence[bytes]) -> str:
+    return ", ".join(chunk[:300].hex() + ("..." if len(chunk) > 300 else "") for chunk in chunks)
+
+
+async def _upload(invoke: Any, chunks: Sequence[bytes]) -> tuple[grpc.StatusCode, str]:
+    async def each() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    return await _outcome(invoke(each(), timeout=60))
+
+
+async def _ask(invoke: Any, data: bytes, method: str) -> tuple[grpc.StatusCode, str]:
+    if method == "VersionUpdate":
+        return await _watch(invoke(data, timeout=_WATCH_SECONDS))
+    if method == "RetrieveVersionData":
+        return await _read(invoke(data, timeout=60))
+    return await _outcome(invoke(data, timeout=60))
+
+
+async def _outcome(call: Any) -> tuple[grpc.StatusCode, str]:
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code(), error.details() or ""
+    return grpc.StatusCode.OK, ""
+
+
+async def _read(call: Any) -> tuple[grpc.StatusCode, str]:
+    try:
+        async for _ in call:
+            pass
+    except grpc.aio.AioRpcError as error:
+        return error.code(), error.details() or ""
+    return grpc.StatusCode.OK, ""
+
+
+async def _watch(call: Any) -> tuple[grpc.StatusCode, str]:
+    try:
+        await call.read()
+    except grpc.aio.AioRpcError as error:
+        # What ends a watch that has nothing to tell is our own deadline.
+        ours = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+        return grpc.StatusCode.OK if ours else error.code(), error.details() or ""
+    call.cancel()
+    return grpc.StatusCode.OK, ""
+
+
+async def _behave_well(client: Client, random: Random, figures: Figures) -> None:
+    """Store and retrieve until cancelled, and delete what the others made when it is much."""
+    await client.create_model(_GOOD_ID)
+    while True:
+        data = random.randbytes(random.choice((0, 10, 5000)))
+        info = await client.store(_GOOD_ID, data)
+        assert await client.data(_GOOD_ID, info.version_number) == data, "a well-behaved client got other bytes back"
+        figures.count("versions stored and retrieved by another client meanwhile")
+        if int((await client.status("models"))["models"]) > _MODELS_MAX:
+            for model in (await client.models()).model_infos:
+                if model.model_id != _GOOD_ID:
+                    await _delete_if_there(client, model.model_id)
+
+
+async def _delete_if_there(client: Client, model_id: str) -> None:
+    try:
+        await client.delete_model(model_id)
+    except grpc.aio.AioRpcError as error:
+        if error.code() != grpc.StatusCode.NOT_FOUND:
+            raise
+
+
+async def _send(server: ServerProcess, rounds: int, random: Random, figures: Figures) -> None:
+    """Make the calls over several connections at once, beside a well-behaved client."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server.port)) for _ in range(_CONNECTIONS + 1)]
+        sender = _Sender([client.channel for client in clients[1:]], random, figures)
+        behaving = asyncio.create_task(_behave_well(clients[0], random, figures))
+        memory = psutil.Process(server.pid).memory_info
+        first = rounds // 5
+        try:
+            await _all_of(sender, iter(range(first)), behaving)
+            before_bytes = memory().rss
+            await _all_of(sender, iter(range(rounds - first)), behaving)
+            grown_bytes = memory().rss - before_bytes
+        finally:
+            behaving.cancel()
+            await asyncio.gather(behaving, return_exceptions=True)
+    figures.peak("MiB that the server grew", grown_bytes / 2**20)
+    assert grown_bytes < _GROWTH_MAX_BYTES, f"the server grew by {grown_bytes} bytes"
+
+
+async def _all_of(sender: _Sender, rounds: Iterator[int], behaving: asyncio.Task[None]) -> None:
+    """Make calls until all rounds are made, or until something went wrong."""
+    sending = {asyncio.create_task(sender.make_calls(rounds)) for _ in range(_AT_ONCE)}
+    pending = {*sending}
+    try:
+        while pending:
+            done, _ = await asyncio.wait({*pending, behaving}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            pending -= done
+    finally:
+        for task in sending:
+            task.cancel()
+        await asyncio.gather(*sending, return_exceptions=True)
+
+
+def send_messages(place: Path, rounds: int, random: Random, figures: Figures) -> None:
+    """Send messages of any bytes to a server."""
+    figures.count("answered with UNKNOWN, INTERNAL or UNAVAILABLE", 0)
+    with server_process(place / "archive", *_FLAGS) as server:
+        try:
+            asyncio.run(_send(server, rounds, random, figures))
+            assert server.is_running, "the server ended"
+            assert server.stop() == 0, "the server did not stop cleanly"
+            assert not _complaints(server.lines), "the server logged errors"
+        except Exception as error:
+            error.add_note("\n".join(["The server logged:", *_complaints(server.lines), *server.lines[-5:]]))
+            raise
+
+
+def _complaints(lines: Sequence[str]) -> list[str]:
+    """Return the lines of a log that tell of errors, and what is no line of the log at all."""
+    return [line for line in lines if not re.search(r'^\{.*"level": "(debug|info|warning)"', line)][:100]
+
+
+# The decoders alone.
+
+
+def decode_inputs(place: Path, rounds: int, random: Random, figures: Figures) -> None:
+    """Let Atheris feed the decoders."""
+    (place / "inputs").mkdir()
+    command = [
+        *(sys.executable, "-m", "tests.torture.fuzzed_decoding"),
+        *(f"-atheris_runs={rounds}", f"-seed={random.randrange(1, 2**31)}", "-timeout=20", "-rss_limit_mb=1024"),
+        *("-len_control=10", f"-artifact_prefix={place}{os.sep}", str(place / "inputs")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment())
+    match = re.search(r"^Done (\d+) ", done.stderr, re.MULTILINE)
+    assert done.returncode == 0, f"a decoder failed, see {place}:\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
+    assert match, f"the decoders were not fed to the end:\n{done.stderr[-3000:]}"
+    figures.count("inputs decoded", int(match[1]))
+    figures.count("inputs that brought the code further", len(list((place / "inputs").iterdir())))
+    figures.peak("places of the code reached", max(int(found) for found in re.findall(r"cov: (\d+)", done.stderr)))
+
+
+def atheris_missing() -> str:
+    """Return what there is to say when Atheris is not there."""
+    return "" if importlib.util.find_spec("atheris") else "Atheris is built for x86-64 Linux alone"
+
+
+PROOF_MESSAGES = Proof(
+    name="fuzzed_messages",
+    promise="No message that a client sends is the server's fault",
+    attempt=send_messages,
+    unit="calls",
+    short=2_000,
+    long=1_000_000,
+    batch=50_000,
+)
+
+PROOF_DECODING = Proof(
+    name="fuzzed_decoding",
+    promise="Decoders refuse what they cannot read, and agree with protobuf on the rest",
+    attempt=decode_inputs,
+    unit="inputs",
+    short=20_000,
+    long=1_000_000,
+    batch=250_000,
+    missing=atheris_missing,
+)

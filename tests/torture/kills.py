@@ -1,0 +1,408 @@
+"""An acknowledged archived version survives a killed process: whole, under its number, with all that was said of it.
+
+Writers store, publish, update and delete while the server is killed at some moment. What was sent and what was
+acknowledged is kept here, and the next server's archive is held against it. What was sent and not acknowledged may be
+there or not, but only whole, and what was seen once stays.
+"""
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import grpc
+import grpc.aio
+
+from cogment_model_registry.wire import messages as m
+from tests.client import Client, connected, upload
+from tests.processes import ServerProcess, clean_environment, server_process
+from tests.torture.oracle import (
+    NOT_FOUND,
+    check_ascending,
+    fork,
+    going_on,
+    hash_text,
+    in_round,
+    payload,
+    tag_of,
+    together,
+    until_gone,
+)
+from tests.torture.proof import Figures, Proof
+
+KIB, MIB = 1024, 1024 * 1024
+
+OWN_IDS = ("w", "w-v000001", "w.yaml", "été")
+"""Each writer has a model of its own, which it updates, deletes and creates anew under the same id."""
+
+TEXTS = ("", "yes", "1e3", "~", "null", "2021-10-01", "line\nbreak", " 'quoted\" ", "\0\x85", "名前: [a, b]")
+SHARED_MAX_BYTES = 48 * MIB
+CHUNK_BYTES = 256 * KIB
+
+
+@dataclass
+class Model:
+    """One life of a model, as far as it is known outside of the server.
+
+    Attributes:
+        user_datas: What its `user_data` may be: what was acknowledged last, and what was sent since.
+        may_be_absent: Its creation was not acknowledged, or its deletion was sent.
+        sent: The versions that were sent and neither acknowledged nor listed, by tag.
+        given: The numbers that were given, to transient versions too, and those of data without metadata.
+        known: The archived versions that were acknowledged or listed, by number.
+        unread: The numbers of those whose bytes were not read back yet.
+        highest: The highest number that was given.
+        settled: The highest number that was given at the last check.
+    """
+
+    model_id: str
+    user_datas: list[dict[str, str]]
+    may_be_absent: bool = True
+    sent: dict[str, m.ModelVersionInfo] = field(default_factory=dict)
+    known: dict[int, m.ModelVersionInfo] = field(default_factory=dict)
+    unread: set[int] = field(default_factory=set)
+    given: set[int] = field(default_factory=set)
+    highest: int = 0
+    settled: int = 0
+
+    def learn(self, info: m.ModelVersionInfo, floor: int) -> None:
+        """Take note of a version that the server has acknowledged or listed for the first time."""
+        where = f"{self.model_id!r} version {info.version_number}"
+        assert info.version_number > floor, f"{where} was given after {floor}"
+        assert info.version_number not in self.given, f"the number of {where} was given before"
+        sent = self.sent.pop(tag_of(info), None)
+        assert sent is not None, f"{where} was never sent, or has two numbers: {info}"
+        expected = m.ModelVersionInfo()
+        expected.CopyFrom(sent)
+        expected.version_number = info.version_number
+        expected.creation_timestamp = sent.creation_timestamp or info.creation_timestamp
+        assert info == expected, f"{where} was sent as {expected} and is {info}"
+        self.give(info.version_number)
+        if info.archived:
+            self.known[info.version_number] = info
+            self.unread.add(info.version_number)
+
+    def give(self, number: int) -> None:
+        """Take note of a number that must not be given again."""
+        self.given.add(number)
+        self.highest = max(self.highest, number)
+
+
+class World:
+    """All that was sent to the server and acknowledged by it.
+
+    Attributes:
+        models: Those that are not known to be gone, by id.
+        shared: The id of the model that all writers store into.
+    """
+
+    def __init__(self, random: Random, figures: Figures) -> None:
+        self.models: dict[str, Model] = {}
+        self.shared = ""
+        self.is_renewing = False
+        self.random = random
+        self.figures = figures
+        self._tags = 0
+        for name in ("kills", "kills during a start", "acknowledged versions", "lost", "torn", "found unacknowledged"):
+            figures.count(name, 0)
+
+    def next_tag(self) -> str:
+        self._tags += 1
+        return str(self._tags)
+
+    def new_user_data(self, random: Random) -> dict[str, str]:
+        return {"tag": self.next_tag(), random.choice(TEXTS): random.choice(TEXTS)}
+
+    async def create_model(self, client: Client, model_id: str, random: Random) -> None:
+        model = Model(model_id, [self.new_user_data(random)])
+        self.models[model_id] = model
+        await put_model(client, model_id, model.user_datas[0])
+        model.may_be_absent = False
+
+    async def update_model(self, client: Client, model: Model, random: Random) -> None:
+        model.user_datas.append(self.new_user_data(random))
+        await put_model(client, model.model_id, model.user_datas[-1])
+        del model.user_datas[:-1]
+        self.figures.count("acknowledged updates of models")
+
+    async def delete_model(self, client: Client, model: Model) -> None:
+        model.may_be_absent = True
+        await client.delete_model(model.model_id)
+        del self.models[model.model_id]
+        self.figures.count("acknowledged deletions of models")
+
+    async def renew_shared(self, client: Client, random: Random) -> None:
+        """Let the writers store into a new model, and delete the one before."""
+        self.is_renewing = True
+        old, new = self.shared, f"shared-{self.next_tag()}"
+        await self.create_model(client, new, random)
+        self.shared = new
+        if old:
+            await self.delete_model(client, self.models[old])
+        self.is_renewing = False
+
+
+async def put_model(client: Client, model_id: str, user_data: dict[str, str]) -> None:
+    request = m.CreateOrUpdateModelRequest(model_info=m.ModelInfo(model_id=model_id, user_data=user_data))
+    await client.unary("CreateOrUpdateModel", request, m.CreateOrUpdateModelReply)
+
+
+# Writing.
+
+
+class Fuse:
+    """Tells when to kill: at a random time, or after a random number of bytes."""
+
+    def __init__(self, random: Random) -> None:
+        by_time = random.random() < 0.5
+        self._seconds = random.uniform(0, 0.8) if by_time else 1.5
+        self._left_bytes = 2**60 if by_time else int(2 ** random.uniform(0, 23))
+        self._burnt = asyncio.Event()
+
+    def chunks(self, messages: list[m.CreateVersionRequestChunk]) -> Iterator[m.CreateVersionRequestChunk]:
+        """Yield the chunks of an upload, and count their bytes."""
+        for message in messages:
+            self._left_bytes -= message.ByteSize()
+            if self._left_bytes < 0:
+                self._burnt.set()
+            yield message
+
+    async def kill(self, server: ServerProcess) -> None:
+        try:
+            async with asyncio.timeout(self._seconds):
+                await self._burnt.wait()
+        except TimeoutError:
+            pass
+        server.kill()
+
+
+class Writer:
+    """Writes until the server is gone."""
+
+    def __init__(self, world: World, client: Client, own_id: str, fuse: Fuse) -> None:
+        self._world = world
+        self._client = client
+        self._own_id = own_id
+        self._fuse = fuse
+        self._random = fork(world.random)
+
+    async def write(self) -> None:
+        while True:
+            await self._act()
+
+    async def _act(self) -> None:
+        world, random = self._world, self._random
+        own = world.models.get(self._own_id)
+        if own is None:
+            await world.create_model(self._client, self._own_id, random)
+            return
+        dice = random.random()
+        if dice < 0.02:
+            await world.delete_model(self._client, own)
+        elif dice < 0.1:
+            await world.update_model(self._client, own, random)
+        elif not world.is_renewing and (dice < 0.11 or self._shared_is_full()):
+            await world.renew_shared(self._client, random)
+        else:
+            shared = world.models.get(world.shared)
+            await self._create_version(shared if shared and random.random() < 0.6 else own)
+
+    def _shared_is_full(self) -> bool:
+        shared = self._world.models.get(self._world.shared)
+        return shared is None or sum(info.data_size for info in shared.known.values()) > SHARED_MAX_BYTES
+
+    async def _create_version(self, model: Model) -> None:
+        data, info = self._new_version(model.model_id)
+        model.sent[tag_of(info)] = info
+        floor = model.highest
+        fields = {"user_data": dict(info.user_data), "creation_timestamp": info.creation_timestamp}
+        chunks = upload(model.model_id, data, info.archived, CHUNK_BYTES, **fields)
+        try:
+            acknowledged = await self._client.create_version(self._fuse.chunks(chunks))
+        except grpc.aio.AioRpcError as error:
+            if error.code() == NOT_FOUND and model.may_be_absent:
+                return
+            raise
+        model.learn(acknowledged, floor)
+        tier = "acknowledged versions" if info.archived else "acknowledged transient versions"
+        self._world.figures.count(tier)
+
+    def _new_version(self, model_id: str) -> tuple[bytes, m.ModelVersionInfo]:
+        random = self._random
+        user_data = self._world.new_user_data(random)
+        data = payload(user_data["tag"], new_size_bytes(random))
+        info = m.ModelVersionInfo(
+            model_id=model_id,
+            archived=random.random() < 0.8,
+            data_hash=hash_text(data),
+            data_size=len(data),
+            user_data=user_data,
+            creation_timestamp=random.randrange(1, 2**62) if random.random() < 0.3 else 0,
+        )
+        return data, info
+
+
+def new_size_bytes(random: Random) -> int:
+    """Return a size from 0 to 8 MiB; most are small."""
+    return min(int(2 ** random.triangular(0, 23.5, 9)) - 1, 8 * MIB)
+
+
+async def write_until_killed(server: ServerProcess, world: World) -> None:
+    fuse = Fuse(world.random)
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(server.port)) for _ in OWN_IDS]
+        writers = [Writer(world, client, own_id, fuse) for client, own_id in zip(clients, OWN_IDS, strict=True)]
+        async with going_on(*[until_gone(server, writer.write()) for writer in writers]):
+            await fuse.kill(server)
+    world.figures.count("kills")
+
+
+def kill_a_start(archive: Path, seconds: float) -> None:
+    """Start a server, and kill it after a time that may not be enough for it to serve."""
+    command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
+    command += ["--host=127.0.0.1", f"--archive_dir={archive}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=clean_environment()) as process:
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+# Comparing.
+
+
+async def check(client: Client, world: World, archive: Path, *, all_bytes: bool) -> None:
+    """Hold what the server has against what was sent and acknowledged."""
+    await check_models(client, world)
+    for model in world.models.values():
+        await check_versions(client, model, world.figures)
+        await together(*[check_bytes(client, model, part) for part in parts_to_read(model, all_bytes)])
+        world.figures.count("versions read back", len(model.known if all_bytes else model.unread))
+        model.unread.clear()
+    check_files(archive, world)
+    for model in world.models.values():
+        model.settled = model.highest
+    shared = [model_id for model_id in world.models if model_id.startswith("shared-")]
+    world.shared = world.random.choice(shared) if shared else ""
+    world.is_renewing = False
+
+
+async def check_models(client: Client, world: World) -> None:
+    listed = {info.model_id: dict(info.user_data) for info in (await client.models()).model_infos}
+    for model_id, user_data in listed.items():
+        assert model_id in world.models, f"{model_id!r} was deleted, and is there"
+        model = world.models[model_id]
+        assert user_data in model.user_datas, f"{model_id!r} has {user_data} and not one of {model.user_datas}"
+        model.user_datas = [user_data]
+    for model in list(world.models.values()):
+        if model.model_id not in listed:
+            assert model.may_be_absent, f"{model.model_id!r} was acknowledged, and is lost"
+            del world.models[model.model_id]
+        model.may_be_absent = False
+
+
+async def check_versions(client: Client, model: Model, figures: Figures) -> None:
+    listed = await listed_versions(client, model.model_id)
+    check_ascending(listed)
+    by_number = {info.version_number: info for info in listed}
+    for number, info in model.known.items():
+        assert number in by_number, f"{model.model_id!r} version {number} was acknowledged, and is lost: {info}"
+        assert by_number[number] == info, f"acknowledged was {info}, and now it is {by_number[number]}"
+    for number in sorted(by_number.keys() - model.known.keys()):
+        assert by_number[number].archived, f"a transient version survived: {by_number[number]}"
+        model.learn(by_number[number], model.settled)
+        figures.count("found unacknowledged")
+    model.sent.clear()
+
+
+async def listed_versions(client: Client, model_id: str) -> list[m.ModelVersionInfo]:
+    """Return all versions of a model, page by page."""
+    infos: list[m.ModelVersionInfo] = []
+    handle = ""
+    while page := (await client.infos(model_id, handle=handle)).version_infos:
+        infos += page
+        handle = str(page[-1].version_number + 1)
+    return infos
+
+
+def parts_to_read(model: Model, all_bytes: bool) -> list[list[m.ModelVersionInfo]]:
+    """Return the versions to be read back, in parts to be read at the same time."""
+    infos = [info for number, info in model.known.items() if all_bytes or number in model.unread]
+    return [infos[start::4] for start in range(4)]
+
+
+async def check_bytes(client: Client, model: Model, infos: list[m.ModelVersionInfo]) -> None:
+    for info in infos:
+        where = f"{model.model_id!r} version {info.version_number}"
+        try:
+            data = await client.data(model.model_id, info.version_number)
+        except grpc.aio.AioRpcError as error:
+            raise AssertionError(f"{where} cannot be had: {error.code()} {error.details()}; {info}") from error
+        assert hash_text(data) == info.data_hash, f"{where} is torn: {len(data)} bytes; {info}"
+
+
+def check_files(archive: Path, world: World) -> None:
+    """Check that the archive has the files of what is known, and data that a kill left before its metadata, no more."""
+    for path in archive.rglob("*"):
+        if path.is_dir():
+            assert path.parent == archive, f"left over: {path}"
+            assert path.name in world.models, f"left over: {path}"
+        elif path != archive / ".lock":
+            check_file(path, world.models[path.parent.name], world.figures)
+
+
+def check_file(path: Path, model: Model, figures: Figures) -> None:
+    if path.name in (f"{model.model_id}.yaml", ".high_water_mark"):
+        return
+    number_text = path.stem.removeprefix(f"{model.model_id}-v")
+    assert number_text.isdecimal(), f"left over: {path}"
+    number = int(number_text)
+    assert path.suffix in ([".yaml", ".data"] if number in model.known else [".data"]), f"left over: {path}"
+    if number not in model.given:
+        assert number > model.settled, f"left over: {path}"
+        model.give(number)
+        figures.count("data files without metadata")
+
+
+# The proof.
+
+
+async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
+    archive = place / "archive"
+    world = World(random, figures)
+    start_seconds = 1.0
+    for number in range(rounds):
+        with in_round(number):
+            if random.random() < 0.25:
+                kill_a_start(archive, random.uniform(0.3, 1.1) * start_seconds)
+                figures.count("kills during a start")
+            began = time.perf_counter()
+            with server_process(archive) as server:
+                start_seconds = time.perf_counter() - began
+                async with connected(server.port) as client:
+                    await check(client, world, archive, all_bytes=False)
+                await write_until_killed(server, world)
+    with in_round(rounds), server_process(archive) as server:
+        async with connected(server.port) as client:
+            await check(client, world, archive, all_bytes=True)
+
+
+def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
+    """Kill a server so many times, on one archive."""
+    asyncio.run(_attempt(place, rounds, random, figures))
+
+
+PROOF = Proof(
+    name="kills",
+    promise="An acknowledged archived version survives a killed process, and nothing is there in part",
+    attempt=attempt,
+    unit="kills",
+    short=3,
+    long=200,
+    batch=10,
+)

@@ -1,0 +1,83 @@
+"""What proofs keep outside of the server, and what they have in common: bytes that tell where they belong."""
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from cogment_model_registry.wire import messages as m
+from tests.processes import ServerProcess
+
+UNAVAILABLE, NOT_FOUND = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND
+
+
+def payload(tag: str, size_bytes: int) -> bytes:
+    """Return bytes that are made from a tag, so that no two tags share a stretch of them."""
+    return Random(tag).randbytes(size_bytes)
+
+
+def hash_text(data: bytes) -> str:
+    """Return the SHA-256 of bytes as the wire has it."""
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+def tag_of(info: m.ModelVersionInfo) -> str:
+    """Return the tag that a version was sent with."""
+    return info.user_data["tag"]
+
+
+def fork(random: Random) -> Random:
+    """Return a source of randomness for one of several tasks, whose choices do not depend on their order."""
+    return Random(random.getrandbits(64))
+
+
+def check_ascending(infos: Sequence[m.ModelVersionInfo]) -> None:
+    """Check that a listing is ordered by number, without duplicates."""
+    numbers = [info.version_number for info in infos]
+    assert numbers == sorted(set(numbers)), f"a listing of {infos[0].model_id} is not in order: {numbers}"
+
+
+@contextlib.contextmanager
+def in_round(number: int) -> Iterator[None]:
+    """Tell the round in what goes wrong in it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in round {number} of this batch")
+        raise
+
+
+@asynccontextmanager
+async def going_on(*works: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
+    """Open a context during which work goes on; it waits for all of it, and raises the first thing that goes wrong."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for work in works:
+                group.create_task(work)
+            yield
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
+
+
+async def until_gone(server: ServerProcess, work: Awaitable[None]) -> None:
+    """Wait for work that ends because the server is gone, or before."""
+    try:
+        await work
+    except grpc.aio.AioRpcError as error:
+        # What the client itself says when the connection breaks while it writes a message.
+        is_broken = error.code() == UNAVAILABLE or error.details() == "Internal error from Core"
+        if server.is_running or not is_broken:
+            raise AssertionError(f"a call ended with {error.code()}: {error.details()}") from error
+
+
+async def together(*works: Coroutine[Any, Any, Any]) -> None:
+    """Wait for all work, and raise the first thing that goes wrong."""
+    async with going_on(*works):
+        pass

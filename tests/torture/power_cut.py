@@ -1,0 +1,445 @@
+"""A power cut at any moment loses nothing that was completed, and leaves nothing by halves.
+
+An archive works on `RecordedFiles`. Then, for each operation on files that it has made, every disk that a power cut
+right after it may leave is laid out, and a registry is opened on it. What the registry has then is held against what
+its clients were told before that moment.
+"""
+
+import asyncio
+import os
+import shutil
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import TypeVar, TypeVarTuple, Unpack
+
+from cogment_model_registry.errors import DataLossError, ModelRegistryError, NotFoundError
+from cogment_model_registry.records import ModelInfo, VersionInfo
+from cogment_model_registry.registry import Registry
+from cogment_model_registry.storage import layout
+from cogment_model_registry.storage.files import Files
+from cogment_model_registry.storage.filesystem import DirectoryArchive
+from cogment_model_registry.testing.bytes import read
+from cogment_model_registry.testing.server import serving
+from tests.client import Client, connected
+from tests.torture.cut_disk import Disk, Remains, Tree, lay_out
+from tests.torture.proof import Figures, Proof
+from tests.torture.recorded_archive import (
+    ARCHIVE,
+    SETTINGS,
+    SeenModel,
+    State,
+    World,
+    difference,
+    hash_of,
+    registry_on,
+    upload,
+)
+from tests.torture.recorded_files import ProcessKilled, Sync
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+_SUBSETS = 1024
+"""Up to how many combinations of what a power cut may lose are all looked at: those of ten uncertain operations."""
+
+_ALL = 10**6
+
+
+class UnsyncedFiles(Files):
+    """File operations for a look at a disk that is thrown away afterwards."""
+
+    def sync_file(self, file: int) -> None:
+        pass
+
+    def sync_directory(self, directory: int) -> None:
+        pass
+
+
+class DirectLoop(asyncio.SelectorEventLoop):
+    """An event loop that can do without threads: most of a look at a small disk is waiting for them.
+
+    Attributes:
+        direct: Whether to do the work of threads at once.
+    """
+
+    direct = False
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[Unpack[_Ts]], _T], *args: *_Ts
+    ) -> asyncio.Future[_T]:
+        if not self.direct:
+            return super().run_in_executor(executor, func, *args)
+        future = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextmanager
+def without_threads() -> Iterator[None]:
+    """Open a context in which the work of threads is done at once."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, DirectLoop)
+    loop.direct = True
+    try:
+        yield
+    finally:
+        loop.direct = False
+
+
+async def new_models(world: World, random: Random) -> None:
+    """Models are created, the first one in directories that were not there."""
+    async with world.started():
+        for model_id in ("a", "a-v000001", "été")[: random.randint(1, 3)]:
+            await world.create(model_id)
+            if random.random() < 0.5:
+                await world.store(model_id)
+
+
+async def stores(world: World, random: Random) -> None:
+    """Versions of all sizes are stored, large ones with several writes."""
+    large = 256 * 1024
+    async with world.started():
+        await world.create("m")
+        sizes = [[0], [1], [random.randint(large, large + 9) for _ in range(3)], [large, 0, 1], [100, 200]]
+        for pieces in random.sample(sizes, 4):
+            await world.store("m", *pieces)
+
+
+async def updates(world: World, random: Random) -> None:
+    """The `user_data` of a model is replaced, between stores."""
+    async with world.started():
+        await world.create("m")
+        for _ in range(random.randint(2, 4)):
+            await world.create("m")
+            await world.store("m")
+
+
+async def deletions(world: World, random: Random) -> None:
+    """A model with versions is deleted, created anew, and stored to."""
+    async with world.started():
+        for _ in range(2):
+            await world.create("m")
+            for _ in range(random.randint(1, 3)):
+                await world.store("m")
+            await world.publish("m")
+            await world.delete("m")
+        await world.create("m")
+        await world.store("m")
+
+
+async def publishes(world: World, random: Random) -> None:
+    """Transient versions use up several blocks of numbers."""
+    async with world.started():
+        await world.create("m")
+        for _ in range(random.randint(10, 20)):
+            await (world.store if random.random() < 0.1 else world.publish)("m")
+
+
+async def concurrency(world: World, random: Random) -> None:
+    """Two models are created, stored and published to at once."""
+    async with world.started():
+        await asyncio.gather(world.create("a"), world.create("b"))
+        for _ in range(random.randint(1, 2)):
+            calls = [world.store("a"), world.store("b"), world.publish("a"), world.store(random.choice("ab"))]
+            await asyncio.gather(*random.sample(calls, 4), world.create("c"))
+
+
+async def restarts(world: World, random: Random) -> None:
+    """The server is stopped and started between publishes and stores."""
+    for _ in range(3):
+        async with world.started():
+            if not await world.has("m"):
+                await world.create("m")
+            for _ in range(random.randint(1, 4)):
+                await (world.store if random.random() < 0.3 else world.publish)("m")
+
+
+async def kills(world: World, random: Random) -> None:
+    """The process is killed anywhere and started anew before the power is cut: syncs that it owed were never made."""
+    for _ in range(3):
+        world.files.kill_after(random.randint(1, 30), at_sync=random.random() < 0.7)
+        with suppress(ProcessKilled):
+            async with world.started():
+                while True:
+                    await _do_anything(world, random)
+    async with world.started():
+        for _ in range(2):
+            await _do_anything(world, random)
+
+
+async def _do_anything(world: World, random: Random) -> None:
+    model_id = random.choice("ab")
+    if not await world.has(model_id) or random.random() < 0.1:
+        await world.create(model_id)
+    deed = random.choice([world.store, world.store, world.publish, world.publish, world.publish, world.delete])
+    await deed(model_id)
+
+
+SCENARIOS: list[Callable[[World, Random], Awaitable[None]]] = [
+    new_models,
+    stores,
+    updates,
+    deletions,
+    publishes,
+    concurrency,
+    restarts,
+    kills,
+]
+
+
+@dataclass(slots=True)
+class Seen:
+    """What a registry had after a power cut: models by id, and whatever must not be."""
+
+    models: dict[str, SeenModel] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+
+
+async def look(archive_dir: Path, model_ids: set[str]) -> Seen:
+    """Open a registry on an archive after a power cut, and return what it has; then see whether it works."""
+    seen = Seen()
+    async with registry_on(archive_dir, UnsyncedFiles(), 4) as (registry, archive):
+        listed = await registry.list_models(0, _ALL)
+        seen.models = {info.model_id: SeenModel(info.user_data) for info in listed}
+        for model_id, model in seen.models.items():
+            for info in await registry.list_versions(model_id, 0, _ALL):
+                model.versions[info.number] = await _read(archive, info, seen.faults)
+        seen.faults += _litter(archive_dir, seen)
+        for model_id, model in seen.models.items():
+            model.next_number = await _store_one_more(registry, archive, model_id, seen.faults)
+        for model_id in sorted(model_ids - seen.models.keys())[:1]:
+            await registry.create_or_update_model(ModelInfo(model_id))
+            await _store_one_more(registry, archive, model_id, seen.faults)
+    return seen
+
+
+async def _read(archive: DirectoryArchive, info: VersionInfo, faults: list[str]) -> VersionInfo:
+    """Return a version with the hash and the size that its bytes have."""
+    data = b""
+    try:
+        data = await read(archive, info)
+    except ModelRegistryError as error:
+        faults.append(f"version {info.number} of {info.model_id} cannot be retrieved: {error.message}")
+    return replace(info, data_hash=hash_of(data), data_size_bytes=len(data))
+
+
+async def _store_one_more(registry: Registry, archive: DirectoryArchive, model_id: str, faults: list[str]) -> int:
+    """Store a version, and return its number."""
+    info = VersionInfo(model_id, 0, 1, True, hash_of(b"next"), 4)
+    number = await upload(registry, info, [b"next"])
+    if await _read(archive, replace(info, number=number), faults) != replace(info, number=number):
+        faults.append(f"the next version of {model_id} is not what was stored")
+    for earlier in range(1, number):
+        try:
+            await registry.get_versions(model_id, [earlier])
+        except DataLossError as error:
+            faults.append(f"version {earlier} of {model_id} is damaged: {error.message}")
+        except NotFoundError:
+            pass
+    return number
+
+
+def _litter(archive_dir: Path, seen: Seen) -> list[str]:
+    """Return what a start should have cleared away, and what is there that is no model."""
+    faults = []
+    for path in archive_dir.rglob("*"):
+        if layout.is_temporary(path.name):
+            faults.append(f"{path.name} was not cleared away")
+        elif path.is_dir() and path.name not in seen.models:
+            faults.append(f"there is a directory {path.name} that is no model")
+    return faults
+
+
+async def look_over_the_wire(archive_dir: Path) -> dict[str, dict[int, bytes]]:
+    """Return what a whole server sends of an archive: bytes by model and number."""
+    async with serving(archive_dir, SETTINGS, UnsyncedFiles()) as server, connected(server.port) as client:
+        return {info.model_id: await _data(client, info.model_id) for info in (await client.models()).model_infos}
+
+
+async def _data(client: Client, model_id: str) -> dict[int, bytes]:
+    return {number: await client.data(model_id, number) for number in await client.numbers(model_id)}
+
+
+@contextmanager
+def laid_out(tree: Tree, place: Path) -> Iterator[Path]:
+    """Open a context in which a tree is a real directory."""
+    lay_out(tree, place)
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place)
+
+
+def _essence(tree: Tree) -> frozenset[tuple[str, bytes | None]]:
+    """Return what of a tree makes a difference: of temporary files and directories, only whether there are any."""
+    essence = set()
+    for path, content in tree.items():
+        directory, _, name = path.rpartition("/")
+        if layout.is_temporary(name):
+            essence.add((f"{directory}/{layout.TEMPORARY_PREFIX}", None if content is None else b""))
+        elif not layout.is_temporary(directory.rpartition("/")[2]):
+            essence.add((path, content))
+    return frozenset(essence)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A disk that was looked at, and after how many operations the power was cut."""
+
+    tree: Tree
+    operations: int
+    seen: Seen
+
+
+class Aftermath:
+    """All that a power cut may leave of a world, looked at.
+
+    Args:
+        world: What was done.
+        place: Where to lay out disks.
+        figures: What is counted.
+        name: What to call it when a promise is broken.
+    """
+
+    def __init__(self, world: World, place: Path, figures: Figures, name: str) -> None:
+        self._world = world
+        self._place = place
+        self._figures = figures
+        self._name = name
+        self._seen: dict[object, Seen] = {}
+        self._sample: Sample | None = None
+
+    async def look(self) -> None:
+        """Look at the power cuts after each operation.
+
+        When nobody was told anything since the operation before, what may be left without this one was looked at
+        there, and is not once more; and a sync leaves nothing that was not possible before.
+        """
+        world = self._world
+        told = {deed.completed for deed in world.deeds}
+        disk = Disk(world.files)
+        for operations, operation in enumerate([None, *world.files.history]):
+            if operation:
+                disk.perform(operation)
+            is_told = operations in told
+            if is_told or not isinstance(operation, Sync):
+                for remains in disk.remains(world.random, _SUBSETS, None if is_told else operation):
+                    await self._check(remains, operations)
+        self._figures.count("moments of a cut", len(world.files.history) + 1)
+        self._figures.count("calls", len(world.deeds))
+
+    async def look_further(self) -> None:
+        """Serve one of the disks with a whole server; work on it, and cut the power again."""
+        disk = self._sample
+        assert disk, "there is always a disk"
+        with laid_out(disk.tree, self._place) as place:
+            served = await look_over_the_wire(place / ARCHIVE)
+        hashes = {model_id: {n: hash_of(data) for n, data in versions.items()} for model_id, versions in served.items()}
+        assert hashes == {
+            model_id: {number: info.data_hash for number, info in model.versions.items()}
+            for model_id, model in disk.seen.models.items()
+        }, f"{self._name}: a server shows other versions than the registry did: {hashes}"
+        self._figures.count("states served over the wire")
+        with laid_out(disk.tree, self._place) as place:
+            again = World(place, self._world.random, self._first(disk))
+            async with again.started():
+                for model_id in sorted(self._world.model_ids):
+                    await again.create(model_id)
+                    await again.store(model_id)
+            second = Aftermath(again, self._place.with_name("second"), self._figures, f"{self._name}, a second cut")
+            await second.look()
+
+    def _first(self, disk: Sample) -> dict[str, State]:
+        """Return the models of a disk that was looked at, as they must stay."""
+        first = {}
+        for model_id, model in disk.seen.models.items():
+            states = self._world.states(model_id, disk.operations)
+            state = next(state for state in states if state and not difference(state, model))
+            given = state.given | model.versions.keys()
+            first[model_id] = State(state.user_data, dict(model.versions), given=given)
+        return first
+
+    async def _check(self, remains: Remains, operations: int) -> None:
+        key = _essence(remains.tree)
+        if key not in self._seen:
+            self._seen[key] = await self._look_at(remains)
+            self._figures.count("distinct states recovered")
+            if self._world.random.random() < 1 / len(self._seen):  # each of them has the same chance in the end
+                self._sample = Sample(remains.tree, operations, self._seen[key])
+        self._figures.count("states that a cut may leave")
+        seen = self._seen[key]
+        problems = seen.faults + self._differences(seen, operations)
+        assert not problems, self._report(problems, remains, operations)
+
+    async def _look_at(self, remains: Remains) -> Seen:
+        with laid_out(remains.tree, self._place) as disk, without_threads():
+            try:
+                return await look(disk / ARCHIVE, self._world.model_ids)
+            except (ModelRegistryError, OSError) as error:
+                return Seen(faults=[f"the registry does not work: {error!r}"])
+
+    def _differences(self, seen: Seen, operations: int) -> list[str]:
+        problems = [f"there is a model {model_id}" for model_id in seen.models.keys() - self._world.model_ids]
+        for model_id in sorted(self._world.model_ids):
+            states = self._world.states(model_id, operations)
+            differences = [difference(state, seen.models.get(model_id)) for state in states]
+            if all(differences):
+                problems.append(f"{model_id}: " + ", or ".join(dict.fromkeys(differences)))
+        return problems
+
+    def _report(self, problems: Sequence[str], remains: Remains, operations: int) -> str:
+        history = "\n".join(f"  {n} {operation}" for n, operation in enumerate(self._world.files.history, 1))
+        lost = ", ".join(remains.lost) or "nothing"
+        cut = f"a power cut after operation {operations}, which lost {lost}"
+        return f"{self._name}: {problems}\nafter {cut}, of\n{history}"
+
+
+@contextmanager
+def _in_memory(place: Path) -> Iterator[Path]:
+    """Open a context with a directory in memory where the system has that: many thousands of files come and go."""
+    memory = Path("/dev/shm")
+    if not os.access(memory, os.W_OK):
+        yield place
+        return
+    with tempfile.TemporaryDirectory(dir=memory) as directory:
+        yield Path(directory)
+
+
+async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
+    for round_number in range(rounds):
+        scenario = SCENARIOS[round_number % len(SCENARIOS)]
+        (place / "world").mkdir()
+        world = World(place / "world", random)
+        # Only what is concurrent needs threads; the rest can be made to happen again without them.
+        with nullcontext() if scenario is concurrency else without_threads():
+            await scenario(world, random)
+        aftermath = Aftermath(world, place / "disk", figures, f"round {round_number}, {scenario.__name__}")
+        await aftermath.look()
+        await aftermath.look_further()
+        shutil.rmtree(place / "world")
+    figures.count("lost or damaged", 0)
+
+
+def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
+    """Cut the power after each operation of a scenario, in every way."""
+    with _in_memory(place) as memory, asyncio.Runner(loop_factory=DirectLoop) as runner:
+        runner.run(_attempt(memory, rounds, random, figures))
+
+
+PROOF = Proof(
+    name="power_cut",
+    promise="A power cut at any moment loses nothing that was completed, and leaves nothing by halves",
+    attempt=attempt,
+    unit="histories",
+    short=len(SCENARIOS),
+    long=100 * len(SCENARIOS),
+    batch=len(SCENARIOS),
+)

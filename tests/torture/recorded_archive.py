@@ -1,0 +1,289 @@
+"""An archive that works on recorded files, and what it must have after a power cut.
+
+What clients were told is kept beside the history of the file operations: for each call, how many operations there were
+when it began and when it was completed. So it is known for each moment what must be there, and what may be.
+"""
+
+import asyncio
+import base64
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+
+from cogment_model_registry.errors import NotFoundError
+from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
+from cogment_model_registry.registry import Registry
+from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.storage.files import Files
+from cogment_model_registry.storage.filesystem import DirectoryArchive
+from cogment_model_registry.storage.local_catalog import LocalCatalog
+from cogment_model_registry.storage.memory import MemoryTransientStore
+from tests.torture.recorded_files import RecordedFiles
+
+ARCHIVE = "new/directories/archive"
+"""Where the archive is in the directory that the power cut hits."""
+
+SETTINGS = Settings(cache_max_bytes=16 * MIB, grace_seconds=0)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """A model as it must be.
+
+    Attributes:
+        user_data: Its own.
+        versions: The archived versions that were completed, by number.
+        unsure: Those that were begun, with whatever number.
+        given: The numbers that were given, to transient versions too.
+    """
+
+    user_data: Mapping[str, str]
+    versions: Mapping[int, VersionInfo] = field(default_factory=dict)
+    unsure: Sequence[VersionInfo] = ()
+    given: frozenset[int] = frozenset()
+
+
+@dataclass(eq=False, slots=True)
+class Deed:
+    """A call that changes a model.
+
+    Attributes:
+        model_id: The model.
+        begun: How many operations on files there were when it began.
+        completed: How many there were when it was completed; None when it was not.
+    """
+
+    model_id: str
+    begun: int
+    completed: int | None = None
+
+    def outcomes(self, before: State | None, done: bool) -> list[State | None]:
+        """Return what may have become of a model: one state when the call was completed; none when it cannot be."""
+        after = self.after(before)
+        return after if done else [before, *after]
+
+    def after(self, before: State | None) -> list[State | None]:
+        """Return what has become of a model."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False, slots=True)
+class Creation(Deed):
+    """A model is created, or its `user_data` replaced."""
+
+    user_data: Mapping[str, str] = field(default_factory=dict)
+
+    def after(self, before: State | None) -> list[State | None]:
+        return [replace(before, user_data=self.user_data) if before else State(self.user_data)]
+
+
+@dataclass(eq=False, slots=True)
+class Deletion(Deed):
+    """A model is deleted."""
+
+    def after(self, before: State | None) -> list[State | None]:
+        return [None] if before else []
+
+
+@dataclass(eq=False, slots=True)
+class Upload(Deed):
+    """A version is created; `info` has its number once it was completed."""
+
+    info: VersionInfo = field(kw_only=True)
+
+    def after(self, before: State | None) -> list[State | None]:
+        if before is None:
+            return []
+        versions = {**before.versions, **({self.info.number: self.info} if self.info.archived else {})}
+        return [replace(before, versions=versions, given=before.given | {self.info.number})]
+
+    def outcomes(self, before: State | None, done: bool) -> list[State | None]:
+        if done or before is None:
+            return self.after(before) if done else [before]
+        return [replace(before, unsure=(*before.unsure, self.info))] if self.info.archived else [before]
+
+
+@dataclass(slots=True)
+class SeenModel:
+    """A model as a registry had it after a power cut.
+
+    Attributes:
+        user_data: Its own.
+        versions: Its versions, by number, as they are listed and as their bytes are.
+        next_number: The number that the next version got.
+    """
+
+    user_data: Mapping[str, str]
+    versions: dict[int, VersionInfo] = field(default_factory=dict)
+    next_number: int = 0
+
+
+def difference(state: State | None, seen: SeenModel | None) -> str:
+    """Return how a model is other than it must be; empty when it is not."""
+    if state is None:
+        return "the model is there" if seen else ""
+    if seen is None:
+        return "the model is missing"
+    if seen.user_data != state.user_data:
+        return f"user_data of the model is {dict(seen.user_data)} instead of {dict(state.user_data)}"
+    if seen.next_number <= max([0, *state.given, *seen.versions]):
+        return f"number {seen.next_number} is given again"
+    return _difference_of_versions(state, seen.versions)
+
+
+def _difference_of_versions(state: State, seen: Mapping[int, VersionInfo]) -> str:
+    for number, info in state.versions.items():
+        if seen.get(number) != info:
+            return f"version {number} is {seen.get(number)} instead of {info}"
+    unsure = list(state.unsure)
+    for number in seen.keys() - state.versions.keys():
+        candidates = [info for info in unsure if replace(info, number=number) == seen[number]]
+        if not candidates or number in state.given:
+            return f"there is a version that nobody created: {seen[number]}"
+        unsure.remove(candidates[0])
+    return ""
+
+
+@asynccontextmanager
+async def registry_on(
+    archive_dir: Path, files: Files, number_block: int
+) -> AsyncIterator[tuple[Registry, DirectoryArchive]]:
+    """Open a context with a registry on an archive directory, which stops cleanly unless its process was killed."""
+    archive = DirectoryArchive(str(archive_dir), SETTINGS.model_id_max_bytes, files)
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing:
+        try:
+            await archive.open()
+            catalog = LocalCatalog(archive, number_block)
+            await catalog.open()
+            transient = MemoryTransientStore(SETTINGS.cache_max_items, SETTINGS.cache_max_bytes, hashing)
+            yield Registry(SETTINGS, catalog, archive, transient), archive
+            await catalog.close()
+        finally:
+            # A process that was killed leaves tasks that persist numbers.
+            await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+            await archive.close()
+            archive.directory.close()  # one that was killed while it was opened holds the lock
+
+
+class World:
+    """An archive whose file operations are recorded, and what was done with it.
+
+    Args:
+        place: The directory that the power cut will hit.
+        random: Of what sizes and names things are.
+        first: The models that the archive has already.
+
+    Attributes:
+        files: Its file operations.
+        deeds: What was done, in the order in which it began.
+        registry: The registry that is at work.
+    """
+
+    registry: Registry
+
+    def __init__(self, place: Path, random: Random, first: Mapping[str, State] | None = None) -> None:
+        self.place = place
+        self.random = random
+        self.files = RecordedFiles(place)
+        self.deeds: list[Deed] = []
+        self._first = first or {}
+        self._number_block = random.randint(1, 8)
+
+    @asynccontextmanager
+    async def started(self) -> AsyncIterator[None]:
+        """Open a context in which a registry is at work."""
+        try:
+            async with registry_on(self.place / ARCHIVE, self.files, self._number_block) as (self.registry, _):
+                yield
+        finally:
+            self.files.revive()
+
+    @asynccontextmanager
+    async def _doing(self, deed: Deed) -> AsyncIterator[None]:
+        deed.begun = len(self.files.history)
+        self.deeds.append(deed)
+        yield
+        deed.completed = len(self.files.history)
+
+    async def create(self, model_id: str) -> None:
+        """Create a model, or replace its `user_data`."""
+        user_data = {f"key {n}": _text(self.random) for n in range(self.random.randint(0, 3))}
+        async with self._doing(Creation(model_id, 0, user_data=user_data)):
+            await self.registry.create_or_update_model(ModelInfo(model_id, user_data))
+
+    async def delete(self, model_id: str) -> None:
+        """Delete a model."""
+        async with self._doing(Deletion(model_id, 0)):
+            await self.registry.delete_model(model_id)
+
+    async def store(self, model_id: str, *sizes: int) -> None:
+        """Create an archived version, uploaded in pieces of these sizes; of some small size when none is given."""
+        await self._upload(model_id, True, sizes or [self.random.randint(0, 2000)])
+
+    async def publish(self, model_id: str) -> None:
+        """Create a transient version."""
+        await self._upload(model_id, False, [self.random.randint(0, 100)])
+
+    async def _upload(self, model_id: str, archived: bool, sizes: Sequence[int]) -> None:
+        pieces = [self.random.randbytes(size) for size in sizes]
+        info = VersionInfo(
+            model_id=model_id,
+            number=0,
+            created_ns=self.random.randint(1, 2 * 10**18),
+            archived=archived,
+            data_hash=hash_of(b"".join(pieces)),
+            data_size_bytes=sum(sizes),
+            user_data={"key": _text(self.random)},
+        )
+        deed = Upload(model_id, 0, info=info)
+        async with self._doing(deed):
+            deed.info = replace(info, number=await upload(self.registry, info, pieces))
+
+    async def has(self, model_id: str) -> bool:
+        """Return whether there is a model."""
+        with suppress(NotFoundError):
+            return bool(await self.registry.get_models([model_id]))
+        return False
+
+    @property
+    def model_ids(self) -> set[str]:
+        """The models that there may be."""
+        return {deed.model_id for deed in self.deeds} | self._first.keys()
+
+    def states(self, model_id: str, operations: int) -> list[State | None]:
+        """Return what a model may be after a power cut that came after so many operations on files."""
+        states: list[State | None] = [self._first.get(model_id)]
+        for deed in self.deeds:
+            if deed.model_id == model_id and deed.begun <= operations:
+                done = deed.completed is not None and deed.completed <= operations
+                states = [after for before in states for after in deed.outcomes(before, done)]
+        return states
+
+
+async def upload(registry: Registry, info: VersionInfo, pieces: Sequence[bytes]) -> int:
+    """Create a version like `info`, and return its number."""
+    header = VersionHeader(
+        model_id=info.model_id,
+        archived=info.archived,
+        data_size_bytes=info.data_size_bytes,
+        data_hash=info.data_hash,
+        created_ns=info.created_ns,
+        user_data=info.user_data,
+    )
+    async with registry.create_version(header) as version:
+        for piece in pieces:
+            await version.write(memoryview(piece))
+        return (await version.commit()).number
+
+
+def hash_of(data: bytes) -> str:
+    """Return the hash of bytes, as versions have it."""
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
+def _text(random: Random) -> str:
+    return random.choice(["", "yes", "1e3", "two\nlines", "é", "x" * random.randint(1, 500)])

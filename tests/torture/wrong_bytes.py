@@ -1,0 +1,384 @@
+"""Wrong bytes are never served as right: an archive is damaged in every way while its server runs, and between runs.
+
+What is demanded depends on what was touched:
+
+- the data of a version: it is DATA_LOSS each time it is asked for, its last bytes are never sent, and all other
+  versions are served; where the damage comes while the version is being sent, what came with OK is what was stored;
+- the fields of its metadata that say what it is, once the server has read them: DATA_LOSS each time, too;
+- anything in its metadata: no hash covers `user_data` and the time, so a change there may go unnoticed; but the bytes
+  that come with OK are those that were stored, and their hash is the one that is told.
+
+A replacement may have the same size and the same times, as a careless restore leaves it.
+"""
+
+import asyncio
+import hashlib
+import os
+from base64 import b64encode
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+
+import grpc
+import grpc.aio
+
+from cogment_model_registry.server import Server
+from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.testing.server import serving
+from cogment_model_registry.wire import messages as m
+from tests.client import Client, connected
+from tests.torture.proof import Figures, Proof
+
+SETTINGS = Settings(cache_max_bytes=64 * MIB, grace_seconds=0, sent_version_chunk_size=128 * 1024)
+MODELS = ("alpha", "beta")
+SIZES = (1, 100, 100, 70_000, 70_000, 3_000_000)
+"""Of each model's versions: some alike, so that one can take the place of another one; some of many chunks."""
+
+SLOW_BYTES = 8_000_000
+"""More than a server, two sockets and a client hold: the rest is read once the client reads on."""
+
+RESTART_SHARE = 0.15
+SLOW_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version as it was acknowledged.
+
+    Attributes:
+        model_id: Its model.
+        number: Its number.
+        data: Its bytes.
+        directory: Where its files are.
+        metadata: The text of its metadata.
+    """
+
+    model_id: str
+    number: int
+    data: bytes
+    directory: Path
+    metadata: bytes = b""
+
+    def __str__(self) -> str:
+        return f"version {self.number} of {self.model_id} ({len(self.data)} bytes)"
+
+    @property
+    def data_path(self) -> Path:
+        return self.directory / f"{self.model_id}-v{self.number:06d}.data"
+
+    @property
+    def metadata_path(self) -> Path:
+        return self.directory / f"{self.model_id}-v{self.number:06d}.yaml"
+
+
+# What damages a file. Each returns the bytes that it has then.
+
+
+def flip(content: bytes, random: Random) -> bytes:
+    """Change one bit."""
+    return flip_at(content, random.randrange(len(content)), random)
+
+
+def flip_at(content: bytes, position: int, random: Random) -> bytes:
+    """Change one bit of a byte."""
+    changed = bytearray(content)
+    changed[position] ^= 1 << random.randrange(8)
+    return bytes(changed)
+
+
+def cut(content: bytes, random: Random) -> bytes:
+    """Take bytes from the end."""
+    return content[: random.randrange(len(content))]
+
+
+def extend(content: bytes, random: Random) -> bytes:
+    """Add bytes at the end."""
+    return content + random.randbytes(random.randrange(1, 5000))
+
+
+def replace_all(content: bytes, random: Random) -> bytes:
+    """Take other bytes of the same size."""
+    return flip(random.randbytes(len(content)), random) if len(content) > 1 else flip(content, random)
+
+
+def blank_page(content: bytes, random: Random) -> bytes:
+    """Take zeros for a page of the file, as a file system does that lost it."""
+    start = random.randrange(len(content)) // 4096 * 4096
+    page = content[start : start + 4096]
+    blank = bytes(len(page))
+    return content[:start] + (blank if page != blank else b"\1" + blank[1:]) + content[start + 4096 :]
+
+
+CHANGES: Sequence[Callable[[bytes, Random], bytes]] = (flip, flip, cut, extend, replace_all, blank_page)
+
+
+def write_in_place(path: Path, content: bytes, keep_times: bool) -> None:
+    """Write over a file, as an editor or a disk does."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(content)
+        file.truncate()
+    if keep_times:
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def write_anew(path: Path, content: bytes, keep_times: bool) -> None:
+    """Put another file in the place of a file, as a restore does."""
+    before = path.stat()
+    new = path.with_suffix(".new")
+    new.write_bytes(content)
+    if keep_times:
+        os.utime(new, ns=(before.st_atime_ns, before.st_mtime_ns))
+    new.replace(path)
+
+
+def change(path: Path, content: bytes, random: Random) -> str:
+    """Give a file other content in one of the ways; return which."""
+    write = random.choice((write_in_place, write_anew))
+    keep_times = random.random() < 0.6
+    write(path, content, keep_times)
+    return f"{write.__name__}{' with its times' if keep_times else ''}"
+
+
+def exchange(one: Path, other: Path, keep_times: bool) -> None:
+    """Let two files take each other's place."""
+    contents, times = (one.read_bytes(), other.read_bytes()), (one.stat(), other.stat())
+    aside = one.with_suffix(".aside")
+    one.rename(aside)
+    other.rename(one)
+    aside.rename(other)
+    assert (other.read_bytes(), one.read_bytes()) == contents
+    if keep_times:
+        for path, status in zip((one, other), times, strict=True):
+            os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def flip_in_field(text: bytes, random: Random) -> bytes:
+    """Change one bit of the value of a field of metadata that says what the version is."""
+    field = random.choice((b"model_id: ", b"version_number: ", b"data_hash: ", b"data_size: "))
+    start = text.index(field) + len(field)
+    return flip_at(text, random.randrange(start, text.index(b"\n", start)), random)
+
+
+@dataclass
+class Damage:
+    """What was done.
+
+    Attributes:
+        what: It, in words.
+        lost: Versions that cannot be right any more.
+        unsure: Versions of which something changed that no hash covers.
+    """
+
+    what: str
+    lost: Sequence[Version] = ()
+    unsure: Sequence[Version] = ()
+
+
+# The proof.
+
+
+def expect_data_loss(error: grpc.aio.AioRpcError, version: Version, what: str) -> None:
+    """Expect that a retrieval was refused because the version is damaged."""
+    assert error.code() == grpc.StatusCode.DATA_LOSS, f"{version}: {what}: {error.code().name}: {error.details()}"
+
+
+class Damaging:
+    """An archive that is damaged and mended, over and over, and what its server says of it.
+
+    Args:
+        place: An empty directory.
+        random: Decides what is damaged, how, and when.
+        figures: What was counted.
+    """
+
+    def __init__(self, place: Path, random: Random, figures: Figures) -> None:
+        self.archive = place / "archive"
+        self.random = random
+        self.figures = figures
+        self.versions: list[Version] = []
+        self.slow: list[Version] = []
+        self.server: Server
+        self.client: Client
+
+    async def run(self, rounds: int) -> None:
+        """Make so many acts of damage."""
+        self.figures.count("wrong bytes served as right", 0)
+        async with self._serving():
+            await self._create()
+        left = rounds
+        while left:
+            damage = self._damage(self._victims())
+            async with self._serving():
+                await self._expect(damage)
+                await self._mend(damage)
+                left -= 1
+                while left and self.random.random() > RESTART_SHARE:
+                    await self._damage_while_it_runs()
+                    left -= 1
+
+    @asynccontextmanager
+    async def _serving(self) -> AsyncIterator[None]:
+        async with serving(self.archive, SETTINGS) as self.server, connected(self.server.port) as self.client:
+            yield
+
+    async def _create(self) -> None:
+        """Store what is to be damaged."""
+        for model_id in MODELS:
+            await self.client.create_model(model_id)
+            for size_bytes in SIZES:
+                self.versions.append(await self._store(model_id, self.random.randbytes(size_bytes)))
+            self.slow.append(await self._store(model_id, self.random.randbytes(SLOW_BYTES)))
+
+    async def _store(self, model_id: str, data: bytes) -> Version:
+        info = await self.client.store(model_id, data, user_data={"step": "1", "note": "one two"})
+        version = Version(model_id, info.version_number, data, self.archive / model_id)
+        return replace(version, metadata=version.metadata_path.read_bytes())
+
+    async def _damage_while_it_runs(self) -> None:
+        """Damage what was read before, or was not, or is being read; see what comes of it; mend it."""
+        if self.random.random() < SLOW_SHARE:
+            damage = await self._damage_while_it_is_sent()
+        else:
+            victims = self._victims()
+            was_read = self.random.random() < 0.6
+            if was_read:
+                for version in victims:
+                    await self._expect_right(version, "before it is damaged")
+            damage = self._damage(victims)
+            damage.what += ", after it was read" if was_read else ", before it was read"
+            if any(version.metadata_path.name in damage.what for version in victims):
+                await self.server.refresh()  # metadata that the server has is not read again before that
+        await self._expect(damage)
+        await self._mend(damage)
+
+    def _victims(self) -> list[Version]:
+        return self.random.sample(self.versions, 2)
+
+    def _damage(self, victims: Sequence[Version]) -> Damage:
+        """Damage files of one or both of two versions."""
+        one, other = victims
+        self.figures.count("acts of damage")
+        kind = self.random.choices(("data", "exchange", "field", "metadata"), (5, 3, 2, 2))[0]
+        if kind == "exchange":
+            return self._exchange(one, other)
+        path = one.data_path if kind == "data" else one.metadata_path
+        changing = {"data": self.random.choice(CHANGES), "field": flip_in_field, "metadata": flip}[kind]
+        how = change(path, changing(path.read_bytes(), self.random), self.random)
+        what = f"{changing.__name__} in {path.name}, {how}"
+        return Damage(what, unsure=[one]) if kind == "metadata" else Damage(what, lost=[one])
+
+    def _exchange(self, one: Version, other: Version) -> Damage:
+        """Let two versions have each other's data, metadata, or both."""
+        if self.random.random() < 0.5:
+            # Of one size, so that neither of them shows it.
+            alike = [version for version in self.versions if len(version.data) == len(one.data) and version != one]
+            other = self.random.choice(alike)
+        keep_times = self.random.random() < 0.6
+        names = self.random.choice((["data_path"], ["metadata_path"], ["data_path", "metadata_path"]))
+        for name in names:
+            exchange(getattr(one, name), getattr(other, name), keep_times)
+        paths = " and ".join(getattr(one, name).name for name in names)
+        return Damage(f"exchanged {paths} with {other}{' with their times' if keep_times else ''}", lost=[one, other])
+
+    async def _damage_while_it_is_sent(self) -> Damage:
+        """Damage the end of a version while a slow client has but its beginning."""
+        version = self.random.choice(self.slow)
+        was_read = self.random.random() < 0.6
+        if was_read:
+            await self._expect_right(version, "before it is damaged")
+        request = m.RetrieveVersionDataRequest(model_id=version.model_id, version_number=version.number)
+        messages = aiter(self.client.streamed("RetrieveVersionData", request))
+        received = m.RetrieveVersionDataReplyChunk.FromString(await anext(messages)).data_chunk
+        content = flip_at(version.data, self.random.randrange(SLOW_BYTES * 4 // 5, SLOW_BYTES), self.random)
+        how = change(version.data_path, self.random.choice((content, content[:-1], content + b"x")), self.random)
+        self.figures.count("acts of damage")
+        damage = Damage(f"{how}, while it was sent, {'read' if was_read else 'not read'} before", lost=[version])
+        try:
+            async for message in messages:
+                received += m.RetrieveVersionDataReplyChunk.FromString(message).data_chunk
+        except grpc.aio.AioRpcError as error:
+            expect_data_loss(error, version, damage.what)
+            assert len(received) < SLOW_BYTES, f"{version}: {damage.what}: all of it was sent before DATA_LOSS"
+            self.figures.count("retrievals under way that ended with DATA_LOSS")
+        else:
+            assert received == version.data, f"{version}: {damage.what}: wrong bytes with OK"
+            self.figures.count("retrievals under way that were not touched")
+        return damage
+
+    async def _expect(self, damage: Damage) -> None:
+        """Hold what the server serves against what it must."""
+        for version in damage.lost:
+            for _ in range(2):
+                await self._expect_loss(version, damage.what)
+        for version in damage.unsure:
+            await self._expect_right_or_loss(version, damage.what)
+        others = [version for version in self.versions if version not in [*damage.lost, *damage.unsure]]
+        for version in self.random.sample(others, 3):
+            await self._expect_right(version, f"while another one is damaged by {damage.what}")
+
+    async def _expect_loss(self, version: Version, what: str) -> None:
+        """Expect DATA_LOSS before the last bytes, and in the listing that it is gone."""
+        received = 0
+        request = m.RetrieveVersionDataRequest(model_id=version.model_id, version_number=version.number)
+        try:
+            async for message in self.client.streamed("RetrieveVersionData", request):
+                received += len(m.RetrieveVersionDataReplyChunk.FromString(message).data_chunk)
+        except grpc.aio.AioRpcError as error:
+            expect_data_loss(error, version, what)
+        else:
+            raise AssertionError(f"{version}: {what}: it was served with OK")
+        assert received < len(version.data), f"{version}: {what}: all of it was sent before DATA_LOSS"
+        assert version.number not in await self.client.numbers(version.model_id), f"{version}: {what}: it is listed"
+        self.figures.count("retrievals refused with DATA_LOSS")
+
+    async def _expect_right_or_loss(self, version: Version, what: str) -> None:
+        """Expect DATA_LOSS, or the bytes that were stored with a hash that is theirs."""
+        try:
+            [info] = (await self.client.infos(version.model_id, version.number)).version_infos
+            data = await self.client.data(version.model_id, version.number)
+        except grpc.aio.AioRpcError as error:
+            expect_data_loss(error, version, what)
+            self.figures.count("retrievals refused with DATA_LOSS")
+            return
+        assert data == version.data, f"{version}: {what}: wrong bytes with OK"
+        assert info.data_hash == b64encode(hashlib.sha256(data).digest()).decode(), (
+            f"{version}: {what}: its info says {info.data_hash}"
+        )
+        self.figures.count("changes of user_data or the time")
+
+    async def _expect_right(self, version: Version, when: str) -> None:
+        """Expect the bytes that were stored."""
+        try:
+            data = await self.client.data(version.model_id, version.number)
+        except grpc.aio.AioRpcError as error:
+            raise AssertionError(f"{version}, {when}: {error.code().name}: {error.details()}") from error
+        assert data == version.data, f"{version}, {when}: wrong bytes with OK"
+        self.figures.count("versions served intact")
+
+    async def _mend(self, damage: Damage) -> None:
+        """Put back what was there; the server serves it again once it looked at the archive anew."""
+        for version in [*damage.lost, *damage.unsure]:
+            write_anew(version.data_path, version.data, keep_times=False)
+            write_anew(version.metadata_path, version.metadata, keep_times=False)
+        await self.server.refresh()
+        for version in [*damage.lost, *damage.unsure]:
+            await self._expect_right(version, f"mended after {damage.what}")
+
+
+def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
+    """Make so many acts of damage."""
+    asyncio.run(Damaging(place, random, figures).run(rounds))
+
+
+PROOF = Proof(
+    name="wrong_bytes",
+    promise="Wrong bytes are never served as right, whatever was changed in the archive, and when",
+    attempt=attempt,
+    unit="acts of damage",
+    short=60,
+    long=1000,
+    batch=100,
+)
