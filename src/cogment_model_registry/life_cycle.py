@@ -17,6 +17,9 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _T = TypeVar("_T")
 
+_TAKE_OVER_SECONDS = 0.2
+"""How long to wait for a port that someone else has taken meanwhile."""
+
 
 async def serve_until_signal(
     running: AbstractAsyncContextManager[_T],
@@ -86,7 +89,70 @@ def server_options(keepalive_seconds: float, keepalive_timeout_seconds: float) -
     ]
 
 
-def listen(server: grpc.aio.Server, host: str, port: int) -> int:
+class GrpcServer:
+    """A gRPC server that serves on its port until it is stopped.
+
+    gRPC's own server for asyncio ends for good, in silence, when it cannot decode the path of a request: one client
+    that sends a byte that is not UTF-8 would stop it for all (seen with grpcio 1.85). Here, another one takes over the
+    port, so that such a client does no more than break connections.
+
+    Args:
+        make: Returns a server with all its services, not started.
+        host: Name or address of an interface, or `ALL_INTERFACES`.
+        port: The port; 0 for a free one.
+
+    Attributes:
+        port: The port that it serves on.
+
+    Raises:
+        StartError: The port cannot be had.
+    """
+
+    def __init__(self, make: Callable[[], grpc.aio.Server], host: str, port: int) -> None:
+        self._make = make
+        self._host = host
+        self._server = make()
+        self.port = _listen(self._server, host, port)
+        self._watching: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        await self._server.start()
+        self._watching = asyncio.create_task(self._watch())
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Take no more calls, and end those under way after a grace."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.wait([self._watching])
+        await self._server.stop(grace_seconds)
+
+    async def _watch(self) -> None:
+        """Let another server take over whenever one ends with an error."""
+        while True:
+            try:
+                await self._server.wait_for_termination()
+            except UnicodeDecodeError:
+                _log.warning("a request ended the gRPC server: its path is not UTF-8; connections are broken")
+            else:
+                return
+            await self._server.stop(0)
+            while not await self._take_over():  # noqa: ASYNC110 # nobody tells when a port is free
+                await asyncio.sleep(_TAKE_OVER_SECONDS)
+
+    async def _take_over(self) -> bool:
+        server = self._make()
+        try:
+            _listen(server, self._host, self.port)
+        except StartError as error:
+            _log.error("cannot serve for the moment", reason=error.message)
+            return False
+        self._server = server
+        await server.start()
+        return True
+
+
+def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
     """Let a gRPC server listen, and return its port.
 
     Args:

@@ -9,7 +9,7 @@ is seen of an upload that ends before.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from time import time_ns
 
@@ -17,8 +17,6 @@ from cogment_model_registry.errors import (
     DataLossError,
     InvalidError,
     NotFoundError,
-    TooLargeError,
-    UnavailableError,
 )
 from cogment_model_registry.payload import PayloadCheck
 from cogment_model_registry.records import (
@@ -188,21 +186,18 @@ class Registry:
         self._check_model_id(model_id)
 
         async def delete() -> None:
-            async with self._catalog.exclusive(model_id):
-                # First out of sight, so that it is gone at once for everyone; then the bytes.
+            async def forget() -> None:
                 await self._catalog.remove_model(model_id)
                 await self._transient.remove_model(model_id)
-                with suppress(NotFoundError):  # someone removed it from outside
-                    await self._archive.remove_model(model_id)
 
-        async def delete_or_keep() -> None:
-            try:
-                await delete()
-            except (TooLargeError, UnavailableError):
-                await self.refresh()  # what could not be removed is still there
-                raise
+            async with self._catalog.exclusive(model_id):
+                await self._catalog.find(model_id)
+                try:
+                    await self._archive.remove_model(model_id, forget)
+                except NotFoundError:  # someone removed it from outside
+                    await forget()
 
-        await run_to_end(delete_or_keep())
+        await run_to_end(delete())
 
     async def refresh(self) -> None:
         """Take note of what changed in the archive from outside."""

@@ -3,6 +3,7 @@
 How a call begins and ends is the business of `handlers`; here are the nine answers.
 """
 
+import asyncio
 import platform
 from contextlib import aclosing
 
@@ -106,6 +107,8 @@ class ModelRegistryService:
                             raise InvalidError("CreateVersion must have one header; a second one came")
                         await upload.write(chunk)
                         del chunk  # with its message, before the next turn is waited for
+                    # gRPC tells of a cancellation as of an end, and only then as of what it is.
+                    await asyncio.sleep(0)
                     info = await upload.commit()
             except TimedOutError:
                 raise  # there is nothing to discard

@@ -15,7 +15,7 @@ from cogment_model_registry.records import VERSION_NUMBER_MAX, ModelInfo
 from cogment_model_registry.storage.base import Catalog
 from cogment_model_registry.storage.filesystem import DirectoryArchive
 from cogment_model_registry.storage.local_catalog import LocalCatalog
-from cogment_model_registry.testing.bytes import describe, keep, read
+from cogment_model_registry.testing.bytes import describe, keep, nothing, read
 from cogment_model_registry.testing.catalog import CatalogSuite, publish
 
 
@@ -40,7 +40,7 @@ class TestLocalCatalog(CatalogSuite):
 
     async def retire_model(self, catalog: Catalog, model_id: str) -> None:
         assert isinstance(catalog, LocalCatalog)
-        await catalog._archive.remove_model(model_id)
+        await catalog._archive.remove_model(model_id, nothing)
 
 
 async def crash_and_count(place: Path, publishes: list[int], block: int) -> list[int]:
@@ -170,7 +170,7 @@ async def test_a_refresh_sees_what_came_what_went_and_what_was_mended(archive: D
         assert [info.model_id for info in await catalog.list_models(0, 10)] == ["m", "other"]
         assert (catalog.counts.models, catalog.counts.versions) == (2, 6)
         assert (await publish(catalog, "m")).number == 10
-        await archive.remove_model("other")
+        await archive.remove_model("other", nothing)
         await catalog.refresh(removed)
         assert (catalog.counts.models, catalog.counts.versions) == (1, 7)
         assert gone == ["other"]

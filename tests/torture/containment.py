@@ -160,6 +160,7 @@ class Traps:
     """
 
     _ALL_EVENTS = 0xFFF
+    _OPENED_AND_CLOSED = 0x40000000 | 0x20 | 0x10  # IN_ISDIR, IN_OPEN, IN_CLOSE_NOWRITE: neither read nor written
     _EVENT = struct.Struct("iIII")
 
     def __init__(self, around: Path) -> None:
@@ -189,8 +190,15 @@ class Traps:
             name = data[self._EVENT.size : end].rstrip(b"\0").decode()
             data = data[end:]
             path = self._paths.get(watch, "something that is not watched")
-            if (path, name) != (self._around, "archive"):  # which the server may open, of course
+            if not self._is_allowed(path, name, mask):
                 yield f"{path} {name}: {mask:#x}"
+
+    def _is_allowed(self, path: str, name: str, mask: int) -> bool:
+        """Return whether the server may do this: open the archive, and sync the directory that has its name."""
+        if (path, name) == (self._around, "archive"):
+            return True
+        is_around = (path == self._around and not name) or os.path.join(path, name) == self._around
+        return is_around and mask & ~self._OPENED_AND_CLOSED == 0
 
     def close(self) -> None:
         """Stop watching."""

@@ -16,6 +16,7 @@ A sync that fails is not repeated, since the kernel may have dropped the bytes a
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
 import time
@@ -40,10 +41,22 @@ from cogment_model_registry.storage.files import Files, NotRegularError
 
 _log = structlog.stdlib.get_logger(__name__)
 
+_LOST_AND_FOUND = "lost+found"
+"""What the root of an ext file system has, for its checker alone; the name would do for a model."""
+
 _SETTLING_NS = 50 * 10**6
 
-_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors of reading a file that say nothing about the file."""
+_OF_THE_FILE = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENODEV,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EPERM,
+}
+"""Errors of opening a file that tell what it is. Others (a disk that fails, no descriptors) say nothing about it, and
+what cannot be read for a moment is not damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +75,19 @@ class NewFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Removal:
+    """A model that is out of the archive, and whose files are still to be removed.
+
+    Attributes:
+        name: The name of its directory now.
+        failure: Why the removal may not be durable; empty when it is.
+    """
+
+    name: str
+    failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What a file's status says of its content: while it stays the same, so does the content."""
 
@@ -69,6 +95,7 @@ class Fingerprint:
     size_bytes: int
     modified_ns: int
     changed_ns: int
+    links: int = field(compare=False)
     taken_ns: int = field(compare=False)
 
     @property
@@ -100,12 +127,19 @@ class ArchiveDirectory:
         self._root = -1
         self._lock = -1
         self._sweeping = False
+        self._left_files: list[tuple[int, str]] = []
+        self._left_models: list[str] = []
 
     def open(self, *, sweep: bool = True) -> None:
         """Take the directory for this process alone, and remove what a crash left, unless `sweep` is false."""
         try:
             self._root = self.files.open_root(self._path)
             self._lock = self._take_lock()
+            self.failure = ""
+            if sweep:
+                # What a process that was killed had renamed is made durable, before anything is built on it.
+                self._sync_directory(self._root)
+                self._sweep()
         except OSError as error:
             self.close()
             message = f"archive directory {self._path} cannot be used: {error.strerror}"
@@ -113,9 +147,9 @@ class ArchiveDirectory:
         except StartError:
             self.close()
             raise
-        self.failure = ""
-        if not sweep:
-            return
+
+    def _sweep(self) -> None:
+        """Remove models that were on their way out; temporary files are removed by the first scan."""
         for entry in self.files.list_directory(self._root):
             if layout.is_temporary(entry.name) and entry.is_directory:
                 self._remove_doomed(entry.name)
@@ -137,10 +171,17 @@ class ArchiveDirectory:
 
     def close(self) -> None:
         """Give the directory up."""
-        for descriptor in (self._lock, self._root):
+        for descriptor in (self._lock, self._root, *(directory for directory, _ in self._left_files)):
             if descriptor >= 0:
-                self.files.close(descriptor)
+                self.close_file(descriptor)
         self._lock = self._root = -1
+        self._left_files.clear()
+        self._left_models.clear()
+
+    def close_file(self, descriptor: int) -> None:
+        """Close a descriptor. What was to be durable was synced, so that an error says nothing."""
+        with contextlib.suppress(OSError):
+            self.files.close(descriptor)
 
     def scan(self) -> list[ModelContents]:
         """Return all models, ordered by id; the first time, remove temporary files that a crash left."""
@@ -159,7 +200,10 @@ class ArchiveDirectory:
         except FileNotFoundError:
             pass
         except OSError as error:
-            _log.error("model cannot be read", model_id=model_id, reason=error.strerror)
+            if error.errno not in _OF_THE_FILE:
+                raise
+            level = logging.DEBUG if model_id == _LOST_AND_FOUND else logging.ERROR
+            _log.log(level, "model cannot be read", model_id=model_id, reason=error.strerror)
         return None
 
     def _scan_model(self, model_id: str) -> ModelContents | None:
@@ -198,9 +242,12 @@ class ArchiveDirectory:
         """Return a model; without `user_data` when its metadata is damaged, so that its versions can be had."""
         try:
             return layout.parse_model(self._read_metadata(directory, layout.model_file_name(model_id)), model_id)
+        except FileNotFoundError:
+            reason = "it is missing"
         except (layout.BadMetadata, OSError) as error:
-            _log.error("metadata of model is damaged: its user_data is lost", model_id=model_id, reason=_reason(error))
-            return ModelInfo(model_id)
+            reason = _damage(error)
+        _log.error("metadata of model is damaged: its user_data is lost", model_id=model_id, reason=reason)
+        return ModelInfo(model_id)
 
     def _read_high_water_mark(self, directory: int, model_id: str) -> int:
         try:
@@ -208,10 +255,11 @@ class ArchiveDirectory:
         except FileNotFoundError:
             return 0
         except (layout.BadMetadata, OSError) as error:
+            reason = _damage(error)
             _log.error(
                 "high-water mark of model is damaged: numbers of lost transient versions may be given again",
                 model_id=model_id,
-                reason=_reason(error),
+                reason=reason,
             )
             return 0
 
@@ -220,7 +268,7 @@ class ArchiveDirectory:
         try:
             text = self.files.read(file, layout.METADATA_MAX_BYTES + 1)
         finally:
-            self.files.close(file)
+            self.close_file(file)
         if len(text) > layout.METADATA_MAX_BYTES:
             raise layout.BadMetadata("its metadata is too large")
         return text
@@ -240,9 +288,7 @@ class ArchiveDirectory:
         except FileNotFoundError:
             return None
         except (layout.BadMetadata, OSError) as error:
-            if isinstance(error, OSError) and error.errno in _SHORTAGE:
-                raise
-            return DataLossError.version(model_id, number, _reason(error))
+            return DataLossError.version(model_id, number, _damage(error))
         problem = self._data_problem(directory, info)
         return DataLossError.version(model_id, number, problem) if problem else info
 
@@ -263,10 +309,23 @@ class ArchiveDirectory:
         self._require_writable()
         try:
             with self._directory(info.model_id) as directory:
-                self._write_durably(directory, layout.model_file_name(info.model_id), layout.format_model(info))
+                self._update_model(directory, info)
         except FileNotFoundError:
             self._create_model(info)
-        self._sync_directory(self._root)
+
+    def _update_model(self, directory: int, info: ModelInfo) -> None:
+        name = layout.model_file_name(info.model_id)
+        try:
+            old = self._read_metadata(directory, name)
+        except (FileNotFoundError, layout.BadMetadata, NotRegularError):
+            old = b""  # damaged: nothing to go back to
+        try:
+            self._write_durably(directory, name, layout.format_model(info))
+        except OSError:
+            if old and self.failure:  # only a sync may have failed after the rename
+                with contextlib.suppress(OSError):
+                    self._write(directory, name, old, sync=False)
+            raise
 
     def _create_model(self, info: ModelInfo) -> None:
         """Make the directory of a model under a temporary name, and rename it when it has what it needs.
@@ -280,20 +339,37 @@ class ArchiveDirectory:
                 self._write_durably(directory, layout.model_file_name(info.model_id), layout.format_model(info))
             self.files.rename(self._root, temporary, info.model_id)
         except BaseException:
+            self._remove_doomed(temporary)
+            raise
+        try:
+            self._sync_directory(self._root)
+        except BaseException:
             with contextlib.suppress(OSError):
+                self.files.rename(self._root, info.model_id, temporary)
                 self._remove_doomed(temporary)
             raise
 
-    def remove_model(self, model_id: str) -> None:
-        """Remove the model: at once by a rename, then file by file."""
+    def begin_removal(self, model_id: str) -> Removal:
+        """Take the model out of the archive, durably, and all of it at once: by a rename."""
         self._require_writable()
         doomed = layout.temporary_name()
         try:
             self.files.rename(self._root, model_id, doomed)
         except FileNotFoundError:
             raise NotFoundError.model(model_id) from None
-        self._sync_directory(self._root)
-        self._remove_doomed(doomed)
+        try:
+            self._sync_directory(self._root)
+        except OSError as error:
+            try:
+                self.files.rename(self._root, doomed, model_id)
+            except OSError:
+                return Removal(doomed, f"the archive failed: {error.strerror}")
+            raise
+        return Removal(doomed)
+
+    def finish_removal(self, removal: Removal) -> None:
+        """Remove, file by file, a model that was taken out of the archive."""
+        self._remove_doomed(removal.name)
 
     def _remove_doomed(self, doomed: str) -> None:
         """Remove a model on its way out; again where an upload that just began left a file behind the first sweep."""
@@ -304,7 +380,8 @@ class ArchiveDirectory:
             if not errors:
                 return
         if not isinstance(errors[-1], FileNotFoundError):
-            _log.warning("part of a deleted model could not be removed", reason=errors[-1].strerror)
+            self._left_models.append(doomed)
+            _log.warning("part of a deleted model could not be removed yet", reason=errors[-1].strerror)
 
     def write_high_water_mark(self, model_id: str, number: int) -> None:
         """Persist the number up to which none may be given again."""
@@ -333,8 +410,7 @@ class ArchiveDirectory:
             raise NotFoundError.model(info.model_id) from None  # removed, with the upload's temporary file
         except BaseException:
             for name in (version_name, data_name):
-                with contextlib.suppress(OSError):
-                    self.files.remove(new.directory, name)
+                self._remove(new.directory, name)
             raise
 
     def _require_absent(self, directory: int, *names: str) -> None:
@@ -346,20 +422,40 @@ class ArchiveDirectory:
 
     def _write_durably(self, directory: int, name: str, text: bytes) -> None:
         """Write a file whole or not at all: temporary, synced, renamed, its directory synced."""
+        self._write(directory, name, text, sync=True)
+        self._sync_directory(directory)
+
+    def _write(self, directory: int, name: str, text: bytes, *, sync: bool) -> None:
         temporary = layout.temporary_name()
         file = self.files.create(directory, temporary)
         try:
             try:
                 self.files.write(file, [text])
-                self.sync_file(file)
+                if sync:
+                    self.sync_file(file)
             finally:
-                self.files.close(file)
+                self.close_file(file)
             self.files.rename(directory, temporary, name)
         except BaseException:
-            with contextlib.suppress(OSError):
-                self.files.remove(directory, temporary)
+            self._remove(directory, temporary)
             raise
-        self._sync_directory(directory)
+
+    def _remove(self, directory: int, name: str) -> None:
+        """Remove a file of ours, or, when that fails now, with the next write."""
+        try:
+            self.files.remove(directory, name)
+        except OSError:
+            with contextlib.suppress(OSError):
+                self._left_files.append((os.dup(directory), name))
+
+    def _remove_what_was_left(self) -> None:
+        left_files, self._left_files = self._left_files, []
+        for directory, name in left_files:
+            self._remove(directory, name)
+            self.close_file(directory)
+        left_models, self._left_models = self._left_models, []
+        for doomed in left_models:
+            self._remove_doomed(doomed)
 
     def _sync_directory(self, directory: int) -> None:
         """Make the names in a directory durable; a failure ends all writing."""
@@ -378,6 +474,7 @@ class ArchiveDirectory:
     def _require_writable(self) -> None:
         if self.failure:
             raise UnavailableError(f"the archive takes no writes until a restart: {self.failure}")
+        self._remove_what_was_left()
 
     def create_upload(self, model_id: str, size_bytes: int, promised_bytes: int) -> NewFile:
         """Return a new temporary file for `size_bytes` bytes, while others are promised `promised_bytes` bytes."""
@@ -393,23 +490,29 @@ class ArchiveDirectory:
             raise NotFoundError.model(model_id) from None
         try:
             return NewFile(directory, self.files.create(directory, name), name)
+        except FileNotFoundError:
+            self.close_file(directory)
+            raise NotFoundError.model(model_id) from None  # removed in between
         except BaseException:
-            self.files.close(directory)
+            self.close_file(directory)
             raise
 
     def discard_upload(self, new: NewFile) -> None:
         """Close a temporary file, and remove it unless it was committed."""
-        self.files.close(new.file)
-        with contextlib.suppress(OSError):
-            self.files.remove(new.directory, new.name)
-        self.files.close(new.directory)
+        self.close_file(new.file)
+        self._remove(new.directory, new.name)
+        self.close_file(new.directory)
 
     def open_data(self, info: VersionInfo) -> tuple[int, Fingerprint]:
         """Return a descriptor of the data of a version, and its fingerprint."""
         try:
             with self._directory(info.model_id) as directory:
                 file = self._open_data_in(directory, info)
+            try:
                 return file, self.fingerprint(file)
+            except BaseException:
+                self.close_file(file)
+                raise
         except FileNotFoundError:
             raise NotFoundError.version(info.model_id, info.number) from None
 
@@ -424,7 +527,9 @@ class ArchiveDirectory:
     def fingerprint(self, file: int) -> Fingerprint:
         """Return the fingerprint of an open file."""
         status = self.files.status(file)
-        return Fingerprint(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, time.time_ns())
+        return Fingerprint(
+            status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_nlink, time.time_ns()
+        )
 
     @contextlib.contextmanager
     def _directory(self, model_id: str) -> Iterator[int]:
@@ -432,7 +537,7 @@ class ArchiveDirectory:
         try:
             yield directory
         finally:
-            self.files.close(directory)
+            self.close_file(directory)
 
 
 def _damage_by_names(metadata: dict[int, bool], data: dict[int, bool]) -> Iterator[tuple[int, str]]:
@@ -446,10 +551,16 @@ def _damage_by_names(metadata: dict[int, bool], data: dict[int, bool]) -> Iterat
             yield number, "its data is no regular file"
 
 
-def _reason(error: layout.BadMetadata | OSError) -> str:
-    """Return what an error says, without the name of a file."""
+def _damage(error: layout.BadMetadata | OSError) -> str:
+    """Return what an error tells of a metadata file, without its name.
+
+    Raises:
+        OSError: It tells nothing of the file.
+    """
     if isinstance(error, NotRegularError):
         return "it is no regular file"
     if isinstance(error, OSError):
+        if error.errno not in _OF_THE_FILE:
+            raise error
         return f"it cannot be read: {error.strerror}"
     return str(error)

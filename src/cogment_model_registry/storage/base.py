@@ -177,8 +177,13 @@ class Archive(VersionStore):
         """
 
     @abstractmethod
-    async def remove_model(self, model_id: str) -> None:
+    async def remove_model(self, model_id: str, on_removed: Callable[[], Awaitable[None]]) -> None:
         """Remove the model and all its versions, at once; uploads under way fail, readers go on.
+
+        Args:
+            model_id: The model.
+            on_removed: Awaited when the model is not there any more, before its bytes are freed. When the removal fails
+                without this, the model is as before.
 
         Raises:
             NotFoundError: It does not exist.

@@ -46,17 +46,29 @@ class Files:
     def open_root(self, path: str) -> int:
         """Return a descriptor of the directory at `path`, created, durably, with those above it when missing."""
         path = os.path.abspath(path)
-        parents: list[str] = []
-        while not os.path.isdir(path if not parents else parents[-1]):
-            parents.append(os.path.dirname(parents[-1] if parents else path))
-        os.makedirs(path, mode=_DIRECTORY_MODE, exist_ok=True)
-        for parent in parents:
-            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                self.sync_directory(descriptor)
-            finally:
-                os.close(descriptor)
+        self._make_durably(path)
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _make_durably(self, path: str) -> None:
+        """Create a directory unless it is there, and make its name durable; its parents first.
+
+        The name of one that is there is synced too, since a process that made it may have been killed before that.
+        """
+        parent = os.path.dirname(path)
+        exists = os.path.isdir(path)
+        if not exists:
+            self._make_durably(parent)
+            os.makedirs(path, mode=_DIRECTORY_MODE, exist_ok=True)
+        try:
+            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            if exists:
+                return
+            raise
+        try:
+            self.sync_directory(descriptor)
+        finally:
+            os.close(descriptor)
 
     def open_directory(self, parent: int, name: str) -> int:
         """Return a descriptor of a directory."""

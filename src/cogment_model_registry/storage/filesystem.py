@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import errno
 import functools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import ParamSpec, TypeVar
@@ -68,7 +68,7 @@ class DirectoryArchive(Archive):
         self._is_open = False
         self._promised_bytes = 0
         self.writing = ByteBudget(_WRITE_BYTES)
-        self._checked: dict[tuple[str, int], Fingerprint] = {}
+        self._checked: dict[tuple[str, int], tuple[str, Fingerprint]] = {}
 
     @property
     def failure(self) -> str:
@@ -93,10 +93,17 @@ class DirectoryArchive(Archive):
     async def write_model(self, info: ModelInfo) -> None:
         await run_to_end(self.run(self.directory.write_model, info))
 
-    async def remove_model(self, model_id: str) -> None:
-        await run_to_end(self.run(self.directory.remove_model, model_id))
+    async def remove_model(self, model_id: str, on_removed: Callable[[], Awaitable[None]]) -> None:
+        await run_to_end(self._remove_model(model_id, on_removed))
+
+    async def _remove_model(self, model_id: str, on_removed: Callable[[], Awaitable[None]]) -> None:
+        removal = await self.run(self.directory.begin_removal, model_id)
         for key in [key for key in self._checked if key[0] == model_id]:
             del self._checked[key]
+        await on_removed()
+        if removal.failure:
+            raise UnavailableError(removal.failure)
+        await self.run(self.directory.finish_removal, removal)
 
     async def write_high_water_mark(self, model_id: str, number: int) -> None:
         await run_to_end(self.run(self.directory.write_high_water_mark, model_id, number))
@@ -119,7 +126,7 @@ class DirectoryArchive(Archive):
 
     async def open_version(self, info: VersionInfo) -> Reader:
         opening = self.run(self.directory.open_data, info)
-        file, fingerprint = await run_to_have(opening, lambda opened: self.directory.files.close(opened[0]))
+        file, fingerprint = await run_to_have(opening, lambda opened: self.directory.close_file(opened[0]))
         return _FileReader(self, info, file, fingerprint)
 
     # What uploads and readers call.
@@ -142,11 +149,11 @@ class DirectoryArchive(Archive):
 
     def is_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> bool:
         """Return whether the bytes in the file with this fingerprint were already held against their hash."""
-        return self._checked.get((info.model_id, info.number)) == fingerprint
+        return self._checked.get((info.model_id, info.number)) == (info.data_hash, fingerprint)
 
     def note_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> None:
         """Take note that the bytes in the file with this fingerprint are those of the hash."""
-        self._checked[info.model_id, info.number] = fingerprint
+        self._checked[info.model_id, info.number] = (info.data_hash, fingerprint)
 
 
 def _translating_errors(function: Callable[[], _T]) -> _T:
@@ -275,9 +282,12 @@ class _FileReader(Reader):
     def _check(self) -> None:
         """Compare what was read with what was stored."""
         now = self._archive.directory.fingerprint(self._file)
-        # Not `changed_ns`: it changes when the version is deleted, which leaves its readers alone.
         if (now.size_bytes, now.modified_ns) != (self._fingerprint.size_bytes, self._fingerprint.modified_ns):
             raise self._damage("its data was changed while it was read")
+        # `changed_ns` changes with the bytes, even where someone sets the other times back; but also when the version
+        # is deleted, which leaves its readers alone, and when its file is linked to, as backups do.
+        if not self._hash and now.changed_ns != self._fingerprint.changed_ns and now.links:
+            raise UnavailableError("the data was touched while it was read: retrieve it again")
         if self._hash:
             if self._hash.digest_text() != self._info.data_hash:
                 raise self._damage("its bytes do not match their hash")
@@ -296,4 +306,4 @@ class _FileReader(Reader):
         if self._reading is not None:
             with contextlib.suppress(ModelRegistryError):
                 await self._settle(self._reading)
-        await self._archive.run(self._archive.directory.files.close, self._file)
+        await self._archive.run(self._archive.directory.close_file, self._file)

@@ -12,7 +12,7 @@ from cogment_model_registry.errors import DataLossError, NotFoundError, StartErr
 from cogment_model_registry.records import ModelInfo
 from cogment_model_registry.settings import MIB
 from cogment_model_registry.storage.base import Archive
-from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
+from cogment_model_registry.testing.bytes import describe, keep, nothing, read, write_pieces
 from cogment_model_registry.testing.version_store import VersionStoreSuite
 
 
@@ -95,7 +95,7 @@ class ArchiveSuite(VersionStoreSuite):
         info = describe("m", 1, b"data", True)
         await keep(store, info, b"data")
         await store.write_high_water_mark("m", 128)
-        await store.remove_model("m")
+        await store.remove_model("m", nothing)
         assert await store.scan() == []
         assert await store.read_version_infos("m", [1]) == [None]
         with pytest.raises(NotFoundError):
@@ -112,7 +112,7 @@ class ArchiveSuite(VersionStoreSuite):
         await keep(store, info, data)
         async with await store.open_version(info) as reader, aclosing(reader.chunks(100_000, MIB)) as chunks:
             received = b"".join(await anext(chunks))
-            await store.remove_model("m")
+            await store.remove_model("m", nothing)
             async for chunk in chunks:
                 received += b"".join(chunk)
         assert received == data
@@ -121,7 +121,7 @@ class ArchiveSuite(VersionStoreSuite):
         info = describe("m", 1, b"data", True)
         async with await store.open_upload("m", 4) as upload:
             await write_pieces(upload, b"data")
-            await store.remove_model("m")
+            await store.remove_model("m", nothing)
             await store.write_model(ModelInfo("m"))
             with pytest.raises(NotFoundError):
                 await upload.commit(info)
@@ -131,7 +131,7 @@ class ArchiveSuite(VersionStoreSuite):
         with pytest.raises(NotFoundError):
             await store.open_upload("other", 1)
         with pytest.raises(NotFoundError):
-            await store.remove_model("other")
+            await store.remove_model("other", nothing)
         with pytest.raises(NotFoundError):
             await store.write_high_water_mark("other", 1)
 
