@@ -391,11 +391,11 @@ async def test_operations_on_the_archive_are_timed(metered: MeteredServer) -> No
     after = await metered.scrape()
     counts = after.by("operation", "archive_operation_seconds_count")
     seconds = after.by("operation", "archive_operation_seconds_sum")
-    assert counts.keys() >= {"create_upload", "write", "sync_file", "commit", "open_data", "read", "remove_model"}
+    assert counts.keys() >= {"create_upload", "write", "sync_file", "commit", "open_data", "read", "begin_removal"}
     for operation in counts:
         assert counts[operation] >= before("archive_operation_seconds_count", operation=operation)
         assert seconds[operation] > 0, operation
-    assert (counts["commit"], counts["remove_model"], counts["write_model"]) == (1, 1, 1)
+    assert (counts["commit"], counts["finish_removal"], counts["write_model"]) == (1, 1, 1)
     assert "other" not in counts
 
 

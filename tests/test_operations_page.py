@@ -24,7 +24,7 @@ from tests.processes import clean_environment
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/operations.md").read_text()
 
-RUN_SECONDS = 50
+RUN_SECONDS = 100
 PORT = re.compile(r"^(\w+_PORT)=\d+$", re.MULTILINE)
 
 
@@ -75,6 +75,7 @@ def programs() -> None:
         pytest.skip(f"docs/operations.md cannot be run here: grpcurl does not run: {result.stderr.decode().strip()}")
 
 
+@pytest.mark.timeout(RUN_SECONDS + 20)
 def test_the_commands_of_the_page_work_from_top_to_bottom(programs: None, tmp_path: Path) -> None:
     output_path = tmp_path / "output"
     directory = tmp_path / "rehearsal"
@@ -105,7 +106,7 @@ def test_the_commands_of_the_page_work_from_top_to_bottom(programs: None, tmp_pa
     assert [event["event"] for event in events if event["event"] in ("serving", "stopped")] == [
         "serving",
         "stopped",
-    ] * 3
+    ] * 4
     assert {event["level"] for event in events} <= {"debug", "info"}
 
 

@@ -58,6 +58,7 @@ LIMITS = {
     "request_max_items": 10_000,
     "reply_max_bytes": 4 * MIB,
     "upload_idle_seconds": 60.0,
+    "retrieval_idle_seconds": 60.0,
 }
 
 # For each setting, two texts that mean different values, neither of them its default.
@@ -82,6 +83,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "model_id_max_bytes": (("1", 1), ("2", 2)),
     "user_data_max_bytes": (("0", 0), ("1", 1)),
     "upload_idle_seconds": (("1", 1.0), ("2.5", 2.5)),
+    "retrieval_idle_seconds": (("1", 1.0), ("2.5", 2.5)),
     "grace_seconds": (("1", 1.0), ("0", 0.0)),
     "metrics_port": (("0", 0), ("9100", 9100)),
     "keepalive_seconds": (("5", 5.0), ("60", 60.0)),
@@ -182,6 +184,7 @@ GOOD = [
     ("directory_authentication_token", "", ""),
     ("directory_authentication_token", "a b!~", "a b!~"),
     ("upload_idle_seconds", "0.01", 0.01),
+    ("retrieval_idle_seconds", "0.01", 0.01),
     ("upload_idle_seconds", "86400", 86_400.0),
     ("grace_seconds", "0", 0.0),
     ("grace_seconds", "0.25", 0.25),

@@ -114,6 +114,7 @@ class GrpcServer:
         self._server = make()
         self.port = _listen(self._server, host, port)
         self._watching: asyncio.Task[None] | None = None
+        self._stopping = False
 
     async def start(self) -> None:
         """Begin to serve."""
@@ -122,53 +123,36 @@ class GrpcServer:
 
     async def stop(self, grace_seconds: float) -> None:
         """Take no more calls, and end those under way after a grace."""
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.wait([self._watching])
+        self._stopping = True
         await self._server.stop(grace_seconds)
+        if self._watching is not None:
+            # Not cancelled: that would cancel what gRPC's server waits for itself.
+            await asyncio.wait([self._watching])
 
     async def _watch(self) -> None:
         """Let another server take over whenever one ends with an error."""
-        while True:
+        while not self._stopping:
             try:
                 await self._server.wait_for_termination()
             except UnicodeDecodeError:
                 _log.warning("a request ended the gRPC server: its path is not UTF-8; connections are broken")
-            else:
-                return
-            await self._server.stop(0)
-            while not await self._take_over():  # noqa: ASYNC110 # nobody tells when a port is free
+                await self._server.stop(0)
+                await self._take_over()
+
+    async def _take_over(self) -> None:
+        while not self._stopping:
+            server = self._make()
+            try:
+                _listen(server, self._host, self.port)
+            except StartError as error:
+                _log.error("cannot serve for the moment", reason=error.message)
                 await asyncio.sleep(_TAKE_OVER_SECONDS)
-
-    async def _take_over(self) -> bool:
-        server = self._make()
-        try:
-            _listen(server, self._host, self.port)
-        except StartError as error:
-            _log.error("cannot serve for the moment", reason=error.message)
-            return False
-        self._server = server
-        await server.start()
-        return True
-
-
-def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
-    """Let a gRPC server listen, and return its port.
-
-    Args:
-        server: The server, not started yet.
-        host: Name or address of an interface, or `ALL_INTERFACES`.
-        port: The port; 0 for a free one.
-
-    Raises:
-        StartError: The port cannot be had.
-    """
-    address = "::" if host == ALL_INTERFACES else host  # gRPC makes "::" both families, or IPv4 where there is no IPv6
-    name = f"[{address}]" if ":" in address else address
-    try:
-        return server.add_insecure_port(f"{name}:{port}")
-    except RuntimeError:
-        raise StartError(f"port {port} on {host} cannot be had: it is in use, or not allowed") from None
+            else:
+                await server.start()
+                self._server = server
+                if self._stopping:
+                    await server.stop(0)
+                return
 
 
 def enable_reflection(server: grpc.aio.Server, service_names: list[str]) -> None:
