@@ -155,6 +155,25 @@ class GrpcServer:
                 return
 
 
+def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
+    """Let a gRPC server listen, and return its port.
+
+    Args:
+        server: The server, not started yet.
+        host: Name or address of an interface, or `ALL_INTERFACES`.
+        port: The port; 0 for a free one.
+
+    Raises:
+        StartError: The port cannot be had.
+    """
+    address = "::" if host == ALL_INTERFACES else host  # gRPC makes "::" both families, or IPv4 where there is no IPv6
+    name = f"[{address}]" if ":" in address else address
+    try:
+        return server.add_insecure_port(f"{name}:{port}")
+    except RuntimeError:
+        raise StartError(f"port {port} on {host} cannot be had: it is in use, or not allowed") from None
+
+
 def enable_reflection(server: grpc.aio.Server, service_names: list[str]) -> None:
     """Let a gRPC server answer reflection for its services."""
     # Imported late: it takes a fifth of the time of a start, and is off by default.
