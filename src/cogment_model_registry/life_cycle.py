@@ -114,7 +114,7 @@ class GrpcServer:
         self._server = make()
         self.port = _listen(self._server, host, port)
         self._watching: asyncio.Task[None] | None = None
-        self._stopping = False
+        self._stop = asyncio.Event()
 
     async def start(self) -> None:
         """Begin to serve."""
@@ -123,7 +123,7 @@ class GrpcServer:
 
     async def stop(self, grace_seconds: float) -> None:
         """Take no more calls, and end those under way after a grace."""
-        self._stopping = True
+        self._stop.set()
         await self._server.stop(grace_seconds)
         if self._watching is not None:
             # Not cancelled: that would cancel what gRPC's server waits for itself.
@@ -131,7 +131,7 @@ class GrpcServer:
 
     async def _watch(self) -> None:
         """Let another server take over whenever one ends with an error."""
-        while not self._stopping:
+        while not self._stop.is_set():
             try:
                 await self._server.wait_for_termination()
             except UnicodeDecodeError:
@@ -140,7 +140,7 @@ class GrpcServer:
                 await self._take_over()
 
     async def _take_over(self) -> None:
-        while not self._stopping:
+        while not self._stop.is_set():
             server = self._make()
             try:
                 _listen(server, self._host, self.port)
@@ -150,7 +150,7 @@ class GrpcServer:
             else:
                 await server.start()
                 self._server = server
-                if self._stopping:
+                if self._stop.is_set():
                     await server.stop(0)
                 return
 

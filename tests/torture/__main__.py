@@ -7,6 +7,7 @@ randomness comes from the name of its proof and its first round, so that a failu
 import argparse
 import datetime
 import json
+import logging
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ from pathlib import Path
 from random import Random
 
 import psutil
+import structlog
 
 from tests.torture.proof import Figures, Proof
 from tests.torture.proofs import PROOFS
@@ -141,6 +143,11 @@ def main() -> int:
         for proof in options.proofs:
             print(f"{proof.name:20} {proof.long:>9,} {proof.unit:12} {proof.promise}")
         return 0
+    # Servers in this process are to log to nobody, as in the tests.
+    structlog.configure(
+        processors=[structlog.stdlib.render_to_log_kwargs], logger_factory=structlog.stdlib.LoggerFactory()
+    )
+    logging.getLogger().addHandler(logging.NullHandler())
     broken = []
     for proof in options.proofs:
         if options.fresh:
