@@ -17,7 +17,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
@@ -53,7 +53,7 @@ class Progress:
     def save(self, proof: Proof) -> None:
         _STATE.mkdir(parents=True, exist_ok=True)
         new = _state(proof).with_suffix(".new")
-        new.write_text(json.dumps(asdict(self), indent=2))
+        new.write_text(json.dumps({**vars(self), "figures": vars(self.figures)}, indent=2))
         new.replace(_state(proof))
 
 
