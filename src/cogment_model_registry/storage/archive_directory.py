@@ -41,9 +41,6 @@ from cogment_model_registry.storage.files import Files, NotRegularError
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_LOST_AND_FOUND = "lost+found"
-"""What the root of an ext file system has, for its checker alone; the name would do for a model."""
-
 _SETTLING_NS = 50 * 10**6
 
 _OF_THE_FILE = {
@@ -179,9 +176,8 @@ class ArchiveDirectory:
         self._left_models.clear()
 
     def close_file(self, descriptor: int) -> None:
-        """Close a descriptor. What was to be durable was synced, so that an error says nothing."""
-        with contextlib.suppress(OSError):
-            self.files.close(descriptor)
+        """Close a descriptor, whatever the system says of it."""
+        close_quietly(self.files, descriptor)
 
     def scan(self) -> list[ModelContents]:
         """Return all models, ordered by id; the first time, remove temporary files that a crash left."""
@@ -202,7 +198,7 @@ class ArchiveDirectory:
         except OSError as error:
             if error.errno not in _OF_THE_FILE:
                 raise
-            level = logging.DEBUG if model_id == _LOST_AND_FOUND else logging.ERROR
+            level = logging.DEBUG if model_id == layout.LOST_AND_FOUND else logging.ERROR
             _log.log(level, "model cannot be read", model_id=model_id, reason=error.strerror)
         return None
 
@@ -241,7 +237,7 @@ class ArchiveDirectory:
     def _read_model(self, directory: int, model_id: str) -> ModelInfo:
         """Return a model; without `user_data` when its metadata is damaged, so that its versions can be had."""
         try:
-            return layout.parse_model(self._read_metadata(directory, layout.model_file_name(model_id)), model_id)
+            return layout.parse_model(read_metadata(self.files, directory, layout.model_file_name(model_id)), model_id)
         except FileNotFoundError:
             reason = "it is missing"
         except (layout.BadMetadata, OSError) as error:
@@ -251,7 +247,7 @@ class ArchiveDirectory:
 
     def _read_high_water_mark(self, directory: int, model_id: str) -> int:
         try:
-            return layout.parse_high_water_mark(self._read_metadata(directory, layout.HIGH_WATER_MARK_NAME))
+            return layout.parse_high_water_mark(read_metadata(self.files, directory, layout.HIGH_WATER_MARK_NAME))
         except FileNotFoundError:
             return 0
         except (layout.BadMetadata, OSError) as error:
@@ -263,16 +259,6 @@ class ArchiveDirectory:
             )
             return 0
 
-    def _read_metadata(self, directory: int, name: str) -> bytes:
-        file = self.files.open_to_read(directory, name)
-        try:
-            text = self.files.read(file, layout.METADATA_MAX_BYTES + 1)
-        finally:
-            self.close_file(file)
-        if len(text) > layout.METADATA_MAX_BYTES:
-            raise layout.BadMetadata("its metadata is too large")
-        return text
-
     def read_version_infos(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo | DataLossError | None]:
         """Return the versions, or what is wrong with them, or None where there is none."""
         try:
@@ -283,7 +269,7 @@ class ArchiveDirectory:
 
     def _read_version_info(self, directory: int, model_id: str, number: int) -> VersionInfo | DataLossError | None:
         try:
-            text = self._read_metadata(directory, layout.version_file_name(model_id, number))
+            text = read_metadata(self.files, directory, layout.version_file_name(model_id, number))
             info = layout.parse_version(text, model_id, number)
         except FileNotFoundError:
             return None
@@ -316,7 +302,7 @@ class ArchiveDirectory:
     def _update_model(self, directory: int, info: ModelInfo) -> None:
         name = layout.model_file_name(info.model_id)
         try:
-            old = self._read_metadata(directory, name)
+            old = read_metadata(self.files, directory, name)
         except (FileNotFoundError, layout.BadMetadata, NotRegularError):
             old = b""  # damaged: nothing to go back to
         try:
@@ -538,6 +524,29 @@ class ArchiveDirectory:
             yield directory
         finally:
             self.close_file(directory)
+
+
+def read_metadata(files: Files, directory: int, name: str) -> bytes:
+    """Return the text of a metadata file.
+
+    Raises:
+        BadMetadata: It is too large to be one.
+        OSError: It is not there, no regular file, or cannot be read.
+    """
+    file = files.open_to_read(directory, name)
+    try:
+        text = files.read(file, layout.METADATA_MAX_BYTES + 1)
+    finally:
+        close_quietly(files, file)
+    if len(text) > layout.METADATA_MAX_BYTES:
+        raise layout.BadMetadata("its metadata is too large")
+    return text
+
+
+def close_quietly(files: Files, descriptor: int) -> None:
+    """Close a descriptor. What was to be durable was synced, so that an error says nothing."""
+    with contextlib.suppress(OSError):
+        files.close(descriptor)
 
 
 def _damage_by_names(metadata: dict[int, bool], data: dict[int, bool]) -> Iterator[tuple[int, str]]:

@@ -9,6 +9,7 @@
         <model_id>-v000001.yaml   a version; its commit point
         .high_water_mark          no number up to this one may be given again
         .~<digits>                a file being written
+        .manifest.json            what `tar` unpacked from an export
 
 What is not named so is someone else's and is left alone. The names that are ours alone start with a dot, as no model id
 does. The original takes every directory whose name has a letter for a model and reads whatever contains ``-v`` and
@@ -39,6 +40,12 @@ from cogment_model_registry.records import (
 LOCK_NAME = ".lock"
 HIGH_WATER_MARK_NAME = ".high_water_mark"
 TEMPORARY_PREFIX = ".~"
+
+MANIFEST_NAME = ".manifest.json"
+"""What an export has as its last file; a server takes it for nothing, and so does the original."""
+
+LOST_AND_FOUND = "lost+found"
+"""What the root of an ext file system has, for its checker alone; the name would do for a model."""
 
 METADATA_MAX_BYTES = 8 * 1024 * 1024
 """The largest metadata file that is read: several times what escaping can make of the most `user_data` there may be."""

@@ -133,7 +133,7 @@ class _Export:
                     raise error from None
                 warn(f"left out: {error.message}")
                 left_out.append(number)
-        self._add(model_files.MANIFEST_NAME, manifest.text(left_out))
+        self._add(layout.MANIFEST_NAME, manifest.text(left_out))
         self._write(export_format.ending(self._offset))
         return self._exported
 

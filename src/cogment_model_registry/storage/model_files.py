@@ -12,14 +12,12 @@ from dataclasses import dataclass, field
 from cogment_model_registry.payload import PayloadHash
 from cogment_model_registry.records import ModelInfo, VersionInfo
 from cogment_model_registry.storage import layout
+from cogment_model_registry.storage.archive_directory import read_metadata
 from cogment_model_registry.storage.files import Files, NotRegularError
 from cogment_model_registry.storage.findings import Kind
 
 BLOCK_BYTES = 2**20
 """How much of a version is in memory at once."""
-
-MANIFEST_NAME = ".manifest.json"
-"""What an export has as its last file; a server takes it for nothing, and so does the original."""
 
 MODEL_ID_MAX_BYTES = 255 - len("-v4294967295.yaml")
 """The longest id whose files can have their names; a server may be set to less."""
@@ -86,7 +84,7 @@ def list_model(files: Files, directory: int, model_id: str) -> ModelFiles:
             found.has_model = True
         elif layout.is_temporary(entry.name) and entry.is_file:
             found.temporary.append(entry.name)
-        elif entry.name not in (layout.HIGH_WATER_MARK_NAME, MANIFEST_NAME):
+        elif entry.name not in (layout.HIGH_WATER_MARK_NAME, layout.MANIFEST_NAME):
             found.foreign.append(entry.name)
     return found
 
@@ -110,7 +108,7 @@ def read_model(files: Files, directory: int, model_id: str) -> tuple[ModelInfo, 
     """
     name = layout.model_file_name(model_id)
     with _told(name, Kind.MODEL_METADATA_DAMAGED, Kind.MODEL_METADATA_NOT_A_FILE):
-        text = _read_text(files, directory, name)
+        text = read_metadata(files, directory, name)
         return layout.parse_model(text, model_id), text
 
 
@@ -123,7 +121,7 @@ def read_version(files: Files, directory: int, model_id: str, number: int) -> tu
     """
     name = layout.version_file_name(model_id, number)
     with _told(name, Kind.VERSION_METADATA_DAMAGED, Kind.VERSION_METADATA_NOT_A_FILE):
-        text = _read_text(files, directory, name)
+        text = read_metadata(files, directory, name)
         return layout.parse_version(text, model_id, number), text
 
 
@@ -136,7 +134,7 @@ def read_high_water_mark(files: Files, directory: int) -> int:
     """
     name = layout.HIGH_WATER_MARK_NAME
     with _told(name, Kind.HIGH_WATER_MARK_DAMAGED, Kind.HIGH_WATER_MARK_NOT_A_FILE):
-        return layout.parse_high_water_mark(_read_text(files, directory, name))
+        return layout.parse_high_water_mark(read_metadata(files, directory, name))
 
 
 @contextlib.contextmanager
@@ -195,17 +193,6 @@ def unreadable(name: str, error: OSError) -> Damage:
     if error.errno in _SHORTAGE:
         raise error
     return Damage(Kind.UNREADABLE, name, f"it cannot be read: {error.strerror}")
-
-
-def _read_text(files: Files, directory: int, name: str) -> bytes:
-    file = files.open_to_read(directory, name)
-    try:
-        text = files.read(file, layout.METADATA_MAX_BYTES + 1)
-    finally:
-        files.close(file)
-    if len(text) > layout.METADATA_MAX_BYTES:
-        raise layout.BadMetadata("its metadata is too large")
-    return text
 
 
 @contextlib.contextmanager

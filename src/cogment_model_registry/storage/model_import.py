@@ -20,7 +20,7 @@ from cogment_model_registry.payload import PayloadHash
 from cogment_model_registry.records import VERSION_NUMBER_MAX, ModelInfo, VersionInfo, check_model_id
 from cogment_model_registry.storage import export_format, layout
 from cogment_model_registry.storage.files import Files
-from cogment_model_registry.storage.model_files import BLOCK_BYTES, MANIFEST_NAME, MODEL_ID_MAX_BYTES
+from cogment_model_registry.storage.model_files import BLOCK_BYTES, MODEL_ID_MAX_BYTES
 
 _LONG_NAME_MAX_BYTES = 1024
 _LEFT_OUT_MAX_BYTES = layout.METADATA_MAX_BYTES
@@ -257,7 +257,7 @@ class _Import:
         self._require_absent(self._new_id)
         manifest = self._take_model(first)
         last_number = 0
-        while (member := self._source.next_member()).name != f"{self._old_id}/{MANIFEST_NAME}":
+        while (member := self._source.next_member()).name != f"{self._old_id}/{layout.MANIFEST_NAME}":
             last_number = self._take_version(member, last_number, manifest)
         left_out = self._take_manifest(member, manifest)
         self._source.finish()

@@ -16,9 +16,6 @@ from cogment_model_registry.storage.files import Entry, Files, NotRegularError
 from cogment_model_registry.storage.findings import MAY_BE_UNDER_WAY, Finding, Kind
 from cogment_model_registry.storage.model_files import MODEL_ID_MAX_BYTES, Damage, ModelFiles
 
-_LOST_AND_FOUND = "lost+found"
-"""What file systems have at their root, for the eyes of root alone. It obeys the rule of model ids."""
-
 
 @dataclass(slots=True)
 class Report:
@@ -169,7 +166,7 @@ class _Verification:
         except FileNotFoundError:
             return
         except OSError as error:
-            if model_id == _LOST_AND_FOUND:
+            if model_id == layout.LOST_AND_FOUND:
                 self._add(Kind.NOT_A_MODEL, model_id, "it is the file system's")
                 return
             damage = model_files.unreadable(model_id, error)
