@@ -1,5 +1,6 @@
 """RetrieveVersionInfos with its pages and handles, RetrieveVersionData with its chunks and its check of the bytes."""
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -220,6 +221,24 @@ async def test_chunks_have_the_size_that_is_set_at_most(tmp_path: Path, archived
             assert b"".join(chunks) == data
             assert max(map(len, chunks)) <= chunk_size
             assert len(chunks) == -(-size // chunk_size)
+
+
+@ARCHIVED
+async def test_reader_that_takes_nothing_is_given_up_and_what_it_held_is_freed(tmp_path: Path, archived: bool) -> None:
+    impatient = Settings(cache_max_bytes=64 * MIB, grace_seconds=0, retrieval_idle_seconds=0.3)
+    async with serving(tmp_path, impatient) as server, connected(server.port) as client:
+        await client.create_model("m")
+        await client.create_version(upload("m", bytes(40 * MIB), archived))
+        request = m.RetrieveVersionDataRequest(model_id="m", version_number=-1)
+        call = client.streamed("RetrieveVersionData", request)
+        assert await call.read()
+        async with asyncio.timeout(20):
+            while await client.status("retrievals") != {"retrievals": "0"}:  # noqa: ASYNC110 # nobody tells
+                await asyncio.sleep(0.01)
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "took nothing"):
+            while await call.read():
+                pass
+        await client.publish("m", bytes(60 * MIB))  # for which there was no room beside a reader of the other one
 
 
 @ARCHIVED

@@ -97,6 +97,10 @@ class _StdoutHandler(logging.StreamHandler[TextIO]):
             super().handleError(record)
 
 
+def _open_for_group(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o640)
+
+
 class DailyFileHandler(logging.Handler):
     """Writes to a file whose name has the local date, and to a new one each day.
 
@@ -120,7 +124,8 @@ class DailyFileHandler(logging.Handler):
         """Return the file of a day, open."""
         if self._file is None or date != self._date:
             self._close_file()
-            self._file = open(f"{self._stem}_{date.isoformat()}{self._suffix}", "a", encoding="utf-8", errors=_ERRORS)  # noqa: SIM115 # kept
+            name = f"{self._stem}_{date.isoformat()}{self._suffix}"
+            self._file = open(name, "a", encoding="utf-8", errors=_ERRORS, opener=_open_for_group)  # noqa: SIM115 # kept
             self._date = date
         return self._file
 

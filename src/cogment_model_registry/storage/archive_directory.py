@@ -41,6 +41,9 @@ from cogment_model_registry.storage.files import Files, NotRegularError
 
 _log = structlog.stdlib.get_logger(__name__)
 
+_LOCK_ATTEMPTS = 10
+_LOCK_SECONDS = 0.02
+
 _SETTLING_NS = 50 * 10**6
 
 _OF_THE_FILE = {
@@ -157,13 +160,19 @@ class ArchiveDirectory:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(layout.LOCK_NAME, flags, 0o640, dir_fd=self._root)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+            if not _lock(lock):
+                holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+                raise StartError(f"archive directory {self._path} is in use by process {holder}")
+            if os.fstat(lock).st_nlink > 1:
+                # Also the name of a file elsewhere, as in a backup made of links: that one is left alone.
+                os.unlink(layout.LOCK_NAME, dir_fd=self._root)
+                os.close(lock)
+                return self._take_lock()
+            os.ftruncate(lock, 0)
+            os.write(lock, b"%d\n" % os.getpid())
+        except StartError:
             os.close(lock)
-            raise StartError(f"archive directory {self._path} is in use by process {holder}") from None
-        os.ftruncate(lock, 0)
-        os.write(lock, b"%d\n" % os.getpid())
+            raise
         return lock
 
     def close(self) -> None:
@@ -524,6 +533,18 @@ class ArchiveDirectory:
             yield directory
         finally:
             self.close_file(directory)
+
+
+def _lock(file: int) -> bool:
+    """Return whether a file could be locked, after moments in which whoever looks who has the lock has it too."""
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_SECONDS)
+        else:
+            return True
+    return False
 
 
 def read_metadata(files: Files, directory: int, name: str) -> bytes:
