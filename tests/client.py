@@ -37,8 +37,9 @@ def upload(
 class Client:
     """The nine calls, as they are."""
 
-    def __init__(self, channel: grpc.aio.Channel, service: str = SERVICE) -> None:
+    def __init__(self, channel: grpc.aio.Channel, service: str = SERVICE, port: int = 0) -> None:
         self.channel = channel
+        self.port = port
         self._service = service
 
     async def unary(self, method: str, request: Message | bytes, reply_type: type[Any]) -> Any:
@@ -80,6 +81,21 @@ class Client:
 
         call: Any = self.channel.stream_unary(f"/{self._service}/CreateVersion")
         return m.CreateVersionReply.FromString(await call(encoded(), timeout=60)).version_info
+
+    async def create_version_to_the_end(self, chunks: Iterable[Message | bytes]) -> m.ModelVersionInfo:
+        """Upload the chunks as they are with gRPC's blocking client, which always has the status that the server gave.
+
+        The asyncio client may have a status of its own when the server ends a call while it is still being written to
+        (https://github.com/grpc/grpc/issues/36066).
+        """
+
+        def upload() -> m.ModelVersionInfo:
+            encoded = [chunk if isinstance(chunk, bytes) else chunk.SerializeToString() for chunk in chunks]
+            with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+                call: Any = channel.stream_unary(f"/{self._service}/CreateVersion")
+                return m.CreateVersionReply.FromString(call(iter(encoded), timeout=60)).version_info
+
+        return await asyncio.to_thread(upload)
 
     async def publish(self, model_id: str, data: bytes, **fields: Any) -> m.ModelVersionInfo:
         """Create a transient version."""
@@ -144,7 +160,7 @@ async def connected(port: int, service: str = SERVICE) -> AsyncIterator[Client]:
         ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each client
     ]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
-        yield Client(channel, service)
+        yield Client(channel, service, port)
 
 
 @contextmanager

@@ -200,11 +200,13 @@ class Handlers:
             self._finish(call, status, details, level, perf_counter() - started)
         try:
             return await call.context.abort(status, details[:_DETAILS_MAX_CHARACTERS])
-        except Exception as aborted:
+        except grpc.aio.AbortError as aborted:
             # gRPC keeps it in the state of the call, and its traceback keeps that state: a circle that would hold what
             # was received of a refused upload until the next full garbage collection.
             task.add_done_callback(functools.partial(_forget_traceback, aborted))
             raise
+        except grpc.aio.BaseError as error:
+            raise asyncio.CancelledError from error  # the peer is gone; see `Call.write`
 
     def _finish(self, call: Call, status: grpc.StatusCode, details: str, level: int, seconds: float) -> None:
         self._observe(call, status.name, seconds)

@@ -309,7 +309,7 @@ class World:
         self.figures.count("calls")
         try:
             return self.runner.run(work)
-        except grpc.aio.AioRpcError as error:
+        except grpc.RpcError as error:
             return error.code()
 
     async def statuses(self, **wanted: int) -> None:
@@ -450,7 +450,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     def _upload(self, chunks: list[Chunk]) -> None:
         began_ns = time.time_ns()
-        reply = self._world.do(self._world.client.create_version(chunks))
+        reply = self._world.do(self._world.client.create_version_to_the_end(chunks))
         try:
             declared, data = self._expected.receive(chunks)
         except Refused as refusal:

@@ -1,0 +1,322 @@
+"""The calls of a benchmark's clients, with messages that were encoded beforehand: the jobs of load processes.
+
+The registry and its floor meet the same code: what differs is the port. All clients have gRPC's default options, but a
+connection of its own each.
+"""
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from benchmarks.floors import CONFIGURE, Shape
+from benchmarks.load import meet
+from benchmarks.measures import KIB, MIB
+from cogment_model_registry.wire import messages as m
+
+_METHOD = f"/{m.SERVICE_NAMES[0]}/"
+_NOISE = os.urandom(4 * MIB)
+
+SDK_CHUNK_BYTES = 2 * MIB
+"""What the stock SDK sends at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A version to be created.
+
+    Attributes:
+        model_id: Its model.
+        size_bytes: How large it is.
+        archived: Whether it is archived.
+        chunk_bytes: How much one body has; 4 MiB at most.
+    """
+
+    model_id: str
+    size_bytes: int
+    archived: bool = False
+    chunk_bytes: int = SDK_CHUNK_BYTES
+
+    def messages(self) -> list[bytes]:
+        """Return the messages, encoded. Bodies that are alike are one object."""
+        info = m.ModelVersionInfo(model_id=self.model_id, data_size=self.size_bytes, archived=self.archived)
+        header = m.CreateVersionRequestChunk(header=m.CreateVersionRequestChunk.Header(version_info=info))
+        full, rest = divmod(self.size_bytes, self.chunk_bytes)
+        bodies = [_body(self.chunk_bytes)] * full + ([_encode_body(rest)] if rest else [])
+        return [header.SerializeToString(), *bodies]
+
+
+@lru_cache(8)
+def _body(size_bytes: int) -> bytes:
+    return _encode_body(size_bytes)
+
+
+def _encode_body(size_bytes: int) -> bytes:
+    body = m.CreateVersionRequestChunk.Body(data_chunk=_NOISE[:size_bytes])
+    return m.CreateVersionRequestChunk(body=body).SerializeToString()
+
+
+class Client:
+    """One connection."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._create: Any = channel.stream_unary(_METHOD + "CreateVersion")
+        self._data: Any = channel.unary_stream(_METHOD + "RetrieveVersionData")
+        self._infos: Any = channel.unary_unary(_METHOD + "RetrieveVersionInfos")
+        self._updates: Any = channel.unary_stream(_METHOD + "VersionUpdate")
+        self._model: Any = channel.unary_unary(_METHOD + "CreateOrUpdateModel")
+        self._configure: Any = channel.unary_unary(CONFIGURE)
+
+    async def create_model(self, model_id: str) -> None:
+        """Create a model."""
+        request = m.CreateOrUpdateModelRequest(model_info=m.ModelInfo(model_id=model_id))
+        await self._model(request.SerializeToString())
+
+    async def configure(self, shape: Shape) -> None:
+        """Tell a floor what to answer."""
+        await self._configure(shape.encoded())
+
+    async def create_version(self, messages: Sequence[bytes]) -> bytes:
+        """Send the messages of an upload, and return the reply."""
+        call = self._create()
+        for message in messages:
+            await call.write(message)
+        await call.done_writing()
+        reply: bytes = await call
+        return reply
+
+    async def retrieve(self, model_id: str, number: int = -1) -> list[int]:
+        """Retrieve a version, and return the sizes of the messages."""
+        request = m.RetrieveVersionDataRequest(model_id=model_id, version_number=number)
+        call = self._data(request.SerializeToString())
+        sizes = []
+        while (message := await call.read()) is not grpc.aio.EOF:
+            sizes.append(len(message))
+        if await call.code() != grpc.StatusCode.OK:
+            raise RuntimeError(f"the retrieval ended with {await call.code()}: {await call.details()}")
+        return sizes
+
+    async def infos(self, model_id: str, *numbers: int) -> bytes:
+        """Return the reply of RetrieveVersionInfos, encoded."""
+        request = m.RetrieveVersionInfosRequest(model_id=model_id, version_numbers=numbers)
+        reply: bytes = await self._infos(request.SerializeToString())
+        return reply
+
+    def watch(self, model_id: str) -> Any:
+        """Return a VersionUpdate call."""
+        return self._updates(m.VersionUpdateRequest(model_id=model_id).SerializeToString())
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[Client]:
+    """Open a context with a client of a server."""
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+        await channel.channel_ready()
+        yield Client(channel)
+
+
+async def prepare(port: int, model_ids: Sequence[str]) -> None:
+    """Create models."""
+    async with connected(port) as client:
+        for model_id in model_ids:
+            await client.create_model(model_id)
+
+
+async def shape_like(port: int, floor_port: int, upload: Upload, *, infos_of_all: bool = False) -> Shape:
+    """Let a floor answer as the registry does for an upload like this one; return how.
+
+    Creates a version unless `infos_of_all`, where the listing of all versions is what counts.
+    """
+    async with connected(port) as client, connected(floor_port) as floor:
+        if infos_of_all:
+            shape = Shape(infos_bytes=len(await client.infos(upload.model_id)))
+        else:
+            created = len(await client.create_version(upload.messages()))
+            infos = len(await client.infos(upload.model_id, -1))
+            chunks = await client.retrieve(upload.model_id)
+            shape = Shape(created, infos, created, chunks)  # an update has the version that a reply has
+        await floor.configure(shape)
+    return shape
+
+
+async def upload_seconds(port: int, upload: Upload, count: int) -> list[float]:
+    """Create `count` versions, one after the other and after one that does not count; return the seconds of each."""
+    messages = upload.messages()
+    seconds = []
+    async with connected(port) as client:
+        for index in range(count + 1):
+            started = time.perf_counter()
+            await client.create_version(messages)
+            if index:
+                seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+async def retrieve_seconds(port: int, upload: Upload, count: int) -> list[float]:
+    """Retrieve the latest version `count` times, after once that does not count; return the seconds of each."""
+    seconds = []
+    async with connected(port) as client:
+        for index in range(count + 1):
+            started = time.perf_counter()
+            sizes = await client.retrieve(upload.model_id)
+            if index:
+                seconds.append(time.perf_counter() - started)
+            if sum(sizes) < upload.size_bytes:
+                raise RuntimeError(f"{sum(sizes)} bytes came instead of {upload.size_bytes}")
+    return seconds
+
+
+async def infos_seconds(port: int, model_id: str, count: int) -> list[float]:
+    """List all versions in one call, `count` times, after once that does not count; return the seconds of each."""
+    seconds = []
+    async with connected(port) as client:
+        for index in range(count + 1):
+            started = time.perf_counter()
+            await client.infos(model_id)
+            if index:
+                seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+async def versions_listed(port: int, model_id: str) -> int:
+    """Return how many versions one listing has."""
+    async with connected(port) as client:
+        return len(m.RetrieveVersionInfosReply.FromString(await client.infos(model_id)).version_infos)
+
+
+async def call_seconds(port: int, upload: Upload, connections: int, seconds: float, *, publish: bool) -> list[float]:
+    """Make calls one after the other on each of some connections, for some time; return the seconds of each call.
+
+    Args:
+        port: The server.
+        upload: What is published, or whose model is asked for its latest version.
+        connections: How many.
+        seconds: How long.
+        publish: Whether versions are created, and not infos asked for.
+    """
+    messages = upload.messages()
+    latencies: list[float] = []
+
+    async def call(client: Client) -> None:
+        if publish:
+            await client.create_version(messages)
+        else:
+            await client.infos(upload.model_id, -1)
+
+    async def calls(client: Client, deadline: float) -> None:
+        while (started := time.perf_counter()) < deadline:
+            await call(client)
+            latencies.append(time.perf_counter() - started)
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(port)) for _ in range(connections)]
+        for client in clients:
+            await call(client)
+        await meet()
+        deadline = time.perf_counter() + seconds
+        await asyncio.gather(*(calls(client, deadline) for client in clients))
+    return latencies
+
+
+async def publish_moments(port: int, upload: Upload, rounds: int, gap_seconds: float) -> list[float]:
+    """Create `rounds` versions with gaps between them; return the moment at which each call began."""
+    messages = upload.messages()
+    moments = []
+    async with connected(port) as client:
+        await meet()
+        for _ in range(rounds):
+            await asyncio.sleep(gap_seconds)
+            moments.append(time.monotonic())
+            await client.create_version(messages)
+        await asyncio.sleep(gap_seconds)
+    return moments
+
+
+async def told_moments(port: int, upload: Upload, connections: int, streams: int, rounds: int) -> list[float]:
+    """Watch a model with `streams` streams over some connections.
+
+    Returns:
+        For each of `rounds` versions, the moment at which the last stream was told.
+    """
+    last = [0.0] * rounds
+
+    async def watch(call: Any) -> None:
+        for index in range(rounds):
+            if await call.read() is grpc.aio.EOF:
+                raise RuntimeError("a watch ended")
+            last[index] = max(last[index], time.monotonic())
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(port)) for _ in range(connections)]
+        calls = [clients[index % connections].watch(upload.model_id) for index in range(streams)]
+        await asyncio.gather(*(call.read() for call in calls))  # the latest version at once
+        await meet()
+        await asyncio.gather(*(watch(call) for call in calls))
+        for call in calls:
+            call.cancel()
+    return last
+
+
+async def fetched_moments(port: int, upload: Upload, rounds: int) -> list[float]:
+    """Watch a model, and fetch each version that is told; return the moment at which each was there."""
+    moments = []
+    async with connected(port) as client:
+        call = client.watch(upload.model_id)
+        await call.read()
+        await client.retrieve(upload.model_id)
+        await meet()
+        for _ in range(rounds):
+            update = m.VersionUpdateReply.FromString(await call.read())
+            await client.retrieve(upload.model_id, update.version_info.version_number)
+            moments.append(time.monotonic())
+        call.cancel()
+    return moments
+
+
+@dataclass(frozen=True, slots=True)
+class Churn:
+    """A mix of versions of all sizes.
+
+    Attributes:
+        model_ids: The models that get them.
+        total_bytes: How much in all.
+        max_bytes: How large one is at most; 1 kB at least.
+        connections: How many clients publish at once.
+    """
+
+    model_ids: list[str]
+    total_bytes: int
+    max_bytes: int
+    connections: int
+
+
+async def churn(port: int, churn: Churn) -> int:
+    """Publish a mix of versions, every fourth of which is fetched; return how many there were."""
+    chance = random.Random(1)
+    left = churn.total_bytes
+    count = 0
+
+    async def publish(client: Client) -> None:
+        nonlocal left, count
+        while left > 0:
+            size = int(1000 * (churn.max_bytes / 1000) ** chance.random())
+            upload = Upload(chance.choice(churn.model_ids), size, chunk_bytes=64 * KIB << chance.randrange(7))
+            left -= size
+            count += 1
+            created = m.CreateVersionReply.FromString(await client.create_version(upload.messages()))
+            if count % 4 == 0:
+                await client.retrieve(upload.model_id, created.version_info.version_number)
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(port)) for _ in range(churn.connections)]
+        await asyncio.gather(*(publish(client) for client in clients))
+    return count

@@ -1,0 +1,221 @@
+"""How fast the bytes of versions move, one client at a time: publish, store, retrieve."""
+
+import asyncio
+import functools
+from collections.abc import Callable, Sequence
+
+from benchmarks import floors
+from benchmarks.bench import Bench, Benchmark, Outcome, Pair
+from benchmarks.clients import SDK_CHUNK_BYTES, Upload, prepare, retrieve_seconds, upload_seconds
+from benchmarks.load import job
+from benchmarks.measures import (
+    GIB,
+    KIB,
+    MIB,
+    Curve,
+    Series,
+    Spread,
+    at_least,
+    compared,
+    converted,
+    interleaved,
+    mib_per_second,
+    spread_of,
+)
+
+MODEL_ID = "walker"
+_LARGE_BYTES = 64 * MIB
+
+_BUDGET_FILLS = 9
+"""So many versions of 64 MiB fill the budget, so that what is measured is the usual state: each publish evicts."""
+
+_SETTLE_SECONDS = 0.2
+"""Longer than the archive takes a file for one that may still change without a trace."""
+
+
+def _measure_uploads(bench: Bench, port: int, upload: Upload, count: int) -> Callable[[], list[float]]:
+    return lambda: bench.load(0).run(job(upload_seconds, port, upload, count))
+
+
+def _measure_retrievals(bench: Bench, port: int, upload: Upload, count: int) -> Callable[[], list[float]]:
+    return lambda: bench.load(0).run(job(retrieve_seconds, port, upload, count))
+
+
+def _repetitions(bench: Bench) -> tuple[int, int]:
+    """Return how many blocks there are, and how many values each has."""
+    return bench.choose(9, 3), bench.choose(4, 2)
+
+
+def _publish(bench: Bench) -> Sequence[Outcome]:
+    upload = Upload(MODEL_ID, _LARGE_BYTES)
+    repetitions, count = _repetitions(bench)
+    with bench.pair() as pair:
+        bench.fit_floor(pair, upload)
+        bench.load(0).run(job(upload_seconds, pair.registry.port, upload, _BUDGET_FILLS))
+        blocks = interleaved(
+            repetitions,
+            {
+                "registry": _measure_uploads(bench, pair.registry.port, upload, count),
+                "sink": _measure_uploads(bench, pair.floor.port, upload, count),
+            },
+        )
+        rate = mib_per_second(_LARGE_BYTES)
+        return [
+            compared(
+                "publish transient",
+                "publish 64 MiB, transient",
+                "MiB/s",
+                converted(blocks["registry"], rate),
+                "sink",
+                converted(blocks["sink"], rate),
+                at_least(0.70),
+                peak_mib=pair.registry.peak_mib(),
+            )
+        ]
+
+
+def _store(bench: Bench) -> Sequence[Outcome]:
+    upload = Upload(MODEL_ID, _LARGE_BYTES, archived=True)
+    repetitions, count = _repetitions(bench)
+    with bench.pair() as pair, bench.place() as place:
+        bench.fit_floor(pair, upload)
+        writing = job(
+            functools.partial(floors.write_seconds, sync=True), str(place), _LARGE_BYTES, SDK_CHUNK_BYTES, count
+        )
+        blocks = interleaved(
+            repetitions,
+            {
+                "registry": _measure_uploads(bench, pair.registry.port, upload, count),
+                "sink": _measure_uploads(bench, pair.floor.port, upload, count),
+                "write": lambda: bench.load(0).run(writing),
+            },
+        )
+        rates = {name: converted(values, mib_per_second(_LARGE_BYTES)) for name, values in blocks.items()}
+        sink, write = spread_of(rates["sink"]), spread_of(rates["write"])
+        lower = "sink" if sink.median < write.median else "write"
+        result = compared(
+            "store archived",
+            "store 64 MiB, archived",
+            "MiB/s",
+            rates["registry"],
+            {"sink": "sink", "write": "write + fsync"}[lower],
+            rates[lower],
+            at_least(0.80),
+            peak_mib=pair.registry.peak_mib(),
+            note=f"the lower of: sink {sink.median:,.0f}, write + fsync {write.median:,.0f} MiB/s",
+        )
+        return [result]
+
+
+def _retrieve(bench: Bench, *, archived: bool) -> Sequence[Outcome]:
+    kind = "archived" if archived else "transient"
+    upload = Upload(MODEL_ID, _LARGE_BYTES, archived=archived)
+    repetitions, count = _repetitions(bench)
+    with bench.pair() as pair:
+        bench.fit_floor(pair, upload)
+        if archived:
+            _check_stored(bench, pair, upload)
+        blocks = interleaved(
+            repetitions,
+            {
+                "registry": _measure_retrievals(bench, pair.registry.port, upload, count),
+                "source": _measure_retrievals(bench, pair.floor.port, upload, count),
+            },
+        )
+        rate = mib_per_second(_LARGE_BYTES)
+        return [
+            compared(
+                f"retrieve {kind}",
+                f"retrieve 64 MiB, {kind}",
+                "MiB/s",
+                converted(blocks["registry"], rate),
+                "source",
+                converted(blocks["source"], rate),
+                at_least(0.90),
+                peak_mib=pair.registry.peak_mib(),
+                note="read and checked before, and in the system's memory" if archived else "",
+            )
+        ]
+
+
+def _check_stored(bench: Bench, pair: Pair, upload: Upload) -> None:
+    """Let the registry read a stored version to its end, once it trusts that a change would show."""
+    bench.load(0).run(job(_settled_retrieval, pair.registry.port, upload))
+
+
+async def _settled_retrieval(port: int, upload: Upload) -> list[float]:
+    await asyncio.sleep(_SETTLE_SECONDS)
+    return await retrieve_seconds(port, upload, 1)
+
+
+def _throughput(bench: Bench) -> Sequence[Outcome]:
+    """Measure throughput against the size of versions."""
+    largest = 64 * MIB if bench.quick else GIB
+    sizes = [size for size in (KIB, 16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB, 256 * MIB, GIB) if size <= largest]
+    names = [
+        "publish transient",
+        "sink",
+        "store archived",
+        "write + fsync",
+        "retrieve transient",
+        "retrieve archived",
+        "source",
+    ]
+    points: dict[str, list[tuple[float, Spread]]] = {name: [] for name in names}
+    for size in sizes:
+        for name, spread in _throughput_at(bench, size).items():
+            points[name].append((size, spread))
+    series = [Series(name, points[name]) for name in names]
+    return [Curve("throughput", "Throughput against the size of versions", "size (bytes)", "MiB/s", series)]
+
+
+def _throughput_at(bench: Bench, size_bytes: int) -> dict[str, Spread]:
+    transient, archived = Upload("transient", size_bytes), Upload("archived", size_bytes, archived=True)
+    count = max(1, min(20, 64 * MIB // size_bytes) // bench.choose(1, 4))
+    repetitions = bench.choose(3, 1)
+    with bench.pair(model_id="transient", budget_mib=max(512, 3 * size_bytes // MIB)) as pair, bench.place() as place:
+        registry, floor = pair.registry.port, pair.floor.port
+        bench.load(0).run(job(prepare, registry, ["archived"]))
+        bench.fit_floor(pair, archived)
+        bench.fit_floor(pair, transient)
+        _check_stored(bench, pair, archived)
+        writing = job(
+            functools.partial(floors.write_seconds, sync=True), str(place), size_bytes, SDK_CHUNK_BYTES, count
+        )
+        # What is retrieved comes first: each store makes another version the latest, which is checked anew.
+        blocks = interleaved(
+            repetitions,
+            {
+                "retrieve transient": _measure_retrievals(bench, registry, transient, count),
+                "source": _measure_retrievals(bench, floor, transient, count),
+                "publish transient": _measure_uploads(bench, registry, transient, count),
+                "sink": _measure_uploads(bench, floor, transient, count),
+            },
+        )
+        blocks |= interleaved(repetitions, {"retrieve archived": _measure_retrievals(bench, registry, archived, count)})
+        blocks |= interleaved(
+            repetitions,
+            {
+                "store archived": _measure_uploads(bench, registry, archived, count),
+                "write + fsync": lambda: bench.load(0).run(writing),
+            },
+        )
+    return {name: spread_of(converted(values, mib_per_second(size_bytes))) for name, values in blocks.items()}
+
+
+BENCHMARKS = [
+    Benchmark("publish", "publish of a transient version of 64 MiB, beside a sink", _publish),
+    Benchmark("store", "store of an archived version of 64 MiB, beside a sink and a synced file", _store),
+    Benchmark(
+        "retrieve-transient",
+        "retrieval of a transient version of 64 MiB, beside a source",
+        functools.partial(_retrieve, archived=False),
+    ),
+    Benchmark(
+        "retrieve-archived",
+        "retrieval of an archived version of 64 MiB, beside a source",
+        functools.partial(_retrieve, archived=True),
+    ),
+]
+
+CURVES = [Benchmark("throughput", "throughput against the size of versions (a plot)", _throughput)]

@@ -1,0 +1,170 @@
+"""What there is to beat: a gRPC server with nothing behind it, and a file that is written and synced.
+
+The server answers the paths of the registry's own methods, so that the same client code with the same messages meets
+both, and answers with as many messages of the same sizes as the registry does, which it is told first:
+
+- `CreateVersion` is the *sink*: it drops the messages as raw bytes;
+- `RetrieveVersionData` is the *source*: it repeats one prebuilt buffer;
+- `RetrieveVersionInfos` is the *unary* call;
+- `VersionUpdate` keeps a stream open, and each end of a sink sends one message to every such stream.
+
+`python -m benchmarks.floors` runs it and says its port.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from cogment_model_registry.wire import messages
+
+CONFIGURE = "/benchmarks.Floor/Configure"
+
+_Context = grpc.aio.ServicerContext  # generic in the stubs alone
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The sizes of what the registry answers, for the floor to answer alike.
+
+    Attributes:
+        created_bytes: The reply of CreateVersion.
+        infos_bytes: The reply of RetrieveVersionInfos.
+        update_bytes: One message of VersionUpdate.
+        chunks_bytes: The messages of RetrieveVersionData.
+    """
+
+    created_bytes: int = 0
+    infos_bytes: int = 0
+    update_bytes: int = 0
+    chunks_bytes: list[int] = field(default_factory=list)
+
+    def encoded(self) -> bytes:
+        """Return it as a message."""
+        return json.dumps(asdict(self)).encode()
+
+
+class _Floor:
+    """Answers with zeros."""
+
+    def __init__(self) -> None:
+        self._created = self._infos = self._update = b""
+        self._chunks: list[bytes] = []
+        self._news = asyncio.Event()
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        service: dict[str, Any] = {
+            "CreateOrUpdateModel": grpc.unary_unary_rpc_method_handler(self._nothing),
+            "CreateVersion": grpc.stream_unary_rpc_method_handler(self._sink),
+            "RetrieveVersionInfos": grpc.unary_unary_rpc_method_handler(self._unary),
+            "RetrieveVersionData": grpc.unary_stream_rpc_method_handler(self._source),
+            "VersionUpdate": grpc.unary_stream_rpc_method_handler(self._watch),
+        }
+        control: dict[str, Any] = {"Configure": grpc.unary_unary_rpc_method_handler(self._configure)}
+        return [
+            grpc.method_handlers_generic_handler(messages.SERVICE_NAMES[0], service),
+            grpc.method_handlers_generic_handler(CONFIGURE.split("/")[1], control),
+        ]
+
+    async def _configure(self, data: bytes, _context: "_Context[bytes, bytes]") -> bytes:
+        shape = Shape(**json.loads(data))
+        self._created, self._infos = bytes(shape.created_bytes), bytes(shape.infos_bytes)
+        self._update = bytes(shape.update_bytes)
+        buffers = {size: bytes(size) for size in set(shape.chunks_bytes)}
+        self._chunks = [buffers[size] for size in shape.chunks_bytes]
+        return b""
+
+    async def _nothing(self, _data: bytes, _context: "_Context[bytes, bytes]") -> bytes:
+        return b""
+
+    async def _unary(self, _data: bytes, _context: "_Context[bytes, bytes]") -> bytes:
+        return self._infos
+
+    async def _sink(self, _messages: object, context: "_Context[bytes, bytes]") -> bytes:
+        while await context.read() is not grpc.aio.EOF:
+            pass
+        self._news.set()
+        self._news = asyncio.Event()
+        return self._created
+
+    async def _source(self, _data: bytes, context: "_Context[bytes, bytes]") -> None:
+        for chunk in self._chunks:
+            await context.write(chunk)
+
+    async def _watch(self, _data: bytes, context: "_Context[bytes, bytes]") -> None:
+        while True:
+            news = self._news
+            await context.write(self._update)
+            await news.wait()
+
+
+async def _serve() -> None:
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)])
+    server.add_generic_rpc_handlers(_Floor().handlers())
+    port = server.add_insecure_port("127.0.0.1:0")
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    await server.start()
+    print(f"serving port={port}", flush=True)
+    await stop.wait()
+    await server.stop(0)
+
+
+async def write_seconds(directory: str, size_bytes: int, block_bytes: int, count: int, *, sync: bool) -> list[float]:
+    """Write a new file, `count` times, and return the seconds that each took.
+
+    Args:
+        directory: Where.
+        size_bytes: How much.
+        block_bytes: How much at once.
+        count: How often.
+        sync: Whether it is synced, too.
+    """
+    blocks = _blocks(size_bytes, block_bytes)
+    name = os.path.join(directory, "floor")
+    seconds = []
+    for _ in range(count):
+        started = time.perf_counter()
+        with open(name + ".new", "wb", buffering=0) as file:
+            for block in blocks:
+                file.write(block)
+            if sync:
+                os.fsync(file.fileno())
+        os.replace(name + ".new", name)
+        seconds.append(time.perf_counter() - started)
+        os.unlink(name)
+    return seconds
+
+
+async def read_seconds(directory: str, size_bytes: int, block_bytes: int, count: int) -> list[float]:
+    """Read a file that the system has in memory, `count` times, and return the seconds that each took."""
+    path = Path(directory) / "read"
+    if not path.exists():
+        path.write_bytes(b"".join(_blocks(size_bytes, block_bytes)))
+    seconds = []
+    for _ in range(count):
+        started = time.perf_counter()
+        with open(path, "rb", buffering=0) as file:
+            while file.read(block_bytes):
+                pass
+        seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+def _blocks(size_bytes: int, block_bytes: int) -> Sequence[bytes]:
+    block = os.urandom(min(block_bytes, size_bytes))
+    full, rest = divmod(size_bytes, block_bytes)
+    return [block] * full + ([block[:rest]] if rest else [])
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve())

@@ -1,0 +1,113 @@
+"""Processes that make the calls, so that no client takes the time of a server or of another client's interpreter.
+
+A job is a coroutine function of a module and its arguments; it runs on the event loop of a load process. Jobs that
+belong together prepare themselves (connect, call once), then `meet`, so that all begin in the same moment.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.synchronize import Event
+from typing import Any, Generic, TypeVar
+
+_T = TypeVar("_T")
+
+JOB_SECONDS = 240.0
+"""How long one job may take at most."""
+
+_MEET_SECONDS = 90.0
+
+
+@dataclass(slots=True)
+class _Meeting:
+    """In a load process: its loop, and how it meets the others."""
+
+    runner: asyncio.Runner
+    ready: Event
+    go: Event
+
+
+_meetings: list[_Meeting] = []
+
+
+async def meet() -> None:
+    """In a job: say that all is prepared, and wait for the others."""
+    _meetings[0].ready.set()
+    await asyncio.to_thread(_meetings[0].go.wait, _MEET_SECONDS)
+
+
+@dataclass(frozen=True, slots=True)
+class Job(Generic[_T]):
+    """Something to be done in a load process."""
+
+    function: Callable[..., Coroutine[Any, Any, _T]]
+    arguments: tuple[object, ...]
+
+
+def job(function: Callable[..., Coroutine[Any, Any, _T]], *arguments: object) -> Job[_T]:
+    """Return the job that calls a coroutine function of a module."""
+    return Job(function, arguments)
+
+
+class Load:
+    """A process that does one job at a time. Its end is `close`."""
+
+    def __init__(self) -> None:
+        context = get_context("spawn")
+        self._ready, self._go = context.Event(), context.Event()
+        self._executor = ProcessPoolExecutor(1, context, _prepare, (self._ready, self._go))
+
+    def start(self, todo: Job[_T]) -> "Future[_T]":
+        """Begin a job that may meet others."""
+        self._ready.clear()
+        self._go.clear()
+        return self._executor.submit(_do, todo)
+
+    def wait_ready(self, future: "Future[Any]") -> None:
+        """Wait until a job wants to meet the others, or ended."""
+        deadline = time.monotonic() + _MEET_SECONDS
+        while not self._ready.wait(0.05) and not future.done() and time.monotonic() < deadline:
+            pass
+
+    def go(self) -> None:
+        """Let the job that waits go on."""
+        self._go.set()
+
+    def run(self, todo: Job[_T]) -> _T:
+        """Do a job that meets nobody else, and return its result."""
+        [result] = together([(self, todo)])
+        return result
+
+    def close(self) -> None:
+        """End the process once its job is done."""
+        self._go.set()
+        self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def together(jobs: Sequence[tuple[Load, Job[_T]]]) -> list[_T]:
+    """Do jobs in as many processes at once, and return their results."""
+    futures = [(load, load.start(todo)) for load, todo in jobs]
+    for load, future in futures:
+        load.wait_ready(future)
+    for load, _ in futures:
+        load.go()
+    return [future.result(JOB_SECONDS + _MEET_SECONDS) for _, future in futures]
+
+
+def _prepare(ready: Event, go: Event) -> None:
+    _meetings.append(_Meeting(asyncio.Runner(), ready, go))
+
+
+def _do(todo: Job[_T]) -> _T:
+    with contextlib.suppress(KeyboardInterrupt):
+        return _meetings[0].runner.run(_limited(todo))
+    raise SystemExit(130)
+
+
+async def _limited(todo: Job[_T]) -> _T:
+    async with asyncio.timeout(JOB_SECONDS):
+        return await todo.function(*todo.arguments)

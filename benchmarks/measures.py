@@ -1,0 +1,219 @@
+"""What is measured, and what it is held against.
+
+Each figure is measured in turns with its floor (A B A B ...), so that whatever else the machine does meets both. A turn
+is a *block* of a few values; the ratio is that of the medians of two neighbouring blocks, and its median over all pairs
+is what a target is held against.
+"""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+Blocks = list[list[float]]
+"""Values in the order in which they were measured, by block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """The median of values, and their quartiles."""
+
+    median: float
+    lower: float
+    upper: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Return the spread of one value or more."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0], 1)
+        lower, median, upper = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, lower, upper, len(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a figure is to reach.
+
+    Attributes:
+        limit: The number.
+        is_minimum: Whether more is better.
+        of_ratio: Whether the ratio to the floor is meant, and not the value itself.
+        unit: The unit of `limit`; empty for a ratio.
+    """
+
+    limit: float
+    is_minimum: bool
+    of_ratio: bool = True
+    unit: str = ""
+
+    def __str__(self) -> str:
+        sign = "≥" if self.is_minimum else "≤"
+        return f"{sign} {self.limit:.2f} x" if self.of_ratio else f"{sign} {self.limit:,.0f} {self.unit}"
+
+
+def at_least(ratio: float) -> Target:
+    """Return the target of a ratio that is to be no smaller."""
+    return Target(ratio, is_minimum=True)
+
+
+def at_most(ratio: float) -> Target:
+    """Return the target of a ratio that is to be no larger."""
+    return Target(ratio, is_minimum=False)
+
+
+def no_more_than(limit: float, unit: str) -> Target:
+    """Return the target of a value that is to be no larger."""
+    return Target(limit, is_minimum=False, of_ratio=False, unit=unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A figure, and what it was held against.
+
+    Attributes:
+        name: Its name, unique in a run.
+        what: What it tells, in a few words.
+        unit: The unit of `value` and `floor`.
+        value: What was measured.
+        against: What `floor` is; empty when there is none.
+        floor: The floor, or what a user would take instead.
+        ratio: `value` divided by `floor`, over pairs of neighbouring blocks.
+        target: What is to be reached; None when it is only told.
+        peak_mib: The most that the server's process had in memory meanwhile; None when that was not asked.
+        note: What is special about this run.
+        blocks: All values, as they were measured.
+        floor_blocks: All values of the floor.
+    """
+
+    name: str
+    what: str
+    unit: str
+    value: Spread
+    against: str = ""
+    floor: Spread | None = None
+    ratio: Spread | None = None
+    target: Target | None = None
+    peak_mib: float | None = None
+    note: str = ""
+    blocks: Blocks = field(default_factory=list)
+    floor_blocks: Blocks = field(default_factory=list)
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the target is reached; None when there is none."""
+        if self.target is None:
+            return None
+        measured = self.ratio if self.target.of_ratio else self.value
+        if measured is None:
+            return None
+        if self.target.is_minimum:
+            return measured.median >= self.target.limit
+        return measured.median <= self.target.limit
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a plot: a spread at each x."""
+
+    name: str
+    points: list[tuple[float, Spread]]
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What becomes a plot.
+
+    Attributes:
+        name: Its name, and that of its file.
+        title: What it shows.
+        x_label: What is told along it, with the unit.
+        y_label: What is measured, with the unit.
+        series: The lines.
+        is_log_x: Whether x has a logarithmic scale.
+        is_log_y: Whether y has.
+    """
+
+    name: str
+    title: str
+    x_label: str
+    y_label: str
+    series: list[Series]
+    is_log_x: bool = True
+    is_log_y: bool = True
+
+
+def interleaved(repetitions: int, sides: Mapping[str, Callable[[], Sequence[float]]]) -> dict[str, Blocks]:
+    """Measure all sides in turns.
+
+    Args:
+        repetitions: How many blocks of each.
+        sides: What returns the values of a block, by name.
+
+    Returns:
+        The blocks of each side.
+    """
+    blocks: dict[str, Blocks] = {name: [] for name in sides}
+    for _ in range(repetitions):
+        for name, measure in sides.items():
+            blocks[name].append(list(measure()))
+    return blocks
+
+
+def spread_of(blocks: Blocks) -> Spread:
+    """Return the spread of all values."""
+    return Spread.of([value for block in blocks for value in block])
+
+
+def ratios(blocks: Blocks, floor_blocks: Blocks) -> Spread:
+    """Return the spread of the ratios of neighbouring blocks."""
+    pairs = zip(blocks, floor_blocks, strict=True)
+    return Spread.of([statistics.median(block) / statistics.median(floor) for block, floor in pairs])
+
+
+def converted(blocks: Blocks, convert: Callable[[float], float]) -> Blocks:
+    """Return the blocks with each value converted."""
+    return [[convert(value) for value in block] for block in blocks]
+
+
+def mib_per_second(size_bytes: int) -> Callable[[float], float]:
+    """Return what converts the seconds that so many bytes took."""
+    return lambda seconds: size_bytes / MIB / seconds
+
+
+def milliseconds(seconds: float) -> float:
+    """Convert seconds."""
+    return seconds * 1000
+
+
+def compared(  # what a figure is, one by one
+    name: str,
+    what: str,
+    unit: str,
+    blocks: Blocks,
+    against: str,
+    floor_blocks: Blocks,
+    target: Target | None = None,
+    *,
+    peak_mib: float | None = None,
+    note: str = "",
+) -> Result:
+    """Return the figure of blocks, beside the floor that was measured in turns with them."""
+    return Result(
+        name,
+        what,
+        unit,
+        spread_of(blocks),
+        against,
+        spread_of(floor_blocks),
+        ratios(blocks, floor_blocks),
+        target,
+        peak_mib,
+        note,
+        blocks,
+        floor_blocks,
+    )

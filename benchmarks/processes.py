@@ -1,0 +1,147 @@
+"""The server processes of a run: the registry as a user starts it, its floors, and what is compared with it."""
+
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+_START_SECONDS = 120.0
+_STOP_SECONDS = 15.0
+
+
+class StartFailedError(Exception):
+    """A server process did not say that it serves; the message has the end of what it said."""
+
+
+class ServerProcess:
+    """A server in a process of its own.
+
+    Args:
+        command: What to run.
+        serving: A pattern of the line that tells that it serves; its first group is the port.
+        environment: What its environment has besides.
+
+    Attributes:
+        port: Its TCP port.
+        start_seconds: From its start until it said that it serves.
+
+    Raises:
+        StartFailedError: It ended, or did not say that it serves.
+    """
+
+    def __init__(self, command: Sequence[str], serving: str, environment: dict[str, str] | None = None) -> None:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")}
+        started = time.perf_counter()
+        self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**clean, "PYTHONPATH": str(ROOT), **(environment or {})},
+            start_new_session=True,  # so that Ctrl-C ends it after its clients
+        )
+        self._told = threading.Event()
+        self._lines: list[str] = []
+        self._match: re.Match[str] | None = None
+        self._reader = threading.Thread(target=self._read, args=(re.compile(serving),), daemon=True)
+        self._reader.start()
+        self._told.wait(_START_SECONDS)
+        self.start_seconds = time.perf_counter() - started
+        if self._match is None:
+            self.stop()
+            raise StartFailedError(f"{command[0]} does not serve: {' | '.join(self._lines[-5:])}")
+        self.port = int(self._match[1])
+        self._about = psutil.Process(self._process.pid)
+
+    def _read(self, serving: re.Pattern[str]) -> None:
+        if self._process.stdout is None:
+            return
+        for line in self._process.stdout:
+            self._lines = [*self._lines[-50:], line.strip()]
+            if self._match is None:
+                self._match = serving.search(line)
+                if self._match is not None:
+                    self._told.set()
+        self._told.set()
+
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
+    def processor_seconds(self) -> float:
+        """Return how long processors have worked for it so far."""
+        times = self._about.cpu_times()
+        return float(times.user + times.system)
+
+    def resident_mib(self) -> float:
+        """Return how much of it is in memory now."""
+        return float(self._about.memory_info().rss) / 2**20
+
+    def peak_mib(self) -> float:
+        """Return the most of it that was in memory since `forget_peak`, or how much is now where nobody tells."""
+        with contextlib.suppress(OSError):
+            status = Path(f"/proc/{self.pid}/status").read_text()
+            match = re.search(r"VmHWM:\s+(\d+) kB", status)
+            if match:
+                return int(match[1]) / 1024
+        return self.resident_mib()
+
+    def forget_peak(self) -> None:
+        """Let the next peak be that from now on, where the system can do so (proc(5), `clear_refs`)."""
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+
+    def stop(self) -> None:
+        """End it, and wait for that."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._reader.join(_STOP_SECONDS)
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str], serving: str, environment: dict[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """Open a context in which a server process serves."""
+    process = ServerProcess(command, serving, environment)
+    try:
+        yield process
+    finally:
+        process.stop()
+
+
+def registry(archive_dir: Path, *flags: str) -> contextlib.AbstractContextManager[ServerProcess]:
+    """Return a context in which the registry serves an archive directory."""
+    command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
+    command += ["--host=127.0.0.1", f"--archive_dir={archive_dir}", "--grace_seconds=0", *flags]
+    return running(command, r"serving .*\bport=(\d+)")
+
+
+def floor() -> contextlib.AbstractContextManager[ServerProcess]:
+    """Return a context in which a floor serves."""
+    return running([sys.executable, "-m", "benchmarks.floors"], r"serving port=(\d+)")
+
+
+def free_port() -> int:
+    """Return a TCP port of the loopback interface that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
