@@ -6,6 +6,7 @@ archive, and asks for everything else when it is scraped.
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -46,6 +47,9 @@ _FILE_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 disable_created_metrics()  # type: ignore[no-untyped-call] # the library types it not at all
 
 
+_Series: TypeAlias = tuple[Counter, Histogram, Counter, Counter, Counter, Counter]
+
+
 class Metrics:
     """The metrics of one server.
 
@@ -63,6 +67,7 @@ class Metrics:
         self._received_messages = self._counter("received_messages", "Request messages.", ["method"])
         self._sent_bytes = self._counter("sent_bytes", "Bytes of reply messages.", ["method"])
         self._sent_messages = self._counter("sent_messages", "Reply messages.", ["method"])
+        self._series: dict[tuple[str, str], _Series] = {}
         self._archive_seconds = self._histogram(
             "archive_operation_seconds", "Duration of operations on the archive.", ["operation"], _FILE_BUCKETS
         )
@@ -76,12 +81,27 @@ class Metrics:
 
     def observe_call(self, call: Call, status: str, seconds: float) -> None:
         """Take note of a finished call."""
-        self._calls.labels(call.method, status).inc()
-        self._call_seconds.labels(call.method).observe(seconds)
-        self._received_bytes.labels(call.method).inc(call.received_bytes)
-        self._received_messages.labels(call.method).inc(call.received_messages)
-        self._sent_bytes.labels(call.method).inc(call.sent_bytes)
-        self._sent_messages.labels(call.method).inc(call.sent_messages)
+        series = self._series.get((call.method, status))
+        if series is None:
+            series = self._series[call.method, status] = self._series_of(call.method, status)
+        calls, call_seconds, received_bytes, received_messages, sent_bytes, sent_messages = series
+        calls.inc()
+        call_seconds.observe(seconds)
+        received_bytes.inc(call.received_bytes)
+        received_messages.inc(call.received_messages)
+        sent_bytes.inc(call.sent_bytes)
+        sent_messages.inc(call.sent_messages)
+
+    def _series_of(self, method: str, status: str) -> _Series:
+        """Return what counts the calls of a method that end with a status; finding it each time costs 10 us."""
+        return (
+            self._calls.labels(method, status),
+            self._call_seconds.labels(method),
+            self._received_bytes.labels(method),
+            self._received_messages.labels(method),
+            self._sent_bytes.labels(method),
+            self._sent_messages.labels(method),
+        )
 
     def observe_archive(self, operation: str, seconds: float) -> None:
         """Take note of a finished operation on the archive. Called from its threads."""

@@ -1,7 +1,7 @@
 """Work that must run to its end although whoever waits for it gives up."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -11,12 +11,18 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     """Run `work` to its end even when the caller is cancelled meanwhile, and only then let the cancellation through.
 
     A call that its client cancelled must not stop between two files, nor leave a thread with a buffer that is already
-    someone else's.
+    someone else's. Work that never waits costs no task. For the same reason the first step of work that waits is made
+    in the caller's task: it must not ask which task it runs in, as `asyncio.timeout` and `TaskGroup` do.
 
     Raises:
         asyncio.CancelledError: The caller was cancelled; `work` has ended nevertheless.
     """
-    task = asyncio.ensure_future(work)
+    try:
+        waited_for = work.send(None)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    task: asyncio.Task[_T] = asyncio.ensure_future(_to_the_end(_Begun(work, waited_for)))
     cancelled = False
     while not task.done():
         try:
@@ -28,6 +34,31 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
             task.exception()  # seen: the cancellation stands for it
         raise asyncio.CancelledError
     return task.result()
+
+
+class _Begun:
+    """A coroutine that waits for something, to be awaited from there on."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], waited_for: Any) -> None:
+        self._work = work
+        self._waited_for = waited_for
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        waited_for = self._waited_for
+        while True:
+            thrown, sent = None, None
+            try:
+                sent = yield waited_for
+            except BaseException as error:
+                thrown = error
+            try:
+                waited_for = self._work.throw(thrown) if thrown else self._work.send(sent)
+            except StopIteration as end:
+                return end.value
+
+
+async def _to_the_end(begun: _Begun) -> Any:
+    return await begun
 
 
 async def run_to_have(work: Coroutine[Any, Any, _T], release: Callable[[_T], None]) -> _T:

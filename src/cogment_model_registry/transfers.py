@@ -146,14 +146,17 @@ class Receiver:
             self._taken_bytes = await self._budget.take(self._expected_bytes)
 
     async def _next_message(self) -> bytes | None:
-        turn = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
+        turn = None
+        if self._taken_bytes:
+            turn = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
         try:
             async with asyncio.timeout(self._idle_seconds):
                 message = await self._call.read()
         except TimeoutError:
             raise TimedOutError(f"the upload sent nothing for {self._idle_seconds:g} seconds") from None
         finally:
-            turn.cancel()
+            if turn:
+                turn.cancel()
         if message is None:
             self.end_turn()
         return message
