@@ -8,7 +8,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +27,9 @@ _NOISE = os.urandom(4 * MIB)
 
 SDK_CHUNK_BYTES = 2 * MIB
 """What the stock SDK sends at once."""
+
+_NEWS_SECONDS = 20.0
+"""How long a watcher waits for the next version at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,13 +134,13 @@ async def prepare(port: int, model_ids: Sequence[str]) -> None:
             await client.create_model(model_id)
 
 
-async def shape_like(port: int, floor_port: int, upload: Upload, *, infos_of_all: bool = False) -> Shape:
+async def shape_like(port: int, floor_port: int, upload: Upload, *, infos_only: bool = False) -> Shape:
     """Let a floor answer as the registry does for an upload like this one; return how.
 
-    Creates a version unless `infos_of_all`, where the listing of all versions is what counts.
+    Creates a version unless `infos_only`, where the listing of all versions is what counts.
     """
     async with connected(port) as client, connected(floor_port) as floor:
-        if infos_of_all:
+        if infos_only:
             shape = Shape(infos_bytes=len(await client.infos(upload.model_id)))
         else:
             created = len(await client.create_version(upload.messages()))
@@ -148,43 +151,65 @@ async def shape_like(port: int, floor_port: int, upload: Upload, *, infos_of_all
     return shape
 
 
-async def upload_seconds(port: int, upload: Upload, count: int) -> list[float]:
-    """Create `count` versions, one after the other and after one that does not count; return the seconds of each."""
+async def upload_seconds(
+    port: int, upload: Upload, count: int, gap_seconds: float = 0.0, *, warm_up: bool = True
+) -> list[float]:
+    """Create `count` versions, one after the other, and return the seconds of each.
+
+    Args:
+        port: The server.
+        upload: What is created.
+        count: How often.
+        gap_seconds: How long to wait before each.
+        warm_up: Whether one more goes ahead, which does not count.
+    """
     messages = upload.messages()
-    seconds = []
     async with connected(port) as client:
-        for index in range(count + 1):
-            started = time.perf_counter()
+
+        async def once() -> None:
             await client.create_version(messages)
-            if index:
-                seconds.append(time.perf_counter() - started)
+
+        return await _timed(once, count, gap_seconds, warm_up=warm_up)
+
+
+async def _timed(
+    call: Callable[[], Awaitable[None]], count: int, gap_seconds: float, *, warm_up: bool
+) -> list[float]:
+    """Call `count` times, and return the seconds of each call."""
+    seconds = []
+    if warm_up:
+        await call()
+    for _ in range(count):
+        if gap_seconds:
+            await asyncio.sleep(gap_seconds)
+        started = time.perf_counter()
+        await call()
+        seconds.append(time.perf_counter() - started)
     return seconds
 
 
-async def retrieve_seconds(port: int, upload: Upload, count: int) -> list[float]:
-    """Retrieve the latest version `count` times, after once that does not count; return the seconds of each."""
-    seconds = []
+async def retrieve_seconds(
+    port: int, upload: Upload, count: int, gap_seconds: float = 0.0, *, warm_up: bool = True
+) -> list[float]:
+    """Retrieve the latest version `count` times, and return the seconds of each; see `upload_seconds`."""
     async with connected(port) as client:
-        for index in range(count + 1):
-            started = time.perf_counter()
+
+        async def once() -> None:
             sizes = await client.retrieve(upload.model_id)
-            if index:
-                seconds.append(time.perf_counter() - started)
             if sum(sizes) < upload.size_bytes:
                 raise RuntimeError(f"{sum(sizes)} bytes came instead of {upload.size_bytes}")
-    return seconds
+
+        return await _timed(once, count, gap_seconds, warm_up=warm_up)
 
 
 async def infos_seconds(port: int, model_id: str, count: int) -> list[float]:
-    """List all versions in one call, `count` times, after once that does not count; return the seconds of each."""
-    seconds = []
+    """List all versions in one call, `count` times, and return the seconds of each; see `upload_seconds`."""
     async with connected(port) as client:
-        for index in range(count + 1):
-            started = time.perf_counter()
+
+        async def once() -> None:
             await client.infos(model_id)
-            if index:
-                seconds.append(time.perf_counter() - started)
-    return seconds
+
+        return await _timed(once, count, 0.0, warm_up=True)
 
 
 async def versions_listed(port: int, model_id: str) -> int:
@@ -251,7 +276,9 @@ async def told_moments(port: int, upload: Upload, connections: int, streams: int
 
     async def watch(call: Any) -> None:
         for index in range(rounds):
-            if await call.read() is grpc.aio.EOF:
+            async with asyncio.timeout(_NEWS_SECONDS):  # one that skipped a version would wait for ever
+                message = await call.read()
+            if message is grpc.aio.EOF:
                 raise RuntimeError("a watch ended")
             last[index] = max(last[index], time.monotonic())
 
@@ -275,7 +302,8 @@ async def fetched_moments(port: int, upload: Upload, rounds: int) -> list[float]
         await client.retrieve(upload.model_id)
         await meet()
         for _ in range(rounds):
-            update = m.VersionUpdateReply.FromString(await call.read())
+            async with asyncio.timeout(_NEWS_SECONDS):
+                update = m.VersionUpdateReply.FromString(await call.read())
             await client.retrieve(upload.model_id, update.version_info.version_number)
             moments.append(time.monotonic())
         call.cancel()

@@ -1,10 +1,9 @@
 """How many small calls are answered, and how fast, against the number of clients that call at once."""
 
-import statistics
 from collections.abc import Callable, Sequence
 
 from benchmarks.bench import Bench, Benchmark, Outcome
-from benchmarks.clients import Upload, call_seconds, infos_seconds, shape_like, versions_listed
+from benchmarks.clients import Upload, call_seconds
 from benchmarks.load import job, together
 from benchmarks.measures import (
     KIB,
@@ -13,11 +12,8 @@ from benchmarks.measures import (
     Spread,
     at_least,
     compared,
-    converted,
     interleaved,
     milliseconds,
-    no_more_than,
-    spread_of,
 )
 
 MODEL_ID = "walker"
@@ -26,8 +22,6 @@ _PUBLISHERS = 8
 _ASKERS = 16
 _LOADS = 2
 """Processes that call: one alone can do less than a server."""
-
-_LISTED = 10_000
 
 
 def _latencies(
@@ -41,20 +35,12 @@ def _latencies(
     def measure() -> list[list[float]]:
         return together(
             [
-                (bench.load(index), job(_publishing if publish else _asking, port, upload, share, seconds))
+                (bench.load(index), job(call_seconds, port, upload, share, seconds, publish=publish))
                 for index, share in enumerate(shares)
             ]
         )
 
     return measure
-
-
-async def _publishing(port: int, upload: Upload, connections: int, seconds: float) -> list[float]:
-    return await call_seconds(port, upload, connections, seconds, publish=True)
-
-
-async def _asking(port: int, upload: Upload, connections: int, seconds: float) -> list[float]:
-    return await call_seconds(port, upload, connections, seconds, publish=False)
 
 
 def _rate(
@@ -116,36 +102,9 @@ def _latency(bench: Bench) -> Sequence[Outcome]:
     return [Curve("latency", "Latency against concurrency", "connections, one call at a time each", "ms", series)]
 
 
-def _listing(bench: Bench) -> Sequence[Outcome]:
-    """Measure a listing of many versions, and the first one after them."""
-    with bench.pair(f"--cache_max_items={2 * _LISTED}") as pair:
-        upload = Upload(MODEL_ID, 16)
-        ports = pair.registry.port, pair.floor.port
-        bench.load(0).run(job(_fill, pair.registry.port, upload, _LISTED))
-        bench.load(0).run(job(shape_like, *ports, upload, infos_of_all=True))
-        listed = bench.load(0).run(job(versions_listed, pair.registry.port, MODEL_ID))
-        if listed != _LISTED:
-            raise RuntimeError(f"{listed} versions were listed instead of {_LISTED}")
-        blocks = interleaved(
-            bench.choose(9, 3),
-            {
-                name: _listings(bench, port, bench.choose(5, 3))
-                for name, port in zip(("registry", "floor"), ports, strict=True)
-            },
-        )
-        return [
-            compared(
-                "list versions",
-                "all infos of 10,000 versions in one call",
-                "ms",
-                converted(blocks["registry"], milliseconds),
-                "unary of that size",
-                converted(blocks["floor"], milliseconds),
-                no_more_than(100, "ms"),
-                peak_mib=pair.registry.peak_mib(),
-            )
-        ]
+BENCHMARKS = [
+    Benchmark("publish-calls", "publishes of 10 KiB in a second over 8 connections", _publish_calls),
+    Benchmark("infos-calls", "infos of the latest version in a second over 16 connections", _infos_calls),
+]
 
-
-def _listings(bench: Bench, port: int, count: int) -> Callable[[], list[float]]:
-    return lambda: bench.load(0).run(job(infos_seconds, port, MODEL_ID, count))
+CURVES = [Benchmark("latency", "latency against concurrency (a plot)", _latency)]

@@ -79,9 +79,7 @@ def _store(bench: Bench) -> Sequence[Outcome]:
     repetitions, count = _repetitions(bench)
     with bench.pair() as pair, bench.place() as place:
         bench.fit_floor(pair, upload)
-        writing = job(
-            functools.partial(floors.write_seconds, sync=True), str(place), _LARGE_BYTES, SDK_CHUNK_BYTES, count
-        )
+        writing = job(floors.write_seconds, str(place), _LARGE_BYTES, SDK_CHUNK_BYTES, count, sync=True)
         blocks = interleaved(
             repetitions,
             {
@@ -179,9 +177,7 @@ def _throughput_at(bench: Bench, size_bytes: int) -> dict[str, Spread]:
         bench.fit_floor(pair, archived)
         bench.fit_floor(pair, transient)
         _check_stored(bench, pair, archived)
-        writing = job(
-            functools.partial(floors.write_seconds, sync=True), str(place), size_bytes, SDK_CHUNK_BYTES, count
-        )
+        writing = job(floors.write_seconds, str(place), size_bytes, SDK_CHUNK_BYTES, count, sync=True)
         # What is retrieved comes first: each store makes another version the latest, which is checked anew.
         blocks = interleaved(
             repetitions,

@@ -46,11 +46,12 @@ class Job(Generic[_T]):
 
     function: Callable[..., Coroutine[Any, Any, _T]]
     arguments: tuple[object, ...]
+    options: dict[str, object]
 
 
-def job(function: Callable[..., Coroutine[Any, Any, _T]], *arguments: object) -> Job[_T]:
+def job(function: Callable[..., Coroutine[Any, Any, _T]], *arguments: object, **options: object) -> Job[_T]:
     """Return the job that calls a coroutine function of a module."""
-    return Job(function, arguments)
+    return Job(function, arguments, options)
 
 
 class Load:
@@ -110,4 +111,4 @@ def _do(todo: Job[_T]) -> _T:
 
 async def _limited(todo: Job[_T]) -> _T:
     async with asyncio.timeout(JOB_SECONDS):
-        return await todo.function(*todo.arguments)
+        return await todo.function(*todo.arguments, **todo.options)

@@ -125,12 +125,14 @@ class Handlers:
 
     def __init__(self, observe: Observer) -> None:
         self._observe = observe
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._calls = 0
+        self._none_left = asyncio.Event()
 
     async def drained(self) -> None:
         """Wait until no call is under way."""
         while self._calls:
-            await asyncio.wait(self._calls)
+            self._none_left.clear()
+            await self._none_left.wait()
 
     def unary(self, method: str, answer: Callable[[bytes, Call], Awaitable[bytes]]) -> _Handler:
         """Return the handler of a method with one request and one reply."""
@@ -178,10 +180,7 @@ class Handlers:
 
     async def _answer(self, call: Call, answer: Awaitable[_T]) -> _T:
         """Await an answer, and let what goes wrong end the call with the status that stands for it."""
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a call runs in a task")
-        self._calls.add(task)
+        self._calls += 1
         started = perf_counter()
         status, details = grpc.StatusCode.OK, ""
         level = logging.DEBUG
@@ -196,14 +195,17 @@ class Handlers:
             _log.exception("call failed for a reason of ours", call=call.method, **call.subject)
             status, details = grpc.StatusCode.INTERNAL, "the server failed; its log tells why"
         finally:
-            self._calls.discard(task)
+            self._calls -= 1
+            if not self._calls:
+                self._none_left.set()
             self._finish(call, status, details, level, perf_counter() - started)
         try:
             return await call.context.abort(status, details[:_DETAILS_MAX_CHARACTERS])
         except grpc.aio.AbortError as aborted:
             # gRPC keeps it in the state of the call, and its traceback keeps that state: a circle that would hold what
             # was received of a refused upload until the next full garbage collection.
-            task.add_done_callback(functools.partial(_forget_traceback, aborted))
+            if task := asyncio.current_task():
+                task.add_done_callback(functools.partial(_forget_traceback, aborted))
             raise
         except grpc.aio.BaseError as error:
             raise asyncio.CancelledError from error  # the peer is gone; see `Call.write`

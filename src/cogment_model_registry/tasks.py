@@ -1,7 +1,7 @@
-"""Work that must run to its end although whoever waits for it gives up."""
+"""Work that must run to its end although whoever waits for it gives up, and waits that must not take for ever."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -79,3 +79,55 @@ async def run_to_have(work: Coroutine[Any, Any, _T], release: Callable[[_T], Non
             release(item)
         raise
     return acquired[0]
+
+
+class IdleWatch:
+    """Bounds each of many waits of one task, as `asyncio.timeout` does, at the cost of one timer for all of them.
+
+    Made in the task, whose waits it bounds; to be closed.
+
+    Args:
+        seconds: How long a wait may take.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("there is no task to watch")
+        self._task = task
+        self._loop = task.get_loop()
+        self._seconds = seconds
+        self._waiting_since: float | None = None
+        self._expired = False
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    async def wait(self, work: Awaitable[_T]) -> _T:
+        """Await `work`.
+
+        Raises:
+            TimeoutError: It took too long, and was cancelled.
+        """
+        self._waiting_since = self._loop.time()
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if self._expired and not self._task.uncancel():
+                raise TimeoutError from None
+            raise
+        finally:
+            self._waiting_since = None
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._timer.cancel()
+
+    def _look(self) -> None:
+        """Cancel a wait that takes too long, or look again when that may be."""
+        left = self._seconds
+        if self._waiting_since is not None:
+            left += self._waiting_since - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self._expired = True
+            self._task.cancel()

@@ -19,6 +19,7 @@ from cogment_model_registry.errors import TimedOutError
 from cogment_model_registry.handlers import Call
 from cogment_model_registry.records import VersionHeader
 from cogment_model_registry.settings import KIB, MIB, Settings
+from cogment_model_registry.tasks import IdleWatch
 from cogment_model_registry.wire import convert
 
 _RECEIVE_BYTES = 8 * MIB
@@ -72,7 +73,7 @@ class Transfers:
             yield receiver
         finally:
             self.count -= 1
-            receiver.end_turn()
+            receiver.close()
 
     @contextlib.contextmanager
     def sending(self, call: Call) -> Iterator["Sender"]:
@@ -81,9 +82,11 @@ class Transfers:
         window_bytes = max(window_bytes, _WINDOW_MIN_BYTES)
         self._send_bytes -= window_bytes
         self.count += 1
+        sender = Sender(call, window_bytes, self._settings)
         try:
-            yield Sender(call, window_bytes, self._settings)
+            yield sender
         finally:
+            sender.close()
             self.count -= 1
             self._send_bytes += window_bytes
 
@@ -95,6 +98,7 @@ class Receiver:
         self._call = call
         self._budget = budget
         self._idle_seconds = idle_seconds
+        self._watch = IdleWatch(idle_seconds)
         self._expected_bytes = 0
         self._taken_bytes = 0
 
@@ -150,8 +154,7 @@ class Receiver:
         if self._taken_bytes:
             turn = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
         try:
-            async with asyncio.timeout(self._idle_seconds):
-                message = await self._call.read()
+            message = await self._watch.wait(self._call.read())
         except TimeoutError:
             raise TimedOutError(f"the upload sent nothing for {self._idle_seconds:g} seconds") from None
         finally:
@@ -160,6 +163,11 @@ class Receiver:
         if message is None:
             self.end_turn()
         return message
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        self._watch.close()
+        self.end_turn()
 
     def end_turn(self) -> None:
         """Let others receive."""
@@ -179,6 +187,7 @@ class Sender:
     def __init__(self, call: Call, window_bytes: int, settings: Settings) -> None:
         self._call = call
         self._idle_seconds = settings.retrieval_idle_seconds
+        self._watch = IdleWatch(self._idle_seconds)
         self.chunk_bytes = min(settings.sent_version_chunk_size, window_bytes // _COPIES)
         self.buffer_bytes = window_bytes // 2
 
@@ -189,10 +198,13 @@ class Sender:
             TimedOutError: The client took nothing for too long.
         """
         try:
-            async with asyncio.timeout(self._idle_seconds):
-                await self._call.write(message)
+            await self._watch.wait(self._call.write(message))
         except TimeoutError:
             raise TimedOutError(f"the client took nothing for {self._idle_seconds:g} seconds") from None
+
+    def close(self) -> None:
+        """Hold nothing any more."""
+        self._watch.close()
 
 
 async def _is_done_soon(reading: asyncio.Future[bytes | None]) -> bool:

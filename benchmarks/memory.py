@@ -1,0 +1,117 @@
+"""How much memory the server takes, as the operating system counts it."""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from benchmarks.bench import Bench, Benchmark, Outcome
+from benchmarks.clients import Churn, Upload, churn, prepare, retrieve_seconds, upload_seconds
+from benchmarks.load import job
+from benchmarks.measures import GIB, MIB, Curve, Result, Series, Spread, no_more_than
+from benchmarks.processes import ServerProcess
+
+_CHURNED_BUDGETS = 10
+_OVER_BUDGET = 1.15
+_BESIDE_BUDGET_MIB = 100
+_LARGE_OVER_IDLE_MIB = 64
+_SAMPLE_SECONDS = 0.1
+
+
+@contextmanager
+def _sampled(server: ServerProcess) -> Iterator[list[tuple[float, Spread]]]:
+    """Open a context in which the resident memory of a server is noted, with the seconds since the start."""
+    samples: list[tuple[float, Spread]] = []
+    stop = threading.Event()
+    started = time.perf_counter()
+
+    def sample() -> None:
+        while not stop.wait(_SAMPLE_SECONDS):
+            samples.append((time.perf_counter() - started, Spread.of([server.resident_mib()])))
+
+    thread = threading.Thread(target=sample, name="memory samples")
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _churn(bench: Bench) -> Sequence[Outcome]:
+    """Measure memory while a budget's worth of versions of all sizes is replaced ten times."""
+    budget_mib = bench.choose(512, 64)
+    mix = Churn(
+        [f"model{index}" for index in range(4)],
+        _CHURNED_BUDGETS * budget_mib * MIB,
+        max_bytes=bench.choose(64, 8) * MIB,
+        connections=4,
+    )
+    with bench.registry("--cache_max_items=1000000", budget_mib=budget_mib) as registry:
+        idle_mib = registry.resident_mib()
+        bench.load(0).run(job(prepare, registry.port, mix.model_ids))
+        with _sampled(registry) as samples:
+            versions = bench.load(0).run(job(churn, registry.port, mix))
+        resident, peak = Spread.of([registry.resident_mib()]), Spread.of([registry.peak_mib()])
+    limit = no_more_than(_OVER_BUDGET * budget_mib + _BESIDE_BUDGET_MIB, "MiB")
+    note = f"{versions:,} versions of 1 kB to {mix.max_bytes // MIB} MiB; idle {idle_mib:.0f} MiB"
+    note += bench.note("; a smaller budget than in a full run")
+    what = f"a churn of {_CHURNED_BUDGETS} x a budget of {budget_mib} MiB"
+    floor = Spread.of([float(budget_mib)])
+
+    def result(name: str, moment: str, value: Spread) -> Result:
+        ratio = Spread.of([value.median / budget_mib])
+        return Result(
+            name, f"memory {moment} {what}", "MiB", value, "the budget", floor, ratio, limit, peak.median, note
+        )
+
+    end = samples[-1][0] if samples else 1.0
+    lines = [
+        Series("resident", samples),
+        Series("the budget", [(0.0, floor), (end, floor)]),
+        Series("1.15 x the budget + 100 MiB", [(x, Spread.of([limit.limit])) for x in (0.0, end)]),
+    ]
+    curve = Curve("memory", f"Memory over {what}", "seconds", "MiB", lines, is_log_x=False, is_log_y=False)
+    return [result("churn", "after", resident), result("churn peak", "peak in", peak), curve]
+
+
+def _large(bench: Bench) -> Sequence[Outcome]:
+    """Measure the memory that one very large archived version takes, on its way in and out."""
+    size_bytes = 256 * MIB if bench.quick else 4 * GIB
+    size = "256 MiB" if bench.quick else "4 GiB"
+    note = bench.note("a smaller version than in a full run")
+    upload = Upload("walker", size_bytes, archived=True)
+    with bench.registry() as registry:
+        bench.load(0).run(job(prepare, registry.port, ["walker"]))
+        idle = Spread.of([registry.resident_mib()])
+        results = []
+        for name, what, todo in (
+            ("store large", f"store {size}, archived", job(upload_seconds, registry.port, upload, 1, warm_up=False)),
+            ("retrieve large", f"retrieve {size}", job(retrieve_seconds, registry.port, upload, 1, warm_up=False)),
+        ):
+            registry.forget_peak()
+            bench.load(0).run(todo)
+            peak_mib = registry.peak_mib()
+            over = Spread.of([peak_mib - idle.median])
+            target = no_more_than(_LARGE_OVER_IDLE_MIB, "MiB")
+            results.append(
+                Result(
+                    f"{name} memory",
+                    f"peak over idle: {what}",
+                    "MiB",
+                    over,
+                    "idle",
+                    idle,
+                    Spread.of([over.median / idle.median]),
+                    target,
+                    peak_mib,
+                    note,
+                )
+            )
+        return results
+
+
+BENCHMARKS = [
+    Benchmark("churn", "memory while versions of all sizes replace each other (a plot, too)", _churn),
+    Benchmark("large", "memory while one archived version of 4 GiB is stored and retrieved", _large),
+]
