@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -65,6 +66,14 @@ def _body(size_bytes: int) -> bytes:
 def _encode_body(size_bytes: int) -> bytes:
     body = m.CreateVersionRequestChunk.Body(data_chunk=_NOISE[:size_bytes])
     return m.CreateVersionRequestChunk(body=body).SerializeToString()
+
+
+class Kind(Enum):
+    """Calls that many clients make at once."""
+
+    PUBLISH = "publish"
+    INFOS = "infos of the latest"
+    RETRIEVE = "retrieve the latest"
 
 
 class Client:
@@ -172,9 +181,7 @@ async def upload_seconds(
         return await _timed(once, count, gap_seconds, warm_up=warm_up)
 
 
-async def _timed(
-    call: Callable[[], Awaitable[None]], count: int, gap_seconds: float, *, warm_up: bool
-) -> list[float]:
+async def _timed(call: Callable[[], Awaitable[None]], count: int, gap_seconds: float, *, warm_up: bool) -> list[float]:
     """Call `count` times, and return the seconds of each call."""
     seconds = []
     if warm_up:
@@ -218,7 +225,7 @@ async def versions_listed(port: int, model_id: str) -> int:
         return len(m.RetrieveVersionInfosReply.FromString(await client.infos(model_id)).version_infos)
 
 
-async def call_seconds(port: int, upload: Upload, connections: int, seconds: float, *, publish: bool) -> list[float]:
+async def call_seconds(port: int, upload: Upload, connections: int, seconds: float, kind: Kind) -> list[float]:
     """Make calls one after the other on each of some connections, for some time; return the seconds of each call.
 
     Args:
@@ -226,16 +233,19 @@ async def call_seconds(port: int, upload: Upload, connections: int, seconds: flo
         upload: What is published, or whose model is asked for its latest version.
         connections: How many.
         seconds: How long.
-        publish: Whether versions are created, and not infos asked for.
+        kind: Which calls.
     """
     messages = upload.messages()
     latencies: list[float] = []
 
     async def call(client: Client) -> None:
-        if publish:
-            await client.create_version(messages)
-        else:
-            await client.infos(upload.model_id, -1)
+        match kind:
+            case Kind.PUBLISH:
+                await client.create_version(messages)
+            case Kind.INFOS:
+                await client.infos(upload.model_id, -1)
+            case Kind.RETRIEVE:
+                await client.retrieve(upload.model_id)
 
     async def calls(client: Client, deadline: float) -> None:
         while (started := time.perf_counter()) < deadline:

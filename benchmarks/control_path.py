@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from benchmarks.bench import Bench, Benchmark, Outcome
-from benchmarks.clients import Upload, call_seconds
+from benchmarks.clients import Kind, Upload, call_seconds
 from benchmarks.load import job, together
 from benchmarks.measures import (
     KIB,
@@ -25,7 +25,7 @@ _LOADS = 2
 
 
 def _latencies(
-    bench: Bench, port: int, connections: int, seconds: float, *, publish: bool
+    bench: Bench, port: int, connections: int, seconds: float, kind: Kind
 ) -> Callable[[], list[list[float]]]:
     """Return what makes calls for some time, and returns the seconds of each call, by process."""
     loads = min(_LOADS, connections)
@@ -35,7 +35,7 @@ def _latencies(
     def measure() -> list[list[float]]:
         return together(
             [
-                (bench.load(index), job(call_seconds, port, upload, share, seconds, publish=publish))
+                (bench.load(index), job(call_seconds, port, upload, share, seconds, kind))
                 for index, share in enumerate(shares)
             ]
         )
@@ -43,23 +43,21 @@ def _latencies(
     return measure
 
 
-def _rate(
-    bench: Bench, port: int, connections: int, seconds: float, *, publish: bool
-) -> Callable[[], list[float]]:
+def _rate(bench: Bench, port: int, connections: int, seconds: float, kind: Kind) -> Callable[[], list[float]]:
     """Return what measures calls per second once."""
-    measure = _latencies(bench, port, connections, seconds, publish=publish)
+    measure = _latencies(bench, port, connections, seconds, kind)
     return lambda: [sum(len(latencies) for latencies in measure()) / seconds]
 
 
-def _calls(bench: Bench, name: str, what: str, connections: int, *, publish: bool) -> Sequence[Outcome]:
+def _calls(bench: Bench, name: str, what: str, connections: int, kind: Kind) -> Sequence[Outcome]:
     seconds = 0.6 if bench.quick else 1.5
     with bench.pair() as pair:
         bench.fit_floor(pair, Upload(MODEL_ID, _SMALL_BYTES))
         blocks = interleaved(
             bench.choose(9, 3),
             {
-                "registry": _rate(bench, pair.registry.port, connections, seconds, publish=publish),
-                "floor": _rate(bench, pair.floor.port, connections, seconds, publish=publish),
+                "registry": _rate(bench, pair.registry.port, connections, seconds, kind),
+                "floor": _rate(bench, pair.floor.port, connections, seconds, kind),
             },
         )
         return [
@@ -68,7 +66,7 @@ def _calls(bench: Bench, name: str, what: str, connections: int, *, publish: boo
                 what,
                 "calls/s",
                 blocks["registry"],
-                "sink of 10 KiB" if publish else "unary",
+                "sink of 10 KiB" if kind is Kind.PUBLISH else "unary",
                 blocks["floor"],
                 at_least(0.80),
                 peak_mib=pair.registry.peak_mib(),
@@ -77,11 +75,11 @@ def _calls(bench: Bench, name: str, what: str, connections: int, *, publish: boo
 
 
 def _publish_calls(bench: Bench) -> Sequence[Outcome]:
-    return _calls(bench, "publish calls", "publish 10 KiB, 8 connections", _PUBLISHERS, publish=True)
+    return _calls(bench, "publish calls", "publish 10 KiB, 8 connections", _PUBLISHERS, Kind.PUBLISH)
 
 
 def _infos_calls(bench: Bench) -> Sequence[Outcome]:
-    return _calls(bench, "infos calls", "infos of the latest, 16 connections", _ASKERS, publish=False)
+    return _calls(bench, "infos calls", "infos of the latest, 16 connections", _ASKERS, Kind.INFOS)
 
 
 def _latency(bench: Bench) -> Sequence[Outcome]:
@@ -95,7 +93,7 @@ def _latency(bench: Bench) -> Sequence[Outcome]:
         for connections in counts:
             for index, name in enumerate(names):
                 port = (pair.floor if index % 2 else pair.registry).port
-                measure = _latencies(bench, port, connections, seconds, publish=index < 2)
+                measure = _latencies(bench, port, connections, seconds, Kind.PUBLISH if index < 2 else Kind.INFOS)
                 values = [milliseconds(value) for latencies in measure() for value in latencies]
                 points[name].append((connections, Spread.of(values)))
     series = [Series(name, points[name]) for name in names]

@@ -102,24 +102,25 @@ class ServerProcess:
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
+    def _signal(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)  # it leads a group, since it leads a session
+
     def stop(self) -> None:
-        """End it, and wait for that."""
+        """End it and the processes that it started, and wait for that."""
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
+            self._signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        self._signal(signal.SIGKILL)
+        self._process.wait()
         self._reader.join(_STOP_SECONDS)
         if self._process.stdout is not None:
             self._process.stdout.close()
 
 
 @contextlib.contextmanager
-def running(
-    command: Sequence[str], serving: str, environment: dict[str, str] | None = None
-) -> Iterator[ServerProcess]:
+def running(command: Sequence[str], serving: str, environment: dict[str, str] | None = None) -> Iterator[ServerProcess]:
     """Open a context in which a server process serves."""
     process = ServerProcess(command, serving, environment)
     try:

@@ -44,6 +44,7 @@ def _fetched(bench: Bench) -> Sequence[Outcome]:
         def floors() -> list[float]:
             sink = bench.load(0).run(job(upload_seconds, pair.floor.port, upload, rounds, _FETCH_GAP_SECONDS))
             source = bench.load(1).run(job(retrieve_seconds, pair.floor.port, upload, rounds, _FETCH_GAP_SECONDS))
+            # In order of size, so that the median of the sums is the sum of the medians.
             return [each + other for each, other in zip(sorted(sink), sorted(source), strict=True)]
 
         blocks = interleaved(

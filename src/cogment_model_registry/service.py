@@ -12,7 +12,7 @@ import grpc
 from cogment_model_registry._version import __version__
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
 from cogment_model_registry.handlers import Call, Handlers, Observer
-from cogment_model_registry.records import VersionHeader
+from cogment_model_registry.records import VersionHeader, VersionInfo
 from cogment_model_registry.registry import Registry
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.transfers import Transfers
@@ -38,6 +38,7 @@ class ModelRegistryService:
         self._settings = settings
         self._handlers = Handlers(observe)
         self._transfers = Transfers(settings)
+        self._last_update: tuple[VersionInfo | None, bytes] = None, b""
 
     @property
     def transfers(self) -> int:
@@ -131,6 +132,7 @@ class ModelRegistryService:
             taken = page.extend(convert.version_message(info).SerializeToString() for info in versions)
             if taken:
                 next_number = versions[taken - 1].number + 1
+            await asyncio.sleep(0)  # a long listing holds up nobody for long
             if taken < len(versions):
                 break
         return page.reply(str(next_number) if len(page) else request.version_handle or "0")
@@ -162,8 +164,15 @@ class ModelRegistryService:
         call.about(model_id=request.model_id)
         async with aclosing(self._registry.watch(request.model_id)) as versions:
             async for info in versions:
-                reply = messages.VersionUpdateReply(version_info=convert.version_message(info))
-                await call.write(reply.SerializeToString())
+                await call.write(self._update_reply(info))
+
+    def _update_reply(self, info: VersionInfo) -> bytes:
+        """Return the reply that tells of a version; all watchers of a model get the same one, one after the other."""
+        told, reply = self._last_update
+        if told is not info:
+            reply = messages.VersionUpdateReply(version_info=convert.version_message(info)).SerializeToString()
+            self._last_update = info, reply
+        return reply
 
     async def _version(self, data: bytes, call: Call) -> bytes:
         convert.decode(messages.VersionRequest, data)

@@ -1,0 +1,282 @@
+"""What a user would take instead, measured the same way and in turns: plain files, Redis, MLflow.
+
+They promise other things. Redis keeps what it has in memory and numbers nothing; here it saves nothing either. A file
+has no versions and tells nobody. MLflow keeps versions and their artifacts, and was not made for many a minute. What is
+not installed is skipped, and said.
+"""
+
+import asyncio
+import importlib
+import json
+import os
+import shutil
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from benchmarks import floors, processes
+from benchmarks.bench import Bench, Benchmark, NotHereError, Outcome
+from benchmarks.clients import SDK_CHUNK_BYTES, Kind, Upload, call_seconds, retrieve_seconds, upload_seconds
+from benchmarks.load import job, meet, together
+from benchmarks.measures import KIB, MIB, Blocks, Result, compared, converted, interleaved, mib_per_second
+
+_LARGE_BYTES = 64 * MIB
+_SMALL_BYTES = 10 * KIB
+_CONNECTIONS = 8
+_LOADS = 2
+_KEY = "walker"
+_HTTP_SECONDS = 120
+
+
+def _rates(
+    bench: Bench, what: str, ours: Callable[[], list[float]], peer: str, theirs: Callable[[], list[float]], name: str
+) -> Result:
+    """Return the throughput of the registry beside that of a peer, for 64 MiB."""
+    blocks = interleaved(bench.choose(5, 2), {"ours": ours, "theirs": theirs})
+    rates = {side: converted(values, mib_per_second(_LARGE_BYTES)) for side, values in blocks.items()}
+    return compared(name, what, "MiB/s", rates["ours"], peer, rates["theirs"])
+
+
+def _files(bench: Bench) -> Sequence[Outcome]:
+    count = bench.choose(3, 2)
+    load = bench.load(0)
+    transient, archived = Upload(_KEY, _LARGE_BYTES), Upload(_KEY, _LARGE_BYTES, archived=True)
+    with bench.pair() as pair, bench.place() as place:
+        port, directory = pair.registry.port, str(place)
+
+        def writes(*, sync: bool) -> Callable[[], list[float]]:
+            writing = job(floors.write_seconds, directory, _LARGE_BYTES, SDK_CHUNK_BYTES, count, sync=sync)
+            return lambda: load.run(writing)
+
+        def uploads(upload: Upload) -> Callable[[], list[float]]:
+            return lambda: load.run(job(upload_seconds, port, upload, count))
+
+        def retrievals() -> list[float]:
+            return load.run(job(retrieve_seconds, port, archived, count))
+
+        def reads() -> list[float]:
+            return load.run(job(floors.read_seconds, directory, _LARGE_BYTES, SDK_CHUNK_BYTES, count))
+
+        return [
+            _rates(
+                bench,
+                "publish 64 MiB, transient",
+                uploads(transient),
+                "file: write + rename",
+                writes(sync=False),
+                "file write",
+            ),
+            _rates(
+                bench,
+                "store 64 MiB, archived",
+                uploads(archived),
+                "file: write + fsync + rename",
+                writes(sync=True),
+                "file sync",
+            ),
+            _rates(bench, "retrieve 64 MiB, archived", retrievals, "file: read", reads, "file read"),
+        ]
+
+
+# Redis.
+
+
+def _redis() -> Any:
+    """Return redis-py."""
+    try:
+        return importlib.import_module("redis")
+    except ImportError:
+        raise NotHereError("redis-py is not installed; see requirements/bench.txt") from None
+
+
+def _redis_benchmark(bench: Bench) -> Sequence[Outcome]:
+    _redis()
+    program = shutil.which("redis-server")
+    if program is None:
+        raise NotHereError("there is no redis-server")
+    count = bench.choose(3, 2)
+    seconds = 0.4 if bench.quick else 1.0
+    large, small = Upload(_KEY, _LARGE_BYTES), Upload(_KEY, _SMALL_BYTES)
+    load = bench.load(0)
+    with bench.pair() as pair, bench.place() as place:
+        command = [program, "--port", str(processes.free_port()), "--bind", "127.0.0.1", "--dir", str(place)]
+        command += ["--save", "", "--appendonly", "no"]
+        with processes.running(command, r"[Rr]unning mode=standalone, port=(\d+)") as redis:
+            ours, theirs = pair.registry.port, redis.port
+            results = [
+                _rates(
+                    bench,
+                    "publish 64 MiB, transient",
+                    lambda: load.run(job(upload_seconds, ours, large, count)),
+                    "Redis SET",
+                    lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, count, write=True)),
+                    "redis set",
+                ),
+                _rates(
+                    bench,
+                    "retrieve 64 MiB, transient",
+                    lambda: load.run(job(retrieve_seconds, ours, large, count)),
+                    "Redis GET",
+                    lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, count, write=False)),
+                    "redis get",
+                ),
+            ]
+            for kind, verb in ((Kind.PUBLISH, "SET"), (Kind.RETRIEVE, "GET")):
+                blocks = interleaved(
+                    bench.choose(5, 2),
+                    {
+                        "ours": lambda kind=kind: _calls(bench, ours, small, seconds, kind),
+                        "theirs": lambda kind=kind: _redis_calls(bench, theirs, seconds, kind),
+                    },
+                )
+                results.append(_small_calls(kind, verb, blocks))
+            return results
+
+
+def _small_calls(kind: Kind, verb: str, blocks: dict[str, Blocks]) -> Result:
+    what = f"{kind.value.split()[0]} 10 KiB, {_CONNECTIONS} connections"
+    return compared(f"redis {verb.lower()} calls", what, "calls/s", blocks["ours"], f"Redis {verb}", blocks["theirs"])
+
+
+def _calls(bench: Bench, port: int, upload: Upload, seconds: float, kind: Kind) -> list[float]:
+    todo = job(call_seconds, port, upload, _CONNECTIONS // _LOADS, seconds, kind)
+    return [sum(map(len, together([(bench.load(index), todo) for index in range(_LOADS)]))) / seconds]
+
+
+def _redis_calls(bench: Bench, port: int, seconds: float, kind: Kind) -> list[float]:
+    todo = job(redis_call_seconds, port, _CONNECTIONS // _LOADS, seconds, write=kind is Kind.PUBLISH)
+    return [sum(map(len, together([(bench.load(index), todo) for index in range(_LOADS)]))) / seconds]
+
+
+async def redis_seconds(port: int, size_bytes: int, count: int, *, write: bool) -> list[float]:
+    """Set or get a value `count` times, after once that does not count; return the seconds of each."""
+    client = _redis().Redis(port=port)
+    value = os.urandom(size_bytes) if write else b""
+    seconds = []
+    for index in range(count + 1):
+        started = time.perf_counter()
+        if write:
+            client.set(_KEY, value)
+        elif len(client.get(_KEY)) != size_bytes:
+            raise RuntimeError("another value came")
+        if index:
+            seconds.append(time.perf_counter() - started)
+    client.close()
+    return seconds
+
+
+async def redis_call_seconds(port: int, connections: int, seconds: float, *, write: bool) -> list[float]:
+    """Set or get values of 10 KiB, one after the other on each of some connections; return the seconds of each."""
+    redis = importlib.import_module("redis.asyncio")
+    clients = [redis.Redis(port=port, single_connection_client=True) for _ in range(connections)]
+    value = os.urandom(_SMALL_BYTES)
+    latencies: list[float] = []
+
+    async def calls(client: Any, deadline: float) -> None:
+        while (started := time.perf_counter()) < deadline:
+            await (client.set("small", value) if write else client.get("small"))
+            latencies.append(time.perf_counter() - started)
+
+    for client in clients:
+        await client.set("small", value)
+    await meet()
+    deadline = time.perf_counter() + seconds
+    await asyncio.gather(*(calls(client, deadline) for client in clients))
+    for client in clients:
+        await client.aclose()
+    return latencies
+
+
+# MLflow.
+
+
+def _mlflow_benchmark(bench: Bench) -> Sequence[Outcome]:
+    if bench.quick:
+        raise NotHereError("MLflow takes too long for a quick run")
+    program = bench.mlflow or shutil.which("mlflow")
+    if not program:
+        raise NotHereError("there is no mlflow; --mlflow names one")
+    load = bench.load(0)
+    upload = Upload(_KEY, _LARGE_BYTES, archived=True)
+    with bench.pair() as pair, bench.place() as place:
+        command = [program, "server", "--host=127.0.0.1", f"--port={processes.free_port()}", "--workers=1"]
+        command += ["--serve-artifacts", f"--artifacts-destination={place / 'artifacts'}"]
+        command += [f"--backend-store-uri=sqlite:///{place / 'mlflow.db'}"]
+        home = {"HOME": str(place), "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}
+        with processes.running(command, r"running on http://127\.0\.0\.1:(\d+)", home) as mlflow:
+            ours, theirs = pair.registry.port, mlflow.port
+            load.run(job(mlflow_prepare, theirs))
+            return [
+                _rates(
+                    bench,
+                    "store 64 MiB, archived",
+                    lambda: load.run(job(upload_seconds, ours, upload, 2)),
+                    "MLflow: artifact + version",
+                    lambda: load.run(job(mlflow_store_seconds, theirs, 2)),
+                    "mlflow store",
+                ),
+                _rates(
+                    bench,
+                    "retrieve 64 MiB, archived",
+                    lambda: load.run(job(retrieve_seconds, ours, upload, 2)),
+                    "MLflow: artifact",
+                    lambda: load.run(job(mlflow_retrieve_seconds, theirs, 2)),
+                    "mlflow retrieve",
+                ),
+            ]
+
+
+def _http(port: int, method: str, path: str, body: bytes | None, content_type: str) -> int:
+    """Make an HTTP call, and return how many bytes came."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/{path}", body, method=method)
+    request.add_header("Content-Type", content_type)
+    received_bytes = 0
+    with urllib.request.urlopen(request, timeout=_HTTP_SECONDS) as reply:
+        while block := reply.read(SDK_CHUNK_BYTES):
+            received_bytes += len(block)
+    return received_bytes
+
+
+def _post(port: int, path: str, **fields: str) -> None:
+    _http(port, "POST", f"mlflow/{path}", json.dumps(fields).encode(), "application/json")
+
+
+_ARTIFACT = "mlflow-artifacts/artifacts/walker/weights"
+
+
+async def mlflow_prepare(port: int) -> None:
+    """Create a registered model."""
+    _post(port, "registered-models/create", name=_KEY)
+
+
+async def mlflow_store_seconds(port: int, count: int) -> list[float]:
+    """Upload an artifact and register it as a version, `count` times after once that does not count."""
+    data = os.urandom(_LARGE_BYTES)
+    seconds = []
+    for index in range(count + 1):
+        started = time.perf_counter()
+        _http(port, "PUT", _ARTIFACT, data, "application/octet-stream")
+        _post(port, "model-versions/create", name=_KEY, source="mlflow-artifacts:/walker")
+        if index:
+            seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+async def mlflow_retrieve_seconds(port: int, count: int) -> list[float]:
+    """Download the artifact `count` times, after once that does not count."""
+    seconds = []
+    for index in range(count + 1):
+        started = time.perf_counter()
+        if _http(port, "GET", _ARTIFACT, None, "application/octet-stream") != _LARGE_BYTES:
+            raise RuntimeError("another artifact came")
+        if index:
+            seconds.append(time.perf_counter() - started)
+    return seconds
+
+
+BENCHMARKS = [
+    Benchmark("files", "plain files, with and without a sync, beside the registry", _files),
+    Benchmark("redis", "Redis, SET and GET, beside the registry", _redis_benchmark),
+    Benchmark("mlflow", "MLflow's registry and artifacts, beside the registry (not in a quick run)", _mlflow_benchmark),
+]

@@ -1,0 +1,112 @@
+"""A run as tables on a terminal, and as JSON."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import Machine
+from benchmarks.measures import Curve, Result, Spread
+
+
+@dataclass(slots=True)
+class Run:
+    """What a run found.
+
+    Attributes:
+        machine: What it was made on.
+        quick: Whether it was a quick one.
+        figures: The figures.
+        peers: What a user would take instead, beside the registry.
+        curves: What becomes a plot.
+        skipped: What was not measured, and why, by name.
+        failed: What could not be measured, and why, by name.
+        seconds: How long each took, by name.
+    """
+
+    machine: Machine
+    quick: bool
+    figures: list[Result] = field(default_factory=list)
+    peers: list[Result] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        fields = asdict(self)
+        for name, results in (("figures", self.figures), ("peers", self.peers)):
+            fields[name] = [
+                {**asdict(result), "target": str(result.target or ""), "reached": result.reached} for result in results
+            ]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(fields, indent=1) + "\n")
+
+    def show(self, console: Console) -> None:
+        """Print the tables."""
+        machine = self.machine
+        console.print(
+            f"\n{machine.date}  commit {machine.commit}  {machine.cores} cores ({machine.processor}), "
+            f"{machine.memory_mib:,} MiB, load {machine.load} before\n{machine.kernel}, {machine.file_system}, "
+            f"Python {machine.python}, grpcio {machine.grpcio}"
+        )
+        if self.quick:
+            console.print("A quick run: few repetitions and smaller sizes; its figures say little.")
+        if self.figures:
+            console.print(_table("Beside the floors", "floor", self.figures))
+        if self.peers:
+            console.print(_table("Beside what else there is", "the other", self.peers))
+        for result in (*self.figures, *self.peers):
+            if result.note:
+                console.print(f"{result.name}: {result.note}")
+        for name, reason in self.skipped.items():
+            console.print(f"skipped: {name}: {reason}")
+        for name, reason in self.failed.items():
+            console.print(f"[red]failed[/]: {name}: {reason}")
+        missed = [result.name for result in self.figures if result.reached is False]
+        console.print(f"Targets that were missed: {', '.join(missed) or 'none'}.")
+        console.print("Values are medians, with their quartiles; a ratio is the median over neighbouring measurements.")
+
+
+def _table(title: str, floor: str, results: Sequence[Result]) -> Table:
+    table = Table(title=title, title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("beside")
+    table.add_column(floor, justify="right", no_wrap=True)
+    table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("target", no_wrap=True)
+    table.add_column("peak MiB", justify="right")
+    for result in results:
+        table.add_row(
+            result.what,
+            _shown(result.value, result.unit),
+            result.against,
+            _shown(result.floor, result.unit) if result.floor else "",
+            _shown(result.ratio, "x") if result.ratio else "",
+            f"{result.target or ''}\n{_verdict(result)}".strip(),
+            f"{result.peak_mib:,.0f}" if result.peak_mib is not None else "",
+        )
+        table.add_section()
+    return table
+
+
+def _verdict(result: Result) -> str:
+    return {True: "[green]reached[/]", False: "[red]missed[/]", None: ""}[result.reached]
+
+
+def _shown(spread: Spread, unit: str) -> str:
+    median = f"{_number(spread.median)} {unit}"
+    if spread.count == 1:
+        return median
+    return f"{median}\n[dim]{_number(spread.lower)} to {_number(spread.upper)}[/]"
+
+
+def _number(value: float) -> str:
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
