@@ -26,6 +26,7 @@ _FIGURES = [
     *memory.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
+_WIDTH = 130
 _ALL = [*_FIGURES, *peers.BENCHMARKS, *_CURVES]
 
 
@@ -91,6 +92,8 @@ def main(
 ) -> None:
     """Measure the server, each figure beside its floor."""
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH)  # a file has none of its own
     if list_them:
         for benchmark in _ALL:
             console.print(f"{benchmark.name:20}{benchmark.what}", highlight=False)

@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks import processes
 from benchmarks.clients import Upload, prepare, shape_like
 from benchmarks.load import Load, job
-from benchmarks.measures import MIB, Curve, Result
+from benchmarks.measures import MIB, Blocks, Curve, Result
 from benchmarks.processes import ServerProcess
 
 Outcome = Result | Curve
@@ -26,6 +26,23 @@ class Pair:
 
     registry: ServerProcess
     floor: ServerProcess
+
+    def mark(self) -> None:
+        """Begin to count the time of processors anew."""
+        self.registry.mark_processor()
+        self.floor.mark_processor()
+
+    def processor_ratio(self, calls: Blocks | None = None, floor_calls: Blocks | None = None) -> float:
+        """Return what a call has taken of processors since `mark`, divided by what it took for the floor.
+
+        Args:
+            calls: How many calls there were; as many as of the floor when None.
+            floor_calls: How many there were of the floor.
+        """
+        ratio = self.registry.marked_processor_seconds() / max(self.floor.marked_processor_seconds(), 0.01)
+        if calls and floor_calls:
+            ratio *= sum(map(sum, floor_calls)) / sum(map(sum, calls))
+        return round(ratio, 3)
 
 
 class Bench:

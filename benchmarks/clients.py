@@ -6,7 +6,6 @@ connection of its own each.
 
 import asyncio
 import os
-import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,7 +19,7 @@ import grpc.aio
 
 from benchmarks.floors import CONFIGURE, Shape
 from benchmarks.load import meet
-from benchmarks.measures import KIB, MIB
+from benchmarks.measures import MIB
 from cogment_model_registry.wire import messages as m
 
 _METHOD = f"/{m.SERVICE_NAMES[0]}/"
@@ -318,43 +317,3 @@ async def fetched_moments(port: int, upload: Upload, rounds: int) -> list[float]
             moments.append(time.monotonic())
         call.cancel()
     return moments
-
-
-@dataclass(frozen=True, slots=True)
-class Churn:
-    """A mix of versions of all sizes.
-
-    Attributes:
-        model_ids: The models that get them.
-        total_bytes: How much in all.
-        max_bytes: How large one is at most; 1 kB at least.
-        connections: How many clients publish at once.
-    """
-
-    model_ids: list[str]
-    total_bytes: int
-    max_bytes: int
-    connections: int
-
-
-async def churn(port: int, churn: Churn) -> int:
-    """Publish a mix of versions, every fourth of which is fetched; return how many there were."""
-    chance = random.Random(1)
-    left = churn.total_bytes
-    count = 0
-
-    async def publish(client: Client) -> None:
-        nonlocal left, count
-        while left > 0:
-            size = int(1000 * (churn.max_bytes / 1000) ** chance.random())
-            upload = Upload(chance.choice(churn.model_ids), size, chunk_bytes=64 * KIB << chance.randrange(7))
-            left -= size
-            count += 1
-            created = m.CreateVersionReply.FromString(await client.create_version(upload.messages()))
-            if count % 4 == 0:
-                await client.retrieve(upload.model_id, created.version_info.version_number)
-
-    async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(connected(port)) for _ in range(churn.connections)]
-        await asyncio.gather(*(publish(client) for client in clients))
-    return count

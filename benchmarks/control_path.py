@@ -53,6 +53,7 @@ def _calls(bench: Bench, name: str, what: str, connections: int, kind: Kind) -> 
     seconds = 0.6 if bench.quick else 1.5
     with bench.pair() as pair:
         bench.fit_floor(pair, Upload(MODEL_ID, _SMALL_BYTES))
+        pair.mark()
         blocks = interleaved(
             bench.choose(9, 3),
             {
@@ -66,10 +67,11 @@ def _calls(bench: Bench, name: str, what: str, connections: int, kind: Kind) -> 
                 what,
                 "calls/s",
                 blocks["registry"],
-                "sink of 10 KiB" if kind is Kind.PUBLISH else "unary",
-                blocks["floor"],
-                at_least(0.80),
+                against="sink of 10 KiB" if kind is Kind.PUBLISH else "unary",
+                floor_blocks=blocks["floor"],
+                target=at_least(0.80),
                 peak_mib=pair.registry.peak_mib(),
+                processor_ratio=pair.processor_ratio(blocks["registry"], blocks["floor"]),
             )
         ]
 

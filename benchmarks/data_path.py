@@ -52,6 +52,7 @@ def _publish(bench: Bench) -> Sequence[Outcome]:
     with bench.pair() as pair:
         bench.fit_floor(pair, upload)
         bench.load(0).run(job(upload_seconds, pair.registry.port, upload, _BUDGET_FILLS))
+        pair.mark()
         blocks = interleaved(
             repetitions,
             {
@@ -66,10 +67,11 @@ def _publish(bench: Bench) -> Sequence[Outcome]:
                 "publish 64 MiB, transient",
                 "MiB/s",
                 converted(blocks["registry"], rate),
-                "sink",
-                converted(blocks["sink"], rate),
-                at_least(0.70),
+                against="sink",
+                floor_blocks=converted(blocks["sink"], rate),
+                target=at_least(0.70),
                 peak_mib=pair.registry.peak_mib(),
+                processor_ratio=pair.processor_ratio(),
             )
         ]
 
@@ -80,6 +82,7 @@ def _store(bench: Bench) -> Sequence[Outcome]:
     with bench.pair() as pair, bench.place() as place:
         bench.fit_floor(pair, upload)
         writing = job(floors.write_seconds, str(place), _LARGE_BYTES, SDK_CHUNK_BYTES, count, sync=True)
+        pair.mark()
         blocks = interleaved(
             repetitions,
             {
@@ -96,10 +99,11 @@ def _store(bench: Bench) -> Sequence[Outcome]:
             "store 64 MiB, archived",
             "MiB/s",
             rates["registry"],
-            {"sink": "sink", "write": "write + fsync"}[lower],
-            rates[lower],
-            at_least(0.80),
+            against={"sink": "sink", "write": "write + fsync"}[lower],
+            floor_blocks=rates[lower],
+            target=at_least(0.80),
             peak_mib=pair.registry.peak_mib(),
+            processor_ratio=pair.processor_ratio(),
             note=f"the lower of: sink {sink.median:,.0f}, write + fsync {write.median:,.0f} MiB/s",
         )
         return [result]
@@ -113,6 +117,7 @@ def _retrieve(bench: Bench, *, archived: bool) -> Sequence[Outcome]:
         bench.fit_floor(pair, upload)
         if archived:
             _check_stored(bench, pair, upload)
+        pair.mark()
         blocks = interleaved(
             repetitions,
             {
@@ -127,10 +132,11 @@ def _retrieve(bench: Bench, *, archived: bool) -> Sequence[Outcome]:
                 f"retrieve 64 MiB, {kind}",
                 "MiB/s",
                 converted(blocks["registry"], rate),
-                "source",
-                converted(blocks["source"], rate),
-                at_least(0.90),
+                against="source",
+                floor_blocks=converted(blocks["source"], rate),
+                target=at_least(0.90),
                 peak_mib=pair.registry.peak_mib(),
+                processor_ratio=pair.processor_ratio(),
                 note="read and checked before, and in the system's memory" if archived else "",
             )
         ]

@@ -19,7 +19,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -28,7 +28,7 @@ from cogment_model_registry.wire import messages
 
 CONFIGURE = "/benchmarks.Floor/Configure"
 
-_Context = grpc.aio.ServicerContext  # generic in the stubs alone
+_Context: TypeAlias = Any  # gRPC's own type knows no end of a stream
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class _Floor:
             grpc.method_handlers_generic_handler(CONFIGURE.split("/")[1], control),
         ]
 
-    async def _configure(self, data: bytes, _context: "_Context[bytes, bytes]") -> bytes:
+    async def _configure(self, data: bytes, _context: _Context) -> bytes:
         shape = Shape(**json.loads(data))
         self._created, self._infos = bytes(shape.created_bytes), bytes(shape.infos_bytes)
         self._update = bytes(shape.update_bytes)
@@ -82,24 +82,24 @@ class _Floor:
         self._chunks = [buffers[size] for size in shape.chunks_bytes]
         return b""
 
-    async def _nothing(self, _data: bytes, _context: "_Context[bytes, bytes]") -> bytes:
+    async def _nothing(self, _data: bytes, _context: _Context) -> bytes:
         return b""
 
-    async def _unary(self, _data: bytes, _context: "_Context[bytes, bytes]") -> bytes:
+    async def _unary(self, _data: bytes, _context: _Context) -> bytes:
         return self._infos
 
-    async def _sink(self, _messages: object, context: "_Context[bytes, bytes]") -> bytes:
+    async def _sink(self, _messages: object, context: _Context) -> bytes:
         while await context.read() is not grpc.aio.EOF:
             pass
         self._news.set()
         self._news = asyncio.Event()
         return self._created
 
-    async def _source(self, _data: bytes, context: "_Context[bytes, bytes]") -> None:
+    async def _source(self, _data: bytes, context: _Context) -> None:
         for chunk in self._chunks:
             await context.write(chunk)
 
-    async def _watch(self, _data: bytes, context: "_Context[bytes, bytes]") -> None:
+    async def _watch(self, _data: bytes, context: _Context) -> None:
         while True:
             news = self._news
             await context.write(self._update)
@@ -130,18 +130,19 @@ async def write_seconds(directory: str, size_bytes: int, block_bytes: int, count
         sync: Whether it is synced, too.
     """
     blocks = _blocks(size_bytes, block_bytes)
-    name = os.path.join(directory, "floor")
-    seconds = []
-    for _ in range(count):
-        started = time.perf_counter()
-        with open(name + ".new", "wb", buffering=0) as file:
-            for block in blocks:
-                file.write(block)
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(name + ".new", name)
-        seconds.append(time.perf_counter() - started)
-        os.unlink(name)
+    return [_write_once(Path(directory) / "floor", blocks, sync=sync) for _ in range(count)]
+
+
+def _write_once(path: Path, blocks: Sequence[bytes], *, sync: bool) -> float:
+    new = path.with_suffix(".new")
+    started = time.perf_counter()
+    with open(new, "wb", buffering=0) as file:
+        file.writelines(blocks)
+        if sync:
+            os.fsync(file.fileno())
+    os.replace(new, path)
+    seconds = time.perf_counter() - started
+    os.unlink(path)
     return seconds
 
 
@@ -150,14 +151,15 @@ async def read_seconds(directory: str, size_bytes: int, block_bytes: int, count:
     path = Path(directory) / "read"
     if not path.exists():
         path.write_bytes(b"".join(_blocks(size_bytes, block_bytes)))
-    seconds = []
-    for _ in range(count):
-        started = time.perf_counter()
-        with open(path, "rb", buffering=0) as file:
-            while file.read(block_bytes):
-                pass
-        seconds.append(time.perf_counter() - started)
-    return seconds
+    return [_read_once(path, block_bytes) for _ in range(count)]
+
+
+def _read_once(path: Path, block_bytes: int) -> float:
+    started = time.perf_counter()
+    with open(path, "rb", buffering=0) as file:
+        while file.read(block_bytes):
+            pass
+    return time.perf_counter() - started
 
 
 def _blocks(size_bytes: int, block_bytes: int) -> Sequence[bytes]:

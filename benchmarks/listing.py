@@ -1,5 +1,6 @@
 """What many versions cost: listing them, and starting with them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -53,9 +54,9 @@ def _list(bench: Bench) -> Sequence[Outcome]:
                     f"all infos of {_LISTED:,} archived versions in one call",
                     "ms",
                     converted(blocks["registry"], milliseconds),
-                    "unary call with a reply of that size",
-                    converted(blocks["floor"], milliseconds),
-                    no_more_than(100, "ms"),
+                    against="unary call with a reply of that size",
+                    floor_blocks=converted(blocks["floor"], milliseconds),
+                    target=no_more_than(100, "ms"),
                     peak_mib=registry.peak_mib(),
                     note="after the first listing, which reads their files",
                 )
@@ -80,8 +81,8 @@ def _start(bench: Bench) -> Sequence[Outcome]:
             blocks = interleaved(
                 bench.choose(5, 2),
                 {
-                    "many": lambda peaks=peaks: _start_once(archive, peaks),
-                    "none": lambda peaks=empty_peaks: _start_once(empty, peaks),
+                    "many": functools.partial(_start_once, archive, peaks),
+                    "none": functools.partial(_start_once, empty, empty_peaks),
                 },
             )
             points.append((count, spread_of(blocks["many"])))
@@ -94,9 +95,9 @@ def _start(bench: Bench) -> Sequence[Outcome]:
             f"start with {what}",
             "s",
             blocks["many"],
-            "start with an empty archive",
-            blocks["none"],
-            no_more_than(_START_SECONDS, "s"),
+            against="start with an empty archive",
+            floor_blocks=blocks["none"],
+            target=no_more_than(_START_SECONDS, "s"),
             note=note,
         ),
         Result(
@@ -110,8 +111,8 @@ def _start(bench: Bench) -> Sequence[Outcome]:
             no_more_than(_START_MIB, "MiB"),
             max(value for block in peaks for value in block),
             note,
-            peaks,
-            empty_peaks,
+            blocks=peaks,
+            floor_blocks=empty_peaks,
         ),
         Curve(
             "starts",

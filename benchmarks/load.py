@@ -5,7 +5,8 @@ belong together prepare themselves (connect, call once), then `meet`, so that al
 """
 
 import asyncio
-import contextlib
+import gc
+import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -20,6 +21,10 @@ JOB_SECONDS = 240.0
 """How long one job may take at most."""
 
 _MEET_SECONDS = 90.0
+
+
+class JobFailedError(Exception):
+    """A job ended with an error; the message tells with which."""
 
 
 @dataclass(slots=True)
@@ -100,13 +105,18 @@ def together(jobs: Sequence[tuple[Load, Job[_T]]]) -> list[_T]:
 
 
 def _prepare(ready: Event, go: Event) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run that began this ends it
     _meetings.append(_Meeting(asyncio.Runner(), ready, go))
 
 
 def _do(todo: Job[_T]) -> _T:
-    with contextlib.suppress(KeyboardInterrupt):
+    try:
         return _meetings[0].runner.run(_limited(todo))
-    raise SystemExit(130)
+    except Exception as error:
+        # As a text: not every exception can go from one process to another.
+        raise JobFailedError(f"{getattr(todo.function, '__name__', 'job')}: {type(error).__name__}: {error}") from None
+    finally:
+        gc.collect()  # closes connections that only circles still keep, and keeps that out of the next job
 
 
 async def _limited(todo: Job[_T]) -> _T:

@@ -86,6 +86,7 @@ class Result:
         target: What is to be reached; None when it is only told.
         peak_mib: The most that the server's process had in memory meanwhile; None when that was not asked.
         note: What is special about this run.
+        processor_ratio: How long processors worked for the server, divided by how long they did for the floor's.
         blocks: All values, as they were measured.
         floor_blocks: All values of the floor.
     """
@@ -100,6 +101,7 @@ class Result:
     target: Target | None = None
     peak_mib: float | None = None
     note: str = ""
+    processor_ratio: float | None = None
     blocks: Blocks = field(default_factory=list)
     floor_blocks: Blocks = field(default_factory=list)
 
@@ -190,19 +192,20 @@ def milliseconds(seconds: float) -> float:
     return seconds * 1000
 
 
-def compared(  # what a figure is, one by one
+def compared(
     name: str,
     what: str,
     unit: str,
     blocks: Blocks,
+    *,
     against: str,
     floor_blocks: Blocks,
     target: Target | None = None,
-    *,
     peak_mib: float | None = None,
     note: str = "",
+    processor_ratio: float | None = None,
 ) -> Result:
-    """Return the figure of blocks, beside the floor that was measured in turns with them."""
+    """Return the figure of blocks, beside the floor that was measured in turns with them; see `Result`."""
     return Result(
         name,
         what,
@@ -214,6 +217,7 @@ def compared(  # what a figure is, one by one
         target,
         peak_mib,
         note,
+        processor_ratio,
         blocks,
         floor_blocks,
     )

@@ -1,21 +1,65 @@
 """How much memory the server takes, as the operating system counts it."""
 
+import asyncio
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass
 
 from benchmarks.bench import Bench, Benchmark, Outcome
-from benchmarks.clients import Churn, Upload, churn, prepare, retrieve_seconds, upload_seconds
+from benchmarks.clients import Client, Upload, connected, prepare, retrieve_seconds, upload_seconds
 from benchmarks.load import job
-from benchmarks.measures import GIB, MIB, Curve, Result, Series, Spread, no_more_than
+from benchmarks.measures import GIB, KIB, MIB, Curve, Result, Series, Spread, no_more_than
 from benchmarks.processes import ServerProcess
+from cogment_model_registry.wire import messages as m
 
 _CHURNED_BUDGETS = 10
 _OVER_BUDGET = 1.15
 _BESIDE_BUDGET_MIB = 100
 _LARGE_OVER_IDLE_MIB = 64
 _SAMPLE_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Churn:
+    """A mix of versions of all sizes.
+
+    Attributes:
+        model_ids: The models that get them.
+        total_bytes: How much in all.
+        max_bytes: How large one is at most; 1 kB at least.
+        connections: How many clients publish at once.
+    """
+
+    model_ids: list[str]
+    total_bytes: int
+    max_bytes: int
+    connections: int
+
+
+async def churn(port: int, churn: Churn) -> int:
+    """Publish a mix of versions, every fourth of which is fetched; return how many there were."""
+    chance = random.Random(1)
+    left = churn.total_bytes
+    count = 0
+
+    async def publish(client: Client) -> None:
+        nonlocal left, count
+        while left > 0:
+            size = int(1000 * (churn.max_bytes / 1000) ** chance.random())
+            upload = Upload(chance.choice(churn.model_ids), size, chunk_bytes=64 * KIB << chance.randrange(7))
+            left -= size
+            count += 1
+            created = m.CreateVersionReply.FromString(await client.create_version(upload.messages()))
+            if count % 4 == 0:
+                await client.retrieve(upload.model_id, created.version_info.version_number)
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(port)) for _ in range(churn.connections)]
+        await asyncio.gather(*(publish(client) for client in clients))
+    return count
 
 
 @contextmanager

@@ -6,11 +6,13 @@ not installed is skipped, and said.
 """
 
 import asyncio
+import functools
 import importlib
 import json
 import os
 import shutil
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,13 +31,15 @@ _KEY = "walker"
 _HTTP_SECONDS = 120
 
 
-def _rates(
-    bench: Bench, what: str, ours: Callable[[], list[float]], peer: str, theirs: Callable[[], list[float]], name: str
-) -> Result:
+_Side = tuple[str, Callable[[], list[float]]]
+"""What it is, and what measures it: seconds for 64 MiB."""
+
+
+def _rates(bench: Bench, name: str, ours: _Side, theirs: _Side) -> Result:
     """Return the throughput of the registry beside that of a peer, for 64 MiB."""
-    blocks = interleaved(bench.choose(5, 2), {"ours": ours, "theirs": theirs})
+    blocks = interleaved(bench.choose(5, 2), {"ours": ours[1], "theirs": theirs[1]})
     rates = {side: converted(values, mib_per_second(_LARGE_BYTES)) for side, values in blocks.items()}
-    return compared(name, what, "MiB/s", rates["ours"], peer, rates["theirs"])
+    return compared(name, ours[0], "MiB/s", rates["ours"], against=theirs[0], floor_blocks=rates["theirs"])
 
 
 def _files(bench: Bench) -> Sequence[Outcome]:
@@ -61,21 +65,17 @@ def _files(bench: Bench) -> Sequence[Outcome]:
         return [
             _rates(
                 bench,
-                "publish 64 MiB, transient",
-                uploads(transient),
-                "file: write + rename",
-                writes(sync=False),
                 "file write",
+                ("publish 64 MiB, transient", uploads(transient)),
+                ("file: write + rename", writes(sync=False)),
             ),
             _rates(
                 bench,
-                "store 64 MiB, archived",
-                uploads(archived),
-                "file: write + fsync + rename",
-                writes(sync=True),
                 "file sync",
+                ("store 64 MiB, archived", uploads(archived)),
+                ("file: write + fsync + rename", writes(sync=True)),
             ),
-            _rates(bench, "retrieve 64 MiB, archived", retrievals, "file: read", reads, "file read"),
+            _rates(bench, "file read", ("retrieve 64 MiB, archived", retrievals), ("file: read", reads)),
         ]
 
 
@@ -107,27 +107,23 @@ def _redis_benchmark(bench: Bench) -> Sequence[Outcome]:
             results = [
                 _rates(
                     bench,
-                    "publish 64 MiB, transient",
-                    lambda: load.run(job(upload_seconds, ours, large, count)),
-                    "Redis SET",
-                    lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, count, write=True)),
                     "redis set",
+                    ("publish 64 MiB, transient", lambda: load.run(job(upload_seconds, ours, large, count))),
+                    ("Redis SET", lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, count, write=True))),
                 ),
                 _rates(
                     bench,
-                    "retrieve 64 MiB, transient",
-                    lambda: load.run(job(retrieve_seconds, ours, large, count)),
-                    "Redis GET",
-                    lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, count, write=False)),
                     "redis get",
+                    ("retrieve 64 MiB, transient", lambda: load.run(job(retrieve_seconds, ours, large, count))),
+                    ("Redis GET", lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, count, write=False))),
                 ),
             ]
             for kind, verb in ((Kind.PUBLISH, "SET"), (Kind.RETRIEVE, "GET")):
                 blocks = interleaved(
                     bench.choose(5, 2),
                     {
-                        "ours": lambda kind=kind: _calls(bench, ours, small, seconds, kind),
-                        "theirs": lambda kind=kind: _redis_calls(bench, theirs, seconds, kind),
+                        "ours": functools.partial(_calls, bench, ours, small, seconds, kind),
+                        "theirs": functools.partial(_redis_calls, bench, theirs, seconds, kind),
                     },
                 )
                 results.append(_small_calls(kind, verb, blocks))
@@ -136,7 +132,14 @@ def _redis_benchmark(bench: Bench) -> Sequence[Outcome]:
 
 def _small_calls(kind: Kind, verb: str, blocks: dict[str, Blocks]) -> Result:
     what = f"{kind.value.split()[0]} 10 KiB, {_CONNECTIONS} connections"
-    return compared(f"redis {verb.lower()} calls", what, "calls/s", blocks["ours"], f"Redis {verb}", blocks["theirs"])
+    return compared(
+        f"redis {verb.lower()} calls",
+        what,
+        "calls/s",
+        blocks["ours"],
+        against=f"Redis {verb}",
+        floor_blocks=blocks["theirs"],
+    )
 
 
 def _calls(bench: Bench, port: int, upload: Upload, seconds: float, kind: Kind) -> list[float]:
@@ -210,19 +213,15 @@ def _mlflow_benchmark(bench: Bench) -> Sequence[Outcome]:
             return [
                 _rates(
                     bench,
-                    "store 64 MiB, archived",
-                    lambda: load.run(job(upload_seconds, ours, upload, 2)),
-                    "MLflow: artifact + version",
-                    lambda: load.run(job(mlflow_store_seconds, theirs, 2)),
                     "mlflow store",
+                    ("store 64 MiB, archived", lambda: load.run(job(upload_seconds, ours, upload, 2))),
+                    ("MLflow: artifact + version", lambda: load.run(job(mlflow_store_seconds, theirs, 2))),
                 ),
                 _rates(
                     bench,
-                    "retrieve 64 MiB, archived",
-                    lambda: load.run(job(retrieve_seconds, ours, upload, 2)),
-                    "MLflow: artifact",
-                    lambda: load.run(job(mlflow_retrieve_seconds, theirs, 2)),
                     "mlflow retrieve",
+                    ("retrieve 64 MiB, archived", lambda: load.run(job(retrieve_seconds, ours, upload, 2))),
+                    ("MLflow: artifact", lambda: load.run(job(mlflow_retrieve_seconds, theirs, 2))),
                 ),
             ]
 
@@ -232,7 +231,11 @@ def _http(port: int, method: str, path: str, body: bytes | None, content_type: s
     request = urllib.request.Request(f"http://127.0.0.1:{port}/api/2.0/{path}", body, method=method)
     request.add_header("Content-Type", content_type)
     received_bytes = 0
-    with urllib.request.urlopen(request, timeout=_HTTP_SECONDS) as reply:
+    try:
+        reply = urllib.request.urlopen(request, timeout=_HTTP_SECONDS)
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(f"{method} {path}: {error.code} {error.read(200)!r}") from None
+    with reply:
         while block := reply.read(SDK_CHUNK_BYTES):
             received_bytes += len(block)
     return received_bytes

@@ -50,28 +50,28 @@ class ServerProcess:
             env={**clean, "PYTHONPATH": str(ROOT), **(environment or {})},
             start_new_session=True,  # so that Ctrl-C ends it after its clients
         )
+        self._about = psutil.Process(self._process.pid)
         self._told = threading.Event()
         self._lines: list[str] = []
-        self._match: re.Match[str] | None = None
+        self._port = 0
+        self._marked_seconds = 0.0
         self._reader = threading.Thread(target=self._read, args=(re.compile(serving),), daemon=True)
         self._reader.start()
         self._told.wait(_START_SECONDS)
         self.start_seconds = time.perf_counter() - started
-        if self._match is None:
+        self.port = self._port
+        if not self.port:
             self.stop()
             raise StartFailedError(f"{command[0]} does not serve: {' | '.join(self._lines[-5:])}")
-        self.port = int(self._match[1])
-        self._about = psutil.Process(self._process.pid)
 
     def _read(self, serving: re.Pattern[str]) -> None:
         if self._process.stdout is None:
             return
         for line in self._process.stdout:
             self._lines = [*self._lines[-50:], line.strip()]
-            if self._match is None:
-                self._match = serving.search(line)
-                if self._match is not None:
-                    self._told.set()
+            if not self._port and (match := serving.search(line)):
+                self._port = int(match[1])
+                self._told.set()
         self._told.set()
 
     @property
@@ -79,8 +79,15 @@ class ServerProcess:
         """The process."""
         return self._process.pid
 
-    def processor_seconds(self) -> float:
-        """Return how long processors have worked for it so far."""
+    def mark_processor(self) -> None:
+        """Begin to count the time of processors anew."""
+        self._marked_seconds = self._processor_seconds()
+
+    def marked_processor_seconds(self) -> float:
+        """Return how long processors have worked for it since `mark_processor`."""
+        return self._processor_seconds() - self._marked_seconds
+
+    def _processor_seconds(self) -> float:
         times = self._about.cpu_times()
         return float(times.user + times.system)
 

@@ -69,16 +69,20 @@ class Run:
             console.print(f"[red]failed[/]: {name}: {reason}")
         missed = [result.name for result in self.figures if result.reached is False]
         console.print(f"Targets that were missed: {', '.join(missed) or 'none'}.")
-        console.print("Values are medians, with their quartiles; a ratio is the median over neighbouring measurements.")
+        console.print(
+            "Values are medians, with their quartiles; a ratio is the median over neighbouring measurements;\n"
+            "processor is the time of processors that the server took, divided by that of the floor's server."
+        )
 
 
 def _table(title: str, floor: str, results: Sequence[Result]) -> Table:
     table = Table(title=title, title_justify="left")
-    table.add_column("figure")
+    table.add_column("figure", min_width=20)
     table.add_column("value", justify="right", no_wrap=True)
     table.add_column("beside")
     table.add_column(floor, justify="right", no_wrap=True)
     table.add_column("ratio", justify="right", no_wrap=True)
+    table.add_column("processor", justify="right")
     table.add_column("target", no_wrap=True)
     table.add_column("peak MiB", justify="right")
     for result in results:
@@ -88,6 +92,7 @@ def _table(title: str, floor: str, results: Sequence[Result]) -> Table:
             result.against,
             _shown(result.floor, result.unit) if result.floor else "",
             _shown(result.ratio, "x") if result.ratio else "",
+            f"{result.processor_ratio:.2f} x" if result.processor_ratio is not None else "",
             f"{result.target or ''}\n{_verdict(result)}".strip(),
             f"{result.peak_mib:,.0f}" if result.peak_mib is not None else "",
         )

@@ -349,7 +349,8 @@ class Trial:
 
     async def _look(self, server: Server, client: Client, asks_health: bool) -> None:
         """Look at the running server once the disk works again."""
-        if not self._fault.for_ever:  # what could not be removed keeps its directory open until the next write
+        # What could not be removed keeps its directory open until the next write.
+        if not self._fault.for_ever and "remove" not in self.files.failed:
             await self._wait_for_open([".", ".lock"])
         if self._may_be_done and self.scenario is DELETE:
             await self._compare_with_disk(client)  # its files may be out of reach

@@ -131,6 +131,10 @@ class Files:
             max_bytes -= len(part)
         return b"".join(parts)
 
+    def rewind(self, file: int) -> None:
+        """Let the next read begin at the start of a file."""
+        os.lseek(file, 0, os.SEEK_SET)
+
     def status(self, file: int) -> os.stat_result:
         """Return the status of an open file."""
         return os.fstat(file)

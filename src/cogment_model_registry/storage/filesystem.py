@@ -286,13 +286,24 @@ class _FileReader(Reader):
             raise self._damage("its data was changed while it was read")
         # `changed_ns` changes with the bytes, even where someone sets the other times back; but also when the version
         # is deleted, which leaves its readers alone, and when its file is linked to, as backups do.
-        if not self._hash and now.changed_ns != self._fingerprint.changed_ns and now.links:
-            raise UnavailableError("the data was touched while it was read: retrieve it again")
+        is_touched = not self._hash and now.changed_ns != self._fingerprint.changed_ns and now.links
+        if is_touched:
+            self._hash = self._hash_again()
         if self._hash:
             if self._hash.digest_text() != self._info.data_hash:
                 raise self._damage("its bytes do not match their hash")
+            if is_touched:  # they do now, but may not have when they were sent
+                raise UnavailableError("the data was touched while it was read: retrieve it again")
             if self._fingerprint.is_settled:
                 self._archive.note_checked(self._info, self._fingerprint)
+
+    def _hash_again(self) -> PayloadHash:
+        payload_hash = PayloadHash()
+        files = self._archive.directory.files
+        files.rewind(self._file)
+        while block := files.read(self._file, _BLOCK_BYTES):
+            payload_hash.update([block])
+        return payload_hash
 
     def _damage(self, reason: str) -> DataLossError:
         return DataLossError.version(self._info.model_id, self._info.number, reason)
