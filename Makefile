@@ -15,10 +15,10 @@ export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 
-.PHONY: help serve test torture check format protos docs lock clean
+.PHONY: help serve test torture bench bench-quick check format protos docs lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/serve.stamp ## run the model registry on port 9000, with its archive in ./models/
 	$(BIN)/cogment services model_registry --port=9000 --archive_dir=./models/ --grpc_reflection $(ARGUMENTS)
@@ -28,6 +28,12 @@ test: $(VENV)/develop.stamp ## run all tests
 
 torture: $(VENV)/develop.stamp ## try to break each promise for hours, going on where the last run ended
 	$(BIN)/python -m tests.torture $(ARGUMENTS)
+
+bench: $(VENV)/bench.stamp ## measure each figure beside its floor, in less than 10 minutes
+	$(BIN)/python -m benchmarks --plots --json docs/benchmarks/figures.json $(ARGUMENTS)
+
+bench-quick: $(VENV)/serve.stamp ## the same with less, in about a minute
+	$(BIN)/python -m benchmarks --quick $(ARGUMENTS)
 
 check: $(VENV)/develop.stamp ## check style, types, the directions of imports and what is generated
 	$(BIN)/ruff check .
@@ -63,4 +69,8 @@ $(VENV)/serve.stamp: requirements/serve.txt pyproject.toml
 
 $(VENV)/develop.stamp: requirements/develop.txt $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/develop.txt
+	touch $@
+
+$(VENV)/bench.stamp: requirements/bench.txt $(VENV)/serve.stamp
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bench.txt
 	touch $@

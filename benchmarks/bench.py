@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import processes
-from benchmarks.clients import Upload, prepare, shape_like
+from benchmarks.clients import Upload, prepare, shape_like, upload_seconds
 from benchmarks.load import Load, job
 from benchmarks.measures import MIB, Blocks, Curve, Result
 from benchmarks.processes import ServerProcess
 
 Outcome = Result | Curve
+
+_BUDGET_MIB = 512
 
 
 class NotHereError(Exception):
@@ -75,6 +77,15 @@ class Bench:
             self._loads.append(Load())
         return self._loads[index]
 
+    def free_bytes(self) -> int:
+        """Return how much the disk that is measured has room for."""
+        return shutil.disk_usage(self._directory).free
+
+    def require_room(self, size_bytes: int) -> None:
+        """Raise `NotHereError` unless the disk that is measured has room for so many bytes."""
+        if self.free_bytes() < size_bytes:
+            raise NotHereError(f"the disk has no room for {size_bytes // MIB:,} MiB")
+
     @contextlib.contextmanager
     def place(self) -> Iterator[Path]:
         """Open a context with an empty directory, which is removed at the end."""
@@ -87,7 +98,7 @@ class Bench:
             shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
-    def registry(self, *flags: str, budget_mib: int = 512) -> Iterator[ServerProcess]:
+    def registry(self, *flags: str, budget_mib: int = _BUDGET_MIB) -> Iterator[ServerProcess]:
         """Open a context with a registry that has an empty archive."""
         with (
             self.place() as place,
@@ -96,7 +107,7 @@ class Bench:
             yield registry
 
     @contextlib.contextmanager
-    def pair(self, *flags: str, model_id: str = "walker", budget_mib: int = 512) -> Iterator[Pair]:
+    def pair(self, *flags: str, model_id: str = "walker", budget_mib: int = _BUDGET_MIB) -> Iterator[Pair]:
         """Open a context with a registry that has one model, and a floor."""
         with ExitStack() as stack:
             registry = stack.enter_context(self.registry(*flags, budget_mib=budget_mib))
@@ -108,6 +119,10 @@ class Bench:
     def fit_floor(self, pair: Pair, upload: Upload) -> None:
         """Let the floor answer with messages of the sizes that the registry answers with; creates a version."""
         self.load(0).run(job(shape_like, pair.registry.port, pair.floor.port, upload))
+
+    def fill_budget(self, pair: Pair, upload: Upload) -> None:
+        """Publish versions until each further one evicts another, as it is in use: memory is then recycled."""
+        self.load(0).run(job(upload_seconds, pair.registry.port, upload, _BUDGET_MIB * MIB // upload.size_bytes + 1))
 
     def close(self) -> None:
         """End the processes that make calls."""

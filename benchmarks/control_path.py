@@ -50,7 +50,7 @@ def _rate(bench: Bench, port: int, connections: int, seconds: float, kind: Kind)
 
 
 def _calls(bench: Bench, name: str, what: str, connections: int, kind: Kind) -> Sequence[Outcome]:
-    seconds = 0.6 if bench.quick else 1.5
+    seconds = 0.6 if bench.quick else 1.2
     with bench.pair() as pair:
         bench.fit_floor(pair, Upload(MODEL_ID, _SMALL_BYTES))
         pair.mark()
@@ -86,7 +86,7 @@ def _infos_calls(bench: Bench) -> Sequence[Outcome]:
 
 def _latency(bench: Bench) -> Sequence[Outcome]:
     """Measure the latency of small calls against concurrency."""
-    seconds = 0.3 if bench.quick else 1.0
+    seconds = 0.3 if bench.quick else 0.6
     counts = [1, 4, 16] if bench.quick else [1, 2, 4, 8, 16, 32, 64, 128]
     names = ["publish 10 KiB", "sink of 10 KiB", "infos of the latest", "unary"]
     points: dict[str, list[tuple[float, Spread]]] = {name: [] for name in names}
@@ -98,7 +98,7 @@ def _latency(bench: Bench) -> Sequence[Outcome]:
                 measure = _latencies(bench, port, connections, seconds, Kind.PUBLISH if index < 2 else Kind.INFOS)
                 values = [milliseconds(value) for latencies in measure() for value in latencies]
                 points[name].append((connections, Spread.of(values)))
-    series = [Series(name, points[name]) for name in names]
+    series = [Series(name, points[name], is_floor=bool(index % 2)) for index, name in enumerate(names)]
     return [Curve("latency", "Latency against concurrency", "connections, one call at a time each", "ms", series)]
 
 

@@ -4,6 +4,8 @@ import asyncio
 import functools
 from collections.abc import Callable, Sequence
 
+import psutil
+
 from benchmarks import floors
 from benchmarks.bench import Bench, Benchmark, Outcome, Pair
 from benchmarks.clients import SDK_CHUNK_BYTES, Upload, prepare, retrieve_seconds, upload_seconds
@@ -26,8 +28,7 @@ from benchmarks.measures import (
 MODEL_ID = "walker"
 _LARGE_BYTES = 64 * MIB
 
-_BUDGET_FILLS = 9
-"""So many versions of 64 MiB fill the budget, so that what is measured is the usual state: each publish evicts."""
+_FLOORS = ("sink", "source", "write + fsync")
 
 _SETTLE_SECONDS = 0.2
 """Longer than the archive takes a file for one that may still change without a trace."""
@@ -51,7 +52,7 @@ def _publish(bench: Bench) -> Sequence[Outcome]:
     repetitions, count = _repetitions(bench)
     with bench.pair() as pair:
         bench.fit_floor(pair, upload)
-        bench.load(0).run(job(upload_seconds, pair.registry.port, upload, _BUDGET_FILLS))
+        bench.fill_budget(pair, upload)
         pair.mark()
         blocks = interleaved(
             repetitions,
@@ -154,8 +155,10 @@ async def _settled_retrieval(port: int, upload: Upload) -> list[float]:
 
 def _throughput(bench: Bench) -> Sequence[Outcome]:
     """Measure throughput against the size of versions."""
-    largest = 64 * MIB if bench.quick else GIB
-    sizes = [size for size in (KIB, 16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB, 256 * MIB, GIB) if size <= largest]
+    largest = 16 * MIB if bench.quick else GIB
+    # The budget and what is archived take several times the size.
+    largest = min(largest, psutil.virtual_memory().available // 6, bench.free_bytes() // 20)
+    sizes = [size for size in (KIB, 16 * KIB, 256 * KIB, 4 * MIB, 16 * MIB, 64 * MIB, GIB) if size <= largest]
     names = [
         "publish transient",
         "sink",
@@ -169,14 +172,14 @@ def _throughput(bench: Bench) -> Sequence[Outcome]:
     for size in sizes:
         for name, spread in _throughput_at(bench, size).items():
             points[name].append((size, spread))
-    series = [Series(name, points[name]) for name in names]
+    series = [Series(name, points[name], is_floor=name in _FLOORS) for name in names]
     return [Curve("throughput", "Throughput against the size of versions", "size (bytes)", "MiB/s", series)]
 
 
 def _throughput_at(bench: Bench, size_bytes: int) -> dict[str, Spread]:
     transient, archived = Upload("transient", size_bytes), Upload("archived", size_bytes, archived=True)
     count = max(1, min(20, 64 * MIB // size_bytes) // bench.choose(1, 4))
-    repetitions = bench.choose(3, 1)
+    repetitions = bench.choose(2 if size_bytes >= GIB else 3, 1)
     with bench.pair(model_id="transient", budget_mib=max(512, 3 * size_bytes // MIB)) as pair, bench.place() as place:
         registry, floor = pair.registry.port, pair.floor.port
         bench.load(0).run(job(prepare, registry, ["archived"]))

@@ -9,7 +9,7 @@ import gc
 import signal
 import time
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.synchronize import Event
@@ -85,8 +85,9 @@ class Load:
 
     def run(self, todo: Job[_T]) -> _T:
         """Do a job that meets nobody else, and return its result."""
-        [result] = together([(self, todo)])
-        return result
+        future = self.start(todo)
+        self.go()
+        return future.result(JOB_SECONDS + _MEET_SECONDS)
 
     def close(self) -> None:
         """End the process once its job is done."""
@@ -101,7 +102,8 @@ def together(jobs: Sequence[tuple[Load, Job[_T]]]) -> list[_T]:
         load.wait_ready(future)
     for load, _ in futures:
         load.go()
-    return [future.result(JOB_SECONDS + _MEET_SECONDS) for _, future in futures]
+    wait([future for _, future in futures], JOB_SECONDS + _MEET_SECONDS)  # all, so that none is in the way of the next
+    return [future.result(0) for _, future in futures]
 
 
 def _prepare(ready: Event, go: Event) -> None:

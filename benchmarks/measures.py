@@ -120,10 +120,11 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line of a plot: a spread at each x."""
+    """One line of a plot: a spread at each x. A floor is drawn differently."""
 
     name: str
     points: list[tuple[float, Spread]]
+    is_floor: bool = False
 
 
 @dataclass(frozen=True, slots=True)

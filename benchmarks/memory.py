@@ -112,7 +112,7 @@ def _churn(bench: Bench) -> Sequence[Outcome]:
     end = samples[-1][0] if samples else 1.0
     lines = [
         Series("resident", samples),
-        Series("the budget", [(0.0, floor), (end, floor)]),
+        Series("the budget", [(0.0, floor), (end, floor)], is_floor=True),
         Series("1.15 x the budget + 100 MiB", [(x, Spread.of([limit.limit])) for x in (0.0, end)]),
     ]
     curve = Curve("memory", f"Memory over {what}", "seconds", "MiB", lines, is_log_x=False, is_log_y=False)
@@ -124,6 +124,7 @@ def _large(bench: Bench) -> Sequence[Outcome]:
     size_bytes = 256 * MIB if bench.quick else 4 * GIB
     size = "256 MiB" if bench.quick else "4 GiB"
     note = bench.note("a smaller version than in a full run")
+    bench.require_room(2 * size_bytes)
     upload = Upload("walker", size_bytes, archived=True)
     with bench.registry() as registry:
         bench.load(0).run(job(prepare, registry.port, ["walker"]))

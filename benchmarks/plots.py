@@ -50,9 +50,9 @@ def _draw(pyplot: Any, curve: Curve, path: Path, caption: str) -> Path:
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     for series in curve.series:
         xs = [x for x, _ in series.points]
-        [line] = axes.plot(
-            xs, [spread.median for _, spread in series.points], marker="o" if curve.is_log_x else "", label=series.name
-        )
+        medians = [spread.median for _, spread in series.points]
+        marker, style = "o" if curve.is_log_x else "", "--" if series.is_floor else "-"
+        [line] = axes.plot(xs, medians, marker=marker, linestyle=style, label=series.name)
         lower = [spread.lower for _, spread in series.points]
         upper = [spread.upper for _, spread in series.points]
         axes.fill_between(xs, lower, upper, alpha=0.2, color=line.get_color(), linewidth=0)

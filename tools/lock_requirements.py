@@ -1,7 +1,7 @@
 """Pin what the package needs, with hashes, for every supported Python and platform: `requirements/*.txt`.
 
-serve.txt is what running and building the package takes, develop.txt what testing and checking it takes besides. The
-pins name no index: where packages come from is the machine's business.
+serve.txt is what running and building the package takes, develop.txt what testing and checking it takes besides, and
+bench.txt what measuring it takes. The pins name no index: where packages come from is the machine's business.
 """
 
 import pathlib
@@ -21,7 +21,7 @@ def compile_pins(names: list[str], target: pathlib.Path, constraints: list[pathl
 
 
 def main() -> None:
-    """Write both files."""
+    """Write the files."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     # hatchling asks for editables when it makes an editable install.
     runtime = [*project["project"]["dependencies"], *project["build-system"]["requires"], "editables"]
@@ -29,6 +29,8 @@ def main() -> None:
     develop = ROOT / "requirements/develop.txt"
     compile_pins(runtime, serve, [])
     compile_pins(runtime + project["dependency-groups"]["dev"], develop, [serve])
+    bench = ROOT / "requirements/bench.txt"
+    compile_pins(runtime + project["dependency-groups"]["bench"], bench, [serve, develop])
 
 
 if __name__ == "__main__":

@@ -107,6 +107,13 @@ class Call:
         except grpc.aio.BaseError as error:
             raise asyncio.CancelledError from error
 
+    def when_over(self, action: Callable[[], None]) -> None:
+        """Do something when gRPC is done with the call."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a call runs in a task")
+        task.add_done_callback(lambda _: action())
+
     def metadata(self, key: str) -> str:
         """Return the value that came with the call under a key; empty when none did."""
         return next((str(value) for name, value in self.context.invocation_metadata() or () if name == key), "")
@@ -204,8 +211,7 @@ class Handlers:
         except grpc.aio.AbortError as aborted:
             # gRPC keeps it in the state of the call, and its traceback keeps that state: a circle that would hold what
             # was received of a refused upload until the next full garbage collection.
-            if task := asyncio.current_task():
-                task.add_done_callback(functools.partial(_forget_traceback, aborted))
+            call.when_over(functools.partial(_forget_traceback, aborted))
             raise
         except grpc.aio.BaseError as error:
             raise asyncio.CancelledError from error  # the peer is gone; see `Call.write`
@@ -225,7 +231,7 @@ class Handlers:
             _log.log(level, f"{call.method} {status.name}", **fields)
 
 
-def _forget_traceback(error: BaseException, _task: object) -> None:
+def _forget_traceback(error: BaseException) -> None:
     error.__traceback__ = None
 
 

@@ -1,8 +1,10 @@
 """How a server process lives: it serves until a signal, drains, and ends; a second signal ends it at once."""
 
 import asyncio
+import codecs
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeVar
@@ -16,9 +18,6 @@ from cogment_model_registry.settings import ALL_INTERFACES
 _log = structlog.stdlib.get_logger(__name__)
 
 _T = TypeVar("_T")
-
-_TAKE_OVER_SECONDS = 0.2
-"""How long to wait for a port that someone else has taken meanwhile."""
 
 
 async def serve_until_signal(
@@ -89,73 +88,7 @@ def server_options(keepalive_seconds: float, keepalive_timeout_seconds: float) -
     ]
 
 
-class GrpcServer:
-    """A gRPC server that serves on its port until it is stopped.
-
-    gRPC's own server for asyncio ends for good, in silence, when it cannot decode the path of a request: one client
-    that sends a byte that is not UTF-8 would stop it for all (seen with grpcio 1.85). Here, another one takes over the
-    port, so that such a client does no more than break connections.
-
-    Args:
-        make: Returns a server with all its services, not started.
-        host: Name or address of an interface, or `ALL_INTERFACES`.
-        port: The port; 0 for a free one.
-
-    Attributes:
-        port: The port that it serves on.
-
-    Raises:
-        StartError: The port cannot be had.
-    """
-
-    def __init__(self, make: Callable[[], grpc.aio.Server], host: str, port: int) -> None:
-        self._make = make
-        self._host = host
-        self._server = make()
-        self.port = _listen(self._server, host, port)
-        self._watching: asyncio.Task[None] | None = None
-        self._stop = asyncio.Event()
-
-    async def start(self) -> None:
-        """Begin to serve."""
-        await self._server.start()
-        self._watching = asyncio.create_task(self._watch())
-
-    async def stop(self, grace_seconds: float) -> None:
-        """Take no more calls, and end those under way after a grace."""
-        self._stop.set()
-        await self._server.stop(grace_seconds)
-        if self._watching is not None:
-            # Not cancelled: that would cancel what gRPC's server waits for itself.
-            await asyncio.wait([self._watching])
-
-    async def _watch(self) -> None:
-        """Let another server take over whenever one ends with an error."""
-        while not self._stop.is_set():
-            try:
-                await self._server.wait_for_termination()
-            except UnicodeDecodeError:
-                _log.warning("a request ended the gRPC server: its path is not UTF-8; connections are broken")
-                await self._server.stop(0)
-                await self._take_over()
-
-    async def _take_over(self) -> None:
-        while not self._stop.is_set():
-            server = self._make()
-            try:
-                _listen(server, self._host, self.port)
-            except StartError as error:
-                _log.error("cannot serve for the moment", reason=error.message)
-                await asyncio.sleep(_TAKE_OVER_SECONDS)
-            else:
-                await server.start()
-                self._server = server
-                if self._stop.is_set():
-                    await server.stop(0)
-                return
-
-
-def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
+def listen(server: grpc.aio.Server, host: str, port: int) -> int:
     """Let a gRPC server listen, and return its port.
 
     Args:
@@ -172,6 +105,26 @@ def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
         return server.add_insecure_port(f"{name}:{port}")
     except RuntimeError:
         raise StartError(f"port {port} on {host} cannot be had: it is in use, or not allowed") from None
+
+
+def outlive_undecodable_paths() -> None:
+    """Keep a request whose path is not UTF-8 from ending gRPC's server for all.
+
+    gRPC decodes the path of each request in the one coroutine that takes all of them: where that fails, its server ends
+    in silence, and may take the process with it while calls are under way (seen with grpcio 1.85). What it decodes
+    there, and only there, is decoded right below the event loop, without a frame of Python in between; so the strict
+    handler of decoding errors is told apart by its caller, and puts a mark in place of what is no text, for which gRPC
+    answers UNIMPLEMENTED. All other decoding stays strict.
+    """
+    strict = codecs.strict_errors
+
+    def replace_for_grpc(error: UnicodeError) -> tuple[str | bytes, int]:
+        caller = sys._getframe(1).f_code  # noqa: SLF001 # there is no public way to tell
+        if isinstance(error, UnicodeDecodeError) and caller is asyncio.Handle._run.__code__:  # noqa: SLF001
+            return "\N{REPLACEMENT CHARACTER}", error.end
+        return strict(error)
+
+    codecs.register_error("strict", replace_for_grpc)
 
 
 def enable_reflection(server: grpc.aio.Server, service_names: list[str]) -> None:

@@ -171,8 +171,14 @@ class Registry:
 
         async def create_or_update() -> None:
             async with self._catalog.exclusive(info.model_id):
+                found = None
+                try:
+                    await self._catalog.find(info.model_id)
+                except NotFoundError:
+                    # Its directory may have been put there from outside, with versions whose numbers are taken.
+                    found = await self._archive.scan_model(info.model_id)
                 await self._archive.write_model(info)
-                await self._catalog.put_model(info)
+                await self._catalog.put_model(info, found)
 
         await run_to_end(create_or_update())
 

@@ -76,6 +76,7 @@ async def running(settings: Settings, files: Files | None = None) -> AsyncIterat
     Raises:
         StartError: The archive or a port cannot be had, or there is nothing to register with the Directory.
     """
+    life_cycle.outlive_undecodable_paths()
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         hashing = stack.enter_context(ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash"))
@@ -91,10 +92,9 @@ async def running(settings: Settings, files: Files | None = None) -> AsyncIterat
         registry = Registry(settings, catalog, archive, transient)
         service = ModelRegistryService(registry, settings, metrics.observe_call)
         health = Health(messages.SERVICE_NAMES)
-        grpc_server = life_cycle.GrpcServer(
-            lambda: _make_grpc_server(settings, service, health), settings.host, settings.port
-        )
-        registration = Registration(settings, grpc_server.port) if settings.directory_endpoint else None
+        grpc_server = _grpc_server(settings, service, health)
+        port = life_cycle.listen(grpc_server, settings.host, settings.port)
+        registration = Registration(settings, port) if settings.directory_endpoint else None
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
         metrics_port = None
         if settings.metrics_port is not None:
@@ -120,10 +120,10 @@ async def running(settings: Settings, files: Files | None = None) -> AsyncIterat
             await service.drained()
 
         stack.push_async_callback(stop_serving)
-        yield Server(grpc_server.port, metrics_port, registry)
+        yield Server(port, metrics_port, registry)
 
 
-def _make_grpc_server(settings: Settings, service: ModelRegistryService, health: Health) -> grpc.aio.Server:
+def _grpc_server(settings: Settings, service: ModelRegistryService, health: Health) -> grpc.aio.Server:
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.request_max_bytes),

@@ -15,13 +15,16 @@ from cogment_model_registry.handlers import Call, Handlers, Observer
 from cogment_model_registry.records import VersionHeader, VersionInfo
 from cogment_model_registry.registry import Registry
 from cogment_model_registry.settings import Settings
-from cogment_model_registry.transfers import Transfers
+from cogment_model_registry.transfers import Receiver, Transfers
 from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire.frames import build_data_chunk
 from cogment_model_registry.wire.paging import ExplicitHandle, Page, cut_handle, parse_handle
 
 _BATCH = 1000
-"""Entries of a listing that are asked for at once."""
+"""Entries of a listing that are asked for at once, at most."""
+
+_FIRST_BATCH = 16
+"""With how many a listing begins: a page may be full after as many, and reading more would be for nothing."""
 
 
 class ModelRegistryService:
@@ -95,29 +98,34 @@ class ModelRegistryService:
 
     async def _create_version(self, call: Call) -> bytes:
         with self._transfers.receiving(call) as receiver:
-            first = await receiver.next_chunk()
-            if first is None:
-                raise InvalidError("CreateVersion must begin with a header; the stream was empty")
-            if not isinstance(first, VersionHeader):
-                raise InvalidError("CreateVersion must begin with a header; a body came first")
-            call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
             try:
-                async with self._registry.create_version(first) as upload:
-                    while (chunk := await receiver.next_chunk()) is not None:
-                        if isinstance(chunk, VersionHeader):
-                            raise InvalidError("CreateVersion must have one header; a second one came")
-                        await upload.write(chunk)
-                        del chunk  # with its message, before the next turn is waited for
-                    # gRPC tells of a cancellation as of an end, and only then as of what it is.
-                    await asyncio.sleep(0)
-                    info = await upload.commit()
+                info = await self._receive_version(receiver, call)
             except TimedOutError:
                 raise  # there is nothing to discard
             except ModelRegistryError:
                 await receiver.discard()
                 raise
-        call.about(number=info.number)
         return messages.CreateVersionReply(version_info=convert.version_message(info)).SerializeToString()
+
+    async def _receive_version(self, receiver: Receiver, call: Call) -> VersionInfo:
+        """Create a version of what is received."""
+        first = await receiver.next_chunk()
+        if first is None:
+            raise InvalidError("CreateVersion must begin with a header; the stream was empty")
+        if not isinstance(first, VersionHeader):
+            raise InvalidError("CreateVersion must begin with a header; a body came first")
+        call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
+        async with self._registry.create_version(first) as upload:
+            while (chunk := await receiver.next_chunk()) is not None:
+                if isinstance(chunk, VersionHeader):
+                    raise InvalidError("CreateVersion must have one header; a second one came")
+                await upload.write(chunk)
+                del chunk  # with its message, before the next turn is waited for
+            # gRPC tells of a cancellation as of an end, and only then as of what it is.
+            await asyncio.sleep(0)
+            info = await upload.commit()
+        call.about(number=info.number)
+        return info
 
     async def _retrieve_version_infos(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.RetrieveVersionInfosRequest, data)
@@ -126,9 +134,11 @@ class ModelRegistryService:
         if request.version_numbers:
             return await self._list_explicitly(request, page)
         next_number = parse_handle(request.version_handle)
+        most = _FIRST_BATCH
         while page.missing != 0 and (
-            versions := await self._registry.list_versions(request.model_id, next_number, page.batch(_BATCH))
+            versions := await self._registry.list_versions(request.model_id, next_number, page.batch(most))
         ):
+            most = min(2 * most, _BATCH)
             taken = page.extend(convert.version_message(info).SerializeToString() for info in versions)
             if taken:
                 next_number = versions[taken - 1].number + 1

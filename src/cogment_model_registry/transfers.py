@@ -12,7 +12,7 @@ messages of 2 MiB would so take 400 MiB beside the budget of the transient store
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from cogment_model_registry.byte_budget import ByteBudget
 from cogment_model_registry.errors import TimedOutError
@@ -23,8 +23,8 @@ from cogment_model_registry.tasks import IdleWatch
 from cogment_model_registry.wire import convert
 
 _RECEIVE_BYTES = 8 * MIB
-"""What messages of uploads may take while they are received: four of the usual ones, more than two cores can take in.
-A message that is larger is received alone."""
+"""What messages of uploads of one tier may take while they are received: four of the usual ones, more than two cores
+can take in. A message that is larger is received alone."""
 
 _USUAL_MESSAGE_BYTES = 2 * MIB
 """What a message is taken to be before the first one came; the stock SDK sends no larger ones."""
@@ -60,7 +60,8 @@ class Transfers:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._receiving = ByteBudget(_RECEIVE_BYTES)
+        # Apart, so that a slow disk does not hold up those who need none.
+        self._receiving = {archived: ByteBudget(_RECEIVE_BYTES) for archived in (False, True)}
         self._send_bytes = _SEND_BYTES
         self.count = 0
 
@@ -88,15 +89,20 @@ class Transfers:
         finally:
             sender.close()
             self.count -= 1
-            self._send_bytes += window_bytes
+            # Not before the call is over: what a client does not take stays in gRPC, also after its time is up.
+            call.when_over(lambda: self._give_back_window(window_bytes))
+
+    def _give_back_window(self, window_bytes: int) -> None:
+        self._send_bytes += window_bytes
 
 
 class Receiver:
     """Receives the messages of one upload. Made by `Transfers.receiving`."""
 
-    def __init__(self, call: Call, budget: ByteBudget, idle_seconds: float) -> None:
+    def __init__(self, call: Call, budgets: Mapping[bool, ByteBudget], idle_seconds: float) -> None:
         self._call = call
-        self._budget = budget
+        self._budgets = budgets
+        self._budget = budgets[False]
         self._idle_seconds = idle_seconds
         self._watch = IdleWatch(idle_seconds)
         self._expected_bytes = 0
@@ -115,9 +121,10 @@ class Receiver:
             return None
         chunk = convert.decode_upload_chunk(message)
         if isinstance(chunk, VersionHeader):
+            self._budget = self._budgets[chunk.archived]
             self._expected_bytes = min(chunk.data_size_bytes, _USUAL_MESSAGE_BYTES)
         else:
-            self._expected_bytes = max(len(message), self._expected_bytes)
+            self._expected_bytes = len(message)
         return chunk
 
     async def discard(self) -> None:
@@ -134,10 +141,9 @@ class Receiver:
             await self._take_turn()
             started = loop.time()
             reading = asyncio.ensure_future(self._call.read())
+            reading.add_done_callback(_drop_result)
             if not await _is_done_soon(reading):
-                # Left alone rather than cancelled: gRPC never frees a message that comes for a read that was.
-                reading.add_done_callback(_drop_result)
-                break
+                break  # left alone rather than cancelled: gRPC never frees a message that comes for a read that was
             if reading.result() is None:
                 await asyncio.sleep(_DISCARD_QUIET_SECONDS)
                 break

@@ -183,7 +183,7 @@ async def test_a_model_put_there_from_outside_keeps_its_versions_when_it_is_crea
         await archive.write_model(ModelInfo("m"))
         await keep(archive, describe("m", 1, b"outside", True), b"outside")
         await archive.write_model(ModelInfo("m", {"a": "b"}))
-        await catalog.put_model(ModelInfo("m", {"a": "b"}))
+        await catalog.put_model(ModelInfo("m", {"a": "b"}), await archive.scan_model("m"))
         assert await catalog.get_model("m") == ModelInfo("m", {"a": "b"})
         assert (await publish(catalog, "m")).number == 2
         assert [info.number for info in await catalog.list_versions("m", 0, 10)] == [1, 2]

@@ -20,8 +20,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-import grpc
-import grpc.aio
 import psutil
 
 from cogment_model_registry.wire import messages as m
@@ -160,22 +158,10 @@ class Peer:
 @contextlib.contextmanager
 def peer(port: int, random: Random, *, greet: bool = True, settings: bytes = b"") -> Iterator[Peer]:
     """Open a context with a peer, which waits for the server at the end and then goes in one of two ways."""
-    with contextlib.closing(_connect(port, greet=greet, settings=settings)) as connection:
+    with contextlib.closing(Peer(port, greet=greet, settings=settings)) as connection:
         yield connection
         connection.wait()
         connection.close(rudely=random.random() < 0.5)
-
-
-def _connect(port: int, *, greet: bool, settings: bytes) -> Peer:
-    """Connect, as soon as the server listens again where the last connection made it begin anew."""
-    deadline = time.monotonic() + _WAIT_MAX_SECONDS
-    while True:
-        try:
-            return Peer(port, greet=greet, settings=settings)
-        except ConnectionRefusedError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
 
 
 # The ways of abuse.
@@ -596,16 +582,6 @@ class _GoodClient:
         assert len((await self._timed(self._client.models)).model_infos) == 2, "other models are there"
         self.cycles += 1
 
-    async def is_served(self) -> bool:
-        """Return whether the server answers."""
-        try:
-            await self._client.status()
-        except grpc.aio.AioRpcError as error:
-            if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
-                return False
-            raise
-        return True
-
     async def _timed(self, call: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
         started = time.perf_counter()
         async with asyncio.timeout(_WAIT_MAX_SECONDS):
@@ -629,8 +605,7 @@ async def _abuse(server: ServerProcess, rounds: int, random: Random, figures: Fi
             way = ways[number] if number < len(ways) else random.choice(_WAYS)
             seed = random.getrandbits(64)
             try:
-                abuse = asyncio.to_thread(way, server.port, Random(seed))
-                await (_breaking(good, abuse) if way is undecodable_texts else _beside(good, abuse))
+                await _beside(good, asyncio.to_thread(way, server.port, Random(seed)))
             except Exception as error:
                 error.add_note(f"during {way.__name__}, with seed {seed}")
                 raise
@@ -655,15 +630,6 @@ async def _beside(good: _GoodClient, abuse: Awaitable[None]) -> None:
         await good.cycle()
     finally:
         await working
-
-
-async def _breaking(good: _GoodClient, abuse: Awaitable[None]) -> None:
-    """Let an abuse break connections, as it may; then the server must be back soon."""
-    await abuse
-    async with asyncio.timeout(_WAIT_MAX_SECONDS):
-        while not await good.is_served():  # noqa: ASYNC110 # nobody tells when it is back
-            await asyncio.sleep(0.01)
-    await good.cycle()
 
 
 async def _all_is_freed(

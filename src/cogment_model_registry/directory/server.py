@@ -41,21 +41,18 @@ async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]
     Raises:
         StartError: The persistence file or the port cannot be had.
     """
+    life_cycle.outlive_undecodable_paths()
     async with AsyncExitStack() as stack:
         roster = Roster(load_balancing=settings.load_balancing, file=settings.persistence_file)
         await asyncio.to_thread(roster.load)
         service = DirectoryService(roster, settings, observe=lambda _call, _status, _seconds: None)
         health = Health([SERVICE_NAME])
-
-        def make_grpc_server() -> grpc.aio.Server:
-            server = grpc.aio.server(options=life_cycle.server_options(_KEEPALIVE_SECONDS, _KEEPALIVE_TIMEOUT_SECONDS))
-            server.add_generic_rpc_handlers(service.handlers())
-            health.add_to(server)
-            if settings.grpc_reflection:
-                life_cycle.enable_reflection(server, [SERVICE_NAME, *health.service_names])
-            return server
-
-        server = life_cycle.GrpcServer(make_grpc_server, settings.host, settings.port)
+        server = grpc.aio.server(options=life_cycle.server_options(_KEEPALIVE_SECONDS, _KEEPALIVE_TIMEOUT_SECONDS))
+        server.add_generic_rpc_handlers(service.handlers())
+        health.add_to(server)
+        if settings.grpc_reflection:
+            life_cycle.enable_reflection(server, [SERVICE_NAME, *health.service_names])
+        port = life_cycle.listen(server, settings.host, settings.port)
         await server.start()
 
         async def stop() -> None:
@@ -67,7 +64,7 @@ async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]
         stack.push_async_callback(stop)
         service.start()
         health.set_serving(True)
-        yield DirectoryServer(server.port)
+        yield DirectoryServer(port)
 
 
 async def serve(settings: DirectorySettings) -> None:

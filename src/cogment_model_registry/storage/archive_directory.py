@@ -190,6 +190,7 @@ class ArchiveDirectory:
 
     def scan(self) -> list[ModelContents]:
         """Return all models, ordered by id; the first time, remove temporary files that a crash left."""
+        self._remove_what_was_left()
         names = [entry.name for entry in self.files.list_directory(self._root) if entry.is_directory]
         models = [contents for name in sorted(names) if (contents := self.scan_model(name))]
         self._sweeping = False

@@ -343,8 +343,13 @@ class Catalog(ABC):
         """Return up to `limit` models, ordered by id, without the first `offset` ones."""
 
     @abstractmethod
-    async def put_model(self, info: ModelInfo) -> None:
-        """Make the model visible, with whatever its archive has of it already, or replace its `user_data`."""
+    async def put_model(self, info: ModelInfo, found: ModelContents | None = None) -> None:
+        """Make the model visible, or replace its `user_data`.
+
+        Args:
+            info: The model.
+            found: What the archive had under its name before it was written, such as from outside; None for nothing.
+        """
 
     @abstractmethod
     async def remove_model(self, model_id: str) -> None:

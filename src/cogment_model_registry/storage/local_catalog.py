@@ -152,14 +152,12 @@ class LocalCatalog(Catalog):
     async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
         return [self._models[model_id].info for model_id in self._ids[offset : offset + limit]]
 
-    async def put_model(self, info: ModelInfo) -> None:
+    async def put_model(self, info: ModelInfo, found: ModelContents | None = None) -> None:
         model = self._models.get(info.model_id)
         if model is not None:
             model.info = info
         else:
-            # Its directory may have been put there from outside, with versions whose numbers are taken.
-            contents = await self._archive.scan_model(info.model_id) or ModelContents(info)
-            self._persist_ahead(self._add_model(replace(contents, info=info)))
+            self._persist_ahead(self._add_model(replace(found or ModelContents(info), info=info)))
 
     async def remove_model(self, model_id: str) -> None:
         model = self._require(model_id)
@@ -358,11 +356,10 @@ class LocalCatalog(Catalog):
         if not numbers:
             return []
         results: list[VersionInfo | None] = []
-        for number, found in zip(numbers, await self._archive.read_version_infos(model.model_id, numbers), strict=True):
+        for number, found in zip(numbers, await self._read_sure(model, numbers), strict=True):
             if isinstance(found, VersionInfo):
                 model.unread.discard(number)
-                if not model.removed:
-                    self._infos[model.life, number] = found
+                self._infos[model.life, number] = found
                 results.append(found)
                 continue
             if isinstance(found, DataLossError):
@@ -371,6 +368,21 @@ class LocalCatalog(Catalog):
                 self._drop(model, number)
             results.append(None)
         return results
+
+    async def _read_sure(self, model: _Model, numbers: Sequence[int]) -> Sequence[VersionInfo | DataLossError | None]:
+        """Read the metadata of archived versions; what is missing is looked for again when nobody deletes the model.
+
+        Raises:
+            NotFoundError: The model was deleted meanwhile.
+        """
+        found = await self._archive.read_version_infos(model.model_id, numbers)
+        if not all(isinstance(each, VersionInfo) for each in found) and not model.removed:
+            async with self.exclusive(model.model_id):
+                if not model.removed:
+                    found = await self._archive.read_version_infos(model.model_id, numbers)
+        if model.removed:
+            raise NotFoundError.model(model.model_id)
+        return found
 
     # Numbers.
 
