@@ -1,12 +1,13 @@
 """Connections: peers that are gone are noticed, and what one peer may have is bounded."""
 
 import asyncio
+import os
 import signal
 import subprocess
 import sys
 from asyncio.subprocess import Process
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, closing, suppress
 from pathlib import Path
 
 import grpc
@@ -16,9 +17,10 @@ import pytest
 from cogment_model_registry.settings import KIB, MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
-from tests.client import Client, body, connected, header, refused, upload
+from tests.client import Client, body, connected, header, next_version, refused, upload
 from tests.processes import clean_environment, server_process
 from tests.test_life_cycle import eventually, under_way
+from tests.torture.http2_abuse import Peer
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 NOTICED_SECONDS = 10
@@ -212,3 +214,26 @@ async def test_bound_of_a_message_is_none_of_a_version(tmp_path: Path, archived:
         data = bytes(range(256)) * 4 * KIB
         await client.create_version(upload("m", data, archived, chunk_size=32 * KIB))
         assert await client.data("m") == data
+
+
+async def test_request_whose_path_is_no_text_is_answered_and_harms_nobody(tmp_path: Path) -> None:
+    with server_process(tmp_path) as server:
+        async with connected(server.port) as client:
+            await client.create_model("m")
+            data = os.urandom(20 * MIB)
+            await client.publish("m", data)
+            watch = client.watching("m")
+            assert (await next_version(watch)).version_number == 1
+            retrievals = [asyncio.ensure_future(client.data("m")) for _ in range(4)]
+            for path in (b"/cogmentAPI.ModelRegistrySP/\xff", b"\xff\xfe", b"/\xed\xa0\x80/Status"):
+                await asyncio.to_thread(_call_path, server.port, path)
+            assert [await retrieval for retrieval in retrievals] == [data] * 4
+            await client.publish("m", b"next")
+            assert (await next_version(watch)).version_number == 2
+
+
+def _call_path(port: int, path: bytes) -> None:
+    """Call a method whose name is given as bytes, and wait for the answer."""
+    with closing(Peer(port)) as peer:
+        peer.call(1, "Status", b"", changes={":path": path})
+        peer.wait()

@@ -239,8 +239,8 @@ class TransientStore(VersionStore):
     """Where transient versions live, within a bound on their count and one on their bytes.
 
     To make room, versions are evicted least recently used first; opening a version is a use. The newest version of a
-    model goes only when nothing else is left that would help. A version being read keeps its bytes until the last
-    reader is closed, and they count.
+    model goes only when nothing else is left that is not being read and would help. A version being read keeps its
+    bytes until the last reader is closed, and they count.
     """
 
     @abstractmethod
