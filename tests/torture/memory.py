@@ -25,7 +25,7 @@ ALLOWANCE_BYTES = 150 * MIB
 UPLOAD_BYTES = 64 * MIB
 IDLE_SECONDS = 2
 _CHANNELS = 20
-_CHUNK_SIZES = (64 * 1024, MIB, 2 * MIB)
+_CHUNK_SIZES = (MIB, 2 * MIB)
 _BEING_SERVED_SECONDS = 30.0
 
 
@@ -140,7 +140,7 @@ async def _not_reading(clients: list[Client], good: Client, figures: Figures, ar
     number = (await create("m", os.urandom(UPLOAD_BYTES), chunk_size=MIB)).version_number
     request = m.RetrieveVersionDataRequest(model_id="m", version_number=number)
     calls = [clients[index % _CHANNELS].streamed("RetrieveVersionData", request) for index in range(PEERS)]
-    await _until(good, "retrievals", PEERS)
+    await asyncio.gather(*(call.initial_metadata() for call in calls))  # all have begun to be sent
     await _served(good, figures)
     await _until(good, "retrievals", 0)
     for call in calls:
