@@ -24,7 +24,7 @@ serve: $(VENV)/serve.stamp ## run the model registry on port 9000, with its arch
 	$(BIN)/cogment services model_registry --port=9000 --archive_dir=./models/ --grpc_reflection $(ARGUMENTS)
 
 test: $(VENV)/develop.stamp ## run all tests
-	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGUMENTS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGUMENTS)
 
 torture: $(VENV)/develop.stamp ## try to break each promise for hours, going on where the last run ended
 	$(BIN)/python -m tests.torture $(ARGUMENTS)
