@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cogment_model_registry.cli import main
@@ -670,6 +671,10 @@ def stuck_import(archive: Path, target: Path) -> Iterator["subprocess.Popen[byte
             deadline = time.monotonic() + START_SECONDS
             while not list(target.glob(".~*/*.yaml")):
                 assert time.monotonic() < deadline, "it did not happen in time"
+                time.sleep(0.01)
+            # A signal right before Python begins to read would be seen only after the read.
+            while psutil.Process(process.pid).status() != psutil.STATUS_SLEEPING:
+                assert time.monotonic() < deadline, "it did not wait for the rest"
                 time.sleep(0.01)
             yield process
         finally:
