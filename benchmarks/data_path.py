@@ -17,6 +17,7 @@ from benchmarks.measures import (
     Curve,
     Series,
     Spread,
+    Target,
     at_least,
     compared,
     converted,
@@ -47,34 +48,53 @@ def _repetitions(bench: Bench) -> tuple[int, int]:
     return bench.choose(9, 3), bench.choose(4, 2)
 
 
+_Measure = Callable[[Bench, int, Upload, int], Callable[[], list[float]]]
+
+
+def _beside(
+    bench: Bench,
+    pair: Pair,
+    measure: _Measure,
+    upload: Upload,
+    *,
+    name: str,
+    floor: str,
+    target: Target,
+    note: str = "",
+) -> Outcome:
+    """Measure what moves versions of 64 MiB through the registry, and the same through its floor, in turns."""
+    repetitions, count = _repetitions(bench)
+    pair.mark()
+    blocks = interleaved(
+        repetitions,
+        {
+            "registry": measure(bench, pair.registry.port, upload, count),
+            floor: measure(bench, pair.floor.port, upload, count),
+        },
+    )
+    rate = mib_per_second(_LARGE_BYTES)
+    verb, kind = name.split()
+    return compared(
+        name,
+        f"{verb} 64 MiB, {kind}",
+        "MiB/s",
+        converted(blocks["registry"], rate),
+        against=floor,
+        floor_blocks=converted(blocks[floor], rate),
+        target=target,
+        peak_mib=pair.registry.peak_mib(),
+        processor_ratio=pair.processor_ratio(),
+        note=note,
+    )
+
+
 def _publish(bench: Bench) -> Sequence[Outcome]:
     upload = Upload(MODEL_ID, _LARGE_BYTES)
-    repetitions, count = _repetitions(bench)
     with bench.pair() as pair:
         bench.fit_floor(pair, upload)
         bench.fill_budget(pair, upload)
-        pair.mark()
-        blocks = interleaved(
-            repetitions,
-            {
-                "registry": _measure_uploads(bench, pair.registry.port, upload, count),
-                "sink": _measure_uploads(bench, pair.floor.port, upload, count),
-            },
-        )
-        rate = mib_per_second(_LARGE_BYTES)
-        return [
-            compared(
-                "publish transient",
-                "publish 64 MiB, transient",
-                "MiB/s",
-                converted(blocks["registry"], rate),
-                against="sink",
-                floor_blocks=converted(blocks["sink"], rate),
-                target=at_least(0.70),
-                peak_mib=pair.registry.peak_mib(),
-                processor_ratio=pair.processor_ratio(),
-            )
-        ]
+        target = at_least(0.70)
+        return [_beside(bench, pair, _measure_uploads, upload, name="publish transient", floor="sink", target=target)]
 
 
 def _store(bench: Bench) -> Sequence[Outcome]:
@@ -111,33 +131,20 @@ def _store(bench: Bench) -> Sequence[Outcome]:
 
 
 def _retrieve(bench: Bench, *, archived: bool) -> Sequence[Outcome]:
-    kind = "archived" if archived else "transient"
     upload = Upload(MODEL_ID, _LARGE_BYTES, archived=archived)
-    repetitions, count = _repetitions(bench)
     with bench.pair() as pair:
         bench.fit_floor(pair, upload)
         if archived:
             _check_stored(bench, pair, upload)
-        pair.mark()
-        blocks = interleaved(
-            repetitions,
-            {
-                "registry": _measure_retrievals(bench, pair.registry.port, upload, count),
-                "source": _measure_retrievals(bench, pair.floor.port, upload, count),
-            },
-        )
-        rate = mib_per_second(_LARGE_BYTES)
         return [
-            compared(
-                f"retrieve {kind}",
-                f"retrieve 64 MiB, {kind}",
-                "MiB/s",
-                converted(blocks["registry"], rate),
-                against="source",
-                floor_blocks=converted(blocks["source"], rate),
+            _beside(
+                bench,
+                pair,
+                _measure_retrievals,
+                upload,
+                name="retrieve archived" if archived else "retrieve transient",
+                floor="source",
                 target=at_least(0.90),
-                peak_mib=pair.registry.peak_mib(),
-                processor_ratio=pair.processor_ratio(),
                 note="read and checked before, and in the system's memory" if archived else "",
             )
         ]

@@ -32,6 +32,7 @@ from tests.test_damaged_archives import (
     YAML,
     Plant,
     content,
+    sound_archive,
     write_model,
     write_version,
 )
@@ -42,10 +43,7 @@ COGMENT = (sys.executable, "-m", "cogment_model_registry")
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     """An archive with the model `m`, whose versions 1 to 3 are sound."""
-    directory = write_model(tmp_path / "archive", "m")
-    for number in (1, 2, 3):
-        write_version(directory, number, b"data %d" % number)
-    return tmp_path / "archive"
+    return sound_archive(tmp_path)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from cogment_model_registry.server import Server
 from cogment_model_registry.settings import Settings
+from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, upload
@@ -36,10 +37,6 @@ QUICKLY = settings(
     max_examples=60, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 Chunks = Sequence[Message | bytes]
-
-
-def hash_of(data: bytes) -> str:
-    return b64encode(sha256(data).digest()).decode()
 
 
 def files(directory: Path) -> list[str]:

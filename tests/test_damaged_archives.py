@@ -1,9 +1,7 @@
 """Archives with anything in them: what is damaged, what is foreign, what the original wrote, and what it can read."""
 
 import asyncio
-import base64
 import calendar
-import hashlib
 import logging
 import os
 import re
@@ -17,15 +15,12 @@ import grpc
 import pytest
 import yaml
 
+from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected, header, next_version, refused
 
 WAIT_SECONDS = 20
 SECRET = b"what lies outside of the archive"
-
-
-def digest(data: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def version_text(model_id: str, number: int, data: bytes, /, **changes: str | None) -> str:
@@ -34,7 +29,7 @@ def version_text(model_id: str, number: int, data: bytes, /, **changes: str | No
         "model_id": model_id,
         "version_number": str(number),
         "creation_timestamp": "2026-11-22T16:53:02.313162077Z",
-        "data_hash": digest(data),
+        "data_hash": hash_of(data),
         "data_size": str(len(data)),
         "user_data": "{}",
         **changes,
@@ -57,14 +52,19 @@ def write_version(directory: Path, number: int, data: bytes, **changes: str | No
     (directory / f"{name}.yaml").write_text(version_text(directory.name, number, data, **changes))
 
 
+def sound_archive(place: Path) -> Path:
+    """Write an archive with the model `m`, whose versions 1 to 3 are sound, and return its directory."""
+    directory = write_model(place / "archive", "m")
+    for number in (1, 2, 3):
+        write_version(directory, number, b"data %d" % number)
+    return place / "archive"
+
+
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An archive with the model `m`, whose versions 1 to 3 are sound; the working directory is the one above it."""
     monkeypatch.chdir(tmp_path)
-    directory = write_model(tmp_path / "archive", "m")
-    for number in (1, 2, 3):
-        write_version(directory, number, b"data %d" % number)
-    return tmp_path / "archive"
+    return sound_archive(tmp_path)
 
 
 @pytest.fixture
@@ -585,7 +585,7 @@ async def test_archive_of_the_original_is_served_as_it_is_and_numbers_go_on(tmp_
         ]
         for info, data in zip(versions, (chunks, chunks, fourth, other), strict=True):
             assert await client.data(info.model_id, info.version_number) == data
-            assert (info.data_hash, info.data_size, info.archived) == (digest(data), len(data), True)
+            assert (info.data_hash, info.data_size, info.archived) == (hash_of(data), len(data), True)
         for model_id, number in (("empty_model", 1), ("my_model", 5), ("my_other_model", 2)):
             assert (await client.store(model_id, b"")).version_number == number
     for name, files in before.items():

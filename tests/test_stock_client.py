@@ -4,9 +4,7 @@ It needs Python 3.10 and dependencies that this project cannot have, so it runs 
 below `.cache`, and prints what it saw: see `stock_client_session.py`.
 """
 
-import base64
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from cogment_model_registry.testing.bytes import hash_of
 from tests.processes import clean_environment, run_cogment, server_process
 
 COGMENT = "2.10.1"
@@ -124,10 +123,6 @@ def seen(report: Report, scenario: str) -> Report:
     return result
 
 
-def data_hash(data: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
-
-
 def test_models_are_listed_whole_whatever_their_number(report: Report) -> None:
     """The client asks for pages of 10, and takes a shorter one for the last."""
     result = seen(report, "list_models")
@@ -155,7 +150,7 @@ def test_publish_and_store_create_the_model_that_is_missing(report: Report) -> N
     assert published == {
         "name": "m",
         "iteration": 1,
-        "hash": data_hash(b"published"),
+        "hash": hash_of(b"published"),
         "size": 9,
         "stored": False,
         "properties": {"episodes": "10", "note": ""},
@@ -163,7 +158,7 @@ def test_publish_and_store_create_the_model_that_is_missing(report: Report) -> N
     assert stored == {
         "name": "m",
         "iteration": 2,
-        "hash": data_hash(b"stored"),
+        "hash": hash_of(b"stored"),
         "size": 6,
         "stored": True,
         "properties": {},
@@ -181,8 +176,8 @@ def test_iteration_info_is_told_by_number_and_is_none_for_a_missing_one(report: 
     result = seen(report, "iteration_info")
     infos = result["infos"]
     one, two = infos["1"], infos["2"]
-    assert (one["iteration"], one["hash"], one["stored"], one["properties"]) == (1, data_hash(b"one"), False, {})
-    assert (two["iteration"], two["hash"], two["stored"], two["properties"]) == (2, data_hash(b"two"), True, {"a": "b"})
+    assert (one["iteration"], one["hash"], one["stored"], one["properties"]) == (1, hash_of(b"one"), False, {})
+    assert (two["iteration"], two["hash"], two["stored"], two["properties"]) == (2, hash_of(b"two"), True, {"a": "b"})
     assert (infos["-1"], infos["-2"]) == (two, one)
     assert [infos[number] for number in ("0", "3", "-3", "2147483647", "-2147483648")] == [None] * 5
     assert result["unknown"] == "CogmentError: Unknown model [unknown]"

@@ -18,11 +18,6 @@ class ByteBudget:
         self._free_bytes = size_bytes
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
-    @property
-    def free_bytes(self) -> int:
-        """How many are free."""
-        return self._free_bytes
-
     async def take(self, size_bytes: int) -> int:
         """Wait for one's turn and for so many free bytes, and take them; return how many to give back."""
         size_bytes = min(size_bytes, self._size_bytes)

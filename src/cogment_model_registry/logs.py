@@ -49,7 +49,6 @@ def configure(settings: ServiceSettings) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(settings, coloured)],
         )
     )
-    handler.addFilter(_is_no_clients_fault)
     logging.addLevelName(TRACE, "TRACE")
     root = logging.getLogger()
     root.handlers = [handler]
@@ -67,12 +66,6 @@ def configure(settings: ServiceSettings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-
-
-def _is_no_clients_fault(record: logging.LogRecord) -> bool:
-    """Return whether a record is worth a line: gRPC tells of each byte from a client that is no text, at length."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, UnicodeDecodeError) and "can't decode byte" not in str(record.msg)
 
 
 def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:

@@ -13,11 +13,9 @@ a failure. (SQLite tests itself in this way: https://sqlite.org/testing.html, "I
 
 import asyncio
 import errno
-import hashlib
 import itertools
 import shutil
 import time
-from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -31,6 +29,7 @@ import grpc.aio
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.server import Server
 from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire.convert import status_of
 from tests.client import Client, connected, upload
@@ -86,7 +85,7 @@ async def observe(client: Client) -> World:
         for info in (await client.infos(model.model_id)).version_infos:
             data = await client.data(model.model_id, info.version_number)
             assert len(data) == info.data_size, f"{info} has {len(data)} bytes"
-            assert b64encode(hashlib.sha256(data).digest()).decode() == info.data_hash, f"{info} has other bytes"
+            assert hash_of(data) == info.data_hash, f"{info} has other bytes"
             seen.versions[info.version_number] = (data, info.archived)
     return world
 

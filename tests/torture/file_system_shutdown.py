@@ -6,10 +6,8 @@ system mounted anew, which replays the journal, and a new server is asked for ev
 """
 
 import asyncio
-import base64
 import fcntl
 import functools
-import hashlib
 import os
 import shutil
 import struct
@@ -23,6 +21,7 @@ from random import Random
 
 import grpc
 
+from cogment_model_registry.testing.bytes import hash_of
 from tests.client import Client, connected
 from tests.processes import server_process
 from tests.torture.proof import Figures, Proof
@@ -211,7 +210,7 @@ class Workload:
 
     async def _store(self, client: Client, model_id: str, model: Model) -> None:
         data = self._random.randbytes(self._random.choice([0, 10, 5_000, 300_000]))
-        version = Version(_hash(data), len(data), {"key": self._random.randbytes(8).hex()})
+        version = Version(hash_of(data), len(data), {"key": self._random.randbytes(8).hex()})
         before = model.state
         async with self._changing(model, replace(before, versions={**before.versions, 0: version})):
             info = await client.store(model_id, data, data_hash=version.data_hash, user_data=version.user_data)
@@ -256,14 +255,10 @@ class Workload:
         versions = {}
         for info in (await client.infos(model_id)).version_infos:
             data = await client.data(model_id, info.version_number)
-            assert _hash(data) == info.data_hash, f"{model_id} {info.version_number}: bytes that do not match"
-            versions[info.version_number] = Version(_hash(data), len(data), dict(info.user_data))
+            assert hash_of(data) == info.data_hash, f"{model_id} {info.version_number}: bytes that do not match"
+            versions[info.version_number] = Version(hash_of(data), len(data), dict(info.user_data))
             self._figures.count("versions retrieved")
         return State(user_data, versions)
-
-
-def _hash(data: bytes) -> str:
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 async def _use_server(port: int, workload: Workload, mount_point: Path, cut_off: bool) -> None:

@@ -196,8 +196,8 @@ def feed(data: bytes) -> None:
 
 def _seeds() -> list[tuple[Callable[[bytes], None], bytes]]:
     """Return inputs to begin with: what each decoder takes."""
-    hash_text = records.digest_text(bytes(32))
-    version = records.VersionInfo("m", 1, 1, True, hash_text, 5, {"key": "yes"})
+    hash_of = records.digest_text(bytes(32))
+    version = records.VersionInfo("m", 1, 1, True, hash_of, 5, {"key": "yes"})
     model = m.ModelInfo(model_id="m", user_data={"key": "value"})
     chunk = m.CreateVersionRequestChunk
     body = chunk(body=chunk.Body(data_chunk=b"bytes")).SerializeToString()
@@ -218,7 +218,7 @@ def _seeds() -> list[tuple[Callable[[bytes], None], bytes]]:
         (parse_a_model, layout.format_model(records.ModelInfo("m", {"a": "\0", "b": "~"}))),
         (parse_a_time, b"2026-11-22T16:53:02.313162077Z"),
         (parse_a_time, b"2021-1-2 3:04:05.6 -07:30"),
-        (check_a_hash, hash_text.encode()),
+        (check_a_hash, hash_of.encode()),
         (parse_a_mark, b"128\n"),
         (parse_a_file_name, b"m-v000001.yaml"),
         (parse_a_file_name, b"m-v1000000.data"),

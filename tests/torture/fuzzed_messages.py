@@ -29,7 +29,8 @@ import psutil
 
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected
-from tests.processes import ServerProcess, clean_environment, server_process
+from tests.processes import ServerProcess, clean_environment
+from tests.torture.oracle import unharmed_server
 from tests.torture.proof import Figures, Proof
 
 _CONNECTIONS = 4
@@ -388,20 +389,8 @@ async def _all_of(sender: _Sender, rounds: Iterator[int], behaving: asyncio.Task
 def send_messages(place: Path, rounds: int, random: Random, figures: Figures) -> None:
     """Send messages of any bytes to a server."""
     figures.count("answered with UNKNOWN, INTERNAL or UNAVAILABLE", 0)
-    with server_process(place / "archive", *_FLAGS) as server:
-        try:
-            asyncio.run(_send(server, rounds, random, figures))
-            assert server.is_running, "the server ended"
-            assert server.stop() == 0, "the server did not stop cleanly"
-            assert not _complaints(server.lines), "the server logged errors"
-        except Exception as error:
-            error.add_note("\n".join(["The server logged:", *_complaints(server.lines), *server.lines[-5:]]))
-            raise
-
-
-def _complaints(lines: Sequence[str]) -> list[str]:
-    """Return the lines of a log that tell of errors, and what is no line of the log at all."""
-    return [line for line in lines if not re.search(r'^\{.*"level": "(debug|info|warning)"', line)][:100]
+    with unharmed_server(place / "archive", *_FLAGS) as server:
+        asyncio.run(_send(server, rounds, random, figures))
 
 
 # The decoders alone.

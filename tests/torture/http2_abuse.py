@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import itertools
 import os
-import re
 import socket
 import struct
 import time
@@ -24,7 +23,8 @@ import psutil
 
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header
-from tests.processes import ServerProcess, server_process
+from tests.processes import ServerProcess
+from tests.torture.oracle import unharmed_server
 from tests.torture.proof import Figures, Proof
 
 _STREAMS_MAX = 100
@@ -652,24 +652,8 @@ async def _all_is_freed(
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
     """Abuse a server."""
-    with server_process(place / "archive", *_FLAGS) as server:
-        try:
-            asyncio.run(_abuse(server, rounds, random, figures))
-            assert server.is_running, "the server ended"
-            assert server.stop() == 0, "the server did not stop cleanly"
-            assert not _complaints(server.lines), "the server logged errors"
-        except Exception as error:
-            error.add_note("\n".join(["The server logged:", *_complaints(server.lines), *server.lines[-5:]]))
-            raise
-
-
-def _complaints(lines: list[str]) -> list[str]:
-    """Return the lines of a log that tell of errors, and what is no line of the log at all."""
-    harmless = (
-        r'^\{.*"level": "(debug|info|warning)"',
-        r'^\{"event": "Invalid encoding on b',  # how gRPC tells of metadata that it cannot decode; the call goes on
-    )
-    return [line for line in lines if not any(re.search(pattern, line) for pattern in harmless)][:100]
+    with unharmed_server(place / "archive", *_FLAGS) as server:
+        asyncio.run(_abuse(server, rounds, random, figures))
 
 
 PROOF = Proof(

@@ -18,10 +18,11 @@ from random import Random
 import grpc
 import grpc.aio
 
+from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, upload
 from tests.processes import server_process
-from tests.torture.oracle import NOT_FOUND, check_ascending, fork, hash_text, payload, tag_of, together
+from tests.torture.oracle import NOT_FOUND, check_ascending, fork, payload, tag_of, together
 from tests.torture.proof import Figures, Proof
 
 KIB, MIB = 1024, 1024 * 1024
@@ -197,7 +198,7 @@ class World:
 
     def check_bytes(self, data: bytes, look: Look) -> Sent:
         """Check that bytes are exactly those of one version of the model, and return it."""
-        tag = self.tags_by_hash.get(hash_text(data))
+        tag = self.tags_by_hash.get(hash_of(data))
         assert tag, f"torn bytes of {look.model_id}: {data[:80]!r}, {len(data)} bytes"
         sent = self.sent[tag]
         assert sent.info.model_id == look.model_id, f"bytes of another model than {look.model_id}: {sent.info}"
@@ -262,7 +263,7 @@ class Creator:
         info = m.ModelVersionInfo(
             model_id=model_id,
             archived=archived,
-            data_hash=hash_text(data),
+            data_hash=hash_of(data),
             data_size=len(data),
             user_data={"tag": tag},
         )
@@ -344,7 +345,7 @@ class Reader:
             return
         sent = self._world.check_bytes(data, look)
         if self._world.certainly(look):
-            assert hash_text(data) == info.data_hash, f"retrieved was {sent.info}, and listed {info}"
+            assert hash_of(data) == info.data_hash, f"retrieved was {sent.info}, and listed {info}"
         elif look.life and look.life.deleted < math.inf:
             self._world.figures.count("retrievals that outlasted their model")
 

@@ -18,6 +18,7 @@ from random import Random
 import grpc
 import grpc.aio
 
+from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, upload
 from tests.processes import ServerProcess, clean_environment, server_process
@@ -26,7 +27,6 @@ from tests.torture.oracle import (
     check_ascending,
     fork,
     going_on,
-    hash_text,
     in_round,
     payload,
     tag_of,
@@ -239,7 +239,7 @@ class Writer:
         info = m.ModelVersionInfo(
             model_id=model_id,
             archived=random.random() < 0.8,
-            data_hash=hash_text(data),
+            data_hash=hash_of(data),
             data_size=len(data),
             user_data=user_data,
             creation_timestamp=random.randrange(1, 2**62) if random.random() < 0.3 else 0,
@@ -343,7 +343,7 @@ async def check_bytes(client: Client, model: Model, infos: list[m.ModelVersionIn
             data = await client.data(model.model_id, info.version_number)
         except grpc.aio.AioRpcError as error:
             raise AssertionError(f"{where} cannot be had: {error.code()} {error.details()}; {info}") from error
-        assert hash_text(data) == info.data_hash, f"{where} is torn: {len(data)} bytes; {info}"
+        assert hash_of(data) == info.data_hash, f"{where} is torn: {len(data)} bytes; {info}"
 
 
 def check_files(archive: Path, world: World) -> None:

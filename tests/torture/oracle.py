@@ -1,11 +1,11 @@
 """What proofs keep outside of the server, and what they have in common: bytes that tell where they belong."""
 
 import asyncio
-import base64
 import contextlib
-import hashlib
+import re
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.wire import messages as m
-from tests.processes import ServerProcess
+from tests.processes import ServerProcess, server_process
 
 UNAVAILABLE, NOT_FOUND = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND
 
@@ -21,11 +21,6 @@ UNAVAILABLE, NOT_FOUND = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND
 def payload(tag: str, size_bytes: int) -> bytes:
     """Return bytes that are made from a tag, so that no two tags share a stretch of them."""
     return Random(tag).randbytes(size_bytes)
-
-
-def hash_text(data: bytes) -> str:
-    """Return the SHA-256 of bytes as the wire has it."""
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def tag_of(info: m.ModelVersionInfo) -> str:
@@ -81,3 +76,22 @@ async def together(*works: Coroutine[Any, Any, Any]) -> None:
     """Wait for all work, and raise the first thing that goes wrong."""
     async with going_on(*works):
         pass
+
+
+@contextlib.contextmanager
+def unharmed_server(archive_dir: Path, *flags: str) -> Iterator[ServerProcess]:
+    """Open a context with a server, which logs as JSON, and which is alive and has complained of nothing at the end."""
+    with server_process(archive_dir, *flags) as server:
+        try:
+            yield server
+            assert server.is_running, "the server ended"
+            assert server.stop() == 0, "the server did not stop cleanly"
+            assert not _complaints(server.lines), "the server logged errors"
+        except Exception as error:
+            error.add_note("\n".join(["The server logged:", *_complaints(server.lines), *server.lines[-5:]]))
+            raise
+
+
+def _complaints(lines: Sequence[str]) -> list[str]:
+    """Return the lines of a log that tell of errors, and what is no line of the log at all."""
+    return [line for line in lines if not re.search(r'^\{.*"level": "(debug|info|warning)"', line)][:100]

@@ -23,7 +23,7 @@ from cogment_model_registry.registry import Registry
 from cogment_model_registry.storage import layout
 from cogment_model_registry.storage.files import Files
 from cogment_model_registry.storage.filesystem import DirectoryArchive
-from cogment_model_registry.testing.bytes import read
+from cogment_model_registry.testing.bytes import hash_of, read
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
 from tests.torture.cut_disk import Disk, Remains, Tree, lay_out
@@ -35,7 +35,6 @@ from tests.torture.recorded_archive import (
     State,
     World,
     difference,
-    hash_of,
     registry_on,
     upload,
 )

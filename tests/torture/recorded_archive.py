@@ -5,8 +5,6 @@ when it began and when it was completed. So it is known for each moment what mus
 """
 
 import asyncio
-import base64
-import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
@@ -22,6 +20,7 @@ from cogment_model_registry.storage.files import Files
 from cogment_model_registry.storage.filesystem import DirectoryArchive
 from cogment_model_registry.storage.local_catalog import LocalCatalog
 from cogment_model_registry.storage.memory import MemoryTransientStore
+from cogment_model_registry.testing.bytes import hash_of
 from tests.torture.recorded_files import RecordedFiles
 
 ARCHIVE = "new/directories/archive"
@@ -278,11 +277,6 @@ async def upload(registry: Registry, info: VersionInfo, pieces: Sequence[bytes])
         for piece in pieces:
             await version.write(memoryview(piece))
         return (await version.commit()).number
-
-
-def hash_of(data: bytes) -> str:
-    """Return the hash of bytes, as versions have it."""
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def _text(random: Random) -> str:

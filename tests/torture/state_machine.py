@@ -10,8 +10,6 @@ other, each of which begins by deleting what the last one left.
 """
 
 import asyncio
-import base64
-import hashlib
 import sys
 import time
 from collections.abc import Coroutine, Sequence
@@ -34,6 +32,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version
 from tests.processes import ServerProcess
@@ -64,11 +63,6 @@ _SIZES_BYTES = (0, 1, 10, _CHUNK_BYTES - 1, _CHUNK_BYTES, _CHUNK_BYTES + 1, 1500
 
 Chunk = m.CreateVersionRequestChunk | bytes
 Reply = Any
-
-
-def digest(data: bytes) -> str:
-    """Return the text of a hash, as it travels."""
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
 
 
 def user_data_bytes(user_data: dict[str, str]) -> int:
@@ -196,7 +190,7 @@ class Expected:
             if not declared.archived and data and wanted_bytes:
                 self.make_room(wanted_bytes)  # less than a slab is allocated at once
                 wanted_bytes = 0
-        if len(data) < declared.data_size or declared.data_hash not in ("", digest(data)):
+        if len(data) < declared.data_size or declared.data_hash not in ("", hash_of(data)):
             raise Refused(INVALID)
         return declared, data
 
@@ -205,7 +199,7 @@ class Expected:
         if isinstance(chunk, bytes) or not chunk.header.HasField("version_info"):
             raise Refused(INVALID)
         declared = chunk.header.version_info
-        is_hash = declared.data_hash == "" or len(declared.data_hash) == len(digest(b""))
+        is_hash = declared.data_hash == "" or len(declared.data_hash) == len(hash_of(b""))
         if user_data_bytes(dict(declared.user_data)) > _USER_DATA_MAX_BYTES or declared.data_size >= 2**63:
             raise Refused(INVALID)
         if not is_hash:
@@ -233,7 +227,7 @@ def uploads(draw: st.DrawFn, bad: bool) -> list[Chunk]:
     data = draw(st.binary(min_size=1, max_size=4)) * size_bytes
     data = data[:size_bytes]
     fields: dict[str, Any] = {
-        "data_hash": draw(st.sampled_from(["", digest(data)])),
+        "data_hash": draw(st.sampled_from(["", hash_of(data)])),
         "creation_timestamp": draw(st.sampled_from([0, 0, 1, 907957639, 2**64 - 1])),
         "user_data": draw(st.dictionaries(texts, st.just("x"), max_size=2))
         if bad
@@ -255,7 +249,7 @@ def spoilt(draw: st.DrawFn, first: m.CreateVersionRequestChunk, pieces: Sequence
     if wrong == "field":
         size = draw(st.sampled_from([0, 1, info.data_size + 1, _BYTES_MAX + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1]))
         info.data_size = draw(st.sampled_from([size, info.data_size]))
-        info.data_hash = draw(st.sampled_from([digest(b"other"), "x", digest(b"")[:-2], "é", info.data_hash]))
+        info.data_hash = draw(st.sampled_from([hash_of(b"other"), "x", hash_of(b"")[:-2], "é", info.data_hash]))
     elif wrong == "chunk":
         odd: list[Chunk] = [
             first,
@@ -465,7 +459,7 @@ class RegistryMachine(RuleBasedStateMachine):
         created_ns = reply.creation_timestamp
         assert declared.creation_timestamp or began_ns <= created_ns <= time.time_ns(), f"created at {created_ns}"
         declared.version_number = number
-        declared.data_hash = digest(data)
+        declared.data_hash = hash_of(data)
         declared.creation_timestamp = declared.creation_timestamp or created_ns
         self._check(reply, declared)
         self._expected.add(Version(reply, data))

@@ -12,9 +12,7 @@ A replacement may have the same size and the same times, as a careless restore l
 """
 
 import asyncio
-import hashlib
 import os
-from base64 import b64encode
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +24,7 @@ import grpc.aio
 
 from cogment_model_registry.server import Server
 from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected
@@ -344,9 +343,7 @@ class Damaging:
             self.figures.count("retrievals refused with DATA_LOSS")
             return
         assert data == version.data, f"{version}: {what}: wrong bytes with OK"
-        assert info.data_hash == b64encode(hashlib.sha256(data).digest()).decode(), (
-            f"{version}: {what}: its info says {info.data_hash}"
-        )
+        assert info.data_hash == hash_of(data), f"{version}: {what}: its info says {info.data_hash}"
         self.figures.count("changes of user_data or the time")
 
     async def _expect_right(self, version: Version, when: str) -> None:

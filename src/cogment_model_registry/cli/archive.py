@@ -1,7 +1,6 @@
 """`cogment archive`: looking after an archive directory, and moving models between two, without a server."""
 
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -17,6 +16,7 @@ import click
 
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, TooLargeError, UnavailableError, shown
+from cogment_model_registry.storage.files import NO_ROOM
 from cogment_model_registry.storage.findings import INFORMATION, MEANINGS, Finding
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from cogment_model_registry.storage.verification import Report
 
 _DIRECTORY = click.Path(exists=True, file_okay=False)
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _KINDS = "\n".join(
     f"  {kind}{' (no problem)' if kind in INFORMATION else ''}:\n      {meaning}" for kind, meaning in MEANINGS.items()
@@ -283,7 +281,7 @@ def _running(what: str) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise TooLargeError(f"{what} failed: there is no room: {error.strerror}") from error
         raise ModelRegistryError(f"{what} failed: {error.strerror or error}") from error
 

@@ -38,6 +38,7 @@ from cogment_model_registry.records import ModelInfo, VersionInfo, check_model_i
 from cogment_model_registry.storage import layout
 from cogment_model_registry.storage.base import ModelContents
 from cogment_model_registry.storage.files import Files, NotRegularError
+from cogment_model_registry.storage.model_files import ModelFiles, close_quietly, list_model, read_metadata
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -214,27 +215,20 @@ class ArchiveDirectory:
 
     def _scan_model(self, model_id: str) -> ModelContents | None:
         with self._directory(model_id) as directory:
-            is_model = False
-            metadata: dict[int, bool] = {}  # whether it is a regular file, by number
-            data: dict[int, bool] = {}
-            for entry in self.files.list_directory(directory):
-                version = layout.parse_file_name(model_id, entry.name)
-                if version:
-                    (metadata if version[1] == "yaml" else data)[version[0]] = entry.is_file
-                elif entry.name == layout.model_file_name(model_id):
-                    is_model = True
-                elif self._sweeping and layout.is_temporary(entry.name) and entry.is_file:
-                    self.files.remove(directory, entry.name)
-            if not is_model and not metadata:
+            found = list_model(self.files, directory, model_id)
+            if self._sweeping:
+                for name in found.temporary:
+                    self.files.remove(directory, name)
+            if not found.is_model:
                 return None
-            damaged = dict(_damage_by_names(metadata, data))
-            numbers = sorted(metadata.keys() - damaged.keys())
+            damaged = dict(_damage_by_names(found))
+            numbers = sorted(found.metadata.keys() - damaged.keys())
             return ModelContents(
                 info=self._read_model(directory, model_id),
                 version_numbers=numbers,
                 size_bytes={number: self._data_bytes(directory, model_id, number) for number in numbers},
                 damaged=damaged,
-                last_number=max([0, *metadata, *data]),
+                last_number=found.last_number,
                 high_water_mark=self._read_high_water_mark(directory, model_id),
             )
 
@@ -548,37 +542,14 @@ def _lock(file: int) -> bool:
     return False
 
 
-def read_metadata(files: Files, directory: int, name: str) -> bytes:
-    """Return the text of a metadata file.
-
-    Raises:
-        BadMetadata: It is too large to be one.
-        OSError: It is not there, no regular file, or cannot be read.
-    """
-    file = files.open_to_read(directory, name)
-    try:
-        text = files.read(file, layout.METADATA_MAX_BYTES + 1)
-    finally:
-        close_quietly(files, file)
-    if len(text) > layout.METADATA_MAX_BYTES:
-        raise layout.BadMetadata("its metadata is too large")
-    return text
-
-
-def close_quietly(files: Files, descriptor: int) -> None:
-    """Close a descriptor. What was to be durable was synced, so that an error says nothing."""
-    with contextlib.suppress(OSError):
-        files.close(descriptor)
-
-
-def _damage_by_names(metadata: dict[int, bool], data: dict[int, bool]) -> Iterator[tuple[int, str]]:
+def _damage_by_names(found: ModelFiles) -> Iterator[tuple[int, str]]:
     """Yield what is wrong with versions, as far as the kinds of their files tell."""
-    for number, is_file in metadata.items():
+    for number, is_file in found.metadata.items():
         if not is_file:
             yield number, "its metadata is no regular file"
-        elif number not in data:
+        elif number not in found.data:
             yield number, "its data is missing"
-        elif not data[number]:
+        elif not found.data[number]:
             yield number, "its data is no regular file"
 
 

@@ -6,6 +6,7 @@ translates them.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
@@ -19,6 +20,10 @@ _DIRECTORY_MODE = 0o750
 _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of writing that mean that there is no room."""
 
 
 class NotRegularError(OSError):

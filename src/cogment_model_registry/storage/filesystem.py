@@ -6,7 +6,6 @@ So a version is never in memory, whatever its size. What is written in which ord
 
 import asyncio
 import contextlib
-import errno
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,7 @@ from cogment_model_registry.payload import PayloadHash
 from cogment_model_registry.records import ModelInfo, VersionInfo
 from cogment_model_registry.storage.archive_directory import ArchiveDirectory, Fingerprint, NewFile
 from cogment_model_registry.storage.base import Archive, ModelContents, Reader, Upload
-from cogment_model_registry.storage.files import Files
+from cogment_model_registry.storage.files import NO_ROOM, Files
 from cogment_model_registry.tasks import run_to_end, run_to_have
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -39,8 +38,6 @@ _BLOCK_BYTES = 1024 * 1024
 
 _WRITE_BYTES = 32 * 1024 * 1024
 """What pieces of uploads may take while they wait for a thread to write them."""
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class DirectoryArchive(Archive):
@@ -163,7 +160,7 @@ def _translating_errors(function: Callable[[], _T]) -> _T:
     except ModelRegistryError:
         raise
     except OSError as error:
-        if error.errno in _NO_ROOM:
+        if error.errno in NO_ROOM:
             raise TooLargeError(f"the archive has no room: {error.strerror}") from error
         _log.error("operation on the archive failed", reason=error.strerror)
         raise UnavailableError(f"the archive failed: {error.strerror}") from error

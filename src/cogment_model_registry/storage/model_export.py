@@ -37,13 +37,7 @@ def data_size_bytes(files: Files, root: int, model_id: str) -> int:
     """
     directory = _open_model(files, root, model_id)
     try:
-        total = 0
-        for number in model_files.list_model(files, directory, model_id).data:
-            try:
-                total += files.status_of(directory, layout.data_file_name(model_id, number)).st_size
-            except FileNotFoundError:
-                continue
-        return total
+        return model_files.data_size_bytes(files, directory, model_id)
     finally:
         files.close(directory)
 

@@ -1,5 +1,6 @@
-"""Reading the directory of a model that may have anything in it, without a server.
+"""Reading the directory of a model that may have anything in it.
 
+`list_model` and `read_metadata` serve the archive and the commands that need no server; the rest is for these alone.
 What is damaged is told as `Damage`, which says what a server would say of it. What vanishes meanwhile, because someone
 deletes it, is `FileNotFoundError` and no damage.
 """
@@ -12,7 +13,6 @@ from dataclasses import dataclass, field
 from cogment_model_registry.payload import PayloadHash
 from cogment_model_registry.records import ModelInfo, VersionInfo
 from cogment_model_registry.storage import layout
-from cogment_model_registry.storage.archive_directory import read_metadata
 from cogment_model_registry.storage.files import Files, NotRegularError
 from cogment_model_registry.storage.findings import Kind
 
@@ -48,14 +48,15 @@ class ModelFiles:
 
     Attributes:
         has_model: Whether there is something under the name of the model's metadata.
-        metadata: The numbers of versions that have something under the name of their metadata.
-        data: Likewise of their data; the value says whether it is a regular file.
+        metadata: The numbers of versions that have something under the name of their metadata; the value says whether
+            it is a regular file.
+        data: Likewise of their data.
         temporary: Files that were being written.
         foreign: What is no part of a model.
     """
 
     has_model: bool = False
-    metadata: set[int] = field(default_factory=set)
+    metadata: dict[int, bool] = field(default_factory=dict)
     data: dict[int, bool] = field(default_factory=dict)
     temporary: list[str] = field(default_factory=list)
     foreign: list[str] = field(default_factory=list)
@@ -76,10 +77,8 @@ def list_model(files: Files, directory: int, model_id: str) -> ModelFiles:
     found = ModelFiles()
     for entry in files.list_directory(directory):
         version = layout.parse_file_name(model_id, entry.name)
-        if version and version[1] == "yaml":
-            found.metadata.add(version[0])
-        elif version:
-            found.data[version[0]] = entry.is_file
+        if version:
+            (found.metadata if version[1] == "yaml" else found.data)[version[0]] = entry.is_file
         elif entry.name == layout.model_file_name(model_id):
             found.has_model = True
         elif layout.is_temporary(entry.name) and entry.is_file:
@@ -87,6 +86,39 @@ def list_model(files: Files, directory: int, model_id: str) -> ModelFiles:
         elif entry.name not in (layout.HIGH_WATER_MARK_NAME, layout.MANIFEST_NAME):
             found.foreign.append(entry.name)
     return found
+
+
+def data_size_bytes(files: Files, directory: int, model_id: str) -> int:
+    """Return about how many bytes the versions of a model have, for a progress bar."""
+    found = list_model(files, directory, model_id)
+    total = 0
+    for number in found.metadata.keys() & found.data.keys():
+        with contextlib.suppress(FileNotFoundError):
+            total += files.status_of(directory, layout.data_file_name(model_id, number)).st_size
+    return total
+
+
+def read_metadata(files: Files, directory: int, name: str) -> bytes:
+    """Return the text of a metadata file.
+
+    Raises:
+        BadMetadata: It is too large to be one.
+        OSError: It is not there, no regular file, or cannot be read.
+    """
+    file = files.open_to_read(directory, name)
+    try:
+        text = files.read(file, layout.METADATA_MAX_BYTES + 1)
+    finally:
+        close_quietly(files, file)
+    if len(text) > layout.METADATA_MAX_BYTES:
+        raise layout.BadMetadata("its metadata is too large")
+    return text
+
+
+def close_quietly(files: Files, descriptor: int) -> None:
+    """Close a descriptor. What was to be durable was synced, so that an error says nothing."""
+    with contextlib.suppress(OSError):
+        files.close(descriptor)
 
 
 def is_still(files: Files, root: int, directory: int, model_id: str) -> bool:

@@ -5,6 +5,7 @@ meanwhile. What it does all the time is not told as a finding then: a temporary 
 without metadata may get its metadata in a moment, and what is deleted meanwhile was not missing.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -47,20 +48,10 @@ def data_size_bytes(files: Files, root: int) -> int:
         except OSError:
             continue
         try:
-            total += _data_size_bytes(files, directory, entry.name)
+            with contextlib.suppress(OSError):  # whoever reads it will tell
+                total += model_files.data_size_bytes(files, directory, entry.name)
         finally:
             files.close(directory)
-    return total
-
-
-def _data_size_bytes(files: Files, directory: int, model_id: str) -> int:
-    total = 0
-    try:
-        found = model_files.list_model(files, directory, model_id)
-        for number in found.metadata & found.data.keys():
-            total += files.status_of(directory, layout.data_file_name(model_id, number)).st_size
-    except OSError:
-        pass  # whoever reads it will tell
     return total
 
 

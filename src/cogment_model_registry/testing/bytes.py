@@ -8,6 +8,11 @@ from cogment_model_registry.records import VersionInfo
 from cogment_model_registry.storage.base import Reader, Upload, VersionStore
 
 
+def hash_of(data: bytes) -> str:
+    """Return the SHA-256 of bytes as the wire and the metadata have it."""
+    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+
+
 def describe(model_id: str, number: int, data: bytes, archived: bool, **user_data: str) -> VersionInfo:
     """Return the record of a version with these bytes."""
     return VersionInfo(
@@ -15,7 +20,7 @@ def describe(model_id: str, number: int, data: bytes, archived: bool, **user_dat
         number=number,
         created_ns=1_633_119_005_107_454_620 + number,
         archived=archived,
-        data_hash=base64.b64encode(hashlib.sha256(data).digest()).decode(),
+        data_hash=hash_of(data),
         data_size_bytes=len(data),
         user_data=user_data,
     )
