@@ -51,19 +51,25 @@ def _limit_bytes(file: Path) -> list[int]:
         return []
 
 
-_M_ARENA_MAX = -8  # mallopt(3)
-_ARENAS = 2
+_HEAP_OPTIONS = {
+    -8: 2,  # M_ARENA_MAX
+    -3: 32 * 1024 * 1024,  # M_MMAP_THRESHOLD: the highest that glibc takes
+    -1: 32 * 1024 * 1024,  # M_TRIM_THRESHOLD
+}
+"""What the heap is told; see mallopt(3)."""
 
 
-def limit_arenas() -> None:
-    """Let the C library keep few separate heaps, where it can; to be called before there are threads.
+def tune_heap() -> None:
+    """Let the C library keep few heaps, and keep some of what is freed, where it can; before there are threads.
 
     glibc gives each thread a heap of its own, up to eight for each core, and large messages that were freed linger in
-    each of them.
+    each of them. What it frees at once, on the other hand, must be had anew for the next message, page by page, which
+    takes several times as long as filling it.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
-        set_option(_M_ARENA_MAX, _ARENAS)
+        for option, value in _HEAP_OPTIONS.items():
+            set_option(option, value)
 
 
 def release_free_memory() -> None:

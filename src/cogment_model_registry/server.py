@@ -20,7 +20,7 @@ from cogment_model_registry import life_cycle
 from cogment_model_registry._version import __version__
 from cogment_model_registry.directory.registration import Registration, State
 from cogment_model_registry.health import Health
-from cogment_model_registry.machine import limit_arenas, release_free_memory
+from cogment_model_registry.machine import release_free_memory, tune_heap
 from cogment_model_registry.metrics import Metrics, MetricsServer
 from cogment_model_registry.registry import Registry
 from cogment_model_registry.service import ModelRegistryService
@@ -191,5 +191,5 @@ async def serve(settings: Settings) -> None:
             **({} if server.metrics_port is None else {"metrics_port": server.metrics_port}),
         )
 
-    limit_arenas()
+    tune_heap()
     await life_cycle.serve_until_signal(running(settings), announce, Server.refresh)

@@ -115,6 +115,9 @@ class FailingFiles(Files):
         self._may_fail("read")
         return super().read(file, max_bytes)
 
+    def read_cached(self, file: int, buffer: memoryview) -> int:
+        return 0 if self._error("read_cached") else super().read_cached(file, buffer)
+
     def status(self, file: int) -> os.stat_result:
         self._may_fail("status")
         return super().status(file)

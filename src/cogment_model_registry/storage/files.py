@@ -21,6 +21,8 @@ _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+"""The flag of a read that takes only what is in memory; Linux has it."""
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """Errors of writing that mean that there is no room."""
@@ -135,6 +137,21 @@ class Files:
             parts.append(part)
             max_bytes -= len(part)
         return b"".join(parts)
+
+    def read_cached(self, file: int, buffer: memoryview) -> int:
+        """Fill a buffer with the next bytes as far as the system has them in memory, and never wait for the disk.
+
+        Returns:
+            How many bytes there are; fewer than fit the buffer at the end of the file, where the disk has the rest, or
+            where the system cannot tell.
+        """
+        count = 0
+        if _NO_WAIT is None:
+            return count
+        with contextlib.suppress(OSError):  # it would wait, or the file system knows no such read
+            while count < len(buffer) and (more := os.preadv(file, [buffer[count:]], -1, _NO_WAIT)):
+                count += more
+        return count
 
     def rewind(self, file: int) -> None:
         """Let the next read begin at the start of a file."""

@@ -9,6 +9,7 @@ import contextlib
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from time import perf_counter
 from typing import ParamSpec, TypeVar
 
@@ -27,14 +28,18 @@ _log = structlog.stdlib.get_logger(__name__)
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_THREADS = 8
-"""Enough that a few slow syncs do not hold up everyone's reads."""
+_THREADS = 16
+"""Enough that a few slow syncs do not hold up everyone's reads; an upload may use three."""
 
 _BUFFER_BYTES = 256 * 1024
 """Smaller pieces of an upload are gathered up to this size: handing one to a thread costs some 50 us."""
 
 _BLOCK_BYTES = 1024 * 1024
 """How much is read at least with one call to a thread."""
+
+_SYNC_BYTES = 16 * 1024 * 1024
+"""How much of an upload is synced while more is received, so that the disk works all the time, and little is left to
+sync at the end. A sync has a price of its own, so that much less at once would take longer."""
 
 _WRITE_BYTES = 32 * 1024 * 1024
 """What pieces of uploads may take while they wait for a thread to write them."""
@@ -130,6 +135,10 @@ class DirectoryArchive(Archive):
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run a blocking function on a thread of the archive, with the system's errors translated."""
+        return await self.start(function, *args, **kwargs)
+
+    def start(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
+        """Begin to run a blocking function on a thread; see `run`."""
 
         def call() -> _T:
             started = perf_counter()
@@ -138,7 +147,7 @@ class DirectoryArchive(Archive):
             finally:
                 self._observe(getattr(function, "__name__", "other").strip("_"), perf_counter() - started)
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, call)
+        return asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def promise(self, size_bytes: int) -> None:
         """Take note of bytes that an upload under way will write, or of fewer."""
@@ -167,7 +176,7 @@ def _translating_errors(function: Callable[[], _T]) -> _T:
 
 
 class _FileUpload(Upload):
-    """Writes a temporary file: a thread hashes and writes one piece while the next one is received."""
+    """Writes a temporary file: one thread hashes and one writes a piece while the next one is received."""
 
     def __init__(self, archive: DirectoryArchive, new: NewFile, size_bytes: int) -> None:
         self._archive = archive
@@ -175,7 +184,9 @@ class _FileUpload(Upload):
         self._missing_bytes = size_bytes
         self._hash = PayloadHash()
         self._buffer = bytearray()
-        self._writing: asyncio.Future[None] | None = None
+        self._working: list[asyncio.Future[None]] = []
+        self._syncing: list[asyncio.Future[None]] = []
+        self._unsynced_bytes = 0
         self._open = True
 
     async def write(self, data: memoryview) -> None:
@@ -189,28 +200,39 @@ class _FileUpload(Upload):
                 await self._pass_on(self._buffer)
 
     async def _pass_on(self, *parts: bytearray | memoryview) -> None:
-        """Let a thread hash and write the parts, once it is done with those before."""
-        await self._settle()
+        """Let threads hash and write the parts, once they are done with those before."""
+        await self._settle(self._working)
+        self._sync_ahead()
         self._buffer = bytearray()
-        taken_bytes = await self._archive.writing.take(sum(len(part) for part in parts))
-        self._writing = asyncio.ensure_future(self._archive.run(self._write, parts))
-        self._writing.add_done_callback(lambda _: self._archive.writing.give_back(taken_bytes))
+        size_bytes = sum(len(part) for part in parts)
+        taken_bytes = await self._archive.writing.take(size_bytes)
+        self._unsynced_bytes += size_bytes
+        files = self._archive.directory.files
+        self._working = [
+            self._archive.start(self._hash.update, parts),
+            self._archive.start(files.write, self._new.file, parts),
+        ]
+        done = asyncio.gather(*self._working, return_exceptions=True)
+        done.add_done_callback(lambda _: self._archive.writing.give_back(taken_bytes))
 
-    def _write(self, parts: Sequence[bytearray | memoryview]) -> None:
-        self._hash.update(parts)
-        self._archive.directory.files.write(self._new.file, parts)
+    def _sync_ahead(self) -> None:
+        """Let a thread sync what was written when it has become much, unless one still does."""
+        if self._unsynced_bytes >= _SYNC_BYTES and all(syncing.done() for syncing in self._syncing):
+            self._syncing.append(self._archive.start(self._archive.directory.sync_file, self._new.file))
+            self._unsynced_bytes = 0
 
-    async def _settle(self) -> None:
-        """Wait until no thread writes."""
-        if self._writing is not None:
-            # Not awaited itself, since a cancellation would then give up a thread that is still writing.
-            await asyncio.wait([self._writing])
-            writing, self._writing = self._writing, None
-            writing.result()
+    async def _settle(self, working: list[asyncio.Future[None]]) -> None:
+        """Wait until no thread is at work; raise what went wrong."""
+        if working:
+            # Not awaited themselves, since a cancellation would then give up a thread that is still at work.
+            await asyncio.wait(working)
+            for each in working:
+                each.result()
 
     async def finish(self) -> str:
         await self._pass_on(self._buffer)
-        await self._settle()
+        await self._settle(self._working)
+        await self._settle(self._syncing)  # one that failed must not be made up for by another
         await run_to_end(self._archive.run(self._archive.directory.sync_file, self._new.file))
         return self._hash.digest_text()
 
@@ -223,8 +245,10 @@ class _FileUpload(Upload):
             await run_to_end(self._aclose())
 
     async def _aclose(self) -> None:
-        with contextlib.suppress(ModelRegistryError):
-            await self._settle()
+        if under_way := [*self._working, *self._syncing]:
+            await asyncio.wait(under_way)
+            for each in under_way:
+                each.exception()  # seen: the upload is over
         self._archive.promise(-self._missing_bytes)
         await self._archive.run(self._archive.directory.discard_upload, self._new)
 
@@ -243,26 +267,54 @@ class _FileReader(Reader):
         self._open = True
 
     async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+        if not self._hash and self._missing_bytes:
+            async with aclosing(self._cached_chunks(max_bytes)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            if not self._missing_bytes:
+                return
         block_bytes = max_bytes * max(min(_BLOCK_BYTES, buffer_bytes // 2) // max_bytes, 1)
         self._read_ahead(block_bytes)
         while self._reading is not None:
-            block = memoryview(await self._settle(self._reading))
+            block = memoryview(await self._settle())
             if self._missing_bytes:
                 self._read_ahead(block_bytes)
             for start in range(0, max(len(block), 1), max_bytes):
                 yield [block[start : start + max_bytes]]
             del block  # before the next but one is read
 
+    async def _cached_chunks(self, max_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+        """Yield chunks as long as the system has them in memory.
+
+        They are read right here, since handing a read to a thread takes longer than copying what is in memory. Where
+        the system has part of a chunk, a thread reads the rest.
+        """
+        buffer = memoryview(bytearray(min(max_bytes, self._missing_bytes)))
+        is_cached = True
+        while is_cached and self._missing_bytes:
+            chunk = buffer[: self._missing_bytes]
+            count = self._archive.directory.files.read_cached(self._file, chunk)
+            self._missing_bytes -= count
+            if is_cached := count == len(chunk):
+                if not self._missing_bytes:
+                    await self._archive.run(self._check)
+                yield [chunk]
+            elif count:
+                self._read_ahead(len(chunk) - count)
+                yield [chunk[:count], memoryview(await self._settle())]
+
     def _read_ahead(self, block_bytes: int) -> None:
         size_bytes = min(block_bytes, self._missing_bytes)
         self._missing_bytes -= size_bytes
-        self._reading = asyncio.ensure_future(self._archive.run(self._read, size_bytes, self._missing_bytes == 0))
+        self._reading = self._archive.start(self._read, size_bytes, self._missing_bytes == 0)
 
-    async def _settle(self, reading: asyncio.Future[bytes]) -> bytes:
-        """Wait for the block that is being read."""
+    async def _settle(self) -> bytes:
+        """Wait for the block that is being read, if one is, and return it."""
+        if self._reading is None:
+            return b""
         # Not awaited itself, since a cancellation would then give up a thread that is still reading.
-        await asyncio.wait([reading])
-        self._reading = None
+        await asyncio.wait([self._reading])
+        reading, self._reading = self._reading, None
         return reading.result()
 
     def _read(self, size_bytes: int, is_last: bool) -> bytes:
@@ -311,7 +363,6 @@ class _FileReader(Reader):
             await run_to_end(self._aclose())
 
     async def _aclose(self) -> None:
-        if self._reading is not None:
-            with contextlib.suppress(ModelRegistryError):
-                await self._settle(self._reading)
+        with contextlib.suppress(ModelRegistryError):
+            await self._settle()
         await self._archive.run(self._archive.directory.close_file, self._file)
