@@ -146,11 +146,7 @@ class Handlers:
 
         async def handle(data: bytes, context: Context) -> bytes:
             call = Call(method, context)
-
-            async def reply() -> bytes:
-                return call.count_sent(await answer(call.count_received(data), call))
-
-            return await self._answer(call, reply())
+            return await self._answer(call, answer(call.count_received(data), call))
 
         return grpc.unary_unary_rpc_method_handler(handle)
 
@@ -159,11 +155,7 @@ class Handlers:
 
         async def handle(_messages: object, context: Context) -> bytes:
             call = Call(method, context)
-
-            async def reply() -> bytes:
-                return call.count_sent(await answer(call))
-
-            return await self._answer(call, reply())
+            return await self._answer(call, answer(call))
 
         return grpc.stream_unary_rpc_method_handler(handle)
 
@@ -186,13 +178,21 @@ class Handlers:
         return grpc.stream_stream_rpc_method_handler(handle)
 
     async def _answer(self, call: Call, answer: Awaitable[_T]) -> _T:
-        """Await an answer, and let what goes wrong end the call with the status that stands for it."""
+        """Await an answer, and let what goes wrong end the call with the status that stands for it.
+
+        Args:
+            call: The call.
+            answer: Its reply, or None where replies are a stream, which it has sent.
+        """
         self._calls += 1
         started = perf_counter()
         status, details = grpc.StatusCode.OK, ""
         level = logging.DEBUG
         try:
-            return await answer
+            reply = await answer
+            if isinstance(reply, bytes):
+                call.count_sent(reply)
+            return reply
         except ModelRegistryError as error:
             status, details, level = status_of(error), error.message, _level(error)
         except asyncio.CancelledError:

@@ -5,12 +5,13 @@ import codecs
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc.aio
 import structlog
+import uvloop
 
 from cogment_model_registry.errors import ModelRegistryError, StartError
 from cogment_model_registry.settings import ALL_INTERFACES
@@ -18,6 +19,12 @@ from cogment_model_registry.settings import ALL_INTERFACES
 _log = structlog.stdlib.get_logger(__name__)
 
 _T = TypeVar("_T")
+
+
+def run(serving: Coroutine[Any, Any, None]) -> None:
+    """Run a server to its end, on the event loop of uvloop, which takes less of a small call than asyncio's own."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serving)
 
 
 async def serve_until_signal(
@@ -117,10 +124,12 @@ def outlive_undecodable_paths() -> None:
     answers UNIMPLEMENTED. All other decoding stays strict.
     """
     strict = codecs.strict_errors
+    # Of asyncio's own loop, and of uvloop's, which has no frame itself.
+    event_loops = {asyncio.Handle._run.__code__, asyncio.Runner.run.__code__}  # noqa: SLF001
 
     def replace_for_grpc(error: UnicodeError) -> tuple[str | bytes, int]:
         caller = sys._getframe(1).f_code  # noqa: SLF001 # there is no public way to tell
-        if isinstance(error, UnicodeDecodeError) and caller is asyncio.Handle._run.__code__:  # noqa: SLF001
+        if isinstance(error, UnicodeDecodeError) and caller in event_loops:
             return "\N{REPLACEMENT CHARACTER}", error.end
         return strict(error)
 

@@ -5,6 +5,7 @@ import binascii
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import sha256
 
 from cogment_model_registry.errors import InvalidError, TooLargeError, quoted
@@ -46,6 +47,7 @@ class VersionInfo:
         data_hash: SHA-256 of its bytes, in standard base64 with padding.
         data_size_bytes: How many bytes it has.
         user_data: What its creator noted about it.
+        memo: Room for who turns it into something else again and again; no part of its value.
     """
 
     model_id: str
@@ -55,6 +57,7 @@ class VersionInfo:
     data_hash: str
     data_size_bytes: int
     user_data: Mapping[str, str] = field(default_factory=dict)
+    memo: list[bytes] = field(default_factory=list, init=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,11 @@ def _model_id_problem(model_id: str, max_bytes: int) -> str:
         return "is not Unicode text"
     if not 1 <= size_bytes <= max_bytes:
         return f"has {size_bytes} bytes of UTF-8; it must have 1 to {max_bytes}"
+    return _spelling_problem(model_id)
+
+
+@lru_cache(1024)  # each call names one of a few models, and looking at each character takes longer than some calls
+def _spelling_problem(model_id: str) -> str:
     if not unicodedata.is_normalized("NFC", model_id):
         return "must be in Unicode normal form C"
     return _name_problem(model_id) or _name_problem(unicodedata.normalize("NFKC", model_id))

@@ -8,10 +8,11 @@ where the last three happen while nobody else changes the model, so that numbers
 is seen of an upload that ends before.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
 from time import time_ns
+from typing import Self
 
 from cogment_model_registry.errors import (
     DataLossError,
@@ -76,7 +77,7 @@ class RegistryStatus:
 
 
 class VersionUpload:
-    """A version being created: bytes, then one `commit`. Made by `Registry.create_version`."""
+    """A version being created: bytes, then one `commit`. Made by `Registry.create_version`; to be entered."""
 
     def __init__(self, registry: "Registry", header: VersionHeader, ref: ModelRef, upload: Upload) -> None:
         self._registry = registry
@@ -84,6 +85,14 @@ class VersionUpload:
         self._ref = ref
         self._upload = upload
         self._check = PayloadCheck(header)
+
+    async def __aenter__(self) -> Self:
+        self._registry.uploads_under_way += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._registry.uploads_under_way -= 1
+        await self._upload.aclose()
 
     async def write(self, data: memoryview) -> None:
         """Take the next bytes, which must not change until the upload is over.
@@ -113,17 +122,25 @@ class VersionUpload:
 
 
 class VersionReader:
-    """A version being retrieved. Made by `Registry.open_version`.
+    """A version being retrieved. Made by `Registry.open_version`; to be entered.
 
     Attributes:
         info: The version.
     """
 
-    def __init__(self, info: VersionInfo, ref: ModelRef, reader: Reader, catalog: Catalog) -> None:
+    def __init__(self, registry: "Registry", info: VersionInfo, ref: ModelRef, reader: Reader) -> None:
         self.info = info
+        self._registry = registry
         self._ref = ref
         self._reader = reader
-        self._catalog = catalog
+
+    async def __aenter__(self) -> Self:
+        self._registry.readers_under_way += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._registry.readers_under_way -= 1
+        await self._reader.aclose()
 
     async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
         """Yield the bytes; see `Reader.chunks`.
@@ -136,7 +153,7 @@ class VersionReader:
                 async for chunk in chunks:
                     yield chunk
         except DataLossError as error:
-            await self._catalog.mark_damaged(self._ref, error)
+            await self._registry.mark_damaged(self._ref, error)
             raise
 
 
@@ -155,8 +172,8 @@ class Registry:
         self._catalog = catalog
         self._archive = archive
         self._transient = transient
-        self._uploads = 0
-        self._readers = 0
+        self.uploads_under_way = 0
+        self.readers_under_way = 0
         self._watchers = 0
 
     async def create_or_update_model(self, info: ModelInfo) -> None:
@@ -225,9 +242,8 @@ class Registry:
             self._check_model_id(model_id)
         return [await self._catalog.get_model(model_id) for model_id in model_ids]
 
-    @asynccontextmanager
-    async def create_version(self, header: VersionHeader) -> AsyncIterator[VersionUpload]:
-        """Open a context in which the bytes of a new version can be written; left without commit, nothing was there.
+    async def create_version(self, header: VersionHeader) -> VersionUpload:
+        """Return the context in which the bytes of a new version can be written; left without commit, none was there.
 
         Raises:
             InvalidError: The header breaks a rule.
@@ -241,12 +257,7 @@ class Registry:
             check_data_hash(header.data_hash, header.model_id)
         ref = await self._catalog.find(header.model_id)
         store: VersionStore = self._archive if header.archived else self._transient
-        async with await store.open_upload(header.model_id, header.data_size_bytes) as upload:
-            self._uploads += 1
-            try:
-                yield VersionUpload(self, header, ref, upload)
-            finally:
-                self._uploads -= 1
+        return VersionUpload(self, header, ref, await store.open_upload(header.model_id, header.data_size_bytes))
 
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
         """Return up to `limit` versions, ordered by number, from `first_number` on.
@@ -270,9 +281,8 @@ class Registry:
         self._check_count("version_numbers", len(numbers))
         return await self._catalog.get_versions(model_id, numbers)
 
-    @asynccontextmanager
-    async def open_version(self, model_id: str, number: int) -> AsyncIterator[VersionReader]:
-        """Open a context in which the bytes of a version can be read; `number` as for `get_versions`.
+    async def open_version(self, model_id: str, number: int) -> VersionReader:
+        """Return the context in which the bytes of a version can be read; `number` as for `get_versions`.
 
         Raises:
             DataLossError: It is damaged.
@@ -282,17 +292,11 @@ class Registry:
         self._check_model_id(model_id)
         ref = await self._catalog.find(model_id)
         [info] = await self._catalog.get_versions(model_id, [number])
-        async with AsyncExitStack() as stack:
-            try:
-                reader = await stack.enter_async_context(await self._open(info))
-            except DataLossError as error:
-                await self._catalog.mark_damaged(ref, error)
-                raise
-            self._readers += 1
-            try:
-                yield VersionReader(info, ref, reader, self._catalog)
-            finally:
-                self._readers -= 1
+        try:
+            return VersionReader(self, info, ref, await self._open(info))
+        except DataLossError as error:
+            await self.mark_damaged(ref, error)
+            raise
 
     async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
         """Yield the latest version of the model if there is one, then newer ones; see `Catalog.watch`.
@@ -321,8 +325,8 @@ class Registry:
             versions=counts.versions,
             archived_bytes=counts.archived_bytes,
             transient=self._transient.usage,
-            uploads=self._uploads,
-            readers=self._readers,
+            uploads=self.uploads_under_way,
+            readers=self.readers_under_way,
             watchers=self._watchers,
             load=self._load(),
             archive_failure=self._archive.failure,
@@ -334,25 +338,25 @@ class Registry:
             return LOAD_MAX + 1
         usage = self._transient.usage
         memory_share = usage.held_bytes / usage.max_bytes
-        transfer_share = (self._uploads + self._readers) / _BUSY_TRANSFERS
+        transfer_share = (self.uploads_under_way + self.readers_under_way) / _BUSY_TRANSFERS
         return round(min(max(memory_share, transfer_share), 1) * LOAD_MAX)
 
-    # What uploads call.
+    # What uploads and readers call.
 
     async def publish(self, header: VersionHeader, data_hash: str, ref: ModelRef, upload: Upload) -> VersionInfo:
         """Number a finished upload, commit it and make it visible."""
-        info = VersionInfo(
-            model_id=header.model_id,
-            number=0,
-            created_ns=header.created_ns or time_ns(),
-            archived=header.archived,
-            data_hash=data_hash,
-            data_size_bytes=header.data_size_bytes,
-            user_data=header.user_data,
-        )
+        created_ns = header.created_ns or time_ns()
         try:
             async with self._catalog.exclusive(header.model_id):
-                info = replace(info, number=await self._catalog.next_number(ref))
+                info = VersionInfo(
+                    model_id=header.model_id,
+                    number=await self._catalog.next_number(ref),
+                    created_ns=created_ns,
+                    archived=header.archived,
+                    data_hash=data_hash,
+                    data_size_bytes=header.data_size_bytes,
+                    user_data=header.user_data,
+                )
                 await upload.commit(info)
                 await self._catalog.publish(info)
                 if info.archived:
@@ -361,6 +365,10 @@ class Registry:
             # Only now, so that a model whose only version is replaced is never seen without one.
             await self.forget_evicted()
         return info
+
+    async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
+        """Take note that a version turned out to be damaged."""
+        await self._catalog.mark_damaged(ref, error)
 
     async def forget_evicted(self) -> None:
         """Make the versions invisible that the transient store evicted."""

@@ -43,6 +43,9 @@ _RELEASE_SECONDS = 0.1
 _MANY_TRANSFERS = 8
 """So many transfers at once leave enough behind to be worth some milliseconds of giving it back."""
 
+_IDLE_SECONDS = 10.0
+"""How long after the last transfer memory is kept for the next one: trainers publish more often."""
+
 _DEREGISTER_SECONDS = 1.5
 """How long stopping waits for the Directory at most: whoever asks it is to find nothing within two seconds."""
 
@@ -105,7 +108,7 @@ async def running(settings: Settings, files: Files | None = None) -> AsyncIterat
 
         health.set_serving(not archive.failure)
         following = asyncio.create_task(_follow_health(health, archive))
-        releasing = asyncio.create_task(_release_memory(service))
+        releasing = asyncio.create_task(_release_memory(service, transient))
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_serving() -> None:
@@ -149,13 +152,24 @@ async def _follow_health(health: Health, archive: Archive) -> None:
         health.set_serving(not archive.failure)
 
 
-async def _release_memory(service: ModelRegistryService) -> None:
-    """Keep freed memory from piling up in the allocator while many transfers are under way, and after they were."""
-    was_busy = False
+async def _release_memory(service: ModelRegistryService, transient: MemoryTransientStore) -> None:
+    """Give back what is kept for the next transfer when there is none for long.
+
+    While many transfers are under way, and after they were, what the heap keeps is given back at once, since it piles
+    up between the blocks in use.
+    """
+    now = asyncio.get_running_loop().time
+    was_busy, begun, idle_since, is_released = False, 0, now(), True
     while True:
         await asyncio.sleep(_RELEASE_SECONDS)
+        if service.transfers or service.transfers_begun > begun:
+            begun, idle_since, is_released = service.transfers_begun, now(), False
         is_busy = service.transfers >= _MANY_TRANSFERS
-        if is_busy or was_busy:
+        is_idle = not is_released and now() - idle_since >= _IDLE_SECONDS
+        if is_idle:
+            transient.release_free_slabs()
+            is_released = True
+        if is_busy or was_busy or is_idle:
             await asyncio.to_thread(release_free_memory)
         was_busy = is_busy
 

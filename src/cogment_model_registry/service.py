@@ -41,12 +41,16 @@ class ModelRegistryService:
         self._settings = settings
         self._handlers = Handlers(observe)
         self._transfers = Transfers(settings)
-        self._last_update: tuple[VersionInfo | None, bytes] = None, b""
 
     @property
     def transfers(self) -> int:
         """How many uploads and retrievals are under way."""
         return self._transfers.count
+
+    @property
+    def transfers_begun(self) -> int:
+        """How many uploads and retrievals there were so far, those under way included."""
+        return self._transfers.begun
 
     async def drained(self) -> None:
         """Wait until no call is under way."""
@@ -87,12 +91,12 @@ class ModelRegistryService:
         page = Page(request.models_count, self._settings.reply_max_bytes)
         if request.model_ids:
             models = (await self._registry.get_models(request.model_ids))[start:]
-            page.extend(convert.model_message(info).SerializeToString() for info in models)
+            page.extend(map(convert.encode_model, models))
         else:
             while page.missing != 0 and (
                 models := await self._registry.list_models(start + len(page), page.batch(_BATCH))
             ):
-                if page.extend(convert.model_message(info).SerializeToString() for info in models) < len(models):
+                if page.extend(map(convert.encode_model, models)) < len(models):
                     break
         return page.reply(str(start + len(page)) if len(page) else request.model_handle or "0")
 
@@ -105,7 +109,7 @@ class ModelRegistryService:
             except ModelRegistryError:
                 await receiver.discard()
                 raise
-        return messages.CreateVersionReply(version_info=convert.version_message(info)).SerializeToString()
+        return convert.encode_version(info)
 
     async def _receive_version(self, receiver: Receiver, call: Call) -> VersionInfo:
         """Create a version of what is received."""
@@ -115,7 +119,7 @@ class ModelRegistryService:
         if not isinstance(first, VersionHeader):
             raise InvalidError("CreateVersion must begin with a header; a body came first")
         call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
-        async with self._registry.create_version(first) as upload:
+        async with await self._registry.create_version(first) as upload:
             while (chunk := await receiver.next_chunk()) is not None:
                 if isinstance(chunk, VersionHeader):
                     raise InvalidError("CreateVersion must have one header; a second one came")
@@ -139,7 +143,7 @@ class ModelRegistryService:
             versions := await self._registry.list_versions(request.model_id, next_number, page.batch(most))
         ):
             most = min(2 * most, _BATCH)
-            taken = page.extend(convert.version_message(info).SerializeToString() for info in versions)
+            taken = page.extend(map(convert.encode_version, versions))
             if taken:
                 next_number = versions[taken - 1].number + 1
             await asyncio.sleep(0)  # a long listing holds up nobody for long
@@ -152,7 +156,7 @@ class ModelRegistryService:
         handle = ExplicitHandle.parse(request.version_handle)
         versions = await self._registry.get_versions(request.model_id, request.version_numbers)
         start = handle.start([info.number for info in versions])
-        taken = page.extend(convert.version_message(info).SerializeToString() for info in versions[start:])
+        taken = page.extend(map(convert.encode_version, versions[start:]))
         if start + taken < len(versions):
             return page.reply(cut_handle(start + taken))
         return page.reply(str(versions[-1].number + 1) if taken else request.version_handle)
@@ -162,7 +166,7 @@ class ModelRegistryService:
         call.about(model_id=request.model_id, number=request.version_number)
         with self._transfers.sending(call) as sender:
             async with (
-                self._registry.open_version(request.model_id, request.version_number) as reader,
+                await self._registry.open_version(request.model_id, request.version_number) as reader,
                 aclosing(reader.chunks(sender.chunk_bytes, sender.buffer_bytes)) as chunks,
             ):
                 call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
@@ -174,15 +178,7 @@ class ModelRegistryService:
         call.about(model_id=request.model_id)
         async with aclosing(self._registry.watch(request.model_id)) as versions:
             async for info in versions:
-                await call.write(self._update_reply(info))
-
-    def _update_reply(self, info: VersionInfo) -> bytes:
-        """Return the reply that tells of a version; all watchers of a model get the same one, one after the other."""
-        told, reply = self._last_update
-        if told is not info:
-            reply = messages.VersionUpdateReply(version_info=convert.version_message(info)).SerializeToString()
-            self._last_update = info, reply
-        return reply
+                await call.write(convert.encode_version(info))
 
     async def _version(self, data: bytes, call: Call) -> bytes:
         convert.decode(messages.VersionRequest, data)

@@ -81,25 +81,58 @@ async def run_to_have(work: Coroutine[Any, Any, _T], release: Callable[[_T], Non
     return acquired[0]
 
 
-class IdleWatch:
-    """Bounds each of many waits of one task, as `asyncio.timeout` does, at the cost of one timer for all of them.
+class IdleTimer:
+    """Bounds the waits of many tasks, as `asyncio.timeout` does each of them, at the cost of one timer for all.
 
-    Made in the task, whose waits it bounds; to be closed.
+    For one event loop. A wait may take a twentieth longer.
 
     Args:
         seconds: How long a wait may take.
+
+    Attributes:
+        seconds: The same.
     """
 
     def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._watches: set[IdleWatch] = set()
+        self._is_running = False
+
+    def watch(self) -> "IdleWatch":
+        """Return what bounds the waits of the current task; to be closed."""
+        watch = IdleWatch(self._watches)
+        self._watches.add(watch)
+        if not self._is_running:
+            self._is_running = True
+            self._look_in(self.seconds)
+        return watch
+
+    def _look_in(self, seconds: float) -> None:
+        asyncio.get_running_loop().call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        """End the waits that take too long, and look again when the next one may, as long as there are any."""
+        self._is_running = bool(self._watches)
+        if self._is_running:
+            soonest = self.seconds
+            for watch in self._watches:
+                if (left := watch.end_after(self.seconds)) > 0:
+                    soonest = min(soonest, left)
+            self._look_in(max(soonest, self.seconds / 20))
+
+
+class IdleWatch:
+    """Bounds the waits of one task. Made by `IdleTimer.watch`."""
+
+    def __init__(self, watches: "set[IdleWatch]") -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("there is no task to watch")
         self._task = task
-        self._loop = task.get_loop()
-        self._seconds = seconds
+        self._watches = watches
+        self._now = task.get_loop().time
         self._waiting_since: float | None = None
         self._expired = False
-        self._timer = self._loop.call_later(seconds, self._look)
 
     async def wait(self, work: Awaitable[_T]) -> _T:
         """Await `work`.
@@ -107,7 +140,7 @@ class IdleWatch:
         Raises:
             TimeoutError: It took too long, and was cancelled.
         """
-        self._waiting_since = self._loop.time()
+        self._waiting_since = self._now()
         try:
             return await work
         except asyncio.CancelledError:
@@ -119,15 +152,14 @@ class IdleWatch:
 
     def close(self) -> None:
         """Watch no more."""
-        self._timer.cancel()
+        self._watches.discard(self)
 
-    def _look(self) -> None:
-        """Cancel a wait that takes too long, or look again when that may be."""
-        left = self._seconds
-        if self._waiting_since is not None:
-            left += self._waiting_since - self._loop.time()
-        if left > 0:
-            self._timer = self._loop.call_later(left, self._look)
-        else:
+    def end_after(self, seconds: float) -> float:
+        """End a wait that took so long; return how much it has left, 0 when it was ended."""
+        if self._waiting_since is None:
+            return seconds
+        left = seconds + self._waiting_since - self._now()
+        if left <= 0 and not self._expired:
             self._expired = True
             self._task.cancel()
+        return max(left, 0)

@@ -11,15 +11,15 @@ messages of 2 MiB would so take 400 MiB beside the budget of the transient store
 """
 
 import asyncio
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from typing import Self
 
 from cogment_model_registry.byte_budget import ByteBudget
 from cogment_model_registry.errors import TimedOutError
 from cogment_model_registry.handlers import Call
 from cogment_model_registry.records import VersionHeader
 from cogment_model_registry.settings import KIB, MIB, Settings
-from cogment_model_registry.tasks import IdleWatch
+from cogment_model_registry.tasks import IdleTimer
 from cogment_model_registry.wire import convert
 
 _RECEIVE_BYTES = 8 * MIB
@@ -56,6 +56,7 @@ class Transfers:
 
     Attributes:
         count: How many are under way, those of refused uploads included.
+        begun: How many there were so far.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -63,48 +64,69 @@ class Transfers:
         # Apart, so that a slow disk does not hold up those who need none.
         self._receiving = {archived: ByteBudget(_RECEIVE_BYTES) for archived in (False, True)}
         self._send_bytes = _SEND_BYTES
-        self.count = 0
+        self._upload_idle = IdleTimer(settings.upload_idle_seconds)
+        self._retrieval_idle = IdleTimer(settings.retrieval_idle_seconds)
+        self.count = self.begun = 0
 
-    @contextlib.contextmanager
-    def receiving(self, call: Call) -> Iterator["Receiver"]:
-        """Open a context in which an upload is received."""
-        receiver = Receiver(call, self._receiving, self._settings.upload_idle_seconds)
-        self.count += 1
-        try:
-            yield receiver
-        finally:
-            self.count -= 1
-            receiver.close()
+    def receiving(self, call: Call) -> "Receiver":
+        """Return the context in which an upload is received."""
+        self._note_begin()
+        return Receiver(call, self._receiving, self._upload_idle, self._note_end)
 
-    @contextlib.contextmanager
-    def sending(self, call: Call) -> Iterator["Sender"]:
-        """Open a context in which a version is sent."""
+    def sending(self, call: Call) -> "Sender":
+        """Return the context in which a version is sent."""
         window_bytes = min(self._send_bytes // 4, _COPIES * self._settings.sent_version_chunk_size)
         window_bytes = max(window_bytes, _WINDOW_MIN_BYTES)
         self._send_bytes -= window_bytes
-        self.count += 1
-        sender = Sender(call, window_bytes, self._settings)
-        try:
-            yield sender
-        finally:
-            sender.close()
-            self.count -= 1
-            # Not before the call is over: what a client does not take stays in gRPC, also after its time is up.
-            call.when_over(lambda: self._give_back_window(window_bytes))
+        # Not before the call is over: what a client does not take stays in gRPC, also after its time is up.
+        call.when_over(lambda: self._give_back_window(window_bytes))
+        self._note_begin()
+        chunk_max_bytes = self._settings.sent_version_chunk_size
+        return Sender(call, window_bytes, chunk_max_bytes, self._retrieval_idle, self._note_end)
 
     def _give_back_window(self, window_bytes: int) -> None:
         self._send_bytes += window_bytes
 
+    def _note_begin(self) -> None:
+        self.count += 1
+        self.begun += 1
 
-class Receiver:
+    def _note_end(self) -> None:
+        self.count -= 1
+
+
+class _Transfer:
+    """One upload or retrieval under way: a context that holds nothing at its end.
+
+    Args:
+        call: Its call.
+        idle: What bounds its waits.
+        on_end: Called at the end.
+    """
+
+    def __init__(self, call: Call, idle: IdleTimer, on_end: Callable[[], None]) -> None:
+        self._call = call
+        self._idle_seconds = idle.seconds
+        self._watch = idle.watch()
+        self._on_end = on_end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.close()
+        self._on_end()
+
+
+class Receiver(_Transfer):
     """Receives the messages of one upload. Made by `Transfers.receiving`."""
 
-    def __init__(self, call: Call, budgets: Mapping[bool, ByteBudget], idle_seconds: float) -> None:
-        self._call = call
+    def __init__(
+        self, call: Call, budgets: Mapping[bool, ByteBudget], idle: IdleTimer, on_end: Callable[[], None]
+    ) -> None:
+        super().__init__(call, idle, on_end)
         self._budgets = budgets
         self._budget = budgets[False]
-        self._idle_seconds = idle_seconds
-        self._watch = IdleWatch(idle_seconds)
         self._expected_bytes = 0
         self._taken_bytes = 0
 
@@ -170,10 +192,9 @@ class Receiver:
             self.end_turn()
         return message
 
-    def close(self) -> None:
-        """Hold nothing any more."""
-        self._watch.close()
+    def __exit__(self, *_: object) -> None:
         self.end_turn()
+        super().__exit__()
 
     def end_turn(self) -> None:
         """Let others receive."""
@@ -182,7 +203,7 @@ class Receiver:
             self._budget.give_back(taken_bytes)
 
 
-class Sender:
+class Sender(_Transfer):
     """Sends the chunks of one version. Made by `Transfers.sending`.
 
     Attributes:
@@ -190,11 +211,11 @@ class Sender:
         buffer_bytes: What the reader may hold besides the chunk that is being sent.
     """
 
-    def __init__(self, call: Call, window_bytes: int, settings: Settings) -> None:
-        self._call = call
-        self._idle_seconds = settings.retrieval_idle_seconds
-        self._watch = IdleWatch(self._idle_seconds)
-        self.chunk_bytes = min(settings.sent_version_chunk_size, window_bytes // _COPIES)
+    def __init__(
+        self, call: Call, window_bytes: int, chunk_max_bytes: int, idle: IdleTimer, on_end: Callable[[], None]
+    ) -> None:
+        super().__init__(call, idle, on_end)
+        self.chunk_bytes = min(chunk_max_bytes, window_bytes // _COPIES)
         self.buffer_bytes = window_bytes // 2
 
     async def send(self, message: bytes) -> None:
@@ -207,10 +228,6 @@ class Sender:
             await self._watch.wait(self._call.write(message))
         except TimeoutError:
             raise TimedOutError(f"the client took nothing for {self._idle_seconds:g} seconds") from None
-
-    def close(self) -> None:
-        """Hold nothing any more."""
-        self._watch.close()
 
 
 async def _is_done_soon(reading: asyncio.Future[bytes | None]) -> bool:

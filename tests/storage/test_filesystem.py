@@ -1,17 +1,25 @@
 """The archive on a directory fulfils the contract; what is its own is tested below."""
 
 import asyncio
+import errno
 import fcntl
 import os
+import random
 import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from cogment_model_registry.errors import StartError
+from cogment_model_registry.errors import StartError, UnavailableError
+from cogment_model_registry.records import ModelInfo
 from cogment_model_registry.storage.files import Files
 from cogment_model_registry.storage.filesystem import DirectoryArchive
 from cogment_model_registry.testing.archive import ArchiveSuite
+from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
+
+MIB = 1024 * 1024
 
 
 def archive_at(place: Path, files: Files | None = None) -> DirectoryArchive:
@@ -60,3 +68,89 @@ async def test_look_at_the_lock_does_not_keep_a_server_from_starting(tmp_path: P
         await asyncio.to_thread(files.opened.wait)
     await opening
     await archive.close()
+
+
+@asynccontextmanager
+async def opened(place: Path, files: Files) -> AsyncIterator[DirectoryArchive]:
+    """Open a context with an archive that has a model `m`."""
+    archive = archive_at(place, files)
+    await archive.open()
+    await archive.write_model(ModelInfo("m"))
+    try:
+        yield archive
+    finally:
+        await archive.close()
+
+
+class PartlyCachedFiles(Files):
+    """Has only the first bytes of a file in memory."""
+
+    def __init__(self, cached_bytes: int) -> None:
+        self.cached_bytes = cached_bytes
+        self.read_in_place_bytes = 0
+
+    def read_cached(self, file: int, buffer: memoryview) -> int:
+        left = max(self.cached_bytes - os.lseek(file, 0, os.SEEK_CUR), 0)
+        count = super().read_cached(file, buffer[:left])
+        self.read_in_place_bytes += count
+        return count
+
+
+@pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system cannot read without waiting")
+@pytest.mark.parametrize("cached_bytes", [0, 1, 100_000, 100_001, 250_000, 333_332, 333_333, MIB])
+async def test_bytes_are_the_same_however_much_of_them_is_in_memory(tmp_path: Path, cached_bytes: int) -> None:
+    data = random.Random(1).randbytes(333_333)
+    files = PartlyCachedFiles(cached_bytes)
+    async with opened(tmp_path, files) as archive:
+        info = describe("m", 1, data, True)
+        await keep(archive, info, data)
+        os.utime(tmp_path / "archive/m/m-v000001.data", ns=(1, 1))
+        file, fingerprint = archive.directory.open_data(info)
+        archive.directory.close_file(file)
+        while not archive.is_checked(info, fingerprint):
+            assert await read(archive, info) == data  # until a change would show
+        assert files.read_in_place_bytes == 0
+        async with await archive.open_version(info) as reader:
+            chunks = await read_chunks(reader, 100_000)
+        assert b"".join(chunks) == data
+        assert [len(chunk) for chunk in chunks] == [100_000] * 3 + [33_333]
+        assert files.read_in_place_bytes == min(cached_bytes, len(data))
+
+
+class SyncingFiles(Files):
+    """Counts syncs of files, of which one may fail."""
+
+    def __init__(self) -> None:
+        self.syncs = 0
+        self.failing = 0
+
+    def sync_file(self, file: int) -> None:
+        self.syncs += 1
+        if self.syncs == self.failing:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        super().sync_file(file)
+
+
+async def test_large_upload_is_synced_while_it_is_received(tmp_path: Path) -> None:
+    files = SyncingFiles()
+    async with opened(tmp_path, files) as archive:
+        before = files.syncs
+        data = bytes(40 * MIB)
+        async with await archive.open_upload("m", len(data)) as upload:
+            await write_pieces(upload, data, [2 * MIB] * 19)
+            assert files.syncs - before == 3  # after the first 16 MiB and after the second, and at the end
+
+
+@pytest.mark.parametrize("failing", [1, 2, 3])
+async def test_sync_that_fails_ahead_is_not_made_up_for_by_another(tmp_path: Path, failing: int) -> None:
+    files = SyncingFiles()
+    async with opened(tmp_path, files) as archive:
+        before = files.syncs
+        files.failing = before + failing
+        data = bytes(40 * MIB)
+        async with await archive.open_upload("m", len(data)) as upload:
+            with pytest.raises(UnavailableError):
+                await write_pieces(upload, data, [2 * MIB] * 19)
+        assert archive.failure
+        assert files.syncs - before <= max(failing, 2)  # the next one may be under way, but none follows
+        assert os.listdir(tmp_path / "archive/m") == ["m.yaml"]

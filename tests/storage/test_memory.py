@@ -30,6 +30,17 @@ class TestMemoryTransientStore(TransientStoreSuite):
         # The slabs of one version in the store, and of the one it replaced.
         assert len(store._slabs._free) == 4
 
+    async def test_free_slabs_are_given_back_when_told(self) -> None:
+        store = self.make(1, 8 * SLAB_BYTES)
+        data = bytes(4 * SLAB_BYTES)
+        await keep(store, describe("m", 1, data, False), data)
+        store.release_free_slabs()
+        assert store.usage.bytes == 4 * SLAB_BYTES
+        await store.remove_model("m")
+        assert store._slabs.free_bytes == 4 * SLAB_BYTES
+        store.release_free_slabs()
+        assert store._slabs.free_bytes == 0
+
     async def test_free_slabs_and_small_versions_together_stay_within_the_budget(self) -> None:
         store = self.make(100, 8 * SLAB_BYTES)
         large, small = bytes(8 * SLAB_BYTES), bytes(SLAB_BYTES // 2)

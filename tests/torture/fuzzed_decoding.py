@@ -96,7 +96,7 @@ def decode_a_request(data: bytes) -> None:
         request = convert.decode(_REQUESTS[data[0] % len(_REQUESTS)], data[1:])
         if isinstance(request, m.CreateOrUpdateModelRequest):
             info = convert.model_from_message(request.model_info)
-            message = convert.model_message(info)
+            message = m.RetrieveModelsReply.FromString(convert.encode_model(info)).model_infos[0]
             assert (message.model_id, dict(message.user_data)) == (info.model_id, info.user_data)
             records.check_user_data(info.user_data, 100, info.model_id)
 
@@ -114,7 +114,7 @@ def parse_a_version(data: bytes) -> None:
     """Read the metadata of a version, and write it again."""
     info = layout.parse_version(data, "m", 1)
     assert layout.parse_version(layout.format_version(info), "m", 1) in (info, _archived(info)), "rewritten as another"
-    convert.version_message(info).SerializeToString()
+    assert m.VersionUpdateReply.FromString(convert.encode_version(info)).version_info.data_size == info.data_size_bytes
 
 
 def _archived(info: records.VersionInfo) -> records.VersionInfo:
@@ -128,7 +128,7 @@ def parse_a_model(data: bytes) -> None:
     """Read the metadata of a model, and write it again."""
     info = layout.parse_model(data, "m")
     assert layout.parse_model(layout.format_model(info), "m") == info, "rewritten as another"
-    convert.model_message(info).SerializeToString()
+    assert m.RetrieveModelsReply.FromString(convert.encode_model(info)).model_infos[0].model_id == "m"
 
 
 def parse_a_time(data: bytes) -> None:
@@ -201,7 +201,8 @@ def _seeds() -> list[tuple[Callable[[bytes], None], bytes]]:
     model = m.ModelInfo(model_id="m", user_data={"key": "value"})
     chunk = m.CreateVersionRequestChunk
     body = chunk(body=chunk.Body(data_chunk=b"bytes")).SerializeToString()
-    header = chunk(header=chunk.Header(version_info=convert.version_message(version))).SerializeToString()
+    info = m.CreateVersionReply.FromString(convert.encode_version(version)).version_info
+    header = chunk(header=chunk.Header(version_info=info)).SerializeToString()
     request = m.CreateOrUpdateModelRequest(model_info=model).SerializeToString()
     infos = m.RetrieveVersionInfosRequest(model_id="m", version_numbers=[-1, 2], version_handle="3").SerializeToString()
     return [

@@ -273,7 +273,7 @@ async def upload(registry: Registry, info: VersionInfo, pieces: Sequence[bytes])
         created_ns=info.created_ns,
         user_data=info.user_data,
     )
-    async with registry.create_version(header) as version:
+    async with await registry.create_version(header) as version:
         for piece in pieces:
             await version.write(memoryview(piece))
         return (await version.commit()).number

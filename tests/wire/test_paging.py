@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import InvalidError, TooLargeError
+from cogment_model_registry.records import VersionInfo
 from cogment_model_registry.wire import messages as m
+from cogment_model_registry.wire.convert import encode_version
 from cogment_model_registry.wire.paging import PAGE_MAX_BYTES, ExplicitHandle, Page, cut_handle, parse_handle
 
 
@@ -80,8 +82,19 @@ def test_a_page_that_cannot_be_sent_is_refused() -> None:
 
 
 def test_a_reply_is_what_protobuf_reads() -> None:
-    infos = [m.ModelVersionInfo(model_id="m", version_number=number) for number in (1, 2)]
+    versions = [VersionInfo("m", number, 1, True, "", 5, {"key": "yes"}) for number in (1, 2)]
     page = Page(0, 1000)
-    page.extend(info.SerializeToString() for info in infos)
+    page.extend(map(encode_version, versions))
+    infos = [
+        m.ModelVersionInfo(
+            model_id="m",
+            version_number=number,
+            creation_timestamp=1,
+            archived=True,
+            data_size=5,
+            user_data={"key": "yes"},
+        )
+        for number in (1, 2)
+    ]
     reply = m.RetrieveVersionInfosReply(version_infos=infos, next_version_handle="3")
     assert m.RetrieveVersionInfosReply.FromString(page.reply("3")) == reply

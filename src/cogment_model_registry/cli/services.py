@@ -1,6 +1,5 @@
 """`cogment services`: the servers. The flags of each are made from its settings."""
 
-import asyncio
 import os
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -91,9 +90,9 @@ def model_registry(**flags: str | None) -> None:
     under way is done, a second one ends it at once; SIGHUP makes it look at the archive directory anew.
     """
     settings = _load(Settings, flags)
-    from cogment_model_registry import server  # noqa: PLC0415
+    from cogment_model_registry import life_cycle, server  # noqa: PLC0415
 
-    asyncio.run(server.serve(settings))
+    life_cycle.run(server.serve(settings))
 
 
 @services.command("directory", cls=_ServiceCommand, context_settings={"max_content_width": 120})
@@ -106,6 +105,7 @@ def directory(**flags: str | None) -> None:
     under way is done, a second one ends it at once.
     """
     settings = _load(DirectorySettings, flags)
+    from cogment_model_registry import life_cycle  # noqa: PLC0415
     from cogment_model_registry.directory import server  # noqa: PLC0415
 
-    asyncio.run(server.serve(settings))
+    life_cycle.run(server.serve(settings))

@@ -17,7 +17,7 @@ from cogment_model_registry.errors import (
 )
 from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.wire import messages
-from cogment_model_registry.wire.frames import split_body
+from cogment_model_registry.wire.frames import embed, split_body
 
 STATUS_BY_ERROR: Mapping[type, grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -84,19 +84,30 @@ def model_from_message(message: messages.ModelInfo) -> ModelInfo:
     return ModelInfo(model_id=message.model_id, user_data=dict(message.user_data))
 
 
-def model_message(info: ModelInfo) -> messages.ModelInfo:
-    """Return the message that describes a model."""
-    return messages.ModelInfo(model_id=info.model_id, user_data=info.user_data)
+_INFO_FIELD = 1
+"""The field of a model or a version in all replies that have any."""
 
 
-def version_message(info: VersionInfo) -> messages.ModelVersionInfo:
-    """Return the message that describes a version."""
-    return messages.ModelVersionInfo(
-        model_id=info.model_id,
-        version_number=info.number,
-        creation_timestamp=info.created_ns,
-        archived=info.archived,
-        data_hash=info.data_hash,
-        data_size=info.data_size_bytes,
-        user_data=info.user_data,
-    )
+def encode_model(info: ModelInfo) -> bytes:
+    """Return a model as the field of a reply: one entry of RetrieveModelsReply."""
+    message = messages.ModelInfo(model_id=info.model_id, user_data=info.user_data)
+    return embed(_INFO_FIELD, message.SerializeToString())
+
+
+def encode_version(info: VersionInfo) -> bytes:
+    """Return a version as the field of a reply: one entry of RetrieveVersionInfosReply.
+
+    It is all of a CreateVersionReply or a VersionUpdateReply, too. A version does not change, so it is encoded once.
+    """
+    if not info.memo:
+        message = messages.ModelVersionInfo(
+            model_id=info.model_id,
+            version_number=info.number,
+            creation_timestamp=info.created_ns,
+            archived=info.archived,
+            data_hash=info.data_hash,
+            data_size=info.data_size_bytes,
+            user_data=info.user_data,
+        )
+        info.memo.append(embed(_INFO_FIELD, message.SerializeToString()))
+    return info.memo[0]

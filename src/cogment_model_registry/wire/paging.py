@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from cogment_model_registry.errors import InvalidError, TooLargeError, quoted
 from cogment_model_registry.wire.frames import embed
 
-_INFOS_FIELD = 1  # model_infos and version_infos
 _HANDLE_FIELD = 2  # next_model_handle and next_version_handle
 
 PAGE_MAX_BYTES = 64 * 1024 * 1024
@@ -31,32 +30,32 @@ class Page:
     def __init__(self, count: int, reply_max_bytes: int) -> None:
         self._count = count
         self._reply_max_bytes = reply_max_bytes
-        self._frames: list[bytes] = []
+        self._entries: list[bytes] = []
         self._size_bytes = 64  # more than a handle ever takes
 
     def __len__(self) -> int:
-        return len(self._frames)
+        return len(self._entries)
 
     @property
     def missing(self) -> int | None:
         """How many infos the page can still take; None for any number."""
-        return self._count - len(self._frames) if self._count else None
+        return self._count - len(self._entries) if self._count else None
 
     def batch(self, most: int) -> int:
         """Return how many infos to ask for at once: those missing, but at most `most`."""
         missing = self.missing
         return most if missing is None else min(missing, most)
 
-    def extend(self, encoded_infos: Iterable[bytes]) -> int:
-        """Take infos as long as they fit; return how many. See `add`."""
+    def extend(self, entries: Iterable[bytes]) -> int:
+        """Take entries as long as they fit; return how many. See `add`."""
         before = len(self)
-        for encoded_info in encoded_infos:
-            if not self.add(encoded_info):
+        for entry in entries:
+            if not self.add(entry):
                 break
         return len(self) - before
 
-    def add(self, encoded_info: bytes) -> bool:
-        """Take one more info, if it fits.
+    def add(self, entry: bytes) -> bool:
+        """Take one more info, encoded as a field of the reply, if it fits.
 
         A page without a count ends where the reply would pass its size, but never empty. A page with a count is never
         shorter than asked for, since many callers take a short page for the last one.
@@ -67,22 +66,21 @@ class Page:
         Raises:
             TooLargeError: The count asked for makes a reply that cannot be sent.
         """
-        frame = embed(_INFOS_FIELD, encoded_info)
-        size_bytes = self._size_bytes + len(frame)
+        size_bytes = self._size_bytes + len(entry)
         if self._count:
-            if len(self._frames) == self._count:
+            if len(self._entries) == self._count:
                 return False
             if size_bytes > PAGE_MAX_BYTES:
                 raise TooLargeError(f"{self._count} entries in one reply are too many; ask for {len(self)} at most")
-        elif self._frames and size_bytes > self._reply_max_bytes:
+        elif self._entries and size_bytes > self._reply_max_bytes:
             return False
-        self._frames.append(frame)
+        self._entries.append(entry)
         self._size_bytes = size_bytes
         return True
 
     def reply(self, next_handle: str) -> bytes:
         """Return the encoded reply with these infos and the handle of the next page."""
-        return b"".join((*self._frames, embed(_HANDLE_FIELD, next_handle.encode())))
+        return b"".join((*self._entries, embed(_HANDLE_FIELD, next_handle.encode())))
 
 
 def parse_handle(handle: str) -> int:
