@@ -11,7 +11,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks import control_path, data_path, listing, memory, peers, plots, watching
+from benchmarks import control_path, data_path, listing, memory, peers, plots, trials, watching
 from benchmarks.bench import Bench, Benchmark, NotHereError
 from benchmarks.machine import Machine
 from benchmarks.measures import Result
@@ -27,7 +27,7 @@ _FIGURES = [
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
 _WIDTH = 130
-_ALL = [*_FIGURES, *peers.BENCHMARKS, *_CURVES]
+_ALL = [*_FIGURES, *peers.BENCHMARKS, *_CURVES, *trials.TRIALS]
 
 
 def _chosen(only: Sequence[str], *, with_plots: bool) -> list[Benchmark]:
@@ -36,7 +36,8 @@ def _chosen(only: Sequence[str], *, with_plots: bool) -> list[Benchmark]:
         raise click.UsageError(f"there is no {', '.join(unknown)}; --list tells what there is")
     if only:
         return [benchmark for benchmark in _ALL if benchmark.name in only]
-    return [benchmark for benchmark in _ALL if with_plots or benchmark not in _CURVES]
+    left_out = [*trials.TRIALS, *([] if with_plots else _CURVES)]
+    return [benchmark for benchmark in _ALL if benchmark not in left_out]
 
 
 def _measure(bench: Bench, benchmark: Benchmark, run: Run) -> None:

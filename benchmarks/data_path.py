@@ -186,7 +186,7 @@ def _throughput(bench: Bench) -> Sequence[Outcome]:
 def _throughput_at(bench: Bench, size_bytes: int) -> dict[str, Spread]:
     transient, archived = Upload("transient", size_bytes), Upload("archived", size_bytes, archived=True)
     count = max(1, min(20, 64 * MIB // size_bytes) // bench.choose(1, 4))
-    repetitions = bench.choose(2 if size_bytes >= GIB else 3, 1)
+    repetitions = bench.choose(1 if size_bytes >= GIB else 3, 1)
     with bench.pair(model_id="transient", budget_mib=max(512, 3 * size_bytes // MIB)) as pair, bench.place() as place:
         registry, floor = pair.registry.port, pair.floor.port
         bench.load(0).run(job(prepare, registry, ["archived"]))

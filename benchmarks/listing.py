@@ -79,7 +79,7 @@ def _start(bench: Bench) -> Sequence[Outcome]:
             per_model = count // _MODELS
             peaks, empty_peaks = [], []
             blocks = interleaved(
-                bench.choose(5, 2),
+                bench.choose(3, 2),
                 {
                     "many": functools.partial(_start_once, archive, peaks),
                     "none": functools.partial(_start_once, empty, empty_peaks),

@@ -38,7 +38,7 @@ _Side = tuple[str, Callable[[], list[float]]]
 
 def _rates(bench: Bench, name: str, ours: _Side, theirs: _Side) -> Result:
     """Return the throughput of the registry beside that of a peer, for 64 MiB."""
-    blocks = interleaved(bench.choose(5, 2), {"ours": ours[1], "theirs": theirs[1]})
+    blocks = interleaved(bench.choose(3, 2), {"ours": ours[1], "theirs": theirs[1]})
     rates = {side: converted(values, mib_per_second(_LARGE_BYTES)) for side, values in blocks.items()}
     return compared(name, ours[0], "MiB/s", rates["ours"], against=theirs[0], floor_blocks=rates["theirs"])
 
@@ -123,7 +123,7 @@ def _redis_benchmark(bench: Bench) -> Sequence[Outcome]:
             ]
             for kind, verb in ((Kind.PUBLISH, "SET"), (Kind.RETRIEVE, "GET")):
                 blocks = interleaved(
-                    bench.choose(5, 2),
+                    bench.choose(3, 2),
                     {
                         "ours": functools.partial(_calls, bench, ours, small, seconds, kind),
                         "theirs": functools.partial(_redis_calls, bench, theirs, seconds, kind),
@@ -217,14 +217,14 @@ def _mlflow_benchmark(bench: Bench) -> Sequence[Outcome]:
                 _rates(
                     bench,
                     "mlflow store",
-                    ("store 64 MiB, archived", lambda: load.run(job(upload_seconds, ours, upload, 2))),
-                    ("MLflow: artifact + version", lambda: load.run(job(mlflow_store_seconds, theirs, run, 2))),
+                    ("store 64 MiB, archived", lambda: load.run(job(upload_seconds, ours, upload, 1))),
+                    ("MLflow: artifact + version", lambda: load.run(job(mlflow_store_seconds, theirs, run, 1))),
                 ),
                 _rates(
                     bench,
                     "mlflow retrieve",
-                    ("retrieve 64 MiB, archived", lambda: load.run(job(retrieve_seconds, ours, upload, 2))),
-                    ("MLflow: artifact", lambda: load.run(job(mlflow_retrieve_seconds, theirs, run, 2))),
+                    ("retrieve 64 MiB, archived", lambda: load.run(job(retrieve_seconds, ours, upload, 1))),
+                    ("MLflow: artifact", lambda: load.run(job(mlflow_retrieve_seconds, theirs, run, 1))),
                 ),
             ]
 

@@ -50,7 +50,7 @@ def _fetched(bench: Bench) -> Sequence[Outcome]:
 
         pair.mark()
         blocks = interleaved(
-            bench.choose(7, 3),
+            bench.choose(5, 3),
             {"registry": lambda: _publishes_to_fetched(bench, pair, upload, rounds), "floors": floors},
         )
         return [
@@ -90,7 +90,7 @@ def _fan_out(bench: Bench) -> Sequence[Outcome]:
         for count in counts:
             pair.mark()
             blocks = interleaved(
-                bench.choose(4, 2),
+                bench.choose(3, 2),
                 {
                     "registry": _tellings(bench, pair.registry.port, upload, count),
                     "floor": _tellings(bench, pair.floor.port, upload, count),

@@ -1,14 +1,17 @@
-"""Write the tables of settings into the documents; with `--check`, only tell whether they are up to date.
+"""Write the tables of settings and figures into the documents; with `--check`, only tell whether they are up to date.
 
 A document has each table between two comments: ``<!-- settings -->`` and ``<!-- /settings -->`` for the registry,
-``<!-- directory settings -->`` and ``<!-- /directory settings -->`` for the Directory.
+``<!-- directory settings -->`` and ``<!-- /directory settings -->`` for the Directory, and so on. Figures come from the
+files that `make bench` wrote.
 """
 
 import argparse
+import json
 import pathlib
 import re
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
@@ -56,9 +59,69 @@ def directory_reference() -> str:
     return reference(DirectorySettings)
 
 
+FIGURES = "docs/benchmarks/figures.json"
+TRIALS = "docs/benchmarks/trials.json"
+
+
+def run_of(file: str) -> Any:
+    """Return what a run of the benchmarks wrote."""
+    return json.loads((ROOT / file).read_text())
+
+
+def number(value: float) -> str:
+    """Return a number with three digits that matter."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def spread(measured: dict[str, float], unit: str) -> str:
+    """Return a median with its quartiles."""
+    median = f"{number(measured['median'])} {unit}"
+    if measured["count"] == 1:
+        return median
+    return f"{median} ({number(measured['lower'])} to {number(measured['upper'])})"
+
+
+def machine(file: str) -> str:
+    """Return the sentence that tells on what a run was made."""
+    about = run_of(file)["machine"]
+    return (
+        f"Measured on {about['date'][:10]} at commit `{about['commit']}`: {about['cores']} cores "
+        f"({about['processor']}), {about['memory_mib'] // 1024} GiB, {about['kernel']}, {about['file_system']}, "
+        f"Python {about['python']}, grpcio {about['grpcio']}."
+    )
+
+
+def figures(file: str, kind: str, floor: str) -> str:
+    """Return the table of a run's figures, or of its peers."""
+    rows = [
+        f"| {each['what']} | {spread(each['value'], each['unit'])} "
+        f"| {each['against']}: {spread(each['floor'], each['unit'])} "
+        f"| {number(each['ratio']['median'])} ({number(each['ratio']['lower'])} to {number(each['ratio']['upper'])}) |"
+        + (f" {each['target']}, {'reached' if each['reached'] else '**missed**'} |" if kind == "figures" else "")
+        for each in run_of(file)[kind]
+    ]
+    head = f"| figure | value | {floor} | ratio |" + (" target |" if kind == "figures" else "")
+    return "\n".join([machine(file), "", head, "|---" * (head.count("|") - 1) + "|", *rows])
+
+
+def trials() -> str:
+    """Return the table of what was tried."""
+    rows = [
+        f"| {each['what']} | {spread(each['value'], each['unit'])} "
+        f"| {each['against']}: {spread(each['floor'], each['unit'])} | {number(each['ratio']['median'])} |"
+        for each in run_of(TRIALS)["figures"]
+    ]
+    return "\n".join([machine(TRIALS), "", "| what | value | beside | ratio |", "|---|---|---|---|", *rows])
+
+
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"settings": short_table},
     "docs/configuration.md": {"settings": registry_reference, "directory settings": directory_reference},
+    "docs/performance.md": {
+        "figures": lambda: figures(FIGURES, "figures", "beside"),
+        "peers": lambda: figures(FIGURES, "peers", "the other"),
+        "trials": trials,
+    },
 }
 """What to write into each document, by the name in the comments around it."""
 

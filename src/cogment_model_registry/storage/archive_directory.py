@@ -226,17 +226,21 @@ class ArchiveDirectory:
             return ModelContents(
                 info=self._read_model(directory, model_id),
                 version_numbers=numbers,
-                size_bytes={number: self._data_bytes(directory, model_id, number) for number in numbers},
+                size_bytes=self._data_sizes_bytes(directory, model_id, numbers),
                 damaged=damaged,
                 last_number=found.last_number,
                 high_water_mark=self._read_high_water_mark(directory, model_id),
             )
 
-    def _data_bytes(self, directory: int, model_id: str, number: int) -> int:
-        try:
-            return self.files.status_of(directory, layout.data_file_name(model_id, number)).st_size
-        except FileNotFoundError:
-            return 0
+    def _data_sizes_bytes(self, directory: int, model_id: str, numbers: Sequence[int]) -> dict[int, int]:
+        sizes_bytes = dict.fromkeys(numbers, 0)
+        for number in numbers:
+            try:
+                status = self.files.status_of(directory, layout.data_file_name(model_id, number))
+            except FileNotFoundError:
+                continue
+            sizes_bytes[number] = status.st_size
+        return sizes_bytes
 
     def _read_model(self, directory: int, model_id: str) -> ModelInfo:
         """Return a model; without `user_data` when its metadata is damaged, so that its versions can be had."""

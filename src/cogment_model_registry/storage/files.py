@@ -11,7 +11,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _FILE_MODE = 0o640
 _DIRECTORY_MODE = 0o750
@@ -32,8 +32,7 @@ class NotRegularError(OSError):
     """What should be a file is a link, a FIFO, a directory or a device."""
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What a directory has under a name.
 
     Attributes:
@@ -45,6 +44,10 @@ class Entry:
     name: str
     is_file: bool
     is_directory: bool
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
 
 
 class Files:
@@ -89,7 +92,7 @@ class Files:
         """Return what a directory has."""
         with os.scandir(directory) as entries:
             return [
-                Entry(entry.name, entry.is_file(follow_symlinks=False), entry.is_dir(follow_symlinks=False))
+                Entry(entry.name, is_file := entry.is_file(follow_symlinks=False), not is_file and _is_directory(entry))
                 for entry in entries
             ]
 

@@ -82,18 +82,17 @@ def is_temporary(name: str) -> bool:
     return re.fullmatch(re.escape(TEMPORARY_PREFIX) + "[0-9]+", name) is not None
 
 
+_VERSION_FILE = re.compile(r"-v([0-9]{6}|[1-9][0-9]{6,9})\.(yaml|data)")
+"""What follows the model's id in the name of a version's file: six digits, or more without a zero in front."""
+
+
 def parse_file_name(model_id: str, name: str) -> tuple[int, str] | None:
     """Return the version number and the ending (``yaml`` or ``data``) of a version's file; None for other files."""
-    prefix = f"{model_id}-v"
-    if not name.startswith(prefix):
-        return None
-    match = re.fullmatch(r"([0-9]{6,10})\.(yaml|data)", name[len(prefix) :])
-    if not match:
+    match = _VERSION_FILE.fullmatch(name, len(model_id)) if name.startswith(model_id) else None
+    if match is None:
         return None
     number = int(match[1])
-    if not 1 <= number <= VERSION_NUMBER_MAX or match[1] != f"{number:06d}":
-        return None
-    return number, match[2]
+    return (number, match[2]) if 1 <= number <= VERSION_NUMBER_MAX else None
 
 
 def format_model(info: ModelInfo) -> bytes:

@@ -75,16 +75,18 @@ class ModelFiles:
 def list_model(files: Files, directory: int, model_id: str) -> ModelFiles:
     """Return what the directory of a model has."""
     found = ModelFiles()
-    for entry in files.list_directory(directory):
-        version = layout.parse_file_name(model_id, entry.name)
+    by_ending = {"yaml": found.metadata, "data": found.data}
+    for name, is_file, _ in files.list_directory(directory):
+        version = layout.parse_file_name(model_id, name)
         if version:
-            (found.metadata if version[1] == "yaml" else found.data)[version[0]] = entry.is_file
-        elif entry.name == layout.model_file_name(model_id):
+            number, ending = version
+            by_ending[ending][number] = is_file
+        elif name == layout.model_file_name(model_id):
             found.has_model = True
-        elif layout.is_temporary(entry.name) and entry.is_file:
-            found.temporary.append(entry.name)
-        elif entry.name not in (layout.HIGH_WATER_MARK_NAME, layout.MANIFEST_NAME):
-            found.foreign.append(entry.name)
+        elif layout.is_temporary(name) and is_file:
+            found.temporary.append(name)
+        elif name not in (layout.HIGH_WATER_MARK_NAME, layout.MANIFEST_NAME):
+            found.foreign.append(name)
     return found
 
 
