@@ -32,7 +32,7 @@ torture: $(VENV)/develop.stamp ## try to break each promise for hours, going on 
 bench: $(VENV)/bench.stamp ## measure each figure beside its floor, in less than 10 minutes
 	$(BIN)/python -m benchmarks --plots --json docs/benchmarks/figures.json $(ARGUMENTS)
 
-bench-quick: $(VENV)/serve.stamp ## the same with less, in about a minute
+bench-quick: $(VENV)/serve.stamp ## the same with less, in less than a minute
 	$(BIN)/python -m benchmarks --quick $(ARGUMENTS)
 
 check: $(VENV)/develop.stamp ## check style, types, the directions of imports and what is generated

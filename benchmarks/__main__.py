@@ -30,13 +30,13 @@ _WIDTH = 130
 _ALL = [*_FIGURES, *peers.BENCHMARKS, *_CURVES, *trials.TRIALS]
 
 
-def _chosen(only: Sequence[str], *, with_plots: bool) -> list[Benchmark]:
+def _chosen(only: Sequence[str], *, with_plots: bool, quick: bool) -> list[Benchmark]:
     names = {benchmark.name for benchmark in _ALL}
     if unknown := sorted(set(only) - names):
         raise click.UsageError(f"there is no {', '.join(unknown)}; --list tells what there is")
     if only:
         return [benchmark for benchmark in _ALL if benchmark.name in only]
-    left_out = [*trials.TRIALS, *([] if with_plots else _CURVES)]
+    left_out = [*trials.TRIALS, *([] if with_plots else _CURVES), *(peers.BENCHMARKS if quick else [])]
     return [benchmark for benchmark in _ALL if benchmark not in left_out]
 
 
@@ -80,7 +80,7 @@ def _exit_on(number: int, _frame: object) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="Fewer repetitions and smaller sizes.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions, smaller sizes, and nothing else beside it.")
 @click.option("--only", multiple=True, metavar="NAME", help="Measure this alone; may be given more than once.")
 @click.option("--list", "list_them", is_flag=True, help="Tell what there is to measure.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Where the figures go, as JSON.")
@@ -99,7 +99,7 @@ def main(
         for benchmark in _ALL:
             console.print(f"{benchmark.name:20}{benchmark.what}", highlight=False)
         return
-    benchmarks = _chosen(only, with_plots=plots_dir is not None)
+    benchmarks = _chosen(only, with_plots=plots_dir is not None, quick=quick)
     if plots_dir is not None:
         try:
             plots.load_matplotlib()  # told before minutes are spent

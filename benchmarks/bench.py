@@ -15,8 +15,6 @@ from benchmarks.processes import ServerProcess
 
 Outcome = Result | Curve
 
-_BUDGET_MIB = 512
-
 
 class NotHereError(Exception):
     """Something that a benchmark needs is not on this machine; the message says what."""
@@ -54,11 +52,17 @@ class Bench:
         directory: Where archives and files go: on the disk that is to be measured.
         quick: Whether less is measured, in less time.
         mlflow: The program of MLflow, if it is not in `PATH`.
+
+    Attributes:
+        quick: As above.
+        mlflow: As above.
+        budget_mib: The memory budget of registries, if a benchmark does not give them one of its own.
     """
 
     def __init__(self, directory: Path, *, quick: bool, mlflow: str = "") -> None:
         self.quick = quick
         self.mlflow = mlflow
+        self.budget_mib = 128 if quick else 512
         self._directory = directory
         self._loads: list[Load] = []
         self._places = 0
@@ -98,16 +102,18 @@ class Bench:
             shutil.rmtree(path, ignore_errors=True)
 
     @contextlib.contextmanager
-    def registry(self, *flags: str, budget_mib: int = _BUDGET_MIB) -> Iterator[ServerProcess]:
+    def registry(self, *flags: str, budget_mib: int = 0) -> Iterator[ServerProcess]:
         """Open a context with a registry that has an empty archive."""
         with (
             self.place() as place,
-            processes.registry(place / "archive", f"--cache_max_bytes={budget_mib * MIB}", *flags) as registry,
+            processes.registry(
+                place / "archive", f"--cache_max_bytes={(budget_mib or self.budget_mib) * MIB}", *flags
+            ) as registry,
         ):
             yield registry
 
     @contextlib.contextmanager
-    def pair(self, *flags: str, model_id: str = "walker", budget_mib: int = _BUDGET_MIB) -> Iterator[Pair]:
+    def pair(self, *flags: str, model_id: str = "walker", budget_mib: int = 0) -> Iterator[Pair]:
         """Open a context with a registry that has one model, and a floor."""
         with ExitStack() as stack:
             registry = stack.enter_context(self.registry(*flags, budget_mib=budget_mib))
@@ -122,7 +128,9 @@ class Bench:
 
     def fill_budget(self, pair: Pair, upload: Upload) -> None:
         """Publish versions until each further one evicts another, as it is in use: memory is then recycled."""
-        self.load(0).run(job(upload_seconds, pair.registry.port, upload, _BUDGET_MIB * MIB // upload.size_bytes + 1))
+        self.load(0).run(
+            job(upload_seconds, pair.registry.port, upload, self.budget_mib * MIB // upload.size_bytes + 1)
+        )
 
     def close(self) -> None:
         """End the processes that make calls."""

@@ -50,12 +50,12 @@ def _rate(bench: Bench, port: int, connections: int, seconds: float, kind: Kind)
 
 
 def _calls(bench: Bench, name: str, what: str, connections: int, kind: Kind) -> Sequence[Outcome]:
-    seconds = 0.6 if bench.quick else 1.2
+    seconds = 0.3 if bench.quick else 1.2
     with bench.pair() as pair:
         bench.fit_floor(pair, Upload(MODEL_ID, _SMALL_BYTES))
         pair.mark()
         blocks = interleaved(
-            bench.choose(9, 3),
+            bench.choose(9, 2),
             {
                 "registry": _rate(bench, pair.registry.port, connections, seconds, kind),
                 "floor": _rate(bench, pair.floor.port, connections, seconds, kind),

@@ -45,7 +45,7 @@ def _measure_retrievals(bench: Bench, port: int, upload: Upload, count: int) -> 
 
 def _repetitions(bench: Bench) -> tuple[int, int]:
     """Return how many blocks there are, and how many values each has."""
-    return bench.choose(9, 3), bench.choose(4, 2)
+    return bench.choose(9, 2), bench.choose(4, 1)
 
 
 _Measure = Callable[[Bench, int, Upload, int], Callable[[], list[float]]]

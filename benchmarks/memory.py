@@ -84,7 +84,7 @@ def _sampled(server: ServerProcess) -> Iterator[list[tuple[float, Spread]]]:
 
 def _churn(bench: Bench) -> Sequence[Outcome]:
     """Measure memory while a budget's worth of versions of all sizes is replaced ten times."""
-    budget_mib = bench.choose(512, 64)
+    budget_mib = bench.choose(512, 32)
     mix = Churn(
         [f"model{index}" for index in range(4)],
         _CHURNED_BUDGETS * budget_mib * MIB,

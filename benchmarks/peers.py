@@ -27,6 +27,9 @@ from benchmarks.measures import KIB, MIB, Blocks, Result, compared, converted, i
 _LARGE_BYTES = 64 * MIB
 _SMALL_BYTES = 10 * KIB
 _CONNECTIONS = 8
+_REPETITIONS = 3
+_COUNT = 3
+_SECONDS = 1.0
 _LOADS = 2
 _KEY = "walker"
 _HTTP_SECONDS = 120
@@ -38,13 +41,12 @@ _Side = tuple[str, Callable[[], list[float]]]
 
 def _rates(bench: Bench, name: str, ours: _Side, theirs: _Side) -> Result:
     """Return the throughput of the registry beside that of a peer, for 64 MiB."""
-    blocks = interleaved(bench.choose(3, 2), {"ours": ours[1], "theirs": theirs[1]})
+    blocks = interleaved(_REPETITIONS, {"ours": ours[1], "theirs": theirs[1]})
     rates = {side: converted(values, mib_per_second(_LARGE_BYTES)) for side, values in blocks.items()}
     return compared(name, ours[0], "MiB/s", rates["ours"], against=theirs[0], floor_blocks=rates["theirs"])
 
 
 def _files(bench: Bench) -> Sequence[Outcome]:
-    count = bench.choose(3, 1)
     load = bench.load(0)
     transient, archived = Upload(_KEY, _LARGE_BYTES), Upload(_KEY, _LARGE_BYTES, archived=True)
     with bench.pair() as pair, bench.place() as place:
@@ -52,17 +54,17 @@ def _files(bench: Bench) -> Sequence[Outcome]:
         bench.fill_budget(pair, transient)
 
         def writes(*, sync: bool) -> Callable[[], list[float]]:
-            writing = job(floors.write_seconds, directory, _LARGE_BYTES, SDK_CHUNK_BYTES, count, sync=sync)
+            writing = job(floors.write_seconds, directory, _LARGE_BYTES, SDK_CHUNK_BYTES, _COUNT, sync=sync)
             return lambda: load.run(writing)
 
         def uploads(upload: Upload) -> Callable[[], list[float]]:
-            return lambda: load.run(job(upload_seconds, port, upload, count))
+            return lambda: load.run(job(upload_seconds, port, upload, _COUNT))
 
         def retrievals() -> list[float]:
-            return load.run(job(retrieve_seconds, port, archived, count))
+            return load.run(job(retrieve_seconds, port, archived, _COUNT))
 
         def reads() -> list[float]:
-            return load.run(job(floors.read_seconds, directory, _LARGE_BYTES, SDK_CHUNK_BYTES, count))
+            return load.run(job(floors.read_seconds, directory, _LARGE_BYTES, SDK_CHUNK_BYTES, _COUNT))
 
         return [
             _rates(
@@ -97,8 +99,6 @@ def _redis_benchmark(bench: Bench) -> Sequence[Outcome]:
     program = shutil.which("redis-server")
     if program is None:
         raise NotHereError("there is no redis-server")
-    count = bench.choose(3, 1)
-    seconds = 0.4 if bench.quick else 1.0
     large, small = Upload(_KEY, _LARGE_BYTES), Upload(_KEY, _SMALL_BYTES)
     load = bench.load(0)
     with bench.pair() as pair, bench.place() as place:
@@ -111,22 +111,22 @@ def _redis_benchmark(bench: Bench) -> Sequence[Outcome]:
                 _rates(
                     bench,
                     "redis set",
-                    ("publish 64 MiB, transient", lambda: load.run(job(upload_seconds, ours, large, count))),
-                    ("Redis SET", lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, count, write=True))),
+                    ("publish 64 MiB, transient", lambda: load.run(job(upload_seconds, ours, large, _COUNT))),
+                    ("Redis SET", lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, _COUNT, write=True))),
                 ),
                 _rates(
                     bench,
                     "redis get",
-                    ("retrieve 64 MiB, transient", lambda: load.run(job(retrieve_seconds, ours, large, count))),
-                    ("Redis GET", lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, count, write=False))),
+                    ("retrieve 64 MiB, transient", lambda: load.run(job(retrieve_seconds, ours, large, _COUNT))),
+                    ("Redis GET", lambda: load.run(job(redis_seconds, theirs, _LARGE_BYTES, _COUNT, write=False))),
                 ),
             ]
             for kind, verb in ((Kind.PUBLISH, "SET"), (Kind.RETRIEVE, "GET")):
                 blocks = interleaved(
-                    bench.choose(3, 2),
+                    _REPETITIONS,
                     {
-                        "ours": functools.partial(_calls, bench, ours, small, seconds, kind),
-                        "theirs": functools.partial(_redis_calls, bench, theirs, seconds, kind),
+                        "ours": functools.partial(_calls, bench, ours, small, _SECONDS, kind),
+                        "theirs": functools.partial(_redis_calls, bench, theirs, _SECONDS, kind),
                     },
                 )
                 results.append(_small_calls(kind, verb, blocks))
@@ -198,8 +198,6 @@ async def redis_call_seconds(port: int, connections: int, seconds: float, *, wri
 
 
 def _mlflow_benchmark(bench: Bench) -> Sequence[Outcome]:
-    if bench.quick:
-        raise NotHereError("MLflow takes too long for a quick run")
     program = bench.mlflow or shutil.which("mlflow")
     if not program:
         raise NotHereError("there is no mlflow; --mlflow names one")
@@ -302,5 +300,5 @@ async def mlflow_retrieve_seconds(port: int, run: MlflowRun, count: int) -> list
 BENCHMARKS = [
     Benchmark("files", "plain files, with and without a sync, beside the registry", _files),
     Benchmark("redis", "Redis, SET and GET, beside the registry", _redis_benchmark),
-    Benchmark("mlflow", "MLflow's registry and artifacts, beside the registry (not in a quick run)", _mlflow_benchmark),
+    Benchmark("mlflow", "MLflow's registry and artifacts, beside the registry", _mlflow_benchmark),
 ]
