@@ -26,7 +26,12 @@ class ModelRegistryError(Exception):
         message: One line for people.
         model_id: The model that the error is about, if it is about one.
         version_number: The version of that model, if it is about one.
+
+    Attributes:
+        may_be_done: For a client: whether the server may have done what it was asked for nevertheless.
     """
+
+    may_be_done = False
 
     def __init__(self, message: str, *, model_id: str | None = None, version_number: int | None = None) -> None:
         super().__init__(message)

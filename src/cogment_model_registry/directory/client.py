@@ -86,14 +86,11 @@ class DirectoryClient:
 
     async def inquire(self, inquiry: Details | int, *, timeout_seconds: float = _TIMEOUT_SECONDS) -> list[Service]:
         """Return the services that an inquiry by details, or by id, finds; most recently registered first."""
-        if isinstance(inquiry, int):
-            request = wire.InquireRequest(service_id=inquiry)
-        else:
-            request = wire.InquireRequest(details=wire.details_message(inquiry))
+        request = wire.inquire_request(inquiry)
         multi_callable: Any = self._channel.unary_stream(f"/{wire.SERVICE_NAME}/Inquire")
         async with _translated():
             replies = multi_callable(request.SerializeToString(), timeout=timeout_seconds, metadata=self._metadata)
-            return [wire.service_from_message(wire.InquireReply.FromString(data).data) async for data in replies]
+            return [wire.service_from_reply(data) async for data in replies]
 
     async def _exchange(self, method: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one request on a stream of its own, and return the one reply."""

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError as _DecodeError
+from google.protobuf.message import Message
 
 from cogment_model_registry.errors import (
     DataLossError,
@@ -17,7 +18,9 @@ from cogment_model_registry.errors import (
 )
 from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.wire import messages
-from cogment_model_registry.wire.frames import embed, split_body
+from cogment_model_registry.wire.frames import embed, split_body, split_data_chunk
+
+DecodeError = _DecodeError
 
 STATUS_BY_ERROR: Mapping[type, grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
@@ -35,6 +38,22 @@ def status_of(error: ModelRegistryError) -> grpc.StatusCode:
 
 
 _OTHERWISE = grpc.StatusCode.INTERNAL
+
+_ERROR_BY_STATUS: Mapping[grpc.StatusCode, type[ModelRegistryError]] = {
+    **{status: kind for kind, status in STATUS_BY_ERROR.items()},
+    grpc.StatusCode.CANCELLED: UnavailableError,  # by the server, or by something on the way
+}
+
+
+def error_of(
+    status: grpc.StatusCode, message: str, *, model_id: str | None = None, version_number: int | None = None
+) -> ModelRegistryError:
+    """Return the error that a status stands for; one of no kind that tells its name where none does."""
+    kind = _ERROR_BY_STATUS.get(status)
+    if kind is None:
+        return ModelRegistryError(f"{message} ({status.name})", model_id=model_id, version_number=version_number)
+    return kind(message, model_id=model_id, version_number=version_number)
+
 
 _AnyMessage = TypeVar("_AnyMessage", bound=Message)
 
@@ -79,6 +98,57 @@ def decode_upload_chunk(data: bytes) -> VersionHeader | memoryview:
     )
 
 
+def decode_data_chunk(message: bytes) -> memoryview:
+    """Return the bytes that a `RetrieveVersionDataReplyChunk` carries.
+
+    Raises:
+        DecodeError: It is none.
+    """
+    data = split_data_chunk(message)
+    return memoryview(messages.RetrieveVersionDataReplyChunk.FromString(message).data_chunk) if data is None else data
+
+
+def encode_header(header: VersionHeader) -> bytes:
+    """Return the first message of an upload."""
+    info = messages.ModelVersionInfo(
+        model_id=header.model_id,
+        archived=header.archived,
+        data_size=header.data_size_bytes,
+        data_hash=header.data_hash,
+        creation_timestamp=header.created_ns,
+        user_data=header.user_data,
+    )
+    chunk = messages.CreateVersionRequestChunk(header=messages.CreateVersionRequestChunk.Header(version_info=info))
+    return chunk.SerializeToString()
+
+
+def version_from_message(message: messages.ModelVersionInfo) -> VersionInfo:
+    """Return the record of a version that a message describes."""
+    return VersionInfo(
+        model_id=message.model_id,
+        number=message.version_number,
+        created_ns=message.creation_timestamp,
+        archived=message.archived,
+        data_hash=message.data_hash,
+        data_size_bytes=message.data_size,
+        user_data=dict(message.user_data),
+    )
+
+
+def version_from_reply(data: bytes) -> VersionInfo:
+    """Return the version in a CreateVersionReply or a VersionUpdateReply, which are alike.
+
+    Raises:
+        DecodeError: It is no such reply.
+    """
+    return version_from_message(messages.CreateVersionReply.FromString(data).version_info)
+
+
+def model_message(info: ModelInfo) -> messages.ModelInfo:
+    """Return the message that describes a model."""
+    return messages.ModelInfo(model_id=info.model_id, user_data=info.user_data)
+
+
 def model_from_message(message: messages.ModelInfo) -> ModelInfo:
     """Return the record of a model that a message describes."""
     return ModelInfo(model_id=message.model_id, user_data=dict(message.user_data))
@@ -90,8 +160,7 @@ _INFO_FIELD = 1
 
 def encode_model(info: ModelInfo) -> bytes:
     """Return a model as the field of a reply: one entry of RetrieveModelsReply."""
-    message = messages.ModelInfo(model_id=info.model_id, user_data=info.user_data)
-    return embed(_INFO_FIELD, message.SerializeToString())
+    return embed(_INFO_FIELD, model_message(info).SerializeToString())
 
 
 def encode_version(info: VersionInfo) -> bytes:

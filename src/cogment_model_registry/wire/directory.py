@@ -52,6 +52,23 @@ STATUS_SERVICES = {
 }
 
 
+def inquire_request(inquiry: Details | int) -> directory_pb2.InquireRequest:
+    """Return the request for services by details, or by id."""
+    if isinstance(inquiry, int):
+        return directory_pb2.InquireRequest(service_id=inquiry)
+    return directory_pb2.InquireRequest(details=details_message(inquiry))
+
+
+def service_from_reply(data: bytes) -> Service:
+    """Return the service in an InquireReply.
+
+    Raises:
+        DecodeError: It is no such reply.
+        InvalidError: It describes no service.
+    """
+    return service_from_message(directory_pb2.InquireReply.FromString(data).data)
+
+
 def is_ok(reply: directory_pb2.RegisterReply | directory_pb2.DeregisterReply) -> bool:
     """Return whether the Directory did what it was asked."""
     if isinstance(reply, directory_pb2.RegisterReply):

@@ -49,6 +49,21 @@ def _sole_field(message: bytes, start: int, tag: int) -> int | None:
     return None
 
 
+def split_data_chunk(message: bytes) -> memoryview | None:
+    """Return the data of a `RetrieveVersionDataReplyChunk`, without a copy; None for protobuf to judge."""
+    if not message:
+        return memoryview(b"")
+    start = _sole_field(message, 0, _DATA_CHUNK_TAG)
+    return None if start is None else memoryview(message)[start:]
+
+
+def build_body(data: memoryview | bytes) -> bytes:
+    """Return the encoded `CreateVersionRequestChunk` that has `data` as its body, copied once."""
+    tag, size = bytes((_DATA_CHUNK_TAG,)), _varint(len(data))
+    inner_bytes = len(tag) + len(size) + len(data)
+    return b"".join((bytes((_BODY_TAG,)), _varint(inner_bytes), tag, size, data))
+
+
 def build_data_chunk(parts: Sequence[memoryview | bytes]) -> bytes:
     """Return the encoded `RetrieveVersionDataReplyChunk` with the bytes of `parts`, copied once."""
     size_bytes = sum(len(part) for part in parts)

@@ -1,0 +1,299 @@
+"""The blocking client."""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
+
+from cogment_model_registry.client.backends import BlockingBackend, run
+from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
+from cogment_model_registry.client.core import LATEST, RETRY_SECONDS, open_core
+from cogment_model_registry.client.progress import Wish
+from cogment_model_registry.client.sources import Data
+from cogment_model_registry.client.tracking import Latest
+from cogment_model_registry.client.watching import PATIENCE_SECONDS
+from cogment_model_registry.records import ModelInfo, VersionInfo
+
+_T = TypeVar("_T")
+
+
+class ModelRegistry:
+    """A client of a model registry: any server of the Cogment Model Registry's API.
+
+    Any thread may use it, and several at once. To be closed, best by ``with``. A process that was forked needs one of
+    its own, as gRPC demands.
+
+    All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
+    `TimedOutError` when it takes too long, and those that each call names; a message begins with what the call was
+    about and has the server's own words. Calls that only ask are made again while the registry is unavailable.
+
+    Args:
+        endpoint: Where it is: ``grpc://host:port``, or ``cogment://discover`` (also with ``?name=value&...`` or
+            ``/service?__id=N``) to ask a Directory. Without one it is that of `COGMENT_MODEL_REGISTRY_ENDPOINT`, else
+            what a Directory knows, if there is one in `directory_endpoint` or `COGMENT_DIRECTORY_ENDPOINT`, else
+            ``grpc://localhost:9002``.
+        directory_endpoint: Where the Directory is: ``grpc://host:port``; else that of `COGMENT_DIRECTORY_ENDPOINT`.
+        directory_authentication_token: The token of the registry in the Directory; else that of
+            `COGMENT_DIRECTORY_AUTHENTICATION_TOKEN`.
+        timeout: How many seconds a call may take, with all retries; by default 30, for transfers a minute and another
+            second for each MiB.
+        retry_seconds: How long a call is made again while the registry is unavailable: longer than a restart takes.
+        cache_dir: A directory for the bytes of retrieved versions, which processes may share; else that of
+            `COGMENT_MODEL_REGISTRY_CACHE_DIR`; else nothing is kept.
+        cache_max_bytes: How many bytes that directory may have.
+        progress: Who is told of transfers: a function, called with a `Progress`; True for a bar; False for nobody. By
+            default there is a bar on a terminal, for transfers of more than a second.
+
+    Raises:
+        SettingError: An endpoint, or the token, has another form.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        directory_endpoint: str | None = None,
+        directory_authentication_token: str | None = None,
+        timeout: float | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_max_bytes: int = DEFAULT_MAX_BYTES,
+        progress: Wish = None,
+    ) -> None:
+        self._backend = BlockingBackend()
+        self._core = open_core(
+            self._backend,
+            endpoint,
+            directory_endpoint=directory_endpoint,
+            directory_authentication_token=directory_authentication_token,
+            timeout=timeout,
+            retry_seconds=retry_seconds,
+            cache_dir=cache_dir,
+            cache_max_bytes=cache_max_bytes,
+            progress=progress,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection; calls that other threads have under way end."""
+        run(self._core.aclose())
+
+    def create_model(
+        self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
+    ) -> ModelInfo:
+        """Create a model, or replace the `user_data` of the one that exists; durable on return.
+
+        Args:
+            model_id: Its name.
+            user_data: What to note about it.
+            timeout: How many seconds it may take.
+
+        Raises:
+            InvalidError: The id or the `user_data` breaks a rule of the server.
+        """
+        return run(self._core.create_model(model_id, user_data, timeout))
+
+    def delete_model(self, model_id: str, *, timeout: float | None = None) -> None:
+        """Delete a model and all its versions, archived ones too.
+
+        Raises:
+            NotFoundError: There is no such model.
+            UnavailableError: With `may_be_done` when the connection was lost on the way; it is not tried again.
+        """
+        run(self._core.delete_model(model_id, timeout))
+
+    def get_model(self, model_id: str, *, timeout: float | None = None) -> ModelInfo:
+        """Return a model.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        return run(self._core.get_model(model_id, timeout))
+
+    def list_models(self, *, timeout: float | None = None) -> list[ModelInfo]:
+        """Return all models, in the order of their ids."""
+        return run(self._core.list_models(timeout))
+
+    def get_version(self, model_id: str, number: int = LATEST, *, timeout: float | None = None) -> VersionInfo:
+        """Return a version by its number; -1 is the latest, -2 the one before, and so on.
+
+        Raises:
+            NotFoundError: There is no such model or version, or it was evicted.
+        """
+        return run(self._core.get_version(model_id, number, timeout))
+
+    def list_versions(self, model_id: str, *, timeout: float | None = None) -> list[VersionInfo]:
+        """Return all versions of a model that can be retrieved, oldest first.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        return run(self._core.list_versions(model_id, timeout))
+
+    def publish(
+        self,
+        model_id: str,
+        data: Data,
+        *,
+        user_data: Mapping[str, str] | None = None,
+        create: bool = True,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> VersionInfo:
+        """Create a transient version: all who watch the model are told, and it may be evicted some day.
+
+        The SHA-256 of the bytes goes with them, so the server takes these or none. It is sent again only while the
+        server cannot have it.
+
+        Args:
+            model_id: Its model.
+            data: Its bytes: an object with a contiguous buffer (bytes, a NumPy array), the path of a file, or an open
+                binary file, of which the rest is sent. They must not change meanwhile.
+            user_data: What to note about it.
+            create: Whether the model is created if it does not exist.
+            timeout: How many seconds it may take.
+            progress: Who is told of it, instead of whom the client was told.
+
+        Returns:
+            The version, with the number that the server gave it.
+
+        Raises:
+            NotFoundError: There is no such model, and it was not to be created.
+            TooLargeError: It does not fit the server's memory.
+            UnavailableError: With `may_be_done` when the connection was lost at the end: the server may have it.
+            InvalidError: The id or the `user_data` breaks a rule, or the bytes changed meanwhile.
+            OSError: The file cannot be read.
+        """
+        return run(
+            self._core.upload(
+                model_id, data, user_data, archived=False, create=create, timeout=timeout, progress=progress
+            )
+        )
+
+    def store(
+        self,
+        model_id: str,
+        data: Data,
+        *,
+        user_data: Mapping[str, str] | None = None,
+        create: bool = True,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> VersionInfo:
+        """Create an archived version: durable on return, and kept until its model is deleted.
+
+        Arguments, result and errors are those of `publish`; `TooLargeError` says that the disk is full.
+        """
+        return run(
+            self._core.upload(
+                model_id, data, user_data, archived=True, create=create, timeout=timeout, progress=progress
+            )
+        )
+
+    def retrieve(
+        self,
+        model: str | VersionInfo,
+        version: int | VersionInfo = LATEST,
+        *,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> bytes:
+        """Return the bytes of a version, checked against its hash; they are in memory once, whatever their size.
+
+        Args:
+            model: The id of its model; or the version itself.
+            version: Its number, -1 for the latest, -2 for the one before; or the version itself, which saves a call.
+            timeout: How many seconds it may take.
+            progress: Who is told of it, instead of whom the client was told.
+
+        Raises:
+            NotFoundError: There is no such model or version, or it was evicted.
+            DataLossError: What came is not what was published.
+        """
+        return run(self._core.retrieve(model, version, timeout, progress))
+
+    def download(
+        self,
+        model: str | VersionInfo,
+        path: str | os.PathLike[str],
+        *,
+        version: int | VersionInfo = LATEST,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> VersionInfo:
+        """Write the bytes of a version to a file: whole, checked and durable, or not at all.
+
+        They go to a temporary file in the same directory, which then replaces what is there.
+
+        Args:
+            model: As for `retrieve`.
+            path: The file.
+            version: As for `retrieve`.
+            timeout: How many seconds it may take.
+            progress: Who is told of it, instead of whom the client was told.
+
+        Returns:
+            The version.
+
+        Raises:
+            NotFoundError: There is no such model or version, or it was evicted.
+            DataLossError: What came is not what was published.
+            OSError: The file cannot be written.
+        """
+        return run(self._core.download(model, path, version, timeout, progress))
+
+    def watch(
+        self, model_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS
+    ) -> Iterator[VersionInfo]:
+        """Yield the latest version of a model, then newer ones as they come, for ever.
+
+        Numbers only grow. Whoever takes long misses versions in between, never the latest. A lost connection is made
+        anew.
+
+        Args:
+            model_id: The model.
+            after: The number of the version that the caller has; what is not newer is left out.
+            patience_seconds: How long the registry may be unavailable once it was reached.
+
+        Raises:
+            NotFoundError: There is no such model, or it was deleted, or deleted and created anew.
+            UnavailableError: The registry was not reached at all, or not again.
+        """
+        versions = self._core.watch(model_id, after, patience_seconds)
+        try:
+            while (version := run(anext(versions, None))) is not None:
+                yield version
+        finally:
+            run(versions.aclose())
+
+    @overload
+    def track(self, model_id: str) -> Latest[bytes]: ...
+
+    @overload
+    def track(self, model_id: str, *, decode: Callable[[bytes], _T]) -> Latest[_T]: ...
+
+    def track(self, model_id: str, *, decode: Callable[[bytes], Any] = bytes) -> Latest[Any]:
+        """Return a context with the latest version of a model, which a thread keeps up to date.
+
+        The model need not exist yet, and may be deleted and created anew. What goes wrong is in `Latest.error`.
+
+        Args:
+            model_id: The model.
+            decode: Turns the bytes of a version into its value, on that thread.
+        """
+        return Latest(self._core, model_id, decode)
+
+    def status(self, *, timeout: float | None = None) -> dict[str, str]:
+        """Return what the server tells of its state, by name; `overall_load` is from 0 to 255."""
+        return run(self._core.status(timeout))
+
+    def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:
+        """Return the versions of the server and of what it runs on, by name."""
+        return run(self._core.server_versions(timeout))

@@ -1,0 +1,124 @@
+"""A cache of versions' bytes on the local disk, by their hash; shared by all processes that name its directory.
+
+Nothing that comes out of it is trusted without its hash: a file that does not have it is removed. Files get their
+names whole, by a rename, and a file that is removed while it is read stays readable, so no process waits for another
+one, except to remove what was not used for longest.
+"""
+
+import base64
+import contextlib
+import fcntl
+import hashlib
+import logging
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from cogment_model_registry.records import VersionInfo, digest_text
+
+_log = logging.getLogger(__name__)
+
+_BLOCK_BYTES = 1024 * 1024
+_TEMPORARY = ".new-"
+_ABANDONED_SECONDS = 24 * 3600.0
+"""After so long a temporary file belongs to a process that ended."""
+
+DEFAULT_MAX_BYTES = 10 * 1024**3
+
+
+class Cache:
+    """A cache in a directory.
+
+    Args:
+        directory: Where; it is made when it is missing.
+        max_bytes: How much its files may have together.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> None:
+        self._directory = Path(directory)
+        self._max_bytes = max_bytes
+
+    def copy_to(self, info: VersionInfo, file: IO[bytes]) -> bool:
+        """Write the bytes of a version to a file, if they are here.
+
+        Returns:
+            Whether they were, and had their hash. If not, the file is as it was.
+        """
+        path = self._path(info)
+        start = file.tell()
+        sha256 = hashlib.sha256()
+        try:
+            with open(path, "rb", buffering=0) as cached:
+                if os.fstat(cached.fileno()).st_size == info.data_size_bytes:
+                    while block := cached.read(_BLOCK_BYTES):
+                        sha256.update(block)
+                        file.write(block)
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                _log.warning("the cache cannot be read: %s", error)
+            file.seek(start)
+            file.truncate()
+            return False
+        if digest_text(sha256.digest()) != info.data_hash:
+            _log.warning("the cache had damaged bytes of version %d of %r", info.number, info.model_id)
+            file.seek(start)
+            file.truncate()
+            path.unlink(missing_ok=True)
+            return False
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it is now the one that was used last
+        return True
+
+    def keep(self, info: VersionInfo, source: IO[bytes]) -> None:
+        """Take the bytes of a version, which must have its hash; what goes wrong is logged, and is no failure.
+
+        Args:
+            info: The version.
+            source: A file with its bytes and nothing else.
+        """
+        if info.data_size_bytes > self._max_bytes:
+            return
+        path = self._path(info)
+        temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with open(temporary, "wb", buffering=0) as file:
+                    source.seek(0)
+                    shutil.copyfileobj(source, file, _BLOCK_BYTES)
+                temporary.replace(path)
+            finally:
+                temporary.unlink(missing_ok=True)
+            self._shrink()
+        except OSError as error:
+            _log.warning("the cache cannot be written: %s", error)
+
+    def _path(self, info: VersionInfo) -> Path:
+        name = base64.b64decode(info.data_hash).hex()
+        return self._directory / name[:2] / name
+
+    def _shrink(self) -> None:
+        """Remove what was not used for longest, until the rest has its size."""
+        with open(self._directory / "lock", "ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            files = sorted(self._files(), key=lambda file: file[0])
+            total_bytes = sum(size_bytes for _used, size_bytes, _path in files)
+            for _used, size_bytes, path in files:
+                if total_bytes <= self._max_bytes:
+                    break
+                path.unlink(missing_ok=True)
+                total_bytes -= size_bytes
+
+    def _files(self) -> Iterator[tuple[float, int, Path]]:
+        """Yield when each file was used, its size and its path; removes temporary ones that nobody will finish."""
+        for path in self._directory.glob("[0-9a-f][0-9a-f]/*"):
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                if not path.name.startswith(_TEMPORARY):
+                    yield status.st_mtime, status.st_size, path
+                elif time.time() - status.st_mtime > _ABANDONED_SECONDS:
+                    path.unlink(missing_ok=True)

@@ -1,0 +1,421 @@
+"""What the client does, written once for both flavours; see `backends`."""
+
+import io
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import IO, Any, TypeVar
+
+from cogment_model_registry.client import sources, watching
+from cogment_model_registry.client.backends import Backend, Channel
+from cogment_model_registry.client.cache import Cache
+from cogment_model_registry.client.calls import Calls, Connection, Deadline, Subject, method_path
+from cogment_model_registry.client.downloads import Download
+from cogment_model_registry.client.endpoints import locate
+from cogment_model_registry.client.progress import Report, Wish, reporting
+from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, quoted
+from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
+from cogment_model_registry.replacement import Replacement
+from cogment_model_registry.wire import convert, messages
+from cogment_model_registry.wire.frames import build_body
+
+_T = TypeVar("_T")
+
+LATEST = -1
+"""The number that stands for the latest version; -2 stands for the one before, and so on."""
+
+CHUNK_BYTES = 2 * 1024 * 1024
+"""What a message of an upload carries: as much as those of the stock SDK, which all servers take."""
+
+CALL_SECONDS = 30.0
+"""How long a call that moves no data may take by default, with all retries."""
+
+RETRY_SECONDS = 10.0
+"""How long a call is retried by default while the registry is unavailable: longer than a restart takes."""
+
+_TRANSFER_SECONDS = 60.0
+_TRANSFER_BYTES_PER_SECOND = 1024 * 1024
+"""How long a transfer may take by default: a minute, and what it takes at 1 MiB in a second."""
+
+_RESOLVE_ATTEMPTS = 5
+"""How often a version is looked up anew that was evicted, or replaced, before it could be fetched."""
+
+CACHE_VARIABLE = "COGMENT_MODEL_REGISTRY_CACHE_DIR"
+
+
+class Core:
+    """The calls of a client.
+
+    Args:
+        calls: Makes calls.
+        executor: Threads that hash and use files.
+        timeout_seconds: How long a call may take; None for the defaults.
+        cache: Where downloads are kept, if anywhere.
+        progress: Who is told of transfers by default.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        executor: ThreadPoolExecutor,
+        timeout_seconds: float | None,
+        cache: Cache | None,
+        progress: Wish,
+    ) -> None:
+        self._calls = calls
+        self._backend = calls.backend
+        self._executor = executor
+        self._timeout_seconds = timeout_seconds
+        self._cache = cache
+        self._progress = progress
+
+    def on(self, backend: Backend) -> "Core":
+        """Return the same client, calling and waiting in another way, and telling nobody of transfers."""
+        return Core(self._calls.on(backend), self._executor, self._timeout_seconds, self._cache, False)
+
+    @property
+    def calls(self) -> Calls:
+        """What makes its calls."""
+        return self._calls
+
+    async def aclose(self) -> None:
+        """Close the connection; calls that are under way end."""
+        await self._calls.connection.aclose(self._backend)
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    # Models.
+
+    async def create_model(
+        self, model_id: str, user_data: Mapping[str, str] | None, timeout: float | None
+    ) -> ModelInfo:
+        """See `ModelRegistry.create_model`."""
+        info = ModelInfo(model_id, _checked(user_data))
+        request = messages.CreateOrUpdateModelRequest(model_info=convert.model_message(info))
+        subject = Subject(f"creating model {quoted(model_id)}", model_id)
+        await self._unary("CreateOrUpdateModel", request, messages.CreateOrUpdateModelReply, subject, timeout)
+        return info
+
+    async def delete_model(self, model_id: str, timeout: float | None) -> None:
+        """See `ModelRegistry.delete_model`."""
+        subject = Subject(f"deleting model {quoted(model_id)}", model_id)
+        request = messages.DeleteModelRequest(model_id=model_id)
+        await self._unary("DeleteModel", request, messages.DeleteModelReply, subject, timeout, retry=False)
+
+    async def get_model(self, model_id: str, timeout: float | None) -> ModelInfo:
+        """See `ModelRegistry.get_model`."""
+        subject = Subject(f"looking up model {quoted(model_id)}", model_id)
+        request = messages.RetrieveModelsRequest(model_ids=[model_id])
+        reply = await self._unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, timeout)
+        for message in reply.model_infos:
+            if message.model_id == model_id:
+                return convert.model_from_message(message)
+        raise NotFoundError.model(model_id)
+
+    async def list_models(self, timeout: float | None) -> list[ModelInfo]:
+        """See `ModelRegistry.list_models`."""
+        models: dict[str, ModelInfo] = {}
+        handle = ""
+        while True:
+            request = messages.RetrieveModelsRequest(model_handle=handle)
+            subject = Subject("listing the models")
+            reply = await self._unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, timeout)
+            # Pages are cut by position, so what is created or deleted meanwhile can bring a model twice.
+            models.update((message.model_id, convert.model_from_message(message)) for message in reply.model_infos)
+            if not reply.model_infos or reply.next_model_handle in ("", handle):
+                return list(models.values())
+            handle = reply.next_model_handle
+
+    # Versions.
+
+    async def get_version(self, model_id: str, number: int, timeout: float | None) -> VersionInfo:
+        """See `ModelRegistry.get_version`."""
+        subject = Subject(f"looking up {_version_text(model_id, number)}", model_id, number)
+        request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_numbers=[_int32(model_id, number)])
+        reply = await self._unary("RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, timeout)
+        for message in reply.version_infos:
+            return convert.version_from_message(message)
+        raise NotFoundError.version(model_id, number)
+
+    async def list_versions(self, model_id: str, timeout: float | None) -> list[VersionInfo]:
+        """See `ModelRegistry.list_versions`."""
+        versions: list[VersionInfo] = []
+        handle = ""
+        while True:
+            subject = Subject(f"listing the versions of model {quoted(model_id)}", model_id)
+            request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_handle=handle)
+            reply = await self._unary(
+                "RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, timeout
+            )
+            versions += map(convert.version_from_message, reply.version_infos)
+            if not reply.version_infos or reply.next_version_handle in ("", handle):
+                return versions
+            handle = reply.next_version_handle
+
+    # The server.
+
+    async def status(self, timeout: float | None) -> dict[str, str]:
+        """See `ModelRegistry.status`."""
+        subject = Subject("asking for the status")
+        reply = await self._unary("Status", messages.StatusRequest(names=["*"]), messages.StatusReply, subject, timeout)
+        return dict(reply.statuses)
+
+    async def server_versions(self, timeout: float | None) -> dict[str, str]:
+        """See `ModelRegistry.server_versions`."""
+        subject = Subject("asking for the version")
+        reply = await self._unary("Version", messages.VersionRequest(), messages.ServiceVersionInfo, subject, timeout)
+        return {part.name: part.version for part in reply.versions}
+
+    async def _unary(
+        self,
+        method: str,
+        request: Any,
+        reply_type: Callable[..., Any],
+        subject: Subject,
+        timeout: float | None,
+        *,
+        retry: bool = True,
+    ) -> Any:
+        seconds = next(each for each in (timeout, self._timeout_seconds, CALL_SECONDS) if each is not None)
+        return await self._calls.unary(method, request, reply_type, subject, seconds, retry=retry)
+
+    def _transfer_deadline(self, size_bytes: int, timeout: float | None) -> Deadline:
+        by_size = _TRANSFER_SECONDS + size_bytes / _TRANSFER_BYTES_PER_SECOND
+        return Deadline(next(each for each in (timeout, self._timeout_seconds, by_size) if each is not None))
+
+    # Uploads.
+
+    async def upload(
+        self,
+        model_id: str,
+        data: sources.Data,
+        user_data: Mapping[str, str] | None,
+        *,
+        archived: bool,
+        create: bool,
+        timeout: float | None,
+        progress: Wish,
+    ) -> VersionInfo:
+        """See `ModelRegistry.publish` and `ModelRegistry.store`."""
+        noted = _checked(user_data)
+        source = await self._on_thread(lambda: sources.open_source(data))
+        try:
+            data_hash = await self._on_thread(source.hash_text)
+            header = VersionHeader(model_id, archived, source.size_bytes, data_hash, user_data=noted)
+            what = f"{'storing' if archived else 'publishing'} a version of model {quoted(model_id)}"
+            deadline = self._transfer_deadline(source.size_bytes, timeout)
+            with reporting(what, source.size_bytes, self._progress if progress is None else progress) as report:
+                upload = _Upload(self._calls, header, source, Subject(what, model_id), deadline, report)
+                try:
+                    info = await upload.run()
+                except NotFoundError:
+                    if not create:
+                        raise
+                    await self._create_missing(model_id, deadline)
+                    info = await upload.run()
+        finally:
+            source.close()
+        if info.data_hash != data_hash or info.data_size_bytes != source.size_bytes:
+            raise DataLossError.version(model_id, info.number, "the server took other bytes than were sent")
+        return info
+
+    async def _create_missing(self, model_id: str, deadline: Deadline) -> None:
+        """Create a model for its first version, unless someone else has done so, perhaps with `user_data`."""
+        try:
+            await self.get_model(model_id, deadline.left_seconds())
+        except NotFoundError:
+            await self.create_model(model_id, None, deadline.left_seconds())
+
+    # Downloads.
+
+    async def retrieve(
+        self, model: str | VersionInfo, version: int | VersionInfo, timeout: float | None, progress: Wish
+    ) -> bytes:
+        """See `ModelRegistry.retrieve`."""
+        # It hands its bytes out without a copy.
+        buffer = io.BytesIO()
+        await self._download(model, version, buffer, timeout, progress)
+        return buffer.getvalue()
+
+    async def download(
+        self,
+        model: str | VersionInfo,
+        path: str | os.PathLike[str],
+        version: int | VersionInfo,
+        timeout: float | None,
+        progress: Wish,
+    ) -> VersionInfo:
+        """See `ModelRegistry.download`."""
+        replacement = await self._on_thread(lambda: Replacement(path))
+        try:
+            info = await self._download(model, version, replacement.file, timeout, progress)
+            await self._on_thread(replacement.commit)
+        finally:
+            replacement.close()
+        return info
+
+    async def _download(
+        self,
+        model: str | VersionInfo,
+        version: int | VersionInfo,
+        file: IO[bytes],
+        timeout: float | None,
+        progress: Wish,
+    ) -> VersionInfo:
+        """Write the bytes of a version to a file, and return the version."""
+        model_id, number, info = _asked_for(model, version)
+        attempts = 0
+        while True:
+            if info is None:
+                info = await self.get_version(model_id, number, timeout)
+            try:
+                await self._fetch(info, file, timeout, progress)
+            except (NotFoundError, DataLossError):
+                # A version of a certain number never changes, but what is the latest, or the model, may have.
+                attempts += 1
+                if isinstance(version, VersionInfo) or isinstance(model, VersionInfo) or attempts == _RESOLVE_ATTEMPTS:
+                    raise
+                again = await self.get_version(model_id, number, timeout)
+                if again == info:
+                    raise
+                info = again
+                continue
+            return info
+
+    async def _fetch(self, info: VersionInfo, file: IO[bytes], timeout: float | None, progress: Wish) -> None:
+        """Write the bytes of a version to a file: those in the cache, or those of the server."""
+        cache = self._cache
+        if cache is not None and await self._on_thread(lambda: cache.copy_to(info, file)):
+            return
+        what = f"retrieving {_version_text(info.model_id, info.number)}"
+        subject = Subject(what, info.model_id, info.number)
+        deadline = self._transfer_deadline(info.data_size_bytes, timeout)
+        wish = self._progress if progress is None else progress
+        request = messages.RetrieveVersionDataRequest(
+            model_id=info.model_id, version_number=_int32(info.model_id, info.number)
+        )
+        with reporting(what, info.data_size_bytes, wish) as report:
+
+            async def receive(channel: Channel, deadline: Deadline) -> None:
+                report.restart()
+                file.seek(0)
+                file.truncate()
+                replies = self._backend.stream(
+                    channel, method_path("RetrieveVersionData"), request.SerializeToString(), deadline.left_seconds()
+                )
+                download = Download(info, file, self._backend, self._executor)
+                try:
+                    while (message := await replies.read()) is not None:
+                        data = convert.decode_data_chunk(message)
+                        await download.write(data)
+                        report.advance(len(data))
+                    await download.finish()
+                finally:
+                    replies.cancel()
+                    download.abandon()
+
+            await self._calls.retrying(receive, subject, deadline)
+        if cache is not None:
+            await self._on_thread(lambda: cache.keep(info, file))
+
+    async def _on_thread(self, work: Callable[[], _T]) -> _T:
+        """Return the result of work that may take its time."""
+        return await self._backend.wait(self._executor.submit(work))
+
+    # News.
+
+    def watch(self, model_id: str, after: int, patience_seconds: float) -> AsyncGenerator[VersionInfo, None]:
+        """See `ModelRegistry.watch`."""
+        return watching.versions(self._calls, model_id, after, patience_seconds)
+
+
+def open_core(
+    backend: Backend,
+    endpoint: str | None,
+    *,
+    directory_endpoint: str | None,
+    directory_authentication_token: str | None,
+    timeout: float | None,
+    retry_seconds: float,
+    cache_dir: str | os.PathLike[str] | None,
+    cache_max_bytes: int,
+    progress: Wish,
+) -> Core:
+    """Return a client with these settings; see `ModelRegistry`."""
+    location = locate(endpoint, directory_endpoint, directory_authentication_token)
+    directory = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE, "")
+    cache = Cache(directory, cache_max_bytes) if directory else None
+    executor = ThreadPoolExecutor(thread_name_prefix="model registry client")
+    return Core(Calls(backend, Connection(location), retry_seconds), executor, timeout, cache, progress)
+
+
+@dataclass(slots=True)
+class _Upload:
+    """One version on its way to the server; can be run again when it did not arrive."""
+
+    _calls: Calls
+    _header: VersionHeader
+    _source: sources.Source
+    _subject: Subject
+    _deadline: Deadline
+    _report: Report
+    _is_all_sent: bool = False
+
+    async def run(self) -> VersionInfo:
+        """Upload, and again while the server cannot have taken it."""
+        return await self._calls.retrying(
+            self._once, self._subject, self._deadline, may_retry=lambda: not self._is_all_sent
+        )
+
+    async def _once(self, channel: Channel, deadline: Deadline) -> VersionInfo:
+        self._is_all_sent = False
+        self._report.restart()
+        reply = await self._calls.backend.upload(
+            channel, method_path("CreateVersion"), self._messages(), deadline.left_seconds()
+        )
+        return convert.version_from_reply(reply)
+
+    def _messages(self) -> Iterator[bytes]:
+        left_bytes = self._source.size_bytes
+        self._is_all_sent = not left_bytes
+        yield convert.encode_header(self._header)
+        for block in self._source.blocks(CHUNK_BYTES):
+            left_bytes -= len(block)
+            # From here on nobody knows what the server has, until it answers.
+            self._is_all_sent = not left_bytes
+            yield build_body(block)
+            self._report.advance(len(block))
+
+
+def _asked_for(model: str | VersionInfo, version: int | VersionInfo) -> tuple[str, int, VersionInfo | None]:
+    """Return the model, the number, and the version itself where the caller has it."""
+    info = version if isinstance(version, VersionInfo) else model if isinstance(model, VersionInfo) else None
+    if info is None:
+        if not isinstance(model, str) or not isinstance(version, int):
+            raise InvalidError("a version is asked for by the id of its model and its number, or by its VersionInfo")
+        return model, version, None
+    if isinstance(model, str) and model != info.model_id:
+        raise InvalidError(f"the version is one of model {quoted(info.model_id)}, not of {quoted(model)}")
+    return info.model_id, info.number, info
+
+
+def _int32(model_id: str, number: int) -> int:
+    """Return the number of a version as a request takes it, which has only half the range of an answer."""
+    if not -(2**31) <= number < 2**31:
+        raise NotFoundError.version(model_id, number)
+    return number
+
+
+def _version_text(model_id: str, number: int) -> str:
+    named = {LATEST: "the latest version"}.get(number, f"version {number}")
+    return f"{named} of model {quoted(model_id)}"
+
+
+def _checked(user_data: Mapping[str, str] | None) -> dict[str, str]:
+    """Return `user_data` as it can be sent."""
+    checked = dict(user_data or {})
+    for key, value in checked.items():
+        # Callers without a type checker are told here, rather than by protobuf.
+        if any(not isinstance(text, str) for text in (key, value)):
+            raise InvalidError(f"user_data[{key!r}] is {value!r}; keys and values must be texts")
+    return checked

@@ -1,0 +1,96 @@
+"""Where a download goes: into memory or a file, hashed on the way, and not handed out before its hash is right."""
+
+import hashlib
+from collections.abc import Sequence
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import IO
+
+from cogment_model_registry.client.backends import Backend
+from cogment_model_registry.errors import DataLossError
+from cogment_model_registry.records import VersionInfo, digest_text
+
+_INLINE_BYTES = 64 * 1024
+"""Up to so many bytes are taken in where they are: handing them to a thread costs about as much."""
+
+_BACKLOG_BYTES = 8 * 1024 * 1024
+"""What may wait for the thread that hashes and writes."""
+
+
+class Download:
+    """Takes the bytes of a version as they come.
+
+    Hashing releases the interpreter's lock, so it runs on a thread while further bytes are received. Nothing is
+    allocated for what a server only announces.
+
+    Args:
+        info: The version.
+        file: Where the bytes go.
+        backend: How to wait for the thread.
+        executor: Whose thread that is.
+    """
+
+    def __init__(self, info: VersionInfo, file: IO[bytes], backend: Backend, executor: ThreadPoolExecutor) -> None:
+        self._info = info
+        self._file = file
+        self._backend = backend
+        self._executor = executor
+        self._sha256 = hashlib.sha256()
+        self._received_bytes = 0
+        self._waiting: list[memoryview] = []
+        self._waiting_bytes = 0
+        self._working: Future[None] | None = None
+
+    async def write(self, data: memoryview) -> None:
+        """Take the next bytes.
+
+        Raises:
+            DataLossError: They are more than the version has.
+        """
+        self._received_bytes += len(data)
+        if self._received_bytes > self._info.data_size_bytes:
+            raise self._loss(f"its {self._info.data_size_bytes} bytes were followed by others")
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        if self._waiting_bytes > _BACKLOG_BYTES:
+            await self._settle()
+        if (self._working is None or self._working.done()) and self._waiting_bytes > _INLINE_BYTES:
+            await self._settle()
+            self._working = self._executor.submit(self._take, self._waiting)
+            self._waiting, self._waiting_bytes = [], 0
+
+    async def finish(self) -> None:
+        """Make sure that all bytes came, and the right ones.
+
+        Raises:
+            DataLossError: They did not.
+        """
+        await self._settle()
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if sum(map(len, waiting)) > _INLINE_BYTES:
+            await self._backend.wait(self._executor.submit(self._take, waiting))
+        else:
+            self._take(waiting)
+        if self._received_bytes < self._info.data_size_bytes:
+            raise self._loss(f"{self._received_bytes} of its {self._info.data_size_bytes} bytes came")
+        data_hash = digest_text(self._sha256.digest())
+        if data_hash != self._info.data_hash:
+            raise self._loss(f"its data_hash is {self._info.data_hash}, but the bytes that came have {data_hash}")
+
+    def abandon(self) -> None:
+        """Wait until no thread uses the file: for what a backlog takes, since the caller may be cancelled."""
+        if self._working is not None and not self._working.cancel():
+            futures.wait([self._working])
+
+    def _take(self, parts: Sequence[memoryview]) -> None:
+        for part in parts:
+            self._sha256.update(part)
+            self._file.write(part)
+
+    async def _settle(self) -> None:
+        working, self._working = self._working, None
+        if working is not None:
+            await self._backend.wait(working)
+
+    def _loss(self, reason: str) -> DataLossError:
+        return DataLossError.version(self._info.model_id, self._info.number, reason)

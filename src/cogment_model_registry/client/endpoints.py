@@ -1,0 +1,131 @@
+"""Where a registry is: a fixed address, or one that a Directory knows."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlsplit
+
+from cogment_model_registry.directory_records import Details, ServiceType
+from cogment_model_registry.errors import SettingError
+from cogment_model_registry.settings import parse_endpoint, parse_token
+
+ENDPOINT_VARIABLE = "COGMENT_MODEL_REGISTRY_ENDPOINT"
+DIRECTORY_ENDPOINT_VARIABLE = "COGMENT_DIRECTORY_ENDPOINT"
+DIRECTORY_TOKEN_VARIABLE = "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN"  # noqa: S105 # the name of it
+
+DISCOVER = "cogment://discover"
+"""The endpoint of the registry that a Directory knows."""
+
+DEFAULT_ENDPOINT = "grpc://localhost:9002"
+"""Where a registry is by default: the default port of the server, as documented."""
+
+_TOKEN_PROPERTY = "__authentication-token"  # noqa: S105 # the name of it
+_ID_PROPERTY = "__id"
+
+
+@dataclass(frozen=True, slots=True)
+class Direct:
+    """A registry at a fixed address.
+
+    Attributes:
+        address: Host and port.
+    """
+
+    address: str
+
+    def __str__(self) -> str:
+        return f"grpc://{self.address}"
+
+
+@dataclass(frozen=True, slots=True)
+class Discovered:
+    """A registry that a Directory is asked for.
+
+    Attributes:
+        directory_address: Host and port of the Directory.
+        token: The authentication token; empty for none.
+        inquiry: What the registry must be, or the id that the Directory gave it.
+    """
+
+    directory_address: str
+    token: str
+    inquiry: Details | int
+
+    def __str__(self) -> str:
+        return f"the Directory at grpc://{self.directory_address}"
+
+
+def locate(
+    endpoint: str | None = None,
+    directory_endpoint: str | None = None,
+    directory_authentication_token: str | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> Direct | Discovered:
+    """Return where a registry is, from what was given and what the environment says.
+
+    Without an endpoint it is the one of `COGMENT_MODEL_REGISTRY_ENDPOINT`, else the one that the Directory knows, if a
+    Directory is given or in `COGMENT_DIRECTORY_ENDPOINT`, else `DEFAULT_ENDPOINT`.
+
+    Args:
+        endpoint: ``grpc://host:port``, ``cogment://discover``, ``cogment://discover?name=value&...`` or
+            ``cogment://discover/service?__id=N``. The property ``__authentication-token`` overrides the token.
+        directory_endpoint: Where the Directory is.
+        directory_authentication_token: The token for the Directory.
+        environment: The environment variables.
+
+    Raises:
+        SettingError: One of them has another form, or there is no Directory to ask.
+    """
+    directory_source, directory = _given(
+        "directory_endpoint", directory_endpoint, DIRECTORY_ENDPOINT_VARIABLE, environment
+    )
+    source, text = _given("endpoint", endpoint, ENDPOINT_VARIABLE, environment)
+    if not text:
+        text = DISCOVER if directory else DEFAULT_ENDPOINT
+    if not text.startswith("cogment:"):
+        allowed = f"an endpoint of the form grpc://host:port or {DISCOVER}"
+        return Direct(_address(source, text, allowed))
+    if not directory:
+        allowed = f"given together with a directory_endpoint (or {DIRECTORY_ENDPOINT_VARIABLE})"
+        raise SettingError(source, text, allowed)
+    token_source, token = _given(
+        "directory_authentication_token", directory_authentication_token, DIRECTORY_TOKEN_VARIABLE, environment
+    )
+    directory_address = _address(directory_source, directory, "an endpoint of the form grpc://host:port")
+    inquiry, own_token = _parse_discovery(source, text)
+    try:
+        return Discovered(directory_address, parse_token(token if own_token is None else own_token), inquiry)
+    except ValueError:
+        raise SettingError(token_source, "...", "printable ASCII") from None
+
+
+def _given(name: str, value: str | None, variable: str, environment: Mapping[str, str]) -> tuple[str, str]:
+    """Return where a setting comes from, and its value; empty when it was not given."""
+    if value is not None:
+        return name, value
+    return variable, environment.get(variable, "")
+
+
+def _address(source: str, text: str, allowed: str) -> str:
+    try:
+        return parse_endpoint(text).removeprefix("grpc://")
+    except ValueError:
+        raise SettingError(source, text, allowed) from None
+
+
+def _parse_discovery(source: str, text: str) -> tuple[Details | int, str | None]:
+    """Return what a discovery endpoint asks for, and the token that it has, if it has one."""
+    allowed = f"{DISCOVER}, {DISCOVER}?name=value&... or {DISCOVER}/service?{_ID_PROPERTY}=N"
+    parts = urlsplit(text)
+    properties = dict(parse_qsl(parts.query, keep_blank_values=True))
+    token = properties.pop(_TOKEN_PROPERTY, None)
+    if parts.scheme != "cogment" or parts.netloc != "discover" or parts.fragment:
+        raise SettingError(source, text, allowed)
+    if parts.path.strip("/") == "service":
+        service_id = properties.pop(_ID_PROPERTY, "")
+        if not service_id.isascii() or not service_id.isdecimal() or properties or not 0 < int(service_id) < 2**64:
+            raise SettingError(source, text, allowed)
+        return int(service_id), token
+    if parts.path.strip("/"):
+        raise SettingError(source, text, allowed)
+    return Details(ServiceType.MODEL_REGISTRY, properties), token

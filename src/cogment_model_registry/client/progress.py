@@ -1,0 +1,81 @@
+"""Telling how far a transfer is: to a callback, or with a bar on a terminal or in a notebook."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+_BAR_DELAY_SECONDS = 1.0
+"""A transfer that is over by then shows no bar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a transfer is.
+
+    Attributes:
+        text: Which one, in words.
+        done_bytes: How many bytes went over; it falls back to 0 when a transfer begins anew.
+        total_bytes: How many there are.
+    """
+
+    text: str
+    done_bytes: int
+    total_bytes: int
+
+
+Wish: TypeAlias = Callable[[Progress], None] | bool | None
+"""What a caller wants to be told: a callback, a bar (True), nothing (False), or a bar where a terminal is (None).
+
+A callback may be called from another thread; what it raises ends the transfer, and is raised there.
+"""
+
+
+class Report:
+    """Takes note of bytes. Made by `reporting`."""
+
+    def __init__(self, text: str, total_bytes: int, tell: Callable[[Progress], None]) -> None:
+        self._text = text
+        self._total_bytes = total_bytes
+        self._tell = tell
+        self._done_bytes = 0
+
+    def advance(self, size_bytes: int) -> None:
+        """Take note of so many bytes more."""
+        self._done_bytes += size_bytes
+        self._tell(Progress(self._text, self._done_bytes, self._total_bytes))
+
+    def restart(self) -> None:
+        """Take note that the transfer begins anew."""
+        if self._done_bytes:
+            self._done_bytes = 0
+            self.advance(0)
+
+
+@contextlib.contextmanager
+def reporting(text: str, total_bytes: int, wish: Wish) -> Iterator[Report]:
+    """Open a context with what takes note of the bytes of one transfer.
+
+    Args:
+        text: Which one, in words.
+        total_bytes: How many there are.
+        wish: Who is told.
+    """
+    if callable(wish):
+        yield Report(text, total_bytes, wish)
+    elif wish is False or (wish is None and not sys.stderr.isatty()):
+        yield Report(text, total_bytes, lambda _progress: None)
+    else:
+        from tqdm.auto import tqdm  # noqa: PLC0415 # slow to import, and needed by few
+
+        bar: Any
+        delay = 0.0 if wish else _BAR_DELAY_SECONDS
+        with tqdm(total=total_bytes, desc=text, unit="B", unit_scale=True, unit_divisor=1024, delay=delay) as bar:
+            yield Report(text, total_bytes, lambda progress: _move(bar, progress.done_bytes))
+
+
+def _move(bar: Any, done_bytes: int) -> None:
+    if done_bytes < bar.n:
+        bar.reset()
+    bar.update(done_bytes - bar.n)

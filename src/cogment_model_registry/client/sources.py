@@ -1,0 +1,118 @@
+"""What is uploaded: bytes in memory, a file by its path, or an open file; each can be read more than once."""
+
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import IO, TYPE_CHECKING, TypeAlias, cast
+
+from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records import digest_text
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # in the standard library from Python 3.12 on
+
+Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes]"
+"""What can be uploaded: an object with a contiguous buffer (bytes, a NumPy array), a path, or an open binary file."""
+
+_BLOCK_BYTES = 1024 * 1024
+
+
+class Source:
+    """Bytes to upload; to be closed.
+
+    Attributes:
+        size_bytes: How many.
+    """
+
+    size_bytes: int
+
+    def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
+        """Yield all bytes, in blocks of at most a size. May be called again."""
+        raise NotImplementedError
+
+    def hash_text(self) -> str:
+        """Return the SHA-256 of all bytes, in standard base64 with padding."""
+        sha256 = hashlib.sha256()
+        for block in self.blocks(_BLOCK_BYTES):
+            sha256.update(block)
+        return digest_text(sha256.digest())
+
+    def close(self) -> None:
+        """Let go of what was opened for it."""
+
+
+class _Memory(Source):
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+        self.size_bytes = len(data)
+
+    def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
+        for start in range(0, self.size_bytes, size_bytes):
+            yield self._data[start : start + size_bytes]
+
+
+class _File(Source):
+    """The rest of an open file, from where it stands."""
+
+    def __init__(self, file: IO[bytes], *, is_own: bool) -> None:
+        self._file = file
+        self._is_own = is_own
+        self._start = file.tell()
+        self.size_bytes = max(file.seek(0, io.SEEK_END) - self._start, 0)
+
+    def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
+        self._file.seek(self._start)
+        left_bytes = self.size_bytes
+        while left_bytes:
+            block = self._file.read(min(size_bytes, left_bytes))
+            if not block:
+                message = f"the file was cut while it was read: {left_bytes} of {self.size_bytes} bytes are missing"
+                raise InvalidError(message)
+            left_bytes -= len(block)
+            yield block
+
+    def close(self) -> None:
+        if self._is_own:
+            self._file.close()
+
+
+def open_source(data: Data) -> Source:
+    """Return the bytes of what is to be uploaded.
+
+    An open file is read from where it stands, and stays open. One that cannot seek, such as a pipe, goes to a temporary
+    file first, since a size and a hash must be known before the bytes are sent.
+
+    Raises:
+        InvalidError: It is nothing that has bytes.
+        OSError: The file cannot be read.
+    """
+    if isinstance(data, str | os.PathLike):
+        return _File(open(data, "rb", buffering=0), is_own=True)
+    if isinstance(data, io.TextIOBase):
+        raise InvalidError("data is a text file; open it in binary mode")
+    if isinstance(data, io.IOBase) or hasattr(data, "read"):
+        file = cast("IO[bytes]", data)
+        return _File(file, is_own=False) if file.seekable() else _File(_copied(file), is_own=True)
+    try:
+        view = memoryview(data)
+    except TypeError:
+        kind = type(data).__name__
+        raise InvalidError(f"data is of type {kind}; it must be bytes-like, a path or a binary file") from None
+    if not view.c_contiguous:
+        raise InvalidError("data is not contiguous in memory; copy it first")
+    return _Memory(view.cast("B") if view.nbytes else memoryview(b""))
+
+
+def _copied(file: IO[bytes]) -> IO[bytes]:
+    """Return a temporary file with what another one still has."""
+    copy = tempfile.TemporaryFile()  # noqa: SIM115 # handed to the caller
+    try:
+        shutil.copyfileobj(file, copy, _BLOCK_BYTES)
+        copy.seek(0)
+    except BaseException:
+        copy.close()
+        raise
+    return copy

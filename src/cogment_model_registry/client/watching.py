@@ -1,0 +1,140 @@
+"""News of a model's versions, over any number of connections: numbers only grow, and the latest is never missed."""
+
+import random
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cogment_model_registry.client.calls import Backoff, Calls, Deadline, Subject, method_path, translated
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TimedOutError, UnavailableError, quoted
+from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.wire import convert, messages
+
+STREAM_SECONDS = 30.0
+"""How long one stream of news lasts at most. A new one tells the latest version at once, so nothing is missed; and
+between the two a call finds out whether the server is still there, which a silent stream does not tell."""
+
+PATIENCE_SECONDS = 300.0
+"""How long a watch goes on by default while the registry is unavailable."""
+
+_CHECK_SECONDS = 10.0
+"""How long a server may take to answer that call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Connected:
+    """The registry answers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The registry does not answer; there will be another attempt.
+
+    Attributes:
+        error: Why.
+    """
+
+    error: ModelRegistryError
+
+
+Event: TypeAlias = VersionInfo | Connected | Disconnected
+
+
+async def events(calls: Calls, model_id: str, after: int) -> AsyncGenerator[Event, None]:
+    """Yield the latest version of a model if it is newer than `after`, then newer ones, and how the connection is.
+
+    Raises:
+        ModelRegistryError: The model does not exist, or no longer does, or the call makes no sense to the server.
+    """
+    subject = Subject(f"watching model {quoted(model_id)}", model_id)
+    last: VersionInfo | None = None
+    backoff = Backoff()
+    while True:
+        try:
+            async with aclosing(_stream(calls, model_id, subject)) as versions:
+                async for info in versions:
+                    backoff = Backoff()
+                    _check_order(last, info)
+                    if info.number > after:
+                        last, after = info, info.number
+                        yield info
+                    else:
+                        yield Connected()
+            await _check(calls, model_id, subject)
+            yield Connected()
+        except (UnavailableError, TimedOutError) as error:
+            yield Disconnected(error)
+            await calls.backend.sleep(backoff.next_seconds())
+
+
+async def versions(
+    calls: Calls, model_id: str, after: int, patience_seconds: float
+) -> AsyncGenerator[VersionInfo, None]:
+    """Yield the latest version of a model if it is newer than `after`, then newer ones.
+
+    Args:
+        calls: Makes the calls.
+        model_id: The model.
+        after: The number of the newest version that the caller knows; 0 for none.
+        patience_seconds: How long the registry may be unavailable once it was reached.
+
+    Raises:
+        ModelRegistryError: The model does not exist, or no longer does, or the registry is unavailable for too long.
+    """
+    patience = Deadline(min(calls.retry_seconds, patience_seconds))
+    is_connected = False
+    async with aclosing(events(calls, model_id, after)) as news:
+        async for event in news:
+            if not isinstance(event, Disconnected):
+                is_connected = True
+                if isinstance(event, VersionInfo):
+                    yield event
+            elif is_connected:
+                is_connected = False
+                patience = Deadline(patience_seconds)
+            elif not patience.left_seconds():
+                raise event.error
+
+
+async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerator[VersionInfo, None]:
+    """Yield what one stream tells, until it has lasted for its time, or the server ended it."""
+    seconds = STREAM_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311 # so that a thousand watchers do not come at once
+    deadline = Deadline(seconds)
+    channel = await calls.connection.channel(calls.backend, deadline)
+    request = messages.VersionUpdateRequest(model_id=model_id).SerializeToString()
+    replies = calls.backend.stream(channel, method_path("VersionUpdate"), request, seconds)
+    try:
+        with translated(subject):
+            while (message := await replies.read()) is not None:
+                yield convert.version_from_reply(message)
+    except TimedOutError:
+        if deadline.left_seconds() > 1:
+            raise  # the server's own doing
+    except UnavailableError:
+        calls.connection.suspect(channel)
+        raise
+    finally:
+        replies.cancel()
+
+
+async def _check(calls: Calls, model_id: str, subject: Subject) -> None:
+    """Make sure that the server is there, and has the model."""
+    request = messages.RetrieveModelsRequest(model_ids=[model_id])
+    await calls.without_retries().unary(
+        "RetrieveModels", request, messages.RetrieveModelsReply, subject, _CHECK_SECONDS
+    )
+
+
+def _check_order(last: VersionInfo | None, info: VersionInfo) -> None:
+    """Refuse a version that is newer by its time, but not by its number: the model was made anew meanwhile.
+
+    Raises:
+        NotFoundError: It is.
+    """
+    if last is not None and info.number <= last.number and info.created_ns > last.created_ns:
+        message = (
+            f"model {quoted(info.model_id)} is not the one that was watched: its latest version is {info.number}, "
+            f"created after version {last.number}"
+        )
+        raise NotFoundError(message, model_id=info.model_id)

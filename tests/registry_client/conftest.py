@@ -1,0 +1,81 @@
+"""Both flavours of the client, for tests that hold for either: what blocks runs on a thread, and is awaited."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from cogment_model_registry import ModelRegistry, aio
+from cogment_model_registry.server import Server
+
+
+class Awaited:
+    """A blocking client whose calls are awaited."""
+
+    def __init__(self, registry: ModelRegistry) -> None:
+        self.registry = registry
+
+    def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
+        method = getattr(self.registry, name)
+
+        async def call(*arguments: Any, **options: Any) -> Any:
+            return await asyncio.to_thread(method, *arguments, **options)
+
+        return call
+
+    async def watch(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        versions = self.registry.watch(*arguments, **options)
+        try:
+            while (version := await asyncio.to_thread(next, versions, None)) is not None:
+                yield version
+        finally:
+            await asyncio.to_thread(versions.close)  # type: ignore[attr-defined] # it is a generator
+
+    @asynccontextmanager
+    async def track(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        latest = self.registry.track(*arguments, **options)
+        await asyncio.to_thread(latest.__enter__)
+        try:
+            yield Tracked(latest)
+        finally:
+            await asyncio.to_thread(latest.__exit__, None, None, None)
+
+
+class Tracked:
+    """What a blocking client tracks."""
+
+    def __init__(self, latest: Any) -> None:
+        self.latest = latest
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.latest, name)
+
+    async def wait_for(self, *arguments: Any, **options: Any) -> Any:
+        return await asyncio.to_thread(self.latest.wait_for, *arguments, **options)
+
+
+@asynccontextmanager
+async def opened(flavour: str, port: int, **options: Any) -> AsyncIterator[Any]:
+    """Open a context with a client of one flavour, of a server on this machine."""
+    endpoint = f"grpc://127.0.0.1:{port}"
+    if flavour == "asyncio":
+        async with aio.ModelRegistry(endpoint, **options) as registry:
+            yield registry
+    else:
+        with ModelRegistry(endpoint, **options) as blocking:
+            yield Awaited(blocking)
+
+
+@pytest.fixture(params=["blocking", "asyncio"])
+def flavour(request: pytest.FixtureRequest) -> str:
+    """The flavours."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def registry(server: Server, flavour: str) -> AsyncIterator[Any]:
+    """A client of `server`."""
+    async with opened(flavour, server.port) as client:
+        yield client

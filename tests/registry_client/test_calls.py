@@ -1,0 +1,245 @@
+"""What each call of the client does, in both flavours, against a real server."""
+
+import hashlib
+import inspect
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cogment_model_registry
+from cogment_model_registry import ModelInfo, ModelRegistry, aio, errors
+from cogment_model_registry.client.core import CHUNK_BYTES
+from cogment_model_registry.records import digest_text
+from tests.client import Client
+
+SIZES = [0, 1, 1000, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES - 1]
+
+
+async def test_a_model_is_created_listed_and_deleted(registry: Any) -> None:
+    created = await registry.create_model("policy", user_data={"algorithm": "ppo"})
+    assert created == ModelInfo("policy", {"algorithm": "ppo"})
+    assert await registry.get_model("policy") == created
+    await registry.create_model("critic")
+    assert [model.model_id for model in await registry.list_models()] == ["critic", "policy"]
+    await registry.delete_model("critic")
+    assert await registry.list_models() == [created]
+    with pytest.raises(errors.NotFoundError, match="critic"):
+        await registry.get_model("critic")
+
+
+async def test_creating_a_model_again_replaces_its_user_data(registry: Any) -> None:
+    await registry.create_model("policy", user_data={"a": "1"})
+    await registry.create_model("policy", user_data={"b": "2"})
+    assert (await registry.get_model("policy")).user_data == {"b": "2"}
+
+
+@pytest.mark.parametrize("size_bytes", SIZES)
+async def test_what_is_published_is_retrieved(registry: Any, size_bytes: int) -> None:
+    data = os.urandom(size_bytes)
+    version = await registry.publish("policy", data, user_data={"step": "7"})
+    assert (version.model_id, version.number, version.archived) == ("policy", 1, False)
+    assert version.data_size_bytes == size_bytes
+    assert version.data_hash == digest_text(hashlib.sha256(data).digest())
+    assert version.user_data == {"step": "7"}
+    assert version.created_ns > 0
+    retrieved = await registry.retrieve("policy")
+    assert type(retrieved) is bytes
+    assert retrieved == data
+
+
+async def test_what_is_stored_is_archived(registry: Any) -> None:
+    version = await registry.store("policy", b"weights")
+    assert version.archived
+    assert await registry.retrieve(version) == b"weights"
+
+
+async def test_the_hash_goes_with_an_upload(registry: Any, client: Client) -> None:
+    """The server refuses bytes that change on their way: here, between the hash and the sending."""
+
+    class Changing(io.BytesIO):
+        reads = 0
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            self.reads += bool(data)
+            return data if self.reads < 2 else data.swapcase()
+
+    with pytest.raises(errors.InvalidError, match="data_hash"):
+        await registry.publish("policy", Changing(b"weights"))
+    assert (await client.infos("policy")).version_infos == []
+
+
+@pytest.mark.parametrize("kind", ["bytes", "bytearray", "memoryview", "path", "text path", "file", "pipe"])
+async def test_data_may_be_anything_that_has_bytes(registry: Any, tmp_path: Path, kind: str) -> None:
+    data = os.urandom(100_000)
+    path = tmp_path / "weights"
+    path.write_bytes(data)
+    if kind == "file":
+        with path.open("rb") as file:
+            version = await registry.publish("policy", file)
+            assert not file.closed
+    elif kind == "pipe":
+        reading, writing = os.pipe()
+        with os.fdopen(reading, "rb") as pipe, os.fdopen(writing, "wb") as end:
+            end.write(data[:50_000])  # what a pipe holds
+            end.close()
+            version = await registry.publish("policy", pipe)
+        data = data[:50_000]
+    else:
+        sources: dict[str, Any] = {
+            "bytes": data,
+            "bytearray": bytearray(data),
+            "memoryview": memoryview(data),
+            "path": path,
+            "text path": str(path),
+        }
+        version = await registry.publish("policy", sources[kind])
+    assert await registry.retrieve(version) == data
+
+
+async def test_an_open_file_is_read_from_where_it_stands(registry: Any, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"header" + b"weights")
+    with path.open("rb") as file:
+        file.seek(6)
+        version = await registry.publish("policy", file)
+    assert await registry.retrieve(version) == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (7, "of type int"),
+        (None, "of type NoneType"),
+        (io.StringIO("text"), "text file"),
+        (memoryview(b"abcdef")[::2], "contiguous"),
+    ],
+)
+async def test_what_has_no_bytes_is_refused(registry: Any, data: object, message: str) -> None:
+    with pytest.raises(errors.InvalidError, match=message):
+        await registry.publish("policy", data)
+
+
+async def test_a_file_that_is_not_there_is_an_error_of_the_system(registry: Any, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        await registry.publish("policy", tmp_path / "nothing")
+    assert await registry.list_models() == []
+
+
+async def test_user_data_must_be_texts(registry: Any) -> None:
+    with pytest.raises(errors.InvalidError, match=r"user_data\['step'\] is 1000"):
+        await registry.publish("policy", b"", user_data={"step": 1000})
+    with pytest.raises(errors.InvalidError, match="keys and values must be texts"):
+        await registry.create_model("policy", user_data={1: "a"})
+
+
+async def test_a_missing_model_is_created_once_with_its_first_version(registry: Any) -> None:
+    assert (await registry.publish("policy", b"1")).number == 1
+    assert (await registry.publish("policy", b"2")).number == 2
+    assert (await registry.get_model("policy")).user_data == {}
+
+
+async def test_a_missing_model_is_not_created_when_it_is_not_to_be(registry: Any) -> None:
+    with pytest.raises(errors.NotFoundError, match='publishing a version of model "policy": model "policy" does not'):
+        await registry.publish("policy", b"1", create=False)
+    assert await registry.list_models() == []
+
+
+async def test_an_upload_to_a_model_with_user_data_keeps_it(registry: Any) -> None:
+    await registry.create_model("policy", user_data={"algorithm": "ppo"})
+    await registry.publish("policy", b"1")
+    assert (await registry.get_model("policy")).user_data == {"algorithm": "ppo"}
+
+
+async def test_versions_are_found_by_number_from_either_end(registry: Any) -> None:
+    for data in (b"1", b"2", b"3"):
+        await registry.publish("policy", data)
+    assert [version.number for version in await registry.list_versions("policy")] == [1, 2, 3]
+    assert (await registry.get_version("policy")).number == 3
+    assert (await registry.get_version("policy", -3)).number == 1
+    assert (await registry.get_version("policy", 2)).number == 2
+    assert await registry.retrieve("policy", -2) == b"2"
+    assert await registry.retrieve("policy", version=1) == b"1"
+    second = await registry.get_version("policy", 2)
+    assert await registry.retrieve("policy", second) == await registry.retrieve(second) == b"2"
+
+
+@pytest.mark.parametrize("number", [0, 9, -9, 2**31, -(2**31) - 1, 2**80])
+async def test_a_version_that_is_not_there_is_not_found(registry: Any, number: int) -> None:
+    await registry.publish("policy", b"1")
+    with pytest.raises(errors.NotFoundError) as caught:
+        await registry.retrieve("policy", number)
+    assert caught.value.model_id == "policy"
+    assert caught.value.version_number == number
+    assert str(number) in caught.value.message
+
+
+async def test_asking_for_a_version_of_another_model_is_a_mistake(registry: Any) -> None:
+    version = await registry.publish("policy", b"1")
+    with pytest.raises(errors.InvalidError, match='one of model "policy", not of "critic"'):
+        await registry.retrieve("critic", version)
+
+
+async def test_listings_of_many_pages_are_whole(registry: Any, client: Client) -> None:
+    await client.create_model("policy")
+    large = {"note": "x" * 200_000}
+    for _ in range(45):
+        await registry.publish("policy", b"", user_data=large)  # 9 MB of infos, and a page has 4 MiB
+    assert [version.number for version in await registry.list_versions("policy")] == list(range(1, 46))
+    for index in range(45):
+        await registry.create_model(f"model-{index:02}", user_data=large)
+    assert len(await registry.list_models()) == 46
+
+
+async def test_a_download_is_whole_and_replaces_what_was_there(registry: Any, tmp_path: Path) -> None:
+    data = os.urandom(CHUNK_BYTES + 1)
+    published = await registry.publish("policy", data)
+    path = tmp_path / "policy.bin"
+    path.write_bytes(b"old")
+    assert await registry.download("policy", path, version=1) == published
+    assert path.read_bytes() == data
+    assert await registry.download(published, str(path)) == published
+    assert sorted(os.listdir(tmp_path)) == ["archive", "policy.bin"]
+
+
+async def test_a_download_that_fails_leaves_what_was_there(registry: Any, tmp_path: Path) -> None:
+    path = tmp_path / "policy.bin"
+    path.write_bytes(b"old")
+    with pytest.raises(errors.NotFoundError):
+        await registry.download("policy", path)
+    assert path.read_bytes() == b"old"
+    with pytest.raises(FileNotFoundError):
+        await registry.download("policy", tmp_path / "nowhere" / "policy.bin")
+    assert sorted(os.listdir(tmp_path)) == ["archive", "policy.bin"]
+
+
+async def test_a_call_that_breaks_a_rule_tells_the_servers_words_and_its_subject(registry: Any) -> None:
+    with pytest.raises(errors.InvalidError) as caught:
+        await registry.create_model("a/b")
+    assert caught.value.message.startswith('creating model "a/b": model_id "a/b" must not contain U+002F')
+    assert caught.value.model_id == "a/b"
+    assert isinstance(caught.value, errors.ModelRegistryError)
+
+
+async def test_the_server_tells_how_it_is(registry: Any) -> None:
+    await registry.publish("policy", b"1")
+    assert (await registry.status())["transient_versions"] == "1"
+    assert (await registry.server_versions())["cogment-model-registry"] == cogment_model_registry.__version__
+
+
+def test_both_flavours_have_the_same_calls_with_the_same_arguments() -> None:
+    def calls(flavour: type) -> dict[str, list[inspect.Parameter]]:
+        methods = inspect.getmembers(flavour, inspect.isfunction)
+        return {
+            name: list(inspect.signature(method).parameters.values())
+            for name, method in methods
+            if name == "__init__" or not name.startswith("_")
+        }
+
+    assert calls(ModelRegistry) == calls(aio.ModelRegistry)
+    for flavour in (ModelRegistry, aio.ModelRegistry):
+        for name in calls(flavour):
+            assert name == "__init__" or inspect.getdoc(getattr(flavour, name)), name
