@@ -9,7 +9,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
@@ -20,7 +20,7 @@ from cogment_model_registry.wire.directory import TOKEN_KEY
 _T = TypeVar("_T")
 
 Channel: TypeAlias = Any
-"""gRPC's channel, of the flavour of the backend that made it."""
+"""What the backend that made it calls on."""
 
 _OPTIONS = (
     # Replies are as large as the server makes them; uploads go in chunks of our own.
@@ -89,44 +89,88 @@ def _metadata(token: str) -> tuple[tuple[str, str], ...] | None:
     return ((TOKEN_KEY, token),) if token else None
 
 
+def _checked_requests(requests: Iterator[bytes], failures: list[Exception]) -> Iterator[bytes]:
+    """Yield messages to gRPC, on whose thread it is, and which would tell of what they raise in its log alone."""
+    try:
+        yield from requests
+    except Exception as error:
+        failures.append(error)
+        raise
+
+
+def _reply_of(call: Any, failures: list[Exception]) -> bytes:
+    """Return the reply of a call with a stream of requests that is over."""
+    try:
+        reply: bytes = call.result()
+    except grpc.RpcError:
+        if failures:
+            raise failures[0] from None
+        raise
+    return reply
+
+
+def _new_blocking_channel(address: str, *, secure: bool) -> Channel:
+    if secure:
+        return grpc.secure_channel(address, grpc.ssl_channel_credentials(), options=_OPTIONS)
+    return grpc.insecure_channel(address, options=_OPTIONS)
+
+
+class _AsyncioChannel:
+    """A channel of `grpc.aio`, and a blocking one for uploads.
+
+    A call of `grpc.aio` that is written to when the server ends it may lose the status for an INTERNAL error of its own
+    (https://github.com/grpc/grpc/issues/36066). Blocking calls have none of that, and take messages on a thread, where
+    reading a file holds up no event loop. Neither channel connects before it is used.
+    """
+
+    def __init__(self, address: str, *, secure: bool) -> None:
+        if secure:
+            self.calls: Any = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=_OPTIONS)
+        else:
+            self.calls = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self.uploads = _new_blocking_channel(address, secure=secure)
+
+
 class AsyncioBackend:
     """Calls with `grpc.aio`, and waits as asyncio does."""
 
     def connect(self, address: str, *, secure: bool) -> Channel:
         """Return a channel of the running loop."""
-        if secure:
-            return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=_OPTIONS)
-        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+        return _AsyncioChannel(address, secure=secure)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel."""
-        await channel.close()
+        channel.uploads.close()
+        await channel.calls.close()
 
     async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one message, and return the reply."""
-        reply: bytes = await channel.unary_unary(path)(request, timeout=timeout_seconds)
+        reply: bytes = await channel.calls.unary_unary(path)(request, timeout=timeout_seconds)
         return reply
 
     async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
         """Send messages, and return the reply."""
-        call = channel.stream_unary(path)(timeout=timeout_seconds)
+        failures: list[Exception] = []
+        is_over = asyncio.Event()
         loop = asyncio.get_running_loop()
+
+        def end(_call: Any) -> None:
+            with suppress(RuntimeError):  # the loop may be gone
+                loop.call_soon_threadsafe(is_over.set)
+
+        method = channel.uploads.stream_unary(path)
+        call = method.future(_checked_requests(requests, failures), timeout=timeout_seconds)
         try:
-            while (request := await loop.run_in_executor(None, next, requests, None)) is not None:
-                try:
-                    await call.write(request)
-                except (grpc.RpcError, asyncio.InvalidStateError):
-                    break  # the call has ended, and its status says why
-            else:
-                await call.done_writing()
-            reply: bytes = await call
-            return reply
+            call.add_done_callback(end)
+            await is_over.wait()
+            return _reply_of(call, failures)
         finally:
             call.cancel()
 
     def stream(self, channel: Channel, path: str, request: bytes, timeout_seconds: float, token: str = "") -> Replies:
         """Send one message, and return the replies."""
-        return _AsyncioReplies(channel.unary_stream(path)(request, timeout=timeout_seconds, metadata=_metadata(token)))
+        method = channel.calls.unary_stream(path)
+        return _AsyncioReplies(method(request, timeout=timeout_seconds, metadata=_metadata(token)))
 
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""
@@ -171,9 +215,7 @@ class BlockingBackend:
 
     def connect(self, address: str, *, secure: bool) -> Channel:
         """Return a channel, which any thread may use."""
-        if secure:
-            return grpc.secure_channel(address, grpc.ssl_channel_credentials(), options=_OPTIONS)
-        return grpc.insecure_channel(address, options=_OPTIONS)
+        return _new_blocking_channel(address, secure=secure)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel."""
@@ -188,22 +230,9 @@ class BlockingBackend:
     async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
         """Send messages, and return the reply."""
         failures: list[Exception] = []
-
-        def guarded() -> Iterator[bytes]:
-            try:
-                yield from requests
-            except Exception as error:
-                failures.append(error)  # gRPC, whose thread this is, would tell of it in its log alone
-                raise
-
-        with self._begun(lambda: channel.stream_unary(path).future(guarded(), timeout=timeout_seconds)) as call:
-            try:
-                reply: bytes = call.result()
-            except grpc.RpcError:
-                if failures:
-                    raise failures[0] from None
-                raise
-            return reply
+        method = channel.stream_unary(path)
+        with self._begun(lambda: method.future(_checked_requests(requests, failures), timeout=timeout_seconds)) as call:
+            return _reply_of(call, failures)
 
     @contextmanager
     def _begun(self, begin: Callable[[], Any]) -> Generator[Any]:

@@ -36,7 +36,8 @@ RETRY_SECONDS = 10.0
 
 _TRANSFER_SECONDS = 60.0
 _TRANSFER_BYTES_PER_SECOND = 1024 * 1024
-"""How long a transfer may take by default: a minute, and what it takes at 1 MiB in a second."""
+_TRANSFER_MAX_SECONDS = 7 * 24 * 3600.0
+"""How long a transfer may take by default: a minute, and what it takes at 1 MiB in a second; a week at most."""
 
 _RESOLVE_ATTEMPTS = 5
 """How often a version is looked up anew that was evicted, or replaced, before it could be fetched."""
@@ -180,7 +181,7 @@ class Core:
         return await self._calls.unary(method, request, reply_type, subject, seconds, retry=retry)
 
     def _transfer_deadline(self, size_bytes: int, timeout: float | None) -> Deadline:
-        by_size = _TRANSFER_SECONDS + size_bytes / _TRANSFER_BYTES_PER_SECOND
+        by_size = min(_TRANSFER_SECONDS + size_bytes / _TRANSFER_BYTES_PER_SECOND, _TRANSFER_MAX_SECONDS)
         return Deadline(next(each for each in (timeout, self._timeout_seconds, by_size) if each is not None))
 
     # Uploads.

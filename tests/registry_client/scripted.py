@@ -1,0 +1,94 @@
+"""A gRPC server that answers as a test says, however wrong that is."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from cogment_model_registry.wire import messages as m
+from tests.client import SERVICE
+
+Answer = Callable[[Any], Awaitable[None]]
+"""Answers a call, whose `context` reads and writes raw messages; see `Call`."""
+
+
+class Call:
+    """One call that the server got.
+
+    Attributes:
+        number: Which one it is of its method, from 1.
+        context: gRPC's side of it.
+    """
+
+    def __init__(self, number: int, context: Any) -> None:
+        self.number = number
+        self.context = context
+
+    async def receive(self) -> bytes | None:
+        """Return the next message of an upload; None at its end."""
+        message = await self.context.read()
+        return message if isinstance(message, bytes) else None
+
+    async def receive_all(self) -> list[bytes]:
+        messages = []
+        while (message := await self.receive()) is not None:
+            messages.append(message)
+        return messages
+
+    async def send(self, message: Any) -> None:
+        """Send a message, or raw bytes."""
+        await self.context.write(message if isinstance(message, bytes) else message.SerializeToString())
+
+    async def fail(self, status: grpc.StatusCode, details: str = "for the test") -> None:
+        await self.context.abort(status, details)
+
+
+class Scripted:
+    """What the server does, and what it was asked.
+
+    Attributes:
+        calls: How many calls of each method there were.
+    """
+
+    def __init__(self, answers: dict[str, Answer]) -> None:
+        self.answers = answers
+        self.calls: dict[str, int] = dict.fromkeys(answers, 0)
+        self.port = 0
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        # Both sides of each call are streams here, which is the same on the wire as any other shape.
+        methods: dict[str, Any] = {
+            name: grpc.stream_stream_rpc_method_handler(self._handler(name, answer))
+            for name, answer in self.answers.items()
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, methods)
+
+    def _handler(self, name: str, answer: Answer) -> Callable[..., Awaitable[None]]:
+        async def handle(_requests: object, context: Any) -> None:
+            self.calls[name] += 1
+            await answer(Call(self.calls[name], context))
+
+        return handle
+
+
+@asynccontextmanager
+async def scripted(**answers: Answer) -> AsyncIterator[Scripted]:
+    """Open a context with a server that answers these methods, by name."""
+    script = Scripted(answers)
+    server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
+    server.add_generic_rpc_handlers((script.handlers(),))
+    script.port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield script
+    finally:
+        await server.stop(0)
+
+
+def version_message(number: int = 1, data_hash: str = "", size_bytes: int = 0, **fields: Any) -> m.ModelVersionInfo:
+    """Return a version of the model "policy"."""
+    return m.ModelVersionInfo(
+        model_id="policy", version_number=number, data_hash=data_hash, data_size=size_bytes, **fields
+    )

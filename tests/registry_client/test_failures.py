@@ -1,0 +1,425 @@
+"""What the client does when the server, or the way to it, is not as it should be."""
+
+import asyncio
+import hashlib
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cogment_model_registry import Progress, aio, errors
+from cogment_model_registry.records import digest_text
+from cogment_model_registry.server import Server
+from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.testing.server import serving
+from cogment_model_registry.wire import messages as m
+from tests.registry_client.conftest import opened
+from tests.registry_client.scripted import Answer, Call, scripted, version_message
+
+DATA = os.urandom(5 * MIB)
+HASH = digest_text(hashlib.sha256(DATA).digest())
+LARGE = os.urandom(32 * MIB)
+
+Calling = Callable[[Any], Any]
+
+READS: dict[str, Calling] = {
+    "list_models": lambda registry: registry.list_models(),
+    "get_model": lambda registry: registry.get_model("policy"),
+    "list_versions": lambda registry: registry.list_versions("policy"),
+    "get_version": lambda registry: registry.get_version("policy"),
+    "retrieve": lambda registry: registry.retrieve("policy"),
+    "status": lambda registry: registry.status(),
+    "server_versions": lambda registry: registry.server_versions(),
+}
+WRITES: dict[str, Calling] = {
+    "create_model": lambda registry: registry.create_model("policy"),
+    "delete_model": lambda registry: registry.delete_model("policy"),
+    "publish": lambda registry: registry.publish("policy", DATA),
+    "store": lambda registry: registry.store("policy", DATA),
+}
+ALL = READS | WRITES
+
+
+def infos(call: Call, *, data: bytes = DATA, number: int = 1) -> Any:
+    """Answer with one version."""
+    message = version_message(number, digest_text(hashlib.sha256(data).digest()), len(data))
+    return call.send(m.RetrieveVersionInfosReply(version_infos=[message], next_version_handle="2"))
+
+
+def chunks(*parts: bytes) -> Answer:
+    """Return what answers with these bytes."""
+
+    async def answer(call: Call) -> None:
+        for part in parts:
+            await call.send(m.RetrieveVersionDataReplyChunk(data_chunk=part))
+
+    return answer
+
+
+async def created(call: Call, data: bytes = DATA) -> None:
+    """Take an upload, and answer with the version."""
+    await call.receive_all()
+    message = version_message(1, digest_text(hashlib.sha256(data).digest()), len(data))
+    await call.send(m.CreateVersionReply(version_info=message))
+
+
+async def silence(_call: Call) -> None:
+    await asyncio.Event().wait()
+
+
+def failing(times: int, then: Answer, status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> Answer:
+    """Return what fails some times, before anything was received, and then answers."""
+
+    async def answer(call: Call) -> None:
+        if call.number <= times:
+            await call.fail(status)
+        await then(call)
+
+    return answer
+
+
+@asynccontextmanager
+async def tcp_server(answer: bytes) -> AsyncIterator[int]:
+    """Open a context with a server that is no gRPC server: it sends some bytes, and then says nothing."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        try:
+            while await reader.read(65536):
+                pass
+        except ConnectionError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("call", ALL.values(), ids=ALL)
+async def test_a_server_that_is_down_is_unavailable(flavour: str, call: Calling) -> None:
+    async with opened(flavour, free_port(), retry_seconds=0.2) as registry:
+        with pytest.raises(errors.UnavailableError) as caught:
+            await call(registry)
+    assert not caught.value.may_be_done
+
+
+@pytest.mark.parametrize("call", ALL.values(), ids=ALL)
+async def test_a_server_that_does_not_answer_times_out(flavour: str, call: Calling) -> None:
+    methods = ["RetrieveModels", "CreateOrUpdateModel", "DeleteModel", "RetrieveVersionInfos", "CreateVersion"]
+    methods += ["Status", "Version"]
+    async with (
+        scripted(**dict.fromkeys(methods, silence)) as server,
+        opened(flavour, server.port, timeout=0.3) as registry,
+    ):
+        with pytest.raises(errors.TimedOutError):
+            await call(registry)
+
+
+async def test_a_timeout_of_one_call_goes_before_that_of_the_client(flavour: str) -> None:
+    async with scripted(RetrieveModels=silence) as server, opened(flavour, server.port, timeout=50) as registry:
+        with pytest.raises(errors.TimedOutError, match="listing the models"):
+            await registry.list_models(timeout=0.2)
+
+
+async def test_a_download_that_stalls_times_out(flavour: str, tmp_path: Path) -> None:
+    async def stall(call: Call) -> None:
+        await chunks(DATA[:1000])(call)
+        await silence(call)
+
+    async with (
+        scripted(RetrieveVersionInfos=infos, RetrieveVersionData=stall) as server,
+        opened(flavour, server.port) as registry,
+    ):
+        with pytest.raises(errors.TimedOutError):
+            await registry.download("policy", tmp_path / "file", timeout=0.5)
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_server_that_sheds_is_asked_again(flavour: str) -> None:
+    async def models(call: Call) -> None:
+        await call.send(m.RetrieveModelsReply())
+
+    async with scripted(RetrieveModels=failing(3, models)) as server, opened(flavour, server.port) as registry:
+        assert await registry.list_models() == []
+        assert server.calls == {"RetrieveModels": 4}
+
+
+async def test_a_server_that_sheds_for_too_long_is_unavailable(flavour: str) -> None:
+    async with scripted(RetrieveModels=failing(10**6, silence)) as server:
+        async with opened(flavour, server.port, retry_seconds=0.3) as registry:
+            with pytest.raises(errors.UnavailableError, match="listing the models: for the test"):
+                await registry.list_models()
+        assert server.calls["RetrieveModels"] > 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (grpc.StatusCode.INVALID_ARGUMENT, errors.InvalidError),
+        (grpc.StatusCode.NOT_FOUND, errors.NotFoundError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, errors.TooLargeError),
+        (grpc.StatusCode.DATA_LOSS, errors.DataLossError),
+        (grpc.StatusCode.DEADLINE_EXCEEDED, errors.TimedOutError),
+        (grpc.StatusCode.INTERNAL, errors.ModelRegistryError),
+        (grpc.StatusCode.UNKNOWN, errors.ModelRegistryError),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.ModelRegistryError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.ModelRegistryError),
+    ],
+)
+async def test_what_will_not_change_is_not_asked_again(
+    flavour: str, status: grpc.StatusCode, kind: type[errors.ModelRegistryError]
+) -> None:
+    async with scripted(RetrieveModels=failing(10**6, silence, status)) as server:
+        async with opened(flavour, server.port) as registry:
+            with pytest.raises(errors.ModelRegistryError, match="for the test") as caught:
+                await registry.list_models()
+        assert type(caught.value) is kind
+        assert server.calls["RetrieveModels"] == 1
+
+
+async def test_an_answer_that_is_no_message_is_an_error(flavour: str) -> None:
+    async def garbage(call: Call) -> None:
+        await call.send(b"\xff\xff\xff")
+
+    async with (
+        scripted(RetrieveModels=garbage, RetrieveVersionInfos=infos, RetrieveVersionData=garbage) as server,
+        opened(flavour, server.port) as registry,
+    ):
+        for call in (registry.list_models, lambda: registry.retrieve("policy")):
+            with pytest.raises(errors.ModelRegistryError, match="makes no sense"):
+                await call()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100, b""], ids=["http", "zeros", "silent"]
+)
+async def test_a_server_that_is_none_is_unavailable_or_times_out(flavour: str, answer: bytes) -> None:
+    async with tcp_server(answer) as port, opened(flavour, port, retry_seconds=0.2, timeout=1) as registry:
+        with pytest.raises((errors.UnavailableError, errors.TimedOutError)):
+            await registry.list_models()
+
+
+# Uploads.
+
+
+async def test_an_upload_is_sent_again_while_the_server_cannot_have_it(flavour: str) -> None:
+    async def answer(call: Call) -> None:
+        await call.receive()
+        if call.number == 1:
+            await call.fail(grpc.StatusCode.UNAVAILABLE)
+        await created(call, LARGE)
+
+    async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
+        assert (await registry.publish("policy", LARGE)).number == 1
+        assert server.calls["CreateVersion"] == 2
+
+
+@pytest.mark.parametrize("data", [b"", b"weights", DATA], ids=["empty", "small", "large"])
+async def test_an_upload_that_the_server_may_have_is_not_sent_again(flavour: str, data: bytes) -> None:
+    async def answer(call: Call) -> None:
+        await call.receive_all()
+        await call.fail(grpc.StatusCode.UNAVAILABLE)
+
+    async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
+        with pytest.raises(errors.UnavailableError, match="may have done it nevertheless") as caught:
+            await registry.publish("policy", data)
+        assert caught.value.may_be_done
+        assert server.calls["CreateVersion"] == 1
+
+
+async def test_an_upload_whose_answer_does_not_come_may_be_done(flavour: str) -> None:
+    async def answer(call: Call) -> None:
+        await call.receive_all()
+        await silence(call)
+
+    async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
+        with pytest.raises(errors.TimedOutError) as caught:
+            await registry.publish("policy", DATA, timeout=1)
+        assert caught.value.may_be_done
+
+
+async def test_a_deletion_that_may_be_done_is_not_made_again(flavour: str) -> None:
+    async with scripted(DeleteModel=failing(1, silence)) as server, opened(flavour, server.port) as registry:
+        with pytest.raises(errors.UnavailableError) as caught:
+            await registry.delete_model("policy")
+        assert caught.value.may_be_done
+        assert server.calls["DeleteModel"] == 1
+
+
+async def test_a_missing_model_costs_calls_only_when_it_is_missing(flavour: str) -> None:
+    async def models(call: Call) -> None:
+        await call.fail(grpc.StatusCode.NOT_FOUND)
+
+    async def create(call: Call) -> None:
+        await call.send(m.CreateOrUpdateModelReply())
+
+    upload = failing(1, created, grpc.StatusCode.NOT_FOUND)
+    async with scripted(CreateVersion=upload, RetrieveModels=models, CreateOrUpdateModel=create) as server:
+        async with opened(flavour, server.port) as registry:
+            await registry.publish("policy", DATA)
+            await registry.publish("policy", DATA)
+        assert server.calls == {"CreateVersion": 3, "RetrieveModels": 1, "CreateOrUpdateModel": 1}
+
+
+async def test_a_server_that_took_other_bytes_is_found_out(flavour: str) -> None:
+    async def answer(call: Call) -> None:
+        await created(call, b"others")
+
+    async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
+        with pytest.raises(errors.DataLossError, match="took other bytes"):
+            await registry.publish("policy", DATA)
+
+
+async def test_what_does_not_fit_the_server_is_too_large(flavour: str, tmp_path: Path) -> None:
+    settings = Settings(cache_max_bytes=MIB, grace_seconds=0)
+    async with serving(tmp_path / "archive", settings) as server, opened(flavour, server.port) as registry:
+        with pytest.raises(errors.TooLargeError, match="publishing a version"):
+            await registry.publish("policy", LARGE)
+        assert await registry.list_versions("policy") == []
+
+
+async def test_a_file_that_is_cut_while_it_is_sent_leaves_nothing(flavour: str, server: Server, tmp_path: Path) -> None:
+    class Cut:
+        """A file that ends early when it is read for the second time."""
+
+        def __init__(self) -> None:
+            self.position = 0
+            self.passes = 0
+
+        def seekable(self) -> bool:
+            return True
+
+        def tell(self) -> int:
+            return self.position
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            self.passes += whence == 0
+            self.position = offset if whence == 0 else len(DATA) + offset
+            return self.position
+
+        def read(self, size: int) -> bytes:
+            end = len(DATA) if self.passes < 2 else 3 * MIB
+            data = DATA[self.position : min(self.position + size, end)]
+            self.position += len(data)
+            return data
+
+    async with opened(flavour, server.port) as registry:
+        await registry.create_model("policy")
+        with pytest.raises(errors.InvalidError, match="was cut while it was read"):
+            await registry.publish("policy", Cut())
+        assert await registry.list_versions("policy") == []
+        assert (await registry.status())["uploads"] == "0"
+
+
+# Downloads.
+
+
+async def test_a_download_that_breaks_begins_anew(flavour: str) -> None:
+    async def answer(call: Call) -> None:
+        if call.number <= 2:
+            await chunks(DATA[: 3 * MIB])(call)
+            await call.fail(grpc.StatusCode.UNAVAILABLE)
+        await chunks(DATA[: 2 * MIB], DATA[2 * MIB :])(call)
+
+    async with scripted(RetrieveVersionInfos=infos, RetrieveVersionData=answer) as server:
+        async with opened(flavour, server.port) as registry:
+            assert await registry.retrieve("policy") == DATA
+        assert server.calls["RetrieveVersionData"] == 3
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([DATA[:-1]], "5242879 of its 5242880 bytes came"),
+        ([], "0 of its 5242880 bytes came"),
+        ([DATA, b"x"], "were followed by others"),
+        ([DATA[: 2 * MIB], b"x", DATA[2 * MIB + 1 :]], "its data_hash is"),
+    ],
+    ids=["short", "nothing", "long", "wrong"],
+)
+async def test_wrong_bytes_are_never_handed_out(flavour: str, parts: list[bytes], message: str, tmp_path: Path) -> None:
+    async with (
+        scripted(RetrieveVersionInfos=infos, RetrieveVersionData=chunks(*parts)) as server,
+        opened(flavour, server.port, cache_dir=tmp_path / "cache") as registry,
+    ):
+        with pytest.raises(errors.DataLossError, match=message):
+            await registry.retrieve("policy")
+        with pytest.raises(errors.DataLossError, match=message):
+            await registry.download("policy", tmp_path / "file")
+    assert os.listdir(tmp_path) == []
+
+
+async def test_a_latest_version_that_is_evicted_meanwhile_is_looked_up_again(flavour: str) -> None:
+    async def newer(call: Call) -> None:
+        await infos(call, number=call.number)
+
+    data = failing(2, chunks(DATA), grpc.StatusCode.NOT_FOUND)
+    async with scripted(RetrieveVersionInfos=newer, RetrieveVersionData=data) as server:
+        async with opened(flavour, server.port) as registry:
+            assert await registry.retrieve("policy") == DATA
+        assert server.calls["RetrieveVersionData"] == 3
+
+
+async def test_a_version_that_was_evicted_for_good_is_not_found(flavour: str) -> None:
+    data = failing(10**6, silence, grpc.StatusCode.NOT_FOUND)
+    async with scripted(RetrieveVersionInfos=infos, RetrieveVersionData=data) as server:
+        async with opened(flavour, server.port) as registry:
+            with pytest.raises(errors.NotFoundError):
+                await registry.retrieve("policy")
+        assert server.calls["RetrieveVersionData"] == 1
+
+
+async def test_a_server_that_announces_what_it_cannot_have_costs_no_memory(flavour: str) -> None:
+    async def huge(call: Call) -> None:
+        message = version_message(1, HASH, 2**62)
+        await call.send(m.RetrieveVersionInfosReply(version_infos=[message]))
+
+    async with (
+        scripted(RetrieveVersionInfos=huge, RetrieveVersionData=chunks(DATA)) as server,
+        opened(flavour, server.port) as registry,
+    ):
+        with pytest.raises(errors.DataLossError, match=f"of its {2**62} bytes came"):
+            await registry.retrieve("policy")
+
+
+# Cancelling.
+
+
+async def test_cancelling_ends_an_upload_and_a_download(server: Server, tmp_path: Path) -> None:
+    async with aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
+        await registry.store("policy", LARGE)
+        begun = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def note(_progress: Progress) -> None:
+            loop.call_soon_threadsafe(begun.set)
+
+        calls: list[Callable[[], Awaitable[object]]] = [
+            lambda: registry.publish("policy", LARGE, progress=note),
+            lambda: registry.download("policy", tmp_path / "file", progress=note),
+        ]
+        for call in calls:
+            begun.clear()
+            task = asyncio.ensure_future(call())
+            await begun.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        assert os.listdir(tmp_path) == ["archive"]
+        assert [version.number for version in await registry.list_versions("policy")] == [1]
+        async with asyncio.timeout(20):
+            while (status := await registry.status()) and (status["uploads"], status["retrievals"]) != ("0", "0"):
+                pass
