@@ -1,0 +1,292 @@
+"""Watching and tracking: numbers only grow, the latest is never missed, and trouble is told."""
+
+import asyncio
+import threading
+import time
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cogment_model_registry import errors
+from cogment_model_registry.client import watching
+from cogment_model_registry.testing.server import serving
+from cogment_model_registry.wire import messages as m
+from tests.processes import server_process
+from tests.registry_client.conftest import opened
+from tests.registry_client.scripted import Call, scripted, version_message
+from tests.registry_client.test_failures import free_port, silence
+
+PATIENT = 50.0
+_TRACKERS = 4  # each of a blocking client takes a thread of asyncio's
+
+
+async def next_of(versions: Any) -> Any:
+    async with asyncio.timeout(PATIENT):
+        return await anext(versions)
+
+
+async def test_a_watch_tells_the_latest_at_once_and_then_what_comes(registry: Any) -> None:
+    await registry.publish("policy", b"1")
+    second = await registry.publish("policy", b"2")
+    async with aclosing(registry.watch("policy")) as versions:
+        assert await next_of(versions) == second
+        third = await registry.store("policy", b"3")
+        assert await next_of(versions) == third
+
+
+async def test_a_watch_leaves_out_what_is_known(registry: Any) -> None:
+    first = await registry.publish("policy", b"1")
+    async with aclosing(registry.watch("policy", after=first.number)) as versions:
+        following = asyncio.ensure_future(next_of(versions))
+        while (await registry.status())["watchers"] != "1":
+            pass
+        await registry.publish("policy", b"2")
+        assert (await following).number == 2
+
+
+async def test_a_watch_of_no_model_is_not_found(registry: Any) -> None:
+    async with aclosing(registry.watch("policy")) as versions:
+        with pytest.raises(errors.NotFoundError, match='watching model "policy": model "policy" does not exist'):
+            await next_of(versions)
+
+
+async def test_a_watch_ends_with_its_model(registry: Any) -> None:
+    await registry.publish("policy", b"1")
+    async with aclosing(registry.watch("policy")) as versions:
+        await next_of(versions)
+        following = asyncio.ensure_future(next_of(versions))
+        await registry.delete_model("policy")
+        with pytest.raises(errors.NotFoundError):
+            await following
+
+
+async def test_a_watch_that_is_left_frees_the_server(registry: Any) -> None:
+    await registry.publish("policy", b"1")
+    async with aclosing(registry.watch("policy")) as versions:
+        await next_of(versions)
+        assert (await registry.status())["watchers"] == "1"
+    async with asyncio.timeout(20):
+        while (await registry.status())["watchers"] != "0":
+            pass
+
+
+async def test_a_watch_survives_a_restart_and_never_goes_back(flavour: str, tmp_path: Path) -> None:
+    """The server is killed and comes back without its transient versions."""
+    port = f"--port={free_port()}"
+    with server_process(tmp_path / "archive", port) as server:
+        async with opened(flavour, server.port) as registry, aclosing(registry.watch("policy")) as versions:
+            await registry.store("policy", b"1")
+            assert (await next_of(versions)).number == 1
+            lost = await registry.publish("policy", b"2")
+            assert await next_of(versions) == lost
+            following = asyncio.ensure_future(next_of(versions))
+            await asyncio.to_thread(server.kill)
+            with server_process(tmp_path / "archive", port):
+                # The first thing that the new server tells is version 1, which is older.
+                newer = await registry.publish("policy", b"3")
+                assert newer.number > lost.number
+                assert await following == newer
+
+
+async def test_a_watch_of_a_server_that_is_down_gives_up_soon(flavour: str) -> None:
+    async with opened(flavour, free_port(), retry_seconds=0.3) as registry:
+        with pytest.raises(errors.UnavailableError):
+            await next_of(registry.watch("policy"))
+
+
+async def test_a_watch_of_a_server_that_does_not_come_back_gives_up_in_the_end(flavour: str, tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        async with opened(flavour, server.port) as registry:
+            await registry.publish("policy", b"1")
+            async with aclosing(registry.watch("policy", patience_seconds=0.5)) as versions:
+                await next_of(versions)
+                await asyncio.to_thread(server.kill)
+                with pytest.raises(errors.UnavailableError):
+                    await next_of(versions)
+
+
+async def test_a_watch_that_lasts_goes_on_over_many_streams(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "STREAM_SECONDS", 0.1)
+    await registry.publish("policy", b"1")
+    async with aclosing(registry.watch("policy")) as versions:
+        for number in range(1, 6):
+            assert (await next_of(versions)).number == number
+            await asyncio.sleep(0.15)  # longer than a stream lasts
+            await registry.publish("policy", b"more")
+
+
+async def test_a_model_that_was_made_anew_meanwhile_is_another_one(flavour: str) -> None:
+    """As after a restart of a registry that gives numbers anew."""
+
+    async def told(call: Call) -> None:
+        created_ns = call.number * 10**9
+        info = version_message(10 - call.number, creation_timestamp=created_ns)
+        await call.send(m.VersionUpdateReply(version_info=info))
+        await call.fail(grpc.StatusCode.UNAVAILABLE)
+
+    async with (
+        scripted(VersionUpdate=told) as server,
+        opened(flavour, server.port) as registry,
+        aclosing(registry.watch("policy")) as versions,
+    ):
+        assert (await next_of(versions)).number == 9
+        with pytest.raises(errors.NotFoundError, match="not the one that was watched"):
+            await next_of(versions)
+
+
+# Tracking.
+
+
+async def until(condition: Any) -> None:
+    """Wait until something is so that nothing tells of."""
+    async with asyncio.timeout(PATIENT):
+        while not condition():
+            await asyncio.sleep(0.005)  # what is waited for has no event
+
+
+async def test_what_is_tracked_is_decoded_and_there(registry: Any) -> None:
+    before = time.time()
+    async with registry.track("policy", decode=int) as latest:
+        assert [latest.value, latest.version, latest.age_seconds, latest.snapshot, latest.error] == [None] * 5
+        first = await registry.publish("policy", b"41")
+        assert await latest.wait_for(timeout=PATIENT) == first
+        assert latest.snapshot == (first, 41)
+        assert latest.error is None
+        second = await registry.publish("policy", b"42")
+        assert await latest.wait_for(newer_than=first.number, timeout=PATIENT) == second
+        assert latest.snapshot == (second, 42)
+        assert 0 <= latest.age_seconds <= time.time() - before + 1
+
+
+async def test_what_is_tracked_is_bytes_by_default(registry: Any) -> None:
+    await registry.publish("policy", b"weights")
+    async with registry.track("policy") as latest:
+        await latest.wait_for(timeout=PATIENT)
+        assert latest.value == b"weights"
+
+
+async def test_waiting_in_vain_times_out(registry: Any) -> None:
+    await registry.publish("policy", b"1")
+    async with registry.track("policy") as latest:
+        await latest.wait_for(timeout=PATIENT)
+        with pytest.raises(
+            errors.TimedOutError, match=r'no version of model "policy" after 1 came within 0.05 seconds'
+        ):
+            await latest.wait_for(newer_than=1, timeout=0.05)
+
+
+async def test_a_model_may_be_tracked_before_it_exists_and_through_all_its_lives(registry: Any) -> None:
+    async with registry.track("policy") as latest:
+        await until(lambda: isinstance(latest.error, errors.NotFoundError))
+        with pytest.raises(errors.TimedOutError, match="does not exist"):
+            await latest.wait_for(timeout=0.05)
+        await registry.publish("policy", b"1")
+        await latest.wait_for(timeout=PATIENT)
+        assert latest.error is None
+        await registry.delete_model("policy")
+        await until(lambda: isinstance(latest.error, errors.NotFoundError))
+        assert latest.value == b"1"
+        await registry.publish("policy", b"new")
+        await until(lambda: latest.value == b"new")
+        assert latest.error is None
+
+
+async def test_trouble_is_told_and_gone_when_it_is_over(flavour: str, tmp_path: Path) -> None:
+    port = f"--port={free_port()}"
+    with server_process(tmp_path / "archive", port) as server:
+        async with opened(flavour, server.port, retry_seconds=0.2) as registry:
+            await registry.store("policy", b"1")
+            async with registry.track("policy") as latest:
+                await latest.wait_for(timeout=PATIENT)
+                await asyncio.to_thread(server.kill)
+                await until(lambda: isinstance(latest.error, errors.UnavailableError))
+                assert latest.value == b"1"
+                with server_process(tmp_path / "archive", port):
+                    await until(lambda: latest.error is None)
+                    assert latest.value == b"1"
+                    await registry.store("policy", b"2")
+                    assert (await latest.wait_for(newer_than=1, timeout=PATIENT)).number > 1
+                    assert latest.value == b"2"
+
+
+async def test_a_server_that_is_gone_without_a_word_is_noticed(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the connection, and says nothing any more."""
+    monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
+    monkeypatch.setattr(watching, "_CHECK_SECONDS", 0.5)
+    async with (
+        scripted(VersionUpdate=silence, RetrieveModels=silence) as server,
+        opened(flavour, server.port) as registry,
+        registry.track("policy") as latest,
+    ):
+        await until(lambda: isinstance(latest.error, errors.TimedOutError))
+
+
+async def test_a_version_that_cannot_be_decoded_is_told_until_one_can(registry: Any) -> None:
+    async with registry.track("policy", decode=int) as latest:
+        await registry.publish("policy", b"1")
+        await latest.wait_for(timeout=PATIENT)
+        await registry.publish("policy", b"one")
+        await until(lambda: isinstance(latest.error, ValueError))
+        assert (latest.value, latest.version.number) == (1, 1)
+        await registry.publish("policy", b"3")
+        await latest.wait_for(newer_than=1, timeout=PATIENT)
+        assert (latest.value, latest.error) == (3, None)
+
+
+async def test_who_takes_long_skips_to_the_latest(registry: Any) -> None:
+    go_on = threading.Event()
+    decoded: list[bytes] = []
+
+    def decode(data: bytes) -> bytes:
+        decoded.append(data)
+        go_on.wait(PATIENT)
+        return data
+
+    async with registry.track("policy", decode=decode) as latest:
+        await registry.publish("policy", b"1")
+        await until(lambda: decoded == [b"1"])
+        for number in range(2, 40):
+            await registry.publish("policy", str(number).encode())
+        go_on.set()
+        await until(lambda: latest.value == b"39")
+        assert len(decoded) <= 4  # the first, perhaps one whose news were read with it, and the latest
+
+
+async def test_trackers_end_at_once(registry: Any) -> None:
+    """However many, and whatever they wait for: news, or a server that does not answer."""
+    await registry.publish("policy", b"1")
+    for _ in range(20):
+        async with asyncio.timeout(20), registry.track("policy") as latest:
+            await latest.wait_for(timeout=PATIENT)
+    async with asyncio.timeout(20):
+        while (await registry.status())["watchers"] != "0":
+            pass
+
+
+async def test_a_tracker_of_a_server_that_is_silent_ends_at_once(flavour: str) -> None:
+    async with (
+        scripted(VersionUpdate=silence) as server,
+        opened(flavour, server.port) as registry,
+        asyncio.timeout(20),
+        registry.track("policy"),
+    ):
+        await until(lambda: server.calls["VersionUpdate"] > 0)
+
+
+async def test_many_trackers_share_one_client(flavour: str, tmp_path: Path) -> None:
+    async with serving(tmp_path / "archive") as server, opened(flavour, server.port) as registry:
+        await registry.create_model("policy")
+
+        async def follow() -> bytes:
+            async with registry.track("policy") as latest:
+                await latest.wait_for(newer_than=2, timeout=PATIENT)
+                value: bytes = latest.value
+                return value
+
+        following = [asyncio.ensure_future(follow()) for _ in range(_TRACKERS)]
+        for data in (b"1", b"2", b"3"):
+            await registry.publish("policy", data)
+        assert await asyncio.gather(*following) == [b"3"] * _TRACKERS
