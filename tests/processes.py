@@ -135,3 +135,14 @@ def run_cogment(
         cwd=cwd,
         env={**clean_environment(), **(environment or {})},
     )
+
+
+def started(script: str, *arguments: str) -> "subprocess.Popen[str]":
+    """Start a Python script, given as text."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=clean_environment(),
+    )

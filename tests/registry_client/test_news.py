@@ -143,8 +143,8 @@ async def test_a_model_that_was_made_anew_meanwhile_is_another_one(flavour: str)
 async def until(condition: Any) -> None:
     """Wait until something is so that nothing tells of."""
     async with asyncio.timeout(PATIENT):
-        while not condition():
-            await asyncio.sleep(0.005)  # what is waited for has no event
+        while not condition():  # noqa: ASYNC110 # what is waited for has no event
+            await asyncio.sleep(0.005)
 
 
 async def test_what_is_tracked_is_decoded_and_there(registry: Any) -> None:

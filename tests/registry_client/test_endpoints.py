@@ -1,0 +1,137 @@
+"""Where the client finds a registry."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cogment_model_registry import ModelRegistry, aio, errors
+from cogment_model_registry.client.endpoints import Direct, Discovered, locate
+from cogment_model_registry.directory_records import Details, ServiceType
+from tests.processes import ServerProcess, server_process
+from tests.registry_client.test_failures import free_port
+
+DIRECTORY = "grpc://directory:9005"
+
+
+def registries(**properties: str) -> Details:
+    return Details(ServiceType.MODEL_REGISTRY, properties)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "environment", "location"),
+    [
+        ("grpc://host:9000", {}, Direct("host:9000")),
+        ("grpc://[::1]:9000", {}, Direct("[::1]:9000")),
+        (None, {}, Direct("localhost:9002")),
+        (None, {"COGMENT_MODEL_REGISTRY_ENDPOINT": "grpc://there:1"}, Direct("there:1")),
+        ("grpc://here:2", {"COGMENT_MODEL_REGISTRY_ENDPOINT": "grpc://there:1"}, Direct("here:2")),
+        (None, {"COGMENT_DIRECTORY_ENDPOINT": DIRECTORY}, Discovered("directory:9005", "", registries())),
+        (
+            "cogment://discover?a=1&b",
+            {"COGMENT_DIRECTORY_ENDPOINT": DIRECTORY, "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN": "secret"},
+            Discovered("directory:9005", "secret", registries(a="1", b="")),
+        ),
+        (
+            "cogment://discover?__authentication-token=own",
+            {"COGMENT_DIRECTORY_ENDPOINT": DIRECTORY, "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN": "secret"},
+            Discovered("directory:9005", "own", registries()),
+        ),
+        (
+            "cogment://discover/service?__id=17",
+            {"COGMENT_DIRECTORY_ENDPOINT": DIRECTORY},
+            Discovered("directory:9005", "", 17),
+        ),
+        (
+            "grpc://host:9000",
+            {"COGMENT_DIRECTORY_ENDPOINT": DIRECTORY},
+            Direct("host:9000"),
+        ),
+    ],
+)
+def test_an_endpoint_is_what_was_given_or_what_the_environment_says(
+    endpoint: str | None, environment: dict[str, str], location: Direct | Discovered
+) -> None:
+    assert locate(endpoint, environment=environment) == location
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "",
+        "host:9000",
+        "grpc://host",
+        "http://host:9000",
+        "grpc://host:9000/path",
+        "cogment://elsewhere",
+        "cogment://discover/other",
+        "cogment://discover/service",
+        "cogment://discover/service?__id=x",
+        "cogment://discover/service?__id=0",
+        "cogment://discover/service?__id=1&a=2",
+    ],
+)
+def test_an_endpoint_of_another_form_is_refused_with_what_is_allowed(endpoint: str) -> None:
+    environment = {"COGMENT_DIRECTORY_ENDPOINT": DIRECTORY}
+    if not endpoint:
+        environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": "nonsense"}
+    with pytest.raises(errors.SettingError, match="it must be"):
+        locate(endpoint or None, environment=environment)
+
+
+def test_discovering_takes_a_directory() -> None:
+    with pytest.raises(errors.SettingError, match="COGMENT_DIRECTORY_ENDPOINT"):
+        locate("cogment://discover", environment={})
+    with pytest.raises(errors.SettingError, match="directory_endpoint"):
+        locate("cogment://discover", "nonsense", environment={})
+    with pytest.raises(errors.SettingError, match="printable ASCII"):
+        locate("cogment://discover", DIRECTORY, "é", environment={})
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Iterator[ServerProcess]:
+    """A Directory."""
+    with server_process(tmp_path, "--persistence_file=", service="directory") as process:
+        yield process
+
+
+def registered(directory: ServerProcess, archive: Path, port: int = 0) -> ServerProcess:
+    """Return a registry that has registered itself."""
+    endpoint = f"--directory_endpoint=grpc://127.0.0.1:{directory.port}"
+    flags = ["--directory_registration_host=127.0.0.1", "--directory_registration_properties=room=7"]
+    process = ServerProcess(archive, f"--port={port}", endpoint, *flags)
+    process.wait_for_line(r"registered")
+    return process
+
+
+def test_a_registry_is_discovered_and_found_again_when_it_has_moved(directory: ServerProcess, tmp_path: Path) -> None:
+    where = f"grpc://127.0.0.1:{directory.port}"
+    first = registered(directory, tmp_path / "archive", free_port())
+    second = None
+    try:
+        with ModelRegistry("cogment://discover?room=7", directory_endpoint=where, retry_seconds=30) as registry:
+            registry.store("policy", b"1")
+            first.stop()
+            second = registered(directory, tmp_path / "archive", free_port())
+            assert second.port != first.port
+            assert registry.retrieve("policy") == b"1"
+    finally:
+        first.kill()
+        if second is not None:
+            second.kill()
+
+
+async def test_a_registry_that_the_directory_does_not_know_is_not_found(directory: ServerProcess) -> None:
+    where = f"grpc://127.0.0.1:{directory.port}"
+    async with aio.ModelRegistry("cogment://discover?room=8", directory_endpoint=where) as registry:
+        with pytest.raises(errors.NotFoundError, match="knows no such model registry"):
+            await registry.list_models()
+
+
+def test_a_directory_that_is_down_is_unavailable() -> None:
+    where = f"grpc://127.0.0.1:{free_port()}"
+    with (
+        ModelRegistry(directory_endpoint=where, retry_seconds=0.2) as registry,
+        pytest.raises(errors.UnavailableError, match="asking the Directory"),
+    ):
+        registry.list_models()

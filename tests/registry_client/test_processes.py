@@ -1,0 +1,129 @@
+"""The client in processes of its own: interrupted, with many threads, with little memory."""
+
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cogment_model_registry import ModelRegistry
+from cogment_model_registry.settings import MIB
+from tests.processes import server_process, started
+
+INTERRUPTED = {
+    "watch": "for version in registry.watch('policy'): print('begun', flush=True)",
+    "track": """
+with registry.track('policy') as latest:
+    latest.wait_for(timeout=50)
+    print('begun', flush=True)
+    latest.wait_for(newer_than=10**6)
+""",
+    "publish": """
+registry.publish('policy', bytes(2**30), progress=lambda progress: print('begun', flush=True))
+""",
+    "retrieve": """
+while True:
+    registry.retrieve('policy', progress=lambda progress: print('begun', flush=True))
+""",
+}
+
+
+@pytest.mark.parametrize("call", INTERRUPTED.values(), ids=INTERRUPTED)
+def test_an_interruption_ends_whatever_is_under_way(call: str, tmp_path: Path) -> None:
+    head = "import sys\nfrom cogment_model_registry import ModelRegistry\n"
+    script = f"{head}registry = ModelRegistry(sys.argv[1])\nwith registry:\n" + "\n".join(
+        f"    {line}" for line in call.splitlines()
+    )
+    with server_process(tmp_path / "archive") as server:
+        endpoint = f"grpc://127.0.0.1:{server.port}"
+        with ModelRegistry(endpoint) as registry:
+            registry.publish("policy", os.urandom(8 * MIB))
+            process = started(script, endpoint)
+            assert process.stdout
+            assert process.stdout.readline() == "begun\n"
+            process.send_signal(signal.SIGINT)
+            _output, told = process.communicate(timeout=30)
+            assert process.returncode == -signal.SIGINT, told
+            assert told.rstrip().endswith("KeyboardInterrupt")
+            # Nothing of it is left on the server.
+            while any(registry.status()[name] != "0" for name in ("uploads", "retrievals", "watchers")):
+                pass
+            assert [version.number for version in registry.list_versions("policy")] == [1]
+
+
+MEMORY = """
+import resource, sys
+from cogment_model_registry import ModelRegistry
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+with ModelRegistry(sys.argv[1]) as registry:
+    registry.publish("warm", bytes(2**20))
+    registry.retrieve("warm")
+    before = peak()
+    if sys.argv[2] == "retrieve":
+        data = registry.retrieve("policy")
+    elif sys.argv[2] == "download":
+        registry.download("policy", sys.argv[3])
+    else:
+        registry.store("other", sys.argv[3])
+    print(peak() - before)
+"""
+
+
+@pytest.mark.parametrize(("call", "copies"), [("retrieve", 1), ("download", 0), ("store", 0)])
+def test_a_version_is_in_memory_once_at_most(call: str, copies: int, tmp_path: Path) -> None:
+    size_bytes = 192 * MIB
+    path = tmp_path / "file"
+    with path.open("wb") as file:
+        for _ in range(size_bytes // MIB):
+            file.write(os.urandom(MIB))
+    with server_process(tmp_path / "archive") as server:
+        endpoint = f"grpc://127.0.0.1:{server.port}"
+        with ModelRegistry(endpoint) as registry:
+            registry.store("policy", path)
+        process = started(MEMORY, endpoint, call, str(path))
+        output, told = process.communicate(timeout=50)
+    assert process.returncode == 0, told
+    assert int(output) < copies * size_bytes + 64 * MIB
+
+
+def test_threads_share_a_client(tmp_path: Path) -> None:
+    with (
+        server_process(tmp_path / "archive") as server,
+        ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry,
+        ThreadPoolExecutor(16) as threads,
+    ):
+        numbers = list(threads.map(lambda index: registry.publish("policy", str(index).encode()).number, range(64)))
+        assert sorted(numbers) == list(range(1, 65))
+        contents = threads.map(lambda number: int(registry.retrieve("policy", number)), numbers)
+        assert list(contents) == list(range(64))
+
+
+def test_closing_ends_the_calls_of_other_threads(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        registry = ModelRegistry(f"grpc://127.0.0.1:{server.port}")
+        registry.publish("policy", b"1")
+        told: list[BaseException] = []
+        begun = threading.Event()
+
+        def watch() -> None:
+            try:
+                for _version in registry.watch("policy"):
+                    begun.set()
+            except BaseException as error:
+                told.append(error)
+
+        watching = threading.Thread(target=watch)
+        watching.start()
+        begun.wait(30)
+        registry.close()
+        watching.join(30)
+        assert not watching.is_alive()
+        assert len(told) == 1
+        with pytest.raises(RuntimeError, match="closed"):
+            registry.list_models()
+        registry.close()

@@ -1,0 +1,86 @@
+"""Who is told how far a transfer is."""
+
+import io
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from cogment_model_registry import Progress
+from cogment_model_registry.client.core import CHUNK_BYTES
+from cogment_model_registry.server import Server
+from tests.registry_client.conftest import opened
+from tests.registry_client.scripted import Call, scripted
+from tests.registry_client.test_failures import DATA, chunks, infos
+
+
+async def test_a_callback_is_told_of_each_chunk(registry: Any, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    await registry.create_model("policy")
+    await registry.publish("policy", DATA, progress=told.append)
+    assert told[-1] == Progress('publishing a version of model "policy"', len(DATA), len(DATA))
+    assert [each.done_bytes for each in told] == [CHUNK_BYTES, 2 * CHUNK_BYTES, len(DATA)]
+    told.clear()
+    await registry.retrieve("policy", progress=told.append)
+    assert told[-1] == Progress('retrieving version 1 of model "policy"', len(DATA), len(DATA))
+    told.clear()
+    await registry.download("policy", tmp_path / "file", progress=told.append)
+    assert [each.done_bytes for each in told] == sorted(each.done_bytes for each in told)
+
+
+async def test_the_client_has_a_callback_for_all_its_transfers(flavour: str, server: Server) -> None:
+    told: list[Progress] = []
+    async with opened(flavour, server.port, progress=told.append) as registry:
+        await registry.store("policy", DATA)
+        assert told[-1].text == 'storing a version of model "policy"'
+        told.clear()
+        await registry.retrieve("policy", progress=False)
+        assert told == []
+
+
+async def test_a_transfer_that_begins_anew_says_so(flavour: str) -> None:
+    async def answer(call: Call) -> None:
+        if call.number == 1:
+            await chunks(DATA[:CHUNK_BYTES])(call)
+            await call.fail(grpc.StatusCode.UNAVAILABLE)
+        await chunks(DATA)(call)
+
+    told: list[Progress] = []
+    async with (
+        scripted(RetrieveVersionInfos=infos, RetrieveVersionData=answer) as server,
+        opened(flavour, server.port) as registry,
+    ):
+        await registry.retrieve("policy", progress=told.append)
+    assert [each.done_bytes for each in told] == [CHUNK_BYTES, 0, len(DATA)]
+
+
+async def test_what_a_callback_raises_ends_the_transfer(registry: Any, tmp_path: Path) -> None:
+    await registry.publish("policy", DATA)
+
+    def refuse(_progress: Progress) -> None:
+        raise ValueError("enough")
+
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: registry.publish("policy", DATA, progress=refuse),
+        lambda: registry.retrieve("policy", progress=refuse),
+        lambda: registry.download("policy", tmp_path / "file", progress=refuse),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match="enough"):
+            await call()
+    assert len(await registry.list_versions("policy")) == 1
+    assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize(("wish", "is_terminal", "is_shown"), [(True, False, True), (None, False, False)])
+async def test_a_bar_is_shown_when_it_is_wished_for(
+    registry: Any, monkeypatch: pytest.MonkeyPatch, wish: bool | None, is_terminal: bool, is_shown: bool
+) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: is_terminal, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    await registry.publish("policy", DATA, progress=wish)
+    assert ('publishing a version of model "policy": 100%' in terminal.getvalue()) is is_shown
