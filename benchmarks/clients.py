@@ -7,6 +7,7 @@ connection of its own each.
 import asyncio
 import os
 import time
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from benchmarks.floors import CONFIGURE, Shape
 from benchmarks.load import meet
 from benchmarks.measures import MIB
 from cogment_model_registry.wire import messages as m
+from cogment_model_registry.wire.convert import decode_data_chunk
 
 _METHOD = f"/{m.SERVICE_NAMES[0]}/"
 _NOISE = os.urandom(4 * MIB)
@@ -41,29 +43,29 @@ class Upload:
         size_bytes: How large it is.
         archived: Whether it is archived.
         chunk_bytes: How much one body has; 4 MiB at most.
+        is_zeros: Whether its bytes are zeros, and not noise.
     """
 
     model_id: str
     size_bytes: int
     archived: bool = False
     chunk_bytes: int = SDK_CHUNK_BYTES
+    is_zeros: bool = False
 
     def messages(self) -> list[bytes]:
         """Return the messages, encoded. Bodies that are alike are one object."""
         info = m.ModelVersionInfo(model_id=self.model_id, data_size=self.size_bytes, archived=self.archived)
         header = m.CreateVersionRequestChunk(header=m.CreateVersionRequestChunk.Header(version_info=info))
         full, rest = divmod(self.size_bytes, self.chunk_bytes)
-        bodies = [_body(self.chunk_bytes)] * full + ([_encode_body(rest)] if rest else [])
+        bodies = [_body(self.chunk_bytes, is_zeros=self.is_zeros)] * full
+        if rest:
+            bodies.append(_body(rest, is_zeros=self.is_zeros))
         return [header.SerializeToString(), *bodies]
 
 
 @lru_cache(8)
-def _body(size_bytes: int) -> bytes:
-    return _encode_body(size_bytes)
-
-
-def _encode_body(size_bytes: int) -> bytes:
-    body = m.CreateVersionRequestChunk.Body(data_chunk=_NOISE[:size_bytes])
+def _body(size_bytes: int, *, is_zeros: bool) -> bytes:
+    body = m.CreateVersionRequestChunk.Body(data_chunk=bytes(size_bytes) if is_zeros else _NOISE[:size_bytes])
     return m.CreateVersionRequestChunk(body=body).SerializeToString()
 
 
@@ -105,12 +107,12 @@ class Client:
         return reply
 
     async def retrieve(self, model_id: str, number: int = -1) -> list[int]:
-        """Retrieve a version, and return the sizes of the messages."""
+        """Retrieve a version, and return the sizes of the chunks."""
         request = m.RetrieveVersionDataRequest(model_id=model_id, version_number=number)
         call = self._data(request.SerializeToString())
         sizes = []
         while (message := await call.read()) is not grpc.aio.EOF:
-            sizes.append(len(message))
+            sizes.append(len(decode_data_chunk(message)))
         if await call.code() != grpc.StatusCode.OK:
             raise RuntimeError(f"the retrieval ended with {await call.code()}: {await call.details()}")
         return sizes
@@ -149,14 +151,17 @@ async def shape_like(port: int, floor_port: int, upload: Upload, *, infos_only: 
     """
     async with connected(port) as client, connected(floor_port) as floor:
         if infos_only:
-            shape = Shape(infos_bytes=len(await client.infos(upload.model_id)))
+            shape = Shape(infos=_text(await client.infos(upload.model_id)))
         else:
-            created = len(await client.create_version(upload.messages()))
-            infos = len(await client.infos(upload.model_id, -1))
-            chunks = await client.retrieve(upload.model_id)
-            shape = Shape(created, infos, created, chunks)  # an update has the version that a reply has
+            created = _text(await client.create_version(upload.messages()))
+            infos = _text(await client.infos(upload.model_id, -1))
+            shape = Shape(created, infos, await client.retrieve(upload.model_id))
         await floor.configure(shape)
     return shape
+
+
+def _text(message: bytes) -> str:
+    return b64encode(message).decode()
 
 
 async def upload_seconds(

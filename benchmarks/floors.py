@@ -1,7 +1,7 @@
 """What there is to beat: a gRPC server with nothing behind it, and a file that is written and synced.
 
 The server answers the paths of the registry's own methods, so that the same client code with the same messages meets
-both, and answers with as many messages of the same sizes as the registry does, which it is told first:
+both, and answers as the registry does, which it is told first, with data of the same sizes:
 
 - `CreateVersion` is the *sink*: it drops the messages as raw bytes;
 - `RetrieveVersionData` is the *source*: it repeats one prebuilt buffer;
@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import time
+from base64 import b64decode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.wire import messages
+from cogment_model_registry.wire.frames import build_data_chunk
 
 CONFIGURE = "/benchmarks.Floor/Configure"
 
@@ -33,18 +35,16 @@ _Context: TypeAlias = Any  # gRPC's own type knows no end of a stream
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The sizes of what the registry answers, for the floor to answer alike.
+    """What the registry answers, for the floor to answer alike.
 
     Attributes:
-        created_bytes: The reply of CreateVersion.
-        infos_bytes: The reply of RetrieveVersionInfos.
-        update_bytes: One message of VersionUpdate.
-        chunks_bytes: The messages of RetrieveVersionData.
+        created: The reply of CreateVersion, in base64; an update has the version that it has.
+        infos: The reply of RetrieveVersionInfos, in base64.
+        chunks_bytes: The sizes of the data in the messages of RetrieveVersionData, which are zeros.
     """
 
-    created_bytes: int = 0
-    infos_bytes: int = 0
-    update_bytes: int = 0
+    created: str = ""
+    infos: str = ""
     chunks_bytes: list[int] = field(default_factory=list)
 
     def encoded(self) -> bytes:
@@ -53,10 +53,10 @@ class Shape:
 
 
 class _Floor:
-    """Answers with zeros."""
+    """Answers with what it was told."""
 
     def __init__(self) -> None:
-        self._created = self._infos = self._update = b""
+        self._created = self._infos = b""
         self._chunks: list[bytes] = []
         self._news = asyncio.Event()
 
@@ -76,9 +76,8 @@ class _Floor:
 
     async def _configure(self, data: bytes, _context: _Context) -> bytes:
         shape = Shape(**json.loads(data))
-        self._created, self._infos = bytes(shape.created_bytes), bytes(shape.infos_bytes)
-        self._update = bytes(shape.update_bytes)
-        buffers = {size: bytes(size) for size in set(shape.chunks_bytes)}
+        self._created, self._infos = b64decode(shape.created), b64decode(shape.infos)
+        buffers = {size: build_data_chunk([bytes(size)]) for size in set(shape.chunks_bytes)}
         self._chunks = [buffers[size] for size in shape.chunks_bytes]
         return b""
 
@@ -102,7 +101,7 @@ class _Floor:
     async def _watch(self, _data: bytes, context: _Context) -> None:
         while True:
             news = self._news
-            await context.write(self._update)
+            await context.write(self._created)
             await news.wait()
 
 
