@@ -1,0 +1,283 @@
+"""Trees of arrays: taken apart into named arrays and a structure in JSON, and put together again.
+
+A tree is a dict, a list or a tuple of trees, None, or a leaf. A framework may know more kinds of nodes, which come back
+as dicts. Each array has a name, which is the path to it with dots: ``{"actor": [{"bias": b}]}`` has ``actor.0.bias``.
+Names alone cannot tell a list from a dict, nor keys with dots from paths, so the structure says that:
+
+    structure = null                                 None
+              | "name"                               an array
+              | ["bool" | "int" | "float", "name"]   a scalar of Python, kept as an array without dimensions
+              | ["scalar", "name"]                   a scalar of NumPy
+              | ["dict", [[key, structure], ...]]    in the order of its items; a key is a text or an int
+              | ["list" | "tuple", [structure, ...]]
+
+A leaf that is in a tree twice is one array, with one name.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeAlias
+
+from cogment_model_registry.errors import InvalidError, quoted
+
+Key: TypeAlias = str | int
+
+Structure: TypeAlias = str | list[Any] | None
+"""What JSON can say of a tree; see the module."""
+
+Children: TypeAlias = list[tuple[Key, object]]
+
+Expand: TypeAlias = Callable[[object], Children | None]
+"""Returns the keys and children of a node that is neither dict, list nor tuple; None for a leaf."""
+
+_SCALARS: dict[type, str] = {bool: "bool", int: "int", float: "float"}
+
+_RESERVED_NAME = "__metadata__"
+"""What no array can be called in the format."""
+
+_NAMES_SHOWN = 5
+
+
+def expand_named_tuple(node: object) -> Children | None:
+    """Return the fields of a named tuple, None for anything else."""
+    fields = getattr(node, "_fields", None)
+    if not isinstance(node, tuple) or fields is None:
+        return None
+    return list(zip(fields, node, strict=True))
+
+
+def take_apart(
+    tree: object, expand: Expand, identity: Callable[[object], object] = id
+) -> tuple[Structure, dict[str, object]]:
+    """Return the structure of a tree, and its leaves by their names.
+
+    Args:
+        tree: The tree.
+        expand: Knows the other kinds of nodes.
+        identity: Returns what two leaves that are one have in common.
+
+    Raises:
+        InvalidError: A key is neither a text nor an int, or the tree contains itself.
+    """
+    apart = _Apart(expand, identity)
+    try:
+        return apart.structure(tree, ()), apart.leaves
+    except RecursionError:
+        raise InvalidError("the tree is nested too deeply, or contains itself") from None
+
+
+class _Apart:
+    """A tree that is being taken apart."""
+
+    def __init__(self, expand: Expand, identity: Callable[[object], object]) -> None:
+        self._expand = expand
+        self._identity = identity
+        self._names: dict[object, str] = {}
+        self.leaves: dict[str, object] = {}
+
+    def structure(self, node: object, path: tuple[Key, ...]) -> Structure:
+        if node is None:
+            return None
+        items = _children(node, self._expand)
+        if items is None:
+            return self._leaf(node, path)
+        if isinstance(node, list) or type(node) is tuple:
+            return [type(node).__name__, [self.structure(child, (*path, key)) for key, child in items]]
+        return ["dict", [[_checked_key(key, path), self.structure(child, (*path, key))] for key, child in items]]
+
+    def _leaf(self, leaf: object, path: tuple[Key, ...]) -> Structure:
+        kind = _SCALARS.get(type(leaf)) or ("scalar" if _is_numpy_scalar(leaf) else None)
+        if kind is not None:
+            return [kind, self._named(leaf, path)]
+        identity = self._identity(leaf)
+        if identity not in self._names:
+            self._names[identity] = self._named(leaf, path)
+        return self._names[identity]
+
+    def _named(self, leaf: object, path: tuple[Key, ...]) -> str:
+        # What is not Unicode is for the structure alone.
+        name = dotted(path).encode("utf-8", "replace").decode()
+        while name in self.leaves or name == _RESERVED_NAME:
+            name += "~"
+        self.leaves[name] = leaf
+        return name
+
+
+def _is_numpy_scalar(leaf: object) -> bool:
+    # Told by its names, since this module is for those too who have no NumPy.
+    return any(kind.__name__ == "generic" and kind.__module__ == "numpy" for kind in type(leaf).__mro__)
+
+
+def _children(node: object, expand: Expand) -> Children | None:
+    """Return the keys and children of a node, in their order; None for a leaf."""
+    expanded = expand(node)
+    if expanded is not None:
+        return expanded
+    if isinstance(node, Mapping):
+        return list(node.items())
+    if isinstance(node, list | tuple):
+        return list(enumerate(node))
+    return None
+
+
+def _checked_key(key: object, path: tuple[Key, ...]) -> Key:
+    if isinstance(key, str) or (isinstance(key, int) and not isinstance(key, bool)):
+        return key
+    message = f"a key of {quoted(dotted(path)) if path else 'the tree'} is of type {type(key).__name__}"
+    raise InvalidError(f"{message}; it must be a text or an int")
+
+
+def dotted(path: Iterable[object]) -> str:
+    """Return the name of what a path of keys leads to."""
+    return ".".join(map(str, path))
+
+
+def put_together(structure: object, make_leaf: Callable[[str, str], object]) -> Any:
+    """Return the tree of a structure.
+
+    Args:
+        structure: What was read; it may be anything that JSON can say.
+        make_leaf: Returns a leaf for its kind, which is "array", "bool", "int", "float" or "scalar", and its name.
+
+    Raises:
+        InvalidError: It is no structure.
+    """
+    try:
+        return _put_together(structure, make_leaf)
+    except RecursionError:
+        raise InvalidError("the structure of the tree is nested too deeply") from None
+
+
+def _put_together(structure: object, make_leaf: Callable[[str, str], object]) -> object:
+    match structure:
+        case None:
+            return None
+        case str(name):
+            return make_leaf("array", name)
+        case ["bool" | "int" | "float" | "scalar" as kind, str(name)]:
+            return make_leaf(kind, name)
+        case ["list", [*children]]:
+            return [_put_together(child, make_leaf) for child in children]
+        case ["tuple", [*children]]:
+            return tuple(_put_together(child, make_leaf) for child in children)
+        case ["dict", [*items]]:
+            return dict(_item(item, make_leaf) for item in items)
+    raise InvalidError(f"the structure of the tree has {quoted(str(structure))}, which means nothing")
+
+
+def _item(item: object, make_leaf: Callable[[str, str], object]) -> tuple[Key, object]:
+    match item:
+        case [str() | int() as key, child]:
+            return key, _put_together(child, make_leaf)
+    raise InvalidError(f"the structure of the tree has {quoted(str(item))}, which is no item of a dict")
+
+
+def map_leaves(tree: object, change: Callable[[Any], object]) -> Any:
+    """Return a tree of dicts, lists and tuples with other leaves; one that is there twice is changed once."""
+    changed: dict[int, object] = {}
+
+    def visit(node: object) -> object:
+        if node is None:
+            return None
+        if isinstance(node, dict):
+            return {key: visit(child) for key, child in node.items()}
+        if isinstance(node, list | tuple):
+            return type(node)(map(visit, node))
+        if id(node) not in changed:
+            changed[id(node)] = change(node)
+        return changed[id(node)]
+
+    return visit(tree)
+
+
+def name_leaves(tree: object, expand: Expand) -> dict[str, Any]:
+    """Return the leaves of a tree by the dotted paths to them, whatever the kinds of the nodes on the way.
+
+    Raises:
+        InvalidError: Two leaves have the same dotted path, such as those of ``{"a.b": x, "a": {"b": y}}``.
+    """
+    leaves: dict[str, object] = {}
+
+    def visit(node: object, path: tuple[Key, ...]) -> None:
+        items = [] if node is None else _children(node, expand)
+        for key, child in items or []:
+            visit(child, (*path, key))
+        if items is None:
+            name = dotted(path)
+            if name in leaves:
+                raise InvalidError(f"two leaves of the tree are called {quoted(name)}")
+            leaves[name] = node
+
+    try:
+        visit(tree, ())
+    except RecursionError:
+        raise InvalidError("the tree is nested too deeply, or contains itself") from None
+    return leaves
+
+
+def select_part(tree: object, prefix: str, expand: Expand) -> Any:
+    """Return the part of a tree whose names begin with a prefix, as if it had been the whole: without the prefix.
+
+    Args:
+        tree: The tree.
+        prefix: The name of a node, with or without a dot at its end; empty for the whole tree.
+        expand: Knows the other kinds of nodes.
+
+    Raises:
+        InvalidError: There is no such part.
+    """
+    head = f"{prefix.removesuffix('.')}." if prefix else ""
+    node = tree
+    while head:
+        items = _children(node, expand) or []
+        flat = {key[len(head) :]: child for key, child in items if isinstance(key, str) and key.startswith(head)}
+        if flat:
+            return flat
+        for key, child in items:
+            if head.startswith(f"{key}."):
+                node, head = child, head[len(f"{key}.") :]
+                break
+        else:
+            raise InvalidError(f"no name begins with {quoted(prefix)}; there are {_listed(name_leaves(tree, expand))}")
+    return node
+
+
+def check_fit(
+    stored: Mapping[str, tuple[int, ...]],
+    wanted: Mapping[str, tuple[int, ...]],
+    *,
+    strict: bool,
+    optional: Iterable[str] = (),
+) -> list[str]:
+    """Return the names that two sets of named arrays have in common, if one can be copied into the other.
+
+    Args:
+        stored: The shapes of the arrays that are read.
+        wanted: The shapes of those that get their values.
+        strict: Whether both must have all names.
+        optional: Names that may be missing nevertheless.
+
+    Raises:
+        InvalidError: It cannot; the message names what is missing, unexpected, or of another shape.
+    """
+    problems = []
+    if strict:
+        missing = wanted.keys() - stored.keys() - set(optional)
+        unexpected = stored.keys() - wanted.keys()
+        problems += [f"missing are {_listed(sorted(missing))}"] if missing else []
+        problems += [f"unexpected are {_listed(sorted(unexpected))}"] if unexpected else []
+    common = [name for name in wanted if name in stored]
+    wrong = [name for name in common if tuple(stored[name]) != tuple(wanted[name])]
+    for name in wrong[:_NAMES_SHOWN]:
+        problems.append(f"{quoted(name)} has the shape {list(stored[name])}, not {list(wanted[name])}")
+    if len(wrong) > _NAMES_SHOWN:
+        problems.append(f"{len(wrong) - _NAMES_SHOWN} more have other shapes")
+    if problems:
+        raise InvalidError(f"the parameters do not fit: {'; '.join(problems)}")
+    return common
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Return some names for a message."""
+    names = list(names)
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return (", ".join(map(quoted, names[:_NAMES_SHOWN])) or "none") + more

@@ -1,0 +1,388 @@
+"""Trees of NumPy arrays as versions."""
+
+import asyncio
+import importlib.util
+import json
+import math
+import pickle
+import subprocess
+import sys
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from cogment_model_registry import ModelRegistry, aio, numpy
+from cogment_model_registry.errors import InvalidError, NotFoundError
+from cogment_model_registry.server import Server
+from cogment_model_registry.tensors import trees, versions
+
+
+class Layer(NamedTuple):
+    weight: Any
+    bias: Any
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether two trees are the same, with the types of all that is in them."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    if isinstance(one, np.ndarray | np.generic):
+        return bool(one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes())
+    return bool(one == other) or (isinstance(one, float) and math.isnan(one) and math.isnan(other))
+
+
+def decoded(tree: object, **options: Any) -> Any:
+    return numpy.decode(numpy.encode(tree, **options).data)
+
+
+AWKWARD: dict[Any, Any] = {
+    "": np.float32(1.5),
+    "a.b": np.arange(6.0).reshape(2, 3),
+    "a": {"b": np.arange(3, dtype=np.int8), "": [], "[0]": ()},
+    "__metadata__": np.array(True),
+    "\ud800 is no text": np.zeros((0, 4), np.uint16),
+    0: [None, {}, (1, 2.5, True, float("nan"), float("-inf"))],
+    "0": {"list": [np.array(2 + 1j, np.complex64)], "1": np.float16(2)},
+    -7: np.bool_(False),
+}
+
+
+def test_an_awkward_tree_comes_back_as_it_was() -> None:
+    assert same(decoded(AWKWARD), AWKWARD)
+
+
+@pytest.mark.parametrize("tree", [None, 7, 2**64 - 1, np.zeros(3), np.float64(1), [], {}, (), [[]], {"a": None}])
+def test_the_smallest_trees_come_back_as_they_were(tree: object) -> None:
+    assert same(decoded(tree), tree)
+
+
+KEYS = st.one_of(st.text(st.characters(codec=None, exclude_categories=())), st.sampled_from("ab.~0[]"), st.integers())
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(),
+    st.sampled_from([np.zeros(2), np.array(3, np.int16), np.ones((0, 2), bool), np.float32(4)]),
+)
+TREES = st.recursive(
+    LEAVES,
+    lambda children: (
+        st.lists(children, max_size=4)
+        | st.lists(children, max_size=4).map(tuple)
+        | st.dictionaries(KEYS, children, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(TREES)
+@example(AWKWARD)
+def test_taking_apart_and_putting_together_are_inverse(tree: object) -> None:
+    structure, leaves = trees.take_apart(tree, trees.expand_named_tuple)
+    assert all(name.encode() != b"__metadata__" for name in leaves)
+    again = trees.put_together(json.loads(json.dumps(structure)), lambda _, name: leaves[name])
+    assert same(again, tree)
+    assert same(decoded(tree), tree)
+
+
+def test_the_names_in_the_file_are_readable_by_other_tools() -> None:
+    data = numpy.encode({"actor": [{"bias": np.zeros(2)}], "step": 3}).data
+    assert sorted(safetensors.numpy.load(data)) == ["actor.0.bias", "step"]
+
+
+def test_equal_trees_are_equal_bytes() -> None:
+    assert numpy.encode(AWKWARD).data == numpy.encode(AWKWARD).data
+
+
+def test_an_array_that_is_there_twice_is_written_once_and_is_one_again() -> None:
+    shared = np.arange(1000.0)
+    encoded = numpy.encode({"encoder": shared, "decoder": shared})
+    assert len(encoded.data) < 9000
+    tree = numpy.decode(encoded.data)
+    assert tree["encoder"] is tree["decoder"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [np.arange(12.0).reshape(3, 4).T, np.arange(10)[::-2], np.arange(3, dtype=">f4"), np.asfortranarray(np.eye(3))],
+)
+def test_arrays_may_lie_in_memory_in_any_way(array: Any) -> None:
+    again = decoded(array)
+    assert np.array_equal(again, array)
+    assert again.dtype == array.dtype.newbyteorder("=")
+    assert again.flags.writeable
+
+
+def test_mappings_and_named_tuples_come_back_as_dicts() -> None:
+    tree = [OrderedDict(b=1, a=2), MappingProxyType({"c": 3}), Layer(np.zeros(2), None)]
+    assert same(decoded(tree), [{"b": 1, "a": 2}, {"c": 3}, {"weight": np.zeros(2), "bias": None}])
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"a": {"b": "text"}}, '"a.b" is of type builtins.str; it must be an array'),
+        ({"a": [object()]}, '"a.0" is of type builtins.object'),
+        ({"a": np.array(["text"])}, '"a" has elements of type str'),
+        ({"a": np.array([None])}, '"a" has elements of type object'),
+        ({"a": np.zeros(2, np.complex128)}, "complex128; the format has bfloat16"),
+        ({"a": 2**70}, '"a" has elements of type object'),
+        ({"a": np.ma.masked_array([1], [True])}, "MaskedArray"),
+        ({"a": {(1, 2): np.zeros(1)}}, 'a key of "a" is of type tuple'),
+        ({True: np.zeros(1)}, "a key of the tree is of type bool"),
+    ],
+)
+def test_what_cannot_be_written_is_named(tree: object, message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        numpy.encode(tree)
+
+
+def test_a_tree_that_contains_itself_is_refused() -> None:
+    tree: list[object] = []
+    tree.append(tree)
+    with pytest.raises(InvalidError, match="contains itself"):
+        numpy.encode(tree)
+
+
+def test_a_type_is_for_floating_point_arrays_alone() -> None:
+    tree = {"weight": np.ones(2), "steps": np.ones(2, int), "rate": 0.1, "scale": np.float64(2)}
+    half = {"weight": np.ones(2, np.float16), "steps": np.ones(2, int), "rate": 0.1, "scale": np.float16(2)}
+    assert same(decoded(tree, dtype=np.float16), half)
+    assert same(numpy.decode(numpy.encode(tree).data, dtype="float16"), half)
+
+
+AGENT = {"actor": {"layers": [{"w": np.ones(2)}]}, "actor_target": {"w": np.zeros(2)}, "critic": {"w": np.zeros(3)}}
+
+
+@pytest.mark.parametrize("prefix", ["actor", "actor."])
+@pytest.mark.parametrize("when", ["writing", "reading"])
+def test_a_prefix_takes_a_part_as_if_it_were_the_whole(prefix: str, when: str) -> None:
+    data = numpy.encode(AGENT, prefix=prefix if when == "writing" else "").data
+    assert same(numpy.decode(data, prefix=prefix if when == "reading" else ""), AGENT["actor"])
+
+
+def test_a_prefix_goes_through_lists_named_tuples_and_keys_with_dots() -> None:
+    assert same(decoded(AGENT, prefix="actor.layers.0"), {"w": np.ones(2)})
+    assert decoded([Layer({"a": 1}, 2)], prefix="0.weight") == {"a": 1}
+    assert decoded({"actor.0.w": 1, "actor.1.w": 2, "critic.w": 3}, prefix="actor") == {"0.w": 1, "1.w": 2}
+    assert decoded({"agent": {"actor.0.w": 1, "critic.w": 3}}, prefix="agent.actor") == {"0.w": 1}
+
+
+def test_a_prefix_that_nothing_has_is_told_with_what_there_is() -> None:
+    with pytest.raises(InvalidError, match=r'begins with "act"; there are "actor.layers.0.w", "actor_target.w"'):
+        numpy.encode(AGENT, prefix="act")
+
+
+def test_a_tree_is_copied_into_the_arrays_of_another() -> None:
+    target = {"a": Layer(np.zeros(2, np.float32), np.zeros((2, 2)).T), "b": [np.zeros(())]}
+    arrays = (*target["a"], *target["b"])
+    source = {"a": {"weight": np.ones(2), "bias": np.arange(4.0).reshape(2, 2)}, "b": (7,)}
+    assert numpy.decode(numpy.encode(source).data, into=target) is None
+    assert arrays[0].dtype == np.float32
+    assert arrays[0].tolist() == [1, 1]
+    assert arrays[1].tolist() == [[0, 1], [2, 3]]
+    assert arrays[2] == 7
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"a": np.ones(2)}, 'missing are "b"$'),
+        ({"a": np.ones(2), "b": np.ones(3), "c": 1, "d": 2}, 'unexpected are "c", "d"$'),
+        ({"a": np.ones(2), "b": np.ones((3, 1))}, r'"b" has the shape \[3, 1\], not \[3\]'),
+        ({"a": np.ones(2), "b": np.ones(3, np.complex64)}, '"b" has elements of type complex64, not int64'),
+        ({"x.y": 1, "x": {"y": 1}}, 'two leaves of the tree are called "x.y"'),
+        ({f"{number:02}": 1 for number in range(9)}, 'unexpected are "00", "01", "02", "03", "04" and 4 more'),
+    ],
+)
+def test_nothing_is_copied_unless_all_fits(source: object, message: str) -> None:
+    target = {"a": np.zeros(2), "b": np.zeros(3, int)}
+    with pytest.raises(InvalidError, match=message):
+        numpy.decode(numpy.encode(source).data, into=target)
+    assert not target["a"].any()
+    assert not target["b"].any()
+
+
+@pytest.mark.parametrize("target", [3.5, np.float64(3), np.broadcast_to(0.0, (2,))])
+def test_what_cannot_be_written_to_is_refused(target: object) -> None:
+    with pytest.raises(InvalidError, match='"b" cannot be copied into'):
+        numpy.decode(numpy.encode({"b": np.ones(2)}).data, into={"b": target})
+
+
+def test_names_may_differ_when_it_is_not_strict() -> None:
+    target = {"a": np.zeros(2), "b": np.zeros(3)}
+    numpy.decode(numpy.encode({"a": np.ones(2), "c": np.ones(1)}).data, into=target, strict=False)
+    assert target["a"].all()
+    assert not target["b"].any()
+
+
+def test_a_file_of_another_origin_is_a_dict_of_its_names() -> None:
+    data = safetensors.numpy.save({"a.weight": np.ones(2), "b": np.zeros(1)}, metadata={"format": "pt"})
+    tree = numpy.decode(data)
+    assert sorted(tree) == ["a.weight", "b"]
+    assert np.array_equal(tree["a.weight"], np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not safetensors but empty"),
+        (pickle.dumps({"a": 1}), "not safetensors but a pickle, beginning with 80 0"),
+        (b"PK\x03\x04" + bytes(100), "a zip archive, as torch.save writes"),
+        (b"weights", "something else, beginning with 77 65"),
+        (bytes(100), "something else"),
+    ],
+)
+def test_bytes_of_another_format_are_refused_with_what_they_are(data: bytes, message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        numpy.decode(data)
+
+
+GOOD = numpy.encode(AWKWARD).data
+
+
+@given(st.one_of(st.binary(), st.builds(bytes.__add__, st.integers(0, 999).map(lambda end: GOOD[:end]), st.binary())))
+def test_garbage_is_refused_and_nothing_else(data: bytes) -> None:
+    with pytest.raises(InvalidError):
+        numpy.decode(data)
+
+
+@given(st.data())
+def test_a_flipped_byte_is_refused_or_read(data: st.DataObject) -> None:
+    flipped = bytearray(GOOD)
+    flipped[data.draw(st.integers(0, len(GOOD) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(InvalidError):
+        numpy.decode(bytes(flipped))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.sampled_from(["a", "b", "dict", "list", "int", "scalar"]),
+    lambda children: st.lists(children, max_size=3),
+)
+
+
+@given(JSON)
+@example(["dict", [[True, "a"]]])
+@example(["float", "a"])
+@example(["dict", [["a"]]])
+def test_a_structure_that_means_nothing_is_refused(structure: Any) -> None:
+    data = safetensors.numpy.save({"a": np.zeros(2), "b": np.array(1)}, metadata=versions.metadata_of(structure))
+    with suppress(InvalidError):
+        numpy.decode(data)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", "[" * 100_000, '{"tree":' + '["list",[' * 900 + "]]" * 900])
+def test_a_header_without_a_structure_is_refused(text: str) -> None:
+    data = safetensors.numpy.save({"a": np.zeros(2)}, metadata={"cogment_model_registry": text})
+    with pytest.raises(InvalidError):
+        numpy.decode(data)
+
+
+@pytest.mark.skipif(
+    "ml_dtypes" in sys.modules or importlib.util.find_spec("ml_dtypes") is not None, reason="it is there"
+)
+def test_bfloat16_needs_a_package_and_says_so() -> None:
+    header = b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
+    data = len(header).to_bytes(8, "little") + header + bytes(2)
+    with pytest.raises(InvalidError, match="bfloat16, which NumPy has only where the package ml_dtypes is installed"):
+        numpy.decode(data)
+
+
+def test_the_users_notes_are_kept_and_reserved_ones_are_refused() -> None:
+    noted = numpy.encode({}, user_data={"step": "7"}).user_data
+    assert noted == {"step": "7", "format": "safetensors", "framework": "numpy"}
+    for key in ("format", "framework"):
+        with pytest.raises(InvalidError, match=f'key "{key}", which is reserved'):
+            numpy.encode({}, user_data={key: "mine"})
+
+
+async def on_thread(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    return await asyncio.to_thread(partial(call, *arguments, **options))
+
+
+async def test_a_tree_is_published_and_loaded(registry: ModelRegistry) -> None:
+    published = await on_thread(numpy.publish, registry, "policy", AGENT, user_data={"step": "7"}, timeout=20)
+    assert not published.archived
+    assert published.user_data == {"step": "7", "format": "safetensors", "framework": "numpy"}
+    version, tree = await on_thread(numpy.load, registry, "policy")
+    assert version == published
+    assert same(tree, AGENT)
+    part = {"w": np.ones(3)}
+    assert await on_thread(numpy.load, registry, published, into=part, prefix="critic") == published
+    assert not part["w"].any()
+
+
+async def test_a_tree_is_stored(registry: ModelRegistry) -> None:
+    assert (await on_thread(numpy.store, registry, "policy", {"a": 1})).archived
+    assert (await on_thread(numpy.publish, registry, "policy", {"a": 2}, archived=True)).archived
+    assert (await on_thread(numpy.load, registry, "policy", version=-2)).value == {"a": 1}
+    with pytest.raises(NotFoundError):
+        await on_thread(numpy.load, registry, "policy", version=3)
+    with pytest.raises(NotFoundError):
+        await on_thread(numpy.publish, registry, "critic", {}, create=False)
+
+
+async def test_a_version_of_another_format_is_named_with_what_was_found(registry: ModelRegistry) -> None:
+    await on_thread(registry.publish, "policy", b"\x80\x04 weights")
+    with pytest.raises(
+        InvalidError, match='version 1 of model "policy": the bytes are not safetensors but a pickle'
+    ) as e:
+        await on_thread(numpy.load, registry, "policy")
+    assert (e.value.model_id, e.value.version_number) == ("policy", 1)
+    await on_thread(registry.publish, "policy", b"weights", user_data={"format": "onnx"})
+    with pytest.raises(InvalidError, match='version 2 of model "policy": its format is "onnx", not "safetensors"'):
+        await on_thread(numpy.load, registry, "policy")
+
+
+async def test_the_latest_version_is_loaded_when_an_older_one_is_evicted_meanwhile(
+    registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evicted = await on_thread(numpy.publish, registry, "policy", {"a": 1})
+    await on_thread(registry.delete_model, "policy")
+    await on_thread(numpy.publish, registry, "policy", {"a": 2, "b": 3})
+    get_version = registry.get_version
+    answers = [evicted]
+    monkeypatch.setattr(
+        registry, "get_version", lambda *args, **kwargs: answers.pop() if answers else get_version(*args, **kwargs)
+    )
+    assert (await on_thread(numpy.load, registry, "policy")).value == {"a": 2, "b": 3}
+
+
+async def test_the_client_for_asyncio_takes_and_gives_the_same_bytes(server: Server) -> None:
+    async with aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
+        encoded = numpy.encode(AGENT)
+        version = await registry.publish("policy", encoded.data, user_data=encoded.user_data)
+        assert same(numpy.decode(await registry.retrieve(version)), AGENT)
+        async with registry.track("policy", decode=numpy.decode) as latest:
+            await latest.wait_for(timeout=20)
+            assert same(latest.value, AGENT)
+
+
+async def test_the_latest_tree_is_tracked(registry: ModelRegistry) -> None:
+    await on_thread(numpy.publish, registry, "policy", AGENT)
+    with registry.track("policy", decode=partial(numpy.decode, prefix="actor")) as latest:
+        await on_thread(latest.wait_for, timeout=20)
+        assert same(latest.value, AGENT["actor"])
+
+
+@pytest.mark.parametrize(
+    ("framework", "package"), [("numpy", "numpy"), ("torch", "torch"), ("jax", "jax"), ("numpy", "safetensors")]
+)
+def test_a_framework_that_is_missing_is_named_with_what_to_install(framework: str, package: str) -> None:
+    program = f"import sys; sys.modules[{package!r}] = None; import cogment_model_registry.{framework}"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert f'pip install "cogment-model-registry[{framework}]"' in result.stderr.splitlines()[-1]
