@@ -1,0 +1,58 @@
+"""Every snippet of the page on the client runs, in order, against a real server."""
+
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from cogment_model_registry import errors
+from cogment_model_registry.client import cache, core, watching
+from tests.processes import clean_environment, server_process
+
+PAGE = (Path(__file__).parent.parent.parent / "docs/client.md").read_text()
+SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def test_every_snippet_runs(tmp_path: Path) -> None:
+    assert len(SNIPPETS) > 10
+    script = tmp_path / "page.py"
+    with server_process(tmp_path / "archive") as server:
+        endpoint = f"grpc://127.0.0.1:{server.port}"
+        script.write_text("\n".join(SNIPPETS).replace("grpc://localhost:9000", endpoint))
+        result = subprocess.run(
+            [sys.executable, "-W", "error", str(script)],
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+            cwd=tmp_path,
+            env={**clean_environment(), "COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint},
+        )
+    assert result.returncode == 0, textwrap.indent(result.stderr, "  ")
+    assert 'looking up version 99 of model "policy": model "policy" has no version 99' in result.stdout
+    assert (tmp_path / "copy.bin").exists()
+    assert os.listdir(tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("`retry_seconds` (10,", core.RETRY_SECONDS == 10),
+        ("`patience_seconds` (300)", watching.PATIENCE_SECONDS == 300),
+        ("`cache_max_bytes` (10 GiB)", cache.DEFAULT_MAX_BYTES == 10 * 2**30),
+        ("By default it is 30,", core.CALL_SECONDS == 30),
+        (f"`{core.CACHE_VARIABLE}`", True),
+    ],
+)
+def test_the_numbers_of_the_page_are_those_of_the_code(text: str, value: bool) -> None:
+    assert text in PAGE
+    assert value
+
+
+def test_every_error_that_a_client_can_get_is_on_the_page() -> None:
+    kinds = {kind.__name__ for kind in errors.ModelRegistryError.__subclasses__()} - {"StartError"}
+    assert kinds == set(re.findall(r"^\| `(\w+Error)` \|", PAGE, re.MULTILINE))
