@@ -1,4 +1,4 @@
-"""Every snippet of the page on the client runs, in order, against a real server."""
+"""Every snippet of the page on the client, and of the README, runs against a real server."""
 
 import os
 import re
@@ -13,27 +13,43 @@ from cogment_model_registry import errors
 from cogment_model_registry.client import cache, core, watching
 from tests.processes import clean_environment, server_process
 
-PAGE = (Path(__file__).parent.parent.parent / "docs/client.md").read_text()
-SNIPPETS = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs/client.md").read_text()
 
 
-def test_every_snippet_runs(tmp_path: Path) -> None:
-    assert len(SNIPPETS) > 10
-    script = tmp_path / "page.py"
-    with server_process(tmp_path / "archive") as server:
+def snippets(page: str) -> list[str]:
+    """Return the snippets of Python on a page."""
+    return re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(page: str, directory: Path) -> str:
+    """Run all snippets of a page as one program, against a real server, and return what it prints."""
+    script = directory / "page.py"
+    with server_process(directory / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
-        script.write_text("\n".join(SNIPPETS).replace("grpc://localhost:9000", endpoint))
+        script.write_text("\n".join(snippets(page)).replace("grpc://localhost:9000", endpoint))
         result = subprocess.run(
             [sys.executable, "-W", "error", str(script)],
             capture_output=True,
             text=True,
             timeout=50,
             check=False,
-            cwd=tmp_path,
+            cwd=directory,
             env={**clean_environment(), "COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint},
         )
     assert result.returncode == 0, textwrap.indent(result.stderr, "  ")
-    assert 'looking up version 99 of model "policy": model "policy" has no version 99' in result.stdout
+    return result.stdout
+
+
+def test_the_snippet_of_the_readme_runs(tmp_path: Path) -> None:
+    assert run("README.md", tmp_path) == "the best weights 2 None\n"
+    assert (tmp_path / "walker.bin").read_bytes() == b"weights"
+
+
+def test_every_snippet_runs(tmp_path: Path) -> None:
+    assert len(snippets("docs/client.md")) > 10
+    output = run("docs/client.md", tmp_path)
+    assert 'looking up version 99 of model "policy": model "policy" has no version 99' in output
     assert (tmp_path / "copy.bin").exists()
     assert os.listdir(tmp_path / "cache")
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message
 
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.endpoints import Direct, Discovered
@@ -185,7 +184,7 @@ class Calls:
     async def unary(
         self,
         method: str,
-        request: Message,
+        request: messages.Message,
         reply_type: Any,
         subject: Subject,
         timeout_seconds: float,

@@ -2,6 +2,8 @@
 
 from collections.abc import Collection, Mapping
 
+from google.protobuf.message import Message as _Message
+
 from cogment_model_registry.wire._generated.cogment import model_registry_pb2 as alias_pb2
 from cogment_model_registry.wire._generated.cogment.api import common_pb2, model_registry_pb2
 
@@ -11,6 +13,7 @@ SERVICE_NAMES = (
 )
 """The service's name, and the name that one line of the users' documentation gives it."""
 
+Message = _Message
 CreateOrUpdateModelReply = model_registry_pb2.CreateOrUpdateModelReply
 CreateOrUpdateModelRequest = model_registry_pb2.CreateOrUpdateModelRequest
 CreateVersionReply = model_registry_pb2.CreateVersionReply
