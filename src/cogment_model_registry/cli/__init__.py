@@ -3,6 +3,7 @@
 `cogment archive ...` looks after an archive directory without any.
 """
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ EXIT_USAGE = 2
 EXIT_CANNOT_START = 3
 EXIT_NOT_FOUND = 3
 EXIT_UNAVAILABLE = 4
+EXIT_INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -50,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 for success, 1 when a call failed, 2 for a wrong flag or setting, 3 when a server cannot start or a client
         finds nothing, 4 when the server asked is unavailable; one line on standard error tells why.
     """
+    _escape_what_cannot_be_written()
     try:
         result = cogment.main(arguments, prog_name="cogment", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -59,13 +62,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message() if isinstance(error, click.UsageError) else error.message, EXIT_USAGE)
     except ModelRegistryError as error:
         return _fail(error.message, _exit_code(error))
-    except click.exceptions.Abort:
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has had enough; keep Python from telling so once more when it flushes.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except OSError as error:
+        # Whoever reads our output may have had enough of it, which is nobody's error.
+        return EXIT_FAILED if isinstance(error, BrokenPipeError) else _fail(str(error), EXIT_FAILED)
+    finally:
+        _flush_output()
     return result if isinstance(result, int) else 0
+
+
+def _escape_what_cannot_be_written() -> None:
+    """Show characters that a terminal's encoding lacks as escapes, instead of failing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _flush_output() -> None:
+    """Write what is left of the output, so that Python does not tell at its end that this failed once more."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _exit_code(error: ModelRegistryError) -> int:

@@ -4,19 +4,23 @@ import contextlib
 import json
 import os
 import secrets
-import signal
 import stat
 import sys
 import time
 from collections.abc import Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
 from cogment_model_registry.cli.progress import is_shown, progress_bar
-from cogment_model_registry.errors import InvalidError, ModelRegistryError, TooLargeError, UnavailableError, shown
-from cogment_model_registry.storage.files import NO_ROOM
+from cogment_model_registry.cli.running import (
+    check_free,
+    ending_on_signals,
+    is_terminal,
+    open_standard_output,
+    telling,
+)
+from cogment_model_registry.errors import InvalidError, UnavailableError, shown
 from cogment_model_registry.storage.findings import INFORMATION, MEANINGS, Finding
 
 if TYPE_CHECKING:
@@ -163,7 +167,7 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
     """
     from cogment_model_registry.storage import claim, model_export  # noqa: PLC0415 # not needed for --help
 
-    if output == "-" and sys.stdout.isatty():
+    if output == "-" and is_terminal(sys.stdout):
         raise click.UsageError("a tar file is not for a terminal: give --output, or redirect standard output")
     with _running("the export"):
         files = claim.OwnedFiles(directory)
@@ -180,11 +184,10 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
 def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
     """Open a context with a file to write, which gets its name at the end, whole and durable."""
     if path == "-":
-        # Not sys.stdout, which Python would flush once more at its end after a failure.
-        with open(os.dup(sys.stdout.fileno()), "wb") as file:
+        with open_standard_output() as file:
             yield file
         return
-    _check_free(path, force=force)
+    check_free(path, force=force)
     directory, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(8)}")
     with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640), "wb") as file:
@@ -192,7 +195,7 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            _check_free(path, force=force)
+            check_free(path, force=force)
             os.rename(temporary, os.path.join(directory, name))
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -203,18 +206,6 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
         os.fsync(parent)
     finally:
         os.close(parent)
-
-
-def _check_free(path: str, *, force: bool) -> None:
-    """Refuse to replace a file that nobody said is to be replaced, and anything that is no file."""
-    try:
-        status = os.lstat(path)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(status.st_mode):
-        raise click.UsageError(f"{shown(path)} is there, and is no regular file")
-    if not force:
-        raise click.UsageError(f"{shown(path)} is there: give --force to replace it")
 
 
 @archive.command("import")
@@ -229,7 +220,7 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
     """
     from cogment_model_registry.storage import claim, model_import  # noqa: PLC0415 # not needed for --help
 
-    if file == "-" and sys.stdin.isatty():
+    if file == "-" and is_terminal(sys.stdin):
         raise click.UsageError("a tar file does not come from a terminal: name it, or redirect standard input")
     with _running("the import"), _input(file) as stream, contextlib.ExitStack() as stack:
         files = claim.OwnedFiles(directory)
@@ -275,27 +266,5 @@ def _running(what: str) -> Iterator[None]:
 
     # What goes wrong is told by errors; the log of a server has no place in the output of a command.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    try:
-        with _ending_on_signals():
-            yield
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise TooLargeError(f"{what} failed: there is no room: {error.strerror}") from error
-        raise ModelRegistryError(f"{what} failed: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    """Open a context in which SIGTERM and SIGHUP end the process as an exception does, as SIGINT does anyway."""
-
-    def end(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
+    with telling(what), ending_on_signals():
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

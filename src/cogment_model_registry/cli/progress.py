@@ -3,11 +3,20 @@
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from cogment_model_registry.cli.running import is_terminal
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
+
+    from cogment_model_registry.client.progress import Progress, Wish
 
 
 def is_shown() -> bool:
     """Return whether there is someone to look at a bar."""
-    return sys.stderr.isatty()
+    return is_terminal(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -21,6 +30,31 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
     if not is_shown():
         yield lambda _bytes: None
         return
+    with _bar(description, total_bytes) as (bar, task):
+        yield lambda size_bytes: bar.advance(task, size_bytes)
+
+
+@contextlib.contextmanager
+def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
+    """Open a context with whom a client is to tell of a transfer; the bar goes away at its end.
+
+    Args:
+        description: What is under way.
+        is_quiet: Whether nobody is to be told, also not on a terminal.
+    """
+    if is_quiet or not is_shown():
+        yield False
+        return
+    with _bar(description, None) as (bar, task):
+
+        def tell(progress: "Progress") -> None:
+            bar.update(task, completed=progress.done_bytes, total=progress.total_bytes)
+
+        yield tell
+
+
+@contextlib.contextmanager
+def _bar(description: str, total_bytes: int | None) -> Iterator[tuple["Bar", "TaskID"]]:
     from rich.console import Console  # noqa: PLC0415 # slow to import
     from rich.progress import (  # noqa: PLC0415
         BarColumn,
@@ -32,12 +66,11 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
     )
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         DownloadColumn(),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(description, total=total_bytes)
-        yield lambda size_bytes: progress.advance(task, size_bytes)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        yield bar, bar.add_task(description, total=total_bytes)

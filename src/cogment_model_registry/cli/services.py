@@ -6,7 +6,6 @@ from typing import TypeVar
 
 import click
 
-from cogment_model_registry import logs
 from cogment_model_registry._version import __version__
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
@@ -16,10 +15,11 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _S = TypeVar("_S", bound=ServiceSettings)
 
 
-class _Services(click.Group):
-    """The group, with the original's other name for the registry."""
+class ServicesGroup(click.Group):
+    """A group of services, with the original's other name for the registry."""
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Return the command of a name."""
         return super().get_command(ctx, "model_registry" if cmd_name == "registry" else cmd_name)
 
 
@@ -40,7 +40,7 @@ class _ServiceCommand(click.Command):
                 formatter.write_paragraph()
 
 
-@click.group(cls=_Services)
+@click.group(cls=ServicesGroup)
 def services() -> None:
     """Run a service."""
 
@@ -76,6 +76,8 @@ def _load(settings_class: type[_S], flags: Mapping[str, str | None]) -> _S:
     # gRPC is imported after this, so that --help and a wrong flag answer without loading it, and so that its C core,
     # which would write to standard error by itself, finds the level it is to log at.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from cogment_model_registry import logs  # noqa: PLC0415 # slow to import, and no other command needs it
+
     logs.configure(settings)
     return settings
 

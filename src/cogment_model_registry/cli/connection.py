@@ -1,0 +1,183 @@
+"""The flags that say which registry a command asks, and how; and what completes names from that registry."""
+
+import contextlib
+import functools
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
+
+import click
+from click.shell_completion import CompletionItem
+
+from cogment_model_registry.cli.running import ending_on_signals, telling
+
+if TYPE_CHECKING:
+    from cogment_model_registry import ModelRegistry
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+RETRY_SECONDS = 3.0
+"""How long a command tries to reach a registry, unless its `--timeout` says so: someone waits for the answer."""
+
+_COMPLETION_SECONDS = 1.0
+"""How long a completion may take: a shell is mute meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What the flags say that all commands have.
+
+    Attributes:
+        endpoint: Where the registry is; None to let the environment and the Directory say.
+        directory_endpoint: Where the Directory is.
+        directory_authentication_token: The token of the registry there.
+        timeout_seconds: How long the command may take to get an answer; None for the defaults of the library.
+        as_json: Whether to print JSON.
+        is_quiet: Whether to print nothing but what was asked for.
+    """
+
+    endpoint: str | None
+    directory_endpoint: str | None
+    directory_authentication_token: str | None
+    timeout_seconds: float | None
+    as_json: bool
+    is_quiet: bool
+
+    @property
+    def retry_seconds(self) -> float:
+        """How long a registry that does not answer is tried."""
+        return RETRY_SECONDS if self.timeout_seconds is None else self.timeout_seconds
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator["ModelRegistry"]:
+        """Open a context with the registry, which signals end as they should end a command.
+
+        Raises:
+            SettingError: A flag, or a variable of the environment, has another form.
+        """
+        with telling("the command"), ending_on_signals(), _registry(self, self.retry_seconds) as registry:
+            yield registry
+
+    def say(self, message: str) -> None:
+        """Tell people what was done, unless programs read along."""
+        if not self.is_quiet and not self.as_json:
+            click.echo(message)
+
+
+@contextlib.contextmanager
+def _registry(flags: Flags, retry_seconds: float) -> Iterator["ModelRegistry"]:
+    # gRPC's C core would write to standard error by itself; it reads this when it is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    from cogment_model_registry import ModelRegistry  # noqa: PLC0415 # after the line above, and not for --help
+
+    with ModelRegistry(
+        flags.endpoint,
+        directory_endpoint=flags.directory_endpoint,
+        directory_authentication_token=flags.directory_authentication_token,
+        timeout=flags.timeout_seconds,
+        retry_seconds=retry_seconds,
+        progress=False,
+    ) as registry:
+        yield registry
+
+
+class _Seconds(click.FloatRange):
+    """Seconds to wait: some, and not for ever."""
+
+    name = "seconds"
+
+    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds that a word says."""
+        seconds = float(super().convert(value, param, ctx))
+        if math.isnan(seconds):
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
+
+
+_COMMON = (
+    click.option(
+        "--endpoint",
+        metavar="ENDPOINT",
+        help="Where the registry is: grpc://host:port, or cogment://discover to ask a Directory.  "
+        "[env var: COGMENT_MODEL_REGISTRY_ENDPOINT; default: what the Directory knows if one is given, else "
+        "grpc://localhost:9002]",
+    ),
+    click.option(
+        "--directory_endpoint",
+        metavar="ENDPOINT",
+        help="Where the Directory is: grpc://host:port.  [env var: COGMENT_DIRECTORY_ENDPOINT]",
+    ),
+    click.option(
+        "--directory_authentication_token",
+        metavar="TOKEN",
+        help="Token of the registry in the Directory.  [env var: COGMENT_DIRECTORY_AUTHENTICATION_TOKEN]",
+    ),
+    click.option(
+        "--timeout",
+        metavar="SECONDS",
+        type=_Seconds(0, 1_000_000, min_open=True),
+        help="Seconds until an answer must be there, and for which a registry that does not answer is tried again.  "
+        f"[default: tried for {RETRY_SECONDS:g}; 30 for an answer; for a transfer 60, and 1 more for each MiB]",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON, with the fields that the documentation names."),
+    click.option("--quiet", "is_quiet", is_flag=True, help="Print nothing but what was asked for, and no progress."),
+)
+
+
+def common_flags(command: Callable[Concatenate[Flags, _P], _R]) -> Callable[_P, _R]:
+    """Add the flags that all commands share, which the command gets as its first argument."""
+
+    @functools.wraps(command)
+    def with_flags(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return command(_flags(kwargs), *args, **kwargs)
+
+    decorated: Callable[_P, _R] = with_flags
+    for option in reversed(_COMMON):
+        decorated = option(decorated)
+    return decorated
+
+
+def _flags(parameters: dict[str, object]) -> Flags:
+    """Take the flags out of the parameters of a command."""
+    endpoint = parameters.pop("endpoint", None)
+    directory_endpoint = parameters.pop("directory_endpoint", None)
+    token = parameters.pop("directory_authentication_token", None)
+    timeout = parameters.pop("timeout", None)
+    return Flags(
+        endpoint if isinstance(endpoint, str) else None,
+        directory_endpoint if isinstance(directory_endpoint, str) else None,
+        token if isinstance(token, str) else None,
+        timeout if isinstance(timeout, float) else None,
+        as_json=parameters.pop("as_json", False) is True,
+        is_quiet=parameters.pop("is_quiet", False) is True,
+    )
+
+
+def complete_model(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the ids of models that begin as a word does."""
+    return _asked(ctx, lambda registry: [CompletionItem(each.model_id) for each in registry.list_models()], incomplete)
+
+
+def complete_version(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Return the numbers of the versions of the model that the line has, newest first."""
+    model_id = ctx.params.get("model_id")
+    if not isinstance(model_id, str):
+        return []
+    return _asked(
+        ctx,
+        lambda registry: [CompletionItem(str(each.number)) for each in reversed(registry.list_versions(model_id))],
+        incomplete,
+    )
+
+
+def _asked(
+    ctx: click.Context, question: Callable[["ModelRegistry"], list[CompletionItem]], incomplete: str
+) -> list[CompletionItem]:
+    """Return what a registry answers in a moment; nothing where it does not, since a shell is no place for errors."""
+    flags = _flags({**ctx.params, "timeout": _COMPLETION_SECONDS})
+    with contextlib.suppress(Exception), _registry(flags, retry_seconds=0) as registry:
+        return [item for item in question(registry) if item.value.startswith(incomplete)]
+    return []

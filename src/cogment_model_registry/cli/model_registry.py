@@ -1,0 +1,336 @@
+"""`cogment client model_registry`: asking any model registry, and changing it, by hand and in scripts.
+
+The original's command line has nothing of the kind; names of commands are those of the library's calls.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from cogment_model_registry.cli import presentation
+from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
+from cogment_model_registry.cli.parameters import (
+    ModelId,
+    NumberedCommand,
+    UserDataEntry,
+    joined_user_data,
+    version_argument,
+)
+from cogment_model_registry.cli.progress import transfer_bar
+from cogment_model_registry.cli.running import (
+    check_free,
+    ending_with_reader,
+    is_terminal,
+    open_standard_output,
+    seekable_input,
+    telling,
+)
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError, shown
+from cogment_model_registry.records import VersionInfo
+
+if TYPE_CHECKING:
+    from cogment_model_registry import ModelRegistry
+
+_HELP_WIDTH = {"max_content_width": 120}
+
+
+@click.group("model_registry")
+def model_registry() -> None:
+    """Look into a model registry, and move models.
+
+    Exits with 0 when all went well, 1 when a call or a file failed, 2 for a wrong flag, 3 when there is no such model
+    or version, and 4 when the registry is unavailable or took too long; one line on standard error tells why.
+    """
+
+
+_model = click.argument("model_id", metavar="MODEL", type=ModelId(), shell_complete=complete_model)
+_user_data = click.option(
+    "--user_data",
+    metavar="KEY=VALUE",
+    type=UserDataEntry(),
+    callback=joined_user_data,
+    multiple=True,
+    help="What to note about it; may be given several times.",
+)
+
+
+@model_registry.command("list_models", context_settings=_HELP_WIDTH)
+@common_flags
+def list_models(flags: Flags) -> None:
+    """List all models. With --quiet their ids alone, one a line."""
+    with flags.connected() as registry:
+        models = registry.list_models()
+        if flags.as_json:
+            presentation.print_json([presentation.model_as_json(model) for model in models])
+        elif flags.is_quiet:
+            presentation.print_lines(presentation.safe(model.model_id) for model in models)
+        else:
+            presentation.print_models(models)
+
+
+@model_registry.command("show_model", context_settings=_HELP_WIDTH)
+@_model
+@common_flags
+def show_model(flags: Flags, model_id: str) -> None:
+    """Show a MODEL: what is noted about it, and how many versions with how many bytes it has."""
+    with flags.connected() as registry:
+        model, versions = registry.get_model(model_id), registry.list_versions(model_id)
+        latest = versions[-1] if versions else None
+        size_bytes = _size_bytes(versions)
+        archived = sum(version.archived for version in versions)
+        if flags.as_json:
+            document = {
+                **presentation.model_as_json(model),
+                "versions": len(versions),
+                "archived_versions": archived,
+                "data_size_bytes": size_bytes,
+                "latest_version": presentation.version_as_json(latest) if latest else None,
+            }
+            presentation.print_json(document)
+            return
+        if flags.is_quiet:
+            presentation.print_lines([presentation.safe(model.model_id)])
+            return
+        details = {
+            "model": presentation.safe(model.model_id),
+            "user_data": presentation.user_data_text(model.user_data),
+            "versions": str(len(versions)),
+            "archived": str(archived),
+            "size": presentation.size_text(size_bytes),
+        }
+        if latest:
+            details["latest"] = str(latest.number)
+            details["latest_created"] = presentation.moment_text(latest.created_ns)
+        presentation.print_details(details)
+
+
+@model_registry.command("create_model", context_settings=_HELP_WIDTH)
+@_model
+@_user_data
+@common_flags
+def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None:
+    """Create a MODEL, or replace the user_data of the one that exists, as the call of the API does."""
+    with flags.connected() as registry:
+        was_there = flags.is_quiet or flags.as_json or _exists(registry, model_id)
+        model = registry.create_model(model_id, user_data=user_data)
+        if flags.as_json:
+            presentation.print_json(presentation.model_as_json(model))
+        flags.say(f"{'replaced the user_data of' if was_there else 'created'} model {presentation.safe(model_id)}")
+
+
+@model_registry.command("delete_model", context_settings=_HELP_WIDTH)
+@_model
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@common_flags
+def delete_model(flags: Flags, model_id: str, *, yes: bool) -> None:
+    """Delete a MODEL with all its versions, archived ones too; asks first."""
+    if not yes and not is_terminal(sys.stdin):
+        raise click.UsageError("there is no terminal to ask on whether to delete: give --yes")
+    with flags.connected() as registry:
+        if not yes:
+            _ask_whether_to_delete(model_id, registry.list_versions(model_id))
+        registry.delete_model(model_id)
+        if flags.as_json:
+            presentation.print_json({"model_id": model_id})
+        flags.say(f"deleted model {presentation.safe(model_id)}")
+
+
+def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> None:
+    archived = sum(version.archived for version in versions)
+    question = (
+        f"Delete model {presentation.safe(model_id)} with {_count(len(versions), 'version')}, {archived} of them "
+        f"archived, and {presentation.human_size(_size_bytes(versions))} of data?"
+    )
+    if not click.confirm(question, err=True):
+        raise ModelRegistryError("nothing was deleted")
+
+
+@model_registry.command("list_versions", context_settings=_HELP_WIDTH)
+@_model
+@common_flags
+def list_versions(flags: Flags, model_id: str) -> None:
+    """List the versions of a MODEL that can be retrieved. With --quiet their numbers alone, one a line."""
+    with flags.connected() as registry:
+        versions = registry.list_versions(model_id)
+        if flags.as_json:
+            presentation.print_json([presentation.version_as_json(version) for version in versions])
+        elif flags.is_quiet:
+            presentation.print_lines(str(version.number) for version in versions)
+        else:
+            presentation.print_versions(versions)
+
+
+@model_registry.command("show_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@_model
+@version_argument
+@common_flags
+def show_version(flags: Flags, model_id: str, number: int) -> None:
+    """Show a VERSION of a MODEL: by its number, or -1 (the default) for the latest, -2 for the one before.
+
+    With --quiet its number alone.
+    """
+    with flags.connected() as registry:
+        _show(flags, registry.get_version(model_id, number))
+
+
+def _show(flags: Flags, version: VersionInfo) -> None:
+    if flags.as_json:
+        presentation.print_json(presentation.version_as_json(version))
+    elif flags.is_quiet:
+        presentation.print_lines([str(version.number)])
+    else:
+        presentation.print_details(presentation.version_details(version))
+
+
+def _upload_command(name: str, doc: str, *, archived: bool) -> None:
+    """Add the command that creates versions of one kind; the two have all but that in common."""
+
+    @model_registry.command(name, help=doc, context_settings=_HELP_WIDTH)
+    @_model
+    @click.argument("file", type=click.Path(allow_dash=True))
+    @_user_data
+    @click.option(
+        "--create/--no_create",
+        " /--no-create",
+        default=True,
+        show_default=True,
+        help="Whether to create the model if it does not exist.",
+    )
+    @common_flags
+    def upload(flags: Flags, model_id: str, file: str, user_data: dict[str, str], *, create: bool) -> None:
+        with contextlib.ExitStack() as stack:
+            registry = stack.enter_context(flags.connected())
+            with telling(f"reading {'standard input' if file == '-' else shown(file)}"):
+                source = stack.enter_context(seekable_input(file))
+                call = registry.store if archived else registry.publish
+                with transfer_bar("storing" if archived else "publishing", is_quiet=flags.is_quiet) as progress:
+                    version = call(model_id, source, user_data=user_data, create=create, progress=progress)
+            _tell_of_upload(flags, version)
+
+
+def _tell_of_upload(flags: Flags, version: VersionInfo) -> None:
+    if flags.as_json or flags.is_quiet:
+        _show(flags, version)
+        return
+    size = presentation.human_size(version.data_size_bytes)
+    done = "stored" if version.archived else "published"
+    flags.say(f"{done} version {version.number} of model {presentation.safe(version.model_id)}: {size}")
+
+
+_upload_command(
+    "publish",
+    "Publish a FILE as a transient version of a MODEL; - is standard input.\n\n"
+    "All who watch the model are told, and the version may be evicted some day. With --quiet prints its number alone.",
+    archived=False,
+)
+_upload_command(
+    "store",
+    "Store a FILE as an archived version of a MODEL; - is standard input.\n\n"
+    "It is durable when the command ends, and kept until its model is deleted. With --quiet prints its number alone.",
+    archived=True,
+)
+
+
+@model_registry.command("retrieve", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@_model
+@version_argument
+@click.option(
+    "--output",
+    default="-",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="File to write; - is standard output, the default.",
+)
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@common_flags
+def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bool) -> None:
+    """Write the bytes of a VERSION of a MODEL: by its number, or -1 (the default) for the latest.
+
+    They are held against their hash first: the file is there whole and durable, or not at all. For standard output they
+    are gathered in memory.
+    """
+    if output == "-":
+        if is_terminal(sys.stdout):
+            raise click.UsageError("a version is not for a terminal: give --output, or redirect standard output")
+        if flags.as_json:
+            raise click.UsageError("standard output cannot have both the version and JSON: give --output")
+        _retrieve_to_standard_output(flags, model_id, number)
+        return
+    with flags.connected() as registry, telling(f"writing {shown(output)}"):
+        check_free(output, force=force)
+        with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
+            version = registry.download(model_id, output, version=number, progress=progress)
+        if flags.as_json:
+            _show(flags, version)
+        size = presentation.human_size(version.data_size_bytes)
+        flags.say(f"retrieved version {version.number} of model {presentation.safe(model_id)}: {size}")
+
+
+def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int) -> None:
+    with flags.connected() as registry:
+        with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
+            try:
+                data = registry.retrieve(model_id, number, progress=progress)
+            except MemoryError:
+                raise ModelRegistryError("the version does not fit memory: give --output") from None
+        with telling("writing standard output"), open_standard_output() as file:
+            file.write(data)
+
+
+@model_registry.command("watch", context_settings=_HELP_WIDTH)
+@_model
+@click.option(
+    "--after", type=click.IntRange(0), default=0, metavar="N", help="Tell only of versions with larger numbers than N."
+)
+@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N versions.")
+@common_flags
+def watch(flags: Flags, model_id: str, *, after: int, count: int | None) -> None:
+    """Tell of the latest version of a MODEL, then of newer ones as they come, one a line, until Ctrl-C.
+
+    A lost connection is made anew, for --timeout seconds. With --quiet prints numbers alone.
+    """
+    line = _event_format(flags)
+    with flags.connected() as registry, ending_with_reader():
+        patience = {} if flags.timeout_seconds is None else {"patience_seconds": flags.timeout_seconds}
+        for told, version in enumerate(registry.watch(model_id, after=after, **patience), start=1):
+            click.echo(line(version))
+            if told == count:
+                return
+
+
+def _event_format(flags: Flags) -> Callable[[VersionInfo], str]:
+    if flags.as_json:
+        return presentation.version_as_json_line
+    return (lambda version: str(version.number)) if flags.is_quiet else presentation.event_line
+
+
+@model_registry.command("status", context_settings=_HELP_WIDTH)
+@common_flags
+def status(flags: Flags) -> None:
+    """Show what the registry tells of its state, and what it is made of. With --quiet prints nothing."""
+    with flags.connected() as registry:
+        versions, statuses = registry.server_versions(), registry.status()
+        if flags.as_json:
+            presentation.print_json({"server_versions": versions, "status": statuses})
+        elif not flags.is_quiet:
+            safe = presentation.safe
+            presentation.print_details({safe(name): safe(value) for name, value in {**versions, **statuses}.items()})
+
+
+def _exists(registry: "ModelRegistry", model_id: str) -> bool:
+    try:
+        registry.get_model(model_id)
+    except NotFoundError:
+        return False
+    return True
+
+
+def _size_bytes(versions: Sequence[VersionInfo]) -> int:
+    return sum(version.data_size_bytes for version in versions)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -1,0 +1,138 @@
+"""The arguments of `cogment client model_registry`: what they may be, and how a line of words becomes them."""
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+from cogment_model_registry.cli.connection import complete_version
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+_LATEST = -1
+
+
+class ModelId(click.ParamType[str]):
+    """The id of a model: any text; which ones are names of models is for the registry to say."""
+
+    name = "model"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the id that a word is."""
+        text = str(value)
+        if not text or not _is_unicode(text):
+            self.fail(f"{text!r} is not the id of a model", param, ctx)
+        return text
+
+
+class VersionNumber(click.ParamType[int]):
+    """The number of a version, from 1 on, or from -1 on down for the latest and those before."""
+
+    name = "version"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number that a word says."""
+        # int() also takes spaces, underscores and the digits of other scripts.
+        if not re.fullmatch(r"-?[0-9]{1,10}", str(value)) or int(str(value)) == 0:
+            allowed = "a number from 1 on, or -1 for the latest, -2 for the one before, and so on"
+            self.fail(f"{value!r} is not the number of a version; it must be {allowed}", param, ctx)
+        return int(str(value))
+
+
+class UserDataEntry(click.ParamType[tuple[str, str]]):
+    """A key and its value."""
+
+    name = "key=value"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        """Return the key and the value that a word says."""
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not key or not equals or not _is_unicode(key + text):
+            self.fail(f"{value!r} is not allowed; it must be of the form key=value", param, ctx)
+        return key, text
+
+
+def joined_user_data(
+    _ctx: click.Context, _parameter: click.Parameter, entries: tuple[tuple[str, str], ...]
+) -> dict[str, str]:
+    """Return the entries as `user_data`; each key may come once, since all but one would be lost."""
+    user_data = dict(entries)
+    if len(user_data) < len(entries):
+        keys = [key for key, _ in entries]
+        raise click.BadParameter(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return user_data
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether a word of the command line, which can be any bytes, is text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+class NumberedCommand(click.Command):
+    """A command with a version, whose number may be negative and is no flag then."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse a line of words."""
+        options = [option for option in self.params if isinstance(option, click.Option) and not option.is_flag]
+        with_value = {name for option in options for name in option.opts}
+        if ctx.resilient_parsing and args and args[-1] in with_value:
+            args = args[:-1]  # its value is to be completed, which takes the model that is on the line
+        return super().parse_args(ctx, self._named(args, with_value))
+
+    @staticmethod
+    def _named(words: list[str], with_value: set[str]) -> list[str]:
+        """Return the words with each negative number that stands alone as the value of `--version`."""
+        named: list[str] = []
+        for position, word in enumerate(words):
+            if word == "--":
+                return [*named, *words[position:]]
+            is_value = position > 0 and words[position - 1] in with_value
+            is_number = re.fullmatch(r"-[0-9]+", word) and not is_value
+            named.append(f"--version={word}" if is_number else word)
+        return named
+
+
+def version_argument(command: _F) -> _F:
+    """Add the number of a version: as an argument, or as the flag of the same name, which reads better in scripts."""
+    command = click.option(
+        "--version",
+        "flagged",
+        metavar="N",
+        type=VersionNumber(),
+        multiple=True,
+        expose_value=False,
+        callback=_keep_flagged,
+        is_eager=True,
+        shell_complete=complete_version,
+        help="The same as VERSION.",
+    )(command)
+    return click.argument(
+        "number",
+        metavar="[VERSION]",
+        type=VersionNumber(),
+        required=False,
+        callback=_version,
+        shell_complete=complete_version,
+    )(command)
+
+
+_FLAGGED = "cogment_model_registry.flagged"
+
+
+def _keep_flagged(ctx: click.Context, _parameter: click.Parameter, numbers: tuple[int, ...]) -> None:
+    ctx.meta[_FLAGGED] = numbers
+
+
+def _version(ctx: click.Context, _parameter: click.Parameter, number: int | None) -> int:
+    """Return the one number of the line, however it was given."""
+    numbers = [*ctx.meta.get(_FLAGGED, ()), *([] if number is None else [number])]
+    if len(numbers) > 1:
+        raise click.UsageError(f"give one version, not {len(numbers)}: {', '.join(map(str, numbers))}")
+    return numbers[0] if numbers else _LATEST

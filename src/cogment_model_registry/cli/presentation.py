@@ -1,0 +1,247 @@
+"""How models and versions are shown: as tables for people, as plain columns for other programs, as JSON.
+
+On a terminal a table is cut to its width, sizes have units and times are ages. Elsewhere nothing is cut or coloured:
+columns are aligned with spaces, sizes are bytes and times are absolute. Texts of users are shown so that no character
+of theirs can change the line, the column or the terminal.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal
+
+import click
+
+from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.records import ModelInfo, VersionInfo
+
+_NS_PER_SECOND = 10**9
+_GAP = "  "
+
+_CUT_MIN_CHARACTERS = 12
+"""What is left of a text that is cut, however narrow the terminal is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        title: What stands above it.
+        justify: To which side its texts go.
+        may_be_cut: Whether it gives way where a terminal is narrow.
+    """
+
+    title: str
+    justify: Literal["left", "right"] = "left"
+    may_be_cut: bool = False
+
+
+_MODEL_COLUMNS = (Column("MODEL"), Column("USER_DATA", may_be_cut=True))
+_VERSION_COLUMNS = (
+    Column("VERSION", "right"),
+    Column("KIND"),
+    Column("CREATED"),
+    Column("SIZE", "right"),
+    Column("USER_DATA", may_be_cut=True),
+)
+
+
+def is_for_people() -> bool:
+    """Return whether standard output is a terminal."""
+    return is_terminal(sys.stdout)
+
+
+def print_json(document: object) -> None:
+    """Print one document."""
+    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Print lines; nothing at all where there are none."""
+    text = "\n".join(lines)
+    if text:
+        click.echo(text)
+
+
+def print_models(models: Sequence[ModelInfo]) -> None:
+    """Print a table of models."""
+    _print_table(_MODEL_COLUMNS, [(safe(model.model_id), user_data_text(model.user_data)) for model in models])
+
+
+def print_versions(versions: Sequence[VersionInfo]) -> None:
+    """Print a table of versions."""
+    now_ns = time.time_ns()
+    created = (lambda ns: age(ns, now_ns)) if is_for_people() else time_text
+    rows = [
+        (
+            str(version.number),
+            kind(version),
+            created(version.created_ns),
+            size_text(version.data_size_bytes),
+            user_data_text(version.user_data),
+        )
+        for version in versions
+    ]
+    _print_table(_VERSION_COLUMNS, rows)
+
+
+def print_details(details: Mapping[str, str]) -> None:
+    """Print names with their values, one a line."""
+    width = max(map(len, details), default=0)
+    for name, value in details.items():
+        title = click.style(f"{name:<{width}}", dim=True) if is_for_people() else f"{name:<{width}}"
+        click.echo(f"{title}{_GAP}{value}")
+
+
+def version_details(version: VersionInfo) -> dict[str, str]:
+    """Return what there is to say of a version, by name."""
+    details = {
+        "model": safe(version.model_id),
+        "version": str(version.number),
+        "kind": kind(version),
+        "created": moment_text(version.created_ns),
+        "size": size_text(version.data_size_bytes),
+        "sha256": version.data_hash,
+        "user_data": user_data_text(version.user_data),
+    }
+    if is_for_people() and version.data_size_bytes >= 1024:
+        details["size"] += f" ({version.data_size_bytes} bytes)"
+    return details
+
+
+def event_line(version: VersionInfo) -> str:
+    """Return the line that tells of a new version: the columns of the table, for a table that is never whole."""
+    return _GAP.join(
+        (
+            str(version.number),
+            kind(version),
+            time_text(version.created_ns),
+            size_text(version.data_size_bytes),
+            user_data_text(version.user_data),
+        )
+    ).rstrip()
+
+
+def _print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    if is_for_people():
+        _print_rich_table(columns, rows)
+        return
+    titles = [column.title for column in columns]
+    widths = [max(map(len, texts)) for texts in zip(titles, *rows, strict=True)]
+    lines = [
+        _GAP.join(
+            text.rjust(width) if column.justify == "right" else text.ljust(width)
+            for column, text, width in zip(columns, row, widths, strict=True)
+        ).rstrip()
+        for row in (titles, *rows)
+    ]
+    click.echo("\n".join(lines))
+
+
+def _print_rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    from rich.cells import cell_len  # noqa: PLC0415 # slow to import
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    console = Console()
+    table = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
+    widths = [max(map(cell_len, texts)) for texts in zip((column.title for column in columns), *rows, strict=True)]
+    room = console.width - len(_GAP) * (len(columns) - 1)
+    for column, width in zip(columns, widths, strict=True):
+        room -= 0 if column.may_be_cut else width
+        table.add_column(column.title, justify=column.justify, no_wrap=True)
+    for row in rows:
+        cells = [Text(text) for text in row]  # not markup: brackets are brackets
+        for column, cell in zip(columns, cells, strict=True):
+            if column.may_be_cut:
+                cell.truncate(max(room, _CUT_MIN_CHARACTERS), overflow="ellipsis")
+        table.add_row(*cells)
+    console.print(table)
+
+
+def kind(version: VersionInfo) -> str:
+    """Return whether a version is kept for good, in a word."""
+    return "archived" if version.archived else "transient"
+
+
+def size_text(size_bytes: int) -> str:
+    """Return a size with a unit for people, and as a number of bytes for programs."""
+    return human_size(size_bytes) if is_for_people() else str(size_bytes)
+
+
+def human_size(size_bytes: int) -> str:
+    """Return a size with at most one digit after the point and a binary unit."""
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    size = float(size_bytes)
+    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):  # noqa: B007 # the last one is used below
+        size /= 1024
+        if size < 1023.95:  # what is more would be shown as 1024.0
+            break
+    return f"{size:.1f} {unit}"
+
+
+def age(then_ns: int, now_ns: int) -> str:
+    """Return how long ago something was, in one unit."""
+    seconds = (now_ns - then_ns) // _NS_PER_SECOND
+    if seconds < -60:
+        return time_text(then_ns)  # clocks differ: an age would be nonsense
+    if seconds < 1:
+        return "just now"
+    for unit, in_seconds in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= (2 * in_seconds if unit == "days" else in_seconds):
+            return f"{seconds // in_seconds} {unit} ago"
+    return f"{seconds} s ago"
+
+
+def moment_text(time_ns: int) -> str:
+    """Return a time, and for people also how long ago it was."""
+    return time_text(time_ns) + (f" ({age(time_ns, time.time_ns())})" if is_for_people() else "")
+
+
+def time_text(time_ns: int) -> str:
+    """Return a time in UTC as ISO 8601 has it, to the microsecond."""
+    seconds, ns = divmod(time_ns, _NS_PER_SECOND)
+    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=ns // 1000)
+    return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def user_data_text(user_data: Mapping[str, str]) -> str:
+    """Return `user_data` in one line, in the order of its keys."""
+    return " ".join(f"{safe(key, '=')}={safe(value)}" for key, value in sorted(user_data.items()))
+
+
+def safe(text: str, special: str = "") -> str:
+    """Return a text as it is, or in quotes and escaped where it would not read as one word of one line."""
+    if text and text.isprintable() and not set(text) & {" ", '"', "'", "\\", *special}:
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def model_as_json(model: ModelInfo) -> dict[str, object]:
+    """Return the object that stands for a model."""
+    return {"model_id": model.model_id, "user_data": dict(sorted(model.user_data.items()))}
+
+
+def version_as_json(version: VersionInfo) -> dict[str, object]:
+    """Return the object that stands for a version."""
+    return {
+        "model_id": version.model_id,
+        "number": version.number,
+        "created_ns": version.created_ns,
+        "created": time_text(version.created_ns),
+        "archived": version.archived,
+        "data_hash": version.data_hash,
+        "data_size_bytes": version.data_size_bytes,
+        "user_data": dict(sorted(version.user_data.items())),
+    }
+
+
+def version_as_json_line(version: VersionInfo) -> str:
+    """Return the same in one line."""
+    return json.dumps(version_as_json(version), ensure_ascii=False)

@@ -1,0 +1,155 @@
+"""What commands share: files in and out, and an end without a trace for what the system and its signals do."""
+
+import contextlib
+import errno
+import os
+import select
+import shutil
+import signal
+import stat
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import IO, BinaryIO
+
+import click
+
+from cogment_model_registry.errors import ModelRegistryError, TooLargeError, shown
+from cogment_model_registry.storage.files import NO_ROOM
+
+_STANDARD_INPUT = 0
+_STANDARD_OUTPUT = 1
+
+_BLOCK_BYTES = 1024 * 1024
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Return whether someone sits at a standard stream, which is None where it was closed."""
+    return stream is not None and stream.isatty()
+
+
+@contextlib.contextmanager
+def telling(what: str) -> Iterator[None]:
+    """Open a context in which the system's errors become errors of one line that begins with `what` failed."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise TooLargeError(f"{what} failed: there is no room: {error.strerror}") from error
+        raise ModelRegistryError(f"{what} failed: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Open a context in which SIGTERM and SIGHUP end the process as an exception does, as SIGINT does anyway."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ending_with_reader() -> Iterator[None]:
+    """Open a context that ends with `BrokenPipeError` once nobody reads standard output any more.
+
+    A command that waits would notice that only with its next word, which may never come.
+    """
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    main_thread = threading.get_ident()
+    stop_reading, stop_writing = os.pipe()
+
+    def look() -> None:
+        poll = select.poll()
+        poll.register(_STANDARD_OUTPUT, 0)
+        poll.register(stop_reading, 0)
+        happened = dict(poll.poll())
+        if stop_reading not in happened and happened.get(_STANDARD_OUTPUT, 0) & (select.POLLERR | select.POLLHUP):
+            signal.pthread_kill(main_thread, signal.SIGPIPE)
+
+    before = signal.signal(signal.SIGPIPE, end)
+    looking = threading.Thread(target=look, name="reader of standard output", daemon=True)
+    looking.start()
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        os.close(stop_writing)
+        looking.join()
+        os.close(stop_reading)
+        signal.signal(signal.SIGPIPE, before)
+
+
+def check_free(path: str, *, force: bool) -> None:
+    """Refuse to replace a file that nobody said is to be replaced, and anything that is no file.
+
+    Raises:
+        click.UsageError: It is there.
+    """
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(status.st_mode):
+        raise click.UsageError(f"{shown(path)} is there, and is no regular file")
+    if not force:
+        raise click.UsageError(f"{shown(path)} is there: give --force to replace it")
+
+
+def _check_open(stream: IO[str] | None) -> None:
+    """Refuse a standard stream that was closed: something else may have got its number since."""
+    if stream is None:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def open_standard_output() -> BinaryIO:
+    """Return standard output for bytes, to be closed.
+
+    Not the one of `sys.stdout`, which Python would flush once more at its end after a failure.
+
+    Raises:
+        OSError: It was closed.
+    """
+    _check_open(sys.stdout)
+    return open(os.dup(_STANDARD_OUTPUT), "wb")
+
+
+@contextlib.contextmanager
+def seekable_input(path: str) -> Iterator[BinaryIO]:
+    """Open a context with a file to read that has a size; ``-`` is standard input.
+
+    What has none, such as a pipe, goes to a temporary file without a name first.
+
+    Raises:
+        click.UsageError: It would come from a terminal.
+        OSError: It cannot be read.
+    """
+    if path == "-" and is_terminal(sys.stdin):
+        raise click.UsageError("a version does not come from a terminal: name a file, or redirect standard input")
+    if path == "-":
+        _check_open(sys.stdin)
+    with open(_STANDARD_INPUT if path == "-" else path, "rb", buffering=0, closefd=path != "-") as source:
+        status = os.fstat(source.fileno())
+        # Files of /proc say that they are empty, and are not.
+        if stat.S_ISREG(status.st_mode) and status.st_size:
+            yield source
+            return
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(source, copy, _BLOCK_BYTES)
+            copy.seek(0)
+            yield copy

@@ -1,0 +1,111 @@
+"""A terminal for programs that behave differently on one: what they show is read, and keys are pressed."""
+
+import contextlib
+import fcntl
+import os
+import pty
+import re
+import select
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.processes import START_SECONDS, clean_environment
+
+_ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][A-Z0-9])")
+
+
+class Terminal:
+    """A `cogment` command on a terminal of its own.
+
+    Attributes:
+        text: What it has shown so far, with all escape sequences.
+        process: The command.
+    """
+
+    def __init__(self, descriptor: int, process: "subprocess.Popen[bytes]") -> None:
+        self._descriptor = descriptor
+        self.process = process
+        self.text = ""
+
+    @property
+    def plain(self) -> str:
+        """What it has shown so far, without escape sequences."""
+        return _ESCAPES.sub("", self.text).replace("\r\n", "\n")
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Return the match of what it shows, as soon as there is one."""
+        deadline = time.monotonic() + START_SECONDS
+        while not (match := re.search(pattern, self.plain)):
+            assert self._read(deadline), f"no {pattern!r}, but: {self.text!r}"
+        return match
+
+    def press(self, keys: str) -> None:
+        os.write(self._descriptor, keys.encode())
+
+    def wait(self) -> int:
+        """Read to the end, and return the exit code."""
+        deadline = time.monotonic() + START_SECONDS
+        while self._read(deadline):
+            pass
+        return self.process.wait(START_SECONDS)
+
+    def _read(self, deadline: float) -> bool:
+        ready, _, _ = select.select([self._descriptor], [], [], max(deadline - time.monotonic(), 0))
+        assert ready, f"nothing more came in time after: {self.text!r}"
+        try:
+            data = os.read(self._descriptor, 65536)
+        except OSError:  # on Linux, when the other side is closed
+            return False
+        self.text += data.decode(errors="replace")
+        return bool(data)
+
+
+@contextlib.contextmanager
+def on_terminal(
+    *arguments: str,
+    columns: int = 100,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    stdout: int | None = None,
+) -> Iterator[Terminal]:
+    """Open a context with a `cogment` command on a terminal, which is killed at the end if it still runs.
+
+    Args:
+        arguments: The words after `cogment`.
+        columns: How wide the terminal is.
+        environment: Variables of its environment.
+        cwd: Its working directory.
+        stdout: Where standard output goes, if not to the terminal.
+    """
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
+    env = {**clean_environment(), "TERM": "xterm-256color", **(environment or {})}
+    for name in ("COLUMNS", "LINES", "NO_COLOR"):
+        env.pop(name, None)
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-m", "cogment_model_registry", *arguments],
+            stdin=theirs,
+            stdout=theirs if stdout is None else stdout,
+            stderr=theirs,
+            env=env,
+            cwd=cwd,
+            start_new_session=True,
+            # The terminal must be the one that controls it, so that Ctrl-C is a signal.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 # one system call, and no lock
+        ) as process:
+            os.close(theirs)
+            theirs = -1
+            try:
+                yield Terminal(ours, process)
+            finally:
+                process.kill()
+    finally:
+        os.close(ours)
+        if theirs >= 0:
+            os.close(theirs)
