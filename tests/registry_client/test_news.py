@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -140,11 +141,14 @@ async def test_a_model_that_was_made_anew_meanwhile_is_another_one(flavour: str)
 # Tracking.
 
 
-async def until(condition: Any) -> None:
+async def until(condition: Callable[[], bool], latest: Any = None) -> None:
     """Wait until something is so that nothing tells of."""
-    async with asyncio.timeout(PATIENT):
-        while not condition():  # noqa: ASYNC110 # what is waited for has no event
-            await asyncio.sleep(0.005)
+    try:
+        async with asyncio.timeout(PATIENT):
+            while not condition():  # noqa: ASYNC110 # what is waited for has no event
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        pytest.fail(f"in vain; {latest.version}, {latest.error!r}" if latest else "in vain")
 
 
 async def test_what_is_tracked_is_decoded_and_there(registry: Any) -> None:
@@ -180,17 +184,17 @@ async def test_waiting_in_vain_times_out(registry: Any) -> None:
 
 async def test_a_model_may_be_tracked_before_it_exists_and_through_all_its_lives(registry: Any) -> None:
     async with registry.track("policy") as latest:
-        await until(lambda: isinstance(latest.error, errors.NotFoundError))
+        await until(lambda: isinstance(latest.error, errors.NotFoundError), latest)
         with pytest.raises(errors.TimedOutError, match="does not exist"):
             await latest.wait_for(timeout=0.05)
         await registry.publish("policy", b"1")
         await latest.wait_for(timeout=PATIENT)
         assert latest.error is None
         await registry.delete_model("policy")
-        await until(lambda: isinstance(latest.error, errors.NotFoundError))
+        await until(lambda: isinstance(latest.error, errors.NotFoundError), latest)
         assert latest.value == b"1"
         await registry.publish("policy", b"new")
-        await until(lambda: latest.value == b"new")
+        await until(lambda: latest.value == b"new", latest)
         assert latest.error is None
 
 
@@ -202,10 +206,10 @@ async def test_trouble_is_told_and_gone_when_it_is_over(flavour: str, tmp_path: 
             async with registry.track("policy") as latest:
                 await latest.wait_for(timeout=PATIENT)
                 await asyncio.to_thread(server.kill)
-                await until(lambda: isinstance(latest.error, errors.UnavailableError))
+                await until(lambda: isinstance(latest.error, errors.UnavailableError), latest)
                 assert latest.value == b"1"
                 with server_process(tmp_path / "archive", port):
-                    await until(lambda: latest.error is None)
+                    await until(lambda: latest.error is None, latest)
                     assert latest.value == b"1"
                     await registry.store("policy", b"2")
                     assert (await latest.wait_for(newer_than=1, timeout=PATIENT)).number > 1
@@ -221,7 +225,7 @@ async def test_a_server_that_is_gone_without_a_word_is_noticed(flavour: str, mon
         opened(flavour, server.port) as registry,
         registry.track("policy") as latest,
     ):
-        await until(lambda: isinstance(latest.error, errors.TimedOutError))
+        await until(lambda: isinstance(latest.error, errors.TimedOutError), latest)
 
 
 async def test_a_version_that_cannot_be_decoded_is_told_until_one_can(registry: Any) -> None:
@@ -229,7 +233,7 @@ async def test_a_version_that_cannot_be_decoded_is_told_until_one_can(registry: 
         await registry.publish("policy", b"1")
         await latest.wait_for(timeout=PATIENT)
         await registry.publish("policy", b"one")
-        await until(lambda: isinstance(latest.error, ValueError))
+        await until(lambda: isinstance(latest.error, ValueError), latest)
         assert (latest.value, latest.version.number) == (1, 1)
         await registry.publish("policy", b"3")
         await latest.wait_for(newer_than=1, timeout=PATIENT)
@@ -251,7 +255,7 @@ async def test_who_takes_long_skips_to_the_latest(registry: Any) -> None:
         for number in range(2, 40):
             await registry.publish("policy", str(number).encode())
         go_on.set()
-        await until(lambda: latest.value == b"39")
+        await until(lambda: latest.value == b"39", latest)
         assert len(decoded) <= 4  # the first, perhaps one whose news were read with it, and the latest
 
 

@@ -1,6 +1,7 @@
 """A connection to a registry, and how calls on it fail: deadlines, retries, errors in the registry's own terms."""
 
 import random
+import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
@@ -78,6 +79,7 @@ class Connection:
 
     def __init__(self, location: Direct | Discovered) -> None:
         self.location = location
+        self._lock = threading.Lock()
         self._channel: Channel | None = None
         self._outdated: list[Channel] = []
         self._is_closed = False
@@ -93,8 +95,9 @@ class Connection:
             raise RuntimeError("the model registry client is closed")
         if self._channel is None:
             address, secure = await self._find(backend, deadline)
-            if self._channel is None:  # nobody else was faster
-                self._channel = backend.connect(address, secure=secure)
+            with self._lock:
+                if self._channel is None:  # nobody else was faster
+                    self._channel = backend.connect(address, secure=secure)
         return self._channel
 
     async def _find(self, backend: Backend, deadline: Deadline) -> tuple[str, bool]:
@@ -104,9 +107,10 @@ class Connection:
 
     def suspect(self, channel: Channel) -> None:
         """Ask the Directory anew before the next call: the registry may have moved."""
-        if isinstance(self.location, Discovered) and self._channel is channel:
-            self._channel = None
-            self._outdated.append(channel)  # other calls may still be under way on it
+        with self._lock:
+            if isinstance(self.location, Discovered) and self._channel is channel:
+                self._channel = None
+                self._outdated.append(channel)  # other calls may still be under way on it
 
     async def aclose(self, backend: Backend) -> None:
         """Close it."""

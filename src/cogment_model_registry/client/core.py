@@ -117,10 +117,12 @@ class Core:
         """See `ModelRegistry.list_models`."""
         models: dict[str, ModelInfo] = {}
         handle = ""
+        deadline = self._call_deadline(timeout)
         while True:
             request = messages.RetrieveModelsRequest(model_handle=handle)
             subject = Subject("listing the models")
-            reply = await self._unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, timeout)
+            seconds = deadline.left_seconds()
+            reply = await self._unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, seconds)
             # Pages are cut by position, so what is created or deleted meanwhile can bring a model twice.
             models.update((message.model_id, convert.model_from_message(message)) for message in reply.model_infos)
             if not reply.model_infos or reply.next_model_handle in ("", handle):
@@ -142,11 +144,13 @@ class Core:
         """See `ModelRegistry.list_versions`."""
         versions: list[VersionInfo] = []
         handle = ""
+        deadline = self._call_deadline(timeout)
         while True:
             subject = Subject(f"listing the versions of model {quoted(model_id)}", model_id)
             request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_handle=handle)
+            seconds = deadline.left_seconds()
             reply = await self._unary(
-                "RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, timeout
+                "RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, seconds
             )
             versions += map(convert.version_from_message, reply.version_infos)
             if not reply.version_infos or reply.next_version_handle in ("", handle):
@@ -177,8 +181,11 @@ class Core:
         *,
         retry: bool = True,
     ) -> Any:
-        seconds = next(each for each in (timeout, self._timeout_seconds, CALL_SECONDS) if each is not None)
+        seconds = self._call_deadline(timeout).left_seconds()
         return await self._calls.unary(method, request, reply_type, subject, seconds, retry=retry)
+
+    def _call_deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(next(each for each in (timeout, self._timeout_seconds, CALL_SECONDS) if each is not None))
 
     def _transfer_deadline(self, size_bytes: int, timeout: float | None) -> Deadline:
         by_size = min(_TRANSFER_SECONDS + size_bytes / _TRANSFER_BYTES_PER_SECOND, _TRANSFER_MAX_SECONDS)
@@ -264,24 +271,29 @@ class Core:
         progress: Wish,
     ) -> VersionInfo:
         """Write the bytes of a version to a file, and return the version."""
-        model_id, number, info = _asked_for(model, version)
-        attempts = 0
-        while True:
-            if info is None:
-                info = await self.get_version(model_id, number, timeout)
+        limit = timeout if timeout is not None else self._timeout_seconds
+        deadline = Deadline(limit) if limit is not None else None
+
+        def left() -> float | None:
+            return deadline.left_seconds() if deadline else None
+
+        model_id, number, known = _asked_for(model, version)
+        info = known or await self.get_version(model_id, number, left())
+        for _ in range(_RESOLVE_ATTEMPTS):
             try:
-                await self._fetch(info, file, timeout, progress)
+                await self._fetch(info, file, left(), progress)
             except (NotFoundError, DataLossError):
-                # A version of a certain number never changes, but what is the latest, or the model, may have.
-                attempts += 1
-                if isinstance(version, VersionInfo) or isinstance(model, VersionInfo) or attempts == _RESOLVE_ATTEMPTS:
-                    raise
-                again = await self.get_version(model_id, number, timeout)
+                # The version that was asked for never changes, but which one is the latest may have.
+                again = known or await self.get_version(model_id, number, left())
                 if again == info:
                     raise
                 info = again
-                continue
-            return info
+            else:
+                return info
+        raise NotFoundError(
+            f"{_version_text(model_id, number)} was replaced {_RESOLVE_ATTEMPTS} times before it could be retrieved",
+            model_id=model_id,
+        )
 
     async def _fetch(self, info: VersionInfo, file: IO[bytes], timeout: float | None, progress: Wish) -> None:
         """Write the bytes of a version to a file: those in the cache, or those of the server."""

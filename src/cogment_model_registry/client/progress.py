@@ -26,7 +26,7 @@ class Progress:
 
 
 Wish: TypeAlias = Callable[[Progress], None] | bool | None
-"""What a caller wants to be told: a callback, a bar (True), nothing (False), or a bar where a terminal is (None).
+"""Who is told: a callback, who looks at a bar (True), nobody (False), or who is at a terminal or a notebook (None).
 
 A callback may be called from another thread; what it raises ends the transfer, and is raised there.
 """
@@ -64,7 +64,7 @@ def reporting(text: str, total_bytes: int, wish: Wish) -> Iterator[Report]:
     """
     if callable(wish):
         yield Report(text, total_bytes, wish)
-    elif wish is False or (wish is None and not sys.stderr.isatty()):
+    elif wish is False or (wish is None and not _is_watched()):
         yield Report(text, total_bytes, lambda _progress: None)
     else:
         from tqdm.auto import tqdm  # noqa: PLC0415 # slow to import, and needed by few
@@ -73,6 +73,11 @@ def reporting(text: str, total_bytes: int, wish: Wish) -> Iterator[Report]:
         delay = 0.0 if wish else _BAR_DELAY_SECONDS
         with tqdm(total=total_bytes, desc=text, unit="B", unit_scale=True, unit_divisor=1024, delay=delay) as bar:
             yield Report(text, total_bytes, lambda progress: _move(bar, progress.done_bytes))
+
+
+def _is_watched() -> bool:
+    """Return whether there is someone to look at a bar: at a terminal, or at a notebook."""
+    return sys.stderr.isatty() or "ipykernel" in sys.modules
 
 
 def _move(bar: Any, done_bytes: int) -> None:
