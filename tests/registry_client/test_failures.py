@@ -423,3 +423,70 @@ async def test_cancelling_ends_an_upload_and_a_download(server: Server, tmp_path
         async with asyncio.timeout(20):
             while (status := await registry.status()) and (status["uploads"], status["retrievals"]) != ("0", "0"):
                 pass
+
+
+# A network that cuts.
+
+
+class Cutting:
+    """A relay in front of a server that cuts each of its first connections after so many bytes of one direction."""
+
+    def __init__(self, port: int, *, cuts: int, after_bytes: int, upwards: bool) -> None:
+        self._target = port
+        self._cuts_left = cuts
+        self._after_bytes = after_bytes
+        self._upwards = upwards
+        self.port = 0
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        copies = [
+            self._copy(reader, server_writer, counted=self._upwards),
+            self._copy(server_reader, writer, counted=not self._upwards),
+        ]
+        try:
+            await asyncio.wait(map(asyncio.ensure_future, copies), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            writer.transport.abort()
+            server_writer.transport.abort()
+
+    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, counted: bool) -> None:
+        copied_bytes = 0
+        try:
+            while data := await source.read(65536):
+                target.write(data)
+                await target.drain()
+                copied_bytes += len(data)
+                if counted and self._cuts_left and copied_bytes > self._after_bytes:
+                    self._cuts_left -= 1
+                    return
+        except ConnectionError:
+            return
+
+
+@asynccontextmanager
+async def cutting(port: int, *, cuts: int, after_bytes: int, upwards: bool = False) -> AsyncIterator[int]:
+    """Open a context with the port of a relay that cuts."""
+    relay = Cutting(port, cuts=cuts, after_bytes=after_bytes, upwards=upwards)
+    server = await asyncio.start_server(relay.relay, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        server.close()
+
+
+async def test_a_download_over_a_network_that_cuts_gets_through(flavour: str, server: Server, tmp_path: Path) -> None:
+    async with opened(flavour, server.port) as registry:
+        await registry.store("policy", LARGE)
+    async with cutting(server.port, cuts=2, after_bytes=10 * MIB) as port, opened(flavour, port) as registry:
+        await registry.download("policy", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == LARGE
+
+
+async def test_an_upload_over_a_network_that_cuts_arrives_once(flavour: str, server: Server) -> None:
+    async with (
+        cutting(server.port, cuts=2, after_bytes=10 * MIB, upwards=True) as port,
+        opened(flavour, port) as registry,
+    ):
+        assert (await registry.publish("policy", LARGE)).number == 1
+        assert [version.number for version in await registry.list_versions("policy")] == [1]
+        assert await registry.retrieve("policy") == LARGE
