@@ -10,21 +10,27 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGUMENTS ?=
+# Which builds of PyTorch `make test-frameworks` may install: those for the CPU alone, or any, with gigabytes of CUDA.
+TORCH ?= cpu
 
 export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 
-.PHONY: help serve test torture bench bench-quick check format protos docs lock clean
+.PHONY: help serve test test-frameworks torture bench bench-quick check format protos docs lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/serve.stamp ## run the model registry on port 9000, with its archive in ./models/
 	$(BIN)/cogment services model_registry --port=9000 --archive_dir=./models/ --grpc_reflection $(ARGUMENTS)
 
 test: $(VENV)/develop.stamp ## run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGUMENTS)
+
+test-frameworks: ## run the tests of what needs PyTorch and JAX, in an environment of their own
+	@$(MAKE) --no-print-directory VENV=.venv-frameworks .venv-frameworks/frameworks-$(TORCH).stamp
+	.venv-frameworks/bin/python -m pytest -n 2 tests/frameworks $(ARGUMENTS)
 
 torture: $(VENV)/develop.stamp ## try to break each promise for hours, going on where the last run ended
 	$(BIN)/python -m tests.torture $(ARGUMENTS)
@@ -73,4 +79,8 @@ $(VENV)/develop.stamp: requirements/develop.txt $(VENV)/serve.stamp
 
 $(VENV)/bench.stamp: requirements/bench.txt $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bench.txt
+	touch $@
+
+$(VENV)/frameworks-$(TORCH).stamp: requirements/frameworks.txt tools/install_frameworks.py $(VENV)/develop.stamp
+	$(BIN)/python tools/install_frameworks.py --torch=$(TORCH)
 	touch $@

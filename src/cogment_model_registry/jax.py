@@ -143,7 +143,7 @@ def _alike(name: str, leaf: object, template: Any) -> object:
     array = np.asarray(leaf)
     if isinstance(template, bool | int | float):
         return type(template)(array.item())
-    if not jax.numpy.can_cast(array.dtype, template.dtype, "same_kind"):
+    if not arrays.may_become(array.dtype, template.dtype):
         raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, not {template.dtype}")
     array = array.astype(template.dtype)
     if isinstance(template, np.ndarray | np.generic):

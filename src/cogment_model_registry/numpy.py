@@ -110,10 +110,10 @@ def _copy(tree: object, into: object, *, strict: bool) -> None:
         strict=strict,
     )
     for name in common:
-        if not np.can_cast(stored[name].dtype, wanted[name].dtype, "same_kind"):
+        if not arrays.may_become(stored[name].dtype, wanted[name].dtype):
             raise InvalidError(f"{quoted(name)} has elements of type {stored[name].dtype}, not {wanted[name].dtype}")
     for name in common:
-        np.copyto(wanted[name], stored[name])
+        np.copyto(wanted[name], stored[name], casting="unsafe")
 
 
 def publish(

@@ -1,6 +1,8 @@
 """A blocking client for the tests of the frameworks; its calls run on a thread, as the server has this one."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -13,3 +15,8 @@ def registry(server: Server) -> Iterator[ModelRegistry]:
     """A client of `server`."""
     with ModelRegistry(f"grpc://127.0.0.1:{server.port}", progress=False) as client:
         yield client
+
+
+async def on_thread(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Await a call that blocks."""
+    return await asyncio.to_thread(call, *arguments, **options)

@@ -1,6 +1,5 @@
 """Trees of NumPy arrays as versions."""
 
-import asyncio
 import importlib.util
 import json
 import math
@@ -8,7 +7,6 @@ import pickle
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
@@ -24,6 +22,7 @@ from cogment_model_registry import ModelRegistry, aio, numpy
 from cogment_model_registry.errors import InvalidError, NotFoundError
 from cogment_model_registry.server import Server
 from cogment_model_registry.tensors import trees, versions
+from tests.frameworks.conftest import on_thread
 
 
 class Layer(NamedTuple):
@@ -291,14 +290,21 @@ def test_a_header_without_a_structure_is_refused(text: str) -> None:
         numpy.decode(data)
 
 
-@pytest.mark.skipif(
-    "ml_dtypes" in sys.modules or importlib.util.find_spec("ml_dtypes") is not None, reason="it is there"
-)
-def test_bfloat16_needs_a_package_and_says_so() -> None:
+def test_bfloat16_is_read_where_there_is_a_package_for_it() -> None:
     header = b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
-    data = len(header).to_bytes(8, "little") + header + bytes(2)
-    with pytest.raises(InvalidError, match="bfloat16, which NumPy has only where the package ml_dtypes is installed"):
-        numpy.decode(data)
+    data = len(header).to_bytes(8, "little") + header + b"\xc0\x3f"
+    if importlib.util.find_spec("ml_dtypes") is None:
+        message = "bfloat16, which NumPy has only where the package ml_dtypes is installed"
+        with pytest.raises(InvalidError, match=message):
+            numpy.decode(data)
+        return
+    into = {"a": np.zeros(1, np.float32)}
+    numpy.decode(data, into=into)
+    assert into["a"] == 1.5
+    assert numpy.decode(data)["a"].dtype.name == "bfloat16"
+    assert same(numpy.decode(data, dtype=np.float16), {"a": np.array([1.5], np.float16)})
+    numpy.decode(numpy.encode(into, dtype="bfloat16").data, into=into)
+    assert into["a"] == 1.5
 
 
 def test_the_users_notes_are_kept_and_reserved_ones_are_refused() -> None:
@@ -307,10 +313,6 @@ def test_the_users_notes_are_kept_and_reserved_ones_are_refused() -> None:
     for key in ("format", "framework"):
         with pytest.raises(InvalidError, match=f'key "{key}", which is reserved'):
             numpy.encode({}, user_data={key: "mine"})
-
-
-async def on_thread(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    return await asyncio.to_thread(partial(call, *arguments, **options))
 
 
 async def test_a_tree_is_published_and_loaded(registry: ModelRegistry) -> None:

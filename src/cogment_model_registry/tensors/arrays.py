@@ -109,6 +109,18 @@ def is_floating(dtype: np.dtype[Any]) -> bool:
     return dtype.name.startswith(("float", "bfloat"))
 
 
+def may_become(stored: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
+    """Return whether elements may be copied to such of another type: of the same kind, or of one that has it within.
+
+    That is NumPy's rule for "same_kind", which does not know the types that it does not have itself.
+    """
+
+    def rank(dtype: np.dtype[Any]) -> int:
+        return "buifc".find("f" if is_floating(dtype) else dtype.kind)
+
+    return 0 <= rank(stored) <= rank(wanted)
+
+
 def converted(array: Array, dtype: npt.DTypeLike | None) -> Array:
     """Return an array with elements of another type, if they are floating-point numbers."""
     if dtype is None or not is_floating(array.dtype):
