@@ -1,0 +1,57 @@
+"""Every snippet of the page on frameworks runs, as far as the frameworks are installed, against a real server."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cogment_model_registry.tensors import versions
+from tests.processes import clean_environment, server_process
+
+PAGE = (Path(__file__).parent.parent.parent / "docs/frameworks.md").read_text()
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
+
+SCRIPTS = {
+    "torch": ["PyTorch"],
+    "jax": ["JAX"],
+    "numpy": ["NumPy", "The latest version, always at hand", "asyncio"],
+}
+"""The sections that are read one after another, by the framework that they need."""
+
+
+def snippets(section: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```$", SECTIONS[section], re.MULTILINE | re.DOTALL)
+
+
+def test_every_snippet_is_run_by_a_test() -> None:
+    covered = [section for sections in SCRIPTS.values() for section in sections]
+    assert sorted(covered) == sorted(section for section in SECTIONS if snippets(section))
+    assert PAGE.count("```python") == sum(len(snippets(section)) for section in covered)
+
+
+@pytest.mark.parametrize("framework", SCRIPTS)
+def test_every_snippet_runs(framework: str, tmp_path: Path) -> None:
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f"{framework} is not installed: make test-frameworks")
+    script = tmp_path / "page.py"
+    with server_process(tmp_path / "archive") as server:
+        text = "\n".join(snippet for section in SCRIPTS[framework] for snippet in snippets(section))
+        script.write_text(text.replace("grpc://localhost:9000", f"grpc://127.0.0.1:{server.port}"))
+        result = subprocess.run(
+            [sys.executable, str(script)],
+            capture_output=True,
+            text=True,
+            timeout=50,
+            check=False,
+            cwd=tmp_path,
+            env=clean_environment(),
+        )
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_page_names_what_is_reserved() -> None:
+    for name in (versions.FORMAT_KEY, versions.FRAMEWORK_KEY, versions.FORMAT):
+        assert f"`{name}`" in SECTIONS["What a version has"]
