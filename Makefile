@@ -17,7 +17,7 @@ export PIP_CACHE_DIR := $(CURDIR)/.cache/pip
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 
-.PHONY: help serve test test-frameworks torture bench bench-quick check format protos docs lock clean
+.PHONY: help serve test test-frameworks torture bench bench-quick check format protos docs session lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,8 +56,11 @@ format: $(VENV)/develop.stamp ## format the code and mend what can be mended
 protos: $(VENV)/develop.stamp ## generate the modules of wire/_generated
 	$(BIN)/python tools/generate_protos.py
 
-docs: $(VENV)/develop.stamp ## generate the tables of settings in README.md and docs/
+docs: $(VENV)/develop.stamp ## generate the tables and the help texts in README.md and docs/
 	$(BIN)/python tools/generate_docs.py
+
+session: $(VENV)/develop.stamp ## record the session on a terminal that the README shows
+	$(BIN)/python tools/record_session.py
 
 lock: $(VENV)/develop.stamp ## pin the dependencies anew
 	$(BIN)/python tools/lock_requirements.py

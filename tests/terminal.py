@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.processes import START_SECONDS, clean_environment
@@ -71,7 +71,7 @@ def on_terminal(
     columns: int = 100,
     environment: dict[str, str] | None = None,
     cwd: Path | None = None,
-    stdout: int | None = None,
+    program: Sequence[str] = ("-m", "cogment_model_registry"),
 ) -> Iterator[Terminal]:
     """Open a context with a `cogment` command on a terminal, which is killed at the end if it still runs.
 
@@ -80,7 +80,7 @@ def on_terminal(
         columns: How wide the terminal is.
         environment: Variables of its environment.
         cwd: Its working directory.
-        stdout: Where standard output goes, if not to the terminal.
+        program: What Python is to run, instead of `cogment`.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
@@ -89,9 +89,9 @@ def on_terminal(
         env.pop(name, None)
     try:
         with subprocess.Popen(
-            [sys.executable, "-m", "cogment_model_registry", *arguments],
+            [sys.executable, *program, *arguments],
             stdin=theirs,
-            stdout=theirs if stdout is None else stdout,
+            stdout=theirs,
             stderr=theirs,
             env=env,
             cwd=cwd,

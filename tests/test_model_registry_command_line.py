@@ -197,7 +197,7 @@ def test_versions_are_published_stored_listed_and_shown(cogment: Cogment) -> Non
     assert second.split()[:2] + second.split()[3:] == ["2", "archived", "2048"]
     assert cogment.output("list_versions", "m", "--quiet") == "1\n2\n"
     details = dict(line.split(maxsplit=1) for line in cogment.output("show_version", "m", "1").splitlines())
-    assert details["sha256"] == b64encode(hashlib.sha256(DATA).digest()).decode()
+    assert details["data_hash"] == b64encode(hashlib.sha256(DATA).digest()).decode()
     assert (details["size"], details["created"]) == ("9", created)
 
 
@@ -611,14 +611,14 @@ def test_tables_fit_the_width_of_a_terminal(cogment: Cogment, registry: ModelReg
 def test_nothing_of_a_text_is_taken_for_markup(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.create_model("m", user_data={"tag": "[red]:smile:"})
     with on_terminal(*WORDS, "list_models", environment=cogment.environment) as terminal:
-        assert terminal.wait() == 0
+        assert terminal.wait() == 0, terminal.text
     assert "tag=[red]:smile:" in terminal.plain
 
 
 def test_details_have_units_and_ages_on_a_terminal(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.publish("m", b"x" * 2048)
     with on_terminal(*WORDS, "show_version", "m", environment=cogment.environment) as terminal:
-        assert terminal.wait() == 0
+        assert terminal.wait() == 0, terminal.text
     assert "2.0 KiB (2048 bytes)" in terminal.plain
     assert re.search(r"Z \((just now|\d+ s ago)\)", terminal.plain)
 
@@ -637,6 +637,12 @@ def test_a_deletion_is_asked_for_on_a_terminal(cogment: Cogment, registry: Model
     assert "Traceback" not in terminal.plain
 
 
+IMPATIENT = (
+    "import sys; from cogment_model_registry import cli; from cogment_model_registry.cli import progress; "
+    "progress.DELAY_SECONDS = 0; sys.exit(cli.main(sys.argv[1:]))"
+)
+
+
 def test_transfers_show_a_bar_on_a_terminal_unless_they_are_to_be_quiet(cogment: Cogment) -> None:
     (cogment.directory / "large").write_bytes(b"x" * 20_000_000)
     for words, bar in (
@@ -647,10 +653,17 @@ def test_transfers_show_a_bar_on_a_terminal_unless_they_are_to_be_quiet(cogment:
         for quiet in ([], ["--quiet"]):
             force = ["--force"] if words[0] == "retrieve" else []
             command = (*WORDS, *words, *quiet, *force)
-            with on_terminal(*command, environment=cogment.environment, cwd=cogment.directory) as terminal:
-                assert terminal.wait() == 0
+            program, directory = ("-c", IMPATIENT), cogment.directory
+            with on_terminal(*command, program=program, environment=cogment.environment, cwd=directory) as terminal:
+                assert terminal.wait() == 0, terminal.text
             assert (bar in terminal.plain) == (not quiet), terminal.text
             assert terminal.text.count("\x1b[?25l") == terminal.text.count("\x1b[?25h"), "the cursor is shown again"
+
+
+def test_a_transfer_that_is_over_at_once_shows_no_bar(cogment: Cogment) -> None:
+    with on_terminal(*WORDS, "publish", "m", "w", environment=cogment.environment, cwd=cogment.directory) as terminal:
+        assert terminal.wait() == 0, terminal.text
+    assert terminal.plain == "published version 1 of model m: 9 B\n"
 
 
 def test_bytes_go_neither_to_a_terminal_nor_come_from_one(cogment: Cogment, registry: ModelRegistry) -> None:

@@ -1,8 +1,8 @@
-"""Write the tables of settings and figures into the documents; with `--check`, only tell whether they are up to date.
+"""Write what is generated into the documents; with `--check`, only tell whether they are up to date.
 
 A document has each table between two comments: ``<!-- settings -->`` and ``<!-- /settings -->`` for the registry,
-``<!-- directory settings -->`` and ``<!-- /directory settings -->`` for the Directory, and so on. Figures come from the
-files that `make bench` wrote.
+``<!-- directory settings -->`` and ``<!-- /directory settings -->`` for the Directory, and so on. Figures come from
+files that `make bench` wrote; the help of a command, in ``<!-- help cogment archive -->`` and the like, from itself.
 """
 
 import argparse
@@ -13,6 +13,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import click
+
+from cogment_model_registry.cli import cogment
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -114,6 +117,30 @@ def trials() -> str:
     return "\n".join([machine(TRIALS), "", "| what | value | beside | ratio |", "|---|---|---|---|", *rows])
 
 
+HELP_WIDTH = 100
+
+
+def commands(path: tuple[str, ...] = ("cogment",)) -> dict[tuple[str, ...], click.Context]:
+    """Return the context of each command and group, by the words that name it."""
+    found: dict[tuple[str, ...], click.Context] = {}
+
+    def walk(command: click.Command, words: tuple[str, ...], parent: click.Context | None) -> None:
+        settings = command.context_settings
+        context = click.Context(command, parent, words[-1], **{**settings, "terminal_width": HELP_WIDTH})
+        found[words] = context
+        if isinstance(command, click.Group):
+            for name in command.list_commands(context):
+                walk(command.commands[name], (*words, name), context)
+
+    walk(cogment, path, None)
+    return found
+
+
+def help_of(context: click.Context) -> str:
+    """Return the help of a command, as a block."""
+    return f"```text\n{context.get_help()}\n```"
+
+
 DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"settings": short_table},
     "docs/configuration.md": {"settings": registry_reference, "directory settings": directory_reference},
@@ -121,6 +148,10 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "figures": lambda: figures(FIGURES, "figures", "beside"),
         "peers": lambda: figures(FIGURES, "peers", "the other"),
         "trials": trials,
+    },
+    "docs/command_line.md": {
+        f"help {' '.join(words)}": lambda context=context: help_of(context)  # type: ignore[misc] # no such lambda
+        for words, context in commands().items()
     },
 }
 """What to write into each document, by the name in the comments around it."""

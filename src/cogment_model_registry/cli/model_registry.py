@@ -312,7 +312,8 @@ def _event_format(flags: Flags) -> Callable[[VersionInfo], str]:
 def status(flags: Flags) -> None:
     """Show what the registry tells of its state, and what it is made of. With --quiet prints nothing."""
     with flags.connected() as registry:
-        versions, statuses = registry.server_versions(), registry.status()
+        # A map on the wire has no order; what is printed has one.
+        versions, statuses = registry.server_versions(), dict(sorted(registry.status().items()))
         if flags.as_json:
             presentation.print_json({"server_versions": versions, "status": statuses})
         elif not flags.is_quiet:

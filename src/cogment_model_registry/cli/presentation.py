@@ -105,7 +105,7 @@ def version_details(version: VersionInfo) -> dict[str, str]:
         "kind": kind(version),
         "created": moment_text(version.created_ns),
         "size": size_text(version.data_size_bytes),
-        "sha256": version.data_hash,
+        "data_hash": version.data_hash,
         "user_data": user_data_text(version.user_data),
     }
     if is_for_people() and version.data_size_bytes >= 1024:

@@ -2,6 +2,8 @@
 
 import contextlib
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from cogment_model_registry.client.progress import Progress, Wish
+
+DELAY_SECONDS = 0.5
+"""A transfer that is over by then shows no bar."""
 
 
 def is_shown() -> bool:
@@ -36,7 +41,7 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
 
 @contextlib.contextmanager
 def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
-    """Open a context with whom a client is to tell of a transfer; the bar goes away at its end.
+    """Open a context with whom a client is to tell of a transfer; the bar comes after a moment, and goes at the end.
 
     Args:
         description: What is under way.
@@ -45,12 +50,27 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
     if is_quiet or not is_shown():
         yield False
         return
-    with _bar(description, None) as (bar, task):
+    shown_from = time.monotonic() + DELAY_SECONDS
+    lock = threading.Lock()
+    with contextlib.ExitStack() as stack:
+        bars: list[tuple[Bar, TaskID]] = []
+        is_over = False
 
         def tell(progress: "Progress") -> None:
-            bar.update(task, completed=progress.done_bytes, total=progress.total_bytes)
+            # A thread of gRPC's may still tell something when the transfer is over.
+            with lock:
+                if is_over or time.monotonic() < shown_from:
+                    return
+                if not bars:
+                    bars.append(stack.enter_context(_bar(description, progress.total_bytes)))
+                bar, task = bars[0]
+                bar.update(task, completed=progress.done_bytes)
 
-        yield tell
+        try:
+            yield tell
+        finally:
+            with lock:
+                is_over = True
 
 
 @contextlib.contextmanager
