@@ -4,6 +4,7 @@ import contextlib
 import functools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
@@ -24,6 +25,9 @@ RETRY_SECONDS = 3.0
 
 _COMPLETION_SECONDS = 1.0
 """How long a completion may take: a shell is mute meanwhile."""
+
+_THREAD_SECONDS = 1.0
+"""How long a thread of gRPC's may take to end; it takes less than a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +77,28 @@ def _registry(flags: Flags, retry_seconds: float) -> Iterator["ModelRegistry"]:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from cogment_model_registry import ModelRegistry  # noqa: PLC0415 # after the line above, and not for --help
 
-    with ModelRegistry(
-        flags.endpoint,
-        directory_endpoint=flags.directory_endpoint,
-        directory_authentication_token=flags.directory_authentication_token,
-        timeout=flags.timeout_seconds,
-        retry_seconds=retry_seconds,
-        progress=False,
-    ) as registry:
-        yield registry
+    try:
+        with ModelRegistry(
+            flags.endpoint,
+            directory_endpoint=flags.directory_endpoint,
+            directory_authentication_token=flags.directory_authentication_token,
+            timeout=flags.timeout_seconds,
+            retry_seconds=retry_seconds,
+            progress=False,
+        ) as registry:
+            yield registry
+    finally:
+        _join_threads()
+
+
+def _join_threads() -> None:
+    """Wait for gRPC's threads, which end once the connection is closed.
+
+    A process that ends while one of them is in C++ may be aborted: Python ends such a thread by unwinding its stack.
+    """
+    for thread in threading.enumerate():
+        if thread.daemon and thread is not threading.current_thread():
+            thread.join(_THREAD_SECONDS)
 
 
 class _Seconds(click.FloatRange):
