@@ -1,0 +1,131 @@
+"""Actors: processes that play with the latest version of the policy, and send their episodes to the trainer.
+
+An actor has one end of a pipe, the trainer the other one. A pipe that is full makes the actor wait, so it never plays
+far ahead; a pipe whose other end is closed makes it end, however the trainer ended.
+"""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Any
+
+import gymnasium
+import numpy as np
+from policy import Array, Weights, choose
+
+from cogment_model_registry import Latest, ModelRegistry, numpy
+
+FIRST_VERSION_SECONDS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What an actor played, from the start until the pole fell, or until 500 steps.
+
+    Attributes:
+        version_number: The version of the policy that it was played with.
+        observations: What was observed before each step, one a row.
+        actions: The action of each step.
+    """
+
+    version_number: int
+    observations: Array
+    actions: Array
+
+    @property
+    def total_return(self) -> int:
+        """The sum of the rewards: CartPole gives 1 for each step."""
+        return len(self.actions)
+
+
+def act(name: str, endpoint: str, model_id: str, seed: int, outbox: "Connection[Episode, Any]") -> None:
+    """Play until the trainer is gone; the whole life of an actor's process."""
+    environment = gymnasium.make("CartPole-v1")
+    environment.reset(seed=seed)
+    rng = np.random.default_rng(seed)
+    with ModelRegistry(endpoint) as registry, registry.track(model_id, decode=numpy.decode) as latest:
+        first = latest.wait_for(timeout=FIRST_VERSION_SECONDS)
+        print(f"{name}: begins with version {first.number}", flush=True)
+        is_stale = False
+        # A snapshot is a version with its weights; what comes meanwhile is for the next episode.
+        while (snapshot := latest.snapshot) is not None:
+            is_stale = tell_staleness(name, latest, is_stale)
+            version, weights = snapshot
+            try:
+                outbox.send(play(environment, version.number, weights, rng))
+            except BrokenPipeError:
+                break
+
+
+def tell_staleness(name: str, latest: Latest[Weights], was_stale: bool) -> bool:
+    """Say whether the weights may be stale when that has changed, and return it.
+
+    An actor that has lost the registry plays on: the trainer decides which versions are too old for it.
+    """
+    error = latest.error
+    if error is not None and not was_stale:
+        print(f"{name}: the weights may be stale: {error}", flush=True)
+    elif error is None and was_stale:
+        print(f"{name}: the weights are up to date again", flush=True)
+    return error is not None
+
+
+def play(
+    environment: gymnasium.Env[Array, int], version_number: int, weights: Weights, rng: np.random.Generator
+) -> Episode:
+    """Play one episode."""
+    observations, actions = [], []
+    observation, _ = environment.reset()
+    is_over = False
+    while not is_over:
+        action = choose(weights, observation, rng)
+        observations.append(observation)
+        actions.append(action)
+        observation, _, terminated, truncated, _ = environment.step(action)
+        is_over = terminated or truncated
+    return Episode(version_number, np.array(observations, np.float32), np.array(actions, np.int8))
+
+
+@contextmanager
+def playing(count: int, endpoint: str, model_id: str, seed: int) -> Iterator[Iterator[Episode]]:
+    """Open a context in which actors play, with an iterator over their episodes."""
+    # A process that uses gRPC cannot be forked.
+    context = multiprocessing.get_context("spawn")
+    processes, inboxes = [], []
+    # Ctrl-C is for all processes of a terminal. Actors ignore it from their first moment on, and end after the trainer.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for number in range(1, count + 1):
+            inbox, outbox = context.Pipe(duplex=False)
+            name = f"actor {number}"
+            process = context.Process(
+                target=act, args=(name, endpoint, model_id, seed + number, outbox), name=name, daemon=True
+            )
+            process.start()
+            outbox.close()  # the actor has its own, and the pipe is to be closed once that one is
+            processes.append(process)
+            inboxes.append(inbox)
+        signal.signal(signal.SIGINT, handler)
+        yield receive(inboxes)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        for inbox in inboxes:
+            inbox.close()
+        for process in processes:
+            process.join()
+
+
+def receive(inboxes: "list[Connection[Any, Episode]]") -> Iterator[Episode]:
+    """Yield episodes as they come, one of each actor in turn.
+
+    Raises:
+        EOFError: An actor ended.
+    """
+    while True:
+        ready = wait(inboxes)
+        for inbox in inboxes:
+            if inbox in ready:
+                yield inbox.recv()

@@ -1,0 +1,206 @@
+"""The trainer: starts actors, learns from what they play, publishes each update, and stores the best version.
+
+What learns is `train.py`'s or `train_torch.py`'s; everything that has to do with the registry and the actors is here.
+"""
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Protocol
+
+import numpy as np
+from actors import Episode, playing
+
+from cogment_model_registry import ModelRegistry, VersionInfo
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError, UnavailableError
+
+ENDPOINT_VARIABLE = "COGMENT_MODEL_REGISTRY_ENDPOINT"
+
+LAG_MAX_VERSIONS = 5
+"""An episode that was played with an older version than this tells too little about the weights of now."""
+
+BETTER = 1.05
+"""A version is stored when it is so many times as good as the last one that was."""
+
+
+class Learner(Protocol):
+    """What learns a policy."""
+
+    def update(self, episodes: Sequence[Episode]) -> None:
+        """Take one step of learning."""
+
+    def publish(self, registry: ModelRegistry, model_id: str, user_data: dict[str, str]) -> VersionInfo:
+        """Publish the policy as a transient version."""
+
+
+class Trainer:
+    """One run of training.
+
+    Args:
+        registry: The client.
+        model_id: The model whose versions are published.
+        learner: What learns.
+
+    Attributes:
+        returns: The returns of all episodes by the number of the version that they were played with.
+        stored: The numbers of the versions that were stored for good, and of those that they are copies of.
+    """
+
+    def __init__(self, registry: ModelRegistry, model_id: str, learner: Learner) -> None:
+        self.returns: dict[int, list[float]] = defaultdict(list)
+        self.stored: dict[int, int] = {}
+        self._registry = registry
+        self._model_id = model_id
+        self._learner = learner
+        self._best_return = 0.0
+        self._steps = 0
+        self._latest = learner.publish(registry, model_id, {"step": "0"})
+
+    def train(self, episodes: Iterator[Episode], updates: int, episodes_per_update: int) -> None:
+        """Learn from episodes, and print how it goes about twenty times."""
+        for update in range(1, updates + 1):
+            batch, dropped = self._gather(episodes, episodes_per_update)
+            mean_return = float(np.mean([episode.total_return for episode in batch]))
+            self._learner.update(batch)
+            try:
+                self._store_best(min_episodes=episodes_per_update)
+                user_data = {"step": str(self._steps), "mean_return": f"{mean_return:.1f}"}
+                self._latest = self._learner.publish(self._registry, self._model_id, user_data)
+            except (NotFoundError, UnavailableError) as error:
+                # The registry is away for longer than the client tries, or was restarted and has lost what was not
+                # stored. The actors play on with what they have, and the next update is another chance.
+                print(f"update {update} is not published: {error}", flush=True)
+            if update % max(updates // 20, 1) == 0:
+                numbers = [episode.version_number for episode in batch]
+                print(
+                    f"update {update:4d}  version {self._latest.number:4d}  mean return {mean_return:5.1f}"
+                    f"  steps {self._steps:7,d}  played with versions {min(numbers)} to {max(numbers)}"
+                    f"  ({dropped} episodes too old)",
+                    flush=True,
+                )
+
+    def _gather(self, episodes: Iterator[Episode], count: int) -> tuple[list[Episode], int]:
+        """Return as many episodes of recent versions, and how many of older ones came between them."""
+        batch: list[Episode] = []
+        dropped = 0
+        for episode in episodes:
+            self._steps += episode.total_return
+            self.returns[episode.version_number].append(episode.total_return)
+            if self._latest.number - episode.version_number > LAG_MAX_VERSIONS:
+                dropped += 1
+            else:
+                batch.append(episode)
+            if len(batch) == count:
+                break
+        return batch, dropped
+
+    def _store_best(self, min_episodes: int) -> None:
+        """Store the best of the recent versions, if it is clearly better than the one that was stored last.
+
+        How good a version is shows only when it has been played with. By then it is transient, and is retrieved once
+        more to be stored.
+        """
+        known = {*self.stored.keys(), *self.stored.values()}
+        recent = range(self._latest.number - LAG_MAX_VERSIONS, self._latest.number + 1)
+        scores = {
+            number: float(np.mean(self.returns[number]))
+            for number in recent
+            if number in self.returns and number not in known and len(self.returns[number]) >= min_episodes
+        }
+        best = max(scores, key=scores.__getitem__, default=0)
+        if not best or scores[best] <= self._best_return * BETTER:
+            return
+        version = self._registry.get_version(self._model_id, best)
+        user_data = {**version.user_data, "copy_of": str(best), "mean_return": f"{scores[best]:.1f}"}
+        copy = self._registry.store(self._model_id, self._registry.retrieve(version), user_data=user_data)
+        self._best_return = scores[best]
+        self.stored[copy.number] = best
+        print(f"stored version {best} as version {copy.number}: mean return {scores[best]:.1f}", flush=True)
+
+
+@contextmanager
+def own_server() -> Iterator[str]:
+    """Open a context in which a registry of our own serves, with its endpoint; what it stores goes with it."""
+    with tempfile.TemporaryDirectory() as archive_dir:
+        command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry"]
+        command += ["--host=127.0.0.1", "--port=0", f"--archive_dir={archive_dir}", "--log_format=json"]
+        # A process group of its own, so that Ctrl-C does not end it before those who use it.
+        with subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0) as server:
+            try:
+                lines = (json.loads(line) for line in server.stdout or ())
+                port = next(line["port"] for line in lines if line["event"] == "serving")
+                threading.Thread(target=lambda: list(lines), daemon=True).start()  # a full pipe would stop it
+                yield f"grpc://127.0.0.1:{port}"
+            finally:
+                server.terminate()
+
+
+def parse_options(description: str) -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument(
+        "--endpoint",
+        default=os.environ.get(ENDPOINT_VARIABLE),
+        help=f"where the registry is, such as grpc://localhost:9000 (default: that of {ENDPOINT_VARIABLE}, "
+        "else one is started, and ends with the training)",
+    )
+    parser.add_argument("--model", default="cartpole", help="the id of the model (default: cartpole)")
+    parser.add_argument("--updates", type=int, default=200, help="how many updates to make (default: 200)")
+    parser.add_argument("--episodes", type=int, default=8, help="how many episodes an update is made of (default: 8)")
+    parser.add_argument("--actors", type=int, default=4, help="how many processes play (default: 4)")
+    parser.add_argument("--seed", type=int, default=0, help="begins all chance but that of timing (default: 0)")
+    parser.add_argument("--plot", metavar="FILE", help="plot the returns to this file: .svg, .png or .pdf")
+    return parser.parse_args()
+
+
+def plotter(path: str, model_id: str) -> Callable[[Trainer], None]:
+    """Return what plots a run to a file."""
+    # Actors load this module too, and plot nothing. Whoever has no matplotlib learns it before the training.
+    from plot import plot_returns  # noqa: PLC0415
+
+    def write(trainer: Trainer) -> None:
+        plot_returns(path, trainer.returns, trainer.stored, f"{model_id}: return by version")
+        print(f"plotted {path}", flush=True)
+
+    return write
+
+
+def run(description: str, new_learner: Callable[[int], Learner]) -> int:
+    """Train as the command line says, and return the exit code.
+
+    Args:
+        description: What `--help` says.
+        new_learner: Makes what learns from a seed.
+    """
+    options = parse_options(description)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+    try:
+        with ExitStack() as stack:
+            endpoint = options.endpoint or stack.enter_context(own_server())
+            registry = stack.enter_context(ModelRegistry(endpoint))
+            print(f"training {options.model} with the registry at {endpoint}", flush=True)
+            trainer = Trainer(registry, options.model, new_learner(options.seed))
+            write_plot = plotter(options.plot, options.model) if options.plot else None
+            try:
+                episodes = stack.enter_context(playing(options.actors, endpoint, options.model, options.seed))
+                trainer.train(episodes, options.updates, options.episodes)
+            finally:
+                if write_plot is not None and trainer.returns:
+                    write_plot(trainer)
+            if trainer.stored:
+                print(f"the best version is {max(trainer.stored)}, which is archived", flush=True)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+        return 130
+    except (EOFError, ModelRegistryError) as error:
+        print(f"error: {str(error) or 'an actor ended'}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,194 @@
+"""Serve the archived versions of a policy over HTTP: wait for the first, and switch when a newer one is stored.
+
+    python examples/deploy.py --endpoint grpc://localhost:9000 --model cartpole --port 8080
+    curl localhost:8080
+    curl localhost:8080 -d '[0.0, 0.1, 0.02, -0.1]'
+
+It needs NumPy and the client of the registry, and nothing of what trained the policy: the policies of `cartpole/` are
+a hidden layer and an output layer, by these names. The weights lie in a file, which is replaced whole or not at all, so
+whatever else reads it sees a version, and never half of one.
+"""
+
+import argparse
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cogment_model_registry import ModelRegistry, VersionInfo, numpy
+from cogment_model_registry.errors import InvalidError, ModelRegistryError
+
+RETRY_SECONDS = 1.0
+REQUEST_SECONDS = 10.0
+REQUEST_MAX_BYTES = 64 * 1024
+
+
+class Policy(NamedTuple):
+    """A version that is served, with its weights: always replaced together."""
+
+    version: VersionInfo
+    weights: dict[str, Any]
+
+    def act(self, observation: object) -> int:
+        """Return the most probable action.
+
+        Raises:
+            ValueError: The observation is not as many numbers as the policy takes.
+        """
+        size = self.weights["hidden.weight"].shape[1]
+        array = np.asarray(observation, np.float32)
+        if array.shape != (size,) or not np.isfinite(array).all():
+            raise ValueError(f"an observation is a list of {size} numbers")
+        hidden = np.tanh(self.weights["hidden.weight"] @ array + self.weights["hidden.bias"])
+        return int(np.argmax(self.weights["output.weight"] @ hidden + self.weights["output.bias"]))
+
+
+class Service(ThreadingHTTPServer):
+    """Answers requests, each on a thread, with the policy that is there when it begins.
+
+    Attributes:
+        policy: What is served; None until there is an archived version.
+    """
+
+    daemon_threads = False  # closing it waits for the answers that are under way
+
+    def __init__(self, port: int) -> None:
+        super().__init__(("127.0.0.1", port), Requests)
+        self.policy: Policy | None = None
+
+
+class Requests(BaseHTTPRequestHandler):
+    """GET tells the version; POST with an observation tells the action."""
+
+    server: Service
+    timeout = REQUEST_SECONDS
+
+    def do_GET(self) -> None:  # the base class calls it
+        """Tell which version is served."""
+        policy = self.server.policy
+        if policy is None:
+            self._reply(503, {"error": "there is no archived version yet"})
+            return
+        version = policy.version
+        self._reply(200, {"model": version.model_id, "version": version.number, "user_data": dict(version.user_data)})
+
+    def do_POST(self) -> None:  # the base class calls it
+        """Tell the action for an observation, and the version that chose it."""
+        policy = self.server.policy
+        length = self.headers.get("Content-Length", "")
+        # What is sent is read even if it cannot be used: a connection closed before that may lose the reply.
+        body = self.rfile.read(min(int(length), REQUEST_MAX_BYTES)) if length.isdecimal() else b""
+        if policy is None:
+            self._reply(503, {"error": "there is no archived version yet"})
+            return
+        try:
+            action = policy.act(json.loads(body))
+        except (ValueError, TypeError, RecursionError) as error:
+            self._reply(400, {"error": str(error)})
+            return
+        self._reply(200, {"action": action, "version": policy.version.number})
+
+    def _reply(self, status: int, reply: dict[str, object]) -> None:
+        body = json.dumps(reply).encode() + b"\n"
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Log no requests."""
+
+
+@contextmanager
+def serving(port: int) -> Iterator[Service]:
+    """Open a context in which a thread answers requests; those that are under way at its end are answered."""
+    with Service(port) as service:
+        thread = threading.Thread(target=service.serve_forever)
+        thread.start()
+        try:
+            yield service
+        finally:
+            service.shutdown()
+            thread.join()
+
+
+def archived_versions(registry: ModelRegistry, model_id: str) -> Iterator[VersionInfo]:
+    """Yield the newest archived version of a model, then newer ones as they are stored, for ever.
+
+    Raises:
+        NotFoundError: There is no such model, or no more.
+        UnavailableError: The registry does not answer, for longer than a restart takes.
+    """
+    last = None
+    for latest in registry.watch(model_id):
+        # A watch always tells the latest version, but not each one before it; so an archived one that is followed by a
+        # transient one at once may be known to the listing alone.
+        archived = latest if latest.archived else None
+        if archived is None:
+            archived = next((each for each in reversed(registry.list_versions(model_id)) if each.archived), None)
+        if archived is not None and archived != last:
+            last = archived
+            yield archived
+
+
+def switch(service: Service, registry: ModelRegistry, version: VersionInfo, path: Path) -> None:
+    """Download a version, and serve it from the next request on.
+
+    Raises:
+        InvalidError: It is no policy.
+    """
+    registry.download(version, path)
+    policy = Policy(version, numpy.decode(path.read_bytes()))
+    try:
+        size = policy.weights["hidden.weight"].shape[1]
+        policy.act([0.0] * size)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise InvalidError(f"version {version.number} is no policy: {error!r}") from error
+    service.policy = policy
+    print(f"serving version {version.number}, {version.data_size_bytes} bytes in {path}", flush=True)
+
+
+def follow(service: Service, registry: ModelRegistry, model_id: str, path: Path) -> None:
+    """Serve the newest archived version for ever, whatever happens to the registry and the model."""
+    trouble = ""
+    while True:
+        try:
+            for version in archived_versions(registry, model_id):
+                trouble = ""
+                if service.policy is None or version != service.policy.version:
+                    switch(service, registry, version, path)
+        except ModelRegistryError as error:
+            # What is served stays; what went wrong is told once.
+            if str(error) != trouble:
+                trouble = str(error)
+                print(f"waiting: {trouble}", flush=True)
+        time.sleep(RETRY_SECONDS)
+
+
+def main() -> None:
+    """Serve as the command line says, until SIGTERM or Ctrl-C."""
+    parser = argparse.ArgumentParser(description="Serve the archived versions of a policy over HTTP, on this machine.")
+    parser.add_argument("--endpoint", help="where the registry is, such as grpc://localhost:9000")
+    parser.add_argument("--model", default="cartpole", help="the id of the model (default: cartpole)")
+    parser.add_argument("--port", type=int, default=8080, help="where to listen; 0 for any free port (default: 8080)")
+    parser.add_argument("--file", type=Path, default=Path("policy.safetensors"), help="where the weights go")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+    try:
+        with ModelRegistry(options.endpoint) as registry, serving(options.port) as service:
+            print(f"listening on http://127.0.0.1:{service.server_port}", flush=True)
+            follow(service, registry, options.model, options.file)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+
+
+if __name__ == "__main__":
+    main()
