@@ -3,32 +3,48 @@
 import contextlib
 import os
 import secrets
+import threading
 from typing import BinaryIO
 
-_NAME_MAX_CHARACTERS = 200  # of 255 bytes, with room for what makes a temporary name unique
+_NAME_MAX_CHARACTERS = 60
+"""What a temporary name has of the file's: whatever the script, that leaves room in the 255 bytes of a name."""
 
 
 class Replacement:
-    """The new content of a file, in a temporary file beside it until `commit`. To be closed, also after that.
+    """The new content of a file, in a temporary file beside it until `commit`. To be opened, and always to be closed.
+
+    One thread may open it while another one closes it: then nothing is left of it.
 
     Args:
         path: The file; what is there already stays until then.
         mode: Its permissions, of which the process's mask takes its part.
-
-    Attributes:
-        file: What to write to; unbuffered.
-
-    Raises:
-        OSError: The directory takes no file.
     """
 
     def __init__(self, path: str | os.PathLike[str], mode: int = 0o666) -> None:
         self._directory, self._name = os.path.split(os.path.abspath(os.fspath(path)))
         name = f".{self._name[:_NAME_MAX_CHARACTERS]}.{secrets.token_hex(8)}"
         self._temporary = os.path.join(self._directory, name)
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-        self.file: BinaryIO = open(os.open(self._temporary, flags, mode), "w+b", buffering=0)  # noqa: SIM115 # see `close`
-        self._is_there = True
+        self._mode = mode
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._file: BinaryIO | None = None
+        self._is_there = False
+
+    def open(self) -> BinaryIO:
+        """Open the temporary file, and return it; unbuffered.
+
+        Raises:
+            OSError: The directory takes no file.
+            ValueError: It was closed meanwhile.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise ValueError("the replacement is closed")
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            descriptor = os.open(self._temporary, flags, self._mode)
+            self._is_there = True
+            self._file = open(descriptor, "w+b", buffering=0)  # noqa: SIM115 # see `close`
+            return self._file
 
     def commit(self) -> None:
         """Give the file its name: durable on return.
@@ -36,8 +52,9 @@ class Replacement:
         Raises:
             OSError: It cannot be.
         """
-        self.file.flush()
-        os.fsync(self.file.fileno())
+        if self._file is None:
+            raise ValueError("the replacement is not open")
+        os.fsync(self._file.fileno())
         os.rename(self._temporary, os.path.join(self._directory, self._name))
         self._is_there = False
         parent = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -48,8 +65,11 @@ class Replacement:
 
     def close(self) -> None:
         """Close the file, and remove it unless it was committed."""
-        self.file.close()
-        if self._is_there:
-            self._is_there = False
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self._temporary)
+        with self._lock:
+            self._is_closed = True
+            if self._file is not None:
+                self._file.close()
+            if self._is_there:
+                self._is_there = False
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._temporary)

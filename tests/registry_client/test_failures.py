@@ -110,8 +110,10 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("call", ALL.values(), ids=ALL)
 async def test_a_server_that_is_down_is_unavailable(flavour: str, call: Calling) -> None:
-    async with opened(flavour, free_port(), retry_seconds=0.2) as registry:
-        with pytest.raises(errors.UnavailableError) as caught:
+    port = free_port()
+    message = f"there is no connection to grpc://127.0.0.1:{port}: Connection refused$"
+    async with opened(flavour, port, retry_seconds=0.2) as registry:
+        with pytest.raises(errors.UnavailableError, match=message) as caught:
             await call(registry)
     assert not caught.value.may_be_done
 

@@ -26,6 +26,12 @@ _DIRECTORY_SECONDS = 10.0
 """How long a Directory may take to answer."""
 
 
+_UNREACHABLE = "failed to connect to all addresses"
+"""What gRPC says, and in no other way tells, of a call that was never sent."""
+
+_NO_CONNECTION = "there is no connection to"
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """What a call is about, to begin an error's message with.
@@ -128,7 +134,7 @@ async def _ask_directory(backend: Backend, location: Discovered, deadline: Deadl
     subject = Subject(f"asking {location}")
     channel = backend.connect(location.directory_address, secure=False)
     try:
-        with translated(subject):
+        with translated(subject, location):
             path = f"/{directory_wire.SERVICE_NAME}/Inquire"
             seconds = min(deadline.left_seconds(), _DIRECTORY_SECONDS)
             replies = backend.stream(channel, path, request.SerializeToString(), seconds, location.token)
@@ -143,12 +149,20 @@ async def _ask_directory(backend: Backend, location: Discovered, deadline: Deadl
 
 
 @contextmanager
-def translated(subject: Subject) -> Generator[None]:
-    """Open a context in which gRPC's errors become the registry's."""
+def translated(subject: Subject, where: object) -> Generator[None]:
+    """Open a context in which gRPC's errors become the registry's.
+
+    Args:
+        subject: What the calls are about.
+        where: Who is called.
+    """
     try:
         yield
     except grpc.RpcError as error:
         details = str(error.details() or error.code().name)
+        if _UNREACHABLE in details:
+            # The rest is a list of addresses that were tried, and why the last one failed at the end.
+            details = f"{_NO_CONNECTION} {where}: {details.rsplit(': ', 1)[-1]}"
         raise convert.error_of(
             error.code(),
             f"{subject.text}: {details}",
@@ -237,7 +251,7 @@ class Calls:
             channel = None
             try:
                 channel = await self.connection.channel(self.backend, deadline)
-                with translated(subject):
+                with translated(subject, self.connection.location):
                     return await call(channel, deadline)
             except (UnavailableError, TimedOutError) as error:
                 if channel is not None:
@@ -255,7 +269,7 @@ class Calls:
 
 def _was_never_sent(error: ModelRegistryError) -> bool:
     """Return whether a call failed before there was a connection to send it on."""
-    return "failed to connect to all addresses" in error.message  # gRPC tells it in no other way
+    return _NO_CONNECTION in error.message
 
 
 def _uncertain(error: ModelRegistryError) -> ModelRegistryError:

@@ -254,9 +254,10 @@ class Core:
         progress: Wish,
     ) -> VersionInfo:
         """See `ModelRegistry.download`."""
-        replacement = await self._on_thread(lambda: Replacement(path))
+        replacement = Replacement(path)
         try:
-            info = await self._download(model, version, replacement.file, timeout, progress)
+            file = await self._on_thread(replacement.open)
+            info = await self._download(model, version, file, timeout, progress)
             await self._on_thread(replacement.commit)
         finally:
             replacement.close()

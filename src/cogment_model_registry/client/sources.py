@@ -82,20 +82,24 @@ class _File(Source):
 def open_source(data: Data) -> Source:
     """Return the bytes of what is to be uploaded.
 
-    An open file is read from where it stands, and stays open. One that cannot seek, such as a pipe, goes to a temporary
-    file first, since a size and a hash must be known before the bytes are sent.
+    An open file is read from where it stands, and stays open. One that cannot tell its size, such as a pipe, goes to a
+    temporary file first, since a size and a hash must be known before the bytes are sent.
 
     Raises:
         InvalidError: It is nothing that has bytes.
         OSError: The file cannot be read.
     """
     if isinstance(data, str | os.PathLike):
-        return _File(open(data, "rb", buffering=0), is_own=True)
+        opened = open(data, "rb", buffering=0)  # noqa: SIM115 # closed with the source
+        if _tells_its_size(opened):
+            return _File(opened, is_own=True)
+        with opened:
+            return _File(_copied(opened), is_own=True)
     if isinstance(data, io.TextIOBase):
         raise InvalidError("data is a text file; open it in binary mode")
     if isinstance(data, io.IOBase) or hasattr(data, "read"):
         file = cast("IO[bytes]", data)
-        return _File(file, is_own=False) if file.seekable() else _File(_copied(file), is_own=True)
+        return _File(file, is_own=False) if _tells_its_size(file) else _File(_copied(file), is_own=True)
     try:
         view = memoryview(data)
     except TypeError:
@@ -104,6 +108,22 @@ def open_source(data: Data) -> Source:
     if not view.c_contiguous:
         raise InvalidError("data is not contiguous in memory; copy it first")
     return _Memory(view.cast("B") if view.nbytes else memoryview(b""))
+
+
+def _tells_its_size(file: IO[bytes]) -> bool:
+    """Return whether a file knows how much it has: pipes do not, nor do those of /proc, which may say that it is none."""
+    if not file.seekable():
+        return False
+    start = file.tell()
+    try:
+        is_empty = file.seek(0, io.SEEK_END) <= start
+    except OSError:
+        return False
+    file.seek(start)
+    if is_empty and file.read(1):
+        file.seek(start)
+        return False
+    return True
 
 
 def _copied(file: IO[bytes]) -> IO[bytes]:

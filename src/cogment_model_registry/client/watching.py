@@ -105,7 +105,7 @@ async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerat
     request = messages.VersionUpdateRequest(model_id=model_id).SerializeToString()
     replies = calls.backend.stream(channel, method_path("VersionUpdate"), request, seconds)
     try:
-        with translated(subject):
+        with translated(subject, calls.connection.location):
             while (message := await replies.read()) is not None:
                 yield convert.version_from_reply(message)
     except TimedOutError:
