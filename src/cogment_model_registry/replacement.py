@@ -31,7 +31,7 @@ class Replacement:
         self._is_there = False
 
     def open(self) -> BinaryIO:
-        """Open the temporary file, and return it; unbuffered.
+        """Open the temporary file, and return it.
 
         Raises:
             OSError: The directory takes no file.
@@ -43,7 +43,7 @@ class Replacement:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             descriptor = os.open(self._temporary, flags, self._mode)
             self._is_there = True
-            self._file = open(descriptor, "w+b", buffering=0)  # noqa: SIM115 # see `close`
+            self._file = open(descriptor, "w+b")  # noqa: SIM115 # see `close`
             return self._file
 
     def commit(self) -> None:
@@ -54,6 +54,7 @@ class Replacement:
         """
         if self._file is None:
             raise ValueError("the replacement is not open")
+        self._file.flush()
         os.fsync(self._file.fileno())
         os.rename(self._temporary, os.path.join(self._directory, self._name))
         self._is_there = False
@@ -68,7 +69,8 @@ class Replacement:
         with self._lock:
             self._is_closed = True
             if self._file is not None:
-                self._file.close()
+                with contextlib.suppress(OSError):  # of what was not committed, and the disk has no room for
+                    self._file.close()
             if self._is_there:
                 self._is_there = False
                 with contextlib.suppress(FileNotFoundError):

@@ -91,6 +91,42 @@ def test_a_version_is_in_memory_once_at_most(call: str, copies: int, tmp_path: P
     assert int(output) < copies * size_bytes + 64 * MIB
 
 
+FULL_DISK = """
+import resource, signal, sys
+from cogment_model_registry import ModelRegistry
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), -1))
+with ModelRegistry(sys.argv[1], cache_dir=sys.argv[4] or None) as registry:
+    try:
+        registry.download("policy", sys.argv[2])
+    except OSError as error:
+        print(error.strerror)
+    print(len(registry.retrieve("policy")))
+"""
+
+
+@pytest.mark.parametrize("missing_bytes", [1, 3 * MIB])
+@pytest.mark.parametrize("has_cache", [False, True], ids=["no cache", "cache"])
+def test_a_download_that_the_disk_has_no_room_for_leaves_nothing(
+    missing_bytes: int, has_cache: bool, tmp_path: Path
+) -> None:
+    data = os.urandom(5 * MIB)
+    target = tmp_path / "target"
+    target.mkdir()
+    cache = str(tmp_path / "cache") if has_cache else ""
+    with server_process(tmp_path / "archive") as server:
+        endpoint = f"grpc://127.0.0.1:{server.port}"
+        with ModelRegistry(endpoint) as registry:
+            registry.publish("policy", data)
+        process = started(FULL_DISK, endpoint, str(target / "file"), str(len(data) - missing_bytes), cache)
+        output, told = process.communicate(timeout=30)
+    assert process.returncode == 0, told
+    assert output == f"File too large\n{len(data)}\n"
+    assert os.listdir(target) == []
+    assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
+
+
 def test_threads_share_a_client(tmp_path: Path) -> None:
     with (
         server_process(tmp_path / "archive") as server,

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import secrets
 import stat
 import sys
 import time
@@ -21,6 +20,7 @@ from cogment_model_registry.cli.running import (
     telling,
 )
 from cogment_model_registry.errors import InvalidError, UnavailableError, shown
+from cogment_model_registry.replacement import Replacement
 from cogment_model_registry.storage.findings import INFORMATION, MEANINGS, Finding
 
 if TYPE_CHECKING:
@@ -188,24 +188,10 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
             yield file
         return
     check_free(path, force=force)
-    directory, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(directory, f".{name[:200]}.{secrets.token_hex(8)}")
-    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640), "wb") as file:
-        try:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            check_free(path, force=force)
-            os.rename(temporary, os.path.join(directory, name))
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-    parent = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    with contextlib.closing(Replacement(path, 0o640)) as replacement:
+        yield replacement.open()
+        check_free(path, force=force)
+        replacement.commit()
 
 
 @archive.command("import")

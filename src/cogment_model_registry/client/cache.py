@@ -87,7 +87,7 @@ class Cache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
-                with open(temporary, "wb", buffering=0) as file:
+                with open(temporary, "wb") as file:
                     source.seek(0)
                     shutil.copyfileobj(source, file, _BLOCK_BYTES)
                 temporary.replace(path)

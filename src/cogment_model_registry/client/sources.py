@@ -111,7 +111,7 @@ def open_source(data: Data) -> Source:
 
 
 def _tells_its_size(file: IO[bytes]) -> bool:
-    """Return whether a file knows how much it has: pipes do not, nor do those of /proc, which may say that it is none."""
+    """Return whether a file knows how much it has; pipes do not, nor do those of /proc, which may say: nothing."""
     if not file.seekable():
         return False
     start = file.tell()
