@@ -1,7 +1,8 @@
 """Actors: processes that play with the latest version of the policy, and send their episodes to the trainer.
 
-An actor has one end of a pipe, the trainer the other one. A pipe that is full makes the actor wait, so it never plays
-far ahead; a pipe whose other end is closed makes it end, however the trainer ended.
+An actor has one end of a pipe, the trainer the other one. The trainer answers when it takes an episode, and the actor
+waits for that before it plays the next one, so none is played long before it is learned from. A pipe whose other end is
+closed makes the actor end, however the trainer ended.
 """
 
 import multiprocessing
@@ -10,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any
 
 import gymnasium
 import numpy as np
@@ -41,7 +41,7 @@ class Episode:
         return len(self.actions)
 
 
-def act(name: str, endpoint: str, model_id: str, seed: int, outbox: "Connection[Episode, Any]") -> None:
+def act(name: str, endpoint: str, model_id: str, seed: int, trainer: "Connection[Episode, None]") -> None:
     """Play until the trainer is gone; the whole life of an actor's process."""
     environment = gymnasium.make("CartPole-v1")
     environment.reset(seed=seed)
@@ -55,15 +55,16 @@ def act(name: str, endpoint: str, model_id: str, seed: int, outbox: "Connection[
             is_stale = tell_staleness(name, latest, is_stale)
             version, weights = snapshot
             try:
-                outbox.send(play(environment, version.number, weights, rng))
-            except BrokenPipeError:
+                trainer.send(play(environment, version.number, weights, rng))
+                trainer.recv()
+            except (EOFError, OSError):
                 break
 
 
 def tell_staleness(name: str, latest: Latest[Weights], was_stale: bool) -> bool:
     """Say whether the weights may be stale when that has changed, and return it.
 
-    An actor that has lost the registry plays on: the trainer decides which versions are too old for it.
+    An actor that has lost the registry plays on, as each episode says which version it was played with.
     """
     error = latest.error
     if error is not None and not was_stale:
@@ -94,38 +95,40 @@ def playing(count: int, endpoint: str, model_id: str, seed: int) -> Iterator[Ite
     """Open a context in which actors play, with an iterator over their episodes."""
     # A process that uses gRPC cannot be forked.
     context = multiprocessing.get_context("spawn")
-    processes, inboxes = [], []
+    processes, connections = [], []
     # Ctrl-C is for all processes of a terminal. Actors ignore it from their first moment on, and end after the trainer.
     handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         for number in range(1, count + 1):
-            inbox, outbox = context.Pipe(duplex=False)
+            connection, of_actor = context.Pipe()
             name = f"actor {number}"
             process = context.Process(
-                target=act, args=(name, endpoint, model_id, seed + number, outbox), name=name, daemon=True
+                target=act, args=(name, endpoint, model_id, seed + number, of_actor), name=name, daemon=True
             )
             process.start()
-            outbox.close()  # the actor has its own, and the pipe is to be closed once that one is
+            of_actor.close()  # the actor has its own, and the pipe is to be closed once that one is
             processes.append(process)
-            inboxes.append(inbox)
+            connections.append(connection)
         signal.signal(signal.SIGINT, handler)
-        yield receive(inboxes)
+        yield receive(connections)
     finally:
         signal.signal(signal.SIGINT, handler)
-        for inbox in inboxes:
-            inbox.close()
+        for connection in connections:
+            connection.close()
         for process in processes:
             process.join()
 
 
-def receive(inboxes: "list[Connection[Any, Episode]]") -> Iterator[Episode]:
+def receive(connections: "list[Connection[None, Episode]]") -> Iterator[Episode]:
     """Yield episodes as they come, one of each actor in turn.
 
     Raises:
         EOFError: An actor ended.
     """
     while True:
-        ready = wait(inboxes)
-        for inbox in inboxes:
-            if inbox in ready:
-                yield inbox.recv()
+        ready = wait(connections)
+        for connection in connections:
+            if connection in ready:
+                episode = connection.recv()
+                connection.send(None)
+                yield episode

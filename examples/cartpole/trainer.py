@@ -4,6 +4,7 @@ What learns is `train.py`'s or `train_torch.py`'s; everything that has to do wit
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -24,8 +25,8 @@ from cogment_model_registry.errors import ModelRegistryError, NotFoundError, Una
 
 ENDPOINT_VARIABLE = "COGMENT_MODEL_REGISTRY_ENDPOINT"
 
-LAG_MAX_VERSIONS = 5
-"""An episode that was played with an older version than this tells too little about the weights of now."""
+CANDIDATES = 5
+"""How many of the newest versions may be stored: older ones are played with no more."""
 
 BETTER = 1.05
 """A version is stored when it is so many times as good as the last one that was."""
@@ -67,7 +68,7 @@ class Trainer:
     def train(self, episodes: Iterator[Episode], updates: int, episodes_per_update: int) -> None:
         """Learn from episodes, and print how it goes about twenty times."""
         for update in range(1, updates + 1):
-            batch, dropped = self._gather(episodes, episodes_per_update)
+            batch = self._gather(episodes, episodes_per_update)
             mean_return = float(np.mean([episode.total_return for episode in batch]))
             self._learner.update(batch)
             try:
@@ -82,25 +83,17 @@ class Trainer:
                 numbers = [episode.version_number for episode in batch]
                 print(
                     f"update {update:4d}  version {self._latest.number:4d}  mean return {mean_return:5.1f}"
-                    f"  steps {self._steps:7,d}  played with versions {min(numbers)} to {max(numbers)}"
-                    f"  ({dropped} episodes too old)",
+                    f"  steps {self._steps:7,d}  played with versions {min(numbers)} to {max(numbers)}",
                     flush=True,
                 )
 
-    def _gather(self, episodes: Iterator[Episode], count: int) -> tuple[list[Episode], int]:
-        """Return as many episodes of recent versions, and how many of older ones came between them."""
-        batch: list[Episode] = []
-        dropped = 0
-        for episode in episodes:
+    def _gather(self, episodes: Iterator[Episode], count: int) -> list[Episode]:
+        """Return the next episodes, and take note of how good their versions are."""
+        batch = list(itertools.islice(episodes, count))
+        for episode in batch:
             self._steps += episode.total_return
             self.returns[episode.version_number].append(episode.total_return)
-            if self._latest.number - episode.version_number > LAG_MAX_VERSIONS:
-                dropped += 1
-            else:
-                batch.append(episode)
-            if len(batch) == count:
-                break
-        return batch, dropped
+        return batch
 
     def _store_best(self, min_episodes: int) -> None:
         """Store the best of the recent versions, if it is clearly better than the one that was stored last.
@@ -109,7 +102,7 @@ class Trainer:
         more to be stored.
         """
         known = {*self.stored.keys(), *self.stored.values()}
-        recent = range(self._latest.number - LAG_MAX_VERSIONS, self._latest.number + 1)
+        recent = range(self._latest.number - CANDIDATES + 1, self._latest.number + 1)
         scores = {
             number: float(np.mean(self.returns[number]))
             for number in recent
@@ -133,11 +126,13 @@ def own_server() -> Iterator[str]:
         command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry"]
         command += ["--host=127.0.0.1", "--port=0", f"--archive_dir={archive_dir}", "--log_format=json"]
         # A process group of its own, so that Ctrl-C does not end it before those who use it.
-        with subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0) as server:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, process_group=0) as server, ExitStack() as stack:
             try:
-                lines = (json.loads(line) for line in server.stdout or ())
+                lines = map(json.loads, server.stdout or ())
                 port = next(line["port"] for line in lines if line["event"] == "serving")
-                threading.Thread(target=lambda: list(lines), daemon=True).start()  # a full pipe would stop it
+                reader = threading.Thread(target=list, args=[lines])  # a pipe that nobody reads would stop it one day
+                reader.start()
+                stack.callback(reader.join)
                 yield f"grpc://127.0.0.1:{port}"
             finally:
                 server.terminate()

@@ -1,0 +1,39 @@
+"""The PyTorch variant of the training: what it publishes is what PyTorch loads, and what actors play without it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cogment_model_registry import ModelRegistry
+from tests.processes import clean_environment, server_process
+
+torch = pytest.importorskip("torch")
+
+TRAIN = Path(__file__).parent.parent.parent / "examples/cartpole/train_torch.py"
+
+
+def test_pytorch_trains_actors_that_have_none_of_it(tmp_path: Path) -> None:
+    from cogment_model_registry import torch as versions  # noqa: PLC0415 # there is PyTorch, as it is known by now
+
+    plot = tmp_path / "returns.svg"
+    with server_process(tmp_path / "archive") as server:
+        endpoint = f"grpc://127.0.0.1:{server.port}"
+        command = [sys.executable, str(TRAIN), f"--endpoint={endpoint}", f"--plot={plot}"]
+        command += ["--updates=10", "--episodes=4", "--actors=2"]
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=50, check=False, env=clean_environment()
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        with ModelRegistry(endpoint, progress=False) as registry:
+            published = registry.list_versions("cartpole")
+            version, state = versions.load(registry, "cartpole")
+    assert len([version for version in published if not version.archived]) == 1 + 10
+    assert any(version.archived for version in published)
+    assert version.user_data["framework"] == "torch"
+    assert state["hidden.weight"].shape == (32, 4)
+    used = {int(number) for pair in re.findall(r"versions (\d+) to (\d+)", result.stdout) for number in pair}
+    assert len(used) > 1, "actors kept to one version"
+    assert plot.is_file()
