@@ -139,7 +139,7 @@ def _beside(bench: Bench, pair: Pair, ours: _Side, theirs: _Side, target: Target
     def measured(timed: _Timed) -> Callable[[], list[float]]:
         return lambda: bench.load(0).run(job(timed, pair.floor.port, _LARGE_BYTES, count))
 
-    blocks = interleaved(bench.choose(7, 2), {"ours": measured(ours[1]), "theirs": measured(theirs[1])})
+    blocks = interleaved(bench.choose(5, 2), {"ours": measured(ours[1]), "theirs": measured(theirs[1])})
     rates = {side: converted(values, mib_per_second(_LARGE_BYTES)) for side, values in blocks.items()}
     return compared(
         f"library {ours[0]}",
