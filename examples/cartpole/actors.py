@@ -7,6 +7,7 @@ closed makes the actor end, however the trainer ended.
 
 import multiprocessing
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from policy import Array, Weights, choose
 from cogment_model_registry import Latest, ModelRegistry, numpy
 
 FIRST_VERSION_SECONDS = 30
+
+LOOK_SECONDS = 0.5
+"""How often an interruption is looked for while no episode comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,42 +95,52 @@ def play(
 
 
 @contextmanager
-def playing(count: int, endpoint: str, model_id: str, seed: int) -> Iterator[Iterator[Episode]]:
-    """Open a context in which actors play, with an iterator over their episodes."""
+def ignoring_interrupts() -> Iterator[None]:
+    """Open a context in which Ctrl-C does nothing, neither here nor, for ever, in processes that are started in it."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+@contextmanager
+def playing(
+    count: int, endpoint: str, model_id: str, seed: int, interrupted: threading.Event
+) -> Iterator[Iterator[Episode]]:
+    """Open a context in which actors play, with an iterator over their episodes, which an interruption ends."""
     # A process that uses gRPC cannot be forked.
     context = multiprocessing.get_context("spawn")
     processes, connections = [], []
-    # Ctrl-C is for all processes of a terminal. Actors ignore it from their first moment on, and end after the trainer.
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        for number in range(1, count + 1):
-            connection, of_actor = context.Pipe()
-            name = f"actor {number}"
-            process = context.Process(
-                target=act, args=(name, endpoint, model_id, seed + number, of_actor), name=name, daemon=True
-            )
-            process.start()
-            of_actor.close()  # the actor has its own, and the pipe is to be closed once that one is
-            processes.append(process)
-            connections.append(connection)
-        signal.signal(signal.SIGINT, handler)
-        yield receive(connections)
+        # Ctrl-C is for all processes of a terminal; actors are to end after the trainer.
+        with ignoring_interrupts():
+            for number in range(1, count + 1):
+                connection, of_actor = context.Pipe()
+                connections.append(connection)
+                name = f"actor {number}"
+                process = context.Process(
+                    target=act, args=(name, endpoint, model_id, seed + number, of_actor), name=name, daemon=True
+                )
+                process.start()
+                processes.append(process)
+                of_actor.close()  # the actor has its own, and the pipe is to be closed once that one is
+        yield receive(connections, interrupted)
     finally:
-        signal.signal(signal.SIGINT, handler)
         for connection in connections:
             connection.close()
         for process in processes:
             process.join()
 
 
-def receive(connections: "list[Connection[None, Episode]]") -> Iterator[Episode]:
-    """Yield episodes as they come, one of each actor in turn.
+def receive(connections: "list[Connection[None, Episode]]", interrupted: threading.Event) -> Iterator[Episode]:
+    """Yield episodes as they come, one of each actor in turn, until there is an interruption.
 
     Raises:
         EOFError: An actor ended.
     """
-    while True:
-        ready = wait(connections)
+    while not interrupted.is_set():
+        ready = wait(connections, LOOK_SECONDS)
         for connection in connections:
             if connection in ready:
                 episode = connection.recv()

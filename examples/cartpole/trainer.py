@@ -66,9 +66,11 @@ class Trainer:
         self._latest = learner.publish(registry, model_id, {"step": "0"})
 
     def train(self, episodes: Iterator[Episode], updates: int, episodes_per_update: int) -> None:
-        """Learn from episodes, and print how it goes about twenty times."""
+        """Learn from episodes until there are no more, and print how it goes about twenty times."""
         for update in range(1, updates + 1):
             batch = self._gather(episodes, episodes_per_update)
+            if len(batch) < episodes_per_update:
+                return
             mean_return = float(np.mean([episode.total_return for episode in batch]))
             self._learner.update(batch)
             try:
@@ -156,6 +158,24 @@ def parse_options(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
+def interruption() -> threading.Event:
+    """Return an event that is set by Ctrl-C or SIGTERM; the second one raises `KeyboardInterrupt`.
+
+    An update is published whole or not begun, so the end is looked for between two of them. While the registry is away,
+    that may take the ten seconds for which the client tries.
+    """
+    interrupted = threading.Event()
+
+    def note(*_: object) -> None:
+        interrupted.set()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, note)
+    return interrupted
+
+
 def plotter(path: str, model_id: str) -> Callable[[Trainer], None]:
     """Return what plots a run to a file."""
     # Actors load this module too, and plot nothing. Whoever has no matplotlib learns it before the training.
@@ -176,26 +196,26 @@ def run(description: str, new_learner: Callable[[int], Learner]) -> int:
         new_learner: Makes what learns from a seed.
     """
     options = parse_options(description)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends it as Ctrl-C does
+    write_plot = plotter(options.plot, options.model) if options.plot else None
+    interrupted = interruption()
     try:
         with ExitStack() as stack:
             endpoint = options.endpoint or stack.enter_context(own_server())
             registry = stack.enter_context(ModelRegistry(endpoint))
             print(f"training {options.model} with the registry at {endpoint}", flush=True)
             trainer = Trainer(registry, options.model, new_learner(options.seed))
-            write_plot = plotter(options.plot, options.model) if options.plot else None
-            try:
-                episodes = stack.enter_context(playing(options.actors, endpoint, options.model, options.seed))
-                trainer.train(episodes, options.updates, options.episodes)
-            finally:
-                if write_plot is not None and trainer.returns:
-                    write_plot(trainer)
-            if trainer.stored:
-                print(f"the best version is {max(trainer.stored)}, which is archived", flush=True)
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
-        return 130
+            episodes = stack.enter_context(
+                playing(options.actors, endpoint, options.model, options.seed, interrupted),
+            )
+            trainer.train(episodes, options.updates, options.episodes)
     except (EOFError, ModelRegistryError) as error:
         print(f"error: {str(error) or 'an actor ended'}", file=sys.stderr)
         return 1
+    if write_plot is not None and trainer.returns:
+        write_plot(trainer)
+    if trainer.stored:
+        print(f"the best version is {max(trainer.stored)}, which is archived", flush=True)
+    if interrupted.is_set():
+        print("interrupted", flush=True)
+        return 130
     return 0
