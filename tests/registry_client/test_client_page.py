@@ -70,5 +70,7 @@ def test_the_numbers_of_the_page_are_those_of_the_code(text: str, value: bool) -
 
 
 def test_every_error_that_a_client_can_get_is_on_the_page() -> None:
-    kinds = {kind.__name__ for kind in errors.ModelRegistryError.__subclasses__()} - {"StartError"}
+    # Tests and commands have kinds of their own, and a server's start is no business of a client.
+    subclasses = errors.ModelRegistryError.__subclasses__()
+    kinds = {kind.__name__ for kind in subclasses if kind.__module__ == errors.__name__} - {"StartError"}
     assert kinds == set(re.findall(r"^\| `(\w+Error)` \|", PAGE, re.MULTILINE))
