@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,6 +52,36 @@ def test_an_interruption_ends_whatever_is_under_way(call: str, tmp_path: Path) -
             while any(registry.status()[name] != "0" for name in ("uploads", "retrievals", "watchers")):
                 pass
             assert [version.number for version in registry.list_versions("policy")] == [1]
+
+
+GOING_ON = """
+import sys
+from cogment_model_registry import ModelRegistry
+
+with ModelRegistry(sys.argv[1]) as registry:
+    try:
+        registry.publish("policy", b"1")
+        print("begun", flush=True)
+        while True:
+            registry.publish("policy", bytes(100_000))
+            registry.retrieve("policy")
+            registry.get_version("policy")
+    except KeyboardInterrupt:
+        print(registry.retrieve("policy", 1), flush=True)
+"""
+
+
+def test_a_client_goes_on_after_an_interruption_at_whatever_moment(tmp_path: Path) -> None:
+    """Also between two steps of gRPC that belong together, after which a channel would never close."""
+    with server_process(tmp_path / "archive", "--cache_max_items=1000000") as server:
+        for moment in range(12):
+            process = started(GOING_ON, f"grpc://127.0.0.1:{server.port}")
+            assert process.stdout
+            assert process.stdout.readline() == "begun\n"
+            time.sleep(0.007 * moment)  # this is the moment, and waits for nothing
+            process.send_signal(signal.SIGINT)
+            output, told = process.communicate(timeout=30)
+            assert (process.returncode, output) == (0, "b'1'\n"), told
 
 
 MEMORY = """

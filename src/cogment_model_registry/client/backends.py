@@ -2,13 +2,14 @@
 
 The logic is written once, as coroutines. With `AsyncioBackend` they run as any others do. With `BlockingBackend`
 nothing that they await ever suspends, since each wait blocks the thread instead; so `run` gets to the end of a
-coroutine in one step, and an interruption (Ctrl-C) is raised where the thread waits and unwinds from there.
+coroutine in one step.
 """
 
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from concurrent.futures import Future
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeAlias, TypeVar
 
@@ -209,7 +210,7 @@ class BlockingBackend:
     """
 
     def __init__(self) -> None:
-        self._stopped = threading.Event()
+        self._stopped: Future[None] = Future()
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
 
@@ -255,7 +256,7 @@ class BlockingBackend:
     def _add(self, call: Any) -> None:
         with self._lock:
             self._calls.add(call)
-        if self._stopped.is_set():
+        if self.is_stopped:
             call.cancel()
 
     def _remove(self, call: Any) -> None:
@@ -268,22 +269,28 @@ class BlockingBackend:
 
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""
-        if self._stopped.wait(seconds):
+        if futures.wait([self._stopped], seconds).done:
             raise StoppedError
 
     async def wait(self, future: "Future[_T]") -> _T:
         """Wait for what a thread does."""
+        both: list[Future[Any]] = [future, self._stopped]
+        futures.wait(both, return_when=futures.FIRST_COMPLETED)
+        if not future.done():
+            future.cancel()
+            raise StoppedError
         return future.result()
 
     @property
     def is_stopped(self) -> bool:
         """Whether nothing waits with it any more."""
-        return self._stopped.is_set()
+        return self._stopped.done()
 
     def stop(self) -> None:
         """Give up all calls and waits that are under way, and all that are to come."""
-        self._stopped.set()
         with self._lock:
+            if not self._stopped.done():
+                self._stopped.set_result(None)
             calls = list(self._calls)
         for call in calls:
             call.cancel()
@@ -317,3 +324,38 @@ def run(work: Awaitable[_T]) -> _T:
         result: _T = end.value
         return result
     raise RuntimeError("something suspended in the blocking client")
+
+
+class Interruptible:
+    """Runs what blocks so that an interruption, such as Ctrl-C, ends it cleanly.
+
+    Python raises KeyboardInterrupt wherever the main thread is, also between two steps of gRPC that belong together;
+    then a channel may wait for ever when it is closed. So the main thread only waits, and another one does the work.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model registry client, main")
+        self._backend = BlockingBackend()
+
+    def run(self, work: Callable[[BlockingBackend], Awaitable[_T]]) -> _T:
+        """Return the result of what never suspends on the backend that it is given.
+
+        To be called by the main thread alone.
+        """
+        backend = self._backend
+        try:
+            future = self._thread.submit(lambda: run(work(backend)))
+        except RuntimeError:
+            raise RuntimeError("the model registry client is closed") from None
+        try:
+            return future.result()
+        except BaseException:
+            if not future.done():  # it was interrupted
+                self._backend = BlockingBackend()
+                backend.stop()
+                futures.wait([future])
+            raise
+
+    def close(self) -> None:
+        """Let the thread end."""
+        self._thread.shutdown(wait=False)

@@ -1,13 +1,14 @@
 """The blocking client."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
-from cogment_model_registry.client.backends import BlockingBackend, run
+from cogment_model_registry.client.backends import BlockingBackend, Interruptible, run
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
-from cogment_model_registry.client.core import LATEST, RETRY_SECONDS, open_core
+from cogment_model_registry.client.core import LATEST, RETRY_SECONDS, Core, open_core
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
@@ -60,9 +61,10 @@ class ModelRegistry:
         cache_max_bytes: int = DEFAULT_MAX_BYTES,
         progress: Wish = None,
     ) -> None:
-        self._backend = BlockingBackend()
+        self._is_closed = False
+        self._interruptible = Interruptible()
         self._core = open_core(
-            self._backend,
+            BlockingBackend(),
             endpoint,
             directory_endpoint=directory_endpoint,
             directory_authentication_token=directory_authentication_token,
@@ -83,7 +85,16 @@ class ModelRegistry:
 
     def close(self) -> None:
         """Close the connection; calls that other threads have under way end."""
-        run(self._core.aclose())
+        if not self._is_closed:
+            self._is_closed = True
+            self._run(lambda core: core.aclose())
+            self._interruptible.close()
+
+    def _run(self, work: Callable[[Core], Awaitable[_T]]) -> _T:
+        """Return the result of a call, which the main thread lets another one make; see `Interruptible`."""
+        if threading.current_thread() is not threading.main_thread():
+            return run(work(self._core))
+        return self._interruptible.run(lambda backend: work(self._core.on(backend)))
 
     def create_model(
         self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
@@ -98,7 +109,7 @@ class ModelRegistry:
         Raises:
             InvalidError: The id or the `user_data` breaks a rule of the server.
         """
-        return run(self._core.create_model(model_id, user_data, timeout))
+        return self._run(lambda core: core.create_model(model_id, user_data, timeout))
 
     def delete_model(self, model_id: str, *, timeout: float | None = None) -> None:
         """Delete a model and all its versions, archived ones too.
@@ -107,7 +118,7 @@ class ModelRegistry:
             NotFoundError: There is no such model.
             UnavailableError: With `may_be_done` when the connection was lost on the way; it is not tried again.
         """
-        run(self._core.delete_model(model_id, timeout))
+        self._run(lambda core: core.delete_model(model_id, timeout))
 
     def get_model(self, model_id: str, *, timeout: float | None = None) -> ModelInfo:
         """Return a model.
@@ -115,11 +126,11 @@ class ModelRegistry:
         Raises:
             NotFoundError: There is no such model.
         """
-        return run(self._core.get_model(model_id, timeout))
+        return self._run(lambda core: core.get_model(model_id, timeout))
 
     def list_models(self, *, timeout: float | None = None) -> list[ModelInfo]:
         """Return all models, in the order of their ids."""
-        return run(self._core.list_models(timeout))
+        return self._run(lambda core: core.list_models(timeout))
 
     def get_version(self, model_id: str, number: int = LATEST, *, timeout: float | None = None) -> VersionInfo:
         """Return a version by its number; -1 is the latest, -2 the one before, and so on.
@@ -127,7 +138,7 @@ class ModelRegistry:
         Raises:
             NotFoundError: There is no such model or version, or it was evicted.
         """
-        return run(self._core.get_version(model_id, number, timeout))
+        return self._run(lambda core: core.get_version(model_id, number, timeout))
 
     def list_versions(self, model_id: str, *, timeout: float | None = None) -> list[VersionInfo]:
         """Return all versions of a model that can be retrieved, oldest first.
@@ -135,7 +146,7 @@ class ModelRegistry:
         Raises:
             NotFoundError: There is no such model.
         """
-        return run(self._core.list_versions(model_id, timeout))
+        return self._run(lambda core: core.list_versions(model_id, timeout))
 
     def publish(
         self,
@@ -171,8 +182,8 @@ class ModelRegistry:
             InvalidError: The id or the `user_data` breaks a rule, or the bytes changed meanwhile.
             OSError: The file cannot be read.
         """
-        return run(
-            self._core.upload(
+        return self._run(
+            lambda core: core.upload(
                 model_id, data, user_data, archived=False, create=create, timeout=timeout, progress=progress
             )
         )
@@ -191,8 +202,8 @@ class ModelRegistry:
 
         Arguments, result and errors are those of `publish`; `TooLargeError` says that the disk is full.
         """
-        return run(
-            self._core.upload(
+        return self._run(
+            lambda core: core.upload(
                 model_id, data, user_data, archived=True, create=create, timeout=timeout, progress=progress
             )
         )
@@ -217,7 +228,7 @@ class ModelRegistry:
             NotFoundError: There is no such model or version, or it was evicted.
             DataLossError: What came is not what was published.
         """
-        return run(self._core.retrieve(model, version, timeout, progress))
+        return self._run(lambda core: core.retrieve(model, version, timeout, progress))
 
     def download(
         self,
@@ -247,7 +258,7 @@ class ModelRegistry:
             DataLossError: What came is not what was published.
             OSError: The file cannot be written.
         """
-        return run(self._core.download(model, path, version, timeout, progress))
+        return self._run(lambda core: core.download(model, path, version, timeout, progress))
 
     def watch(
         self, model_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS
@@ -266,12 +277,19 @@ class ModelRegistry:
             NotFoundError: There is no such model, or it was deleted, or deleted and created anew.
             UnavailableError: The registry was not reached at all, or not again.
         """
-        versions = self._core.watch(model_id, after, patience_seconds)
+        watched: list[AsyncGenerator[VersionInfo, None]] = []
+
+        def following(core: Core) -> Awaitable[VersionInfo | None]:
+            if not watched:
+                watched.append(core.watch(model_id, after, patience_seconds))
+            return anext(watched[0], None)
+
         try:
-            while (version := run(anext(versions, None))) is not None:
+            while (version := self._run(following)) is not None:
                 yield version
         finally:
-            run(versions.aclose())
+            if watched and not self._is_closed:
+                self._run(lambda _core: watched[0].aclose())
 
     @overload
     def track(self, model_id: str) -> Latest[bytes]: ...
@@ -292,8 +310,8 @@ class ModelRegistry:
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return what the server tells of its state, by name; `overall_load` is from 0 to 255."""
-        return run(self._core.status(timeout))
+        return self._run(lambda core: core.status(timeout))
 
     def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the versions of the server and of what it runs on, by name."""
-        return run(self._core.server_versions(timeout))
+        return self._run(lambda core: core.server_versions(timeout))

@@ -72,8 +72,8 @@ class Core:
         self._progress = progress
 
     def on(self, backend: Backend) -> "Core":
-        """Return the same client, calling and waiting in another way, and telling nobody of transfers."""
-        return Core(self._calls.on(backend), self._executor, self._timeout_seconds, self._cache, False)
+        """Return the same client, calling and waiting in another way."""
+        return Core(self._calls.on(backend), self._executor, self._timeout_seconds, self._cache, self._progress)
 
     @property
     def calls(self) -> Calls:
