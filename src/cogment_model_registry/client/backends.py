@@ -335,6 +335,7 @@ class Interruptible:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model registry client, main")
+        self._is_closed = False
         self._backend = BlockingBackend()
 
     def run(self, work: Callable[[BlockingBackend], Awaitable[_T]]) -> _T:
@@ -342,20 +343,22 @@ class Interruptible:
 
         To be called by the main thread alone.
         """
+        if self._is_closed:
+            raise RuntimeError("the model registry client is closed")
         backend = self._backend
+        future: Future[_T] | None = None
         try:
             future = self._thread.submit(lambda: run(work(backend)))
-        except RuntimeError:
-            raise RuntimeError("the model registry client is closed") from None
-        try:
             return future.result()
         except BaseException:
-            if not future.done():  # it was interrupted
+            # An interruption may also come while the work is handed over: then it is under way, and has no future.
+            if future is None or not future.done():
                 self._backend = BlockingBackend()
                 backend.stop()
-                futures.wait([future])
+                futures.wait([future] if future else [])
             raise
 
     def close(self) -> None:
         """Let the thread end."""
+        self._is_closed = True
         self._thread.shutdown(wait=False)
