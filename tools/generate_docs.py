@@ -94,13 +94,20 @@ def machine(file: str) -> str:
     )
 
 
+def verdict(figure: dict[str, Any]) -> str:
+    """Return the target of a figure, and whether it was reached; nothing where there is none."""
+    if not figure["target"]:
+        return ""
+    return f"{figure['target']}, {'reached' if figure['reached'] else '**missed**'}"
+
+
 def figures(file: str, kind: str, floor: str) -> str:
     """Return the table of a run's figures, or of its peers."""
     rows = [
         f"| {each['what']} | {spread(each['value'], each['unit'])} "
         f"| {each['against']}: {spread(each['floor'], each['unit'])} "
         f"| {number(each['ratio']['median'])} ({number(each['ratio']['lower'])} to {number(each['ratio']['upper'])}) |"
-        + (f" {each['target']}, {'reached' if each['reached'] else '**missed**'} |" if kind == "figures" else "")
+        + (f" {verdict(each)} |" if kind == "figures" else "")
         for each in run_of(file)[kind]
     ]
     head = f"| figure | value | {floor} | ratio |" + (" target |" if kind == "figures" else "")
