@@ -52,12 +52,13 @@ class Trainer:
 
     Attributes:
         returns: The returns of all episodes by the number of the version that they were played with.
-        stored: The numbers of the versions that were stored for good, and of those that they are copies of.
+        stored: The numbers of the versions that were stored for good.
     """
 
     def __init__(self, registry: ModelRegistry, model_id: str, learner: Learner) -> None:
         self.returns: dict[int, list[float]] = defaultdict(list)
-        self.stored: dict[int, int] = {}
+        self.stored: list[int] = []
+        self._judged: set[int] = set()  # versions that were stored, copies of them, and lost ones
         self._registry = registry
         self._model_id = model_id
         self._learner = learner
@@ -73,14 +74,8 @@ class Trainer:
                 return
             mean_return = float(np.mean([episode.total_return for episode in batch]))
             self._learner.update(batch)
-            try:
-                self._store_best(min_episodes=episodes_per_update)
-                user_data = {"step": str(self._steps), "mean_return": f"{mean_return:.1f}"}
-                self._latest = self._learner.publish(self._registry, self._model_id, user_data)
-            except (NotFoundError, UnavailableError) as error:
-                # The registry is away for longer than the client tries, or was restarted and has lost what was not
-                # stored. The actors play on with what they have, and the next update is another chance.
-                print(f"update {update} is not published: {error}", flush=True)
+            self._store_best(min_episodes=episodes_per_update)
+            self._publish(mean_return)
             if update % max(updates // 20, 1) == 0:
                 numbers = [episode.version_number for episode in batch]
                 print(
@@ -97,27 +92,43 @@ class Trainer:
             self.returns[episode.version_number].append(episode.total_return)
         return batch
 
+    def _publish(self, mean_return: float) -> None:
+        """Publish what was learned."""
+        user_data = {"step": str(self._steps), "mean_return": f"{mean_return:.1f}"}
+        try:
+            self._latest = self._learner.publish(self._registry, self._model_id, user_data)
+        except UnavailableError as error:
+            # The registry is away for longer than the client tries. The actors play on with what they have, and the
+            # next update is another chance.
+            print(f"not published: {error}", flush=True)
+
     def _store_best(self, min_episodes: int) -> None:
         """Store the best of the recent versions, if it is clearly better than the one that was stored last.
 
         How good a version is shows only when it has been played with. By then it is transient, and is retrieved once
         more to be stored.
         """
-        known = {*self.stored.keys(), *self.stored.values()}
         recent = range(self._latest.number - CANDIDATES + 1, self._latest.number + 1)
         scores = {
             number: float(np.mean(self.returns[number]))
             for number in recent
-            if number in self.returns and number not in known and len(self.returns[number]) >= min_episodes
+            if number in self.returns and number not in self._judged and len(self.returns[number]) >= min_episodes
         }
         best = max(scores, key=scores.__getitem__, default=0)
         if not best or scores[best] <= self._best_return * BETTER:
             return
-        version = self._registry.get_version(self._model_id, best)
-        user_data = {**version.user_data, "copy_of": str(best), "mean_return": f"{scores[best]:.1f}"}
-        copy = self._registry.store(self._model_id, self._registry.retrieve(version), user_data=user_data)
+        self._judged.add(best)
+        try:
+            version = self._registry.get_version(self._model_id, best)
+            user_data = {**version.user_data, "copy_of": str(best), "mean_return": f"{scores[best]:.1f}"}
+            copy = self._registry.store(self._model_id, self._registry.retrieve(version), user_data=user_data)
+        except (NotFoundError, UnavailableError) as error:
+            # A registry that was restarted has lost its transient versions; better ones will come.
+            print(f"not stored: {error}", flush=True)
+            return
         self._best_return = scores[best]
-        self.stored[copy.number] = best
+        self._judged.add(copy.number)
+        self.stored.append(copy.number)
         print(f"stored version {best} as version {copy.number}: mean return {scores[best]:.1f}", flush=True)
 
 
@@ -214,7 +225,7 @@ def run(description: str, new_learner: Callable[[int], Learner]) -> int:
     if write_plot is not None and trainer.returns:
         write_plot(trainer)
     if trainer.stored:
-        print(f"the best version is {max(trainer.stored)}, which is archived", flush=True)
+        print(f"the best version is {trainer.stored[-1]}, which is archived", flush=True)
     if interrupted.is_set():
         print("interrupted", flush=True)
         return 130
