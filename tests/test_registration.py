@@ -286,7 +286,7 @@ async def back_with_its_file(directory: Path, stack: ExitStack) -> None:
     before = await registered(old.port, registry)
     old.kill()
     new = stack.enter_context(directory_process(flag, "--log_level=debug", port=old.port))
-    after = await registered(new.port, registry, within_seconds=3)
+    after = await registered(new.port, registry, within_seconds=8)
     assert after == before
     # An inquiry by id, which is the registry's, is longer than those of this test, by type.
     await asyncio.to_thread(new.wait_for_line, r"Inquire OK .*received_bytes=1\d\b")

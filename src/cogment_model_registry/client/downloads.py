@@ -1,6 +1,8 @@
 """Where a download goes: into memory or a file, hashed on the way, and not handed out before its hash is right."""
 
+import functools
 import hashlib
+import io
 from collections.abc import Sequence
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,12 +18,26 @@ _INLINE_BYTES = 64 * 1024
 _BACKLOG_BYTES = 8 * 1024 * 1024
 """What may wait for the thread that hashes and writes."""
 
+_HEAP_BLOCK_BYTES = 32 * 1024 * 1024 - 64 * 1024
+"""The largest block, nearly, whose release makes glibc keep blocks of that size; see `keep_freed_blocks`."""
+
+
+@functools.cache
+def keep_freed_blocks() -> None:
+    """Let the C library keep the blocks of messages that were taken in, for the next ones.
+
+    glibc has large blocks from the system, page by page, and gives them back at once, until it sees a block of their
+    size freed: then it takes such blocks for short-lived (mallopt(3), "dynamic mmap threshold"). So it is shown one, of
+    which no page is ever touched.
+    """
+    bytes(_HEAP_BLOCK_BYTES)
+
 
 class Download:
     """Takes the bytes of a version as they come.
 
-    Hashing releases the interpreter's lock, so it runs on a thread while further bytes are received. Nothing is
-    allocated for what a server only announces.
+    Hashing releases the interpreter's lock, so it runs on a thread while further bytes are received; writing to memory
+    does not, so it is done at once. Nothing is allocated for what a server only announces.
 
     Args:
         info: The version.
@@ -33,6 +49,7 @@ class Download:
     def __init__(self, info: VersionInfo, file: IO[bytes], backend: Backend, executor: ThreadPoolExecutor) -> None:
         self._info = info
         self._file = file
+        self._is_memory = isinstance(file, io.BytesIO)
         self._backend = backend
         self._executor = executor
         self._sha256 = hashlib.sha256()
@@ -40,6 +57,7 @@ class Download:
         self._waiting: list[memoryview] = []
         self._waiting_bytes = 0
         self._working: Future[None] | None = None
+        keep_freed_blocks()
 
     async def write(self, data: memoryview) -> None:
         """Take the next bytes.
@@ -50,6 +68,8 @@ class Download:
         self._received_bytes += len(data)
         if self._received_bytes > self._info.data_size_bytes:
             raise self._loss(f"its {self._info.data_size_bytes} bytes were followed by others")
+        if self._is_memory:
+            self._file.write(data)
         self._waiting.append(data)
         self._waiting_bytes += len(data)
         if self._waiting_bytes > _BACKLOG_BYTES:
@@ -85,12 +105,13 @@ class Download:
     def _take(self, parts: Sequence[memoryview]) -> None:
         for part in parts:
             self._sha256.update(part)
-            self._file.write(part)
+            if not self._is_memory:
+                self._file.write(part)
 
     async def _settle(self) -> None:
-        working, self._working = self._working, None
-        if working is not None:
-            await self._backend.wait(working)
+        if self._working is not None:
+            await self._backend.wait(self._working)
+            self._working = None
 
     def _loss(self, reason: str) -> DataLossError:
         return DataLossError.version(self._info.model_id, self._info.number, reason)

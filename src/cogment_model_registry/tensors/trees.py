@@ -59,10 +59,16 @@ def take_apart(
         InvalidError: A key is neither a text nor an int, or the tree contains itself.
     """
     apart = _Apart(expand, identity)
-    try:
-        return apart.structure(tree, ()), apart.leaves
-    except RecursionError:
-        raise InvalidError("the tree is nested too deeply, or contains itself") from None
+    return apart.structure(tree, ()), apart.leaves
+
+
+_DEPTH_MAX = 100
+"""How deeply a tree may be nested: far more than those of models are, and far less than Python can bear."""
+
+
+def _check_depth(depth: int) -> None:
+    if depth > _DEPTH_MAX:
+        raise InvalidError(f"the tree is nested more than {_DEPTH_MAX} times, or contains itself")
 
 
 class _Apart:
@@ -75,6 +81,7 @@ class _Apart:
         self.leaves: dict[str, object] = {}
 
     def structure(self, node: object, path: tuple[Key, ...]) -> Structure:
+        _check_depth(len(path))
         if node is None:
             return None
         items = _children(node, self._expand)
@@ -141,13 +148,11 @@ def put_together(structure: object, make_leaf: Callable[[str, str], object]) -> 
     Raises:
         InvalidError: It is no structure.
     """
-    try:
-        return _put_together(structure, make_leaf)
-    except RecursionError:
-        raise InvalidError("the structure of the tree is nested too deeply") from None
+    return _put_together(structure, make_leaf, 0)
 
 
-def _put_together(structure: object, make_leaf: Callable[[str, str], object]) -> object:
+def _put_together(structure: object, make_leaf: Callable[[str, str], object], depth: int) -> object:
+    _check_depth(depth)
     match structure:
         case None:
             return None
@@ -156,18 +161,18 @@ def _put_together(structure: object, make_leaf: Callable[[str, str], object]) ->
         case ["bool" | "int" | "float" | "scalar" as kind, str(name)]:
             return make_leaf(kind, name)
         case ["list", [*children]]:
-            return [_put_together(child, make_leaf) for child in children]
+            return [_put_together(child, make_leaf, depth + 1) for child in children]
         case ["tuple", [*children]]:
-            return tuple(_put_together(child, make_leaf) for child in children)
+            return tuple(_put_together(child, make_leaf, depth + 1) for child in children)
         case ["dict", [*items]]:
-            return dict(_item(item, make_leaf) for item in items)
+            return dict(_item(item, make_leaf, depth + 1) for item in items)
     raise InvalidError(f"the structure of the tree has {quoted(str(structure))}, which means nothing")
 
 
-def _item(item: object, make_leaf: Callable[[str, str], object]) -> tuple[Key, object]:
+def _item(item: object, make_leaf: Callable[[str, str], object], depth: int) -> tuple[Key, object]:
     match item:
         case [str() | int() as key, child]:
-            return key, _put_together(child, make_leaf)
+            return key, _put_together(child, make_leaf, depth)
     raise InvalidError(f"the structure of the tree has {quoted(str(item))}, which is no item of a dict")
 
 
@@ -198,6 +203,7 @@ def name_leaves(tree: object, expand: Expand) -> dict[str, Any]:
     leaves: dict[str, object] = {}
 
     def visit(node: object, path: tuple[Key, ...]) -> None:
+        _check_depth(len(path))
         items = [] if node is None else _children(node, expand)
         for key, child in items or []:
             visit(child, (*path, key))
@@ -207,10 +213,7 @@ def name_leaves(tree: object, expand: Expand) -> dict[str, Any]:
                 raise InvalidError(f"two leaves of the tree are called {quoted(name)}")
             leaves[name] = node
 
-    try:
-        visit(tree, ())
-    except RecursionError:
-        raise InvalidError("the tree is nested too deeply, or contains itself") from None
+    visit(tree, ())
     return leaves
 
 
