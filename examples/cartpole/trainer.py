@@ -52,12 +52,12 @@ class Trainer:
 
     Attributes:
         returns: The returns of all episodes by the number of the version that they were played with.
-        stored: The numbers of the versions that were stored for good.
+        stored: The versions that were stored for good: how good each was when that was decided, by its number.
     """
 
     def __init__(self, registry: ModelRegistry, model_id: str, learner: Learner) -> None:
         self.returns: dict[int, list[float]] = defaultdict(list)
-        self.stored: list[int] = []
+        self.stored: dict[int, float] = {}
         self._judged: set[int] = set()  # versions that were stored, copies of them, and lost ones
         self._registry = registry
         self._model_id = model_id
@@ -128,7 +128,7 @@ class Trainer:
             return
         self._best_return = scores[best]
         self._judged.add(copy.number)
-        self.stored.append(copy.number)
+        self.stored[copy.number] = scores[best]
         print(f"stored version {best} as version {copy.number}: mean return {scores[best]:.1f}", flush=True)
 
 
@@ -225,7 +225,7 @@ def run(description: str, new_learner: Callable[[int], Learner]) -> int:
     if write_plot is not None and trainer.returns:
         write_plot(trainer)
     if trainer.stored:
-        print(f"the best version is {trainer.stored[-1]}, which is archived", flush=True)
+        print(f"the best version is {max(trainer.stored)}, which is archived", flush=True)
     if interrupted.is_set():
         print("interrupted", flush=True)
         return 130
