@@ -29,9 +29,11 @@ class ModelRegistryError(Exception):
 
     Attributes:
         may_be_done: For a client: whether the server may have done what it was asked for nevertheless.
+        was_sent: For a client: whether there was a connection to ask on.
     """
 
     may_be_done = False
+    was_sent = True
 
     def __init__(self, message: str, *, model_id: str | None = None, version_number: int | None = None) -> None:
         super().__init__(message)

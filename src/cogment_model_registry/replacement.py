@@ -6,7 +6,7 @@ import secrets
 import threading
 from typing import BinaryIO
 
-_NAME_MAX_CHARACTERS = 60
+_NAME_MAX_CHARACTERS = 40
 """What a temporary name has of the file's: whatever the script, that leaves room in the 255 bytes of a name."""
 
 

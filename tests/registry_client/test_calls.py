@@ -3,6 +3,7 @@
 import hashlib
 import inspect
 import io
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -250,3 +251,22 @@ async def test_a_file_that_does_not_know_its_size_is_read_whole(registry: Any) -
     assert (await registry.retrieve(version)).startswith(b"Name:")
     path = await registry.publish("policy", "/proc/version")
     assert (await registry.retrieve(path)).startswith(b"Linux")
+
+
+async def test_a_mapped_file_is_bytes(registry: Any, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(b"weights")
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as mapped:
+            version = await registry.publish("policy", mapped)
+    finally:
+        os.close(descriptor)
+    assert await registry.retrieve(version) == b"weights"
+
+
+async def test_a_download_may_have_as_long_a_name_as_the_system_takes(registry: Any, tmp_path: Path) -> None:
+    await registry.publish("policy", b"weights")
+    for name in ("x" * 255, "\N{SNAKE}" * 63):
+        await registry.download("policy", tmp_path / name)
+        assert (tmp_path / name).read_bytes() == b"weights"

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -492,3 +493,52 @@ async def test_an_upload_over_a_network_that_cuts_arrives_once(flavour: str, ser
         assert (await registry.publish("policy", LARGE)).number == 1
         assert [version.number for version in await registry.list_versions("policy")] == [1]
         assert await registry.retrieve("policy") == LARGE
+
+
+async def test_an_open_file_is_where_it_was_when_its_upload_failed(
+    flavour: str, server: Server, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(DATA)
+    async with scripted(CreateVersion=failing(1, silence, grpc.StatusCode.INTERNAL)) as broken:
+        with path.open("rb") as file:
+            async with opened(flavour, broken.port) as registry:
+                with pytest.raises(errors.ModelRegistryError):
+                    await registry.publish("policy", file)
+            async with opened(flavour, server.port) as registry:
+                assert await registry.retrieve(await registry.publish("policy", file)) == DATA
+
+
+async def test_no_words_of_an_id_make_an_upload_seem_not_sent(flavour: str) -> None:
+    async def answer(call: Call) -> None:
+        await call.receive_all()
+        await call.fail(grpc.StatusCode.UNAVAILABLE)
+
+    async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
+        with pytest.raises(errors.UnavailableError) as caught:
+            await registry.publish("there is no connection to", b"weights")
+        assert caught.value.may_be_done
+        assert server.calls["CreateVersion"] == 1
+
+
+async def test_an_attempt_that_lingers_does_not_disturb_the_next_one(flavour: str, tmp_path: Path) -> None:
+    """The first one is still in its callback, on gRPC's thread, while the file is sent again."""
+    go_on = threading.Event()
+    path = tmp_path / "weights"
+    path.write_bytes(DATA)
+    told: list[Progress] = []
+
+    def note(progress: Progress) -> None:
+        told.append(progress)
+        if len(told) == 1:
+            go_on.wait(0.3)
+
+    async def answer(call: Call) -> None:
+        await call.receive()
+        if call.number == 1:
+            await call.fail(grpc.StatusCode.UNAVAILABLE)
+        await created(call)
+
+    async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
+        assert (await registry.publish("policy", path, progress=note)).number == 1
+        assert server.calls["CreateVersion"] == 2

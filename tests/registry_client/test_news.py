@@ -294,3 +294,20 @@ async def test_many_trackers_share_one_client(flavour: str, tmp_path: Path) -> N
         for data in (b"1", b"2", b"3"):
             await registry.publish("policy", data)
         assert await asyncio.gather(*following) == [b"3"] * _TRACKERS
+
+
+async def test_a_decoder_that_panics_is_told_too(registry: Any) -> None:
+    class PanicError(BaseException):
+        """As that of libraries in Rust."""
+
+    def decode(data: bytes) -> bytes:
+        if data == b"bad":
+            raise PanicError
+        return data
+
+    async with registry.track("policy", decode=decode) as latest:
+        await registry.publish("policy", b"bad")
+        await until(lambda: isinstance(latest.error, PanicError), latest)
+        await registry.publish("policy", b"good")
+        await until(lambda: latest.value == b"good", latest)
+        assert latest.error is None

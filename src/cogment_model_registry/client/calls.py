@@ -4,7 +4,7 @@ import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -28,8 +28,6 @@ _DIRECTORY_SECONDS = 10.0
 
 _UNREACHABLE = "failed to connect to all addresses"
 """What gRPC says, and in no other way tells, of a call that was never sent."""
-
-_NO_CONNECTION = "there is no connection to"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +132,14 @@ async def _ask_directory(backend: Backend, location: Discovered, deadline: Deadl
     subject = Subject(f"asking {location}")
     channel = backend.connect(location.directory_address, secure=False)
     try:
-        with translated(subject, location):
+        with translated(subject, location), ExitStack() as stack:
             path = f"/{directory_wire.SERVICE_NAME}/Inquire"
             seconds = min(deadline.left_seconds(), _DIRECTORY_SECONDS)
             replies = backend.stream(channel, path, request.SerializeToString(), seconds, location.token)
+            stack.callback(replies.cancel)
             while (message := await replies.read()) is not None:
                 service = directory_wire.service_from_reply(message)
                 if service.endpoint.protocol is not Protocol.COGMENT:
-                    replies.cancel()
                     return service.endpoint.address, service.endpoint.protocol is Protocol.GRPC_SSL
     finally:
         await backend.disconnect(channel)
@@ -160,15 +158,18 @@ def translated(subject: Subject, where: object) -> Generator[None]:
         yield
     except grpc.RpcError as error:
         details = str(error.details() or error.code().name)
-        if _UNREACHABLE in details:
+        was_sent = _UNREACHABLE not in details
+        if not was_sent:
             # The rest is a list of addresses that were tried, and why the last one failed at the end.
-            details = f"{_NO_CONNECTION} {where}: {details.rsplit(': ', 1)[-1]}"
-        raise convert.error_of(
+            details = f"there is no connection to {where}: {details.rsplit(': ', 1)[-1]}"
+        told = convert.error_of(
             error.code(),
             f"{subject.text}: {details}",
             model_id=subject.model_id,
             version_number=subject.version_number,
-        ) from error
+        )
+        told.was_sent = was_sent
+        raise told from error
     except convert.DecodeError as error:
         raise ModelRegistryError(
             f"{subject.text}: the server's answer makes no sense",
@@ -256,7 +257,7 @@ class Calls:
             except (UnavailableError, TimedOutError) as error:
                 if channel is not None:
                     self.connection.suspect(channel)
-                    if not may_retry() and not _was_never_sent(error):
+                    if not may_retry() and error.was_sent:
                         raise _uncertain(error) from error.__cause__
                 if isinstance(error, TimedOutError):
                     raise
@@ -265,11 +266,6 @@ class Calls:
                 if patience.left_seconds() < seconds:
                     raise
             await self.backend.sleep(seconds)
-
-
-def _was_never_sent(error: ModelRegistryError) -> bool:
-    """Return whether a call failed before there was a connection to send it on."""
-    return _NO_CONNECTION in error.message
 
 
 def _uncertain(error: ModelRegistryError) -> ModelRegistryError:

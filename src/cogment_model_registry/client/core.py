@@ -83,7 +83,7 @@ class Core:
     async def aclose(self) -> None:
         """Close the connection; calls that are under way end."""
         await self._calls.connection.aclose(self._backend)
-        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False)  # what waits for its turn still has someone who waits for it
 
     # Models.
 
@@ -221,6 +221,9 @@ class Core:
                         raise
                     await self._create_missing(model_id, deadline)
                     info = await upload.run()
+        except BaseException:
+            source.rewind()
+            raise
         finally:
             source.close()
         if info.data_hash != data_hash or info.data_size_bytes != source.size_bytes:
@@ -373,32 +376,51 @@ class _Upload:
     _subject: Subject
     _deadline: Deadline
     _report: Report
-    _is_all_sent: bool = False
+    _attempt: "_Attempt | None" = None
 
     async def run(self) -> VersionInfo:
         """Upload, and again while the server cannot have taken it."""
-        return await self._calls.retrying(
-            self._once, self._subject, self._deadline, may_retry=lambda: not self._is_all_sent
-        )
+        return await self._calls.retrying(self._once, self._subject, self._deadline, may_retry=self._may_retry)
+
+    def _may_retry(self) -> bool:
+        return self._attempt is None or not self._attempt.is_all_sent
 
     async def _once(self, channel: Channel, deadline: Deadline) -> VersionInfo:
-        self._is_all_sent = False
+        attempt = self._attempt = _Attempt()
         self._report.restart()
-        reply = await self._calls.backend.upload(
-            channel, method_path("CreateVersion"), self._messages(), deadline.left_seconds()
-        )
+        try:
+            reply = await self._calls.backend.upload(
+                channel, method_path("CreateVersion"), self._messages(attempt), deadline.left_seconds()
+            )
+        finally:
+            attempt.is_over = True
         return convert.version_from_reply(reply)
 
-    def _messages(self) -> Iterator[bytes]:
+    def _messages(self, attempt: "_Attempt") -> Iterator[bytes]:
         left_bytes = self._source.size_bytes
-        self._is_all_sent = not left_bytes
+        attempt.is_all_sent = not left_bytes
         yield convert.encode_header(self._header)
         for block in self._source.blocks(CHUNK_BYTES):
+            if attempt.is_over:
+                return  # gRPC's thread may be here still, with nobody to send to
             left_bytes -= len(block)
             # From here on nobody knows what the server has, until it answers.
-            self._is_all_sent = not left_bytes
+            attempt.is_all_sent = not left_bytes
             yield build_body(block)
             self._report.advance(len(block))
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One of the attempts of an upload.
+
+    Attributes:
+        is_all_sent: Whether the last bytes were handed to gRPC.
+        is_over: Whether there will be no answer to it any more.
+    """
+
+    is_all_sent: bool = False
+    is_over: bool = False
 
 
 def _asked_for(model: str | VersionInfo, version: int | VersionInfo) -> tuple[str, int, VersionInfo | None]:

@@ -1,10 +1,12 @@
 """What is uploaded: bytes in memory, a file by its path, or an open file; each can be read more than once."""
 
+import contextlib
 import hashlib
 import io
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, TypeAlias, cast
 
@@ -40,18 +42,29 @@ class Source:
             sha256.update(block)
         return digest_text(sha256.digest())
 
+    def rewind(self) -> None:
+        """Put an open file of the caller's back to where it stood."""
+
     def close(self) -> None:
         """Let go of what was opened for it."""
 
 
 class _Memory(Source):
-    def __init__(self, data: memoryview) -> None:
-        self._data = data
-        self.size_bytes = len(data)
+    def __init__(self, view: memoryview) -> None:
+        self._view = view
+        self._data = view.cast("B") if view.nbytes else memoryview(b"")
+        self.size_bytes = view.nbytes
 
     def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
         for start in range(0, self.size_bytes, size_bytes):
             yield self._data[start : start + size_bytes]
+
+    def close(self) -> None:
+        # Mapped files and arrays that grow cannot be closed or resized while someone looks at them. A thread of gRPC's
+        # may still do so, of an attempt that was given up; then it is the collector's to let go.
+        with contextlib.suppress(BufferError):
+            self._data.release()
+            self._view.release()
 
 
 class _File(Source):
@@ -60,19 +73,26 @@ class _File(Source):
     def __init__(self, file: IO[bytes], *, is_own: bool) -> None:
         self._file = file
         self._is_own = is_own
+        self._lock = threading.Lock()
         self._start = file.tell()
         self.size_bytes = max(file.seek(0, io.SEEK_END) - self._start, 0)
 
     def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
-        self._file.seek(self._start)
         left_bytes = self.size_bytes
         while left_bytes:
-            block = self._file.read(min(size_bytes, left_bytes))
+            # An attempt that was given up may still be reading, at a place of its own.
+            with self._lock:
+                self._file.seek(self._start + self.size_bytes - left_bytes)
+                block = self._file.read(min(size_bytes, left_bytes))
             if not block:
                 message = f"the file was cut while it was read: {left_bytes} of {self.size_bytes} bytes are missing"
                 raise InvalidError(message)
             left_bytes -= len(block)
             yield block
+
+    def rewind(self) -> None:
+        with self._lock:
+            self._file.seek(self._start)
 
     def close(self) -> None:
         if self._is_own:
@@ -97,17 +117,17 @@ def open_source(data: Data) -> Source:
             return _File(_copied(opened), is_own=True)
     if isinstance(data, io.TextIOBase):
         raise InvalidError("data is a text file; open it in binary mode")
-    if isinstance(data, io.IOBase) or hasattr(data, "read"):
-        file = cast("IO[bytes]", data)
-        return _File(file, is_own=False) if _tells_its_size(file) else _File(_copied(file), is_own=True)
     try:
-        view = memoryview(data)
+        view = memoryview(cast("Buffer", data))
     except TypeError:
+        if hasattr(data, "read"):
+            file = cast("IO[bytes]", data)
+            return _File(file, is_own=False) if _tells_its_size(file) else _File(_copied(file), is_own=True)
         kind = type(data).__name__
         raise InvalidError(f"data is of type {kind}; it must be bytes-like, a path or a binary file") from None
     if not view.c_contiguous:
         raise InvalidError("data is not contiguous in memory; copy it first")
-    return _Memory(view.cast("B") if view.nbytes else memoryview(b""))
+    return _Memory(view)
 
 
 def _tells_its_size(file: IO[bytes]) -> bool:

@@ -12,7 +12,7 @@ from cogment_model_registry.client import watching
 from cogment_model_registry.client.backends import BlockingBackend, StoppedError, run
 from cogment_model_registry.client.calls import Backoff, Deadline
 from cogment_model_registry.client.core import LATEST, Core
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TimedOutError, quoted
+from cogment_model_registry.errors import NotFoundError, TimedOutError, quoted
 from cogment_model_registry.records import VersionInfo
 
 _T = TypeVar("_T")
@@ -28,7 +28,7 @@ class _Latest(Generic[_T]):
         self.model_id = model_id
         self._current: tuple[VersionInfo, _T] | None = None
         self._connection_error: Exception | None = None
-        self._version_error: Exception | None = None
+        self._version_error: BaseException | None = None
 
     @property
     def value(self) -> _T | None:
@@ -48,7 +48,7 @@ class _Latest(Generic[_T]):
         return self._current
 
     @property
-    def error(self) -> Exception | None:
+    def error(self) -> BaseException | None:
         """Why `value` may not be the latest; None while all is well.
 
         The registry does not answer, the model does not exist, the version could not be fetched, or `decode` raised it.
@@ -75,7 +75,7 @@ class _Latest(Generic[_T]):
         """Take note of how the connection is."""
         self._connection_error = error
 
-    def note_version_error(self, error: Exception) -> None:
+    def note_version_error(self, error: BaseException) -> None:
         """Take note of why the newest version is not there."""
         self._version_error = error
 
@@ -111,7 +111,9 @@ class Follower(Generic[_T]):
         while True:
             try:
                 await self._follow_one_life()
-            except ModelRegistryError as error:
+            except StoppedError:
+                raise
+            except Exception as error:
                 # There is no such model yet, or no more; or a version could not be fetched, which is tried anew.
                 self._latest.note_version_error(error)
             await self._core.calls.backend.sleep(backoff.next_seconds())
@@ -140,9 +142,9 @@ class Follower(Generic[_T]):
             return version.number
         try:
             value = await self._decode(data)
-        except StoppedError:
+        except (asyncio.CancelledError, StoppedError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # the caller's own
+        except BaseException as error:  # the caller's own; those of Rust that panics are no Exceptions
             self._latest.note_version_error(error)
         else:
             self._latest.note_version(version, value)
