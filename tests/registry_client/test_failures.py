@@ -96,11 +96,32 @@ async def tcp_server(answer: bytes) -> AsyncIterator[int]:
         except ConnectionError:
             pass
         finally:
-            writer.close()
+            writer.transport.abort()
 
-    server = await asyncio.start_server(talk, "127.0.0.1", 0)
-    async with server:
+    async with listening(talk) as port:
+        yield port
+
+
+@asynccontextmanager
+async def listening(
+    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[int]:
+    """Open a context with the port of a server whose connections are all closed at its end."""
+    talks: set[asyncio.Future[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.add(asyncio.ensure_future(talk(reader, writer)))
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
         yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for each in talks:
+            each.cancel()
+        await asyncio.gather(*talks, return_exceptions=True)
+        await asyncio.sleep(0)  # the loop closes what was aborted with its next turn
+        await asyncio.sleep(0)
 
 
 def free_port() -> int:
@@ -241,6 +262,21 @@ async def test_an_upload_that_the_server_may_have_is_not_sent_again(flavour: str
             await registry.publish("policy", data)
         assert caught.value.may_be_done
         assert server.calls["CreateVersion"] == 1
+
+
+async def test_an_upload_that_ends_with_a_status_of_no_certain_meaning_may_be_done(flavour: str) -> None:
+    async def answer(call: Call) -> None:
+        await call.receive_all()
+        if call.number == 1:
+            await call.fail(grpc.StatusCode.INTERNAL)
+        await call.send(b"\xff\xff\xff")
+
+    async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
+        for _ in range(2):
+            with pytest.raises(errors.ModelRegistryError) as caught:
+                await registry.publish("policy", DATA)
+            assert caught.value.may_be_done
+        assert server.calls["CreateVersion"] == 2
 
 
 async def test_an_upload_whose_answer_does_not_come_may_be_done(flavour: str) -> None:
@@ -444,12 +480,14 @@ class Cutting:
     async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
         copies = [
-            self._copy(reader, server_writer, counted=self._upwards),
-            self._copy(server_reader, writer, counted=not self._upwards),
+            asyncio.ensure_future(self._copy(reader, server_writer, counted=self._upwards)),
+            asyncio.ensure_future(self._copy(server_reader, writer, counted=not self._upwards)),
         ]
         try:
-            await asyncio.wait(map(asyncio.ensure_future, copies), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            for each in copies:
+                each.cancel()
             writer.transport.abort()
             server_writer.transport.abort()
 
@@ -471,10 +509,8 @@ class Cutting:
 async def cutting(port: int, *, cuts: int, after_bytes: int, upwards: bool = False) -> AsyncIterator[int]:
     """Open a context with the port of a relay that cuts."""
     relay = Cutting(port, cuts=cuts, after_bytes=after_bytes, upwards=upwards)
-    server = await asyncio.start_server(relay.relay, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-        server.close()
+    async with listening(relay.relay) as relayed:
+        yield relayed
 
 
 async def test_a_download_over_a_network_that_cuts_gets_through(flavour: str, server: Server, tmp_path: Path) -> None:

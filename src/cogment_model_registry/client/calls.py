@@ -265,6 +265,11 @@ class Calls:
                 seconds = backoff.next_seconds()
                 if patience.left_seconds() < seconds:
                     raise
+            except ModelRegistryError as error:
+                # A status of no certain meaning, such as of a stream that broke, or an answer that makes no sense.
+                if type(error) is ModelRegistryError and not may_retry():
+                    raise _uncertain(error) from error.__cause__
+                raise
             await self.backend.sleep(seconds)
 
 
