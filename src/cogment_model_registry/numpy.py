@@ -24,7 +24,7 @@ try:
     import numpy.typing as npt
 
     from cogment_model_registry.tensors import arrays, trees
-    from cogment_model_registry.tensors.versions import Encoded, Loaded, UploadOptions, fetch
+    from cogment_model_registry.tensors.versions import Encoded, Loaded, UploadOptions, fetch, upload
 except ImportError as error:
     message = 'this needs NumPy and safetensors: pip install "cogment-model-registry[numpy]"'
     raise ImportError(message, name=error.name) from error
@@ -143,8 +143,7 @@ def publish(
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
     """
     encoded = encode(tree, dtype=dtype, prefix=prefix, user_data=user_data)
-    upload = registry.store if archived else registry.publish
-    return upload(model_id, encoded.data, user_data=encoded.user_data, **options)
+    return upload(registry, model_id, encoded, archived=archived, **options)
 
 
 def store(

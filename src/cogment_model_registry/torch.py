@@ -25,7 +25,7 @@ try:
     import torch
 
     from cogment_model_registry.tensors import trees, versions
-    from cogment_model_registry.tensors.versions import Encoded, Loaded, UploadOptions, fetch
+    from cogment_model_registry.tensors.versions import Encoded, Loaded, UploadOptions, fetch, upload
 except ImportError as error:
     message = 'this needs PyTorch and safetensors: pip install "cogment-model-registry[torch]"'
     raise ImportError(message, name=error.name) from error
@@ -241,8 +241,7 @@ def publish(
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
     """
     encoded = encode(parameters, dtype=dtype, prefix=prefix, user_data=user_data)
-    upload = registry.store if archived else registry.publish
-    return upload(model_id, encoded.data, user_data=encoded.user_data, **options)
+    return upload(registry, model_id, encoded, archived=archived, **options)
 
 
 def store(

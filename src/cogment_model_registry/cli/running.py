@@ -133,7 +133,8 @@ def open_standard_output() -> BinaryIO:
 def seekable_input(path: str) -> Iterator[BinaryIO]:
     """Open a context with a file to read that has a size; ``-`` is standard input.
 
-    What has none, such as a pipe, goes to a temporary file without a name first.
+    What has none, such as a pipe, goes to a temporary file without a name first. The library would do so, too, but on
+    a thread, which no Ctrl-C reaches while whoever writes into the pipe is silent.
 
     Raises:
         click.UsageError: It would come from a terminal.

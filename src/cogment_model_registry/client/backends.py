@@ -244,7 +244,7 @@ class BlockingBackend:
         except grpc.FutureCancelledError:
             raise StoppedError from None
         finally:
-            self._remove(call)
+            self.forget(call)
             call.cancel()
 
     def stream(self, channel: Channel, path: str, request: bytes, timeout_seconds: float, token: str = "") -> Replies:
@@ -259,13 +259,10 @@ class BlockingBackend:
         if self.is_stopped:
             call.cancel()
 
-    def _remove(self, call: Any) -> None:
-        with self._lock:
-            self._calls.discard(call)
-
     def forget(self, call: Any) -> None:
         """Take note that a call is over."""
-        self._remove(call)
+        with self._lock:
+            self._calls.discard(call)
 
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""

@@ -8,7 +8,6 @@ one, except to remove what was not used for longest.
 import base64
 import contextlib
 import fcntl
-import hashlib
 import logging
 import os
 import secrets
@@ -18,7 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from cogment_model_registry.records import VersionInfo, digest_text
+from cogment_model_registry.payload import PayloadHash
+from cogment_model_registry.records import VersionInfo
 
 _log = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ class Cache:
         """
         path = self._path(info)
         start = file.tell()
-        sha256 = hashlib.sha256()
+        payload_hash = PayloadHash()
         try:
             with open(path, "rb", buffering=0) as cached:
                 if os.fstat(cached.fileno()).st_size == info.data_size_bytes:
                     while block := cached.read(_BLOCK_BYTES):
-                        sha256.update(block)
+                        payload_hash.update([block])
                         file.write(block)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
@@ -63,7 +63,7 @@ class Cache:
             file.seek(start)
             file.truncate()
             return False
-        if digest_text(sha256.digest()) != info.data_hash:
+        if payload_hash.digest_text() != info.data_hash:
             _log.warning("the cache had damaged bytes of version %d of %r", info.number, info.model_id)
             file.seek(start)
             file.truncate()

@@ -1,7 +1,6 @@
 """Where a download goes: into memory or a file, hashed on the way, and not handed out before its hash is right."""
 
 import functools
-import hashlib
 import io
 from collections.abc import Sequence
 from concurrent import futures
@@ -10,10 +9,8 @@ from typing import IO
 
 from cogment_model_registry.client.backends import Backend
 from cogment_model_registry.errors import DataLossError
-from cogment_model_registry.records import VersionInfo, digest_text
-
-_INLINE_BYTES = 64 * 1024
-"""Up to so many bytes are taken in where they are: handing them to a thread costs about as much."""
+from cogment_model_registry.payload import INLINE_HASH_MAX_BYTES, PayloadHash
+from cogment_model_registry.records import VersionInfo
 
 _BACKLOG_BYTES = 8 * 1024 * 1024
 """What may wait for the thread that hashes and writes."""
@@ -52,7 +49,7 @@ class Download:
         self._is_memory = isinstance(file, io.BytesIO)
         self._backend = backend
         self._executor = executor
-        self._sha256 = hashlib.sha256()
+        self._hash = PayloadHash()
         self._received_bytes = 0
         self._waiting: list[memoryview] = []
         self._waiting_bytes = 0
@@ -74,7 +71,7 @@ class Download:
         self._waiting_bytes += len(data)
         if self._waiting_bytes > _BACKLOG_BYTES:
             await self._settle()
-        if (self._working is None or self._working.done()) and self._waiting_bytes > _INLINE_BYTES:
+        if (self._working is None or self._working.done()) and self._waiting_bytes > INLINE_HASH_MAX_BYTES:
             await self._settle()
             self._working = self._executor.submit(self._take, self._waiting)
             self._waiting, self._waiting_bytes = [], 0
@@ -87,13 +84,13 @@ class Download:
         """
         await self._settle()
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        if sum(map(len, waiting)) > _INLINE_BYTES:
+        if sum(map(len, waiting)) > INLINE_HASH_MAX_BYTES:
             await self._backend.wait(self._executor.submit(self._take, waiting))
         else:
             self._take(waiting)
         if self._received_bytes < self._info.data_size_bytes:
             raise self._loss(f"{self._received_bytes} of its {self._info.data_size_bytes} bytes came")
-        data_hash = digest_text(self._sha256.digest())
+        data_hash = self._hash.digest_text()
         if data_hash != self._info.data_hash:
             raise self._loss(f"its data_hash is {self._info.data_hash}, but the bytes that came have {data_hash}")
 
@@ -103,10 +100,9 @@ class Download:
             futures.wait([self._working])
 
     def _take(self, parts: Sequence[memoryview]) -> None:
-        for part in parts:
-            self._sha256.update(part)
-            if not self._is_memory:
-                self._file.write(part)
+        self._hash.update(parts)
+        if not self._is_memory:
+            self._file.writelines(parts)
 
     async def _settle(self) -> None:
         if self._working is not None:

@@ -1,17 +1,17 @@
 """What is uploaded: bytes in memory, a file by its path, or an open file; each can be read more than once."""
 
 import contextlib
-import hashlib
 import io
 import os
 import shutil
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, TypeAlias, cast
 
 from cogment_model_registry.errors import InvalidError
-from cogment_model_registry.records import digest_text
+from cogment_model_registry.payload import PayloadHash
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
@@ -22,7 +22,7 @@ Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes]"
 _BLOCK_BYTES = 1024 * 1024
 
 
-class Source:
+class Source(ABC):
     """Bytes to upload; to be closed.
 
     Attributes:
@@ -31,20 +31,21 @@ class Source:
 
     size_bytes: int
 
+    @abstractmethod
     def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
         """Yield all bytes, in blocks of at most a size. May be called again."""
-        raise NotImplementedError
 
     def hash_text(self) -> str:
         """Return the SHA-256 of all bytes, in standard base64 with padding."""
-        sha256 = hashlib.sha256()
-        for block in self.blocks(_BLOCK_BYTES):
-            sha256.update(block)
-        return digest_text(sha256.digest())
+        payload_hash = PayloadHash()
+        payload_hash.update(self.blocks(_BLOCK_BYTES))
+        return payload_hash.digest_text()
 
+    @abstractmethod
     def rewind(self) -> None:
         """Put an open file of the caller's back to where it stood."""
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of what was opened for it."""
 
@@ -58,6 +59,9 @@ class _Memory(Source):
     def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
         for start in range(0, self.size_bytes, size_bytes):
             yield self._data[start : start + size_bytes]
+
+    def rewind(self) -> None:
+        pass  # it stands nowhere
 
     def close(self) -> None:
         # Mapped files and arrays that grow cannot be closed or resized while someone looks at them. A thread of gRPC's

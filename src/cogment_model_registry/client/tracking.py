@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, suppress
 from types import TracebackType
@@ -21,7 +22,7 @@ _PROMPT_SECONDS = 0.002
 """News that were not waited for longer than this may have been waiting themselves, with newer ones behind them."""
 
 
-class _Latest(Generic[_T]):
+class _Latest(ABC, Generic[_T]):
     """The latest version of a model, as far as it is known here. What its follower notes, its reader reads."""
 
     def __init__(self, model_id: str) -> None:
@@ -86,9 +87,9 @@ class _Latest(Generic[_T]):
         self._connection_error = None
         self._tell()
 
+    @abstractmethod
     def _tell(self) -> None:
         """Wake whoever waits for a newer version."""
-        raise NotImplementedError
 
 
 class Follower(Generic[_T]):

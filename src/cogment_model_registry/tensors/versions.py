@@ -11,7 +11,7 @@ needs no room in `user_data`, which is bounded. A file of another origin has no 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack
 
 from safetensors import SafetensorError, deserialize
 
@@ -171,6 +171,14 @@ def _described(data: bytes) -> str:
     kinds = {b"\x80": "a pickle", b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x93NUMPY": "a .npy file"}
     kind = next((kind for start, kind in kinds.items() if data.startswith(start)), "something else")
     return f"{kind}, beginning with {data[:8].hex(' ')}"
+
+
+def upload(
+    registry: ModelRegistry, model_id: str, encoded: Encoded, *, archived: bool, **options: Unpack[UploadOptions]
+) -> VersionInfo:
+    """Publish a version that was encoded, or store it for good; see `ModelRegistry.publish`."""
+    call = registry.store if archived else registry.publish
+    return call(model_id, encoded.data, user_data=encoded.user_data, **options)
 
 
 def fetch(
