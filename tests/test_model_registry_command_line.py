@@ -623,7 +623,7 @@ def test_details_have_units_and_ages_on_a_terminal(cogment: Cogment, registry: M
     assert re.search(r"Z \((just now|\d+ s ago)\)", terminal.plain)
 
 
-@pytest.mark.parametrize(("key", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("\x03", 130), ("\x04", 130)])
+@pytest.mark.parametrize(("key", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("\x03", -signal.SIGINT), ("\x04", 130)])
 def test_a_deletion_is_asked_for_on_a_terminal(cogment: Cogment, registry: ModelRegistry, key: str, code: int) -> None:
     registry.publish("m", b"x" * 2048)
     registry.store("m", DATA)

@@ -22,6 +22,7 @@ from cogment_model_registry.cli.parameters import (
 from cogment_model_registry.cli.progress import transfer_bar
 from cogment_model_registry.cli.running import (
     check_free,
+    ended_by_interruptions,
     ending_with_reader,
     is_terminal,
     open_standard_output,
@@ -144,7 +145,9 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
         f"Delete model {presentation.safe(model_id)} with {_count(len(versions), 'version')}, {archived} of them "
         f"archived, and {presentation.human_size(_size_bytes(versions))} of data?"
     )
-    if not click.confirm(question, err=True):
+    with ended_by_interruptions():
+        is_wanted = click.confirm(question, err=True)
+    if not is_wanted:
         raise ModelRegistryError("nothing was deleted")
 
 

@@ -62,6 +62,22 @@ def ending_on_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def ended_by_interruptions() -> Iterator[None]:
+    """Open a context in which Ctrl-C ends the process at once, as it ends a program that knows nothing of it.
+
+    For a question, when nothing is under way. Python only takes note of a signal and acts between two of its own steps;
+    one that comes right before `input` begins to wait would be noticed with the next line that is typed.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
 def ending_with_reader() -> Iterator[None]:
     """Open a context that ends with `BrokenPipeError` once nobody reads standard output any more.
 
