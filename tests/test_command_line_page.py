@@ -27,10 +27,10 @@ DOCUMENTED_PORTS = ("9002", "9005")
 
 _NEVER_THE_SAME = (
     (r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME"),
-    (r"\b1[0-9]{18}\b", "NANOSECONDS"),
     (r"\bprocess [0-9]+", "process N"),
     (r"Secret \[[^]]+\]", "Secret [...]"),
     (r"Service ID \[[0-9]+\]", "Service ID [N]"),
+    (r"\b1[0-9]{18}\b", "NANOSECONDS"),  # after the ids, which may look the same
     (r"in [0-9.]+ s \([^)]*/s\)", "in a moment"),
     (r"(\(cogment-model-registry\) |cogment-model-registry +|\[__version\] = \[)[0-9.a-z]+", r"\1VERSION"),
 )
