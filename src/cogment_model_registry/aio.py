@@ -11,7 +11,7 @@ A client belongs to the event loop in which it is first used. Cancelling a task 
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.backends import AsyncioBackend
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
@@ -63,7 +63,7 @@ class ModelRegistry:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; calls that are under way end."""
+        """Close the connection; calls that are under way end with `ClosedError`."""
         await self._core.aclose()
 
     async def create_model(
@@ -84,7 +84,9 @@ class ModelRegistry:
         """Return all models, in the order of their ids."""
         return await self._core.list_models(timeout)
 
-    async def get_version(self, model_id: str, number: int = LATEST, *, timeout: float | None = None) -> VersionInfo:
+    async def get_version(
+        self, model_id: str, number: SupportsIndex = LATEST, *, timeout: float | None = None
+    ) -> VersionInfo:
         """Return a version by its number; -1 is the latest, -2 the one before, and so on."""
         return await self._core.get_version(model_id, number, timeout)
 
@@ -125,7 +127,7 @@ class ModelRegistry:
     async def retrieve(
         self,
         model: str | VersionInfo,
-        version: int | VersionInfo = LATEST,
+        version: SupportsIndex | VersionInfo = LATEST,
         *,
         timeout: float | None = None,
         progress: Wish = None,
@@ -138,7 +140,7 @@ class ModelRegistry:
         model: str | VersionInfo,
         path: str | os.PathLike[str],
         *,
-        version: int | VersionInfo = LATEST,
+        version: SupportsIndex | VersionInfo = LATEST,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:

@@ -8,6 +8,7 @@
     ├── TimedOutError       the other side took too long
     ├── UnavailableError    the registry cannot do it now: its archive fails
     │   └── StoppingError   ... or it stops
+    ├── ClosedError         the client was closed
     ├── SettingError        a setting has a value that is not allowed
     └── StartError          the server cannot start
 
@@ -93,6 +94,19 @@ class StoppingError(UnavailableError):
 
     def __init__(self) -> None:
         super().__init__("the server is stopping")
+
+
+class ClosedError(ModelRegistryError):
+    """The client was closed, by the program that has it."""
+
+    def __init__(
+        self,
+        message: str = "the model registry client is closed",
+        *,
+        model_id: str | None = None,
+        version_number: int | None = None,
+    ) -> None:
+        super().__init__(message, model_id=model_id, version_number=version_number)
 
 
 class SettingError(ModelRegistryError):

@@ -1,8 +1,10 @@
 """A file that is written anew: whole and durable under its name, or not there at all."""
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 import threading
 from typing import BinaryIO
 
@@ -13,15 +15,16 @@ _NAME_MAX_CHARACTERS = 40
 class Replacement:
     """The new content of a file, in a temporary file beside it until `commit`. To be opened, and always to be closed.
 
+    A symbolic link stays one: the file that it leads to is replaced. A file that is there keeps its permissions.
     One thread may open it while another one closes it: then nothing is left of it.
 
     Args:
         path: The file; what is there already stays until then.
-        mode: Its permissions, of which the process's mask takes its part.
+        mode: The permissions of a new one, of which the process's mask takes its part.
     """
 
     def __init__(self, path: str | os.PathLike[str], mode: int = 0o666) -> None:
-        self._directory, self._name = os.path.split(os.path.abspath(os.fspath(path)))
+        self._directory, self._name = os.path.split(os.path.realpath(os.fspath(path)))
         name = f".{self._name[:_NAME_MAX_CHARACTERS]}.{secrets.token_hex(8)}"
         self._temporary = os.path.join(self._directory, name)
         self._mode = mode
@@ -34,17 +37,37 @@ class Replacement:
         """Open the temporary file, and return it.
 
         Raises:
-            OSError: The directory takes no file.
+            OSError: The directory takes no file, or has something else of this name.
             ValueError: It was closed meanwhile.
         """
         with self._lock:
             if self._is_closed:
                 raise ValueError("the replacement is closed")
+            replaced_mode = self._replaced_mode()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptor = os.open(self._temporary, flags, self._mode)
+            descriptor = os.open(self._temporary, flags, self._mode if replaced_mode is None else 0o600)
             self._is_there = True
             self._file = open(descriptor, "w+b")  # noqa: SIM115 # see `close`
+            if replaced_mode is not None:
+                os.fchmod(descriptor, replaced_mode)
             return self._file
+
+    def _replaced_mode(self) -> int | None:
+        """Return the permissions of the file that is to be replaced; None if there is none.
+
+        Raises:
+            OSError: It is no file, so a file is not to take its place.
+        """
+        path = os.path.join(self._directory, self._name)
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            return None
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(mode):
+            raise FileExistsError(errno.EEXIST, "there is something that is no regular file", path)
+        return mode & 0o777
 
     def commit(self) -> None:
         """Give the file its name: durable on return.

@@ -92,3 +92,8 @@ def version_message(number: int = 1, data_hash: str = "", size_bytes: int = 0, *
     return m.ModelVersionInfo(
         model_id="policy", version_number=number, data_hash=data_hash, data_size=size_bytes, **fields
     )
+
+
+async def has_model(call: Call) -> None:
+    """Answer that there is the model "policy"."""
+    await call.send(m.RetrieveModelsReply(model_infos=[m.ModelInfo(model_id="policy")]))

@@ -1,5 +1,7 @@
 """The cache of the client: it saves calls, is never trusted without the hash, keeps to its size, and is shared."""
 
+import asyncio
+import fcntl
 import hashlib
 import os
 import time
@@ -7,14 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from cogment_model_registry import ModelRegistry, VersionInfo
+from cogment_model_registry import ModelRegistry, VersionInfo, errors
 from cogment_model_registry.client.cache import Cache
 from cogment_model_registry.client.core import CACHE_VARIABLE
 from cogment_model_registry.records import digest_text
 from cogment_model_registry.server import Server
+from cogment_model_registry.wire import messages as m
 from tests.processes import server_process, started
 from tests.registry_client.conftest import opened
-from tests.registry_client.scripted import scripted
+from tests.registry_client.scripted import Call, scripted, version_message
 from tests.registry_client.test_failures import DATA, chunks, failing, infos, silence
 
 
@@ -174,3 +177,28 @@ def test_many_processes_share_a_cache_that_has_no_room_for_all(tmp_path: Path) -
     files = cached_files(directory)
     assert sum(file.stat().st_size for file in files) <= 300_000
     assert not [file for file in files if file.name.startswith(".new-")]
+
+
+async def test_a_cache_that_someone_has_locked_holds_up_nobody(flavour: str, server: Server, tmp_path: Path) -> None:
+    directory = tmp_path / "cache"
+    async with opened(flavour, server.port, cache_dir=directory) as registry:
+        await registry.retrieve(await registry.publish("policy", b"1"))
+        with (directory / "lock").open("ab") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            async with asyncio.timeout(20):
+                assert await registry.retrieve(await registry.publish("policy", b"2")) == b"2"
+
+
+@pytest.mark.parametrize("data_hash", ["", "no base64!", "AAAA", "\N{SNAKE}"])
+async def test_a_hash_that_is_none_is_an_answer_that_makes_no_sense(
+    flavour: str, tmp_path: Path, data_hash: str
+) -> None:
+    async def described(call: Call) -> None:
+        await call.send(m.RetrieveVersionInfosReply(version_infos=[version_message(1, data_hash, len(DATA))]))
+
+    async with (
+        scripted(RetrieveVersionInfos=described, RetrieveVersionData=chunks(DATA)) as server,
+        opened(flavour, server.port, cache_dir=tmp_path / "cache") as registry,
+    ):
+        with pytest.raises(errors.DataLossError, match="its data_hash is"):
+            await registry.retrieve("policy")

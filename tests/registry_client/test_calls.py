@@ -1,10 +1,13 @@
 """What each call of the client does, in both flavours, against a real server."""
 
+import asyncio
 import hashlib
 import inspect
 import io
 import mmap
 import os
+import stat
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,10 +134,69 @@ async def test_a_file_that_is_not_there_is_an_error_of_the_system(registry: Any,
 
 
 async def test_user_data_must_be_texts(registry: Any) -> None:
-    with pytest.raises(errors.InvalidError, match=r"user_data\['step'\] is 1000"):
+    with pytest.raises(errors.InvalidError, match=r"user_data\['step'\] is 1000; it must be a text"):
         await registry.publish("policy", b"", user_data={"step": 1000})
-    with pytest.raises(errors.InvalidError, match="keys and values must be texts"):
+    with pytest.raises(errors.InvalidError, match="the key 1 of user_data is 1; it must be a text"):
         await registry.create_model("policy", user_data={1: "a"})
+    with pytest.raises(errors.InvalidError, match=r"user_data\['a'\] is '\\ud800', which has characters"):
+        await registry.store("policy", b"", user_data={"a": "\ud800"})
+    with pytest.raises(errors.InvalidError, match="user_data is 7; it must be a mapping"):
+        await registry.create_model("policy", user_data=7)
+
+
+@pytest.mark.parametrize("model_id", [None, 7, b"policy", "\ud800"])
+@pytest.mark.parametrize(
+    "name", ["create_model", "delete_model", "get_model", "get_version", "list_versions", "retrieve", "publish"]
+)
+async def test_an_id_must_be_a_text(registry: Any, name: str, model_id: object) -> None:
+    more = [b"weights"] if name == "publish" else []
+    with pytest.raises(errors.InvalidError, match="model_id is "):
+        await getattr(registry, name)(model_id, *more)
+
+
+async def test_what_is_watched_and_tracked_has_an_id_too(registry: Any) -> None:
+    with pytest.raises(errors.InvalidError, match="model_id is None"):
+        await anext(registry.watch(None))
+    with pytest.raises(errors.InvalidError, match="model_id is None"):
+        async with registry.track(None):
+            pass
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "3", object()])
+async def test_a_time_that_is_none_is_refused(registry: Any, timeout: Any) -> None:
+    calls: list[Callable[[], Awaitable[object]]] = [
+        lambda: registry.list_models(timeout=timeout),
+        lambda: registry.publish("policy", b"weights", timeout=timeout),
+        lambda: registry.retrieve("policy", timeout=timeout),
+    ]
+    for call in calls:
+        with pytest.raises(errors.InvalidError, match="it must be a number of seconds"):
+            await call()
+    with pytest.raises(errors.InvalidError, match="patience_seconds is"):
+        await anext(registry.watch("policy", patience_seconds=timeout))
+    for options in ({"timeout": timeout}, {"retry_seconds": timeout}):
+        for flavour in (ModelRegistry, aio.ModelRegistry):
+            with pytest.raises(errors.InvalidError, match="it must be a number of seconds"):
+                flavour(**options)
+
+
+@pytest.mark.parametrize("timeout", [50, 1e12, float("inf")])
+async def test_a_call_may_take_for_ever(registry: Any, timeout: float) -> None:
+    version = await registry.publish("policy", b"weights", timeout=timeout)
+    assert await registry.retrieve("policy", timeout=timeout) == b"weights"
+    assert await registry.list_versions("policy", timeout=timeout) == [version]
+    async with registry.track("policy") as latest:
+        assert await latest.wait_for(timeout=timeout) == version
+
+
+async def test_a_number_may_be_of_any_whole_kind(registry: Any) -> None:
+    version = await registry.publish("policy", b"weights")
+    numpy = pytest.importorskip("numpy")
+    assert await registry.get_version("policy", numpy.int64(1)) == version
+    assert await registry.retrieve("policy", numpy.int8(-1)) == b"weights"
+    for number in (1.0, "1", None):
+        with pytest.raises(errors.InvalidError, match="it must be a whole number"):
+            await registry.retrieve("policy", number)
 
 
 async def test_a_missing_model_is_created_once_with_its_first_version(registry: Any) -> None:
@@ -270,3 +332,40 @@ async def test_a_download_may_have_as_long_a_name_as_the_system_takes(registry: 
     for name in ("x" * 255, "\N{SNAKE}" * 63):
         await registry.download("policy", tmp_path / name)
         assert (tmp_path / name).read_bytes() == b"weights"
+
+
+async def test_a_download_keeps_a_symbolic_link_and_the_permissions_of_what_it_replaces(
+    registry: Any, tmp_path: Path
+) -> None:
+    await registry.publish("policy", b"weights")
+    target, link = tmp_path / "elsewhere" / "weights", tmp_path / "link"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    target.chmod(0o600)
+    link.symlink_to(target)
+    await registry.download("policy", link)
+    assert link.is_symlink()
+    assert target.read_bytes() == b"weights"
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert os.listdir(target.parent) == ["weights"]
+
+
+async def test_a_download_replaces_nothing_but_files(registry: Any, tmp_path: Path) -> None:
+    """And says so before it fetches anything."""
+    told: list[object] = []
+    await registry.publish("policy", b"weights")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(FileExistsError, match="no regular file"):
+        await registry.download("policy", tmp_path / "pipe", progress=told.append)
+    with pytest.raises(IsADirectoryError):
+        await registry.download("policy", tmp_path / "directory", progress=told.append)
+    assert told == []
+    assert sorted(os.listdir(tmp_path)) == ["archive", "directory", "pipe"]
+
+
+async def test_a_named_pipe_is_read_when_someone_writes_into_it(registry: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    publishing = asyncio.ensure_future(registry.publish("policy", tmp_path / "pipe"))
+    await asyncio.to_thread((tmp_path / "pipe").write_bytes, b"weights" * 100_000)
+    assert await registry.retrieve(await publishing) == b"weights" * 100_000

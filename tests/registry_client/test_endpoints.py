@@ -1,7 +1,13 @@
 """Where the client finds a registry."""
 
+import asyncio
+import os
+import signal
+import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,7 +15,8 @@ from cogment_model_registry import ModelRegistry, aio, errors
 from cogment_model_registry.client.endpoints import Direct, Discovered, locate
 from cogment_model_registry.directory_records import Details, ServiceType
 from tests.processes import ServerProcess, server_process
-from tests.registry_client.test_failures import free_port
+from tests.registry_client.conftest import Awaited
+from tests.registry_client.test_failures import free_port, listening
 
 DIRECTORY = "grpc://directory:9005"
 
@@ -115,6 +122,12 @@ def test_a_registry_is_discovered_and_found_again_when_it_has_moved(directory: S
             second = registered(directory, tmp_path / "archive", free_port())
             assert second.port != first.port
             assert registry.retrieve("policy") == b"1"
+            # A channel that is closed connects to nobody, so the port is free for whoever comes.
+            with socket.create_server(("127.0.0.1", first.port)) as elsewhere:
+                elsewhere.settimeout(3)  # gRPC would try again within two seconds
+                assert registry.retrieve("policy") == b"1"
+                with pytest.raises(TimeoutError):
+                    elsewhere.accept()
     finally:
         first.kill()
         if second is not None:
@@ -135,3 +148,72 @@ def test_a_directory_that_is_down_is_unavailable() -> None:
         pytest.raises(errors.UnavailableError, match="asking the Directory"),
     ):
         registry.list_models()
+
+
+def test_a_registry_that_starts_anew_is_waited_for(directory: ServerProcess, tmp_path: Path) -> None:
+    """Though the Directory says meanwhile that there is none."""
+    port = free_port()
+    where = f"grpc://127.0.0.1:{directory.port}"
+    first = registered(directory, tmp_path / "archive", port)
+    second = None
+    try:
+        with ModelRegistry(directory_endpoint=where, retry_seconds=30) as registry, ThreadPoolExecutor() as threads:
+            registry.store("policy", b"1")
+            first.stop()
+            retrieving = threads.submit(registry.retrieve, "policy")
+            second = registered(directory, tmp_path / "archive", port)
+            assert retrieving.result(30) == b"1"
+    finally:
+        first.kill()
+        if second is not None:
+            second.kill()
+
+
+def test_a_registry_that_is_slow_keeps_its_connection_and_needs_no_directory(
+    directory: ServerProcess, tmp_path: Path
+) -> None:
+    where = f"grpc://127.0.0.1:{directory.port}"
+    server = registered(directory, tmp_path / "archive")
+    try:
+        with ModelRegistry(directory_endpoint=where) as registry:
+            registry.store("policy", b"1")
+            open_files = len(os.listdir("/proc/self/fd"))
+            for _ in range(10):
+                server.signal(signal.SIGSTOP)
+                with pytest.raises(errors.TimedOutError):
+                    registry.list_models(timeout=0.05)
+                server.signal(signal.SIGCONT)
+                assert registry.retrieve("policy") == b"1"
+            assert len(os.listdir("/proc/self/fd")) < open_files + 10
+            server.signal(signal.SIGSTOP)
+            with pytest.raises(errors.TimedOutError):
+                registry.list_models(timeout=0.05)
+            server.signal(signal.SIGCONT)
+            directory.kill()
+            assert registry.retrieve("policy") == b"1"
+    finally:
+        server.signal(signal.SIGCONT)
+        server.kill()
+
+
+async def test_a_client_that_is_closed_while_it_asks_the_directory_ends_its_calls(flavour: str) -> None:
+    asked = asyncio.Event()
+
+    async def handle(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            writer.transport.abort()
+
+    async with listening(handle) as port:
+        client: Any = (ModelRegistry if flavour == "blocking" else aio.ModelRegistry)(
+            directory_endpoint=f"grpc://127.0.0.1:{port}"
+        )
+        registry = Awaited(client) if flavour == "blocking" else client
+        listing = asyncio.ensure_future(registry.list_models())
+        await asked.wait()
+        await registry.close()
+        async with asyncio.timeout(5):  # and not when the time of the Directory is over
+            with pytest.raises(errors.ClosedError):
+                await listing

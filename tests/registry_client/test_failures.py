@@ -5,6 +5,7 @@ import hashlib
 import os
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -578,3 +579,78 @@ async def test_an_attempt_that_lingers_does_not_disturb_the_next_one(flavour: st
     async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
         assert (await registry.publish("policy", path, progress=note)).number == 1
         assert server.calls["CreateVersion"] == 2
+
+
+UNRESOLVABLE = "x" * 64 + ".invalid"  # no part of a name may be as long, so nobody is asked
+
+
+@pytest.mark.parametrize("call", ALL.values(), ids=ALL)
+async def test_a_name_that_cannot_be_resolved_is_unavailable_and_tried_again(call: Calling) -> None:
+    message = f"there is no connection to grpc://{UNRESOLVABLE}:9000: [^]]+$"
+    async with aio.ModelRegistry(f"grpc://{UNRESOLVABLE}:9000", retry_seconds=0.3) as registry:
+        begin = time.monotonic()
+        with pytest.raises(errors.UnavailableError, match=message) as caught:
+            await call(registry)
+    assert not caught.value.may_be_done
+    assert time.monotonic() - begin > 0.1
+
+
+class Dribbling:
+    """An open file without a size that never ends."""
+
+    def __init__(self) -> None:
+        self.reads = 0
+
+    def seekable(self) -> bool:
+        return False
+
+    def read(self, _size: int) -> bytes:
+        self.reads += 1
+        time.sleep(0.01)  # as slow as a sensor
+        return b"x"
+
+
+async def test_the_time_of_an_upload_includes_the_reading_of_its_bytes(registry: Any) -> None:
+    source = Dribbling()
+    async with asyncio.timeout(20):
+        with pytest.raises(errors.TimedOutError, match="its bytes could not be read in time"):
+            await registry.publish("policy", source, timeout=0.2)
+    reads = source.reads
+    assert reads > 1
+    await asyncio.sleep(0.1)  # in which it would be read some times more
+    assert source.reads <= reads + 1
+    assert await registry.list_models() == []
+
+
+async def test_a_pipe_into_which_nobody_writes_times_out(registry: Any, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    async with asyncio.timeout(20):
+        with pytest.raises(errors.TimedOutError, match="its bytes could not be read in time"):
+            await registry.publish("policy", tmp_path / "pipe", timeout=0.2)
+
+
+async def test_cancelling_an_upload_ends_the_reading_of_its_bytes(server: Server) -> None:
+    source: Any = Dribbling()
+    async with aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
+        task = asyncio.ensure_future(registry.publish("policy", source))
+        while source.reads < 2:  # noqa: ASYNC110 # what is waited for has no event
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        reads = source.reads
+        await asyncio.sleep(0.1)  # in which it would be read some times more
+        assert source.reads <= reads + 1
+
+
+async def test_a_large_file_that_is_given_up_while_it_is_hashed_is_where_it_was(registry: Any, tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(LARGE * 4)
+    with path.open("rb") as file:
+        file.seek(1)
+        with pytest.raises(errors.TimedOutError):
+            await registry.publish("policy", file, timeout=0.01)
+        # The thread that reads may need a moment to see it.
+        async with asyncio.timeout(20):
+            while file.tell() != 1:  # noqa: ASYNC110 # what is waited for has no event
+                await asyncio.sleep(0.001)

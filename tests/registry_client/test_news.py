@@ -1,6 +1,7 @@
 """Watching and tracking: numbers only grow, the latest is never missed, and trouble is told."""
 
 import asyncio
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -13,14 +14,17 @@ import pytest
 
 from cogment_model_registry import errors
 from cogment_model_registry.client import watching
+from cogment_model_registry.records import digest_text
+from cogment_model_registry.server import Server
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.processes import server_process
 from tests.registry_client.conftest import opened
-from tests.registry_client.scripted import Call, scripted, version_message
-from tests.registry_client.test_failures import free_port, silence
+from tests.registry_client.scripted import Answer, Call, has_model, scripted, version_message
+from tests.registry_client.test_failures import DATA, HASH, chunks, free_port, silence
 
 PATIENT = 50.0
+OTHER_HASH = digest_text(hashlib.sha256(b"other").digest())
 _TRACKERS = 4  # each of a blocking client takes a thread of asyncio's
 
 
@@ -119,23 +123,71 @@ async def test_a_watch_that_lasts_goes_on_over_many_streams(registry: Any, monke
             await registry.publish("policy", b"more")
 
 
-async def test_a_model_that_was_made_anew_meanwhile_is_another_one(flavour: str) -> None:
-    """As after a restart of a registry that gives numbers anew."""
+def telling(*told: Any) -> Answer:
+    """Return what tells of one version in each stream, which then breaks; of the last one for ever."""
 
-    async def told(call: Call) -> None:
-        created_ns = call.number * 10**9
-        info = version_message(10 - call.number, creation_timestamp=created_ns)
-        await call.send(m.VersionUpdateReply(version_info=info))
+    async def answer(call: Call) -> None:
+        await call.send(m.VersionUpdateReply(version_info=told[min(call.number, len(told)) - 1]))
+        if call.number >= len(told):
+            await silence(call)
         await call.fail(grpc.StatusCode.UNAVAILABLE)
 
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "proof"),
+    [
+        (version_message(9, HASH, archived=True), version_message(8, HASH), "version 9, which was archived, is gone"),
+        (version_message(9, HASH), version_message(9, OTHER_HASH), "version 9 is another one"),
+    ],
+    ids=["an archived one is gone", "another one of the same number"],
+)
+async def test_a_model_that_was_made_anew_meanwhile_is_another_one(
+    flavour: str, before: Any, after: Any, proof: str
+) -> None:
     async with (
-        scripted(VersionUpdate=told) as server,
+        scripted(RetrieveModels=has_model, VersionUpdate=telling(before, after)) as server,
         opened(flavour, server.port) as registry,
         aclosing(registry.watch("policy")) as versions,
     ):
         assert (await next_of(versions)).number == 9
-        with pytest.raises(errors.NotFoundError, match="not the one that was watched"):
+        with pytest.raises(errors.NotFoundError, match=f"not the one that was watched: {proof}"):
             await next_of(versions)
+
+
+async def test_an_older_version_is_no_proof_of_another_model_whatever_its_time(flavour: str) -> None:
+    """A registry that was killed has lost its transient versions; and clients may set the time."""
+    told = (
+        version_message(9, HASH, creation_timestamp=1),
+        version_message(8, OTHER_HASH, creation_timestamp=2),
+        version_message(10, HASH, creation_timestamp=0),
+    )
+    async with (
+        scripted(RetrieveModels=has_model, VersionUpdate=telling(*told)) as server,
+        opened(flavour, server.port) as registry,
+        aclosing(registry.watch("policy")) as versions,
+    ):
+        assert [(await next_of(versions)).number for _ in range(2)] == [9, 10]
+
+
+async def test_a_watch_that_waits_for_a_first_version_survives_a_restart(flavour: str, tmp_path: Path) -> None:
+    """It is connected, though nothing was told yet: the patience is that of later, not that of the first attempt."""
+    port = f"--port={free_port()}"
+    with server_process(tmp_path / "archive", port) as server:
+        async with (
+            opened(flavour, server.port, retry_seconds=0) as registry,
+            opened("asyncio", server.port) as other,
+            aclosing(registry.watch("policy")) as versions,
+        ):
+            await other.create_model("policy")
+            following = asyncio.ensure_future(next_of(versions))
+            while (await other.status())["watchers"] != "1":
+                pass
+            await asyncio.to_thread(server.kill)
+            with server_process(tmp_path / "archive", port):
+                first = await other.publish("policy", b"1")
+                assert await following == first
 
 
 # Tracking.
@@ -272,7 +324,7 @@ async def test_trackers_end_at_once(registry: Any) -> None:
 
 async def test_a_tracker_of_a_server_that_is_silent_ends_at_once(flavour: str) -> None:
     async with (
-        scripted(VersionUpdate=silence) as server,
+        scripted(RetrieveModels=has_model, VersionUpdate=silence) as server,
         opened(flavour, server.port) as registry,
         asyncio.timeout(20),
         registry.track("policy"),
@@ -311,3 +363,128 @@ async def test_a_decoder_that_panics_is_told_too(registry: Any) -> None:
         await registry.publish("policy", b"good")
         await until(lambda: latest.value == b"good", latest)
         assert latest.error is None
+
+
+async def test_a_tracker_never_goes_back_after_a_failure_that_passes(flavour: str) -> None:
+    """The server loses version 6 before it could be fetched, and then 5, which is there already."""
+
+    async def data(call: Call) -> None:
+        request = m.RetrieveVersionDataRequest.FromString(await call.receive() or b"")
+        if request.version_number == 6:
+            await call.fail(grpc.StatusCode.UNAVAILABLE)
+        await chunks(DATA)(call)
+
+    five, six, three, seven = (version_message(number, HASH, len(DATA)) for number in (5, 6, 3, 7))
+    go_on = asyncio.Event()
+
+    async def told(call: Call) -> None:
+        await call.send(m.VersionUpdateReply(version_info={1: five, 2: six}.get(call.number, three)))
+        if call.number >= 3:
+            await go_on.wait()
+            await call.send(m.VersionUpdateReply(version_info=seven))
+            await silence(call)
+        await call.fail(grpc.StatusCode.UNAVAILABLE)
+
+    numbers: set[int] = set()
+
+    def decode(_data: bytes) -> None:
+        numbers.add(len(numbers))
+
+    async with (
+        scripted(RetrieveModels=has_model, VersionUpdate=told, RetrieveVersionData=data) as server,
+        opened(flavour, server.port, retry_seconds=0) as registry,
+        registry.track("policy", decode=decode) as latest,
+    ):
+        await latest.wait_for(newer_than=4, timeout=PATIENT)
+        await until(lambda: server.calls["VersionUpdate"] >= 3, latest)
+        assert latest.version.number == 5
+        go_on.set()
+        assert (await latest.wait_for(newer_than=5, timeout=PATIENT)).number == 7
+        assert latest.error is None
+    assert len(numbers) == 2  # 5 and 7, and not 3 in between
+
+
+async def test_a_damaged_version_is_told_and_fetched_again_now_and_then(
+    flavour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "STREAM_SECONDS", 1.0)
+    fetched: list[float] = []
+
+    async def data(call: Call) -> None:
+        fetched.append(time.monotonic())
+        await chunks(DATA if call.number == 3 else bytes(len(DATA)))(call)
+
+    async with (
+        scripted(
+            RetrieveModels=has_model,
+            VersionUpdate=telling(version_message(1, HASH, len(DATA))),
+            RetrieveVersionData=data,
+        ) as server,
+        opened(flavour, server.port) as registry,
+        registry.track("policy") as latest,
+    ):
+        await until(lambda: isinstance(latest.error, errors.DataLossError), latest)
+        await latest.wait_for(timeout=PATIENT)
+        assert (latest.value, latest.error) == (DATA, None)
+    assert fetched[1] - fetched[0] > 0.5  # with the next stream of news, not at once
+
+
+async def test_a_decoder_may_raise_whatever_it_likes(registry: Any) -> None:
+    def decode(data: bytes) -> bytes:
+        if data.isdigit():
+            raise [StopIteration, SystemExit, KeyboardInterrupt, asyncio.CancelledError][int(data)]
+        return data
+
+    async with registry.track("policy", decode=decode) as latest:
+        for index, kind in enumerate((StopIteration, SystemExit, KeyboardInterrupt, asyncio.CancelledError)):
+            await registry.publish("policy", str(index).encode())
+            await until(lambda kind=kind: isinstance(latest.error, kind), latest)  # type: ignore[misc]
+        await registry.publish("policy", b"good")
+        await until(lambda: latest.value == b"good", latest)
+
+
+async def test_what_is_not_tracked_is_not_waited_for(registry: Any, flavour: str) -> None:
+    await registry.publish("policy", b"1")
+    tracked = (registry.registry if flavour == "blocking" else registry).track("policy")
+
+    async def wait() -> None:
+        waiting = tracked.wait_for
+        await (asyncio.to_thread(waiting) if flavour == "blocking" else waiting())
+
+    assert isinstance(tracked.error, errors.ClosedError)
+    with pytest.raises(errors.ClosedError, match='model "policy" is not tracked yet: enter it'):
+        await wait()
+    async with registry.track("policy") as latest:
+        await latest.wait_for(timeout=PATIENT)
+        assert latest.error is None
+    assert (latest.value, latest.version.number) == (b"1", 1)
+    with pytest.raises(errors.ClosedError, match="not tracked any more"):
+        await latest.wait_for(newer_than=1)
+
+
+async def test_closing_a_client_ends_all_that_waits_for_it(flavour: str, server: Server) -> None:
+    """What another task or thread has under way: a watch, a tracker, a call; each is told why."""
+
+    async def watch(registry: Any) -> None:
+        async for _version in registry.watch("policy"):
+            pass
+
+    async with opened(flavour, server.port) as registry:
+        await registry.create_model("policy")
+        async with registry.track("policy") as latest:
+            ends = [
+                asyncio.ensure_future(watch(registry)),
+                asyncio.ensure_future(latest.wait_for()),
+            ]
+            while (await registry.status())["watchers"] != "2":
+                pass
+            await registry.close()
+            for end in ends:
+                async with asyncio.timeout(20):
+                    with pytest.raises(errors.ClosedError, match="the model registry client is closed"):
+                        await end
+            assert isinstance(latest.error, errors.ClosedError)
+        for name, arguments in (("list_models", []), ("publish", ["policy", b"1"]), ("retrieve", ["policy"])):
+            with pytest.raises(errors.ClosedError):
+                await getattr(registry, name)(*arguments)
+        await registry.close()

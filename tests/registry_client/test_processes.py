@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry import ModelRegistry
+from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.settings import MIB
 from tests.processes import server_process, started
 
@@ -190,7 +192,112 @@ def test_closing_ends_the_calls_of_other_threads(tmp_path: Path) -> None:
         registry.close()
         watching.join(30)
         assert not watching.is_alive()
-        assert len(told) == 1
-        with pytest.raises(RuntimeError, match="closed"):
+        assert [type(error) for error in told] == [ClosedError]
+        with pytest.raises(ClosedError, match="the model registry client is closed"):
             registry.list_models()
         registry.close()
+
+
+SIGNALS = """
+import os, signal, sys, threading
+from cogment_model_registry import ModelRegistry
+
+def soon(number):
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+
+def store(number, frame):
+    registry.store("policy", b"final")
+    raise KeyboardInterrupt
+
+def told_and_then_interrupted(versions, number=signal.SIGINT):
+    soon(number)
+    try:
+        print(next(versions).number)
+        next(versions)
+    except KeyboardInterrupt:
+        print("interrupted")
+
+with ModelRegistry(sys.argv[1]) as registry:
+    registry.publish("policy", b"1")
+    untouched = registry.watch("policy")
+    next(untouched)
+    told_and_then_interrupted(registry.watch("policy"))
+    registry.publish("policy", b"2")
+    print(next(untouched).number)
+
+    begun_elsewhere = registry.watch("policy", after=1)
+    thread = threading.Thread(target=next, args=(begun_elsewhere,))
+    thread.start()
+    thread.join()
+    soon(signal.SIGINT)
+    try:
+        next(begun_elsewhere)
+    except KeyboardInterrupt:
+        print("interrupted")
+
+    # What the handler stores would be told, were the watch not over then.
+    signal.signal(signal.SIGUSR1, store)
+    told_and_then_interrupted(registry.watch("policy", after=1), signal.SIGUSR1)
+    print(registry.retrieve("policy"))
+"""
+
+
+def test_an_interruption_ends_one_call_alone_and_a_handler_may_make_another(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        process = started(SIGNALS, f"grpc://127.0.0.1:{server.port}")
+        output, told = process.communicate(timeout=30)
+        assert process.returncode == 0, told
+    assert output.split() == ["1", "interrupted", "2", "interrupted", "2", "interrupted", "b'final'"]
+
+
+PIPED = """
+import os, sys
+from cogment_model_registry import ModelRegistry
+
+reading, writing = os.pipe()
+os.write(writing, b"weights")
+with ModelRegistry(sys.argv[1]) as registry, open(reading, "rb", buffering=int(sys.argv[2])) as pipe:
+    print("begun", flush=True)
+    registry.publish("policy", pipe)
+"""
+
+
+@pytest.mark.parametrize("buffering", ["0", "-1"], ids=["raw", "buffered"])
+def test_an_interruption_ends_the_wait_for_a_pipe(tmp_path: Path, buffering: str) -> None:
+    """Which would never end otherwise: the process itself has the other side."""
+    with server_process(tmp_path / "archive") as server:
+        for moment in range(3):
+            process = started(PIPED, f"grpc://127.0.0.1:{server.port}", buffering)
+            assert process.stdout
+            assert process.stdout.readline() == "begun\n"
+            time.sleep(0.1 * moment)  # this is the moment, and waits for nothing
+            process.send_signal(signal.SIGINT)
+            _output, told = process.communicate(timeout=30)
+            assert process.returncode == -signal.SIGINT, told
+            assert told.rstrip().endswith("KeyboardInterrupt")
+
+
+OTHERS_CACHE = """
+import os, sys
+from cogment_model_registry import ModelRegistry
+
+os.chmod(sys.argv[2], 0o755)
+os.setgid(65534)
+os.setuid(65534)
+with ModelRegistry(sys.argv[1], cache_dir=sys.argv[2]) as registry:
+    print(registry.retrieve("policy"))
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may become someone else")
+def test_damaged_bytes_in_a_cache_of_someone_else_are_fetched_anew(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as directory, server_process(tmp_path / "archive") as server:
+        endpoint = f"grpc://127.0.0.1:{server.port}"
+        with ModelRegistry(endpoint, cache_dir=directory) as registry:
+            registry.retrieve(registry.publish("policy", b"weights"))
+        [cached] = Path(directory).glob("??/*")
+        cached.write_bytes(b"damaged")
+        process = started(OTHERS_CACHE, endpoint, directory)
+        output, told = process.communicate(timeout=30)
+        assert (process.returncode, output) == (0, "b'weights'\n"), told
+        assert "the cache had damaged bytes" in told

@@ -25,8 +25,8 @@ from cogment_model_registry.cli.running import (
     ended_by_interruptions,
     ending_with_reader,
     is_terminal,
+    open_standard_input,
     open_standard_output,
-    seekable_input,
     telling,
 )
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, shown
@@ -207,7 +207,7 @@ def _upload_command(name: str, doc: str, *, archived: bool) -> None:
         with contextlib.ExitStack() as stack:
             registry = stack.enter_context(flags.connected())
             with telling(f"reading {'standard input' if file == '-' else shown(file)}"):
-                source = stack.enter_context(seekable_input(file))
+                source = stack.enter_context(open_standard_input()) if file == "-" else file
                 call = registry.store if archived else registry.publish
                 with transfer_bar("storing" if archived else "publishing", is_quiet=flags.is_quiet) as progress:
                     version = call(model_id, source, user_data=user_data, create=create, progress=progress)

@@ -4,11 +4,9 @@ import contextlib
 import errno
 import os
 import select
-import shutil
 import signal
 import stat
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -21,8 +19,6 @@ from cogment_model_registry.storage.files import NO_ROOM
 
 _STANDARD_INPUT = 0
 _STANDARD_OUTPUT = 1
-
-_BLOCK_BYTES = 1024 * 1024
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
@@ -146,27 +142,15 @@ def open_standard_output() -> BinaryIO:
 
 
 @contextlib.contextmanager
-def seekable_input(path: str) -> Iterator[BinaryIO]:
-    """Open a context with a file to read that has a size; ``-`` is standard input.
-
-    What has none, such as a pipe, goes to a temporary file without a name first. The library would do so, too, but on
-    a thread, which no Ctrl-C reaches while whoever writes into the pipe is silent.
+def open_standard_input() -> Iterator[BinaryIO]:
+    """Open a context with standard input for bytes.
 
     Raises:
         click.UsageError: It would come from a terminal.
-        OSError: It cannot be read.
+        OSError: It was closed.
     """
-    if path == "-" and is_terminal(sys.stdin):
+    if is_terminal(sys.stdin):
         raise click.UsageError("a version does not come from a terminal: name a file, or redirect standard input")
-    if path == "-":
-        _check_open(sys.stdin)
-    with open(_STANDARD_INPUT if path == "-" else path, "rb", buffering=0, closefd=path != "-") as source:
-        status = os.fstat(source.fileno())
-        # Files of /proc say that they are empty, and are not.
-        if stat.S_ISREG(status.st_mode) and status.st_size:
-            yield source
-            return
-        with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(source, copy, _BLOCK_BYTES)
-            copy.seek(0)
-            yield copy
+    _check_open(sys.stdin)
+    with open(_STANDARD_INPUT, "rb", buffering=0, closefd=False) as source:
+        yield source

@@ -9,13 +9,15 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
+from cogment_model_registry.client.threads import Threads
+from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.wire.directory import TOKEN_KEY
 
 _T = TypeVar("_T")
@@ -40,6 +42,11 @@ _OPTIONS = (
 )
 
 
+_SIGNAL_SECONDS = 1.0
+"""How long the main thread waits before it looks for signals again. Python only takes note of a signal, and acts
+between two of its own steps; one that comes right before a wait begins does not end it."""
+
+
 class Replies(Protocol):
     """The messages of one streamed reply."""
 
@@ -51,7 +58,11 @@ class Replies(Protocol):
 
 
 class Backend(Protocol):
-    """A way of calling and waiting. All calls raise `grpc.RpcError`, with its `code()` and `details()`."""
+    """A way of calling and waiting.
+
+    All calls raise `grpc.RpcError`, with its `code()` and `details()`, and some `ClosedError` when their channel is
+    closed meanwhile.
+    """
 
     def connect(self, address: str, *, secure: bool) -> Channel:
         """Return a channel, which connects when it is first needed."""
@@ -82,31 +93,41 @@ class Backend(Protocol):
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""
 
-    async def wait(self, future: "Future[_T]") -> _T:
-        """Wait for what a thread does."""
+    async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
+        """Wait for what a thread does.
+
+        Raises:
+            TimeoutError: It is not done in time.
+        """
 
 
 def _metadata(token: str) -> tuple[tuple[str, str], ...] | None:
     return ((TOKEN_KEY, token),) if token else None
 
 
-def _checked_requests(requests: Iterator[bytes], failures: list[Exception]) -> Iterator[bytes]:
-    """Yield messages to gRPC, on whose thread it is, and which would tell of what they raise in its log alone."""
+def _checked_requests(requests: Iterator[bytes], failures: list[BaseException]) -> Iterator[bytes]:
+    """Yield messages to gRPC, on whose thread it is, and which would tell of what they raise in its log alone.
+
+    To gRPC it is an Exception always: with another one its thread would end, and the call would not.
+    """
     try:
         yield from requests
-    except Exception as error:
-        failures.append(error)
+    except GeneratorExit:
         raise
+    except BaseException as error:
+        failures.append(error)
+        raise RuntimeError("the upload failed on this side") from error
 
 
-def _reply_of(call: Any, failures: list[Exception]) -> bytes:
-    """Return the reply of a call with a stream of requests that is over."""
+def _reply_of(call: Any, failures: list[BaseException]) -> bytes:
+    """Return the reply of a call that is over, or wait for it."""
     try:
         reply: bytes = call.result()
-    except grpc.RpcError:
+    except (grpc.RpcError, grpc.FutureCancelledError):
         if failures:
             raise failures[0] from None
-        raise
+        # gRPC also takes it for cancelled here when the server says so.
+        raise call from None
     return reply
 
 
@@ -146,12 +167,13 @@ class AsyncioBackend:
 
     async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one message, and return the reply."""
-        reply: bytes = await channel.calls.unary_unary(path)(request, timeout=timeout_seconds)
-        return reply
+        with _telling_of_the_end():
+            reply: bytes = await channel.calls.unary_unary(path)(request, timeout=timeout_seconds)
+            return reply
 
     async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
         """Send messages, and return the reply."""
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
         is_over = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -160,7 +182,8 @@ class AsyncioBackend:
                 loop.call_soon_threadsafe(is_over.set)
 
         method = channel.uploads.stream_unary(path)
-        call = method.future(_checked_requests(requests, failures), timeout=timeout_seconds)
+        with _refusing_closed_channels():
+            call = method.future(_checked_requests(requests, failures), timeout=timeout_seconds)
         try:
             call.add_done_callback(end)
             await is_over.wait()
@@ -171,15 +194,39 @@ class AsyncioBackend:
     def stream(self, channel: Channel, path: str, request: bytes, timeout_seconds: float, token: str = "") -> Replies:
         """Send one message, and return the replies."""
         method = channel.calls.unary_stream(path)
-        return _AsyncioReplies(method(request, timeout=timeout_seconds, metadata=_metadata(token)))
+        with _refusing_closed_channels():
+            return _AsyncioReplies(method(request, timeout=timeout_seconds, metadata=_metadata(token)))
 
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""
         await asyncio.sleep(seconds)
 
-    async def wait(self, future: "Future[_T]") -> _T:
+    async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
         """Wait for what a thread does."""
-        return await asyncio.wrap_future(future)
+        async with asyncio.timeout(timeout_seconds):
+            return await asyncio.wrap_future(future)
+
+
+@contextmanager
+def _telling_of_the_end() -> Generator[None]:
+    """Open a context for one call, in which the closing of its channel is told from a cancellation of the task."""
+    try:
+        with _refusing_closed_channels():
+            yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ClosedError from None
+
+
+@contextmanager
+def _refusing_closed_channels() -> Generator[None]:
+    """Open a context in which a call begins, unless its channel was closed since someone asked for it."""
+    try:
+        yield
+    except (ValueError, grpc.aio.UsageError) as error:
+        raise ClosedError from error
 
 
 class _AsyncioReplies:
@@ -187,13 +234,14 @@ class _AsyncioReplies:
         self._call = call
 
     async def read(self) -> bytes | None:
-        message = await self._call.read()
-        if isinstance(message, bytes):
-            return message
-        if await self._call.code() is not grpc.StatusCode.OK:
-            async for _ in self._call:  # raises what the call ended with
-                pass
-        return None
+        with _telling_of_the_end():
+            message = await self._call.read()
+            if isinstance(message, bytes):
+                return message
+            if await self._call.code() is not grpc.StatusCode.OK:
+                async for _ in self._call:  # raises what the call ended with
+                    pass
+            return None
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -210,7 +258,7 @@ class BlockingBackend:
     """
 
     def __init__(self) -> None:
-        self._stopped: Future[None] = Future()
+        self._end: Future[Exception] = Future()
         self._lock = threading.Lock()
         self._calls: set[Any] = set()
 
@@ -225,69 +273,76 @@ class BlockingBackend:
     async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one message, and return the reply."""
         with self._begun(lambda: channel.unary_unary(path).future(request, timeout=timeout_seconds)) as call:
-            reply: bytes = call.result()
-            return reply
+            return _reply_of(call, [])
 
     async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
         """Send messages, and return the reply."""
-        failures: list[Exception] = []
+        failures: list[BaseException] = []
         method = channel.stream_unary(path)
         with self._begun(lambda: method.future(_checked_requests(requests, failures), timeout=timeout_seconds)) as call:
             return _reply_of(call, failures)
 
     @contextmanager
     def _begun(self, begin: Callable[[], Any]) -> Generator[Any]:
-        call = begin()
-        self._add(call)
+        call = self._begin(begin)
         try:
-            yield call
-        except grpc.FutureCancelledError:
-            raise StoppedError from None
+            with self.telling_of_the_end():
+                yield call
         finally:
             self.forget(call)
             call.cancel()
 
     def stream(self, channel: Channel, path: str, request: bytes, timeout_seconds: float, token: str = "") -> Replies:
         """Send one message, and return the replies."""
-        call = channel.unary_stream(path)(request, timeout=timeout_seconds, metadata=_metadata(token))
-        self._add(call)
+        method = channel.unary_stream(path)
+        call = self._begin(lambda: method(request, timeout=timeout_seconds, metadata=_metadata(token)))
         return _BlockingReplies(call, self)
 
-    def _add(self, call: Any) -> None:
+    def _begin(self, begin: Callable[[], Any]) -> Any:
+        with _refusing_closed_channels():
+            call = begin()
         with self._lock:
             self._calls.add(call)
-        if self.is_stopped:
+        if self._end.done():
             call.cancel()
+        return call
 
     def forget(self, call: Any) -> None:
         """Take note that a call is over."""
         with self._lock:
             self._calls.discard(call)
 
+    @contextmanager
+    def telling_of_the_end(self) -> Generator[None]:
+        """Open a context in which calls that fail because the backend was stopped tell so."""
+        try:
+            yield
+        except grpc.RpcError:
+            if self._end.done():
+                raise self._end.result() from None
+            raise
+
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""
-        if futures.wait([self._stopped], seconds).done:
-            raise StoppedError
+        if futures.wait([self._end], seconds).done:
+            raise self._end.result()
 
-    async def wait(self, future: "Future[_T]") -> _T:
+    async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
         """Wait for what a thread does."""
-        both: list[Future[Any]] = [future, self._stopped]
-        futures.wait(both, return_when=futures.FIRST_COMPLETED)
-        if not future.done():
-            future.cancel()
-            raise StoppedError
-        return future.result()
+        both: list[Future[Any]] = [future, self._end]
+        futures.wait(both, timeout_seconds, return_when=futures.FIRST_COMPLETED)
+        if future.done():
+            return future.result()
+        future.cancel()
+        if self._end.done():
+            raise self._end.result()
+        raise TimeoutError
 
-    @property
-    def is_stopped(self) -> bool:
-        """Whether nothing waits with it any more."""
-        return self._stopped.done()
-
-    def stop(self) -> None:
-        """Give up all calls and waits that are under way, and all that are to come."""
+    def stop(self, reason: Exception | None = None) -> None:
+        """Give up all calls and waits that are under way, and all that are to come; they raise the reason."""
         with self._lock:
-            if not self._stopped.done():
-                self._stopped.set_result(None)
+            if not self._end.done():
+                self._end.set_result(reason or StoppedError())
             calls = list(self._calls)
         for call in calls:
             call.cancel()
@@ -299,13 +354,9 @@ class _BlockingReplies:
         self._backend = backend
 
     async def read(self) -> bytes | None:
-        try:
+        with self._backend.telling_of_the_end():
             message: bytes | None = next(self._call, None)
-        except grpc.RpcError as error:
-            if self._backend.is_stopped:
-                raise StoppedError from error
-            raise
-        return message
+            return message
 
     def cancel(self) -> None:
         self._backend.forget(self._call)
@@ -331,31 +382,30 @@ class Interruptible:
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model registry client, main")
-        self._is_closed = False
-        self._backend = BlockingBackend()
+        # A signal's handler may make a call while the main thread waits for another one.
+        self._threads = Threads("model registry client, main")
 
-    def run(self, work: Callable[[BlockingBackend], Awaitable[_T]]) -> _T:
-        """Return the result of what never suspends on the backend that it is given.
+    def run(self, work: Callable[[], Awaitable[_T]], backend: BlockingBackend) -> _T:
+        """Return the result of what never suspends, and which stopping its own backend ends.
 
         To be called by the main thread alone.
         """
-        if self._is_closed:
-            raise RuntimeError("the model registry client is closed")
-        backend = self._backend
         future: Future[_T] | None = None
         try:
-            future = self._thread.submit(lambda: run(work(backend)))
-            return future.result()
+            future = self._threads.submit(lambda: run(work()))
+            while True:
+                try:
+                    return future.result(_SIGNAL_SECONDS)
+                except TimeoutError:
+                    if future.done():
+                        raise
         except BaseException:
             # An interruption may also come while the work is handed over: then it is under way, and has no future.
             if future is None or not future.done():
-                self._backend = BlockingBackend()
                 backend.stop()
                 futures.wait([future] if future else [])
             raise
 
     def close(self) -> None:
-        """Let the thread end."""
-        self._is_closed = True
-        self._thread.shutdown(wait=False)
+        """Let the threads end."""
+        self._threads.close()

@@ -2,9 +2,10 @@
 
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.backends import BlockingBackend, Interruptible, run
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
@@ -13,6 +14,7 @@ from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
+from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.records import ModelInfo, VersionInfo
 
 _T = TypeVar("_T")
@@ -25,8 +27,9 @@ class ModelRegistry:
     its own, as gRPC demands.
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
-    `TimedOutError` when it takes too long, and those that each call names; a message begins with what the call was
-    about and has the server's own words. Calls that only ask are made again while the registry is unavailable.
+    `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names; a
+    message begins with what the call was about and has the server's own words. Calls that only ask are made again while
+    the registry is unavailable.
 
     Args:
         endpoint: Where it is: ``grpc://host:port``, or ``cogment://discover`` (also with ``?name=value&...`` or
@@ -61,10 +64,10 @@ class ModelRegistry:
         cache_max_bytes: int = DEFAULT_MAX_BYTES,
         progress: Wish = None,
     ) -> None:
-        self._is_closed = False
         self._interruptible = Interruptible()
+        self._backend = BlockingBackend()
         self._core = open_core(
-            BlockingBackend(),
+            self._backend,
             endpoint,
             directory_endpoint=directory_endpoint,
             directory_authentication_token=directory_authentication_token,
@@ -84,17 +87,18 @@ class ModelRegistry:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; calls that other threads have under way end."""
-        if not self._is_closed:
-            self._is_closed = True
+        """Close the connection; calls that other threads have under way end with `ClosedError`."""
+        if not self._core.calls.connection.is_closed:
             self._run(lambda core: core.aclose())
+            self._backend.stop(ClosedError())
             self._interruptible.close()
 
     def _run(self, work: Callable[[Core], Awaitable[_T]]) -> _T:
         """Return the result of a call, which the main thread lets another one make; see `Interruptible`."""
-        if threading.current_thread() is not threading.main_thread():
+        if not _is_main_thread():
             return run(work(self._core))
-        return self._interruptible.run(lambda backend: work(self._core.on(backend)))
+        backend = BlockingBackend()
+        return self._interruptible.run(lambda: work(self._core.on(backend)), backend)
 
     def create_model(
         self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
@@ -132,7 +136,9 @@ class ModelRegistry:
         """Return all models, in the order of their ids."""
         return self._run(lambda core: core.list_models(timeout))
 
-    def get_version(self, model_id: str, number: int = LATEST, *, timeout: float | None = None) -> VersionInfo:
+    def get_version(
+        self, model_id: str, number: SupportsIndex = LATEST, *, timeout: float | None = None
+    ) -> VersionInfo:
         """Return a version by its number; -1 is the latest, -2 the one before, and so on.
 
         Raises:
@@ -169,7 +175,7 @@ class ModelRegistry:
                 binary file, of which the rest is sent. They must not change meanwhile.
             user_data: What to note about it.
             create: Whether the model is created if it does not exist.
-            timeout: How many seconds it may take.
+            timeout: How many seconds it may take, with the reading of a file.
             progress: Who is told of it, instead of whom the client was told.
 
         Returns:
@@ -211,7 +217,7 @@ class ModelRegistry:
     def retrieve(
         self,
         model: str | VersionInfo,
-        version: int | VersionInfo = LATEST,
+        version: SupportsIndex | VersionInfo = LATEST,
         *,
         timeout: float | None = None,
         progress: Wish = None,
@@ -235,13 +241,14 @@ class ModelRegistry:
         model: str | VersionInfo,
         path: str | os.PathLike[str],
         *,
-        version: int | VersionInfo = LATEST,
+        version: SupportsIndex | VersionInfo = LATEST,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Write the bytes of a version to a file: whole, checked and durable, or not at all.
 
-        They go to a temporary file in the same directory, which then replaces what is there.
+        They go to a temporary file in the same directory, which then replaces the file that is there, and keeps its
+        permissions; a symbolic link stays one.
 
         Args:
             model: As for `retrieve`.
@@ -256,7 +263,7 @@ class ModelRegistry:
         Raises:
             NotFoundError: There is no such model or version, or it was evicted.
             DataLossError: What came is not what was published.
-            OSError: The file cannot be written.
+            OSError: The file cannot be written, or what is there is no regular file.
         """
         return self._run(lambda core: core.download(model, path, version, timeout, progress))
 
@@ -270,26 +277,27 @@ class ModelRegistry:
 
         Args:
             model_id: The model.
-            after: The number of the version that the caller has; what is not newer is left out.
+            after: The number of the version that the caller has; what is not newer is left out, also of a model that
+                was created anew since then.
             patience_seconds: How long the registry may be unavailable once it was reached.
 
         Raises:
-            NotFoundError: There is no such model, or it was deleted, or deleted and created anew.
+            NotFoundError: There is no such model, or it was deleted; or it was created anew, as far as that shows.
             UnavailableError: The registry was not reached at all, or not again.
         """
-        watched: list[AsyncGenerator[VersionInfo, None]] = []
+        # One of its own, since an interruption ends all that a backend has under way.
+        backend = BlockingBackend()
+        versions = self._core.on(backend).watch(model_id, after, patience_seconds)
 
-        def following(core: Core) -> Awaitable[VersionInfo | None]:
-            if not watched:
-                watched.append(core.watch(model_id, after, patience_seconds))
-            return anext(watched[0], None)
+        def run_here(work: Callable[[], Awaitable[_T]]) -> _T:
+            return self._interruptible.run(work, backend) if _is_main_thread() else run(work())
 
         try:
-            while (version := self._run(following)) is not None:
+            while (version := run_here(lambda: anext(versions, None))) is not None:
                 yield version
         finally:
-            if watched and not self._is_closed:
-                self._run(lambda _core: watched[0].aclose())
+            with suppress(ClosedError):
+                run_here(versions.aclose)
 
     @overload
     def track(self, model_id: str) -> Latest[bytes]: ...
@@ -300,7 +308,8 @@ class ModelRegistry:
     def track(self, model_id: str, *, decode: Callable[[bytes], Any] = bytes) -> Latest[Any]:
         """Return a context with the latest version of a model, which a thread keeps up to date.
 
-        The model need not exist yet, and may be deleted and created anew. What goes wrong is in `Latest.error`.
+        The model need not exist yet, and may be deleted and created anew. What goes wrong is in `Latest.error`. To be
+        entered by ``with``.
 
         Args:
             model_id: The model.
@@ -315,3 +324,7 @@ class ModelRegistry:
     def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the versions of the server and of what it runs on, by name."""
         return self._run(lambda core: core.server_versions(timeout))
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

@@ -2,7 +2,7 @@
 
 Nothing that comes out of it is trusted without its hash: a file that does not have it is removed. Files get their
 names whole, by a rename, and a file that is removed while it is read stays readable, so no process waits for another
-one, except to remove what was not used for longest.
+one, except for a moment to remove what was not used for longest.
 """
 
 import base64
@@ -27,6 +27,13 @@ _TEMPORARY = ".new-"
 _ABANDONED_SECONDS = 24 * 3600.0
 """After so long a temporary file belongs to a process that ended."""
 
+_LOCK_ATTEMPTS = 100
+_LOCK_SECONDS = 0.01
+"""How often, and how far apart, the lock is asked for: who has it removes a few files, or was stopped."""
+
+_NAME_CHARACTERS = 64
+"""What a SHA-256 has in hexadecimal digits."""
+
 DEFAULT_MAX_BYTES = 10 * 1024**3
 
 
@@ -49,6 +56,8 @@ class Cache:
             Whether they were, and had their hash. If not, the file is as it was.
         """
         path = self._path(info)
+        if path is None:
+            return False
         start = file.tell()
         payload_hash = PayloadHash()
         try:
@@ -67,7 +76,8 @@ class Cache:
             _log.warning("the cache had damaged bytes of version %d of %r", info.number, info.model_id)
             file.seek(start)
             file.truncate()
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it may be another one's directory
+                path.unlink(missing_ok=True)
             return False
         with contextlib.suppress(OSError):
             os.utime(path)  # it is now the one that was used last
@@ -80,9 +90,9 @@ class Cache:
             info: The version.
             source: A file with its bytes and nothing else.
         """
-        if info.data_size_bytes > self._max_bytes:
-            return
         path = self._path(info)
+        if path is None or info.data_size_bytes > self._max_bytes:
+            return
         temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -97,14 +107,19 @@ class Cache:
         except OSError as error:
             _log.warning("the cache cannot be written: %s", error)
 
-    def _path(self, info: VersionInfo) -> Path:
-        name = base64.b64decode(info.data_hash).hex()
-        return self._directory / name[:2] / name
+    def _path(self, info: VersionInfo) -> Path | None:
+        """Return where the bytes of a version are; None for one whose hash is none."""
+        try:
+            name = base64.b64decode(info.data_hash, validate=True).hex()
+        except ValueError:
+            return None
+        return self._directory / name[:2] / name if len(name) == _NAME_CHARACTERS else None
 
     def _shrink(self) -> None:
         """Remove what was not used for longest, until the rest has its size."""
         with open(self._directory / "lock", "ab") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _locked(lock):
+                return  # the next one will
             files = sorted(self._files(), key=lambda file: file[0])
             total_bytes = sum(size_bytes for _used, size_bytes, _path in files)
             for _used, size_bytes, path in files:
@@ -122,3 +137,15 @@ class Cache:
                     yield status.st_mtime, status.st_size, path
                 elif time.time() - status.st_mtime > _ABANDONED_SECONDS:
                     path.unlink(missing_ok=True)
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Lock a file, and return whether that could be done in a moment."""
+    for _ in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_LOCK_SECONDS)
+        else:
+            return True
+    return False

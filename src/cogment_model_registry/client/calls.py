@@ -3,8 +3,8 @@
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -13,7 +13,13 @@ import grpc
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.endpoints import Direct, Discovered
 from cogment_model_registry.directory_records import Protocol
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TimedOutError, UnavailableError
+from cogment_model_registry.errors import (
+    ClosedError,
+    ModelRegistryError,
+    NotFoundError,
+    TimedOutError,
+    UnavailableError,
+)
 from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire import directory as directory_wire
 
@@ -25,9 +31,8 @@ _BACKOFF_MAX_SECONDS = 2.0
 _DIRECTORY_SECONDS = 10.0
 """How long a Directory may take to answer."""
 
-
-_UNREACHABLE = "failed to connect to all addresses"
-"""What gRPC says, and in no other way tells, of a call that was never sent."""
+_UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
+"""How gRPC begins, and in no other way tells, what it says of a call that was never sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,94 +79,163 @@ class Backoff:
         return seconds * random.uniform(0.5, 1.0)  # noqa: S311 # nothing secret
 
 
+class _Link:
+    """A channel to where the registry is, or was."""
+
+    def __init__(self, address: str, channel: Channel, *, secure: bool) -> None:
+        self.address = address
+        self.secure = secure
+        self.channel = channel
+        self.users = 0
+
+
 class Connection:
     """A connection to wherever the registry is; shared by all that one client does.
 
     Args:
         location: Where that is.
+
+    Attributes:
+        is_closed: Whether nobody is to call any more.
     """
 
     def __init__(self, location: Direct | Discovered) -> None:
         self.location = location
+        self.is_closed = False
         self._lock = threading.Lock()
-        self._channel: Channel | None = None
-        self._outdated: list[Channel] = []
-        self._is_closed = False
+        self._current: _Link | None = None
+        self._is_suspect = False
+        self._channels: list[Channel] = []
 
-    async def channel(self, backend: Backend, deadline: Deadline) -> Channel:
-        """Return the channel; finds out first where the registry is, if it has to.
+    @asynccontextmanager
+    async def channel(self, backend: Backend, deadline: Deadline) -> AsyncGenerator[Channel]:
+        """Open a context with the channel for a call; finds out first where the registry is, if it has to.
+
+        Where a Directory has told that, it is asked again after a call that found no registry there.
 
         Raises:
             NotFoundError: The Directory knows no such registry.
             UnavailableError: The Directory does not answer.
+            ClosedError: The client is closed.
         """
-        if self._is_closed:
-            raise RuntimeError("the model registry client is closed")
-        if self._channel is None:
+        link = self._taken()
+        if link is None:
             address, secure = await self._find(backend, deadline)
+            link, outdated = self._moved(backend, address, secure=secure)
+            await self._disconnect_unused(backend, outdated)
+        try:
+            yield link.channel
+        except (UnavailableError, TimedOutError):
+            self._is_suspect = isinstance(self.location, Discovered)
+            raise
+        finally:
             with self._lock:
-                if self._channel is None:  # nobody else was faster
-                    self._channel = backend.connect(address, secure=secure)
-        return self._channel
+                link.users -= 1
+            await self._disconnect_unused(backend, link)
+
+    def _taken(self) -> _Link | None:
+        """Return the link that there is, for one more user; None where the registry is to be found first."""
+        with self._lock:
+            if self.is_closed:
+                raise ClosedError
+            if self._current is None or self._is_suspect:
+                return None
+            self._current.users += 1
+            return self._current
+
+    def _moved(self, backend: Backend, address: str, *, secure: bool) -> tuple[_Link, _Link | None]:
+        """Return the link to an address, for one more user, and the one before; what is under way on that goes on."""
+        with self._lock:
+            before = link = self._current
+            if link is None or (link.address, link.secure) != (address, secure):
+                link = self._current = _Link(address, self._connect(backend, address, secure=secure), secure=secure)
+            self._is_suspect = False
+            link.users += 1
+            return link, before
+
+    async def _disconnect_unused(self, backend: Backend, link: _Link | None) -> None:
+        with self._lock:
+            is_over = link is not None and link is not self._current and not link.users
+        if link is not None and is_over:
+            await self._disconnect(backend, link.channel)
+
+    def _connect(self, backend: Backend, address: str, *, secure: bool) -> Channel:
+        """Return a new channel; to be called with the lock."""
+        if self.is_closed:
+            raise ClosedError
+        channel = backend.connect(address, secure=secure)
+        self._channels.append(channel)
+        return channel
+
+    async def _disconnect(self, backend: Backend, channel: Channel) -> None:
+        """Close a channel, unless that was done with the connection."""
+        with self._lock:
+            is_open = channel in self._channels
+            if is_open:
+                self._channels.remove(channel)
+        if is_open:
+            await backend.disconnect(channel)
 
     async def _find(self, backend: Backend, deadline: Deadline) -> tuple[str, bool]:
         if isinstance(self.location, Direct):
             return self.location.address, False
-        return await _ask_directory(backend, self.location, deadline)
+        try:
+            return await self._ask_directory(backend, self.location, deadline)
+        except (UnavailableError, TimedOutError, NotFoundError):
+            known = self._current
+            if known is None:
+                raise
+            # While a registry starts anew the Directory does not know it; and the Directory may be away, too.
+            return known.address, known.secure
 
-    def suspect(self, channel: Channel) -> None:
-        """Ask the Directory anew before the next call: the registry may have moved."""
+    async def _ask_directory(self, backend: Backend, location: Discovered, deadline: Deadline) -> tuple[str, bool]:
+        """Return the address of the registry that a Directory hands out, and whether it wants encryption."""
+        request = directory_wire.inquire_request(location.inquiry)
+        subject = Subject(f"asking {location}")
         with self._lock:
-            if isinstance(self.location, Discovered) and self._channel is channel:
-                self._channel = None
-                self._outdated.append(channel)  # other calls may still be under way on it
+            channel = self._connect(backend, location.directory_address, secure=False)
+        try:
+            with translated(subject, self), ExitStack() as stack:
+                path = f"/{directory_wire.SERVICE_NAME}/Inquire"
+                seconds = min(deadline.left_seconds(), _DIRECTORY_SECONDS)
+                replies = backend.stream(channel, path, request.SerializeToString(), seconds, location.token)
+                stack.callback(replies.cancel)
+                while (message := await replies.read()) is not None:
+                    service = directory_wire.service_from_reply(message)
+                    if service.endpoint.protocol is not Protocol.COGMENT:
+                        return service.endpoint.address, service.endpoint.protocol is Protocol.GRPC_SSL
+        finally:
+            await self._disconnect(backend, channel)
+        raise NotFoundError(f"{location} knows no such model registry that is ready")
 
     async def aclose(self, backend: Backend) -> None:
-        """Close it."""
-        self._is_closed = True
-        channels = [*self._outdated, self._channel]
-        self._outdated, self._channel = [], None
+        """Close it; calls that are under way end."""
+        with self._lock:
+            self.is_closed = True
+            channels, self._channels = self._channels, []
         for channel in channels:
-            if channel is not None:
-                await backend.disconnect(channel)
-
-
-async def _ask_directory(backend: Backend, location: Discovered, deadline: Deadline) -> tuple[str, bool]:
-    """Return the address of the registry that a Directory hands out, and whether it wants encryption."""
-    request = directory_wire.inquire_request(location.inquiry)
-    subject = Subject(f"asking {location}")
-    channel = backend.connect(location.directory_address, secure=False)
-    try:
-        with translated(subject, location), ExitStack() as stack:
-            path = f"/{directory_wire.SERVICE_NAME}/Inquire"
-            seconds = min(deadline.left_seconds(), _DIRECTORY_SECONDS)
-            replies = backend.stream(channel, path, request.SerializeToString(), seconds, location.token)
-            stack.callback(replies.cancel)
-            while (message := await replies.read()) is not None:
-                service = directory_wire.service_from_reply(message)
-                if service.endpoint.protocol is not Protocol.COGMENT:
-                    return service.endpoint.address, service.endpoint.protocol is Protocol.GRPC_SSL
-    finally:
-        await backend.disconnect(channel)
-    raise NotFoundError(f"{location} knows no such model registry that is ready")
+            await backend.disconnect(channel)
 
 
 @contextmanager
-def translated(subject: Subject, where: object) -> Generator[None]:
+def translated(subject: Subject, connection: Connection) -> Generator[None]:
     """Open a context in which gRPC's errors become the registry's.
 
     Args:
         subject: What the calls are about.
-        where: Who is called.
+        connection: On which connection they are.
     """
     try:
         yield
     except grpc.RpcError as error:
+        if connection.is_closed:
+            raise ClosedError from error
         details = str(error.details() or error.code().name)
-        was_sent = _UNREACHABLE not in details
+        was_sent = not details.startswith(_UNREACHABLE)
         if not was_sent:
             # The rest is a list of addresses that were tried, and why the last one failed at the end.
-            details = f"there is no connection to {where}: {details.rsplit(': ', 1)[-1]}"
+            reason = details.rsplit(": ", 1)[-1].rstrip("]")
+            details = f"there is no connection to {connection.location}: {reason}"
         told = convert.error_of(
             error.code(),
             f"{subject.text}: {details}",
@@ -208,7 +282,7 @@ class Calls:
         subject: Subject,
         timeout_seconds: float,
         *,
-        retry: bool = True,
+        is_idempotent: bool = True,
     ) -> Any:
         """Make a call with one request and one reply, and return the reply.
 
@@ -218,7 +292,7 @@ class Calls:
             reply_type: The reply's message.
             subject: What it is about.
             timeout_seconds: How long it may take, with all retries.
-            retry: Whether it may be made again when nobody knows whether it was done.
+            is_idempotent: Whether it may be made again when nobody knows whether it was done.
         """
         data = request.SerializeToString()
 
@@ -226,14 +300,14 @@ class Calls:
             reply = await self.backend.unary(channel, method_path(method), data, deadline.left_seconds())
             return reply_type.FromString(reply)
 
-        return await self.retrying(call, subject, Deadline(timeout_seconds), may_retry=lambda: retry)
+        return await self.retrying(call, subject, Deadline(timeout_seconds), may_be_done=lambda: not is_idempotent)
 
     async def retrying(
         self,
         call: Callable[[Channel, Deadline], Awaitable[_T]],
         subject: Subject,
         deadline: Deadline,
-        may_retry: Callable[[], bool] = lambda: True,
+        may_be_done: Callable[[], bool] = lambda: False,
     ) -> _T:
         """Make a call, and again while the registry is unavailable.
 
@@ -241,7 +315,8 @@ class Calls:
             call: Makes it once, on a channel.
             subject: What it is about.
             deadline: When to give up.
-            may_retry: Whether the server cannot have done what it was asked for; asked after each failure.
+            may_be_done: Whether the server may have done, and must not do twice, what it was asked for; asked after a
+                failure that does not tell.
 
         Raises:
             ModelRegistryError: It failed; with `may_be_done` when the server may have done it nevertheless.
@@ -249,28 +324,30 @@ class Calls:
         backoff = Backoff()
         patience: Deadline | None = None
         while True:
-            channel = None
+            is_begun = False
             try:
-                channel = await self.connection.channel(self.backend, deadline)
-                with translated(subject, self.connection.location):
-                    return await call(channel, deadline)
-            except (UnavailableError, TimedOutError) as error:
-                if channel is not None:
-                    self.connection.suspect(channel)
-                    if not may_retry() and error.was_sent:
-                        raise _uncertain(error) from error.__cause__
-                if isinstance(error, TimedOutError):
+                async with self.connection.channel(self.backend, deadline) as channel:
+                    is_begun = True
+                    with translated(subject, self.connection):
+                        return await call(channel, deadline)
+            except ModelRegistryError as error:
+                if is_begun and error.was_sent and _is_vague(error) and may_be_done():
+                    raise _uncertain(error) from error.__cause__
+                if not isinstance(error, UnavailableError):
                     raise
                 patience = patience or Deadline(min(self.retry_seconds, deadline.left_seconds()))
                 seconds = backoff.next_seconds()
                 if patience.left_seconds() < seconds:
                     raise
-            except ModelRegistryError as error:
-                # A status of no certain meaning, such as of a stream that broke, or an answer that makes no sense.
-                if type(error) is ModelRegistryError and not may_retry():
-                    raise _uncertain(error) from error.__cause__
-                raise
             await self.backend.sleep(seconds)
+
+
+def _is_vague(error: ModelRegistryError) -> bool:
+    """Return whether an error leaves open what the server did.
+
+    That of no kind is a status of no certain meaning, such as of a stream that broke, or an answer that makes no sense.
+    """
+    return type(error) is ModelRegistryError or isinstance(error, UnavailableError | TimedOutError | ClosedError)
 
 
 def _uncertain(error: ModelRegistryError) -> ModelRegistryError:

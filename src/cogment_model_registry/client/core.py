@@ -3,18 +3,25 @@
 import io
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar
+from typing import IO, Any, SupportsIndex, TypeVar
 
 from cogment_model_registry.client import sources, watching
+from cogment_model_registry.client.arguments import (
+    asked_for,
+    checked_id,
+    checked_number,
+    checked_seconds,
+    checked_user_data,
+)
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.cache import Cache
 from cogment_model_registry.client.calls import Calls, Connection, Deadline, Subject, method_path
 from cogment_model_registry.client.downloads import Download
 from cogment_model_registry.client.endpoints import locate
 from cogment_model_registry.client.progress import Report, Wish, reporting
-from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, quoted
+from cogment_model_registry.client.threads import Threads
+from cogment_model_registry.errors import DataLossError, NotFoundError, TimedOutError, quoted
 from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.replacement import Replacement
 from cogment_model_registry.wire import convert, messages
@@ -50,7 +57,7 @@ class Core:
 
     Args:
         calls: Makes calls.
-        executor: Threads that hash and use files.
+        threads: They hash, and use files.
         timeout_seconds: How long a call may take; None for the defaults.
         cache: Where downloads are kept, if anywhere.
         progress: Who is told of transfers by default.
@@ -59,21 +66,21 @@ class Core:
     def __init__(
         self,
         calls: Calls,
-        executor: ThreadPoolExecutor,
+        threads: Threads,
         timeout_seconds: float | None,
         cache: Cache | None,
         progress: Wish,
     ) -> None:
         self._calls = calls
         self._backend = calls.backend
-        self._executor = executor
+        self._threads = threads
         self._timeout_seconds = timeout_seconds
         self._cache = cache
         self._progress = progress
 
     def on(self, backend: Backend) -> "Core":
         """Return the same client, calling and waiting in another way."""
-        return Core(self._calls.on(backend), self._executor, self._timeout_seconds, self._cache, self._progress)
+        return Core(self._calls.on(backend), self._threads, self._timeout_seconds, self._cache, self._progress)
 
     @property
     def calls(self) -> Calls:
@@ -83,7 +90,7 @@ class Core:
     async def aclose(self) -> None:
         """Close the connection; calls that are under way end."""
         await self._calls.connection.aclose(self._backend)
-        self._executor.shutdown(wait=False)  # what waits for its turn still has someone who waits for it
+        self._threads.close()
 
     # Models.
 
@@ -91,7 +98,7 @@ class Core:
         self, model_id: str, user_data: Mapping[str, str] | None, timeout: float | None
     ) -> ModelInfo:
         """See `ModelRegistry.create_model`."""
-        info = ModelInfo(model_id, _checked(user_data))
+        info = ModelInfo(checked_id(model_id), checked_user_data(user_data))
         request = messages.CreateOrUpdateModelRequest(model_info=convert.model_message(info))
         subject = Subject(f"creating model {quoted(model_id)}", model_id)
         await self._unary("CreateOrUpdateModel", request, messages.CreateOrUpdateModelReply, subject, timeout)
@@ -99,13 +106,13 @@ class Core:
 
     async def delete_model(self, model_id: str, timeout: float | None) -> None:
         """See `ModelRegistry.delete_model`."""
-        subject = Subject(f"deleting model {quoted(model_id)}", model_id)
+        subject = Subject(f"deleting model {quoted(checked_id(model_id))}", model_id)
         request = messages.DeleteModelRequest(model_id=model_id)
-        await self._unary("DeleteModel", request, messages.DeleteModelReply, subject, timeout, retry=False)
+        await self._unary("DeleteModel", request, messages.DeleteModelReply, subject, timeout, is_idempotent=False)
 
     async def get_model(self, model_id: str, timeout: float | None) -> ModelInfo:
         """See `ModelRegistry.get_model`."""
-        subject = Subject(f"looking up model {quoted(model_id)}", model_id)
+        subject = Subject(f"looking up model {quoted(checked_id(model_id))}", model_id)
         request = messages.RetrieveModelsRequest(model_ids=[model_id])
         reply = await self._unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, timeout)
         for message in reply.model_infos:
@@ -131,10 +138,11 @@ class Core:
 
     # Versions.
 
-    async def get_version(self, model_id: str, number: int, timeout: float | None) -> VersionInfo:
+    async def get_version(self, model_id: str, number: SupportsIndex, timeout: float | None) -> VersionInfo:
         """See `ModelRegistry.get_version`."""
+        number = checked_number(checked_id(model_id), number)
         subject = Subject(f"looking up {_version_text(model_id, number)}", model_id, number)
-        request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_numbers=[_int32(model_id, number)])
+        request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_numbers=[number])
         reply = await self._unary("RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, timeout)
         for message in reply.version_infos:
             return convert.version_from_message(message)
@@ -146,7 +154,7 @@ class Core:
         handle = ""
         deadline = self._call_deadline(timeout)
         while True:
-            subject = Subject(f"listing the versions of model {quoted(model_id)}", model_id)
+            subject = Subject(f"listing the versions of model {quoted(checked_id(model_id))}", model_id)
             request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_handle=handle)
             seconds = deadline.left_seconds()
             reply = await self._unary(
@@ -179,17 +187,18 @@ class Core:
         subject: Subject,
         timeout: float | None,
         *,
-        retry: bool = True,
+        is_idempotent: bool = True,
     ) -> Any:
         seconds = self._call_deadline(timeout).left_seconds()
-        return await self._calls.unary(method, request, reply_type, subject, seconds, retry=retry)
+        return await self._calls.unary(method, request, reply_type, subject, seconds, is_idempotent=is_idempotent)
 
     def _call_deadline(self, timeout: float | None) -> Deadline:
-        return Deadline(next(each for each in (timeout, self._timeout_seconds, CALL_SECONDS) if each is not None))
+        return self._wanted_deadline(timeout) or Deadline(CALL_SECONDS)
 
-    def _transfer_deadline(self, size_bytes: int, timeout: float | None) -> Deadline:
-        by_size = min(_TRANSFER_SECONDS + size_bytes / _TRANSFER_BYTES_PER_SECOND, _TRANSFER_MAX_SECONDS)
-        return Deadline(next(each for each in (timeout, self._timeout_seconds, by_size) if each is not None))
+    def _wanted_deadline(self, timeout: float | None) -> Deadline | None:
+        """Return the deadline that the caller wants, if it wants one."""
+        seconds = self._timeout_seconds if timeout is None else checked_seconds("timeout", timeout)
+        return None if seconds is None else Deadline(seconds)
 
     # Uploads.
 
@@ -205,15 +214,16 @@ class Core:
         progress: Wish,
     ) -> VersionInfo:
         """See `ModelRegistry.publish` and `ModelRegistry.store`."""
-        noted = _checked(user_data)
-        source = await self._on_thread(lambda: sources.open_source(data))
+        noted = checked_user_data(user_data)
+        what = f"{'storing' if archived else 'publishing'} a version of model {quoted(checked_id(model_id))}"
+        subject = Subject(what, model_id)
+        deadline = self._wanted_deadline(timeout)
+        source, data_hash = await self._prepared(data, subject, deadline)
+        deadline = deadline or _default_deadline(source.size_bytes)
         try:
-            data_hash = await self._on_thread(source.hash_text)
             header = VersionHeader(model_id, archived, source.size_bytes, data_hash, user_data=noted)
-            what = f"{'storing' if archived else 'publishing'} a version of model {quoted(model_id)}"
-            deadline = self._transfer_deadline(source.size_bytes, timeout)
             with reporting(what, source.size_bytes, self._progress if progress is None else progress) as report:
-                upload = _Upload(self._calls, header, source, Subject(what, model_id), deadline, report)
+                upload = _Upload(self._calls, header, source, subject, deadline, report)
                 try:
                     info = await upload.run()
                 except NotFoundError:
@@ -230,6 +240,20 @@ class Core:
             raise DataLossError.version(model_id, info.number, "the server took other bytes than were sent")
         return info
 
+    async def _prepared(self, data: sources.Data, subject: Subject, deadline: Deadline | None) -> sources.Prepared:
+        """Return what is to be uploaded, once it is known what that is."""
+        preparation = sources.Preparation(data)
+        if preparation.prepared.done():
+            return preparation.prepared.result()
+        try:
+            return await self._backend.wait(preparation.prepared, deadline.left_seconds() if deadline else None)
+        except BaseException as error:
+            preparation.give_up()
+            if isinstance(error, TimeoutError) and not preparation.prepared.done():
+                message = f"{subject.text}: its bytes could not be read in time"
+                raise TimedOutError(message, model_id=subject.model_id) from None
+            raise
+
     async def _create_missing(self, model_id: str, deadline: Deadline) -> None:
         """Create a model for its first version, unless someone else has done so, perhaps with `user_data`."""
         try:
@@ -240,7 +264,7 @@ class Core:
     # Downloads.
 
     async def retrieve(
-        self, model: str | VersionInfo, version: int | VersionInfo, timeout: float | None, progress: Wish
+        self, model: str | VersionInfo, version: SupportsIndex | VersionInfo, timeout: float | None, progress: Wish
     ) -> bytes:
         """See `ModelRegistry.retrieve`."""
         # It hands its bytes out without a copy.
@@ -252,7 +276,7 @@ class Core:
         self,
         model: str | VersionInfo,
         path: str | os.PathLike[str],
-        version: int | VersionInfo,
+        version: SupportsIndex | VersionInfo,
         timeout: float | None,
         progress: Wish,
     ) -> VersionInfo:
@@ -269,19 +293,18 @@ class Core:
     async def _download(
         self,
         model: str | VersionInfo,
-        version: int | VersionInfo,
+        version: SupportsIndex | VersionInfo,
         file: IO[bytes],
         timeout: float | None,
         progress: Wish,
     ) -> VersionInfo:
         """Write the bytes of a version to a file, and return the version."""
-        limit = timeout if timeout is not None else self._timeout_seconds
-        deadline = Deadline(limit) if limit is not None else None
+        deadline = self._wanted_deadline(timeout)
 
         def left() -> float | None:
             return deadline.left_seconds() if deadline else None
 
-        model_id, number, known = _asked_for(model, version)
+        model_id, number, known = asked_for(model, version)
         info = known or await self.get_version(model_id, number, left())
         for _ in range(_RESOLVE_ATTEMPTS):
             try:
@@ -306,11 +329,10 @@ class Core:
             return
         what = f"retrieving {_version_text(info.model_id, info.number)}"
         subject = Subject(what, info.model_id, info.number)
-        deadline = self._transfer_deadline(info.data_size_bytes, timeout)
+        deadline = self._wanted_deadline(timeout) or _default_deadline(info.data_size_bytes)
         wish = self._progress if progress is None else progress
-        request = messages.RetrieveVersionDataRequest(
-            model_id=info.model_id, version_number=_int32(info.model_id, info.number)
-        )
+        number = checked_number(info.model_id, info.number)
+        request = messages.RetrieveVersionDataRequest(model_id=info.model_id, version_number=number)
         with reporting(what, info.data_size_bytes, wish) as report:
 
             async def receive(channel: Channel, deadline: Deadline) -> None:
@@ -320,7 +342,7 @@ class Core:
                 replies = self._backend.stream(
                     channel, method_path("RetrieveVersionData"), request.SerializeToString(), deadline.left_seconds()
                 )
-                download = Download(info, file, self._backend, self._executor)
+                download = Download(info, file, self._backend, self._threads)
                 try:
                     while (message := await replies.read()) is not None:
                         data = convert.decode_data_chunk(message)
@@ -337,13 +359,14 @@ class Core:
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
         """Return the result of work that may take its time."""
-        return await self._backend.wait(self._executor.submit(work))
+        return await self._backend.wait(self._threads.submit(work))
 
     # News.
 
     def watch(self, model_id: str, after: int, patience_seconds: float) -> AsyncGenerator[VersionInfo, None]:
         """See `ModelRegistry.watch`."""
-        return watching.versions(self._calls, model_id, after, patience_seconds)
+        patience_seconds = checked_seconds("patience_seconds", patience_seconds)
+        return watching.versions(self._calls, checked_id(model_id), after, patience_seconds)
 
 
 def open_core(
@@ -362,8 +385,9 @@ def open_core(
     location = locate(endpoint, directory_endpoint, directory_authentication_token)
     directory = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE, "")
     cache = Cache(directory, cache_max_bytes) if directory else None
-    executor = ThreadPoolExecutor(thread_name_prefix="model registry client")
-    return Core(Calls(backend, Connection(location), retry_seconds), executor, timeout, cache, progress)
+    calls = Calls(backend, Connection(location), checked_seconds("retry_seconds", retry_seconds))
+    limit = None if timeout is None else checked_seconds("timeout", timeout)
+    return Core(calls, Threads("model registry client"), limit, cache, progress)
 
 
 @dataclass(slots=True)
@@ -380,10 +404,10 @@ class _Upload:
 
     async def run(self) -> VersionInfo:
         """Upload, and again while the server cannot have taken it."""
-        return await self._calls.retrying(self._once, self._subject, self._deadline, may_retry=self._may_retry)
+        return await self._calls.retrying(self._once, self._subject, self._deadline, may_be_done=self._may_be_done)
 
-    def _may_retry(self) -> bool:
-        return self._attempt is None or not self._attempt.is_all_sent
+    def _may_be_done(self) -> bool:
+        return self._attempt is not None and self._attempt.is_all_sent
 
     async def _once(self, channel: Channel, deadline: Deadline) -> VersionInfo:
         attempt = self._attempt = _Attempt()
@@ -423,35 +447,11 @@ class _Attempt:
     is_over: bool = False
 
 
-def _asked_for(model: str | VersionInfo, version: int | VersionInfo) -> tuple[str, int, VersionInfo | None]:
-    """Return the model, the number, and the version itself where the caller has it."""
-    info = version if isinstance(version, VersionInfo) else model if isinstance(model, VersionInfo) else None
-    if info is None:
-        if not isinstance(model, str) or not isinstance(version, int):
-            raise InvalidError("a version is asked for by the id of its model and its number, or by its VersionInfo")
-        return model, version, None
-    if isinstance(model, str) and model != info.model_id:
-        raise InvalidError(f"the version is one of model {quoted(info.model_id)}, not of {quoted(model)}")
-    return info.model_id, info.number, info
-
-
-def _int32(model_id: str, number: int) -> int:
-    """Return the number of a version as a request takes it, which has only half the range of an answer."""
-    if not -(2**31) <= number < 2**31:
-        raise NotFoundError.version(model_id, number)
-    return number
-
-
 def _version_text(model_id: str, number: int) -> str:
     named = {LATEST: "the latest version"}.get(number, f"version {number}")
     return f"{named} of model {quoted(model_id)}"
 
 
-def _checked(user_data: Mapping[str, str] | None) -> dict[str, str]:
-    """Return `user_data` as it can be sent."""
-    checked = dict(user_data or {})
-    for key, value in checked.items():
-        # Callers without a type checker are told here, rather than by protobuf.
-        if any(not isinstance(text, str) for text in (key, value)):
-            raise InvalidError(f"user_data[{key!r}] is {value!r}; keys and values must be texts")
-    return checked
+def _default_deadline(size_bytes: int) -> Deadline:
+    """Return the deadline of a transfer for which the caller wants none."""
+    return Deadline(min(_TRANSFER_SECONDS + size_bytes / _TRANSFER_BYTES_PER_SECOND, _TRANSFER_MAX_SECONDS))

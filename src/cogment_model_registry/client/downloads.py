@@ -4,10 +4,11 @@ import functools
 import io
 from collections.abc import Sequence
 from concurrent import futures
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from typing import IO
 
 from cogment_model_registry.client.backends import Backend
+from cogment_model_registry.client.threads import Threads
 from cogment_model_registry.errors import DataLossError
 from cogment_model_registry.payload import INLINE_HASH_MAX_BYTES, PayloadHash
 from cogment_model_registry.records import VersionInfo
@@ -40,15 +41,15 @@ class Download:
         info: The version.
         file: Where the bytes go.
         backend: How to wait for the thread.
-        executor: Whose thread that is.
+        threads: Of which it is one.
     """
 
-    def __init__(self, info: VersionInfo, file: IO[bytes], backend: Backend, executor: ThreadPoolExecutor) -> None:
+    def __init__(self, info: VersionInfo, file: IO[bytes], backend: Backend, threads: Threads) -> None:
         self._info = info
         self._file = file
         self._is_memory = isinstance(file, io.BytesIO)
         self._backend = backend
-        self._executor = executor
+        self._threads = threads
         self._hash = PayloadHash()
         self._received_bytes = 0
         self._waiting: list[memoryview] = []
@@ -73,7 +74,7 @@ class Download:
             await self._settle()
         if (self._working is None or self._working.done()) and self._waiting_bytes > INLINE_HASH_MAX_BYTES:
             await self._settle()
-            self._working = self._executor.submit(self._take, self._waiting)
+            self._working = self._threads.submit(self._take, self._waiting)
             self._waiting, self._waiting_bytes = [], 0
 
     async def finish(self) -> None:
@@ -85,7 +86,7 @@ class Download:
         await self._settle()
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         if sum(map(len, waiting)) > INLINE_HASH_MAX_BYTES:
-            await self._backend.wait(self._executor.submit(self._take, waiting))
+            await self._backend.wait(self._threads.submit(self._take, waiting))
         else:
             self._take(waiting)
         if self._received_bytes < self._info.data_size_bytes:

@@ -3,15 +3,18 @@
 import contextlib
 import io
 import os
-import shutil
+import select
+import stat
 import tempfile
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import IO, TYPE_CHECKING, TypeAlias, cast
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
+from cogment_model_registry.client.threads import begin_apart
 from cogment_model_registry.errors import InvalidError
-from cogment_model_registry.payload import PayloadHash
+from cogment_model_registry.payload import INLINE_HASH_MAX_BYTES, PayloadHash
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
@@ -20,6 +23,9 @@ Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes]"
 """What can be uploaded: an object with a contiguous buffer (bytes, a NumPy array), a path, or an open binary file."""
 
 _BLOCK_BYTES = 1024 * 1024
+
+_LOOK_MILLISECONDS = 100
+"""How often who waits for a pipe looks whether it is still to wait."""
 
 
 class Source(ABC):
@@ -34,12 +40,6 @@ class Source(ABC):
     @abstractmethod
     def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
         """Yield all bytes, in blocks of at most a size. May be called again."""
-
-    def hash_text(self) -> str:
-        """Return the SHA-256 of all bytes, in standard base64 with padding."""
-        payload_hash = PayloadHash()
-        payload_hash.update(self.blocks(_BLOCK_BYTES))
-        return payload_hash.digest_text()
 
     @abstractmethod
     def rewind(self) -> None:
@@ -103,35 +103,146 @@ class _File(Source):
             self._file.close()
 
 
-def open_source(data: Data) -> Source:
-    """Return the bytes of what is to be uploaded.
+class Prepared(NamedTuple):
+    """What is ready to be uploaded.
+
+    Attributes:
+        source: The bytes; to be closed.
+        data_hash: Their SHA-256, in standard base64 with padding.
+    """
+
+    source: Source
+    data_hash: str
+
+
+class Preparation:
+    """Finds out what is to be uploaded, and its hash: at once if it is little, else on a thread.
 
     An open file is read from where it stands, and stays open. One that cannot tell its size, such as a pipe, goes to a
     temporary file first, since a size and a hash must be known before the bytes are sent.
 
+    Args:
+        data: What it is.
+
+    Attributes:
+        prepared: The result, some day. It raises `InvalidError` for what has no bytes, and `OSError` for a file that
+            cannot be read.
+    """
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+        self._is_given_up = threading.Event()
+        self.prepared: Future[Prepared]
+        memory = _memory_of(data)
+        if memory is not None and memory.size_bytes <= INLINE_HASH_MAX_BYTES:
+            self.prepared = Future()
+            self.prepared.set_result(self._hashed(memory))
+        else:
+            self.prepared = begin_apart("model registry client, source", lambda: self._hashed(memory or self._opened()))
+
+    def give_up(self) -> None:
+        """Read no further, and let go of what was opened."""
+        self._is_given_up.set()
+        self.prepared.add_done_callback(_close)
+
+    def _hashed(self, source: Source) -> Prepared:
+        payload_hash = PayloadHash()
+        try:
+            payload_hash.update(self._until_given_up(source.blocks(_BLOCK_BYTES)))
+        except BaseException:
+            source.rewind()
+            source.close()
+            raise
+        return Prepared(source, payload_hash.digest_text())
+
+    def _until_given_up(self, blocks: Iterator[memoryview | bytes]) -> Iterator[memoryview | bytes]:
+        for block in blocks:
+            if self._is_given_up.is_set():
+                raise _GivenUpError
+            yield block
+
+    def _opened(self) -> Source:
+        data = self._data
+        if isinstance(data, str | os.PathLike):
+            opened = open(data, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 # closed with the source
+            if _tells_its_size(opened):
+                return _File(opened, is_own=True)
+            with opened:
+                return _File(self._copied(opened), is_own=True)
+        file = cast("IO[bytes]", data)
+        return _File(file, is_own=False) if _tells_its_size(file) else _File(self._copied(file), is_own=True)
+
+    def _copied(self, file: IO[bytes]) -> IO[bytes]:
+        """Return a temporary file with what another one still has."""
+        # What stands behind a pipe is all that is here, so a wait for it can be left; of other things nobody knows.
+        raw = file.raw if isinstance(file, io.BufferedReader) else file
+        wait = self._wait_for_pipe if isinstance(raw, io.FileIO) and not stat.S_ISREG(_mode_of(raw)) else None
+        read: Callable[[int], bytes] = file.read1 if isinstance(file, io.BufferedReader) else file.read
+        copy = tempfile.TemporaryFile()  # noqa: SIM115 # handed to the caller
+        try:
+            while True:
+                if wait:
+                    wait(raw.fileno())
+                block = read(_BLOCK_BYTES)
+                if not block:
+                    break
+                copy.writelines(self._until_given_up(iter([block])))
+            copy.seek(0)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
+
+    def _wait_for_pipe(self, descriptor: int) -> None:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while not poll.poll(_LOOK_MILLISECONDS):
+            if self._is_given_up.is_set():
+                raise _GivenUpError
+
+
+class _GivenUpError(Exception):
+    """Nobody waits for the source any more."""
+
+
+def _close(prepared: "Future[Prepared]") -> None:
+    with contextlib.suppress(BaseException):
+        source = prepared.result().source
+        source.rewind()
+        source.close()
+
+
+def _memory_of(data: Data) -> _Memory | None:
+    """Return what is in memory already; None for a file.
+
     Raises:
-        InvalidError: It is nothing that has bytes.
-        OSError: The file cannot be read.
+        InvalidError: It is neither.
     """
     if isinstance(data, str | os.PathLike):
-        opened = open(data, "rb", buffering=0)  # noqa: SIM115 # closed with the source
-        if _tells_its_size(opened):
-            return _File(opened, is_own=True)
-        with opened:
-            return _File(_copied(opened), is_own=True)
+        return None
     if isinstance(data, io.TextIOBase):
         raise InvalidError("data is a text file; open it in binary mode")
     try:
         view = memoryview(cast("Buffer", data))
     except TypeError:
         if hasattr(data, "read"):
-            file = cast("IO[bytes]", data)
-            return _File(file, is_own=False) if _tells_its_size(file) else _File(_copied(file), is_own=True)
+            return None
         kind = type(data).__name__
         raise InvalidError(f"data is of type {kind}; it must be bytes-like, a path or a binary file") from None
     if not view.c_contiguous:
         raise InvalidError("data is not contiguous in memory; copy it first")
     return _Memory(view)
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file for reading; a named pipe, too, without waiting for who writes into it."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
+def _mode_of(file: io.FileIO) -> int:
+    return os.fstat(file.fileno()).st_mode
 
 
 def _tells_its_size(file: IO[bytes]) -> bool:
@@ -148,15 +259,3 @@ def _tells_its_size(file: IO[bytes]) -> bool:
         file.seek(start)
         return False
     return True
-
-
-def _copied(file: IO[bytes]) -> IO[bytes]:
-    """Return a temporary file with what another one still has."""
-    copy = tempfile.TemporaryFile()  # noqa: SIM115 # handed to the caller
-    try:
-        shutil.copyfileobj(file, copy, _BLOCK_BYTES)
-        copy.seek(0)
-    except BaseException:
-        copy.close()
-        raise
-    return copy

@@ -5,15 +5,16 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from cogment_model_registry.client import watching
+from cogment_model_registry.client.arguments import checked_id, checked_seconds
 from cogment_model_registry.client.backends import BlockingBackend, StoppedError, run
 from cogment_model_registry.client.calls import Backoff, Deadline
 from cogment_model_registry.client.core import LATEST, Core
-from cogment_model_registry.errors import NotFoundError, TimedOutError, quoted
+from cogment_model_registry.errors import ClosedError, DataLossError, NotFoundError, TimedOutError, quoted
 from cogment_model_registry.records import VersionInfo
 
 _T = TypeVar("_T")
@@ -26,10 +27,13 @@ class _Latest(ABC, Generic[_T]):
     """The latest version of a model, as far as it is known here. What its follower notes, its reader reads."""
 
     def __init__(self, model_id: str) -> None:
-        self.model_id = model_id
+        self.model_id = checked_id(model_id)
         self._current: tuple[VersionInfo, _T] | None = None
         self._connection_error: Exception | None = None
         self._version_error: BaseException | None = None
+        self._end: BaseException | None = ClosedError(
+            f"model {quoted(model_id)} is not tracked yet: enter it, using `with`", model_id=model_id
+        )
 
     @property
     def value(self) -> _T | None:
@@ -52,9 +56,10 @@ class _Latest(ABC, Generic[_T]):
     def error(self) -> BaseException | None:
         """Why `value` may not be the latest; None while all is well.
 
-        The registry does not answer, the model does not exist, the version could not be fetched, or `decode` raised it.
+        The registry does not answer, the model does not exist, the version could not be fetched, `decode` raised it, or
+        the model is not tracked: not yet entered, left, or the client was closed.
         """
-        return self._connection_error or self._version_error
+        return self._end or self._connection_error or self._version_error
 
     @property
     def age_seconds(self) -> float | None:
@@ -63,8 +68,17 @@ class _Latest(ABC, Generic[_T]):
         return max(time.time() - version.created_ns / 1e9, 0.0) if version else None
 
     def _newer_than(self, number: int) -> VersionInfo | None:
+        """Return the version, if it is newer than one; None if it is to be waited for.
+
+        Raises:
+            ClosedError: None will come.
+        """
         version = self.version
-        return version if version is not None and version.number > number else None
+        if version is not None and version.number > number:
+            return version
+        if self._end is not None:
+            raise self._end.with_traceback(None)
+        return None
 
     def _timed_out(self, newer_than: int, timeout: float) -> TimedOutError:
         message = f"no version of model {quoted(self.model_id)} after {newer_than} came within {timeout:g} seconds"
@@ -87,6 +101,17 @@ class _Latest(ABC, Generic[_T]):
         self._connection_error = None
         self._tell()
 
+    def note_begin(self) -> None:
+        """Take note that there will be versions."""
+        self._end = None
+
+    def note_end(self, error: BaseException) -> None:
+        """Take note that there will be none any more."""
+        if isinstance(error, StoppedError | asyncio.CancelledError):
+            error = ClosedError(f"model {quoted(self.model_id)} is not tracked any more", model_id=self.model_id)
+        self._end = error
+        self._tell()
+
     @abstractmethod
     def _tell(self) -> None:
         """Wake whoever waits for a newer version."""
@@ -98,58 +123,89 @@ class Follower(Generic[_T]):
     Args:
         core: Makes the calls.
         latest: What is kept up to date.
-        decode: Awaited with the bytes of each version; returns its value.
+        decode: Awaited with the bytes of each version; returns its value, or what was raised instead.
     """
 
-    def __init__(self, core: Core, latest: _Latest[_T], decode: Callable[[bytes], Awaitable[_T]]) -> None:
+    def __init__(self, core: Core, latest: _Latest[_T], decode: Callable[[bytes], Awaitable["_T | _Raised"]]) -> None:
         self._core = core
         self._latest = latest
         self._decode = decode
+        self._known = watching.Known()
+        self._damaged: VersionInfo | None = None
+        self._backoff = Backoff()
 
     async def follow(self) -> None:
-        """Follow the model for ever, through all its lives."""
-        backoff = Backoff()
-        while True:
-            try:
-                await self._follow_one_life()
-            except StoppedError:
+        """Follow the model, through all its lives, until the client is closed."""
+        try:
+            while True:
+                try:
+                    await self._follow_one_life()
+                except (StoppedError, ClosedError):
+                    raise
+                except Exception as error:
+                    # There is no such model yet, or no more; or a version could not be fetched, which is tried anew.
+                    self._latest.note_version_error(error)
+                    if isinstance(error, NotFoundError):
+                        self._known, self._damaged = watching.Known(), None
+                await self._core.calls.backend.sleep(self._backoff.next_seconds())
+        except BaseException as error:
+            self._latest.note_end(error)
+            if not isinstance(error, StoppedError | ClosedError):
                 raise
-            except Exception as error:
-                # There is no such model yet, or no more; or a version could not be fetched, which is tried anew.
-                self._latest.note_version_error(error)
-            await self._core.calls.backend.sleep(backoff.next_seconds())
 
     async def _follow_one_life(self) -> None:
         """Follow the model until it is deleted, or until something goes wrong that the next version will not mend."""
-        newest = 0
-        async with aclosing(watching.events(self._core.calls, self._latest.model_id, 0)) as news:
+        async with aclosing(watching.events(self._core.calls, self._latest.model_id, self._known)) as news:
             waiting_since = time.monotonic()
             async for event in news:
-                was_waiting = newest > 0 and time.monotonic() - waiting_since < _PROMPT_SECONDS
+                was_waiting = self._known.number > 0 and time.monotonic() - waiting_since < _PROMPT_SECONDS
                 self._latest.note_connection(event.error if isinstance(event, watching.Disconnected) else None)
-                if isinstance(event, VersionInfo) and event.number > newest:
-                    newest = await self._take(event, was_waiting=was_waiting)
+                if isinstance(event, VersionInfo):
+                    await self._take(event, was_waiting=was_waiting)
+                elif isinstance(event, watching.Connected) and self._damaged is not None:
+                    # It may be whole by now: the server may have another copy, or the network damaged it.
+                    await self._take(self._damaged, was_waiting=False)
                 waiting_since = time.monotonic()
 
-    async def _take(self, version: VersionInfo, *, was_waiting: bool) -> int:
-        """Fetch and decode a version, or the latest if it may be another one by now; return its number."""
+    async def _take(self, version: VersionInfo, *, was_waiting: bool) -> None:
+        """Fetch and decode a version, or the latest if it may be another one by now."""
+        self._damaged = None
         try:
             if was_waiting:
-                version = await self._core.get_version(version.model_id, LATEST, None)
+                latest = await self._core.get_version(version.model_id, LATEST, None)
+                if latest.number > version.number:
+                    version = latest
+                    self._known.note(version)
             data = await self._core.retrieve(version, LATEST, None, False)
         except NotFoundError as error:
             # It was evicted meanwhile, so a newer one is on its way; or the model is gone, which the next event tells.
             self._latest.note_version_error(error)
-            return version.number
-        try:
-            value = await self._decode(data)
-        except (asyncio.CancelledError, StoppedError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # the caller's own; those of Rust that panics are no Exceptions
+            return
+        except DataLossError as error:
+            self._damaged = version
             self._latest.note_version_error(error)
+            return
+        self._backoff = Backoff()
+        value = await self._decode(data)
+        if isinstance(value, _Raised):
+            self._latest.note_version_error(value.error)
         else:
             self._latest.note_version(version, value)
-        return version.number
+
+
+class _Raised:
+    """What the caller's own function raised instead of returning a value."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _caught(decode: Callable[[bytes], _T], data: bytes) -> "_T | _Raised":
+    """Call a function that may raise anything: that of a library in Rust that panics is no Exception."""
+    try:
+        return decode(data)
+    except BaseException as error:
+        return _Raised(error)
 
 
 class Latest(_Latest[_T]):
@@ -168,13 +224,14 @@ class Latest(_Latest[_T]):
         self._news = threading.Condition()
         self._backend = BlockingBackend()
 
-        async def decode_here(data: bytes) -> _T:
-            return decode(data)
+        async def decode_here(data: bytes) -> _T | _Raised:
+            return _caught(decode, data)
 
         self._follower = Follower(core.on(self._backend), self, decode_here)
         self._thread = threading.Thread(target=self._follow, name=f"tracking {model_id}", daemon=True)
 
     def __enter__(self) -> Self:
+        self.note_begin()
         self._thread.start()
         return self
 
@@ -183,6 +240,7 @@ class Latest(_Latest[_T]):
     ) -> None:
         self._backend.stop()
         self._thread.join()
+        self.note_end(StoppedError())
 
     def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
         """Wait until there is a version with a higher number, and return it; its value is then `value`.
@@ -193,12 +251,13 @@ class Latest(_Latest[_T]):
 
         Raises:
             TimedOutError: None came; the message has `error`, if there is one.
+            ClosedError: None will come: the model is not tracked, or the client was closed.
         """
+        seconds = None if timeout is None else checked_seconds("timeout", timeout)
         with self._news:
-            self._news.wait_for(lambda: self._newer_than(newer_than), timeout)
-            version = self._newer_than(newer_than)
+            version = self._news.wait_for(lambda: self._newer_than(newer_than), seconds)
         if version is None:
-            raise self._timed_out(newer_than, timeout or 0.0)
+            raise self._timed_out(newer_than, seconds or 0.0)
         return version
 
     def _tell(self) -> None:
@@ -206,8 +265,7 @@ class Latest(_Latest[_T]):
             self._news.notify_all()
 
     def _follow(self) -> None:
-        with suppress(StoppedError):
-            run(self._follower.follow())
+        run(self._follower.follow())
 
 
 class AsyncLatest(_Latest[_T]):
@@ -223,13 +281,14 @@ class AsyncLatest(_Latest[_T]):
         super().__init__(model_id)
         self._news = asyncio.Event()
 
-        async def decode_apart(data: bytes) -> _T:
-            return await asyncio.to_thread(decode, data)
+        async def decode_apart(data: bytes) -> _T | _Raised:
+            return await asyncio.to_thread(_caught, decode, data)
 
         self._follower = Follower(core, self, decode_apart)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
+        self.note_begin()
         self._task = asyncio.create_task(self._follower.follow(), name=f"tracking {self.model_id}")
         return self
 
@@ -239,16 +298,17 @@ class AsyncLatest(_Latest[_T]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+            self.note_end(StoppedError())  # it may have had no turn yet
 
     async def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
         """Wait until there is a version with a higher number, and return it; see `Latest.wait_for`."""
-        deadline = Deadline(timeout) if timeout is not None else None
+        deadline = None if timeout is None else Deadline(checked_seconds("timeout", timeout))
         while (version := self._newer_than(newer_than)) is None:
             try:
                 async with asyncio.timeout(deadline.left_seconds() if deadline else None):
                     await self._news.wait()
             except TimeoutError:
-                raise self._timed_out(newer_than, timeout or 0.0) from None
+                raise self._timed_out(newer_than, deadline.seconds if deadline else 0.0) from None
         return version
 
     def _tell(self) -> None:

@@ -1,0 +1,94 @@
+"""What callers hand over, as it can be sent; who has no type checker is told here, rather than by protobuf or gRPC."""
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import SupportsIndex
+
+from cogment_model_registry.errors import InvalidError, NotFoundError, quoted
+from cogment_model_registry.records import VersionInfo
+
+_LONGEST_SECONDS = 366 * 24 * 3600.0
+"""As long as for ever: gRPC takes much longer times for none at all."""
+
+
+def checked_seconds(name: str, seconds: float) -> float:
+    """Return how long something may take.
+
+    Raises:
+        InvalidError: It is no number, or less than nothing.
+    """
+    try:
+        if math.isnan(seconds) or seconds < 0:
+            raise InvalidError(f"{name} is {seconds}; it must be a number of seconds")
+    except TypeError:
+        raise InvalidError(f"{name} is {seconds!r}; it must be a number of seconds") from None
+    return min(float(seconds), _LONGEST_SECONDS)
+
+
+def checked_text(name: str, text: str) -> str:
+    """Return a text.
+
+    Raises:
+        InvalidError: It is none, or has halves of characters, which cannot be sent.
+    """
+    if not isinstance(text, str):
+        raise InvalidError(f"{name} is {text!r}; it must be a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidError(f"{name} is {text!r}, which has characters that are none") from None
+    return text
+
+
+def checked_id(model_id: str) -> str:
+    """Return the id of a model; its rules are the server's."""
+    return checked_text("model_id", model_id)
+
+
+def checked_user_data(user_data: Mapping[str, str] | None) -> dict[str, str]:
+    """Return `user_data` as it can be sent.
+
+    Raises:
+        InvalidError: It is no mapping of texts to texts.
+    """
+    try:
+        checked = dict(user_data or {})
+    except (TypeError, ValueError):
+        raise InvalidError(f"user_data is {user_data!r}; it must be a mapping of texts to texts") from None
+    for key, value in checked.items():
+        checked_text(f"the key {key!r} of user_data", key)
+        checked_text(f"user_data[{key!r}]", value)
+    return checked
+
+
+def checked_number(model_id: str, number: SupportsIndex) -> int:
+    """Return the number of a version as a request takes it, which has only half the range of an answer.
+
+    Raises:
+        InvalidError: It is no whole number.
+        NotFoundError: It is beyond that.
+    """
+    try:
+        index = operator.index(number)
+    except TypeError:
+        raise InvalidError(f"the number of a version is {number!r}; it must be a whole number") from None
+    if not -(2**31) <= index < 2**31:
+        raise NotFoundError.version(model_id, index)
+    return index
+
+
+def asked_for(model: str | VersionInfo, version: SupportsIndex | VersionInfo) -> tuple[str, int, VersionInfo | None]:
+    """Return the model and the number of a version that is asked for, and the version itself where the caller has it.
+
+    Raises:
+        InvalidError: It is not asked for in one of the ways in which it can be.
+        NotFoundError: No version can have such a number.
+    """
+    info = version if isinstance(version, VersionInfo) else model if isinstance(model, VersionInfo) else None
+    if info is None:
+        model_id = checked_id(model)  # type: ignore[arg-type] # it is no version, so it is a text, or is refused
+        return model_id, checked_number(model_id, version), None  # type: ignore[arg-type] # no version either
+    if isinstance(model, str) and model != info.model_id:
+        raise InvalidError(f"the version is one of model {quoted(info.model_id)}, not of {quoted(model)}")
+    return info.model_id, info.number, info
