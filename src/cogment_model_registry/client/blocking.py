@@ -3,7 +3,6 @@
 import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, TypeVar, overload
 
@@ -296,8 +295,10 @@ class ModelRegistry:
             while (version := run_here(lambda: anext(versions, None))) is not None:
                 yield version
         finally:
-            with suppress(ClosedError):
+            try:
                 run_here(versions.aclose)
+            except ClosedError:
+                run(versions.aclose())  # there is no other thread any more, nor anything to wait for
 
     @overload
     def track(self, model_id: str) -> Latest[bytes]: ...
