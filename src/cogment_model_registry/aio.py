@@ -13,9 +13,10 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, TypeVar, overload
 
+from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.backends import AsyncioBackend
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
-from cogment_model_registry.client.core import LATEST, RETRY_SECONDS, open_core
+from cogment_model_registry.client.core import RETRY_SECONDS, open_core
 from cogment_model_registry.client.progress import Progress, Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest

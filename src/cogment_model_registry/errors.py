@@ -8,7 +8,7 @@
     ├── TimedOutError       the other side took too long
     ├── UnavailableError    the registry cannot do it now: its archive fails
     │   └── StoppingError   ... or it stops
-    ├── ClosedError         the client was closed
+    ├── ClosedError         the client was closed, or the model is not tracked
     ├── SettingError        a setting has a value that is not allowed
     └── StartError          the server cannot start
 
@@ -30,11 +30,9 @@ class ModelRegistryError(Exception):
 
     Attributes:
         may_be_done: For a client: whether the server may have done what it was asked for nevertheless.
-        was_sent: For a client: whether there was a connection to ask on.
     """
 
     may_be_done = False
-    was_sent = True
 
     def __init__(self, message: str, *, model_id: str | None = None, version_number: int | None = None) -> None:
         super().__init__(message)
@@ -97,7 +95,7 @@ class StoppingError(UnavailableError):
 
 
 class ClosedError(ModelRegistryError):
-    """The client was closed, by the program that has it."""
+    """The client was closed, by the program that has it, or a model is not tracked: not yet, or no more."""
 
     def __init__(
         self,

@@ -13,8 +13,8 @@ state dict is a dict whose keys have dots. With the client for asyncio, use `enc
 from collections.abc import Mapping
 from typing import Any, TypeVar, Unpack, overload
 
+from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.blocking import ModelRegistry
-from cogment_model_registry.client.core import LATEST
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records import VersionInfo

@@ -14,8 +14,8 @@ the client for asyncio, use `encode` and `decode`.
 from collections.abc import Mapping
 from typing import Any, TypeAlias, Unpack, overload
 
+from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.blocking import ModelRegistry
-from cogment_model_registry.client.core import LATEST
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records import VersionInfo

@@ -31,7 +31,7 @@ class Awaited:
             while (version := await asyncio.to_thread(next, versions, None)) is not None:
                 yield version
         finally:
-            await asyncio.to_thread(versions.close)  # type: ignore[attr-defined] # it is a generator
+            await asyncio.to_thread(versions.close)
 
     @asynccontextmanager
     async def track(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import grpc
 import pytest
 
 from cogment_model_registry import ModelRegistry, VersionInfo, errors
@@ -95,7 +96,10 @@ async def test_the_environment_names_a_cache(
         assert [file.read_bytes() for file in cached_files(tmp_path / "cache")] == [DATA]
 
 
-async def test_nothing_is_kept_when_no_cache_is_asked_for(registry: object, tmp_path: Path) -> None:
+async def test_nothing_is_kept_when_no_cache_is_asked_for(
+    registry: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     await registry.publish("policy", DATA)  # type: ignore[attr-defined]
     await registry.retrieve("policy")  # type: ignore[attr-defined]
     assert os.listdir(tmp_path) == ["archive"]
@@ -190,9 +194,7 @@ async def test_a_cache_that_someone_has_locked_holds_up_nobody(flavour: str, ser
 
 
 @pytest.mark.parametrize("data_hash", ["", "no base64!", "AAAA", "\N{SNAKE}"])
-async def test_a_hash_that_is_none_is_an_answer_that_makes_no_sense(
-    flavour: str, tmp_path: Path, data_hash: str
-) -> None:
+async def test_bytes_with_a_hash_that_is_none_are_not_handed_out(flavour: str, tmp_path: Path, data_hash: str) -> None:
     async def described(call: Call) -> None:
         await call.send(m.RetrieveVersionInfosReply(version_infos=[version_message(1, data_hash, len(DATA))]))
 
@@ -202,3 +204,26 @@ async def test_a_hash_that_is_none_is_an_answer_that_makes_no_sense(
     ):
         with pytest.raises(errors.DataLossError, match="its data_hash is"):
             await registry.retrieve("policy")
+
+
+async def test_what_a_failed_fetch_left_is_not_before_what_the_cache_has(flavour: str, tmp_path: Path) -> None:
+    """The latest version goes away while it is fetched, and the one before is in the cache."""
+    old, new = os.urandom(500), os.urandom(1000)
+
+    async def described(call: Call) -> None:
+        await (infos(call, data=new, number=2) if call.number == 2 else infos(call, data=old))
+
+    async def data(call: Call) -> None:
+        if call.number == 1:
+            await chunks(old)(call)
+        else:
+            await chunks(new[:300])(call)
+            await call.fail(grpc.StatusCode.NOT_FOUND)
+
+    async with (
+        scripted(RetrieveVersionInfos=described, RetrieveVersionData=data) as server,
+        opened(flavour, server.port, cache_dir=tmp_path / "cache") as registry,
+    ):
+        assert await registry.retrieve("policy") == old
+        assert await registry.retrieve("policy") == old
+        assert server.calls["RetrieveVersionInfos"] == 3

@@ -8,6 +8,7 @@ import mmap
 import os
 import stat
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -191,9 +192,22 @@ async def test_a_call_may_take_for_ever(registry: Any, timeout: float) -> None:
 
 async def test_a_number_may_be_of_any_whole_kind(registry: Any) -> None:
     version = await registry.publish("policy", b"weights")
-    numpy = pytest.importorskip("numpy")
-    assert await registry.get_version("policy", numpy.int64(1)) == version
-    assert await registry.retrieve("policy", numpy.int8(-1)) == b"weights"
+
+    class Number:
+        """As those of NumPy are."""
+
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+        def __index__(self) -> int:
+            return self.value
+
+    assert await registry.get_version("policy", Number(1)) == version
+    assert await registry.retrieve("policy", Number(-1)) == b"weights"
+    async with aclosing(registry.watch("policy", after=Number(0))) as versions:
+        assert await anext(versions) == version
+    with pytest.raises(errors.InvalidError, match="after is '1'; it must be a whole number"):
+        await anext(registry.watch("policy", after="1"))
     for number in (1.0, "1", None):
         with pytest.raises(errors.InvalidError, match="it must be a whole number"):
             await registry.retrieve("policy", number)
@@ -244,6 +258,15 @@ async def test_asking_for_a_version_of_another_model_is_a_mistake(registry: Any)
     version = await registry.publish("policy", b"1")
     with pytest.raises(errors.InvalidError, match='one of model "policy", not of "critic"'):
         await registry.retrieve("critic", version)
+
+
+async def test_asking_for_two_versions_at_once_is_a_mistake(registry: Any) -> None:
+    first = await registry.publish("policy", b"1")
+    second = await registry.publish("policy", b"2")
+    assert await registry.retrieve(first, 1) == await registry.retrieve(first, -1) == b"1"
+    assert await registry.retrieve(first, second) == b"2"
+    with pytest.raises(errors.InvalidError, match="version 1 is asked for, and also version 2"):
+        await registry.retrieve(first, 2)
 
 
 async def test_listings_of_many_pages_are_whole(registry: Any, client: Client) -> None:

@@ -20,6 +20,7 @@ from cogment_model_registry.server import Server
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
+from cogment_model_registry.wire.frames import split_body
 from tests.registry_client.conftest import opened
 from tests.registry_client.scripted import Answer, Call, scripted, version_message
 
@@ -63,9 +64,10 @@ def chunks(*parts: bytes) -> Answer:
     return answer
 
 
-async def created(call: Call, data: bytes = DATA) -> None:
-    """Take an upload, and answer with the version."""
-    await call.receive_all()
+async def created(call: Call, data: bytes | None = None) -> None:
+    """Take an upload, or what is left of it, and answer with the version: of what came, or of other bytes."""
+    received = [body for body in map(split_body, await call.receive_all()) if body is not None]
+    data = b"".join(received) if data is None else data
     message = version_message(1, digest_text(hashlib.sha256(data).digest()), len(data))
     await call.send(m.CreateVersionReply(version_info=message))
 
@@ -563,22 +565,28 @@ async def test_an_attempt_that_lingers_does_not_disturb_the_next_one(flavour: st
     go_on = threading.Event()
     path = tmp_path / "weights"
     path.write_bytes(DATA)
-    told: list[Progress] = []
+    told: list[int] = []
 
     def note(progress: Progress) -> None:
-        told.append(progress)
+        told.append(progress.done_bytes)
         if len(told) == 1:
-            go_on.wait(0.3)
+            go_on.wait(20)
 
     async def answer(call: Call) -> None:
         await call.receive()
         if call.number == 1:
             await call.fail(grpc.StatusCode.UNAVAILABLE)
-        await created(call)
+        first = split_body(await call.receive() or b"")
+        go_on.set()
+        rest = [split_body(message) for message in await call.receive_all()]
+        data = b"".join(body for body in (first, *rest) if body is not None)
+        message = version_message(1, digest_text(hashlib.sha256(data).digest()), len(data))
+        await call.send(m.CreateVersionReply(version_info=message))
 
     async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
-        assert (await registry.publish("policy", path, progress=note)).number == 1
+        assert (await registry.publish("policy", path, progress=note)).data_hash == HASH
         assert server.calls["CreateVersion"] == 2
+    assert told[-1] == len(DATA)
 
 
 UNRESOLVABLE = "x" * 64 + ".invalid"  # no part of a name may be as long, so nobody is asked

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import grpc
 import pytest
 
 from cogment_model_registry import errors
-from cogment_model_registry.client import watching
+from cogment_model_registry.client import tracking, watching
 from cogment_model_registry.records import digest_text
 from cogment_model_registry.server import Server
 from cogment_model_registry.testing.server import serving
@@ -21,7 +22,7 @@ from cogment_model_registry.wire import messages as m
 from tests.processes import server_process
 from tests.registry_client.conftest import opened
 from tests.registry_client.scripted import Answer, Call, has_model, scripted, version_message
-from tests.registry_client.test_failures import DATA, HASH, chunks, free_port, silence
+from tests.registry_client.test_failures import DATA, HASH, chunks, free_port, infos, silence
 
 PATIENT = 50.0
 OTHER_HASH = digest_text(hashlib.sha256(b"other").digest())
@@ -113,14 +114,22 @@ async def test_a_watch_of_a_server_that_does_not_come_back_gives_up_in_the_end(f
                     await next_of(versions)
 
 
-async def test_a_watch_that_lasts_goes_on_over_many_streams(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_watch_that_lasts_goes_on_over_many_streams(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.1)
-    await registry.publish("policy", b"1")
-    async with aclosing(registry.watch("policy")) as versions:
-        for number in range(1, 6):
+
+    async def told(call: Call) -> None:
+        if call.number % 3 == 0:
+            await call.send(m.VersionUpdateReply(version_info=version_message(call.number, HASH)))
+        await silence(call)
+
+    async with (
+        scripted(RetrieveModels=has_model, VersionUpdate=told) as server,
+        opened(flavour, server.port) as registry,
+        aclosing(registry.watch("policy")) as versions,
+    ):
+        for number in (3, 6, 9):
             assert (await next_of(versions)).number == number
-            await asyncio.sleep(0.15)  # longer than a stream lasts
-            await registry.publish("policy", b"more")
+            assert server.calls["VersionUpdate"] >= number
 
 
 def telling(*told: Any) -> Answer:
@@ -272,12 +281,17 @@ async def test_a_server_that_is_gone_without_a_word_is_noticed(flavour: str, mon
     """It keeps the connection, and says nothing any more."""
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
     monkeypatch.setattr(watching, "_CHECK_SECONDS", 0.5)
+
+    async def models(call: Call) -> None:
+        await (has_model(call) if call.number == 1 else silence(call))
+
     async with (
-        scripted(VersionUpdate=silence, RetrieveModels=silence) as server,
+        scripted(VersionUpdate=silence, RetrieveModels=models) as server,
         opened(flavour, server.port) as registry,
         registry.track("policy") as latest,
     ):
         await until(lambda: isinstance(latest.error, errors.TimedOutError), latest)
+        assert server.calls["VersionUpdate"] == 1
 
 
 async def test_a_version_that_cannot_be_decoded_is_told_until_one_can(registry: Any) -> None:
@@ -292,7 +306,8 @@ async def test_a_version_that_cannot_be_decoded_is_told_until_one_can(registry: 
         assert (latest.value, latest.error) == (3, None)
 
 
-async def test_who_takes_long_skips_to_the_latest(registry: Any) -> None:
+async def test_who_takes_long_skips_to_the_latest(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)  # whatever else the machine does
     go_on = threading.Event()
     decoded: list[bytes] = []
 
@@ -408,10 +423,10 @@ async def test_a_damaged_version_is_told_and_fetched_again_now_and_then(
     flavour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "STREAM_SECONDS", 1.0)
-    fetched: list[float] = []
+    checks: list[int] = []
 
     async def data(call: Call) -> None:
-        fetched.append(time.monotonic())
+        checks.append(server.calls["RetrieveModels"])
         await chunks(DATA if call.number == 3 else bytes(len(DATA)))(call)
 
     async with (
@@ -426,7 +441,7 @@ async def test_a_damaged_version_is_told_and_fetched_again_now_and_then(
         await until(lambda: isinstance(latest.error, errors.DataLossError), latest)
         await latest.wait_for(timeout=PATIENT)
         assert (latest.value, latest.error) == (DATA, None)
-    assert fetched[1] - fetched[0] > 0.5  # with the next stream of news, not at once
+    assert checks == [1, 2, 3]  # once with each stream of news
 
 
 async def test_a_decoder_may_raise_whatever_it_likes(registry: Any) -> None:
@@ -462,19 +477,21 @@ async def test_what_is_not_tracked_is_not_waited_for(registry: Any, flavour: str
         await latest.wait_for(newer_than=1)
 
 
-async def test_closing_a_client_ends_all_that_waits_for_it(flavour: str, server: Server) -> None:
-    """What another task or thread has under way: a watch, a tracker, a call; each is told why."""
+async def test_closing_a_client_ends_all_that_waits_for_it(flavour: str, server: Server, tmp_path: Path) -> None:
+    """What another task or thread has under way: a watch, a tracker, an upload; each is told why."""
 
     async def watch(registry: Any) -> None:
         async for _version in registry.watch("policy"):
             pass
 
+    os.mkfifo(tmp_path / "pipe")
     async with opened(flavour, server.port) as registry:
         await registry.create_model("policy")
         async with registry.track("policy") as latest:
             ends = [
                 asyncio.ensure_future(watch(registry)),
                 asyncio.ensure_future(latest.wait_for()),
+                asyncio.ensure_future(registry.publish("policy", tmp_path / "pipe")),
             ]
             while (await registry.status())["watchers"] != "2":
                 pass
@@ -488,3 +505,54 @@ async def test_closing_a_client_ends_all_that_waits_for_it(flavour: str, server:
             with pytest.raises(errors.ClosedError):
                 await getattr(registry, name)(*arguments)
         await registry.close()
+
+
+async def test_a_tracker_takes_a_version_that_it_could_not_fetch_at_first(
+    flavour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The latest one, of which it asked while it was behind; later streams tell the same one."""
+    monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)
+
+    async def told(call: Call) -> None:
+        for number in (1, 2, 3) if call.number == 1 else (3,):
+            await call.send(m.VersionUpdateReply(version_info=version_message(number, HASH, len(DATA))))
+        await silence(call)
+
+    async def latest_info(call: Call) -> None:
+        await infos(call, number=3)
+
+    async def data(call: Call) -> None:
+        request = m.RetrieveVersionDataRequest.FromString(await call.receive() or b"")
+        if request.version_number == 3 and call.number <= 2:
+            await call.fail(grpc.StatusCode.UNAVAILABLE)
+        await chunks(DATA)(call)
+
+    async with (
+        scripted(
+            RetrieveModels=has_model, VersionUpdate=told, RetrieveVersionInfos=latest_info, RetrieveVersionData=data
+        ) as server,
+        opened(flavour, server.port, retry_seconds=0) as registry,
+        registry.track("policy") as latest,
+    ):
+        assert (await latest.wait_for(newer_than=1, timeout=PATIENT)).number == 3
+        assert latest.error is None
+        assert server.calls["RetrieveVersionData"] == 3
+
+
+@pytest.mark.parametrize("status", [None, grpc.StatusCode.UNAVAILABLE])
+async def test_a_server_that_ends_each_stream_at_once_is_not_there(
+    flavour: str, status: grpc.StatusCode | None
+) -> None:
+    """Though it answers everything else."""
+
+    async def ended(call: Call) -> None:
+        if status is not None:
+            await call.fail(status)
+
+    async with (
+        scripted(RetrieveModels=has_model, VersionUpdate=ended) as server,
+        opened(flavour, server.port, retry_seconds=0) as registry,
+    ):
+        with pytest.raises(errors.UnavailableError, match="ended the stream at once|for the test"):
+            await next_of(registry.watch("policy", patience_seconds=0.5))
+        assert 1 < server.calls["VersionUpdate"] < 20

@@ -210,9 +210,9 @@ def store(number, frame):
     raise KeyboardInterrupt
 
 def told_and_then_interrupted(versions, number=signal.SIGINT):
-    soon(number)
     try:
         print(next(versions).number)
+        soon(number)
         next(versions)
     except KeyboardInterrupt:
         print("interrupted")

@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from cogment_model_registry import Progress
+from cogment_model_registry.client import progress as progress_module
 from cogment_model_registry.client.core import CHUNK_BYTES
 from cogment_model_registry.server import Server
 from tests.registry_client.conftest import opened
@@ -80,10 +81,14 @@ async def test_what_a_callback_raises_ends_the_transfer(
     assert not (tmp_path / "file").exists()
 
 
-@pytest.mark.parametrize(("wish", "is_terminal", "is_shown"), [(True, False, True), (None, False, False)])
+@pytest.mark.parametrize(
+    ("wish", "is_terminal", "is_shown"),
+    [(True, False, True), (None, False, False), (None, True, True), (False, True, False)],
+)
 async def test_a_bar_is_shown_when_it_is_wished_for(
     registry: Any, monkeypatch: pytest.MonkeyPatch, wish: bool | None, is_terminal: bool, is_shown: bool
 ) -> None:
+    monkeypatch.setattr(progress_module, "_BAR_DELAY_SECONDS", 0.0)
     terminal = io.StringIO()
     monkeypatch.setattr(terminal, "isatty", lambda: is_terminal, raising=False)
     monkeypatch.setattr(sys, "stderr", terminal)

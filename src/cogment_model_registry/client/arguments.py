@@ -8,6 +8,9 @@ from typing import SupportsIndex
 from cogment_model_registry.errors import InvalidError, NotFoundError, quoted
 from cogment_model_registry.records import VersionInfo
 
+LATEST = -1
+"""The number that stands for the latest version; -2 stands for the one before, and so on."""
+
 _LONGEST_SECONDS = 366 * 24 * 3600.0
 """As long as for ever: gRPC takes much longer times for none at all."""
 
@@ -26,7 +29,7 @@ def checked_seconds(name: str, seconds: float) -> float:
     return min(float(seconds), _LONGEST_SECONDS)
 
 
-def checked_text(name: str, text: str) -> str:
+def checked_text(name: str, text: object) -> str:
     """Return a text.
 
     Raises:
@@ -41,7 +44,7 @@ def checked_text(name: str, text: str) -> str:
     return text
 
 
-def checked_id(model_id: str) -> str:
+def checked_id(model_id: object) -> str:
     """Return the id of a model; its rules are the server's."""
     return checked_text("model_id", model_id)
 
@@ -62,6 +65,18 @@ def checked_user_data(user_data: Mapping[str, str] | None) -> dict[str, str]:
     return checked
 
 
+def checked_whole(name: str, number: SupportsIndex) -> int:
+    """Return a whole number of any kind.
+
+    Raises:
+        InvalidError: It is none.
+    """
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise InvalidError(f"{name} is {number!r}; it must be a whole number") from None
+
+
 def checked_number(model_id: str, number: SupportsIndex) -> int:
     """Return the number of a version as a request takes it, which has only half the range of an answer.
 
@@ -69,10 +84,7 @@ def checked_number(model_id: str, number: SupportsIndex) -> int:
         InvalidError: It is no whole number.
         NotFoundError: It is beyond that.
     """
-    try:
-        index = operator.index(number)
-    except TypeError:
-        raise InvalidError(f"the number of a version is {number!r}; it must be a whole number") from None
+    index = checked_whole("the number of a version", number)
     if not -(2**31) <= index < 2**31:
         raise NotFoundError.version(model_id, index)
     return index
@@ -85,10 +97,12 @@ def asked_for(model: str | VersionInfo, version: SupportsIndex | VersionInfo) ->
         InvalidError: It is not asked for in one of the ways in which it can be.
         NotFoundError: No version can have such a number.
     """
-    info = version if isinstance(version, VersionInfo) else model if isinstance(model, VersionInfo) else None
-    if info is None:
-        model_id = checked_id(model)  # type: ignore[arg-type] # it is no version, so it is a text, or is refused
-        return model_id, checked_number(model_id, version), None  # type: ignore[arg-type] # no version either
-    if isinstance(model, str) and model != info.model_id:
-        raise InvalidError(f"the version is one of model {quoted(info.model_id)}, not of {quoted(model)}")
-    return info.model_id, info.number, info
+    if isinstance(version, VersionInfo):
+        if not isinstance(model, VersionInfo) and model != version.model_id:
+            raise InvalidError(f"the version is one of model {quoted(version.model_id)}, not of {quoted(model)}")
+        model = version
+    elif not isinstance(model, VersionInfo):
+        return checked_id(model), checked_number(model, version), None
+    elif checked_number(model.model_id, version) not in (LATEST, model.number):
+        raise InvalidError(f"version {model.number} is asked for, and also version {version}; one of them is enough")
+    return model.model_id, model.number, model

@@ -60,8 +60,8 @@ class Replies(Protocol):
 class Backend(Protocol):
     """A way of calling and waiting.
 
-    All calls raise `grpc.RpcError`, with its `code()` and `details()`, and some `ClosedError` when their channel is
-    closed meanwhile.
+    All calls raise `grpc.RpcError`, with its `code()` and `details()`. Calls and waits raise `ClosedError` when their
+    channel is closed meanwhile, and `StoppedError` when the backend is stopped, as far as it can be.
     """
 
     def connect(self, address: str, *, secure: bool) -> Channel:
@@ -167,8 +167,10 @@ class AsyncioBackend:
 
     async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one message, and return the reply."""
-        with _telling_of_the_end():
-            reply: bytes = await channel.calls.unary_unary(path)(request, timeout=timeout_seconds)
+        with _closed_not_cancelled():
+            with _refusing_closed_channels():
+                call = channel.calls.unary_unary(path)(request, timeout=timeout_seconds)
+            reply: bytes = await call
             return reply
 
     async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
@@ -208,11 +210,10 @@ class AsyncioBackend:
 
 
 @contextmanager
-def _telling_of_the_end() -> Generator[None]:
+def _closed_not_cancelled() -> Generator[None]:
     """Open a context for one call, in which the closing of its channel is told from a cancellation of the task."""
     try:
-        with _refusing_closed_channels():
-            yield
+        yield
     except asyncio.CancelledError:
         task = asyncio.current_task()
         if task is None or task.cancelling():
@@ -234,14 +235,9 @@ class _AsyncioReplies:
         self._call = call
 
     async def read(self) -> bytes | None:
-        with _telling_of_the_end():
+        with _closed_not_cancelled():
             message = await self._call.read()
-            if isinstance(message, bytes):
-                return message
-            if await self._call.code() is not grpc.StatusCode.OK:
-                async for _ in self._call:  # raises what the call ended with
-                    pass
-            return None
+            return message if isinstance(message, bytes) else None
 
     def cancel(self) -> None:
         self._call.cancel()
@@ -272,21 +268,23 @@ class BlockingBackend:
 
     async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one message, and return the reply."""
-        with self._begun(lambda: channel.unary_unary(path).future(request, timeout=timeout_seconds)) as call:
+        with self._under_way(lambda: channel.unary_unary(path).future(request, timeout=timeout_seconds)) as call:
             return _reply_of(call, [])
 
     async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
         """Send messages, and return the reply."""
         failures: list[BaseException] = []
         method = channel.stream_unary(path)
-        with self._begun(lambda: method.future(_checked_requests(requests, failures), timeout=timeout_seconds)) as call:
+        with self._under_way(
+            lambda: method.future(_checked_requests(requests, failures), timeout=timeout_seconds)
+        ) as call:
             return _reply_of(call, failures)
 
     @contextmanager
-    def _begun(self, begin: Callable[[], Any]) -> Generator[Any]:
+    def _under_way(self, begin: Callable[[], Any]) -> Generator[Any]:
         call = self._begin(begin)
         try:
-            with self.telling_of_the_end():
+            with self.stopped_not_failed():
                 yield call
         finally:
             self.forget(call)
@@ -313,7 +311,7 @@ class BlockingBackend:
             self._calls.discard(call)
 
     @contextmanager
-    def telling_of_the_end(self) -> Generator[None]:
+    def stopped_not_failed(self) -> Generator[None]:
         """Open a context in which calls that fail because the backend was stopped tell so."""
         try:
             yield
@@ -354,7 +352,7 @@ class _BlockingReplies:
         self._backend = backend
 
     async def read(self) -> bytes | None:
-        with self._backend.telling_of_the_end():
+        with self._backend.stopped_not_failed():
             message: bytes | None = next(self._call, None)
             return message
 
@@ -403,7 +401,8 @@ class Interruptible:
             # An interruption may also come while the work is handed over: then it is under way, and has no future.
             if future is None or not future.done():
                 backend.stop()
-                futures.wait([future] if future else [])
+                if future is not None:
+                    futures.wait([future])
             raise
 
     def close(self) -> None:

@@ -2,13 +2,15 @@
 
 import os
 import threading
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, SupportsIndex, TypeVar, overload
 
+from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.backends import BlockingBackend, Interruptible, run
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
-from cogment_model_registry.client.core import LATEST, RETRY_SECONDS, Core, open_core
+from cogment_model_registry.client.core import RETRY_SECONDS, Core, open_core
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
@@ -87,8 +89,10 @@ class ModelRegistry:
 
     def close(self) -> None:
         """Close the connection; calls that other threads have under way end with `ClosedError`."""
-        if not self._core.calls.connection.is_closed:
-            self._run(lambda core: core.aclose())
+        try:
+            with suppress(ClosedError):  # by an earlier call
+                self._run(lambda core: core.aclose())
+        finally:
             self._backend.stop(ClosedError())
             self._interruptible.close()
 
@@ -97,7 +101,10 @@ class ModelRegistry:
         if not _is_main_thread():
             return run(work(self._core))
         backend = BlockingBackend()
-        return self._interruptible.run(lambda: work(self._core.on(backend)), backend)
+        return self._run_on(backend, lambda: work(self._core.on(backend)))
+
+    def _run_on(self, backend: BlockingBackend, work: Callable[[], Awaitable[_T]]) -> _T:
+        return self._interruptible.run(work, backend) if _is_main_thread() else run(work())
 
     def create_model(
         self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
@@ -268,7 +275,7 @@ class ModelRegistry:
 
     def watch(
         self, model_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS
-    ) -> Iterator[VersionInfo]:
+    ) -> Generator[VersionInfo, None, None]:
         """Yield the latest version of a model, then newer ones as they come, for ever.
 
         Numbers only grow. Whoever takes long misses versions in between, never the latest. A lost connection is made
@@ -286,17 +293,17 @@ class ModelRegistry:
         """
         # One of its own, since an interruption ends all that a backend has under way.
         backend = BlockingBackend()
-        versions = self._core.on(backend).watch(model_id, after, patience_seconds)
+        return self._watched(self._core.on(backend).watch(model_id, after, patience_seconds), backend)
 
-        def run_here(work: Callable[[], Awaitable[_T]]) -> _T:
-            return self._interruptible.run(work, backend) if _is_main_thread() else run(work())
-
+    def _watched(
+        self, versions: AsyncGenerator[VersionInfo, None], backend: BlockingBackend
+    ) -> Generator[VersionInfo, None, None]:
         try:
-            while (version := run_here(lambda: anext(versions, None))) is not None:
+            while (version := self._run_on(backend, lambda: anext(versions, None))) is not None:
                 yield version
         finally:
             try:
-                run_here(versions.aclose)
+                self._run_on(backend, versions.aclose)
             except ClosedError:
                 run(versions.aclose())  # there is no other thread any more, nor anything to wait for
 

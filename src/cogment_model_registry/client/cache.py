@@ -50,15 +50,15 @@ class Cache:
         self._max_bytes = max_bytes
 
     def copy_to(self, info: VersionInfo, file: IO[bytes]) -> bool:
-        """Write the bytes of a version to a file, if they are here.
+        """Write the bytes of a version to a file instead of what it has, if they are here.
 
         Returns:
-            Whether they were, and had their hash. If not, the file is as it was.
+            Whether they were, and had their hash. If not, the file is empty.
         """
+        _empty(file)
         path = self._path(info)
         if path is None:
             return False
-        start = file.tell()
         payload_hash = PayloadHash()
         try:
             with open(path, "rb", buffering=0) as cached:
@@ -69,13 +69,11 @@ class Cache:
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 _log.warning("the cache cannot be read: %s", error)
-            file.seek(start)
-            file.truncate()
+            _empty(file)
             return False
         if payload_hash.digest_text() != info.data_hash:
             _log.warning("the cache had damaged bytes of version %d of %r", info.number, info.model_id)
-            file.seek(start)
-            file.truncate()
+            _empty(file)
             with contextlib.suppress(OSError):  # it may be another one's directory
                 path.unlink(missing_ok=True)
             return False
@@ -137,6 +135,11 @@ class Cache:
                     yield status.st_mtime, status.st_size, path
                 elif time.time() - status.st_mtime > _ABANDONED_SECONDS:
                     path.unlink(missing_ok=True)
+
+
+def _empty(file: IO[bytes]) -> None:
+    file.seek(0)
+    file.truncate()
 
 
 def _locked(file: IO[bytes]) -> bool:

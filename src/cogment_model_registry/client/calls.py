@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import grpc
 
@@ -24,6 +24,7 @@ from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire import directory as directory_wire
 
 _T = TypeVar("_T")
+_Reply = TypeVar("_Reply", bound=messages.Message)
 
 _BACKOFF_FIRST_SECONDS = 0.1
 _BACKOFF_MAX_SECONDS = 2.0
@@ -58,7 +59,6 @@ class Deadline:
     """
 
     def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
         self._moment = time.monotonic() + seconds
 
     def left_seconds(self) -> float:
@@ -133,11 +133,19 @@ class Connection:
                 link.users -= 1
             await self._disconnect_unused(backend, link)
 
+    def check_open(self) -> None:
+        """Refuse to begin anything once it is closed.
+
+        Raises:
+            ClosedError: It is.
+        """
+        if self.is_closed:
+            raise ClosedError
+
     def _taken(self) -> _Link | None:
         """Return the link that there is, for one more user; None where the registry is to be found first."""
         with self._lock:
-            if self.is_closed:
-                raise ClosedError
+            self.check_open()
             if self._current is None or self._is_suspect:
                 return None
             self._current.users += 1
@@ -161,8 +169,7 @@ class Connection:
 
     def _connect(self, backend: Backend, address: str, *, secure: bool) -> Channel:
         """Return a new channel; to be called with the lock."""
-        if self.is_closed:
-            raise ClosedError
+        self.check_open()
         channel = backend.connect(address, secure=secure)
         self._channels.append(channel)
         return channel
@@ -231,25 +238,27 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
         if connection.is_closed:
             raise ClosedError from error
         details = str(error.details() or error.code().name)
-        was_sent = not details.startswith(_UNREACHABLE)
-        if not was_sent:
+        if not _was_sent(error):
             # The rest is a list of addresses that were tried, and why the last one failed at the end.
             reason = details.rsplit(": ", 1)[-1].rstrip("]")
             details = f"there is no connection to {connection.location}: {reason}"
-        told = convert.error_of(
+        raise convert.error_of(
             error.code(),
             f"{subject.text}: {details}",
             model_id=subject.model_id,
             version_number=subject.version_number,
-        )
-        told.was_sent = was_sent
-        raise told from error
+        ) from error
     except convert.DecodeError as error:
         raise ModelRegistryError(
             f"{subject.text}: the server's answer makes no sense",
             model_id=subject.model_id,
             version_number=subject.version_number,
         ) from error
+
+
+def _was_sent(error: BaseException | None) -> bool:
+    """Return whether a call that failed was sent, as far as gRPC tells."""
+    return not (isinstance(error, grpc.RpcError) and str(error.details()).startswith(_UNREACHABLE))
 
 
 class Calls:
@@ -278,12 +287,12 @@ class Calls:
         self,
         method: str,
         request: messages.Message,
-        reply_type: Any,
+        reply_type: type[_Reply],
         subject: Subject,
-        timeout_seconds: float,
+        deadline: Deadline,
         *,
         is_idempotent: bool = True,
-    ) -> Any:
+    ) -> _Reply:
         """Make a call with one request and one reply, and return the reply.
 
         Args:
@@ -291,20 +300,20 @@ class Calls:
             request: The request.
             reply_type: The reply's message.
             subject: What it is about.
-            timeout_seconds: How long it may take, with all retries.
+            deadline: When to give up, with all retries.
             is_idempotent: Whether it may be made again when nobody knows whether it was done.
         """
         data = request.SerializeToString()
 
-        async def call(channel: Channel, deadline: Deadline) -> Any:
+        async def call(channel: Channel) -> _Reply:
             reply = await self.backend.unary(channel, method_path(method), data, deadline.left_seconds())
             return reply_type.FromString(reply)
 
-        return await self.retrying(call, subject, Deadline(timeout_seconds), may_be_done=lambda: not is_idempotent)
+        return await self.retrying(call, subject, deadline, may_be_done=lambda: not is_idempotent)
 
     async def retrying(
         self,
-        call: Callable[[Channel, Deadline], Awaitable[_T]],
+        call: Callable[[Channel], Awaitable[_T]],
         subject: Subject,
         deadline: Deadline,
         may_be_done: Callable[[], bool] = lambda: False,
@@ -329,9 +338,9 @@ class Calls:
                 async with self.connection.channel(self.backend, deadline) as channel:
                     is_begun = True
                     with translated(subject, self.connection):
-                        return await call(channel, deadline)
+                        return await call(channel)
             except ModelRegistryError as error:
-                if is_begun and error.was_sent and _is_vague(error) and may_be_done():
+                if is_begun and _was_sent(error.__cause__) and _is_vague(error) and may_be_done():
                     raise _uncertain(error) from error.__cause__
                 if not isinstance(error, UnavailableError):
                     raise

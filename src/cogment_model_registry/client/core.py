@@ -1,18 +1,21 @@
 """What the client does, written once for both flavours; see `backends`."""
 
+import copy
 import io
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import IO, Any, SupportsIndex, TypeVar
+from typing import IO, SupportsIndex, TypeVar
 
 from cogment_model_registry.client import sources, watching
 from cogment_model_registry.client.arguments import (
+    LATEST,
     asked_for,
     checked_id,
     checked_number,
     checked_seconds,
     checked_user_data,
+    checked_whole,
 )
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.cache import Cache
@@ -21,16 +24,13 @@ from cogment_model_registry.client.downloads import Download
 from cogment_model_registry.client.endpoints import locate
 from cogment_model_registry.client.progress import Report, Wish, reporting
 from cogment_model_registry.client.threads import Threads
-from cogment_model_registry.errors import DataLossError, NotFoundError, TimedOutError, quoted
+from cogment_model_registry.errors import ClosedError, DataLossError, NotFoundError, TimedOutError, quoted
 from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.replacement import Replacement
 from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire.frames import build_body
 
 _T = TypeVar("_T")
-
-LATEST = -1
-"""The number that stands for the latest version; -2 stands for the one before, and so on."""
 
 CHUNK_BYTES = 2 * 1024 * 1024
 """What a message of an upload carries: as much as those of the stock SDK, which all servers take."""
@@ -47,7 +47,7 @@ _TRANSFER_MAX_SECONDS = 7 * 24 * 3600.0
 """How long a transfer may take by default: a minute, and what it takes at 1 MiB in a second; a week at most."""
 
 _RESOLVE_ATTEMPTS = 5
-"""How often a version is looked up anew that was evicted, or replaced, before it could be fetched."""
+"""How often a version is looked up anew that was evicted, replaced or damaged before it could be fetched."""
 
 CACHE_VARIABLE = "COGMENT_MODEL_REGISTRY_CACHE_DIR"
 
@@ -57,7 +57,7 @@ class Core:
 
     Args:
         calls: Makes calls.
-        threads: They hash, and use files.
+        threads: They hash and write what is downloaded.
         timeout_seconds: How long a call may take; None for the defaults.
         cache: Where downloads are kept, if anywhere.
         progress: Who is told of transfers by default.
@@ -77,10 +77,14 @@ class Core:
         self._timeout_seconds = timeout_seconds
         self._cache = cache
         self._progress = progress
+        self._preparations: set[sources.Preparation] = set()
 
     def on(self, backend: Backend) -> "Core":
         """Return the same client, calling and waiting in another way."""
-        return Core(self._calls.on(backend), self._threads, self._timeout_seconds, self._cache, self._progress)
+        other = copy.copy(self)
+        other._calls = self._calls.on(backend)  # noqa: SLF001 # it is one of us
+        other._backend = backend  # noqa: SLF001
+        return other
 
     @property
     def calls(self) -> Calls:
@@ -90,6 +94,8 @@ class Core:
     async def aclose(self) -> None:
         """Close the connection; calls that are under way end."""
         await self._calls.connection.aclose(self._backend)
+        for preparation in list(self._preparations):
+            preparation.give_up(ClosedError())
         self._threads.close()
 
     # Models.
@@ -101,20 +107,27 @@ class Core:
         info = ModelInfo(checked_id(model_id), checked_user_data(user_data))
         request = messages.CreateOrUpdateModelRequest(model_info=convert.model_message(info))
         subject = Subject(f"creating model {quoted(model_id)}", model_id)
-        await self._unary("CreateOrUpdateModel", request, messages.CreateOrUpdateModelReply, subject, timeout)
+        await self._calls.unary(
+            "CreateOrUpdateModel", request, messages.CreateOrUpdateModelReply, subject, self._call_deadline(timeout)
+        )
         return info
 
     async def delete_model(self, model_id: str, timeout: float | None) -> None:
         """See `ModelRegistry.delete_model`."""
         subject = Subject(f"deleting model {quoted(checked_id(model_id))}", model_id)
         request = messages.DeleteModelRequest(model_id=model_id)
-        await self._unary("DeleteModel", request, messages.DeleteModelReply, subject, timeout, is_idempotent=False)
+        deadline = self._call_deadline(timeout)
+        await self._calls.unary(
+            "DeleteModel", request, messages.DeleteModelReply, subject, deadline, is_idempotent=False
+        )
 
     async def get_model(self, model_id: str, timeout: float | None) -> ModelInfo:
         """See `ModelRegistry.get_model`."""
         subject = Subject(f"looking up model {quoted(checked_id(model_id))}", model_id)
         request = messages.RetrieveModelsRequest(model_ids=[model_id])
-        reply = await self._unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, timeout)
+        reply = await self._calls.unary(
+            "RetrieveModels", request, messages.RetrieveModelsReply, subject, self._call_deadline(timeout)
+        )
         for message in reply.model_infos:
             if message.model_id == model_id:
                 return convert.model_from_message(message)
@@ -128,9 +141,8 @@ class Core:
         while True:
             request = messages.RetrieveModelsRequest(model_handle=handle)
             subject = Subject("listing the models")
-            seconds = deadline.left_seconds()
-            reply = await self._unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, seconds)
-            # Pages are cut by position, so what is created or deleted meanwhile can bring a model twice.
+            reply = await self._calls.unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, deadline)
+            # Pages are cut by position: a model may come twice if one is created meanwhile.
             models.update((message.model_id, convert.model_from_message(message)) for message in reply.model_infos)
             if not reply.model_infos or reply.next_model_handle in ("", handle):
                 return list(models.values())
@@ -143,10 +155,16 @@ class Core:
         number = checked_number(checked_id(model_id), number)
         subject = Subject(f"looking up {_version_text(model_id, number)}", model_id, number)
         request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_numbers=[number])
-        reply = await self._unary("RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, timeout)
-        for message in reply.version_infos:
-            return convert.version_from_message(message)
-        raise NotFoundError.version(model_id, number)
+        reply = await self._calls.unary(
+            "RetrieveVersionInfos",
+            request,
+            messages.RetrieveVersionInfosReply,
+            subject,
+            self._call_deadline(timeout),
+        )
+        if not reply.version_infos:
+            raise NotFoundError.version(model_id, number)
+        return convert.version_from_message(reply.version_infos[0])
 
     async def list_versions(self, model_id: str, timeout: float | None) -> list[VersionInfo]:
         """See `ModelRegistry.list_versions`."""
@@ -156,9 +174,8 @@ class Core:
         while True:
             subject = Subject(f"listing the versions of model {quoted(checked_id(model_id))}", model_id)
             request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_handle=handle)
-            seconds = deadline.left_seconds()
-            reply = await self._unary(
-                "RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, seconds
+            reply = await self._calls.unary(
+                "RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, deadline
             )
             versions += map(convert.version_from_message, reply.version_infos)
             if not reply.version_infos or reply.next_version_handle in ("", handle):
@@ -170,27 +187,16 @@ class Core:
     async def status(self, timeout: float | None) -> dict[str, str]:
         """See `ModelRegistry.status`."""
         subject = Subject("asking for the status")
-        reply = await self._unary("Status", messages.StatusRequest(names=["*"]), messages.StatusReply, subject, timeout)
+        request, deadline = messages.StatusRequest(names=["*"]), self._call_deadline(timeout)
+        reply = await self._calls.unary("Status", request, messages.StatusReply, subject, deadline)
         return dict(reply.statuses)
 
     async def server_versions(self, timeout: float | None) -> dict[str, str]:
         """See `ModelRegistry.server_versions`."""
         subject = Subject("asking for the version")
-        reply = await self._unary("Version", messages.VersionRequest(), messages.ServiceVersionInfo, subject, timeout)
+        request, deadline = messages.VersionRequest(), self._call_deadline(timeout)
+        reply = await self._calls.unary("Version", request, messages.ServiceVersionInfo, subject, deadline)
         return {part.name: part.version for part in reply.versions}
-
-    async def _unary(
-        self,
-        method: str,
-        request: Any,
-        reply_type: Callable[..., Any],
-        subject: Subject,
-        timeout: float | None,
-        *,
-        is_idempotent: bool = True,
-    ) -> Any:
-        seconds = self._call_deadline(timeout).left_seconds()
-        return await self._calls.unary(method, request, reply_type, subject, seconds, is_idempotent=is_idempotent)
 
     def _call_deadline(self, timeout: float | None) -> Deadline:
         return self._wanted_deadline(timeout) or Deadline(CALL_SECONDS)
@@ -245,14 +251,19 @@ class Core:
         preparation = sources.Preparation(data)
         if preparation.prepared.done():
             return preparation.prepared.result()
+        self._preparations.add(preparation)
         try:
+            self._calls.connection.check_open()  # it may have been closed before that
             return await self._backend.wait(preparation.prepared, deadline.left_seconds() if deadline else None)
         except BaseException as error:
-            preparation.give_up()
-            if isinstance(error, TimeoutError) and not preparation.prepared.done():
+            is_late = isinstance(error, TimeoutError) and not preparation.prepared.done()
+            preparation.abandon()
+            if is_late:
                 message = f"{subject.text}: its bytes could not be read in time"
                 raise TimedOutError(message, model_id=subject.model_id) from None
             raise
+        finally:
+            self._preparations.discard(preparation)
 
     async def _create_missing(self, model_id: str, deadline: Deadline) -> None:
         """Create a model for its first version, unless someone else has done so, perhaps with `user_data`."""
@@ -301,17 +312,17 @@ class Core:
         """Write the bytes of a version to a file, and return the version."""
         deadline = self._wanted_deadline(timeout)
 
-        def left() -> float | None:
-            return deadline.left_seconds() if deadline else None
+        async def looked_up() -> VersionInfo:
+            return await self.get_version(model_id, number, deadline.left_seconds() if deadline else None)
 
         model_id, number, known = asked_for(model, version)
-        info = known or await self.get_version(model_id, number, left())
+        info = known or await looked_up()
         for _ in range(_RESOLVE_ATTEMPTS):
             try:
-                await self._fetch(info, file, left(), progress)
+                await self._fetch(info, file, deadline, progress)
             except (NotFoundError, DataLossError):
                 # The version that was asked for never changes, but which one is the latest may have.
-                again = known or await self.get_version(model_id, number, left())
+                again = known or await looked_up()
                 if again == info:
                     raise
                 info = again
@@ -322,25 +333,25 @@ class Core:
             model_id=model_id,
         )
 
-    async def _fetch(self, info: VersionInfo, file: IO[bytes], timeout: float | None, progress: Wish) -> None:
+    async def _fetch(self, info: VersionInfo, file: IO[bytes], deadline: Deadline | None, progress: Wish) -> None:
         """Write the bytes of a version to a file: those in the cache, or those of the server."""
         cache = self._cache
         if cache is not None and await self._on_thread(lambda: cache.copy_to(info, file)):
             return
         what = f"retrieving {_version_text(info.model_id, info.number)}"
         subject = Subject(what, info.model_id, info.number)
-        deadline = self._wanted_deadline(timeout) or _default_deadline(info.data_size_bytes)
+        limit = deadline or _default_deadline(info.data_size_bytes)
         wish = self._progress if progress is None else progress
         number = checked_number(info.model_id, info.number)
         request = messages.RetrieveVersionDataRequest(model_id=info.model_id, version_number=number)
         with reporting(what, info.data_size_bytes, wish) as report:
 
-            async def receive(channel: Channel, deadline: Deadline) -> None:
+            async def receive(channel: Channel) -> None:
                 report.restart()
                 file.seek(0)
                 file.truncate()
                 replies = self._backend.stream(
-                    channel, method_path("RetrieveVersionData"), request.SerializeToString(), deadline.left_seconds()
+                    channel, method_path("RetrieveVersionData"), request.SerializeToString(), limit.left_seconds()
                 )
                 download = Download(info, file, self._backend, self._threads)
                 try:
@@ -353,7 +364,7 @@ class Core:
                     replies.cancel()
                     download.abandon()
 
-            await self._calls.retrying(receive, subject, deadline)
+            await self._calls.retrying(receive, subject, limit)
         if cache is not None:
             await self._on_thread(lambda: cache.keep(info, file))
 
@@ -366,7 +377,7 @@ class Core:
     def watch(self, model_id: str, after: int, patience_seconds: float) -> AsyncGenerator[VersionInfo, None]:
         """See `ModelRegistry.watch`."""
         patience_seconds = checked_seconds("patience_seconds", patience_seconds)
-        return watching.versions(self._calls, checked_id(model_id), after, patience_seconds)
+        return watching.versions(self._calls, checked_id(model_id), checked_whole("after", after), patience_seconds)
 
 
 def open_core(
@@ -409,12 +420,12 @@ class _Upload:
     def _may_be_done(self) -> bool:
         return self._attempt is not None and self._attempt.is_all_sent
 
-    async def _once(self, channel: Channel, deadline: Deadline) -> VersionInfo:
+    async def _once(self, channel: Channel) -> VersionInfo:
         attempt = self._attempt = _Attempt()
         self._report.restart()
         try:
             reply = await self._calls.backend.upload(
-                channel, method_path("CreateVersion"), self._messages(attempt), deadline.left_seconds()
+                channel, method_path("CreateVersion"), self._messages(attempt), self._deadline.left_seconds()
             )
         finally:
             attempt.is_over = True
@@ -425,12 +436,12 @@ class _Upload:
         attempt.is_all_sent = not left_bytes
         yield convert.encode_header(self._header)
         for block in self._source.blocks(CHUNK_BYTES):
-            if attempt.is_over:
-                return  # gRPC's thread may be here still, with nobody to send to
             left_bytes -= len(block)
             # From here on nobody knows what the server has, until it answers.
             attempt.is_all_sent = not left_bytes
             yield build_body(block)
+            if attempt.is_over:
+                return  # gRPC's thread may be here still, with nobody to send to
             self._report.advance(len(block))
 
 

@@ -70,9 +70,8 @@ class Download:
             self._file.write(data)
         self._waiting.append(data)
         self._waiting_bytes += len(data)
-        if self._waiting_bytes > _BACKLOG_BYTES:
-            await self._settle()
-        if (self._working is None or self._working.done()) and self._waiting_bytes > INLINE_HASH_MAX_BYTES:
+        is_idle = self._working is None or self._working.done()
+        if self._waiting_bytes > (INLINE_HASH_MAX_BYTES if is_idle else _BACKLOG_BYTES):
             await self._settle()
             self._working = self._threads.submit(self._take, self._waiting)
             self._waiting, self._waiting_bytes = [], 0
@@ -86,7 +85,8 @@ class Download:
         await self._settle()
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         if sum(map(len, waiting)) > INLINE_HASH_MAX_BYTES:
-            await self._backend.wait(self._threads.submit(self._take, waiting))
+            self._working = self._threads.submit(self._take, waiting)
+            await self._settle()
         else:
             self._take(waiting)
         if self._received_bytes < self._info.data_size_bytes:

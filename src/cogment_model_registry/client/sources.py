@@ -9,7 +9,7 @@ import tempfile
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias, cast
 
 from cogment_model_registry.client.threads import begin_apart
@@ -132,26 +132,46 @@ class Preparation:
     def __init__(self, data: Data) -> None:
         self._data = data
         self._is_given_up = threading.Event()
-        self.prepared: Future[Prepared]
+        self.prepared: Future[Prepared] = Future()
+        self.prepared.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it
         memory = _memory_of(data)
         if memory is not None and memory.size_bytes <= INLINE_HASH_MAX_BYTES:
-            self.prepared = Future()
             self.prepared.set_result(self._hashed(memory))
         else:
-            self.prepared = begin_apart("model registry client, source", lambda: self._hashed(memory or self._opened()))
+            begin_apart("source", lambda: self._prepare(memory))
 
-    def give_up(self) -> None:
-        """Read no further, and let go of what was opened."""
+    def give_up(self, error: Exception) -> None:
+        """Read no further; whoever waits for the result gets the error instead, unless it is there."""
         self._is_given_up.set()
-        self.prepared.add_done_callback(_close)
+        with contextlib.suppress(InvalidStateError):
+            self.prepared.set_exception(error)
+
+    def abandon(self) -> None:
+        """Read no further, and let go of what was opened: nobody waits for the result any more."""
+        self.give_up(_GivenUpError())
+        if self.prepared.exception() is None:
+            _let_go(self.prepared.result().source)
+
+    def _prepare(self, memory: _Memory | None) -> None:
+        try:
+            prepared = self._hashed(memory or self._opened())
+        except BaseException as error:
+            # No coroutine can raise StopIteration, and asyncio's futures refuse it.
+            told = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+            with contextlib.suppress(InvalidStateError):  # it was given up
+                self.prepared.set_exception(told)
+            return
+        try:
+            self.prepared.set_result(prepared)
+        except InvalidStateError:
+            _let_go(prepared.source)
 
     def _hashed(self, source: Source) -> Prepared:
         payload_hash = PayloadHash()
         try:
             payload_hash.update(self._until_given_up(source.blocks(_BLOCK_BYTES)))
         except BaseException:
-            source.rewind()
-            source.close()
+            _let_go(source)
             raise
         return Prepared(source, payload_hash.digest_text())
 
@@ -205,11 +225,10 @@ class _GivenUpError(Exception):
     """Nobody waits for the source any more."""
 
 
-def _close(prepared: "Future[Prepared]") -> None:
-    with contextlib.suppress(BaseException):
-        source = prepared.result().source
+def _let_go(source: Source) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the caller may have closed its file
         source.rewind()
-        source.close()
+    source.close()
 
 
 def _memory_of(data: Data) -> _Memory | None:

@@ -37,20 +37,6 @@ class Threads:
         self._executor.shutdown(wait=False)
 
 
-def begin_apart(name: str, work: Callable[[], _T]) -> "Future[_T]":
+def begin_apart(name: str, work: Callable[[], None]) -> None:
     """Do something on a thread of its own that no process waits for at its end: it may never be done."""
-    future: Future[_T] = Future()
-    future.set_running_or_notify_cancel()  # so that it cannot be cancelled
-
-    def do() -> None:
-        try:
-            result = work()
-        except StopIteration as error:  # which no coroutine can raise, and asyncio's futures refuse
-            future.set_exception(RuntimeError(repr(error)))
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    threading.Thread(target=do, name=name, daemon=True).start()
-    return future
+    threading.Thread(target=work, name=f"model registry client, {name}", daemon=True).start()

@@ -4,16 +4,16 @@ import asyncio
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import aclosing
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from cogment_model_registry.client import watching
-from cogment_model_registry.client.arguments import checked_id, checked_seconds
+from cogment_model_registry.client.arguments import LATEST, checked_id, checked_seconds
 from cogment_model_registry.client.backends import BlockingBackend, StoppedError, run
-from cogment_model_registry.client.calls import Backoff, Deadline
-from cogment_model_registry.client.core import LATEST, Core
+from cogment_model_registry.client.calls import Backoff
+from cogment_model_registry.client.core import Core
 from cogment_model_registry.errors import ClosedError, DataLossError, NotFoundError, TimedOutError, quoted
 from cogment_model_registry.records import VersionInfo
 
@@ -23,17 +23,29 @@ _PROMPT_SECONDS = 0.002
 """News that were not waited for longer than this may have been waiting themselves, with newer ones behind them."""
 
 
-class _Latest(ABC, Generic[_T]):
-    """The latest version of a model, as far as it is known here. What its follower notes, its reader reads."""
+class _Raised:
+    """What the caller's own function raised instead of returning a value."""
 
-    def __init__(self, model_id: str) -> None:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+class _Tracked(ABC, Generic[_T]):
+    """The latest version of a model, as far as it is known here, and what keeps it so."""
+
+    def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T]) -> None:
         self.model_id = checked_id(model_id)
+        self._core = core
+        self._decode = decode
         self._current: tuple[VersionInfo, _T] | None = None
         self._connection_error: Exception | None = None
         self._version_error: BaseException | None = None
         self._end: BaseException | None = ClosedError(
             f"model {quoted(model_id)} is not tracked yet: enter it, using `with`", model_id=model_id
         )
+        self._known = watching.Known()
+        self._damaged: VersionInfo | None = None
+        self._backoff = Backoff()
 
     @property
     def value(self) -> _T | None:
@@ -80,61 +92,11 @@ class _Latest(ABC, Generic[_T]):
             raise self._end.with_traceback(None)
         return None
 
-    def _timed_out(self, newer_than: int, timeout: float) -> TimedOutError:
-        message = f"no version of model {quoted(self.model_id)} after {newer_than} came within {timeout:g} seconds"
+    def _timed_out(self, newer_than: int, timeout: float | None) -> TimedOutError:
+        message = f"no version of model {quoted(self.model_id)} after {newer_than} came within {timeout or 0:g} seconds"
         return TimedOutError(f"{message}: {self.error}" if self.error else message, model_id=self.model_id)
 
-    # What the follower calls.
-
-    def note_connection(self, error: Exception | None) -> None:
-        """Take note of how the connection is."""
-        self._connection_error = error
-
-    def note_version_error(self, error: BaseException) -> None:
-        """Take note of why the newest version is not there."""
-        self._version_error = error
-
-    def note_version(self, version: VersionInfo, value: _T) -> None:
-        """Take note of a version that is there."""
-        self._current = (version, value)
-        self._version_error = None
-        self._connection_error = None
-        self._tell()
-
-    def note_begin(self) -> None:
-        """Take note that there will be versions."""
-        self._end = None
-
-    def note_end(self, error: BaseException) -> None:
-        """Take note that there will be none any more."""
-        if isinstance(error, StoppedError | asyncio.CancelledError):
-            error = ClosedError(f"model {quoted(self.model_id)} is not tracked any more", model_id=self.model_id)
-        self._end = error
-        self._tell()
-
-    @abstractmethod
-    def _tell(self) -> None:
-        """Wake whoever waits for a newer version."""
-
-
-class Follower(Generic[_T]):
-    """Keeps a `Latest` up to date.
-
-    Args:
-        core: Makes the calls.
-        latest: What is kept up to date.
-        decode: Awaited with the bytes of each version; returns its value, or what was raised instead.
-    """
-
-    def __init__(self, core: Core, latest: _Latest[_T], decode: Callable[[bytes], Awaitable["_T | _Raised"]]) -> None:
-        self._core = core
-        self._latest = latest
-        self._decode = decode
-        self._known = watching.Known()
-        self._damaged: VersionInfo | None = None
-        self._backoff = Backoff()
-
-    async def follow(self) -> None:
+    async def _follow(self) -> None:
         """Follow the model, through all its lives, until the client is closed."""
         try:
             while True:
@@ -144,22 +106,29 @@ class Follower(Generic[_T]):
                     raise
                 except Exception as error:
                     # There is no such model yet, or no more; or a version could not be fetched, which is tried anew.
-                    self._latest.note_version_error(error)
+                    self._version_error = error
                     if isinstance(error, NotFoundError):
                         self._known, self._damaged = watching.Known(), None
                 await self._core.calls.backend.sleep(self._backoff.next_seconds())
         except BaseException as error:
-            self._latest.note_end(error)
+            self._note_end(error)
             if not isinstance(error, StoppedError | ClosedError):
                 raise
 
+    def _note_end(self, error: BaseException) -> None:
+        """Take note that there will be no versions any more."""
+        if isinstance(error, StoppedError | asyncio.CancelledError):
+            error = ClosedError(f"model {quoted(self.model_id)} is not tracked any more", model_id=self.model_id)
+        self._end = error
+        self._tell()
+
     async def _follow_one_life(self) -> None:
         """Follow the model until it is deleted, or until something goes wrong that the next version will not mend."""
-        async with aclosing(watching.events(self._core.calls, self._latest.model_id, self._known)) as news:
+        async with aclosing(watching.events(self._core.calls, self.model_id, self._known)) as news:
             waiting_since = time.monotonic()
             async for event in news:
                 was_waiting = self._known.number > 0 and time.monotonic() - waiting_since < _PROMPT_SECONDS
-                self._latest.note_connection(event.error if isinstance(event, watching.Disconnected) else None)
+                self._connection_error = event.error if isinstance(event, watching.Disconnected) else None
                 if isinstance(event, VersionInfo):
                     await self._take(event, was_waiting=was_waiting)
                 elif isinstance(event, watching.Connected) and self._damaged is not None:
@@ -173,42 +142,43 @@ class Follower(Generic[_T]):
         try:
             if was_waiting:
                 latest = await self._core.get_version(version.model_id, LATEST, None)
-                if latest.number > version.number:
-                    version = latest
-                    self._known.note(version)
+                version = latest if latest.number > version.number else version
             data = await self._core.retrieve(version, LATEST, None, False)
         except NotFoundError as error:
             # It was evicted meanwhile, so a newer one is on its way; or the model is gone, which the next event tells.
-            self._latest.note_version_error(error)
+            self._version_error = error
             return
         except DataLossError as error:
-            self._damaged = version
-            self._latest.note_version_error(error)
+            self._damaged, self._version_error = version, error
+            self._known.note(version)
             return
+        self._known.note(version)
         self._backoff = Backoff()
-        value = await self._decode(data)
+        value = await self._decoded(data)
         if isinstance(value, _Raised):
-            self._latest.note_version_error(value.error)
+            self._version_error = value.error
         else:
-            self._latest.note_version(version, value)
+            self._current = (version, value)
+            self._version_error = None
+            self._tell()
+
+    def _caught(self, data: bytes) -> _T | _Raised:
+        """Call the caller's function, which may raise anything: a library in Rust that panics raises no Exception."""
+        try:
+            return self._decode(data)
+        except BaseException as error:
+            return _Raised(error)
+
+    @abstractmethod
+    async def _decoded(self, data: bytes) -> _T | _Raised:
+        """Return the value of the bytes of a version, or what was raised instead."""
+
+    @abstractmethod
+    def _tell(self) -> None:
+        """Wake whoever waits for a newer version."""
 
 
-class _Raised:
-    """What the caller's own function raised instead of returning a value."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
-
-
-def _caught(decode: Callable[[bytes], _T], data: bytes) -> "_T | _Raised":
-    """Call a function that may raise anything: that of a library in Rust that panics is no Exception."""
-    try:
-        return decode(data)
-    except BaseException as error:
-        return _Raised(error)
-
-
-class Latest(_Latest[_T]):
+class Latest(_Tracked[_T]):
     """The latest version of a model, kept up to date by a thread. Made by `ModelRegistry.track`; to be entered.
 
     Reading it takes no time and no lock, and holds up neither the thread nor the network.
@@ -220,18 +190,13 @@ class Latest(_Latest[_T]):
     """
 
     def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T]) -> None:
-        super().__init__(model_id)
-        self._news = threading.Condition()
         self._backend = BlockingBackend()
-
-        async def decode_here(data: bytes) -> _T | _Raised:
-            return _caught(decode, data)
-
-        self._follower = Follower(core.on(self._backend), self, decode_here)
-        self._thread = threading.Thread(target=self._follow, name=f"tracking {model_id}", daemon=True)
+        super().__init__(core.on(self._backend), model_id, decode)
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=lambda: run(self._follow()), name=f"tracking {model_id}", daemon=True)
 
     def __enter__(self) -> Self:
-        self.note_begin()
+        self._end = None
         self._thread.start()
         return self
 
@@ -240,7 +205,6 @@ class Latest(_Latest[_T]):
     ) -> None:
         self._backend.stop()
         self._thread.join()
-        self.note_end(StoppedError())
 
     def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
         """Wait until there is a version with a higher number, and return it; its value is then `value`.
@@ -257,18 +221,18 @@ class Latest(_Latest[_T]):
         with self._news:
             version = self._news.wait_for(lambda: self._newer_than(newer_than), seconds)
         if version is None:
-            raise self._timed_out(newer_than, seconds or 0.0)
+            raise self._timed_out(newer_than, seconds)
         return version
+
+    async def _decoded(self, data: bytes) -> _T | _Raised:
+        return self._caught(data)
 
     def _tell(self) -> None:
         with self._news:
             self._news.notify_all()
 
-    def _follow(self) -> None:
-        run(self._follower.follow())
 
-
-class AsyncLatest(_Latest[_T]):
+class AsyncLatest(_Tracked[_T]):
     """The latest version of a model, kept up to date by a task. Made by `aio.ModelRegistry.track`; to be entered.
 
     Args:
@@ -278,18 +242,13 @@ class AsyncLatest(_Latest[_T]):
     """
 
     def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T]) -> None:
-        super().__init__(model_id)
+        super().__init__(core, model_id, decode)
         self._news = asyncio.Event()
-
-        async def decode_apart(data: bytes) -> _T | _Raised:
-            return await asyncio.to_thread(_caught, decode, data)
-
-        self._follower = Follower(core, self, decode_apart)
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self.note_begin()
-        self._task = asyncio.create_task(self._follower.follow(), name=f"tracking {self.model_id}")
+        self._end = None
+        self._task = asyncio.create_task(self._follow(), name=f"tracking {self.model_id}")
         return self
 
     async def __aexit__(
@@ -298,18 +257,21 @@ class AsyncLatest(_Latest[_T]):
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-            self.note_end(StoppedError())  # it may have had no turn yet
+            self._note_end(StoppedError())  # it may have had no turn yet
 
     async def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
         """Wait until there is a version with a higher number, and return it; see `Latest.wait_for`."""
-        deadline = None if timeout is None else Deadline(checked_seconds("timeout", timeout))
-        while (version := self._newer_than(newer_than)) is None:
-            try:
-                async with asyncio.timeout(deadline.left_seconds() if deadline else None):
+        seconds = None if timeout is None else checked_seconds("timeout", timeout)
+        try:
+            async with asyncio.timeout(seconds):
+                while (version := self._newer_than(newer_than)) is None:
                     await self._news.wait()
-            except TimeoutError:
-                raise self._timed_out(newer_than, deadline.seconds if deadline else 0.0) from None
+        except TimeoutError:
+            raise self._timed_out(newer_than, seconds) from None
         return version
+
+    async def _decoded(self, data: bytes) -> _T | _Raised:
+        return await asyncio.to_thread(self._caught, data)
 
     def _tell(self) -> None:
         news, self._news = self._news, asyncio.Event()

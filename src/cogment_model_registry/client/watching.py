@@ -1,6 +1,7 @@
 """News of a model's versions, over any number of connections: numbers only grow, and the latest is never missed."""
 
 import random
+import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ before it a call finds out whether the server is still there, which a silent str
 
 PATIENCE_SECONDS = 300.0
 """How long a watch goes on by default while the registry is unavailable."""
+
+_STEADY_SECONDS = 1.0
+"""A connection, or a stream, that does not last for so long is none."""
 
 _CHECK_SECONDS = 10.0
 """How long a server may take to answer that call."""
@@ -50,16 +54,15 @@ class Known:
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
-        self._newest: VersionInfo | None = None
-        self._newest_archived: VersionInfo | None = None
+        self._data_hash = ""
+        self._archived_number = 0
 
     def note(self, info: VersionInfo) -> None:
         """Take note of a version, unless a newer one is known."""
         if info.number > self.number:
-            self.number = info.number
-            self._newest = info
+            self.number, self._data_hash = info.number, info.data_hash
             if info.archived:
-                self._newest_archived = info
+                self._archived_number = info.number
 
     def is_newer(self, info: VersionInfo) -> bool:
         """Return whether the latest version is newer than what is known.
@@ -69,17 +72,15 @@ class Known:
                 general: a registry that was killed comes back with its archived versions alone, and so with an older
                 one as the latest. But archived ones stay, and no number is given twice.
         """
-        newest, archived = self._newest, self._newest_archived
-        if archived is not None and info.number < archived.number:
-            raise _of_another_life(info, f"version {archived.number}, which was archived, is gone")
-        if newest is not None and info.number == newest.number and info.data_hash != newest.data_hash:
-            raise _of_another_life(info, f"version {info.number} is another one")
+        proof = ""
+        if info.number < self._archived_number:
+            proof = f"version {self._archived_number}, which was archived, is gone"
+        elif self._data_hash and info.number == self.number and info.data_hash != self._data_hash:
+            proof = f"version {info.number} is another one"
+        if proof:
+            message = f"model {quoted(info.model_id)} is not the one that was watched: {proof}"
+            raise NotFoundError(message, model_id=info.model_id)
         return info.number > self.number
-
-
-def _of_another_life(info: VersionInfo, proof: str) -> NotFoundError:
-    message = f"model {quoted(info.model_id)} is not the one that was watched: {proof}"
-    return NotFoundError(message, model_id=info.model_id)
 
 
 async def events(calls: Calls, model_id: str, known: Known) -> AsyncGenerator[Event, None]:
@@ -88,7 +89,7 @@ async def events(calls: Calls, model_id: str, known: Known) -> AsyncGenerator[Ev
     Args:
         calls: Makes the calls.
         model_id: The model.
-        known: What is known already; a version is noted when the next event is asked for.
+        known: What is known already; what is told is noted when the next event is asked for.
 
     Raises:
         ModelRegistryError: The model does not exist, or no longer does, or the call makes no sense to the server.
@@ -102,12 +103,10 @@ async def events(calls: Calls, model_id: str, known: Known) -> AsyncGenerator[Ev
             yield Connected()
             async with aclosing(_stream(calls, model_id, subject)) as versions:
                 async for info in versions:
-                    backoff = Backoff()
                     if known.is_newer(info):
+                        backoff = Backoff()
                         yield info
                         known.note(info)
-                    else:
-                        yield Connected()
         except (UnavailableError, TimedOutError) as error:
             yield Disconnected(error)
             await calls.backend.sleep(backoff.next_seconds())
@@ -128,17 +127,22 @@ async def versions(
         ModelRegistryError: The model does not exist, or no longer does, or the registry is unavailable for too long.
     """
     patience = Deadline(min(calls.retry_seconds, patience_seconds))
-    is_connected = False
+    was_reached = False
+    connected_since: float | None = None
     async with aclosing(events(calls, model_id, Known(after))) as news:
         async for event in news:
+            now = time.monotonic()
             if not isinstance(event, Disconnected):
-                is_connected = True
+                connected_since = now if connected_since is None else connected_since
                 if isinstance(event, VersionInfo):
                     yield event
-            elif is_connected:
-                is_connected = False
+                continue
+            # One that answers, and then breaks each stream at once, is not there either.
+            if connected_since is not None and (not was_reached or now - connected_since > _STEADY_SECONDS):
+                was_reached = True
                 patience = Deadline(patience_seconds)
-            elif not patience.left_seconds():
+            connected_since = None
+            if not patience.left_seconds():
                 raise event.error
 
 
@@ -153,6 +157,8 @@ async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerat
             with translated(subject, calls.connection):
                 while (message := await replies.read()) is not None:
                     yield convert.version_from_reply(message)
+            if seconds - deadline.left_seconds() < _STEADY_SECONDS:
+                raise UnavailableError(f"{subject.text}: the server ended the stream at once", model_id=model_id)
         except TimedOutError:
             if deadline.left_seconds() > 1:
                 raise  # the server's own doing
@@ -161,8 +167,8 @@ async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerat
 
 
 async def _check(calls: Calls, model_id: str, subject: Subject) -> None:
-    """Make sure that the server is there, and has the model."""
+    """Make sure that the server is there; one that does not have the model says so."""
     request = messages.RetrieveModelsRequest(model_ids=[model_id])
     await calls.without_retries().unary(
-        "RetrieveModels", request, messages.RetrieveModelsReply, subject, _CHECK_SECONDS
+        "RetrieveModels", request, messages.RetrieveModelsReply, subject, Deadline(_CHECK_SECONDS)
     )
