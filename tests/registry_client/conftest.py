@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry, aio
+from cogment_model_registry.client import blocking
 from cogment_model_registry.server import Server
 
 
@@ -64,13 +65,14 @@ async def opened(flavour: str, port: int, **options: Any) -> AsyncIterator[Any]:
         async with aio.ModelRegistry(endpoint, **options) as registry:
             yield registry
     else:
-        with ModelRegistry(endpoint, **options) as blocking:
-            yield Awaited(blocking)
+        with ModelRegistry(endpoint, **options) as registry:
+            yield Awaited(registry)
 
 
 @pytest.fixture(params=["blocking", "asyncio"])
-def flavour(request: pytest.FixtureRequest) -> str:
-    """The flavours."""
+def flavour(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The flavours; the blocking one takes the way of the main thread, as in most programs."""
+    monkeypatch.setattr(blocking, "_is_main_thread", lambda: True)
     return str(request.param)
 
 

@@ -1,5 +1,8 @@
 """A gRPC server that answers as a test says, however wrong that is."""
 
+import asyncio
+import hashlib
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -7,10 +10,16 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from cogment_model_registry.records import digest_text
+from cogment_model_registry.settings import MIB
 from cogment_model_registry.wire import messages as m
+from cogment_model_registry.wire.frames import split_body
 from tests.client import SERVICE
 
-Answer = Callable[[Any], Awaitable[None]]
+DATA = os.urandom(5 * MIB)
+HASH = digest_text(hashlib.sha256(DATA).digest())
+
+Answer = Callable[["Call"], Awaitable[None]]
 """Answers a call, whose `context` reads and writes raw messages; see `Call`."""
 
 
@@ -97,3 +106,42 @@ def version_message(number: int = 1, data_hash: str = "", size_bytes: int = 0, *
 async def has_model(call: Call) -> None:
     """Answer that there is the model "policy"."""
     await call.send(m.RetrieveModelsReply(model_infos=[m.ModelInfo(model_id="policy")]))
+
+
+async def infos(call: Call, *, data: bytes = DATA, number: int = 1) -> None:
+    """Answer with one version."""
+    message = version_message(number, digest_text(hashlib.sha256(data).digest()), len(data))
+    await call.send(m.RetrieveVersionInfosReply(version_infos=[message], next_version_handle="2"))
+
+
+def chunks(*parts: bytes) -> Answer:
+    """Return what answers with these bytes."""
+
+    async def answer(call: Call) -> None:
+        for part in parts:
+            await call.send(m.RetrieveVersionDataReplyChunk(data_chunk=part))
+
+    return answer
+
+
+async def created(call: Call, data: bytes | None = None) -> None:
+    """Take an upload, or what is left of it, and answer with the version: of what came, or of other bytes."""
+    received = [body for body in map(split_body, await call.receive_all()) if body is not None]
+    data = b"".join(received) if data is None else data
+    message = version_message(1, digest_text(hashlib.sha256(data).digest()), len(data))
+    await call.send(m.CreateVersionReply(version_info=message))
+
+
+async def silence(_call: Call) -> None:
+    await asyncio.Event().wait()
+
+
+def failing(times: int, then: Answer, status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> Answer:
+    """Return what fails some times, before anything was received, and then answers."""
+
+    async def answer(call: Call) -> None:
+        if call.number <= times:
+            await call.fail(status)
+        await then(call)
+
+    return answer

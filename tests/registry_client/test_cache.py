@@ -18,8 +18,7 @@ from cogment_model_registry.server import Server
 from cogment_model_registry.wire import messages as m
 from tests.processes import server_process, started
 from tests.registry_client.conftest import opened
-from tests.registry_client.scripted import Call, scripted, version_message
-from tests.registry_client.test_failures import DATA, chunks, failing, infos, silence
+from tests.registry_client.scripted import DATA, Call, chunks, failing, infos, scripted, silence, version_message
 
 
 def version_of(data: bytes, number: int = 1) -> VersionInfo:

@@ -16,7 +16,7 @@ from cogment_model_registry.client.endpoints import Direct, Discovered, locate
 from cogment_model_registry.directory_records import Details, ServiceType
 from tests.processes import ServerProcess, server_process
 from tests.registry_client.conftest import Awaited
-from tests.registry_client.test_failures import free_port, listening
+from tests.registry_client.network import free_port, listening
 
 DIRECTORY = "grpc://directory:9005"
 

@@ -3,11 +3,9 @@
 import asyncio
 import hashlib
 import os
-import socket
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,20 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.frames import split_body
 from tests.registry_client.conftest import opened
-from tests.registry_client.scripted import Answer, Call, scripted, version_message
+from tests.registry_client.network import cutting, free_port, tcp_server
+from tests.registry_client.scripted import (
+    DATA,
+    HASH,
+    Call,
+    chunks,
+    created,
+    failing,
+    infos,
+    scripted,
+    silence,
+    version_message,
+)
 
-DATA = os.urandom(5 * MIB)
-HASH = digest_text(hashlib.sha256(DATA).digest())
 LARGE = os.urandom(32 * MIB)
 
 Calling = Callable[[Any], Any]
@@ -46,91 +54,6 @@ WRITES: dict[str, Calling] = {
     "store": lambda registry: registry.store("policy", DATA),
 }
 ALL = READS | WRITES
-
-
-def infos(call: Call, *, data: bytes = DATA, number: int = 1) -> Any:
-    """Answer with one version."""
-    message = version_message(number, digest_text(hashlib.sha256(data).digest()), len(data))
-    return call.send(m.RetrieveVersionInfosReply(version_infos=[message], next_version_handle="2"))
-
-
-def chunks(*parts: bytes) -> Answer:
-    """Return what answers with these bytes."""
-
-    async def answer(call: Call) -> None:
-        for part in parts:
-            await call.send(m.RetrieveVersionDataReplyChunk(data_chunk=part))
-
-    return answer
-
-
-async def created(call: Call, data: bytes | None = None) -> None:
-    """Take an upload, or what is left of it, and answer with the version: of what came, or of other bytes."""
-    received = [body for body in map(split_body, await call.receive_all()) if body is not None]
-    data = b"".join(received) if data is None else data
-    message = version_message(1, digest_text(hashlib.sha256(data).digest()), len(data))
-    await call.send(m.CreateVersionReply(version_info=message))
-
-
-async def silence(_call: Call) -> None:
-    await asyncio.Event().wait()
-
-
-def failing(times: int, then: Answer, status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> Answer:
-    """Return what fails some times, before anything was received, and then answers."""
-
-    async def answer(call: Call) -> None:
-        if call.number <= times:
-            await call.fail(status)
-        await then(call)
-
-    return answer
-
-
-@asynccontextmanager
-async def tcp_server(answer: bytes) -> AsyncIterator[int]:
-    """Open a context with a server that is no gRPC server: it sends some bytes, and then says nothing."""
-
-    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(answer)
-        try:
-            while await reader.read(65536):
-                pass
-        except ConnectionError:
-            pass
-        finally:
-            writer.transport.abort()
-
-    async with listening(talk) as port:
-        yield port
-
-
-@asynccontextmanager
-async def listening(
-    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncIterator[int]:
-    """Open a context with the port of a server whose connections are all closed at its end."""
-    talks: set[asyncio.Future[None]] = set()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talks.add(asyncio.ensure_future(talk(reader, writer)))
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for each in talks:
-            each.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
-        await asyncio.sleep(0)  # the loop closes what was aborted with its next turn
-        await asyncio.sleep(0)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 @pytest.mark.parametrize("call", ALL.values(), ids=ALL)
@@ -465,55 +388,6 @@ async def test_cancelling_ends_an_upload_and_a_download(server: Server, tmp_path
         async with asyncio.timeout(20):
             while (status := await registry.status()) and (status["uploads"], status["retrievals"]) != ("0", "0"):
                 pass
-
-
-# A network that cuts.
-
-
-class Cutting:
-    """A relay in front of a server that cuts each of its first connections after so many bytes of one direction."""
-
-    def __init__(self, port: int, *, cuts: int, after_bytes: int, upwards: bool) -> None:
-        self._target = port
-        self._cuts_left = cuts
-        self._after_bytes = after_bytes
-        self._upwards = upwards
-        self.port = 0
-
-    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        copies = [
-            asyncio.ensure_future(self._copy(reader, server_writer, counted=self._upwards)),
-            asyncio.ensure_future(self._copy(server_reader, writer, counted=not self._upwards)),
-        ]
-        try:
-            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in copies:
-                each.cancel()
-            writer.transport.abort()
-            server_writer.transport.abort()
-
-    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, counted: bool) -> None:
-        copied_bytes = 0
-        try:
-            while data := await source.read(65536):
-                target.write(data)
-                await target.drain()
-                copied_bytes += len(data)
-                if counted and self._cuts_left and copied_bytes > self._after_bytes:
-                    self._cuts_left -= 1
-                    return
-        except ConnectionError:
-            return
-
-
-@asynccontextmanager
-async def cutting(port: int, *, cuts: int, after_bytes: int, upwards: bool = False) -> AsyncIterator[int]:
-    """Open a context with the port of a relay that cuts."""
-    relay = Cutting(port, cuts=cuts, after_bytes=after_bytes, upwards=upwards)
-    async with listening(relay.relay) as relayed:
-        yield relayed
 
 
 async def test_a_download_over_a_network_that_cuts_gets_through(flavour: str, server: Server, tmp_path: Path) -> None:

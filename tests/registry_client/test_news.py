@@ -21,8 +21,19 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.processes import server_process
 from tests.registry_client.conftest import opened
-from tests.registry_client.scripted import Answer, Call, has_model, scripted, version_message
-from tests.registry_client.test_failures import DATA, HASH, chunks, free_port, infos, silence
+from tests.registry_client.network import free_port
+from tests.registry_client.scripted import (
+    DATA,
+    HASH,
+    Answer,
+    Call,
+    chunks,
+    has_model,
+    infos,
+    scripted,
+    silence,
+    version_message,
+)
 
 PATIENT = 50.0
 OTHER_HASH = digest_text(hashlib.sha256(b"other").digest())
@@ -553,6 +564,6 @@ async def test_a_server_that_ends_each_stream_at_once_is_not_there(
         scripted(RetrieveModels=has_model, VersionUpdate=ended) as server,
         opened(flavour, server.port, retry_seconds=0) as registry,
     ):
-        with pytest.raises(errors.UnavailableError, match="ended the stream at once|for the test"):
+        with pytest.raises(errors.UnavailableError, match=r"ended the stream at once|for the test"):
             await next_of(registry.watch("policy", patience_seconds=0.5))
         assert 1 < server.calls["VersionUpdate"] < 20

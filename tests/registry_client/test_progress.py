@@ -15,8 +15,7 @@ from cogment_model_registry.client import progress as progress_module
 from cogment_model_registry.client.core import CHUNK_BYTES
 from cogment_model_registry.server import Server
 from tests.registry_client.conftest import opened
-from tests.registry_client.scripted import Call, scripted
-from tests.registry_client.test_failures import DATA, chunks, infos
+from tests.registry_client.scripted import DATA, Call, chunks, infos, scripted
 
 
 async def test_a_callback_is_told_of_each_chunk(registry: Any, tmp_path: Path) -> None:

@@ -98,8 +98,9 @@ def asked_for(model: str | VersionInfo, version: SupportsIndex | VersionInfo) ->
         NotFoundError: No version can have such a number.
     """
     if isinstance(version, VersionInfo):
-        if not isinstance(model, VersionInfo) and model != version.model_id:
-            raise InvalidError(f"the version is one of model {quoted(version.model_id)}, not of {quoted(model)}")
+        model_id = model.model_id if isinstance(model, VersionInfo) else checked_id(model)
+        if model_id != version.model_id:
+            raise InvalidError(f"the version is one of model {quoted(version.model_id)}, not of {quoted(model_id)}")
         model = version
     elif not isinstance(model, VersionInfo):
         return checked_id(model), checked_number(model, version), None
