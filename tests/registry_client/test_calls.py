@@ -16,7 +16,7 @@ import pytest
 
 import cogment_model_registry
 from cogment_model_registry import ModelInfo, ModelRegistry, aio, errors
-from cogment_model_registry.client.core import CHUNK_BYTES
+from cogment_model_registry.client.uploads import CHUNK_BYTES
 from cogment_model_registry.records import digest_text
 from tests.client import Client
 

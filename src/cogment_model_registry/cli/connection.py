@@ -27,7 +27,7 @@ _COMPLETION_SECONDS = 1.0
 """How long a completion may take: a shell is mute meanwhile."""
 
 _THREAD_SECONDS = 1.0
-"""How long a thread of gRPC's may take to end; it takes less than a millisecond."""
+"""How long a thread may take to end; one of gRPC's takes less than a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def _registry(flags: Flags, retry_seconds: float) -> Iterator["ModelRegistry"]:
 
 
 def _join_threads() -> None:
-    """Wait for gRPC's threads, which end once the connection is closed.
+    """Wait for the threads of gRPC and of the client, which end once the connection is closed.
 
     A process that ends while one of them is in C++ may be aborted: Python ends such a thread by unwinding its stack.
     """

@@ -115,7 +115,8 @@ def show_model(flags: Flags, model_id: str) -> None:
 def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None:
     """Create a MODEL, or replace the user_data of the one that exists, as the call of the API does."""
     with flags.connected() as registry:
-        was_there = flags.is_quiet or flags.as_json or _exists(registry, model_id)
+        tells = not flags.is_quiet and not flags.as_json
+        was_there = tells and _exists(registry, model_id)
         model = registry.create_model(model_id, user_data=user_data)
         if flags.as_json:
             presentation.print_json(presentation.model_as_json(model))

@@ -28,9 +28,9 @@ class ModelRegistry:
     its own, as gRPC demands.
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
-    `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names; a
-    message begins with what the call was about and has the server's own words. Calls that only ask are made again while
-    the registry is unavailable.
+    `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names;
+    what a server says is told with what the call was about, in the server's own words. Calls that ask, and
+    `create_model`, are made again while the registry is unavailable.
 
     Args:
         endpoint: Where it is: ``grpc://host:port``, or ``cogment://discover`` (also with ``?name=value&...`` or
@@ -51,6 +51,7 @@ class ModelRegistry:
 
     Raises:
         SettingError: An endpoint, or the token, has another form.
+        InvalidError: A time is none.
     """
 
     def __init__(
@@ -126,7 +127,7 @@ class ModelRegistry:
 
         Raises:
             NotFoundError: There is no such model.
-            UnavailableError: With `may_be_done` when the connection was lost on the way; it is not tried again.
+            ModelRegistryError: With `may_be_done` when nobody knows whether it was done; it is not tried again then.
         """
         self._run(lambda core: core.delete_model(model_id, timeout))
 
@@ -139,7 +140,7 @@ class ModelRegistry:
         return self._run(lambda core: core.get_model(model_id, timeout))
 
     def list_models(self, *, timeout: float | None = None) -> list[ModelInfo]:
-        """Return all models, in the order of their ids."""
+        """Return all models, in the order of their ids; one that comes or goes meanwhile may hide another one."""
         return self._run(lambda core: core.list_models(timeout))
 
     def get_version(
@@ -190,7 +191,7 @@ class ModelRegistry:
         Raises:
             NotFoundError: There is no such model, and it was not to be created.
             TooLargeError: It does not fit the server's memory.
-            UnavailableError: With `may_be_done` when the connection was lost at the end: the server may have it.
+            ModelRegistryError: With `may_be_done` when nobody knows whether the server has it.
             InvalidError: The id or the `user_data` breaks a rule, or the bytes changed meanwhile.
             OSError: The file cannot be read.
         """
@@ -289,7 +290,7 @@ class ModelRegistry:
 
         Raises:
             NotFoundError: There is no such model, or it was deleted; or it was created anew, as far as that shows.
-            UnavailableError: The registry was not reached at all, or not again.
+            UnavailableError: The registry was not reached at all, or not again; or `TimedOutError`.
         """
         # One of its own, since an interruption ends all that a backend has under way.
         backend = BlockingBackend()

@@ -3,8 +3,7 @@
 import copy
 import io
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Mapping
 from typing import IO, SupportsIndex, TypeVar
 
 from cogment_model_registry.client import sources, watching
@@ -22,18 +21,15 @@ from cogment_model_registry.client.cache import Cache
 from cogment_model_registry.client.calls import Calls, Connection, Deadline, Subject, method_path
 from cogment_model_registry.client.downloads import Download
 from cogment_model_registry.client.endpoints import locate
-from cogment_model_registry.client.progress import Report, Wish, reporting
+from cogment_model_registry.client.progress import Wish, reporting
 from cogment_model_registry.client.threads import Threads
+from cogment_model_registry.client.uploads import Upload
 from cogment_model_registry.errors import ClosedError, DataLossError, NotFoundError, TimedOutError, quoted
 from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.replacement import Replacement
 from cogment_model_registry.wire import convert, messages
-from cogment_model_registry.wire.frames import build_body
 
 _T = TypeVar("_T")
-
-CHUNK_BYTES = 2 * 1024 * 1024
-"""What a message of an upload carries: as much as those of the stock SDK, which all servers take."""
 
 CALL_SECONDS = 30.0
 """How long a call that moves no data may take by default, with all retries."""
@@ -142,7 +138,7 @@ class Core:
             request = messages.RetrieveModelsRequest(model_handle=handle)
             subject = Subject("listing the models")
             reply = await self._calls.unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, deadline)
-            # Pages are cut by position: a model may come twice if one is created meanwhile.
+            # Pages are cut by position: when models come and go meanwhile, one may come twice, or not at all.
             models.update((message.model_id, convert.model_from_message(message)) for message in reply.model_infos)
             if not reply.model_infos or reply.next_model_handle in ("", handle):
                 return list(models.values())
@@ -229,7 +225,7 @@ class Core:
         try:
             header = VersionHeader(model_id, archived, source.size_bytes, data_hash, user_data=noted)
             with reporting(what, source.size_bytes, self._progress if progress is None else progress) as report:
-                upload = _Upload(self._calls, header, source, subject, deadline, report)
+                upload = Upload(self._calls, header, source, subject, deadline, report)
                 try:
                     info = await upload.run()
                 except NotFoundError:
@@ -399,63 +395,6 @@ def open_core(
     calls = Calls(backend, Connection(location), checked_seconds("retry_seconds", retry_seconds))
     limit = None if timeout is None else checked_seconds("timeout", timeout)
     return Core(calls, Threads("model registry client"), limit, cache, progress)
-
-
-@dataclass(slots=True)
-class _Upload:
-    """One version on its way to the server; can be run again when it did not arrive."""
-
-    _calls: Calls
-    _header: VersionHeader
-    _source: sources.Source
-    _subject: Subject
-    _deadline: Deadline
-    _report: Report
-    _attempt: "_Attempt | None" = None
-
-    async def run(self) -> VersionInfo:
-        """Upload, and again while the server cannot have taken it."""
-        return await self._calls.retrying(self._once, self._subject, self._deadline, may_be_done=self._may_be_done)
-
-    def _may_be_done(self) -> bool:
-        return self._attempt is not None and self._attempt.is_all_sent
-
-    async def _once(self, channel: Channel) -> VersionInfo:
-        attempt = self._attempt = _Attempt()
-        self._report.restart()
-        try:
-            reply = await self._calls.backend.upload(
-                channel, method_path("CreateVersion"), self._messages(attempt), self._deadline.left_seconds()
-            )
-        finally:
-            attempt.is_over = True
-        return convert.version_from_reply(reply)
-
-    def _messages(self, attempt: "_Attempt") -> Iterator[bytes]:
-        left_bytes = self._source.size_bytes
-        attempt.is_all_sent = not left_bytes
-        yield convert.encode_header(self._header)
-        for block in self._source.blocks(CHUNK_BYTES):
-            left_bytes -= len(block)
-            # From here on nobody knows what the server has, until it answers.
-            attempt.is_all_sent = not left_bytes
-            yield build_body(block)
-            if attempt.is_over:
-                return  # gRPC's thread may be here still, with nobody to send to
-            self._report.advance(len(block))
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One of the attempts of an upload.
-
-    Attributes:
-        is_all_sent: Whether the last bytes were handed to gRPC.
-        is_over: Whether there will be no answer to it any more.
-    """
-
-    is_all_sent: bool = False
-    is_over: bool = False
 
 
 def _version_text(model_id: str, number: int) -> str:

@@ -1,0 +1,72 @@
+"""One version on its way to the server: sent again only while the server cannot have it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cogment_model_registry.client.backends import Channel
+from cogment_model_registry.client.calls import Calls, Deadline, Subject, method_path
+from cogment_model_registry.client.progress import Report
+from cogment_model_registry.client.sources import Source
+from cogment_model_registry.records import VersionHeader, VersionInfo
+from cogment_model_registry.wire import convert
+from cogment_model_registry.wire.frames import build_body
+
+CHUNK_BYTES = 2 * 1024 * 1024
+"""What a message of an upload carries: as much as those of the stock SDK, which all servers take."""
+
+
+@dataclass(slots=True)
+class Upload:
+    """One version on its way; can be run again when it did not arrive."""
+
+    _calls: Calls
+    _header: VersionHeader
+    _source: Source
+    _subject: Subject
+    _deadline: Deadline
+    _report: Report
+    _attempt: "_Attempt | None" = None
+
+    async def run(self) -> VersionInfo:
+        """Upload, and again while the server cannot have taken it."""
+        return await self._calls.retrying(self._once, self._subject, self._deadline, may_be_done=self._may_be_done)
+
+    def _may_be_done(self) -> bool:
+        return self._attempt is not None and self._attempt.is_all_sent
+
+    async def _once(self, channel: Channel) -> VersionInfo:
+        attempt = self._attempt = _Attempt()
+        self._report.restart()
+        try:
+            reply = await self._calls.backend.upload(
+                channel, method_path("CreateVersion"), self._messages(attempt), self._deadline.left_seconds()
+            )
+        finally:
+            attempt.is_over = True
+        return convert.version_from_reply(reply)
+
+    def _messages(self, attempt: "_Attempt") -> Iterator[bytes]:
+        left_bytes = self._source.size_bytes
+        attempt.is_all_sent = not left_bytes
+        yield convert.encode_header(self._header)
+        for block in self._source.blocks(CHUNK_BYTES):
+            left_bytes -= len(block)
+            # From here on nobody knows what the server has, until it answers.
+            attempt.is_all_sent = not left_bytes
+            yield build_body(block)
+            if attempt.is_over:
+                return  # gRPC's thread may be here still, with nobody to send to
+            self._report.advance(len(block))
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """One of the attempts of an upload.
+
+    Attributes:
+        is_all_sent: Whether the last bytes were handed to gRPC.
+        is_over: Whether there will be no answer to it any more.
+    """
+
+    is_all_sent: bool = False
+    is_over: bool = False
