@@ -43,8 +43,9 @@ class ModelRegistry:
         cache_max_bytes: int = DEFAULT_MAX_BYTES,
         progress: Wish = None,
     ) -> None:
+        self._backend = AsyncioBackend()
         self._core = open_core(
-            AsyncioBackend(),
+            self._backend,
             endpoint,
             directory_endpoint=directory_endpoint,
             directory_authentication_token=directory_authentication_token,
@@ -65,6 +66,7 @@ class ModelRegistry:
 
     async def close(self) -> None:
         """Close the connection; calls that are under way end with `ClosedError`."""
+        self._backend.stop()
         await self._core.aclose()
 
     async def create_model(

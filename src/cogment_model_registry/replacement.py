@@ -24,7 +24,7 @@ class Replacement:
     """
 
     def __init__(self, path: str | os.PathLike[str], mode: int = 0o666) -> None:
-        self._directory, self._name = os.path.split(os.path.realpath(os.fspath(path)))
+        self._directory, self._name = os.path.split(os.path.realpath(os.fsdecode(path)))
         name = f".{self._name[:_NAME_MAX_CHARACTERS]}.{secrets.token_hex(8)}"
         self._temporary = os.path.join(self._directory, name)
         self._mode = mode

@@ -1,6 +1,5 @@
 """What callers hand over, as it can be sent; who has no type checker is told here, rather than by protobuf or gRPC."""
 
-import math
 import operator
 from collections.abc import Mapping
 from typing import SupportsIndex
@@ -22,11 +21,11 @@ def checked_seconds(name: str, seconds: float) -> float:
         InvalidError: It is no number, or less than nothing.
     """
     try:
-        if math.isnan(seconds) or seconds < 0:
-            raise InvalidError(f"{name} is {seconds}; it must be a number of seconds")
+        if seconds >= 0:  # which NaN is not
+            return float(min(seconds, _LONGEST_SECONDS))
     except TypeError:
-        raise InvalidError(f"{name} is {seconds!r}; it must be a number of seconds") from None
-    return min(float(seconds), _LONGEST_SECONDS)
+        pass
+    raise InvalidError(f"{name} is {seconds!r}; it must be a number of seconds")
 
 
 def checked_text(name: str, text: object) -> str:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
-from cogment_model_registry.client.threads import Threads
+from cogment_model_registry.client.threads import Job, Threads
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.wire.directory import TOKEN_KEY
 
@@ -40,11 +40,6 @@ _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
-
-
-_SIGNAL_SECONDS = 1.0
-"""How long the main thread waits before it looks for signals again. Python only takes note of a signal, and acts
-between two of its own steps; one that comes right before a wait begins does not end it."""
 
 
 class Replies(Protocol):
@@ -110,13 +105,15 @@ def _checked_requests(requests: Iterator[bytes], failures: list[BaseException]) 
 
     To gRPC it is an Exception always: with another one its thread would end, and the call would not.
     """
-    try:
-        yield from requests
-    except GeneratorExit:
-        raise
-    except BaseException as error:
-        failures.append(error)
-        raise RuntimeError("the upload failed on this side") from error
+    while True:
+        try:
+            message = next(requests)
+        except StopIteration:
+            return
+        except BaseException as error:
+            failures.append(error)
+            raise RuntimeError("the upload failed on this side") from error
+        yield message
 
 
 def _reply_of(call: Any, failures: list[BaseException]) -> bytes:
@@ -151,10 +148,18 @@ class _AsyncioChannel:
         else:
             self.calls = grpc.aio.insecure_channel(address, options=_OPTIONS)
         self.uploads = _new_blocking_channel(address, secure=secure)
+        self.is_closed = False
 
 
 class AsyncioBackend:
     """Calls with `grpc.aio`, and waits as asyncio does."""
+
+    def __init__(self) -> None:
+        self._is_stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """End all that sleeps, now or later."""
+        self._is_stopped.set()
 
     def connect(self, address: str, *, secure: bool) -> Channel:
         """Return a channel of the running loop."""
@@ -162,12 +167,13 @@ class AsyncioBackend:
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel."""
+        channel.is_closed = True
         channel.uploads.close()
         await channel.calls.close()
 
     async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one message, and return the reply."""
-        with _closed_not_cancelled():
+        with _closed_not_cancelled(channel):
             with _refusing_closed_channels():
                 call = channel.calls.unary_unary(path)(request, timeout=timeout_seconds)
             reply: bytes = await call
@@ -197,11 +203,17 @@ class AsyncioBackend:
         """Send one message, and return the replies."""
         method = channel.calls.unary_stream(path)
         with _refusing_closed_channels():
-            return _AsyncioReplies(method(request, timeout=timeout_seconds, metadata=_metadata(token)))
+            call = method(request, timeout=timeout_seconds, metadata=_metadata(token))
+        return _AsyncioReplies(call, channel)
 
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""
-        await asyncio.sleep(seconds)
+        try:
+            async with asyncio.timeout(seconds):
+                await self._is_stopped.wait()
+        except TimeoutError:
+            return
+        raise ClosedError
 
     async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
         """Wait for what a thread does."""
@@ -210,13 +222,17 @@ class AsyncioBackend:
 
 
 @contextmanager
-def _closed_not_cancelled() -> Generator[None]:
-    """Open a context for one call, in which the closing of its channel is told from a cancellation of the task."""
+def _closed_not_cancelled(channel: Channel) -> Generator[None]:
+    """Open a context for one call, in which the closing of its channel is told from a cancellation of the task.
+
+    A task may have been cancelled before, and have gone on.
+    """
+    task = asyncio.current_task()
+    before = task.cancelling() if task else 0
     try:
         yield
     except asyncio.CancelledError:
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
+        if not channel.is_closed or (task and task.cancelling() > before):
             raise
         raise ClosedError from None
 
@@ -231,11 +247,12 @@ def _refusing_closed_channels() -> Generator[None]:
 
 
 class _AsyncioReplies:
-    def __init__(self, call: Any) -> None:
+    def __init__(self, call: Any, channel: Channel) -> None:
         self._call = call
+        self._channel = channel
 
     async def read(self) -> bytes | None:
-        with _closed_not_cancelled():
+        with _closed_not_cancelled(self._channel):
             message = await self._call.read()
             return message if isinstance(message, bytes) else None
 
@@ -250,12 +267,14 @@ class StoppedError(Exception):
 class BlockingBackend:
     """Calls with gRPC's blocking client, and waits by blocking the thread, until it is stopped.
 
-    A backend may use the channels of another one, and be stopped without it.
+    Args:
+        within: The backend whose channels it uses; it may be stopped without that one, and waits no longer than it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, within: "BlockingBackend | None" = None) -> None:
         self._end: Future[Exception] = Future()
-        self._lock = threading.Lock()
+        self._ends: list[Future[Exception]] = [self._end, *(within._ends if within else ())]  # noqa: SLF001 # one of us
+        self._lock = threading.RLock()  # a finalizer may end a call in the middle of another one
         self._calls: set[Any] = set()
 
     def connect(self, address: str, *, secure: bool) -> Channel:
@@ -322,18 +341,19 @@ class BlockingBackend:
 
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""
-        if futures.wait([self._end], seconds).done:
-            raise self._end.result()
+        for end in futures.wait(self._ends, seconds, return_when=futures.FIRST_COMPLETED).done:
+            raise end.result()
 
     async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
         """Wait for what a thread does."""
-        both: list[Future[Any]] = [future, self._end]
-        futures.wait(both, timeout_seconds, return_when=futures.FIRST_COMPLETED)
+        awaited: list[Future[Any]] = [future, *self._ends]
+        futures.wait(awaited, timeout_seconds, return_when=futures.FIRST_COMPLETED)
         if future.done():
             return future.result()
         future.cancel()
-        if self._end.done():
-            raise self._end.result()
+        for end in self._ends:
+            if end.done():
+                raise end.result()
         raise TimeoutError
 
     def stop(self, reason: Exception | None = None) -> None:
@@ -380,29 +400,26 @@ class Interruptible:
     """
 
     def __init__(self) -> None:
-        # A signal's handler may make a call while the main thread waits for another one.
+        # As many as calls: a signal's handler may make one while the main thread waits for another one.
         self._threads = Threads("model registry client, main")
 
-    def run(self, work: Callable[[], Awaitable[_T]], backend: BlockingBackend) -> _T:
-        """Return the result of what never suspends, and which stopping its own backend ends.
+    def run(self, work: Callable[[], Awaitable[_T]], stop: Callable[[], None]) -> _T:
+        """Return the result of what never suspends.
 
         To be called by the main thread alone.
+
+        Args:
+            work: What is to be done.
+            stop: Ends it; called on a thread after an interruption.
         """
-        future: Future[_T] | None = None
+        job = Job(lambda: run(work()))
         try:
-            future = self._threads.submit(lambda: run(work()))
-            while True:
-                try:
-                    return future.result(_SIGNAL_SECONDS)
-                except TimeoutError:
-                    if future.done():
-                        raise
+            self._threads.begin(job)
+            return job.result()
         except BaseException:
-            # An interruption may also come while the work is handed over: then it is under way, and has no future.
-            if future is None or not future.done():
-                backend.stop()
-                if future is not None:
-                    futures.wait([future])
+            if not job.is_over and not job.revoke():
+                self._threads.begin(Job(stop))
+                job.wait()
             raise
 
     def close(self) -> None:

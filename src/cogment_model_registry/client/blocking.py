@@ -90,22 +90,24 @@ class ModelRegistry:
 
     def close(self) -> None:
         """Close the connection; calls that other threads have under way end with `ClosedError`."""
-        try:
-            with suppress(ClosedError):  # by an earlier call
-                self._run(lambda core: core.aclose())
-        finally:
+
+        async def close() -> None:
             self._backend.stop(ClosedError())
-            self._interruptible.close()
+            await self._core.aclose()
+
+        with suppress(ClosedError):  # by an earlier call
+            self._run_here(close, lambda: self._backend.stop(ClosedError()))
+        self._interruptible.close()
 
     def _run(self, work: Callable[[Core], Awaitable[_T]]) -> _T:
         """Return the result of a call, which the main thread lets another one make; see `Interruptible`."""
         if not _is_main_thread():
             return run(work(self._core))
-        backend = BlockingBackend()
-        return self._run_on(backend, lambda: work(self._core.on(backend)))
+        backend = BlockingBackend(within=self._backend)
+        return self._interruptible.run(lambda: work(self._core.on(backend)), backend.stop)
 
-    def _run_on(self, backend: BlockingBackend, work: Callable[[], Awaitable[_T]]) -> _T:
-        return self._interruptible.run(work, backend) if _is_main_thread() else run(work())
+    def _run_here(self, work: Callable[[], Awaitable[_T]], stop: Callable[[], None]) -> _T:
+        return self._interruptible.run(work, stop) if _is_main_thread() else run(work())
 
     def create_model(
         self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
@@ -293,18 +295,18 @@ class ModelRegistry:
             UnavailableError: The registry was not reached at all, or not again; or `TimedOutError`.
         """
         # One of its own, since an interruption ends all that a backend has under way.
-        backend = BlockingBackend()
+        backend = BlockingBackend(within=self._backend)
         return self._watched(self._core.on(backend).watch(model_id, after, patience_seconds), backend)
 
     def _watched(
         self, versions: AsyncGenerator[VersionInfo, None], backend: BlockingBackend
     ) -> Generator[VersionInfo, None, None]:
         try:
-            while (version := self._run_on(backend, lambda: anext(versions, None))) is not None:
+            while (version := self._run_here(lambda: anext(versions, None), backend.stop)) is not None:
                 yield version
         finally:
             try:
-                self._run_on(backend, versions.aclose)
+                self._run_here(versions.aclose, backend.stop)
             except ClosedError:
                 run(versions.aclose())  # there is no other thread any more, nor anything to wait for
 
@@ -324,7 +326,7 @@ class ModelRegistry:
             model_id: The model.
             decode: Turns the bytes of a version into its value, on that thread.
         """
-        return Latest(self._core, model_id, decode)
+        return Latest(self._core, BlockingBackend(within=self._backend), model_id, decode)
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return what the server tells of its state, by name; `overall_load` is from 0 to 255."""
@@ -336,4 +338,4 @@ class ModelRegistry:
 
 
 def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+    return threading.get_ident() == threading.main_thread().ident

@@ -32,6 +32,9 @@ _BACKOFF_MAX_SECONDS = 2.0
 _DIRECTORY_SECONDS = 10.0
 """How long a Directory may take to answer."""
 
+_DIRECTORY_AGAIN_SECONDS = 2.0
+"""How long it may take when a registry was found before."""
+
 _UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
 """How gRPC begins, and in no other way tells, what it says of a call that was never sent."""
 
@@ -102,7 +105,7 @@ class Connection:
     def __init__(self, location: Direct | Discovered) -> None:
         self.location = location
         self.is_closed = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a finalizer may end a call in the middle of another one
         self._current: _Link | None = None
         self._is_suspect = False
         self._channels: list[Channel] = []
@@ -118,12 +121,12 @@ class Connection:
             UnavailableError: The Directory does not answer.
             ClosedError: The client is closed.
         """
-        link = self._taken()
+        link, outdated = self._taken(), None
         if link is None:
             address, secure = await self._find(backend, deadline)
             link, outdated = self._moved(backend, address, secure=secure)
-            await self._disconnect_unused(backend, outdated)
         try:
+            await self._disconnect_unused(backend, outdated)
             yield link.channel
         except (UnavailableError, TimedOutError):
             self._is_suspect = isinstance(self.location, Discovered)
@@ -186,16 +189,17 @@ class Connection:
     async def _find(self, backend: Backend, deadline: Deadline) -> tuple[str, bool]:
         if isinstance(self.location, Direct):
             return self.location.address, False
+        known, seconds = self._current, min(deadline.left_seconds(), _DIRECTORY_SECONDS)
+        if known is None:
+            return await self._ask_directory(backend, self.location, seconds)
         try:
-            return await self._ask_directory(backend, self.location, deadline)
+            # What is left is for the registry, which may well be where it was.
+            return await self._ask_directory(backend, self.location, min(seconds / 2, _DIRECTORY_AGAIN_SECONDS))
         except (UnavailableError, TimedOutError, NotFoundError):
-            known = self._current
-            if known is None:
-                raise
             # While a registry starts anew the Directory does not know it; and the Directory may be away, too.
             return known.address, known.secure
 
-    async def _ask_directory(self, backend: Backend, location: Discovered, deadline: Deadline) -> tuple[str, bool]:
+    async def _ask_directory(self, backend: Backend, location: Discovered, seconds: float) -> tuple[str, bool]:
         """Return the address of the registry that a Directory hands out, and whether it wants encryption."""
         request = directory_wire.inquire_request(location.inquiry)
         subject = Subject(f"asking {location}")
@@ -204,7 +208,6 @@ class Connection:
         try:
             with translated(subject, self), ExitStack() as stack:
                 path = f"/{directory_wire.SERVICE_NAME}/Inquire"
-                seconds = min(deadline.left_seconds(), _DIRECTORY_SECONDS)
                 replies = backend.stream(channel, path, request.SerializeToString(), seconds, location.token)
                 stack.callback(replies.cancel)
                 while (message := await replies.read()) is not None:
@@ -219,9 +222,8 @@ class Connection:
         """Close it; calls that are under way end."""
         with self._lock:
             self.is_closed = True
-            channels, self._channels = self._channels, []
-        for channel in channels:
-            await backend.disconnect(channel)
+        while self._channels:
+            await self._disconnect(backend, self._channels[-1])
 
 
 @contextmanager

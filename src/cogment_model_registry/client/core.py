@@ -233,9 +233,7 @@ class Core:
                         raise
                     await self._create_missing(model_id, deadline)
                     info = await upload.run()
-        except BaseException:
-            source.rewind()
-            raise
+            source.finish()
         finally:
             source.close()
         if info.data_hash != data_hash or info.data_size_bytes != source.size_bytes:
@@ -391,7 +389,7 @@ def open_core(
     """Return a client with these settings; see `ModelRegistry`."""
     location = locate(endpoint, directory_endpoint, directory_authentication_token)
     directory = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE, "")
-    cache = Cache(directory, cache_max_bytes) if directory else None
+    cache = Cache(directory, checked_whole("cache_max_bytes", cache_max_bytes)) if directory else None
     calls = Calls(backend, Connection(location), checked_seconds("retry_seconds", retry_seconds))
     limit = None if timeout is None else checked_seconds("timeout", timeout)
     return Core(calls, Threads("model registry client"), limit, cache, progress)

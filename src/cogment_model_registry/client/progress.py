@@ -77,7 +77,12 @@ def reporting(text: str, total_bytes: int, wish: Wish) -> Iterator[Report]:
 
 def _is_watched() -> bool:
     """Return whether there is someone to look at a bar: at a terminal, or at a notebook."""
-    return sys.stderr.isatty() or "ipykernel" in sys.modules
+    if "ipykernel" in sys.modules:
+        return True
+    try:
+        return bool(sys.stderr.isatty())
+    except (AttributeError, ValueError):  # it was replaced, or closed
+        return False
 
 
 def _move(bar: Any, done_bytes: int) -> None:

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias, cast
+from weakref import WeakValueDictionary
 
 from cogment_model_registry.client.threads import begin_apart
 from cogment_model_registry.errors import InvalidError
@@ -42,17 +43,25 @@ class Source(ABC):
         """Yield all bytes, in blocks of at most a size. May be called again."""
 
     @abstractmethod
-    def rewind(self) -> None:
-        """Put an open file of the caller's back to where it stood."""
+    def finish(self) -> None:
+        """Put an open file of the caller's behind what was taken of it."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what was opened for it."""
+        """Let go of what was opened for it; an open file of the caller's is where it was."""
 
 
 class _Memory(Source):
-    def __init__(self, view: memoryview) -> None:
+    """Bytes in memory.
+
+    Args:
+        view: The bytes.
+        callers: The caller's open file that has them, if it is one.
+    """
+
+    def __init__(self, view: memoryview, callers: io.BytesIO | None = None) -> None:
         self._view = view
+        self._callers = callers
         self._data = view.cast("B") if view.nbytes else memoryview(b"")
         self.size_bytes = view.nbytes
 
@@ -60,8 +69,9 @@ class _Memory(Source):
         for start in range(0, self.size_bytes, size_bytes):
             yield self._data[start : start + size_bytes]
 
-    def rewind(self) -> None:
-        pass  # it stands nowhere
+    def finish(self) -> None:
+        if self._callers is not None:
+            self._callers.seek(0, io.SEEK_END)
 
     def close(self) -> None:
         # Mapped files and arrays that grow cannot be closed or resized while someone looks at them. A thread of gRPC's
@@ -72,35 +82,36 @@ class _Memory(Source):
 
 
 class _File(Source):
-    """The rest of an open file, from where it stands."""
+    """The rest of a regular file, from a place on; read by a descriptor of its own, which moves nobody's place.
 
-    def __init__(self, file: IO[bytes], *, is_own: bool) -> None:
+    Args:
+        file: The file, closed with the source.
+        start: The place.
+        callers: The caller's open file, if it is one.
+    """
+
+    def __init__(self, file: IO[bytes], start: int, callers: IO[bytes] | None = None) -> None:
         self._file = file
-        self._is_own = is_own
-        self._lock = threading.Lock()
-        self._start = file.tell()
-        self.size_bytes = max(file.seek(0, io.SEEK_END) - self._start, 0)
+        self._start = start
+        self._callers = callers
+        self.size_bytes = max(os.fstat(file.fileno()).st_size - start, 0)
 
     def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
-        left_bytes = self.size_bytes
-        while left_bytes:
-            # An attempt that was given up may still be reading, at a place of its own.
-            with self._lock:
-                self._file.seek(self._start + self.size_bytes - left_bytes)
-                block = self._file.read(min(size_bytes, left_bytes))
+        done_bytes = 0
+        while left_bytes := self.size_bytes - done_bytes:
+            block = os.pread(self._file.fileno(), min(size_bytes, left_bytes), self._start + done_bytes)
             if not block:
                 message = f"the file was cut while it was read: {left_bytes} of {self.size_bytes} bytes are missing"
                 raise InvalidError(message)
-            left_bytes -= len(block)
+            done_bytes += len(block)
             yield block
 
-    def rewind(self) -> None:
-        with self._lock:
-            self._file.seek(self._start)
+    def finish(self) -> None:
+        if self._callers is not None:
+            self._callers.seek(self._start + self.size_bytes)
 
     def close(self) -> None:
-        if self._is_own:
-            self._file.close()
+        self._file.close()
 
 
 class Prepared(NamedTuple):
@@ -118,8 +129,9 @@ class Prepared(NamedTuple):
 class Preparation:
     """Finds out what is to be uploaded, and its hash: at once if it is little, else on a thread.
 
-    An open file is read from where it stands, and stays open. One that cannot tell its size, such as a pipe, goes to a
-    temporary file first, since a size and a hash must be known before the bytes are sent.
+    An open file is read from where it stands, and stays open; a regular one of the system by another descriptor, so
+    that it stands where it stood until all is done. Anything else that can be read, such as a pipe, goes to a temporary
+    file first, since a size and a hash must be known before the bytes are sent.
 
     Args:
         data: What it is.
@@ -150,7 +162,7 @@ class Preparation:
         """Read no further, and let go of what was opened: nobody waits for the result any more."""
         self.give_up(_GivenUpError())
         if self.prepared.exception() is None:
-            _let_go(self.prepared.result().source)
+            self.prepared.result().source.close()
 
     def _prepare(self, memory: _Memory | None) -> None:
         try:
@@ -164,14 +176,14 @@ class Preparation:
         try:
             self.prepared.set_result(prepared)
         except InvalidStateError:
-            _let_go(prepared.source)
+            prepared.source.close()
 
     def _hashed(self, source: Source) -> Prepared:
         payload_hash = PayloadHash()
         try:
             payload_hash.update(self._until_given_up(source.blocks(_BLOCK_BYTES)))
         except BaseException:
-            _let_go(source)
+            source.close()
             raise
         return Prepared(source, payload_hash.digest_text())
 
@@ -186,32 +198,52 @@ class Preparation:
         if isinstance(data, str | os.PathLike):
             opened = open(data, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 # closed with the source
             if _tells_its_size(opened):
-                return _File(opened, is_own=True)
+                return _File(opened, 0)
             with opened:
-                return _File(self._copied(opened), is_own=True)
+                return self._copied(opened)
         file = cast("IO[bytes]", data)
-        return _File(file, is_own=False) if _tells_its_size(file) else _File(self._copied(file), is_own=True)
+        raw = _raw_file(file)
+        if raw is None or not _tells_its_size(raw):
+            return self._copied(file)
+        if file.writable():
+            file.flush()
+        return _File(open(os.dup(raw.fileno()), "rb", buffering=0), file.tell(), file)
 
-    def _copied(self, file: IO[bytes]) -> IO[bytes]:
+    def _copied(self, file: IO[bytes]) -> Source:
         """Return a temporary file with what another one still has."""
-        # What stands behind a pipe is all that is here, so a wait for it can be left; of other things nobody knows.
-        raw = file.raw if isinstance(file, io.BufferedReader) else file
-        wait = self._wait_for_pipe if isinstance(raw, io.FileIO) and not stat.S_ISREG(_mode_of(raw)) else None
-        read: Callable[[int], bytes] = file.read1 if isinstance(file, io.BufferedReader) else file.read
-        copy = tempfile.TemporaryFile()  # noqa: SIM115 # handed to the caller
-        try:
+        raw = _raw_file(file)
+        wait = self._wait_for_pipe if raw is not None and not stat.S_ISREG(_mode_of(raw)) else None
+        # Of a pipe what is there is taken; of other things nobody knows how they wait.
+        read: Callable[[int], bytes | None] = file.read
+        if wait and isinstance(file, io.BufferedReader):
+            read = file.read1
+        with self._turn(file), contextlib.ExitStack() as stack:
+            copy = stack.enter_context(tempfile.TemporaryFile())
+            stack.enter_context(_put_back(file))
             while True:
-                if wait:
+                if wait and raw is not None:
                     wait(raw.fileno())
                 block = read(_BLOCK_BYTES)
+                if block is None:
+                    raise InvalidError("the file has nothing to read for the moment, and does not wait; let it block")
                 if not block:
                     break
                 copy.writelines(self._until_given_up(iter([block])))
-            copy.seek(0)
-        except BaseException:
-            copy.close()
-            raise
-        return copy
+            copy.flush()
+            stack.pop_all()
+        return _File(copy, 0)
+
+    @contextlib.contextmanager
+    def _turn(self, file: IO[bytes]) -> Iterator[None]:
+        """Open a context in which no upload that was given up reads the same file still."""
+        turn = _turns.setdefault(id(file), _Turn())
+        while not turn.lock.acquire(timeout=_LOOK_MILLISECONDS / 1000):
+            if self._is_given_up.is_set():
+                raise _GivenUpError
+        try:
+            yield
+        finally:
+            turn.lock.release()
 
     def _wait_for_pipe(self, descriptor: int) -> None:
         poll = select.poll()
@@ -221,14 +253,35 @@ class Preparation:
                 raise _GivenUpError
 
 
+class _Turn:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+
+_turns: WeakValueDictionary[int, _Turn] = WeakValueDictionary()
+"""Whose turn it is to read a file, by the identity of the file."""
+
+
 class _GivenUpError(Exception):
     """Nobody waits for the source any more."""
 
 
-def _let_go(source: Source) -> None:
-    with contextlib.suppress(OSError, ValueError):  # the caller may have closed its file
-        source.rewind()
-    source.close()
+@contextlib.contextmanager
+def _put_back(file: IO[bytes]) -> Iterator[None]:
+    """Open a context that is left by an error with the file where it was, if it can be put there."""
+    start = file.tell() if hasattr(file, "seekable") and file.seekable() else None
+    try:
+        yield
+    except BaseException:
+        if start is not None:
+            file.seek(start)
+        raise
+
+
+def _raw_file(file: IO[bytes]) -> io.FileIO | None:
+    """Return the file of the system that an open file reads; None where something is between the two."""
+    raw = file.raw if isinstance(file, io.BufferedReader | io.BufferedRandom) else file
+    return raw if isinstance(raw, io.FileIO) else None
 
 
 def _memory_of(data: Data) -> _Memory | None:
@@ -241,6 +294,8 @@ def _memory_of(data: Data) -> _Memory | None:
         return None
     if isinstance(data, io.TextIOBase):
         raise InvalidError("data is a text file; open it in binary mode")
+    if type(data) is io.BytesIO:  # and none that reads in its own way
+        return _Memory(data.getbuffer()[data.tell() :], data)
     try:
         view = memoryview(cast("Buffer", data))
     except TypeError:
@@ -264,17 +319,7 @@ def _mode_of(file: io.FileIO) -> int:
     return os.fstat(file.fileno()).st_mode
 
 
-def _tells_its_size(file: IO[bytes]) -> bool:
-    """Return whether a file knows how much it has; pipes do not, nor do those of /proc, which may say: nothing."""
-    if not file.seekable():
-        return False
-    start = file.tell()
-    try:
-        is_empty = file.seek(0, io.SEEK_END) <= start
-    except OSError:
-        return False
-    file.seek(start)
-    if is_empty and file.read(1):
-        file.seek(start)
-        return False
-    return True
+def _tells_its_size(file: io.FileIO) -> bool:
+    """Return whether a file knows how much it has; pipes do not, nor do those of /proc, which say: nothing."""
+    status = os.fstat(file.fileno())
+    return stat.S_ISREG(status.st_mode) and status.st_size > 0

@@ -1,20 +1,29 @@
 """Following the latest version of a model in the background: fetched, decoded, and there when it is needed."""
 
 import asyncio
+import queue
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from cogment_model_registry.client import watching
-from cogment_model_registry.client.arguments import LATEST, checked_id, checked_seconds
+from cogment_model_registry.client.arguments import LATEST, checked_id, checked_seconds, checked_whole
 from cogment_model_registry.client.backends import BlockingBackend, StoppedError, run
-from cogment_model_registry.client.calls import Backoff
+from cogment_model_registry.client.calls import Backoff, Deadline
 from cogment_model_registry.client.core import Core
-from cogment_model_registry.errors import ClosedError, DataLossError, NotFoundError, TimedOutError, quoted
+from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart
+from cogment_model_registry.errors import (
+    ClosedError,
+    DataLossError,
+    ModelRegistryError,
+    NotFoundError,
+    TimedOutError,
+    quoted,
+)
 from cogment_model_registry.records import VersionInfo
 
 _T = TypeVar("_T")
@@ -43,6 +52,7 @@ class _Tracked(ABC, Generic[_T]):
         self._end: BaseException | None = ClosedError(
             f"model {quoted(model_id)} is not tracked yet: enter it, using `with`", model_id=model_id
         )
+        self._was_entered = False
         self._known = watching.Known()
         self._damaged: VersionInfo | None = None
         self._backoff = Backoff()
@@ -104,16 +114,34 @@ class _Tracked(ABC, Generic[_T]):
                     await self._follow_one_life()
                 except (StoppedError, ClosedError):
                     raise
+                except NotFoundError as error:
+                    # There is no such model yet; or no more, and then its value is stale until there is another one.
+                    self._known, self._damaged, self._version_error = watching.Known(), None, None
+                    if self._current is None:
+                        self._connection_error = error
+                    else:
+                        self._version_error = error
                 except Exception as error:
-                    # There is no such model yet, or no more; or a version could not be fetched, which is tried anew.
-                    self._version_error = error
-                    if isinstance(error, NotFoundError):
-                        self._known, self._damaged = watching.Known(), None
+                    # The server's answer makes no sense; or a version could not be fetched, which is tried anew.
+                    self._connection_error = error
                 await self._core.calls.backend.sleep(self._backoff.next_seconds())
         except BaseException as error:
             self._note_end(error)
             if not isinstance(error, StoppedError | ClosedError):
                 raise
+
+    def _note_begin(self) -> None:
+        """Take note that there will be versions.
+
+        Raises:
+            ClosedError: It was entered before.
+        """
+        if self._was_entered:
+            raise ClosedError(
+                f"model {quoted(self.model_id)} was tracked before: call `track` again", model_id=self.model_id
+            )
+        self._was_entered = True
+        self._end = None
 
     def _note_end(self, error: BaseException) -> None:
         """Take note that there will be no versions any more."""
@@ -152,6 +180,9 @@ class _Tracked(ABC, Generic[_T]):
             self._damaged, self._version_error = version, error
             self._known.note(version)
             return
+        except ModelRegistryError as error:
+            self._version_error = error
+            raise
         self._known.note(version)
         self._backoff = Backoff()
         value = await self._decoded(data)
@@ -185,26 +216,26 @@ class Latest(_Tracked[_T]):
 
     Args:
         core: Makes the calls.
+        backend: How; stopped at the end.
         model_id: The model.
         decode: Turns the bytes of a version into its value, on the thread.
     """
 
-    def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T]) -> None:
-        self._backend = BlockingBackend()
-        super().__init__(core.on(self._backend), model_id, decode)
-        self._news = threading.Condition()
+    def __init__(self, core: Core, backend: BlockingBackend, model_id: str, decode: Callable[[bytes], _T]) -> None:
+        super().__init__(core.on(backend), model_id, decode)
+        self._backend = backend
+        self._waiting: list[queue.SimpleQueue[None]] = []
         self._thread = threading.Thread(target=lambda: run(self._follow()), name=f"tracking {model_id}", daemon=True)
 
     def __enter__(self) -> Self:
-        self._end = None
-        self._thread.start()
+        self._note_begin()
+        do_apart(self._thread.start)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._backend.stop()
-        self._thread.join()
+        do_apart(self._stop)
 
     def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
         """Wait until there is a version with a higher number, and return it; its value is then `value`.
@@ -217,19 +248,33 @@ class Latest(_Tracked[_T]):
             TimedOutError: None came; the message has `error`, if there is one.
             ClosedError: None will come: the model is not tracked, or the client was closed.
         """
+        number = checked_whole("newer_than", newer_than)
         seconds = None if timeout is None else checked_seconds("timeout", timeout)
-        with self._news:
-            version = self._news.wait_for(lambda: self._newer_than(newer_than), seconds)
-        if version is None:
-            raise self._timed_out(newer_than, seconds)
-        return version
+        deadline = None if seconds is None else Deadline(seconds)
+        # No condition, whose lock an interruption could leave taken.
+        news: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._waiting.append(news)
+        try:
+            while (version := self._newer_than(number)) is None:
+                left_seconds = deadline.left_seconds() if deadline else SIGNAL_SECONDS
+                if not left_seconds:
+                    raise self._timed_out(number, seconds)
+                with suppress(queue.Empty):
+                    news.get(timeout=min(left_seconds, SIGNAL_SECONDS))
+            return version
+        finally:
+            self._waiting.remove(news)
 
     async def _decoded(self, data: bytes) -> _T | _Raised:
         return self._caught(data)
 
     def _tell(self) -> None:
-        with self._news:
-            self._news.notify_all()
+        for news in list(self._waiting):
+            news.put(None)
+
+    def _stop(self) -> None:
+        self._backend.stop()
+        self._thread.join()
 
 
 class AsyncLatest(_Tracked[_T]):
@@ -247,7 +292,7 @@ class AsyncLatest(_Tracked[_T]):
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        self._end = None
+        self._note_begin()
         self._task = asyncio.create_task(self._follow(), name=f"tracking {self.model_id}")
         return self
 
@@ -261,13 +306,14 @@ class AsyncLatest(_Tracked[_T]):
 
     async def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
         """Wait until there is a version with a higher number, and return it; see `Latest.wait_for`."""
+        number = checked_whole("newer_than", newer_than)
         seconds = None if timeout is None else checked_seconds("timeout", timeout)
         try:
             async with asyncio.timeout(seconds):
-                while (version := self._newer_than(newer_than)) is None:
+                while (version := self._newer_than(number)) is None:
                     await self._news.wait()
         except TimeoutError:
-            raise self._timed_out(newer_than, seconds) from None
+            raise self._timed_out(number, seconds) from None
         return version
 
     async def _decoded(self, data: bytes) -> _T | _Raised:

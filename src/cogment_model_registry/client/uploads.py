@@ -49,14 +49,18 @@ class Upload:
         left_bytes = self._source.size_bytes
         attempt.is_all_sent = not left_bytes
         yield convert.encode_header(self._header)
-        for block in self._source.blocks(CHUNK_BYTES):
-            left_bytes -= len(block)
-            # From here on nobody knows what the server has, until it answers.
-            attempt.is_all_sent = not left_bytes
-            yield build_body(block)
-            if attempt.is_over:
-                return  # gRPC's thread may be here still, with nobody to send to
-            self._report.advance(len(block))
+        try:
+            for block in self._source.blocks(CHUNK_BYTES):
+                left_bytes -= len(block)
+                # From here on nobody knows what the server has, until it answers.
+                attempt.is_all_sent = not left_bytes
+                yield build_body(block)
+                if attempt.is_over:
+                    return  # gRPC's thread may be here still, with nobody to send to
+                self._report.advance(len(block))
+        except (OSError, ValueError):
+            if not attempt.is_over:  # else the source was closed meanwhile
+                raise
 
 
 @dataclass(slots=True)
