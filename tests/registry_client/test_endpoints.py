@@ -217,3 +217,26 @@ async def test_a_client_that_is_closed_while_it_asks_the_directory_ends_its_call
         async with asyncio.timeout(5):  # and not when the time of the Directory is over
             with pytest.raises(errors.ClosedError):
                 await listing
+
+
+async def test_a_directory_that_does_not_answer_leaves_time_for_the_registry(
+    flavour: str, directory: ServerProcess, tmp_path: Path
+) -> None:
+    registered_server = registered(directory, tmp_path / "archive")
+    cls = ModelRegistry if flavour == "blocking" else aio.ModelRegistry
+    client: Any = cls(directory_endpoint=f"grpc://127.0.0.1:{directory.port}", timeout=2)
+    registry = Awaited(client) if flavour == "blocking" else client
+    try:
+        await registry.store("policy", b"1")
+        directory.signal(signal.SIGSTOP)
+        for _ in range(3):
+            registered_server.signal(signal.SIGSTOP)
+            with pytest.raises(errors.TimedOutError):
+                await registry.list_models(timeout=0.1)
+            registered_server.signal(signal.SIGCONT)
+            assert await registry.retrieve("policy") == b"1"
+    finally:
+        await registry.close()
+        for process in (directory, registered_server):
+            process.signal(signal.SIGCONT)
+        registered_server.kill()

@@ -2,7 +2,9 @@
 
 import asyncio
 import hashlib
+import io
 import os
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -257,34 +259,16 @@ async def test_what_does_not_fit_the_server_is_too_large(flavour: str, tmp_path:
 
 
 async def test_a_file_that_is_cut_while_it_is_sent_leaves_nothing(flavour: str, server: Server, tmp_path: Path) -> None:
-    class Cut:
-        """A file that ends early when it is read for the second time."""
+    path = tmp_path / "weights"
+    path.write_bytes(LARGE)
 
-        def __init__(self) -> None:
-            self.position = 0
-            self.passes = 0
-
-        def seekable(self) -> bool:
-            return True
-
-        def tell(self) -> int:
-            return self.position
-
-        def seek(self, offset: int, whence: int = 0) -> int:
-            self.passes += whence == 0
-            self.position = offset if whence == 0 else len(DATA) + offset
-            return self.position
-
-        def read(self, size: int) -> bytes:
-            end = len(DATA) if self.passes < 2 else 3 * MIB
-            data = DATA[self.position : min(self.position + size, end)]
-            self.position += len(data)
-            return data
+    def cut(_progress: Progress) -> None:
+        os.truncate(path, 20 * MIB)
 
     async with opened(flavour, server.port) as registry:
         await registry.create_model("policy")
         with pytest.raises(errors.InvalidError, match="was cut while it was read"):
-            await registry.publish("policy", Cut())
+            await registry.publish("policy", path, progress=cut)
         assert await registry.list_versions("policy") == []
         assert (await registry.status())["uploads"] == "0"
 
@@ -525,14 +509,102 @@ async def test_cancelling_an_upload_ends_the_reading_of_its_bytes(server: Server
         assert source.reads <= reads + 1
 
 
-async def test_a_large_file_that_is_given_up_while_it_is_hashed_is_where_it_was(registry: Any, tmp_path: Path) -> None:
+async def test_a_file_of_the_system_is_never_moved_by_an_upload_that_failed(
+    flavour: str, server: Server, tmp_path: Path
+) -> None:
+    """Whether it was given up while it was hashed, or while it was sent; so it can be published again at once."""
     path = tmp_path / "weights"
-    path.write_bytes(LARGE * 4)
+    path.write_bytes(b"x" + LARGE)
+    go_on = threading.Event()
+
+    async def refuse(call: Call) -> None:
+        await call.receive()
+        await call.fail(grpc.StatusCode.INTERNAL)
+
     with path.open("rb") as file:
         file.seek(1)
+        async with scripted(CreateVersion=refuse) as broken, opened(flavour, broken.port) as registry:
+            with pytest.raises(errors.ModelRegistryError):
+                await registry.publish("policy", file, progress=lambda _progress: go_on.wait(20))
+            assert file.tell() == 1
+            go_on.set()  # and gRPC's thread would go on reading
+        async with opened(flavour, server.port) as registry:
+            with pytest.raises(errors.TimedOutError):
+                await registry.publish("policy", file, timeout=0.001)
+            assert file.tell() == 1
+            version = await registry.publish("policy", file)
+            assert version.data_size_bytes == len(LARGE)
+            assert await registry.retrieve(version) == LARGE
+        assert file.read() == b""  # it stands at its end
+
+
+class Slow(io.BytesIO):
+    """A file that reads in its own way."""
+
+    def read(self, _size: int | None = -1, /) -> bytes:
+        time.sleep(0.02)
+        return super().read(MIB)
+
+
+async def test_a_file_of_another_kind_can_be_published_again_at_once_too(registry: Any) -> None:
+    """Though the thread that reads it may still be in the middle of a read."""
+    file = Slow(LARGE)
+    file.seek(1)
+    for _ in range(3):
         with pytest.raises(errors.TimedOutError):
-            await registry.publish("policy", file, timeout=0.01)
-        # The thread that reads may need a moment to see it.
-        async with asyncio.timeout(20):
-            while file.tell() != 1:  # noqa: ASYNC110 # what is waited for has no event
-                await asyncio.sleep(0.001)
+            await registry.publish("policy", file, timeout=0.1)
+    version = await registry.publish("policy", file)
+    assert version.data_size_bytes == len(LARGE) - 1
+    assert await registry.retrieve(version) == LARGE[1:]
+
+
+@pytest.mark.parametrize("buffering", [0, -1])
+async def test_a_file_that_does_not_wait_is_refused(registry: Any, buffering: int) -> None:
+    """What it has for the moment is not all of it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        theirs.send(b"part one")
+        with (
+            ours.makefile("rb", buffering=buffering) as file,
+            pytest.raises(errors.InvalidError, match="nothing to read for the moment"),
+        ):
+            await registry.publish("policy", file)
+    assert await registry.list_models() == []
+
+
+async def test_a_task_that_went_on_after_a_cancellation_is_told_that_the_client_is_closed(server: Server) -> None:
+    registry = aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}")
+    await registry.create_model("policy")
+    begun = asyncio.Event()
+
+    async def watch() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            begun.clear()
+        async for _version in registry.watch("policy"):
+            pass
+
+    task = asyncio.ensure_future(watch())
+    await begun.wait()
+    task.cancel()
+    while (await registry.status())["watchers"] != "1":
+        pass
+    await registry.close()
+    with pytest.raises(errors.ClosedError):
+        await task
+
+
+async def test_a_version_that_is_replaced_again_and_again_is_given_up(flavour: str) -> None:
+    async def newer(call: Call) -> None:
+        await infos(call, number=call.number)
+
+    data = failing(10**6, silence, grpc.StatusCode.NOT_FOUND)
+    async with (
+        scripted(RetrieveVersionInfos=newer, RetrieveVersionData=data) as server,
+        opened(flavour, server.port) as registry,
+    ):
+        with pytest.raises(errors.NotFoundError, match="was replaced 5 times before it could be retrieved"):
+            await registry.retrieve("policy")

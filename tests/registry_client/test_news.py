@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cogment_model_registry import errors
+from cogment_model_registry import ModelRegistry, aio, errors
 from cogment_model_registry.client import tracking, watching
 from cogment_model_registry.records import digest_text
 from cogment_model_registry.server import Server
@@ -567,3 +567,30 @@ async def test_a_server_that_ends_each_stream_at_once_is_not_there(
         with pytest.raises(errors.UnavailableError, match=r"ended the stream at once|for the test"):
             await next_of(registry.watch("policy", patience_seconds=0.5))
         assert 1 < server.calls["VersionUpdate"] < 20
+
+
+async def test_an_error_is_gone_when_the_model_is_there_though_it_has_no_version(registry: Any) -> None:
+    async with registry.track("policy") as latest:
+        await until(lambda: isinstance(latest.error, errors.NotFoundError), latest)
+        await registry.create_model("policy")
+        await until(lambda: latest.error is None, latest)
+
+
+async def test_a_tracker_is_entered_once(server: Server) -> None:
+    endpoint = f"grpc://127.0.0.1:{server.port}"
+    async with aio.ModelRegistry(endpoint) as registry:
+        tracked = registry.track("policy")
+        async with tracked:
+            with pytest.raises(errors.ClosedError, match="was tracked before: call `track` again"):
+                await tracked.__aenter__()
+            assert not isinstance(tracked.error, errors.ClosedError)
+        with pytest.raises(errors.ClosedError, match="was tracked before"):
+            await tracked.__aenter__()
+    with ModelRegistry(endpoint) as blocking:
+        latest = blocking.track("policy")
+        with latest:
+            with pytest.raises(errors.ClosedError, match="was tracked before: call `track` again"):
+                latest.__enter__()
+            assert not isinstance(latest.error, errors.ClosedError)
+        with pytest.raises(errors.ClosedError, match="was tracked before"):
+            latest.__enter__()

@@ -301,3 +301,94 @@ def test_damaged_bytes_in_a_cache_of_someone_else_are_fetched_anew(tmp_path: Pat
         output, told = process.communicate(timeout=30)
         assert (process.returncode, output) == (0, "b'weights'\n"), told
         assert "the cache had damaged bytes" in told
+
+
+AT_ANY_MOMENT = """
+import random, signal, sys, time
+from cogment_model_registry import ModelRegistry
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+def call(*_):
+    registry.get_model("policy")
+    handled.append(1)
+
+interrupted, handled = 0, []
+registry = ModelRegistry(sys.argv[1])
+registry.create_model("policy")
+for handler in (interrupt, call):
+    signal.signal(signal.SIGALRM, handler)
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        try:
+            signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 2e-3))
+            registry.get_model("policy")
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except KeyboardInterrupt:
+            interrupted += 1
+signal.signal(signal.SIGALRM, signal.SIG_IGN)
+registry.close()
+print(interrupted > 10, len(handled) > 10)
+"""
+
+
+def test_signals_may_come_at_any_moment(tmp_path: Path) -> None:
+    """Thousands of times an interruption, or a handler that makes a call, in the middle of a call."""
+    with server_process(tmp_path / "archive") as server:
+        process = started(AT_ANY_MOMENT, f"grpc://127.0.0.1:{server.port}")
+        output, told = process.communicate(timeout=30)
+        assert (process.returncode, output) == (0, "True True\n"), told
+
+
+LEFT_OPEN = """
+import signal, sys
+from cogment_model_registry import ModelRegistry
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+registry = ModelRegistry(sys.argv[1])
+try:
+    signal.setitimer(signal.ITIMER_REAL, float(sys.argv[2]))
+    while True:
+        registry.list_models()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("seconds", ["0.00005", "0.0002", "0.001", "0.01"])
+def test_a_process_ends_though_its_client_is_left_open_after_an_interruption(tmp_path: Path, seconds: str) -> None:
+    with server_process(tmp_path / "archive") as server:
+        process = started(LEFT_OPEN, f"grpc://127.0.0.1:{server.port}", seconds)
+        output, told = process.communicate(timeout=30)
+        assert (process.returncode, output) == (0, "interrupted\n"), told
+
+
+AFTER_THE_MAIN_THREAD = """
+import atexit, sys, threading
+from cogment_model_registry import ModelRegistry
+
+registry = ModelRegistry(sys.argv[1])
+
+def work():
+    threading.main_thread().join()
+    registry.publish("policy", bytes(200_000))
+    print(len(registry.retrieve("policy")))
+    registry.download("policy", sys.argv[2])
+    with registry.track("policy", decode=len) as latest:
+        print(latest.wait_for(timeout=20).number, latest.value)
+
+threading.Thread(target=work).start()
+atexit.register(registry.close)
+atexit.register(lambda: print(registry.store("policy", bytes(100_000)).number))
+"""
+
+
+def test_other_threads_go_on_when_the_main_thread_has_ended(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        process = started(AFTER_THE_MAIN_THREAD, f"grpc://127.0.0.1:{server.port}", str(tmp_path / "file"))
+        output, told = process.communicate(timeout=30)
+        assert (process.returncode, output.split(), told) == (0, ["200000", "1", "200000", "2"], "")

@@ -93,3 +93,9 @@ async def test_a_bar_is_shown_when_it_is_wished_for(
     monkeypatch.setattr(sys, "stderr", terminal)
     await registry.publish("policy", DATA, progress=wish)
     assert ('publishing a version of model "policy": 100%' in terminal.getvalue()) is is_shown
+
+
+@pytest.mark.parametrize("stream", [None, object()], ids=["closed", "replaced"])
+async def test_there_need_be_no_standard_error(registry: Any, monkeypatch: pytest.MonkeyPatch, stream: object) -> None:
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert await registry.retrieve(await registry.publish("policy", b"weights")) == b"weights"

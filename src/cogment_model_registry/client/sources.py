@@ -217,20 +217,26 @@ class Preparation:
         read: Callable[[int], bytes | None] = file.read
         if wait and isinstance(file, io.BufferedReader):
             read = file.read1
-        with self._turn(file), contextlib.ExitStack() as stack:
-            copy = stack.enter_context(tempfile.TemporaryFile())
-            stack.enter_context(_put_back(file))
-            while True:
-                if wait and raw is not None:
-                    wait(raw.fileno())
-                block = read(_BLOCK_BYTES)
-                if block is None:
-                    raise InvalidError("the file has nothing to read for the moment, and does not wait; let it block")
-                if not block:
-                    break
-                copy.writelines(self._until_given_up(iter([block])))
-            copy.flush()
-            stack.pop_all()
+        with self._turn(file):
+            copy = tempfile.TemporaryFile()  # noqa: SIM115 # closed with the source
+            start = file.tell() if hasattr(file, "seekable") and file.seekable() else None
+            try:
+                while True:
+                    if wait and raw is not None:
+                        wait(raw.fileno())
+                    block = read(_BLOCK_BYTES)
+                    if block is None:
+                        message = "the file has nothing to read for the moment, and does not wait; let it block"
+                        raise InvalidError(message)
+                    if not block:
+                        break
+                    copy.writelines(self._until_given_up(iter([block])))
+                copy.flush()
+            except BaseException:
+                copy.close()
+                if start is not None:
+                    file.seek(start)
+                raise
         return _File(copy, 0)
 
     @contextlib.contextmanager
@@ -264,18 +270,6 @@ _turns: WeakValueDictionary[int, _Turn] = WeakValueDictionary()
 
 class _GivenUpError(Exception):
     """Nobody waits for the source any more."""
-
-
-@contextlib.contextmanager
-def _put_back(file: IO[bytes]) -> Iterator[None]:
-    """Open a context that is left by an error with the file where it was, if it can be put there."""
-    start = file.tell() if hasattr(file, "seekable") and file.seekable() else None
-    try:
-        yield
-    except BaseException:
-        if start is not None:
-            file.seek(start)
-        raise
 
 
 def _raw_file(file: IO[bytes]) -> io.FileIO | None:
