@@ -12,9 +12,10 @@ whatever else reads it sees a version, and never half of one.
 import argparse
 import json
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cogment_model_registry import ModelRegistry, VersionInfo, numpy
-from cogment_model_registry.errors import InvalidError, ModelRegistryError
+from cogment_model_registry.errors import DataLossError, InvalidError, ModelRegistryError
 
 RETRY_SECONDS = 1.0
 REQUEST_SECONDS = 10.0
@@ -74,7 +75,7 @@ class Requests(BaseHTTPRequestHandler):
         """Tell which version is served."""
         policy = self.server.policy
         if policy is None:
-            self._reply(503, {"error": "there is no archived version yet"})
+            self._reply(503, {"error": "there is no policy yet"})
             return
         version = policy.version
         self._reply(200, {"model": version.model_id, "version": version.number, "user_data": dict(version.user_data)})
@@ -86,7 +87,7 @@ class Requests(BaseHTTPRequestHandler):
         # What is sent is read even if it cannot be used: a connection closed before that may lose the reply.
         body = self.rfile.read(min(int(length), REQUEST_MAX_BYTES)) if length.isdecimal() else b""
         if policy is None:
-            self._reply(503, {"error": "there is no archived version yet"})
+            self._reply(503, {"error": "there is no policy yet"})
             return
         try:
             action = policy.act(json.loads(body))
@@ -145,15 +146,33 @@ def switch(service: Service, registry: ModelRegistry, version: VersionInfo, path
     Raises:
         InvalidError: It is no policy.
     """
-    registry.download(version, path)
-    policy = Policy(version, numpy.decode(path.read_bytes()))
+    # Beside the file, which is replaced once it is known that this one will do.
+    candidate = path.with_name(f".{path.name}.{version.number}")
     try:
+        registry.download(version, candidate)
+        policy = Policy(version, numpy.decode(candidate.read_bytes()))
         size = policy.weights["hidden.weight"].shape[1]
         policy.act([0.0] * size)
+        candidate.replace(path)
     except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InvalidError(f"version {version.number} is no policy: {error!r}") from error
+        raise InvalidError(f"it is no policy: {error!r}") from error
+    finally:
+        candidate.unlink(missing_ok=True)
     service.policy = policy
     print(f"serving version {version.number}, {version.data_size_bytes} bytes in {path}", flush=True)
+
+
+def switch_to_newest_of(service: Service, registry: ModelRegistry, versions: Sequence[VersionInfo], path: Path) -> None:
+    """Serve the newest archived version that is a policy; what is served already stays if there is no newer one."""
+    for version in reversed([each for each in versions if each.archived]):
+        if service.policy is not None and version == service.policy.version:
+            return
+        try:
+            switch(service, registry, version, path)
+        except (InvalidError, DataLossError) as error:
+            print(f"refused version {version.number}: {error}", flush=True)
+        else:
+            return
 
 
 def follow(service: Service, registry: ModelRegistry, model_id: str, path: Path) -> None:
@@ -164,7 +183,7 @@ def follow(service: Service, registry: ModelRegistry, model_id: str, path: Path)
             for version in archived_versions(registry, model_id):
                 trouble = ""
                 if service.policy is None or version != service.policy.version:
-                    switch(service, registry, version, path)
+                    switch_to_newest_of(service, registry, registry.list_versions(model_id), path)
         except ModelRegistryError as error:
             # What is served stays; what went wrong is told once.
             if str(error) != trouble:
@@ -173,8 +192,8 @@ def follow(service: Service, registry: ModelRegistry, model_id: str, path: Path)
         time.sleep(RETRY_SECONDS)
 
 
-def main() -> None:
-    """Serve as the command line says, until SIGTERM or Ctrl-C."""
+def main() -> int:
+    """Serve as the command line says, until SIGTERM or Ctrl-C, and return the exit code."""
     parser = argparse.ArgumentParser(description="Serve the archived versions of a policy over HTTP, on this machine.")
     parser.add_argument("--endpoint", help="where the registry is, such as grpc://localhost:9000")
     parser.add_argument("--model", default="cartpole", help="the id of the model (default: cartpole)")
@@ -188,7 +207,11 @@ def main() -> None:
             follow(service, registry, options.model, options.file)
     except KeyboardInterrupt:
         print("stopped", flush=True)
+    except (ModelRegistryError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -210,6 +210,20 @@ def test_a_deployment_waits_for_an_archived_version(
         refusal.value.close()
 
 
+def test_a_deployment_that_begins_with_a_bad_version_serves_the_one_before(
+    port: int, registry: ModelRegistry, tmp_path: Path
+) -> None:
+    good = tensors.store(registry, "policy", WEIGHTS)
+    bad = registry.store("policy", os.urandom(1000))
+    file = tmp_path / "policy.safetensors"
+    arguments = [f"--endpoint=grpc://127.0.0.1:{port}", "--model=policy", "--port=0", f"--file={file}"]
+    with started(DEPLOY, *arguments) as process:
+        wait_for_line(process.stdout, f"refused version {bad.number}: ")
+        wait_for_line(process.stdout, f"serving version {good.number}")
+        assert file.read_bytes() == registry.retrieve(good)
+        assert not list(tmp_path.glob(".policy*"))
+
+
 def test_a_deployment_switches_versions_and_answers_each_request(
     deployment: subprocess.Popen[str], registry: ModelRegistry
 ) -> None:
@@ -228,7 +242,7 @@ def test_a_deployment_switches_versions_and_answers_each_request(
     client.start()
     try:
         registry.store("policy", b"no policy")
-        wait_for_line(deployment.stdout, "waiting: ")
+        wait_for_line(deployment.stdout, "refused version 2: the bytes are not safetensors")
         opposite = {**WEIGHTS, "output.weight": -WEIGHTS["output.weight"]}
         second = tensors.store(registry, "policy", opposite)
         wait_for_line(deployment.stdout, f"serving version {second.number}")

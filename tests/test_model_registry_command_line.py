@@ -288,11 +288,15 @@ def test_retrieve_replaces_nothing_unless_it_is_told_to(cogment: Cogment, regist
     (cogment.directory / "out").write_bytes(b"old")
     (cogment.directory / "link").symlink_to("out")
     assert failed(cogment.run("retrieve", "m", "--output=out"), 2, "out", "--force")
-    for name in ("link", ".", "/dev/null"):
+    for name in (".", "/dev/null"):
         assert failed(cogment.run("retrieve", "m", f"--output={name}", "--force"), 2, name)
+    assert failed(cogment.run("retrieve", "m", "--output=link"), 2, "link", "--force")
     assert (cogment.directory / "out").read_bytes() == b"old"
-    cogment.output("retrieve", "m", "--output=out", "--force")
-    assert (cogment.directory / "out").read_bytes() == b"new"
+    for name in ("out", "link"):
+        cogment.output("retrieve", "m", f"--output={name}", "--force")
+        assert (cogment.directory / "out").read_bytes() == b"new"
+        (cogment.directory / "out").write_bytes(b"old")
+    assert (cogment.directory / "link").is_symlink()
     assert sorted(os.listdir(cogment.directory)) == ["link", "out", "w"]
 
 

@@ -56,7 +56,8 @@ class NotFoundError(ModelRegistryError):
     @classmethod
     def version(cls, model_id: str, version_number: int) -> Self:
         """Return the error for a version that does not exist, or that was evicted."""
-        message = f"model {quoted(model_id)} has no version {version_number}"
+        missing = "versions" if version_number == -1 else f"version {version_number}"  # -1 is the latest
+        message = f"model {quoted(model_id)} has no {missing}"
         return cls(message, model_id=model_id, version_number=version_number)
 
 

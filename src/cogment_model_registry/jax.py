@@ -199,8 +199,8 @@ def store(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    *,
     version: int = LATEST,
+    *,
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
     timeout: float | None = None,
@@ -212,8 +212,8 @@ def load(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    *,
     version: int = LATEST,
+    *,
     like: _T,
     prefix: str = "",
     strict: bool = True,
@@ -225,8 +225,8 @@ def load(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    *,
     version: int = LATEST,
+    *,
     like: Any = None,
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",

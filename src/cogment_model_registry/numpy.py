@@ -164,8 +164,8 @@ def store(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    *,
     version: int = LATEST,
+    *,
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
     timeout: float | None = None,
@@ -177,8 +177,8 @@ def load(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    *,
     version: int = LATEST,
+    *,
     into: object,
     prefix: str = "",
     strict: bool = True,
@@ -190,8 +190,8 @@ def load(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    *,
     version: int = LATEST,
+    *,
     into: object = None,
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",

@@ -45,7 +45,11 @@ class Replacement:
                 raise ValueError("the replacement is closed")
             replaced_mode = self._replaced_mode()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            descriptor = os.open(self._temporary, flags, self._mode if replaced_mode is None else 0o600)
+            try:
+                descriptor = os.open(self._temporary, flags, self._mode if replaced_mode is None else 0o600)
+            except OSError as error:
+                # By the name that the caller knows.
+                raise type(error)(error.errno, error.strerror, os.path.join(self._directory, self._name)) from None
             self._is_there = True
             self._file = open(descriptor, "w+b")  # noqa: SIM115 # see `close`
             if replaced_mode is not None:

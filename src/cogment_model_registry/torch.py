@@ -264,8 +264,8 @@ def store(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    *,
     version: int = LATEST,
+    *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     prefix: str = "",
@@ -278,8 +278,8 @@ def load(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    *,
     version: int = LATEST,
+    *,
     into: Parameters,
     prefix: str = "",
     strict: bool = True,
@@ -291,8 +291,8 @@ def load(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    *,
     version: int = LATEST,
+    *,
     into: Parameters | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,

@@ -13,6 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from cogment_model_registry.cli.running import ending_on_signals, telling
+from cogment_model_registry.errors import UnavailableError
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry
@@ -22,6 +23,9 @@ _R = TypeVar("_R")
 
 RETRY_SECONDS = 3.0
 """How long a command tries to reach a registry, unless its `--timeout` says so: someone waits for the answer."""
+
+_VARIABLES = ("COGMENT_MODEL_REGISTRY_ENDPOINT", "COGMENT_DIRECTORY_ENDPOINT")
+"""Where the environment says where a registry is."""
 
 _COMPLETION_SECONDS = 1.0
 """How long a completion may take: a shell is mute meanwhile."""
@@ -62,8 +66,24 @@ class Flags:
         Raises:
             SettingError: A flag, or a variable of the environment, has another form.
         """
-        with telling("the command"), ending_on_signals(), _registry(self, self.retry_seconds) as registry:
+        with (
+            telling("the command"),
+            ending_on_signals(),
+            self._hinting(),
+            _registry(self, self.retry_seconds) as registry,
+        ):
             yield registry
+
+    @contextlib.contextmanager
+    def _hinting(self) -> Iterator[None]:
+        """Open a context in which it is told how to name another registry when none is at the default endpoint."""
+        try:
+            yield
+        except UnavailableError as error:
+            named = (self.endpoint, self.directory_endpoint, *map(os.environ.get, _VARIABLES))
+            if not any(named):
+                raise UnavailableError(f"{error.message} (--endpoint or {_VARIABLES[0]} names another one)") from error
+            raise
 
     def say(self, message: str) -> None:
         """Tell people what was done, unless programs read along."""

@@ -294,7 +294,7 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int) -> No
 def watch(flags: Flags, model_id: str, *, after: int, count: int | None) -> None:
     """Tell of the latest version of a MODEL, then of newer ones as they come, one a line, until Ctrl-C.
 
-    A lost connection is made anew, for --timeout seconds. With --quiet prints numbers alone.
+    A lost connection is made anew, for five minutes or for --timeout seconds. With --quiet prints numbers alone.
     """
     line = _event_format(flags)
     with flags.connected() as registry, ending_with_reader():

@@ -114,7 +114,7 @@ def check_free(path: str, *, force: bool) -> None:
         click.UsageError: It is there.
     """
     try:
-        status = os.lstat(path)
+        status = os.stat(path)  # of what a link leads to, which would be replaced
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
