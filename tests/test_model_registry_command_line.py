@@ -6,6 +6,7 @@ import os
 import random
 import re
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -741,13 +742,33 @@ def test_the_script_that_a_shell_evaluates_names_the_program(shell: str) -> None
     assert "_COGMENT_COMPLETE" in result.stdout
 
 
-def test_bash_completes_with_the_script(cogment: Cogment, registry: ModelRegistry) -> None:
-    registry.create_model("walker")
-    script = """
+@pytest.mark.parametrize(
+    ("typed", "word", "replies"),
+    [
+        ("wa", "wa", ["walker"]),
+        ("--endpoint ENDPOINT wa", "wa", ["walker"]),
+        ("run:", ":", ["1", "2"]),
+        ("run:1", "1", ["1"]),
+        ("run:1 --endpoint=ENDPOINT --ver", "--ver", []),
+        ("a", "a", ["a\\ b"]),
+        ("a\\ ", "a\\ ", ["a\\ b"]),
+        ("--js", "--js", ["--json"]),
+    ],
+)
+def test_bash_completes_what_was_typed(
+    cogment: Cogment, registry: ModelRegistry, typed: str, word: str, replies: list[str]
+) -> None:
+    """Though bash has broken it at colons and equals signs."""
+    for name in ("walker", "run:1", "run:2", "a b"):
+        registry.create_model(name)
+    environment = dict(cogment.environment)
+    typed = typed.replace("ENDPOINT", environment.pop("COGMENT_MODEL_REGISTRY_ENDPOINT") if "ENDPOINT" in typed else "")
+    script = f"""
         eval "$(_COGMENT_COMPLETE=bash_source cogment)"
-        COMP_WORDS=(cogment client model_registry show_model wa); COMP_CWORD=4
+        COMP_LINE={shlex.quote(f"cogment client model_registry show_model {typed}")}; COMP_POINT=${{#COMP_LINE}}
+        COMP_WORDS=(cogment client model_registry show_model {shlex.quote(word)}); COMP_CWORD=4
         _cogment_completion cogment
-        echo "${COMPREPLY[@]}"
+        printf '%s\n' "${{COMPREPLY[@]}}"
     """
     path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
     result = subprocess.run(
@@ -756,9 +777,9 @@ def test_bash_completes_with_the_script(cogment: Cogment, registry: ModelRegistr
         text=True,
         timeout=START_SECONDS,
         check=False,
-        env={**cogment.environment, "PATH": path},
+        env={**environment, "PATH": path},
     )
-    assert (result.stdout, result.stderr) == ("walker\n", "")
+    assert (result.stdout.split("\n")[:-1], result.stderr) == (replies or [""], "")
 
 
 # Words for sizes and times.

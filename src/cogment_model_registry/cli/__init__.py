@@ -13,6 +13,7 @@ import click
 from cogment_model_registry._version import __version__
 from cogment_model_registry.cli.archive import archive
 from cogment_model_registry.cli.client import client
+from cogment_model_registry.cli.completion import install as install_completion
 from cogment_model_registry.cli.services import services
 from cogment_model_registry.errors import (
     ModelRegistryError,
@@ -53,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finds nothing, 4 when the server asked is unavailable; one line on standard error tells why.
     """
     _escape_what_cannot_be_written()
+    install_completion()
     try:
         result = cogment.main(arguments, prog_name="cogment", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
