@@ -443,9 +443,15 @@ def test_export_replaces_nothing_unless_told_to(archive: Path, tmp_path: Path) -
     assert file.read_bytes() == first
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("m.tar")
-    for name in ("fifo", "link", "archive"):
+    for name in ("fifo", "archive"):
         result = run_cogment(*arguments[:-1], str(tmp_path / name), "--force")
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    file.write_text("mine")
+    link = str(tmp_path / "link")
+    assert run_cogment(*arguments[:-1], link).returncode == 2
+    assert run_cogment(*arguments[:-1], link, "--force").returncode == 0
+    assert os.path.islink(link)
+    assert file.read_bytes() == first
     assert sorted(os.listdir(tmp_path)) == ["archive", "fifo", "link", "m.tar"]
 
 

@@ -226,7 +226,7 @@ async def until(condition: Callable[[], bool], latest: Any = None) -> None:
 async def test_what_is_tracked_is_decoded_and_there(registry: Any) -> None:
     before = time.time()
     async with registry.track("policy", decode=int) as latest:
-        assert [latest.value, latest.version, latest.age_seconds, latest.snapshot, latest.error] == [None] * 5
+        assert [latest.value, latest.version, latest.age_seconds, latest.snapshot] == [None] * 4
         first = await registry.publish("policy", b"41")
         assert await latest.wait_for(timeout=PATIENT) == first
         assert latest.snapshot == (first, 41)
