@@ -7,7 +7,6 @@ one, except for a moment to remove what was not used for longest.
 
 import base64
 import contextlib
-import fcntl
 import logging
 import os
 import secrets
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from cogment_model_registry.file_locks import lock_soon
 from cogment_model_registry.payload import PayloadHash
 from cogment_model_registry.records import VersionInfo
 
@@ -116,7 +116,7 @@ class Cache:
     def _shrink(self) -> None:
         """Remove what was not used for longest, until the rest has its size."""
         with open(self._directory / "lock", "ab") as lock:
-            if not _locked(lock):
+            if not lock_soon(lock.fileno(), _LOCK_ATTEMPTS, _LOCK_SECONDS):
                 return  # the next one will
             files = sorted(self._files(), key=lambda file: file[0])
             total_bytes = sum(size_bytes for _used, size_bytes, _path in files)
@@ -140,15 +140,3 @@ class Cache:
 def _empty(file: IO[bytes]) -> None:
     file.seek(0)
     file.truncate()
-
-
-def _locked(file: IO[bytes]) -> bool:
-    """Lock a file, and return whether that could be done in a moment."""
-    for _ in range(_LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_SECONDS)
-        else:
-            return True
-    return False

@@ -53,7 +53,7 @@ class Core:
 
     Args:
         calls: Makes calls.
-        threads: They hash and write what is downloaded.
+        threads: They hash, and use files.
         timeout_seconds: How long a call may take; None for the defaults.
         cache: Where downloads are kept, if anywhere.
         progress: Who is told of transfers by default.
@@ -242,7 +242,7 @@ class Core:
 
     async def _prepared(self, data: sources.Data, subject: Subject, deadline: Deadline | None) -> sources.Prepared:
         """Return what is to be uploaded, once it is known what that is."""
-        preparation = sources.Preparation(data)
+        preparation = sources.Preparation(data, self._threads)
         if preparation.prepared.done():
             return preparation.prepared.result()
         self._preparations.add(preparation)

@@ -176,10 +176,3 @@ def do_apart(work: Callable[[], _T]) -> _T:
     job = Job(work)
     _thread.start_new_thread(job.do, ())
     return job.result()
-
-
-def begin_apart(name: str, work: Callable[[], None]) -> None:
-    """Do something on a thread of its own that no process waits for at its end: it may never be done."""
-    _thread.start_new_thread(
-        threading.Thread(target=work, name=f"model registry client, {name}", daemon=True).start, ()
-    )

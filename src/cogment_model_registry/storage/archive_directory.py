@@ -15,7 +15,6 @@ A sync that fails is not repeated, since the kernel may have dropped the bytes a
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import stat
@@ -34,6 +33,7 @@ from cogment_model_registry.errors import (
     UnavailableError,
     quoted,
 )
+from cogment_model_registry.file_locks import lock_soon
 from cogment_model_registry.records import ModelInfo, VersionInfo, check_model_id
 from cogment_model_registry.storage import layout
 from cogment_model_registry.storage.base import ModelContents
@@ -161,7 +161,8 @@ class ArchiveDirectory:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(layout.LOCK_NAME, flags, 0o640, dir_fd=self._root)
         try:
-            if not _lock(lock):
+            # After moments in which whoever looks who has the lock has it too.
+            if not lock_soon(lock, _LOCK_ATTEMPTS, _LOCK_SECONDS):
                 holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
                 raise StartError(f"archive directory {self._path} is in use by process {holder}")
             if os.fstat(lock).st_nlink > 1:
@@ -532,18 +533,6 @@ class ArchiveDirectory:
             yield directory
         finally:
             self.close_file(directory)
-
-
-def _lock(file: int) -> bool:
-    """Return whether a file could be locked, after moments in which whoever looks who has the lock has it too."""
-    for _ in range(_LOCK_ATTEMPTS):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(_LOCK_SECONDS)
-        else:
-            return True
-    return False
 
 
 def _damage_by_names(found: ModelFiles) -> Iterator[tuple[int, str]]:
