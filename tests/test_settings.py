@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.errors import SettingError
-from cogment_model_registry.machine import usable_memory_bytes
 from cogment_model_registry.settings import GIB, KIB, MIB, Setting, Settings, all_settings
+from cogment_model_registry.system.machine import usable_memory_bytes
 
 # What the original's documentation says: name, environment variable, default, an example and what it means.
 DOCUMENTED = [

@@ -18,7 +18,7 @@ import pytest
 import cogment_model_registry
 from cogment_model_registry import ModelInfo, ModelRegistry, aio, errors
 from cogment_model_registry.client.uploads import CHUNK_BYTES
-from cogment_model_registry.records import digest_text
+from cogment_model_registry.records.versions import digest_text
 from tests.client import Client
 
 SIZES = [0, 1, 1000, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES - 1]

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.errors import StartError, UnavailableError
-from cogment_model_registry.records import ModelInfo
-from cogment_model_registry.storage.files import Files
-from cogment_model_registry.storage.filesystem import DirectoryArchive
+from cogment_model_registry.records.versions import ModelInfo
+from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
+from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.testing.archive import ArchiveSuite
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, TooLargeError, UnavailableError
-from cogment_model_registry.records import VERSION_NUMBER_MAX, ModelInfo
-from cogment_model_registry.storage.base import Catalog
-from cogment_model_registry.storage.filesystem import DirectoryArchive
-from cogment_model_registry.storage.local_catalog import LocalCatalog
+from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo
+from cogment_model_registry.registry.contracts import Catalog
+from cogment_model_registry.storage.catalog.local import LocalCatalog
+from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.testing.bytes import describe, keep, nothing, read
 from cogment_model_registry.testing.catalog import CatalogSuite, publish
 

@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from cogment_model_registry.storage.memory import MemoryTransientStore
-from cogment_model_registry.storage.slabs import SLAB_BYTES, SlabPool
+from cogment_model_registry.storage.memory.slabs import SLAB_BYTES, SlabPool
+from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 from cogment_model_registry.testing.bytes import describe, keep
 from cogment_model_registry.testing.transient_store import TransientStoreSuite
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from random import Random
 
 from cogment_model_registry.errors import NotFoundError
-from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
-from cogment_model_registry.registry import Registry
+from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
+from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.settings import MIB, Settings
-from cogment_model_registry.storage.files import Files
-from cogment_model_registry.storage.filesystem import DirectoryArchive
-from cogment_model_registry.storage.local_catalog import LocalCatalog
-from cogment_model_registry.storage.memory import MemoryTransientStore
+from cogment_model_registry.storage.catalog.local import LocalCatalog
+from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
+from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 from cogment_model_registry.testing.bytes import hash_of
 from tests.torture.recorded_files import RecordedFiles
 

@@ -12,7 +12,6 @@ import grpc
 
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.endpoints import Direct, Discovered
-from cogment_model_registry.directory_records import Protocol
 from cogment_model_registry.errors import (
     ClosedError,
     ModelRegistryError,
@@ -20,6 +19,7 @@ from cogment_model_registry.errors import (
     TimedOutError,
     UnavailableError,
 )
+from cogment_model_registry.records.services import Protocol
 from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire import directory as directory_wire
 

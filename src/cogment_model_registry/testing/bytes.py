@@ -4,8 +4,8 @@ import base64
 import hashlib
 from collections.abc import Iterable
 
-from cogment_model_registry.records import VersionInfo
-from cogment_model_registry.storage.base import Reader, Upload, VersionStore
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.registry.contracts import Reader, Upload, VersionStore
 
 
 def hash_of(data: bytes) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, UnavailableError
-from cogment_model_registry.records import ModelInfo, VersionInfo
-from cogment_model_registry.storage.base import Catalog
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.registry.contracts import Catalog
 from cogment_model_registry.testing.bytes import describe
 
 _WAIT_SECONDS = 20

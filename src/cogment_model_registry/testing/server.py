@@ -5,9 +5,9 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from cogment_model_registry.server import Server, running
+from cogment_model_registry.server.composition import Server, running
 from cogment_model_registry.settings import MIB, Settings
-from cogment_model_registry.storage.files import Files
+from cogment_model_registry.storage.filesystem.files import Files
 
 
 @asynccontextmanager

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
-from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.registry.contracts import Reader, TransientStore
 from cogment_model_registry.settings import MIB
-from cogment_model_registry.storage.base import Reader, TransientStore
 from cogment_model_registry.testing.bytes import describe, keep, read
 from cogment_model_registry.testing.version_store import VersionStoreSuite
 

@@ -16,7 +16,7 @@ from cogment_model_registry.errors import (
     TooLargeError,
     UnavailableError,
 )
-from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
+from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.wire import messages
 from cogment_model_registry.wire.frames import embed, split_body, split_data_chunk
 
