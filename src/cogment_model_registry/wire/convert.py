@@ -22,7 +22,7 @@ from cogment_model_registry.wire.frames import embed, split_body, split_data_chu
 
 DecodeError = _DecodeError
 
-STATUS_BY_ERROR: Mapping[type, grpc.StatusCode] = {
+STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -30,29 +30,23 @@ STATUS_BY_ERROR: Mapping[type, grpc.StatusCode] = {
     TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
-
-
-def status_of(error: ModelRegistryError) -> grpc.StatusCode:
-    """Return the status that stands for an error; that of its nearest kind in the table."""
-    return next((STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_BY_ERROR), _OTHERWISE)
-
-
-_OTHERWISE = grpc.StatusCode.INTERNAL
+"""The one table of errors and statuses, for what is answered and for what is received."""
 
 _ERROR_BY_STATUS: Mapping[grpc.StatusCode, type[ModelRegistryError]] = {
     **{status: kind for kind, status in STATUS_BY_ERROR.items()},
-    grpc.StatusCode.CANCELLED: UnavailableError,  # by the server, or by something on the way
+    grpc.StatusCode.CANCELLED: UnavailableError,  # by the server, or by a proxy
 }
 
 
-def error_of(
-    status: grpc.StatusCode, message: str, *, model_id: str | None = None, version_number: int | None = None
-) -> ModelRegistryError:
-    """Return the error that a status stands for; one of no kind that tells its name where none does."""
-    kind = _ERROR_BY_STATUS.get(status)
-    if kind is None:
-        return ModelRegistryError(f"{message} ({status.name})", model_id=model_id, version_number=version_number)
-    return kind(message, model_id=model_id, version_number=version_number)
+def status_of(error: ModelRegistryError) -> grpc.StatusCode:
+    """Return the status of an error: that of its nearest class in the table, else INTERNAL."""
+    statuses = (STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_BY_ERROR)
+    return next(statuses, grpc.StatusCode.INTERNAL)
+
+
+def error_type_of(status: grpc.StatusCode) -> type[ModelRegistryError]:
+    """Return the class of error that a status means: `ModelRegistryError` itself for one that is not in the table."""
+    return _ERROR_BY_STATUS.get(status, ModelRegistryError)
 
 
 _AnyMessage = TypeVar("_AnyMessage", bound=Message)

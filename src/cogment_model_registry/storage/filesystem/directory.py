@@ -14,7 +14,6 @@ A sync that fails is not repeated, since the kernel may have dropped the bytes a
 """
 
 import contextlib
-import errno
 import logging
 import os
 import stat
@@ -35,7 +34,7 @@ from cogment_model_registry.errors import (
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
 from cogment_model_registry.storage.filesystem import layout
-from cogment_model_registry.storage.filesystem.files import Files, NotRegularError
+from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
 from cogment_model_registry.storage.filesystem.model_files import ModelFiles, close_quietly, list_model, read_metadata
 from cogment_model_registry.storage.folder import FolderContents
 from cogment_model_registry.system.file_locks import lock_soon
@@ -46,18 +45,6 @@ _LOCK_ATTEMPTS = 10
 _LOCK_SECONDS = 0.02
 
 _SETTLING_NS = 50 * 10**6
-
-_OF_THE_FILE = {
-    errno.EACCES,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENODEV,
-    errno.ENOTDIR,
-    errno.ENXIO,
-    errno.EPERM,
-}
-"""Errors of opening a file that tell what it is. Others (a disk that fails, no descriptors) say nothing about it, and
-what cannot be read for a moment is not damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +195,7 @@ class ArchiveDirectory:
         except FileNotFoundError:
             pass
         except OSError as error:
-            if error.errno not in _OF_THE_FILE:
+            if cause_of(error) is not Cause.FILE:
                 raise
             level = logging.DEBUG if model_id == layout.LOST_AND_FOUND else logging.ERROR
             _log.log(level, "model cannot be read", model_id=model_id, reason=error.strerror)
@@ -517,7 +504,12 @@ class ArchiveDirectory:
             # Without metadata it is not a version any more, and nothing is damaged.
             self.files.status_of(directory, layout.version_file_name(info.model_id, info.number))
             raise DataLossError.version(info.model_id, info.number, problem)
-        return self.files.open_to_read(directory, layout.data_file_name(info.model_id, info.number))
+        try:
+            return self.files.open_to_read(directory, layout.data_file_name(info.model_id, info.number))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise DataLossError.version(info.model_id, info.number, f"its data: {_damage(error)}") from None
 
     def fingerprint(self, file: int) -> Fingerprint:
         """Return the fingerprint of an open file."""
@@ -547,15 +539,15 @@ def _damage_by_names(found: ModelFiles) -> Iterator[tuple[int, str]]:
 
 
 def _damage(error: layout.BadMetadata | OSError) -> str:
-    """Return what an error tells of a metadata file, without its name.
+    """Return what is wrong with a file, without its name.
 
     Raises:
-        OSError: It tells nothing of the file.
+        OSError: Nothing that is known: the file is unavailable.
     """
     if isinstance(error, NotRegularError):
         return "it is no regular file"
     if isinstance(error, OSError):
-        if error.errno not in _OF_THE_FILE:
+        if cause_of(error) is not Cause.FILE:
             raise error
         return f"it cannot be read: {error.strerror}"
     return str(error)
