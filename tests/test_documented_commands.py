@@ -21,6 +21,7 @@ import grpc.aio
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
+from tests import pages
 from tests.client import Client, connected
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
 
@@ -342,6 +343,11 @@ async def test_data_of_the_nth_and_of_the_nth_to_last_iteration_come_through_bot
     await registry.store("my_model", b"a later one")
     command = RETRIEVE_VERSION_DATA.replace("cogment.ModelRegistrySP", service).replace(":1}", f":{number}}}")
     assert parsed(output_of(command, process)) == parsed(VERSION_DATA)
+
+
+def test_the_session_of_the_page_on_grpcurl_prints_what_the_page_shows(grpcurl: None, tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive", "--grpc_reflection") as running:
+        pages.assert_as_documented("docs/grpcurl.md", tmp_path, {"9000": str(running.port)}, START_SECONDS)
 
 
 def test_reflection_lists_both_services(process: ServerProcess) -> None:
