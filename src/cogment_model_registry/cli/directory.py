@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cogment_model_registry.errors import NotFoundError, UnavailableError
+from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
-from cogment_model_registry.settings import parse_endpoint, parse_properties, parse_token
 
 if TYPE_CHECKING:
     from cogment_model_registry.discovery.client import DirectoryClient

@@ -8,8 +8,8 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.errors import InvalidError, UnavailableError
+from cogment_model_registry.records.addresses import parse_endpoint
 from cogment_model_registry.records.services import Details, Endpoint, Service
-from cogment_model_registry.settings import parse_endpoint
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire import directory as wire
 from cogment_model_registry.wire.directory import DecodeError

@@ -1,11 +1,11 @@
 """The values that settings may have: how a text becomes a value, which values are allowed, and how errors say so."""
 
 import dataclasses
-import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+
+from cogment_model_registry.records.addresses import parse_endpoint, parse_host, parse_properties, parse_token
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -123,17 +123,6 @@ def _parse_path(text: str) -> str:
     return text
 
 
-def parse_token(text: str) -> str:
-    """Return a text that can travel as the value of a gRPC metadata entry, as it is.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    if not text.isascii() or not text.isprintable() or text != text.strip():
-        raise ValueError(text)
-    return text
-
-
 def _parse_log_level(text: str) -> str:
     """Return the level by name, or by the number that the original's `COGMENT_LOG_LEVEL=5` (debug) implies."""
     numbered = ("off", *LOG_LEVELS)
@@ -151,55 +140,8 @@ def _parse_choice(choices: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
-_HOST_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
-
-
-def _parse_host(text: str) -> str:
-    if ":" in text:
-        ipaddress.IPv6Address(text)  # raises a ValueError
-    elif not re.fullmatch(rf"{_HOST_LABEL}(\.{_HOST_LABEL})*\.?", text):
-        raise ValueError(text)
-    return text
-
-
 def _parse_interface(text: str) -> str:
-    return text if text == ALL_INTERFACES else _parse_host(text)
-
-
-def parse_endpoint(text: str) -> str:
-    """Return an endpoint of the form ``grpc://host:port`` as it is.
-
-    Raises:
-        ValueError: It has another form.
-    """
-    parts = urlsplit(text)
-    # Reading `port` raises ValueError where it is not a number up to 65535.
-    if parts.scheme != "grpc" or not parts.hostname or not parts.port or parts.netloc != text.removeprefix("grpc://"):
-        raise ValueError(text)
-    _parse_host(parts.hostname)
-    if parts.username is not None:
-        raise ValueError(text)
-    return text
-
-
-def parse_properties(text: str) -> dict[str, str]:
-    """Return the properties in "name=value,name,name=value".
-
-    White space around names and values is trimmed, an empty item is skipped; an empty name or a second ``=`` is an
-    error.
-
-    Raises:
-        ValueError: There is one.
-    """
-    properties: dict[str, str] = {}
-    for item in text.split(","):
-        if not item.strip():
-            continue
-        name, _, value = (part.strip() for part in item.partition("="))
-        if not name or "=" in value:
-            raise ValueError(text)
-        properties[name] = value
-    return properties
+    return text if text == ALL_INTERFACES else parse_host(text)
 
 
 def _check_properties(value: object) -> Mapping[str, str]:
@@ -223,7 +165,7 @@ def optional(kind: Kind, none: object = "") -> Kind:
 TOKEN = _text_kind("TOKEN", "printable ASCII", parse_token)
 PATH = _text_kind("PATH", "a path", _parse_path)
 SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch, _check_switch)
-HOST_NAME = _text_kind("HOST", "a host name or an IP address", _parse_host)
+HOST_NAME = _text_kind("HOST", "a host name or an IP address", parse_host)
 INTERFACE = _text_kind("HOST", f"a host name, an IP address, or {ALL_INTERFACES} for all interfaces", _parse_interface)
 ENDPOINT = _text_kind("ENDPOINT", "an endpoint of the form grpc://host:port", parse_endpoint)
 PROPERTIES = Kind(

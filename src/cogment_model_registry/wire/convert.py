@@ -1,7 +1,8 @@
 """Between the records of the registry and the messages of the API, and between its errors and gRPC's statuses."""
 
+import weakref
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError as _DecodeError
@@ -157,12 +158,41 @@ def encode_model(info: ModelInfo) -> bytes:
     return embed(_INFO_FIELD, model_message(info).SerializeToString())
 
 
+class _Encoding(weakref.ref[VersionInfo]):
+    """A version as the field of a reply, for as long as its record lives."""
+
+    __slots__ = ("data", "identity")
+
+    identity: int
+    data: bytes
+
+    def __new__(cls, info: VersionInfo, data: bytes) -> Self:
+        self = super().__new__(cls, info, _forget)
+        self.identity = id(info)
+        self.data = data
+        return self
+
+    def __init__(self, info: VersionInfo, data: bytes) -> None:
+        """Do nothing: `__new__` has done it."""
+
+
+_encodings: dict[int, _Encoding] = {}
+"""By the identity of the record: comparing two records takes longer than encoding one."""
+
+
+def _forget(encoding: weakref.ref[VersionInfo]) -> None:
+    if isinstance(encoding, _Encoding):
+        _encodings.pop(encoding.identity, None)
+
+
 def encode_version(info: VersionInfo) -> bytes:
     """Return a version as the field of a reply: one entry of RetrieveVersionInfosReply.
 
-    It is all of a CreateVersionReply or a VersionUpdateReply, too. A version does not change, so it is encoded once.
+    It is also the whole of a CreateVersionReply or a VersionUpdateReply. A record does not change, so each is encoded
+    once, however many listings and watchers it goes to.
     """
-    if not info.memo:
+    encoding = _encodings.get(id(info))
+    if encoding is None:
         message = messages.ModelVersionInfo(
             model_id=info.model_id,
             version_number=info.number,
@@ -172,5 +202,5 @@ def encode_version(info: VersionInfo) -> bytes:
             data_size=info.data_size_bytes,
             user_data=info.user_data,
         )
-        info.memo.append(embed(_INFO_FIELD, message.SerializeToString()))
-    return info.memo[0]
+        encoding = _encodings[id(info)] = _Encoding(info, embed(_INFO_FIELD, message.SerializeToString()))
+    return encoding.data
