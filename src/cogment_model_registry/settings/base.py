@@ -93,7 +93,7 @@ def _metadata(environment: str, kind: Kind, text: str, default_text: str) -> dic
 
 def port_setting(default: int, environment: str) -> int:
     """Return the field of the port that a service serves on."""
-    text = "TCP port to serve on. 0 takes a free one, which the log tells in a line with port=N."
+    text = "TCP port to serve on; 0 takes a free port, which the log shows as port=N."
     return setting(default, environment, integer(0, 65535), text)
 
 
@@ -105,7 +105,7 @@ def host_setting(environment: str) -> str:
 
 def reflection_setting(environment: str) -> bool:
     """Return the field of whether a service answers reflection."""
-    text = "Whether to answer gRPC reflection, which tools such as grpcurl need."
+    text = "Whether to serve gRPC reflection, which tools such as grpcurl need."
     return setting(False, environment, SWITCH, text, "off")
 
 
@@ -121,7 +121,7 @@ class ServiceSettings:
         "info",
         "COGMENT_LOG_LEVEL",
         LOG_LEVEL,
-        "Least level that is logged: off, error, warning, info, debug, trace (or 0 to 6: off, off, error, ...).",
+        "Lowest level to log: off, error, warning, info, debug, trace (or 0 to 6: off, off, error, ...).",
     )
     log_file: str = setting(
         "",
@@ -134,7 +134,7 @@ class ServiceSettings:
         "text",
         "COGMENT_LOG_FORMAT",
         LOG_FORMAT,
-        "How a line of the log is written: text for people, json for programs.",
+        "Format of the log: text for people, json for programs.",
     )
 
     def __post_init__(self) -> None:
