@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from cogment_model_registry.cli.presentation import human_size
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.cli.running import (
     check_free,
@@ -19,6 +20,7 @@ from cogment_model_registry.cli.running import (
     open_standard_output,
     telling,
 )
+from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import InvalidError, UnavailableError, shown
 from cogment_model_registry.storage.filesystem.findings import INFORMATION, MEANINGS, Finding
 from cogment_model_registry.system.replacement import Replacement
@@ -38,6 +40,7 @@ _KINDS = "\n".join(
 @click.group()
 def archive() -> None:
     """Look after an archive directory, without a server."""
+    check_server_extra("cogment archive")
 
 
 @archive.command(epilog=f"\b\nWhat is found:\n{_KINDS}", context_settings={"max_content_width": 120})
@@ -88,8 +91,6 @@ def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, 
 
 def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
     """Print what was found, for people."""
-    from rich.filesize import decimal  # noqa: PLC0415
-
     if report.holder:
         click.echo(
             f"note: process {shown(report.holder)} has the archive: temporary files, data without metadata and models "
@@ -103,9 +104,9 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
         )
     problems = sum(finding.is_problem for finding in report.findings)
     repaired = sum(outcome.is_repaired and outcome.finding.is_problem for outcome in outcomes)
-    rate = decimal(int(report.data_bytes / max(seconds, 0.001)))
+    rate = human_size(int(report.data_bytes / max(seconds, 0.001)))
     click.echo(
-        f"{report.models} models, {report.versions} versions, {decimal(report.data_bytes)} read in {seconds:.1f} s "
+        f"{report.models} models, {report.versions} versions, {human_size(report.data_bytes)} read in {seconds:.1f} s "
         f"({rate}/s): {problems} problems" + (f", {repaired} of them repaired" if outcomes else "")
     )
 

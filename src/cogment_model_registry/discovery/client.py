@@ -15,7 +15,7 @@ from cogment_model_registry.errors import (
     UnavailableError,
 )
 from cogment_model_registry.records.services import Details, Endpoint, Service
-from cogment_model_registry.settings import parse_endpoint
+from cogment_model_registry.settings.kinds import parse_endpoint
 from cogment_model_registry.wire import directory as wire
 from cogment_model_registry.wire.directory import DecodeError
 

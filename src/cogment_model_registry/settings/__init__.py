@@ -4,8 +4,9 @@ The command line, its help, the environment and the tables in the documentation 
 classes.
 """
 
-from cogment_model_registry.settings.base import ServiceSettings, Setting, all_settings
-from cogment_model_registry.settings.directory import DirectorySettings
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from cogment_model_registry.settings.kinds import (
     ALL_INTERFACES,
     GIB,
@@ -17,7 +18,11 @@ from cogment_model_registry.settings.kinds import (
     parse_properties,
     parse_token,
 )
-from cogment_model_registry.settings.model_registry import Settings
+
+if TYPE_CHECKING:
+    from cogment_model_registry.settings.base import ServiceSettings, Setting, all_settings
+    from cogment_model_registry.settings.directory import DirectorySettings
+    from cogment_model_registry.settings.model_registry import Settings
 
 __all__ = [
     "ALL_INTERFACES",
@@ -35,3 +40,20 @@ __all__ = [
     "parse_properties",
     "parse_token",
 ]
+
+_MODULES = {
+    "DirectorySettings": "directory",
+    "ServiceSettings": "base",
+    "Setting": "base",
+    "Settings": "model_registry",
+    "all_settings": "base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # The settings are the server's: the client, which needs the kinds alone, does not load them.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -6,7 +6,6 @@ translates them.
 """
 
 import contextlib
-import errno
 import os
 import shutil
 import stat
@@ -23,9 +22,6 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 """The flag of a read that takes only what is in memory; Linux has it."""
-
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Errors of writing that mean that there is no room."""
 
 
 class NotRegularError(OSError):
