@@ -137,7 +137,9 @@ def commands(path: tuple[str, ...] = ("cogment",)) -> dict[tuple[str, ...], clic
         found[words] = context
         if isinstance(command, click.Group):
             for name in command.list_commands(context):
-                walk(command.commands[name], (*words, name), context)
+                member = command.get_command(context, name)
+                if member is not None:
+                    walk(member, (*words, name), context)
 
     walk(cogment, path, None)
     return found

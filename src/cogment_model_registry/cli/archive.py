@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from cogment_model_registry.cli.presentation import human_size
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.cli.running import (
     check_free,
@@ -104,11 +103,23 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
         )
     problems = sum(finding.is_problem for finding in report.findings)
     repaired = sum(outcome.is_repaired and outcome.finding.is_problem for outcome in outcomes)
-    rate = human_size(int(report.data_bytes / max(seconds, 0.001)))
+    rate = _size_text(int(report.data_bytes / max(seconds, 0.001)))
     click.echo(
-        f"{report.models} models, {report.versions} versions, {human_size(report.data_bytes)} read in {seconds:.1f} s "
+        f"{report.models} models, {report.versions} versions, {_size_text(report.data_bytes)} read in {seconds:.1f} s "
         f"({rate}/s): {problems} problems" + (f", {repaired} of them repaired" if outcomes else "")
     )
+
+
+def _size_text(size_bytes: int) -> str:
+    """Return a size with a decimal unit, as file systems and disks have them."""
+    if size_bytes < 1000:
+        return "1 byte" if size_bytes == 1 else f"{size_bytes} bytes"
+    size = float(size_bytes)
+    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):  # noqa: B007 # the last one is used below
+        size /= 1000
+        if size < 999.95:  # what is more would be shown as 1000.0
+            break
+    return f"{size:.1f} {unit}"
 
 
 def _told(finding: Finding, message: str) -> str:

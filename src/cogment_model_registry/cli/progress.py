@@ -1,6 +1,7 @@
 """A progress bar by bytes, on standard error, where that is a terminal; nothing at all elsewhere."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -13,6 +14,12 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
     from cogment_model_registry.client.progress import Progress, Wish
+
+_COLUMNS = 80
+"""How wide a terminal is taken to be that does not say."""
+
+_ROWS = 24
+"""How high one is taken to be; a bar needs one row."""
 
 DELAY_SECONDS = 0.5
 """A transfer that is over by then shows no bar."""
@@ -76,10 +83,18 @@ def _bar(description: str, total_bytes: int | None) -> "tqdm[Any]":
 
     kind: Any = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread that outlives the bar
     kind.set_lock(threading.RLock())  # by default it is one between processes
-    bar: tqdm[Any] = kind(
-        total=total_bytes, desc=description, unit="B", unit_scale=True, unit_divisor=1024, leave=False
-    )
+    units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    # tqdm shows nothing on a terminal that does not say how large it is.
+    size = {"ncols": _terminal_columns(), "nrows": _ROWS}
+    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, **units, **size)
     return bar
+
+
+def _terminal_columns() -> int:
+    """Return how wide the terminal is; some do not say."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    return _COLUMNS
 
 
 def _move(bar: "tqdm[Any]", done_bytes: int) -> None:
