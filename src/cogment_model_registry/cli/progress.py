@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 _COLUMNS = 80
 """How wide a terminal is taken to be that does not say."""
 
+_ROWS = 24
+"""How high one is taken to be; a bar needs one row."""
+
 DELAY_SECONDS = 0.5
 """A transfer that is over by then shows no bar."""
 
@@ -81,7 +84,9 @@ def _bar(description: str, total_bytes: int | None) -> "tqdm[Any]":
     kind: Any = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread that outlives the bar
     kind.set_lock(threading.RLock())  # by default it is one between processes
     units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-    bar: tqdm[Any] = kind(total=total_bytes, desc=description, ncols=_terminal_columns(), leave=False, **units)
+    # tqdm shows nothing on a terminal that does not say how large it is.
+    size = {"ncols": _terminal_columns(), "nrows": _ROWS}
+    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, **units, **size)
     return bar
 
 
