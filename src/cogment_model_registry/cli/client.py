@@ -9,7 +9,7 @@ from cogment_model_registry.cli.services import ServicesGroup
 
 @click.group(cls=ServicesGroup)
 def client() -> None:
-    """Ask a service."""
+    """Use a service."""
 
 
 client.add_command(directory)
