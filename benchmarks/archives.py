@@ -4,10 +4,10 @@ import contextlib
 import os
 from pathlib import Path
 
-from cogment_model_registry.payload import PayloadHash
-from cogment_model_registry.records import ModelInfo, VersionInfo
-from cogment_model_registry.storage import layout
-from cogment_model_registry.storage.files import Files
+from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.storage.filesystem import layout
+from cogment_model_registry.storage.filesystem.files import Files
 
 _DATA = b"weights of a version"
 _PLACEHOLDER = 4_000_000_000

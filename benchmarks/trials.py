@@ -24,7 +24,7 @@ from benchmarks.bench import Bench, Benchmark, Outcome
 from benchmarks.clients import Kind, Upload, call_seconds, upload_seconds
 from benchmarks.load import job, together
 from benchmarks.measures import KIB, MIB, Blocks, compared, converted, interleaved, mib_per_second
-from cogment_model_registry.machine import tune_heap
+from cogment_model_registry.system.machine import tune_heap
 from cogment_model_registry.wire import messages
 
 MODEL_ID = "walker"

@@ -11,7 +11,7 @@ import pytest
 import structlog
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
 

@@ -23,8 +23,15 @@ import pytest
 
 from cogment_model_registry.cli import main
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, NotFoundError, UnavailableError
-from cogment_model_registry.storage import claim, export_format, layout, model_export, model_files, model_import
-from cogment_model_registry.storage.files import Files
+from cogment_model_registry.storage.filesystem import (
+    claim,
+    export_format,
+    layout,
+    model_export,
+    model_files,
+    model_import,
+)
+from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.testing.server import serving
 from tests.client import connected
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process

@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from cogment_model_registry.cli import main
-from cogment_model_registry.storage import claim, layout, verification
-from cogment_model_registry.storage.files import Files
-from cogment_model_registry.storage.findings import MEANINGS, Kind
-from cogment_model_registry.storage.verification import Report
+from cogment_model_registry.storage.filesystem import claim, layout, verification
+from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.filesystem.findings import MEANINGS, Kind
+from cogment_model_registry.storage.filesystem.verification import Report
 from cogment_model_registry.testing.server import serving
 from tests.client import body, connected, header
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process

@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from cogment_model_registry import __version__
-from cogment_model_registry.logs import DailyFileHandler
+from cogment_model_registry.serving.logs import DailyFileHandler
 from cogment_model_registry.settings import Settings, all_settings
 from cogment_model_registry.wire import messages as m
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process

@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving

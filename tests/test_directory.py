@@ -18,11 +18,11 @@ import pytest
 from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
-from cogment_model_registry._version import __version__
-from cogment_model_registry.directory.client import DirectoryClient, connected
-from cogment_model_registry.directory.server import running
-from cogment_model_registry.directory_records import Details, Endpoint, Protocol, ServiceType
+from cogment_model_registry import __version__
+from cogment_model_registry.discovery.client import DirectoryClient, connected
+from cogment_model_registry.discovery.server import running
 from cogment_model_registry.errors import InvalidError, StartError
+from cogment_model_registry.records.services import Details, Endpoint, Protocol, ServiceType
 from cogment_model_registry.settings import DirectorySettings
 from cogment_model_registry.wire import directory as wire
 from cogment_model_registry.wire import messages as m

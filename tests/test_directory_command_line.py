@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from cogment_model_registry._version import __version__
-from cogment_model_registry.directory.client import connected
-from cogment_model_registry.directory.server import running
-from cogment_model_registry.directory_records import Details, Endpoint, Protocol, Service, ServiceType
+from cogment_model_registry import __version__
+from cogment_model_registry.discovery.client import connected
+from cogment_model_registry.discovery.server import running
+from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.settings import DirectorySettings, all_settings
 from tests.processes import run_cogment
 from tests.test_registration import directory_process, free_port

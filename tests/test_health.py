@@ -17,9 +17,9 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import Settings
-from cogment_model_registry.storage.files import Files
+from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, refused

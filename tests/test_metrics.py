@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 
 import cogment_model_registry
-from cogment_model_registry.directory.registration import State
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
+from cogment_model_registry.server.registration import State
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m

@@ -13,7 +13,7 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from cogment_model_registry.directory.registration import State
+from cogment_model_registry.server.registration import State
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from tests.client import connected

@@ -12,7 +12,7 @@ from google.protobuf.json_format import MessageToDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, next_version, refused, upload

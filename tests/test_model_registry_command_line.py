@@ -24,7 +24,7 @@ import pytest
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.model_registry import model_registry
-from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.records.versions import VersionInfo
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
 from tests.terminal import on_terminal
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import InvalidError
-from cogment_model_registry.records import check_data_hash, check_model_id, check_user_data
+from cogment_model_registry.records.versions import check_data_hash, check_model_id, check_user_data
 
 GOOD_IDS = [
     "123", "m-v000001", "a.yaml", "CON", "yes", "null", "été", "_", "a", "0", "lost+found", "a b",

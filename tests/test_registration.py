@@ -18,10 +18,10 @@ import grpc.aio
 import psutil
 import pytest
 
-from cogment_model_registry._version import __version__
-from cogment_model_registry.directory.client import connected as connected_to_directory
-from cogment_model_registry.directory_records import Details, Service, ServiceType
+from cogment_model_registry import __version__
+from cogment_model_registry.discovery.client import connected as connected_to_directory
 from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.records.services import Details, Service, ServiceType
 from cogment_model_registry.wire import directory as wire
 from tests.client import Client, connected, header
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from cogment_model_registry._version import __version__
-from cogment_model_registry.records import ModelInfo, VersionInfo
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
     from cogment_model_registry.client.blocking import ModelRegistry

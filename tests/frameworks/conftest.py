@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cogment_model_registry.tensors import versions
+from cogment_model_registry.frameworks import versions
 from tests.processes import clean_environment, server_process
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/frameworks.md").read_text()

@@ -10,7 +10,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, aio, numpy
 from cogment_model_registry.errors import InvalidError
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 from tests.frameworks.conftest import on_thread
 
 jax: Any = pytest.importorskip("jax", reason="JAX is not installed: make test-frameworks")

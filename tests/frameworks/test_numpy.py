@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from cogment_model_registry import ModelRegistry, aio, numpy
 from cogment_model_registry.errors import InvalidError, NotFoundError
-from cogment_model_registry.server import Server
-from cogment_model_registry.tensors import trees, versions
+from cogment_model_registry.frameworks import trees, versions
+from cogment_model_registry.server.composition import Server
 from tests.frameworks.conftest import on_thread
 
 

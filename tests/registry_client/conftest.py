@@ -9,7 +9,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, aio
 from cogment_model_registry.client import blocking
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 
 
 class Awaited:

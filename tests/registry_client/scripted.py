@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from cogment_model_registry.records import digest_text
+from cogment_model_registry.records.versions import digest_text
 from cogment_model_registry.settings import MIB
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.frames import split_body

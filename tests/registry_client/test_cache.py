@@ -13,8 +13,8 @@ import pytest
 from cogment_model_registry import ModelRegistry, VersionInfo, errors
 from cogment_model_registry.client.cache import Cache
 from cogment_model_registry.client.core import CACHE_VARIABLE
-from cogment_model_registry.records import digest_text
-from cogment_model_registry.server import Server
+from cogment_model_registry.records.versions import digest_text
+from cogment_model_registry.server.composition import Server
 from cogment_model_registry.wire import messages as m
 from tests.processes import server_process, started
 from tests.registry_client.conftest import opened
@@ -154,7 +154,7 @@ def test_what_others_left_half_written_is_removed_after_a_day(tmp_path: Path) ->
 USE_CACHE = """
 import hashlib, sys
 from cogment_model_registry import ModelRegistry
-from cogment_model_registry.records import digest_text
+from cogment_model_registry.records.versions import digest_text
 
 endpoint, directory, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
 with ModelRegistry(endpoint, cache_dir=directory, cache_max_bytes=300_000) as registry:

@@ -18,7 +18,7 @@ import pytest
 import cogment_model_registry
 from cogment_model_registry import ModelInfo, ModelRegistry, aio, errors
 from cogment_model_registry.client.uploads import CHUNK_BYTES
-from cogment_model_registry.records import digest_text
+from cogment_model_registry.records.versions import digest_text
 from tests.client import Client
 
 SIZES = [0, 1, 1000, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES - 1]
@@ -382,7 +382,7 @@ async def test_a_download_replaces_nothing_but_files(registry: Any, tmp_path: Pa
     await registry.publish("policy", b"weights")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
-    with pytest.raises(FileExistsError, match="no regular file"):
+    with pytest.raises(FileExistsError, match="not a regular file"):
         await registry.download("policy", tmp_path / "pipe", progress=told.append)
     with pytest.raises(IsADirectoryError):
         await registry.download("policy", tmp_path / "directory", progress=told.append)

@@ -13,7 +13,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, aio, errors
 from cogment_model_registry.client.endpoints import Direct, Discovered, locate
-from cogment_model_registry.directory_records import Details, ServiceType
+from cogment_model_registry.records.services import Details, ServiceType
 from tests.processes import ServerProcess, server_process
 from tests.registry_client.conftest import Awaited
 from tests.registry_client.network import free_port, listening

@@ -15,8 +15,8 @@ import grpc
 import pytest
 
 from cogment_model_registry import Progress, aio, errors
-from cogment_model_registry.records import digest_text
-from cogment_model_registry.server import Server
+from cogment_model_registry.records.versions import digest_text
+from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m

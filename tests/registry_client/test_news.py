@@ -15,8 +15,8 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, aio, errors
 from cogment_model_registry.client import tracking, watching
-from cogment_model_registry.records import digest_text
-from cogment_model_registry.server import Server
+from cogment_model_registry.records.versions import digest_text
+from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.processes import server_process

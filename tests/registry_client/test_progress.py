@@ -13,7 +13,7 @@ import pytest
 from cogment_model_registry import Progress
 from cogment_model_registry.client import progress as progress_module
 from cogment_model_registry.client.uploads import CHUNK_BYTES
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 from tests.registry_client.conftest import opened
 from tests.registry_client.scripted import DATA, Call, chunks, infos, scripted
 

@@ -8,8 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogment_model_registry.records import CREATED_MAX_NS, ModelInfo, VersionInfo
-from cogment_model_registry.storage import layout
+from cogment_model_registry.records.versions import CREATED_MAX_NS, ModelInfo, VersionInfo
+from cogment_model_registry.storage.filesystem import layout
 
 HASH = "jY0g3VkUK62ILPr2JuaW5g7uQi0EcJVZJu8IYp3yfhI="
 

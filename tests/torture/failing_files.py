@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogment_model_registry.storage.files import Entry, Files
+from cogment_model_registry.storage.filesystem.files import Entry, Files
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.errors import ModelRegistryError
-from cogment_model_registry.server import Server
+from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving

@@ -22,9 +22,9 @@ from google.protobuf.message import DecodeError
 atheris: Any = importlib.import_module("atheris")  # not there on every platform, so nothing else may import this module
 
 with atheris.instrument_imports(include=["cogment_model_registry"]):
-    from cogment_model_registry import records
     from cogment_model_registry.errors import InvalidError, ModelRegistryError
-    from cogment_model_registry.storage import layout
+    from cogment_model_registry.records import versions as records
+    from cogment_model_registry.storage.filesystem import layout
     from cogment_model_registry.wire import convert, frames, paging
     from cogment_model_registry.wire import messages as m
 

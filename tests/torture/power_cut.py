@@ -18,11 +18,11 @@ from random import Random
 from typing import TypeVar, TypeVarTuple, Unpack
 
 from cogment_model_registry.errors import DataLossError, ModelRegistryError, NotFoundError
-from cogment_model_registry.records import ModelInfo, VersionInfo
-from cogment_model_registry.registry import Registry
-from cogment_model_registry.storage import layout
-from cogment_model_registry.storage.files import Files
-from cogment_model_registry.storage.filesystem import DirectoryArchive
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.storage.filesystem import layout
+from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
+from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.testing.bytes import hash_of, read
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected

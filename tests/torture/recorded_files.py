@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogment_model_registry.errors import ModelRegistryError
-from cogment_model_registry.storage.files import Files
+from cogment_model_registry.storage.filesystem.files import Files
 
 
 class ProcessKilled(ModelRegistryError):

@@ -7,7 +7,7 @@ from random import Random
 
 import pytest
 
-from cogment_model_registry.storage.files import Files
+from cogment_model_registry.storage.filesystem.files import Files
 from tests.torture.cut_disk import Disk, Tree, lay_out
 from tests.torture.recorded_files import ProcessKilled, RecordedFiles
 

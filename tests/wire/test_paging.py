@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import InvalidError, TooLargeError
-from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.convert import encode_version
 from cogment_model_registry.wire.paging import PAGE_MAX_BYTES, ExplicitHandle, Page, cut_handle, parse_handle

@@ -20,13 +20,13 @@ from cogment_model_registry.cli.running import (
     telling,
 )
 from cogment_model_registry.errors import InvalidError, UnavailableError, shown
-from cogment_model_registry.replacement import Replacement
-from cogment_model_registry.storage.findings import INFORMATION, MEANINGS, Finding
+from cogment_model_registry.storage.filesystem.findings import INFORMATION, MEANINGS, Finding
+from cogment_model_registry.system.replacement import Replacement
 
 if TYPE_CHECKING:
-    from cogment_model_registry.storage.claim import OwnedFiles
-    from cogment_model_registry.storage.repair import Outcome
-    from cogment_model_registry.storage.verification import Report
+    from cogment_model_registry.storage.filesystem.claim import OwnedFiles
+    from cogment_model_registry.storage.filesystem.repair import Outcome
+    from cogment_model_registry.storage.filesystem.verification import Report
 
 _DIRECTORY = click.Path(exists=True, file_okay=False)
 
@@ -54,7 +54,7 @@ def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     With --repair, temporary files, models that were being deleted and data without metadata are removed, high-water
     marks are repaired, and missing metadata of models is written. Damaged versions are left as they are.
     """
-    from cogment_model_registry.storage import claim  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.filesystem import claim  # noqa: PLC0415 # not needed for --help
 
     started = time.monotonic()
     with _running("the archive"):
@@ -71,7 +71,7 @@ def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
 
 
 def _verified(files: "OwnedFiles", root: int, *, is_claimed: bool = False) -> "Report":
-    from cogment_model_registry.storage import verification  # noqa: PLC0415
+    from cogment_model_registry.storage.filesystem import verification  # noqa: PLC0415
 
     total_bytes = verification.data_size_bytes(files, root) if is_shown() else None
     with progress_bar("verifying", total_bytes) as advance:
@@ -79,7 +79,7 @@ def _verified(files: "OwnedFiles", root: int, *, is_claimed: bool = False) -> "R
 
 
 def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, list[Outcome]]":
-    from cogment_model_registry.storage import claim, repair  # noqa: PLC0415
+    from cogment_model_registry.storage.filesystem import claim, repair  # noqa: PLC0415 # not needed for --help
 
     with claim.claimed(directory, files, root) as claimed:
         report = _verified(files, root, is_claimed=True)
@@ -142,8 +142,8 @@ def _finding_as_json(finding: Finding, message: str) -> dict[str, object]:
 
 
 def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    from cogment_model_registry.records import check_model_id  # noqa: PLC0415
-    from cogment_model_registry.storage.model_files import MODEL_ID_MAX_BYTES  # noqa: PLC0415
+    from cogment_model_registry.records.versions import check_model_id  # noqa: PLC0415
+    from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_BYTES  # noqa: PLC0415
 
     if value is not None:
         try:
@@ -165,7 +165,7 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
     Data is checked against its hash, and `cogment archive import` detects a file that was cut. A server may use the
     directory. Exits with 1 if something is damaged, and with 3 if there is no such model.
     """
-    from cogment_model_registry.storage import claim, model_export  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.filesystem import claim, model_export  # noqa: PLC0415 # not needed for --help
 
     if output == "-" and is_terminal(sys.stdout):
         raise click.UsageError("a tar file is not for a terminal: give --output, or redirect standard output")
@@ -204,7 +204,7 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
     The model is created completely or not at all. If a server uses the directory, send it SIGHUP afterwards; the
     command prints its process. Exits with 1 if the file is incomplete, or if a model of that name exists.
     """
-    from cogment_model_registry.storage import claim, model_import  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.filesystem import claim, model_import  # noqa: PLC0415 # not needed for --help
 
     if file == "-" and is_terminal(sys.stdin):
         raise click.UsageError("a tar file does not come from a terminal: name it, or redirect standard input")

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cogment_model_registry.directory_records import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.errors import NotFoundError, UnavailableError
-from cogment_model_registry.settings import parse_endpoint, parse_properties, parse_token
+from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
+from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 
 if TYPE_CHECKING:
-    from cogment_model_registry.directory.client import DirectoryClient
+    from cogment_model_registry.discovery.client import DirectoryClient
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _T = TypeVar("_T")
@@ -214,7 +214,7 @@ def _inquiry(
 def _ask(endpoint: str, token: str, question: Callable[["DirectoryClient"], Awaitable[_T]]) -> _T:
     """Ask a Directory, and return the answer."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from cogment_model_registry.directory.client import connected  # noqa: PLC0415 # after the line above
+    from cogment_model_registry.discovery.client import connected  # noqa: PLC0415 # after the line above
 
     async def ask() -> _T:
         async with connected(endpoint, token) as client:

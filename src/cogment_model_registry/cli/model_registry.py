@@ -30,7 +30,7 @@ from cogment_model_registry.cli.running import (
     telling,
 )
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, shown
-from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.records.versions import VersionInfo
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry

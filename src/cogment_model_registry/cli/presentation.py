@@ -16,7 +16,7 @@ from typing import Literal
 import click
 
 from cogment_model_registry.cli.running import is_terminal
-from cogment_model_registry.records import ModelInfo, VersionInfo
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _NS_PER_SECOND = 10**9
 _GAP = "  "

@@ -15,7 +15,7 @@ from typing import IO, BinaryIO
 import click
 
 from cogment_model_registry.errors import ModelRegistryError, TooLargeError, shown
-from cogment_model_registry.storage.files import NO_ROOM
+from cogment_model_registry.storage.filesystem.files import NO_ROOM
 
 _STANDARD_INPUT = 0
 _STANDARD_OUTPUT = 1

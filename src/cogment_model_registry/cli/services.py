@@ -76,7 +76,7 @@ def _load(settings_class: type[_S], flags: Mapping[str, str | None]) -> _S:
     # gRPC is imported after this, so that --help and a wrong flag answer without loading it, and so that its C core,
     # which would write to standard error by itself, finds the level it is to log at.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from cogment_model_registry import logs  # noqa: PLC0415 # slow to import, and no other command needs it
+    from cogment_model_registry.serving import logs  # noqa: PLC0415 # slow to import, and no other command needs it
 
     logs.configure(settings)
     return settings
@@ -92,7 +92,8 @@ def model_registry(**flags: str | None) -> None:
     progress; a second signal ends it at once. SIGHUP makes it read the archive directory again.
     """
     settings = _load(Settings, flags)
-    from cogment_model_registry import life_cycle, server  # noqa: PLC0415
+    from cogment_model_registry.server import composition as server  # noqa: PLC0415
+    from cogment_model_registry.serving import life_cycle  # noqa: PLC0415
 
     life_cycle.run(server.serve(settings))
 
@@ -107,7 +108,7 @@ def directory(**flags: str | None) -> None:
     progress; a second signal ends it at once.
     """
     settings = _load(DirectorySettings, flags)
-    from cogment_model_registry import life_cycle  # noqa: PLC0415
-    from cogment_model_registry.directory import server  # noqa: PLC0415
+    from cogment_model_registry.discovery import server  # noqa: PLC0415
+    from cogment_model_registry.serving import life_cycle  # noqa: PLC0415
 
     life_cycle.run(server.serve(settings))

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import SupportsIndex
 
 from cogment_model_registry.errors import InvalidError, NotFoundError, quoted
-from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.records.versions import VersionInfo
 
 LATEST = -1
 """The number that stands for the latest version; -2 stands for the one before, and so on."""

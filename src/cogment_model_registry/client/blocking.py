@@ -16,7 +16,7 @@ from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.errors import ClosedError
-from cogment_model_registry.records import ModelInfo, VersionInfo
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _T = TypeVar("_T")
 

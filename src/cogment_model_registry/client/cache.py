@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from cogment_model_registry.file_locks import lock_soon
-from cogment_model_registry.payload import PayloadHash
-from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.system.file_locks import lock_soon
 
 _log = logging.getLogger(__name__)
 

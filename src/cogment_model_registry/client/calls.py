@@ -12,7 +12,6 @@ import grpc
 
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.endpoints import Direct, Discovered
-from cogment_model_registry.directory_records import Protocol
 from cogment_model_registry.errors import (
     ClosedError,
     ModelRegistryError,
@@ -20,6 +19,7 @@ from cogment_model_registry.errors import (
     TimedOutError,
     UnavailableError,
 )
+from cogment_model_registry.records.services import Protocol
 from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire import directory as directory_wire
 
@@ -244,9 +244,10 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
             # The rest is a list of addresses that were tried, and why the last one failed at the end.
             reason = details.rsplit(": ", 1)[-1].rstrip("]")
             details = f"there is no connection to {connection.location}: {reason}"
-        raise convert.error_of(
-            error.code(),
-            f"{subject.text}: {details}",
+        error_type = convert.error_type_of(error.code())
+        status = f" ({error.code().name})" if error_type is ModelRegistryError else ""
+        raise error_type(
+            f"{subject.text}: {details}{status}",
             model_id=subject.model_id,
             version_number=subject.version_number,
         ) from error

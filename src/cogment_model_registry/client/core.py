@@ -25,8 +25,8 @@ from cogment_model_registry.client.progress import Wish, reporting
 from cogment_model_registry.client.threads import Threads
 from cogment_model_registry.client.uploads import Upload
 from cogment_model_registry.errors import ClosedError, DataLossError, NotFoundError, TimedOutError, quoted
-from cogment_model_registry.records import ModelInfo, VersionHeader, VersionInfo
-from cogment_model_registry.replacement import Replacement
+from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
+from cogment_model_registry.system.replacement import Replacement
 from cogment_model_registry.wire import convert, messages
 
 _T = TypeVar("_T")

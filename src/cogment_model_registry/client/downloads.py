@@ -10,8 +10,8 @@ from typing import IO
 from cogment_model_registry.client.backends import Backend
 from cogment_model_registry.client.threads import Threads
 from cogment_model_registry.errors import DataLossError
-from cogment_model_registry.payload import INLINE_HASH_MAX_BYTES, PayloadHash
-from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
+from cogment_model_registry.records.versions import VersionInfo
 
 _BACKLOG_BYTES = 8 * 1024 * 1024
 """What may wait for the thread that hashes and writes."""

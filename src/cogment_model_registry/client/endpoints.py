@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
-from cogment_model_registry.directory_records import Details, ServiceType
 from cogment_model_registry.errors import SettingError
-from cogment_model_registry.settings import parse_endpoint, parse_token
+from cogment_model_registry.records.addresses import parse_endpoint, parse_token
+from cogment_model_registry.records.services import Details, ServiceType
 
 ENDPOINT_VARIABLE = "COGMENT_MODEL_REGISTRY_ENDPOINT"
 DIRECTORY_ENDPOINT_VARIABLE = "COGMENT_DIRECTORY_ENDPOINT"

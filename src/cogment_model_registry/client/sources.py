@@ -15,7 +15,7 @@ from weakref import WeakValueDictionary
 
 from cogment_model_registry.client.threads import Job, Threads
 from cogment_model_registry.errors import InvalidError
-from cogment_model_registry.payload import INLINE_HASH_MAX_BYTES, PayloadHash
+from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on

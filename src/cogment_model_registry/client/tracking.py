@@ -24,7 +24,7 @@ from cogment_model_registry.errors import (
     TimedOutError,
     quoted,
 )
-from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.records.versions import VersionInfo
 
 _T = TypeVar("_T")
 

@@ -7,7 +7,7 @@ from cogment_model_registry.client.backends import Channel
 from cogment_model_registry.client.calls import Calls, Deadline, Subject, method_path
 from cogment_model_registry.client.progress import Report
 from cogment_model_registry.client.sources import Source
-from cogment_model_registry.records import VersionHeader, VersionInfo
+from cogment_model_registry.records.versions import VersionHeader, VersionInfo
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire.frames import build_body
 

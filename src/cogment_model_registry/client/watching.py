@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from cogment_model_registry.client.calls import Backoff, Calls, Deadline, Subject, method_path, translated
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TimedOutError, UnavailableError, quoted
-from cogment_model_registry.records import VersionInfo
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import convert, messages
 
 STREAM_SECONDS = 30.0

@@ -13,9 +13,6 @@ from cogment_model_registry.settings.kinds import (
     LOG_FORMATS,
     LOG_LEVELS,
     MIB,
-    parse_endpoint,
-    parse_properties,
-    parse_token,
 )
 from cogment_model_registry.settings.model_registry import Settings
 
@@ -31,7 +28,4 @@ __all__ = [
     "Setting",
     "Settings",
     "all_settings",
-    "parse_endpoint",
-    "parse_properties",
-    "parse_token",
 ]

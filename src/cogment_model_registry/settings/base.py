@@ -62,6 +62,17 @@ class Setting:
         except ValueError:
             raise SettingError(f"{self.name} (from {source})", text, self.kind.allowed) from None
 
+    def check(self, value: object) -> object:
+        """Return a value that a program gave, in its usual form.
+
+        Raises:
+            SettingError: It is not allowed.
+        """
+        try:
+            return self.kind.check(value)
+        except ValueError:
+            raise SettingError(self.name, str(value), self.kind.allowed) from None
+
 
 def setting(default: _T, environment: str, kind: Kind, text: str, default_text: str = "") -> _T:
     """Return a field with a default, described by everything of its `Setting` but the name."""
@@ -100,7 +111,11 @@ def reflection_setting(environment: str) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """What every service is told: how it logs. Every field is a flag and an environment variable."""
+    """The settings of every service. Each field is a flag and an environment variable.
+
+    Raises:
+        SettingError: A field has a value that is not allowed, whether it comes from a text or from a program.
+    """
 
     log_level: str = setting(
         "info",
@@ -121,6 +136,10 @@ class ServiceSettings:
         LOG_FORMAT,
         "Format of the log: text for people, json for programs.",
     )
+
+    def __post_init__(self) -> None:
+        for each in all_settings(type(self)):
+            object.__setattr__(self, each.name, each.check(getattr(self, each.name)))
 
     @classmethod
     def load(cls, flags: Mapping[str, str], environment: Mapping[str, str]) -> Self:

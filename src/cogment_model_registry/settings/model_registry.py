@@ -6,7 +6,6 @@ Names, variables and defaults of the documented settings are those of the origin
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from cogment_model_registry.machine import usable_memory_bytes
 from cogment_model_registry.settings.base import (
     ServiceSettings,
     host_setting,
@@ -29,6 +28,7 @@ from cogment_model_registry.settings.kinds import (
     optional,
     seconds,
 )
+from cogment_model_registry.system.machine import usable_memory_bytes
 
 _PREFIX = "COGMENT_MODEL_REGISTRY_"
 

@@ -1,1 +1,1 @@
-"""Where versions and models are kept: three contracts, and the backends that fulfil them."""
+"""The backends of the contracts in `registry.contracts`, one folder each."""

@@ -4,8 +4,8 @@ import base64
 import hashlib
 from collections.abc import Iterable
 
-from cogment_model_registry.records import VersionInfo
-from cogment_model_registry.storage.base import Reader, Upload, VersionStore
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.registry.contracts import Reader, Upload, VersionStore
 
 
 def hash_of(data: bytes) -> str:
@@ -59,7 +59,3 @@ async def read(store: VersionStore, info: VersionInfo, max_bytes: int = 1024 * 1
     """Return the bytes of a version."""
     async with await store.open_version(info) as reader:
         return b"".join(await read_chunks(reader, max_bytes))
-
-
-async def nothing() -> None:
-    """Do nothing, for whoever wants to tell someone."""

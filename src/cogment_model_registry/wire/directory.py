@@ -2,8 +2,8 @@
 
 from google.protobuf.message import DecodeError as _DecodeError
 
-from cogment_model_registry.directory_records import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.wire._generated.cogment.api import directory_pb2
 
 SERVICE_NAME = directory_pb2.DESCRIPTOR.services_by_name["DirectorySP"].full_name

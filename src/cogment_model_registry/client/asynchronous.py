@@ -1,0 +1,178 @@
+"""The client for asyncio: what `cogment_model_registry.ModelRegistry` does, awaited.
+
+    async with aio.ModelRegistry("grpc://localhost:9000") as registry:
+        version = await registry.publish("policy", weights)
+        async for version in registry.watch("policy"):
+            weights = await registry.retrieve(version)
+
+A client belongs to the event loop in which it is first used. Cancelling a task ends its call, and frees what it held.
+"""
+
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping
+from types import TracebackType
+from typing import Any, Self, SupportsIndex, TypeVar, overload
+
+from cogment_model_registry.client.arguments import LATEST
+from cogment_model_registry.client.backends import AsyncioBackend
+from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
+from cogment_model_registry.client.core import RETRY_SECONDS, open_core
+from cogment_model_registry.client.progress import Progress, Wish
+from cogment_model_registry.client.sources import Data
+from cogment_model_registry.client.tracking import AsyncLatest
+from cogment_model_registry.client.watching import PATIENCE_SECONDS
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+
+__all__ = ["AsyncLatest", "ModelRegistry", "Progress"]
+
+_T = TypeVar("_T")
+
+
+class ModelRegistry:
+    """A client for asyncio; arguments and errors are those of `cogment_model_registry.ModelRegistry`."""
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        *,
+        directory_endpoint: str | None = None,
+        directory_authentication_token: str | None = None,
+        timeout: float | None = None,
+        retry_seconds: float = RETRY_SECONDS,
+        cache_dir: str | os.PathLike[str] | None = None,
+        cache_max_bytes: int = DEFAULT_MAX_BYTES,
+        progress: Wish = None,
+    ) -> None:
+        self._backend = AsyncioBackend()
+        self._core = open_core(
+            self._backend,
+            endpoint,
+            directory_endpoint=directory_endpoint,
+            directory_authentication_token=directory_authentication_token,
+            timeout=timeout,
+            retry_seconds=retry_seconds,
+            cache_dir=cache_dir,
+            cache_max_bytes=cache_max_bytes,
+            progress=progress,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connection; calls that are under way end with `ClosedError`."""
+        self._backend.stop()
+        await self._core.aclose()
+
+    async def create_model(
+        self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
+    ) -> ModelInfo:
+        """Create a model, or replace the `user_data` of the one that exists; durable on return."""
+        return await self._core.create_model(model_id, user_data, timeout)
+
+    async def delete_model(self, model_id: str, *, timeout: float | None = None) -> None:
+        """Delete a model and all its versions, archived ones too."""
+        await self._core.delete_model(model_id, timeout)
+
+    async def get_model(self, model_id: str, *, timeout: float | None = None) -> ModelInfo:
+        """Return a model."""
+        return await self._core.get_model(model_id, timeout)
+
+    async def list_models(self, *, timeout: float | None = None) -> list[ModelInfo]:
+        """Return all models, in the order of their ids."""
+        return await self._core.list_models(timeout)
+
+    async def get_version(
+        self, model_id: str, number: SupportsIndex = LATEST, *, timeout: float | None = None
+    ) -> VersionInfo:
+        """Return a version by its number; -1 is the latest, -2 the one before, and so on."""
+        return await self._core.get_version(model_id, number, timeout)
+
+    async def list_versions(self, model_id: str, *, timeout: float | None = None) -> list[VersionInfo]:
+        """Return all versions of a model that can be retrieved, oldest first."""
+        return await self._core.list_versions(model_id, timeout)
+
+    async def publish(
+        self,
+        model_id: str,
+        data: Data,
+        *,
+        user_data: Mapping[str, str] | None = None,
+        create: bool = True,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> VersionInfo:
+        """Create a transient version: all who watch the model are told, and it may be evicted some day."""
+        return await self._core.upload(
+            model_id, data, user_data, archived=False, create=create, timeout=timeout, progress=progress
+        )
+
+    async def store(
+        self,
+        model_id: str,
+        data: Data,
+        *,
+        user_data: Mapping[str, str] | None = None,
+        create: bool = True,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> VersionInfo:
+        """Create an archived version: durable on return, and kept until its model is deleted."""
+        return await self._core.upload(
+            model_id, data, user_data, archived=True, create=create, timeout=timeout, progress=progress
+        )
+
+    async def retrieve(
+        self,
+        model: str | VersionInfo,
+        version: SupportsIndex | VersionInfo = LATEST,
+        *,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> bytes:
+        """Return the bytes of a version, checked against its hash."""
+        return await self._core.retrieve(model, version, timeout, progress)
+
+    async def download(
+        self,
+        model: str | VersionInfo,
+        path: str | os.PathLike[str],
+        *,
+        version: SupportsIndex | VersionInfo = LATEST,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> VersionInfo:
+        """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
+        return await self._core.download(model, path, version, timeout, progress)
+
+    def watch(
+        self, model_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS
+    ) -> AsyncGenerator[VersionInfo, None]:
+        """Yield the latest version of a model, then newer ones as they come, for ever.
+
+        Left before its end, it is best closed with `contextlib.aclosing`, which ends the call at once.
+        """
+        return self._core.watch(model_id, after, patience_seconds)
+
+    @overload
+    def track(self, model_id: str) -> AsyncLatest[bytes]: ...
+
+    @overload
+    def track(self, model_id: str, *, decode: Callable[[bytes], _T]) -> AsyncLatest[_T]: ...
+
+    def track(self, model_id: str, *, decode: Callable[[bytes], Any] = bytes) -> AsyncLatest[Any]:
+        """Return a context with the latest version of a model, which a task keeps up to date; `decode` has a thread."""
+        return AsyncLatest(self._core, model_id, decode)
+
+    async def status(self, *, timeout: float | None = None) -> dict[str, str]:
+        """Return what the server tells of its state, by name; `overall_load` is from 0 to 255."""
+        return await self._core.status(timeout)
+
+    async def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:
+        """Return the versions of the server and of what it runs on, by name."""
+        return await self._core.server_versions(timeout)

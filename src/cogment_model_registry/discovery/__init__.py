@@ -1,0 +1,1 @@
+"""The Cogment Directory: a client, and a small server."""

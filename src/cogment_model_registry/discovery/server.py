@@ -1,0 +1,79 @@
+"""The Directory as a server: composition and life cycle."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc.aio
+import structlog
+
+from cogment_model_registry._version import __version__
+from cogment_model_registry.discovery.roster import Roster
+from cogment_model_registry.discovery.service import DirectoryService
+from cogment_model_registry.serving import grpc_workarounds, life_cycle
+from cogment_model_registry.serving.health import Health
+from cogment_model_registry.settings import DirectorySettings
+from cogment_model_registry.wire.directory import SERVICE_NAME
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+# Peers that vanished are noticed within half a minute, as the registry does by default.
+_KEEPALIVE_SECONDS = 20.0
+_KEEPALIVE_TIMEOUT_SECONDS = 10.0
+
+
+class DirectoryServer:
+    """A Directory that serves. Made by `running`.
+
+    Attributes:
+        port: The TCP port that it serves on.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+
+@asynccontextmanager
+async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]:
+    """Open a context in which a Directory serves.
+
+    Raises:
+        StartError: The persistence file or the port cannot be had.
+    """
+    grpc_workarounds.outlive_undecodable_paths()
+    async with AsyncExitStack() as stack:
+        roster = Roster(load_balancing=settings.load_balancing, file=settings.persistence_file)
+        await asyncio.to_thread(roster.load)
+        service = DirectoryService(roster, settings, observe=lambda _call, _status, _seconds: None)
+        health = Health([SERVICE_NAME])
+        server = grpc.aio.server(options=life_cycle.server_options(_KEEPALIVE_SECONDS, _KEEPALIVE_TIMEOUT_SECONDS))
+        server.add_generic_rpc_handlers(service.handlers())
+        health.add_to(server)
+        if settings.grpc_reflection:
+            life_cycle.enable_reflection(server, [SERVICE_NAME, *health.service_names])
+        port = life_cycle.listen(server, settings.host, settings.port)
+        await server.start()
+
+        async def stop() -> None:
+            health.stop()
+            await service.stop()
+            await server.stop(settings.grace_seconds)
+            await service.drained()
+
+        stack.push_async_callback(stop)
+        service.start()
+        health.set_serving(True)
+        yield DirectoryServer(port)
+
+
+async def serve(settings: DirectorySettings) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once.
+
+    Raises:
+        StartError: The persistence file or the port cannot be had.
+    """
+    await life_cycle.serve_until_signal(
+        running(settings),
+        lambda server: _log.info("serving", port=server.port, host=settings.host, version=__version__),
+    )

@@ -1,0 +1,1 @@
+"""Versions as parameters of PyTorch, JAX and NumPy, in the safetensors format."""

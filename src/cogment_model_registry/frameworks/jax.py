@@ -1,0 +1,260 @@
+"""Versions that are pytrees of JAX: the parameters of Flax, Haiku, Equinox or one's own.
+
+    from cogment_model_registry import ModelRegistry, jax
+
+    with ModelRegistry("grpc://localhost:9000") as registry:
+        jax.publish(registry, "policy", parameters)
+        version, parameters = jax.load(registry, "policy", like=parameters)
+
+The bytes are safetensors, so nothing in them is ever executed. Versions that PyTorch or NumPy wrote are read just so: a
+state dict is a dict whose keys have dots. With the client for asyncio, use `encode` and `decode`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar, Unpack, overload
+
+from cogment_model_registry.client.arguments import LATEST
+from cogment_model_registry.client.blocking import ModelRegistry
+from cogment_model_registry.client.progress import Wish
+from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.records.versions import VersionInfo
+
+try:
+    import jax
+    import numpy as np
+    import numpy.typing as npt
+
+    from cogment_model_registry.frameworks import arrays, trees
+    from cogment_model_registry.frameworks.versions import Encoded, Loaded, UploadOptions, fetch, upload
+except ImportError as error:
+    message = 'this needs JAX and safetensors: pip install "cogment-model-registry[jax]"'
+    raise ImportError(message, name=error.name) from error
+
+__all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
+
+_T = TypeVar("_T")
+
+
+def encode(
+    tree: object,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    user_data: Mapping[str, str] | None = None,
+) -> Encoded:
+    """Return what to upload for a pytree: the bytes of a version, and its `user_data`.
+
+    Args:
+        tree: A pytree of arrays, scalars and None, on any device. Keys of dicts are texts or ints. Nodes that are
+            neither dicts, lists nor tuples, such as named tuples, dataclasses and custom nodes, come back as dicts of
+            their fields, or of the numbers of their children, unless `like` is given. An array that is in the tree
+            twice is written once.
+        dtype: What arrays of floating-point numbers are converted to; others stay as they are.
+        prefix: Which part to take, by the keys to it with dots between: ``"params.actor"`` takes
+            ``tree["params"]["actor"]``. What is written is as if the part had been the whole: without the prefix.
+        user_data: What to note about the version besides `format` and `framework`.
+
+    Raises:
+        InvalidError: The tree has something else in it, or no such part; or `user_data` has a reserved key.
+    """
+    structure, leaves = trees.take_apart(trees.select_part(tree, prefix, _expand), _expand)
+    for name, leaf in leaves.items():
+        if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
+            raise InvalidError(f"{quoted(name)} has elements of type {leaf.dtype}; of a key, take jax.random.key_data")
+    return arrays.encode(structure, jax.device_get(leaves), dtype=dtype, framework="jax", user_data=user_data)
+
+
+def _expand(node: object) -> trees.Children | None:
+    """Return the children of a node that only JAX knows."""
+    if isinstance(node, dict | list) or type(node) is tuple:
+        return None
+    children = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda each: each is not node)[0]
+    if len(children) == 1 and children[0][1] is node:
+        return None
+    return [(_key_of(path[0]), child) for path, child in children]
+
+
+def _key_of(entry: object) -> trees.Key:
+    """Return the key of one step of a path, which has it under another name for each kind of node."""
+    for attribute in ("name", "key", "idx"):
+        key = getattr(entry, attribute, None)
+        if isinstance(key, str | int):
+            return key
+    return str(entry)
+
+
+@overload
+def decode(data: bytes, *, dtype: npt.DTypeLike | None = None, prefix: str = "") -> Any: ...
+
+
+@overload
+def decode(data: bytes, *, like: _T, prefix: str = "", strict: bool = True) -> _T: ...
+
+
+def decode(
+    data: bytes,
+    *,
+    like: Any = None,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    strict: bool = True,
+) -> Any:
+    """Return the pytree of a version.
+
+    Args:
+        data: The bytes of the version.
+        like: A pytree whose nodes, types of elements and shardings the result has: the parameters so far, or what
+            `jax.eval_shape` returns. Arrays are matched by their names, which are their keys with dots between.
+        dtype: What arrays of floating-point numbers are converted to, without `like`.
+        prefix: Which part to take, as for `encode`; the names are then those without the prefix.
+        strict: Whether `like` must have the same names; or else what the version does not have is that of `like`, and
+            what `like` does not have is left out.
+
+    Returns:
+        The pytree. Elements of 64 bits become such of 32 bits unless JAX is told to use them (`jax_enable_x64`).
+
+    Raises:
+        InvalidError: The bytes are no such tree, or do not fit.
+    """
+    tree = trees.select_part(arrays.decode(data, dtype=dtype), prefix, trees.expand_named_tuple)
+    if like is None:
+        return trees.map_leaves(tree, _on_device)
+    stored = trees.name_leaves(tree, trees.expand_named_tuple)
+    paths, nodes = jax.tree_util.tree_flatten_with_path(like)
+    names = [trees.dotted(map(_key_of, path)) for path, _ in paths]
+    wanted = dict(zip(names, (leaf for _, leaf in paths), strict=True))
+    if len(wanted) < len(names):
+        raise InvalidError("two leaves of the tree to be alike have the same name")
+    common = trees.check_fit(
+        {name: np.shape(leaf) for name, leaf in stored.items()},
+        {name: tuple(getattr(leaf, "shape", ())) for name, leaf in wanted.items()},
+        strict=strict,
+    )
+    wanted.update([(name, _alike(name, stored[name], wanted[name])) for name in common])
+    return jax.tree_util.tree_unflatten(nodes, wanted.values())
+
+
+def _on_device(leaf: object) -> object:
+    return jax.numpy.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+
+
+def _alike(name: str, leaf: object, template: Any) -> object:
+    """Return a leaf with the type, and where it matters the sharding, of another one."""
+    array = np.asarray(leaf)
+    if isinstance(template, bool | int | float):
+        return type(template)(array.item())
+    if not arrays.may_become(array.dtype, template.dtype):
+        raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, not {template.dtype}")
+    array = array.astype(template.dtype)
+    if isinstance(template, np.ndarray | np.generic):
+        return array if isinstance(template, np.ndarray) else array[()]
+    return jax.device_put(array, getattr(template, "sharding", None))
+
+
+def publish(
+    registry: ModelRegistry,
+    model_id: str,
+    tree: object,
+    *,
+    archived: bool = False,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    user_data: Mapping[str, str] | None = None,
+    **options: Unpack[UploadOptions],
+) -> VersionInfo:
+    """Publish a pytree as a version of a model.
+
+    Args:
+        registry: The client.
+        model_id: The model, which is created if it does not exist.
+        tree: As for `encode`.
+        archived: Whether the version is kept for good, as by `store`.
+        dtype: As for `encode`.
+        prefix: As for `encode`.
+        user_data: As for `encode`.
+        options: What `ModelRegistry.publish` takes besides: `create`, `timeout` and `progress`.
+
+    Raises:
+        InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
+    """
+    encoded = encode(tree, dtype=dtype, prefix=prefix, user_data=user_data)
+    return upload(registry, model_id, encoded, archived=archived, **options)
+
+
+def store(
+    registry: ModelRegistry,
+    model_id: str,
+    tree: object,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    user_data: Mapping[str, str] | None = None,
+    **options: Unpack[UploadOptions],
+) -> VersionInfo:
+    """Store a pytree as an archived version of a model; see `publish`."""
+    return publish(registry, model_id, tree, archived=True, dtype=dtype, prefix=prefix, user_data=user_data, **options)
+
+
+@overload
+def load(
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    version: int = LATEST,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    timeout: float | None = None,
+    progress: Wish = None,
+) -> Loaded[Any]: ...
+
+
+@overload
+def load(
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    version: int = LATEST,
+    *,
+    like: _T,
+    prefix: str = "",
+    strict: bool = True,
+    timeout: float | None = None,
+    progress: Wish = None,
+) -> Loaded[_T]: ...
+
+
+def load(
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    version: int = LATEST,
+    *,
+    like: Any = None,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    strict: bool = True,
+    timeout: float | None = None,
+    progress: Wish = None,
+) -> Loaded[Any]:
+    """Retrieve a version, and return it with its pytree.
+
+    Args:
+        registry: The client.
+        model: The id of the model; or the version itself.
+        version: The number of the version, -1 for the latest, -2 for the one before.
+        like: As for `decode`.
+        dtype: As for `decode`.
+        prefix: As for `decode`.
+        strict: As for `decode`.
+        timeout: How many seconds each call may take.
+        progress: Who is told of the transfer.
+
+    Raises:
+        InvalidError: The version is no such tree, or does not fit.
+        NotFoundError: There is no such model or version, or it was evicted.
+    """
+
+    def decode_version(data: bytes) -> Any:
+        if like is None:
+            return decode(data, dtype=dtype, prefix=prefix)
+        return decode(data, like=like, prefix=prefix, strict=strict)
+
+    return fetch(registry, model, version, decode_version, timeout=timeout, progress=progress)

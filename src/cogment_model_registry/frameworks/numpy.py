@@ -1,0 +1,229 @@
+"""Versions that are trees of NumPy arrays: nested dicts, lists and tuples of arrays and scalars.
+
+    from cogment_model_registry import ModelRegistry, numpy
+
+    with ModelRegistry("grpc://localhost:9000") as registry:
+        numpy.publish(registry, "policy", {"weight": weight, "bias": bias})
+        version, weights = numpy.load(registry, "policy")
+
+The bytes are safetensors, so nothing in them is ever executed. Versions that PyTorch or JAX wrote are read just so: a
+state dict is a dict whose keys have dots. With the client for asyncio, use `encode` and `decode`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Unpack, overload
+
+from cogment_model_registry.client.arguments import LATEST
+from cogment_model_registry.client.blocking import ModelRegistry
+from cogment_model_registry.client.progress import Wish
+from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.records.versions import VersionInfo
+
+try:
+    import numpy as np
+    import numpy.typing as npt
+
+    from cogment_model_registry.frameworks import arrays, trees
+    from cogment_model_registry.frameworks.versions import Encoded, Loaded, UploadOptions, fetch, upload
+except ImportError as error:
+    message = 'this needs NumPy and safetensors: pip install "cogment-model-registry[numpy]"'
+    raise ImportError(message, name=error.name) from error
+
+__all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
+
+
+def encode(
+    tree: object,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    user_data: Mapping[str, str] | None = None,
+) -> Encoded:
+    """Return what to upload for a tree: the bytes of a version, and its `user_data`.
+
+    Args:
+        tree: A dict (or other mapping), list, tuple or named tuple of trees; an array, a scalar, or None. Keys are
+            texts or ints. A named tuple comes back as a dict; an array that is in the tree twice is written once.
+        dtype: What arrays of floating-point numbers are converted to; others stay as they are.
+        prefix: Which part to take, by the keys to it with dots between: ``"actor"`` takes ``tree["actor"]``. What is
+            written is as if the part had been the whole: without the prefix.
+        user_data: What to note about the version besides `format` and `framework`.
+
+    Raises:
+        InvalidError: The tree has something else in it, or no such part; or `user_data` has a reserved key.
+    """
+    part = trees.select_part(tree, prefix, trees.expand_named_tuple)
+    structure, leaves = trees.take_apart(part, trees.expand_named_tuple)
+    return arrays.encode(structure, leaves, dtype=dtype, framework="numpy", user_data=user_data)
+
+
+@overload
+def decode(data: bytes, *, dtype: npt.DTypeLike | None = None, prefix: str = "") -> Any: ...
+
+
+@overload
+def decode(data: bytes, *, into: object, prefix: str = "", strict: bool = True) -> None: ...
+
+
+def decode(
+    data: bytes,
+    *,
+    into: object = None,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    strict: bool = True,
+) -> Any:
+    """Return the tree of a version, or copy it into the arrays of another one.
+
+    Args:
+        data: The bytes of the version.
+        into: A tree of arrays that get the values, and keep their types. It may be of other nodes, such as named
+            tuples: arrays are matched by their names, which are their keys with dots between. None of them is changed
+            unless all fit.
+        dtype: What arrays of floating-point numbers are converted to, without `into`.
+        prefix: Which part to take, as for `encode`; the names are then those without the prefix.
+        strict: Whether `into` must have the same names, or may have more or fewer.
+
+    Returns:
+        The tree, with arrays that may be written to; None with `into`.
+
+    Raises:
+        InvalidError: The bytes are no such tree, or do not fit.
+    """
+    tree = trees.select_part(arrays.decode(data, dtype=dtype), prefix, trees.expand_named_tuple)
+    if into is None:
+        return tree
+    _copy(tree, into, strict=strict)
+    return None
+
+
+def _copy(tree: object, into: object, *, strict: bool) -> None:
+    stored = trees.name_leaves(tree, trees.expand_named_tuple)
+    wanted = trees.name_leaves(into, trees.expand_named_tuple)
+    for name, target in wanted.items():
+        if not isinstance(target, np.ndarray) or not target.flags.writeable:
+            raise InvalidError(f"{quoted(name)} cannot be copied into: it is no array that may be written to")
+    stored = {name: np.asarray(leaf) for name, leaf in stored.items()}
+    common = trees.check_fit(
+        {name: array.shape for name, array in stored.items()},
+        {name: array.shape for name, array in wanted.items()},
+        strict=strict,
+    )
+    for name in common:
+        if not arrays.may_become(stored[name].dtype, wanted[name].dtype):
+            raise InvalidError(f"{quoted(name)} has elements of type {stored[name].dtype}, not {wanted[name].dtype}")
+    for name in common:
+        np.copyto(wanted[name], stored[name], casting="unsafe")
+
+
+def publish(
+    registry: ModelRegistry,
+    model_id: str,
+    tree: object,
+    *,
+    archived: bool = False,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    user_data: Mapping[str, str] | None = None,
+    **options: Unpack[UploadOptions],
+) -> VersionInfo:
+    """Publish a tree as a version of a model.
+
+    Args:
+        registry: The client.
+        model_id: The model, which is created if it does not exist.
+        tree: As for `encode`.
+        archived: Whether the version is kept for good, as by `store`.
+        dtype: As for `encode`.
+        prefix: As for `encode`.
+        user_data: As for `encode`.
+        options: What `ModelRegistry.publish` takes besides: `create`, `timeout` and `progress`.
+
+    Raises:
+        InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
+    """
+    encoded = encode(tree, dtype=dtype, prefix=prefix, user_data=user_data)
+    return upload(registry, model_id, encoded, archived=archived, **options)
+
+
+def store(
+    registry: ModelRegistry,
+    model_id: str,
+    tree: object,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    user_data: Mapping[str, str] | None = None,
+    **options: Unpack[UploadOptions],
+) -> VersionInfo:
+    """Store a tree as an archived version of a model; see `publish`."""
+    return publish(registry, model_id, tree, archived=True, dtype=dtype, prefix=prefix, user_data=user_data, **options)
+
+
+@overload
+def load(
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    version: int = LATEST,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    timeout: float | None = None,
+    progress: Wish = None,
+) -> Loaded[Any]: ...
+
+
+@overload
+def load(
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    version: int = LATEST,
+    *,
+    into: object,
+    prefix: str = "",
+    strict: bool = True,
+    timeout: float | None = None,
+    progress: Wish = None,
+) -> VersionInfo: ...
+
+
+def load(
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    version: int = LATEST,
+    *,
+    into: object = None,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    strict: bool = True,
+    timeout: float | None = None,
+    progress: Wish = None,
+) -> Loaded[Any] | VersionInfo:
+    """Retrieve a version: return its tree, or copy it into the arrays of another one.
+
+    Args:
+        registry: The client.
+        model: The id of the model; or the version itself.
+        version: The number of the version, -1 for the latest, -2 for the one before.
+        into: As for `decode`.
+        dtype: As for `decode`.
+        prefix: As for `decode`.
+        strict: As for `decode`.
+        timeout: How many seconds each call may take.
+        progress: Who is told of the transfer.
+
+    Returns:
+        The version and the tree; with `into`, the version alone.
+
+    Raises:
+        InvalidError: The version is no such tree, or does not fit.
+        NotFoundError: There is no such model or version, or it was evicted.
+    """
+
+    def decode_version(data: bytes) -> Any:
+        if into is None:
+            return decode(data, dtype=dtype, prefix=prefix)
+        return decode(data, into=into, prefix=prefix, strict=strict)
+
+    loaded = fetch(registry, model, version, decode_version, timeout=timeout, progress=progress)
+    return loaded if into is None else loaded.version

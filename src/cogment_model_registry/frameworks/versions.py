@@ -1,0 +1,236 @@
+"""Versions that are tensors in the safetensors format, whatever framework wrote them and whatever framework reads them.
+
+The bytes are a safetensors file, so any tool for that format reads them, and nothing in them is ever executed. The
+structure of the tree (see `trees`) is in the header of the file, so the bytes are enough to decode a version, and it
+needs no room in `user_data`, which is bounded. A file of another origin has no structure: it is a dict of its names.
+
+`user_data` has what is worth knowing before the bytes are fetched: ``format``, which is ``safetensors``, and
+``framework``, which wrote it.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack
+
+from safetensors import SafetensorError, deserialize
+
+from cogment_model_registry.client.blocking import ModelRegistry
+from cogment_model_registry.client.progress import Wish
+from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, quoted
+from cogment_model_registry.frameworks.trees import Structure
+from cogment_model_registry.records.versions import VersionInfo
+
+_T = TypeVar("_T")
+
+FORMAT_KEY = "format"
+FRAMEWORK_KEY = "framework"
+FORMAT = "safetensors"
+
+_METADATA_KEY = "cogment_model_registry"
+"""Where the header of a file has the structure: one entry, since several have no certain order, nor the file a certain
+hash."""
+
+_LENGTH_BYTES = 8
+"""A file begins with the length of its header, little-endian."""
+
+_deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = deserialize
+
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "C64": "complex64",
+}
+"""The types of elements that are read, as the format calls them, and as all three frameworks do."""
+
+
+class UploadOptions(TypedDict, total=False):
+    """What `publish` and `store` of a framework take besides; see `ModelRegistry.publish`."""
+
+    create: bool
+    timeout: float | None
+    progress: Wish
+
+
+class Encoded(NamedTuple):
+    """What to upload, with any client.
+
+    Attributes:
+        data: The bytes of the version.
+        user_data: What to note about it: the caller's, with `format` and `framework`.
+    """
+
+    data: bytes
+    user_data: dict[str, str]
+
+
+class Loaded(NamedTuple, Generic[_T]):
+    """A version and its value, in the order of `Latest.snapshot`."""
+
+    version: VersionInfo
+    value: _T
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as the format has it.
+
+    Attributes:
+        name: Its name.
+        dtype: The type of its elements, one of the values of `DTYPES`.
+        shape: Its shape.
+        buffer: Its elements in C order, little-endian; memory of its own, which may be written to.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    buffer: bytearray
+
+
+def metadata_of(structure: Structure) -> dict[str, str]:
+    """Return the entry of a file's header that has the structure of a tree."""
+    return {_METADATA_KEY: json.dumps({"tree": structure}, separators=(",", ":"))}
+
+
+def merged_user_data(user_data: Mapping[str, str] | None, framework: str) -> dict[str, str]:
+    """Return what a version notes: the caller's, with what is reserved.
+
+    Raises:
+        InvalidError: The caller has a key that is reserved.
+    """
+    noted = dict(user_data or {})
+    for key in (FORMAT_KEY, FRAMEWORK_KEY):
+        if key in noted:
+            raise InvalidError(f"user_data has the key {quoted(key)}, which is reserved for what the bytes are")
+    return {**noted, FORMAT_KEY: FORMAT, FRAMEWORK_KEY: framework}
+
+
+def read(data: bytes) -> tuple[Structure, dict[str, Tensor]]:
+    """Return the structure of a version, and its tensors by their names.
+
+    Args:
+        data: The bytes of the version.
+
+    Raises:
+        InvalidError: They are no safetensors, or have elements of a type that no framework here has.
+    """
+    try:
+        entries = _deserialize(bytes(data))
+    except SafetensorError as error:
+        raise InvalidError(f"the bytes are not safetensors but {_described(data)} ({error})") from None
+    tensors = {}
+    for name, entry in entries:
+        if entry["dtype"] not in DTYPES:
+            raise InvalidError(f"tensor {quoted(name)} is of type {entry['dtype']}, which cannot be read")
+        tensors[name] = Tensor(name, DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data"])
+    return _structure(data, tensors), tensors
+
+
+def look_up(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return the tensor that a structure names.
+
+    Raises:
+        InvalidError: There is none.
+    """
+    if name not in tensors:
+        raise InvalidError(f"the structure of the tree names the tensor {quoted(name)}, which is not there")
+    return tensors[name]
+
+
+def _structure(data: bytes, tensors: Mapping[str, Tensor]) -> Structure:
+    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
+    header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    text = (header.get("__metadata__") or {}).get(_METADATA_KEY)
+    if text is None:
+        return ["dict", [[name, name] for name in tensors]]
+    try:
+        structure: Structure = json.loads(text)["tree"]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        raise InvalidError("the header has no structure of a tree where one was expected") from None
+    return structure
+
+
+def _described(data: bytes) -> str:
+    """Return what bytes seem to be that are no safetensors."""
+    if not data:
+        return "empty"
+    kinds = {b"\x80": "a pickle", b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x93NUMPY": "a .npy file"}
+    kind = next((kind for start, kind in kinds.items() if data.startswith(start)), "something else")
+    return f"{kind}, beginning with {data[:8].hex(' ')}"
+
+
+def upload(
+    registry: ModelRegistry, model_id: str, encoded: Encoded, *, archived: bool, **options: Unpack[UploadOptions]
+) -> VersionInfo:
+    """Publish a version that was encoded, or store it for good; see `ModelRegistry.publish`."""
+    call = registry.store if archived else registry.publish
+    return call(model_id, encoded.data, user_data=encoded.user_data, **options)
+
+
+def fetch(
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    number: int,
+    decode: Callable[[bytes], _T],
+    *,
+    timeout: float | None,
+    progress: Wish,
+) -> Loaded[_T]:
+    """Return a version and what its bytes mean.
+
+    Args:
+        registry: The client.
+        model: The id of its model; or the version itself.
+        number: Its number, -1 for the latest.
+        decode: Returns what the bytes mean, or raises `InvalidError`.
+        timeout: How many seconds each call may take.
+        progress: Who is told of the transfer.
+
+    Raises:
+        InvalidError: They mean nothing, or not what they should; the message names the version.
+        NotFoundError: There is no such model or version, or it was evicted.
+    """
+    info = model if isinstance(model, VersionInfo) else registry.get_version(model, number, timeout=timeout)
+    while True:
+        _check_format(info)
+        try:
+            data = registry.retrieve(info, timeout=timeout, progress=progress)
+            break
+        except (NotFoundError, DataLossError):
+            if isinstance(model, VersionInfo):
+                raise
+            # The latest version may be another one by now, and that one evicted, or of a model that is gone.
+            newer = registry.get_version(model, number, timeout=timeout)
+            if newer == info:
+                raise
+            info = newer
+    try:
+        return Loaded(info, decode(data))
+    except InvalidError as error:
+        raise _about(info, error.message) from error
+
+
+def _check_format(info: VersionInfo) -> None:
+    """Refuse a version that says that it is something else, before its bytes are fetched."""
+    found = info.user_data.get(FORMAT_KEY, FORMAT)
+    if found != FORMAT:
+        raise _about(info, f"its format is {quoted(found)}, not {quoted(FORMAT)}")
+
+
+def _about(info: VersionInfo, message: str) -> InvalidError:
+    message = f"version {info.number} of model {quoted(info.model_id)}: {message}"
+    return InvalidError(message, model_id=info.model_id, version_number=info.number)

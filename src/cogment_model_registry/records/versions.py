@@ -1,0 +1,201 @@
+"""What the registry keeps about models and versions, and what their names and annotations may be."""
+
+import base64
+import binascii
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+
+from cogment_model_registry.errors import InvalidError, TooLargeError, quoted
+
+VERSION_NUMBER_MAX = 2**32 - 1
+"""The largest version number: `version_number` is a uint32 on the wire."""
+
+DATA_SIZE_MAX_BYTES = 2**63 - 1
+"""The largest size that a version can have: what a file offset can say."""
+
+CREATED_MAX_NS = 2**64 - 1
+"""The latest time that `creation_timestamp`, a fixed64 of nanoseconds, can say (in the year 2554)."""
+
+_DIGEST_BYTES = sha256().digest_size
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """A model: a named line of versions.
+
+    Attributes:
+        model_id: Its name; see `check_model_id`.
+        user_data: What its owner noted about it.
+    """
+
+    model_id: str
+    user_data: Mapping[str, str] = field(default_factory=dict)
+
+
+class _WeaklyReferable:
+    """Lets a dataclass with slots be referred to weakly, so that a cache does not keep it alive."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionInfo(_WeaklyReferable):
+    """A version of a model: one immutable blob, described.
+
+    Attributes:
+        model_id: The model that it belongs to.
+        number: From 1, strictly increasing within the model, never reused while the model exists.
+        created_ns: When it was created, in nanoseconds since the Unix epoch.
+        archived: Whether it is kept for good; otherwise it is transient and may be evicted.
+        data_hash: SHA-256 of its bytes, in standard base64 with padding.
+        data_size_bytes: How many bytes it has.
+        user_data: What its creator noted about it.
+    """
+
+    model_id: str
+    number: int
+    created_ns: int
+    archived: bool
+    data_hash: str
+    data_size_bytes: int
+    user_data: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class VersionHeader:
+    """What the creator of a version declares before sending its bytes.
+
+    Attributes:
+        model_id: The model that gets the version.
+        archived: Whether it is to be kept for good.
+        data_size_bytes: How many bytes will follow.
+        data_hash: Their SHA-256 in standard base64 with padding; empty when not declared.
+        created_ns: When it was created, in nanoseconds since the Unix epoch; 0 for now.
+        user_data: What to note about it.
+    """
+
+    model_id: str
+    archived: bool
+    data_size_bytes: int
+    data_hash: str = ""
+    created_ns: int = 0
+    user_data: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_model_id(model_id: str, max_bytes: int) -> None:
+    """Refuse an id that is not a plain name.
+
+    An id names a directory of the archive, so the rule allows what is a name on every file system and in every script,
+    and nothing that is a path, looks like one, or is invisible: letters, marks and digits, and ``_-.:+=@~(),`` and the
+    space; first a letter, a digit or ``_``; last neither a space nor a dot; in Unicode NFC, with an NFKC form that
+    obeys the same rules (so that no look-alike of a separator passes).
+
+    Args:
+        model_id: The id.
+        max_bytes: How many bytes of UTF-8 it may have at most.
+
+    Raises:
+        InvalidError: It breaks the rule.
+    """
+    problem = _model_id_problem(model_id, max_bytes)
+    if problem:
+        raise InvalidError(f"model_id {quoted(model_id)} {problem}", model_id=model_id)
+
+
+def _model_id_problem(model_id: str, max_bytes: int) -> str:
+    """Return what is wrong with an id, empty when nothing is."""
+    try:
+        size_bytes = len(model_id.encode())
+    except UnicodeEncodeError:
+        return "is not Unicode text"
+    if not 1 <= size_bytes <= max_bytes:
+        return f"has {size_bytes} bytes of UTF-8; it must have 1 to {max_bytes}"
+    return _spelling_problem(model_id)
+
+
+@lru_cache(1024)  # each call names one of a few models, and looking at each character takes longer than some calls
+def _spelling_problem(model_id: str) -> str:
+    if not unicodedata.is_normalized("NFC", model_id):
+        return "must be in Unicode normal form C"
+    return _name_problem(model_id) or _name_problem(unicodedata.normalize("NFKC", model_id))
+
+
+def _name_problem(name: str) -> str:
+    bad = next((character for character in name if not _may_stand_in_id(character)), None)
+    if bad is not None:
+        return f"must not contain U+{ord(bad):04X}; letters, digits, marks, space and _-.:+=@~(), are allowed"
+    if name[0] != "_" and not _is_letter_or_digit(name[0]):
+        return "must start with a letter, a digit or _"
+    return "must not end with a space or a dot" if name[-1] in " ." else ""
+
+
+def _is_letter_or_digit(character: str) -> bool:
+    return unicodedata.category(character).startswith("L") or unicodedata.category(character) == "Nd"
+
+
+def _may_stand_in_id(character: str) -> bool:
+    return (
+        _is_letter_or_digit(character) or unicodedata.category(character).startswith("M") or character in "_-.:+=@~(), "
+    )
+
+
+def check_user_data(user_data: Mapping[str, str], max_bytes: int, model_id: str) -> None:
+    """Refuse `user_data` whose keys and values together have more than `max_bytes` bytes of UTF-8.
+
+    Raises:
+        InvalidError: They have.
+    """
+    size_bytes = user_data_bytes(user_data)
+    if size_bytes > max_bytes:
+        message = f"user_data has {size_bytes} bytes of keys and values; at most {max_bytes} are allowed"
+        raise InvalidError(message, model_id=model_id)
+
+
+def user_data_bytes(user_data: Mapping[str, str]) -> int:
+    """Return the bytes of UTF-8 that the keys and values have together."""
+    return sum(len(key.encode()) + len(value.encode()) for key, value in user_data.items())
+
+
+def check_data_size(data_size_bytes: int, model_id: str) -> None:
+    """Refuse a size that no version can have.
+
+    Raises:
+        InvalidError: It is larger than `DATA_SIZE_MAX_BYTES`.
+    """
+    if data_size_bytes > DATA_SIZE_MAX_BYTES:
+        message = f"data_size {data_size_bytes} is impossible; at most {DATA_SIZE_MAX_BYTES} bytes can be stored"
+        raise InvalidError(message, model_id=model_id)
+
+
+def check_data_hash(data_hash: str, model_id: str) -> None:
+    """Refuse a hash that is not the standard base64, with padding, of the 32 bytes of a SHA-256.
+
+    Raises:
+        InvalidError: It is not.
+    """
+    try:
+        digest = base64.b64decode(data_hash.encode("ascii"), validate=True)
+    except (UnicodeEncodeError, binascii.Error):
+        digest = b""
+    # Comparing with the canonical text also refuses stray bits in the last character.
+    if len(digest) != _DIGEST_BYTES or digest_text(digest) != data_hash:
+        message = f"data_hash {quoted(data_hash)} is not the standard base64 of {_DIGEST_BYTES} bytes"
+        raise InvalidError(message, model_id=model_id)
+
+
+def digest_text(digest: bytes) -> str:
+    """Return the text that stands for a SHA-256 digest: standard base64 with padding."""
+    return base64.b64encode(digest).decode("ascii")
+
+
+def check_version_number(number: int, model_id: str) -> None:
+    """Refuse to number a version past what the wire can say.
+
+    Raises:
+        TooLargeError: The numbers of the model are used up.
+    """
+    if number > VERSION_NUMBER_MAX:
+        raise TooLargeError(f"model {quoted(model_id)} has used up its version numbers", model_id=model_id)

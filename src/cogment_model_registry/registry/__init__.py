@@ -1,0 +1,1 @@
+"""The rules of the registry, and the contracts of the storage that they need."""

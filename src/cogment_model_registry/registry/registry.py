@@ -1,0 +1,396 @@
+"""The rules of the registry: what an upload, a lookup, an eviction and a watch mean.
+
+It joins the three contracts of storage and knows no backend, no network and no metrics. A version goes
+
+    open an upload in the store of its tier  ->  bytes  ->  finish (hash, durable)  ->  number  ->  commit  ->  visible
+
+where the last three are one change of the catalog, so that numbers become visible in their order. An upload that ends
+before leaves nothing.
+"""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from time import time_ns
+from typing import Self
+
+from cogment_model_registry.errors import (
+    DataLossError,
+    InvalidError,
+    NotFoundError,
+)
+from cogment_model_registry.records.payload import PayloadCheck
+from cogment_model_registry.records.versions import (
+    ModelInfo,
+    VersionHeader,
+    VersionInfo,
+    check_data_hash,
+    check_data_size,
+    check_model_id,
+    check_user_data,
+)
+from cogment_model_registry.registry.contracts import (
+    Archive,
+    Catalog,
+    ModelRef,
+    Reader,
+    TransientStore,
+    TransientUsage,
+    Upload,
+    VersionStore,
+)
+from cogment_model_registry.system.tasks import run_to_end
+
+_BUSY_TRANSFERS = 64
+"""How many transfers at once count as a full load. With two cores, some 10 already use the whole machine."""
+
+LOAD_MAX = 254
+"""The highest load of a registry that works; 255 means unserviceable."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of what callers may ask for.
+
+    Attributes:
+        model_id_max_bytes: Bytes of a model id in UTF-8.
+        user_data_max_bytes: Bytes of the keys and values of `user_data` in UTF-8.
+        request_max_items: Entries of a list in a request.
+    """
+
+    model_id_max_bytes: int
+    user_data_max_bytes: int
+    request_max_items: int
+
+
+@dataclass(frozen=True, slots=True)
+class RegistryStatus:
+    """The state of the registry.
+
+    Attributes:
+        models: Models that exist.
+        versions: Versions that can be retrieved.
+        archived_bytes: Bytes of archived versions.
+        transient: How full the transient store is.
+        uploads: Uploads under way.
+        readers: Retrievals under way.
+        watchers: Watchers that wait for news.
+        load: From 0 to 254, or 255 when the archive takes no writes.
+        archive_failure: Why the archive takes no writes; empty while it does.
+    """
+
+    models: int
+    versions: int
+    archived_bytes: int
+    transient: TransientUsage
+    uploads: int
+    readers: int
+    watchers: int
+    load: int
+    archive_failure: str
+
+
+class VersionUpload:
+    """A version being created: bytes, then one `commit`. Made by `Registry.create_version`; to be entered."""
+
+    def __init__(self, registry: "Registry", header: VersionHeader, ref: ModelRef, upload: Upload) -> None:
+        self._registry = registry
+        self._header = header
+        self._ref = ref
+        self._upload = upload
+        self._check = PayloadCheck(header)
+
+    async def __aenter__(self) -> Self:
+        self._registry.uploads_under_way += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._registry.uploads_under_way -= 1
+        await self._upload.aclose()
+
+    async def write(self, data: memoryview) -> None:
+        """Write the next bytes, which must not change until the upload is over.
+
+        Raises:
+            InvalidError: They are more than were declared.
+            TooLargeError: There is no room for them.
+        """
+        self._check.accept(len(data))
+        await self._upload.write(data)
+
+    async def commit(self) -> VersionInfo:
+        """Make the version visible, and durable before that when it is archived.
+
+        Raises:
+            InvalidError: Fewer bytes came than were declared, or others.
+            NotFoundError: The model was deleted meanwhile.
+            TooLargeError: There is no room.
+        """
+        self._check.finish()
+        data_hash = await self._upload.finish()
+        self._check.check_hash(data_hash)
+        return await run_to_end(self._registry.publish(self._header, data_hash, self._ref, self._upload))
+
+
+class VersionReader:
+    """A version being retrieved. Made by `Registry.open_version`; to be entered.
+
+    Attributes:
+        info: The version.
+    """
+
+    def __init__(self, registry: "Registry", info: VersionInfo, ref: ModelRef, reader: Reader) -> None:
+        self.info = info
+        self._registry = registry
+        self._ref = ref
+        self._reader = reader
+
+    async def __aenter__(self) -> Self:
+        self._registry.readers_under_way += 1
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._registry.readers_under_way -= 1
+        await self._reader.aclose()
+
+    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+        """Yield the bytes; see `Reader.chunks`.
+
+        Raises:
+            DataLossError: They are not those that were stored.
+        """
+        try:
+            async with aclosing(self._reader.chunks(max_bytes, buffer_bytes)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+        except DataLossError as error:
+            await self._registry.mark_damaged(self._ref, error)
+            raise
+
+
+class Registry:
+    """A registry of models over a catalog, an archive and a transient store.
+
+    Args:
+        limits: The limits of requests.
+        catalog: What exists.
+        archive: Where archived versions live.
+        transient: Where transient versions live; the registry becomes its listener of evictions.
+    """
+
+    def __init__(self, limits: Limits, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
+        self._limits = limits
+        self._catalog = catalog
+        self._archive = archive
+        self._transient = transient
+        self.uploads_under_way = 0
+        self.readers_under_way = 0
+        self._watchers = 0
+        # Versions that are committed and not visible yet, and whether they were evicted already.
+        self._publishing: dict[tuple[str, int], bool] = {}
+        transient.on_evicted(self._forget)
+
+    async def create_or_update_model(self, info: ModelInfo) -> None:
+        """Create the model, or replace its `user_data`; durable on return.
+
+        Raises:
+            InvalidError: The id or the `user_data` breaks a rule.
+            TooLargeError: There is no room.
+        """
+        self._check_model_id(info.model_id)
+        check_user_data(info.user_data, self._limits.user_data_max_bytes, info.model_id)
+
+        async def create_or_update() -> None:
+            async with self._catalog.writing_model(info):
+                await self._archive.write_model(info)
+
+        await run_to_end(create_or_update())
+
+    async def delete_model(self, model_id: str) -> None:
+        """Delete the model and all its versions. Readers under way go on.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: It does not exist.
+        """
+        self._check_model_id(model_id)
+
+        async def delete() -> None:
+            async with self._catalog.removing_model(model_id):
+                try:
+                    removal = await self._archive.begin_removal(model_id)
+                except NotFoundError:
+                    removal = None  # someone removed its files by hand
+                await self._transient.remove_model(model_id)
+            if removal is not None:
+                await removal.finish()
+
+        await run_to_end(delete())
+
+    async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
+        """Return up to `limit` models, ordered by id, without the first `offset` ones."""
+        return await self._catalog.list_models(offset, limit)
+
+    async def get_models(self, model_ids: Sequence[str]) -> list[ModelInfo]:
+        """Return the models with these ids, in the order given.
+
+        Raises:
+            InvalidError: An id breaks a rule, or there are too many.
+            NotFoundError: One does not exist.
+        """
+        self._check_count("model_ids", len(model_ids))
+        for model_id in model_ids:
+            self._check_model_id(model_id)
+        return [await self._catalog.get_model(model_id) for model_id in model_ids]
+
+    async def create_version(self, header: VersionHeader) -> VersionUpload:
+        """Return the upload of a new version; left without commit, it leaves nothing.
+
+        Raises:
+            InvalidError: The header breaks a rule.
+            NotFoundError: The model does not exist.
+            TooLargeError: The version cannot fit.
+        """
+        self._check_model_id(header.model_id)
+        check_user_data(header.user_data, self._limits.user_data_max_bytes, header.model_id)
+        check_data_size(header.data_size_bytes, header.model_id)
+        if header.data_hash:
+            check_data_hash(header.data_hash, header.model_id)
+        ref = await self._catalog.find(header.model_id)
+        store: VersionStore = self._archive if header.archived else self._transient
+        return VersionUpload(self, header, ref, await store.open_upload(header.model_id, header.data_size_bytes))
+
+    async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
+        """Return up to `limit` versions, ordered by number, from `first_number` on.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: The model does not exist.
+        """
+        self._check_model_id(model_id)
+        return await self._catalog.list_versions(model_id, first_number, limit)
+
+    async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
+        """Return versions by number, or by -n for the n-th from the last, in the order given.
+
+        Raises:
+            DataLossError: One is damaged.
+            InvalidError: The id breaks a rule, or there are too many numbers.
+            NotFoundError: The model or one of the versions does not exist.
+        """
+        self._check_model_id(model_id)
+        self._check_count("version_numbers", len(numbers))
+        return await self._catalog.get_versions(model_id, numbers)
+
+    async def open_version(self, model_id: str, number: int) -> VersionReader:
+        """Return the reader of a version; `number` as for `get_versions`.
+
+        Raises:
+            DataLossError: It is damaged.
+            InvalidError: The id breaks a rule.
+            NotFoundError: The model or the version does not exist.
+        """
+        self._check_model_id(model_id)
+        ref = await self._catalog.find(model_id)
+        [info] = await self._catalog.get_versions(model_id, [number])
+        try:
+            return VersionReader(self, info, ref, await self._open(info))
+        except DataLossError as error:
+            await self.mark_damaged(ref, error)
+            raise
+
+    async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
+        """Yield the latest version of the model if there is one, then newer ones; see `Catalog.watch`.
+
+        To be closed with `contextlib.aclosing`.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: The model does not exist, or was deleted.
+            UnavailableError: The registry stops.
+        """
+        self._check_model_id(model_id)
+        self._watchers += 1
+        try:
+            async with aclosing(self._catalog.watch(model_id)) as versions:
+                async for info in versions:
+                    yield info
+        finally:
+            self._watchers -= 1
+
+    async def status(self) -> RegistryStatus:
+        """Return the state of the registry."""
+        counts = await self._catalog.count()
+        return RegistryStatus(
+            models=counts.models,
+            versions=counts.versions,
+            archived_bytes=counts.archived_bytes,
+            transient=self._transient.usage,
+            uploads=self.uploads_under_way,
+            readers=self.readers_under_way,
+            watchers=self._watchers,
+            load=self._load(),
+            archive_failure=self._archive.failure,
+        )
+
+    def _load(self) -> int:
+        """Return the load: the share in use of what is scarcest, memory that cannot be freed or transfers."""
+        if self._archive.failure:
+            return LOAD_MAX + 1
+        usage = self._transient.usage
+        memory_share = usage.held_bytes / usage.max_bytes
+        transfer_share = (self.uploads_under_way + self.readers_under_way) / _BUSY_TRANSFERS
+        return round(min(max(memory_share, transfer_share), 1) * LOAD_MAX)
+
+    # What uploads and readers call.
+
+    async def publish(self, header: VersionHeader, data_hash: str, ref: ModelRef, upload: Upload) -> VersionInfo:
+        """Number a finished upload, commit it and make it visible."""
+        created_ns = header.created_ns or time_ns()
+        key = None
+        try:
+            async with self._catalog.publishing(ref) as slot:
+                info = VersionInfo(
+                    model_id=header.model_id,
+                    number=slot.number,
+                    created_ns=created_ns,
+                    archived=header.archived,
+                    data_hash=data_hash,
+                    data_size_bytes=header.data_size_bytes,
+                    user_data=header.user_data,
+                )
+                key = info.model_id, info.number
+                self._publishing[key] = False
+                await upload.commit(info)
+                slot.show(info)
+                if info.archived:
+                    self._transient.note_newest(*key)
+        finally:
+            is_evicted = key is not None and self._publishing.pop(key)
+        if is_evicted:
+            await self._catalog.forget(info)
+        return info
+
+    async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
+        """Take a version out of the listing that turned out to be damaged."""
+        await self._catalog.mark_damaged(ref, error)
+
+    async def _forget(self, evicted: Sequence[VersionInfo]) -> None:
+        """Make evicted versions invisible."""
+        for info in evicted:
+            key = info.model_id, info.number
+            if key in self._publishing:
+                self._publishing[key] = True
+            else:
+                await self._catalog.forget(info)
+
+    async def _open(self, info: VersionInfo) -> Reader:
+        store: VersionStore = self._archive if info.archived else self._transient
+        return await store.open_version(info)
+
+    def _check_model_id(self, model_id: str) -> None:
+        check_model_id(model_id, self._limits.model_id_max_bytes)
+
+    def _check_count(self, name: str, count: int) -> None:
+        if count > self._limits.request_max_items:
+            raise InvalidError(f"{name} has {count} entries; at most {self._limits.request_max_items} are allowed")

@@ -1,0 +1,195 @@
+"""The model registry as a server: composition root and life cycle.
+
+    settings -> archive, transient store, catalog -> registry -> service -> gRPC -> Directory
+
+Starting goes from left to right, so that nothing is served before all of it works; stopping goes back: deregistered,
+no new calls, watchers told, transfers given their grace, numbers persisted, the archive released.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import grpc.aio
+import structlog
+
+from cogment_model_registry._version import __version__
+from cogment_model_registry.registry.contracts import Archive, TransientStore
+from cogment_model_registry.registry.registry import Limits, Registry
+from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
+from cogment_model_registry.server.metrics import Metrics, MetricsServer
+from cogment_model_registry.server.model_registry import ModelRegistryService
+from cogment_model_registry.server.registration import Registration, State
+from cogment_model_registry.serving import grpc_workarounds, life_cycle
+from cogment_model_registry.serving.health import Health
+from cogment_model_registry.settings import Settings
+from cogment_model_registry.system.machine import release_free_memory, tune_heap
+from cogment_model_registry.wire import messages
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_HEALTH_SECONDS = 1.0
+"""How often health looks at the archive."""
+
+_RELEASE_SECONDS = 0.1
+_MANY_TRANSFERS = 8
+"""So many transfers at once leave enough behind to be worth some milliseconds of giving it back."""
+
+_IDLE_SECONDS = 10.0
+"""How long after the last transfer memory is kept for the next one: trainers publish more often."""
+
+_DEREGISTER_SECONDS = 1.5
+"""How long stopping waits for the Directory at most: whoever asks it is to find nothing within two seconds."""
+
+
+class Server:
+    """A registry that serves. Made by `running`.
+
+    Attributes:
+        port: The TCP port that it serves on.
+        metrics_port: The TCP port that its metrics are served on; None when they are not.
+    """
+
+    def __init__(self, port: int, metrics_port: int | None, backends: Backends) -> None:
+        self.port = port
+        self.metrics_port = metrics_port
+        self._backends = backends
+
+    async def refresh(self) -> None:
+        """Find what people changed in the archive by hand."""
+        await self._backends.rescan()
+
+
+@asynccontextmanager
+async def running(settings: Settings, open_backends: OpenBackends = open_backends) -> AsyncIterator[Server]:
+    """Run a server; a context manager that stops it.
+
+    Args:
+        settings: The settings of the server.
+        open_backends: Opens its storage.
+
+    Raises:
+        StartError: The archive or a port is not available, or there is nothing to register with the Directory.
+    """
+    grpc_workarounds.outlive_undecodable_paths()
+    async with AsyncExitStack() as stack:
+        metrics = Metrics()
+        backends = await stack.enter_async_context(open_backends(settings, metrics))
+        archive, transient, catalog = backends.archive, backends.transient, backends.catalog
+        limits = Limits(settings.model_id_max_bytes, settings.user_data_max_bytes, settings.request_max_items)
+        registry = Registry(limits, catalog, archive, transient)
+        service = ModelRegistryService(registry, settings, metrics.observe_call)
+        health = Health(messages.SERVICE_NAMES)
+        grpc_server = _grpc_server(settings, service, health)
+        port = life_cycle.listen(grpc_server, settings.host, settings.port)
+        registration = Registration(settings, port) if settings.directory_endpoint else None
+        metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
+        metrics_port = None
+        if settings.metrics_port is not None:
+            metrics_server = MetricsServer(metrics, settings.host, settings.metrics_port)
+            stack.push_async_callback(asyncio.to_thread, metrics_server.close)
+            metrics_port = metrics_server.port
+        await grpc_server.start()
+
+        health.set_serving(not archive.failure)
+        following = asyncio.create_task(_follow_health(health, archive))
+        releasing = asyncio.create_task(_release_memory(service, transient))
+        registering = asyncio.create_task(registration.run()) if registration else None
+
+        async def stop_serving() -> None:
+            await _end(following)
+            await _end(releasing)
+            health.stop()
+            catalog.stop_watching()
+            async with asyncio.TaskGroup() as group:
+                if registration and registering:
+                    group.create_task(_deregister(registration, registering))
+                group.create_task(grpc_server.stop(settings.grace_seconds))
+            await service.drained()
+
+        stack.push_async_callback(stop_serving)
+        yield Server(port, metrics_port, backends)
+
+
+def _grpc_server(settings: Settings, service: ModelRegistryService, health: Health) -> grpc.aio.Server:
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", settings.request_max_bytes),
+            ("grpc.max_send_message_length", -1),
+            # Otherwise gRPC lets each client send some MiB ahead of what was asked for, where the network is fast.
+            ("grpc.http2.bdp_probe", 0),
+            *life_cycle.server_options(settings.keepalive_seconds, settings.keepalive_timeout_seconds),
+            ("grpc.max_concurrent_streams", settings.max_concurrent_streams),
+            ("grpc.max_allowed_incoming_connections", settings.max_connections),
+        ]
+    )
+    server.add_generic_rpc_handlers(service.handlers())
+    health.add_to(server)
+    if settings.grpc_reflection:
+        life_cycle.enable_reflection(server, [*messages.SERVICE_NAMES, *health.service_names])
+    return server
+
+
+async def _follow_health(health: Health, archive: Archive) -> None:
+    """Say that the server does not serve once its archive takes no writes."""
+    while True:
+        await asyncio.sleep(_HEALTH_SECONDS)
+        health.set_serving(not archive.failure)
+
+
+async def _release_memory(service: ModelRegistryService, transient: TransientStore) -> None:
+    """Give back what is kept for the next transfer when there is none for long.
+
+    While many transfers are under way, and after they were, what the heap keeps is given back at once, since it piles
+    up between the blocks in use.
+    """
+    now = asyncio.get_running_loop().time
+    was_busy, begun, idle_since, is_released = False, 0, now(), True
+    while True:
+        await asyncio.sleep(_RELEASE_SECONDS)
+        if service.transfers or service.transfers_begun > begun:
+            begun, idle_since, is_released = service.transfers_begun, now(), False
+        is_busy = service.transfers >= _MANY_TRANSFERS
+        is_idle = not is_released and now() - idle_since >= _IDLE_SECONDS
+        if is_idle:
+            transient.release_memory()
+            is_released = True
+        if is_busy or was_busy or is_idle:
+            await asyncio.to_thread(release_free_memory)
+        was_busy = is_busy
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """End a task that runs for ever."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _deregister(registration: Registration, registering: asyncio.Task[None]) -> None:
+    await _end(registering)
+    await registration.end(_DEREGISTER_SECONDS)
+
+
+async def serve(settings: Settings) -> None:
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP looks at the archive anew.
+
+    Raises:
+        StartError: The archive or a port cannot be had, or there is nothing to register with the Directory.
+    """
+
+    def announce(server: Server) -> None:
+        _log.info(
+            "serving",
+            port=server.port,
+            host=settings.host,
+            archive_dir=settings.archive_dir,
+            version=__version__,
+            cache_max_items=settings.cache_max_items,
+            cache_max_bytes=settings.cache_max_bytes,
+            **({} if server.metrics_port is None else {"metrics_port": server.metrics_port}),
+        )
+
+    tune_heap()
+    await life_cycle.serve_until_signal(running(settings), announce, Server.refresh)

@@ -1,0 +1,227 @@
+"""What the server counts, for Prometheus. Each metric is explained in `docs/metrics.md`.
+
+The registry and its storage know nothing of this module: it is told of finished calls and of finished work on the
+archive, and asks for everything else when it is scraped.
+"""
+
+import asyncio
+import socket
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, TypeAlias
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from cogment_model_registry._version import __version__
+from cogment_model_registry.errors import StartError
+from cogment_model_registry.registry.registry import RegistryStatus
+from cogment_model_registry.server.registration import State
+from cogment_model_registry.serving.calls import Call
+from cogment_model_registry.settings import ALL_INTERFACES
+
+_NAMESPACE = "cogment_model_registry"
+
+_STATUS_SECONDS = 5.0
+"""How long a scrape waits for the event loop: half of what Prometheus gives a whole scrape by default."""
+
+_CALL_BUCKETS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    300.0,
+)
+_FILE_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+# The times at which series were made, which the library would add to each, tell nobody anything.
+disable_created_metrics()  # type: ignore[no-untyped-call] # the library types it not at all
+
+
+StatusOf: TypeAlias = Callable[[], Coroutine[Any, Any, RegistryStatus]]
+
+_Series: TypeAlias = tuple[Counter, Histogram, Counter, Counter, Counter, Counter]
+
+
+class Metrics:
+    """The metrics of one server.
+
+    Attributes:
+        registry: What a scrape collects.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._calls = self._counter("calls", "Finished calls.", ["method", "status"])
+        self._call_seconds = self._histogram(
+            "call_seconds", "Duration of finished calls, streams from first to last.", ["method"], _CALL_BUCKETS
+        )
+        self._received_bytes = self._counter("received_bytes", "Bytes of request messages.", ["method"])
+        self._received_messages = self._counter("received_messages", "Request messages.", ["method"])
+        self._sent_bytes = self._counter("sent_bytes", "Bytes of reply messages.", ["method"])
+        self._sent_messages = self._counter("sent_messages", "Reply messages.", ["method"])
+        self._series: dict[tuple[str, str], _Series] = {}
+        self._archive_seconds = self._histogram(
+            "archive_operation_seconds", "Duration of operations on the archive.", ["operation"], _FILE_BUCKETS
+        )
+        self._sync_seconds = self._histogram("sync_seconds", "Duration of fsync.", ["kind"], _FILE_BUCKETS)
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(name, text, labels, namespace=_NAMESPACE, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, labels, namespace=_NAMESPACE, registry=self.registry, buckets=buckets)
+
+    def observe_call(self, call: Call, status: str, seconds: float) -> None:
+        """Take note of a finished call."""
+        series = self._series.get((call.method, status))
+        if series is None:
+            series = self._series[call.method, status] = self._series_of(call.method, status)
+        calls, call_seconds, received_bytes, received_messages, sent_bytes, sent_messages = series
+        calls.inc()
+        call_seconds.observe(seconds)
+        received_bytes.inc(call.received_bytes)
+        received_messages.inc(call.received_messages)
+        sent_bytes.inc(call.sent_bytes)
+        sent_messages.inc(call.sent_messages)
+
+    def _series_of(self, method: str, status: str) -> _Series:
+        """Return what counts the calls of a method that end with a status; finding it each time costs 10 us."""
+        return (
+            self._calls.labels(method, status),
+            self._call_seconds.labels(method),
+            self._received_bytes.labels(method),
+            self._received_messages.labels(method),
+            self._sent_bytes.labels(method),
+            self._sent_messages.labels(method),
+        )
+
+    def observe_archive(self, operation: str, seconds: float) -> None:
+        """Take note of a finished operation on the archive. Called from its threads."""
+        self._archive_seconds.labels(operation).observe(seconds)
+
+    def observe_sync(self, kind: str, seconds: float) -> None:
+        """Take note of a finished fsync of a file or a directory. Called from the archive's threads."""
+        self._sync_seconds.labels(kind).observe(seconds)
+
+    def watch(self, status: StatusOf, registration: Callable[[], State]) -> None:
+        """Ask for the state of the registry, on the running event loop, and of its registration at each scrape."""
+        self.registry.register(_StateCollector(status, registration, asyncio.get_running_loop()))
+
+
+class _StateCollector(Collector):
+    """Turns the state of the registry into metrics."""
+
+    def __init__(
+        self,
+        status: StatusOf,
+        registration: Callable[[], State],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._status = status
+        self._registration = registration
+        self._loop = loop
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: the metrics are known when they are collected."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics. Called from the thread of a scrape.
+
+        Raises:
+            TimeoutError: The server is too busy to answer; the scrape fails.
+        """
+        status = asyncio.run_coroutine_threadsafe(self._status(), self._loop).result(_STATUS_SECONDS)
+        transient = status.transient
+        yield _gauge("info", "The server.", {"version": __version__}, 1)
+        yield _gauge("models", "Models that exist.", {}, status.models)
+        yield _family(
+            "versions",
+            "Versions that can be retrieved.",
+            "tier",
+            {"transient": transient.items, "archived": status.versions - transient.items},
+        )
+        yield _family(
+            "version_bytes",
+            "Bytes of versions; of transient ones, with those being uploaded or evicted while being read.",
+            "tier",
+            {"transient": transient.bytes, "archived": status.archived_bytes},
+        )
+        evictions = CounterMetricFamily(
+            f"{_NAMESPACE}_evictions", "Evicted versions, by the bound that they were in the way of.", labels=["reason"]
+        )
+        for reason, count in transient.evictions.items():
+            evictions.add_metric([reason], count)
+        yield evictions
+        yield _gauge("budget_bytes", "The bound on the bytes of transient versions.", {}, transient.max_bytes)
+        yield _gauge("budget_items", "The bound on the count of transient versions.", {}, transient.max_items)
+        yield _gauge(
+            "held_bytes", "Bytes that cannot be evicted: being read, or promised to uploads.", {}, transient.held_bytes
+        )
+        yield _gauge("uploads", "Uploads under way.", {}, status.uploads)
+        yield _gauge("readers", "Retrievals under way.", {}, status.readers)
+        yield _gauge("watchers", "Watchers that wait for news.", {}, status.watchers)
+        yield _gauge("load", "The load that Status tells: 0 to 254, or 255 for unserviceable.", {}, status.load)
+        yield _gauge("archive_usable", "Whether the archive takes writes.", {}, int(not status.archive_failure))
+        state = self._registration()
+        yield _family(
+            "registration",
+            "The state of the registration with the Directory: 1 for the one that holds.",
+            "state",
+            {each.value: int(each is state) for each in State},
+        )
+
+
+def _gauge(name: str, text: str, labels: Mapping[str, str], value: float) -> Metric:
+    family = GaugeMetricFamily(f"{_NAMESPACE}_{name}", text, labels=list(labels))
+    family.add_metric(list(labels.values()), value)
+    return family
+
+
+def _family(name: str, text: str, label: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"{_NAMESPACE}_{name}", text, labels=[label])
+    for key, value in values.items():
+        family.add_metric([key], value)
+    return family
+
+
+class MetricsServer:
+    """Serves metrics over HTTP, from a thread of its own.
+
+    Args:
+        metrics: What to serve.
+        host: The interface, or `ALL_INTERFACES`.
+        port: The port; 0 for a free one.
+
+    Raises:
+        StartError: The port cannot be had.
+    """
+
+    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
+        if host == ALL_INTERFACES:
+            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 # what the operator asked for
+        try:
+            self._server, self._thread = start_http_server(port, host, metrics.registry)
+        except OSError as error:
+            raise StartError(f"metrics_port {port} cannot be had: {error.strerror}") from error
+        self.port = int(self._server.server_port)
+
+    def close(self) -> None:
+        """Serve no more."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

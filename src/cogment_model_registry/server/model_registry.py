@@ -1,0 +1,210 @@
+"""The calls of ModelRegistrySP: decode the request, call the registry, encode the reply.
+
+How a call begins and ends is the business of `serving.calls`; here are the nine answers.
+"""
+
+import asyncio
+import platform
+from contextlib import aclosing
+
+import grpc
+
+from cogment_model_registry._version import __version__
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
+from cogment_model_registry.records.versions import VersionHeader, VersionInfo
+from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.server.transfers import Receiver, Transfers
+from cogment_model_registry.serving.calls import Call, Handlers, Observer
+from cogment_model_registry.settings import Settings
+from cogment_model_registry.wire import convert, messages
+from cogment_model_registry.wire.frames import build_data_chunk
+from cogment_model_registry.wire.paging import ExplicitHandle, Page, cut_handle, parse_handle
+
+_BATCH = 1000
+"""Entries of a listing that are asked for at once, at most."""
+
+_FIRST_BATCH = 16
+"""With how many a listing begins: a page may be full after as many, and reading more would be for nothing."""
+
+
+class ModelRegistryService:
+    """Answers ModelRegistrySP, under both of its names.
+
+    Args:
+        registry: What answers.
+        settings: The limits of messages.
+        observe: Told of each finished call.
+    """
+
+    def __init__(self, registry: Registry, settings: Settings, observe: Observer) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._handlers = Handlers(observe)
+        self._transfers = Transfers(settings)
+
+    @property
+    def transfers(self) -> int:
+        """How many uploads and retrievals are under way."""
+        return self._transfers.count
+
+    @property
+    def transfers_begun(self) -> int:
+        """How many uploads and retrievals there were so far, those under way included."""
+        return self._transfers.begun
+
+    async def drained(self) -> None:
+        """Wait until no call is under way."""
+        await self._handlers.drained()
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """Return what to add to a `grpc.aio` server."""
+        methods = {
+            "CreateOrUpdateModel": self._handlers.unary("CreateOrUpdateModel", self._create_or_update_model),
+            "DeleteModel": self._handlers.unary("DeleteModel", self._delete_model),
+            "RetrieveModels": self._handlers.unary("RetrieveModels", self._retrieve_models),
+            "CreateVersion": self._handlers.streamed_request("CreateVersion", self._create_version),
+            "RetrieveVersionInfos": self._handlers.unary("RetrieveVersionInfos", self._retrieve_version_infos),
+            "RetrieveVersionData": self._handlers.streamed_reply("RetrieveVersionData", self._retrieve_version_data),
+            "VersionUpdate": self._handlers.streamed_reply("VersionUpdate", self._version_update),
+            "Version": self._handlers.unary("Version", self._version),
+            "Status": self._handlers.unary("Status", self._status),
+        }
+        return [grpc.method_handlers_generic_handler(name, methods) for name in messages.SERVICE_NAMES]
+
+    async def _create_or_update_model(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(messages.CreateOrUpdateModelRequest, data)
+        if not request.HasField("model_info"):
+            raise InvalidError("CreateOrUpdateModel must have a model_info")
+        call.about(model_id=request.model_info.model_id)
+        await self._registry.create_or_update_model(convert.model_from_message(request.model_info))
+        return messages.CreateOrUpdateModelReply().SerializeToString()
+
+    async def _delete_model(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(messages.DeleteModelRequest, data)
+        call.about(model_id=request.model_id)
+        await self._registry.delete_model(request.model_id)
+        return messages.DeleteModelReply().SerializeToString()
+
+    async def _retrieve_models(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(messages.RetrieveModelsRequest, data)
+        start = parse_handle(request.model_handle)
+        page = Page(request.models_count, self._settings.reply_max_bytes)
+        if request.model_ids:
+            models = (await self._registry.get_models(request.model_ids))[start:]
+            page.extend(map(convert.encode_model, models))
+        else:
+            while page.missing != 0 and (
+                models := await self._registry.list_models(start + len(page), page.batch(_BATCH))
+            ):
+                if page.extend(map(convert.encode_model, models)) < len(models):
+                    break
+        return page.reply(str(start + len(page)) if len(page) else request.model_handle or "0")
+
+    async def _create_version(self, call: Call) -> bytes:
+        with self._transfers.receiving(call) as receiver:
+            try:
+                info = await self._receive_version(receiver, call)
+            except TimedOutError:
+                raise  # there is nothing to discard
+            except ModelRegistryError:
+                await receiver.discard()
+                raise
+        return convert.encode_version(info)
+
+    async def _receive_version(self, receiver: Receiver, call: Call) -> VersionInfo:
+        """Create a version of what is received."""
+        first = await receiver.next_chunk()
+        if first is None:
+            raise InvalidError("CreateVersion must begin with a header; the stream was empty")
+        if not isinstance(first, VersionHeader):
+            raise InvalidError("CreateVersion must begin with a header; a body came first")
+        call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
+        async with await self._registry.create_version(first) as upload:
+            while (chunk := await receiver.next_chunk()) is not None:
+                if isinstance(chunk, VersionHeader):
+                    raise InvalidError("CreateVersion must have one header; a second one came")
+                await upload.write(chunk)
+                del chunk  # with its message, before the next turn is waited for
+            # gRPC tells of a cancellation as of an end, and only then as of what it is.
+            await asyncio.sleep(0)
+            info = await upload.commit()
+        call.about(number=info.number)
+        return info
+
+    async def _retrieve_version_infos(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(messages.RetrieveVersionInfosRequest, data)
+        call.about(model_id=request.model_id)
+        page = Page(request.versions_count, self._settings.reply_max_bytes)
+        if request.version_numbers:
+            return await self._list_explicitly(request, page)
+        next_number = parse_handle(request.version_handle)
+        most = _FIRST_BATCH
+        while page.missing != 0 and (
+            versions := await self._registry.list_versions(request.model_id, next_number, page.batch(most))
+        ):
+            most = min(2 * most, _BATCH)
+            taken = page.extend(map(convert.encode_version, versions))
+            if taken:
+                next_number = versions[taken - 1].number + 1
+            await asyncio.sleep(0)  # a long listing holds up nobody for long
+            if taken < len(versions):
+                break
+        return page.reply(str(next_number) if len(page) else request.version_handle or "0")
+
+    async def _list_explicitly(self, request: messages.RetrieveVersionInfosRequest, page: Page) -> bytes:
+        """Return the page of the versions whose numbers are given."""
+        handle = ExplicitHandle.parse(request.version_handle)
+        versions = await self._registry.get_versions(request.model_id, request.version_numbers)
+        start = handle.start([info.number for info in versions])
+        taken = page.extend(map(convert.encode_version, versions[start:]))
+        if start + taken < len(versions):
+            return page.reply(cut_handle(start + taken))
+        return page.reply(str(versions[-1].number + 1) if taken else request.version_handle)
+
+    async def _retrieve_version_data(self, data: bytes, call: Call) -> None:
+        request = convert.decode(messages.RetrieveVersionDataRequest, data)
+        call.about(model_id=request.model_id, number=request.version_number)
+        with self._transfers.sending(call) as sender:
+            async with (
+                await self._registry.open_version(request.model_id, request.version_number) as reader,
+                aclosing(reader.chunks(sender.chunk_bytes, sender.buffer_bytes)) as chunks,
+            ):
+                call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
+                async for parts in chunks:
+                    await sender.send(build_data_chunk(parts))
+
+    async def _version_update(self, data: bytes, call: Call) -> None:
+        request = convert.decode(messages.VersionUpdateRequest, data)
+        call.about(model_id=request.model_id)
+        async with aclosing(self._registry.watch(request.model_id)) as versions:
+            async for info in versions:
+                await call.write(convert.encode_version(info))
+
+    async def _version(self, data: bytes, call: Call) -> bytes:
+        convert.decode(messages.VersionRequest, data)
+        versions = {
+            "cogment-model-registry": __version__,
+            "python": platform.python_version(),
+            "grpcio": grpc.__version__,
+        }
+        return messages.version_reply(versions).SerializeToString()
+
+    async def _status(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(messages.StatusRequest, data)
+        return messages.status_reply(await self._statuses(), request.names).SerializeToString()
+
+    async def _statuses(self) -> dict[str, str]:
+        status = await self._registry.status()
+        return {
+            "overall_load": str(status.load),
+            "models": str(status.models),
+            "versions": str(status.versions),
+            "transient_versions": str(status.transient.items),
+            "transient_versions_max": str(status.transient.max_items),
+            "transient_bytes": str(status.transient.bytes),
+            "transient_bytes_max": str(status.transient.max_bytes),
+            "uploads": str(status.uploads),
+            "retrievals": str(status.readers),
+            "watchers": str(status.watchers),
+            "archive": status.archive_failure or "ok",
+        }

@@ -1,0 +1,204 @@
+"""Registration of this server with a Cogment Directory, kept alive.
+
+The server serves before it registers, since the Directory calls back at once. From then on a task looks after the
+registration: a Directory that is not there is waited for; one that forgot this server, or that another one took the
+place of, gets it again. Every change of state is one line of the log, and nothing of this ever holds up the service.
+"""
+
+import asyncio
+import contextlib
+import enum
+import ipaddress
+import random
+import socket
+from time import monotonic
+
+import structlog
+
+from cogment_model_registry._version import __version__
+from cogment_model_registry.discovery.client import DirectoryClient, connected
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, StartError
+from cogment_model_registry.records.services import (
+    SOURCE_PROPERTY,
+    VERSION_PROPERTY,
+    Details,
+    Endpoint,
+    Protocol,
+    ServiceType,
+)
+from cogment_model_registry.settings import ALL_INTERFACES, Settings
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_CALL_TIMEOUT_SECONDS = 5.0
+_LOOK_SECONDS = 5.0
+"""How often to look whether the Directory still knows this server; with the second look and a registration, a restarted
+Directory has it again well within 30 seconds."""
+
+_SECOND_LOOK_SECONDS = 3.0
+"""A Directory hands out only services whose last check passed, so one empty answer does not mean that it forgot."""
+
+_FIRST_CHECK_SECONDS = 15.0
+"""A Directory may take 14 seconds (three patient tries) for its first check, and hands nothing out before."""
+
+_BACKOFF_SECONDS = (0.5, 10.0)
+"""The first and the longest pause between two tries, before jitter."""
+
+
+class State(enum.Enum):
+    """How it stands with the registration."""
+
+    OFF = "off"
+    WAITING = "waiting"
+    REGISTERED = "registered"
+    REFUSED = "refused"
+
+
+def registration_endpoint(settings: Settings, port: int) -> tuple[Endpoint, str]:
+    """Return the endpoint to register, and how its host came about (`Self-Command_Line` or `Self-Implicit`).
+
+    Raises:
+        StartError: No host is given, and none can be found out.
+    """
+    if settings.directory_registration_host:
+        return Endpoint(Protocol.GRPC, settings.directory_registration_host, port), "Self-Command_Line"
+    host = settings.host if settings.host != ALL_INTERFACES else _own_address()
+    if host is None:
+        message = "this machine has no IPv4 address but loopback ones: give directory_registration_host"
+        raise StartError(message)
+    return Endpoint(Protocol.GRPC, host, port), "Self-Implicit"
+
+
+def _own_address() -> str | None:
+    """Return the first IPv4 address of this machine that is not a loopback one."""
+    # Imported late: it takes a tenth of the time of a start, and most servers register nowhere.
+    import psutil  # noqa: PLC0415
+
+    status = psutil.net_if_stats()
+    for name, addresses in psutil.net_if_addrs().items():
+        if name in status and not status[name].isup:
+            continue
+        for address in addresses:
+            if address.family == socket.AF_INET and not ipaddress.ip_address(address.address).is_loopback:
+                return str(address.address)
+    return None
+
+
+class Registration:
+    """Keeps this server registered.
+
+    Args:
+        settings: Which Directory, with what token and properties.
+        port: The port that the server serves on.
+
+    Raises:
+        StartError: No host can be registered.
+    """
+
+    def __init__(self, settings: Settings, port: int) -> None:
+        self._settings = settings
+        self._endpoint, source = registration_endpoint(settings, port)
+        properties = {
+            **settings.directory_registration_properties,
+            SOURCE_PROPERTY: source,
+            VERSION_PROPERTY: __version__,
+        }
+        self._details = Details(ServiceType.MODEL_REGISTRY, properties)
+        self._held: tuple[int, str] | None = None
+        self._tries = 0
+        self._registered_at = 0.0
+        self._in_vain = 0  # registrations in a row that were never handed out
+        self._logged: State | None = None
+        self.state = State.WAITING
+
+    async def run(self) -> None:
+        """Register, and look after the registration until cancelled."""
+        async with connected(
+            self._settings.directory_endpoint, self._settings.directory_authentication_token
+        ) as client:
+            while True:
+                try:
+                    await self._look_after(client)
+                    self._tries = 0
+                    await asyncio.sleep(_LOOK_SECONDS)
+                except InvalidError as error:
+                    self._enter(State.REFUSED, error)
+                    await asyncio.sleep(self._pause_seconds())
+                except ModelRegistryError as error:
+                    self._enter(State.WAITING, error)
+                    await asyncio.sleep(self._pause_seconds())
+
+    async def end(self, timeout_seconds: float) -> None:
+        """Deregister, if registered."""
+        if self._held is None:
+            return
+        (service_id, secret), self._held = self._held, None
+        endpoint, token = self._settings.directory_endpoint, self._settings.directory_authentication_token
+        async with connected(endpoint, token) as client:
+            try:
+                await client.deregister(service_id, secret, timeout_seconds=timeout_seconds)
+            except ModelRegistryError as error:
+                _log.warning("could not deregister from the Directory", service_id=service_id, reason=error.message)
+            else:
+                _log.info("deregistered from the Directory", service_id=service_id)
+
+    async def _look_after(self, client: DirectoryClient) -> None:
+        """Make sure that the Directory knows this server."""
+        if self._held is not None and await self._is_known(client, self._held[0]):
+            self._in_vain = 0
+            self._enter(State.REGISTERED)
+            return
+        if self._held is not None:
+            if monotonic() - self._registered_at < _FIRST_CHECK_SECONDS * 2 ** min(self._in_vain, 4):
+                return
+            self._in_vain += 1
+            service_id, secret = self._held
+            _log.warning(
+                "the Directory does not hand this server out: registering anew; can it reach the endpoint?",
+                service_id=service_id,
+                endpoint=str(self._endpoint),
+            )
+            self._logged = None
+            # What it forgot it cannot remove; what it still has would be there twice.
+            with contextlib.suppress(InvalidError):
+                await client.deregister(service_id, secret, timeout_seconds=_CALL_TIMEOUT_SECONDS)
+            self._held = None
+        self._held = await client.register(self._endpoint, self._details, timeout_seconds=_CALL_TIMEOUT_SECONDS)
+        self._registered_at = monotonic()
+        self._enter(State.REGISTERED)
+
+    async def _is_known(self, client: DirectoryClient, service_id: int) -> bool:
+        """Ask, and ask again before believing that it is not."""
+        if await self._is_handed_out(client, service_id):
+            return True
+        await asyncio.sleep(_SECOND_LOOK_SECONDS)
+        return await self._is_handed_out(client, service_id)
+
+    async def _is_handed_out(self, client: DirectoryClient, service_id: int) -> bool:
+        services = await client.inquire(service_id, timeout_seconds=_CALL_TIMEOUT_SECONDS)
+        # Another Directory in the same place may have given the same id to someone else.
+        return any(service.endpoint == self._endpoint for service in services)
+
+    def _enter(self, state: State, error: ModelRegistryError | None = None) -> None:
+        """Change the state, and log it when it is another one."""
+        self.state = state
+        if state is self._logged:
+            return
+        self._logged = state
+        where = self._settings.directory_endpoint
+        if state is State.REGISTERED:
+            service_id = self._held[0] if self._held else 0
+            _log.info(
+                "registered with the Directory", directory=where, service_id=service_id, endpoint=str(self._endpoint)
+            )
+        elif error is not None and state is State.REFUSED:
+            _log.error("registration refused; trying again", directory=where, reason=error.message)
+        elif error is not None:
+            _log.warning("the Directory cannot be reached; trying again", directory=where, reason=error.message)
+
+    def _pause_seconds(self) -> float:
+        """Return how long to wait before the next try: longer each time, and not the same for all servers."""
+        first, longest = _BACKOFF_SECONDS
+        pause = min(first * 2.0 ** min(self._tries, 10), longest)
+        self._tries += 1
+        return float(pause) * random.uniform(0.5, 1.0)  # noqa: S311 # no secret

@@ -1,0 +1,245 @@
+"""The bytes of versions on their way over calls, in bounded memory, however many calls there are.
+
+gRPC holds a message as a whole, and so do we: a message that is received is in memory twice for a moment (gRPC's
+pieces, then one buffer), and so is one that waits to be sent to a client that does not read. A hundred peers with
+messages of 2 MiB would so take 400 MiB beside the budget of the transient store. Therefore:
+
+- *receiving* is by turns: an upload asks gRPC for its next message only when a share of a fixed budget is free, and
+  until then gRPC's flow control holds the client back. Whoever has a turn and sends nothing soon loses the turn to the
+  next one, but not its call, so that slow clients hold up nobody;
+- *sending* is by windows: the more retrievals are under way, the smaller are the chunks of the next one.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Self
+
+from cogment_model_registry.errors import TimedOutError
+from cogment_model_registry.records.versions import VersionHeader
+from cogment_model_registry.serving.calls import Call
+from cogment_model_registry.settings import KIB, MIB, Settings
+from cogment_model_registry.system.byte_budget import ByteBudget
+from cogment_model_registry.system.tasks import IdleTimer
+from cogment_model_registry.wire import convert
+
+_RECEIVE_BYTES = 8 * MIB
+"""What messages of uploads of one tier may take while they are received: four of the usual ones, more than two cores
+can take in. A message that is larger is received alone."""
+
+_USUAL_MESSAGE_BYTES = 2 * MIB
+"""What a message is taken to be before the first one came; the stock SDK sends no larger ones."""
+
+_SMALL_MESSAGE_BYTES = 64 * KIB
+"""Up to so many bytes gRPC takes in without being asked, so turns would save nothing."""
+
+_TURN_SECONDS = 0.2
+"""How long a turn waits for its message: longer than one takes on its way, unless the client or the network is slow."""
+
+_SEND_BYTES = 32 * MIB
+"""What chunks may take while they are sent, shared by those retrievals that do not use the smallest window."""
+
+_COPIES = 4
+"""How often a chunk is in memory while it is sent: as gRPC's copy and as our message, read and read ahead."""
+
+_WINDOW_MIN_BYTES = 256 * KIB
+"""The smallest window: chunks of 64 KiB, which cost little more per byte than larger ones."""
+
+_DISCARD_QUIET_SECONDS = 0.05
+_DISCARD_MAX_SECONDS = 2.0
+
+
+class Transfers:
+    """What all transfers of a server share.
+
+    Args:
+        settings: The limits.
+
+    Attributes:
+        count: How many are under way, those of refused uploads included.
+        begun: How many there were so far.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        # Apart, so that a slow disk does not hold up those who need none.
+        self._receiving = {archived: ByteBudget(_RECEIVE_BYTES) for archived in (False, True)}
+        self._send_bytes = _SEND_BYTES
+        self._upload_idle = IdleTimer(settings.upload_idle_seconds)
+        self._retrieval_idle = IdleTimer(settings.retrieval_idle_seconds)
+        self.count = self.begun = 0
+
+    def receiving(self, call: Call) -> "Receiver":
+        """Return the context in which an upload is received."""
+        self._note_begin()
+        return Receiver(call, self._receiving, self._upload_idle, self._note_end)
+
+    def sending(self, call: Call) -> "Sender":
+        """Return the context in which a version is sent."""
+        window_bytes = min(self._send_bytes // 4, _COPIES * self._settings.sent_version_chunk_size)
+        window_bytes = max(window_bytes, _WINDOW_MIN_BYTES)
+        self._send_bytes -= window_bytes
+        # Not before the call is over: what a client does not take stays in gRPC, also after its time is up.
+        call.when_over(lambda: self._give_back_window(window_bytes))
+        self._note_begin()
+        chunk_max_bytes = self._settings.sent_version_chunk_size
+        return Sender(call, window_bytes, chunk_max_bytes, self._retrieval_idle, self._note_end)
+
+    def _give_back_window(self, window_bytes: int) -> None:
+        self._send_bytes += window_bytes
+
+    def _note_begin(self) -> None:
+        self.count += 1
+        self.begun += 1
+
+    def _note_end(self) -> None:
+        self.count -= 1
+
+
+class _Transfer:
+    """One upload or retrieval under way: a context that holds nothing at its end.
+
+    Args:
+        call: Its call.
+        idle: What bounds its waits.
+        on_end: Called at the end.
+    """
+
+    def __init__(self, call: Call, idle: IdleTimer, on_end: Callable[[], None]) -> None:
+        self._call = call
+        self._idle_seconds = idle.seconds
+        self._watch = idle.watch()
+        self._on_end = on_end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._watch.close()
+        self._on_end()
+
+
+class Receiver(_Transfer):
+    """Receives the messages of one upload. Made by `Transfers.receiving`."""
+
+    def __init__(
+        self, call: Call, budgets: Mapping[bool, ByteBudget], idle: IdleTimer, on_end: Callable[[], None]
+    ) -> None:
+        super().__init__(call, idle, on_end)
+        self._budgets = budgets
+        self._budget = budgets[False]
+        self._expected_bytes = 0
+        self._taken_bytes = 0
+
+    async def next_chunk(self) -> VersionHeader | memoryview | None:
+        """Return what the next chunk carries; None at the end. What was returned before must have been used.
+
+        Raises:
+            InvalidError: It is no chunk.
+            TimedOutError: The client sent nothing for too long.
+        """
+        await self._take_turn()
+        message = await self._next_message()
+        if message is None:
+            return None
+        chunk = convert.decode_upload_chunk(message)
+        if isinstance(chunk, VersionHeader):
+            self._budget = self._budgets[chunk.archived]
+            self._expected_bytes = min(chunk.data_size_bytes, _USUAL_MESSAGE_BYTES)
+        else:
+            self._expected_bytes = len(message)
+        return chunk
+
+    async def discard(self) -> None:
+        """Read on for a moment what the client of a refused upload still sends.
+
+        A client on Python's `grpc.aio`, the stock SDK among them, that is still writing when the status comes may
+        report an INTERNAL error of its own instead (https://github.com/grpc/grpc/issues/36066). So its messages are
+        read and dropped until it pauses or has had its time. A client that cancelled looks like one that ended until
+        its cancellation is here: an end is a pause too.
+        """
+        loop = asyncio.get_running_loop()
+        seconds_left = _DISCARD_MAX_SECONDS
+        while seconds_left > 0:
+            await self._take_turn()
+            started = loop.time()
+            reading = asyncio.ensure_future(self._call.read())
+            reading.add_done_callback(_drop_result)
+            if not await _is_done_soon(reading):
+                break  # left alone rather than cancelled: gRPC never frees a message that comes for a read that was
+            if reading.result() is None:
+                await asyncio.sleep(_DISCARD_QUIET_SECONDS)
+                break
+            del reading  # with its message, before the next turn is waited for
+            seconds_left -= loop.time() - started
+
+    async def _take_turn(self) -> None:
+        self.end_turn()
+        if self._expected_bytes > _SMALL_MESSAGE_BYTES:
+            self._taken_bytes = await self._budget.take(self._expected_bytes)
+
+    async def _next_message(self) -> bytes | None:
+        turn = None
+        if self._taken_bytes:
+            turn = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
+        try:
+            message = await self._watch.wait(self._call.read())
+        except TimeoutError:
+            raise TimedOutError(f"the upload sent nothing for {self._idle_seconds:g} seconds") from None
+        finally:
+            if turn:
+                turn.cancel()
+        if message is None:
+            self.end_turn()
+        return message
+
+    def __exit__(self, *_: object) -> None:
+        self.end_turn()
+        super().__exit__()
+
+    def end_turn(self) -> None:
+        """Let others receive."""
+        taken_bytes, self._taken_bytes = self._taken_bytes, 0
+        if taken_bytes:
+            self._budget.give_back(taken_bytes)
+
+
+class Sender(_Transfer):
+    """Sends the chunks of one version. Made by `Transfers.sending`.
+
+    Attributes:
+        chunk_bytes: The size of its chunks.
+        buffer_bytes: What the reader may hold besides the chunk that is being sent.
+    """
+
+    def __init__(
+        self, call: Call, window_bytes: int, chunk_max_bytes: int, idle: IdleTimer, on_end: Callable[[], None]
+    ) -> None:
+        super().__init__(call, idle, on_end)
+        self.chunk_bytes = min(chunk_max_bytes, window_bytes // _COPIES)
+        self.buffer_bytes = window_bytes // 2
+
+    async def send(self, message: bytes) -> None:
+        """Send a message.
+
+        Raises:
+            TimedOutError: The client took nothing for too long.
+        """
+        try:
+            await self._watch.wait(self._call.write(message))
+        except TimeoutError:
+            raise TimedOutError(f"the client took nothing for {self._idle_seconds:g} seconds") from None
+
+
+async def _is_done_soon(reading: asyncio.Future[bytes | None]) -> bool:
+    """Return whether a read ends before a pause is over; asked twice, since a busy loop may see the pause first."""
+    for _ in range(2):
+        done, _pending = await asyncio.wait([reading], timeout=_DISCARD_QUIET_SECONDS / 2)
+        if done:
+            return True
+    return False
+
+
+def _drop_result(reading: asyncio.Future[bytes | None]) -> None:
+    """Take note of how a read ended that nobody waits for."""
+    if not reading.cancelled():
+        reading.exception()

@@ -1,0 +1,1 @@
+"""What each gRPC server of this package has: calls, health, logs, a life cycle, workarounds for gRPC."""

@@ -1,0 +1,236 @@
+"""How a call of any gRPC service begins and ends: decoded from raw bytes, answered, logged, counted.
+
+Requests are taken as raw bytes and decoded by the service, so that what is no message is the caller's fault
+(INVALID_ARGUMENT) and not the server's (INTERNAL, which gRPC's own decoding answers), and so that the bytes of an
+upload are not copied on the way.
+"""
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+import structlog
+
+from cogment_model_registry.errors import ModelRegistryError, StoppingError, UnavailableError, shown
+from cogment_model_registry.serving import grpc_workarounds
+from cogment_model_registry.wire.convert import status_of
+
+_log = structlog.stdlib.get_logger(__name__)
+_levels = logging.getLogger(__name__)
+
+_DETAILS_MAX_CHARACTERS = 1000
+"""Details travel as a header, and clients refuse 8 KiB of headers."""
+
+_T = TypeVar("_T")
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in gRPC's stubs alone
+
+
+class Context(Protocol):
+    """What a handler needs of gRPC's context, whose own types say nothing of raw bytes."""
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+        """End the call with a status."""
+
+    async def read(self) -> object:
+        """Return the next message of a stream; `grpc.aio.EOF` at its end."""
+
+    async def write(self, message: bytes) -> None:
+        """Send a message of a stream."""
+
+    def peer(self) -> str:
+        """Return the address of the caller."""
+
+    def invocation_metadata(self) -> Any:
+        """Return the metadata that came with the call."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One call under way, and what is known of it.
+
+    Attributes:
+        method: The method's name.
+        context: gRPC's side of it.
+        subject: What it is about, for the log: the model, the version, and so on.
+        received_bytes: Bytes of request messages so far.
+        received_messages: Request messages so far.
+        sent_bytes: Bytes of reply messages so far.
+        sent_messages: Reply messages so far.
+    """
+
+    method: str
+    context: Context
+    subject: dict[str, object] = field(default_factory=dict)
+    received_bytes: int = 0
+    received_messages: int = 0
+    sent_bytes: int = 0
+    sent_messages: int = 0
+
+    def about(self, **subject: object) -> None:
+        """Take note of what the call is about."""
+        self.subject.update(subject)
+
+    def count_received(self, message: bytes) -> bytes:
+        """Count a request message, and return it."""
+        self.received_bytes += len(message)
+        self.received_messages += 1
+        return message
+
+    async def read(self) -> bytes | None:
+        """Return the next message of a stream, counted; None at its end.
+
+        gRPC's own iterator of requests would keep each message in memory until the next one is there.
+        """
+        message = await self.context.read()
+        return self.count_received(message) if isinstance(message, bytes) else None
+
+    def count_sent(self, message: bytes) -> bytes:
+        """Count a reply message, and return it."""
+        self.sent_bytes += len(message)
+        self.sent_messages += 1
+        return message
+
+    async def write(self, message: bytes) -> None:
+        """Send a message of a stream.
+
+        Raises:
+            asyncio.CancelledError: The peer is gone.
+        """
+        with grpc_workarounds.broken_calls_are_cancelled():
+            await self.context.write(self.count_sent(message))
+
+    def when_over(self, action: Callable[[], None]) -> None:
+        """Do something when gRPC is done with the call."""
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a call runs in a task")
+        task.add_done_callback(lambda _: action())
+
+    def metadata(self, key: str) -> str:
+        """Return the value that came with the call under a key; empty when none did."""
+        return next((str(value) for name, value in self.context.invocation_metadata() or () if name == key), "")
+
+
+Observer: TypeAlias = Callable[[Call, str, float], None]
+"""Told of each finished call: the call, the name of its status, and the seconds that it took."""
+
+
+class Handlers:
+    """Makes gRPC handlers of a service's methods, and knows the calls under way.
+
+    Args:
+        observe: Told of each finished call.
+    """
+
+    def __init__(self, observe: Observer) -> None:
+        self._observe = observe
+        self._calls = 0
+        self._none_left = asyncio.Event()
+
+    async def drained(self) -> None:
+        """Wait until no call is under way."""
+        while self._calls:
+            self._none_left.clear()
+            await self._none_left.wait()
+
+    def unary(self, method: str, answer: Callable[[bytes, Call], Awaitable[bytes]]) -> _Handler:
+        """Return the handler of a method with one request and one reply."""
+
+        async def handle(data: bytes, context: Context) -> bytes:
+            call = Call(method, context)
+            return await self._answer(call, answer(call.count_received(data), call))
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def streamed_request(self, method: str, answer: Callable[[Call], Awaitable[bytes]]) -> _Handler:
+        """Return the handler of a method with a stream of requests, which `answer` reads, and one reply."""
+
+        async def handle(_messages: object, context: Context) -> bytes:
+            call = Call(method, context)
+            return await self._answer(call, answer(call))
+
+        return grpc.stream_unary_rpc_method_handler(handle)
+
+    def streamed_reply(self, method: str, answer: Callable[[bytes, Call], Awaitable[None]]) -> _Handler:
+        """Return the handler of a method with one request and a stream of replies."""
+
+        async def handle(data: bytes, context: Context) -> None:
+            call = Call(method, context)
+            await self._answer(call, answer(call.count_received(data), call))
+
+        return grpc.unary_stream_rpc_method_handler(handle)
+
+    def streamed(self, method: str, answer: Callable[[Call], Awaitable[None]]) -> _Handler:
+        """Return the handler of a method with a stream each way, which `answer` reads and writes."""
+
+        async def handle(_messages: object, context: Context) -> None:
+            call = Call(method, context)
+            await self._answer(call, answer(call))
+
+        return grpc.stream_stream_rpc_method_handler(handle)
+
+    async def _answer(self, call: Call, answer: Awaitable[_T]) -> _T:
+        """Await an answer, and let what goes wrong end the call with the status that stands for it.
+
+        Args:
+            call: The call.
+            answer: Its reply, or None where replies are a stream, which it has sent.
+        """
+        self._calls += 1
+        started = perf_counter()
+        status, details = grpc.StatusCode.OK, ""
+        level = logging.DEBUG
+        try:
+            reply = await answer
+            if isinstance(reply, bytes):
+                call.count_sent(reply)
+            return reply
+        except ModelRegistryError as error:
+            status, details, level = status_of(error), error.message, _level(error)
+        except asyncio.CancelledError:
+            status = grpc.StatusCode.CANCELLED
+            raise
+        except Exception:
+            _log.exception("call failed for a reason of ours", call=call.method, **call.subject)
+            status, details = grpc.StatusCode.INTERNAL, "the server failed; its log tells why"
+        finally:
+            self._calls -= 1
+            if not self._calls:
+                self._none_left.set()
+            self._finish(call, status, details, level, perf_counter() - started)
+        try:
+            with grpc_workarounds.broken_calls_are_cancelled():
+                return await call.context.abort(status, details[:_DETAILS_MAX_CHARACTERS])
+        except grpc.aio.AbortError as aborted:
+            call.when_over(functools.partial(grpc_workarounds.forget_traceback, aborted))
+            raise
+
+    def _finish(self, call: Call, status: grpc.StatusCode, details: str, level: int, seconds: float) -> None:
+        self._observe(call, status.name, seconds)
+        if _levels.isEnabledFor(level):
+            fields = {
+                **{name: shown(value) for name, value in call.subject.items()},
+                "received_bytes": call.received_bytes,
+                "sent_bytes": call.sent_bytes,
+                "seconds": round(seconds, 6),
+                "peer": call.context.peer(),
+            }
+            if details:
+                fields["details"] = details
+            _log.log(level, f"{call.method} {status.name}", **fields)
+
+
+def _level(error: ModelRegistryError) -> int:
+    """Return the level at which to log a call that ended with an error: a fault of ours, or a refusal.
+
+    Damage of a version is logged where it is found, once; a call that meets it is refused.
+    """
+    if isinstance(error, StoppingError):
+        return logging.DEBUG  # a stop with a thousand watchers is no thousand refusals
+    return logging.ERROR if isinstance(error, UnavailableError) else logging.INFO

@@ -1,0 +1,471 @@
+"""The catalog of a single server: in memory, over the folder of its archive.
+
+It starts from names alone. The metadata of an archived version is read on the first request for it, and kept in a
+bounded cache; until then the catalog knows only its number. A version whose metadata turns out to be damaged leaves the
+listing at that moment.
+
+Numbers are persisted ahead in blocks: the folder holds a number up to which none may be given again, and the next block
+is persisted in the background when half of the last one is used up. A clean stop persists the exact number, so that
+only a crash skips the rest of a block.
+"""
+
+import asyncio
+import bisect
+import contextlib
+import weakref
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+
+import structlog
+from cachetools import LRUCache
+
+from cogment_model_registry.errors import (
+    DataLossError,
+    ModelRegistryError,
+    NotFoundError,
+    StoppingError,
+)
+from cogment_model_registry.records.versions import (
+    VERSION_NUMBER_MAX,
+    ModelInfo,
+    VersionInfo,
+    check_version_number,
+    user_data_bytes,
+)
+from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Slot
+from cogment_model_registry.storage.folder import FolderArchive, FolderContents
+
+_log = structlog.stdlib.get_logger(__name__)
+
+NUMBER_BLOCK = 128
+"""Numbers persisted ahead: one sync for 64 publishes, and at most 128 numbers skipped after a crash."""
+
+_INFO_CACHE_BYTES = 32 * 1024 * 1024
+_INFO_BYTES = 900  # what a cached version and its encoding take without user_data, measured with tracemalloc
+
+
+def _info_bytes(info: VersionInfo) -> int:
+    return _INFO_BYTES + 2 * user_data_bytes(info.user_data)
+
+
+@dataclass(eq=False, slots=True)
+class _Model:
+    """One life of a model.
+
+    `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info is known for good;
+    `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others.
+    """
+
+    info: ModelInfo
+    life: int
+    next_number: int = 1
+    persisted_number: int = 0
+    numbers: list[int] = field(default_factory=list)
+    transient: dict[int, VersionInfo] = field(default_factory=dict)
+    unread: set[int] = field(default_factory=set)
+    archived_bytes: dict[int, int] = field(default_factory=dict)
+    damaged: dict[int, str] = field(default_factory=dict)
+    watchers: set[asyncio.Event] = field(default_factory=set)
+    removed: bool = False
+    persisting: asyncio.Task[None] | None = None
+
+    @property
+    def model_id(self) -> str:
+        return self.info.model_id
+
+    def has(self, number: int) -> bool:
+        position = bisect.bisect_left(self.numbers, number)
+        return position < len(self.numbers) and self.numbers[position] == number
+
+    def drop(self, number: int) -> None:
+        """Make a visible version invisible."""
+        del self.numbers[bisect.bisect_left(self.numbers, number)]
+        self.transient.pop(number, None)
+        self.unread.discard(number)
+        self.archived_bytes.pop(number, None)
+
+    def wake_watchers(self) -> None:
+        for watcher in self.watchers:
+            watcher.set()
+
+
+class LocalCatalog(Catalog):
+    """The catalog of the one server that has the archive open.
+
+    Args:
+        archive: Where models and archived versions live; open.
+        number_block: How many numbers to persist ahead.
+    """
+
+    def __init__(self, archive: FolderArchive, number_block: int = NUMBER_BLOCK) -> None:
+        self._archive = archive
+        self._number_block = number_block
+        self._models: dict[str, _Model] = {}
+        self._ids: list[str] = []  # ascending
+        self._lives = 0
+        self._versions_count = 0
+        self._archived_bytes = 0
+        self._infos: LRUCache[tuple[int, int], VersionInfo] = LRUCache(_INFO_CACHE_BYTES, _info_bytes)
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._stopping = False
+
+    async def open(self) -> None:
+        for contents in await self._archive.scan():
+            self._add_model(contents)
+
+    async def close(self) -> None:
+        self.stop_watching()
+        async with asyncio.TaskGroup() as group:
+            for model in self._models.values():
+                group.create_task(self._persist_exactly(model))
+
+    async def refresh(self, on_removed: Callable[[str], Awaitable[None]]) -> None:
+        """Find what people put into the folder, or took out of it.
+
+        Args:
+            on_removed: Called with the id of each model that is gone, while nobody else changes it.
+        """
+        found = {contents.info.model_id for contents in await self._archive.scan()}
+        for model_id in sorted(found | self._models.keys()):
+            # Looked at again under the lock: what the scan saw may be older than what was stored since.
+            async with self.lock(model_id):
+                contents = await self._archive.scan_model(model_id)
+                if contents is None and model_id in self._models:
+                    self._forget_model(self._models[model_id])
+                    await on_removed(model_id)
+                elif contents is not None:
+                    self._refresh_model(contents)
+
+    def stop_watching(self) -> None:
+        self._stopping = True
+        for model in self._models.values():
+            model.wake_watchers()
+
+    def lock(self, model_id: str) -> asyncio.Lock:
+        """Return the lock of whoever changes a model; it need not exist."""
+        lock = self._locks.get(model_id)
+        if lock is None:
+            lock = self._locks[model_id] = asyncio.Lock()
+        return lock
+
+    async def find(self, model_id: str) -> ModelRef:
+        return ModelRef(model_id, self._require(model_id).life)
+
+    async def get_model(self, model_id: str) -> ModelInfo:
+        return self._require(model_id).info
+
+    async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
+        return [self._models[model_id].info for model_id in self._ids[offset : offset + limit]]
+
+    @contextlib.asynccontextmanager
+    async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
+        async with self.lock(info.model_id):
+            found = None
+            if info.model_id not in self._models:
+                # Its directory may have been put there by hand, with versions whose numbers are taken.
+                found = await self._archive.scan_model(info.model_id)
+            yield
+            model = self._models.get(info.model_id)
+            if model is not None:
+                model.info = info
+            else:
+                self._persist_ahead(self._add_model(replace(found or FolderContents(info), info=info)))
+
+    @contextlib.asynccontextmanager
+    async def removing_model(self, model_id: str) -> AsyncGenerator[None, None]:
+        async with self.lock(model_id):
+            model = self._require(model_id)
+            yield
+            self._forget_model(model)
+            if model.persisting is not None:
+                # Its mark must not be written into the directory of a later model of this name.
+                await asyncio.wait([model.persisting])
+
+    def publishing(self, ref: ModelRef) -> contextlib.AbstractAsyncContextManager[Slot]:
+        return _Publishing(self, ref)
+
+    # What `_Publishing` calls.
+
+    async def take_number(self, ref: ModelRef) -> int:
+        """Return the next number of a model, whose lock the caller holds."""
+        model = self._require(ref.model_id)
+        if model.life != ref.life:
+            raise NotFoundError.model(ref.model_id)
+        number = model.next_number
+        check_version_number(number, ref.model_id)
+        if number > model.persisted_number and model.persisting is not None:
+            await asyncio.wait([model.persisting])
+        if number > model.persisted_number:
+            await self._persist(model, self._block_end(number))
+        model.next_number = number + 1
+        self._persist_ahead(model)
+        return number
+
+    def show(self, info: VersionInfo) -> None:
+        """Make a version visible; the caller holds the lock of its model."""
+        model = self._require(info.model_id)
+        model.numbers.append(info.number)
+        self._versions_count += 1
+        if info.archived:
+            self._infos[model.life, info.number] = info
+            model.archived_bytes[info.number] = info.data_size_bytes
+            self._archived_bytes += info.data_size_bytes
+        else:
+            model.transient[info.number] = info
+        model.wake_watchers()
+
+    async def forget(self, info: VersionInfo) -> None:
+        model = self._models.get(info.model_id)
+        if model is not None and model.transient.get(info.number) == info:
+            self._drop(model, info.number)
+
+    async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
+        model = self._models.get(ref.model_id)
+        if model is not None and model.life == ref.life and error.version_number is not None:
+            self._mark_damaged(model, error.version_number, error.reason)
+
+    async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
+        model = self._require(model_id)
+        infos = []
+        await self._read_missing(model, [number for number in numbers if model.has(number)])
+        for number in numbers:
+            info = await self._nth_last(model, -number) if number < 0 else await self._get(model, number)
+            if info is None:
+                if number in model.damaged:
+                    raise DataLossError.version(model_id, number, model.damaged[number])
+                raise NotFoundError.version(model_id, number)
+            infos.append(info)
+        return infos
+
+    async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
+        model = self._require(model_id)
+        infos: list[VersionInfo] = []
+        while len(infos) < limit:
+            start = bisect.bisect_left(model.numbers, first_number)
+            numbers = model.numbers[start : start + limit - len(infos)]
+            if not numbers:
+                break
+            await self._read_missing(model, numbers)
+            infos += [info for number in numbers if (info := await self._get(model, number))]
+            first_number = numbers[-1] + 1
+        return infos
+
+    async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
+        model = self._require(model_id)
+        news = asyncio.Event()
+        news.set()
+        model.watchers.add(news)
+        last_number = 0
+        try:
+            while True:
+                await news.wait()
+                news.clear()
+                if self._stopping:
+                    raise StoppingError
+                if model.removed:
+                    raise NotFoundError.model(model_id)
+                if model.numbers and model.numbers[-1] > last_number:
+                    info = await self._nth_last(model, 1)
+                    if info is not None and info.number > last_number:
+                        last_number = info.number
+                        yield info
+        finally:
+            model.watchers.discard(news)
+
+    async def count(self) -> CatalogCounts:
+        return CatalogCounts(len(self._models), self._versions_count, self._archived_bytes)
+
+    # Models.
+
+    def _require(self, model_id: str) -> _Model:
+        model = self._models.get(model_id)
+        if model is None:
+            raise NotFoundError.model(model_id)
+        return model
+
+    def _add_model(self, contents: FolderContents) -> _Model:
+        self._lives += 1
+        last = max(contents.last_number, contents.high_water_mark)
+        model = _Model(contents.info, self._lives, next_number=last + 1, persisted_number=contents.high_water_mark)
+        self._models[model.model_id] = model
+        bisect.insort(self._ids, model.model_id)
+        self._take_contents(model, contents)
+        return model
+
+    def _take_contents(self, model: _Model, contents: FolderContents) -> None:
+        """Replace the archived versions of a model by those of its folder; transient ones stay."""
+        for number in [*model.numbers]:
+            if number not in model.transient:
+                self._drop(model, number)
+        model.damaged.clear()
+        archived = [number for number in contents.version_numbers if number not in model.transient]
+        model.unread.update(archived)
+        model.numbers = sorted([*model.numbers, *archived])
+        self._versions_count += len(archived)
+        sizes = {number: contents.size_bytes.get(number, 0) for number in archived}
+        model.archived_bytes.update(sizes)
+        self._archived_bytes += sum(sizes.values())
+        for number, reason in contents.damaged.items():
+            self._mark_damaged(model, number, reason)
+
+    def _forget_model(self, model: _Model) -> None:
+        """Make a model invisible, and end its watchers."""
+        del self._models[model.model_id]
+        self._ids.pop(bisect.bisect_left(self._ids, model.model_id))
+        self._versions_count -= len(model.numbers)
+        self._archived_bytes -= sum(model.archived_bytes.values())
+        model.removed = True
+        model.wake_watchers()
+
+    def _refresh_model(self, contents: FolderContents) -> None:
+        """Update a model to what its folder has now."""
+        model = self._models.get(contents.info.model_id)
+        if model is None:
+            self._add_model(contents)
+            return
+        model.info = contents.info
+        model.next_number = max(model.next_number, contents.last_number + 1)
+        # A folder that was replaced by hand may have a lower mark, or none: the next number persists it again.
+        model.persisted_number = contents.high_water_mark
+        self._take_contents(model, contents)
+        model.wake_watchers()
+
+    # Versions.
+
+    def _drop(self, model: _Model, number: int) -> None:
+        if model.has(number):
+            self._versions_count -= 1
+            self._archived_bytes -= model.archived_bytes.get(number, 0)
+            model.drop(number)
+        self._infos.pop((model.life, number), None)
+
+    def _mark_damaged(self, model: _Model, number: int, reason: str) -> None:
+        if number not in model.damaged:
+            _log.error("version is damaged", model_id=model.model_id, number=number, reason=reason)
+            model.damaged[number] = reason
+        self._drop(model, number)
+
+    def _cached(self, model: _Model, number: int) -> VersionInfo | None:
+        return model.transient.get(number) or self._infos.get((model.life, number))
+
+    async def _get(self, model: _Model, number: int) -> VersionInfo | None:
+        """Return a visible version; None when there is none, or when it turns out to be damaged."""
+        info = self._cached(model, number)
+        if info is None and model.has(number):
+            [info] = await self._read(model, [number])
+        return info
+
+    async def _read_missing(self, model: _Model, numbers: Sequence[int]) -> None:
+        """Read at once the metadata of those versions that are not in the cache."""
+        await self._read(model, [number for number in dict.fromkeys(numbers) if self._cached(model, number) is None])
+
+    async def _nth_last(self, model: _Model, n: int) -> VersionInfo | None:
+        """Return the n-th version from the last of those that can be retrieved."""
+        while n <= len(model.numbers):
+            # Whether a version counts is known when its metadata was read; what is damaged leaves `numbers`.
+            unread = [number for number in model.numbers[-n:] if number in model.unread]
+            if unread:
+                await self._read(model, unread)
+                continue
+            info = await self._get(model, model.numbers[-n])
+            if info is not None:
+                return info
+        return None
+
+    async def _read(self, model: _Model, numbers: Sequence[int]) -> list[VersionInfo | None]:
+        """Read the metadata of archived versions; return what is sound, and take the rest out of the listing."""
+        if not numbers:
+            return []
+        results: list[VersionInfo | None] = []
+        for number, found in zip(numbers, await self._read_sure(model, numbers), strict=True):
+            if isinstance(found, VersionInfo):
+                model.unread.discard(number)
+                self._infos[model.life, number] = found
+                results.append(found)
+                continue
+            if isinstance(found, DataLossError):
+                self._mark_damaged(model, number, found.reason)
+            else:
+                self._drop(model, number)
+            results.append(None)
+        return results
+
+    async def _read_sure(self, model: _Model, numbers: Sequence[int]) -> Sequence[VersionInfo | DataLossError | None]:
+        """Read the metadata of archived versions; what is missing is read again while nobody changes the model.
+
+        Raises:
+            NotFoundError: The model was deleted.
+        """
+        found = await self._archive.read_version_infos(model.model_id, numbers)
+        if not all(isinstance(each, VersionInfo) for each in found) and not model.removed:
+            async with self.lock(model.model_id):
+                if not model.removed:
+                    found = await self._archive.read_version_infos(model.model_id, numbers)
+        if model.removed:
+            raise NotFoundError.model(model.model_id)
+        return found
+
+    # Numbers.
+
+    def _persist_ahead(self, model: _Model) -> None:
+        """Let a new block be persisted when half of the last one is used up."""
+        left = model.persisted_number - model.next_number + 1
+        if left * 2 < self._number_block and (model.persisting is None or model.persisting.done()):
+            target = self._block_end(model.next_number)
+            if target > model.persisted_number:
+                model.persisting = asyncio.ensure_future(self._persist_quietly(model, target))
+
+    def _block_end(self, number: int) -> int:
+        """Return the last number of the block that begins at `number`."""
+        return min(number + self._number_block - 1, VERSION_NUMBER_MAX)
+
+    async def _persist_quietly(self, model: _Model, number: int) -> None:
+        # What fails here fails again, and is reported, when the number is needed.
+        with contextlib.suppress(ModelRegistryError):
+            await self._persist(model, number)
+
+    async def _persist(self, model: _Model, number: int) -> None:
+        await self._archive.write_high_water_mark(model.model_id, number)
+        model.persisted_number = number
+
+    async def _persist_exactly(self, model: _Model) -> None:
+        """Take back the numbers that were persisted ahead and not given."""
+        if model.persisting is not None:
+            await asyncio.wait([model.persisting])
+        if model.persisted_number > model.next_number - 1:
+            try:
+                await self._persist(model, model.next_number - 1)
+            except ModelRegistryError as error:
+                _log.warning("numbers will be skipped after the restart", model_id=model.model_id, reason=error.message)
+
+
+class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
+    """A change of `LocalCatalog`. A class of its own, since a generator costs a tenth of a small publish."""
+
+    def __init__(self, catalog: LocalCatalog, ref: ModelRef) -> None:
+        self._catalog = catalog
+        self._ref = ref
+        self._lock = catalog.lock(ref.model_id)
+        self._info: VersionInfo | None = None
+
+    async def __aenter__(self) -> Slot:
+        await self._lock.acquire()
+        try:
+            self.number = await self._catalog.take_number(self._ref)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def show(self, info: VersionInfo) -> None:
+        self._info = info
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and self._info is not None:
+                self._catalog.show(self._info)
+        finally:
+            self._lock.release()

@@ -1,0 +1,1 @@
+"""The archive in a directory, and its tools: verify, repair, export, import."""

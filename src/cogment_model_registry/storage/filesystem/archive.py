@@ -1,0 +1,383 @@
+"""The archive on a directory: uploads and readers whose blocking half runs on the archive's own threads.
+
+An upload hashes and writes one piece while the next one is received; a reader reads one block ahead of what is sent.
+So a version is never in memory, whatever its size. What is written in which order is stated in `directory`.
+"""
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from time import perf_counter
+from typing import ParamSpec, TypeVar
+
+import structlog
+
+from cogment_model_registry.errors import DataLossError, ModelRegistryError, TooLargeError, UnavailableError
+from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.registry.contracts import Reader, Removal, Upload
+from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, DoomedModel, Fingerprint, NewFile
+from cogment_model_registry.storage.filesystem.files import NO_ROOM, Files
+from cogment_model_registry.storage.folder import FolderArchive, FolderContents
+from cogment_model_registry.system.byte_budget import ByteBudget
+from cogment_model_registry.system.tasks import run_to_end, run_to_have
+
+_log = structlog.stdlib.get_logger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_THREADS = 16
+"""Enough that a few slow syncs do not hold up everyone's reads; an upload may use three."""
+
+_BUFFER_BYTES = 256 * 1024
+"""Smaller pieces of an upload are gathered up to this size: handing one to a thread costs some 50 us."""
+
+_BLOCK_BYTES = 1024 * 1024
+"""How much is read at least with one call to a thread."""
+
+_SYNC_BYTES = 16 * 1024 * 1024
+"""How much of an upload is synced while more is received, so that the disk works all the time, and little is left to
+sync at the end. A sync has a price of its own, so that much less at once would take longer."""
+
+_WRITE_BYTES = 32 * 1024 * 1024
+"""What pieces of uploads may take while they wait for a thread to write them."""
+
+
+class DirectoryArchive(FolderArchive):
+    """Archived versions in a directory of the original's layout; see `layout`.
+
+    Args:
+        path: The directory; created when it is missing.
+        model_id_max_bytes: Directories with longer names are no models.
+        files: The file operations.
+        observe: Told of each finished operation on a thread: its name, and the seconds that it took there.
+        observe_sync: Told of each sync: its kind (`file`, `directory`), and the seconds that it took.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        model_id_max_bytes: int,
+        files: Files | None = None,
+        observe: Callable[[str, float], None] = lambda _operation, _seconds: None,
+        observe_sync: Callable[[str, float], None] = lambda _kind, _seconds: None,
+    ) -> None:
+        self.directory = ArchiveDirectory(path, model_id_max_bytes, files or Files(), observe_sync)
+        self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="archive")
+        self._observe = observe
+        self._is_open = False
+        self._promised_bytes = 0
+        self.writing = ByteBudget(_WRITE_BYTES)
+        self._checked: dict[tuple[str, int], tuple[str, Fingerprint]] = {}
+
+    @property
+    def is_exclusive(self) -> bool:
+        return True
+
+    @property
+    def failure(self) -> str:
+        return self.directory.failure
+
+    async def open(self) -> None:
+        await self.run(self.directory.open)
+        self._is_open = True
+
+    async def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            await run_to_end(self.run(self.directory.close))
+        self._executor.shutdown()
+
+    async def scan(self) -> list[FolderContents]:
+        return await self.run(self.directory.scan)
+
+    async def scan_model(self, model_id: str) -> FolderContents | None:
+        return await self.run(self.directory.scan_model, model_id)
+
+    async def write_model(self, info: ModelInfo) -> None:
+        await run_to_end(self.run(self.directory.write_model, info))
+
+    async def begin_removal(self, model_id: str) -> Removal:
+        return await run_to_end(self._begin_removal(model_id))
+
+    async def _begin_removal(self, model_id: str) -> "_DirectoryRemoval":
+        doomed = await self.run(self.directory.begin_removal, model_id)
+        for key in [key for key in self._checked if key[0] == model_id]:
+            del self._checked[key]
+        return _DirectoryRemoval(self, doomed)
+
+    async def write_high_water_mark(self, model_id: str, number: int) -> None:
+        await run_to_end(self.run(self.directory.write_high_water_mark, model_id, number))
+
+    async def read_version_infos(
+        self, model_id: str, numbers: Sequence[int]
+    ) -> list[VersionInfo | DataLossError | None]:
+        return await self.run(self.directory.read_version_infos, model_id, numbers)
+
+    async def open_upload(self, model_id: str, size_bytes: int) -> Upload:
+        promised_bytes = self._promised_bytes
+        self.promise(size_bytes)
+        try:
+            creating = self.run(self.directory.create_upload, model_id, size_bytes, promised_bytes)
+            new = await run_to_have(creating, self.directory.discard_upload)
+        except BaseException:
+            self.promise(-size_bytes)
+            raise
+        return _FileUpload(self, new, size_bytes)
+
+    async def open_version(self, info: VersionInfo) -> Reader:
+        opening = self.run(self.directory.open_data, info)
+        file, fingerprint = await run_to_have(opening, lambda opened: self.directory.close_file(opened[0]))
+        return _FileReader(self, info, file, fingerprint)
+
+    # What uploads and readers call.
+
+    async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run a blocking function on a thread of the archive, with the system's errors translated."""
+        return await self.start(function, *args, **kwargs)
+
+    def start(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
+        """Begin to run a blocking function on a thread; see `run`."""
+
+        def call() -> _T:
+            started = perf_counter()
+            try:
+                return _translating_errors(functools.partial(function, *args, **kwargs))
+            finally:
+                self._observe(getattr(function, "__name__", "other").strip("_"), perf_counter() - started)
+
+        return asyncio.get_running_loop().run_in_executor(self._executor, call)
+
+    def promise(self, size_bytes: int) -> None:
+        """Take note of bytes that an upload under way will write, or of fewer."""
+        self._promised_bytes += size_bytes
+
+    def is_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> bool:
+        """Return whether the bytes in the file with this fingerprint were already held against their hash."""
+        return self._checked.get((info.model_id, info.number)) == (info.data_hash, fingerprint)
+
+    def note_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> None:
+        """Take note that the bytes in the file with this fingerprint are those of the hash."""
+        self._checked[info.model_id, info.number] = (info.data_hash, fingerprint)
+
+
+def _translating_errors(function: Callable[[], _T]) -> _T:
+    """Call `function`, and translate the system's errors."""
+    try:
+        return function()
+    except ModelRegistryError:
+        raise
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise TooLargeError(f"the archive has no room: {error.strerror}") from error
+        _log.error("operation on the archive failed", reason=error.strerror)
+        raise UnavailableError(f"the archive failed: {error.strerror}") from error
+
+
+class _DirectoryRemoval(Removal):
+    """A directory under a temporary name, whose files go one by one."""
+
+    def __init__(self, archive: DirectoryArchive, doomed: DoomedModel) -> None:
+        self._archive = archive
+        self._doomed = doomed
+
+    async def finish(self) -> None:
+        if self._doomed.failure:
+            raise UnavailableError(self._doomed.failure)
+        await run_to_end(self._archive.run(self._archive.directory.finish_removal, self._doomed))
+
+
+class _FileUpload(Upload):
+    """Writes a temporary file: one thread hashes and one writes a piece while the next one is received."""
+
+    def __init__(self, archive: DirectoryArchive, new: NewFile, size_bytes: int) -> None:
+        self._archive = archive
+        self._new = new
+        self._missing_bytes = size_bytes
+        self._hash = PayloadHash()
+        self._buffer = bytearray()
+        self._working: list[asyncio.Future[None]] = []
+        self._syncing: list[asyncio.Future[None]] = []
+        self._unsynced_bytes = 0
+        self._open = True
+
+    async def write(self, data: memoryview) -> None:
+        self._missing_bytes -= len(data)
+        self._archive.promise(-len(data))
+        if len(data) >= _BUFFER_BYTES:
+            await self._pass_on(self._buffer, data)
+        else:
+            self._buffer += data
+            if len(self._buffer) >= _BUFFER_BYTES:
+                await self._pass_on(self._buffer)
+
+    async def _pass_on(self, *parts: bytearray | memoryview) -> None:
+        """Let threads hash and write the parts, once they are done with those before."""
+        await self._settle(self._working)
+        self._sync_ahead()
+        self._buffer = bytearray()
+        size_bytes = sum(len(part) for part in parts)
+        taken_bytes = await self._archive.writing.take(size_bytes)
+        self._unsynced_bytes += size_bytes
+        files = self._archive.directory.files
+        self._working = [
+            self._archive.start(self._hash.update, parts),
+            self._archive.start(files.write, self._new.file, parts),
+        ]
+        done = asyncio.gather(*self._working, return_exceptions=True)
+        done.add_done_callback(lambda _: self._archive.writing.give_back(taken_bytes))
+
+    def _sync_ahead(self) -> None:
+        """Let a thread sync what was written when it has become much, unless one still does."""
+        if self._unsynced_bytes >= _SYNC_BYTES and all(syncing.done() for syncing in self._syncing):
+            self._syncing.append(self._archive.start(self._archive.directory.sync_file, self._new.file))
+            self._unsynced_bytes = 0
+
+    async def _settle(self, working: list[asyncio.Future[None]]) -> None:
+        """Wait until no thread is at work; raise what went wrong."""
+        if working:
+            # Not awaited themselves, since a cancellation would then give up a thread that is still at work.
+            await asyncio.wait(working)
+            for each in working:
+                each.result()
+
+    async def finish(self) -> str:
+        await self._pass_on(self._buffer)
+        await self._settle(self._working)
+        await self._settle(self._syncing)  # one that failed must not be made up for by another
+        await run_to_end(self._archive.run(self._archive.directory.sync_file, self._new.file))
+        return self._hash.digest_text()
+
+    async def commit(self, info: VersionInfo) -> None:
+        await run_to_end(self._archive.run(self._archive.directory.commit, self._new, info))
+
+    async def aclose(self) -> None:
+        if self._open:
+            self._open = False
+            await run_to_end(self._aclose())
+
+    async def _aclose(self) -> None:
+        if under_way := [*self._working, *self._syncing]:
+            await asyncio.wait(under_way)
+            for each in under_way:
+                each.exception()  # seen: the upload is over
+        self._archive.promise(-self._missing_bytes)
+        await self._archive.run(self._archive.directory.discard_upload, self._new)
+
+
+class _FileReader(Reader):
+    """Reads one block ahead, and hashes what it reads unless that was done since the file last changed."""
+
+    def __init__(self, archive: DirectoryArchive, info: VersionInfo, file: int, fingerprint: Fingerprint) -> None:
+        self._archive = archive
+        self._info = info
+        self._file = file
+        self._fingerprint = fingerprint
+        self._hash = None if archive.is_checked(info, fingerprint) else PayloadHash()
+        self._missing_bytes = info.data_size_bytes
+        self._reading: asyncio.Future[bytes] | None = None
+        self._open = True
+
+    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+        if not self._hash and self._missing_bytes:
+            async with aclosing(self._cached_chunks(max_bytes)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            if not self._missing_bytes:
+                return
+        block_bytes = max_bytes * max(min(_BLOCK_BYTES, buffer_bytes // 2) // max_bytes, 1)
+        self._read_ahead(block_bytes)
+        while self._reading is not None:
+            block = memoryview(await self._settle())
+            if self._missing_bytes:
+                self._read_ahead(block_bytes)
+            for start in range(0, max(len(block), 1), max_bytes):
+                yield [block[start : start + max_bytes]]
+            del block  # before the next but one is read
+
+    async def _cached_chunks(self, max_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+        """Yield chunks as long as the system has them in memory.
+
+        They are read right here, since handing a read to a thread takes longer than copying what is in memory. Where
+        the system has part of a chunk, a thread reads the rest.
+        """
+        buffer = memoryview(bytearray(min(max_bytes, self._missing_bytes)))
+        is_cached = True
+        while is_cached and self._missing_bytes:
+            chunk = buffer[: self._missing_bytes]
+            count = self._archive.directory.files.read_cached(self._file, chunk)
+            self._missing_bytes -= count
+            if is_cached := count == len(chunk):
+                if not self._missing_bytes:
+                    await self._archive.run(self._check)
+                yield [chunk]
+            elif count:
+                self._read_ahead(len(chunk) - count)
+                yield [chunk[:count], memoryview(await self._settle())]
+
+    def _read_ahead(self, block_bytes: int) -> None:
+        size_bytes = min(block_bytes, self._missing_bytes)
+        self._missing_bytes -= size_bytes
+        self._reading = self._archive.start(self._read, size_bytes, self._missing_bytes == 0)
+
+    async def _settle(self) -> bytes:
+        """Wait for the block that is being read, if one is, and return it."""
+        if self._reading is None:
+            return b""
+        # Not awaited itself, since a cancellation would then give up a thread that is still reading.
+        await asyncio.wait([self._reading])
+        reading, self._reading = self._reading, None
+        return reading.result()
+
+    def _read(self, size_bytes: int, is_last: bool) -> bytes:
+        """Return the next block; check all of them before the last one is out of hand."""
+        block = self._archive.directory.files.read(self._file, size_bytes)
+        if len(block) < size_bytes:
+            raise self._damage("its data was cut while it was read")
+        if self._hash:
+            self._hash.update([block])
+        if is_last:
+            self._check()
+        return block
+
+    def _check(self) -> None:
+        """Compare what was read with what was stored."""
+        now = self._archive.directory.fingerprint(self._file)
+        if (now.size_bytes, now.modified_ns) != (self._fingerprint.size_bytes, self._fingerprint.modified_ns):
+            raise self._damage("its data was changed while it was read")
+        # `changed_ns` changes with the bytes, even where someone sets the other times back; but also when the version
+        # is deleted, which leaves its readers alone, and when its file is linked to, as backups do.
+        is_touched = not self._hash and now.changed_ns != self._fingerprint.changed_ns and now.links
+        if is_touched:
+            self._hash = self._hash_again()
+        if self._hash:
+            if self._hash.digest_text() != self._info.data_hash:
+                raise self._damage("its bytes do not match their hash")
+            if is_touched:  # they do now, but may not have when they were sent
+                raise UnavailableError("the data was touched while it was read: retrieve it again")
+            if self._fingerprint.is_settled:
+                self._archive.note_checked(self._info, self._fingerprint)
+
+    def _hash_again(self) -> PayloadHash:
+        payload_hash = PayloadHash()
+        files = self._archive.directory.files
+        files.rewind(self._file)
+        while block := files.read(self._file, _BLOCK_BYTES):
+            payload_hash.update([block])
+        return payload_hash
+
+    def _damage(self, reason: str) -> DataLossError:
+        return DataLossError.version(self._info.model_id, self._info.number, reason)
+
+    async def aclose(self) -> None:
+        if self._open:
+            self._open = False
+            await run_to_end(self._aclose())
+
+    async def _aclose(self) -> None:
+        with contextlib.suppress(ModelRegistryError):
+            await self._settle()
+        await self._archive.run(self._archive.directory.close_file, self._file)

@@ -1,0 +1,104 @@
+"""Who has an archive directory, and having it for a while without serving it.
+
+A command that only reads never holds the lock: a server that is started meanwhile, perhaps after a crash, must not fail
+because of it. A command that writes takes the lock as a server does, so that no server starts beside it.
+"""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cogment_model_registry.storage.filesystem import layout
+from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory
+from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that has the archive.
+
+    Attributes:
+        process: Its id, as it wrote it.
+        since_ns: When it wrote that, which tells it from a later process with the same id.
+    """
+
+    process: str
+    since_ns: int
+
+
+class OwnedFiles(Files):
+    """Operations whose new files belong to the owner of the archive, also when root runs a command on it.
+
+    Args:
+        path: The archive directory.
+    """
+
+    def __init__(self, path: str) -> None:
+        status = os.stat(path)
+        self._owner = (status.st_uid, status.st_gid)
+
+    def create(self, directory: int, name: str) -> int:
+        """Return a descriptor of a new file, open for writing."""
+        file = super().create(directory, name)
+        if os.geteuid() == 0:
+            os.fchown(file, *self._owner)
+        return file
+
+    def make_directory(self, parent: int, name: str) -> None:
+        """Create a directory."""
+        super().make_directory(parent, name)
+        self.give(parent, name)
+
+    def give(self, directory: int, name: str) -> None:
+        """Give a file or a directory to the owner of the archive."""
+        if os.geteuid() == 0:
+            os.chown(name, *self._owner, dir_fd=directory, follow_symlinks=False)
+
+
+def find_holder(files: Files, root: int) -> Holder | None:
+    """Return who has an archive, without changing anything; None when nobody has.
+
+    Raises:
+        OSError: The lock is no regular file, or cannot be read.
+    """
+    try:
+        lock = files.open_to_read(root, layout.LOCK_NAME)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        process = files.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+        return Holder(process, files.status(lock).st_mtime_ns)
+    finally:
+        files.close(lock)
+    return None
+
+
+@contextlib.contextmanager
+def opened_root(files: Files, path: str) -> Iterator[int]:
+    """Open a context with a descriptor of an archive directory."""
+    root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield root
+    finally:
+        files.close(root)
+
+
+@contextlib.contextmanager
+def claimed(path: str, files: OwnedFiles, root: int) -> Iterator[ArchiveDirectory]:
+    """Open a context in which this process has an archive; nothing in it is swept.
+
+    Raises:
+        StartError: Another process has it, or it cannot be written.
+    """
+    archive = ArchiveDirectory(path, MODEL_ID_MAX_BYTES, files, lambda _kind, _seconds: None)
+    archive.open(sweep=False)
+    try:
+        files.give(root, layout.LOCK_NAME)
+        yield archive
+    finally:
+        archive.close()

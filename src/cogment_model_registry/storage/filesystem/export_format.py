@@ -1,0 +1,97 @@
+"""An exported model: one tar file, which shows by itself that it is whole.
+
+    <model_id>/.high_water_mark            no number up to this one may be given again
+    <model_id>/<model_id>.yaml             the model
+    <model_id>/<model_id>-v000001.data     the bytes of a version
+    <model_id>/<model_id>-v000001.yaml     the version; then those of the next number
+    <model_id>/.manifest.json              the versions, with sizes and hashes, and a hash over the manifest itself
+
+These are the files of an archive directory under their names there, so `tar --extract` in one gives the model as well.
+There is exactly one way to write each header, and exactly one manifest for what comes before it: whoever imports a
+model makes them anew from what was received, and holds them against what was received byte for byte.
+"""
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Sequence
+
+from cogment_model_registry.records.versions import VersionInfo, digest_text
+
+BLOCK_BYTES = tarfile.BLOCKSIZE
+RECORD_BYTES = tarfile.RECORDSIZE
+"""A tar file is a multiple of this."""
+
+END_BYTES = 2 * BLOCK_BYTES
+"""What ends a tar file: two blocks of zeros, and more up to a whole record."""
+
+_FORMAT = "cogment model export 1"
+_NS_PER_SECOND = 10**9
+
+
+def header(name: str, size_bytes: int, mtime_seconds: int) -> bytes:
+    """Return the header of a file in the tar file, with that of its long name where it has one."""
+    info = tarfile.TarInfo(name)
+    info.size = size_bytes
+    info.mtime = mtime_seconds
+    info.mode = 0o640
+    return info.tobuf(tarfile.GNU_FORMAT, "utf-8", "strict")
+
+
+def mtime_seconds(info: VersionInfo) -> int:
+    """Return the time that the files of a version have in the tar file."""
+    return info.created_ns // _NS_PER_SECOND
+
+
+def padding(size_bytes: int) -> bytes:
+    """Return what follows a file of this size."""
+    return bytes(-size_bytes % BLOCK_BYTES)
+
+
+def ending(offset: int) -> bytes:
+    """Return what follows the last file, which with its padding ends at this offset."""
+    return bytes(END_BYTES + -(offset + END_BYTES) % RECORD_BYTES)
+
+
+class Manifest:
+    """What a tar file has, gathered file by file.
+
+    Args:
+        model_id: The model.
+        high_water_mark: Its high-water mark.
+        model_text: The text of its metadata.
+    """
+
+    def __init__(self, model_id: str, high_water_mark: int, model_text: bytes) -> None:
+        self._fields = {
+            "format": _FORMAT,
+            "model_id": model_id,
+            "high_water_mark": high_water_mark,
+            "metadata_hash": _hash(model_text),
+        }
+        self._versions: list[str] = []
+
+    def add(self, info: VersionInfo, version_text: bytes) -> None:
+        """Take note of a version and of the text of its metadata."""
+        version = {
+            "version_number": info.number,
+            "data_size": info.data_size_bytes,
+            "data_hash": info.data_hash,
+            "metadata_hash": _hash(version_text),
+        }
+        self._versions.append(json.dumps(version))
+
+    def text(self, left_out: Sequence[int]) -> bytes:
+        """Return the manifest.
+
+        Args:
+            left_out: The numbers of the versions that were left out because they are damaged.
+        """
+        start = json.dumps({**self._fields, "left_out": list(left_out)}, indent=1).removesuffix("\n}")
+        versions = ",\n  ".join(self._versions)
+        text = f'{start},\n "versions": [\n  {versions}\n ]' if versions else f'{start},\n "versions": []'
+        return f'{text},\n "manifest_hash": "{_hash(text.encode())}"\n}}\n'.encode()
+
+
+def _hash(text: bytes) -> str:
+    return digest_text(hashlib.sha256(text).digest())

@@ -1,0 +1,234 @@
+"""The file operations that the archive is made of, each relative to an open directory.
+
+Names are resolved against directory descriptors and never through a symbolic link, so nothing outside the archive is
+reached, whatever is planted in it. Everything blocks: it is called from threads. Errors are `OSError`; the archive
+translates them.
+"""
+
+import contextlib
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Callable, Sequence
+from enum import Enum, auto
+from typing import NamedTuple
+
+_FILE_MODE = 0o640
+_DIRECTORY_MODE = 0o750
+
+# O_NONBLOCK: opening a FIFO must not wait for a writer. It means nothing for regular files.
+_READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
+"""The flag of a read that takes only what is in memory; Linux has it."""
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""Errors of writing that mean that there is no room."""
+
+
+class NotRegularError(OSError):
+    """What should be a file is a link, a FIFO, a directory or a device."""
+
+
+class Cause(Enum):
+    """Why a file could not be read."""
+
+    FILE = auto()
+    """The file is not what it must be. It is damaged, and another attempt will find the same."""
+    STORAGE = auto()
+    """The disk or the file system fails. The file may be intact, so it is unavailable and not damaged."""
+    PROCESS = auto()
+    """The process or the machine is short of a resource. The file may be intact, and no other one can be read."""
+
+
+_CAUSES = {
+    errno.EACCES: Cause.FILE,
+    errno.EISDIR: Cause.FILE,
+    errno.ELOOP: Cause.FILE,
+    errno.ENODEV: Cause.FILE,
+    errno.ENOTDIR: Cause.FILE,
+    errno.ENXIO: Cause.FILE,
+    errno.EPERM: Cause.FILE,
+    errno.EMFILE: Cause.PROCESS,
+    errno.ENFILE: Cause.PROCESS,
+    errno.ENOMEM: Cause.PROCESS,
+}
+
+
+def cause_of(error: OSError) -> Cause:
+    """Return why a file that exists could not be read: the one rule for the server and the commands."""
+    if isinstance(error, NotRegularError):
+        return Cause.FILE
+    return _CAUSES.get(error.errno or 0, Cause.STORAGE)
+
+
+class Entry(NamedTuple):
+    """What a directory has under a name.
+
+    Attributes:
+        name: The name.
+        is_file: Whether it is a regular file.
+        is_directory: Whether it is a directory.
+    """
+
+    name: str
+    is_file: bool
+    is_directory: bool
+
+
+def _is_directory(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False)
+
+
+class Files:
+    """The operations on real files. A subclass may record them, or let them fail, for tests."""
+
+    def open_root(self, path: str) -> int:
+        """Return a descriptor of the directory at `path`, created, durably, with those above it when missing."""
+        path = os.path.abspath(path)
+        self._make_durably(path)
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _make_durably(self, path: str) -> None:
+        """Create a directory unless it is there, and make its name durable; its parents first.
+
+        The name of one that is there is synced too, since a process that made it may have been killed before that.
+        """
+        parent = os.path.dirname(path)
+        exists = os.path.isdir(path)
+        if not exists:
+            self._make_durably(parent)
+            os.makedirs(path, mode=_DIRECTORY_MODE, exist_ok=True)
+        try:
+            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except PermissionError:
+            if exists:
+                return
+            raise
+        try:
+            self.sync_directory(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def open_directory(self, parent: int, name: str) -> int:
+        """Return a descriptor of a directory."""
+        return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+
+    def make_directory(self, parent: int, name: str) -> None:
+        """Create a directory."""
+        os.mkdir(name, _DIRECTORY_MODE, dir_fd=parent)
+
+    def list_directory(self, directory: int) -> list[Entry]:
+        """Return what a directory has."""
+        with os.scandir(directory) as entries:
+            return [
+                Entry(entry.name, is_file := entry.is_file(follow_symlinks=False), not is_file and _is_directory(entry))
+                for entry in entries
+            ]
+
+    def open_to_read(self, directory: int, name: str) -> int:
+        """Return a descriptor of a regular file.
+
+        Raises:
+            NotRegularError: It is something else.
+        """
+        try:
+            file = os.open(name, _READ_FLAGS, dir_fd=directory)
+        except OSError as error:
+            if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+                raise NotRegularError(f"{name} is no regular file") from error
+            raise
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise NotRegularError(f"{name} is no regular file")
+        return file
+
+    def create(self, directory: int, name: str) -> int:
+        """Return a descriptor of a new file, open for writing."""
+        return os.open(name, _CREATE_FLAGS, _FILE_MODE, dir_fd=directory)
+
+    def close(self, descriptor: int) -> None:
+        """Close a descriptor."""
+        os.close(descriptor)
+
+    def write(self, file: int, parts: Sequence[memoryview | bytes | bytearray]) -> None:
+        """Write all of the parts."""
+        for part in parts:
+            rest = memoryview(part)
+            while rest:
+                rest = rest[os.write(file, rest) :]
+
+    def read(self, file: int, max_bytes: int) -> bytes:
+        """Return the next bytes; fewer than `max_bytes` only at the end of the file."""
+        parts: list[bytes] = []
+        while max_bytes:
+            part = os.read(file, max_bytes)
+            if not part:
+                break
+            if not parts and len(part) == max_bytes:
+                return part
+            parts.append(part)
+            max_bytes -= len(part)
+        return b"".join(parts)
+
+    def read_cached(self, file: int, buffer: memoryview) -> int:
+        """Fill a buffer with the next bytes as far as the system has them in memory, and never wait for the disk.
+
+        Returns:
+            How many bytes there are; fewer than fit the buffer at the end of the file, where the disk has the rest, or
+            where the system cannot tell.
+        """
+        count = 0
+        if _NO_WAIT is None:
+            return count
+        with contextlib.suppress(OSError):  # it would wait, or the file system knows no such read
+            while count < len(buffer) and (more := os.preadv(file, [buffer[count:]], -1, _NO_WAIT)):
+                count += more
+        return count
+
+    def rewind(self, file: int) -> None:
+        """Let the next read begin at the start of a file."""
+        os.lseek(file, 0, os.SEEK_SET)
+
+    def status(self, file: int) -> os.stat_result:
+        """Return the status of an open file."""
+        return os.fstat(file)
+
+    def status_of(self, directory: int, name: str) -> os.stat_result:
+        """Return the status of what a directory has under a name, which may be a link."""
+        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+
+    def free_bytes(self, directory: int) -> int:
+        """Return how many bytes the file system has left for this process."""
+        status = os.fstatvfs(directory)
+        return (status.f_bavail if os.geteuid() else status.f_bfree) * status.f_frsize
+
+    def sync_file(self, file: int) -> None:
+        """Make the bytes of a file durable."""
+        os.fsync(file)
+
+    def sync_directory(self, directory: int) -> None:
+        """Make the names in a directory durable."""
+        os.fsync(directory)
+
+    def rename(self, directory: int, old: str, new: str) -> None:
+        """Give a file or a directory another name, replacing a file that has it."""
+        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+
+    def remove(self, directory: int, name: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=directory)
+
+    def remove_tree(self, parent: int, name: str, on_error: Callable[[OSError], None]) -> None:
+        """Remove a directory with all it has, following no link, as far as it can be removed."""
+
+        def report(_function: object, _path: object, details: tuple[object, BaseException, object]) -> None:
+            error = details[1]
+            if isinstance(error, OSError):
+                on_error(error)
+
+        shutil.rmtree(name, onerror=report, dir_fd=parent)

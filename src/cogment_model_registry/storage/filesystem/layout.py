@@ -1,0 +1,363 @@
+"""The names and the text of the files of an archive directory: the original's, so that it can change hands.
+
+    <archive_dir>/
+      .lock                       who has the archive
+      .~<digits>/                 a model on its way out: renamed, then removed
+      <model_id>/
+        <model_id>.yaml           the model; its commit point
+        <model_id>-v000001.data   the bytes of a version
+        <model_id>-v000001.yaml   a version; its commit point
+        .high_water_mark          no number up to this one may be given again
+        .~<digits>                a file being written
+        .manifest.json            what `tar` unpacked from an export
+
+What is not named so is someone else's and is left alone. The names that are ours alone start with a dot, as no model id
+does. The original takes every directory whose name has a letter for a model and reads whatever contains ``-v`` and
+digits and ``.yaml`` as a version; so the names of temporary things have neither.
+
+Metadata is YAML 1.1. Reading it takes every scalar as the text that it is written as, so a value of `user_data` that
+someone left unquoted (`1e3`, `yes`) is that text, and a timestamp keeps its nanoseconds. It builds no objects, follows
+no alias and nests no deeper than the layout does.
+"""
+
+import calendar
+import datetime
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+
+import yaml
+
+from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.versions import (
+    CREATED_MAX_NS,
+    VERSION_NUMBER_MAX,
+    ModelInfo,
+    VersionInfo,
+    check_data_hash,
+)
+
+LOCK_NAME = ".lock"
+HIGH_WATER_MARK_NAME = ".high_water_mark"
+TEMPORARY_PREFIX = ".~"
+
+MANIFEST_NAME = ".manifest.json"
+"""What an export has as its last file; a server takes it for nothing, and so does the original."""
+
+LOST_AND_FOUND = "lost+found"
+"""What the root of an ext file system has, for its checker alone; the name would do for a model."""
+
+METADATA_MAX_BYTES = 8 * 1024 * 1024
+"""The largest metadata file that is read: several times what escaping can make of the most `user_data` there may be."""
+
+_NS_PER_SECOND = 10**9
+
+
+class BadMetadata(Exception):
+    """A metadata file says something else than it must; the message tells what."""
+
+
+def model_file_name(model_id: str) -> str:
+    """Return the name of a model's metadata file."""
+    return f"{model_id}.yaml"
+
+
+def version_file_name(model_id: str, number: int) -> str:
+    """Return the name of a version's metadata file."""
+    return f"{model_id}-v{number:06d}.yaml"
+
+
+def data_file_name(model_id: str, number: int) -> str:
+    """Return the name of the file with a version's bytes."""
+    return f"{model_id}-v{number:06d}.data"
+
+
+def temporary_name() -> str:
+    """Return a name for something that is not there yet, or no longer."""
+    return f"{TEMPORARY_PREFIX}{secrets.randbelow(10**18)}"
+
+
+def is_temporary(name: str) -> bool:
+    """Return whether a name is one of `temporary_name`."""
+    return re.fullmatch(re.escape(TEMPORARY_PREFIX) + "[0-9]+", name) is not None
+
+
+_VERSION_FILE = re.compile(r"-v([0-9]{6}|[1-9][0-9]{6,9})\.(yaml|data)")
+"""What follows the model's id in the name of a version's file: six digits, or more without a zero in front."""
+
+
+def parse_file_name(model_id: str, name: str) -> tuple[int, str] | None:
+    """Return the version number and the ending (``yaml`` or ``data``) of a version's file; None for other files."""
+    match = _VERSION_FILE.fullmatch(name, len(model_id)) if name.startswith(model_id) else None
+    if match is None:
+        return None
+    number = int(match[1])
+    return (number, match[2]) if 1 <= number <= VERSION_NUMBER_MAX else None
+
+
+def format_model(info: ModelInfo) -> bytes:
+    """Return the text of a model's metadata file."""
+    return _dump({"model_id": info.model_id, "user_data": _quote(info.user_data)})
+
+
+def parse_model(text: bytes, model_id: str) -> ModelInfo:
+    """Return the model that a metadata file describes.
+
+    Raises:
+        BadMetadata: It describes none, or another one.
+    """
+    fields = _load(text)
+    _expect(fields, "model_id", model_id)
+    return ModelInfo(model_id, _user_data(fields))
+
+
+def format_version(info: VersionInfo) -> bytes:
+    """Return the text of a version's metadata file."""
+    return _dump(
+        {
+            "model_id": info.model_id,
+            "version_number": info.number,
+            "creation_timestamp": _Timestamp(format_timestamp(info.created_ns)),
+            "data_hash": info.data_hash,
+            "data_size": info.data_size_bytes,
+            "user_data": _quote(info.user_data),
+        }
+    )
+
+
+def parse_version(text: bytes, model_id: str, number: int) -> VersionInfo:
+    """Return the version that a metadata file describes.
+
+    Raises:
+        BadMetadata: It describes none, or another one.
+    """
+    fields = _load(text)
+    _expect(fields, "model_id", model_id)
+    if _whole_number(fields, "version_number") != number:
+        raise BadMetadata(f"its metadata names version {fields['version_number']!r}")
+    data_hash = _scalar(fields, "data_hash")
+    try:
+        check_data_hash(data_hash, model_id)
+    except InvalidError as error:
+        raise BadMetadata(f"in its metadata, {error.message}") from None
+    return VersionInfo(
+        model_id=model_id,
+        number=number,
+        created_ns=parse_timestamp(_scalar(fields, "creation_timestamp")),
+        archived=fields.get("transient", "false") not in _YAML_TRUE,
+        data_hash=data_hash,
+        data_size_bytes=_whole_number(fields, "data_size"),
+        user_data=_user_data(fields),
+    )
+
+
+_YAML_TRUE = (
+    "y",
+    "Y",
+    "yes",
+    "Yes",
+    "YES",
+    "true",
+    "True",
+    "TRUE",
+    "on",
+    "On",
+    "ON",
+)  # https://yaml.org/type/bool.html
+
+
+def format_high_water_mark(number: int) -> bytes:
+    """Return the text of a high-water mark."""
+    return b"%d\n" % number
+
+
+def parse_high_water_mark(text: bytes) -> int:
+    """Return the number in a high-water mark.
+
+    Raises:
+        BadMetadata: There is none.
+    """
+    match = re.fullmatch(rb"([0-9]{1,10})\n?", text)
+    if not match or int(match[1]) > VERSION_NUMBER_MAX:
+        raise BadMetadata("it is not a version number")
+    return int(match[1])
+
+
+def format_timestamp(ns: int) -> str:
+    """Return nanoseconds since the Unix epoch as RFC 3339, in UTC."""
+    seconds, fraction_ns = divmod(ns, _NS_PER_SECOND)
+    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction_ns:09d}Z"
+
+
+_TIMESTAMP = re.compile(
+    r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})(?:[Tt]|[ \t]+)([0-9]{1,2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{0,9}))?"
+    r"[ \t]*(?:[Zz]|([+-])([0-9]{1,2}):?([0-9]{2}))"
+)
+
+
+def parse_timestamp(text: str) -> int:
+    """Return the nanoseconds since the Unix epoch that an RFC 3339 text says, as the wire can say them.
+
+    A time before the epoch, such as the one that the original writes for "none", is 0.
+
+    Raises:
+        BadMetadata: It is no such text.
+    """
+    match = _TIMESTAMP.fullmatch(text)
+    if not match:
+        raise BadMetadata("its creation_timestamp is not a time")
+    year, month, day, hour, minute, second, fraction, sign, hours, minutes = match.groups()
+    try:
+        moment = datetime.datetime(
+            int(year), int(month), int(day), int(hour), int(minute), int(second), tzinfo=datetime.UTC
+        )
+    except ValueError:
+        raise BadMetadata("its creation_timestamp is not a time") from None
+    offset_seconds = (int(hours or 0) * 60 + int(minutes or 0)) * (-60 if sign == "-" else 60)
+    seconds = calendar.timegm(moment.utctimetuple()) - offset_seconds
+    fraction_ns = int((fraction or "0").ljust(9, "0"))
+    return min(max(seconds * _NS_PER_SECOND + fraction_ns, 0), CREATED_MAX_NS)
+
+
+class _Timestamp(str):
+    """A text that is written as a YAML timestamp, without quotes, as the original does."""
+
+    __slots__ = ()
+
+
+class _Quoted(str):
+    """A text that is written in quotes, whatever it looks like: YAML's versions differ on what is a number."""
+
+    __slots__ = ()
+
+
+class _Dumper(yaml.CSafeDumper):
+    """Writes `_Timestamp` and `_Quoted`, and no aliases for equal values."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def _represent_timestamp(dumper: _Dumper, value: _Timestamp) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:timestamp", str(value))
+
+
+def _represent_quoted(dumper: _Dumper, value: _Quoted) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", str(value), style='"')
+
+
+_Dumper.add_representer(_Timestamp, _represent_timestamp)
+_Dumper.add_representer(_Quoted, _represent_quoted)
+
+
+def _quote(user_data: Mapping[str, str]) -> dict[_Quoted, _Quoted]:
+    return {_Quoted(name): _Quoted(text) for name, text in user_data.items()}
+
+
+def _dump(fields: Mapping[str, object]) -> bytes:
+    text = yaml.dump(fields, Dumper=_Dumper, sort_keys=False, default_flow_style=False, allow_unicode=True, width=2**30)
+    return text.encode()
+
+
+_Fields = dict[str, str | dict[str, str]]
+"""The fields of a metadata file: texts, and one level of mappings of texts."""
+
+
+_KNOWN_FIELDS = {
+    "model_id",
+    "version_number",
+    "transient",
+    "creation_timestamp",
+    "data_hash",
+    "data_size",
+    "user_data",
+}
+
+_DEPTH_MAX = 64
+"""How deep a field that is not ours may nest."""
+
+
+def _load(text: bytes) -> _Fields:
+    """Return the known fields of a metadata file."""
+    fields: _Fields = {}
+    try:
+        events = _events(text)
+        for name, value in _items(events):
+            if name not in _KNOWN_FIELDS:
+                _skip(value, events)
+            elif isinstance(value, yaml.MappingStartEvent):
+                fields[name] = {inner: _text(inner_value) for inner, inner_value in _items(events)}
+            else:
+                fields[name] = _text(value)
+    except (yaml.YAMLError, UnicodeError):
+        raise BadMetadata("its metadata is not readable") from None
+    return fields
+
+
+def _skip(value: yaml.Event, events: Iterator[yaml.Event]) -> None:
+    """Pass over the events of a value that begins with `value`."""
+    depth = 0
+    event = value
+    while True:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEPTH_MAX or isinstance(event, yaml.AliasEvent):
+            raise BadMetadata("its metadata nests too deep or has an alias")
+        if depth == 0:
+            return
+        event = next(events)
+
+
+def _events(text: bytes) -> Iterator[yaml.Event]:
+    """Yield the events of the first document that follow the start of its mapping."""
+    events: Iterator[yaml.Event] = yaml.parse(text.decode(), Loader=yaml.CBaseLoader)
+    for event in events:
+        if isinstance(event, yaml.MappingStartEvent):
+            yield from events
+        elif not isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
+            raise BadMetadata("its metadata is empty or no mapping")
+
+
+def _items(events: Iterator[yaml.Event]) -> Iterator[tuple[str, yaml.Event]]:
+    """Yield the names of a mapping, each with the first event of its value."""
+    for key in events:
+        if isinstance(key, yaml.MappingEndEvent):
+            return
+        yield _text(key), next(events)
+
+
+def _text(event: yaml.Event) -> str:
+    if not isinstance(event, yaml.ScalarEvent):
+        raise BadMetadata("its metadata has a list, an alias or a mapping where a text must be")
+    value = str(event.value)
+    value.encode()  # a lone surrogate, which no message can carry, is a UnicodeError
+    return value
+
+
+def _scalar(fields: _Fields, name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str):
+        raise BadMetadata(f"its metadata has no {name}")
+    return value
+
+
+def _expect(fields: _Fields, name: str, expected: str) -> None:
+    value = _scalar(fields, name)
+    if value != expected:
+        raise BadMetadata(f"its metadata has another {name}: {value[:128]!r}")
+
+
+def _whole_number(fields: _Fields, name: str) -> int:
+    value = _scalar(fields, name)
+    if not re.fullmatch(r"[0-9]{1,19}", value):
+        raise BadMetadata(f"its metadata has a {name} that is not a whole number")
+    return int(value)
+
+
+def _user_data(fields: _Fields) -> dict[str, str]:
+    value = fields.get("user_data", {})
+    if isinstance(value, dict):
+        return value
+    if value in ("", "~", "null", "Null", "NULL"):  # https://yaml.org/type/null.html
+        return {}
+    raise BadMetadata("its metadata has user_data that is not a mapping")

@@ -1,0 +1,250 @@
+"""Reading the directory of a model that may have anything in it.
+
+`list_model` and `read_metadata` serve the archive and the commands that need no server; the rest is for these alone.
+What is damaged is told as `Damage`, which says what a server would say of it. What vanishes meanwhile, because someone
+deletes it, is `FileNotFoundError` and no damage.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.storage.filesystem import layout
+from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
+from cogment_model_registry.storage.filesystem.findings import Kind
+
+BLOCK_BYTES = 2**20
+"""How much of a version is in memory at once."""
+
+MODEL_ID_MAX_BYTES = 255 - len("-v4294967295.yaml")
+"""The longest id whose files can have their names; a server may be set to less."""
+
+
+class Fault(Exception):
+    """A file is not what it must be, or nobody can tell.
+
+    Args:
+        kind: In which way.
+        name: The file.
+        message: A sentence on it, without its name.
+    """
+
+    def __init__(self, kind: Kind, name: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.name = name
+        self.message = message
+
+
+class Damage(Fault):
+    """A file is not what it must be, and will be the same when it is read again."""
+
+
+class Unreadable(Fault):
+    """A file cannot be read because its disk or its file system fails; it may be intact."""
+
+
+@dataclass(slots=True)
+class ModelFiles:
+    """What the directory of a model has, by names.
+
+    Attributes:
+        has_model: Whether there is something under the name of the model's metadata.
+        metadata: The numbers of versions that have something under the name of their metadata; the value says whether
+            it is a regular file.
+        data: Likewise of their data.
+        temporary: Files that were being written.
+        foreign: What is no part of a model.
+    """
+
+    has_model: bool = False
+    metadata: dict[int, bool] = field(default_factory=dict)
+    data: dict[int, bool] = field(default_factory=dict)
+    temporary: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
+
+    @property
+    def is_model(self) -> bool:
+        """Whether a server takes the directory for a model."""
+        return self.has_model or bool(self.metadata)
+
+    @property
+    def last_number(self) -> int:
+        """The highest number that any file names, 0 for none."""
+        return max([0, *self.metadata, *self.data])
+
+
+def list_model(files: Files, directory: int, model_id: str) -> ModelFiles:
+    """Return what the directory of a model has."""
+    found = ModelFiles()
+    by_ending = {"yaml": found.metadata, "data": found.data}
+    for name, is_file, _ in files.list_directory(directory):
+        version = layout.parse_file_name(model_id, name)
+        if version:
+            number, ending = version
+            by_ending[ending][number] = is_file
+        elif name == layout.model_file_name(model_id):
+            found.has_model = True
+        elif layout.is_temporary(name) and is_file:
+            found.temporary.append(name)
+        elif name not in (layout.HIGH_WATER_MARK_NAME, layout.MANIFEST_NAME):
+            found.foreign.append(name)
+    return found
+
+
+def data_size_bytes(files: Files, directory: int, model_id: str) -> int:
+    """Return about how many bytes the versions of a model have, for a progress bar."""
+    found = list_model(files, directory, model_id)
+    total = 0
+    for number in found.metadata.keys() & found.data.keys():
+        with contextlib.suppress(FileNotFoundError):
+            total += files.status_of(directory, layout.data_file_name(model_id, number)).st_size
+    return total
+
+
+def read_metadata(files: Files, directory: int, name: str) -> bytes:
+    """Return the text of a metadata file.
+
+    Raises:
+        BadMetadata: It is too large to be one.
+        OSError: It is not there, no regular file, or cannot be read.
+    """
+    file = files.open_to_read(directory, name)
+    try:
+        text = files.read(file, layout.METADATA_MAX_BYTES + 1)
+    finally:
+        close_quietly(files, file)
+    if len(text) > layout.METADATA_MAX_BYTES:
+        raise layout.BadMetadata("its metadata is too large")
+    return text
+
+
+def close_quietly(files: Files, descriptor: int) -> None:
+    """Close a descriptor. What was to be durable was synced, so that an error says nothing."""
+    with contextlib.suppress(OSError):
+        files.close(descriptor)
+
+
+def is_still(files: Files, root: int, directory: int, model_id: str) -> bool:
+    """Return whether the open directory of a model still has its name: a deletion takes the name first."""
+    try:
+        named = files.status_of(root, model_id)
+    except FileNotFoundError:
+        return False
+    opened = files.status(directory)
+    return (named.st_dev, named.st_ino) == (opened.st_dev, opened.st_ino)
+
+
+def read_model(files: Files, directory: int, model_id: str) -> tuple[ModelInfo, bytes]:
+    """Return a model and the text of its metadata.
+
+    Raises:
+        Fault: Its metadata is damaged, or cannot be read.
+        FileNotFoundError: There is none.
+    """
+    name = layout.model_file_name(model_id)
+    with _told(name, Kind.MODEL_METADATA_DAMAGED, Kind.MODEL_METADATA_NOT_A_FILE):
+        text = read_metadata(files, directory, name)
+        return layout.parse_model(text, model_id), text
+
+
+def read_version(files: Files, directory: int, model_id: str, number: int) -> tuple[VersionInfo, bytes]:
+    """Return a version and the text of its metadata.
+
+    Raises:
+        Fault: Its metadata is damaged, or cannot be read.
+        FileNotFoundError: There is none.
+    """
+    name = layout.version_file_name(model_id, number)
+    with _told(name, Kind.VERSION_METADATA_DAMAGED, Kind.VERSION_METADATA_NOT_A_FILE):
+        text = read_metadata(files, directory, name)
+        return layout.parse_version(text, model_id, number), text
+
+
+def read_high_water_mark(files: Files, directory: int) -> int:
+    """Return the number up to which none may be given again.
+
+    Raises:
+        Fault: The mark is damaged, or cannot be read.
+        FileNotFoundError: There is none.
+    """
+    name = layout.HIGH_WATER_MARK_NAME
+    with _told(name, Kind.HIGH_WATER_MARK_DAMAGED, Kind.HIGH_WATER_MARK_NOT_A_FILE):
+        return layout.parse_high_water_mark(read_metadata(files, directory, name))
+
+
+@contextlib.contextmanager
+def opened_data(files: Files, directory: int, info: VersionInfo) -> Iterator[int]:
+    """Open a context with a descriptor of the data of a version, which has the size that it must have.
+
+    Raises:
+        Fault: It has not, or its data is missing or cannot be read.
+        FileNotFoundError: The version is no longer there.
+    """
+    name = layout.data_file_name(info.model_id, info.number)
+    try:
+        with _told(name, Kind.DATA_NOT_A_FILE, Kind.DATA_NOT_A_FILE):
+            file = files.open_to_read(directory, name)
+    except FileNotFoundError:
+        # A version goes with its metadata first; while that is there, the data has to be.
+        files.status_of(directory, layout.version_file_name(info.model_id, info.number))
+        raise Damage(Kind.DATA_MISSING, name, "it is missing") from None
+    try:
+        size_bytes = files.status(file).st_size
+        if size_bytes != info.data_size_bytes:
+            message = f"it has {size_bytes} bytes instead of {info.data_size_bytes}"
+            raise Damage(Kind.DATA_WRONG_SIZE, name, message)
+        yield file
+    finally:
+        files.close(file)
+
+
+def data_blocks(files: Files, file: int, info: VersionInfo) -> Iterator[bytes]:
+    """Yield the data of a version in blocks; all of it was held against its hash when this ends.
+
+    Raises:
+        Fault: It is not what was stored, or cannot be read.
+    """
+    name = layout.data_file_name(info.model_id, info.number)
+    payload_hash = PayloadHash()
+    missing_bytes = info.data_size_bytes
+    while missing_bytes:
+        with _told(name, Kind.DATA_NOT_A_FILE, Kind.DATA_NOT_A_FILE):
+            block = files.read(file, min(BLOCK_BYTES, missing_bytes))
+        if not block:
+            raise Damage(Kind.DATA_WRONG_SIZE, name, "it was cut while it was read")
+        payload_hash.update([block])
+        missing_bytes -= len(block)
+        yield block
+    if payload_hash.digest_text() != info.data_hash:
+        raise Damage(Kind.DATA_WRONG_HASH, name, "its bytes do not match their hash")
+
+
+def unreadable(name: str, error: OSError) -> Fault:
+    """Return the fault that an error of the system means.
+
+    Raises:
+        OSError: The process is short of a resource, so no other file can be read either.
+    """
+    cause = cause_of(error)
+    if cause is Cause.PROCESS:
+        raise error
+    kind = Damage if cause is Cause.FILE else Unreadable
+    return kind(Kind.UNREADABLE, name, f"it cannot be read: {error.strerror}")
+
+
+@contextlib.contextmanager
+def _told(name: str, damaged: Kind, not_a_file: Kind) -> Iterator[None]:
+    """Translate errors of reading a file into a `Fault`, except for its absence."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except NotRegularError:
+        raise Damage(not_a_file, name, "it is no regular file") from None
+    except layout.BadMetadata as error:
+        raise Damage(damaged, name, str(error)) from None
+    except OSError as error:
+        raise unreadable(name, error) from None

@@ -1,0 +1,1 @@
+"""The transient store in memory."""

@@ -1,0 +1,376 @@
+"""The transient store in this process's memory.
+
+A version lies in whole slabs and one buffer of the exact size of the rest. Bytes are copied once, on the event loop
+(a copy into recycled memory costs a fraction of handing it to a thread), and hashed behind it by a thread, from the
+slabs, which do not change any more.
+
+Bytes are counted when they are allocated: `bytes held` is what versions and uploads really have. What uploads have
+declared but not yet sent is promised, so that an upload that was let in is refused later only when readers have pinned
+what it was to replace.
+"""
+
+import asyncio
+from collections import OrderedDict, defaultdict
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, Bytes, PayloadHash
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.registry.contracts import (
+    EvictionListener,
+    Reader,
+    TransientStore,
+    TransientUsage,
+    Upload,
+    VersionStore,
+)
+from cogment_model_registry.storage.memory.slabs import SLAB_BYTES, SlabPool
+from cogment_model_registry.system.tasks import run_to_end
+
+_Key = tuple[str, int]
+
+
+@dataclass(eq=False, slots=True)
+class _Blob:
+    """The memory of one version: full slabs, then a buffer for the rest. `size_bytes` counts what is allocated."""
+
+    slabs: list[memoryview] = field(default_factory=list)
+    rest: bytearray = field(default_factory=bytearray)
+    size_bytes: int = 0
+    readers: int = 0
+    is_gone: bool = False
+    info: VersionInfo | None = None
+
+    def parts(self) -> Iterator[memoryview]:
+        """Yield the views that make up the bytes."""
+        yield from self.slabs
+        if self.rest:
+            yield memoryview(self.rest)
+
+
+class MemoryTransientStore(TransientStore):
+    """Transient versions in memory.
+
+    Args:
+        max_items: How many versions it keeps at most.
+        max_bytes: How many bytes it holds at most.
+        executor: Where to hash.
+        elsewhere: Who has the versions that this store does not have, if anybody.
+    """
+
+    def __init__(
+        self, max_items: int, max_bytes: int, executor: Executor, elsewhere: VersionStore | None = None
+    ) -> None:
+        self._max_items = max_items
+        self._max_bytes = max_bytes
+        self.executor = executor
+        self._elsewhere = elsewhere
+        self._listener: EvictionListener = _ignore
+        self._slabs = SlabPool()
+        self._blobs: OrderedDict[_Key, _Blob] = OrderedDict()  # least recently used first
+        self._numbers: defaultdict[str, set[int]] = defaultdict(set)
+        self._newest: dict[str, int] = {}
+        self._evictions = {"items": 0, "bytes": 0}
+        self._held_bytes = 0
+        self._pinned_bytes = 0
+        self._promised_bytes = 0
+        self._uploaded_bytes = 0
+
+    @property
+    def usage(self) -> TransientUsage:
+        """How full it is."""
+        return TransientUsage(
+            items=len(self._blobs),
+            bytes=self._held_bytes,
+            held_bytes=self._unevictable_bytes,
+            max_items=self._max_items,
+            max_bytes=self._max_bytes,
+            evictions=dict(self._evictions),
+        )
+
+    @property
+    def _unevictable_bytes(self) -> int:
+        return self._pinned_bytes + self._uploaded_bytes + self._promised_bytes
+
+    async def open_upload(self, model_id: str, size_bytes: int) -> Upload:
+        available = self._max_bytes - self._unevictable_bytes
+        if size_bytes > available:
+            message = (
+                f"a transient version of {size_bytes} bytes does not fit the memory budget of {self._max_bytes} bytes, "
+                f"of which {max(available, 0)} are not taken by uploads and readers under way"
+            )
+            raise TooLargeError(message, model_id=model_id)
+        self._promised_bytes += size_bytes
+        return _MemoryUpload(self, model_id, size_bytes)
+
+    async def open_version(self, info: VersionInfo) -> Reader:
+        key = (info.model_id, info.number)
+        blob = self._blobs.get(key)
+        if blob is None:
+            if self._elsewhere is not None:
+                return await self._elsewhere.open_version(info)
+            raise NotFoundError.version(info.model_id, info.number)
+        self._blobs.move_to_end(key)
+        if not blob.readers:
+            self._pinned_bytes += blob.size_bytes
+        blob.readers += 1
+        return _MemoryReader(self, blob)
+
+    def note_newest(self, model_id: str, number: int) -> None:
+        self._newest[model_id] = max(number, self._newest.get(model_id, 0))
+
+    async def remove_model(self, model_id: str) -> None:
+        for number in self._numbers.pop(model_id, ()):
+            self._release(self._blobs.pop((model_id, number)))
+        self._newest.pop(model_id, None)
+
+    def on_evicted(self, listener: EvictionListener) -> None:
+        self._listener = listener
+
+    def release_memory(self) -> None:
+        self._slabs.trim(0)
+
+    # What uploads and readers call.
+
+    async def report(self, evicted: list[VersionInfo]) -> None:
+        """Let the listener know of the versions in a list, and empty it."""
+        reported = [*evicted]
+        evicted.clear()
+        await run_to_end(self._listener(reported))
+
+    def allocate(self, blob: _Blob, size_bytes: int, model_id: str, evicted: list[VersionInfo]) -> None:
+        """Move `size_bytes` promised bytes to those held for an upload's `blob`; add what is evicted to a list."""
+        while self._held_bytes + size_bytes > self._max_bytes:
+            if not self._evict_one("bytes", evicted, pinned_too=False):
+                message = f"no room for {size_bytes} bytes: what the memory budget has is being read or uploaded"
+                raise TooLargeError(message, model_id=model_id)
+        self._promised_bytes -= size_bytes
+        self._uploaded_bytes += size_bytes
+        self._held_bytes += size_bytes
+        blob.size_bytes += size_bytes
+
+    def take_slab(self) -> memoryview:
+        """Return a slab for bytes that were allocated."""
+        return self._slabs.take()
+
+    def take_buffer(self, size_bytes: int) -> bytearray:
+        """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget beside it."""
+        self._slabs.trim(self._max_bytes - self._held_bytes)
+        return bytearray(size_bytes)
+
+    def keep(self, info: VersionInfo, blob: _Blob, evicted: list[VersionInfo]) -> None:
+        """Make an uploaded version readable; add to a list what is evicted where there are too many."""
+        blob.info = info
+        key = (info.model_id, info.number)
+        self._uploaded_bytes -= blob.size_bytes
+        self.note_newest(info.model_id, info.number)
+        self._numbers[info.model_id].add(info.number)
+        replaced = self._blobs.pop(key, None)
+        if replaced is not None:
+            self._release(replaced)
+        while len(self._blobs) >= self._max_items and self._evict_one("items", evicted, pinned_too=True):
+            pass
+        self._blobs[key] = blob
+
+    def abandon(self, blob: _Blob, declared_bytes: int) -> None:
+        """Free what an upload that was not kept has, and what it was promised."""
+        self._promised_bytes -= declared_bytes - blob.size_bytes
+        self._uploaded_bytes -= blob.size_bytes
+        self._free(blob)
+
+    def unpin(self, blob: _Blob) -> None:
+        """End the claim of a reader."""
+        blob.readers -= 1
+        if not blob.readers:
+            self._pinned_bytes -= blob.size_bytes
+            if blob.is_gone:
+                self._free(blob)
+
+    def _evict_one(self, reason: str, evicted: list[VersionInfo], *, pinned_too: bool) -> bool:
+        """Evict the version that may go first, and add it to a list; return whether there was one.
+
+        Evicting a version that is being read makes room for another version, but not for its bytes.
+        """
+        key = self._victim(pinned_too=False)
+        if key is None and pinned_too:
+            key = self._victim(pinned_too=True)
+        if key is None:
+            return False
+        blob = self._blobs.pop(key)
+        model_id, number = key
+        numbers = self._numbers[model_id]
+        numbers.discard(number)
+        if self._newest.get(model_id) == number:
+            # It was the newest one that could be had; now the next one is.
+            self._newest[model_id] = max(numbers, default=0)
+        if not numbers:
+            del self._numbers[model_id]
+            del self._newest[model_id]
+        if blob.info is not None:
+            evicted.append(blob.info)
+        self._evictions[reason] += 1
+        self._release(blob)
+        return True
+
+    def _victim(self, *, pinned_too: bool) -> _Key | None:
+        """Return the least recently used version that is no model's newest, else the least recently used one."""
+        newest = None
+        for key, blob in self._blobs.items():
+            if blob.readers and not pinned_too:
+                continue
+            if key[1] < self._newest[key[0]]:
+                return key
+            newest = newest or key
+        return newest
+
+    def _release(self, blob: _Blob) -> None:
+        """Free a version that is not kept any more, now or when its last reader is done."""
+        blob.is_gone = True
+        if not blob.readers:
+            self._free(blob)
+
+    def _free(self, blob: _Blob) -> None:
+        self._held_bytes -= blob.size_bytes
+        for slab in blob.slabs:
+            self._slabs.give_back(slab)
+        blob.slabs.clear()
+        blob.rest = bytearray()
+        blob.size_bytes = 0
+        self._slabs.trim(self._max_bytes - self._held_bytes)
+
+
+async def _ignore(_evicted: Sequence[VersionInfo]) -> None:
+    """Do nothing with evicted versions."""
+
+
+class _MemoryUpload(Upload):
+    """Copies into slabs, and hashes each as soon as it is full."""
+
+    def __init__(self, store: MemoryTransientStore, model_id: str, size_bytes: int) -> None:
+        self._store = store
+        self._model_id = model_id
+        self._declared_bytes = size_bytes
+        self._blob: _Blob | None = _Blob()
+        self._space = memoryview(b"")  # what is left of the last slab, or of the rest
+        self._hash = PayloadHash()
+        self._hashed_slabs = 0
+        self._hashing: asyncio.Future[None] | None = None
+        self._evicted: list[VersionInfo] = []
+
+    async def write(self, data: memoryview) -> None:
+        try:
+            self._copy(data)
+        finally:
+            if self._evicted:
+                await self._store.report(self._evicted)
+
+    def _copy(self, data: memoryview) -> None:
+        while len(data):
+            if not len(self._space):
+                self._space = self._allocate()
+            size_bytes = min(len(data), len(self._space))
+            self._space[:size_bytes] = data[:size_bytes]
+            self._space = self._space[size_bytes:]
+            data = data[size_bytes:]
+            self._hash_full_slabs()
+
+    def _allocate(self) -> memoryview:
+        blob = self._open_blob()
+        size_bytes = min(SLAB_BYTES, self._declared_bytes - blob.size_bytes)
+        if not size_bytes:
+            raise RuntimeError("more bytes than the upload was opened for")
+        self._store.allocate(blob, size_bytes, self._model_id, self._evicted)
+        try:
+            if size_bytes == SLAB_BYTES:
+                blob.slabs.append(self._store.take_slab())
+                return blob.slabs[-1]
+            blob.rest = self._store.take_buffer(size_bytes)
+            return memoryview(blob.rest)
+        except (OSError, MemoryError):
+            raise TooLargeError("the system has no memory left", model_id=self._model_id) from None
+
+    def _open_blob(self) -> _Blob:
+        if self._blob is None:
+            raise RuntimeError("the upload is closed")
+        return self._blob
+
+    def _hash_full_slabs(self) -> None:
+        """Let a thread hash the slabs that are full, unless it is still busy with those before."""
+        blob = self._open_blob()
+        full = len(blob.slabs) - (1 if len(self._space) and not blob.rest else 0)
+        if full > self._hashed_slabs and (self._hashing is None or self._hashing.done()):
+            slabs: list[Bytes] = [*blob.slabs[self._hashed_slabs : full]]
+            self._hashed_slabs = full
+            loop = asyncio.get_running_loop()
+            self._hashing = loop.run_in_executor(self._store.executor, self._hash.update, slabs)
+
+    async def finish(self) -> str:
+        blob = self._open_blob()
+        await self._settle()
+        remaining: list[Bytes] = [*blob.slabs[self._hashed_slabs :], blob.rest]
+        self._hashed_slabs = len(blob.slabs)
+        if sum(len(part) for part in remaining) <= INLINE_HASH_MAX_BYTES:
+            self._hash.update(remaining)
+        else:
+            loop = asyncio.get_running_loop()
+            self._hashing = loop.run_in_executor(self._store.executor, self._hash.update, remaining)
+            await self._settle()
+        return self._hash.digest_text()
+
+    async def _settle(self) -> None:
+        """Wait until no thread reads the slabs."""
+        if self._hashing is not None:
+            # Not awaited itself, since a cancellation would then give up a thread that is still reading.
+            await asyncio.wait([self._hashing])
+            self._hashing.result()
+
+    async def commit(self, info: VersionInfo) -> None:
+        self._space = memoryview(b"")
+        self._store.keep(info, self._open_blob(), self._evicted)
+        self._blob = None
+
+    async def aclose(self) -> None:
+        if self._blob is not None:
+            await run_to_end(self._aclose())
+        if self._evicted:
+            await self._store.report(self._evicted)
+
+    async def _aclose(self) -> None:
+        await self._settle()
+        if self._blob is not None:
+            self._space = memoryview(b"")
+            blob, self._blob = self._blob, None
+            self._store.abandon(blob, self._declared_bytes)
+
+
+class _MemoryReader(Reader):
+    """Yields views of slabs."""
+
+    def __init__(self, store: MemoryTransientStore, blob: _Blob) -> None:
+        self._store = store
+        self._blob: _Blob | None = blob
+
+    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+        if self._blob is None:
+            raise RuntimeError("the reader is closed")
+        chunk: list[memoryview] = []
+        space = max_bytes
+        for part in self._blob.parts():
+            rest = part
+            while len(rest) >= space:
+                chunk.append(rest[:space])
+                rest = rest[space:]
+                yield chunk
+                chunk, space = [], max_bytes
+            if len(rest):
+                chunk.append(rest)
+                space -= len(rest)
+        if chunk or not self._blob.size_bytes:
+            yield chunk
+
+    async def aclose(self) -> None:
+        if self._blob is not None:
+            blob, self._blob = self._blob, None
+            self._store.unpin(blob)

@@ -1,0 +1,1 @@
+"""What the system gives: tasks, shared memory budgets, locks between processes, files that are replaced whole."""

@@ -1,0 +1,106 @@
+"""A file that is replaced as a whole: its new content is complete and durable under its name, or absent."""
+
+import contextlib
+import errno
+import os
+import secrets
+import stat
+import threading
+from typing import BinaryIO
+
+_NAME_MAX_CHARACTERS = 40
+"""How much of the file's name a temporary name repeats: in any script, that fits the 255 bytes of a name."""
+
+
+class Replacement:
+    """The new content of a file, in a temporary file in the same directory until `commit`.
+
+    Open it first, and close it in any case. A symbolic link stays one: the file that it leads to is replaced.
+    One thread may open it while another one closes it: then no file is left behind.
+
+    Args:
+        path: The file; its present content stays until `commit`.
+        mode: The permissions of a new file, less those that the process's umask takes away.
+        keeps_mode: Whether an existing file keeps its permissions; otherwise it gets those of a new one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], mode: int = 0o666, *, keeps_mode: bool = True) -> None:
+        self._directory, self._name = os.path.split(os.path.realpath(os.fsdecode(path)))
+        name = f".{self._name[:_NAME_MAX_CHARACTERS]}.{secrets.token_hex(8)}"
+        self._temporary = os.path.join(self._directory, name)
+        self._mode = mode
+        self._keeps_mode = keeps_mode
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._file: BinaryIO | None = None
+        self._is_there = False
+
+    def open(self) -> BinaryIO:
+        """Open the temporary file, and return it.
+
+        Raises:
+            OSError: The directory takes no file, or the name belongs to something that is not a regular file.
+            ValueError: The replacement is closed.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise ValueError("the replacement is closed")
+            replaced_mode = self._replaced_mode() if self._keeps_mode else None
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            try:
+                descriptor = os.open(self._temporary, flags, self._mode if replaced_mode is None else 0o600)
+            except OSError as error:
+                # The caller knows this name.
+                raise type(error)(error.errno, error.strerror, os.path.join(self._directory, self._name)) from None
+            self._is_there = True
+            self._file = open(descriptor, "w+b")  # noqa: SIM115 # see `close`
+            if replaced_mode is not None:
+                os.fchmod(descriptor, replaced_mode)
+            return self._file
+
+    def _replaced_mode(self) -> int | None:
+        """Return the permissions of the file that is to be replaced; None if it does not exist.
+
+        Raises:
+            OSError: It is not a regular file, so no file may take its place.
+        """
+        path = os.path.join(self._directory, self._name)
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            return None
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not stat.S_ISREG(mode):
+            raise FileExistsError(errno.EEXIST, "not a regular file", path)
+        return mode & 0o777
+
+    def commit(self) -> None:
+        """Give the file its name: durable on return.
+
+        Raises:
+            OSError: The file could not be written, renamed or made durable.
+        """
+        if self._file is None:
+            raise ValueError("the replacement is not open")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        os.rename(self._temporary, os.path.join(self._directory, self._name))
+        self._is_there = False
+        parent = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(parent)
+        finally:
+            os.close(parent)
+
+    def close(self) -> None:
+        """Close the file, and remove it unless it was committed."""
+        with self._lock:
+            self._is_closed = True
+            if self._file is not None:
+                with contextlib.suppress(OSError):  # the disk may have no room for what was not committed
+                    self._file.close()
+            if self._is_there:
+                self._is_there = False
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._temporary)
