@@ -30,26 +30,26 @@ class Kind(StrEnum):
 
 
 MEANINGS = {
-    Kind.VERSION_METADATA_DAMAGED: "the metadata of a version is empty, no YAML, too large, or another version's",
+    Kind.VERSION_METADATA_DAMAGED: "the metadata of a version is empty, not YAML, too large, or another version's",
     Kind.VERSION_METADATA_NOT_A_FILE: "the metadata of a version is a link, a FIFO, a directory or a device",
     Kind.DATA_MISSING: "a version has metadata and no data",
     Kind.DATA_NOT_A_FILE: "the data of a version is a link, a FIFO, a directory or a device",
     Kind.DATA_WRONG_SIZE: "the data of a version has another size than its metadata says",
     Kind.DATA_WRONG_HASH: "the data of a version has another hash than its metadata says",
-    Kind.MODEL_METADATA_DAMAGED: "the metadata of a model is empty, no YAML, too large, or another model's",
+    Kind.MODEL_METADATA_DAMAGED: "the metadata of a model is empty, not YAML, too large, or another model's",
     Kind.MODEL_METADATA_NOT_A_FILE: "the metadata of a model is a link, a FIFO, a directory or a device",
     Kind.MODEL_METADATA_MISSING: "a model has versions and no metadata",
-    Kind.HIGH_WATER_MARK_DAMAGED: "the high-water mark of a model is no number",
+    Kind.HIGH_WATER_MARK_DAMAGED: "the high-water mark of a model is not a number",
     Kind.HIGH_WATER_MARK_NOT_A_FILE: "the high-water mark of a model is a link, a FIFO, a directory or a device",
     Kind.LOCK_NOT_A_FILE: "the lock is a link, a FIFO, a directory or a device, so that no server starts",
     Kind.UNREADABLE: "a file or a directory cannot be read",
-    Kind.DATA_WITHOUT_MODEL: "a directory has data of versions and no metadata at all, so that it is no model",
-    Kind.DATA_WITHOUT_METADATA: "what an interrupted store left: data that is no version",
+    Kind.DATA_WITHOUT_MODEL: "a directory has data of versions and no metadata at all, so that it is not a model",
+    Kind.DATA_WITHOUT_METADATA: "what an interrupted store left: data that is not a version",
     Kind.TEMPORARY_FILE: "what an interrupted store left: a file that was being written",
     Kind.DOOMED_DIRECTORY: "what an interrupted deletion or import left: a model under a temporary name",
-    Kind.HIGH_WATER_MARK_LOW: "a high-water mark is below the highest number, which counts then",
-    Kind.FOREIGN_ENTRY: "something that is no part of an archive, and is left alone",
-    Kind.NOT_A_MODEL: "a directory that is no model, and is left alone",
+    Kind.HIGH_WATER_MARK_LOW: "a high-water mark is below the highest number, which is used instead",
+    Kind.FOREIGN_ENTRY: "something that is not part of an archive, and is left alone",
+    Kind.NOT_A_MODEL: "a directory that is not a model, and is left alone",
 }
 
 INFORMATION = {Kind.HIGH_WATER_MARK_LOW, Kind.FOREIGN_ENTRY, Kind.NOT_A_MODEL}
