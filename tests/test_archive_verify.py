@@ -402,7 +402,7 @@ async def test_beside_a_running_server_uploads_are_no_findings_and_nothing_is_re
             assert document["in_use_by"] == str(server.pid)
             assert problems(document) == [(Kind.DATA_WRONG_HASH, 2, f"m/{DATA}")]
             text = await asyncio.to_thread(run_cogment, "archive", "verify", str(archive))
-            assert f"process {server.pid} has the archive" in text.stdout
+            assert f"process {server.pid} uses the archive" in text.stdout
             refused = await asyncio.to_thread(run_cogment, "archive", "verify", str(archive), "--repair")
             assert refused.returncode == 3
             assert refused.stderr.endswith(f"is in use by process {server.pid}\n")

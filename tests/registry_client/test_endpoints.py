@@ -138,7 +138,7 @@ def test_a_registry_is_discovered_and_found_again_when_it_has_moved(directory: S
 async def test_a_registry_that_the_directory_does_not_know_is_not_found(directory: ServerProcess) -> None:
     where = f"grpc://127.0.0.1:{directory.port}"
     async with aio.ModelRegistry("cogment://discover?room=8", directory_endpoint=where) as registry:
-        with pytest.raises(errors.NotFoundError, match="knows no such model registry"):
+        with pytest.raises(errors.NotFoundError, match="knows no ready model registry that matches"):
             await registry.list_models()
 
 

@@ -275,7 +275,7 @@ class ModelRegistry:
         Raises:
             NotFoundError: There is no such model or version, or it was evicted.
             DataLossError: What came is not what was published.
-            OSError: The file cannot be written, or what is there is no regular file.
+            OSError: The file cannot be written, or what is there is not a regular file.
         """
         return self._run(lambda core: core.download(model, path, version, timeout, progress))
 

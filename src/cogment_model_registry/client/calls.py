@@ -216,7 +216,7 @@ class Connection:
                         return service.endpoint.address, service.endpoint.protocol is Protocol.GRPC_SSL
         finally:
             await self._disconnect(backend, channel)
-        raise NotFoundError(f"{location} knows no such model registry that is ready")
+        raise NotFoundError(f"{location} knows no ready model registry that matches")
 
     async def aclose(self, backend: Backend) -> None:
         """Close it; calls that are under way end."""
@@ -243,7 +243,7 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
         if not _was_sent(error):
             # The rest is a list of addresses that were tried, and why the last one failed at the end.
             reason = details.rsplit(": ", 1)[-1].rstrip("]")
-            details = f"there is no connection to {connection.location}: {reason}"
+            details = f"cannot connect to {connection.location}: {reason}"
         error_type = convert.error_type_of(error.code())
         status = f" ({error.code().name})" if error_type is ModelRegistryError else ""
         raise error_type(
@@ -253,7 +253,7 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
         ) from error
     except convert.DecodeError as error:
         raise ModelRegistryError(
-            f"{subject.text}: the server's answer makes no sense",
+            f"{subject.text}: the server sent a malformed reply",
             model_id=subject.model_id,
             version_number=subject.version_number,
         ) from error

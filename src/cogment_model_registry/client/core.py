@@ -237,7 +237,7 @@ class Core:
         finally:
             source.close()
         if info.data_hash != data_hash or info.data_size_bytes != source.size_bytes:
-            raise DataLossError.version(model_id, info.number, "the server took other bytes than were sent")
+            raise DataLossError.version(model_id, info.number, "the server stored other bytes than were sent")
         return info
 
     async def _prepared(self, data: sources.Data, subject: Subject, deadline: Deadline | None) -> sources.Prepared:

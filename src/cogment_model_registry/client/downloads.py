@@ -65,7 +65,7 @@ class Download:
         """
         self._received_bytes += len(data)
         if self._received_bytes > self._info.data_size_bytes:
-            raise self._loss(f"its {self._info.data_size_bytes} bytes were followed by others")
+            raise self._loss(f"its {self._info.data_size_bytes} bytes were followed by more")
         if self._is_memory:
             self._file.write(data)
         self._waiting.append(data)
@@ -90,10 +90,10 @@ class Download:
         else:
             self._take(waiting)
         if self._received_bytes < self._info.data_size_bytes:
-            raise self._loss(f"{self._received_bytes} of its {self._info.data_size_bytes} bytes came")
+            raise self._loss(f"{self._received_bytes} of its {self._info.data_size_bytes} bytes were received")
         data_hash = self._hash.digest_text()
         if data_hash != self._info.data_hash:
-            raise self._loss(f"its data_hash is {self._info.data_hash}, but the bytes that came have {data_hash}")
+            raise self._loss(f"its data_hash is {self._info.data_hash}, but the bytes received have {data_hash}")
 
     def abandon(self) -> None:
         """Wait until no thread uses the file: for what a backlog takes, since the caller may be cancelled."""

@@ -104,7 +104,9 @@ class _File(Source):
         while left_bytes := self.size_bytes - done_bytes:
             block = _read_at(self._file.fileno(), min(size_bytes, left_bytes), self._start + done_bytes)
             if not block:
-                message = f"the file was cut while it was read: {left_bytes} of {self.size_bytes} bytes are missing"
+                message = (
+                    f"the file was truncated while it was read: {left_bytes} of {self.size_bytes} bytes are missing"
+                )
                 raise InvalidError(message)
             done_bytes += len(block)
             yield block
@@ -230,7 +232,7 @@ class Preparation:
                         wait(raw.fileno())
                     block = read(_BLOCK_BYTES)
                     if block is None:
-                        message = "the file has nothing to read for the moment, and does not wait; let it block"
+                        message = "the file is in non-blocking mode and has no data now; make it blocking"
                         raise InvalidError(message)
                     if not block:
                         break

@@ -107,7 +107,9 @@ class _Tracked(ABC, Generic[_T]):
         return None
 
     def _timed_out(self, newer_than: int, timeout: float | None) -> TimedOutError:
-        message = f"no version of model {quoted(self.model_id)} after {newer_than} came within {timeout or 0:g} seconds"
+        message = (
+            f"model {quoted(self.model_id)} got no version newer than {newer_than} within {timeout or 0:g} seconds"
+        )
         return TimedOutError(f"{message}: {self.error}" if self.error else message, model_id=self.model_id)
 
     async def _follow(self) -> None:

@@ -76,9 +76,9 @@ class Known:
         if info.number < self._archived_number:
             proof = f"version {self._archived_number}, which was archived, is gone"
         elif self._data_hash and info.number == self.number and info.data_hash != self._data_hash:
-            proof = f"version {info.number} is another one"
+            proof = f"version {info.number} has other bytes"
         if proof:
-            message = f"model {quoted(info.model_id)} is not the one that was watched: {proof}"
+            message = f"model {quoted(info.model_id)} was deleted and created again: {proof}"
             raise NotFoundError(message, model_id=info.model_id)
         return info.number > self.number
 
