@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -21,7 +20,9 @@ import grpc.aio
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2
 
+from tests import pages
 from tests.client import Client, connected
+from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
 
 CREATE_OR_UPDATE_MODEL = r"""
@@ -344,6 +345,11 @@ async def test_data_of_the_nth_and_of_the_nth_to_last_iteration_come_through_bot
     assert parsed(output_of(command, process)) == parsed(VERSION_DATA)
 
 
+def test_the_session_of_the_page_on_grpcurl_prints_what_the_page_shows(grpcurl: None, tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive", "--grpc_reflection") as running:
+        pages.assert_as_documented("docs/grpcurl.md", tmp_path, {"9000": str(running.port)}, START_SECONDS)
+
+
 def test_reflection_lists_both_services(process: ServerProcess) -> None:
     names = output_of("grpcurl -plaintext localhost:9000 list", process).split()
     assert sorted(names) == sorted([*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"])
@@ -395,12 +401,6 @@ async def started(command: str, port: int, directory: Path) -> AsyncIterator[Cli
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 async def reflected_services(client: Client) -> list[str]:

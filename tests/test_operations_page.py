@@ -8,21 +8,20 @@ import json
 import os
 import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cogment_model_registry.settings import Settings, all_settings
+from tests import pages
+from tests.ports import free_ports
 from tests.processes import clean_environment
 
-ROOT = Path(__file__).parent.parent
-PAGE = (ROOT / "docs/operations.md").read_text()
+ROOT = pages.ROOT
+PAGE = pages.text_of("docs/operations.md")
 
 RUN_SECONDS = 100
 PORT = re.compile(r"^(\w+_PORT)=\d+$", re.MULTILINE)
@@ -30,7 +29,7 @@ PORT = re.compile(r"^(\w+_PORT)=\d+$", re.MULTILINE)
 
 def blocks(language: str) -> list[str]:
     """Return the blocks of the page in a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return pages.blocks("docs/operations.md", language)
 
 
 def root_commands() -> list[str]:
@@ -39,21 +38,10 @@ def root_commands() -> list[str]:
     return [line[2:] for line in lines if line.startswith(("# ", "$ "))]
 
 
-def free_ports(count: int) -> Iterator[int]:
-    """Yield distinct ports that are free."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    yield from ports
-
-
 def script() -> str:
     """Return the commands of the page, with free ports and an end at the first one that fails."""
     text = "\n".join(blocks("sh"))
-    ports = free_ports(len(PORT.findall(text)))
+    ports = iter(free_ports(len(PORT.findall(text))))
     return "set -euo pipefail\n" + PORT.sub(lambda match: f"{match[1]}={next(ports)}", text)
 
 
@@ -95,7 +83,7 @@ def test_the_commands_of_the_page_work_from_top_to_bottom(programs: None, tmp_pa
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            left = end_session(process)
+            left = pages.end_session(process)
     text = output_path.read_text()
     assert code == 0, f"exit code {code} after:\n{text}"
     assert not left, f"the page leaves processes behind, after:\n{text}"
@@ -110,19 +98,13 @@ def test_the_commands_of_the_page_work_from_top_to_bottom(programs: None, tmp_pa
     assert {event["level"] for event in events} <= {"debug", "info"}
 
 
-def end_session(process: "subprocess.Popen[bytes]") -> bool:
-    """Kill what is left of a process and those that it started, and return whether anything was."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    process.wait()
-    return True
-
-
 def test_every_block_with_commands_is_run_or_checked() -> None:
-    languages = re.findall(r"^```(\w*)\n.*?^```$", PAGE, re.MULTILINE | re.DOTALL)
-    assert set(languages) == {"", "console", "sh", "yaml"}  # no language: output and text of files
+    assert pages.languages("docs/operations.md") == {
+        "",
+        "console",
+        "sh",
+        "yaml",
+    }  # no language: output and text of files
     assert len(blocks("sh")) >= 10
 
 
@@ -138,7 +120,7 @@ def test_the_installation_is_that_of_the_makefile() -> None:
 def test_the_commands_for_root_are_those_that_this_test_knows() -> None:
     known = {
         *("python3", "/opt/cogment-model-registry/bin/python", "/opt/cogment-model-registry/bin/cogment"),
-        *("useradd", "install", "systemctl", "journalctl", "podman"),
+        *("useradd", "install", "systemctl", "journalctl", "podman", "rm"),
     }
     assert {command.split()[0] for command in root_commands()} == known
 
@@ -190,12 +172,3 @@ def test_the_configuration_of_prometheus_is_yaml_with_a_target() -> None:
     [block] = blocks("yaml")
     [job] = yaml.safe_load(block)["scrape_configs"]
     assert job["static_configs"] == [{"targets": ["192.0.2.10:9003"]}]
-
-
-def test_the_pages_and_sections_that_the_page_links_to_exist() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", PAGE):
-        path, _, section = target.partition("#")
-        file = ROOT / "docs" / path
-        assert file.is_file(), target
-        titles = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE) if section else []
-        assert not section or section in [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]

@@ -1,5 +1,6 @@
 """Settings: where each comes from, what it may be, and how much memory the default budget takes."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import fields
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from cogment_model_registry.errors import SettingError
-from cogment_model_registry.settings import GIB, KIB, MIB, Setting, Settings, all_settings
+from cogment_model_registry.errors import SettingError, quoted
+from cogment_model_registry.settings import GIB, KIB, MIB, DirectorySettings, Setting, Settings, all_settings
 from cogment_model_registry.system.machine import usable_memory_bytes
 
 # What the original's documentation says: name, environment variable, default, an example and what it means.
@@ -253,6 +254,54 @@ def test_allowed_value_is_taken(name: str, text: str, value: object) -> None:
     assert load(name, text) == value
     if text:
         assert getattr(Settings.load({}, {SETTINGS[name].environment: text}), name) == value
+
+
+@pytest.mark.parametrize(("name", "value"), {(name, repr(value)): (name, value) for name, _, value in GOOD}.values())
+def test_a_program_can_set_what_a_text_can(name: str, value: object) -> None:
+    assert getattr(Settings(**{name: value}), name) == value  # type: ignore[arg-type]
+
+
+BAD_VALUES: list[tuple[str, object]] = [
+    *[("port", value) for value in (-5, 65536, "9000", 9000.0, True, None)],
+    *[("metrics_port", value) for value in (-1, 65536, "9100", False)],
+    *[("cache_max_items", value) for value in (0, 10**9 + 1, 1.5, "all")],
+    *[("cache_max_bytes", value) for value in (0, -1, "3MiB", 2**61)],
+    *[("grace_seconds", value) for value in (-0.1, 86_401, float("nan"), float("inf"), "5", True, None)],
+    *[("grpc_reflection", value) for value in (0, 1, "true", None)],
+    *[("archive_dir", value) for value in ("", "a\0b", None, Path("a"), b"a")],
+    *[("host", value) for value in ("", "a b", None, 127)],
+    *[("log_level", value) for value in ("loud", 5, None)],
+    *[("log_format", value) for value in ("xml", None)],
+    *[("directory_endpoint", value) for value in ("foo:9005", None, 9005)],
+    *[("directory_authentication_token", value) for value in ("é", None, b"a")],
+    *[
+        ("directory_registration_properties", value)
+        for value in ({"": "a"}, {"a": "b,c"}, {"a": "b=c"}, {"a": " b"}, {"a": 1}, {1: "a"}, "a=b", None)
+    ],
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_VALUES)
+def test_a_program_cannot_set_what_is_not_allowed(name: str, value: object) -> None:
+    allowed = SETTINGS[name].kind.allowed
+    with pytest.raises(SettingError) as caught:
+        Settings(**{name: value})  # type: ignore[arg-type]
+    assert caught.value.message == f"{name}: {quoted(str(value))} is not allowed; it must be {allowed}"
+    with pytest.raises(SettingError):
+        dataclasses.replace(Settings(), **{name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [{"port": -1}, {"check_seconds": 0.0}, {"persistence_file": "a\0b"}])
+def test_the_directory_checks_its_settings_too(values: dict[str, object]) -> None:
+    [name] = values
+    with pytest.raises(SettingError, match=f"^{name}: "):
+        DirectorySettings(**values)  # type: ignore[arg-type]
+
+
+def test_a_program_may_write_a_value_as_a_text_may() -> None:
+    settings = Settings(log_level="5", log_format="JSON", grace_seconds=2)
+    assert (settings.log_level, settings.log_format) == ("debug", "json")
+    assert isinstance(settings.grace_seconds, float)
 
 
 @pytest.mark.parametrize(("name", "text"), BAD)

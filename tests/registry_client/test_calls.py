@@ -382,7 +382,7 @@ async def test_a_download_replaces_nothing_but_files(registry: Any, tmp_path: Pa
     await registry.publish("policy", b"weights")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
-    with pytest.raises(FileExistsError, match="no regular file"):
+    with pytest.raises(FileExistsError, match="not a regular file"):
         await registry.download("policy", tmp_path / "pipe", progress=told.append)
     with pytest.raises(IsADirectoryError):
         await registry.download("policy", tmp_path / "directory", progress=told.append)

@@ -12,4 +12,4 @@ _COMMANDS = {
 
 @click.group(cls=ServicesGroup, places=_COMMANDS)
 def client() -> None:
-    """Ask a service."""
+    """Use a service."""

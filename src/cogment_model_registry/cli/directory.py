@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cogment_model_registry.errors import NotFoundError, UnavailableError
+from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
-from cogment_model_registry.settings.kinds import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.system.tasks import wait_at_most
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _common_options(command: _F) -> _F:
             show_envvar=True,
             default="grpc://localhost:9005",
             show_default=True,
-            help="Where the Directory is.",
+            help="Address of the Directory.",
         ),
     ):
         command = option(command)
@@ -83,14 +83,14 @@ def _common_options(command: _F) -> _F:
 
 @click.group()
 def directory() -> None:
-    """Look into a Directory, or change it."""
+    """Use a Directory: find, add and remove services."""
 
 
 @directory.command()
 @_common_options
 @click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the one service to find.")
 @click.option("--type", "service_type", type=_TYPE, help="Type of the services to find.")
-@click.option("--properties", type=_PROPERTIES, help="Properties that the services to find must have.")
+@click.option("--properties", type=_PROPERTIES, help="Properties that the services must have.")
 def inquire(
     *,
     endpoint: str,
@@ -115,7 +115,7 @@ def inquire(
 @_common_options
 @click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the service to wait for.")
 @click.option("--type", "service_type", type=_TYPE, help="Type of the service to wait for.")
-@click.option("--properties", type=_PROPERTIES, help="Properties that it must have.")
+@click.option("--properties", type=_PROPERTIES, help="Properties that the service must have.")
 @click.option(
     "--timeout", "timeout_seconds", type=click.FloatRange(0), default=60, show_default=True, help="Seconds to wait."
 )
@@ -129,7 +129,7 @@ def wait_for_ready(
     properties: dict[str, str] | None,
     timeout_seconds: float,
 ) -> None:
-    """Wait until the Directory answers, or until it hands out a service that matches."""
+    """Wait until the Directory answers, or until it has a service that matches."""
     if service_id is None and service_type is None and properties is None:
         inquiry: Details | int = Details(ServiceType.OTHER)
         wanted = False
@@ -169,9 +169,9 @@ def wait_for_ready(
 @click.option("--protocol", type=click.Choice(["grpc", "cogment"]), default="grpc", show_default=True)
 @click.option("--host", required=True, help="Host of the service.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port of the service.")
-@click.option("--ssl_required", type=bool, default=False, show_default=True, help="Whether it wants encryption.")
+@click.option("--ssl_required", type=bool, default=False, show_default=True, help="Whether it requires encryption.")
 @click.option("--type", "service_type", type=_TYPE, required=True, help="Type of the service.")
-@click.option("--permanent", type=bool, default=False, show_default=True, help="Whether it stays without checks.")
+@click.option("--permanent", type=bool, default=False, show_default=True, help="Whether to keep it without checks.")
 @click.option("--properties", type=_PROPERTIES, default="", help='Properties such as "name=value,name".')
 def register(
     *,
@@ -186,7 +186,7 @@ def register(
     permanent: bool,
     properties: dict[str, str],
 ) -> None:
-    """Add a service. Its secret, which is printed, is needed to remove it."""
+    """Add a service, and print its id and secret, which are needed to remove it."""
     over_grpc = Protocol.GRPC_SSL if ssl_required else Protocol.GRPC
     where = Endpoint(Protocol.COGMENT if protocol == "cogment" else over_grpc, host, port)
     details = Details(service_type, properties)
@@ -200,7 +200,7 @@ def register(
 @directory.command()
 @_common_options
 @click.option("--service_id", type=click.IntRange(1, 2**64 - 1), required=True, help="Id of the service.")
-@click.option("--secret", required=True, help="Its secret, from when it was added.")
+@click.option("--secret", required=True, help="Secret that `register` printed.")
 def deregister(endpoint: str, token: str, as_json: bool, service_id: int, secret: str) -> None:
     """Remove a service."""
     _ask(endpoint, token, lambda client: client.deregister(service_id, secret))

@@ -83,8 +83,8 @@ def _load(settings_class: type[_S], flags: Mapping[str, str | None]) -> _S:
 def model_registry(**flags: str | None) -> None:
     """Run the model registry.
 
-    A flag beats its environment variable, which beats the default. SIGTERM and SIGINT stop the server once what is
-    under way is done, a second one ends it at once; SIGHUP makes it look at the archive directory anew.
+    A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
+    progress; a second signal ends it at once. SIGHUP makes it read the archive directory again.
     """
     settings = _load(Settings, flags)
     from cogment_model_registry.server import composition as server  # noqa: PLC0415
@@ -97,10 +97,10 @@ def model_registry(**flags: str | None) -> None:
 @_setting_options(DirectorySettings)
 @click.version_option(__version__, message="cogment services directory (cogment-model-registry) %(version)s")
 def directory(**flags: str | None) -> None:
-    """Run a Directory, where services register and others find them.
+    """Run a Directory, where services register and clients find them.
 
-    A flag beats its environment variable, which beats the default. SIGTERM and SIGINT stop the server once what is
-    under way is done, a second one ends it at once.
+    A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
+    progress; a second signal ends it at once.
     """
     settings = _load(DirectorySettings, flags)
     from cogment_model_registry.discovery import server  # noqa: PLC0415

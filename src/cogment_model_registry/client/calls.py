@@ -244,9 +244,10 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
             # The rest is a list of addresses that were tried, and why the last one failed at the end.
             reason = details.rsplit(": ", 1)[-1].rstrip("]")
             details = f"there is no connection to {connection.location}: {reason}"
-        raise convert.error_of(
-            error.code(),
-            f"{subject.text}: {details}",
+        error_type = convert.error_type_of(error.code())
+        status = f" ({error.code().name})" if error_type is ModelRegistryError else ""
+        raise error_type(
+            f"{subject.text}: {details}{status}",
             model_id=subject.model_id,
             version_number=subject.version_number,
         ) from error

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
 from cogment_model_registry.errors import SettingError
+from cogment_model_registry.records.addresses import parse_endpoint, parse_token
 from cogment_model_registry.records.services import Details, ServiceType
-from cogment_model_registry.settings.kinds import parse_endpoint, parse_token
 
 ENDPOINT_VARIABLE = "COGMENT_MODEL_REGISTRY_ENDPOINT"
 DIRECTORY_ENDPOINT_VARIABLE = "COGMENT_DIRECTORY_ENDPOINT"

@@ -7,15 +7,10 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from cogment_model_registry.errors import (
-    InvalidError,
-    ModelRegistryError,
-    NotFoundError,
-    TimedOutError,
-    UnavailableError,
-)
+from cogment_model_registry.errors import InvalidError, UnavailableError
+from cogment_model_registry.records.addresses import parse_endpoint
 from cogment_model_registry.records.services import Details, Endpoint, Service
-from cogment_model_registry.settings.kinds import parse_endpoint
+from cogment_model_registry.wire import convert
 from cogment_model_registry.wire import directory as wire
 from cogment_model_registry.wire.directory import DecodeError
 
@@ -113,13 +108,6 @@ async def connected(endpoint: str, token: str = "") -> AsyncIterator[DirectoryCl
         yield DirectoryClient(channel, token)
 
 
-_ERRORS: dict[grpc.StatusCode, type[ModelRegistryError]] = {
-    grpc.StatusCode.INVALID_ARGUMENT: InvalidError,
-    grpc.StatusCode.NOT_FOUND: NotFoundError,
-    grpc.StatusCode.DEADLINE_EXCEEDED: TimedOutError,
-}
-
-
 @asynccontextmanager
 async def _translated() -> AsyncIterator[None]:
     try:
@@ -127,5 +115,6 @@ async def _translated() -> AsyncIterator[None]:
     except DecodeError as error:
         raise UnavailableError("the Directory's answer makes no sense") from error
     except grpc.aio.AioRpcError as error:
-        kind = _ERRORS.get(error.code(), UnavailableError)
-        raise kind(f"the Directory answered {error.code().name}: {error.details()}") from error
+        raise convert.error_type_of(error.code())(
+            f"the Directory answered {error.code().name}: {error.details()}"
+        ) from error

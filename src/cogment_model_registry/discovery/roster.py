@@ -3,8 +3,8 @@
 What changes the roster writes its file and so blocks: it is called from a thread, one call at a time. Reading it is
 safe meanwhile, since a change replaces the entries as a whole.
 
-Entries live in memory and, if a file is given, survive a restart in it: the whole roster is written anew, atomically,
-at each change. It has secrets and tokens, so only its owner may read it.
+Entries live in memory and, if a file is given, survive a restart in it: each change replaces the whole file, atomically
+and durably.
 """
 
 import contextlib
@@ -25,9 +25,13 @@ from cogment_model_registry.records.services import (
     Service,
     ServiceType,
 )
+from cogment_model_registry.system.replacement import Replacement
 
 FAILURES_MAX = 3
 """A service that failed so many checks in a row is removed."""
+
+_FILE_MODE = 0o600
+"""The file has secrets and tokens, so only its owner may read it."""
 
 LOAD_TOLERANCE = 10
 """With load balancing, services whose load is within this of the lowest one are handed out."""
@@ -188,18 +192,12 @@ class Roster:
         """Write these services to the file, atomically and durably."""
         if not self._file:
             return
-        temporary = f"{self._file}.new"
         text = json.dumps({"services": [_entry_to_json(entry) for entry in entries.values()]}, indent=1)
         try:
             os.makedirs(os.path.dirname(self._file) or ".", exist_ok=True)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with open(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            os.replace(temporary, self._file)
+            with contextlib.closing(Replacement(self._file, _FILE_MODE, keeps_mode=False)) as replacement:
+                replacement.open().write(text.encode())
+                replacement.commit()
         except OSError as error:
             raise UnavailableError(f"the Directory cannot keep its services: {error.strerror}") from error
 

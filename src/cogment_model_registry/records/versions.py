@@ -35,8 +35,14 @@ class ModelInfo:
     user_data: Mapping[str, str] = field(default_factory=dict)
 
 
+class _WeaklyReferable:
+    """Lets a dataclass with slots be referred to weakly, so that a cache does not keep it alive."""
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(frozen=True, slots=True)
-class VersionInfo:
+class VersionInfo(_WeaklyReferable):
     """A version of a model: one immutable blob, described.
 
     Attributes:
@@ -47,7 +53,6 @@ class VersionInfo:
         data_hash: SHA-256 of its bytes, in standard base64 with padding.
         data_size_bytes: How many bytes it has.
         user_data: What its creator noted about it.
-        memo: Room for who turns it into something else again and again; no part of its value.
     """
 
     model_id: str
@@ -57,7 +62,6 @@ class VersionInfo:
     data_hash: str
     data_size_bytes: int
     user_data: Mapping[str, str] = field(default_factory=dict)
-    memo: list[bytes] = field(default_factory=list, init=False, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

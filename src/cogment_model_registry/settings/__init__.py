@@ -14,9 +14,6 @@ from cogment_model_registry.settings.kinds import (
     LOG_FORMATS,
     LOG_LEVELS,
     MIB,
-    parse_endpoint,
-    parse_properties,
-    parse_token,
 )
 
 if TYPE_CHECKING:
@@ -36,9 +33,6 @@ __all__ = [
     "Setting",
     "Settings",
     "all_settings",
-    "parse_endpoint",
-    "parse_properties",
-    "parse_token",
 ]
 
 _MODULES = {

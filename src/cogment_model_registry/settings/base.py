@@ -65,6 +65,17 @@ class Setting:
         except ValueError:
             raise SettingError(f"{self.name} (from {source})", text, self.kind.allowed) from None
 
+    def check(self, value: object) -> object:
+        """Return a value that a program gave, in its usual form.
+
+        Raises:
+            SettingError: It is not allowed.
+        """
+        try:
+            return self.kind.check(value)
+        except ValueError:
+            raise SettingError(self.name, str(value), self.kind.allowed) from None
+
 
 def setting(default: _T, environment: str, kind: Kind, text: str, default_text: str = "") -> _T:
     """Return a field with a default, described by everything of its `Setting` but the name."""
@@ -85,7 +96,7 @@ def _metadata(environment: str, kind: Kind, text: str, default_text: str) -> dic
 
 def port_setting(default: int, environment: str) -> int:
     """Return the field of the port that a service serves on."""
-    text = "TCP port to serve on. 0 takes a free one, which the log tells in a line with port=N."
+    text = "TCP port to serve on; 0 takes a free port, which the log shows as port=N."
     return setting(default, environment, integer(0, 65535), text)
 
 
@@ -97,19 +108,23 @@ def host_setting(environment: str) -> str:
 
 def reflection_setting(environment: str) -> bool:
     """Return the field of whether a service answers reflection."""
-    text = "Whether to answer gRPC reflection, which tools such as grpcurl need."
+    text = "Whether to serve gRPC reflection, which tools such as grpcurl need."
     return setting(False, environment, SWITCH, text, "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """What every service is told: how it logs. Every field is a flag and an environment variable."""
+    """The settings of every service. Each field is a flag and an environment variable.
+
+    Raises:
+        SettingError: A field has a value that is not allowed, whether it comes from a text or from a program.
+    """
 
     log_level: str = setting(
         "info",
         "COGMENT_LOG_LEVEL",
         LOG_LEVEL,
-        "Least level that is logged: off, error, warning, info, debug, trace (or 0 to 6: off, off, error, ...).",
+        "Lowest level to log: off, error, warning, info, debug, trace (or 0 to 6: off, off, error, ...).",
     )
     log_file: str = setting(
         "",
@@ -122,8 +137,12 @@ class ServiceSettings:
         "text",
         "COGMENT_LOG_FORMAT",
         LOG_FORMAT,
-        "How a line of the log is written: text for people, json for programs.",
+        "Format of the log: text for people, json for programs.",
     )
+
+    def __post_init__(self) -> None:
+        for each in all_settings(type(self)):
+            object.__setattr__(self, each.name, each.check(getattr(self, each.name)))
 
     @classmethod
     def load(cls, flags: Mapping[str, str], environment: Mapping[str, str]) -> "Self":

@@ -28,30 +28,30 @@ class DirectorySettings(ServiceSettings):
         ".cogment-directory-data",
         _PREFIX + "PERSISTENCE_FILE",
         optional(PATH),
-        "File of the registered services, which survive a restart; the empty text for none.",
+        "File that keeps the registered services across restarts; the empty text for none.",
     )
     registration_lag: int = setting(
         0,
         _PREFIX + "REGISTRATION_LAG",
         integer(0, 3600),
-        "How many seconds an inquiry may wait for a service that has not registered yet.",
+        "How long an inquiry may wait for a service that has not registered yet.",
     )
     load_balancing: bool = setting(
         False,
         _PREFIX + "LOAD_BALANCING",
         SWITCH,
-        "Whether to hand out only the services with the lowest load (within 10 of 255).",
+        "Whether to return only the services with the lowest load (within 10 of 255).",
         "off",
     )
     check_seconds: float = setting(
         60.0,
         _PREFIX + "CHECK_SECONDS",
         seconds(0.1, 86_400),
-        "How long after a check of a service the next one comes.",
+        "How long to wait between two checks of a service.",
     )
     grace_seconds: float = setting(
         5.0,
         _PREFIX + "GRACE_SECONDS",
         seconds(0, 86_400),
-        "How long calls under way may go on when the server is told to stop.",
+        "How long calls in progress may continue after the server is told to stop.",
     )

@@ -1,11 +1,11 @@
-"""What settings may be: how a text becomes a value, and what to say when it does not."""
+"""The values that settings may have: how a text becomes a value, which values are allowed, and how errors say so."""
 
 import dataclasses
-import ipaddress
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+
+from cogment_model_registry.records.addresses import parse_endpoint, parse_host, parse_properties, parse_token
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -26,11 +26,24 @@ class Kind:
         placeholder: What stands for the value in help texts.
         allowed: What the value may be, to end a sentence with "it must be".
         parse: Returns the value that a text stands for, or raises `ValueError`.
+        check: Returns a value that a program gave, in its usual form, or raises `ValueError`.
     """
 
     placeholder: str
     allowed: str
     parse: Callable[[str], object]
+    check: Callable[[object], object]
+
+
+def _text_kind(placeholder: str, allowed: str, parse: Callable[[str], object]) -> Kind:
+    """Return a kind whose values are texts, so that one rule serves texts and values."""
+
+    def check(value: object) -> object:
+        if not isinstance(value, str):
+            raise ValueError(value)  # what `check` raises
+        return parse(value)
+
+    return Kind(placeholder, allowed, parse, check)
 
 
 def _whole_number(text: str) -> int:
@@ -40,46 +53,52 @@ def _whole_number(text: str) -> int:
     return int(text)
 
 
-def integer(least: int, most: int) -> Kind:
-    """Return the kind of whole numbers in a range."""
-
-    def parse(text: str) -> int:
-        value = _whole_number(text)
-        if not least <= value <= most:
-            raise ValueError(text)
+def _check_integer(least: int, most: int) -> Callable[[object], int]:
+    def check(value: object) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(value)
         return value
 
-    return Kind("N", f"a whole number from {least} to {most}", parse)
+    return check
+
+
+def integer(least: int, most: int) -> Kind:
+    """Return the kind of whole numbers in a range."""
+    check = _check_integer(least, most)
+    return Kind("N", f"a whole number from {least} to {most}", lambda text: check(_whole_number(text)), check)
 
 
 _BYTE_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
 
 
+def _number_of_bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]+) ?([a-zA-Z]*)", text)
+    if not match or match[2].lower() not in _BYTE_UNITS:
+        raise ValueError(text)
+    return _whole_number(match[1]) * _BYTE_UNITS[match[2].lower()]
+
+
 def byte_count(least: int, most: int) -> Kind:
     """Return the kind of numbers of bytes in a range, plain or with a unit."""
-
-    def parse(text: str) -> int:
-        match = re.fullmatch(r"([0-9]+) ?([a-zA-Z]*)", text)
-        if not match or match[2].lower() not in _BYTE_UNITS:
-            raise ValueError(text)
-        value = _whole_number(match[1]) * _BYTE_UNITS[match[2].lower()]
-        if not least <= value <= most:
-            raise ValueError(text)
-        return value
-
+    check = _check_integer(least, most)
     allowed = f"a number of bytes from {least} to {most}, plain or with one of kB, MB, GB, KiB, MiB, GiB"
-    return Kind("BYTES", allowed, parse)
+    return Kind("BYTES", allowed, lambda text: check(_number_of_bytes(text)), check)
 
 
 def seconds(least: float, most: float) -> Kind:
     """Return the kind of numbers of seconds in a range, with or without a fraction."""
 
-    def parse(text: str) -> float:
-        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not least <= float(text) <= most:
-            raise ValueError(text)
-        return float(text)
+    def check(value: object) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
+            raise ValueError(value)
+        return float(value)
 
-    return Kind("SECONDS", f"a number of seconds from {least:g} to {most:g}", parse)
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+            raise ValueError(text)
+        return check(float(text))
+
+    return Kind("SECONDS", f"a number of seconds from {least:g} to {most:g}", parse, check)
 
 
 _TRUE = ("1", "true", "yes", "on")
@@ -92,19 +111,14 @@ def _parse_switch(text: str) -> bool:
     return text.lower() in _TRUE
 
 
+def _check_switch(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(value)  # what `Kind.check` raises
+    return value
+
+
 def _parse_path(text: str) -> str:
     if not text or "\0" in text:
-        raise ValueError(text)
-    return text
-
-
-def parse_token(text: str) -> str:
-    """Return a text that can travel as the value of a gRPC metadata entry, as it is.
-
-    Raises:
-        ValueError: It cannot.
-    """
-    if not text.isascii() or not text.isprintable() or text != text.strip():
         raise ValueError(text)
     return text
 
@@ -126,68 +140,36 @@ def _parse_choice(choices: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
-_HOST_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
-
-
-def _parse_host(text: str) -> str:
-    if ":" in text:
-        ipaddress.IPv6Address(text)  # raises a ValueError
-    elif not re.fullmatch(rf"{_HOST_LABEL}(\.{_HOST_LABEL})*\.?", text):
-        raise ValueError(text)
-    return text
-
-
 def _parse_interface(text: str) -> str:
-    return text if text == ALL_INTERFACES else _parse_host(text)
+    return text if text == ALL_INTERFACES else parse_host(text)
 
 
-def parse_endpoint(text: str) -> str:
-    """Return an endpoint of the form ``grpc://host:port`` as it is.
-
-    Raises:
-        ValueError: It has another form.
-    """
-    parts = urlsplit(text)
-    # Reading `port` raises ValueError where it is not a number up to 65535.
-    if parts.scheme != "grpc" or not parts.hostname or not parts.port or parts.netloc != text.removeprefix("grpc://"):
-        raise ValueError(text)
-    _parse_host(parts.hostname)
-    if parts.username is not None:
-        raise ValueError(text)
-    return text
-
-
-def parse_properties(text: str) -> dict[str, str]:
-    """Return the properties in "name=value,name,name=value".
-
-    White space around names and values is trimmed, an empty item is skipped; an empty name or a second ``=`` is an
-    error.
-
-    Raises:
-        ValueError: There is one.
-    """
-    properties: dict[str, str] = {}
-    for item in text.split(","):
-        if not item.strip():
-            continue
-        name, _, value = (part.strip() for part in item.partition("="))
-        if not name or "=" in value:
-            raise ValueError(text)
-        properties[name] = value
-    return properties
+def _check_properties(value: object) -> Mapping[str, str]:
+    """Return properties that the text form can express, so that a program cannot set what nobody could type."""
+    if not isinstance(value, Mapping):
+        raise ValueError(value)  # what `Kind.check` raises
+    if parse_properties(",".join(f"{name}={text}" for name, text in value.items())) != value:
+        raise ValueError(value)
+    return value
 
 
 def optional(kind: Kind, none: object = "") -> Kind:
     """Return a kind that also takes the empty text, which stands for `none`."""
-    return dataclasses.replace(kind, parse=lambda text: kind.parse(text) if text else none)
+    return dataclasses.replace(
+        kind,
+        parse=lambda text: kind.parse(text) if text else none,
+        check=lambda value: none if value == none else kind.check(value),
+    )
 
 
-TOKEN = Kind("TOKEN", "printable ASCII", parse_token)
-PATH = Kind("PATH", "a path", _parse_path)
-SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch)
-HOST_NAME = Kind("HOST", "a host name or an IP address", _parse_host)
-INTERFACE = Kind("HOST", f"a host name, an IP address, or {ALL_INTERFACES} for all interfaces", _parse_interface)
-ENDPOINT = Kind("ENDPOINT", "an endpoint of the form grpc://host:port", parse_endpoint)
-PROPERTIES = Kind("PROPERTIES", 'properties of the form "name=value,name,name=value"', parse_properties)
-LOG_LEVEL = Kind("LEVEL", f"one of {', '.join(LOG_LEVELS)}, or a number from 0 to 6", _parse_log_level)
-LOG_FORMAT = Kind("FORMAT", f"one of {', '.join(LOG_FORMATS)}", _parse_choice(LOG_FORMATS))
+TOKEN = _text_kind("TOKEN", "printable ASCII", parse_token)
+PATH = _text_kind("PATH", "a path", _parse_path)
+SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch, _check_switch)
+HOST_NAME = _text_kind("HOST", "a host name or an IP address", parse_host)
+INTERFACE = _text_kind("HOST", f"a host name, an IP address, or {ALL_INTERFACES} for all interfaces", _parse_interface)
+ENDPOINT = _text_kind("ENDPOINT", "an endpoint of the form grpc://host:port", parse_endpoint)
+PROPERTIES = Kind(
+    "PROPERTIES", 'properties of the form "name=value,name,name=value"', parse_properties, _check_properties
+)
+LOG_LEVEL = _text_kind("LEVEL", f"one of {', '.join(LOG_LEVELS)}, or a number from 0 to 6", _parse_log_level)
+LOG_FORMAT = _text_kind("FORMAT", f"one of {', '.join(LOG_FORMATS)}", _parse_choice(LOG_FORMATS))

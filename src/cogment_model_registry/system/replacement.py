@@ -1,4 +1,4 @@
-"""A file that is written anew: whole and durable under its name, or not there at all."""
+"""A file that is replaced as a whole: its new content is complete and durable under its name, or absent."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ import threading
 from typing import BinaryIO
 
 _NAME_MAX_CHARACTERS = 40
-"""What a temporary name has of the file's: whatever the script, that leaves room in the 255 bytes of a name."""
+"""How much of the file's name a temporary name repeats: in any script, that fits the 255 bytes of a name."""
 
 _BINARY: int = getattr(os, "O_BINARY", 0)
 """On Windows, the flag that keeps bytes as they are."""
@@ -19,21 +19,23 @@ _DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
 
 
 class Replacement:
-    """The new content of a file, in a temporary file beside it until `commit`. To be opened, and always to be closed.
+    """The new content of a file, in a temporary file in the same directory until `commit`.
 
-    A symbolic link stays one: the file that it leads to is replaced. A file that is there keeps its permissions.
-    One thread may open it while another one closes it: then nothing is left of it.
+    Open it first, and close it in any case. A symbolic link stays one: the file that it leads to is replaced.
+    One thread may open it while another one closes it: then no file is left behind.
 
     Args:
-        path: The file; what is there already stays until then.
-        mode: The permissions of a new one, of which the process's mask takes its part.
+        path: The file; its present content stays until `commit`.
+        mode: The permissions of a new file, less those that the process's umask takes away.
+        keeps_mode: Whether an existing file keeps its permissions; otherwise it gets those of a new one.
     """
 
-    def __init__(self, path: str | os.PathLike[str], mode: int = 0o666) -> None:
+    def __init__(self, path: str | os.PathLike[str], mode: int = 0o666, *, keeps_mode: bool = True) -> None:
         self._directory, self._name = os.path.split(os.path.realpath(os.fsdecode(path)))
         name = f".{self._name[:_NAME_MAX_CHARACTERS]}.{secrets.token_hex(8)}"
         self._temporary = os.path.join(self._directory, name)
         self._mode = mode
+        self._keeps_mode = keeps_mode
         self._lock = threading.Lock()
         self._is_closed = False
         self._file: BinaryIO | None = None
@@ -43,18 +45,18 @@ class Replacement:
         """Open the temporary file, and return it.
 
         Raises:
-            OSError: The directory takes no file, or has something else of this name.
-            ValueError: It was closed meanwhile.
+            OSError: The directory takes no file, or the name belongs to something that is not a regular file.
+            ValueError: The replacement is closed.
         """
         with self._lock:
             if self._is_closed:
                 raise ValueError("the replacement is closed")
-            replaced_mode = self._replaced_mode()
+            replaced_mode = self._replaced_mode() if self._keeps_mode else None
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY
             try:
                 descriptor = os.open(self._temporary, flags, self._mode if replaced_mode is None else 0o600)
             except OSError as error:
-                # By the name that the caller knows.
+                # The caller knows this name.
                 raise type(error)(error.errno, error.strerror, os.path.join(self._directory, self._name)) from None
             self._is_there = True
             self._file = open(descriptor, "w+b")  # noqa: SIM115 # see `close`
@@ -63,10 +65,10 @@ class Replacement:
             return self._file
 
     def _replaced_mode(self) -> int | None:
-        """Return the permissions of the file that is to be replaced; None if there is none.
+        """Return the permissions of the file that is to be replaced; None if it does not exist.
 
         Raises:
-            OSError: It is no file, so a file is not to take its place.
+            OSError: It is not a regular file, so no file may take its place.
         """
         path = os.path.join(self._directory, self._name)
         try:
@@ -76,14 +78,14 @@ class Replacement:
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if not stat.S_ISREG(mode):
-            raise FileExistsError(errno.EEXIST, "there is something that is no regular file", path)
+            raise FileExistsError(errno.EEXIST, "not a regular file", path)
         return mode & 0o777
 
     def commit(self) -> None:
         """Give the file its name: durable on return.
 
         Raises:
-            OSError: It cannot be.
+            OSError: The file could not be written, renamed or made durable.
         """
         if self._file is None:
             raise ValueError("the replacement is not open")
@@ -105,7 +107,7 @@ class Replacement:
         with self._lock:
             self._is_closed = True
             if self._file is not None:
-                with contextlib.suppress(OSError):  # of what was not committed, and the disk has no room for
+                with contextlib.suppress(OSError):  # the disk may have no room for what was not committed
                     self._file.close()
             if self._is_there:
                 self._is_there = False

@@ -1,7 +1,8 @@
 """Between the records of the registry and the messages of the API, and between its errors and gRPC's statuses."""
 
+import weakref
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError as _DecodeError
@@ -22,7 +23,7 @@ from cogment_model_registry.wire.frames import embed, split_body, split_data_chu
 
 DecodeError = _DecodeError
 
-STATUS_BY_ERROR: Mapping[type, grpc.StatusCode] = {
+STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -30,29 +31,23 @@ STATUS_BY_ERROR: Mapping[type, grpc.StatusCode] = {
     TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
-
-
-def status_of(error: ModelRegistryError) -> grpc.StatusCode:
-    """Return the status that stands for an error; that of its nearest kind in the table."""
-    return next((STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_BY_ERROR), _OTHERWISE)
-
-
-_OTHERWISE = grpc.StatusCode.INTERNAL
+"""The one table of errors and statuses, for what is answered and for what is received."""
 
 _ERROR_BY_STATUS: Mapping[grpc.StatusCode, type[ModelRegistryError]] = {
     **{status: kind for kind, status in STATUS_BY_ERROR.items()},
-    grpc.StatusCode.CANCELLED: UnavailableError,  # by the server, or by something on the way
+    grpc.StatusCode.CANCELLED: UnavailableError,  # by the server, or by a proxy
 }
 
 
-def error_of(
-    status: grpc.StatusCode, message: str, *, model_id: str | None = None, version_number: int | None = None
-) -> ModelRegistryError:
-    """Return the error that a status stands for; one of no kind that tells its name where none does."""
-    kind = _ERROR_BY_STATUS.get(status)
-    if kind is None:
-        return ModelRegistryError(f"{message} ({status.name})", model_id=model_id, version_number=version_number)
-    return kind(message, model_id=model_id, version_number=version_number)
+def status_of(error: ModelRegistryError) -> grpc.StatusCode:
+    """Return the status of an error: that of its nearest class in the table, else INTERNAL."""
+    statuses = (STATUS_BY_ERROR[kind] for kind in type(error).__mro__ if kind in STATUS_BY_ERROR)
+    return next(statuses, grpc.StatusCode.INTERNAL)
+
+
+def error_type_of(status: grpc.StatusCode) -> type[ModelRegistryError]:
+    """Return the class of error that a status means: `ModelRegistryError` itself for one that is not in the table."""
+    return _ERROR_BY_STATUS.get(status, ModelRegistryError)
 
 
 _AnyMessage = TypeVar("_AnyMessage", bound=Message)
@@ -163,12 +158,41 @@ def encode_model(info: ModelInfo) -> bytes:
     return embed(_INFO_FIELD, model_message(info).SerializeToString())
 
 
+class _Encoding(weakref.ref[VersionInfo]):
+    """A version as the field of a reply, for as long as its record lives."""
+
+    __slots__ = ("data", "identity")
+
+    identity: int
+    data: bytes
+
+    def __new__(cls, info: VersionInfo, data: bytes) -> Self:
+        self = super().__new__(cls, info, _forget)
+        self.identity = id(info)
+        self.data = data
+        return self
+
+    def __init__(self, info: VersionInfo, data: bytes) -> None:
+        """Do nothing: `__new__` has done it."""
+
+
+_encodings: dict[int, _Encoding] = {}
+"""By the identity of the record: comparing two records takes longer than encoding one."""
+
+
+def _forget(encoding: weakref.ref[VersionInfo]) -> None:
+    if isinstance(encoding, _Encoding):
+        _encodings.pop(encoding.identity, None)
+
+
 def encode_version(info: VersionInfo) -> bytes:
     """Return a version as the field of a reply: one entry of RetrieveVersionInfosReply.
 
-    It is all of a CreateVersionReply or a VersionUpdateReply, too. A version does not change, so it is encoded once.
+    It is also the whole of a CreateVersionReply or a VersionUpdateReply. A record does not change, so each is encoded
+    once, however many listings and watchers it goes to.
     """
-    if not info.memo:
+    encoding = _encodings.get(id(info))
+    if encoding is None:
         message = messages.ModelVersionInfo(
             model_id=info.model_id,
             version_number=info.number,
@@ -178,5 +202,5 @@ def encode_version(info: VersionInfo) -> bytes:
             data_size=info.data_size_bytes,
             user_data=info.user_data,
         )
-        info.memo.append(embed(_INFO_FIELD, message.SerializeToString()))
-    return info.memo[0]
+        encoding = _encodings[id(info)] = _Encoding(info, embed(_INFO_FIELD, message.SerializeToString()))
+    return encoding.data

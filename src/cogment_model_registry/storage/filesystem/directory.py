@@ -14,7 +14,6 @@ A sync that fails is not repeated, since the kernel may have dropped the bytes a
 """
 
 import contextlib
-import errno
 import logging
 import os
 import stat
@@ -34,10 +33,10 @@ from cogment_model_registry.errors import (
     quoted,
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
-from cogment_model_registry.registry.contracts import ModelContents
 from cogment_model_registry.storage.filesystem import layout
-from cogment_model_registry.storage.filesystem.files import Files, NotRegularError
+from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
 from cogment_model_registry.storage.filesystem.model_files import ModelFiles, close_quietly, list_model, read_metadata
+from cogment_model_registry.storage.folder import FolderContents
 from cogment_model_registry.system.file_locks import lock_soon
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -46,18 +45,6 @@ _LOCK_ATTEMPTS = 10
 _LOCK_SECONDS = 0.02
 
 _SETTLING_NS = 50 * 10**6
-
-_OF_THE_FILE = {
-    errno.EACCES,
-    errno.EISDIR,
-    errno.ELOOP,
-    errno.ENODEV,
-    errno.ENOTDIR,
-    errno.ENXIO,
-    errno.EPERM,
-}
-"""Errors of opening a file that tell what it is. Others (a disk that fails, no descriptors) say nothing about it, and
-what cannot be read for a moment is not damaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +63,7 @@ class NewFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
+class DoomedModel:
     """A model that is out of the archive, and whose files are still to be removed.
 
     Attributes:
@@ -190,7 +177,7 @@ class ArchiveDirectory:
         """Close a descriptor, whatever the system says of it."""
         close_quietly(self.files, descriptor)
 
-    def scan(self) -> list[ModelContents]:
+    def scan(self) -> list[FolderContents]:
         """Return all models, ordered by id; the first time, remove temporary files that a crash left."""
         self._remove_what_was_left()
         names = [entry.name for entry in self.files.list_directory(self._root) if entry.is_directory]
@@ -198,7 +185,7 @@ class ArchiveDirectory:
         self._sweeping = False
         return models
 
-    def scan_model(self, model_id: str) -> ModelContents | None:
+    def scan_model(self, model_id: str) -> FolderContents | None:
         """Return what the directory of this name has of a model; None when it is no model's, or cannot be read."""
         try:
             check_model_id(model_id, self._model_id_max_bytes)
@@ -208,13 +195,13 @@ class ArchiveDirectory:
         except FileNotFoundError:
             pass
         except OSError as error:
-            if error.errno not in _OF_THE_FILE:
+            if cause_of(error) is not Cause.FILE:
                 raise
             level = logging.DEBUG if model_id == layout.LOST_AND_FOUND else logging.ERROR
             _log.log(level, "model cannot be read", model_id=model_id, reason=error.strerror)
         return None
 
-    def _scan_model(self, model_id: str) -> ModelContents | None:
+    def _scan_model(self, model_id: str) -> FolderContents | None:
         with self._directory(model_id) as directory:
             found = list_model(self.files, directory, model_id)
             if self._sweeping:
@@ -224,7 +211,7 @@ class ArchiveDirectory:
                 return None
             damaged = dict(_damage_by_names(found))
             numbers = sorted(found.metadata.keys() - damaged.keys())
-            return ModelContents(
+            return FolderContents(
                 info=self._read_model(directory, model_id),
                 version_numbers=numbers,
                 size_bytes=self._data_sizes_bytes(directory, model_id, numbers),
@@ -344,7 +331,7 @@ class ArchiveDirectory:
                 self._remove_doomed(temporary)
             raise
 
-    def begin_removal(self, model_id: str) -> Removal:
+    def begin_removal(self, model_id: str) -> DoomedModel:
         """Take the model out of the archive, durably, and all of it at once: by a rename."""
         self._require_writable()
         doomed = layout.temporary_name()
@@ -358,11 +345,11 @@ class ArchiveDirectory:
             try:
                 self.files.rename(self._root, doomed, model_id)
             except OSError:
-                return Removal(doomed, f"the archive failed: {error.strerror}")
+                return DoomedModel(doomed, f"the archive failed: {error.strerror}")
             raise
-        return Removal(doomed)
+        return DoomedModel(doomed)
 
-    def finish_removal(self, removal: Removal) -> None:
+    def finish_removal(self, removal: DoomedModel) -> None:
         """Remove, file by file, a model that was taken out of the archive."""
         self._remove_doomed(removal.name)
 
@@ -517,7 +504,12 @@ class ArchiveDirectory:
             # Without metadata it is not a version any more, and nothing is damaged.
             self.files.status_of(directory, layout.version_file_name(info.model_id, info.number))
             raise DataLossError.version(info.model_id, info.number, problem)
-        return self.files.open_to_read(directory, layout.data_file_name(info.model_id, info.number))
+        try:
+            return self.files.open_to_read(directory, layout.data_file_name(info.model_id, info.number))
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise DataLossError.version(info.model_id, info.number, f"its data: {_damage(error)}") from None
 
     def fingerprint(self, file: int) -> Fingerprint:
         """Return the fingerprint of an open file."""
@@ -547,15 +539,15 @@ def _damage_by_names(found: ModelFiles) -> Iterator[tuple[int, str]]:
 
 
 def _damage(error: layout.BadMetadata | OSError) -> str:
-    """Return what an error tells of a metadata file, without its name.
+    """Return what is wrong with a file, without its name.
 
     Raises:
-        OSError: It tells nothing of the file.
+        OSError: Nothing that is known: the file is unavailable.
     """
     if isinstance(error, NotRegularError):
         return "it is no regular file"
     if isinstance(error, OSError):
-        if error.errno not in _OF_THE_FILE:
+        if cause_of(error) is not Cause.FILE:
             raise error
         return f"it cannot be read: {error.strerror}"
     return str(error)

@@ -6,10 +6,12 @@ translates them.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import stat
 from collections.abc import Callable, Sequence
+from enum import Enum, auto
 from typing import NamedTuple
 
 _FILE_MODE = 0o640
@@ -26,6 +28,38 @@ _NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 class NotRegularError(OSError):
     """What should be a file is a link, a FIFO, a directory or a device."""
+
+
+class Cause(Enum):
+    """Why a file could not be read."""
+
+    FILE = auto()
+    """The file is not what it must be. It is damaged, and another attempt will find the same."""
+    STORAGE = auto()
+    """The disk or the file system fails. The file may be intact, so it is unavailable and not damaged."""
+    PROCESS = auto()
+    """The process or the machine is short of a resource. The file may be intact, and no other one can be read."""
+
+
+_CAUSES = {
+    errno.EACCES: Cause.FILE,
+    errno.EISDIR: Cause.FILE,
+    errno.ELOOP: Cause.FILE,
+    errno.ENODEV: Cause.FILE,
+    errno.ENOTDIR: Cause.FILE,
+    errno.ENXIO: Cause.FILE,
+    errno.EPERM: Cause.FILE,
+    errno.EMFILE: Cause.PROCESS,
+    errno.ENFILE: Cause.PROCESS,
+    errno.ENOMEM: Cause.PROCESS,
+}
+
+
+def cause_of(error: OSError) -> Cause:
+    """Return why a file that exists could not be read: the one rule for the server and the commands."""
+    if isinstance(error, NotRegularError):
+        return Cause.FILE
+    return _CAUSES.get(error.errno or 0, Cause.STORAGE)
 
 
 class Entry(NamedTuple):

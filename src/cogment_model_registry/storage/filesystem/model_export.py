@@ -8,12 +8,12 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cogment_model_registry.errors import DataLossError, NotFoundError, quoted
+from cogment_model_registry.errors import DataLossError, NotFoundError, UnavailableError, quoted
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.storage.filesystem import export_format, layout, model_files
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.findings import Kind
-from cogment_model_registry.storage.filesystem.model_files import Damage, ModelFiles
+from cogment_model_registry.storage.filesystem.model_files import Damage, ModelFiles, Unreadable
 
 
 @dataclass(slots=True)
@@ -66,7 +66,8 @@ def export_model(
     Raises:
         DataLossError: Something is damaged; what was written is no whole export.
         NotFoundError: There is no such model, or it is deleted while it is exported.
-        OSError: The directory cannot be read, or the system is short of something.
+        UnavailableError: A file cannot be read, and may be intact.
+        OSError: The directory cannot be listed, or the process is short of a resource.
     """
     directory = _open_model(files, root, model_id)
     try:
@@ -75,6 +76,10 @@ def export_model(
             raise NotFoundError.model(model_id)
         export = _Export(files, root, directory, model_id, write=write, advance=advance)
         return export.run(found, warn if skip_damaged else None)
+    except Unreadable as fault:
+        # It may be intact, so it is not left out as what is damaged is.
+        message = f"model {quoted(model_id)} cannot be exported now: {fault.name}: {fault.message}"
+        raise UnavailableError(message, model_id=model_id) from None
     finally:
         files.close(directory)
 

@@ -6,14 +6,13 @@ deletes it, is `FileNotFoundError` and no damage.
 """
 
 import contextlib
-import errno
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.storage.filesystem import layout
-from cogment_model_registry.storage.filesystem.files import Files, NotRegularError
+from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
 from cogment_model_registry.storage.filesystem.findings import Kind
 
 BLOCK_BYTES = 2**20
@@ -22,12 +21,9 @@ BLOCK_BYTES = 2**20
 MODEL_ID_MAX_BYTES = 255 - len("-v4294967295.yaml")
 """The longest id whose files can have their names; a server may be set to less."""
 
-_SHORTAGE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-"""Errors of reading a file that say nothing about the file."""
 
-
-class Damage(Exception):
-    """A file is not what it must be.
+class Fault(Exception):
+    """A file is not what it must be, or nobody can tell.
 
     Args:
         kind: In which way.
@@ -40,6 +36,14 @@ class Damage(Exception):
         self.kind = kind
         self.name = name
         self.message = message
+
+
+class Damage(Fault):
+    """A file is not what it must be, and will be the same when it is read again."""
+
+
+class Unreadable(Fault):
+    """A file cannot be read because its disk or its file system fails; it may be intact."""
 
 
 @dataclass(slots=True)
@@ -137,7 +141,7 @@ def read_model(files: Files, directory: int, model_id: str) -> tuple[ModelInfo, 
     """Return a model and the text of its metadata.
 
     Raises:
-        Damage: Its metadata is damaged.
+        Fault: Its metadata is damaged, or cannot be read.
         FileNotFoundError: There is none.
     """
     name = layout.model_file_name(model_id)
@@ -150,7 +154,7 @@ def read_version(files: Files, directory: int, model_id: str, number: int) -> tu
     """Return a version and the text of its metadata.
 
     Raises:
-        Damage: Its metadata is damaged.
+        Fault: Its metadata is damaged, or cannot be read.
         FileNotFoundError: There is none.
     """
     name = layout.version_file_name(model_id, number)
@@ -163,7 +167,7 @@ def read_high_water_mark(files: Files, directory: int) -> int:
     """Return the number up to which none may be given again.
 
     Raises:
-        Damage: The mark is damaged.
+        Fault: The mark is damaged, or cannot be read.
         FileNotFoundError: There is none.
     """
     name = layout.HIGH_WATER_MARK_NAME
@@ -176,7 +180,7 @@ def opened_data(files: Files, directory: int, info: VersionInfo) -> Iterator[int
     """Open a context with a descriptor of the data of a version, which has the size that it must have.
 
     Raises:
-        Damage: It has not, or there is no data.
+        Fault: It has not, or its data is missing or cannot be read.
         FileNotFoundError: The version is no longer there.
     """
     name = layout.data_file_name(info.model_id, info.number)
@@ -201,7 +205,7 @@ def data_blocks(files: Files, file: int, info: VersionInfo) -> Iterator[bytes]:
     """Yield the data of a version in blocks; all of it was held against its hash when this ends.
 
     Raises:
-        Damage: It cannot be read, or is not what was stored.
+        Fault: It is not what was stored, or cannot be read.
     """
     name = layout.data_file_name(info.model_id, info.number)
     payload_hash = PayloadHash()
@@ -218,20 +222,22 @@ def data_blocks(files: Files, file: int, info: VersionInfo) -> Iterator[bytes]:
         raise Damage(Kind.DATA_WRONG_HASH, name, "its bytes do not match their hash")
 
 
-def unreadable(name: str, error: OSError) -> Damage:
-    """Return the damage that an error of the system stands for.
+def unreadable(name: str, error: OSError) -> Fault:
+    """Return the fault that an error of the system means.
 
     Raises:
-        OSError: The error says nothing about the file.
+        OSError: The process is short of a resource, so no other file can be read either.
     """
-    if error.errno in _SHORTAGE:
+    cause = cause_of(error)
+    if cause is Cause.PROCESS:
         raise error
-    return Damage(Kind.UNREADABLE, name, f"it cannot be read: {error.strerror}")
+    kind = Damage if cause is Cause.FILE else Unreadable
+    return kind(Kind.UNREADABLE, name, f"it cannot be read: {error.strerror}")
 
 
 @contextlib.contextmanager
 def _told(name: str, damaged: Kind, not_a_file: Kind) -> Iterator[None]:
-    """Translate what goes wrong with a file into `Damage`, but for that it is not there."""
+    """Translate errors of reading a file into a `Fault`, except for its absence."""
     try:
         yield
     except FileNotFoundError:

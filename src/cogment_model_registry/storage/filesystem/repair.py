@@ -17,7 +17,7 @@ from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.storage.filesystem import model_files
 from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory
 from cogment_model_registry.storage.filesystem.findings import Finding, Kind
-from cogment_model_registry.storage.filesystem.model_files import Damage, ModelFiles
+from cogment_model_registry.storage.filesystem.model_files import Fault, ModelFiles
 
 _MARKS = {Kind.HIGH_WATER_MARK_DAMAGED, Kind.HIGH_WATER_MARK_NOT_A_FILE, Kind.HIGH_WATER_MARK_LOW}
 
@@ -102,8 +102,8 @@ class _ModelRepair:
             mark = model_files.read_high_water_mark(self._files, self._directory)
         except FileNotFoundError:
             mark = -1
-        except Damage as damage:
-            if damage.kind is Kind.UNREADABLE:
+        except Fault as fault:
+            if fault.kind is Kind.UNREADABLE:
                 raise  # it may be higher
             mark = -1
         if mark < number:
@@ -136,6 +136,6 @@ def _problem(action: Callable[[], object]) -> str:
         return f"it failed: {error.strerror}"
     except ModelRegistryError as error:
         return error.message
-    except Damage as damage:
-        return f"the high-water mark cannot be raised: {damage.message}"
+    except Fault as fault:
+        return f"the high-water mark cannot be raised: {fault.message}"
     return ""

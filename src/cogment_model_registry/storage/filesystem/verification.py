@@ -15,7 +15,7 @@ from cogment_model_registry.storage.filesystem import layout, model_files
 from cogment_model_registry.storage.filesystem.claim import find_holder
 from cogment_model_registry.storage.filesystem.files import Entry, Files, NotRegularError
 from cogment_model_registry.storage.filesystem.findings import MAY_BE_UNDER_WAY, Finding, Kind
-from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_BYTES, Damage, ModelFiles
+from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_BYTES, Fault, ModelFiles
 
 
 @dataclass(slots=True)
@@ -147,8 +147,8 @@ class _Verification:
         except NotRegularError:
             self._add(Kind.LOCK_NOT_A_FILE, layout.LOCK_NAME, "it is no regular file: no server can start")
         except OSError as error:
-            damage = model_files.unreadable(layout.LOCK_NAME, error)
-            self._add(damage.kind, damage.name, damage.message)
+            fault = model_files.unreadable(layout.LOCK_NAME, error)
+            self._add(fault.kind, fault.name, fault.message)
 
     def _check_directory(self, model_id: str) -> None:
         """Look at what may be a model."""
@@ -160,8 +160,8 @@ class _Verification:
             if model_id == layout.LOST_AND_FOUND:
                 self._add(Kind.NOT_A_MODEL, model_id, "it is the file system's")
                 return
-            damage = model_files.unreadable(model_id, error)
-            self._add(damage.kind, damage.name, damage.message, model_id)
+            fault = model_files.unreadable(model_id, error)
+            self._add(fault.kind, fault.name, fault.message, model_id)
             return
         try:
             found = model_files.list_model(self._files, directory, model_id)
@@ -221,16 +221,16 @@ class _ModelCheck:
         except FileNotFoundError:
             name = layout.model_file_name(self._model_id)
             self._add(Kind.MODEL_METADATA_MISSING, name, "it is missing: the model is served without user_data")
-        except Damage as damage:
-            self._add_damage(damage)
+        except Fault as fault:
+            self._add_fault(fault)
 
     def _check_high_water_mark(self, found: ModelFiles) -> None:
         try:
             mark = model_files.read_high_water_mark(self._files, self._directory)
         except FileNotFoundError:
             return  # the original has none
-        except Damage as damage:
-            self._add_damage(damage)
+        except Fault as fault:
+            self._add_fault(fault)
             return
         if mark < found.last_number:
             message = f"it is {mark}, below the highest number {found.last_number}, which counts"
@@ -253,12 +253,12 @@ class _ModelCheck:
                     self._advance(len(block))
         except FileNotFoundError:
             return  # deleted meanwhile
-        except Damage as damage:
-            self._add_damage(damage, number)
+        except Fault as fault:
+            self._add_fault(fault, number)
         self.versions += 1
 
-    def _add_damage(self, damage: Damage, number: int = 0) -> None:
-        self._add(damage.kind, damage.name, damage.message, number)
+    def _add_fault(self, fault: Fault, number: int = 0) -> None:
+        self._add(fault.kind, fault.name, fault.message, number)
 
     def _add(self, kind: Kind, name: str, message: str, number: int = 0) -> None:
         self.findings.append(Finding(kind, f"{self._model_id}/{name}", message, self._model_id, number))

@@ -1,0 +1,67 @@
+"""The texts that describe a service: its endpoint, its token, its properties. Settings and clients share them."""
+
+import ipaddress
+import re
+from urllib.parse import urlsplit
+
+_HOST_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
+
+
+def parse_host(text: str) -> str:
+    """Return a host name or an IP address as it is.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if ":" in text:
+        ipaddress.IPv6Address(text)  # raises a ValueError
+    elif not re.fullmatch(rf"{_HOST_LABEL}(\.{_HOST_LABEL})*\.?", text):
+        raise ValueError(text)
+    return text
+
+
+def parse_endpoint(text: str) -> str:
+    """Return an endpoint of the form ``grpc://host:port`` as it is.
+
+    Raises:
+        ValueError: It has another form.
+    """
+    parts = urlsplit(text)
+    # Reading `port` raises ValueError where it is not a number up to 65535.
+    if parts.scheme != "grpc" or not parts.hostname or not parts.port or parts.netloc != text.removeprefix("grpc://"):
+        raise ValueError(text)
+    parse_host(parts.hostname)
+    if parts.username is not None:
+        raise ValueError(text)
+    return text
+
+
+def parse_token(text: str) -> str:
+    """Return a text that can travel as the value of a gRPC metadata entry, as it is.
+
+    Raises:
+        ValueError: It cannot.
+    """
+    if not text.isascii() or not text.isprintable() or text != text.strip():
+        raise ValueError(text)
+    return text
+
+
+def parse_properties(text: str) -> dict[str, str]:
+    """Return the properties in "name=value,name,name=value".
+
+    White space around names and values is trimmed, an empty item is skipped; an empty name or a second ``=`` is an
+    error.
+
+    Raises:
+        ValueError: There is one.
+    """
+    properties: dict[str, str] = {}
+    for item in text.split(","):
+        if not item.strip():
+            continue
+        name, _, value = (part.strip() for part in item.partition("="))
+        if not name or "=" in value:
+            raise ValueError(text)
+        properties[name] = value
+    return properties

@@ -1,0 +1,37 @@
+"""What the client loads: nothing of the server."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import clean_environment
+
+CLIENT_PARTS = {"_version", "aio", "client", "errors", "frameworks", "numpy", "records", "system", "wire"}
+SERVER_LIBRARIES = {"structlog", "prometheus_client", "yaml", "uvloop", "click"}  # grpc loads its own other packages
+
+LIST_MODULES = """
+import sys
+{statement}
+print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from cogment_model_registry import ModelRegistry; ModelRegistry('grpc://localhost:1').close()",
+        "from cogment_model_registry import aio; aio.ModelRegistry('grpc://localhost:1')",
+        "from cogment_model_registry.client import blocking, tracking, watching",
+    ],
+)
+def test_the_client_loads_nothing_of_the_server(statement: str) -> None:
+    program = LIST_MODULES.format(statement=statement)
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=clean_environment(), capture_output=True, text=True, check=True, timeout=50
+    )
+    names = [name.split(".") for name in result.stdout.split()]
+    parts = {name[1] for name in names if name[0] == "cogment_model_registry" and len(name) > 1}
+    assert parts <= CLIENT_PARTS
+    assert "client" in parts
+    assert {name[0] for name in names} & SERVER_LIBRARIES == set()

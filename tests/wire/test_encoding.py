@@ -1,0 +1,52 @@
+"""Versions as fields of replies: encoded once each, for as long as the record lives."""
+
+import dataclasses
+import pickle
+
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.wire import convert, messages
+
+
+def version(number: int = 1, **user_data: str) -> VersionInfo:
+    return VersionInfo("m", number, 1_700_000_000, False, "hash", 3, user_data)
+
+
+def test_a_record_is_encoded_once() -> None:
+    info = version()
+    assert convert.encode_version(info) is convert.encode_version(info)
+
+
+def test_equal_records_have_equal_encodings() -> None:
+    assert convert.encode_version(version(step="1")) == convert.encode_version(version(step="1"))
+    assert convert.encode_version(version(step="1")) != convert.encode_version(version(step="2"))
+
+
+def test_an_encoding_is_dropped_with_its_record() -> None:
+    before = len(convert._encodings)
+    infos = [version(number) for number in range(1, 101)]
+    for info in infos:
+        convert.encode_version(info)
+    assert len(convert._encodings) == before + 100
+    del infos, info
+    assert len(convert._encodings) == before
+
+
+def test_records_that_take_the_place_of_others_in_memory_have_their_own_encodings() -> None:
+    for number in range(1, 1001):
+        reply = messages.CreateVersionReply.FromString(convert.encode_version(version(number)))
+        assert reply.version_info.version_number == number
+
+
+def test_a_record_has_nothing_of_its_encoding() -> None:
+    info = version(step="1")
+    convert.encode_version(info)
+    assert [field.name for field in dataclasses.fields(info)] == [
+        "model_id",
+        "number",
+        "created_ns",
+        "archived",
+        "data_hash",
+        "data_size_bytes",
+        "user_data",
+    ]
+    assert pickle.loads(pickle.dumps(info)) == dataclasses.replace(info) == info

@@ -1,0 +1,43 @@
+"""The one table of errors and gRPC statuses."""
+
+import grpc
+import pytest
+
+from cogment_model_registry import errors
+from cogment_model_registry.wire.convert import error_type_of, status_of
+
+STATUSES = {
+    errors.InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
+    errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    errors.DataLossError: grpc.StatusCode.DATA_LOSS,
+    errors.TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    errors.UnavailableError: grpc.StatusCode.UNAVAILABLE,
+}
+
+
+@pytest.mark.parametrize(("error_type", "status"), STATUSES.items())
+def test_an_error_and_its_status_stand_for_each_other(
+    error_type: type[errors.ModelRegistryError], status: grpc.StatusCode
+) -> None:
+    assert status_of(error_type("message")) is status
+    assert error_type_of(status) is error_type
+
+
+def test_a_subclass_has_the_status_of_its_parent() -> None:
+    assert status_of(errors.StoppingError()) is grpc.StatusCode.UNAVAILABLE
+
+
+def test_an_error_outside_the_table_is_internal() -> None:
+    assert status_of(errors.ModelRegistryError("message")) is grpc.StatusCode.INTERNAL
+
+
+@pytest.mark.parametrize(
+    "status", [s for s in grpc.StatusCode if s not in {*STATUSES.values(), grpc.StatusCode.CANCELLED}]
+)
+def test_a_status_outside_the_table_is_an_error_of_no_further_class(status: grpc.StatusCode) -> None:
+    assert error_type_of(status) is errors.ModelRegistryError
+
+
+def test_a_call_that_the_server_cancelled_can_be_made_again_later() -> None:
+    assert error_type_of(grpc.StatusCode.CANCELLED) is errors.UnavailableError
