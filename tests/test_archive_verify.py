@@ -455,7 +455,7 @@ def test_terminal_shows_a_bar_on_standard_error_alone(archive: Path) -> None:
     code, output, shown = run_on_terminal("archive", "verify", str(archive), "--json")
     assert (code, json.loads(output)["sound"]) == (0, True)
     assert "verifying" in shown
-    assert "18/18 bytes" in shown
+    assert "| 18.0/18.0 [" in shown
 
 
 def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path) -> None:
