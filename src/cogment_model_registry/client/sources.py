@@ -13,7 +13,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias, cast
 from weakref import WeakValueDictionary
 
-from cogment_model_registry.client.threads import Job, Threads
+from cogment_model_registry.client.threads import start_thread
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
 
@@ -140,14 +140,13 @@ class Preparation:
 
     Args:
         data: What it is.
-        threads: Of which one reads and hashes it.
 
     Attributes:
         prepared: The result, some day. It raises `InvalidError` for what has no bytes, and `OSError` for a file that
             cannot be read.
     """
 
-    def __init__(self, data: Data, threads: Threads) -> None:
+    def __init__(self, data: Data) -> None:
         self._data = data
         self._is_given_up = threading.Event()
         self.prepared: Future[Prepared] = Future()
@@ -156,7 +155,7 @@ class Preparation:
         if memory is not None and memory.size_bytes <= INLINE_HASH_MAX_BYTES:
             self.prepared.set_result(self._hashed(memory))
         else:
-            threads.begin(Job(lambda: self._prepare(memory)))
+            start_thread(lambda: self._prepare(memory))
 
     def give_up(self, error: Exception) -> None:
         """Read no further; whoever waits for the result gets the error instead, unless it is there."""
