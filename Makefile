@@ -3,9 +3,9 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# A Python that the package supports: `python3` if it will do, else the newest one found.
-PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
-	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+# A Python that the server supports: `python3` if it will do, else the newest one found.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
 	&& echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -72,7 +72,7 @@ clean: ## remove everything that these commands made, except the archive in ./mo
 
 # The pins come first; then the package itself, without asking for anything more.
 $(VENV)/serve.stamp: requirements/serve.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; name one with PYTHON=..." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found; name one with PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/serve.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,6 +36,7 @@ from tests.client import connected
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
 from tests.test_archive_verify import COGMENT, run_on_terminal, tree
 from tests.test_damaged_archives import ORIGINAL, write_model, write_version
+from tests.waiting import wait_until
 
 SEED = 20261123
 BIG = random.Random(SEED).randbytes(3_000_000)
@@ -681,14 +681,9 @@ def stuck_import(archive: Path, target: Path) -> Iterator["subprocess.Popen[byte
             assert process.stdin
             process.stdin.write(data[:5000])
             process.stdin.flush()
-            deadline = time.monotonic() + START_SECONDS
-            while not list(target.glob(".~*/*.yaml")):
-                assert time.monotonic() < deadline, "it did not happen in time"
-                time.sleep(0.01)
+            wait_until(lambda: list(target.glob(".~*/*.yaml")))
             # A signal right before Python begins to read would be seen only after the read.
-            while psutil.Process(process.pid).status() != psutil.STATUS_SLEEPING:
-                assert time.monotonic() < deadline, "it did not wait for the rest"
-                time.sleep(0.01)
+            wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING)
             yield process
         finally:
             process.kill()

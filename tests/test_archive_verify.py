@@ -8,7 +8,6 @@ import pty
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from cogment_model_registry.storage.filesystem.findings import MEANINGS, Kind
 from cogment_model_registry.storage.filesystem.verification import Report
 from cogment_model_registry.testing.server import serving
 from tests.client import body, connected, header
-from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
+from tests.processes import clean_environment, run_cogment, server_process
 from tests.test_damaged_archives import (
     DAMAGES,
     DATA,
@@ -36,6 +35,7 @@ from tests.test_damaged_archives import (
     write_model,
     write_version,
 )
+from tests.waiting import until
 
 COGMENT = (sys.executable, "-m", "cogment_model_registry")
 
@@ -393,7 +393,7 @@ async def test_beside_a_running_server_uploads_are_no_findings_and_nothing_is_re
             call = client.uploading()
             await call.write(header("m", 2**20, archived=True).SerializeToString())
             await call.write(body(bytes(2**19)).SerializeToString())
-            await eventually(lambda: bool(list((archive / "m").glob(".~*"))))
+            await until(lambda: list((archive / "m").glob(".~*")))
             (archive / "m/m-v000009.data").write_bytes(b"its metadata comes next")
             (archive / "m" / DATA).write_bytes(b"data 7")
             result = await asyncio.to_thread(run_cogment, "archive", "verify", str(archive), "--json")
@@ -411,14 +411,6 @@ async def test_beside_a_running_server_uploads_are_no_findings_and_nothing_is_re
             await call.write(body(bytes(2**19)).SerializeToString())
             await call.done_writing()
             assert await call
-
-
-async def eventually(look: Callable[[], bool]) -> None:
-    """Wait until `look` finds what it looks for."""
-    deadline = time.monotonic() + START_SECONDS
-    while not look():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 def test_wrong_directories_are_wrong_usage(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, refused, upload
 from tests.processes import ServerProcess, server_process
-from tests.test_life_cycle import eventually
+from tests.waiting import eventually
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 FORMAT = pytest.mark.parametrize("log_format", ["text", "json"])

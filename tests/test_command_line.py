@@ -9,12 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 import psutil
@@ -25,21 +24,11 @@ from cogment_model_registry.serving.logs import DailyFileHandler
 from cogment_model_registry.settings import Settings, all_settings
 from cogment_model_registry.wire import messages as m
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
-
-_T = TypeVar("_T")
+from tests.waiting import wait_until
 
 COGMENT = (sys.executable, "-m", "cogment_model_registry")
 SCRIPTS = ("cogment", "cogment-model-registry")
 REGISTRY = ("services", "model_registry")
-
-
-def eventually(look: Callable[[], _T | None]) -> _T:
-    """Return what `look` finds, as soon as it finds something."""
-    deadline = time.monotonic() + START_SECONDS
-    while not (found := look()):
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-    return found
 
 
 @dataclass
@@ -62,7 +51,7 @@ def started(*command: str, environment: dict[str, str] | None = None, cwd: Path 
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, env=env, cwd=cwd, text=True) as process:
         try:
-            ip, port = eventually(lambda: next(iter(listening(process.pid)), None))
+            ip, port = wait_until(lambda: next(iter(listening(process.pid)), None))
             server = Started(process.pid, f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}", port)
             assert answers(server.address)
             yield server

@@ -1,28 +1,19 @@
 """docs/command_line.md, run: its examples in order against real servers, and their output compared with the page."""
 
 import re
-import socket
 from pathlib import Path
 
 import click
 import pytest
 
 from tests import pages
+from tests.ports import free_ports
 from tools.generate_docs import commands
 
 PAGE = "docs/command_line.md"
 
 RUN_SECONDS = 150  # it takes 25 on a machine that does nothing else
 DOCUMENTED_PORTS = ("9002", "9005")
-
-
-def free_ports(count: int) -> list[int]:
-    """Return distinct ports that are free."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [int(probe.getsockname()[1]) for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.mark.timeout(RUN_SECONDS + 20)

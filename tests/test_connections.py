@@ -19,8 +19,9 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, refused, upload
 from tests.processes import clean_environment, server_process
-from tests.test_life_cycle import eventually, under_way
+from tests.test_life_cycle import under_way
 from tests.torture.http2_abuse import Peer
+from tests.waiting import eventually
 
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 NOTICED_SECONDS = 10
@@ -34,6 +35,7 @@ CLIENT_PROGRAM = """
 import asyncio, sys
 from cogment_model_registry.wire import messages as m
 from tests.client import body, connected, header
+from tests.waiting import eventually
 
 async def main(port, *doings):
     async with connected(int(port)) as client:

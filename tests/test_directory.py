@@ -7,7 +7,7 @@ import os
 import socket
 import stat
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from cogment_model_registry.wire import directory as wire
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire._generated.cogment.api import directory_pb2 as pb
 from tests.client import refused
+from tests.ports import free_port
+from tests.waiting import eventually
 
 SETTINGS = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", check_seconds=0.1, grace_seconds=0)
 NAMED = Endpoint(Protocol.COGMENT, "somewhere", 0)
@@ -174,20 +176,6 @@ async def listener() -> AsyncIterator[int]:
     """Open a context with a port that takes TCP connections and speaks no gRPC."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-async def eventually(look: Callable[[], Awaitable[object]], within_seconds: float = 10) -> None:
-    """Wait until `look` finds what it looks for."""
-    deadline = time.monotonic() + within_seconds
-    while not await look():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 async def ids(client: DirectoryClient, service_type: ServiceType = ServiceType.MODEL_REGISTRY) -> list[int]:
@@ -432,8 +420,8 @@ async def test_services_that_are_not_permanent_may_be_alike(client: DirectoryCli
 
 async def test_a_permanent_service_stays_though_nobody_is_there(endpoint: str, client: DirectoryClient) -> None:
     details = Details(ServiceType.OTHER)
-    await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", closed_port()), registry(), permanent=True)
-    await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", closed_port()), details)
+    await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", free_port()), registry(), permanent=True)
+    await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", free_port()), details)
     async with raw_of(endpoint) as raw:
         await eventually(lambda: has_services(raw, 1))  # the other one failed all its checks meanwhile
     assert len(await ids(client)) == 1
@@ -447,7 +435,7 @@ async def test_a_named_endpoint_is_handed_out_unchecked_and_stays(endpoint: str,
     service_id = await add(client)
     [service] = await client.inquire(service_id)
     assert service.endpoint == NAMED
-    await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", closed_port()), Details(ServiceType.OTHER))
+    await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", free_port()), Details(ServiceType.OTHER))
     async with raw_of(endpoint) as raw:
         await eventually(lambda: has_services(raw, 1))
     assert await ids(client) == [service_id]
@@ -465,7 +453,7 @@ async def test_what_cannot_be_asked_is_checked_by_a_tcp_connection(
 ) -> None:
     async with listener() as port:
         service_id, _ = await client.register(Endpoint(protocol, "127.0.0.1", port), Details(service_type))
-        await client.register(Endpoint(protocol, "127.0.0.1", closed_port()), Details(service_type))
+        await client.register(Endpoint(protocol, "127.0.0.1", free_port()), Details(service_type))
         await eventually(lambda: is_handed_out(client, service_id))
         async with raw_of(endpoint) as raw:
             await eventually(lambda: has_services(raw, 1))

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -23,6 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from tests import pages
 from tests.client import Client, connected
+from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
 
 CREATE_OR_UPDATE_MODEL = r"""
@@ -401,12 +401,6 @@ async def started(command: str, port: int, directory: Path) -> AsyncIterator[Cli
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])
 
 
 async def reflected_services(client: Client) -> list[str]:

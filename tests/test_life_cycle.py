@@ -5,8 +5,7 @@ import os
 import signal
 import socket
 import subprocess
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,11 @@ import pytest
 
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, refused
-from tests.processes import START_SECONDS, ServerProcess, run_cogment, server_process
+from tests.processes import ServerProcess, run_cogment, server_process
+from tests.waiting import eventually
 
 STOPS = [signal.SIGTERM, signal.SIGINT]
 MIB = 1024 * 1024
-
-
-async def eventually(look: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until `look` finds what it looks for."""
-    deadline = time.monotonic() + START_SECONDS
-    while not await look():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 @asynccontextmanager

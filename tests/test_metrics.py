@@ -21,7 +21,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, refused
 from tests.processes import run_cogment, server_process
-from tests.test_life_cycle import eventually
+from tests.waiting import eventually
 
 BUDGET_BYTES = 8 * MIB
 MAX_ITEMS = 4

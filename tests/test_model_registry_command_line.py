@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,8 +24,10 @@ from cogment_model_registry import ModelRegistry
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.model_registry import model_registry
 from cogment_model_registry.records.versions import VersionInfo
+from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
 from tests.terminal import on_terminal
+from tests.waiting import wait_until
 
 WORDS = ("client", "model_registry")
 COMMANDS = sorted(model_registry.commands)
@@ -118,11 +119,6 @@ def failed(result: "subprocess.CompletedProcess[Any]", code: int, *words: str) -
     assert all(word in text for word in words), text
     assert result.returncode == code, text
     return True
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        return int(taken.getsockname()[1])
 
 
 def line_of(process: "subprocess.Popen[bytes]") -> bytes:
@@ -450,11 +446,12 @@ def test_signals_end_a_download_and_nothing_is_left(
     process.signal(signal.SIGSTOP)
     try:
         with cogment.started("retrieve", "m", "--output=out") as command:
-            deadline = time.monotonic() + START_SECONDS
-            while not any(name.startswith(".out.") for name in os.listdir(cogment.directory)):
-                assert time.monotonic() < deadline
+
+            def has_begun() -> bool:
                 assert command.poll() is None
-                time.sleep(0.01)
+                return any(name.startswith(".out.") for name in os.listdir(cogment.directory))
+
+            wait_until(has_begun)
             command.send_signal(number)
             output, errors = command.communicate(timeout=START_SECONDS)
     finally:

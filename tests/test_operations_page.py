@@ -8,10 +8,8 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ import yaml
 
 from cogment_model_registry.settings import Settings, all_settings
 from tests import pages
+from tests.ports import free_ports
 from tests.processes import clean_environment
 
 ROOT = pages.ROOT
@@ -39,21 +38,10 @@ def root_commands() -> list[str]:
     return [line[2:] for line in lines if line.startswith(("# ", "$ "))]
 
 
-def free_ports(count: int) -> Iterator[int]:
-    """Yield distinct ports that are free."""
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    yield from ports
-
-
 def script() -> str:
     """Return the commands of the page, with free ports and an end at the first one that fails."""
     text = "\n".join(blocks("sh"))
-    ports = free_ports(len(PORT.findall(text)))
+    ports = iter(free_ports(len(PORT.findall(text))))
     return "set -euo pipefail\n" + PORT.sub(lambda match: f"{match[1]}={next(ports)}", text)
 
 

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.services import Details, Service, ServiceType
 from cogment_model_registry.wire import directory as wire
 from tests.client import Client, connected, header
+from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
+from tests.waiting import eventually
 
 STOPPED_SECONDS = 4.0
 """How long a registry may take to end when nothing but a Directory that is away could hold it up: 1.5 s for that, and
@@ -52,13 +54,6 @@ def directory_process(*flags: str, port: int = 0) -> Iterator[DirectoryProcess]:
         process.kill()
 
 
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 async def found(port: int, token: str = "", service_type: ServiceType = ServiceType.MODEL_REGISTRY) -> list[Service]:
     """Return the services of a type that the Directory on a port hands out; none while it does not answer."""
     try:
@@ -66,15 +61,6 @@ async def found(port: int, token: str = "", service_type: ServiceType = ServiceT
             return await client.inquire(Details(service_type), timeout_seconds=5)
     except ModelRegistryError:
         return []
-
-
-async def eventually(look: Callable[[], Awaitable[bool]], within_seconds: float = START_SECONDS) -> float:
-    """Wait until `look` finds what it looks for, and return the seconds that it took."""
-    started = time.monotonic()
-    while not await look():
-        assert time.monotonic() - started < within_seconds, "it did not happen in time"
-        await asyncio.sleep(0.02)
-    return time.monotonic() - started
 
 
 async def registered(
@@ -87,7 +73,7 @@ async def registered(
         services[:] = [each for each in await found(port, token) if each.endpoint.port == registry.port]
         return bool(services)
 
-    await eventually(is_there, within_seconds)
+    await eventually(is_there, within_seconds=within_seconds)
     assert len(services) == 1
     return services[0]
 
@@ -489,8 +475,9 @@ async def test_a_registry_told_to_stop_is_handed_out_no_more_while_it_drains(tmp
             upload = await promise(client, 1000)
             await eventually(lambda: has_upload(client))
             registry.signal(signal.SIGTERM)
-            seconds = await eventually(lambda: is_gone(directory.port), within_seconds=5)
-            assert seconds < 2
+            stopped = time.monotonic()
+            await eventually(lambda: is_gone(directory.port), within_seconds=5)
+            assert time.monotonic() - stopped < 2
             assert registry.is_running
             upload.cancel()
         assert await asyncio.to_thread(registry.wait) == 0

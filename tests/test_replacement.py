@@ -20,18 +20,18 @@ DETAILS = Details(ServiceType.MODEL_REGISTRY)
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The syncs and renames of the test, in order."""
     steps: list[str] = []
-    fsync, rename = os.fsync, os.rename
+    fsync, replace = os.fsync, os.replace
 
     def recording_fsync(descriptor: int) -> None:
         steps.append("sync directory" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else "sync file")
         fsync(descriptor)
 
-    def recording_rename(old: str, new: str) -> None:
+    def recording_replace(old: str, new: str) -> None:
         steps.append("rename")
-        rename(old, new)
+        replace(old, new)
 
     monkeypatch.setattr(os, "fsync", recording_fsync)
-    monkeypatch.setattr(os, "rename", recording_rename)
+    monkeypatch.setattr(os, "replace", recording_replace)
     return steps
 
 

@@ -1,6 +1,5 @@
 """RetrieveVersionInfos with its pages and handles, RetrieveVersionData with its chunks and its check of the bytes."""
 
-import asyncio
 import os
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,6 +17,7 @@ from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, refused, upload
+from tests.test_life_cycle import under_way
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 DATA_LOSS = grpc.StatusCode.DATA_LOSS
@@ -232,9 +232,7 @@ async def test_reader_that_takes_nothing_is_given_up_and_what_it_held_is_freed(t
         request = m.RetrieveVersionDataRequest(model_id="m", version_number=-1)
         call = client.streamed("RetrieveVersionData", request)
         assert await call.read()
-        async with asyncio.timeout(20):
-            while await client.status("retrievals") != {"retrievals": "0"}:  # noqa: ASYNC110 # nobody tells
-                await asyncio.sleep(0.01)
+        await under_way(client, retrievals=0)
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "took nothing"):
             while await call.read():
                 pass

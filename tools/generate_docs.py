@@ -186,7 +186,8 @@ def commands(path: tuple[str, ...] = ("cogment",)) -> dict[tuple[str, ...], clic
         found[words] = context
         if isinstance(command, click.Group):
             for name in command.list_commands(context):
-                walk(command.commands[name], (*words, name), context)
+                if (subcommand := command.get_command(context, name)) is not None:
+                    walk(subcommand, (*words, name), context)
 
     walk(cogment, path, None)
     return found

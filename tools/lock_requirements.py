@@ -24,7 +24,8 @@ def main() -> None:
     """Write the files."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     # hatchling asks for editables when it makes an editable install.
-    runtime = [*project["project"]["dependencies"], *project["build-system"]["requires"], "editables"]
+    needs = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["server"]]
+    runtime = [*needs, *project["build-system"]["requires"], "editables"]
     serve = ROOT / "requirements/serve.txt"
     develop = ROOT / "requirements/develop.txt"
     compile_pins(runtime, serve, [])

@@ -1,7 +1,6 @@
 """Ports, servers that are no gRPC servers, and a network that cuts."""
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -44,12 +43,6 @@ async def listening(
         await asyncio.gather(*talks, return_exceptions=True)
         await asyncio.sleep(0)  # the loop closes what was aborted with its next turn
         await asyncio.sleep(0)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Cutting:

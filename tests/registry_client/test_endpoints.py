@@ -14,9 +14,10 @@ import pytest
 from cogment_model_registry import ModelRegistry, aio, errors
 from cogment_model_registry.client.endpoints import Direct, Discovered, locate
 from cogment_model_registry.records.services import Details, ServiceType
+from tests.ports import free_port
 from tests.processes import ServerProcess, server_process
 from tests.registry_client.conftest import Awaited
-from tests.registry_client.network import free_port, listening
+from tests.registry_client.network import listening
 
 DIRECTORY = "grpc://directory:9005"
 

@@ -19,6 +19,7 @@ from cogment_model_registry.cli.running import (
     open_standard_output,
     telling,
 )
+from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import InvalidError, UnavailableError, shown
 from cogment_model_registry.storage.filesystem.findings import INFORMATION, MEANINGS, Finding
 from cogment_model_registry.system.replacement import Replacement
@@ -38,6 +39,7 @@ _KINDS = "\n".join(
 @click.group()
 def archive() -> None:
     """Check an archive directory, or move models between two, without a server."""
+    check_server_extra("cogment archive")
 
 
 @archive.command(epilog=f"\b\nFindings:\n{_KINDS}", context_settings={"max_content_width": 120})
@@ -88,8 +90,6 @@ def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, 
 
 def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
     """Print what was found, for people."""
-    from rich.filesize import decimal  # noqa: PLC0415
-
     if report.holder:
         click.echo(
             f"note: process {shown(report.holder)} has the archive: temporary files, data without metadata and models "
@@ -103,11 +103,23 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
         )
     problems = sum(finding.is_problem for finding in report.findings)
     repaired = sum(outcome.is_repaired and outcome.finding.is_problem for outcome in outcomes)
-    rate = decimal(int(report.data_bytes / max(seconds, 0.001)))
+    rate = _size_text(int(report.data_bytes / max(seconds, 0.001)))
     click.echo(
-        f"{report.models} models, {report.versions} versions, {decimal(report.data_bytes)} read in {seconds:.1f} s "
+        f"{report.models} models, {report.versions} versions, {_size_text(report.data_bytes)} read in {seconds:.1f} s "
         f"({rate}/s): {problems} problems" + (f", {repaired} of them repaired" if outcomes else "")
     )
+
+
+def _size_text(size_bytes: int) -> str:
+    """Return a size with a decimal unit, as file systems and disks have them."""
+    if size_bytes < 1000:
+        return "1 byte" if size_bytes == 1 else f"{size_bytes} bytes"
+    size = float(size_bytes)
+    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):  # noqa: B007 # the last one is used below
+        size /= 1000
+        if size < 999.95:  # what is more would be shown as 1000.0
+            break
+    return f"{size:.1f} {unit}"
 
 
 def _told(finding: Finding, message: str) -> str:

@@ -14,6 +14,7 @@ import click
 from cogment_model_registry.errors import NotFoundError, UnavailableError
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
+from cogment_model_registry.system.tasks import wait_at_most
 
 if TYPE_CHECKING:
     from cogment_model_registry.discovery.client import DirectoryClient
@@ -23,8 +24,13 @@ _T = TypeVar("_T")
 
 _POLL_SECONDS = 0.5
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[object]
+else:
+    _ParamType = click.ParamType  # before click 8.4 it takes no type
 
-class _Parsed(click.ParamType[object]):
+
+class _Parsed(_ParamType):
     """A parameter that a function of the settings parses."""
 
     def __init__(self, name: str, parse: Callable[[str], object], allowed: str) -> None:
@@ -131,19 +137,23 @@ def wait_for_ready(
         inquiry = _inquiry(service_id, service_type, properties)
         wanted = True
 
+    last: UnavailableError | None = None
+
+    async def poll(client: "DirectoryClient") -> list[Service]:
+        nonlocal last
+        while True:
+            try:
+                services = await client.inquire(inquiry)
+                if services or not wanted:
+                    return services
+                last = None
+            except UnavailableError as error:
+                last = error
+            await asyncio.sleep(_POLL_SECONDS)
+
     async def wait(client: "DirectoryClient") -> list[Service]:
-        last: UnavailableError | None = None
         try:
-            async with asyncio.timeout(timeout_seconds):
-                while True:
-                    try:
-                        services = await client.inquire(inquiry)
-                        if services or not wanted:
-                            return services
-                        last = None
-                    except UnavailableError as error:
-                        last = error
-                    await asyncio.sleep(_POLL_SECONDS)
+            return await wait_at_most(timeout_seconds, poll(client))
         except TimeoutError:
             raise last or NotFoundError(f"no such service is ready after {timeout_seconds:g} seconds") from None
 

@@ -1,19 +1,25 @@
 """A progress bar by bytes, on standard error, where that is a terminal; nothing at all elsewhere."""
 
 import contextlib
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cogment_model_registry.cli.running import is_terminal
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+    from tqdm import tqdm
 
     from cogment_model_registry.client.progress import Progress, Wish
+
+_COLUMNS = 80
+"""How wide a terminal is taken to be that does not say."""
+
+_ROWS = 24
+"""How high one is taken to be; a bar needs one row."""
 
 DELAY_SECONDS = 0.5
 """A transfer that is over by then shows no bar."""
@@ -35,8 +41,8 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
     if not is_shown():
         yield lambda _bytes: None
         return
-    with _bar(description, total_bytes) as (bar, task):
-        yield lambda size_bytes: bar.advance(task, size_bytes)
+    with _bar(description, total_bytes) as bar:
+        yield lambda size_bytes: _move(bar, int(bar.n) + size_bytes)
 
 
 @contextlib.contextmanager
@@ -53,7 +59,7 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
     shown_from = time.monotonic() + DELAY_SECONDS
     lock = threading.Lock()
     with contextlib.ExitStack() as stack:
-        bars: list[tuple[Bar, TaskID]] = []
+        bars: list[tqdm[Any]] = []
         is_over = False
 
         def tell(progress: "Progress") -> None:
@@ -63,8 +69,7 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
                     return
                 if not bars:
                     bars.append(stack.enter_context(_bar(description, progress.total_bytes)))
-                bar, task = bars[0]
-                bar.update(task, completed=progress.done_bytes)
+                _move(bars[0], progress.done_bytes)
 
         try:
             yield tell
@@ -73,24 +78,27 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
                 is_over = True
 
 
-@contextlib.contextmanager
-def _bar(description: str, total_bytes: int | None) -> Iterator[tuple["Bar", "TaskID"]]:
-    from rich.console import Console  # noqa: PLC0415 # slow to import
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+def _bar(description: str, total_bytes: int | None) -> "tqdm[Any]":
+    from tqdm import tqdm  # noqa: PLC0415 # slow to import
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield bar, bar.add_task(description, total=total_bytes)
+    kind: Any = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread that outlives the bar
+    kind.set_lock(threading.RLock())  # by default it is one between processes
+    units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    # tqdm shows nothing on a terminal that does not say how large it is.
+    size = {"ncols": _terminal_columns(), "nrows": _ROWS}
+    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, **units, **size)
+    return bar
+
+
+def _terminal_columns() -> int:
+    """Return how wide the terminal is; some do not say."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    return _COLUMNS
+
+
+def _move(bar: "tqdm[Any]", done_bytes: int) -> None:
+    """Show how many bytes are done; fewer than before where a transfer begins anew."""
+    if done_bytes < bar.n:
+        bar.reset()
+    bar.update(done_bytes - bar.n)

@@ -14,8 +14,7 @@ from typing import IO, BinaryIO
 
 import click
 
-from cogment_model_registry.errors import ModelRegistryError, TooLargeError, shown
-from cogment_model_registry.storage.filesystem.files import NO_ROOM
+from cogment_model_registry.errors import NO_ROOM, ModelRegistryError, TooLargeError, shown
 
 _STANDARD_INPUT = 0
 _STANDARD_OUTPUT = 1
@@ -46,7 +45,8 @@ def ending_on_signals() -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
+    before = {number: signal.getsignal(number) for number in numbers if number is not None}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, end)
@@ -77,8 +77,12 @@ def ended_by_interruptions() -> Iterator[None]:
 def ending_with_reader() -> Iterator[None]:
     """Open a context that ends with `BrokenPipeError` once nobody reads standard output any more.
 
-    A command that waits would notice that only with its next word, which may never come.
+    A command that waits would notice that only with its next word, which may never come; as it does on Windows, which
+    has no such signal.
     """
+    if not hasattr(signal, "SIGPIPE"):
+        yield
+        return
 
     def end(_number: int, _frame: FrameType | None) -> None:
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))

@@ -7,20 +7,14 @@ from typing import TypeVar
 import click
 
 from cogment_model_registry._version import __version__
+from cogment_model_registry.cli.groups import ServicesGroup
+from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
 _NEW_LINE = "\f\n"  # click would join lines that end otherwise
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _S = TypeVar("_S", bound=ServiceSettings)
-
-
-class ServicesGroup(click.Group):
-    """A group of services, with the original's other name for the registry."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of a name."""
-        return super().get_command(ctx, "model_registry" if cmd_name == "registry" else cmd_name)
 
 
 class _ServiceCommand(click.Command):
@@ -43,6 +37,7 @@ class _ServiceCommand(click.Command):
 @click.group(cls=ServicesGroup)
 def services() -> None:
     """Run a service."""
+    check_server_extra("cogment services")
 
 
 def _setting_option(setting: Setting) -> Callable[[_F], _F]:

@@ -18,6 +18,7 @@ import grpc.aio
 
 from cogment_model_registry.client.threads import Job, Threads
 from cogment_model_registry.errors import ClosedError
+from cogment_model_registry.system.tasks import wait_at_most
 from cogment_model_registry.wire.directory import TOKEN_KEY
 
 _T = TypeVar("_T")
@@ -209,16 +210,14 @@ class AsyncioBackend:
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""
         try:
-            async with asyncio.timeout(seconds):
-                await self._is_stopped.wait()
+            await wait_at_most(seconds, self._is_stopped.wait())
         except TimeoutError:
             return
         raise ClosedError
 
     async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
         """Wait for what a thread does."""
-        async with asyncio.timeout(timeout_seconds):
-            return await asyncio.wrap_future(future)
+        return await wait_at_most(timeout_seconds, asyncio.wrap_future(future))
 
 
 @contextmanager
@@ -227,14 +226,19 @@ def _closed_not_cancelled(channel: Channel) -> Generator[None]:
 
     A task may have been cancelled before, and have gone on.
     """
-    task = asyncio.current_task()
-    before = task.cancelling() if task else 0
+    before = _cancellations()
     try:
         yield
     except asyncio.CancelledError:
-        if not channel.is_closed or (task and task.cancelling() > before):
+        if not channel.is_closed or _cancellations() > before:
             raise
         raise ClosedError from None
+
+
+def _cancellations() -> int:
+    """Return how often the current task was cancelled; 0 before Python 3.11, which does not count."""
+    count: Callable[[], int] = getattr(asyncio.current_task(), "cancelling", lambda: 0)
+    return count()
 
 
 @contextmanager

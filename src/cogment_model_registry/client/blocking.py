@@ -5,7 +5,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.backends import BlockingBackend, Interruptible, run
@@ -17,6 +17,9 @@ from cogment_model_registry.client.tracking import Latest
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
@@ -80,7 +83,7 @@ class ModelRegistry:
             progress=progress,
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(

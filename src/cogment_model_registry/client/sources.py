@@ -25,6 +25,9 @@ Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes]"
 
 _BLOCK_BYTES = 1024 * 1024
 
+_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+"""The flag that opens a named pipe without waiting; Windows has neither."""
+
 _LOOK_MILLISECONDS = 100
 """How often who waits for a pipe looks whether it is still to wait."""
 
@@ -99,7 +102,7 @@ class _File(Source):
     def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
         done_bytes = 0
         while left_bytes := self.size_bytes - done_bytes:
-            block = os.pread(self._file.fileno(), min(size_bytes, left_bytes), self._start + done_bytes)
+            block = _read_at(self._file.fileno(), min(size_bytes, left_bytes), self._start + done_bytes)
             if not block:
                 message = f"the file was cut while it was read: {left_bytes} of {self.size_bytes} bytes are missing"
                 raise InvalidError(message)
@@ -253,6 +256,8 @@ class Preparation:
             turn.lock.release()
 
     def _wait_for_pipe(self, descriptor: int) -> None:
+        if not hasattr(select, "poll"):  # Windows waits for sockets alone; the read waits
+            return
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         while not poll.poll(_LOOK_MILLISECONDS):
@@ -305,9 +310,22 @@ def _memory_of(data: Data) -> _Memory | None:
 
 def _open_at_once(path: str, flags: int) -> int:
     """Open a file for reading; a named pipe, too, without waiting for who writes into it."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    os.set_blocking(descriptor, True)
+    descriptor = os.open(path, flags | _NONBLOCK)
+    if _NONBLOCK:
+        os.set_blocking(descriptor, True)
     return descriptor
+
+
+def _read_at(descriptor: int, size_bytes: int, start: int) -> bytes:
+    """Return bytes of a file from a place on; without `os.pread`, on Windows, its own place moves while it is read."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size_bytes, start)
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return os.read(descriptor, size_bytes)
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)
 
 
 def _mode_of(file: io.FileIO) -> int:

@@ -11,7 +11,7 @@ state dict is a dict whose keys have dots. With the client for asyncio, use `enc
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.blocking import ModelRegistry
@@ -29,6 +29,9 @@ try:
 except ImportError as error:
     message = 'this needs JAX and safetensors: pip install "cogment-model-registry[jax]"'
     raise ImportError(message, name=error.name) from error
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 __all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
 
@@ -160,7 +163,7 @@ def publish(
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
     user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    **options: "Unpack[UploadOptions]",
 ) -> VersionInfo:
     """Publish a pytree as a version of a model.
 
@@ -189,7 +192,7 @@ def store(
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
     user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    **options: "Unpack[UploadOptions]",
 ) -> VersionInfo:
     """Store a pytree as an archived version of a model; see `publish`."""
     return publish(registry, model_id, tree, archived=True, dtype=dtype, prefix=prefix, user_data=user_data, **options)

@@ -11,7 +11,7 @@ state dict is a dict whose keys have dots. With the client for asyncio, use `enc
 """
 
 from collections.abc import Mapping
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.blocking import ModelRegistry
@@ -28,6 +28,9 @@ try:
 except ImportError as error:
     message = 'this needs NumPy and safetensors: pip install "cogment-model-registry[numpy]"'
     raise ImportError(message, name=error.name) from error
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 __all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
 
@@ -125,7 +128,7 @@ def publish(
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
     user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    **options: "Unpack[UploadOptions]",
 ) -> VersionInfo:
     """Publish a tree as a version of a model.
 
@@ -154,7 +157,7 @@ def store(
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
     user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    **options: "Unpack[UploadOptions]",
 ) -> VersionInfo:
     """Store a tree as an archived version of a model; see `publish`."""
     return publish(registry, model_id, tree, archived=True, dtype=dtype, prefix=prefix, user_data=user_data, **options)

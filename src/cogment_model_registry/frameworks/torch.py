@@ -12,7 +12,7 @@ the client for asyncio, use `encode` and `decode`.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.blocking import ModelRegistry
@@ -29,6 +29,9 @@ try:
 except ImportError as error:
     message = 'this needs PyTorch and safetensors: pip install "cogment-model-registry[torch]"'
     raise ImportError(message, name=error.name) from error
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 __all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
 
@@ -223,7 +226,7 @@ def publish(
     dtype: torch.dtype | None = None,
     prefix: str = "",
     user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    **options: "Unpack[UploadOptions]",
 ) -> VersionInfo:
     """Publish the parameters and buffers of a module as a version of a model.
 
@@ -252,7 +255,7 @@ def store(
     dtype: torch.dtype | None = None,
     prefix: str = "",
     user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    **options: "Unpack[UploadOptions]",
 ) -> VersionInfo:
     """Store the parameters and buffers of a module as an archived version of a model; see `publish`."""
     return publish(

@@ -11,7 +11,7 @@ needs no room in `user_data`, which is bounded. A file of another origin has no 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
 
 from safetensors import SafetensorError, deserialize
 
@@ -20,6 +20,9 @@ from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, quoted
 from cogment_model_registry.frameworks.trees import Structure
 from cogment_model_registry.records.versions import VersionInfo
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
@@ -77,11 +80,20 @@ class Encoded(NamedTuple):
     user_data: dict[str, str]
 
 
-class Loaded(NamedTuple, Generic[_T]):
-    """A version and its value, in the order of `Latest.snapshot`."""
+if TYPE_CHECKING:
 
-    version: VersionInfo
-    value: _T
+    class Loaded(NamedTuple, Generic[_T]):
+        """A version and its value, in the order of `Latest.snapshot`."""
+
+        version: VersionInfo
+        value: _T
+
+else:  # before Python 3.11 a named tuple cannot be generic itself
+
+    class Loaded(NamedTuple("Loaded", [("version", VersionInfo), ("value", Any)]), Generic[_T]):
+        """A version and its value, in the order of `Latest.snapshot`."""
+
+        __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +186,7 @@ def _described(data: bytes) -> str:
 
 
 def upload(
-    registry: ModelRegistry, model_id: str, encoded: Encoded, *, archived: bool, **options: Unpack[UploadOptions]
+    registry: ModelRegistry, model_id: str, encoded: Encoded, *, archived: bool, **options: "Unpack[UploadOptions]"
 ) -> VersionInfo:
     """Publish a version that was encoded, or store it for good; see `ModelRegistry.publish`."""
     call = registry.store if archived else registry.publish

@@ -6,7 +6,7 @@ A flag beats its environment variable, which beats the default; an empty environ
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cogment_model_registry.errors import SettingError
 from cogment_model_registry.settings.kinds import (
@@ -20,6 +20,9 @@ from cogment_model_registry.settings.kinds import (
     integer,
     optional,
 )
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
@@ -142,7 +145,7 @@ class ServiceSettings:
             object.__setattr__(self, each.name, each.check(getattr(self, each.name)))
 
     @classmethod
-    def load(cls, flags: Mapping[str, str], environment: Mapping[str, str]) -> Self:
+    def load(cls, flags: Mapping[str, str], environment: Mapping[str, str]) -> "Self":
         """Return the settings that flags and environment variables give.
 
         Args:

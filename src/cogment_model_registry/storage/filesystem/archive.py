@@ -15,12 +15,12 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
-from cogment_model_registry.errors import DataLossError, ModelRegistryError, TooLargeError, UnavailableError
+from cogment_model_registry.errors import NO_ROOM, DataLossError, ModelRegistryError, TooLargeError, UnavailableError
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Reader, Removal, Upload
 from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, DoomedModel, Fingerprint, NewFile
-from cogment_model_registry.storage.filesystem.files import NO_ROOM, Files
+from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import run_to_end, run_to_have

@@ -1,10 +1,10 @@
 """What can be found in an archive directory that is looked through: each kind has a word that stays the same."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 
 
-class Kind(StrEnum):
+class Kind(str, Enum):
     """What was found. The words are for programs, and never change their meaning."""
 
     VERSION_METADATA_DAMAGED = "version_metadata_damaged"
@@ -27,6 +27,8 @@ class Kind(StrEnum):
     HIGH_WATER_MARK_LOW = "high_water_mark_low"
     FOREIGN_ENTRY = "foreign_entry"
     NOT_A_MODEL = "not_a_model"
+
+    __str__ = str.__str__
 
 
 MEANINGS = {
