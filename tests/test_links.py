@@ -29,6 +29,14 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: str) -> None:
         assert not section or section in sections(file), target
 
 
+@pytest.mark.parametrize("page", ["docs/guarantees.md", "docs/security.md"])
+def test_every_test_that_a_page_names_exists(page: str) -> None:
+    modules = {str(path.with_suffix("")) for path in (ROOT / "tests").rglob("*.py")}
+    names = set(re.findall(r"`((?:\w+/)*test_\w+|torture/\w+)`", (ROOT / page).read_text()))
+    assert len(names) > 10
+    assert {name for name in names if not any(module.endswith(f"/{name}") for module in modules)} == set()
+
+
 def test_the_index_lists_every_page() -> None:
     listed = set(re.findall(r"\]\(([\w-]+\.(?:md|json))", (ROOT / "docs/README.md").read_text()))
     assert listed >= {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}

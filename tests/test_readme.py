@@ -32,11 +32,11 @@ def test_the_trainer_and_the_actor_run_beside_each_other(tmp_path: Path) -> None
             for process in processes:
                 process.kill()
         assert [process.returncode for process in processes] == [0, 0], actor_errors + trainer_errors
-        assert (tmp_path / "archive/walker/walker-v000101.data").read_bytes() == b"weights after step 100"
+        assert (tmp_path / "archive/walker/walker-v000021.data").read_bytes() == b"weights after step 20"
     assert printed == ""
     lines = re.findall(r"^episode (\d) with version (\d+): weights after step (\d+)$", played, re.MULTILINE)
     assert [int(episode) for episode, _, _ in lines] == [0, 1, 2, 3, 4]
-    assert all(int(step) == min(int(version), 100) for _, version, step in lines)
+    assert all(int(step) == min(int(version), 20) for _, version, step in lines)
 
 
 def test_the_session_prints_what_the_readme_shows(tmp_path: Path) -> None:
