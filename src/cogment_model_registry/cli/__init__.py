@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 when a call failed, 2 for a wrong flag or setting, 3 when a server cannot start or a client
-        finds nothing, 4 when the server asked is unavailable; one line on standard error tells why.
+        finds nothing, 4 when the server is unavailable; one line on standard error says why.
     """
     _escape_what_cannot_be_written()
     install_completion()

@@ -37,22 +37,27 @@ _KINDS = "\n".join(
 
 @click.group()
 def archive() -> None:
-    """Look after an archive directory, without a server."""
+    """Verify, export and import an archive directory, without a server."""
 
 
 @archive.command(epilog=f"\b\nWhat is found:\n{_KINDS}", context_settings={"max_content_width": 120})
 @click.argument("directory", type=_DIRECTORY)
-@click.option("--repair", "is_repair", is_flag=True, help="Do what is safe about it; no server may run meanwhile.")
+@click.option(
+    "--repair",
+    "is_repair",
+    is_flag=True,
+    help="Repair what can be repaired safely; no server may run on the directory.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     """Check an archive DIRECTORY: all metadata, and all data against its hash.
 
-    Exits with 0 when nothing is wrong, 1 when something is, 2 when there is no such directory, and 3 when it is to be
-    repaired and another process has it. Without --repair nothing is written, and a server may run on the directory;
+    Exits with 0 when nothing is wrong, 1 when something is, 2 when the directory does not exist, and 3 when it is to be
+    repaired and another process uses it. Without --repair nothing is written, and a server may run on the directory;
     what may be its work under way is not reported then.
 
     With --repair, temporary files, models on their way out and data without metadata are removed, high-water marks are
-    mended, and missing metadata of models is written anew. Damaged versions are left as they are.
+    repaired, and missing metadata of models is rebuilt. Damaged versions are left as they are.
     """
     from cogment_model_registry.storage.filesystem import claim  # noqa: PLC0415 # not needed for --help
 
@@ -157,13 +162,14 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("model_id", callback=_check_model_id)
 @click.option("--output", default="-", metavar="FILE", help="File to write; - is standard output, the default.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
-@click.option("--skip_damaged", is_flag=True, help="Leave out what is damaged, and say so, instead of failing.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option("--skip_damaged", is_flag=True, help="Leave out damaged versions with a warning, instead of failing.")
 def export_model(directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool) -> None:
     """Write a model of an archive DIRECTORY, with all archived versions, as one tar file.
 
-    Data is held against its hash on the way, and a file that was cut short is told by `cogment archive import`. A
-    server may run on the directory. Exits with 1 when something is damaged, and with 3 when there is no such model.
+    Data is checked against its hash on the way, and `cogment archive import` detects a file that was cut short. A
+    server may run on the directory. Exits with 1 when something is damaged, with 3 when the model does not exist, and
+    with 4 when a file cannot be read because its disk fails.
     """
     from cogment_model_registry.storage.filesystem import claim, model_export  # noqa: PLC0415 # not needed for --help
 
@@ -201,8 +207,8 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
 def import_model(directory: str, file: str, model_id: str | None) -> None:
     """Make a model of an archive DIRECTORY from a tar FILE that `cogment archive export` wrote; - is standard input.
 
-    The model is there whole or not at all. A server may run on the directory; it is told what to send it then. Exits
-    with 1 when the file is not whole, or when a model of the name exists.
+    The model is imported whole or not at all. A server may run on the directory; the command says which signal to send
+    it then. Exits with 1 when the file is incomplete, or when a model of the name exists.
     """
     from cogment_model_registry.storage.filesystem import claim, model_import  # noqa: PLC0415 # not needed for --help
 

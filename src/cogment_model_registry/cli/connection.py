@@ -138,14 +138,14 @@ _COMMON = (
     click.option(
         "--endpoint",
         metavar="ENDPOINT",
-        help="Where the registry is: grpc://host:port, or cogment://discover to ask a Directory.  "
-        "[env var: COGMENT_MODEL_REGISTRY_ENDPOINT; default: what the Directory knows if one is given, else "
-        "grpc://localhost:9002]",
+        help="Address of the registry: grpc://host:port, or cogment://discover to ask a Directory.  "
+        "[env var: COGMENT_MODEL_REGISTRY_ENDPOINT; default: the registry that the Directory returns if one is given, "
+        "else grpc://localhost:9002]",
     ),
     click.option(
         "--directory_endpoint",
         metavar="ENDPOINT",
-        help="Where the Directory is: grpc://host:port.  [env var: COGMENT_DIRECTORY_ENDPOINT]",
+        help="Address of the Directory: grpc://host:port.  [env var: COGMENT_DIRECTORY_ENDPOINT]",
     ),
     click.option(
         "--directory_authentication_token",
@@ -156,11 +156,11 @@ _COMMON = (
         "--timeout",
         metavar="SECONDS",
         type=_Seconds(0, 1_000_000, min_open=True),
-        help="Seconds until an answer must be there, and for which a registry that does not answer is tried again.  "
-        f"[default: tried for {RETRY_SECONDS:g}; 30 for an answer; for a transfer 60, and 1 more for each MiB]",
+        help="Seconds to wait for an answer, and to retry a registry that is unavailable.  "
+        f"[default: {RETRY_SECONDS:g} for retries; 30 for an answer; 60 for a transfer, and 1 more for each MiB]",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print JSON, with the fields that the documentation names."),
-    click.option("--quiet", "is_quiet", is_flag=True, help="Print nothing but what was asked for, and no progress."),
+    click.option("--quiet", "is_quiet", is_flag=True, help="Print only the result, and no progress."),
 )
 
 

@@ -68,7 +68,7 @@ def _common_options(command: _F) -> _F:
             show_envvar=True,
             default="grpc://localhost:9005",
             show_default=True,
-            help="Where the Directory is.",
+            help="Address of the Directory.",
         ),
     ):
         command = option(command)
@@ -77,14 +77,14 @@ def _common_options(command: _F) -> _F:
 
 @click.group()
 def directory() -> None:
-    """Look into a Directory, or change it."""
+    """Inspect a Directory, or change it."""
 
 
 @directory.command()
 @_common_options
 @click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the one service to find.")
 @click.option("--type", "service_type", type=_TYPE, help="Type of the services to find.")
-@click.option("--properties", type=_PROPERTIES, help="Properties that the services to find must have.")
+@click.option("--properties", type=_PROPERTIES, help="Properties that the services must have.")
 def inquire(
     *,
     endpoint: str,
@@ -123,7 +123,7 @@ def wait_for_ready(
     properties: dict[str, str] | None,
     timeout_seconds: float,
 ) -> None:
-    """Wait until the Directory answers, or until it hands out a service that matches."""
+    """Wait until the Directory answers, or until it returns a service that matches."""
     if service_id is None and service_type is None and properties is None:
         inquiry: Details | int = Details(ServiceType.OTHER)
         wanted = False
@@ -159,9 +159,11 @@ def wait_for_ready(
 @click.option("--protocol", type=click.Choice(["grpc", "cogment"]), default="grpc", show_default=True)
 @click.option("--host", required=True, help="Host of the service.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port of the service.")
-@click.option("--ssl_required", type=bool, default=False, show_default=True, help="Whether it wants encryption.")
+@click.option("--ssl_required", type=bool, default=False, show_default=True, help="Whether it requires TLS.")
 @click.option("--type", "service_type", type=_TYPE, required=True, help="Type of the service.")
-@click.option("--permanent", type=bool, default=False, show_default=True, help="Whether it stays without checks.")
+@click.option(
+    "--permanent", type=bool, default=False, show_default=True, help="Whether it is kept without health checks."
+)
 @click.option("--properties", type=_PROPERTIES, default="", help='Properties such as "name=value,name".')
 def register(
     *,
@@ -190,7 +192,7 @@ def register(
 @directory.command()
 @_common_options
 @click.option("--service_id", type=click.IntRange(1, 2**64 - 1), required=True, help="Id of the service.")
-@click.option("--secret", required=True, help="Its secret, from when it was added.")
+@click.option("--secret", required=True, help="Its secret, which `register` printed.")
 def deregister(endpoint: str, token: str, as_json: bool, service_id: int, secret: str) -> None:
     """Remove a service."""
     _ask(endpoint, token, lambda client: client.deregister(service_id, secret))

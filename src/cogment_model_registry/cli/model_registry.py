@@ -40,10 +40,10 @@ _HELP_WIDTH = {"max_content_width": 120}
 
 @click.group("model_registry")
 def model_registry() -> None:
-    """Look into a model registry, and move models.
+    """Inspect a model registry, and upload and download versions.
 
-    Exits with 0 when all went well, 1 when a call or a file failed, 2 for a wrong flag, 3 when there is no such model
-    or version, and 4 when the registry is unavailable or took too long; one line on standard error tells why.
+    Exits with 0 on success, 1 when a call or a file failed, 2 for a wrong flag, 3 when the model or the version does
+    not exist, and 4 when the registry is unavailable or took too long; one line on standard error says why.
     """
 
 
@@ -54,14 +54,14 @@ _user_data = click.option(
     type=UserDataEntry(),
     callback=joined_user_data,
     multiple=True,
-    help="What to note about it; may be given several times.",
+    help="An entry of its user_data; can be given several times.",
 )
 
 
 @model_registry.command("list_models", context_settings=_HELP_WIDTH)
 @common_flags
 def list_models(flags: Flags) -> None:
-    """List all models. With --quiet their ids alone, one a line."""
+    """List all models. With --quiet prints only their ids, one a line."""
     with flags.connected() as registry:
         models = registry.list_models()
         if flags.as_json:
@@ -76,7 +76,7 @@ def list_models(flags: Flags) -> None:
 @_model
 @common_flags
 def show_model(flags: Flags, model_id: str) -> None:
-    """Show a MODEL: what is noted about it, and how many versions with how many bytes it has."""
+    """Show a MODEL: its user_data, and the number and the size of its versions."""
     with flags.connected() as registry:
         model, versions = registry.get_model(model_id), registry.list_versions(model_id)
         latest = versions[-1] if versions else None
@@ -113,7 +113,7 @@ def show_model(flags: Flags, model_id: str) -> None:
 @_user_data
 @common_flags
 def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None:
-    """Create a MODEL, or replace the user_data of the one that exists, as the call of the API does."""
+    """Create a MODEL, or replace the user_data of an existing one, as the call of the API does."""
     with flags.connected() as registry:
         tells = not flags.is_quiet and not flags.as_json
         was_there = tells and _exists(registry, model_id)
@@ -125,7 +125,7 @@ def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None
 
 @model_registry.command("delete_model", context_settings=_HELP_WIDTH)
 @_model
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 @common_flags
 def delete_model(flags: Flags, model_id: str, *, yes: bool) -> None:
     """Delete a MODEL with all its versions, archived ones too; asks first."""
@@ -156,7 +156,7 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
 @_model
 @common_flags
 def list_versions(flags: Flags, model_id: str) -> None:
-    """List the versions of a MODEL that can be retrieved. With --quiet their numbers alone, one a line."""
+    """List the versions of a MODEL that can be retrieved. With --quiet prints only their numbers, one a line."""
     with flags.connected() as registry:
         versions = registry.list_versions(model_id)
         if flags.as_json:
@@ -174,7 +174,7 @@ def list_versions(flags: Flags, model_id: str) -> None:
 def show_version(flags: Flags, model_id: str, number: int) -> None:
     """Show a VERSION of a MODEL: by its number, or -1 (the default) for the latest, -2 for the one before.
 
-    With --quiet its number alone.
+    With --quiet prints only its number.
     """
     with flags.connected() as registry:
         _show(flags, registry.get_version(model_id, number))
@@ -227,13 +227,14 @@ def _tell_of_upload(flags: Flags, version: VersionInfo) -> None:
 _upload_command(
     "publish",
     "Publish a FILE as a transient version of a MODEL; - is standard input.\n\n"
-    "All who watch the model are told, and the version may be evicted some day. With --quiet prints its number alone.",
+    "Everyone who watches the model is notified, and the version may be evicted later. With --quiet prints only its "
+    "number.",
     archived=False,
 )
 _upload_command(
     "store",
     "Store a FILE as an archived version of a MODEL; - is standard input.\n\n"
-    "It is durable when the command ends, and kept until its model is deleted. With --quiet prints its number alone.",
+    "It is durable when the command ends, and kept until its model is deleted. With --quiet prints only its number.",
     archived=True,
 )
 
@@ -248,13 +249,13 @@ _upload_command(
     type=click.Path(allow_dash=True),
     help="File to write; - is standard output, the default.",
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @common_flags
 def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bool) -> None:
     """Write the bytes of a VERSION of a MODEL: by its number, or -1 (the default) for the latest.
 
-    They are held against their hash first: the file is there whole and durable, or not at all. For standard output they
-    are gathered in memory.
+    They are checked against their hash first: the file is written whole and durable, or not at all. For standard output
+    they are collected in memory.
     """
     if output == "-":
         if is_terminal(sys.stdout):
@@ -289,14 +290,14 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int) -> No
 @model_registry.command("watch", context_settings=_HELP_WIDTH)
 @_model
 @click.option(
-    "--after", type=click.IntRange(0), default=0, metavar="N", help="Tell only of versions with larger numbers than N."
+    "--after", type=click.IntRange(0), default=0, metavar="N", help="Print only versions with numbers above N."
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after N versions.")
+@click.option("--count", type=click.IntRange(1), metavar="N", help="Stop after N versions.")
 @common_flags
 def watch(flags: Flags, model_id: str, *, after: int, count: int | None) -> None:
-    """Tell of the latest version of a MODEL, then of newer ones as they come, one a line, until Ctrl-C.
+    """Print the latest version of a MODEL, then newer ones as they appear, one a line, until Ctrl-C.
 
-    A lost connection is made anew, for five minutes or for --timeout seconds. With --quiet prints numbers alone.
+    A lost connection is retried for five minutes or for --timeout seconds. With --quiet prints only the numbers.
     """
     line = _event_format(flags)
     with flags.connected() as registry, ending_with_reader():
@@ -316,7 +317,7 @@ def _event_format(flags: Flags) -> Callable[[VersionInfo], str]:
 @model_registry.command("status", context_settings=_HELP_WIDTH)
 @common_flags
 def status(flags: Flags) -> None:
-    """Show what the registry tells of its state, and what it is made of. With --quiet prints nothing."""
+    """Show the state of the registry, and the versions of its parts. With --quiet prints nothing."""
     with flags.connected() as registry:
         # A map on the wire has no order; what is printed has one.
         versions, statuses = registry.server_versions(), dict(sorted(registry.status().items()))

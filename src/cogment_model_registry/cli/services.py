@@ -89,7 +89,7 @@ def model_registry(**flags: str | None) -> None:
     """Run the model registry.
 
     A flag beats its environment variable, which beats the default. SIGTERM and SIGINT stop the server once what is
-    under way is done, a second one ends it at once; SIGHUP makes it look at the archive directory anew.
+    under way is done, a second one ends it at once; SIGHUP makes it rescan the archive directory.
     """
     settings = _load(Settings, flags)
     from cogment_model_registry.server import composition as server  # noqa: PLC0415

@@ -93,7 +93,7 @@ def _metadata(environment: str, kind: Kind, text: str, default_text: str) -> dic
 
 def port_setting(default: int, environment: str) -> int:
     """Return the field of the port that a service serves on."""
-    text = "TCP port to serve on. 0 takes a free one, which the log tells in a line with port=N."
+    text = "TCP port to serve on. 0 picks a free one, which the log reports in a line with port=N."
     return setting(default, environment, integer(0, 65535), text)
 
 
@@ -121,7 +121,7 @@ class ServiceSettings:
         "info",
         "COGMENT_LOG_LEVEL",
         LOG_LEVEL,
-        "Least level that is logged: off, error, warning, info, debug, trace (or 0 to 6: off, off, error, ...).",
+        "Lowest level to log: off, error, warning, info, debug, trace (or 0 to 6: off, off, error, ...).",
     )
     log_file: str = setting(
         "",

@@ -28,7 +28,7 @@ class DirectorySettings(ServiceSettings):
         ".cogment-directory-data",
         _PREFIX + "PERSISTENCE_FILE",
         optional(PATH),
-        "File of the registered services, which survive a restart; the empty text for none.",
+        "File that keeps the registered services over a restart; the empty text for none.",
     )
     registration_lag: int = setting(
         0,
@@ -40,18 +40,18 @@ class DirectorySettings(ServiceSettings):
         False,
         _PREFIX + "LOAD_BALANCING",
         SWITCH,
-        "Whether to hand out only the services with the lowest load (within 10 of 255).",
+        "Whether to return only the services with the lowest load (within 10 of 255).",
         "off",
     )
     check_seconds: float = setting(
         60.0,
         _PREFIX + "CHECK_SECONDS",
         seconds(0.1, 86_400),
-        "How long after a check of a service the next one comes.",
+        "Pause between two checks of a service.",
     )
     grace_seconds: float = setting(
         5.0,
         _PREFIX + "GRACE_SECONDS",
         seconds(0, 86_400),
-        "How long calls under way may go on when the server is told to stop.",
+        "How long running calls may continue once the server is asked to stop.",
     )
