@@ -24,7 +24,7 @@ class ServicesGroup(click.Group):
 
 
 class _ServiceCommand(click.Command):
-    """A command whose help tells each flag in a paragraph, so that long names of variables stay whole."""
+    """A command whose help has a paragraph for each flag, so that long names of variables stay whole."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Options"):

@@ -56,7 +56,7 @@ class Backend(Protocol):
     """A way of calling and waiting.
 
     All calls raise `grpc.RpcError`, with its `code()` and `details()`. Calls and waits raise `ClosedError` when their
-    channel is closed meanwhile, and `StoppedError` when the backend is stopped, as far as it can be.
+    channel is closed, and `StoppedError` when the backend is stopped, as far as it can be.
     """
 
     def connect(self, address: str, *, secure: bool) -> Channel:
@@ -101,7 +101,7 @@ def _metadata(token: str) -> tuple[tuple[str, str], ...] | None:
 
 
 def _checked_requests(requests: Iterator[bytes], failures: list[BaseException]) -> Iterator[bytes]:
-    """Yield messages to gRPC, on whose thread it is, and which would tell of what they raise in its log alone.
+    """Yield messages to gRPC, on its own thread; what they raise would only appear in its log.
 
     To gRPC it is an Exception always: with another one its thread would end, and the call would not.
     """
@@ -223,7 +223,7 @@ class AsyncioBackend:
 
 @contextmanager
 def _closed_not_cancelled(channel: Channel) -> Generator[None]:
-    """Open a context for one call, in which the closing of its channel is told from a cancellation of the task.
+    """Return a context manager for one call that tells the closing of its channel from a cancelled task.
 
     A task may have been cancelled before, and have gone on.
     """
@@ -239,7 +239,7 @@ def _closed_not_cancelled(channel: Channel) -> Generator[None]:
 
 @contextmanager
 def _refusing_closed_channels() -> Generator[None]:
-    """Open a context in which a call begins, unless its channel was closed since someone asked for it."""
+    """Return a context manager in which a call begins, unless its channel was closed since it was returned."""
     try:
         yield
     except (ValueError, grpc.aio.UsageError) as error:
@@ -325,13 +325,13 @@ class BlockingBackend:
         return call
 
     def forget(self, call: Any) -> None:
-        """Take note that a call is over."""
+        """Remove a call that is over."""
         with self._lock:
             self._calls.discard(call)
 
     @contextmanager
     def stopped_not_failed(self) -> Generator[None]:
-        """Open a context in which calls that fail because the backend was stopped tell so."""
+        """Return a context manager that raises the reason of a stop in place of the errors that it causes."""
         try:
             yield
         except grpc.RpcError:
@@ -396,7 +396,7 @@ class Interruptible:
     """Runs what blocks so that an interruption, such as Ctrl-C, ends it cleanly.
 
     Python raises KeyboardInterrupt wherever the main thread is, also between two steps of gRPC that belong together;
-    then a channel may wait for ever when it is closed. So the main thread only waits, and another one does the work.
+    then closing a channel may wait indefinitely. So the main thread only waits, and another one does the work.
     """
 
     def __init__(self) -> None:

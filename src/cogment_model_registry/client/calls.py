@@ -36,7 +36,7 @@ _DIRECTORY_AGAIN_SECONDS = 2.0
 """How long it may take when a registry was found before."""
 
 _UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
-"""How gRPC begins, and in no other way tells, what it says of a call that was never sent."""
+"""How the details of a call begin that gRPC never sent; gRPC gives no other sign of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Deadline:
         self._moment = time.monotonic() + seconds
 
     def left_seconds(self) -> float:
-        """Return how far away it still is; never less than nothing."""
+        """Return the seconds until then; never negative."""
         return max(self._moment - time.monotonic(), 0.0)
 
 
@@ -112,9 +112,9 @@ class Connection:
 
     @asynccontextmanager
     async def channel(self, backend: Backend, deadline: Deadline) -> AsyncGenerator[Channel]:
-        """Open a context with the channel for a call; finds out first where the registry is, if it has to.
+        """Return a context manager with the channel for a call; looks the registry up first, if necessary.
 
-        Where a Directory has told that, it is asked again after a call that found no registry there.
+        A Directory that gave the address is asked again after a call that found no registry there.
 
         Raises:
             NotFoundError: The Directory knows no such registry.
@@ -146,7 +146,7 @@ class Connection:
             raise ClosedError
 
     def _taken(self) -> _Link | None:
-        """Return the link that there is, for one more user; None where the registry is to be found first."""
+        """Return the present link, for one more user; None if the registry must be looked up first."""
         with self._lock:
             self.check_open()
             if self._current is None or self._is_suspect:
@@ -196,11 +196,11 @@ class Connection:
             # What is left is for the registry, which may well be where it was.
             return await self._ask_directory(backend, self.location, min(seconds / 2, _DIRECTORY_AGAIN_SECONDS))
         except (UnavailableError, TimedOutError, NotFoundError):
-            # While a registry starts anew the Directory does not know it; and the Directory may be away, too.
+            # While a registry restarts the Directory does not know it; and the Directory may be unavailable, too.
             return known.address, known.secure
 
     async def _ask_directory(self, backend: Backend, location: Discovered, seconds: float) -> tuple[str, bool]:
-        """Return the address of the registry that a Directory hands out, and whether it wants encryption."""
+        """Return the address of the registry that a Directory returns, and whether it requires TLS."""
         request = directory_wire.inquire_request(location.inquiry)
         subject = Subject(f"asking {location}")
         with self._lock:
@@ -228,7 +228,7 @@ class Connection:
 
 @contextmanager
 def translated(subject: Subject, connection: Connection) -> Generator[None]:
-    """Open a context in which gRPC's errors become the registry's.
+    """Return a context manager that translates errors of gRPC into those of the registry.
 
     Args:
         subject: What the calls are about.
@@ -260,7 +260,7 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
 
 
 def _was_sent(error: BaseException | None) -> bool:
-    """Return whether a call that failed was sent, as far as gRPC tells."""
+    """Return whether a call that failed was sent, as far as gRPC says."""
     return not (isinstance(error, grpc.RpcError) and str(error.details()).startswith(_UNREACHABLE))
 
 
@@ -328,7 +328,7 @@ class Calls:
             subject: What it is about.
             deadline: When to give up.
             may_be_done: Whether the server may have done, and must not do twice, what it was asked for; asked after a
-                failure that does not tell.
+                failure that does not say.
 
         Raises:
             ModelRegistryError: It failed; with `may_be_done` when the server may have done it nevertheless.
@@ -357,7 +357,7 @@ class Calls:
 def _is_vague(error: ModelRegistryError) -> bool:
     """Return whether an error leaves open what the server did.
 
-    That of no kind is a status of no certain meaning, such as of a stream that broke, or an answer that makes no sense.
+    The base class stands for a status of no certain meaning, such as of a stream that broke, or a malformed reply.
     """
     return type(error) is ModelRegistryError or isinstance(error, UnavailableError | TimedOutError | ClosedError)
 
