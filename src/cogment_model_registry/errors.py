@@ -1,13 +1,13 @@
-"""Everything that can go wrong, as a caller sees it.
+"""The errors of this package.
 
     ModelRegistryError
-    ├── InvalidError        the request cannot mean anything, now or later
+    ├── InvalidError        the request breaks a rule, now and later
     ├── NotFoundError       no such model or version
     ├── TooLargeError       it does not fit a limit, the memory budget or the disk
     ├── DataLossError       what is stored is damaged
     ├── TimedOutError       the other side took too long
     ├── UnavailableError    the registry cannot do it now: its archive fails
-    │   └── StoppingError   ... or it stops
+    │   └── StoppingError   the server is stopping
     ├── ClosedError         the client was closed, or the model is not tracked
     ├── SettingError        a setting has a value that is not allowed
     └── StartError          the server cannot start
@@ -37,7 +37,7 @@ class ModelRegistryError(Exception):
         version_number: The version of that model, if it is about one.
 
     Attributes:
-        may_be_done: For a client: whether the server may have done what it was asked for nevertheless.
+        may_be_done: For a client: whether the server may have done the request nevertheless.
     """
 
     may_be_done = False
@@ -70,18 +70,18 @@ class NotFoundError(ModelRegistryError):
 
 
 class TooLargeError(ModelRegistryError):
-    """It does not fit: a limit, the memory budget, or the disk."""
+    """It exceeds a limit, the memory budget, or the disk."""
 
 
 class DataLossError(ModelRegistryError):
     """A stored version is damaged: its bytes or its metadata are not what was stored."""
 
     reason: str = ""
-    """In what way, where that is known."""
+    """The damage, if it is known."""
 
     @classmethod
     def version(cls, model_id: str, version_number: int, reason: str) -> "Self":
-        """Return the error for a damaged version; `reason` says in what way."""
+        """Return the error for a damaged version; `reason` describes the damage."""
         message = f"version {version_number} of model {quoted(model_id)} is damaged: {reason}"
         error = cls(message, model_id=model_id, version_number=version_number)
         error.reason = reason
@@ -89,7 +89,7 @@ class DataLossError(ModelRegistryError):
 
 
 class TimedOutError(ModelRegistryError):
-    """The other side did not do its part in time."""
+    """The other side took too long."""
 
 
 class UnavailableError(ModelRegistryError):
@@ -104,7 +104,7 @@ class StoppingError(UnavailableError):
 
 
 class ClosedError(ModelRegistryError):
-    """The client was closed, by the program that has it, or a model is not tracked: not yet, or no more."""
+    """The program closed the client, or the model is not tracked, or not any more."""
 
     def __init__(
         self,
@@ -120,9 +120,9 @@ class SettingError(ModelRegistryError):
     """A setting has a value that is not allowed.
 
     Args:
-        setting: The setting's name, with where its value came from.
+        setting: The setting's name, with the source of its value.
         value: The value received.
-        allowed: What it may be.
+        allowed: The values that are allowed.
     """
 
     def __init__(self, setting: str, value: str, allowed: str) -> None:
@@ -133,20 +133,20 @@ class SettingError(ModelRegistryError):
 
 
 class StartError(ModelRegistryError):
-    """The server cannot start: its port or its archive directory cannot be had."""
+    """The server cannot start: its port or its archive directory is not available."""
 
 
 _SHOWN_MAX_CHARACTERS = 160
 
 
 def quoted(text: str) -> str:
-    """Return `text` in quotes, escaped and cut to what fits a line, for use in a message."""
+    """Return `text` in quotes, escaped and cut to fit a line, for use in a message."""
     shown = text if len(text) <= _SHOWN_MAX_CHARACTERS else text[:_SHOWN_MAX_CHARACTERS] + "…"
     return json.dumps(shown, ensure_ascii=not shown.isprintable())
 
 
 def shown(value: object) -> object:
-    """Return a value for the log: a text that could do harm there, by its length or its characters, in quotes."""
+    """Return a value for the log; a string that is long or has control characters comes in quotes."""
     if isinstance(value, str) and not (value.isprintable() and len(value) <= _SHOWN_MAX_CHARACTERS):
         return quoted(value)
     return value

@@ -181,7 +181,7 @@ def test_a_prefix_goes_through_lists_named_tuples_and_keys_with_dots() -> None:
 
 
 def test_a_prefix_that_nothing_has_is_told_with_what_there_is() -> None:
-    with pytest.raises(InvalidError, match=r'begins with "act"; there are "actor.layers.0.w", "actor_target.w"'):
+    with pytest.raises(InvalidError, match=r'begins with "act"; the names are "actor.layers.0.w", "actor_target.w"'):
         numpy.encode(AGENT, prefix="act")
 
 

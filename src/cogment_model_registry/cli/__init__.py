@@ -1,6 +1,6 @@
 """The command line: `cogment services ...` runs servers, `cogment client ...` asks them.
 
-`cogment archive ...` looks after an archive directory without any.
+`cogment archive ...` works on an archive directory without a server.
 """
 
 import io
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         0 for success, 1 when a call failed, 2 for a wrong flag or setting, 3 when a server cannot start or a client
-        finds nothing, 4 when the server asked is unavailable; one line on standard error tells why.
+        finds nothing, 4 when the server is unavailable; one line on standard error says why.
     """
     _escape_what_cannot_be_written()
     if _COMPLETION_VARIABLE in os.environ:
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (click.exceptions.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except OSError as error:
-        # Whoever reads our output may have had enough of it, which is nobody's error.
+        # The reader of our output may have closed it, which is not an error.
         return EXIT_FAILED if isinstance(error, BrokenPipeError) else _fail(str(error), EXIT_FAILED)
     finally:
         _flush_output()
@@ -89,7 +89,7 @@ def _escape_what_cannot_be_written() -> None:
 
 
 def _flush_output() -> None:
-    """Write what is left of the output, so that Python does not tell at its end that this failed once more."""
+    """Write the rest of the output, so that Python does not report at its end that this failed once more."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -194,7 +194,7 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
 
 @contextlib.contextmanager
 def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
-    """Open a context with a file to write, which gets its name at the end, whole and durable."""
+    """Return a context manager with a file to write, which gets its name at the end, whole and durable."""
     if path == "-":
         with open_standard_output() as file:
             yield file
@@ -259,10 +259,10 @@ def _warn(message: str) -> None:
 
 @contextlib.contextmanager
 def _running(what: str) -> Iterator[None]:
-    """Open a context in which the system's errors are told in one line, and a signal to end cleans up first."""
+    """Return a context manager that turns errors of the system into one line, and cleans up on signals."""
     import structlog  # noqa: PLC0415
 
-    # What goes wrong is told by errors; the log of a server has no place in the output of a command.
+    # Errors say what goes wrong; the log of a server has no place in the output of a command.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     with telling(what), ending_on_signals():
         yield

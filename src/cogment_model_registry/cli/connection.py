@@ -28,7 +28,7 @@ _VARIABLES = ("COGMENT_MODEL_REGISTRY_ENDPOINT", "COGMENT_DIRECTORY_ENDPOINT")
 """Where the environment says where a registry is."""
 
 _COMPLETION_SECONDS = 1.0
-"""How long a completion may take: a shell is mute meanwhile."""
+"""How long a completion may take: the shell waits for it."""
 
 _THREAD_SECONDS = 1.0
 """How long a thread may take to end; one of gRPC's takes less than a millisecond."""
@@ -36,7 +36,7 @@ _THREAD_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Flags:
-    """What the flags say that all commands have.
+    """The values of the flags that all commands have.
 
     Attributes:
         endpoint: Where the registry is; None to let the environment and the Directory say.
@@ -61,7 +61,7 @@ class Flags:
 
     @contextlib.contextmanager
     def connected(self) -> Iterator["ModelRegistry"]:
-        """Open a context with the registry, which signals end as they should end a command.
+        """Return a context manager with the registry; signals end it as they should end a command.
 
         Raises:
             SettingError: A flag, or a variable of the environment, has another form.
@@ -76,7 +76,7 @@ class Flags:
 
     @contextlib.contextmanager
     def _hinting(self) -> Iterator[None]:
-        """Open a context in which it is told how to name another registry when none is at the default endpoint."""
+        """Return a context manager that adds a hint to errors when the default endpoint has no registry."""
         try:
             yield
         except UnavailableError as error:
@@ -123,7 +123,7 @@ def _join_threads() -> None:
 
 
 class _Seconds(click.FloatRange):
-    """Seconds to wait: some, and not for ever."""
+    """A finite number of seconds to wait."""
 
     name = "seconds"
 
@@ -214,7 +214,7 @@ def complete_version(ctx: click.Context, _parameter: click.Parameter, incomplete
 def _asked(
     ctx: click.Context, question: Callable[["ModelRegistry"], list[CompletionItem]], incomplete: str
 ) -> list[CompletionItem]:
-    """Return what a registry answers in a moment; nothing where it does not, since a shell is no place for errors."""
+    """Return what a registry answers soon; nothing if it does not, since a completion cannot show errors."""
     flags = _flags({**ctx.params, "timeout": _COMPLETION_SECONDS})
     with contextlib.suppress(Exception), _registry(flags, retry_seconds=0) as registry:
         return [item for item in question(registry) if item.value.startswith(incomplete)]

@@ -115,17 +115,17 @@ def show_model(flags: Flags, model_id: str) -> None:
 def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None:
     """Create a MODEL, or replace the user_data of an existing one."""
     with flags.connected() as registry:
-        tells = not flags.is_quiet and not flags.as_json
-        was_there = tells and _exists(registry, model_id)
+        says = not flags.is_quiet and not flags.as_json
+        existed = says and _exists(registry, model_id)
         model = registry.create_model(model_id, user_data=user_data)
         if flags.as_json:
             presentation.print_json(presentation.model_as_json(model))
-        flags.say(f"{'replaced the user_data of' if was_there else 'created'} model {presentation.safe(model_id)}")
+        flags.say(f"{'replaced the user_data of' if existed else 'created'} model {presentation.safe(model_id)}")
 
 
 @model_registry.command("delete_model", context_settings=_HELP_WIDTH)
 @_model
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Delete without asking.")
 @common_flags
 def delete_model(flags: Flags, model_id: str, *, yes: bool) -> None:
     """Delete a MODEL with all its versions, including archived ones, after asking."""
@@ -212,10 +212,10 @@ def _upload_command(name: str, doc: str, *, archived: bool) -> None:
                 call = registry.store if archived else registry.publish
                 with transfer_bar("storing" if archived else "publishing", is_quiet=flags.is_quiet) as progress:
                     version = call(model_id, source, user_data=user_data, create=create, progress=progress)
-            _tell_of_upload(flags, version)
+            _show_upload(flags, version)
 
 
-def _tell_of_upload(flags: Flags, version: VersionInfo) -> None:
+def _show_upload(flags: Flags, version: VersionInfo) -> None:
     if flags.as_json or flags.is_quiet:
         _show(flags, version)
         return
@@ -302,9 +302,9 @@ def watch(flags: Flags, model_id: str, *, after: int, count: int | None) -> None
     line = _event_format(flags)
     with flags.connected() as registry, ending_with_reader():
         patience = {} if flags.timeout_seconds is None else {"patience_seconds": flags.timeout_seconds}
-        for told, version in enumerate(registry.watch(model_id, after=after, **patience), start=1):
+        for count_so_far, version in enumerate(registry.watch(model_id, after=after, **patience), start=1):
             click.echo(line(version))
-            if told == count:
+            if count_so_far == count:
                 return
 
 

@@ -83,7 +83,7 @@ def _is_unicode(text: str) -> bool:
 
 
 class NumberedCommand(click.Command):
-    """A command with a version, whose number may be negative and is no flag then."""
+    """A command with a version, whose number may be negative without being a flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse a line of words."""

@@ -66,7 +66,7 @@ def print_json(document: object) -> None:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print lines; nothing at all where there are none."""
+    """Print lines; without any, print nothing."""
     text = "\n".join(lines)
     if text:
         click.echo(text)
@@ -103,7 +103,7 @@ def print_details(details: Mapping[str, str]) -> None:
 
 
 def version_details(version: VersionInfo) -> dict[str, str]:
-    """Return what there is to say of a version, by name."""
+    """Return the fields of a version, by name."""
     details = {
         "model": safe(version.model_id),
         "version": str(version.number),
@@ -119,7 +119,7 @@ def version_details(version: VersionInfo) -> dict[str, str]:
 
 
 def event_line(version: VersionInfo) -> str:
-    """Return the line that tells of a new version: the columns of the table, for a table that is never whole."""
+    """Return the line for a new version: the columns of the table, for a table that is never complete."""
     return _GAP.join(
         (
             str(version.number),

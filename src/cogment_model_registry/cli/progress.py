@@ -1,4 +1,4 @@
-"""A progress bar by bytes, on standard error, where that is a terminal; nothing at all elsewhere."""
+"""A progress bar by bytes, on standard error if that is a terminal; elsewhere nothing."""
 
 import contextlib
 import os
@@ -26,13 +26,13 @@ DELAY_SECONDS = 0.5
 
 
 def is_shown() -> bool:
-    """Return whether there is someone to look at a bar."""
+    """Return whether a bar is shown: standard error is a terminal."""
     return is_terminal(sys.stderr)
 
 
 @contextlib.contextmanager
 def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable[[int], None]]:
-    """Open a context with what is to be told of each so many bytes more; the bar goes away at its end.
+    """Return a context manager with a function that advances the bar; the bar disappears at the end.
 
     Args:
         description: What is under way.
@@ -49,11 +49,11 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
 
 @contextlib.contextmanager
 def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
-    """Open a context with whom a client is to tell of a transfer; the bar comes after a moment, and goes at the end.
+    """Return a context manager with a progress callback for a client; the bar appears after a moment.
 
     Args:
         description: What is under way.
-        is_quiet: Whether nobody is to be told, also not on a terminal.
+        is_quiet: Whether to show nothing, not even on a terminal.
     """
     if is_quiet or not is_shown():
         yield False
@@ -65,7 +65,7 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
         is_over = False
 
         def tell(progress: "Progress") -> None:
-            # A thread of gRPC's may still tell something when the transfer is over.
+            # A thread of gRPC may still report progress when the transfer is over.
             with lock:
                 if is_over or time.monotonic() < shown_from:
                     return

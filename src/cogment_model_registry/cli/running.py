@@ -27,7 +27,7 @@ def is_terminal(stream: IO[str] | None) -> bool:
 
 @contextlib.contextmanager
 def telling(what: str) -> Iterator[None]:
-    """Open a context in which the system's errors become errors of one line that begins with `what` failed."""
+    """Return a context manager that turns errors of the system into errors of one line: `what` failed."""
     try:
         yield
     except BrokenPipeError:
@@ -40,7 +40,7 @@ def telling(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_on_signals() -> Iterator[None]:
-    """Open a context in which SIGTERM and SIGHUP end the process as an exception does, as SIGINT does anyway."""
+    """Return a context manager in which SIGTERM and SIGHUP raise an exception, as SIGINT always does."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -59,10 +59,10 @@ def ending_on_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ended_by_interruptions() -> Iterator[None]:
-    """Open a context in which Ctrl-C ends the process at once, as it ends a program that knows nothing of it.
+    """Return a context manager in which Ctrl-C ends the process at once, without a `KeyboardInterrupt`.
 
-    For a question, when nothing is under way. Python only takes note of a signal and acts between two of its own steps;
-    one that comes right before `input` begins to wait would be noticed with the next line that is typed.
+    For a question, when nothing is under way. Python only records a signal and acts between two of its own steps; one
+    that comes right before `input` begins to wait would be noticed with the next line that is typed.
     """
     before = signal.getsignal(signal.SIGINT)
     if before is signal.default_int_handler:
@@ -75,7 +75,7 @@ def ended_by_interruptions() -> Iterator[None]:
 
 @contextlib.contextmanager
 def ending_with_reader() -> Iterator[None]:
-    """Open a context that ends with `BrokenPipeError` once nobody reads standard output any more.
+    """Return a context manager that raises `BrokenPipeError` once nobody reads standard output any more.
 
     A command that waits would notice that only with its next word, which may never come; as it does on Windows, which
     has no such signal.
@@ -112,10 +112,10 @@ def ending_with_reader() -> Iterator[None]:
 
 
 def check_free(path: str, *, force: bool) -> None:
-    """Refuse to replace a file that nobody said is to be replaced, and anything that is no file.
+    """Refuse to replace a file without `force`, and anything that is not a regular file.
 
     Raises:
-        click.UsageError: It is there.
+        click.UsageError: It exists.
     """
     try:
         status = os.stat(path)  # of what a link leads to, which would be replaced
@@ -147,7 +147,7 @@ def open_standard_output() -> BinaryIO:
 
 @contextlib.contextmanager
 def open_standard_input() -> Iterator[BinaryIO]:
-    """Open a context with standard input for bytes.
+    """Return a context manager with standard input for bytes.
 
     Raises:
         click.UsageError: It would come from a terminal.

@@ -18,7 +18,7 @@ _S = TypeVar("_S", bound=ServiceSettings)
 
 
 class _ServiceCommand(click.Command):
-    """A command whose help tells each flag in a paragraph, so that long names of variables stay whole."""
+    """A command whose help has a paragraph for each flag, so that long names of variables stay whole."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Options"):

@@ -1,4 +1,4 @@
-"""What callers hand over, as it can be sent; who has no type checker is told here, rather than by protobuf or gRPC."""
+"""Checks of arguments, for callers without a type checker: errors come from here, not from protobuf or gRPC."""
 
 import operator
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ LATEST = -1
 """The number that stands for the latest version; -2 stands for the one before, and so on."""
 
 _LONGEST_SECONDS = 366 * 24 * 3600.0
-"""As long as for ever: gRPC takes much longer times for none at all."""
+"""The longest wait: gRPC takes much longer times for no wait at all."""
 
 
 def checked_seconds(name: str, seconds: float) -> float:
     """Return how long something may take.
 
     Raises:
-        InvalidError: It is no number, or less than nothing.
+        InvalidError: It is not a number, or negative.
     """
     try:
         if seconds >= 0:  # which NaN is not
@@ -32,7 +32,7 @@ def checked_text(name: str, text: object) -> str:
     """Return a text.
 
     Raises:
-        InvalidError: It is none, or has unpaired surrogates, which cannot be sent.
+        InvalidError: It is not a string, or has unpaired surrogates, which cannot be sent.
     """
     if not isinstance(text, str):
         raise InvalidError(f"{name} is {text!r}; it must be a string")
@@ -52,7 +52,7 @@ def checked_user_data(user_data: Mapping[str, str] | None) -> dict[str, str]:
     """Return `user_data` as it can be sent.
 
     Raises:
-        InvalidError: It is no mapping of strings to strings.
+        InvalidError: It is not a mapping of strings to strings.
     """
     try:
         checked = dict(user_data or {})
@@ -80,7 +80,7 @@ def checked_number(model_id: str, number: SupportsIndex) -> int:
     """Return the number of a version as a request takes it, which has only half the range of an answer.
 
     Raises:
-        InvalidError: It is no whole number.
+        InvalidError: It is not a whole number.
         NotFoundError: It is beyond that.
     """
     index = checked_whole("the number of a version", number)

@@ -110,7 +110,7 @@ class ModelRegistry:
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
-        """Create a transient version: all who watch the model are told, and it may be evicted some day."""
+        """Create a transient version: everyone who watches the model is notified, and it may be evicted later."""
         return await self._core.upload(
             model_id, data, user_data, archived=False, create=create, timeout=timeout, progress=progress
         )
@@ -156,7 +156,7 @@ class ModelRegistry:
     def watch(
         self, model_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS
     ) -> AsyncGenerator[VersionInfo, None]:
-        """Yield the latest version of a model, then newer ones as they come, for ever.
+        """Yield the latest version of a model, then newer ones as they appear, without end.
 
         Left before its end, it is best closed with `contextlib.aclosing`, which ends the call at once.
         """
@@ -169,11 +169,11 @@ class ModelRegistry:
     def track(self, model_id: str, *, decode: Callable[[bytes], _T]) -> AsyncLatest[_T]: ...
 
     def track(self, model_id: str, *, decode: Callable[[bytes], Any] = bytes) -> AsyncLatest[Any]:
-        """Return a context with the latest version of a model, which a task keeps up to date; `decode` has a thread."""
+        """Return a context manager with the latest version of a model; a task updates it, `decode` runs on a thread."""
         return AsyncLatest(self._core, model_id, decode)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, str]:
-        """Return what the server tells of its state, by name; `overall_load` is from 0 to 255."""
+        """Return the state of the server, by name; `overall_load` is from 0 to 255."""
         return await self._core.status(timeout)
 
     async def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:

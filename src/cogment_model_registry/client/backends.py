@@ -51,7 +51,7 @@ class Backend(Protocol):
     """A way of calling and waiting.
 
     All calls raise `grpc.RpcError`, with its `code()` and `details()`. Calls and waits raise `ClosedError` when their
-    channel is closed meanwhile, and `StoppedError` when the backend is stopped, as far as it can be.
+    channel is closed, and `StoppedError` when the backend is stopped, as far as it can be.
     """
 
     def connect(self, address: str, *, secure: bool) -> Channel:

@@ -31,13 +31,13 @@ class ModelRegistry:
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
     `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names;
-    what a server says is told with what the call was about, in the server's own words. Calls that ask, and
+    a server's own words follow what the call was about. Calls that ask, and
     `create_model`, are made again while the registry is unavailable.
 
     Args:
         endpoint: Where it is: ``grpc://host:port``, or ``cogment://discover`` (also with ``?name=value&...`` or
             ``/service?__id=N``) to ask a Directory. Without one it is that of `COGMENT_MODEL_REGISTRY_ENDPOINT`, else
-            what a Directory knows, if there is one in `directory_endpoint` or `COGMENT_DIRECTORY_ENDPOINT`, else
+            the one that a Directory returns, if `directory_endpoint` or `COGMENT_DIRECTORY_ENDPOINT` names one, else
             ``grpc://localhost:9002``.
         directory_endpoint: Where the Directory is: ``grpc://host:port``; else that of `COGMENT_DIRECTORY_ENDPOINT`.
         directory_authentication_token: The token of the registry in the Directory; else that of
@@ -48,12 +48,12 @@ class ModelRegistry:
         cache_dir: A directory for the bytes of retrieved versions, which processes may share; else that of
             `COGMENT_MODEL_REGISTRY_CACHE_DIR`; else nothing is kept.
         cache_max_bytes: How many bytes that directory may have.
-        progress: Who is told of transfers: a function, called with a `Progress`; True for a bar; False for nobody. By
-            default there is a bar on a terminal, for transfers of more than a second.
+        progress: How to report transfers: a function, called with a `Progress`; True for a bar; False for none. By
+            default a terminal shows a bar, for transfers of more than a second.
 
     Raises:
         SettingError: An endpoint, or the token, has another form.
-        InvalidError: A time is none.
+        InvalidError: A time is not a number of seconds.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class ModelRegistry:
 
         Args:
             model_id: Its name.
-            user_data: What to note about it.
+            user_data: Its annotations.
             timeout: How many seconds it may take.
 
         Raises:
@@ -129,7 +129,7 @@ class ModelRegistry:
         """Delete a model and all its versions, archived ones too.
 
         Raises:
-            NotFoundError: There is no such model.
+            NotFoundError: The model does not exist.
             ModelRegistryError: With `may_be_done` when nobody knows whether it was done; it is not tried again then.
         """
         self._run(lambda core: core.delete_model(model_id, timeout))
@@ -138,12 +138,12 @@ class ModelRegistry:
         """Return a model.
 
         Raises:
-            NotFoundError: There is no such model.
+            NotFoundError: The model does not exist.
         """
         return self._run(lambda core: core.get_model(model_id, timeout))
 
     def list_models(self, *, timeout: float | None = None) -> list[ModelInfo]:
-        """Return all models, in the order of their ids; one that comes or goes meanwhile may hide another one."""
+        """Return all models, in the order of their ids; one created or deleted during the listing may hide another."""
         return self._run(lambda core: core.list_models(timeout))
 
     def get_version(
@@ -152,7 +152,7 @@ class ModelRegistry:
         """Return a version by its number; -1 is the latest, -2 the one before, and so on.
 
         Raises:
-            NotFoundError: There is no such model or version, or it was evicted.
+            NotFoundError: The model or the version does not exist, or the version was evicted.
         """
         return self._run(lambda core: core.get_version(model_id, number, timeout))
 
@@ -160,7 +160,7 @@ class ModelRegistry:
         """Return all versions of a model that can be retrieved, oldest first.
 
         Raises:
-            NotFoundError: There is no such model.
+            NotFoundError: The model does not exist.
         """
         return self._run(lambda core: core.list_versions(model_id, timeout))
 
@@ -174,7 +174,7 @@ class ModelRegistry:
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
-        """Create a transient version: all who watch the model are told, and it may be evicted some day.
+        """Create a transient version: everyone who watches the model is notified, and it may be evicted later.
 
         The SHA-256 of the bytes goes with them, so the server takes these or none. It is sent again only while the
         server cannot have it.
@@ -182,20 +182,20 @@ class ModelRegistry:
         Args:
             model_id: Its model.
             data: Its bytes: an object with a contiguous buffer (bytes, a NumPy array), the path of a file, or an open
-                binary file, of which the rest is sent. They must not change meanwhile.
-            user_data: What to note about it.
+                binary file, of which the rest is sent. They must not change during the call.
+            user_data: Its annotations.
             create: Whether the model is created if it does not exist.
             timeout: How many seconds it may take, with the reading of a file.
-            progress: Who is told of it, instead of whom the client was told.
+            progress: How to report it, in place of the client's own way.
 
         Returns:
             The version, with the number that the server gave it.
 
         Raises:
-            NotFoundError: There is no such model, and it was not to be created.
+            NotFoundError: The model does not exist, and `create` is false.
             TooLargeError: It does not fit the server's memory.
             ModelRegistryError: With `may_be_done` when nobody knows whether the server has it.
-            InvalidError: The id or the `user_data` breaks a rule, or the bytes changed meanwhile.
+            InvalidError: The id or the `user_data` breaks a rule, or the bytes changed during the call.
             OSError: The file cannot be read.
         """
         return self._run(
@@ -238,10 +238,10 @@ class ModelRegistry:
             model: The id of its model; or the version itself.
             version: Its number, -1 for the latest, -2 for the one before; or the version itself, which saves a call.
             timeout: How many seconds it may take.
-            progress: Who is told of it, instead of whom the client was told.
+            progress: How to report it, in place of the client's own way.
 
         Raises:
-            NotFoundError: There is no such model or version, or it was evicted.
+            NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: What came is not what was published.
         """
         return self._run(lambda core: core.retrieve(model, version, timeout, progress))
@@ -257,7 +257,7 @@ class ModelRegistry:
     ) -> VersionInfo:
         """Write the bytes of a version to a file: whole, checked and durable, or not at all.
 
-        They go to a temporary file in the same directory, which then replaces the file that is there, and keeps its
+        They go to a temporary file in the same directory, which then replaces an existing file, and keeps its
         permissions; a symbolic link stays one.
 
         Args:
@@ -265,22 +265,22 @@ class ModelRegistry:
             path: The file.
             version: As for `retrieve`.
             timeout: How many seconds it may take.
-            progress: Who is told of it, instead of whom the client was told.
+            progress: How to report it, in place of the client's own way.
 
         Returns:
             The version.
 
         Raises:
-            NotFoundError: There is no such model or version, or it was evicted.
+            NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: What came is not what was published.
-            OSError: The file cannot be written, or what is there is not a regular file.
+            OSError: The file cannot be written, or the path is not a regular file.
         """
         return self._run(lambda core: core.download(model, path, version, timeout, progress))
 
     def watch(
         self, model_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS
     ) -> Generator[VersionInfo, None, None]:
-        """Yield the latest version of a model, then newer ones as they come, for ever.
+        """Yield the latest version of a model, then newer ones as they appear, without end.
 
         Numbers only grow. Whoever takes long misses versions in between, never the latest. A lost connection is made
         anew.
@@ -288,11 +288,11 @@ class ModelRegistry:
         Args:
             model_id: The model.
             after: The number of the version that the caller has; what is not newer is left out, also of a model that
-                was created anew since then.
+                was created again since then.
             patience_seconds: How long the registry may be unavailable once it was reached.
 
         Raises:
-            NotFoundError: There is no such model, or it was deleted; or it was created anew, as far as that shows.
+            NotFoundError: The model does not exist, or was deleted; or was created again, as far as that shows.
             UnavailableError: The registry was not reached at all, or not again; or `TimedOutError`.
         """
         # One of its own, since an interruption ends all that a backend has under way.
@@ -320,9 +320,9 @@ class ModelRegistry:
     def track(self, model_id: str, *, decode: Callable[[bytes], _T]) -> Latest[_T]: ...
 
     def track(self, model_id: str, *, decode: Callable[[bytes], Any] = bytes) -> Latest[Any]:
-        """Return a context with the latest version of a model, which a thread keeps up to date.
+        """Return a context manager with the latest version of a model, which a thread keeps up to date.
 
-        The model need not exist yet, and may be deleted and created anew. What goes wrong is in `Latest.error`. To be
+        The model need not exist yet, and may be deleted and created again. What goes wrong is in `Latest.error`. To be
         entered by ``with``.
 
         Args:
@@ -332,7 +332,7 @@ class ModelRegistry:
         return Latest(self._core, BlockingBackend(within=self._backend), model_id, decode)
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
-        """Return what the server tells of its state, by name; `overall_load` is from 0 to 255."""
+        """Return the state of the server, by name; `overall_load` is from 0 to 255."""
         return self._run(lambda core: core.status(timeout))
 
     def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:

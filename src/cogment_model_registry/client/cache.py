@@ -29,7 +29,7 @@ _ABANDONED_SECONDS = 24 * 3600.0
 
 _LOCK_ATTEMPTS = 100
 _LOCK_SECONDS = 0.01
-"""How often, and how far apart, the lock is asked for: who has it removes a few files, or was stopped."""
+"""How often, and how far apart, the lock is asked for: its holder removes a few files, or was stopped."""
 
 _NAME_CHARACTERS = 64
 """What a SHA-256 has in hexadecimal digits."""
@@ -82,7 +82,7 @@ class Cache:
         return True
 
     def keep(self, info: VersionInfo, source: IO[bytes]) -> None:
-        """Take the bytes of a version, which must have its hash; what goes wrong is logged, and is no failure.
+        """Take the bytes of a version, which must have its hash; errors are logged and not raised.
 
         Args:
             info: The version.
@@ -106,7 +106,7 @@ class Cache:
             _log.warning("writing the cache failed: %s", error)
 
     def _path(self, info: VersionInfo) -> Path | None:
-        """Return where the bytes of a version are; None for one whose hash is none."""
+        """Return the path of the bytes of a version; None if its hash is malformed."""
         try:
             name = base64.b64decode(info.data_hash, validate=True).hex()
         except ValueError:

@@ -77,7 +77,7 @@ class Calls:
             subject: What it is about.
             deadline: When to give up.
             may_be_done: Whether the server may have done, and must not do twice, what it was asked for; asked after a
-                failure that does not tell.
+                failure that does not say.
 
         Raises:
             ModelRegistryError: It failed; with `may_be_done` when the server may have done it nevertheless.
@@ -106,7 +106,7 @@ class Calls:
 def _is_vague(error: ModelRegistryError) -> bool:
     """Return whether an error leaves open what the server did.
 
-    That of no kind is a status of no certain meaning, such as of a stream that broke, or an answer that makes no sense.
+    The base class stands for a status of no certain meaning, such as of a stream that broke, or a malformed reply.
     """
     return type(error) is ModelRegistryError or isinstance(error, UnavailableError | TimedOutError | ClosedError)
 

@@ -45,7 +45,7 @@ _TRANSFER_MAX_SECONDS = 7 * 24 * 3600.0
 """How long a transfer may take by default: a minute, and what it takes at 1 MiB in a second; a week at most."""
 
 _RESOLVE_ATTEMPTS = 5
-"""How often a version is looked up anew that was evicted, replaced or damaged before it could be fetched."""
+"""How often to look up a version again that was evicted, replaced or damaged before it could be fetched."""
 
 CACHE_VARIABLE = "COGMENT_MODEL_REGISTRY_CACHE_DIR"
 
@@ -57,7 +57,7 @@ class Core:
         calls: Makes calls.
         timeout_seconds: How long a call may take; None for the defaults.
         cache: Where downloads are kept, if anywhere.
-        progress: Who is told of transfers by default.
+        progress: How to report the progress of transfers by default.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class Core:
             request = messages.RetrieveModelsRequest(model_handle=handle)
             subject = Subject("listing the models")
             reply = await self._calls.unary("RetrieveModels", request, messages.RetrieveModelsReply, subject, deadline)
-            # Pages are cut by position: when models come and go meanwhile, one may come twice, or not at all.
+            # Pages are cut by position: when models come and go between two pages, one may come twice, or not at all.
             models.update((message.model_id, convert.model_from_message(message)) for message in reply.model_infos)
             if not reply.model_infos or reply.next_model_handle in ("", handle):
                 return list(models.values())

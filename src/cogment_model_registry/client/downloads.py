@@ -1,4 +1,4 @@
-"""Where a download goes: into memory or a file, hashed on the way, and not handed out before its hash is right."""
+"""The target of a download: memory or a file, hashed on the way, and not returned before its hash is right."""
 
 import functools
 import io

@@ -74,7 +74,7 @@ def locate(
         environment: The environment variables.
 
     Raises:
-        SettingError: One of them has another form, or there is no Directory to ask.
+        SettingError: One of them is malformed, or no Directory is known.
     """
     directory_source, directory = _given(
         "directory_endpoint", directory_endpoint, DIRECTORY_ENDPOINT_VARIABLE, environment

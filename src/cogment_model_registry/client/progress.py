@@ -1,4 +1,4 @@
-"""Telling how far a transfer is: to a callback, or with a bar on a terminal or in a notebook."""
+"""The progress of a transfer: reported to a callback, or with a bar on a terminal or in a notebook."""
 
 import contextlib
 import sys
@@ -12,12 +12,12 @@ _BAR_DELAY_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a transfer is.
+    """The progress of a transfer.
 
     Attributes:
         text: Which one, in words.
-        done_bytes: How many bytes went over; it falls back to 0 when a transfer begins anew.
-        total_bytes: How many there are.
+        done_bytes: The bytes transferred so far; it falls back to 0 when a transfer starts again.
+        total_bytes: The size of the transfer.
     """
 
     text: str
@@ -26,14 +26,14 @@ class Progress:
 
 
 Wish: TypeAlias = Callable[[Progress], None] | bool | None
-"""Who is told: a callback, who looks at a bar (True), nobody (False), or who is at a terminal or a notebook (None).
+"""How to report progress: to a callback, with a bar (True), not at all (False), or with a bar where it is seen (None).
 
 A callback may be called from another thread; what it raises ends the transfer, and is raised there.
 """
 
 
 class Report:
-    """Takes note of bytes. Made by `reporting`."""
+    """Counts the bytes of a transfer. Made by `reporting`."""
 
     def __init__(self, text: str, total_bytes: int, tell: Callable[[Progress], None]) -> None:
         self._text = text
@@ -42,12 +42,12 @@ class Report:
         self._done_bytes = 0
 
     def advance(self, size_bytes: int) -> None:
-        """Take note of so many bytes more."""
+        """Add so many bytes."""
         self._done_bytes += size_bytes
         self._tell(Progress(self._text, self._done_bytes, self._total_bytes))
 
     def restart(self) -> None:
-        """Take note that the transfer begins anew."""
+        """Reset: the transfer starts again."""
         if self._done_bytes:
             self._done_bytes = 0
             self.advance(0)
@@ -55,12 +55,12 @@ class Report:
 
 @contextlib.contextmanager
 def reporting(text: str, total_bytes: int, wish: Wish) -> Iterator[Report]:
-    """Open a context with what takes note of the bytes of one transfer.
+    """Return a context manager with what counts the bytes of one transfer.
 
     Args:
         text: Which one, in words.
-        total_bytes: How many there are.
-        wish: Who is told.
+        total_bytes: The size of the transfer.
+        wish: How to report progress.
     """
     if callable(wish):
         yield Report(text, total_bytes, wish)
@@ -76,7 +76,7 @@ def reporting(text: str, total_bytes: int, wish: Wish) -> Iterator[Report]:
 
 
 def _is_watched() -> bool:
-    """Return whether there is someone to look at a bar: at a terminal, or at a notebook."""
+    """Return whether a bar can be seen: on a terminal, or in a notebook."""
     if "ipykernel" in sys.modules:
         return True
     try:

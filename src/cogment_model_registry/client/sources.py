@@ -29,7 +29,7 @@ _NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
 """The flag that opens a named pipe without waiting; Windows has neither."""
 
 _LOOK_MILLISECONDS = 100
-"""How often who waits for a pipe looks whether it is still to wait."""
+"""How often a thread that waits for a pipe checks whether to go on."""
 
 
 class Source(ABC):
@@ -158,7 +158,7 @@ class Preparation:
             start_thread(lambda: self._prepare(memory))
 
     def give_up(self, error: Exception) -> None:
-        """Read no further; whoever waits for the result gets the error instead, unless it is there."""
+        """Stop reading; those who wait for the result get the error instead, unless the result exists."""
         self._is_given_up.set()
         with contextlib.suppress(InvalidStateError):
             self.prepared.set_exception(error)
@@ -174,9 +174,9 @@ class Preparation:
             prepared = self._hashed(memory or self._opened())
         except BaseException as error:
             # No coroutine can raise StopIteration, and asyncio's futures refuse it.
-            told = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
+            reported = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
             with contextlib.suppress(InvalidStateError):  # it was given up
-                self.prepared.set_exception(told)
+                self.prepared.set_exception(reported)
             return
         try:
             self.prepared.set_result(prepared)
@@ -218,7 +218,7 @@ class Preparation:
         """Return a temporary file with what another one still has."""
         raw = _raw_file(file)
         wait = self._wait_for_pipe if raw is not None and not stat.S_ISREG(_mode_of(raw)) else None
-        # Of a pipe what is there is taken; of other things nobody knows how they wait.
+        # From a pipe, take what it has; how other objects wait is unknown.
         read: Callable[[int], bytes | None] = file.read
         if wait and isinstance(file, io.BufferedReader):
             read = file.read1

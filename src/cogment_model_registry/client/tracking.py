@@ -75,7 +75,7 @@ class _Tracked(ABC, Generic[_T]):
 
     @property
     def snapshot(self) -> tuple[VersionInfo, _T] | None:
-        """The version and its value, which belong together whatever comes meanwhile; None until the first."""
+        """The version and its value, which always belong together; None until the first."""
         return self._current
 
     @property
@@ -121,14 +121,14 @@ class _Tracked(ABC, Generic[_T]):
                 except (StoppedError, ClosedError):
                     raise
                 except NotFoundError as error:
-                    # There is no such model yet; or no more, and then its value is stale until there is another one.
+                    # The model does not exist yet; or was deleted, and then its value is stale until a new model comes.
                     self._known, self._damaged, self._version_error = watching.Known(), None, None
                     if self._current is None:
                         self._connection_error = error
                     else:
                         self._version_error = error
                 except Exception as error:
-                    # The server's answer makes no sense; or a version could not be fetched, which is tried anew.
+                    # The server's reply is malformed; or a version could not be fetched, which is tried again.
                     self._connection_error = error
                 await self._core.calls.backend.sleep(self._backoff.next_seconds())
         except BaseException as error:
@@ -137,7 +137,7 @@ class _Tracked(ABC, Generic[_T]):
                 raise
 
     def _note_begin(self) -> None:
-        """Take note that there will be versions.
+        """Begin to expect versions.
 
         Raises:
             ClosedError: It was entered before.
@@ -150,11 +150,11 @@ class _Tracked(ABC, Generic[_T]):
         self._end = None
 
     def _note_end(self, error: BaseException) -> None:
-        """Take note that there will be no versions any more."""
+        """Stop expecting versions."""
         if isinstance(error, StoppedError | asyncio.CancelledError):
             error = ClosedError(f"model {quoted(self.model_id)} is not tracked any more", model_id=self.model_id)
         self._end = error
-        self._tell()
+        self._notify()
 
     async def _follow_one_life(self) -> None:
         """Follow the model until it is deleted, or until something goes wrong that the next version will not mend."""
@@ -179,7 +179,7 @@ class _Tracked(ABC, Generic[_T]):
                 version = latest if latest.number > version.number else version
             data = await self._core.retrieve(version, LATEST, None, False)
         except NotFoundError as error:
-            # It was evicted meanwhile, so a newer one is on its way; or the model is gone, which the next event tells.
+            # It was evicted, so a newer one is on its way; or the model was deleted, which the next event reports.
             self._version_error = error
             return
         except DataLossError as error:
@@ -197,7 +197,7 @@ class _Tracked(ABC, Generic[_T]):
         else:
             self._current = (version, value)
             self._version_error = None
-            self._tell()
+            self._notify()
 
     def _caught(self, data: bytes) -> _T | _Raised:
         """Call the caller's function, which may raise anything: a library in Rust that panics raises no Exception."""
@@ -211,8 +211,8 @@ class _Tracked(ABC, Generic[_T]):
         """Return the value of the bytes of a version, or what was raised instead."""
 
     @abstractmethod
-    def _tell(self) -> None:
-        """Wake whoever waits for a newer version."""
+    def _notify(self) -> None:
+        """Wake those who wait for a newer version."""
 
 
 class Latest(_Tracked[_T]):
@@ -245,14 +245,14 @@ class Latest(_Tracked[_T]):
             do_apart(self._stop)
 
     def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
-        """Wait until there is a version with a higher number, and return it; its value is then `value`.
+        """Wait for a version with a higher number, and return it; its value is then `value`.
 
         Args:
             newer_than: The number of the version that the caller has; 0 for none.
-            timeout: How many seconds to wait at most; for ever when None.
+            timeout: How many seconds to wait at most; None for no limit.
 
         Raises:
-            TimedOutError: None came; the message has `error`, if there is one.
+            TimedOutError: None came; the message includes `error`, if one is set.
             ClosedError: None will come: the model is not tracked, or the client was closed.
         """
         number = checked_whole("newer_than", newer_than)
@@ -276,7 +276,7 @@ class Latest(_Tracked[_T]):
     async def _decoded(self, data: bytes) -> _T | _Raised:
         return self._caught(data)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         for news in list(self._waiting):
             news.put(None)
 
@@ -313,7 +313,7 @@ class AsyncLatest(_Tracked[_T]):
             self._note_end(StoppedError())  # it may have had no turn yet
 
     async def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
-        """Wait until there is a version with a higher number, and return it; see `Latest.wait_for`."""
+        """Wait for a version with a higher number, and return it; see `Latest.wait_for`."""
         number = checked_whole("newer_than", newer_than)
         seconds = None if timeout is None else checked_seconds("timeout", timeout)
         try:
@@ -329,6 +329,6 @@ class AsyncLatest(_Tracked[_T]):
     async def _decoded(self, data: bytes) -> _T | _Raised:
         return await asyncio.to_thread(self._caught, data)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         news, self._news = self._news, asyncio.Event()
         news.set()

@@ -61,7 +61,7 @@ class Upload:
                     return  # gRPC's thread may be here still, with nobody to send to
                 self._report.advance(len(block))
         except (OSError, ValueError):
-            if not attempt.is_over:  # else the source was closed meanwhile
+            if not attempt.is_over:  # otherwise the source was closed in the meantime
                 raise
 
 

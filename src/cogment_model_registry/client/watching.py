@@ -15,14 +15,14 @@ from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import convert, messages
 
 STREAM_SECONDS = 30.0
-"""How long one stream of news lasts at most. A new one tells the latest version at once, so nothing is missed; and
-before it a call finds out whether the server is still there, which a silent stream does not tell."""
+"""How long one stream of news lasts at most. A new one reports the latest version at once, so nothing is missed; and
+before it a call checks that the server still answers, which a silent stream does not show."""
 
 PATIENCE_SECONDS = 300.0
 """How long a watch goes on by default while the registry is unavailable."""
 
 _STEADY_SECONDS = 1.0
-"""A connection, or a stream, that does not last for so long is none."""
+"""A connection, or a stream, that does not last for so long does not count."""
 
 _CHECK_SECONDS = 10.0
 """How long a server may take to answer that call."""
@@ -60,7 +60,7 @@ class Known:
         self._archived_number = 0
 
     def note(self, info: VersionInfo) -> None:
-        """Take note of a version, unless a newer one is known."""
+        """Record a version, unless a newer one is known."""
         if info.number > self.number:
             self.number, self._data_hash = info.number, info.data_hash
             if info.archived:
@@ -70,9 +70,9 @@ class Known:
         """Return whether the latest version is newer than what is known.
 
         Raises:
-            NotFoundError: It is one of a model that was deleted and created anew meanwhile. That cannot be told in
-                general: a registry that was killed comes back with its archived versions alone, and so with an older
-                one as the latest. But archived ones stay, and no number is given twice.
+            NotFoundError: It belongs to a model that was deleted and created again. That cannot always be detected: a
+                registry that was killed comes back with its archived versions only, and so with an older one as the
+                latest. But archived ones stay, and no number is given twice.
         """
         proof = ""
         if info.number < self._archived_number:
@@ -91,16 +91,16 @@ async def events(calls: Calls, model_id: str, known: Known) -> AsyncGenerator[Ev
     Args:
         calls: Makes the calls.
         model_id: The model.
-        known: What is known already; what is told is noted when the next event is asked for.
+        known: What is known already; a version is recorded when the next event is asked for.
 
     Raises:
-        ModelRegistryError: The model does not exist, or no longer does, or the call makes no sense to the server.
+        ModelRegistryError: The model does not exist, or no longer does, or the server does not understand the call.
     """
     subject = Subject(f"watching model {quoted(model_id)}", model_id)
     backoff = Backoff()
     while True:
         try:
-            # A stream says nothing while there is nothing new, nor when its server is gone without a word.
+            # A stream is silent while nothing is new, and also when its server vanished.
             await _check(calls, model_id, subject)
             yield Connected()
             async with aclosing(_stream(calls, model_id, subject)) as versions:
@@ -149,7 +149,7 @@ async def versions(
 
 
 async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerator[VersionInfo, None]:
-    """Yield what one stream tells, until it has lasted for its time, or the server ended it."""
+    """Yield the versions of one stream, until it has lasted for its time, or the server ended it."""
     seconds = STREAM_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311 # so that a thousand watchers do not come at once
     deadline = Deadline(seconds)
     request = messages.VersionUpdateRequest(model_id=model_id).SerializeToString()
@@ -170,7 +170,7 @@ async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerat
 
 
 async def _check(calls: Calls, model_id: str, subject: Subject) -> None:
-    """Make sure that the server is there; one that does not have the model says so."""
+    """Check that the server answers; one that does not have the model says so."""
     request = messages.RetrieveModelsRequest(model_ids=[model_id])
     await calls.without_retries().unary(
         "RetrieveModels", request, messages.RetrieveModelsReply, subject, Deadline(_CHECK_SECONDS)

@@ -1,7 +1,7 @@
-"""Checking that a registered service is there: what the original Directory does.
+"""Health checks of registered services, as the original Directory makes them.
 
 A service is asked for its `overall_load`, with more patience each time, then for its `Version`, for services that do
-not know `Status`. Where nothing can be asked (encrypted, or of no known type), a TCP connection must do.
+not know `Status`. For a service that cannot be asked (encrypted, or of no known type), a TCP connection must do.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ _CONNECT_TIMEOUT_SECONDS = 5.0
 
 
 async def check(service: Service) -> int | None:
-    """Return the load of a service, from 0 to 255; None when it is not there."""
+    """Return the load of a service, from 0 to 255; None when it does not answer."""
     name = STATUS_SERVICES.get(service.details.type)
     if name is None or service.endpoint.protocol is Protocol.GRPC_SSL:
         return await _connect(service.endpoint)

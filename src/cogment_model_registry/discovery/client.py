@@ -17,7 +17,7 @@ from cogment_model_registry.wire.directory import DecodeError
 _TIMEOUT_SECONDS = 10.0
 
 _CHANNEL_OPTIONS = (
-    # A Directory that comes back is to be found within seconds, not within gRPC's two minutes.
+    # A Directory that comes back should be found within seconds, not within gRPC's two minutes.
     ("grpc.initial_reconnect_backoff_ms", 500),
     ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 4000),
@@ -97,10 +97,10 @@ class DirectoryClient:
 
 @asynccontextmanager
 async def connected(endpoint: str, token: str = "") -> AsyncIterator[DirectoryClient]:
-    """Open a context with a client of a Directory, which need not be there yet.
+    """Return a context manager with a client of a Directory, which need not run yet.
 
     Args:
-        endpoint: Where it is: ``grpc://host:port``.
+        endpoint: Its address: ``grpc://host:port``.
         token: The authentication token; empty for none.
     """
     target = parse_endpoint(endpoint).removeprefix("grpc://")

@@ -1,7 +1,7 @@
-"""The services that a Directory knows, and the rules: tokens, secrets, duplicates, health, load, order.
+"""The services that a Directory knows, and its rules: tokens, secrets, duplicates, health, load, order.
 
-What changes the roster writes its file and so blocks: it is called from a thread, one call at a time. Reading it is
-safe meanwhile, since a change replaces the entries as a whole.
+A change of the roster writes its file and so blocks: call it from a thread, one call at a time. Reading is safe at any
+time, since a change replaces the entries as a whole.
 
 Entries live in memory and, if a file is given, survive a restart in it: each change replaces the whole file, atomically
 and durably.
@@ -34,21 +34,21 @@ _FILE_MODE = 0o600
 """The file has secrets and tokens, so only its owner may read it."""
 
 LOAD_TOLERANCE = 10
-"""With load balancing, services whose load is within this of the lowest one are handed out."""
+"""With load balancing, services whose load is within this of the lowest one are returned."""
 
 
 @dataclass(eq=False, slots=True)
 class Entry:
-    """A service, with what only the Directory knows of it.
+    """A service, with what only the Directory knows about it.
 
     Attributes:
         service: The service.
-        secret: What deregisters it.
-        token: What whoever asks for it must have.
+        secret: The secret that deregisters it.
+        token: The token that an inquiry must have to find it.
         healthy: Whether its last check passed.
         load: Its load at the last check.
         failures: How many checks in a row failed.
-        restored: Whether it was there before the Directory started, and was not checked since.
+        restored: Whether it was registered before the Directory started, and was not checked since.
     """
 
     service: Service
@@ -61,7 +61,7 @@ class Entry:
 
     @property
     def is_checked(self) -> bool:
-        """Whether its health is checked: not what cannot be reached, and not what stays anyway."""
+        """Whether its health is checked: not if it cannot be called, and not if it is permanent."""
         return self.service.endpoint.protocol is not Protocol.COGMENT and not self.service.permanent
 
 
@@ -69,8 +69,8 @@ class Roster:
     """The registered services.
 
     Args:
-        load_balancing: Whether only services with the lowest load are handed out.
-        file: Where to keep them over a restart; empty for nowhere.
+        load_balancing: Whether to return only services with the lowest load.
+        file: The file that keeps them over a restart; empty for none.
     """
 
     def __init__(self, *, load_balancing: bool, file: str) -> None:
@@ -88,10 +88,10 @@ class Roster:
         return self._entries.get(entry.service.service_id) is entry
 
     def load(self) -> None:
-        """Read the services that were there before a restart.
+        """Read the services that were registered before a restart.
 
         Raises:
-            StartError: The file cannot be read or written, or is not one of ours.
+            StartError: The file cannot be read or written, or is malformed.
         """
         if not self._file:
             return
@@ -109,10 +109,10 @@ class Roster:
             raise StartError(f"persistence file {self._file} cannot be written: {error.message}") from error
 
     def register(self, endpoint: Endpoint, details: Details, token: str, *, permanent: bool) -> Entry:
-        """Add a service. A permanent one that is there already, by its type and properties, is replaced in place.
+        """Add a service. A permanent one that has the same type and properties as an existing one replaces it.
 
         Raises:
-            UnavailableError: It could not be persisted.
+            UnavailableError: The change could not be persisted.
         """
         duplicate = next((e for e in self._entries.values() if _is_duplicate(e, details, token)), None)
         if permanent and duplicate is not None:
@@ -130,25 +130,25 @@ class Roster:
         """Remove a service.
 
         Raises:
-            InvalidError: There is none with this id, secret and token.
-            UnavailableError: It could not be persisted.
+            InvalidError: No service has this id, secret and token.
+            UnavailableError: The change could not be persisted.
         """
         entry = self._entries.get(service_id)
-        # One answer for all, so that ids and secrets cannot be found out one after the other.
+        # One answer for all cases, so that ids and secrets cannot be guessed one after the other.
         if entry is None or not _same(entry.secret, secret) or not _same(entry.token, token):
             raise InvalidError(f"service {service_id} with this secret and token does not exist")
         self.remove(entry)
 
     def remove(self, entry: Entry) -> None:
-        """Remove a service that is there.
+        """Remove a registered service.
 
         Raises:
-            UnavailableError: It could not be persisted.
+            UnavailableError: The change could not be persisted.
         """
         self._replace({key: other for key, other in self._entries.items() if other is not entry})
 
     def inquire(self, inquiry: Details | int, token: str) -> list[Service]:
-        """Return the services that are found, most recently registered first."""
+        """Return the matching services, most recently registered first."""
         found = [
             entry
             for entry in reversed(self._entries.values())
@@ -166,7 +166,7 @@ class Roster:
         return [entry.service for entry in found]
 
     def note_check(self, entry: Entry, load: int | None) -> bool:
-        """Take note of a check: the load that the service told, or None when it failed.
+        """Record a check: the load that the service reported, or None when it failed.
 
         Returns:
             Whether the service stays.
@@ -185,7 +185,7 @@ class Roster:
         return True
 
     def _replace(self, entries: dict[int, Entry]) -> None:
-        """Make these the services, durably, or leave those there are."""
+        """Replace the services by these, durably; on an error the present ones stay."""
         self._write(entries)
         self._entries = entries
 
@@ -209,7 +209,7 @@ def _is_duplicate(entry: Entry, details: Details, token: str) -> bool:
 
 
 def _same(one: str, other: str) -> bool:
-    """Compare without telling by the time it takes where two texts differ."""
+    """Compare in a time that does not reveal where two strings differ."""
     return hmac.compare_digest(one.encode(), other.encode())
 
 

@@ -36,10 +36,10 @@ class DirectoryServer:
 
 @asynccontextmanager
 async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]:
-    """Open a context in which a Directory serves.
+    """Return a context manager that runs a Directory.
 
     Raises:
-        StartError: The persistence file or the port cannot be had.
+        StartError: The persistence file or the port is not available.
     """
     grpc_workarounds.outlive_undecodable_paths()
     async with AsyncExitStack() as stack:
@@ -71,7 +71,7 @@ async def serve(settings: DirectorySettings) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once.
 
     Raises:
-        StartError: The persistence file or the port cannot be had.
+        StartError: The persistence file or the port is not available.
     """
     await life_cycle.serve_until_signal(
         running(settings),

@@ -26,12 +26,12 @@ _log = structlog.stdlib.get_logger(__name__)
 
 
 class DirectoryService:
-    """Answers DirectorySP, and checks the services that are registered.
+    """Answers DirectorySP, and checks the registered services.
 
     Args:
         roster: The services.
         settings: How often to check, and how long an inquiry may wait.
-        observe: Told of each finished call.
+        observe: Called after each finished call.
     """
 
     def __init__(self, roster: Roster, settings: DirectorySettings, observe: Observer) -> None:
@@ -44,7 +44,7 @@ class DirectoryService:
         self._stopping = False
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """Return what to add to a `grpc.aio` server."""
+        """Return the handlers to add to a `grpc.aio` server."""
         methods = {
             "Register": self._handlers.streamed("Register", self._register),
             "Deregister": self._handlers.streamed("Deregister", self._deregister),
@@ -55,12 +55,12 @@ class DirectoryService:
         return [grpc.method_handlers_generic_handler(wire.SERVICE_NAME, methods)]
 
     def start(self) -> None:
-        """Begin to check the services that were there before a restart."""
+        """Begin to check the services that were registered before a restart."""
         for entry in self._roster:
             self._begin_checking(entry)
 
     async def stop(self) -> None:
-        """Let inquiries that wait end, and check no more."""
+        """End the inquiries that wait, and stop checking."""
         self._stopping = True
         async with self._changed:
             self._changed.notify_all()
@@ -162,7 +162,7 @@ class DirectoryService:
         return await run_to_end(run())
 
     def _begin_checking(self, entry: Entry) -> None:
-        """Check a service now, and again and again as long as it is there."""
+        """Check a service now, and repeatedly while it is registered."""
         service_id = entry.service.service_id
         before = self._checks.get(service_id)
         if before is not None:

@@ -55,7 +55,7 @@ def encode(
         dtype: What arrays of floating-point numbers are converted to; others stay as they are.
         prefix: Which part to take, by the keys to it with dots between: ``"params.actor"`` takes
             ``tree["params"]["actor"]``. What is written is as if the part had been the whole: without the prefix.
-        user_data: What to note about the version besides `format` and `framework`.
+        user_data: Entries of the version's user_data in addition to `format` and `framework`.
 
     Raises:
         InvalidError: The tree has something else in it, or no such part; or `user_data` has a reserved key.
@@ -116,7 +116,7 @@ def decode(
             what `like` does not have is left out.
 
     Returns:
-        The pytree. Elements of 64 bits become such of 32 bits unless JAX is told to use them (`jax_enable_x64`).
+        The pytree. Elements of 64 bits become such of 32 bits unless JAX is set to use them (`jax_enable_x64`).
 
     Raises:
         InvalidError: The bytes are no such tree, or do not fit.
@@ -177,7 +177,7 @@ def publish(
         dtype: As for `encode`.
         prefix: As for `encode`.
         user_data: As for `encode`.
-        options: What `ModelRegistry.publish` takes besides: `create`, `timeout` and `progress`.
+        options: Further arguments of `ModelRegistry.publish`: `create`, `timeout` and `progress`.
 
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
@@ -250,11 +250,11 @@ def load(
         prefix: As for `decode`.
         strict: As for `decode`.
         timeout: How many seconds each call may take.
-        progress: Who is told of the transfer.
+        progress: How to report the progress of the transfer.
 
     Raises:
-        InvalidError: The version is no such tree, or does not fit.
-        NotFoundError: There is no such model or version, or it was evicted.
+        InvalidError: The version is not such a tree, or does not fit.
+        NotFoundError: The model or the version does not exist, or the version was evicted.
     """
 
     def decode_version(data: bytes) -> Any:

@@ -50,7 +50,7 @@ def encode(
         dtype: What arrays of floating-point numbers are converted to; others stay as they are.
         prefix: Which part to take, by the keys to it with dots between: ``"actor"`` takes ``tree["actor"]``. What is
             written is as if the part had been the whole: without the prefix.
-        user_data: What to note about the version besides `format` and `framework`.
+        user_data: Entries of the version's user_data in addition to `format` and `framework`.
 
     Raises:
         InvalidError: The tree has something else in it, or no such part; or `user_data` has a reserved key.
@@ -140,7 +140,7 @@ def publish(
         dtype: As for `encode`.
         prefix: As for `encode`.
         user_data: As for `encode`.
-        options: What `ModelRegistry.publish` takes besides: `create`, `timeout` and `progress`.
+        options: Further arguments of `ModelRegistry.publish`: `create`, `timeout` and `progress`.
 
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
@@ -213,14 +213,14 @@ def load(
         prefix: As for `decode`.
         strict: As for `decode`.
         timeout: How many seconds each call may take.
-        progress: Who is told of the transfer.
+        progress: How to report the progress of the transfer.
 
     Returns:
         The version and the tree; with `into`, the version alone.
 
     Raises:
-        InvalidError: The version is no such tree, or does not fit.
-        NotFoundError: There is no such model or version, or it was evicted.
+        InvalidError: The version is not such a tree, or does not fit.
+        NotFoundError: The model or the version does not exist, or the version was evicted.
     """
 
     def decode_version(data: bytes) -> Any:

@@ -6,9 +6,9 @@
         torch.publish(registry, "policy", module)
         version = torch.load(registry, "policy", into=module)
 
-The bytes are safetensors, so nothing in them is ever executed, and the class of the module is no part of them. Versions
-that NumPy or JAX wrote are read just so: the keys of their tree, with dots between, are the names of a state dict. With
-the client for asyncio, use `encode` and `decode`.
+The bytes are safetensors, so nothing in them is ever executed, and they do not contain the class of the module.
+Versions that NumPy or JAX wrote can be read too: the keys of their tree, joined by dots, are the names of a state dict.
+With the client for asyncio, use `encode` and `decode`.
 """
 
 from collections.abc import Mapping
@@ -60,10 +60,10 @@ def encode(
         dtype: What tensors of floating-point numbers are converted to; others stay as they are.
         prefix: Which part to take: ``"actor"`` takes ``actor.0.weight``. What is written is as if the part had been the
             whole: ``0.weight``, as if ``module.actor`` had been given.
-        user_data: What to note about the version besides `format` and `framework`.
+        user_data: Entries of the version's user_data in addition to `format` and `framework`.
 
     Raises:
-        InvalidError: There is something else than dense tensors, or no such part; or `user_data` has a reserved key.
+        InvalidError: Something is not a dense tensor, or no such part exists; or `user_data` has a reserved key.
     """
     noted = versions.merged_user_data(user_data, "torch")
     part = trees.select_part(_state_dict(parameters), prefix, _no_node)
@@ -85,11 +85,11 @@ def _state_dict(parameters: Parameters) -> Mapping[str, torch.Tensor]:
 
 
 def _no_node(_: object) -> None:
-    """Say of anything that it is no further kind of node."""
+    """Say of any object that it is not a further kind of node."""
 
 
 def _check_tensor(name: object, tensor: object) -> None:
-    """Refuse what is no tensor that the format can have."""
+    """Refuse anything but a tensor that the format supports."""
     what = quoted(str(name))
     if str(name).rpartition(".")[2] == _EXTRA_STATE:
         raise InvalidError(
@@ -240,7 +240,7 @@ def publish(
         dtype: As for `encode`.
         prefix: As for `encode`.
         user_data: As for `encode`.
-        options: What `ModelRegistry.publish` takes besides: `create`, `timeout` and `progress`.
+        options: Further arguments of `ModelRegistry.publish`: `create`, `timeout` and `progress`.
 
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
@@ -318,14 +318,14 @@ def load(
         prefix: As for `decode`.
         strict: As for `decode`.
         timeout: How many seconds each call may take.
-        progress: Who is told of the transfer.
+        progress: How to report the progress of the transfer.
 
     Returns:
         The version and the state dict; with `into`, the version alone.
 
     Raises:
-        InvalidError: The version is no tensors, or does not fit.
-        NotFoundError: There is no such model or version, or it was evicted.
+        InvalidError: The version is not a set of tensors, or does not fit.
+        NotFoundError: The model or the version does not exist, or the version was evicted.
     """
 
     def decode_version(data: bytes) -> StateDict:

@@ -2,7 +2,7 @@
 
 A tree is a dict, a list or a tuple of trees, None, or a leaf. A framework may know more kinds of nodes, which come back
 as dicts. Each array has a name, which is the path to it with dots: ``{"actor": [{"bias": b}]}`` has ``actor.0.bias``.
-Names alone cannot tell a list from a dict, nor keys with dots from paths, so the structure says that:
+Names alone cannot distinguish a list from a dict, nor keys with dots from paths, so the structure records that:
 
     structure = null                                 None
               | "name"                               an array
@@ -110,7 +110,7 @@ class _Apart:
 
 
 def _is_numpy_scalar(leaf: object) -> bool:
-    # Told by its names, since this module is for those too who have no NumPy.
+    # Recognised by its names, since this module also works without NumPy.
     return any(kind.__name__ == "generic" and kind.__module__ == "numpy" for kind in type(leaf).__mro__)
 
 
@@ -146,7 +146,7 @@ def put_together(structure: object, make_leaf: Callable[[str, str], object]) -> 
         make_leaf: Returns a leaf for its kind, which is "array", "bool", "int", "float" or "scalar", and its name.
 
     Raises:
-        InvalidError: It is no structure.
+        InvalidError: It is not a structure.
     """
     return _put_together(structure, make_leaf, 0)
 
@@ -177,7 +177,7 @@ def _item(item: object, make_leaf: Callable[[str, str], object], depth: int) -> 
 
 
 def map_leaves(tree: object, change: Callable[[Any], object]) -> Any:
-    """Return a tree of dicts, lists and tuples with other leaves; one that is there twice is changed once."""
+    """Return a tree of dicts, lists and tuples with other leaves; one that occurs twice is changed once."""
     changed: dict[int, object] = {}
 
     def visit(node: object) -> object:
@@ -226,7 +226,7 @@ def select_part(tree: object, prefix: str, expand: Expand) -> Any:
         expand: Knows the other kinds of nodes.
 
     Raises:
-        InvalidError: There is no such part.
+        InvalidError: No such part exists.
     """
     head = f"{prefix.removesuffix('.')}." if prefix else ""
     node = tree
@@ -240,7 +240,9 @@ def select_part(tree: object, prefix: str, expand: Expand) -> Any:
                 node, head = child, head[len(f"{key}.") :]
                 break
         else:
-            raise InvalidError(f"no name begins with {quoted(prefix)}; there are {_listed(name_leaves(tree, expand))}")
+            raise InvalidError(
+                f"no name begins with {quoted(prefix)}; the names are {_listed(name_leaves(tree, expand))}"
+            )
     return node
 
 

@@ -61,7 +61,7 @@ DTYPES = {
 
 
 class UploadOptions(TypedDict, total=False):
-    """What `publish` and `store` of a framework take besides; see `ModelRegistry.publish`."""
+    """Further arguments of `publish` and `store` of a framework; see `ModelRegistry.publish`."""
 
     create: bool
     timeout: float | None
@@ -210,11 +210,11 @@ def fetch(
         number: Its number, -1 for the latest.
         decode: Returns what the bytes mean, or raises `InvalidError`.
         timeout: How many seconds each call may take.
-        progress: Who is told of the transfer.
+        progress: How to report the progress of the transfer.
 
     Raises:
         InvalidError: They mean nothing, or not what they should; the message names the version.
-        NotFoundError: There is no such model or version, or it was evicted.
+        NotFoundError: The model or the version does not exist, or the version was evicted.
     """
     info = model if isinstance(model, VersionInfo) else registry.get_version(model, number, timeout=timeout)
     while True:

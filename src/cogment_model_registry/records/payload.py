@@ -1,4 +1,4 @@
-"""The bytes of a version on their way in: hashed as they come, held against what was declared."""
+"""The bytes of a version on their way in: hashed as they come, and checked against what was declared."""
 
 import hashlib
 from collections.abc import Iterable
@@ -34,7 +34,7 @@ class PayloadHash:
 
 
 class PayloadCheck:
-    """Holds what arrives against what the header declared.
+    """Checks what arrives against what the header declared.
 
     Args:
         header: What was declared.
@@ -64,7 +64,7 @@ class PayloadCheck:
             raise self._mismatch()
 
     def check_hash(self, data_hash: str) -> None:
-        """Compare the hash of what arrived with the declared one, if there is one.
+        """Compare the hash of the bytes with the declared one, if one was declared.
 
         Raises:
             InvalidError: They differ.

@@ -1,21 +1,21 @@
-"""What a Directory keeps about services."""
+"""The records of a Directory: services, their endpoints and details."""
 
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 SOURCE_PROPERTY = "__registration_source"
-"""Property that says how the registered host came about."""
+"""Property that says how the registered host was chosen."""
 
 VERSION_PROPERTY = "__version"
-"""Property with the version of what registered."""
+"""Property with the version of the registered program."""
 
 LOAD_UNSERVICEABLE = 255
 """The `overall_load` of a service that cannot serve."""
 
 
 class ServiceType(enum.Enum):
-    """The types of services, by the words that Cogment's command line and discovery endpoints have for them."""
+    """The types of services, by their names in Cogment's command line and discovery endpoints."""
 
     LIFECYCLE = "lifecycle"
     CLIENT_ACTOR = "actservice"
@@ -30,7 +30,7 @@ class ServiceType(enum.Enum):
 
 
 class Protocol(enum.Enum):
-    """How a service is spoken to."""
+    """The protocol of a service."""
 
     GRPC = "grpc"
     GRPC_SSL = "grpc_ssl"
@@ -39,10 +39,10 @@ class Protocol(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a service is reached.
+    """The address of a service.
 
     Attributes:
-        protocol: How it is spoken to.
+        protocol: Its protocol.
         host: Name or address; for `Protocol.COGMENT`, a registered name.
         port: TCP port; 0 for `Protocol.COGMENT`.
     """
@@ -53,7 +53,7 @@ class Endpoint:
 
     @property
     def address(self) -> str:
-        """Host and port, as gRPC wants them."""
+        """Host and port, in gRPC's form."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
@@ -64,18 +64,18 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What a service is; also, in an inquiry, what it must be.
+    """The type and the properties of a service; in an inquiry, those that it must have.
 
     Attributes:
         type: Its type.
-        properties: Names and values; an inquiry matches when all of its own are there.
+        properties: Names and values; an inquiry matches a service that has all of the inquiry's.
     """
 
     type: ServiceType
     properties: Mapping[str, str] = field(default_factory=dict)
 
     def match(self, inquiry: "Details") -> bool:
-        """Return whether a service like this is one that an inquiry is for."""
+        """Return whether an inquiry finds a service with these details."""
         return self.type is inquiry.type and inquiry.properties.items() <= self.properties.items()
 
 
@@ -84,9 +84,9 @@ class Service:
     """A registered service.
 
     Attributes:
-        service_id: Given by the Directory.
-        endpoint: Where it is reached.
-        details: What it is.
+        service_id: Its id, from the Directory.
+        endpoint: Its address.
+        details: Its type and properties.
         permanent: Whether it is kept although its checks fail.
     """
 

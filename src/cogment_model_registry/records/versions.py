@@ -1,4 +1,4 @@
-"""What the registry keeps about models and versions, and what their names and annotations may be."""
+"""The records of models and versions, and the rules for their names and annotations."""
 
 import base64
 import binascii
@@ -14,10 +14,10 @@ VERSION_NUMBER_MAX = 2**32 - 1
 """The largest version number: `version_number` is a uint32 on the wire."""
 
 DATA_SIZE_MAX_BYTES = 2**63 - 1
-"""The largest size that a version can have: what a file offset can say."""
+"""The largest size of a version: the range of a file offset."""
 
 CREATED_MAX_NS = 2**64 - 1
-"""The latest time that `creation_timestamp`, a fixed64 of nanoseconds, can say (in the year 2554)."""
+"""The latest time in the range of `creation_timestamp`, a fixed64 of nanoseconds (in the year 2554)."""
 
 _DIGEST_BYTES = sha256().digest_size
 
@@ -28,7 +28,7 @@ class ModelInfo:
 
     Attributes:
         model_id: Its name; see `check_model_id`.
-        user_data: What its owner noted about it.
+        user_data: The annotations of its owner.
     """
 
     model_id: str
@@ -49,10 +49,10 @@ class VersionInfo(_WeaklyReferable):
         model_id: The model that it belongs to.
         number: From 1, strictly increasing within the model, never reused while the model exists.
         created_ns: When it was created, in nanoseconds since the Unix epoch.
-        archived: Whether it is kept for good; otherwise it is transient and may be evicted.
+        archived: Whether it is archived; otherwise it is transient and may be evicted.
         data_hash: SHA-256 of its bytes, in standard base64 with padding.
         data_size_bytes: How many bytes it has.
-        user_data: What its creator noted about it.
+        user_data: The annotations of its creator.
     """
 
     model_id: str
@@ -66,15 +66,15 @@ class VersionInfo(_WeaklyReferable):
 
 @dataclass(frozen=True, slots=True)
 class VersionHeader:
-    """What the creator of a version declares before sending its bytes.
+    """The declaration of a version, which comes before its bytes.
 
     Attributes:
         model_id: The model that gets the version.
-        archived: Whether it is to be kept for good.
+        archived: Whether to archive it.
         data_size_bytes: How many bytes will follow.
         data_hash: Their SHA-256 in standard base64 with padding; empty when not declared.
         created_ns: When it was created, in nanoseconds since the Unix epoch; 0 for now.
-        user_data: What to note about it.
+        user_data: Its annotations.
     """
 
     model_id: str
@@ -88,7 +88,7 @@ class VersionHeader:
 def check_model_id(model_id: str, max_bytes: int) -> None:
     """Refuse an id that is not a plain name.
 
-    An id names a directory of the archive, so the rule allows what is a name on every file system and in every script,
+    An id names a directory of the archive, so the rule allows names that work on every file system and in every script,
     and nothing that is a path, looks like one, or is invisible: letters, marks and digits, and ``_-.:+=@~(),`` and the
     space; first a letter, a digit or ``_``; last neither a space nor a dot; in Unicode NFC, with an NFKC form that
     obeys the same rules (so that no look-alike of a separator passes).
@@ -146,7 +146,7 @@ def check_user_data(user_data: Mapping[str, str], max_bytes: int, model_id: str)
     """Refuse `user_data` whose keys and values together have more than `max_bytes` bytes of UTF-8.
 
     Raises:
-        InvalidError: They have.
+        InvalidError: They are larger.
     """
     size_bytes = user_data_bytes(user_data)
     if size_bytes > max_bytes:
@@ -160,7 +160,7 @@ def user_data_bytes(user_data: Mapping[str, str]) -> int:
 
 
 def check_data_size(data_size_bytes: int, model_id: str) -> None:
-    """Refuse a size that no version can have.
+    """Refuse an impossible size.
 
     Raises:
         InvalidError: It is larger than `DATA_SIZE_MAX_BYTES`.
@@ -192,7 +192,7 @@ def digest_text(digest: bytes) -> str:
 
 
 def check_version_number(number: int, model_id: str) -> None:
-    """Refuse to number a version past what the wire can say.
+    """Refuse to number a version beyond the range of the wire.
 
     Raises:
         TooLargeError: The numbers of the model are used up.

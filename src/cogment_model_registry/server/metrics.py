@@ -1,6 +1,6 @@
-"""What the server counts, for Prometheus. Each metric is explained in `docs/metrics.md`.
+"""The metrics of the server, for Prometheus. `docs/metrics.md` explains each of them.
 
-The registry and its storage know nothing of this module: it is told of finished calls and of finished work on the
+The registry and its storage do not know this module: it is notified of finished calls and of finished work on the
 archive, and asks for everything else when it is scraped.
 """
 
@@ -47,8 +47,8 @@ _CALL_BUCKETS = (
 _FILE_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-# The times at which series were made, which the library would add to each, tell nobody anything.
-disable_created_metrics()  # type: ignore[no-untyped-call] # the library types it not at all
+# The library would add to each series the time at which it was made, which is of no use to anybody.
+disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types for it
 
 
 StatusOf: TypeAlias = Callable[[], Coroutine[Any, Any, RegistryStatus]]
@@ -86,7 +86,7 @@ class Metrics:
         return Histogram(name, text, labels, namespace=_NAMESPACE, registry=self.registry, buckets=buckets)
 
     def observe_call(self, call: Call, status: str, seconds: float) -> None:
-        """Take note of a finished call."""
+        """Record a finished call."""
         series = self._series.get((call.method, status))
         if series is None:
             series = self._series[call.method, status] = self._series_of(call.method, status)
@@ -99,7 +99,7 @@ class Metrics:
         sent_messages.inc(call.sent_messages)
 
     def _series_of(self, method: str, status: str) -> _Series:
-        """Return what counts the calls of a method that end with a status; finding it each time costs 10 us."""
+        """Return the counter of calls of a method that end with a status; looking it up each time costs 10 us."""
         return (
             self._calls.labels(method, status),
             self._call_seconds.labels(method),
@@ -110,11 +110,11 @@ class Metrics:
         )
 
     def observe_archive(self, operation: str, seconds: float) -> None:
-        """Take note of a finished operation on the archive. Called from its threads."""
+        """Record a finished operation on the archive. Called from its threads."""
         self._archive_seconds.labels(operation).observe(seconds)
 
     def observe_sync(self, kind: str, seconds: float) -> None:
-        """Take note of a finished fsync of a file or a directory. Called from the archive's threads."""
+        """Record a finished fsync of a file or a directory. Called from the archive's threads."""
         self._sync_seconds.labels(kind).observe(seconds)
 
     def watch(self, status: StatusOf, registration: Callable[[], State]) -> None:
@@ -136,7 +136,7 @@ class _StateCollector(Collector):
         self._loop = loop
 
     def describe(self) -> list[Metric]:
-        """Return nothing: the metrics are known when they are collected."""
+        """Return nothing: the metrics are reported when they are collected."""
         return []
 
     def collect(self) -> Iterator[Metric]:
@@ -175,7 +175,7 @@ class _StateCollector(Collector):
         yield _gauge("uploads", "Uploads under way.", {}, status.uploads)
         yield _gauge("readers", "Retrievals under way.", {}, status.readers)
         yield _gauge("watchers", "Watchers that wait for news.", {}, status.watchers)
-        yield _gauge("load", "The load that Status tells: 0 to 254, or 255 for unserviceable.", {}, status.load)
+        yield _gauge("load", "The load that Status reports: 0 to 254, or 255 for unserviceable.", {}, status.load)
         yield _gauge("archive_usable", "Whether the archive takes writes.", {}, int(not status.archive_failure))
         state = self._registration()
         yield _family(
@@ -208,7 +208,7 @@ class MetricsServer:
         port: The port; 0 for a free one.
 
     Raises:
-        StartError: The port cannot be had.
+        StartError: The port is not available.
     """
 
     def __init__(self, metrics: Metrics, host: str, port: int) -> None:
@@ -221,7 +221,7 @@ class MetricsServer:
         self.port = int(self._server.server_port)
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

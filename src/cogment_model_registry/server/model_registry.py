@@ -24,7 +24,7 @@ _BATCH = 1000
 """Entries of a listing that are asked for at once, at most."""
 
 _FIRST_BATCH = 16
-"""With how many a listing begins: a page may be full after as many, and reading more would be for nothing."""
+"""The size of the first step of a listing: a page may be full after it, and reading more would be in vain."""
 
 
 class ModelRegistryService:
@@ -33,7 +33,7 @@ class ModelRegistryService:
     Args:
         registry: What answers.
         settings: The limits of messages.
-        observe: Told of each finished call.
+        observe: Called after each finished call.
     """
 
     def __init__(self, registry: Registry, settings: Settings, observe: Observer) -> None:
@@ -44,12 +44,12 @@ class ModelRegistryService:
 
     @property
     def transfers(self) -> int:
-        """How many uploads and retrievals are under way."""
+        """The number of uploads and retrievals under way."""
         return self._transfers.count
 
     @property
     def transfers_begun(self) -> int:
-        """How many uploads and retrievals there were so far, those under way included."""
+        """The number of uploads and retrievals so far, including those under way."""
         return self._transfers.begun
 
     async def drained(self) -> None:
@@ -57,7 +57,7 @@ class ModelRegistryService:
         await self._handlers.drained()
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
-        """Return what to add to a `grpc.aio` server."""
+        """Return the handlers to add to a `grpc.aio` server."""
         methods = {
             "CreateOrUpdateModel": self._handlers.unary("CreateOrUpdateModel", self._create_or_update_model),
             "DeleteModel": self._handlers.unary("DeleteModel", self._delete_model),
@@ -105,14 +105,14 @@ class ModelRegistryService:
             try:
                 info = await self._receive_version(receiver, call)
             except TimedOutError:
-                raise  # there is nothing to discard
+                raise  # nothing has to be discarded
             except ModelRegistryError:
                 await receiver.discard()
                 raise
         return convert.encode_version(info)
 
     async def _receive_version(self, receiver: Receiver, call: Call) -> VersionInfo:
-        """Create a version of what is received."""
+        """Create a version from the bytes that are received."""
         first = await receiver.next_chunk()
         if first is None:
             raise InvalidError("CreateVersion must begin with a header; the stream was empty")
@@ -125,7 +125,7 @@ class ModelRegistryService:
                     raise InvalidError("CreateVersion must have one header; a second one came")
                 await upload.write(chunk)
                 del chunk  # with its message, before the next turn is waited for
-            # gRPC tells of a cancellation as of an end, and only then as of what it is.
+            # gRPC reports a cancellation as an end first, and only then as a cancellation.
             await asyncio.sleep(0)
             info = await upload.commit()
         call.about(number=info.number)
@@ -146,13 +146,13 @@ class ModelRegistryService:
             taken = page.extend(map(convert.encode_version, versions))
             if taken:
                 next_number = versions[taken - 1].number + 1
-            await asyncio.sleep(0)  # a long listing holds up nobody for long
+            await asyncio.sleep(0)  # let other calls run during a long listing
             if taken < len(versions):
                 break
         return page.reply(str(next_number) if len(page) else request.version_handle or "0")
 
     async def _list_explicitly(self, request: messages.RetrieveVersionInfosRequest, page: Page) -> bytes:
-        """Return the page of the versions whose numbers are given."""
+        """Return the page of the versions with these numbers."""
         handle = ExplicitHandle.parse(request.version_handle)
         versions = await self._registry.get_versions(request.model_id, request.version_numbers)
         start = handle.start([info.number for info in versions])

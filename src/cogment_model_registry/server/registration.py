@@ -1,7 +1,7 @@
 """Registration of this server with a Cogment Directory, kept alive.
 
-The server serves before it registers, since the Directory calls back at once. From then on a task looks after the
-registration: a Directory that is not there is waited for; one that forgot this server, or that another one took the
+The server serves before it registers, since the Directory calls back at once. From then on a task maintains the
+registration: it waits for a Directory that does not answer; one that forgot this server, or that another one took the
 place of, gets it again. Every change of state is one line of the log, and nothing of this ever holds up the service.
 """
 
@@ -32,21 +32,21 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _CALL_TIMEOUT_SECONDS = 5.0
 _LOOK_SECONDS = 5.0
-"""How often to look whether the Directory still knows this server; with the second look and a registration, a restarted
+"""How often to check that the Directory still knows this server; with the second look and a registration, a restarted
 Directory has it again well within 30 seconds."""
 
 _SECOND_LOOK_SECONDS = 3.0
-"""A Directory hands out only services whose last check passed, so one empty answer does not mean that it forgot."""
+"""A Directory returns only services whose last check passed, so one empty answer does not mean that it forgot."""
 
 _FIRST_CHECK_SECONDS = 15.0
-"""A Directory may take 14 seconds (three patient tries) for its first check, and hands nothing out before."""
+"""A Directory may take 14 seconds (three patient tries) for its first check, and returns nothing before."""
 
 _BACKOFF_SECONDS = (0.5, 10.0)
 """The first and the longest pause between two tries, before jitter."""
 
 
 class State(enum.Enum):
-    """How it stands with the registration."""
+    """The state of the registration."""
 
     OFF = "off"
     WAITING = "waiting"
@@ -107,18 +107,18 @@ class Registration:
         self._held: tuple[int, str] | None = None
         self._tries = 0
         self._registered_at = 0.0
-        self._in_vain = 0  # registrations in a row that were never handed out
+        self._in_vain = 0  # registrations in a row that the Directory never returned
         self._logged: State | None = None
         self.state = State.WAITING
 
     async def run(self) -> None:
-        """Register, and look after the registration until cancelled."""
+        """Register, and maintain the registration until cancelled."""
         async with connected(
             self._settings.directory_endpoint, self._settings.directory_authentication_token
         ) as client:
             while True:
                 try:
-                    await self._look_after(client)
+                    await self._maintain(client)
                     self._tries = 0
                     await asyncio.sleep(_LOOK_SECONDS)
                 except InvalidError as error:
@@ -142,7 +142,7 @@ class Registration:
             else:
                 _log.info("deregistered from the Directory", service_id=service_id)
 
-    async def _look_after(self, client: DirectoryClient) -> None:
+    async def _maintain(self, client: DirectoryClient) -> None:
         """Make sure that the Directory knows this server."""
         if self._held is not None and await self._is_known(client, self._held[0]):
             self._in_vain = 0
@@ -159,7 +159,7 @@ class Registration:
                 endpoint=str(self._endpoint),
             )
             self._logged = None
-            # What it forgot it cannot remove; what it still has would be there twice.
+            # It refuses to remove what it forgot; what it still has would be registered twice.
             with contextlib.suppress(InvalidError):
                 await client.deregister(service_id, secret, timeout_seconds=_CALL_TIMEOUT_SECONDS)
             self._held = None
@@ -168,7 +168,7 @@ class Registration:
         self._enter(State.REGISTERED)
 
     async def _is_known(self, client: DirectoryClient, service_id: int) -> bool:
-        """Ask, and ask again before believing that it is not."""
+        """Return whether the Directory returns this server; ask twice before concluding that it does not."""
         if await self._is_handed_out(client, service_id):
             return True
         await asyncio.sleep(_SECOND_LOOK_SECONDS)
@@ -180,7 +180,7 @@ class Registration:
         return any(service.endpoint == self._endpoint for service in services)
 
     def _enter(self, state: State, error: ModelRegistryError | None = None) -> None:
-        """Change the state, and log it when it is another one."""
+        """Set the state, and log a change."""
         self.state = state
         if state is self._logged:
             return
@@ -197,7 +197,7 @@ class Registration:
             _log.warning("Directory unreachable; trying again", directory=where, reason=error.message)
 
     def _pause_seconds(self) -> float:
-        """Return how long to wait before the next try: longer each time, and not the same for all servers."""
+        """Return how long to wait before the next try: longer each time, and with jitter."""
         first, longest = _BACKOFF_SECONDS
         pause = min(first * 2.0 ** min(self._tries, 10), longest)
         self._tries += 1

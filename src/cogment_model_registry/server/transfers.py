@@ -1,12 +1,12 @@
-"""The bytes of versions on their way over calls, in bounded memory, however many calls there are.
+"""The bytes of versions on their way over calls, in bounded memory, whatever the number of calls.
 
 gRPC holds a message as a whole, and so do we: a message that is received is in memory twice for a moment (gRPC's
 pieces, then one buffer), and so is one that waits to be sent to a client that does not read. A hundred peers with
-messages of 2 MiB would so take 400 MiB beside the budget of the transient store. Therefore:
+messages of 2 MiB would take 400 MiB on top of the budget of the transient store. Therefore:
 
 - *receiving* is by turns: an upload asks gRPC for its next message only when a share of a fixed budget is free, and
-  until then gRPC's flow control holds the client back. Whoever has a turn and sends nothing soon loses the turn to the
-  next one, but not its call, so that slow clients hold up nobody;
+  until then gRPC's flow control holds the client back. An upload that has a turn and sends nothing soon loses the turn
+  to the next one, but not its call, so that slow clients hold up nobody;
 - *sending* is by windows: the more retrievals are under way, the smaller are the chunks of the next one.
 """
 
@@ -23,20 +23,20 @@ from cogment_model_registry.system.tasks import IdleTimer
 from cogment_model_registry.wire import convert
 
 _RECEIVE_BYTES = 8 * MIB
-"""What messages of uploads of one tier may take while they are received: four of the usual ones, more than two cores
-can take in. A message that is larger is received alone."""
+"""The memory for messages of uploads of one tier while they are received: four of the usual size, more than two cores
+can process. A message that is larger is received alone."""
 
 _USUAL_MESSAGE_BYTES = 2 * MIB
-"""What a message is taken to be before the first one came; the stock SDK sends no larger ones."""
+"""The assumed size of a message before the first one came; the stock SDK sends no larger ones."""
 
 _SMALL_MESSAGE_BYTES = 64 * KIB
-"""Up to so many bytes gRPC takes in without being asked, so turns would save nothing."""
+"""gRPC receives up to so many bytes without being asked, so turns would save nothing."""
 
 _TURN_SECONDS = 0.2
 """How long a turn waits for its message: longer than one takes on its way, unless the client or the network is slow."""
 
 _SEND_BYTES = 32 * MIB
-"""What chunks may take while they are sent, shared by those retrievals that do not use the smallest window."""
+"""The memory for chunks while they are sent, shared by those retrievals that do not use the smallest window."""
 
 _COPIES = 4
 """How often a chunk is in memory while it is sent: as gRPC's copy and as our message, read and read ahead."""
@@ -49,19 +49,19 @@ _DISCARD_MAX_SECONDS = 2.0
 
 
 class Transfers:
-    """What all transfers of a server share.
+    """The limits that all transfers of a server share.
 
     Args:
         settings: The limits.
 
     Attributes:
         count: How many are under way, those of refused uploads included.
-        begun: How many there were so far.
+        begun: How many began so far.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # Apart, so that a slow disk does not hold up those who need none.
+        # One for each tier, so that a slow disk does not hold up transient uploads.
         self._receiving = {archived: ByteBudget(_RECEIVE_BYTES) for archived in (False, True)}
         self._send_bytes = _SEND_BYTES
         self._upload_idle = IdleTimer(settings.upload_idle_seconds)
@@ -69,16 +69,16 @@ class Transfers:
         self.count = self.begun = 0
 
     def receiving(self, call: Call) -> "Receiver":
-        """Return the context in which an upload is received."""
+        """Return the context manager that receives an upload."""
         self._note_begin()
         return Receiver(call, self._receiving, self._upload_idle, self._note_end)
 
     def sending(self, call: Call) -> "Sender":
-        """Return the context in which a version is sent."""
+        """Return the context manager that sends a version."""
         window_bytes = min(self._send_bytes // 4, _COPIES * self._settings.sent_version_chunk_size)
         window_bytes = max(window_bytes, _WINDOW_MIN_BYTES)
         self._send_bytes -= window_bytes
-        # Not before the call is over: what a client does not take stays in gRPC, also after its time is up.
+        # Not before the call is over: bytes that a client does not take stay in gRPC, even after its time is up.
         call.when_over(lambda: self._give_back_window(window_bytes))
         self._note_begin()
         chunk_max_bytes = self._settings.sent_version_chunk_size
@@ -96,7 +96,7 @@ class Transfers:
 
 
 class _Transfer:
-    """One upload or retrieval under way: a context that holds nothing at its end.
+    """One upload or retrieval under way: a context manager that releases everything at its end.
 
     Args:
         call: Its call.
@@ -131,10 +131,10 @@ class Receiver(_Transfer):
         self._taken_bytes = 0
 
     async def next_chunk(self) -> VersionHeader | memoryview | None:
-        """Return what the next chunk carries; None at the end. What was returned before must have been used.
+        """Return the content of the next chunk; None at the end. The previous content must have been used.
 
         Raises:
-            InvalidError: It is no chunk.
+            InvalidError: It is not a chunk.
             TimedOutError: The client sent nothing for too long.
         """
         await self._take_turn()
@@ -150,7 +150,7 @@ class Receiver(_Transfer):
         return chunk
 
     async def discard(self) -> None:
-        """Read on for a moment what the client of a refused upload still sends.
+        """Read and drop, for a moment, what the client of a refused upload still sends.
 
         A client on Python's `grpc.aio`, the stock SDK among them, that is still writing when the status comes may
         report an INTERNAL error of its own instead (https://github.com/grpc/grpc/issues/36066). So its messages are
@@ -197,7 +197,7 @@ class Receiver(_Transfer):
         super().__exit__()
 
     def end_turn(self) -> None:
-        """Let others receive."""
+        """Give the turn to others."""
         taken_bytes, self._taken_bytes = self._taken_bytes, 0
         if taken_bytes:
             self._budget.give_back(taken_bytes)
@@ -208,7 +208,7 @@ class Sender(_Transfer):
 
     Attributes:
         chunk_bytes: The size of its chunks.
-        buffer_bytes: What the reader may hold besides the chunk that is being sent.
+        buffer_bytes: What the reader may hold in addition to the chunk that is being sent.
     """
 
     def __init__(
@@ -231,7 +231,7 @@ class Sender(_Transfer):
 
 
 async def _is_done_soon(reading: asyncio.Future[bytes | None]) -> bool:
-    """Return whether a read ends before a pause is over; asked twice, since a busy loop may see the pause first."""
+    """Return whether a read ends before a pause is over; checked twice, since a busy loop may see the pause first."""
     for _ in range(2):
         done, _pending = await asyncio.wait([reading], timeout=_DISCARD_QUIET_SECONDS / 2)
         if done:
@@ -240,6 +240,6 @@ async def _is_done_soon(reading: asyncio.Future[bytes | None]) -> bool:
 
 
 def _drop_result(reading: asyncio.Future[bytes | None]) -> None:
-    """Take note of how a read ended that nobody waits for."""
+    """Retrieve the result of a read that nobody waits for, so that asyncio does not report it."""
     if not reading.cancelled():
         reading.exception()

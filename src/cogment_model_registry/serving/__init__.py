@@ -1,1 +1,1 @@
-"""What each gRPC server of this package has: calls, health, logs, a life cycle, workarounds for gRPC."""
+"""The parts that every gRPC server of this package shares: calls, health, logs, a life cycle, workarounds for gRPC."""

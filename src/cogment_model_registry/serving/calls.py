@@ -1,6 +1,6 @@
 """How a call of any gRPC service begins and ends: decoded from raw bytes, answered, logged, counted.
 
-Requests are taken as raw bytes and decoded by the service, so that what is no message is the caller's fault
+Requests are taken as raw bytes and decoded by the service, so that a malformed message is the caller's fault
 (INVALID_ARGUMENT) and not the server's (INTERNAL, which gRPC's own decoding answers), and so that the bytes of an
 upload are not copied on the way.
 """
@@ -32,7 +32,7 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in gRPC's stu
 
 
 class Context(Protocol):
-    """What a handler needs of gRPC's context, whose own types say nothing of raw bytes."""
+    """The part of gRPC's context that a handler needs; gRPC's own types lack raw bytes."""
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
         """End the call with a status."""
@@ -52,12 +52,12 @@ class Context(Protocol):
 
 @dataclass(slots=True)
 class Call:
-    """One call under way, and what is known of it.
+    """One call under way.
 
     Attributes:
         method: The method's name.
         context: gRPC's side of it.
-        subject: What it is about, for the log: the model, the version, and so on.
+        subject: The model, the version, and so on, for the log.
         received_bytes: Bytes of request messages so far.
         received_messages: Request messages so far.
         sent_bytes: Bytes of reply messages so far.
@@ -73,7 +73,7 @@ class Call:
     sent_messages: int = 0
 
     def about(self, **subject: object) -> None:
-        """Take note of what the call is about."""
+        """Record what the call is about, for the log."""
         self.subject.update(subject)
 
     def count_received(self, message: bytes) -> bytes:
@@ -85,7 +85,7 @@ class Call:
     async def read(self) -> bytes | None:
         """Return the next message of a stream, counted; None at its end.
 
-        gRPC's own iterator of requests would keep each message in memory until the next one is there.
+        gRPC's own iterator of requests would keep each message in memory until the next one comes.
         """
         message = await self.context.read()
         return self.count_received(message) if isinstance(message, bytes) else None
@@ -106,7 +106,7 @@ class Call:
             await self.context.write(self.count_sent(message))
 
     def when_over(self, action: Callable[[], None]) -> None:
-        """Do something when gRPC is done with the call."""
+        """Run an action when gRPC has finished the call."""
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a call runs in a task")
@@ -118,14 +118,14 @@ class Call:
 
 
 Observer: TypeAlias = Callable[[Call, str, float], None]
-"""Told of each finished call: the call, the name of its status, and the seconds that it took."""
+"""Called after each finished call, with the call, the name of its status, and the seconds that it took."""
 
 
 class Handlers:
     """Makes gRPC handlers of a service's methods, and knows the calls under way.
 
     Args:
-        observe: Told of each finished call.
+        observe: Called after each finished call.
     """
 
     def __init__(self, observe: Observer) -> None:
@@ -176,7 +176,7 @@ class Handlers:
         return grpc.stream_stream_rpc_method_handler(handle)
 
     async def _answer(self, call: Call, answer: Awaitable[_T]) -> _T:
-        """Await an answer, and let what goes wrong end the call with the status that stands for it.
+        """Await an answer, and end the call with the status of an error if one is raised.
 
         Args:
             call: The call.
@@ -227,10 +227,10 @@ class Handlers:
 
 
 def _level(error: ModelRegistryError) -> int:
-    """Return the level at which to log a call that ended with an error: a fault of ours, or a refusal.
+    """Return the level at which to log a call that ended with an error: a failure of the server, or a refusal.
 
-    Damage of a version is logged where it is found, once; a call that meets it is refused.
+    Damage of a version is logged once, where it is found; later calls for it count as refused.
     """
     if isinstance(error, StoppingError):
-        return logging.DEBUG  # a stop with a thousand watchers is no thousand refusals
+        return logging.DEBUG  # a stop with a thousand watchers must not log a thousand refusals
     return logging.ERROR if isinstance(error, UnavailableError) else logging.INFO

@@ -1,4 +1,4 @@
-"""Workarounds for faults of gRPC's asyncio server, seen with grpcio 1.85."""
+"""Workarounds for bugs of gRPC's asyncio server, seen with grpcio 1.85."""
 
 import asyncio
 import codecs
@@ -10,20 +10,20 @@ import grpc.aio
 
 
 def outlive_undecodable_paths() -> None:
-    """Keep a request whose path is not UTF-8 from ending gRPC's server for all.
+    """Keep a request whose path is not UTF-8 from stopping the whole gRPC server.
 
     gRPC decodes the path of each request in the one coroutine that takes all of them: where that fails, its server ends
     in silence, and may take the process with it while calls are under way (seen with grpcio 1.85). What it decodes
-    there, and only there, is decoded right below the event loop, without a frame of Python in between; so the strict
-    handler of decoding errors is told apart by its caller, and puts a mark in place of what is no text, for which gRPC
-    answers UNIMPLEMENTED. All other decoding stays strict.
+    there, and only there, is decoded right below the event loop, without a frame of Python in between. So the strict
+    handler of decoding errors recognises this case by its caller, and puts a mark in place of bytes that are not text,
+    for which gRPC answers UNIMPLEMENTED. All other decoding stays strict.
     """
     strict = codecs.strict_errors
     # Of asyncio's own loop, and of uvloop's, which has no frame itself.
     event_loops = {asyncio.Handle._run.__code__, asyncio.Runner.run.__code__}  # noqa: SLF001
 
     def replace_for_grpc(error: UnicodeError) -> tuple[str | bytes, int]:
-        caller = sys._getframe(1).f_code  # noqa: SLF001 # there is no public way to tell
+        caller = sys._getframe(1).f_code  # noqa: SLF001 # the caller has no public name
         if isinstance(error, UnicodeDecodeError) and caller in event_loops:
             return "\N{REPLACEMENT CHARACTER}", error.end
         return strict(error)
@@ -33,7 +33,7 @@ def outlive_undecodable_paths() -> None:
 
 @contextmanager
 def broken_calls_are_cancelled() -> Iterator[None]:
-    """Turn an error of gRPC's own that a write or an abort raises into a cancellation.
+    """Turn gRPC's own errors of a write or an abort into a cancellation.
 
     gRPC cancels the handler of a call whose peer is gone, but sometimes only after an operation that was under way has
     failed with an error of gRPC's own.
@@ -44,13 +44,13 @@ def broken_calls_are_cancelled() -> Iterator[None]:
     try:
         yield
     except grpc.aio.AbortError:
-        raise  # how `abort` ends a handler
+        raise  # `abort` ends a handler by this error
     except grpc.aio.BaseError as error:
         raise asyncio.CancelledError from error
 
 
 def forget_traceback(error: BaseException) -> None:
-    """Drop the traceback of an error that ended a call; to be done when the call is over.
+    """Drop the traceback of an error that ended a call; call this when the call is over.
 
     gRPC keeps the error of an aborted call in the state of the call, and its traceback refers to that state: a cycle
     that would hold the received bytes of a refused upload until the next full garbage collection.

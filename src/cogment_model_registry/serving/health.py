@@ -19,7 +19,7 @@ _SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health:
-    """Answers whether the services serve. They do not before `set_serving`.
+    """Answers whether the services serve; until `set_serving`, they do not.
 
     Args:
         services: Their full names.
@@ -41,18 +41,18 @@ class Health:
         health_pb2_grpc.add_HealthServicer_to_server(_Servicer(self), server)
 
     def set_serving(self, serving: bool) -> None:
-        """Say whether the services serve; watchers are told when that changes."""
+        """Set whether the services serve; watchers are notified when that changes."""
         if serving != self._serving and not self._stopping:
             self._serving = serving
-            self._tell()
+            self._notify()
 
     def stop(self) -> None:
-        """Say that nothing serves any more, whatever comes, and end the watchers."""
+        """Stop serving, whatever `set_serving` says later, and end the watchers."""
         self._serving = False
         self._stopping = True
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         """Wake the watchers; those that wait from now on wait for the next change."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
@@ -65,12 +65,12 @@ class Health:
 
     @property
     def next_change(self) -> asyncio.Event | None:
-        """What the next change will set; None when there will be none."""
+        """The event that the next change sets; None when no change will come."""
         return None if self._stopping else self._changed
 
 
 class _Servicer(health_pb2_grpc.HealthServicer):
-    """The two calls."""
+    """The two calls of the health service."""
 
     def __init__(self, health_of_server: Health) -> None:
         self._health = health_of_server
@@ -82,13 +82,13 @@ class _Servicer(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 # the method's name on the wire
-        told = None
+        sent = None
         while True:
             change = self._health.next_change
             status = self._health.status(request.service)
-            if status != told:
+            if status != sent:
                 await context.write(health_pb2.HealthCheckResponse(status=status))
-                told = status
+                sent = status
             if change is None:
                 return
             await change.wait()

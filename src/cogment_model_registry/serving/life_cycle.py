@@ -1,4 +1,4 @@
-"""How a server process lives: it serves until a signal, drains, and ends; a second signal ends it at once."""
+"""The life cycle of a server process: it serves until a signal, drains, and ends; a second signal ends it at once."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ _T = TypeVar("_T")
 
 
 def run(serving: Coroutine[Any, Any, None]) -> None:
-    """Run a server to its end, on the event loop of uvloop, which takes less of a small call than asyncio's own."""
+    """Run a server to its end, on the event loop of uvloop, which handles small calls faster than asyncio's own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serving)
 
@@ -75,19 +75,19 @@ def server_options(keepalive_seconds: float, keepalive_timeout_seconds: float) -
     """Return the options that all our gRPC servers have.
 
     Args:
-        keepalive_seconds: How long a connection may be silent before the peer is asked whether it is there.
+        keepalive_seconds: How long a connection may be silent before the peer is pinged.
         keepalive_timeout_seconds: How long to wait for its answer.
     """
     timeout_ms = int(keepalive_timeout_seconds * 1000)
     return [
-        # Without this, a second server would share the port in silence.
+        # Without this, a second server could share the port without an error.
         ("grpc.so_reuseport", 0),
         ("grpc.keepalive_time_ms", int(keepalive_seconds * 1000)),
         ("grpc.keepalive_timeout_ms", timeout_ms),
         ("grpc.keepalive_permit_without_calls", 1),
         # gRPC waits this long for the answer to a ping where the kernel of a frozen peer still acknowledges bytes.
         ("grpc.http2.ping_timeout_ms", timeout_ms),
-        # Clients may ask as often, and while idle; gRPC would otherwise end their connections for it.
+        # Clients may ping as often, and while idle; gRPC would otherwise close their connections.
         ("grpc.http2.min_ping_interval_without_data_ms", 5000),
         ("grpc.http2.max_pings_without_data", 0),
     ]
@@ -102,9 +102,9 @@ def listen(server: grpc.aio.Server, host: str, port: int) -> int:
         port: The port; 0 for a free one.
 
     Raises:
-        StartError: The port cannot be had.
+        StartError: The port is not available.
     """
-    address = "::" if host == ALL_INTERFACES else host  # gRPC makes "::" both families, or IPv4 where there is no IPv6
+    address = "::" if host == ALL_INTERFACES else host  # gRPC makes "::" both families, or IPv4 without IPv6
     name = f"[{address}]" if ":" in address else address
     try:
         return server.add_insecure_port(f"{name}:{port}")

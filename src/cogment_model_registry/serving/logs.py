@@ -21,7 +21,7 @@ from cogment_model_registry.settings import ServiceSettings
 TRACE = 5
 
 _ERRORS = "backslashreplace"
-"""How to write what the encoding of the log cannot: a name on disk may be no text at all."""
+"""How to write what the encoding of the log lacks: a name on disk may be any bytes."""
 
 _LEVELS = {
     "off": logging.CRITICAL + 1,
@@ -53,7 +53,7 @@ def configure(settings: ServiceSettings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(_LEVELS[settings.log_level])
-    # What these tell at debug level (which selector, which loop, at each call) helps nobody here.
+    # What these log at debug level (which selector, which loop, at each call) is of no use here.
     for name in ("asyncio", "grpc"):
         logging.getLogger(name).setLevel(max(_LEVELS[settings.log_level], logging.INFO))
     structlog.configure(
@@ -83,7 +83,7 @@ def _rendering(settings: ServiceSettings, coloured: bool) -> list[Processor]:
 
 
 class _StdoutHandler(logging.StreamHandler[TextIO]):
-    """Writes to standard output; when nobody reads it any more, the server goes on without a log."""
+    """Writes to standard output; when its reader is gone, the server continues without a log."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 # the name is logging's
         if not isinstance(sys.exc_info()[1], BrokenPipeError):

@@ -1,4 +1,4 @@
-"""What all settings classes have in common: fields that are flags and environment variables, and where they come from.
+"""What all settings classes share: fields that are flags and environment variables, and where their values come from.
 
 A flag beats its environment variable, which beats the default; an empty environment variable counts as unset.
 """
@@ -85,7 +85,7 @@ def setting(default: _T, environment: str, kind: Kind, text: str, default_text: 
 
 
 def setting_made_by(make: Callable[[], _T], environment: str, kind: Kind, text: str, default_text: str) -> _T:
-    """Return a field whose default is made anew each time; see `setting`."""
+    """Return a field whose default is computed for each object; see `setting`."""
     field: _T = dataclasses.field(default_factory=make, metadata=_metadata(environment, kind, text, default_text))
     return field
 

@@ -19,7 +19,7 @@ _PREFIX = "COGMENT_DIRECTORY_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DirectorySettings(ServiceSettings):
-    """What the Directory is told when it starts. Every field is a flag and an environment variable."""
+    """The settings of the Directory. Every field is a flag and an environment variable."""
 
     port: int = port_setting(9005, _PREFIX + "PORT")
     host: str = host_setting(_PREFIX + "HOST")

@@ -35,7 +35,7 @@ _PREFIX = "COGMENT_MODEL_REGISTRY_"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(ServiceSettings):
-    """What the model registry is told when it starts. Every field is a flag and an environment variable."""
+    """The settings of the model registry. Every field is a flag and an environment variable."""
 
     port: int = port_setting(9002, _PREFIX + "PORT")
     host: str = host_setting(_PREFIX + "HOST")

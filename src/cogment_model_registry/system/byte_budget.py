@@ -5,12 +5,12 @@ from collections import deque
 
 
 class ByteBudget:
-    """Bytes that many share: whoever needs some waits, in turn, until they are free.
+    """Bytes that many tasks share: a task that needs some waits, in turn, until they are free.
 
-    For one event loop. More than there is in all counts as all there is, so that nobody waits for ever.
+    For one event loop. A request for more than the whole budget takes all of it, so that nobody waits indefinitely.
 
     Args:
-        size_bytes: How many there are.
+        size_bytes: The size of the budget.
     """
 
     def __init__(self, size_bytes: int) -> None:

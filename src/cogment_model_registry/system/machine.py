@@ -44,7 +44,7 @@ def _cgroup_limits_bytes(proc: Path, cgroups: Path) -> list[int]:
 
 
 def _limit_bytes(file: Path) -> list[int]:
-    """Return the limit in `file`, or nothing when there is none ("max", or a group without the file)."""
+    """Return the limit in `file`, or nothing without a limit ("max", or a group without the file)."""
     try:
         return [int(file.read_text())]
     except (OSError, ValueError):
@@ -56,15 +56,15 @@ _HEAP_OPTIONS = {
     -3: 32 * 1024 * 1024,  # M_MMAP_THRESHOLD: the highest that glibc takes
     -1: 32 * 1024 * 1024,  # M_TRIM_THRESHOLD
 }
-"""What the heap is told; see mallopt(3)."""
+"""The options of the heap; see mallopt(3)."""
 
 
 def tune_heap() -> None:
-    """Let the C library keep few heaps, and keep some of what is freed, where it can; before there are threads.
+    """Let the C library keep few heaps, and keep some of the freed memory, where it can; call it before threads start.
 
     glibc gives each thread a heap of its own, up to eight for each core, and large messages that were freed linger in
-    each of them. What it frees at once, on the other hand, must be had anew for the next message, page by page, which
-    takes several times as long as filling it.
+    each of them. Memory that it returns at once, on the other hand, must be allocated again for the next message, page
+    by page, which takes several times as long as filling it.
     """
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:

@@ -1,4 +1,4 @@
-"""Work that must run to its end although whoever waits for it gives up, and waits that must not take for ever."""
+"""Work that must run to its end even if its caller gives up, and waits that must end."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -8,7 +8,7 @@ _T = TypeVar("_T")
 
 
 async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
-    """Run `work` to its end even when the caller is cancelled meanwhile, and only then let the cancellation through.
+    """Run `work` to its end even when the caller is cancelled, and only then let the cancellation through.
 
     A call that its client cancelled must not stop between two files, nor leave a thread with a buffer that is already
     someone else's. Work that never waits costs no task. For the same reason the first step of work that waits is made
@@ -141,7 +141,7 @@ class IdleTimer:
         asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """End the waits that take too long, and look again when the next one may, as long as there are any."""
+        """End the waits that take too long, and look again when the next one may, while any is left."""
         self._is_running = bool(self._watches)
         if self._is_running:
             soonest = self.seconds

@@ -97,7 +97,7 @@ def decode_data_chunk(message: bytes) -> memoryview:
     """Return the bytes that a `RetrieveVersionDataReplyChunk` carries.
 
     Raises:
-        DecodeError: It is none.
+        DecodeError: The bytes are malformed.
     """
     data = split_data_chunk(message)
     return memoryview(messages.RetrieveVersionDataReplyChunk.FromString(message).data_chunk) if data is None else data
@@ -134,7 +134,7 @@ def version_from_reply(data: bytes) -> VersionInfo:
     """Return the version in a CreateVersionReply or a VersionUpdateReply, which are alike.
 
     Raises:
-        DecodeError: It is no such reply.
+        DecodeError: The bytes are not such a reply.
     """
     return version_from_message(messages.CreateVersionReply.FromString(data).version_info)
 

@@ -63,7 +63,7 @@ def service_from_reply(data: bytes) -> Service:
     """Return the service in an InquireReply.
 
     Raises:
-        DecodeError: It is no such reply.
+        DecodeError: The bytes are not such a reply.
         InvalidError: It describes no service.
     """
     return service_from_message(directory_pb2.InquireReply.FromString(data).data)

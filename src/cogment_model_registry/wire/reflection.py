@@ -1,4 +1,4 @@
-"""What gRPC reflection tells about the services.
+"""What gRPC reflection says about the services.
 
 protoc's Python output leaves out the JSON names of fields, which its Go output has. Tools that print messages as JSON,
 grpcurl among them, take them from what reflection answers, so they are put back here.

@@ -53,8 +53,8 @@ class DirectoryArchive(FolderArchive):
         path: The directory; created when it is missing.
         model_id_max_bytes: Directories with longer names are no models.
         files: The file operations.
-        observe: Told of each finished operation on a thread: its name, and the seconds that it took there.
-        observe_sync: Told of each sync: its kind (`file`, `directory`), and the seconds that it took.
+        observe: Called after each finished operation on a thread, with its name and the seconds that it took.
+        observe_sync: Called after each sync, with its kind (`file`, `directory`) and the seconds that it took.
     """
 
     def __init__(
@@ -152,15 +152,15 @@ class DirectoryArchive(FolderArchive):
         return asyncio.get_running_loop().run_in_executor(self._executor, call)
 
     def promise(self, size_bytes: int) -> None:
-        """Take note of bytes that an upload under way will write, or of fewer."""
+        """Reserve room for bytes that an upload will write; give room back for a negative number."""
         self._promised_bytes += size_bytes
 
     def is_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> bool:
-        """Return whether the bytes in the file with this fingerprint were already held against their hash."""
+        """Return whether the bytes in the file with this fingerprint were already checked against their hash."""
         return self._checked.get((info.model_id, info.number)) == (info.data_hash, fingerprint)
 
     def note_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> None:
-        """Take note that the bytes in the file with this fingerprint are those of the hash."""
+        """Record that the bytes in the file with this fingerprint match the hash."""
         self._checked[info.model_id, info.number] = (info.data_hash, fingerprint)
 
 

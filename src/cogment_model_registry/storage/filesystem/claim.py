@@ -1,7 +1,7 @@
-"""Who has an archive directory, and having it for a while without serving it.
+"""The owner of an archive directory, and how a command owns one for a while without serving it.
 
-A command that only reads never holds the lock: a server that is started meanwhile, perhaps after a crash, must not fail
-because of it. A command that writes takes the lock as a server does, so that no server starts beside it.
+A command that only reads never holds the lock: a server that starts in the meantime, perhaps after a crash, must not
+fail because of it. A command that writes takes the lock as a server does, so that no server starts while it runs.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_B
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A process that has the archive.
+    """The process that owns the archive.
 
     Attributes:
         process: Its id, as it wrote it.
-        since_ns: When it wrote that, which tells it from a later process with the same id.
+        since_ns: When it wrote that, which distinguishes it from a later process with the same id.
     """
 
     process: str
@@ -59,7 +59,7 @@ class OwnedFiles(Files):
 
 
 def find_holder(files: Files, root: int) -> Holder | None:
-    """Return who has an archive, without changing anything; None when nobody has.
+    """Return the owner of an archive, without changing anything; None when nobody owns it.
 
     Raises:
         OSError: The lock is not a regular file, or cannot be read.
@@ -80,7 +80,7 @@ def find_holder(files: Files, root: int) -> Holder | None:
 
 @contextlib.contextmanager
 def opened_root(files: Files, path: str) -> Iterator[int]:
-    """Open a context with a descriptor of an archive directory."""
+    """Return a context manager with a descriptor of an archive directory."""
     root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         yield root
@@ -90,10 +90,10 @@ def opened_root(files: Files, path: str) -> Iterator[int]:
 
 @contextlib.contextmanager
 def claimed(path: str, files: OwnedFiles, root: int) -> Iterator[ArchiveDirectory]:
-    """Open a context in which this process has an archive; nothing in it is swept.
+    """Return a context manager that owns an archive; nothing in it is swept.
 
     Raises:
-        StartError: Another process has it, or it cannot be written.
+        StartError: Another process owns it, or it cannot be written.
     """
     archive = ArchiveDirectory(path, MODEL_ID_MAX_BYTES, files, lambda _kind, _seconds: None)
     archive.open(sweep=False)

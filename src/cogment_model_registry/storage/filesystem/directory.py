@@ -88,7 +88,7 @@ class Fingerprint:
 
     @property
     def is_settled(self) -> bool:
-        """Whether a change after this was taken would show: many kernels tell times in ticks of up to 10 ms."""
+        """Whether a change after this was taken would show: many kernels keep times in ticks of up to 10 ms."""
         return self.taken_ns - max(self.modified_ns, self.changed_ns) > _SETTLING_NS
 
 
@@ -101,7 +101,7 @@ class ArchiveDirectory:
         path: The directory; created when it is missing.
         model_id_max_bytes: Directories with longer names are no models.
         files: The file operations.
-        observe_sync: Told of each sync: its kind (`file`, `directory`), and the seconds that it took.
+        observe_sync: Called after each sync, with its kind (`file`, `directory`) and the seconds that it took.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class ArchiveDirectory:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         lock = os.open(layout.LOCK_NAME, flags, 0o640, dir_fd=self._root)
         try:
-            # After moments in which whoever looks who has the lock has it too.
+            # Try more than once: a process that looks up the owner holds the lock for a moment.
             if not lock_soon(lock, _LOCK_ATTEMPTS, _LOCK_SECONDS):
                 holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
                 raise StartError(f"archive directory {self._path} is in use by process {holder}")
@@ -186,7 +186,7 @@ class ArchiveDirectory:
         return models
 
     def scan_model(self, model_id: str) -> FolderContents | None:
-        """Return what the directory of this name has of a model; None when it is no model's, or cannot be read."""
+        """Return the contents of a model's directory; None when it is not one of a model, or cannot be read."""
         try:
             check_model_id(model_id, self._model_id_max_bytes)
             return self._scan_model(model_id)
@@ -231,7 +231,7 @@ class ArchiveDirectory:
         return sizes_bytes
 
     def _read_model(self, directory: int, model_id: str) -> ModelInfo:
-        """Return a model; without `user_data` when its metadata is damaged, so that its versions can be had."""
+        """Return a model; without `user_data` when its metadata is damaged, so that its versions stay available."""
         try:
             return layout.parse_model(read_metadata(self.files, directory, layout.model_file_name(model_id)), model_id)
         except FileNotFoundError:
@@ -256,7 +256,7 @@ class ArchiveDirectory:
             return 0
 
     def read_version_infos(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo | DataLossError | None]:
-        """Return the versions, or what is wrong with them, or None where there is none."""
+        """Return the versions; for each one the error if it is damaged, and None if it does not exist."""
         try:
             with self._directory(model_id) as directory:
                 return [self._read_version_info(directory, model_id, number) for number in numbers]
@@ -275,7 +275,7 @@ class ArchiveDirectory:
         return DataLossError.version(model_id, number, problem) if problem else info
 
     def _data_problem(self, directory: int, info: VersionInfo) -> str:
-        """Return what is wrong with the data file of a version, as far as its status tells."""
+        """Return what is wrong with the data file of a version, as far as its status shows."""
         try:
             status = self.files.status_of(directory, layout.data_file_name(info.model_id, info.number))
         except FileNotFoundError:
@@ -530,7 +530,7 @@ class ArchiveDirectory:
 
 
 def _damage_by_names(found: ModelFiles) -> Iterator[tuple[int, str]]:
-    """Yield what is wrong with versions, as far as the kinds of their files tell."""
+    """Yield what is wrong with versions, as far as the kinds of their files show."""
     for number, is_file in found.metadata.items():
         if not is_file:
             yield number, "its metadata is not a regular file"

@@ -90,9 +90,9 @@ class Files:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _make_durably(self, path: str) -> None:
-        """Create a directory unless it is there, and make its name durable; its parents first.
+        """Create a directory unless it exists, and make its name durable; its parents first.
 
-        The name of one that is there is synced too, since a process that made it may have been killed before that.
+        The name of an existing one is synced too, since a process that made it may have been killed before that.
         """
         parent = os.path.dirname(path)
         exists = os.path.isdir(path)
@@ -175,8 +175,8 @@ class Files:
         """Fill a buffer with the next bytes as far as the system has them in memory, and never wait for the disk.
 
         Returns:
-            How many bytes there are; fewer than fit the buffer at the end of the file, where the disk has the rest, or
-            where the system cannot tell.
+            How many bytes it read; fewer than fit the buffer at the end of the file, where the disk has the rest, or
+            where the system does not know.
         """
         count = 0
         if _NO_WAIT is None:
@@ -216,7 +216,7 @@ class Files:
         os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
     def remove(self, directory: int, name: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=directory)
 

@@ -69,8 +69,8 @@ class Finding:
         kind: What.
         file: Its name, with the directory of the model where it lies in one.
         message: A sentence on it.
-        model_id: The model that it is about, empty where there is none.
-        number: The number of the version that it is about, 0 where there is none.
+        model_id: The model that it is about, empty if it is about none.
+        number: The number of the version that it is about, 0 if it is about none.
     """
 
     kind: Kind

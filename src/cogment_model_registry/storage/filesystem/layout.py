@@ -1,7 +1,7 @@
 """The names and the text of the files of an archive directory: the original's, so that it can change hands.
 
     <archive_dir>/
-      .lock                       who has the archive
+      .lock                       the process that owns the archive
       .~<digits>/                 a model on its way out: renamed, then removed
       <model_id>/
         <model_id>.yaml           the model; its commit point
@@ -54,7 +54,7 @@ _NS_PER_SECOND = 10**9
 
 
 class BadMetadata(Exception):
-    """A metadata file says something else than it must; the message tells what."""
+    """A metadata file is malformed; the message says in what way."""
 
 
 def model_file_name(model_id: str) -> str:
@@ -175,7 +175,7 @@ def parse_high_water_mark(text: bytes) -> int:
     """Return the number in a high-water mark.
 
     Raises:
-        BadMetadata: There is none.
+        BadMetadata: The text is not one.
     """
     match = re.fullmatch(rb"([0-9]{1,10})\n?", text)
     if not match or int(match[1]) > VERSION_NUMBER_MAX:
@@ -202,7 +202,7 @@ def parse_timestamp(text: str) -> int:
     A time before the epoch, such as the one that the original writes for "none", is 0.
 
     Raises:
-        BadMetadata: It is no such text.
+        BadMetadata: The text is malformed.
     """
     match = _TIMESTAMP.fullmatch(text)
     if not match:

@@ -33,7 +33,7 @@ def data_size_bytes(files: Files, root: int, model_id: str) -> int:
     """Return about how many bytes the versions of a model have, for a progress bar.
 
     Raises:
-        NotFoundError: There is no such model.
+        NotFoundError: The model does not exist.
     """
     directory = _open_model(files, root, model_id)
     try:

@@ -1,8 +1,8 @@
 """Reading the directory of a model that may have anything in it.
 
 `list_model` and `read_metadata` serve the archive and the commands that need no server; the rest is for these alone.
-What is damaged is told as `Damage`, which says what a server would say of it. What vanishes meanwhile, because someone
-deletes it, is `FileNotFoundError` and no damage.
+What is damaged raises `Damage`, with what a server would say of it; what a failing disk hides raises `Unreadable`. What
+someone deletes during the reading raises `FileNotFoundError`, and is not damage.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ MODEL_ID_MAX_BYTES = 255 - len("-v4294967295.yaml")
 
 
 class Fault(Exception):
-    """A file is not what it must be, or nobody can tell.
+    """A file is not what it must be, or it is not known whether it is.
 
     Args:
         kind: In which way.
@@ -51,12 +51,12 @@ class ModelFiles:
     """What the directory of a model has, by names.
 
     Attributes:
-        has_model: Whether there is something under the name of the model's metadata.
+        has_model: Whether the name of the model's metadata exists.
         metadata: The numbers of versions that have something under the name of their metadata; the value says whether
             it is a regular file.
         data: Likewise of their data.
         temporary: Files that were being written.
-        foreign: What is no part of a model.
+        foreign: Names of entries that are not part of a model.
     """
 
     has_model: bool = False
@@ -142,7 +142,7 @@ def read_model(files: Files, directory: int, model_id: str) -> tuple[ModelInfo, 
 
     Raises:
         Fault: Its metadata is damaged, or cannot be read.
-        FileNotFoundError: There is none.
+        FileNotFoundError: It does not exist.
     """
     name = layout.model_file_name(model_id)
     with _told(name, Kind.MODEL_METADATA_DAMAGED, Kind.MODEL_METADATA_NOT_A_FILE):
@@ -155,7 +155,7 @@ def read_version(files: Files, directory: int, model_id: str, number: int) -> tu
 
     Raises:
         Fault: Its metadata is damaged, or cannot be read.
-        FileNotFoundError: There is none.
+        FileNotFoundError: It does not exist.
     """
     name = layout.version_file_name(model_id, number)
     with _told(name, Kind.VERSION_METADATA_DAMAGED, Kind.VERSION_METADATA_NOT_A_FILE):
@@ -168,7 +168,7 @@ def read_high_water_mark(files: Files, directory: int) -> int:
 
     Raises:
         Fault: The mark is damaged, or cannot be read.
-        FileNotFoundError: There is none.
+        FileNotFoundError: It does not exist.
     """
     name = layout.HIGH_WATER_MARK_NAME
     with _told(name, Kind.HIGH_WATER_MARK_DAMAGED, Kind.HIGH_WATER_MARK_NOT_A_FILE):
@@ -177,18 +177,18 @@ def read_high_water_mark(files: Files, directory: int) -> int:
 
 @contextlib.contextmanager
 def opened_data(files: Files, directory: int, info: VersionInfo) -> Iterator[int]:
-    """Open a context with a descriptor of the data of a version, which has the size that it must have.
+    """Return a context manager with a descriptor of the data of a version, whose size is as declared.
 
     Raises:
         Fault: It has not, or its data is missing or cannot be read.
-        FileNotFoundError: The version is no longer there.
+        FileNotFoundError: The version was deleted.
     """
     name = layout.data_file_name(info.model_id, info.number)
     try:
         with _told(name, Kind.DATA_NOT_A_FILE, Kind.DATA_NOT_A_FILE):
             file = files.open_to_read(directory, name)
     except FileNotFoundError:
-        # A version goes with its metadata first; while that is there, the data has to be.
+        # A version goes with its metadata first; while that exists, the data has to.
         files.status_of(directory, layout.version_file_name(info.model_id, info.number))
         raise Damage(Kind.DATA_MISSING, name, "it is missing") from None
     try:
@@ -202,7 +202,7 @@ def opened_data(files: Files, directory: int, info: VersionInfo) -> Iterator[int
 
 
 def data_blocks(files: Files, file: int, info: VersionInfo) -> Iterator[bytes]:
-    """Yield the data of a version in blocks; all of it was held against its hash when this ends.
+    """Yield the data of a version in blocks; at its end all of it was checked against its hash.
 
     Raises:
         Fault: It is not what was stored, or cannot be read.

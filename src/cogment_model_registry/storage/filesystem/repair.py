@@ -1,10 +1,10 @@
-"""Repairing an archive directory: what can be done without losing anything that could be wanted.
+"""Repair of an archive directory: everything that can be done without losing something of use.
 
-Removed is what a server does not take for a version or a model, and what it removes itself where it can tell: temporary
-files, models on their way out, and data whose metadata was never written. The numbers of such data may have been seen,
-so the high-water mark is raised to them first. Damaged versions stay as they are, since their bytes may be of use to
-someone; so does damaged metadata of models. Missing metadata of a model is written anew without `user_data`, which is
-how the model is served anyway, and without which the original fails.
+It removes what a server does not take for a version or a model, and what a server removes itself at its start:
+temporary files, models on their way out, and data whose metadata was never written. The numbers of such data may have
+been seen, so the high-water mark is raised to them first. Damaged versions stay as they are, since their bytes may be
+of use to someone; so does damaged metadata of models. Missing metadata of a model is rebuilt without `user_data`, which
+is how the model is served anyway; without it the original fails.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ class Outcome:
 
     Attributes:
         finding: The finding.
-        is_repaired: Whether it is no more.
+        is_repaired: Whether it was repaired.
         message: What was done, or why nothing was.
     """
 
@@ -118,10 +118,10 @@ class _ModelRepair:
 
 
 def _reason_to_keep(orphan: Finding, contents: ModelFiles) -> str:
-    """Return why data without metadata is not to be removed: someone may have put its metadata beside it."""
+    """Return why data without metadata must stay: someone may have put its metadata next to it."""
     stem = f"{orphan.model_id}-v{orphan.number:06d}"
-    beside = sorted(name for name in contents.foreign if stem in name)
-    return f"{quoted(beside[0])} is next to it" if beside else ""
+    neighbours = sorted(name for name in contents.foreign if stem in name)
+    return f"{quoted(neighbours[0])} is next to it" if neighbours else ""
 
 
 def _outcome(finding: Finding, problem: str, done: str) -> Outcome:

@@ -1,8 +1,8 @@
-"""Looking through an archive directory: every name, every metadata file, every byte against its hash.
+"""Verification of an archive directory: every name, every metadata file, every byte against its hash.
 
-Nothing is written, no link is followed, and the lock is not held, so a server may run on the directory or start
-meanwhile. What it does all the time is not told as a finding then: a temporary file may be an upload under way, data
-without metadata may get its metadata in a moment, and what is deleted meanwhile was not missing.
+Nothing is written, no link is followed, and the lock is not held, so a server may run or start on the directory. What
+its normal work leaves for a moment is not a finding then: a temporary file may be an upload under way, data without
+metadata may get its metadata next, and a file that was deleted during the check was not missing.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ class Report:
     """What was looked through, and what was found.
 
     Attributes:
-        models: How many models there are.
-        versions: How many versions there are, sound or not.
+        models: The number of models.
+        versions: The number of versions, sound or not.
         data_bytes: How many bytes of versions were read.
         holder: The process that has the archive, empty when none has.
         findings: What was found, ordered.
@@ -48,7 +48,7 @@ def data_size_bytes(files: Files, root: int) -> int:
         except OSError:
             continue
         try:
-            with contextlib.suppress(OSError):  # whoever reads it will tell
+            with contextlib.suppress(OSError):  # reading it will report the error
                 total += model_files.data_size_bytes(files, directory, entry.name)
         finally:
             files.close(directory)
@@ -62,7 +62,7 @@ def verify(files: Files, root: int, *, is_claimed: bool = False, advance: Callab
         files: The file operations.
         root: Descriptor of the archive directory.
         is_claimed: Whether this process has the archive, so that nothing in it changes.
-        advance: Told of bytes of versions that were read.
+        advance: Called with the bytes of versions that were read.
 
     Raises:
         OSError: The directory cannot be listed, or the system is short of something.
@@ -95,11 +95,11 @@ class _Verification:
         try:
             holder = find_holder(self._files, self._root)
         except OSError:
-            return ""  # the entry of the lock is told as a finding
+            return ""  # the entry of the lock becomes a finding
         return holder.process if holder else ""
 
     def _is_left_behind(self, finding: Finding) -> bool:
-        """Return whether a finding is one although a server may be at work, or have been meanwhile."""
+        """Return whether a finding cannot be the work of a server that runs, or ran during the verification."""
         if finding.kind not in MAY_BE_UNDER_WAY:
             return True
         if self._report.holder:
@@ -180,7 +180,7 @@ class _Verification:
         check = _ModelCheck(self._files, directory, model_id, self._advance)
         check.run(found)
         if check.findings and not model_files.is_still(self._files, self._root, directory, model_id):
-            return  # it was deleted meanwhile, and so were its files, one by one
+            return  # it was deleted during the check, and so were its files, one by one
         self._report.models += 1
         self._report.versions += check.versions
         self._report.data_bytes += check.data_bytes
@@ -252,7 +252,7 @@ class _ModelCheck:
                     self.data_bytes += len(block)
                     self._advance(len(block))
         except FileNotFoundError:
-            return  # deleted meanwhile
+            return  # deleted during the check
         except Fault as fault:
             self._add_fault(fault, number)
         self.versions += 1
