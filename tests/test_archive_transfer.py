@@ -648,7 +648,7 @@ def test_import_without_room_is_told_in_one_line(archive: Path, target: Path, tm
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20)),
     )
     assert result.returncode == 1
-    assert re.fullmatch(r"error: the import failed: there is no room: .*\n", result.stderr)
+    assert re.fullmatch(r"error: the import failed: not enough space: .*\n", result.stderr)
     assert os.listdir(target) == [".lock"]
 
 
@@ -663,7 +663,7 @@ def test_export_without_room_is_told_in_one_line(archive: Path) -> None:
             env=clean_environment(),
         )
     assert (result.returncode, result.stderr.count(b"\n")) == (1, 1)
-    assert b"there is no room" in result.stderr
+    assert b"not enough space" in result.stderr
 
 
 @contextlib.contextmanager
@@ -732,10 +732,10 @@ async def test_model_moves_between_two_running_servers(tmp_path: Path) -> None:
                 env=clean_environment(),
             )
             assert (result.returncode, result.stderr) == (0, f"exported 3 versions with {len(BIG) + 3} bytes\n")
-            assert f"process {there.pid} has the archive: send it SIGHUP" in result.stdout
+            assert f"process {there.pid} uses the archive: send it SIGHUP" in result.stdout
             assert list((await other.models()).model_infos) == []
             there.signal(signal.SIGHUP)
-            await asyncio.to_thread(there.wait_for_line, "looked at the archive anew")
+            await asyncio.to_thread(there.wait_for_line, "rescanned the archive")
             assert list((await other.infos("m")).version_infos) == stored
             assert [await other.data("m", number) for number in (1, 2, 3)] == [b"one", BIG, b""]
             assert dict((await other.models("m")).model_infos[0].user_data) == {"note": "x"}

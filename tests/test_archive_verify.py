@@ -402,7 +402,7 @@ async def test_beside_a_running_server_uploads_are_no_findings_and_nothing_is_re
             assert document["in_use_by"] == str(server.pid)
             assert problems(document) == [(Kind.DATA_WRONG_HASH, 2, f"m/{DATA}")]
             text = await asyncio.to_thread(run_cogment, "archive", "verify", str(archive))
-            assert f"process {server.pid} has the archive" in text.stdout
+            assert f"process {server.pid} uses the archive" in text.stdout
             refused = await asyncio.to_thread(run_cogment, "archive", "verify", str(archive), "--repair")
             assert refused.returncode == 3
             assert refused.stderr.endswith(f"is in use by process {server.pid}\n")
@@ -455,7 +455,7 @@ def test_terminal_shows_a_bar_on_standard_error_alone(archive: Path) -> None:
     code, output, shown = run_on_terminal("archive", "verify", str(archive), "--json")
     assert (code, json.loads(output)["sound"]) == (0, True)
     assert "verifying" in shown
-    assert "18/18 bytes" in shown
+    assert "| 18.0/18.0 [" in shown
 
 
 def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path) -> None:

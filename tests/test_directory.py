@@ -740,7 +740,7 @@ async def test_what_cannot_be_kept_is_not_registered(tmp_path: Path) -> None:
     async with client_of_new(persistence_file=str(folder / "services")) as client:
         folder.rename(tmp_path / "aside")
         folder.touch()
-        with pytest.raises(InvalidError, match="cannot keep"):
+        with pytest.raises(InvalidError, match="cannot write its persistence file"):
             await add(client)
         assert await ids(client) == []
         folder.unlink()

@@ -73,7 +73,7 @@ async def refresh(server: ServerProcess, times: int = 1) -> None:
     server.signal(signal.SIGHUP)
 
     async def looked() -> bool:
-        return sum("looked at the archive anew" in line for line in server.lines) >= times
+        return sum("rescanned the archive" in line for line in server.lines) >= times
 
     await eventually(looked)
 

@@ -112,11 +112,11 @@ async def test_registers_once_the_directory_comes(tmp_path: Path) -> None:
     port = free_port()
     flag = f"--directory_endpoint=grpc://127.0.0.1:{port}"
     with server_process(tmp_path / "archive", flag, "--log_format=json") as registry:
-        await asyncio.to_thread(registry.wait_for_line, "cannot be reached")
+        await asyncio.to_thread(registry.wait_for_line, "Directory unreachable")
         with directory_process(port=port):
             await registered(port, registry)
             assert events(registry) == [
-                ("warning", "the Directory cannot be reached; trying again"),
+                ("warning", "Directory unreachable; trying again"),
                 ("info", "registered with the Directory"),
             ]
 
@@ -277,7 +277,7 @@ async def back_with_its_file(directory: Path, stack: ExitStack) -> None:
     # An inquiry by id, which is the registry's, is longer than those of this test, by type.
     await asyncio.to_thread(new.wait_for_line, r"Inquire OK .*received_bytes=1\d\b")
     assert await found(new.port) == [before]
-    assert not any("anew" in line for line in registry.lines)
+    assert not any("registering again" in line for line in registry.lines)
 
 
 async def back_with_another_service_under_the_id(directory: Path, stack: ExitStack) -> None:
@@ -369,7 +369,7 @@ async def test_each_change_of_the_registration_is_one_line_and_refusals_are_erro
             assert await asyncio.to_thread(registry.stop) == 0
             assert events(registry) == [
                 ("error", "registration refused; trying again"),
-                ("warning", "the Directory cannot be reached; trying again"),
+                ("warning", "Directory unreachable; trying again"),
                 ("info", "registered with the Directory"),
                 ("info", "deregistered from the Directory"),
             ]
@@ -430,7 +430,7 @@ async def test_a_directory_that_went_away_does_not_hold_up_the_stop(tmp_path: Pa
             assert await asyncio.to_thread(seconds_to_stop, registry) < STOPPED_SECONDS
         finally:
             directory.signal(signal.SIGCONT)
-        assert events(registry)[-1] == ("warning", "could not deregister from the Directory")
+        assert events(registry)[-1] == ("warning", "deregistration from the Directory failed")
 
 
 # Load, and the end.

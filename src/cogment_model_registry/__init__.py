@@ -1,10 +1,8 @@
 """A model registry for reinforcement learning and deployment, wire-compatible with the Cogment Model Registry."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
 from cogment_model_registry._version import __version__
 
+TYPE_CHECKING = False  # for type checkers it is true; importing `typing` takes longer than all the rest here
 if TYPE_CHECKING:
     from cogment_model_registry.client.blocking import ModelRegistry
     from cogment_model_registry.client.progress import Progress
@@ -22,11 +20,13 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Each is loaded when it is first used: the server needs no client, and the command line loads what it runs.
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    import importlib  # noqa: PLC0415 # as above
+
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

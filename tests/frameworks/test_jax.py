@@ -144,7 +144,7 @@ def test_a_prefix_takes_a_part_through_all_nodes(when: str) -> None:
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
-        (lambda: jax.random.key(0), r'"a" has elements of type key<fry>; of a key, take jax.random.key_data'),
+        (lambda: jax.random.key(0), r'"a" has elements of type key<fry>; convert a key with jax.random.key_data'),
         (lambda: "text", '"a" is of type builtins.str'),
         (object, '"a" is of type builtins.object'),
     ],

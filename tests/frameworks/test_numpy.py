@@ -294,7 +294,7 @@ def test_bfloat16_is_read_where_there_is_a_package_for_it() -> None:
     header = b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
     data = len(header).to_bytes(8, "little") + header + b"\xc0\x3f"
     if importlib.util.find_spec("ml_dtypes") is None:
-        message = "bfloat16, which NumPy has only where the package ml_dtypes is installed"
+        message = "bfloat16, which NumPy supports only with: pip install ml_dtypes"
         with pytest.raises(InvalidError, match=message):
             numpy.decode(data)
         return

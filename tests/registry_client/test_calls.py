@@ -138,11 +138,13 @@ async def test_a_file_that_is_not_there_is_an_error_of_the_system(registry: Any,
 
 
 async def test_user_data_must_be_texts(registry: Any) -> None:
-    with pytest.raises(errors.InvalidError, match=r"user_data\['step'\] is 1000; it must be a text"):
+    with pytest.raises(errors.InvalidError, match=r"user_data\['step'\] is 1000; it must be a string"):
         await registry.publish("policy", b"", user_data={"step": 1000})
-    with pytest.raises(errors.InvalidError, match="the key 1 of user_data is 1; it must be a text"):
+    with pytest.raises(errors.InvalidError, match="the key 1 of user_data is 1; it must be a string"):
         await registry.create_model("policy", user_data={1: "a"})
-    with pytest.raises(errors.InvalidError, match=r"user_data\['a'\] is '\\ud800', which has characters"):
+    with pytest.raises(
+        errors.InvalidError, match=r"user_data\['a'\] is '\\ud800'; it must not have unpaired surrogates"
+    ):
         await registry.store("policy", b"", user_data={"a": "\ud800"})
     with pytest.raises(errors.InvalidError, match="user_data is 7; it must be a mapping"):
         await registry.create_model("policy", user_data=7)
@@ -259,7 +261,7 @@ async def test_a_version_that_is_not_there_is_not_found(registry: Any, number: i
 
 async def test_asking_for_a_version_of_another_model_is_a_mistake(registry: Any) -> None:
     version = await registry.publish("policy", b"1")
-    with pytest.raises(errors.InvalidError, match='one of model "policy", not of "critic"'):
+    with pytest.raises(errors.InvalidError, match='belongs to model "policy", not to "critic"'):
         await registry.retrieve("critic", version)
 
 
@@ -268,7 +270,7 @@ async def test_asking_for_two_versions_at_once_is_a_mistake(registry: Any) -> No
     second = await registry.publish("policy", b"2")
     assert await registry.retrieve(first, 1) == await registry.retrieve(first, -1) == b"1"
     assert await registry.retrieve(first, second) == b"2"
-    with pytest.raises(errors.InvalidError, match="version 1 is asked for, and also version 2"):
+    with pytest.raises(errors.InvalidError, match="both version 1 and version 2 are asked for"):
         await registry.retrieve(first, 2)
 
 

@@ -160,7 +160,7 @@ def telling(*told: Any) -> Answer:
     ("before", "after", "proof"),
     [
         (version_message(9, HASH, archived=True), version_message(8, HASH), "version 9, which was archived, is gone"),
-        (version_message(9, HASH), version_message(9, OTHER_HASH), "version 9 is another one"),
+        (version_message(9, HASH), version_message(9, OTHER_HASH), "version 9 has other bytes"),
     ],
     ids=["an archived one is gone", "another one of the same number"],
 )
@@ -173,7 +173,7 @@ async def test_a_model_that_was_made_anew_meanwhile_is_another_one(
         aclosing(registry.watch("policy")) as versions,
     ):
         assert (await next_of(versions)).number == 9
-        with pytest.raises(errors.NotFoundError, match=f"not the one that was watched: {proof}"):
+        with pytest.raises(errors.NotFoundError, match=f"was deleted and created again: {proof}"):
             await next_of(versions)
 
 
@@ -245,7 +245,7 @@ async def test_waiting_in_vain_times_out(registry: Any) -> None:
     async with registry.track("policy") as latest:
         await latest.wait_for(timeout=PATIENT)
         with pytest.raises(
-            errors.TimedOutError, match=r'no version of model "policy" after 1 came within 0.05 seconds'
+            errors.TimedOutError, match=r'model "policy" got no version newer than 1 within 0.05 seconds'
         ):
             await latest.wait_for(newer_than=1, timeout=0.05)
 

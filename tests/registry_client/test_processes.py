@@ -300,7 +300,7 @@ def test_damaged_bytes_in_a_cache_of_someone_else_are_fetched_anew(tmp_path: Pat
         process = started(OTHERS_CACHE, endpoint, directory)
         output, told = process.communicate(timeout=30)
         assert (process.returncode, output) == (0, "b'weights'\n"), told
-        assert "the cache had damaged bytes" in told
+        assert "damaged bytes of version 1 of 'policy' found in the cache" in told
 
 
 AT_ANY_MOMENT = """
@@ -392,3 +392,117 @@ def test_other_threads_go_on_when_the_main_thread_has_ended(tmp_path: Path) -> N
         process = started(AFTER_THE_MAIN_THREAD, f"grpc://127.0.0.1:{server.port}", str(tmp_path / "file"))
         output, told = process.communicate(timeout=30)
         assert (process.returncode, output.split(), told) == (0, ["200000", "1", "200000", "2"], "")
+
+
+LEFT_OPEN_AT_THE_END = {
+    "a watch": """
+versions = registry.watch("policy")
+print(next(versions).number)
+""",
+    "a watch of another thread": """
+told = threading.Event()
+
+def watch():
+    for _version in registry.watch("policy"):
+        told.set()
+
+threading.Thread(target=watch, daemon=True).start()
+print(int(told.wait(30)))
+""",
+    "a tracked model": """
+latest = registry.track("policy")
+latest.__enter__()
+print(latest.wait_for(timeout=20).number)
+""",
+    "a pipe that is read": """
+reading, writing = os.pipe()
+pipe = open(reading, "rb")
+threading.Thread(target=lambda: registry.publish("policy", pipe), daemon=True).start()
+print(registry.get_version("policy").number)
+""",
+    "an object that calls": """
+from cogment_model_registry.errors import ClosedError
+
+class AtTheEnd:
+    def __del__(self, ClosedError=ClosedError, print=print):
+        try:
+            registry.get_version("policy")
+        except ClosedError:
+            print("1")
+
+at_the_end = AtTheEnd()
+""",
+}
+
+
+@pytest.mark.parametrize("left_open", LEFT_OPEN_AT_THE_END.values(), ids=LEFT_OPEN_AT_THE_END)
+def test_a_process_ends_while_a_call_is_under_way(tmp_path: Path, left_open: str) -> None:
+    head = """
+import os, sys, threading
+from cogment_model_registry import ModelRegistry
+
+registry = ModelRegistry(sys.argv[1])
+"""
+    with server_process(tmp_path / "archive") as server:
+        endpoint = f"grpc://127.0.0.1:{server.port}"
+        with ModelRegistry(endpoint) as registry:
+            registry.publish("policy", b"1")
+        process = started(head + left_open, endpoint)
+        output, told = process.communicate(timeout=30)
+        assert (process.returncode, output) == (0, "1\n"), told
+
+
+FORKED = """
+import os, signal, sys
+from cogment_model_registry import ModelRegistry
+from cogment_model_registry.errors import ClosedError
+
+def refused(call):
+    try:
+        call()
+    except ClosedError as error:
+        assert "forked" in error.message, error.message
+    else:
+        raise AssertionError(call)
+
+def in_child():
+    signal.alarm(20)
+    for call in (
+        lambda: registry.retrieve("policy"),
+        lambda: registry.publish("policy", b"2"),
+        lambda: registry.publish("policy", bytes(200_000)),
+        lambda: next(registry.watch("policy")),
+        lambda: latest.wait_for(newer_than=1),
+    ):
+        refused(call)
+    latest.__exit__(None, None, None)
+    registry.close()
+    with ModelRegistry(sys.argv[1]) as own:
+        own.publish("own", bytes(200_000))
+        print(len(own.retrieve("own")), next(own.watch("policy")).number, flush=True)
+        with own.track("own", decode=len) as tracked:
+            print(tracked.wait_for(timeout=10).number, tracked.value, flush=True)
+
+with ModelRegistry(sys.argv[1]) as registry:
+    registry.publish("policy", bytes(200_000))
+    versions = registry.watch("policy")
+    print(next(versions).number, flush=True)
+    with registry.track("policy", decode=len) as latest:
+        latest.wait_for(timeout=20)
+        child = os.fork()
+        if not child:
+            in_child()
+            os._exit(0)  # as multiprocessing does: gRPC's own streams may hang when a forked process deletes them
+        assert os.waitpid(child, 0)[1] == 0
+        print(latest.value, flush=True)
+    print(len(registry.retrieve("policy")), flush=True)
+    versions.close()
+"""
+
+
+def test_a_forked_process_makes_its_own_client_and_is_refused_the_inherited_one(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        process = started(FORKED, f"grpc://127.0.0.1:{server.port}")
+        output, told = process.communicate(timeout=50)
+        assert process.returncode == 0, told
+    assert output.splitlines() == ["1", "200000 1", "1 200000", "200000", "200000"]

@@ -46,7 +46,7 @@ _STRETCH = 2500
 """How many ids at most between two plantings."""
 
 _WATCH_SECONDS = 0.2
-_ANEW = "looked at the archive anew"
+_ANEW = "rescanned the archive"
 _LINKED_MODELS = ("absolute", "relative", "dangling", "loop", "file", "m", "whole")
 _PLANTED = ("planted", "linkedyaml", *_LINKED_MODELS)
 

@@ -356,7 +356,7 @@ class Damaging:
         self.figures.count("versions served intact")
 
     async def _mend(self, damage: Damage) -> None:
-        """Put back what was there; the server serves it again once it looked at the archive anew."""
+        """Put back what was there; the server serves it again once it rescanned the archive."""
         for version in [*damage.lost, *damage.unsure]:
             write_anew(version.data_path, version.data, keep_times=False)
             write_anew(version.metadata_path, version.metadata, keep_times=False)

@@ -92,7 +92,7 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
     """Print what was found, for people."""
     if report.holder:
         click.echo(
-            f"note: process {shown(report.holder)} has the archive: temporary files, data without metadata and models "
+            f"note: process {shown(report.holder)} uses the archive: temporary files, data without metadata and models "
             "on their way out are not reported, since it may be at work on them"
         )
     for finding in report.findings:
@@ -180,7 +180,7 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
     from cogment_model_registry.storage.filesystem import claim, model_export  # noqa: PLC0415 # not needed for --help
 
     if output == "-" and is_terminal(sys.stdout):
-        raise click.UsageError("a tar file is not for a terminal: give --output, or redirect standard output")
+        raise click.UsageError("a tar file cannot be written to a terminal: give --output, or redirect standard output")
     with _running("the export"):
         files = claim.OwnedFiles(directory)
         with claim.opened_root(files, directory) as root:
@@ -219,7 +219,7 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
     from cogment_model_registry.storage.filesystem import claim, model_import  # noqa: PLC0415 # not needed for --help
 
     if file == "-" and is_terminal(sys.stdin):
-        raise click.UsageError("a tar file does not come from a terminal: name it, or redirect standard input")
+        raise click.UsageError("a tar file cannot be read from a terminal: name it, or redirect standard input")
     with _running("the import"), _input(file) as stream, contextlib.ExitStack() as stack:
         files = claim.OwnedFiles(directory)
         root = stack.enter_context(claim.opened_root(files, directory))
@@ -229,7 +229,7 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
 
         def check_holder() -> None:
             if holder is not None and claim.find_holder(files, root) != holder:
-                raise UnavailableError("another process took the archive meanwhile: import it anew")
+                raise UnavailableError("another process took the archive during the import: import the model again")
 
         status = os.fstat(stream.fileno())
         total_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -241,7 +241,7 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
         _warn(f"the export had left out versions {', '.join(map(str, imported.left_out))}, which were damaged")
     click.echo(f"imported {imported.model_id}: {imported.versions} versions with {imported.data_bytes} bytes")
     if holder is not None:
-        click.echo(f"process {shown(holder.process)} has the archive: send it SIGHUP to make it see the model")
+        click.echo(f"process {shown(holder.process)} uses the archive: send it SIGHUP to make it load the model")
 
 
 @contextlib.contextmanager

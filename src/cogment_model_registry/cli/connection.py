@@ -112,12 +112,13 @@ def _registry(flags: Flags, retry_seconds: float) -> Iterator["ModelRegistry"]:
 
 
 def _join_threads() -> None:
-    """Wait for the threads of gRPC and of the client, which end once the connection is closed.
+    """Wait for the threads of gRPC, which end once the connection is closed.
 
     A process that ends while one of them is in C++ may be aborted: Python ends such a thread by unwinding its stack.
     """
     for thread in threading.enumerate():
-        if thread.daemon and thread is not threading.current_thread():
+        # The client's threads, which threading calls dummies if they wrote a log line, cannot be joined.
+        if thread.daemon and thread is not threading.current_thread() and not thread.name.startswith("Dummy-"):
             thread.join(_THREAD_SECONDS)
 
 

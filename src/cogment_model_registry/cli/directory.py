@@ -155,7 +155,7 @@ def wait_for_ready(
         try:
             return await wait_at_most(timeout_seconds, poll(client))
         except TimeoutError:
-            raise last or NotFoundError(f"no such service is ready after {timeout_seconds:g} seconds") from None
+            raise last or NotFoundError(f"no such service was ready within {timeout_seconds:g} seconds") from None
 
     services = _ask(endpoint, token, wait)
     if as_json:
@@ -214,7 +214,7 @@ def _inquiry(
     """Return what to inquire, from flags of which some exclude each other."""
     if service_id is not None:
         if service_type is not None or properties is not None:
-            raise click.UsageError("--service_id goes without --type and --properties")
+            raise click.UsageError("--service_id cannot be combined with --type or --properties")
         return service_id
     if service_type is None:
         raise click.UsageError("give --service_id, or --type with or without --properties")

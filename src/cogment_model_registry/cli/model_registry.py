@@ -130,7 +130,7 @@ def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None
 def delete_model(flags: Flags, model_id: str, *, yes: bool) -> None:
     """Delete a MODEL with all its versions, including archived ones, after asking."""
     if not yes and not is_terminal(sys.stdin):
-        raise click.UsageError("there is no terminal to ask on whether to delete: give --yes")
+        raise click.UsageError("standard input is not a terminal, so nobody can confirm the deletion: give --yes")
     with flags.connected() as registry:
         if not yes:
             _ask_whether_to_delete(model_id, registry.list_versions(model_id))
@@ -259,7 +259,9 @@ def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bo
     """
     if output == "-":
         if is_terminal(sys.stdout):
-            raise click.UsageError("a version is not for a terminal: give --output, or redirect standard output")
+            raise click.UsageError(
+                "a version cannot be written to a terminal: give --output, or redirect standard output"
+            )
         if flags.as_json:
             raise click.UsageError("standard output cannot have both the version and JSON: give --output")
         _retrieve_to_standard_output(flags, model_id, number)
@@ -280,7 +282,7 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int) -> No
             try:
                 data = registry.retrieve(model_id, number, progress=progress)
             except MemoryError:
-                raise ModelRegistryError("the version does not fit memory: give --output") from None
+                raise ModelRegistryError("the version does not fit into memory: give --output") from None
         with telling("writing standard output"), open_standard_output() as file:
             file.write(data)
 

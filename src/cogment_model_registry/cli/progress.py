@@ -43,6 +43,8 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
         return
     with _bar(description, total_bytes) as bar:
         yield lambda size_bytes: _move(bar, int(bar.n) + size_bytes)
+        bar.refresh()  # what came since the last redraw, before the bar goes away
+        bar.refresh()
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def telling(what: str) -> Iterator[None]:
         raise
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise TooLargeError(f"{what} failed: there is no room: {error.strerror}") from error
+            raise TooLargeError(f"{what} failed: not enough space: {error.strerror}") from error
         raise ModelRegistryError(f"{what} failed: {error.strerror or error}") from error
 
 
@@ -122,9 +122,9 @@ def check_free(path: str, *, force: bool) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISREG(status.st_mode):
-        raise click.UsageError(f"{shown(path)} is there, and is no regular file")
+        raise click.UsageError(f"{shown(path)} exists and is not a regular file")
     if not force:
-        raise click.UsageError(f"{shown(path)} is there: give --force to replace it")
+        raise click.UsageError(f"{shown(path)} exists: give --force to replace it")
 
 
 def _check_open(stream: IO[str] | None) -> None:
@@ -154,7 +154,7 @@ def open_standard_input() -> Iterator[BinaryIO]:
         OSError: It was closed.
     """
     if is_terminal(sys.stdin):
-        raise click.UsageError("a version does not come from a terminal: name a file, or redirect standard input")
+        raise click.UsageError("a version cannot be read from a terminal: name a file, or redirect standard input")
     _check_open(sys.stdin)
     with open(_STANDARD_INPUT, "rb", buffering=0, closefd=False) as source:
         yield source

@@ -32,14 +32,14 @@ def checked_text(name: str, text: object) -> str:
     """Return a text.
 
     Raises:
-        InvalidError: It is none, or has halves of characters, which cannot be sent.
+        InvalidError: It is none, or has unpaired surrogates, which cannot be sent.
     """
     if not isinstance(text, str):
-        raise InvalidError(f"{name} is {text!r}; it must be a text")
+        raise InvalidError(f"{name} is {text!r}; it must be a string")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidError(f"{name} is {text!r}, which has characters that are none") from None
+        raise InvalidError(f"{name} is {text!r}; it must not have unpaired surrogates (lone surrogates)") from None
     return text
 
 
@@ -52,12 +52,12 @@ def checked_user_data(user_data: Mapping[str, str] | None) -> dict[str, str]:
     """Return `user_data` as it can be sent.
 
     Raises:
-        InvalidError: It is no mapping of texts to texts.
+        InvalidError: It is no mapping of strings to strings.
     """
     try:
         checked = dict(user_data or {})
     except (TypeError, ValueError):
-        raise InvalidError(f"user_data is {user_data!r}; it must be a mapping of texts to texts") from None
+        raise InvalidError(f"user_data is {user_data!r}; it must be a mapping of strings to strings") from None
     for key, value in checked.items():
         checked_text(f"the key {key!r} of user_data", key)
         checked_text(f"user_data[{key!r}]", value)
@@ -99,10 +99,10 @@ def asked_for(model: str | VersionInfo, version: SupportsIndex | VersionInfo) ->
     if isinstance(version, VersionInfo):
         model_id = model.model_id if isinstance(model, VersionInfo) else checked_id(model)
         if model_id != version.model_id:
-            raise InvalidError(f"the version is one of model {quoted(version.model_id)}, not of {quoted(model_id)}")
+            raise InvalidError(f"the version belongs to model {quoted(version.model_id)}, not to {quoted(model_id)}")
         model = version
     elif not isinstance(model, VersionInfo):
         return checked_id(model), checked_number(model, version), None
     elif checked_number(model.model_id, version) not in (LATEST, model.number):
-        raise InvalidError(f"version {model.number} is asked for, and also version {version}; one of them is enough")
+        raise InvalidError(f"both version {model.number} and version {version} are asked for; give one of them")
     return model.model_id, model.number, model

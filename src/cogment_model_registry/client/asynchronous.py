@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST
-from cogment_model_registry.client.backends import AsyncioBackend
+from cogment_model_registry.client.asyncio_backend import AsyncioBackend
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
 from cogment_model_registry.client.core import RETRY_SECONDS, open_core
 from cogment_model_registry.client.progress import Progress, Wish

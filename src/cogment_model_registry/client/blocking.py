@@ -3,12 +3,11 @@
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST
-from cogment_model_registry.client.backends import BlockingBackend, Interruptible, run
+from cogment_model_registry.client.blocking_backend import BlockingBackend, run, run_interruptibly
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
 from cogment_model_registry.client.core import RETRY_SECONDS, Core, open_core
 from cogment_model_registry.client.progress import Wish
@@ -28,7 +27,7 @@ class ModelRegistry:
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
     Any thread may use it, and several at once. To be closed, best by ``with``. A process that was forked needs one of
-    its own, as gRPC demands.
+    its own; in there, calls of this one raise `ClosedError`.
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
     `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names;
@@ -69,7 +68,6 @@ class ModelRegistry:
         cache_max_bytes: int = DEFAULT_MAX_BYTES,
         progress: Wish = None,
     ) -> None:
-        self._interruptible = Interruptible()
         self._backend = BlockingBackend()
         self._core = open_core(
             self._backend,
@@ -98,19 +96,19 @@ class ModelRegistry:
             self._backend.stop(ClosedError())
             await self._core.aclose()
 
-        with suppress(ClosedError):  # by an earlier call
+        if self._core.calls.connection.is_usable():
             self._run_here(close, lambda: self._backend.stop(ClosedError()))
-        self._interruptible.close()
 
     def _run(self, work: Callable[[Core], Awaitable[_T]]) -> _T:
-        """Return the result of a call, which the main thread lets another one make; see `Interruptible`."""
+        """Return the result of a call, which the main thread lets another one make; see `run_interruptibly`."""
+        self._core.calls.connection.check_open()
         if not _is_main_thread():
             return run(work(self._core))
         backend = BlockingBackend(within=self._backend)
-        return self._interruptible.run(lambda: work(self._core.on(backend)), backend.stop)
+        return run_interruptibly(lambda: work(self._core.on(backend)), backend.stop)
 
     def _run_here(self, work: Callable[[], Awaitable[_T]], stop: Callable[[], None]) -> _T:
-        return self._interruptible.run(work, stop) if _is_main_thread() else run(work())
+        return run_interruptibly(work, stop) if _is_main_thread() else run(work())
 
     def create_model(
         self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
@@ -275,7 +273,7 @@ class ModelRegistry:
         Raises:
             NotFoundError: There is no such model or version, or it was evicted.
             DataLossError: What came is not what was published.
-            OSError: The file cannot be written, or what is there is no regular file.
+            OSError: The file cannot be written, or what is there is not a regular file.
         """
         return self._run(lambda core: core.download(model, path, version, timeout, progress))
 
@@ -305,13 +303,15 @@ class ModelRegistry:
         self, versions: AsyncGenerator[VersionInfo, None], backend: BlockingBackend
     ) -> Generator[VersionInfo, None, None]:
         try:
-            while (version := self._run_here(lambda: anext(versions, None), backend.stop)) is not None:
+            while True:
+                self._core.calls.connection.check_open()
+                version = self._run_here(lambda: anext(versions, None), backend.stop)
+                if version is None:
+                    return
                 yield version
         finally:
-            try:
+            if self._core.calls.connection.is_usable():
                 self._run_here(versions.aclose, backend.stop)
-            except ClosedError:
-                run(versions.aclose())  # there is no other thread any more, nor anything to wait for
 
     @overload
     def track(self, model_id: str) -> Latest[bytes]: ...

@@ -68,11 +68,11 @@ class Cache:
                         file.write(block)
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
-                _log.warning("the cache cannot be read: %s", error)
+                _log.warning("reading the cache failed: %s", error)
             _empty(file)
             return False
         if payload_hash.digest_text() != info.data_hash:
-            _log.warning("the cache had damaged bytes of version %d of %r", info.number, info.model_id)
+            _log.warning("damaged bytes of version %d of %r found in the cache", info.number, info.model_id)
             _empty(file)
             with contextlib.suppress(OSError):  # it may be another one's directory
                 path.unlink(missing_ok=True)
@@ -103,7 +103,7 @@ class Cache:
                 temporary.unlink(missing_ok=True)
             self._shrink()
         except OSError as error:
-            _log.warning("the cache cannot be written: %s", error)
+            _log.warning("writing the cache failed: %s", error)
 
     def _path(self, info: VersionInfo) -> Path | None:
         """Return where the bytes of a version are; None for one whose hash is none."""

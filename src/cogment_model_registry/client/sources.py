@@ -13,7 +13,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias, cast
 from weakref import WeakValueDictionary
 
-from cogment_model_registry.client.threads import Job, Threads
+from cogment_model_registry.client.threads import start_thread
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
 
@@ -104,7 +104,9 @@ class _File(Source):
         while left_bytes := self.size_bytes - done_bytes:
             block = _read_at(self._file.fileno(), min(size_bytes, left_bytes), self._start + done_bytes)
             if not block:
-                message = f"the file was cut while it was read: {left_bytes} of {self.size_bytes} bytes are missing"
+                message = (
+                    f"the file was truncated while it was read: {left_bytes} of {self.size_bytes} bytes are missing"
+                )
                 raise InvalidError(message)
             done_bytes += len(block)
             yield block
@@ -138,14 +140,13 @@ class Preparation:
 
     Args:
         data: What it is.
-        threads: Of which one reads and hashes it.
 
     Attributes:
         prepared: The result, some day. It raises `InvalidError` for what has no bytes, and `OSError` for a file that
             cannot be read.
     """
 
-    def __init__(self, data: Data, threads: Threads) -> None:
+    def __init__(self, data: Data) -> None:
         self._data = data
         self._is_given_up = threading.Event()
         self.prepared: Future[Prepared] = Future()
@@ -154,7 +155,7 @@ class Preparation:
         if memory is not None and memory.size_bytes <= INLINE_HASH_MAX_BYTES:
             self.prepared.set_result(self._hashed(memory))
         else:
-            threads.begin(Job(lambda: self._prepare(memory)))
+            start_thread(lambda: self._prepare(memory))
 
     def give_up(self, error: Exception) -> None:
         """Read no further; whoever waits for the result gets the error instead, unless it is there."""
@@ -230,7 +231,7 @@ class Preparation:
                         wait(raw.fileno())
                     block = read(_BLOCK_BYTES)
                     if block is None:
-                        message = "the file has nothing to read for the moment, and does not wait; let it block"
+                        message = "the file is in non-blocking mode and has no data now; make it blocking"
                         raise InvalidError(message)
                     if not block:
                         break

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cogment_model_registry.client import watching
 from cogment_model_registry.client.arguments import LATEST, checked_id, checked_seconds, checked_whole
-from cogment_model_registry.client.backends import BlockingBackend, StoppedError, run
-from cogment_model_registry.client.calls import Backoff, Deadline
+from cogment_model_registry.client.blocking_backend import BlockingBackend, StoppedError, run
 from cogment_model_registry.client.core import Core
+from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart
 from cogment_model_registry.errors import (
     ClosedError,
@@ -107,7 +107,9 @@ class _Tracked(ABC, Generic[_T]):
         return None
 
     def _timed_out(self, newer_than: int, timeout: float | None) -> TimedOutError:
-        message = f"no version of model {quoted(self.model_id)} after {newer_than} came within {timeout or 0:g} seconds"
+        message = (
+            f"model {quoted(self.model_id)} got no version newer than {newer_than} within {timeout or 0:g} seconds"
+        )
         return TimedOutError(f"{message}: {self.error}" if self.error else message, model_id=self.model_id)
 
     async def _follow(self) -> None:
@@ -239,7 +241,8 @@ class Latest(_Tracked[_T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        do_apart(self._stop)
+        if self._core.calls.connection.is_usable():
+            do_apart(self._stop)
 
     def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
         """Wait until there is a version with a higher number, and return it; its value is then `value`.
@@ -260,6 +263,7 @@ class Latest(_Tracked[_T]):
         self._waiting.append(news)
         try:
             while (version := self._newer_than(number)) is None:
+                self._core.calls.connection.check_open()
                 left_seconds = deadline.left_seconds() if deadline else SIGNAL_SECONDS
                 if not left_seconds:
                     raise self._timed_out(number, seconds)

@@ -7,7 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cogment_model_registry.client.calls import Backoff, Calls, Deadline, Subject, method_path, translated
+from cogment_model_registry.client.calls import Calls, method_path
+from cogment_model_registry.client.connection import Subject, translated
+from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TimedOutError, UnavailableError, quoted
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import convert, messages
@@ -76,9 +78,9 @@ class Known:
         if info.number < self._archived_number:
             proof = f"version {self._archived_number}, which was archived, is gone"
         elif self._data_hash and info.number == self.number and info.data_hash != self._data_hash:
-            proof = f"version {info.number} is another one"
+            proof = f"version {info.number} has other bytes"
         if proof:
-            message = f"model {quoted(info.model_id)} is not the one that was watched: {proof}"
+            message = f"model {quoted(info.model_id)} was deleted and created again: {proof}"
             raise NotFoundError(message, model_id=info.model_id)
         return info.number > self.number
 
@@ -163,7 +165,8 @@ async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerat
             if deadline.left_seconds() > 1:
                 raise  # the server's own doing
         finally:
-            replies.cancel()
+            if calls.connection.is_usable():
+                replies.cancel()
 
 
 async def _check(calls: Calls, model_id: str, subject: Subject) -> None:

@@ -63,7 +63,7 @@ class DirectoryClient:
             data = await self._exchange("Register", request.SerializeToString(), timeout_seconds)
             reply = wire.RegisterReply.FromString(data)
         if not wire.is_ok(reply):
-            raise InvalidError(f"the Directory refused: {reply.error_msg or 'it does not say why'}")
+            raise InvalidError(f"the Directory refused: {reply.error_msg or 'it gave no reason'}")
         return reply.service_id, reply.secret
 
     async def deregister(self, service_id: int, secret: str, *, timeout_seconds: float = _TIMEOUT_SECONDS) -> None:
@@ -77,7 +77,7 @@ class DirectoryClient:
             data = await self._exchange("Deregister", request.SerializeToString(), timeout_seconds)
             reply = wire.DeregisterReply.FromString(data)
         if not wire.is_ok(reply):
-            raise InvalidError(f"the Directory refused: {reply.error_msg or 'it does not say why'}")
+            raise InvalidError(f"the Directory refused: {reply.error_msg or 'it gave no reason'}")
 
     async def inquire(self, inquiry: Details | int, *, timeout_seconds: float = _TIMEOUT_SECONDS) -> list[Service]:
         """Return the services that an inquiry by details, or by id, finds; most recently registered first."""
@@ -113,7 +113,7 @@ async def _translated() -> AsyncIterator[None]:
     try:
         yield
     except DecodeError as error:
-        raise UnavailableError("the Directory's answer makes no sense") from error
+        raise UnavailableError("the Directory sent a malformed reply") from error
     except grpc.aio.AioRpcError as error:
         raise convert.error_type_of(error.code())(
             f"the Directory answered {error.code().name}: {error.details()}"

@@ -101,7 +101,8 @@ class Roster:
         except FileNotFoundError:
             entries = []
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StartError(f"persistence file {self._file} cannot be read: {error}") from error
+            advice = "repair it, or move it away to start without services"
+            raise StartError(f"persistence file {self._file} cannot be read: {error}; {advice}") from error
         try:
             self._replace({entry.service.service_id: entry for entry in entries})
         except UnavailableError as error:
@@ -135,7 +136,7 @@ class Roster:
         entry = self._entries.get(service_id)
         # One answer for all, so that ids and secrets cannot be found out one after the other.
         if entry is None or not _same(entry.secret, secret) or not _same(entry.token, token):
-            raise InvalidError(f"there is no service {service_id} with this secret and token")
+            raise InvalidError(f"service {service_id} with this secret and token does not exist")
         self.remove(entry)
 
     def remove(self, entry: Entry) -> None:
@@ -199,7 +200,7 @@ class Roster:
                 replacement.open().write(text.encode())
                 replacement.commit()
         except OSError as error:
-            raise UnavailableError(f"the Directory cannot keep its services: {error.strerror}") from error
+            raise UnavailableError(f"the Directory cannot write its persistence file: {error.strerror}") from error
 
 
 def _is_duplicate(entry: Entry, details: Details, token: str) -> bool:
@@ -230,12 +231,12 @@ def _entry_to_json(entry: Entry) -> dict[str, object]:
 def _entry_from_json(fields: dict[str, object]) -> Entry:
     properties = fields["properties"]
     if not isinstance(properties, dict):
-        raise TypeError("properties are no mapping")
+        raise TypeError("the properties must be a mapping")
     endpoint = Endpoint(Protocol(fields["protocol"]), str(fields["host"]), int(str(fields["port"])))
     service_id = int(str(fields["service_id"]))
     least_port = 0 if endpoint.protocol is Protocol.COGMENT else 1
     if not endpoint.host or not least_port <= endpoint.port <= 65535 or not 1 <= service_id < 2**64:
-        raise ValueError("an endpoint or an id is none")
+        raise ValueError("the endpoint or the id is not valid")
     service = Service(
         service_id,
         endpoint,

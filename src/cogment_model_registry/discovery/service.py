@@ -180,7 +180,7 @@ class DirectoryService:
             try:
                 await self._check_once(entry)
             except ModelRegistryError as error:
-                _log.error("a service that does not answer could not be removed", reason=error.message)
+                _log.error("removal of a service that does not answer failed", reason=error.message)
             if entry.healthy != was_healthy:
                 await self._tell_change()
             await asyncio.sleep(self._settings.check_seconds)

@@ -87,7 +87,7 @@ def _array_of(tensor: versions.Tensor) -> Array:
 
 def _scalar(kind: type, array: Array) -> object:
     if array.shape or array.dtype.kind not in "biuf":
-        raise InvalidError("the structure of the tree says of an array that it is a scalar")
+        raise InvalidError("the structure of the tree describes an array as a scalar")
     return kind(array)
 
 
@@ -98,7 +98,7 @@ def _dtype_named(name: str) -> np.dtype[Any]:
     try:
         import ml_dtypes  # noqa: PLC0415 # few need it
     except ImportError:
-        message = f"the elements are of type {name}, which NumPy has only where the package ml_dtypes is installed"
+        message = f"the elements are of type {name}, which NumPy supports only with: pip install ml_dtypes"
         raise InvalidError(message) from None
     dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
     return dtype

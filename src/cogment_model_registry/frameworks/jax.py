@@ -63,7 +63,9 @@ def encode(
     structure, leaves = trees.take_apart(trees.select_part(tree, prefix, _expand), _expand)
     for name, leaf in leaves.items():
         if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise InvalidError(f"{quoted(name)} has elements of type {leaf.dtype}; of a key, take jax.random.key_data")
+            raise InvalidError(
+                f"{quoted(name)} has elements of type {leaf.dtype}; convert a key with jax.random.key_data"
+            )
     return arrays.encode(structure, jax.device_get(leaves), dtype=dtype, framework="jax", user_data=user_data)
 
 
@@ -127,7 +129,7 @@ def decode(
     names = [trees.dotted(map(_key_of, path)) for path, _ in paths]
     wanted = dict(zip(names, (leaf for _, leaf in paths), strict=True))
     if len(wanted) < len(names):
-        raise InvalidError("two leaves of the tree to be alike have the same name")
+        raise InvalidError("two leaves of `like` have the same name")
     common = trees.check_fit(
         {name: np.shape(leaf) for name, leaf in stored.items()},
         {name: tuple(getattr(leaf, "shape", ())) for name, leaf in wanted.items()},

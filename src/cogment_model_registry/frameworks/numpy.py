@@ -105,7 +105,7 @@ def _copy(tree: object, into: object, *, strict: bool) -> None:
     wanted = trees.name_leaves(into, trees.expand_named_tuple)
     for name, target in wanted.items():
         if not isinstance(target, np.ndarray) or not target.flags.writeable:
-            raise InvalidError(f"{quoted(name)} cannot be copied into: it is no array that may be written to")
+            raise InvalidError(f"{quoted(name)} cannot be copied into: it is not a writable array")
     stored = {name: np.asarray(leaf) for name, leaf in stored.items()}
     common = trees.check_fit(
         {name: array.shape for name, array in stored.items()},

@@ -92,7 +92,9 @@ def _check_tensor(name: object, tensor: object) -> None:
     """Refuse what is no tensor that the format can have."""
     what = quoted(str(name))
     if str(name).rpartition(".")[2] == _EXTRA_STATE:
-        raise InvalidError(f"{what} is extra state of a module, which is no parameter; leave it out of the state dict")
+        raise InvalidError(
+            f"{what} is extra state of a module, which is not a parameter; leave it out of the state dict"
+        )
     if not isinstance(tensor, torch.Tensor):
         raise InvalidError(f"{what} is of type {type(tensor).__name__}; it must be a tensor")
     if torch.nn.parameter.is_lazy(tensor):
@@ -100,7 +102,7 @@ def _check_tensor(name: object, tensor: object) -> None:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
         raise InvalidError(f"{what} must be a dense tensor with values, neither sparse, quantised nor of device meta")
     if _dtype_name(tensor.dtype) not in versions.DTYPES.values():
-        raise InvalidError(f"{what} has elements of type {tensor.dtype}, which the format does not have")
+        raise InvalidError(f"{what} has elements of type {tensor.dtype}, which safetensors does not support")
 
 
 def _dtype_name(dtype: torch.dtype) -> str:

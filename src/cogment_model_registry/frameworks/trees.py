@@ -130,7 +130,7 @@ def _checked_key(key: object, path: tuple[Key, ...]) -> Key:
     if isinstance(key, str) or (isinstance(key, int) and not isinstance(key, bool)):
         return key
     message = f"a key of {quoted(dotted(path)) if path else 'the tree'} is of type {type(key).__name__}"
-    raise InvalidError(f"{message}; it must be a text or an int")
+    raise InvalidError(f"{message}; it must be a string or an int")
 
 
 def dotted(path: Iterable[object]) -> str:
@@ -166,14 +166,14 @@ def _put_together(structure: object, make_leaf: Callable[[str, str], object], de
             return tuple(_put_together(child, make_leaf, depth + 1) for child in children)
         case ["dict", [*items]]:
             return dict(_item(item, make_leaf, depth + 1) for item in items)
-    raise InvalidError(f"the structure of the tree has {quoted(str(structure))}, which means nothing")
+    raise InvalidError(f"the structure of the tree has {quoted(str(structure))}, which is malformed")
 
 
 def _item(item: object, make_leaf: Callable[[str, str], object], depth: int) -> tuple[Key, object]:
     match item:
         case [str() | int() as key, child]:
             return key, _put_together(child, make_leaf, depth)
-    raise InvalidError(f"the structure of the tree has {quoted(str(item))}, which is no item of a dict")
+    raise InvalidError(f"the structure of the tree has {quoted(str(item))}, which is not an item of a dict")
 
 
 def map_leaves(tree: object, change: Callable[[Any], object]) -> Any:

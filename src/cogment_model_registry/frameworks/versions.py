@@ -159,7 +159,7 @@ def look_up(tensors: Mapping[str, Tensor], name: str) -> Tensor:
         InvalidError: There is none.
     """
     if name not in tensors:
-        raise InvalidError(f"the structure of the tree names the tensor {quoted(name)}, which is not there")
+        raise InvalidError(f"the structure of the tree names the tensor {quoted(name)}, which is missing")
     return tensors[name]
 
 

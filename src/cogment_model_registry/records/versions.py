@@ -166,7 +166,7 @@ def check_data_size(data_size_bytes: int, model_id: str) -> None:
         InvalidError: It is larger than `DATA_SIZE_MAX_BYTES`.
     """
     if data_size_bytes > DATA_SIZE_MAX_BYTES:
-        message = f"data_size {data_size_bytes} is impossible; at most {DATA_SIZE_MAX_BYTES} bytes can be stored"
+        message = f"data_size {data_size_bytes} is too large; at most {DATA_SIZE_MAX_BYTES} bytes can be stored"
         raise InvalidError(message, model_id=model_id)
 
 
@@ -198,4 +198,6 @@ def check_version_number(number: int, model_id: str) -> None:
         TooLargeError: The numbers of the model are used up.
     """
     if number > VERSION_NUMBER_MAX:
-        raise TooLargeError(f"model {quoted(model_id)} has used up its version numbers", model_id=model_id)
+        raise TooLargeError(
+            f"model {quoted(model_id)} has used up its version numbers; create another model", model_id=model_id
+        )

@@ -217,7 +217,7 @@ class MetricsServer:
         try:
             self._server, self._thread = start_http_server(port, host, metrics.registry)
         except OSError as error:
-            raise StartError(f"metrics_port {port} cannot be had: {error.strerror}") from error
+            raise StartError(f"metrics_port {port} is not available: {error.strerror}; choose another port") from error
         self.port = int(self._server.server_port)
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ def registration_endpoint(settings: Settings, port: int) -> tuple[Endpoint, str]
         return Endpoint(Protocol.GRPC, settings.directory_registration_host, port), "Self-Command_Line"
     host = settings.host if settings.host != ALL_INTERFACES else _own_address()
     if host is None:
-        message = "this machine has no IPv4 address but loopback ones: give directory_registration_host"
+        message = "this machine has only loopback IPv4 addresses: set directory_registration_host"
         raise StartError(message)
     return Endpoint(Protocol.GRPC, host, port), "Self-Implicit"
 
@@ -138,7 +138,7 @@ class Registration:
             try:
                 await client.deregister(service_id, secret, timeout_seconds=timeout_seconds)
             except ModelRegistryError as error:
-                _log.warning("could not deregister from the Directory", service_id=service_id, reason=error.message)
+                _log.warning("deregistration from the Directory failed", service_id=service_id, reason=error.message)
             else:
                 _log.info("deregistered from the Directory", service_id=service_id)
 
@@ -154,7 +154,7 @@ class Registration:
             self._in_vain += 1
             service_id, secret = self._held
             _log.warning(
-                "the Directory does not hand this server out: registering anew; can it reach the endpoint?",
+                "registering again: the Directory does not return this server; check that it can reach the endpoint",
                 service_id=service_id,
                 endpoint=str(self._endpoint),
             )
@@ -194,7 +194,7 @@ class Registration:
         elif error is not None and state is State.REFUSED:
             _log.error("registration refused; trying again", directory=where, reason=error.message)
         elif error is not None:
-            _log.warning("the Directory cannot be reached; trying again", directory=where, reason=error.message)
+            _log.warning("Directory unreachable; trying again", directory=where, reason=error.message)
 
     def _pause_seconds(self) -> float:
         """Return how long to wait before the next try: longer each time, and not the same for all servers."""

@@ -197,8 +197,8 @@ class Handlers:
             status = grpc.StatusCode.CANCELLED
             raise
         except Exception:
-            _log.exception("call failed for a reason of ours", call=call.method, **call.subject)
-            status, details = grpc.StatusCode.INTERNAL, "the server failed; its log tells why"
+            _log.exception("call failed unexpectedly", call=call.method, **call.subject)
+            status, details = grpc.StatusCode.INTERNAL, "the server failed; its log says why"
         finally:
             self._calls -= 1
             if not self._calls:

@@ -78,7 +78,7 @@ class _Servicer(health_pb2_grpc.HealthServicer):
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 # the method's name on the wire
         status = self._health.status(request.service)
         if status == _SERVICE_UNKNOWN:
-            await context.abort(grpc.StatusCode.NOT_FOUND, "there is no service of this name here")
+            await context.abort(grpc.StatusCode.NOT_FOUND, "this server has no service of this name")
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 # the method's name on the wire

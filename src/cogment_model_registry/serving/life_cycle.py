@@ -66,9 +66,9 @@ async def serve_until_signal(
 async def _refresh(work: Awaitable[None]) -> None:
     try:
         await work
-        _log.info("looked at the archive anew")
+        _log.info("rescanned the archive")
     except ModelRegistryError as error:
-        _log.error("could not look at the archive anew", reason=error.message)
+        _log.error("rescan of the archive failed", reason=error.message)
 
 
 def server_options(keepalive_seconds: float, keepalive_timeout_seconds: float) -> list[tuple[str, int]]:
@@ -109,7 +109,9 @@ def listen(server: grpc.aio.Server, host: str, port: int) -> int:
     try:
         return server.add_insecure_port(f"{name}:{port}")
     except RuntimeError:
-        raise StartError(f"port {port} on {host} cannot be had: it is in use, or not allowed") from None
+        raise StartError(
+            f"port {port} on {host} is not available: it is in use, or not allowed; choose another port"
+        ) from None
 
 
 def enable_reflection(server: grpc.aio.Server, service_names: list[str]) -> None:

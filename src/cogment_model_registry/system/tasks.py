@@ -157,7 +157,7 @@ class IdleWatch:
     def __init__(self, watches: "set[IdleWatch]") -> None:
         task = asyncio.current_task()
         if task is None:
-            raise RuntimeError("there is no task to watch")
+            raise RuntimeError("no task is running that could be watched")
         self._task = task
         self._watches = watches
         self._now = task.get_loop().time

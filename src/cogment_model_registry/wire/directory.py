@@ -105,7 +105,7 @@ def endpoint_from_message(message: directory_pb2.ServiceEndpoint) -> Endpoint:
     if not message.host:
         raise InvalidError("the endpoint has no host")
     if protocol is not Protocol.COGMENT and not 1 <= message.port <= 65535:
-        raise InvalidError(f"port {message.port} is none; it must be 1 to 65535")
+        raise InvalidError(f"port {message.port} is not valid; it must be from 1 to 65535")
     return Endpoint(protocol, message.host, message.port)
 
 

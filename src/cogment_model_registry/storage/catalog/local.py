@@ -342,7 +342,7 @@ class LocalCatalog(Catalog):
 
     def _mark_damaged(self, model: _Model, number: int, reason: str) -> None:
         if number not in model.damaged:
-            _log.error("version is damaged", model_id=model.model_id, number=number, reason=reason)
+            _log.error("damaged version found", model_id=model.model_id, number=number, reason=reason)
             model.damaged[number] = reason
         self._drop(model, number)
 

@@ -172,7 +172,7 @@ def _translating_errors(function: Callable[[], _T]) -> _T:
         raise
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise TooLargeError(f"the archive has no room: {error.strerror}") from error
+            raise TooLargeError(f"the archive has no space left: {error.strerror}") from error
         _log.error("operation on the archive failed", reason=error.strerror)
         raise UnavailableError(f"the archive failed: {error.strerror}") from error
 
@@ -336,7 +336,7 @@ class _FileReader(Reader):
         """Return the next block; check all of them before the last one is out of hand."""
         block = self._archive.directory.files.read(self._file, size_bytes)
         if len(block) < size_bytes:
-            raise self._damage("its data was cut while it was read")
+            raise self._damage("its data was truncated while it was read")
         if self._hash:
             self._hash.update([block])
         if is_last:
@@ -357,7 +357,7 @@ class _FileReader(Reader):
             if self._hash.digest_text() != self._info.data_hash:
                 raise self._damage("its bytes do not match their hash")
             if is_touched:  # they do now, but may not have when they were sent
-                raise UnavailableError("the data was touched while it was read: retrieve it again")
+                raise UnavailableError("the data file was modified while it was read; retrieve the version again")
             if self._fingerprint.is_settled:
                 self._archive.note_checked(self._info, self._fingerprint)
 

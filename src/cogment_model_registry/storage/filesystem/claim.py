@@ -62,7 +62,7 @@ def find_holder(files: Files, root: int) -> Holder | None:
     """Return who has an archive, without changing anything; None when nobody has.
 
     Raises:
-        OSError: The lock is no regular file, or cannot be read.
+        OSError: The lock is not a regular file, or cannot be read.
     """
     try:
         lock = files.open_to_read(root, layout.LOCK_NAME)

@@ -191,14 +191,14 @@ class ArchiveDirectory:
             check_model_id(model_id, self._model_id_max_bytes)
             return self._scan_model(model_id)
         except InvalidError:
-            _log.debug("directory is no model: its name is not a model id", directory=quoted(model_id))
+            _log.debug("directory ignored: its name is not a model id", directory=quoted(model_id))
         except FileNotFoundError:
             pass
         except OSError as error:
             if cause_of(error) is not Cause.FILE:
                 raise
             level = logging.DEBUG if model_id == layout.LOST_AND_FOUND else logging.ERROR
-            _log.log(level, "model cannot be read", model_id=model_id, reason=error.strerror)
+            _log.log(level, "model left out: its directory cannot be read", model_id=model_id, reason=error.strerror)
         return None
 
     def _scan_model(self, model_id: str) -> FolderContents | None:
@@ -238,7 +238,7 @@ class ArchiveDirectory:
             reason = "it is missing"
         except (layout.BadMetadata, OSError) as error:
             reason = _damage(error)
-        _log.error("metadata of model is damaged: its user_data is lost", model_id=model_id, reason=reason)
+        _log.error("model loaded without user_data: its metadata is damaged", model_id=model_id, reason=reason)
         return ModelInfo(model_id)
 
     def _read_high_water_mark(self, directory: int, model_id: str) -> int:
@@ -249,7 +249,7 @@ class ArchiveDirectory:
         except (layout.BadMetadata, OSError) as error:
             reason = _damage(error)
             _log.error(
-                "high-water mark of model is damaged: numbers of lost transient versions may be given again",
+                "model loaded without its damaged high-water mark: numbers of lost transient versions may be reused",
                 model_id=model_id,
                 reason=reason,
             )
@@ -281,7 +281,7 @@ class ArchiveDirectory:
         except FileNotFoundError:
             return "its data is missing"
         if not stat.S_ISREG(status.st_mode):
-            return "its data is no regular file"
+            return "its data is not a regular file"
         if status.st_size != info.data_size_bytes:
             return f"its data has {status.st_size} bytes instead of {info.data_size_bytes}"
         return ""
@@ -363,7 +363,7 @@ class ArchiveDirectory:
                 return
         if not isinstance(errors[-1], FileNotFoundError):
             self._left_models.append(doomed)
-            _log.warning("part of a deleted model could not be removed yet", reason=errors[-1].strerror)
+            _log.warning("removal of part of a deleted model postponed", reason=errors[-1].strerror)
 
     def write_high_water_mark(self, model_id: str, number: int) -> None:
         """Persist the number up to which none may be given again."""
@@ -400,7 +400,9 @@ class ArchiveDirectory:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self.files.status_of(directory, name)
-                raise UnavailableError("the archive has this version already, from outside: have it looked at anew")
+                raise UnavailableError(
+                    "the archive already has files of this version, from outside: have the server rescan it"
+                )
 
     def _write_durably(self, directory: int, name: str, text: bytes) -> None:
         """Write a file whole or not at all: temporary, synced, renamed, its directory synced."""
@@ -449,7 +451,7 @@ class ArchiveDirectory:
             sync(descriptor)
         except OSError as error:
             self.failure = f"a sync failed: {error.strerror}"
-            _log.error("archive takes no more writes until a restart", reason=self.failure)
+            _log.error("archive stopped taking writes until a restart", reason=self.failure)
             raise
         self._observe_sync(kind, time.perf_counter() - started)
 
@@ -531,11 +533,11 @@ def _damage_by_names(found: ModelFiles) -> Iterator[tuple[int, str]]:
     """Yield what is wrong with versions, as far as the kinds of their files tell."""
     for number, is_file in found.metadata.items():
         if not is_file:
-            yield number, "its metadata is no regular file"
+            yield number, "its metadata is not a regular file"
         elif number not in found.data:
             yield number, "its data is missing"
         elif not found.data[number]:
-            yield number, "its data is no regular file"
+            yield number, "its data is not a regular file"
 
 
 def _damage(error: layout.BadMetadata | OSError) -> str:
@@ -545,7 +547,7 @@ def _damage(error: layout.BadMetadata | OSError) -> str:
         OSError: Nothing that is known: the file is unavailable.
     """
     if isinstance(error, NotRegularError):
-        return "it is no regular file"
+        return "it is not a regular file"
     if isinstance(error, OSError):
         if cause_of(error) is not Cause.FILE:
             raise error

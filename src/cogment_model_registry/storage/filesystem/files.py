@@ -136,11 +136,11 @@ class Files:
             file = os.open(name, _READ_FLAGS, dir_fd=directory)
         except OSError as error:
             if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
-                raise NotRegularError(f"{name} is no regular file") from error
+                raise NotRegularError(f"{name} is not a regular file") from error
             raise
         if not stat.S_ISREG(os.fstat(file).st_mode):
             os.close(file)
-            raise NotRegularError(f"{name} is no regular file")
+            raise NotRegularError(f"{name} is not a regular file")
         return file
 
     def create(self, directory: int, name: str) -> int:

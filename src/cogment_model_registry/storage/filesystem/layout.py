@@ -315,7 +315,7 @@ def _events(text: bytes) -> Iterator[yaml.Event]:
         if isinstance(event, yaml.MappingStartEvent):
             yield from events
         elif not isinstance(event, yaml.StreamStartEvent | yaml.DocumentStartEvent):
-            raise BadMetadata("its metadata is empty or no mapping")
+            raise BadMetadata("its metadata is empty or not a mapping")
 
 
 def _items(events: Iterator[yaml.Event]) -> Iterator[tuple[str, yaml.Event]]:
@@ -328,7 +328,7 @@ def _items(events: Iterator[yaml.Event]) -> Iterator[tuple[str, yaml.Event]]:
 
 def _text(event: yaml.Event) -> str:
     if not isinstance(event, yaml.ScalarEvent):
-        raise BadMetadata("its metadata has a list, an alias or a mapping where a text must be")
+        raise BadMetadata("its metadata has a list, an alias or a mapping where a text is expected")
     value = str(event.value)
     value.encode()  # a lone surrogate, which no message can carry, is a UnicodeError
     return value

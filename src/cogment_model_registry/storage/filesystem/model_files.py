@@ -214,7 +214,7 @@ def data_blocks(files: Files, file: int, info: VersionInfo) -> Iterator[bytes]:
         with _told(name, Kind.DATA_NOT_A_FILE, Kind.DATA_NOT_A_FILE):
             block = files.read(file, min(BLOCK_BYTES, missing_bytes))
         if not block:
-            raise Damage(Kind.DATA_WRONG_SIZE, name, "it was cut while it was read")
+            raise Damage(Kind.DATA_WRONG_SIZE, name, "it was truncated while it was read")
         payload_hash.update([block])
         missing_bytes -= len(block)
         yield block
@@ -243,7 +243,7 @@ def _told(name: str, damaged: Kind, not_a_file: Kind) -> Iterator[None]:
     except FileNotFoundError:
         raise
     except NotRegularError:
-        raise Damage(not_a_file, name, "it is no regular file") from None
+        raise Damage(not_a_file, name, "it is not a regular file") from None
     except layout.BadMetadata as error:
         raise Damage(damaged, name, str(error)) from None
     except OSError as error:

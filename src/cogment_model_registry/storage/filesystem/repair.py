@@ -51,7 +51,7 @@ def repair(archive: ArchiveDirectory, root: int, findings: Sequence[Finding]) ->
     for finding in findings:
         if finding.kind is Kind.DOOMED_DIRECTORY:
             problem = _problem(partial(_remove_doomed, archive, root, finding.file))
-            yield _outcome(finding, problem, "removed with all that it had")
+            yield _outcome(finding, problem, "removed with all its files")
     in_models = [finding for finding in findings if "/" in finding.file]
     for model_id, found in groupby(in_models, key=lambda finding: finding.model_id):
         directory = archive.files.open_directory(root, model_id)
@@ -82,14 +82,14 @@ class _ModelRepair:
         by_kind = {kind: [finding for finding in findings if finding.kind is kind] for kind in Kind}
         for finding in by_kind[Kind.MODEL_METADATA_MISSING]:
             problem = _problem(partial(self._archive.write_model, ModelInfo(self._model_id)))
-            yield _outcome(finding, problem, "written anew, without user_data")
+            yield _outcome(finding, problem, "rebuilt, without user_data")
         contents = model_files.list_model(self._files, self._directory, self._model_id)
         orphans = by_kind[Kind.DATA_WITHOUT_METADATA]
         marks = [finding for finding in findings if finding.kind in _MARKS]
         if marks or orphans:
             problem = _problem(partial(self._raise_high_water_mark, contents.last_number))
             for finding in marks:
-                yield _outcome(finding, problem, f"written anew: {contents.last_number}")
+                yield _outcome(finding, problem, f"rebuilt: {contents.last_number}")
             for finding in orphans:
                 kept = problem or _reason_to_keep(finding, contents)
                 yield Outcome(finding, is_repaired=False, message=f"kept: {kept}") if kept else self._remove(finding)
@@ -121,7 +121,7 @@ def _reason_to_keep(orphan: Finding, contents: ModelFiles) -> str:
     """Return why data without metadata is not to be removed: someone may have put its metadata beside it."""
     stem = f"{orphan.model_id}-v{orphan.number:06d}"
     beside = sorted(name for name in contents.foreign if stem in name)
-    return f"{quoted(beside[0])} lies beside it" if beside else ""
+    return f"{quoted(beside[0])} is next to it" if beside else ""
 
 
 def _outcome(finding: Finding, problem: str, done: str) -> Outcome:

@@ -133,9 +133,9 @@ class _Verification:
         elif layout.is_temporary(entry.name) and entry.is_directory:
             self._add(Kind.DOOMED_DIRECTORY, entry.name, "what is left of a model that was deleted or imported")
         elif not entry.is_directory:
-            self._add(Kind.FOREIGN_ENTRY, entry.name, "it is no part of an archive")
+            self._add(Kind.FOREIGN_ENTRY, entry.name, "it is not part of an archive")
         elif not _is_model_id(entry.name):
-            self._add(Kind.NOT_A_MODEL, entry.name, "its name is no model id")
+            self._add(Kind.NOT_A_MODEL, entry.name, "its name is not a model id")
         else:
             self._check_directory(entry.name)
 
@@ -145,7 +145,7 @@ class _Verification:
         except FileNotFoundError:
             pass
         except NotRegularError:
-            self._add(Kind.LOCK_NOT_A_FILE, layout.LOCK_NAME, "it is no regular file: no server can start")
+            self._add(Kind.LOCK_NOT_A_FILE, layout.LOCK_NAME, "it is not a regular file: no server can start")
         except OSError as error:
             fault = model_files.unreadable(layout.LOCK_NAME, error)
             self._add(fault.kind, fault.name, fault.message)
@@ -158,7 +158,7 @@ class _Verification:
             return
         except OSError as error:
             if model_id == layout.LOST_AND_FOUND:
-                self._add(Kind.NOT_A_MODEL, model_id, "it is the file system's")
+                self._add(Kind.NOT_A_MODEL, model_id, "it belongs to the file system")
                 return
             fault = model_files.unreadable(model_id, error)
             self._add(fault.kind, fault.name, fault.message, model_id)
@@ -208,7 +208,7 @@ class _ModelCheck:
         for name in found.temporary:
             self._add(Kind.TEMPORARY_FILE, name, "what is left of a file that was being written")
         for name in found.foreign:
-            self._add(Kind.FOREIGN_ENTRY, name, "it is no part of a model")
+            self._add(Kind.FOREIGN_ENTRY, name, "it is not part of a model")
         for number, is_file in sorted(found.data.items()):
             if number not in found.metadata:
                 self._add_orphan(number, is_file=is_file)
@@ -233,16 +233,16 @@ class _ModelCheck:
             self._add_fault(fault)
             return
         if mark < found.last_number:
-            message = f"it is {mark}, below the highest number {found.last_number}, which counts"
+            message = f"it is {mark}, below the highest number {found.last_number}, which is used instead"
             self._add(Kind.HIGH_WATER_MARK_LOW, layout.HIGH_WATER_MARK_NAME, message)
 
     def _add_orphan(self, number: int, *, is_file: bool) -> None:
         name = layout.data_file_name(self._model_id, number)
         if is_file:
-            self._add(Kind.DATA_WITHOUT_METADATA, name, "it has no metadata and is no version", number)
+            self._add(Kind.DATA_WITHOUT_METADATA, name, "it has no metadata, so it is not a version", number)
         else:
             # No store leaves that.
-            self._add(Kind.FOREIGN_ENTRY, name, "it is named as data, and is no regular file", number)
+            self._add(Kind.FOREIGN_ENTRY, name, "it has the name of data, and is not a regular file", number)
 
     def _check_version(self, number: int) -> None:
         try:

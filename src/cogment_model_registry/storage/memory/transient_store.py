@@ -144,7 +144,9 @@ class MemoryTransientStore(TransientStore):
         """Move `size_bytes` promised bytes to those held for an upload's `blob`; add what is evicted to a list."""
         while self._held_bytes + size_bytes > self._max_bytes:
             if not self._evict_one("bytes", evicted, pinned_too=False):
-                message = f"no room for {size_bytes} bytes: what the memory budget has is being read or uploaded"
+                message = (
+                    f"no space for {size_bytes} bytes: all memory of the budget is being read or uploaded; try later"
+                )
                 raise TooLargeError(message, model_id=model_id)
         self._promised_bytes -= size_bytes
         self._uploaded_bytes += size_bytes
