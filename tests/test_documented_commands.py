@@ -462,6 +462,18 @@ async def test_documented_command_line_serves_an_archive_of_its_own(tmp_path: Pa
         assert (tmp_path / "models" / "stored" / "stored-v000001.data").read_bytes() == bytes(10)
 
 
+async def test_commands_of_the_page_on_replacing_cogment_serve_its_archive(tmp_path: Path) -> None:
+    port = free_port()
+    page = pages.text_of("docs/coming_from_cogment.md")
+    verify, serve = re.findall(r"^ *```sh\n *(.*?)\n *```$", page, re.MULTILINE)
+    (tmp_path / "models" / "m").mkdir(parents=True)
+    (tmp_path / "models" / "m" / "m.yaml").write_text("model_id: m\nuser_data: {}\n")
+    result = shell(f"cd {tmp_path} && {verify}", port)
+    assert (result.returncode, result.stderr) == (0, "")
+    async with started(serve.replace("9000", str(port)), port, tmp_path) as client:
+        assert [model.model_id for model in (await client.models()).model_infos] == ["m"]
+
+
 async def test_defaults_are_those_documented(tmp_path: Path) -> None:
     """The default port is told by the help, since it may be in use here."""
     port = free_port()
