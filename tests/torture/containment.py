@@ -30,9 +30,9 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.wire import messages as m
+from tests.archive_tools.test_damaged_archives import version_text
 from tests.client import connected
 from tests.processes import ServerProcess
-from tests.test_damaged_archives import version_text
 from tests.torture.fuzzed_messages import delimited
 from tests.torture.proof import Figures, Proof
 from tests.waiting import wait_until

@@ -32,7 +32,7 @@ from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire.convert import status_of
 from tests.client import Client, connected, upload
-from tests.test_health import NOT_SERVING, check
+from tests.server.test_health import NOT_SERVING, check
 from tests.torture.failing_files import FailingFiles, Fault, open_below
 from tests.torture.proof import Figures, Proof
 from tests.waiting import eventually, until

@@ -20,9 +20,7 @@ from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.findings import MEANINGS, Kind
 from cogment_model_registry.storage.filesystem.verification import Report
 from cogment_model_registry.testing.server import serving
-from tests.client import body, connected, header
-from tests.processes import clean_environment, run_cogment, server_process
-from tests.test_damaged_archives import (
+from tests.archive_tools.test_damaged_archives import (
     DAMAGES,
     DATA,
     FOREIGN_FILES,
@@ -35,6 +33,8 @@ from tests.test_damaged_archives import (
     write_model,
     write_version,
 )
+from tests.client import body, connected, header
+from tests.processes import clean_environment, run_cogment, server_process
 from tests.waiting import until
 
 COGMENT = (sys.executable, "-m", "cogment_model_registry")

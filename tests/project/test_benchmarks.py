@@ -10,7 +10,7 @@ import pytest
 
 from tests.processes import clean_environment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs/performance.md").read_text()
 FIGURES = json.loads((ROOT / "docs/benchmarks/figures.json").read_text())
 

@@ -18,7 +18,7 @@ import pytest
 from cogment_model_registry.settings import Settings, all_settings
 from tests.processes import clean_environment, run_cogment, server_process
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 UNIT_PATH = ROOT / "deploy/cogment-model-registry.service"
 CONTAINERFILE = (ROOT / "deploy/Containerfile").read_text()
 

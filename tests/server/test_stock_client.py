@@ -25,7 +25,7 @@ REQUIREMENTS = (f"cogment=={COGMENT}", "psutil==7.2.2")  # cogment imports psuti
 INSTALL_SECONDS = 150  # of each step
 SESSION_SECONDS = 50
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parent.parent.parent
 CACHE = REPOSITORY / ".cache"
 SCRIPT = Path(__file__).with_name("stock_client_session.py")
 

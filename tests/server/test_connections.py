@@ -19,7 +19,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, refused, upload
 from tests.processes import clean_environment, server_process
-from tests.test_life_cycle import under_way
+from tests.server.under_way import under_way
 from tests.torture.http2_abuse import Peer
 from tests.waiting import eventually
 

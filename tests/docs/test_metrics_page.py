@@ -18,7 +18,7 @@ from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from tests.client import connected
 
-DOCUMENTS = Path(__file__).parent.parent / "docs"
+DOCUMENTS = Path(__file__).parent.parent.parent / "docs"
 PAGE = (DOCUMENTS / "metrics.md").read_text()
 DASHBOARD: dict[str, Any] = json.loads((DOCUMENTS / "grafana-dashboard.json").read_text())
 

@@ -24,6 +24,7 @@ from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.services import Details, Service, ServiceType
 from cogment_model_registry.wire import directory as wire
 from tests.client import Client, connected, header
+from tests.directory.processes import DirectoryProcess, directory_process
 from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
 from tests.waiting import eventually
@@ -31,27 +32,6 @@ from tests.waiting import eventually
 STOPPED_SECONDS = 4.0
 """How long a registry may take to end when nothing but a Directory that is away could hold it up: 1.5 s for that, and
 what a busy machine needs to end a process."""
-
-
-class DirectoryProcess(ServerProcess):
-    """`cogment services directory` in a process of its own."""
-
-    def __init__(self, *flags: str, port: int = 0) -> None:
-        super().__init__(Path(), "--persistence_file=", *flags, f"--port={port}", service="directory")
-
-    @property
-    def endpoint(self) -> str:
-        return f"grpc://127.0.0.1:{self.port}"
-
-
-@contextmanager
-def directory_process(*flags: str, port: int = 0) -> Iterator[DirectoryProcess]:
-    """Open a context in which a Directory serves; what is left of it at the end is killed."""
-    process = DirectoryProcess(*flags, port=port)
-    try:
-        yield process
-    finally:
-        process.kill()
 
 
 async def found(port: int, token: str = "", service_type: ServiceType = ServiceType.MODEL_REGISTRY) -> list[Service]:

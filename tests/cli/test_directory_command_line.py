@@ -18,9 +18,9 @@ from cogment_model_registry.discovery.client import connected
 from cogment_model_registry.discovery.server import running
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.settings import DirectorySettings, all_settings
+from tests.directory.processes import directory_process
 from tests.ports import free_port
 from tests.processes import run_cogment
-from tests.test_registration import directory_process
 
 SETTINGS = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", check_seconds=0.1, grace_seconds=0)
 NAMED = ["--protocol=cogment", "--host=somewhere", "--type=modelregistry"]

@@ -17,7 +17,7 @@ from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, refused, upload
-from tests.test_life_cycle import under_way
+from tests.server.under_way import under_way
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 DATA_LOSS = grpc.StatusCode.DATA_LOSS

@@ -15,7 +15,7 @@ import pytest
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, refused
 from tests.processes import ServerProcess, server_process
-from tests.test_life_cycle import begin_to_stop, begin_upload, leftovers, serving_process, until_refused
+from tests.server.under_way import begin_to_stop, begin_upload, leftovers, serving_process, until_refused
 from tests.waiting import eventually
 
 MIB = 1024 * 1024

@@ -32,10 +32,10 @@ from cogment_model_registry.storage.filesystem import (
 )
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.testing.server import serving
+from tests.archive_tools.test_archive_verify import COGMENT, run_on_terminal, tree
+from tests.archive_tools.test_damaged_archives import ORIGINAL, write_model, write_version
 from tests.client import connected
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
-from tests.test_archive_verify import COGMENT, run_on_terminal, tree
-from tests.test_damaged_archives import ORIGINAL, write_model, write_version
 from tests.waiting import wait_until
 
 SEED = 20261123
@@ -745,7 +745,7 @@ async def test_model_moves_between_two_running_servers(tmp_path: Path) -> None:
 
 
 def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path, target: Path) -> None:
-    from tests.test_damaged_archives import version_text  # noqa: PLC0415 # used here alone
+    from tests.archive_tools.test_damaged_archives import version_text  # noqa: PLC0415 # used here alone
 
     data = bytes(200 * 2**20)
     (archive / "m/m-v000006.yaml").write_text(version_text("m", 6, data))

@@ -22,7 +22,7 @@ from cogment_model_registry import ModelRegistry, VersionInfo
 from cogment_model_registry import numpy as tensors
 from tests.processes import START_SECONDS, clean_environment, server_process
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 TRAIN = EXAMPLES / "cartpole/train.py"
 DEPLOY = EXAMPLES / "deploy.py"
 

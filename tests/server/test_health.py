@@ -24,7 +24,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, refused
 from tests.processes import server_process
-from tests.test_life_cycle import begin_to_stop, begin_upload
+from tests.server.under_way import begin_to_stop, begin_upload
 from tests.waiting import eventually
 
 NAMES = ["", *m.SERVICE_NAMES]
