@@ -10,6 +10,11 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGUMENTS ?=
+# The oldest Python that runs the server, which has wheels of the oldest packages.
+PYTHON_3_11 ?= $(firstword $(shell command -v python3.11) $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
+MINIMUM_TESTS := tests/installation tests/frameworks/test_numpy.py tests/registry_client tests/storage tests/wire
+MINIMUM_TESTS += $(wildcard tests/test_*command_line.py tests/test_archive_*.py)
+MINIMUM_TESTS += $(patsubst %,tests/test_%.py,smoke health metrics records create_version retrieve_versions version_update)
 # Which builds of PyTorch `make test-frameworks` may install: those for the CPU alone, or any, with gigabytes of CUDA.
 TORCH ?= cpu
 
@@ -19,7 +24,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 # Hundreds of processes that the tests start would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-frameworks torture bench bench-quick check format protos docs session lock clean
+.PHONY: help serve test test-frameworks test-minimum try-wheel torture bench bench-quick check format protos docs session lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +38,13 @@ test: $(VENV)/develop.stamp ## run all tests
 test-frameworks: ## run the tests of what needs PyTorch and JAX, in an environment of their own
 	@$(MAKE) --no-print-directory VENV=.venv-frameworks .venv-frameworks/frameworks-$(TORCH).stamp
 	.venv-frameworks/bin/python -m pytest -n 2 tests/frameworks $(ARGUMENTS)
+
+test-minimum: ## run what depends on other packages with the lowest versions that are supported, on Python 3.11
+	@$(MAKE) --no-print-directory VENV=.venv-minimum $(if $(PYTHON_3_11),PYTHON=$(PYTHON_3_11)) .venv-minimum/minimum.stamp
+	.venv-minimum/bin/python -m pytest -n 4 --dist worksteal $(MINIMUM_TESTS) $(ARGUMENTS)
+
+try-wheel: $(VENV)/develop.stamp ## build the wheel, and try it in new environments with each Python at hand and each protobuf
+	$(BIN)/python tools/try_wheel.py $(ARGUMENTS)
 
 torture: $(VENV)/develop.stamp ## try to break each promise for hours, going on where the last run ended
 	$(BIN)/python -m tests.torture $(ARGUMENTS)
@@ -80,6 +92,12 @@ $(VENV)/serve.stamp: requirements/serve.txt pyproject.toml
 
 $(VENV)/develop.stamp: requirements/develop.txt $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/develop.txt
+	touch $@
+
+$(VENV)/minimum.stamp: requirements/minimum.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/minimum.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/bench.stamp: requirements/bench.txt $(VENV)/serve.stamp

@@ -1,5 +1,6 @@
 """Trees whose leaves are arrays of NumPy, as versions; arrays of JAX become such for the transfer."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -93,7 +94,7 @@ def _scalar(kind: type, array: Array) -> object:
 
 def _dtype_named(name: str) -> np.dtype[Any]:
     """Return a type of elements; those that NumPy does not have are in ml_dtypes, which comes with JAX."""
-    if hasattr(np, name):
+    with contextlib.suppress(TypeError):
         return np.dtype(name)
     try:
         import ml_dtypes  # noqa: PLC0415 # few need it
