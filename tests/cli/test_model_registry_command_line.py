@@ -36,27 +36,10 @@ DATA = b"weights 1"
 ENDPOINT = "COGMENT_MODEL_REGISTRY_ENDPOINT"
 
 
-@pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server process."""
-    with server_process(tmp_path_factory.mktemp("command_line") / "archive") as running:
-        yield running
-
-
 @pytest.fixture
-def endpoint(process: ServerProcess) -> Iterator[str]:
-    """Where `process` is, which has no models before and after."""
-    address = f"grpc://127.0.0.1:{process.port}"
-    yield address
-    with ModelRegistry(address) as registry:
-        for model in registry.list_models():
-            registry.delete_model(model.model_id)
-
-
-@pytest.fixture
-def registry(endpoint: str) -> Iterator[ModelRegistry]:
+def registry(shared_endpoint: str) -> Iterator[ModelRegistry]:
     """The library, for what is not the matter of a test."""
-    with ModelRegistry(endpoint) as client:
+    with ModelRegistry(shared_endpoint) as client:
         yield client
 
 
@@ -115,9 +98,9 @@ class Cogment:
 
 
 @pytest.fixture
-def cogment(endpoint: str, tmp_path: Path) -> Cogment:
+def cogment(shared_endpoint: str, tmp_path: Path) -> Cogment:
     (tmp_path / "w").write_bytes(DATA)
-    return Cogment(endpoint, tmp_path)
+    return Cogment(shared_endpoint, tmp_path)
 
 
 def failed(result: "subprocess.CompletedProcess[str]", code: int, *words: str) -> bool:
@@ -450,10 +433,10 @@ def test_signals_end_an_upload_from_a_pipe_that_says_nothing(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_download_and_nothing_is_left(
-    cogment: Cogment, registry: ModelRegistry, process: ServerProcess, number: signal.Signals, code: int
+    cogment: Cogment, registry: ModelRegistry, shared_process: ServerProcess, number: signal.Signals, code: int
 ) -> None:
     registry.publish("m", os.urandom(100_000_000))
-    process.signal(signal.SIGSTOP)
+    shared_process.signal(signal.SIGSTOP)
     try:
         with cogment.started("retrieve", "m", "--output=out") as command:
 
@@ -465,7 +448,7 @@ def test_signals_end_a_download_and_nothing_is_left(
             command.send_signal(number)
             output, errors = command.communicate(timeout=START_SECONDS)
     finally:
-        process.signal(signal.SIGCONT)
+        shared_process.signal(signal.SIGCONT)
     assert (command.returncode, output, errors.strip()) == (code, b"", b"")
     assert os.listdir(cogment.directory) == ["w"]
 
