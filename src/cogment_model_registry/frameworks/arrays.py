@@ -15,13 +15,13 @@ Array: TypeAlias = npt.NDArray[Any]
 
 
 class PublishOptions(versions.UploadOptions, total=False):
-    """What `publish` and `store` of NumPy and JAX take."""
+    """Further arguments of `publish` and `store` of NumPy and JAX."""
 
     dtype: npt.DTypeLike | None
 
 
 class LoadOptions(versions.LoadOptions, total=False):
-    """What `load` of NumPy and JAX takes."""
+    """Further arguments of `load` of NumPy and JAX."""
 
     dtype: npt.DTypeLike | None
 

@@ -176,7 +176,7 @@ def load(
         model: The id of the model; or the version itself.
         version: The number of the version, -1 for the latest, -2 for the one before.
         into: As for `decode`.
-        options: What `decode` takes: `dtype`, and `prefix`, or `strict` with `into`; `timeout`, the seconds that each
+        options: What `decode` takes: `dtype` and `prefix`, or `strict` with `into`; `timeout`, the seconds that each
             call may take; and `progress`, how to report the transfer.
 
     Returns:

@@ -61,7 +61,7 @@ DTYPES = {
 
 
 class UploadOptions(TypedDict, total=False):
-    """What `publish` and `store` of each framework take, next to a `dtype`."""
+    """Further arguments of `publish` and `store` of each framework, next to a `dtype`."""
 
     prefix: str
     user_data: Mapping[str, str] | None
@@ -71,7 +71,7 @@ class UploadOptions(TypedDict, total=False):
 
 
 class LoadOptions(TypedDict, total=False):
-    """What `load` of each framework takes, next to a `dtype`."""
+    """Further arguments of `load` of each framework, next to a `dtype`."""
 
     prefix: str
     timeout: float | None
@@ -79,7 +79,7 @@ class LoadOptions(TypedDict, total=False):
 
 
 class FitOptions(LoadOptions, total=False):
-    """What it takes with other parameters, which get the values or are the pattern."""
+    """Its further arguments with other parameters, which get the values or are the pattern."""
 
     strict: bool
 
