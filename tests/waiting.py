@@ -13,16 +13,19 @@ _T = TypeVar("_T")
 PATIENCE_SECONDS = 60.0
 """How long anything may take on a machine that is busy with something else."""
 
-_PAUSE_SECONDS = 0.01
+_FIRST_PAUSE_SECONDS = 0.005
+_LONGEST_PAUSE_SECONDS = 0.1
 
 
-def _checks(describe: Callable[[], object] | None, within_seconds: float) -> Iterator[None]:
-    """Yield before each check, and fail once there was a check after the time was over."""
+def _pauses(describe: Callable[[], object] | None, within_seconds: float) -> Iterator[float]:
+    """Yield before each check how long to pause after it, and fail once there was a check after the time was over."""
     deadline = time.monotonic() + within_seconds
     is_over = False
+    pause_seconds = _FIRST_PAUSE_SECONDS
     while not is_over:
         is_over = time.monotonic() >= deadline
-        yield
+        yield pause_seconds
+        pause_seconds = min(pause_seconds * 1.3, _LONGEST_PAUSE_SECONDS)
     state = f": {describe()}" if describe else ""
     raise AssertionError(f"it did not happen within {within_seconds:g} s{state}")
 
@@ -39,10 +42,10 @@ def wait_until(
         describe: Returns the state that a failure shows.
         within_seconds: When it fails.
     """
-    for _ in _checks(describe, within_seconds):
+    for pause_seconds in _pauses(describe, within_seconds):
         if found := check():
             return found
-        time.sleep(_PAUSE_SECONDS)
+        time.sleep(pause_seconds)
     raise AssertionError("unreachable")
 
 
@@ -52,10 +55,10 @@ async def until(
     within_seconds: float = PATIENCE_SECONDS,
 ) -> _T:
     """Wait as `wait_until` does, and let the event loop run."""
-    for _ in _checks(describe, within_seconds):
+    for pause_seconds in _pauses(describe, within_seconds):
         if found := check():
             return found
-        await asyncio.sleep(_PAUSE_SECONDS)
+        await asyncio.sleep(pause_seconds)
     raise AssertionError("unreachable")
 
 
@@ -65,8 +68,8 @@ async def eventually(
     within_seconds: float = PATIENCE_SECONDS,
 ) -> _T:
     """Wait as `until` does, for a check that is awaited."""
-    for _ in _checks(describe, within_seconds):
+    for pause_seconds in _pauses(describe, within_seconds):
         if found := await check():
             return found
-        await asyncio.sleep(_PAUSE_SECONDS)
+        await asyncio.sleep(pause_seconds)
     raise AssertionError("unreachable")

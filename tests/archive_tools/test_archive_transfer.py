@@ -35,6 +35,7 @@ from cogment_model_registry.testing.server import serving
 from tests.archive_tools.test_archive_verify import COGMENT, run_on_terminal, tree
 from tests.archive_tools.test_damaged_archives import ORIGINAL, write_model, write_version
 from tests.client import connected
+from tests.in_process import run_in_process
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
 from tests.waiting import wait_until
 
@@ -380,11 +381,11 @@ def test_damaged_version_ends_an_export_and_is_left_out_when_told_to(archive: Pa
     (archive / "m/m-v000001.data").write_bytes(b"data 7")
     (archive / "m/m-v000002.yaml").write_text("")
     file = target.parent / "m.tar"
-    result = run_cogment("archive", "export", str(archive), "m", "--output", str(file))
+    result = run_in_process("archive", "export", str(archive), "m", "--output", str(file))
     assert (result.returncode, result.stdout) == (1, "")
     assert re.fullmatch(r'error: version 1 of model "m" is damaged: .* do not match their hash\n', result.stderr)
     assert not list(target.parent.glob("*m.tar*"))
-    result = run_cogment("archive", "export", str(archive), "m", "--output", str(file), "--skip_damaged")
+    result = run_in_process("archive", "export", str(archive), "m", "--output", str(file), "--skip_damaged")
     assert result.returncode == 0
     assert [line.split(" of ")[0] for line in result.stderr.splitlines()[:2]] == [
         "left out: version 1",
@@ -440,23 +441,23 @@ def test_model_that_is_deleted_meanwhile_ends_an_export(skip_damaged: bool, arch
 def test_export_replaces_nothing_unless_told_to(archive: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.tar"
     arguments = ("archive", "export", str(archive), "m", "--output", str(file))
-    assert run_cogment(*arguments).returncode == 0
+    assert run_in_process(*arguments).returncode == 0
     assert file.stat().st_mode & 0o777 == 0o640 & ~current_umask()
     first = file.read_bytes()
     file.write_text("mine")
-    result = run_cogment(*arguments)
+    result = run_in_process(*arguments)
     assert (result.returncode, file.read_text()) == (2, "mine")
-    assert run_cogment(*arguments, "--force").returncode == 0
+    assert run_in_process(*arguments, "--force").returncode == 0
     assert file.read_bytes() == first
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "link").symlink_to("m.tar")
     for name in ("fifo", "archive"):
-        result = run_cogment(*arguments[:-1], str(tmp_path / name), "--force")
+        result = run_in_process(*arguments[:-1], str(tmp_path / name), "--force")
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
     file.write_text("mine")
     link = str(tmp_path / "link")
-    assert run_cogment(*arguments[:-1], link).returncode == 2
-    assert run_cogment(*arguments[:-1], link, "--force").returncode == 0
+    assert run_in_process(*arguments[:-1], link).returncode == 2
+    assert run_in_process(*arguments[:-1], link, "--force").returncode == 0
     assert os.path.islink(link)
     assert file.read_bytes() == first
     assert sorted(os.listdir(tmp_path)) == ["archive", "fifo", "link", "m.tar"]

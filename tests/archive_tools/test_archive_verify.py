@@ -34,6 +34,7 @@ from tests.archive_tools.test_damaged_archives import (
     write_version,
 )
 from tests.client import body, connected, header
+from tests.in_process import run_in_process
 from tests.processes import clean_environment, run_cogment, server_process
 from tests.waiting import until
 
@@ -416,7 +417,7 @@ async def test_beside_a_running_server_uploads_are_no_findings_and_nothing_is_re
 def test_wrong_directories_are_wrong_usage(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name in ("missing", "file"):
-        result = run_cogment("archive", "verify", str(tmp_path / name))
+        result = run_in_process("archive", "verify", str(tmp_path / name))
         assert (result.returncode, result.stdout) == (2, "")
         assert result.stderr.startswith("error: ")
         assert result.stderr.count("\n") == 1
@@ -425,7 +426,7 @@ def test_wrong_directories_are_wrong_usage(tmp_path: Path) -> None:
 def test_text_has_no_control_characters_whatever_names_are_there(archive: Path) -> None:
     (archive / "\x1b[31mred\n").mkdir()
     (archive / "m/\x1b]0;title\x07").touch()
-    result = run_cogment("archive", "verify", str(archive))
+    result = run_in_process("archive", "verify", str(archive))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.replace("\n", "").isprintable()
     assert "1 models, 3 versions, 18 bytes read" in result.stdout
@@ -476,6 +477,6 @@ def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path) -> None:
 
 def test_every_kind_is_explained_by_the_help() -> None:
     assert set(MEANINGS) == set(Kind)
-    text = run_cogment("archive", "verify", "--help").stdout
+    text = run_in_process("archive", "verify", "--help").stdout
     for kind in Kind:
         assert f" {kind}" in text

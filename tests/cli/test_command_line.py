@@ -23,6 +23,7 @@ from cogment_model_registry import __version__
 from cogment_model_registry.serving.logs import DailyFileHandler
 from cogment_model_registry.settings import Settings, all_settings
 from cogment_model_registry.wire import messages as m
+from tests.in_process import run_in_process
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
 from tests.waiting import wait_until
 
@@ -112,14 +113,14 @@ def test_version_of_the_program_and_of_the_service(script: str) -> None:
 
 @pytest.mark.parametrize("words", [(), ("services",)], ids=["cogment", "cogment services"])
 def test_command_without_a_subcommand_shows_its_help_as_help_is_shown(words: tuple[str, ...]) -> None:
-    alone, asked = run_cogment(*words), run_cogment(*words, "--help")
+    alone, asked = run_in_process(*words), run_in_process(*words, "--help")
     assert asked.returncode == 0
     assert asked.stdout.startswith("Usage: cogment")
     assert asked.stdout.strip() in alone.stdout + alone.stderr
 
 
 def test_help_says_what_each_setting_does_with_its_variable_and_default() -> None:
-    result = run_cogment(*REGISTRY, "--help")
+    result = run_in_process(*REGISTRY, "--help")
     assert result.returncode == 0
     assert result.stderr == ""
     sections = re.split(r"^  (?:-h, )?--", result.stdout, flags=re.MULTILINE)[1:]
@@ -134,7 +135,7 @@ def test_help_says_what_each_setting_does_with_its_variable_and_default() -> Non
 
 @pytest.mark.parametrize("columns", ["80", "120"])
 def test_help_breaks_no_name_of_a_variable(columns: str) -> None:
-    words = run_cogment(*REGISTRY, "--help", environment={"COLUMNS": columns}).stdout.replace(";", " ").split()
+    words = run_in_process(*REGISTRY, "--help", environment={"COLUMNS": columns}).stdout.replace(";", " ").split()
     assert [setting.environment for setting in all_settings(Settings) if setting.environment not in words] == []
 
 
@@ -183,15 +184,15 @@ def test_flag_beats_the_environment(tmp_path: Path) -> None:
 )
 def test_setting_that_is_not_allowed_ends_the_start_with_one_line(tmp_path: Path, name: str, text: str) -> None:
     setting = next(setting for setting in all_settings(Settings) if setting.name == name)
-    by_flag = run_cogment(*REGISTRY, f"--{name}={text}", cwd=tmp_path)
+    by_flag = run_in_process(*REGISTRY, f"--{name}={text}", cwd=tmp_path)
     assert is_refused(by_flag, f"--{name}", text, setting.kind.allowed)
-    by_variable = run_cogment(*REGISTRY, cwd=tmp_path, environment={setting.environment: text})
+    by_variable = run_in_process(*REGISTRY, cwd=tmp_path, environment={setting.environment: text})
     assert is_refused(by_variable, name, setting.environment, text, setting.kind.allowed)
     assert list(tmp_path.iterdir()) == [], "nothing is created before all settings are known to be good"
 
 
 def test_value_with_line_breaks_and_control_characters_is_told_in_one_line(tmp_path: Path) -> None:
-    result = run_cogment(*REGISTRY, "--log_level=a\nb\x1b[31mc\rd", cwd=tmp_path)
+    result = run_in_process(*REGISTRY, "--log_level=a\nb\x1b[31mc\rd", cwd=tmp_path)
     assert is_refused(result, "log_level")
     assert result.stderr.rstrip("\n").isprintable()
 
@@ -209,7 +210,7 @@ def test_value_with_line_breaks_and_control_characters_is_told_in_one_line(tmp_p
     ids=" ".join,
 )
 def test_unknown_flag_or_word_ends_with_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
-    assert is_refused(run_cogment(*words, cwd=tmp_path), "error: ", words[-1].split("=")[0])
+    assert is_refused(run_in_process(*words, cwd=tmp_path), "error: ", words[-1].split("=")[0])
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,6 +19,7 @@ from cogment_model_registry.discovery.server import running
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.settings import DirectorySettings, all_settings
 from tests.directory.processes import directory_process
+from tests.in_process import run_in_process
 from tests.ports import free_port
 from tests.processes import run_cogment
 
@@ -255,13 +256,15 @@ async def test_wait_for_ready_gives_up_with_3_for_a_service_and_4_for_the_direct
     ],
     ids=lambda arguments: arguments[0],
 )
-async def test_a_directory_that_is_away_exits_with_4_and_one_line(arguments: list[str]) -> None:
-    assert failed(await Cogment(f"grpc://127.0.0.1:{free_port()}").run(*arguments), 4)
+def test_a_directory_that_is_away_exits_with_4_and_one_line(arguments: list[str]) -> None:
+    environment = {"COGMENT_DIRECTORY_ENDPOINT": f"grpc://127.0.0.1:{free_port()}"}
+    assert failed(run_in_process("client", "directory", *arguments, environment=environment), 4)
 
 
-async def test_a_directory_that_never_answers_exits_with_4_and_one_line() -> None:
+def test_a_directory_that_never_answers_exits_with_4_and_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        result = await Cogment(f"grpc://127.0.0.1:{silent.getsockname()[1]}").run("inquire", "--type=modelregistry")
+        environment = {"COGMENT_DIRECTORY_ENDPOINT": f"grpc://127.0.0.1:{silent.getsockname()[1]}"}
+        result = run_in_process("client", "directory", "inquire", "--type=modelregistry", environment=environment)
     assert failed(result, 4)
 
 
@@ -287,19 +290,19 @@ async def test_a_directory_that_never_answers_exits_with_4_and_one_line() -> Non
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_wrong_words_exit_with_2_and_one_line(arguments: list[str], words: str) -> None:
-    assert failed(run_cogment("client", "directory", *arguments), 2, words)
+    assert failed(run_in_process("client", "directory", *arguments), 2, words)
 
 
 def test_a_wrong_endpoint_in_the_environment_exits_with_2() -> None:
     environment = {"COGMENT_DIRECTORY_ENDPOINT": "nonsense"}
-    result = run_cogment("client", "directory", "inquire", "--type=actor", environment=environment)
+    result = run_in_process("client", "directory", "inquire", "--type=actor", environment=environment)
     assert failed(result, 2, "nonsense")
 
 
 @pytest.mark.parametrize("token", ["tökén", "a\nb"])
-async def test_a_token_that_cannot_travel_exits_with_2(token: str) -> None:
+def test_a_token_that_cannot_travel_exits_with_2(token: str) -> None:
     flag = f"--directory_authentication_token={token}"
-    result = await asyncio.to_thread(run_cogment, "client", "directory", "inquire", "--type=actor", flag)
+    result = run_in_process("client", "directory", "inquire", "--type=actor", flag)
     assert failed(result, 2, "token")
 
 
@@ -307,7 +310,7 @@ async def test_a_token_that_cannot_travel_exits_with_2(token: str) -> None:
 
 
 def test_help_tells_every_setting_with_its_variable() -> None:
-    result = run_cogment("services", "directory", "--help")
+    result = run_in_process("services", "directory", "--help")
     assert (result.returncode, result.stderr) == (0, "")
     for setting in all_settings(DirectorySettings):
         assert f"--{setting.name}" in result.stdout
@@ -315,7 +318,7 @@ def test_help_tells_every_setting_with_its_variable() -> None:
 
 
 def test_version_is_told() -> None:
-    result = run_cogment("services", "directory", "--version")
+    result = run_in_process("services", "directory", "--version")
     assert (result.returncode, result.stderr) == (0, "")
     assert __version__ in result.stdout
 
@@ -348,4 +351,4 @@ def test_a_damaged_file_stops_the_start(tmp_path: Path) -> None:
     [("port", "65536"), ("registration_lag", "-1"), ("check_seconds", "0"), ("load_balancing", "maybe")],
 )
 def test_a_wrong_setting_stops_the_start_with_2(name: str, value: str) -> None:
-    assert failed(run_cogment("services", "directory", f"--{name}={value}"), 2, name)
+    assert failed(run_in_process("services", "directory", f"--{name}={value}"), 2, name)

@@ -24,37 +24,22 @@ from cogment_model_registry import ModelRegistry
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.model_registry import model_registry
 from cogment_model_registry.records.versions import VersionInfo
+from tests.in_process import run_in_process
 from tests.ports import free_port
-from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
+from tests.processes import START_SECONDS, ServerProcess, clean_environment, server_process
 from tests.terminal import on_terminal
 from tests.waiting import wait_until
 
 WORDS = ("client", "model_registry")
 COMMANDS = sorted(model_registry.commands)
 DATA = b"weights 1"
-
-
-@pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server process."""
-    with server_process(tmp_path_factory.mktemp("command_line") / "archive") as running:
-        yield running
+ENDPOINT = "COGMENT_MODEL_REGISTRY_ENDPOINT"
 
 
 @pytest.fixture
-def endpoint(process: ServerProcess) -> Iterator[str]:
-    """Where `process` is, which has no models before and after."""
-    address = f"grpc://127.0.0.1:{process.port}"
-    yield address
-    with ModelRegistry(address) as registry:
-        for model in registry.list_models():
-            registry.delete_model(model.model_id)
-
-
-@pytest.fixture
-def registry(endpoint: str) -> Iterator[ModelRegistry]:
+def registry(shared_endpoint: str) -> Iterator[ModelRegistry]:
     """The library, for what is not the matter of a test."""
-    with ModelRegistry(endpoint) as client:
+    with ModelRegistry(shared_endpoint) as client:
         yield client
 
 
@@ -63,15 +48,28 @@ class Cogment:
 
     def __init__(self, endpoint: str, directory: Path) -> None:
         self.directory = directory
-        self.environment = {**clean_environment(), "COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint}
+        self.environment = {**clean_environment(), ENDPOINT: endpoint}
         # With it Python takes a write that was cut short for a whole one, and no error is to be seen.
         self.environment.pop("PYTHONUNBUFFERED", None)
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "cogment_model_registry", *WORDS, *arguments]
 
-    def run(self, *arguments: str, data: bytes = b"") -> "subprocess.CompletedProcess[bytes]":
-        return subprocess.run(
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command that reads and writes no bytes on the standard streams."""
+        return run_in_process(
+            *WORDS, *arguments, environment={ENDPOINT: self.environment[ENDPOINT]}, cwd=self.directory
+        )
+
+    def output(self, *arguments: str) -> str:
+        """Return what a command prints, which must succeed without a word on standard error."""
+        result = self.run(*arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout
+
+    def piped(self, *arguments: str, data: bytes = b"") -> bytes:
+        """Return the bytes that a process of its own writes, which must succeed without a word on standard error."""
+        result = subprocess.run(
             self.command(*arguments),
             input=data,
             capture_output=True,
@@ -80,12 +78,8 @@ class Cogment:
             cwd=self.directory,
             env=self.environment,
         )
-
-    def output(self, *arguments: str, data: bytes = b"") -> str:
-        """Return what a command prints, which must succeed without a word on standard error."""
-        result = self.run(*arguments, data=data)
         assert (result.returncode, result.stderr) == (0, b"")
-        return result.stdout.decode()
+        return result.stdout
 
     def json(self, *arguments: str) -> Any:
         """Return the JSON that a command prints."""
@@ -104,14 +98,14 @@ class Cogment:
 
 
 @pytest.fixture
-def cogment(endpoint: str, tmp_path: Path) -> Cogment:
+def cogment(shared_endpoint: str, tmp_path: Path) -> Cogment:
     (tmp_path / "w").write_bytes(DATA)
-    return Cogment(endpoint, tmp_path)
+    return Cogment(shared_endpoint, tmp_path)
 
 
-def failed(result: "subprocess.CompletedProcess[Any]", code: int, *words: str) -> bool:
+def failed(result: "subprocess.CompletedProcess[str]", code: int, *words: str) -> bool:
     """Return whether a command failed as it should: with a code, and one line on standard error that has some words."""
-    text = result.stderr if isinstance(result.stderr, str) else result.stderr.decode()
+    text = result.stderr
     assert not result.stdout
     assert text.startswith("error: ")
     assert len(text.splitlines()) == 1, text
@@ -185,7 +179,7 @@ def test_texts_that_could_break_a_line_or_a_terminal_are_escaped(cogment: Cogmen
 def test_versions_are_published_stored_listed_and_shown(cogment: Cogment) -> None:
     cogment.output("create_model", "m")
     assert cogment.output("publish", "m", "w", "--user_data=step=1") == "published version 1 of model m: 9 B\n"
-    assert cogment.output("store", "m", "-", data=b"x" * 2048) == "stored version 2 of model m: 2.0 KiB\n"
+    assert cogment.piped("store", "m", "-", data=b"x" * 2048) == b"stored version 2 of model m: 2.0 KiB\n"
     head, first, second = cogment.output("list_versions", "m").splitlines()
     assert head.split() == ["VERSION", "KIND", "CREATED", "SIZE", "USER_DATA"]
     number, kind, created, size, user_data = first.split()
@@ -258,9 +252,8 @@ def test_a_missing_model_is_created_unless_it_must_not_be(cogment: Cogment, regi
 
 def test_bytes_go_through_standard_input_and_output_as_they_are(cogment: Cogment) -> None:
     data = random.Random(1).randbytes(5_000_000)
-    assert cogment.output("publish", "m", "-", "--quiet", data=data) == "1\n"
-    result = cogment.run("retrieve", "m")
-    assert (result.returncode, result.stderr, result.stdout) == (0, b"", data)
+    assert cogment.piped("publish", "m", "-", "--quiet", data=data) == b"1\n"
+    assert cogment.piped("retrieve", "m") == data
     assert cogment.output("retrieve", "m", "--output=out") == "retrieved version 1 of model m: 4.8 MiB\n"
     assert (cogment.directory / "out").read_bytes() == data
 
@@ -440,10 +433,10 @@ def test_signals_end_an_upload_from_a_pipe_that_says_nothing(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_a_download_and_nothing_is_left(
-    cogment: Cogment, registry: ModelRegistry, process: ServerProcess, number: signal.Signals, code: int
+    cogment: Cogment, registry: ModelRegistry, shared_process: ServerProcess, number: signal.Signals, code: int
 ) -> None:
     registry.publish("m", os.urandom(100_000_000))
-    process.signal(signal.SIGSTOP)
+    shared_process.signal(signal.SIGSTOP)
     try:
         with cogment.started("retrieve", "m", "--output=out") as command:
 
@@ -455,7 +448,7 @@ def test_signals_end_a_download_and_nothing_is_left(
             command.send_signal(number)
             output, errors = command.communicate(timeout=START_SECONDS)
     finally:
-        process.signal(signal.SIGCONT)
+        shared_process.signal(signal.SIGCONT)
     assert (command.returncode, output, errors.strip()) == (code, b"", b"")
     assert os.listdir(cogment.directory) == ["w"]
 
@@ -498,7 +491,7 @@ def test_signals_end_a_download_and_nothing_is_left(
     ids=lambda arguments: ascii(" ".join(arguments)),
 )
 def test_wrong_words_exit_with_2_and_ask_nobody(tmp_path: Path, arguments: list[str]) -> None:
-    assert failed(run_cogment(*WORDS, *arguments, cwd=tmp_path), 2)
+    assert failed(run_in_process(*WORDS, *arguments, cwd=tmp_path), 2)
 
 
 def test_what_the_registry_refuses_exits_with_1(cogment: Cogment) -> None:
@@ -520,11 +513,11 @@ def test_what_is_not_there_exits_with_3(cogment: Cogment, registry: ModelRegistr
 @pytest.mark.parametrize("command", ["list_models", "status"])
 def test_a_registry_that_is_not_there_or_silent_exits_with_4(command: str) -> None:
     flags = ("--timeout=0.5", f"--endpoint=grpc://127.0.0.1:{free_port()}")
-    assert failed(run_cogment(*WORDS, command, *flags), 4)
+    assert failed(run_in_process(*WORDS, command, *flags), 4)
     with silent_server() as endpoint:
-        assert failed(run_cogment(*WORDS, command, "--timeout=0.5", f"--endpoint={endpoint}"), 4)
+        assert failed(run_in_process(*WORDS, command, "--timeout=0.5", f"--endpoint={endpoint}"), 4)
     environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": f"grpc://127.0.0.1:{free_port()}"}
-    assert failed(run_cogment(*WORDS, "watch", "m", "--timeout=0.5", environment=environment), 4)
+    assert failed(run_in_process(*WORDS, "watch", "m", "--timeout=0.5", environment=environment), 4)
 
 
 def test_a_registry_that_starts_is_waited_for(tmp_path: Path) -> None:
@@ -555,18 +548,18 @@ def test_a_registry_is_found_through_a_directory(tmp_path: Path) -> None:
         where = f"grpc://127.0.0.1:{directory.port}"
         flags = (f"--directory_endpoint={where}", "--directory_registration_host=127.0.0.1")
         with server_process(tmp_path / "archive", *flags) as server:
-            ready = run_cogment("client", "directory", "wait_for_ready", "--type=modelregistry", flags[0])
+            ready = run_in_process("client", "directory", "wait_for_ready", "--type=modelregistry", flags[0])
             assert ready.returncode == 0
             for arguments, environment in (
                 ([flags[0]], {}),
                 ([flags[0], "--endpoint=cogment://discover"], {}),
                 ([], {"COGMENT_DIRECTORY_ENDPOINT": where}),
             ):
-                result = run_cogment(*WORDS, "create_model", "m", *arguments, environment=environment)
+                result = run_in_process(*WORDS, "create_model", "m", *arguments, environment=environment)
                 assert (result.returncode, result.stderr) == (0, ""), arguments
             assert server.stop() == 0
-        assert failed(run_cogment(*WORDS, "list_models", flags[0], "--endpoint=cogment://discover?a=b"), 3)
-    assert failed(run_cogment(*WORDS, "list_models", flags[0], "--timeout=0.5"), 4)
+        assert failed(run_in_process(*WORDS, "list_models", flags[0], "--endpoint=cogment://discover?a=b"), 3)
+    assert failed(run_in_process(*WORDS, "list_models", flags[0], "--timeout=0.5"), 4)
 
 
 # Help.
@@ -587,7 +580,7 @@ def test_help_loads_neither_grpc_nor_rich(words: list[str]) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_the_flags_that_all_have(command: str) -> None:
-    help_text = run_cogment("client", "registry", command, "-h").stdout
+    help_text = run_in_process("client", "registry", command, "-h").stdout
     flags = ("endpoint", "directory_endpoint", "directory_authentication_token", "timeout", "json", "quiet")
     for flag in flags:
         assert f"--{flag} " in help_text
@@ -693,7 +686,7 @@ def completed(words: str, environment: dict[str, str] | None = None, shell: str 
     variables = {"_COGMENT_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     if shell == "fish":
         variables["COMP_CWORD"] = words.rpartition(" ")[2]
-    result = run_cogment(environment={**variables, **(environment or {})})
+    result = run_in_process(environment={**variables, **(environment or {})})
     assert (result.returncode, result.stderr) == (0, "")
     return [line for line in result.stdout.splitlines() if line]
 
@@ -734,7 +727,7 @@ def test_completion_is_silent_when_there_is_no_registry() -> None:
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_script_that_a_shell_evaluates_names_the_program(shell: str) -> None:
-    result = run_cogment(environment={"_COGMENT_COMPLETE": f"{shell}_source"})
+    result = run_in_process(environment={"_COGMENT_COMPLETE": f"{shell}_source"})
     assert result.returncode == 0
     assert "_COGMENT_COMPLETE" in result.stdout
 

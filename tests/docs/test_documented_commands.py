@@ -22,8 +22,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from tests import pages
 from tests.client import Client, connected
+from tests.in_process import run_in_process
 from tests.ports import free_port
-from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
+from tests.processes import START_SECONDS, ServerProcess, clean_environment, server_process
 
 CREATE_OR_UPDATE_MODEL = r"""
 echo "{\"model_info\":{\"model_id\":\"my_model\",\"user_data\":{\"type\":\"my_model_type\"}}}" | grpcurl -plaintext -d @ localhost:9000 cogmentAPI.ModelRegistrySP/CreateOrUpdateModel
@@ -487,5 +488,5 @@ async def test_defaults_are_those_documented(tmp_path: Path) -> None:
     log = (tmp_path / "output").read_text()
     assert re.search(r"\binfo\b", log)
     assert not re.search(r"\bdebug\b", log)
-    described = " ".join(run_cogment("services", "model_registry", "--help").stdout.split())
+    described = " ".join(run_in_process("services", "model_registry", "--help").stdout.split())
     assert "[env: COGMENT_MODEL_REGISTRY_PORT; default: 9002]" in described

@@ -110,7 +110,8 @@ def test_every_block_with_commands_is_run_or_checked() -> None:
 
 def test_the_installation_is_that_of_the_makefile() -> None:
     made = re.findall(r"-m pip install --quiet (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    pins, package = [arguments for arguments in made if "serve.txt" in arguments or "--editable" in arguments]
+    [pins] = [arguments for arguments in made if "serve.txt" in arguments]
+    [package] = {arguments for arguments in made if "--editable" in arguments}
     commands = root_commands()
     assert f"/opt/cogment-model-registry/bin/python -m pip install {pins}" in commands
     assert f"/opt/cogment-model-registry/bin/python -m pip install {package.replace('--editable ', '')}" in commands

@@ -300,7 +300,7 @@ def watch(flags: Flags, model_id: str, *, after: int, count: int | None) -> None
     A lost connection is retried for five minutes, or for --timeout seconds. With --quiet, print only numbers.
     """
     line = _event_format(flags)
-    with flags.connected() as registry, ending_with_reader():
+    with flags.connected() as registry, ending_with_reader(registry.close):
         patience = {} if flags.timeout_seconds is None else {"patience_seconds": flags.timeout_seconds}
         for count_so_far, version in enumerate(registry.watch(model_id, after=after, **patience), start=1):
             click.echo(line(version))

@@ -4,7 +4,6 @@ import contextlib
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -42,9 +41,12 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
         yield lambda _bytes: None
         return
     with _bar(description, total_bytes) as bar:
-        yield lambda size_bytes: _move(bar, int(bar.n) + size_bytes)
+
+        def advance(size_bytes: int) -> None:
+            bar.update(size_bytes)
+
+        yield advance
         bar.refresh()  # what came since the last redraw, before the bar goes away
-        bar.refresh()
 
 
 @contextlib.contextmanager
@@ -58,29 +60,16 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
     if is_quiet or not is_shown():
         yield False
         return
-    shown_from = time.monotonic() + DELAY_SECONDS
-    lock = threading.Lock()
-    with contextlib.ExitStack() as stack:
-        bars: list[tqdm[Any]] = []
-        is_over = False
+    with _bar(description, None, DELAY_SECONDS) as bar:
 
         def tell(progress: "Progress") -> None:
-            # A thread of gRPC may still report progress when the transfer is over.
-            with lock:
-                if is_over or time.monotonic() < shown_from:
-                    return
-                if not bars:
-                    bars.append(stack.enter_context(_bar(description, progress.total_bytes)))
-                _move(bars[0], progress.done_bytes)
+            bar.total = progress.total_bytes
+            bar.update(progress.done_bytes - bar.n)  # less than nothing when a transfer begins again
 
-        try:
-            yield tell
-        finally:
-            with lock:
-                is_over = True
+        yield tell
 
 
-def _bar(description: str, total_bytes: int | None) -> "tqdm[Any]":
+def _bar(description: str, total_bytes: int | None, delay_seconds: float = 0.0) -> "tqdm[Any]":
     from tqdm import tqdm  # noqa: PLC0415 # slow to import
 
     kind: Any = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread that outlives the bar
@@ -88,7 +77,7 @@ def _bar(description: str, total_bytes: int | None) -> "tqdm[Any]":
     units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
     # tqdm shows nothing on a terminal that does not say how large it is.
     size = {"ncols": _terminal_columns(), "nrows": _ROWS}
-    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, **units, **size)
+    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, delay=delay_seconds, **units, **size)
     return bar
 
 
@@ -97,10 +86,3 @@ def _terminal_columns() -> int:
     with contextlib.suppress(OSError):
         return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
     return _COLUMNS
-
-
-def _move(bar: "tqdm[Any]", done_bytes: int) -> None:
-    """Show how many bytes are done; fewer than before where a transfer begins anew."""
-    if done_bytes < bar.n:
-        bar.reset()
-    bar.update(done_bytes - bar.n)

@@ -13,6 +13,19 @@ from cogment_model_registry.frameworks import trees, versions
 
 Array: TypeAlias = npt.NDArray[Any]
 
+
+class PublishOptions(versions.UploadOptions, total=False):
+    """Further arguments of `publish` and `store` of NumPy and JAX."""
+
+    dtype: npt.DTypeLike | None
+
+
+class LoadOptions(versions.LoadOptions, total=False):
+    """Further arguments of `load` of NumPy and JAX."""
+
+    dtype: npt.DTypeLike | None
+
+
 _PYTHON_KINDS = {"bool": bool, "int": int, "float": float}
 
 

@@ -22,7 +22,7 @@ from cogment_model_registry.frameworks.trees import Structure
 from cogment_model_registry.records.versions import VersionInfo
 
 if TYPE_CHECKING:
-    from typing import Unpack  # from Python 3.11 on
+    pass  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
@@ -61,11 +61,27 @@ DTYPES = {
 
 
 class UploadOptions(TypedDict, total=False):
-    """Further arguments of `publish` and `store` of a framework; see `ModelRegistry.publish`."""
+    """Further arguments of `publish` and `store` of each framework, next to a `dtype`."""
 
+    prefix: str
+    user_data: Mapping[str, str] | None
     create: bool
     timeout: float | None
     progress: Wish
+
+
+class LoadOptions(TypedDict, total=False):
+    """Further arguments of `load` of each framework, next to a `dtype`."""
+
+    prefix: str
+    timeout: float | None
+    progress: Wish
+
+
+class FitOptions(LoadOptions, total=False):
+    """Its further arguments with other parameters, which get the values or are the pattern."""
+
+    strict: bool
 
 
 class Encoded(NamedTuple):
@@ -186,34 +202,53 @@ def _described(data: bytes) -> str:
 
 
 def upload(
-    registry: ModelRegistry, model_id: str, encoded: Encoded, *, archived: bool, **options: "Unpack[UploadOptions]"
+    encode: Callable[..., Encoded],
+    registry: ModelRegistry,
+    model_id: str,
+    parameters: object,
+    *,
+    archived: bool,
+    options: Mapping[str, Any],
 ) -> VersionInfo:
-    """Publish a version that was encoded, or store it for good; see `ModelRegistry.publish`."""
+    """Encode parameters, and publish them as a version or store them for good; see `ModelRegistry.publish`.
+
+    Args:
+        encode: That of the framework.
+        registry: The client.
+        model_id: The model.
+        parameters: What is encoded.
+        archived: Whether to store it.
+        options: Those of `encode` and of the upload.
+    """
+    of_upload = {name: options[name] for name in options.keys() & {"create", "timeout", "progress"}}
+    encoded = encode(parameters, **{name: options[name] for name in options.keys() - of_upload.keys()})
     call = registry.store if archived else registry.publish
-    return call(model_id, encoded.data, user_data=encoded.user_data, **options)
+    return call(model_id, encoded.data, user_data=encoded.user_data, **of_upload)
 
 
 def fetch(
+    decode: Callable[..., Any],
     registry: ModelRegistry,
     model: str | VersionInfo,
     number: int,
-    decode: Callable[[bytes], _T],
     *,
-    timeout: float | None,
-    progress: Wish,
-) -> Loaded[_T]:
+    timeout: float | None = None,
+    progress: Wish = None,
+    **options: object,
+) -> Loaded[Any]:
     """Return a version and what its bytes mean.
 
     Args:
+        decode: That of the framework.
         registry: The client.
         model: The id of its model; or the version itself.
         number: Its number, -1 for the latest.
-        decode: Returns what the bytes mean, or raises `InvalidError`.
         timeout: How many seconds each call may take.
         progress: How to report the progress of the transfer.
+        options: Those of `decode`.
 
     Raises:
-        InvalidError: They mean nothing, or not what they should; the message names the version.
+        InvalidError: The bytes mean nothing, or not what they should; the message names the version.
         NotFoundError: The model or the version does not exist, or the version was evicted.
     """
     info = model if isinstance(model, VersionInfo) else registry.get_version(model, number, timeout=timeout)
@@ -231,7 +266,7 @@ def fetch(
                 raise
             info = newer
     try:
-        return Loaded(info, decode(data))
+        return Loaded(info, decode(data, **options))
     except InvalidError as error:
         raise _about(info, error.message) from error
 
