@@ -52,8 +52,9 @@ def serving(workaround: str) -> Iterator[int]:
 def answers(port: int, timeout_seconds: float) -> bool:
     """Return whether a server answers a sound call."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        echo: Any = channel.unary_unary("/test.Service/Echo")
         try:
-            return bool(channel.unary_unary("/test.Service/Echo")(b"x", timeout=timeout_seconds) == b"x")
+            return bool(echo(b"x", timeout=timeout_seconds) == b"x")
         except grpc.RpcError:
             return False
 
