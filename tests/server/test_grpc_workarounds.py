@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import importlib
+import logging
 import subprocess
 import sys
 import weakref
@@ -15,17 +17,19 @@ import pytest
 from cogment_model_registry.serving import grpc_workarounds
 from tests.torture.http2_abuse import Peer
 
+ExecuteBatchError: Any = importlib.import_module("grpc._cython.cygrpc").ExecuteBatchError  # it has no type
+
 SERVER = """
 import asyncio, sys
 import grpc.aio
-from cogment_model_registry.serving.grpc_workarounds import outlive_undecodable_paths
+from cogment_model_registry.serving.grpc_workarounds import install
 
 async def answer(request, context):
     return request
 
 async def main():
     if sys.argv[1] == "with":
-        outlive_undecodable_paths()
+        install()
     server = grpc.aio.server()
     methods = {"Echo": grpc.unary_unary_rpc_method_handler(answer)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Service", methods)])
@@ -127,3 +131,15 @@ async def test_an_aborted_call_holds_what_it_received_only_without_the_workaroun
         assert await aborted(forget) != is_needed
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("error", "is_logged"), [(ExecuteBatchError("Failed"), False), (ValueError("a bug"), True)])
+def test_only_the_loss_of_a_peer_stays_out_of_the_log(
+    error: Exception, is_logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    grpc_workarounds.install()
+    try:
+        raise error
+    except (ExecuteBatchError, ValueError):
+        logging.getLogger("grpc._cython.cygrpc").exception("raised in core")
+    assert bool(caplog.records) == is_logged

@@ -72,7 +72,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
     Raises:
         StartError: The archive or a port is not available, or there is nothing to register with the Directory.
     """
-    grpc_workarounds.outlive_undecodable_paths()
+    grpc_workarounds.install()
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         backends = await stack.enter_async_context(open_backends(settings, metrics))

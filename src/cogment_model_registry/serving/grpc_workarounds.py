@@ -6,11 +6,28 @@
 
 import asyncio
 import codecs
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc.aio
+
+
+def install() -> None:
+    """Install the workarounds that act on the whole process."""
+    outlive_undecodable_paths()
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_about_the_server)
+
+
+def _is_about_the_server(record: logging.LogRecord) -> bool:
+    """Return whether a record of gRPC's log is about more than a peer that is gone.
+
+    gRPC logs an error with a traceback when the client of a call without a stream disappears at the moment when its
+    reply is sent. No report of it is known.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, grpc.aio.BaseError)
 
 
 def outlive_undecodable_paths() -> None:
