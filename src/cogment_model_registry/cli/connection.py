@@ -64,7 +64,7 @@ class Flags:
         """Return a context manager with the registry; signals end it as they should end a command.
 
         Raises:
-            SettingError: A flag, or a variable of the environment, has another form.
+            SettingError: A flag or an environment variable is malformed.
         """
         with (
             telling("the command"),

@@ -1,8 +1,7 @@
-"""How the client calls and waits: the one interface that its logic awaits, and the two ways of doing so.
+"""How the client calls and waits: one interface for its logic, with an asyncio and a blocking implementation.
 
-The logic is written once, as coroutines. With `AsyncioBackend` they run as any others do. With `BlockingBackend`
-nothing that they await ever suspends, since each wait blocks the thread instead; so `run` gets to the end of a
-coroutine in one step.
+The logic is written once, as coroutines. With `AsyncioBackend` they run as any others do. With `BlockingBackend` no
+await ever suspends, since each wait blocks the thread instead; so `run` completes a coroutine in one step.
 """
 
 import asyncio
@@ -23,7 +22,7 @@ from cogment_model_registry.wire.directory import TOKEN_KEY
 _T = TypeVar("_T")
 
 Channel: TypeAlias = Any
-"""What the backend that made it calls on."""
+"""A connection of the backend that made it."""
 
 _OPTIONS = (
     # Replies are as large as the server makes them; uploads go in chunks of our own.
@@ -33,10 +32,10 @@ _OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 2000),
     # Five minutes is what servers allow by default between pings of a client. What is sent and not acknowledged for
-    # the timeout ends the connection, so a peer that is gone without a word is noticed with the next call.
+    # the timeout ends the connection, so the next call notices a peer that vanished.
     ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # A registry is one connection: closing it disturbs no other one.
+    # Each client has a connection of its own, so closing it disturbs no other client.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
@@ -49,7 +48,7 @@ class Replies(Protocol):
         """Return the next message; None at the end."""
 
     def cancel(self) -> None:
-        """Give the call up; harmless when it is over."""
+        """Cancel the call; harmless when it is over."""
 
 
 class Backend(Protocol):
@@ -71,7 +70,7 @@ class Backend(Protocol):
     async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
         """Send messages, and return the reply.
 
-        The iterator may be used from another thread; what it raises ends the call, and is raised.
+        The iterator may be used from another thread; an error that it raises ends the call, and is raised here.
         """
 
     def stream(self, channel: Channel, path: str, request: bytes, timeout_seconds: float, token: str = "") -> Replies:
@@ -89,10 +88,10 @@ class Backend(Protocol):
         """Wait for some time."""
 
     async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
-        """Wait for what a thread does.
+        """Wait for the result of a thread.
 
         Raises:
-            TimeoutError: It is not done in time.
+            TimeoutError: The result did not come in time.
         """
 
 
@@ -103,7 +102,7 @@ def _metadata(token: str) -> tuple[tuple[str, str], ...] | None:
 def _checked_requests(requests: Iterator[bytes], failures: list[BaseException]) -> Iterator[bytes]:
     """Yield messages to gRPC, on its own thread; what they raise would only appear in its log.
 
-    To gRPC it is an Exception always: with another one its thread would end, and the call would not.
+    gRPC always gets an `Exception`: any other kind would end its thread but not the call.
     """
     while True:
         try:
@@ -123,7 +122,7 @@ def _reply_of(call: Any, failures: list[BaseException]) -> bytes:
     except (grpc.RpcError, grpc.FutureCancelledError):
         if failures:
             raise failures[0] from None
-        # gRPC also takes it for cancelled here when the server says so.
+        # gRPC also raises this when the server answers CANCELLED.
         raise call from None
     return reply
 
@@ -138,8 +137,8 @@ class _AsyncioChannel:
     """A channel of `grpc.aio`, and a blocking one for uploads.
 
     A call of `grpc.aio` that is written to when the server ends it may lose the status for an INTERNAL error of its own
-    (https://github.com/grpc/grpc/issues/36066). Blocking calls have none of that, and take messages on a thread, where
-    reading a file holds up no event loop. Neither channel connects before it is used.
+    (https://github.com/grpc/grpc/issues/36066). Blocking calls are not affected, and take messages on a thread, where
+    reading a file does not block an event loop. Neither channel connects before it is used.
     """
 
     def __init__(self, address: str, *, secure: bool) -> None:
@@ -158,11 +157,11 @@ class AsyncioBackend:
         self._is_stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """End all that sleeps, now or later."""
+        """End all sleeps, now and later."""
         self._is_stopped.set()
 
     def connect(self, address: str, *, secure: bool) -> Channel:
-        """Return a channel of the running loop."""
+        """Return a channel of the running event loop."""
         return _AsyncioChannel(address, secure=secure)
 
     async def disconnect(self, channel: Channel) -> None:
@@ -216,7 +215,7 @@ class AsyncioBackend:
         raise ClosedError
 
     async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
-        """Wait for what a thread does."""
+        """Wait for the result of a thread."""
         async with asyncio.timeout(timeout_seconds):
             return await asyncio.wrap_future(future)
 
@@ -225,7 +224,7 @@ class AsyncioBackend:
 def _closed_not_cancelled(channel: Channel) -> Generator[None]:
     """Return a context manager for one call that tells the closing of its channel from a cancelled task.
 
-    A task may have been cancelled before, and have gone on.
+    A task may have been cancelled before, and may have continued.
     """
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
@@ -268,7 +267,7 @@ class BlockingBackend:
     """Calls with gRPC's blocking client, and waits by blocking the thread, until it is stopped.
 
     Args:
-        within: The backend whose channels it uses; it may be stopped without that one, and waits no longer than it.
+        within: The backend whose channels it uses; it can be stopped on its own, and stops with that one.
     """
 
     def __init__(self, within: "BlockingBackend | None" = None) -> None:
@@ -345,7 +344,7 @@ class BlockingBackend:
             raise end.result()
 
     async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
-        """Wait for what a thread does."""
+        """Wait for the result of a thread."""
         awaited: list[Future[Any]] = [future, *self._ends]
         futures.wait(awaited, timeout_seconds, return_when=futures.FIRST_COMPLETED)
         if future.done():
@@ -357,7 +356,7 @@ class BlockingBackend:
         raise TimeoutError
 
     def stop(self, reason: Exception | None = None) -> None:
-        """Give up all calls and waits that are under way, and all that are to come; they raise the reason."""
+        """End all calls and waits, now and later; they raise the reason."""
         with self._lock:
             if not self._end.done():
                 self._end.set_result(reason or StoppedError())
@@ -382,7 +381,7 @@ class _BlockingReplies:
 
 
 def run(work: Awaitable[_T]) -> _T:
-    """Return the result of what never suspends, as nothing on a `BlockingBackend` does."""
+    """Return the result of an awaitable that never suspends: one that waits by a `BlockingBackend`."""
     steps: Any = work.__await__()
     try:
         steps.send(None)
