@@ -1,4 +1,4 @@
-"""`cogment archive`: looking after an archive directory, and moving models between two, without a server."""
+"""`cogment archive`: verify, repair, export and import archive directories, without a server."""
 
 import contextlib
 import json
@@ -92,7 +92,7 @@ def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, 
 
 
 def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
-    """Print what was found, for people."""
+    """Print the findings, for people."""
     from rich.filesize import decimal  # noqa: PLC0415
 
     if report.holder:

@@ -1,4 +1,4 @@
-"""`cogment client`: asking servers from the command line."""
+"""`cogment client`: calls to servers from the command line."""
 
 import click
 
@@ -9,7 +9,7 @@ from cogment_model_registry.cli.services import ServicesGroup
 
 @click.group(cls=ServicesGroup)
 def client() -> None:
-    """Ask a service."""
+    """Call a service."""
 
 
 client.add_command(directory)

@@ -1,4 +1,4 @@
-"""The flags that say which registry a command asks, and how; and what completes names from that registry."""
+"""The flags that say which registry a command calls, and how; and completion of names from that registry."""
 
 import contextlib
 import functools
@@ -22,10 +22,10 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 RETRY_SECONDS = 3.0
-"""How long a command tries to reach a registry, unless its `--timeout` says so: someone waits for the answer."""
+"""How long a command tries to reach a registry, unless `--timeout` sets it: a person waits for the answer."""
 
 _VARIABLES = ("COGMENT_MODEL_REGISTRY_ENDPOINT", "COGMENT_DIRECTORY_ENDPOINT")
-"""Where the environment says where a registry is."""
+"""The environment variables that say where a registry is."""
 
 _COMPLETION_SECONDS = 1.0
 """How long a completion may take: the shell waits for it."""
@@ -86,7 +86,7 @@ class Flags:
             raise
 
     def say(self, message: str) -> None:
-        """Tell people what was done, unless programs read along."""
+        """Print what was done, unless the output is for programs."""
         if not self.is_quiet and not self.as_json:
             click.echo(message)
 

@@ -341,7 +341,7 @@ class Registry:
         transfer_share = (self.uploads_under_way + self.readers_under_way) / _BUSY_TRANSFERS
         return round(min(max(memory_share, transfer_share), 1) * LOAD_MAX)
 
-    # What uploads and readers call.
+    # Called by uploads and readers.
 
     async def publish(self, header: VersionHeader, data_hash: str, ref: ModelRef, upload: Upload) -> VersionInfo:
         """Number a finished upload, commit it and make it visible."""

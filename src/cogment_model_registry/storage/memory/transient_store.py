@@ -120,7 +120,7 @@ class MemoryTransientStore(TransientStore):
         """Return to the system what waits for its next use."""
         self._slabs.trim(0)
 
-    # What uploads and readers call.
+    # Called by uploads and readers.
 
     def allocate(self, blob: _Blob, size_bytes: int, model_id: str) -> None:
         """Move `size_bytes` promised bytes to those held for an upload's `blob`, evicting what is in the way."""
@@ -292,7 +292,7 @@ class _MemoryUpload(Upload):
     async def _settle(self) -> None:
         """Wait until no thread reads the slabs."""
         if self._hashing is not None:
-            # Not awaited itself, since a cancellation would then give up a thread that is still reading.
+            # Not awaited itself, since a cancellation would then abandon a thread that is still reading.
             await asyncio.wait([self._hashing])
             self._hashing.result()
 
