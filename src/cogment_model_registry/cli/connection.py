@@ -40,7 +40,7 @@ class Flags:
 
     Attributes:
         endpoint: Where the registry is; None to let the environment and the Directory say.
-        directory_endpoint: Where the Directory is.
+        directory_endpoint: The address of the Directory.
         directory_authentication_token: The token of the registry there.
         timeout_seconds: How long the command may take to get an answer; None for the defaults of the library.
         as_json: Whether to print JSON.

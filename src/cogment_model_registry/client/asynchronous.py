@@ -5,7 +5,7 @@
         async for version in registry.watch("policy"):
             weights = await registry.retrieve(version)
 
-A client belongs to the event loop in which it is first used. Cancelling a task ends its call, and frees what it held.
+A client belongs to the event loop in which it is first used. Cancelling a task ends its call and frees its resources.
 """
 
 import os
@@ -155,7 +155,7 @@ class ModelRegistry:
     ) -> AsyncGenerator[VersionInfo, None]:
         """Yield the latest version of a model, then newer ones as they appear, without end.
 
-        Left before its end, it is best closed with `contextlib.aclosing`, which ends the call at once.
+        If you leave it before its end, close it with `contextlib.aclosing`, which ends the call at once.
         """
         return self._core.watch(model_id, after, patience_seconds)
 

@@ -1,4 +1,4 @@
-"""A connection to a registry, and how calls on it fail: deadlines, retries, errors in the registry's own terms."""
+"""A connection to a registry, and the calls on it: deadlines, retries, and errors of the registry."""
 
 import random
 import threading
@@ -41,10 +41,10 @@ _UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a call is about, to begin an error's message with.
+    """The subject of a call, with which an error's message begins.
 
     Attributes:
-        text: In words.
+        text: A description.
         model_id: Its model, if it has one.
         version_number: Its version, if it has one.
     """
@@ -55,10 +55,10 @@ class Subject:
 
 
 class Deadline:
-    """A moment until which something must be done.
+    """A deadline.
 
     Args:
-        seconds: How far away it is.
+        seconds: The time until then.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -70,7 +70,7 @@ class Deadline:
 
 
 class Backoff:
-    """How long to wait before each further attempt: twice as long each time, and never quite as long as others do."""
+    """How long to wait before each further attempt: twice as long each time, with jitter."""
 
     def __init__(self) -> None:
         self._seconds = _BACKOFF_FIRST_SECONDS
@@ -83,7 +83,7 @@ class Backoff:
 
 
 class _Link:
-    """A channel to where the registry is, or was."""
+    """A channel to the present or a former address of the registry."""
 
     def __init__(self, address: str, channel: Channel, *, secure: bool) -> None:
         self.address = address
@@ -93,13 +93,13 @@ class _Link:
 
 
 class Connection:
-    """A connection to wherever the registry is; shared by all that one client does.
+    """The connection of a client to the registry, shared by all its calls.
 
     Args:
-        location: Where that is.
+        location: Where the registry is.
 
     Attributes:
-        is_closed: Whether nobody is to call any more.
+        is_closed: Whether it is closed, so that calls are refused.
     """
 
     def __init__(self, location: Direct | Discovered) -> None:
@@ -137,10 +137,10 @@ class Connection:
             await self._disconnect_unused(backend, link)
 
     def check_open(self) -> None:
-        """Refuse to begin anything once it is closed.
+        """Refuse calls once it is closed.
 
         Raises:
-            ClosedError: It is.
+            ClosedError: It is closed.
         """
         if self.is_closed:
             raise ClosedError
@@ -155,7 +155,7 @@ class Connection:
             return self._current
 
     def _moved(self, backend: Backend, address: str, *, secure: bool) -> tuple[_Link, _Link | None]:
-        """Return the link to an address, for one more user, and the one before; what is under way on that goes on."""
+        """Return the link to an address, for one more user, and the previous link, whose calls go on."""
         with self._lock:
             before = link = self._current
             if link is None or (link.address, link.secure) != (address, secure):
@@ -171,14 +171,14 @@ class Connection:
             await self._disconnect(backend, link.channel)
 
     def _connect(self, backend: Backend, address: str, *, secure: bool) -> Channel:
-        """Return a new channel; to be called with the lock."""
+        """Return a new channel; call this with the lock held."""
         self.check_open()
         channel = backend.connect(address, secure=secure)
         self._channels.append(channel)
         return channel
 
     async def _disconnect(self, backend: Backend, channel: Channel) -> None:
-        """Close a channel, unless that was done with the connection."""
+        """Close a channel, unless it was closed with the connection."""
         with self._lock:
             is_open = channel in self._channels
             if is_open:
@@ -193,7 +193,7 @@ class Connection:
         if known is None:
             return await self._ask_directory(backend, self.location, seconds)
         try:
-            # What is left is for the registry, which may well be where it was.
+            # The rest of the time is for the registry, which may still have its old address.
             return await self._ask_directory(backend, self.location, min(seconds / 2, _DIRECTORY_AGAIN_SECONDS))
         except (UnavailableError, TimedOutError, NotFoundError):
             # While a registry restarts the Directory does not know it; and the Directory may be unavailable, too.
@@ -219,7 +219,7 @@ class Connection:
         raise NotFoundError(f"{location} knows no ready model registry that matches")
 
     async def aclose(self, backend: Backend) -> None:
-        """Close it; calls that are under way end."""
+        """Close it; calls under way end."""
         with self._lock:
             self.is_closed = True
         while self._channels:
@@ -241,7 +241,7 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
             raise ClosedError from error
         details = str(error.details() or error.code().name)
         if not _was_sent(error):
-            # The rest is a list of addresses that were tried, and why the last one failed at the end.
+            # The rest is the list of addresses that were tried, with the reason of the last one at its end.
             reason = details.rsplit(": ", 1)[-1].rstrip("]")
             details = f"cannot connect to {connection.location}: {reason}"
         error_type = convert.error_type_of(error.code())
@@ -268,8 +268,8 @@ class Calls:
     """Makes calls on a connection.
 
     Args:
-        backend: How.
-        connection: On which.
+        backend: How to call and wait.
+        connection: The connection.
         retry_seconds: How long a call is retried while the registry is unavailable.
     """
 
@@ -279,11 +279,11 @@ class Calls:
         self.retry_seconds = retry_seconds
 
     def on(self, backend: Backend) -> "Calls":
-        """Return what makes calls on the same connection in another way."""
+        """Return an object that makes calls on the same connection with another backend."""
         return Calls(backend, self.connection, self.retry_seconds)
 
     def without_retries(self) -> "Calls":
-        """Return what makes each call once."""
+        """Return an object that makes each call once."""
         return Calls(self.backend, self.connection, 0.0)
 
     async def unary(
@@ -304,7 +304,7 @@ class Calls:
             reply_type: The reply's message.
             subject: What it is about.
             deadline: When to give up, with all retries.
-            is_idempotent: Whether it may be made again when nobody knows whether it was done.
+            is_idempotent: Whether to repeat it when it is not known whether it was done.
         """
         data = request.SerializeToString()
 
@@ -321,14 +321,14 @@ class Calls:
         deadline: Deadline,
         may_be_done: Callable[[], bool] = lambda: False,
     ) -> _T:
-        """Make a call, and again while the registry is unavailable.
+        """Make a call, and repeat it while the registry is unavailable.
 
         Args:
             call: Makes it once, on a channel.
             subject: What it is about.
             deadline: When to give up.
-            may_be_done: Whether the server may have done, and must not do twice, what it was asked for; asked after a
-                failure that does not say.
+            may_be_done: Returns whether the server may have done the call, which it must not do twice; called after
+                a failure that does not say.
 
         Raises:
             ModelRegistryError: It failed; with `may_be_done` when the server may have done it nevertheless.
@@ -363,7 +363,7 @@ def _is_vague(error: ModelRegistryError) -> bool:
 
 
 def _uncertain(error: ModelRegistryError) -> ModelRegistryError:
-    """Return an error with the note that the server may have done what it was asked for."""
+    """Return an error with the note that the server may have done the call."""
     message = f"{error.message}; the server may have done it nevertheless"
     uncertain = type(error)(message, model_id=error.model_id, version_number=error.version_number)
     uncertain.may_be_done = True

@@ -1,4 +1,4 @@
-"""Versions that are tensors in the safetensors format, whatever framework wrote them and whatever framework reads them.
+"""Versions that are tensors in the safetensors format, written and read by any of the frameworks.
 
 The bytes are a safetensors file, so any tool for that format reads them, and nothing in them is ever executed. The
 structure of the tree (see `trees`) is in the header of the file, so the bytes are enough to decode a version, and it
@@ -54,7 +54,7 @@ DTYPES = {
     "F8_E5M2": "float8_e5m2",
     "C64": "complex64",
 }
-"""The types of elements that are read, as the format calls them, and as all three frameworks do."""
+"""The types of elements that are read, by the names of the format and of all three frameworks."""
 
 
 class UploadOptions(TypedDict, total=False):
@@ -70,7 +70,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         data: The bytes of the version.
-        user_data: What to note about it: the caller's, with `format` and `framework`.
+        user_data: Its annotations: the caller's, with `format` and `framework`.
     """
 
     data: bytes
@@ -86,7 +86,7 @@ class Loaded(NamedTuple, Generic[_T]):
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor as the format has it.
+    """A tensor in the form of the format.
 
     Attributes:
         name: Its name.
@@ -107,7 +107,7 @@ def metadata_of(structure: Structure) -> dict[str, str]:
 
 
 def merged_user_data(user_data: Mapping[str, str] | None, framework: str) -> dict[str, str]:
-    """Return what a version notes: the caller's, with what is reserved.
+    """Return the annotations of a version: the caller's and the reserved ones.
 
     Raises:
         InvalidError: The caller has a key that is reserved.
@@ -126,7 +126,7 @@ def read(data: bytes) -> tuple[Structure, dict[str, Tensor]]:
         data: The bytes of the version.
 
     Raises:
-        InvalidError: They are no safetensors, or have elements of a type that no framework here has.
+        InvalidError: They are not safetensors, or have elements of a type that no framework here supports.
     """
     try:
         entries = _deserialize(bytes(data))
@@ -165,7 +165,7 @@ def _structure(data: bytes, tensors: Mapping[str, Tensor]) -> Structure:
 
 
 def _described(data: bytes) -> str:
-    """Return what bytes seem to be that are no safetensors."""
+    """Return a description of bytes that are not safetensors."""
     if not data:
         return "empty"
     kinds = {b"\x80": "a pickle", b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x93NUMPY": "a .npy file"}
@@ -176,7 +176,7 @@ def _described(data: bytes) -> str:
 def upload(
     registry: ModelRegistry, model_id: str, encoded: Encoded, *, archived: bool, **options: Unpack[UploadOptions]
 ) -> VersionInfo:
-    """Publish a version that was encoded, or store it for good; see `ModelRegistry.publish`."""
+    """Publish or store an encoded version; see `ModelRegistry.publish`."""
     call = registry.store if archived else registry.publish
     return call(model_id, encoded.data, user_data=encoded.user_data, **options)
 
@@ -190,18 +190,18 @@ def fetch(
     timeout: float | None,
     progress: Wish,
 ) -> Loaded[_T]:
-    """Return a version and what its bytes mean.
+    """Return a version and its decoded value.
 
     Args:
         registry: The client.
         model: The id of its model; or the version itself.
         number: Its number, -1 for the latest.
-        decode: Returns what the bytes mean, or raises `InvalidError`.
+        decode: Decodes the bytes, or raises `InvalidError`.
         timeout: How many seconds each call may take.
         progress: How to report the progress of the transfer.
 
     Raises:
-        InvalidError: They mean nothing, or not what they should; the message names the version.
+        InvalidError: The bytes are malformed, or not of the expected kind; the message names the version.
         NotFoundError: The model or the version does not exist, or the version was evicted.
     """
     info = model if isinstance(model, VersionInfo) else registry.get_version(model, number, timeout=timeout)
@@ -213,7 +213,7 @@ def fetch(
         except (NotFoundError, DataLossError):
             if isinstance(model, VersionInfo):
                 raise
-            # The latest version may be another one by now, and that one evicted, or of a model that is gone.
+            # A newer version may be the latest by now, and this one evicted, or its model deleted.
             newer = registry.get_version(model, number, timeout=timeout)
             if newer == info:
                 raise
@@ -225,7 +225,7 @@ def fetch(
 
 
 def _check_format(info: VersionInfo) -> None:
-    """Refuse a version that says that it is something else, before its bytes are fetched."""
+    """Refuse a version with another declared format, before its bytes are fetched."""
     found = info.user_data.get(FORMAT_KEY, FORMAT)
     if found != FORMAT:
         raise _about(info, f"its format is {quoted(found)}, not {quoted(FORMAT)}")

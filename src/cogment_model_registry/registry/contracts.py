@@ -49,7 +49,7 @@ class Upload(_Closable):
         receives the next ones. One call at a time.
 
         Raises:
-            TooLargeError: There is no room for them.
+            TooLargeError: No space is left for them.
         """
 
     @abstractmethod
@@ -60,7 +60,7 @@ class Upload(_Closable):
             Their SHA-256 in standard base64 with padding.
 
         Raises:
-            TooLargeError: There is no room for them.
+            TooLargeError: No space is left for them.
         """
 
     @abstractmethod
@@ -68,11 +68,11 @@ class Upload(_Closable):
         """Bind the bytes to `info`, so that `VersionStore.open_version` finds them. Once, after `finish`.
 
         In an archive, all of the version is durable before this returns. Atomic: when it raises, or when the process
-        ends meanwhile, there is the whole version or none.
+        ends during it, the version exists whole or not at all.
 
         Raises:
-            NotFoundError: The model was removed meanwhile.
-            TooLargeError: There is no room.
+            NotFoundError: The model was removed in the meantime.
+            TooLargeError: No space is left.
         """
 
 
@@ -173,7 +173,7 @@ class Archive(VersionStore):
         """Create the model, or replace its `user_data`.
 
         Raises:
-            TooLargeError: There is no room.
+            TooLargeError: No space is left.
         """
 
     @abstractmethod
@@ -195,7 +195,7 @@ class Archive(VersionStore):
 
         Raises:
             NotFoundError: The model does not exist.
-            TooLargeError: There is no room.
+            TooLargeError: No space is left.
         """
 
     @abstractmethod
@@ -263,7 +263,7 @@ class TransientStore(VersionStore):
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """One life of a model: a model that is deleted and created anew is another one.
+    """One life of a model: a model that is deleted and created again is another one.
 
     Attributes:
         model_id: The model's id.

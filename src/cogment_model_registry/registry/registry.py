@@ -99,7 +99,7 @@ class VersionUpload:
 
         Raises:
             InvalidError: They are more than were declared.
-            TooLargeError: There is no room for them.
+            TooLargeError: No space is left for them.
         """
         self._check.accept(len(data))
         try:
@@ -112,8 +112,8 @@ class VersionUpload:
 
         Raises:
             InvalidError: Fewer bytes came than were declared, or others.
-            NotFoundError: The model was deleted meanwhile.
-            TooLargeError: There is no room.
+            NotFoundError: The model was deleted in the meantime.
+            TooLargeError: No space is left.
         """
         self._check.finish()
         data_hash = await self._upload.finish()
@@ -181,7 +181,7 @@ class Registry:
 
         Raises:
             InvalidError: The id or the `user_data` breaks a rule.
-            TooLargeError: There is no room.
+            TooLargeError: No space is left.
         """
         self._check_model_id(info.model_id)
         check_user_data(info.user_data, self._settings.user_data_max_bytes, info.model_id)

@@ -3,7 +3,7 @@
     settings -> archive, transient store, catalog -> registry -> service -> gRPC -> Directory
 
 Starting goes from left to right, so that nothing is served before all of it works; stopping goes back: deregistered,
-no new calls, watchers told, transfers given their grace, numbers persisted, the archive released.
+no new calls, watchers notified, transfers given their grace, numbers persisted, the archive released.
 """
 
 import asyncio
@@ -77,7 +77,7 @@ async def running(settings: Settings, files: Files | None = None) -> AsyncIterat
         files: The file operations of its archive; those on real files when None.
 
     Raises:
-        StartError: The archive or a port cannot be had, or there is nothing to register with the Directory.
+        StartError: The archive or a port is not available, or the Directory cannot be told a host.
     """
     grpc_workarounds.outlive_undecodable_paths()
     async with AsyncExitStack() as stack:
@@ -175,7 +175,7 @@ async def _release_memory(service: ModelRegistryService, transient: MemoryTransi
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    """End a task that runs for ever."""
+    """End a task that has no end of its own."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -187,10 +187,10 @@ async def _deregister(registration: Registration, registering: asyncio.Task[None
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP looks at the archive anew.
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP rescans the archive.
 
     Raises:
-        StartError: The archive or a port cannot be had, or there is nothing to register with the Directory.
+        StartError: The archive or a port is not available, or the Directory cannot be told a host.
     """
 
     def announce(server: Server) -> None:

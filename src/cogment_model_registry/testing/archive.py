@@ -23,7 +23,7 @@ class ArchiveSuite(VersionStoreSuite):
 
     @abstractmethod
     def make(self, place: Path) -> Archive:
-        """Return an archive at a place, not yet open; the same one each time as far as its content goes."""
+        """Return the archive at a place, not yet open: each time with the same content."""
 
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[Archive]:
@@ -36,7 +36,7 @@ class ArchiveSuite(VersionStoreSuite):
 
     @asynccontextmanager
     async def reopened(self, archive: Archive, place: Path) -> AsyncIterator[Archive]:
-        """Close an archive, and open a context in which it is open anew."""
+        """Close an archive, and return a context manager that has it open again."""
         await archive.close()
         again = self.make(place)
         await again.open()

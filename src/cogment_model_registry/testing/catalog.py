@@ -27,7 +27,7 @@ async def publish(catalog: Catalog, model_id: str) -> VersionInfo:
 
 
 async def told(watch: AsyncGenerator[VersionInfo, None]) -> int:
-    """Return the number of the next version that a watch tells."""
+    """Return the number of the next version that a watch yields."""
     async with asyncio.timeout(_WAIT_SECONDS):
         return (await anext(watch)).number
 
@@ -37,7 +37,7 @@ class CatalogSuite(ABC):
 
     @abstractmethod
     def opened(self, place: Path) -> AbstractAsyncContextManager[Catalog]:
-        """Return a context with a catalog at a place: the same one each time as far as its content goes."""
+        """Return a context manager with the catalog at a place: each time with the same content."""
 
     @abstractmethod
     async def prepare_model(self, catalog: Catalog, info: ModelInfo) -> None:
@@ -211,7 +211,7 @@ class CatalogSuite(ABC):
             await anext(catalog.watch("m"))
 
     async def test_the_latest_always_arrives(self, catalog: Catalog) -> None:
-        """Subscribe against publish, 1,000 times over: the last number is told, whatever the order."""
+        """Subscribe against publish, 1,000 times over: the last number arrives, whatever the order."""
         for _ in range(1000):
             publishing = asyncio.create_task(publish(catalog, "m"))
             async with aclosing(catalog.watch("m")) as watch:

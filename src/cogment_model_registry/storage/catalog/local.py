@@ -371,7 +371,7 @@ class LocalCatalog(Catalog):
         """Read the metadata of archived versions; what is missing is looked for again when nobody deletes the model.
 
         Raises:
-            NotFoundError: The model was deleted meanwhile.
+            NotFoundError: The model was deleted in the meantime.
         """
         found = await self._archive.read_version_infos(model.model_id, numbers)
         if not all(isinstance(each, VersionInfo) for each in found) and not model.removed:

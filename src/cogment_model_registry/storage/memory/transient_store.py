@@ -140,7 +140,7 @@ class MemoryTransientStore(TransientStore):
         return self._slabs.take()
 
     def take_buffer(self, size_bytes: int) -> bytearray:
-        """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget beside it."""
+        """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget with it."""
         self._slabs.trim(self._max_bytes - self._held_bytes)
         return bytearray(size_bytes)
 
