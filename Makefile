@@ -3,13 +3,17 @@
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# A Python that the package supports: `python3` if it will do, else the newest one found.
-PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
-	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+# A Python that the server supports: `python3` if it will do, else the newest one found.
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' 2>/dev/null \
 	&& echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 ARGUMENTS ?=
+# The oldest Python that runs the server, which has wheels of the oldest packages.
+PYTHON_3_11 ?= $(firstword $(shell command -v python3.11) $(wildcard $(HOME)/.pyenv/versions/3.11.*/bin/python))
+MINIMUM_TESTS := $(patsubst %,tests/%,cli frameworks/test_numpy.py installation registry_client storage wire)
+MINIMUM_TESTS += $(patsubst %,tests/server/test_%.py,create_version health metrics retrieve_versions smoke version_update)
 # Which builds of PyTorch `make test-frameworks` may install: those for the CPU alone, or any, with gigabytes of CUDA.
 TORCH ?= cpu
 
@@ -19,7 +23,7 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 # Hundreds of processes that the tests start would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-frameworks torture bench bench-quick check format protos docs session lock clean
+.PHONY: help serve test test-frameworks test-minimum try-wheel torture bench bench-quick check format protos docs session lock clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +37,13 @@ test: $(VENV)/develop.stamp ## run all tests
 test-frameworks: ## run the tests of what needs PyTorch and JAX, in an environment of their own
 	@$(MAKE) --no-print-directory VENV=.venv-frameworks .venv-frameworks/frameworks-$(TORCH).stamp
 	.venv-frameworks/bin/python -m pytest -n 2 tests/frameworks $(ARGUMENTS)
+
+test-minimum: ## run what depends on other packages with the lowest versions that are supported, on Python 3.11
+	@$(MAKE) --no-print-directory VENV=.venv-minimum $(if $(PYTHON_3_11),PYTHON=$(PYTHON_3_11)) .venv-minimum/minimum.stamp
+	.venv-minimum/bin/python -m pytest -n 4 --dist worksteal $(MINIMUM_TESTS) $(ARGUMENTS)
+
+try-wheel: $(VENV)/develop.stamp ## build the wheel, and try it in new environments with each Python at hand and each protobuf
+	$(BIN)/python tools/try_wheel.py $(ARGUMENTS)
 
 torture: $(VENV)/develop.stamp ## try to break each promise for hours, going on where the last run ended
 	$(BIN)/python -m tests.torture $(ARGUMENTS)
@@ -72,7 +83,7 @@ clean: ## remove everything that these commands made, except the archive in ./mo
 
 # The pins come first; then the package itself, without asking for anything more.
 $(VENV)/serve.stamp: requirements/serve.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11, 3.12 or 3.13 found; name one with PYTHON=..." >&2; exit 1; }
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found; name one with PYTHON=..." >&2; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/serve.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
@@ -80,6 +91,12 @@ $(VENV)/serve.stamp: requirements/serve.txt pyproject.toml
 
 $(VENV)/develop.stamp: requirements/develop.txt $(VENV)/serve.stamp
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/develop.txt
+	touch $@
+
+$(VENV)/minimum.stamp: requirements/minimum.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/minimum.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/bench.stamp: requirements/bench.txt $(VENV)/serve.stamp

@@ -11,9 +11,11 @@ import pytest
 import structlog
 from hypothesis.configuration import set_hypothesis_home_dir
 
+from cogment_model_registry import ModelRegistry
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
+from tests.processes import ServerProcess, server_process
 
 set_hypothesis_home_dir(".cache/hypothesis")
 
@@ -63,3 +65,20 @@ async def client(server: Server) -> AsyncIterator[Client]:
     """A client of `server`."""
     async with connected(server.port) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def shared_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """A server process for all tests that need one and leave it as it is."""
+    with server_process(tmp_path_factory.mktemp("shared") / "archive") as running:
+        yield running
+
+
+@pytest.fixture
+def shared_endpoint(shared_process: ServerProcess) -> Iterator[str]:
+    """The endpoint of `shared_process`, which has no models before and after a test."""
+    endpoint = f"grpc://127.0.0.1:{shared_process.port}"
+    yield endpoint
+    with ModelRegistry(endpoint) as registry:
+        for model in registry.list_models():
+            registry.delete_model(model.model_id)

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-START_SECONDS = 30
+from tests.waiting import PATIENCE_SECONDS
+
+START_SECONDS = PATIENCE_SECONDS
 
 
 class ServerProcess:

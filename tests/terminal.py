@@ -65,6 +65,15 @@ class Terminal:
         return bool(data)
 
 
+_TAKE_TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+"""Makes the terminal the one that controls the command, so that Ctrl-C is a signal. Not a `preexec_fn`, which would run
+in a fork of this process, where gRPC's threads are missing and its handlers of forks may end the command."""
+
+
 @contextlib.contextmanager
 def on_terminal(
     *arguments: str,
@@ -89,15 +98,13 @@ def on_terminal(
         env.pop(name, None)
     try:
         with subprocess.Popen(
-            [sys.executable, *program, *arguments],
+            [sys.executable, "-ISc", _TAKE_TERMINAL, sys.executable, *program, *arguments],
             stdin=theirs,
             stdout=theirs,
             stderr=theirs,
             env=env,
             cwd=cwd,
             start_new_session=True,
-            # The terminal must be the one that controls it, so that Ctrl-C is a signal.
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 # one system call, and no lock
         ) as process:
             os.close(theirs)
             theirs = -1

@@ -2,6 +2,10 @@
 
 protoc lays its output out like the .proto files and imports it by absolute names (`from cogment.api import ...`), which
 would claim the name of the stock SDK's package. The imports are rewritten to the place where the modules lie here.
+
+protoc also writes a check that refuses a protobuf older than itself. Without the check its output is that of protoc 25
+but for two names that matter to no released runtime, and it runs on protobuf 4.25 to 7: the check is removed, and
+`make test-minimum` and `tools/try_wheel.py` run the client on each of these versions instead.
 """
 
 import argparse
@@ -13,6 +17,11 @@ import tempfile
 
 PACKAGE = "cogment_model_registry.wire._generated"
 WIRE = pathlib.Path(__file__).parent.parent / "src/cogment_model_registry/wire"
+RUNTIME_CHECK = re.compile(
+    r"^from google\.protobuf import runtime_version as _runtime_version\n"
+    r"|^_runtime_version\.ValidateProtobufRuntimeVersion\(\n(?: .*\n)+\)\n",
+    re.MULTILINE,
+)
 HEADER = '"""Generated from `wire/protos/` by `tools/generate_protos.py`: never edited."""\n'
 
 
@@ -25,7 +34,7 @@ def generate(target: pathlib.Path) -> None:
     for path in [*target.rglob("*.py"), *target.rglob("*.pyi")]:
         text = path.read_text()
         text = re.sub(r"^from (cogment[\w.]*) import", rf"from {PACKAGE}.\1 import", text, flags=re.MULTILINE)
-        path.write_text(text)
+        path.write_text(RUNTIME_CHECK.sub("", text))
     for folder in [target, *(path for path in target.rglob("*") if path.is_dir())]:
         (folder / "__init__.py").write_text(HEADER)
 

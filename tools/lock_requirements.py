@@ -1,36 +1,56 @@
 """Pin what the package needs, with hashes, for every supported Python and platform: `requirements/*.txt`.
 
 serve.txt is what running and building the package takes, develop.txt what testing and checking it takes besides, and
-bench.txt what measuring it takes. The pins name no index: where packages come from is the machine's business.
+bench.txt what measuring it takes. minimum.txt has the lowest version of everything that pyproject.toml gives a range
+for, on the oldest Python that runs the server. The pins name no index: where packages come from is the machine's
+business.
 """
 
 import pathlib
+import re
 import subprocess
 import sys
 import tomllib
 
 ROOT = pathlib.Path(__file__).parent.parent
+OLDEST_PYTHON = "3.11"
+TEST_TOOLS = ("hypothesis", "pytest", "pytest-asyncio", "pytest-randomly", "pytest-timeout", "pytest-xdist")
 
 
-def compile_pins(names: list[str], target: pathlib.Path, constraints: list[pathlib.Path]) -> None:
+def compile_pins(names: list[str], target: pathlib.Path, *options: str) -> None:
     """Write the pins of `names` and of all that they need to `target`."""
-    options = ["--universal", "--python-version=3.11", "--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
-    options += [f"--constraint={path}" for path in constraints]
-    command = [sys.executable, "-m", "uv", "pip", "compile", *options, f"--output-file={target}", "-"]
+    common = [f"--python-version={OLDEST_PYTHON}", "--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
+    command = [sys.executable, "-m", "uv", "pip", "compile", *common, *options, f"--output-file={target}", "-"]
     subprocess.run(command, input="\n".join(names), text=True, check=True)
+
+
+def pinned(names: tuple[str, ...], pins: pathlib.Path) -> list[str]:
+    """Return names with their versions in a file of pins."""
+    found = dict(re.findall(r"^([\w-]+)==(\S+)", pins.read_text(), re.MULTILINE))
+    return [f"{name}=={found[name]}" for name in names]
 
 
 def main() -> None:
     """Write the files."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    needs = [*project["project"]["dependencies"], *extras["server"]]
     # hatchling asks for editables when it makes an editable install.
-    runtime = [*project["project"]["dependencies"], *project["build-system"]["requires"], "editables"]
-    serve = ROOT / "requirements/serve.txt"
-    develop = ROOT / "requirements/develop.txt"
-    compile_pins(runtime, serve, [])
-    compile_pins(runtime + project["dependency-groups"]["dev"], develop, [serve])
-    bench = ROOT / "requirements/bench.txt"
-    compile_pins(runtime + project["dependency-groups"]["bench"], bench, [serve, develop])
+    runtime = [*needs, *project["build-system"]["requires"], "editables"]
+    requirements = ROOT / "requirements"
+    serve, develop = requirements / "serve.txt", requirements / "develop.txt"
+    compile_pins(runtime, serve, "--universal")
+    compile_pins(runtime + project["dependency-groups"]["dev"], develop, "--universal", f"--constraint={serve}")
+    bench = runtime + project["dependency-groups"]["bench"]
+    constraints = [f"--constraint={path}" for path in (serve, develop)]
+    compile_pins(bench, requirements / "bench.txt", "--universal", *constraints)
+    lowest = [
+        *needs,
+        *extras["numpy"],
+        *project["build-system"]["requires"],
+        *pinned(("editables", *TEST_TOOLS), develop),
+    ]
+    compile_pins(lowest, requirements / "minimum.txt", "--resolution=lowest-direct")
 
 
 if __name__ == "__main__":

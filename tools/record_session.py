@@ -32,16 +32,16 @@ RUN_SECONDS = 60
 
 # What a trainer and an actor would do, with files instead of networks.
 SESSION = (
-    "cogment client registry create_model walker --user_data algorithm=ppo",
-    "cogment client registry publish walker step-1000.bin --user_data step=1000",
-    "cogment client registry publish walker step-2000.bin --user_data step=2000",
-    "cogment client registry store walker step-2000.bin --user_data step=2000 --user_data best=yes",
-    "cogment client registry list_versions walker",
-    "cogment client registry show_version walker -2",
-    "cogment client registry retrieve walker --output=best.bin",
+    "cogment client model_registry create_model walker --user_data algorithm=ppo",
+    "cogment client model_registry publish walker step-1000.bin --user_data step=1000",
+    "cogment client model_registry publish walker step-2000.bin --user_data step=2000",
+    "cogment client model_registry store walker step-2000.bin --user_data best=yes",
+    "cogment client model_registry list_versions walker",
+    "cogment client model_registry show_version walker -2",
+    "cogment client model_registry retrieve walker --output=best.bin",
     "cmp best.bin step-2000.bin && echo the same bytes",
-    "cogment client registry retrieve walker 7 --output=missing.bin",
-    "cogment client registry status --json | grep -E 'models|overall_load'",
+    "cogment client model_registry retrieve walker 7 --output=missing.bin",
+    "cogment client model_registry status --json | grep -E 'models|overall_load'",
 )
 FILES = {"step-1000.bin": 3_400_000, "step-2000.bin": 3_400_000}
 

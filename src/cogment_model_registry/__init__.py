@@ -1,22 +1,35 @@
 """A model registry for reinforcement learning and deployment, wire-compatible with the Cogment Model Registry."""
 
-from typing import TYPE_CHECKING, Any
-
 from cogment_model_registry._version import __version__
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
+TYPE_CHECKING = False  # for type checkers it is true; importing `typing` takes longer than all the rest here
 if TYPE_CHECKING:
     from cogment_model_registry.client.blocking import ModelRegistry
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
+    from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = ["Latest", "ModelInfo", "ModelRegistry", "Progress", "VersionInfo", "__version__"]
 
+_MODULES = {
+    "Latest": "client.tracking",
+    "ModelInfo": "records.versions",
+    "ModelRegistry": "client.blocking",
+    "Progress": "client.progress",
+    "VersionInfo": "records.versions",
+}
 
-def __getattr__(name: str) -> Any:
-    # The client is loaded when it is asked for, since the server, which never needs it, loads this module too.
-    if name not in ("Latest", "ModelRegistry", "Progress"):
+
+def __getattr__(name: str) -> object:
+    # Each is loaded when it is first used: the server needs no client, and the command line loads what it runs.
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from cogment_model_registry.client import blocking, progress, tracking  # noqa: PLC0415
+    import importlib  # noqa: PLC0415 # as above
 
-    return {"Latest": tracking.Latest, "ModelRegistry": blocking.ModelRegistry, "Progress": progress.Progress}[name]
+    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

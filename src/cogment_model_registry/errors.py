@@ -16,8 +16,16 @@ A message names the thing, what was expected and what was received. It may reach
 never shows a path of the server; `SettingError` and `StartError` speak to the operator and may.
 """
 
+import errno
 import json
-from typing import Self
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
+
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""The system's errors of writing that mean that there is no room: those of `TooLargeError`."""
 
 
 class ModelRegistryError(Exception):
@@ -49,12 +57,12 @@ class NotFoundError(ModelRegistryError):
     """The model or the version does not exist, or no longer does."""
 
     @classmethod
-    def model(cls, model_id: str) -> Self:
+    def model(cls, model_id: str) -> "Self":
         """Return the error for a model that does not exist."""
         return cls(f"model {quoted(model_id)} does not exist", model_id=model_id)
 
     @classmethod
-    def version(cls, model_id: str, version_number: int) -> Self:
+    def version(cls, model_id: str, version_number: int) -> "Self":
         """Return the error for a version that does not exist, or that was evicted."""
         missing = "versions" if version_number == -1 else f"version {version_number}"  # -1 is the latest
         message = f"model {quoted(model_id)} has no {missing}"
@@ -72,7 +80,7 @@ class DataLossError(ModelRegistryError):
     """The damage, if it is known."""
 
     @classmethod
-    def version(cls, model_id: str, version_number: int, reason: str) -> Self:
+    def version(cls, model_id: str, version_number: int, reason: str) -> "Self":
         """Return the error for a damaged version; `reason` describes the damage."""
         message = f"version {version_number} of model {quoted(model_id)} is damaged: {reason}"
         error = cls(message, model_id=model_id, version_number=version_number)

@@ -17,7 +17,7 @@ SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | 
 SCRIPTS = {
     "torch": ["PyTorch"],
     "jax": ["JAX"],
-    "numpy": ["NumPy", "The latest version, always at hand", "asyncio"],
+    "numpy": ["NumPy", "Follow the latest version", "asyncio"],
 }
 """The sections that are read one after another, by the framework that they need."""
 
@@ -54,4 +54,4 @@ def test_every_snippet_runs(framework: str, tmp_path: Path) -> None:
 
 def test_the_page_names_what_is_reserved() -> None:
     for name in (versions.FORMAT_KEY, versions.FRAMEWORK_KEY, versions.FORMAT):
-        assert f"`{name}`" in SECTIONS["What a version has"]
+        assert f"`{name}`" in SECTIONS["Format of a version"]

@@ -1,9 +1,52 @@
-"""Ports, servers that are no gRPC servers, and a network that cuts."""
+"""Servers that are no gRPC servers, and a network that cuts."""
 
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+
+Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+"""What a server does with a connection."""
+
+
+@asynccontextmanager
+async def listening(talk: Talk) -> AsyncIterator[int]:
+    """Open a context with the port of a server whose connections are all closed at its end.
+
+    The sockets belong to it, and not to the tasks that talk: a task that is cancelled before its first turn never runs
+    its `finally`. Nor do they belong to asyncio's server, which leaves what it has just accepted open when it closes.
+    """
+    loop = asyncio.get_running_loop()
+    sockets: list[socket.socket] = []
+    tasks: list[asyncio.Task[None]] = []
+
+    async def converse(connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection)
+        try:
+            await talk(reader, writer)
+        finally:
+            writer.transport.abort()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    def accept() -> None:
+        connection, _ = listener.accept()
+        connection.setblocking(False)
+        sockets.append(connection)
+        tasks.append(loop.create_task(converse(connection)))
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        loop.add_reader(listener, accept)
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            loop.remove_reader(listener)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for connection in sockets:
+                connection.close()
 
 
 @asynccontextmanager
@@ -12,44 +55,11 @@ async def tcp_server(answer: bytes) -> AsyncIterator[int]:
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
-        try:
-            while await reader.read(65536):
-                pass
-        except ConnectionError:
+        while await reader.read(65536):
             pass
-        finally:
-            writer.transport.abort()
 
     async with listening(talk) as port:
         yield port
-
-
-@asynccontextmanager
-async def listening(
-    talk: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
-) -> AsyncIterator[int]:
-    """Open a context with the port of a server whose connections are all closed at its end."""
-    talks: set[asyncio.Future[None]] = set()
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        talks.add(asyncio.ensure_future(talk(reader, writer)))
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for each in talks:
-            each.cancel()
-        await asyncio.gather(*talks, return_exceptions=True)
-        await asyncio.sleep(0)  # the loop closes what was aborted with its next turn
-        await asyncio.sleep(0)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 class Cutting:
@@ -73,8 +83,10 @@ class Cutting:
         finally:
             for each in copies:
                 each.cancel()
-            writer.transport.abort()
+            await asyncio.gather(*copies, return_exceptions=True)
             server_writer.transport.abort()
+            with suppress(ConnectionError):
+                await server_writer.wait_closed()
 
     async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, counted: bool) -> None:
         copied_bytes = 0

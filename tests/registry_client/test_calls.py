@@ -142,7 +142,9 @@ async def test_user_data_must_be_texts(registry: Any) -> None:
         await registry.publish("policy", b"", user_data={"step": 1000})
     with pytest.raises(errors.InvalidError, match="the key 1 of user_data is 1; it must be a string"):
         await registry.create_model("policy", user_data={1: "a"})
-    with pytest.raises(errors.InvalidError, match=r"user_data\['a'\] is '\\ud800'; it must not have halves"):
+    with pytest.raises(
+        errors.InvalidError, match=r"user_data\['a'\] is '\\ud800'; it must not have unpaired surrogates"
+    ):
         await registry.store("policy", b"", user_data={"a": "\ud800"})
     with pytest.raises(errors.InvalidError, match="user_data is 7; it must be a mapping"):
         await registry.create_model("policy", user_data=7)

@@ -1,4 +1,4 @@
-"""Every snippet of the page on the client, and of the README, runs against a real server."""
+"""Every snippet of the page on the client runs against a real server."""
 
 import os
 import re
@@ -39,11 +39,6 @@ def run(page: str, directory: Path) -> str:
         )
     assert result.returncode == 0, textwrap.indent(result.stderr, "  ")
     return result.stdout
-
-
-def test_the_snippet_of_the_readme_runs(tmp_path: Path) -> None:
-    assert run("README.md", tmp_path) == "the best weights 2 None\n"
-    assert (tmp_path / "walker.bin").read_bytes() == b"weights"
 
 
 def test_every_snippet_runs(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ import pytest
 from cogment_model_registry import ModelRegistry, aio, errors
 from cogment_model_registry.client.endpoints import Direct, Discovered, locate
 from cogment_model_registry.records.services import Details, ServiceType
+from tests.ports import free_port
 from tests.processes import ServerProcess, server_process
 from tests.registry_client.conftest import Awaited
-from tests.registry_client.network import free_port, listening
+from tests.registry_client.network import listening
 
 DIRECTORY = "grpc://directory:9005"
 
@@ -199,12 +200,9 @@ def test_a_registry_that_is_slow_keeps_its_connection_and_needs_no_directory(
 async def test_a_client_that_is_closed_while_it_asks_the_directory_ends_its_calls(flavour: str) -> None:
     asked = asyncio.Event()
 
-    async def handle(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def handle(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         asked.set()
-        try:
-            await asyncio.Event().wait()
-        finally:
-            writer.transport.abort()
+        await asyncio.Event().wait()
 
     async with listening(handle) as port:
         client: Any = (ModelRegistry if flavour == "blocking" else aio.ModelRegistry)(

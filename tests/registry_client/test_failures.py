@@ -21,8 +21,9 @@ from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.frames import split_body
+from tests.ports import free_port
 from tests.registry_client.conftest import opened
-from tests.registry_client.network import cutting, free_port, tcp_server
+from tests.registry_client.network import cutting, tcp_server
 from tests.registry_client.scripted import (
     DATA,
     HASH,
@@ -35,6 +36,7 @@ from tests.registry_client.scripted import (
     silence,
     version_message,
 )
+from tests.waiting import until
 
 LARGE = os.urandom(32 * MIB)
 
@@ -499,8 +501,7 @@ async def test_cancelling_an_upload_ends_the_reading_of_its_bytes(server: Server
     source: Any = Dribbling()
     async with aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
         task = asyncio.ensure_future(registry.publish("policy", source))
-        while source.reads < 2:  # noqa: ASYNC110 # what is waited for has no event
-            await asyncio.sleep(0.001)
+        await until(lambda: source.reads >= 2)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -19,9 +19,10 @@ from cogment_model_registry.records.versions import digest_text
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
+from tests import waiting
+from tests.ports import free_port
 from tests.processes import server_process
 from tests.registry_client.conftest import opened
-from tests.registry_client.network import free_port
 from tests.registry_client.scripted import (
     DATA,
     HASH,
@@ -213,14 +214,9 @@ async def test_a_watch_that_waits_for_a_first_version_survives_a_restart(flavour
 # Tracking.
 
 
-async def until(condition: Callable[[], bool], latest: Any = None) -> None:
-    """Wait until something is so that nothing tells of."""
-    try:
-        async with asyncio.timeout(PATIENT):
-            while not condition():  # noqa: ASYNC110 # what is waited for has no event
-                await asyncio.sleep(0.005)
-    except TimeoutError:
-        pytest.fail(f"in vain; {latest.version}, {latest.error!r}" if latest else "in vain")
+async def until(condition: Callable[[], bool], latest: Any) -> None:
+    """Wait until something is so of what is tracked."""
+    await waiting.until(condition, lambda: f"{latest.version}, {latest.error!r}")
 
 
 async def test_what_is_tracked_is_decoded_and_there(registry: Any) -> None:
@@ -329,7 +325,7 @@ async def test_who_takes_long_skips_to_the_latest(registry: Any, monkeypatch: py
 
     async with registry.track("policy", decode=decode) as latest:
         await registry.publish("policy", b"1")
-        await until(lambda: decoded == [b"1"])
+        await waiting.until(lambda: decoded == [b"1"])
         for number in range(2, 40):
             await registry.publish("policy", str(number).encode())
         go_on.set()
@@ -355,7 +351,7 @@ async def test_a_tracker_of_a_server_that_is_silent_ends_at_once(flavour: str) -
         asyncio.timeout(20),
         registry.track("policy"),
     ):
-        await until(lambda: server.calls["VersionUpdate"] > 0)
+        await waiting.until(lambda: server.calls["VersionUpdate"] > 0)
 
 
 async def test_many_trackers_share_one_client(flavour: str, tmp_path: Path) -> None:
@@ -581,7 +577,7 @@ async def test_a_tracker_is_entered_once(server: Server) -> None:
     async with aio.ModelRegistry(endpoint) as registry:
         tracked = registry.track("policy")
         async with tracked:
-            with pytest.raises(errors.ClosedError, match="was tracked before: call `track` again"):
+            with pytest.raises(errors.ClosedError, match="was tracked before with this object: call `track` again"):
                 await tracked.__aenter__()
             assert not isinstance(tracked.error, errors.ClosedError)
         with pytest.raises(errors.ClosedError, match="was tracked before"):
@@ -589,7 +585,7 @@ async def test_a_tracker_is_entered_once(server: Server) -> None:
     with ModelRegistry(endpoint) as blocking:
         latest = blocking.track("policy")
         with latest:
-            with pytest.raises(errors.ClosedError, match="was tracked before: call `track` again"):
+            with pytest.raises(errors.ClosedError, match="was tracked before with this object: call `track` again"):
                 latest.__enter__()
             assert not isinstance(latest.error, errors.ClosedError)
         with pytest.raises(errors.ClosedError, match="was tracked before"):

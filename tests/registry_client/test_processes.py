@@ -14,6 +14,7 @@ from cogment_model_registry import ModelRegistry
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.settings import MIB
 from tests.processes import server_process, started
+from tests.waiting import wait_until
 
 INTERRUPTED = {
     "watch": "for version in registry.watch('policy'): print('begun', flush=True)",
@@ -34,26 +35,24 @@ while True:
 
 
 @pytest.mark.parametrize("call", INTERRUPTED.values(), ids=INTERRUPTED)
-def test_an_interruption_ends_whatever_is_under_way(call: str, tmp_path: Path) -> None:
+def test_an_interruption_ends_whatever_is_under_way(shared_endpoint: str, call: str) -> None:
     head = "import sys\nfrom cogment_model_registry import ModelRegistry\n"
     script = f"{head}registry = ModelRegistry(sys.argv[1])\nwith registry:\n" + "\n".join(
         f"    {line}" for line in call.splitlines()
     )
-    with server_process(tmp_path / "archive") as server:
-        endpoint = f"grpc://127.0.0.1:{server.port}"
-        with ModelRegistry(endpoint) as registry:
-            registry.publish("policy", os.urandom(8 * MIB))
-            process = started(script, endpoint)
-            assert process.stdout
-            assert process.stdout.readline() == "begun\n"
-            process.send_signal(signal.SIGINT)
-            _output, told = process.communicate(timeout=30)
-            assert process.returncode == -signal.SIGINT, told
-            assert told.rstrip().endswith("KeyboardInterrupt")
-            # Nothing of it is left on the server.
-            while any(registry.status()[name] != "0" for name in ("uploads", "retrievals", "watchers")):
-                pass
-            assert [version.number for version in registry.list_versions("policy")] == [1]
+    with ModelRegistry(shared_endpoint) as registry:
+        registry.publish("policy", os.urandom(8 * MIB))
+        process = started(script, shared_endpoint)
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        _output, told = process.communicate(timeout=30)
+        assert process.returncode == -signal.SIGINT, told
+        assert told.rstrip().endswith("KeyboardInterrupt")
+        # Nothing of it is left on the server.
+        counts = ("uploads", "retrievals", "watchers")
+        wait_until(lambda: {registry.status()[name] for name in counts} == {"0"}, registry.status)
+        assert [version.number for version in registry.list_versions("policy")] == [1]
 
 
 GOING_ON = """
@@ -108,18 +107,16 @@ with ModelRegistry(sys.argv[1]) as registry:
 
 
 @pytest.mark.parametrize(("call", "copies"), [("retrieve", 1), ("download", 0), ("store", 0)])
-def test_a_version_is_in_memory_once_at_most(call: str, copies: int, tmp_path: Path) -> None:
+def test_a_version_is_in_memory_once_at_most(shared_endpoint: str, call: str, copies: int, tmp_path: Path) -> None:
     size_bytes = 192 * MIB
     path = tmp_path / "file"
     with path.open("wb") as file:
         for _ in range(size_bytes // MIB):
             file.write(os.urandom(MIB))
-    with server_process(tmp_path / "archive") as server:
-        endpoint = f"grpc://127.0.0.1:{server.port}"
-        with ModelRegistry(endpoint) as registry:
-            registry.store("policy", path)
-        process = started(MEMORY, endpoint, call, str(path))
-        output, told = process.communicate(timeout=50)
+    with ModelRegistry(shared_endpoint) as registry:
+        registry.store("policy", path)
+    process = started(MEMORY, shared_endpoint, call, str(path))
+    output, told = process.communicate(timeout=50)
     assert process.returncode == 0, told
     assert int(output) < copies * size_bytes + 64 * MIB
 
@@ -142,28 +139,25 @@ with ModelRegistry(sys.argv[1], cache_dir=sys.argv[4] or None) as registry:
 @pytest.mark.parametrize("missing_bytes", [1, 3 * MIB])
 @pytest.mark.parametrize("has_cache", [False, True], ids=["no cache", "cache"])
 def test_a_download_that_the_disk_has_no_room_for_leaves_nothing(
-    missing_bytes: int, has_cache: bool, tmp_path: Path
+    shared_endpoint: str, missing_bytes: int, has_cache: bool, tmp_path: Path
 ) -> None:
     data = os.urandom(5 * MIB)
     target = tmp_path / "target"
     target.mkdir()
     cache = str(tmp_path / "cache") if has_cache else ""
-    with server_process(tmp_path / "archive") as server:
-        endpoint = f"grpc://127.0.0.1:{server.port}"
-        with ModelRegistry(endpoint) as registry:
-            registry.publish("policy", data)
-        process = started(FULL_DISK, endpoint, str(target / "file"), str(len(data) - missing_bytes), cache)
-        output, told = process.communicate(timeout=30)
+    with ModelRegistry(shared_endpoint) as registry:
+        registry.publish("policy", data)
+    process = started(FULL_DISK, shared_endpoint, str(target / "file"), str(len(data) - missing_bytes), cache)
+    output, told = process.communicate(timeout=30)
     assert process.returncode == 0, told
     assert output == f"File too large\n{len(data)}\n"
     assert os.listdir(target) == []
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
 
 
-def test_threads_share_a_client(tmp_path: Path) -> None:
+def test_threads_share_a_client(shared_endpoint: str) -> None:
     with (
-        server_process(tmp_path / "archive") as server,
-        ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry,
+        ModelRegistry(shared_endpoint) as registry,
         ThreadPoolExecutor(16) as threads,
     ):
         numbers = list(threads.map(lambda index: registry.publish("policy", str(index).encode()).number, range(64)))
@@ -172,30 +166,29 @@ def test_threads_share_a_client(tmp_path: Path) -> None:
         assert list(contents) == list(range(64))
 
 
-def test_closing_ends_the_calls_of_other_threads(tmp_path: Path) -> None:
-    with server_process(tmp_path / "archive") as server:
-        registry = ModelRegistry(f"grpc://127.0.0.1:{server.port}")
-        registry.publish("policy", b"1")
-        told: list[BaseException] = []
-        begun = threading.Event()
+def test_closing_ends_the_calls_of_other_threads(shared_endpoint: str) -> None:
+    registry = ModelRegistry(shared_endpoint)
+    registry.publish("policy", b"1")
+    told: list[BaseException] = []
+    begun = threading.Event()
 
-        def watch() -> None:
-            try:
-                for _version in registry.watch("policy"):
-                    begun.set()
-            except BaseException as error:
-                told.append(error)
+    def watch() -> None:
+        try:
+            for _version in registry.watch("policy"):
+                begun.set()
+        except BaseException as error:
+            told.append(error)
 
-        watching = threading.Thread(target=watch)
-        watching.start()
-        begun.wait(30)
-        registry.close()
-        watching.join(30)
-        assert not watching.is_alive()
-        assert [type(error) for error in told] == [ClosedError]
-        with pytest.raises(ClosedError, match="the model registry client is closed"):
-            registry.list_models()
-        registry.close()
+    watching = threading.Thread(target=watch)
+    watching.start()
+    begun.wait(30)
+    registry.close()
+    watching.join(30)
+    assert not watching.is_alive()
+    assert [type(error) for error in told] == [ClosedError]
+    with pytest.raises(ClosedError, match="the model registry client is closed"):
+        registry.list_models()
+    registry.close()
 
 
 SIGNALS = """
@@ -242,11 +235,10 @@ with ModelRegistry(sys.argv[1]) as registry:
 """
 
 
-def test_an_interruption_ends_one_call_alone_and_a_handler_may_make_another(tmp_path: Path) -> None:
-    with server_process(tmp_path / "archive") as server:
-        process = started(SIGNALS, f"grpc://127.0.0.1:{server.port}")
-        output, told = process.communicate(timeout=30)
-        assert process.returncode == 0, told
+def test_an_interruption_ends_one_call_alone_and_a_handler_may_make_another(shared_endpoint: str) -> None:
+    process = started(SIGNALS, shared_endpoint)
+    output, told = process.communicate(timeout=30)
+    assert process.returncode == 0, told
     assert output.split() == ["1", "interrupted", "2", "interrupted", "2", "interrupted", "b'final'"]
 
 
@@ -263,18 +255,17 @@ with ModelRegistry(sys.argv[1]) as registry, open(reading, "rb", buffering=int(s
 
 
 @pytest.mark.parametrize("buffering", ["0", "-1"], ids=["raw", "buffered"])
-def test_an_interruption_ends_the_wait_for_a_pipe(tmp_path: Path, buffering: str) -> None:
+def test_an_interruption_ends_the_wait_for_a_pipe(shared_endpoint: str, buffering: str) -> None:
     """Which would never end otherwise: the process itself has the other side."""
-    with server_process(tmp_path / "archive") as server:
-        for moment in range(3):
-            process = started(PIPED, f"grpc://127.0.0.1:{server.port}", buffering)
-            assert process.stdout
-            assert process.stdout.readline() == "begun\n"
-            time.sleep(0.1 * moment)  # this is the moment, and waits for nothing
-            process.send_signal(signal.SIGINT)
-            _output, told = process.communicate(timeout=30)
-            assert process.returncode == -signal.SIGINT, told
-            assert told.rstrip().endswith("KeyboardInterrupt")
+    for moment in range(3):
+        process = started(PIPED, shared_endpoint, buffering)
+        assert process.stdout
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.1 * moment)  # this is the moment, and waits for nothing
+        process.send_signal(signal.SIGINT)
+        _output, told = process.communicate(timeout=30)
+        assert process.returncode == -signal.SIGINT, told
+        assert told.rstrip().endswith("KeyboardInterrupt")
 
 
 OTHERS_CACHE = """
@@ -290,14 +281,13 @@ with ModelRegistry(sys.argv[1], cache_dir=sys.argv[2]) as registry:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become someone else")
-def test_damaged_bytes_in_a_cache_of_someone_else_are_fetched_anew(tmp_path: Path) -> None:
-    with tempfile.TemporaryDirectory() as directory, server_process(tmp_path / "archive") as server:
-        endpoint = f"grpc://127.0.0.1:{server.port}"
-        with ModelRegistry(endpoint, cache_dir=directory) as registry:
+def test_damaged_bytes_in_a_cache_of_someone_else_are_fetched_anew(shared_endpoint: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        with ModelRegistry(shared_endpoint, cache_dir=directory) as registry:
             registry.retrieve(registry.publish("policy", b"weights"))
         [cached] = Path(directory).glob("??/*")
         cached.write_bytes(b"damaged")
-        process = started(OTHERS_CACHE, endpoint, directory)
+        process = started(OTHERS_CACHE, shared_endpoint, directory)
         output, told = process.communicate(timeout=30)
         assert (process.returncode, output) == (0, "b'weights'\n"), told
         assert "damaged bytes of version 1 of 'policy' found in the cache" in told
@@ -333,12 +323,11 @@ print(interrupted > 10, len(handled) > 10)
 """
 
 
-def test_signals_may_come_at_any_moment(tmp_path: Path) -> None:
+def test_signals_may_come_at_any_moment(shared_endpoint: str) -> None:
     """Thousands of times an interruption, or a handler that makes a call, in the middle of a call."""
-    with server_process(tmp_path / "archive") as server:
-        process = started(AT_ANY_MOMENT, f"grpc://127.0.0.1:{server.port}")
-        output, told = process.communicate(timeout=30)
-        assert (process.returncode, output) == (0, "True True\n"), told
+    process = started(AT_ANY_MOMENT, shared_endpoint)
+    output, told = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "True True\n"), told
 
 
 LEFT_OPEN = """
@@ -360,11 +349,12 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("seconds", ["0.00005", "0.0002", "0.001", "0.01"])
-def test_a_process_ends_though_its_client_is_left_open_after_an_interruption(tmp_path: Path, seconds: str) -> None:
-    with server_process(tmp_path / "archive") as server:
-        process = started(LEFT_OPEN, f"grpc://127.0.0.1:{server.port}", seconds)
-        output, told = process.communicate(timeout=30)
-        assert (process.returncode, output) == (0, "interrupted\n"), told
+def test_a_process_ends_though_its_client_is_left_open_after_an_interruption(
+    shared_endpoint: str, seconds: str
+) -> None:
+    process = started(LEFT_OPEN, shared_endpoint, seconds)
+    output, told = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "interrupted\n"), told
 
 
 AFTER_THE_MAIN_THREAD = """
@@ -387,8 +377,118 @@ atexit.register(lambda: print(registry.store("policy", bytes(100_000)).number))
 """
 
 
-def test_other_threads_go_on_when_the_main_thread_has_ended(tmp_path: Path) -> None:
-    with server_process(tmp_path / "archive") as server:
-        process = started(AFTER_THE_MAIN_THREAD, f"grpc://127.0.0.1:{server.port}", str(tmp_path / "file"))
-        output, told = process.communicate(timeout=30)
-        assert (process.returncode, output.split(), told) == (0, ["200000", "1", "200000", "2"], "")
+def test_other_threads_go_on_when_the_main_thread_has_ended(shared_endpoint: str, tmp_path: Path) -> None:
+    process = started(AFTER_THE_MAIN_THREAD, shared_endpoint, str(tmp_path / "file"))
+    output, told = process.communicate(timeout=30)
+    assert (process.returncode, output.split(), told) == (0, ["200000", "1", "200000", "2"], "")
+
+
+LEFT_OPEN_AT_THE_END = {
+    "a watch": """
+versions = registry.watch("policy")
+print(next(versions).number)
+""",
+    "a watch of another thread": """
+told = threading.Event()
+
+def watch():
+    for _version in registry.watch("policy"):
+        told.set()
+
+threading.Thread(target=watch, daemon=True).start()
+print(int(told.wait(30)))
+""",
+    "a tracked model": """
+latest = registry.track("policy")
+latest.__enter__()
+print(latest.wait_for(timeout=20).number)
+""",
+    "a pipe that is read": """
+reading, writing = os.pipe()
+pipe = open(reading, "rb")
+threading.Thread(target=lambda: registry.publish("policy", pipe), daemon=True).start()
+print(registry.get_version("policy").number)
+""",
+    "an object that calls": """
+from cogment_model_registry.errors import ClosedError
+
+class AtTheEnd:
+    def __del__(self, ClosedError=ClosedError, print=print):
+        try:
+            registry.get_version("policy")
+        except ClosedError:
+            print("1")
+
+at_the_end = AtTheEnd()
+""",
+}
+
+
+@pytest.mark.parametrize("left_open", LEFT_OPEN_AT_THE_END.values(), ids=LEFT_OPEN_AT_THE_END)
+def test_a_process_ends_while_a_call_is_under_way(shared_endpoint: str, left_open: str) -> None:
+    head = """
+import os, sys, threading
+from cogment_model_registry import ModelRegistry
+
+registry = ModelRegistry(sys.argv[1])
+"""
+    with ModelRegistry(shared_endpoint) as registry:
+        registry.publish("policy", b"1")
+    process = started(head + left_open, shared_endpoint)
+    output, told = process.communicate(timeout=30)
+    assert (process.returncode, output) == (0, "1\n"), told
+
+
+FORKED = """
+import os, signal, sys
+from cogment_model_registry import ModelRegistry
+from cogment_model_registry.errors import ClosedError
+
+def refused(call):
+    try:
+        call()
+    except ClosedError as error:
+        assert "forked" in error.message, error.message
+    else:
+        raise AssertionError(call)
+
+def in_child():
+    signal.alarm(20)
+    for call in (
+        lambda: registry.retrieve("policy"),
+        lambda: registry.publish("policy", b"2"),
+        lambda: registry.publish("policy", bytes(200_000)),
+        lambda: next(registry.watch("policy")),
+        lambda: latest.wait_for(newer_than=1),
+    ):
+        refused(call)
+    latest.__exit__(None, None, None)
+    registry.close()
+    with ModelRegistry(sys.argv[1]) as own:
+        own.publish("own", bytes(200_000))
+        print(len(own.retrieve("own")), next(own.watch("policy")).number, flush=True)
+        with own.track("own", decode=len) as tracked:
+            print(tracked.wait_for(timeout=10).number, tracked.value, flush=True)
+
+with ModelRegistry(sys.argv[1]) as registry:
+    registry.publish("policy", bytes(200_000))
+    versions = registry.watch("policy")
+    print(next(versions).number, flush=True)
+    with registry.track("policy", decode=len) as latest:
+        latest.wait_for(timeout=20)
+        child = os.fork()
+        if not child:
+            in_child()
+            os._exit(0)  # as multiprocessing does: gRPC's own streams may hang when a forked process deletes them
+        assert os.waitpid(child, 0)[1] == 0
+        print(latest.value, flush=True)
+    print(len(registry.retrieve("policy")), flush=True)
+    versions.close()
+"""
+
+
+def test_a_forked_process_makes_its_own_client_and_is_refused_the_inherited_one(shared_endpoint: str) -> None:
+    process = started(FORKED, shared_endpoint)
+    output, told = process.communicate(timeout=50)
+    assert process.returncode == 0, told
+    assert output.splitlines() == ["1", "200000 1", "1 200000", "200000", "200000"]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from cogment_model_registry.errors import StartError, UnavailableError
+from cogment_model_registry.errors import NotFoundError, StartError, UnavailableError
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Files
-from cogment_model_registry.testing.archive import ArchiveSuite
+from cogment_model_registry.testing.archive import ArchiveSuite, remove
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
 
 MIB = 1024 * 1024
@@ -29,6 +29,37 @@ def archive_at(place: Path, files: Files | None = None) -> DirectoryArchive:
 class TestDirectoryArchive(ArchiveSuite):
     def make(self, place: Path) -> DirectoryArchive:
         return archive_at(place)
+
+    async def test_one_model_can_be_looked_at(self, store: DirectoryArchive) -> None:
+        await keep(store, describe("m", 3, b"data", True), b"data")
+        contents = await store.scan_model("m")
+        assert contents is not None
+        assert list(contents.version_numbers) == [3]
+        assert await store.scan_model("other") is None
+
+    async def test_numbers_in_use_and_the_high_water_mark_are_told_apart(self, store: DirectoryArchive) -> None:
+        await keep(store, describe("m", 5, b"data", True), b"data")
+        await store.write_high_water_mark("m", 2)
+        contents = await store.scan_model("m")
+        assert contents is not None
+        assert (contents.last_number, contents.high_water_mark) == (5, 2)
+
+    async def test_the_high_water_mark_survives_a_restart_and_goes_with_its_model(
+        self, store: DirectoryArchive, tmp_path: Path
+    ) -> None:
+        await store.write_high_water_mark("m", 128)
+        async with self.reopened(store, tmp_path) as again:
+            assert isinstance(again, DirectoryArchive)
+            [contents] = await again.scan()
+            assert contents.high_water_mark == 128
+            await remove(again, "m")
+            await again.write_model(ModelInfo("m"))
+            [contents] = await again.scan()
+            assert contents.high_water_mark == 0
+
+    async def test_an_unknown_model_takes_no_high_water_mark(self, store: DirectoryArchive) -> None:
+        with pytest.raises(NotFoundError):
+            await store.write_high_water_mark("other", 1)
 
 
 async def test_lock_that_is_another_name_of_a_file_elsewhere_leaves_that_file_alone(tmp_path: Path) -> None:

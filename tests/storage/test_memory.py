@@ -34,11 +34,11 @@ class TestMemoryTransientStore(TransientStoreSuite):
         store = self.make(1, 8 * SLAB_BYTES)
         data = bytes(4 * SLAB_BYTES)
         await keep(store, describe("m", 1, data, False), data)
-        store.release_free_slabs()
+        store.release_memory()
         assert store.usage.bytes == 4 * SLAB_BYTES
         await store.remove_model("m")
         assert store._slabs.free_bytes == 4 * SLAB_BYTES
-        store.release_free_slabs()
+        store.release_memory()
         assert store._slabs.free_bytes == 0
 
     async def test_free_slabs_and_small_versions_together_stay_within_the_budget(self) -> None:

@@ -13,7 +13,7 @@ from cogment_model_registry.storage.filesystem import claim, model_export, verif
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
 from cogment_model_registry.storage.filesystem.findings import Kind
-from tests.test_damaged_archives import sound_archive
+from tests.archive_tools.test_damaged_archives import sound_archive
 
 CAUSES = {
     "EACCES": Cause.FILE,

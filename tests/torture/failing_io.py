@@ -15,7 +15,6 @@ import asyncio
 import errno
 import itertools
 import shutil
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from copy import deepcopy
@@ -33,9 +32,10 @@ from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire.convert import status_of
 from tests.client import Client, connected, upload
-from tests.test_health import NOT_SERVING, check
+from tests.server.test_health import NOT_SERVING, check
 from tests.torture.failing_files import FailingFiles, Fault, open_below
 from tests.torture.proof import Figures, Proof
+from tests.waiting import eventually, until
 
 ERRORS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EMFILE)
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
@@ -396,18 +396,20 @@ class Trial:
         assert status["overall_load"] == "255", f"{self}: {status}"
         await self._compare_with_disk(client)
         if asks_health:
-            deadline = time.monotonic() + WAIT_SECONDS
-            while await check(client) != NOT_SERVING:
-                assert time.monotonic() < deadline, f"{self}: health says SERVING after a failed sync"
-                await asyncio.sleep(0.02)
+
+            async def is_told() -> bool:
+                return await check(client) == NOT_SERVING
+
+            await eventually(is_told, lambda: f"{self}: health says SERVING after a failed sync", WAIT_SECONDS)
         self._figures.count("failed syncs")
 
     async def _wait_for_open(self, expected: list[str]) -> None:
         """Wait until nothing else of the archive is open: a reply may overtake the close of a file."""
-        deadline = time.monotonic() + WAIT_SECONDS
-        while (found := open_below(self._archive)) != expected:
-            assert time.monotonic() < deadline, f"{self}: {found} are open instead of {expected}"
-            await asyncio.sleep(0.01)
+        await until(
+            lambda: open_below(self._archive) == expected,
+            lambda: f"{self}: {open_below(self._archive)} are open instead of {expected}",
+            WAIT_SECONDS,
+        )
 
 
 async def code_of(call: Awaitable[int]) -> grpc.StatusCode:

@@ -23,10 +23,10 @@ from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, header, next_version, upload
-from tests.test_health import SERVING, check
-from tests.test_life_cycle import eventually
+from tests.server.test_health import SERVING, check
 from tests.torture.failing_files import open_below
 from tests.torture.proof import Figures, Proof
+from tests.waiting import eventually
 
 DISK_BYTES = 16 * MIB
 PAGE_BYTES = 4096  # what a tmpfs gives a file at least, and at a time

@@ -26,6 +26,7 @@ from tests.client import Client, body, connected, header
 from tests.processes import ServerProcess
 from tests.torture.oracle import unharmed_server
 from tests.torture.proof import Figures, Proof
+from tests.waiting import eventually
 
 _STREAMS_MAX = 100
 _CONNECTIONS_MAX = 60
@@ -636,16 +637,19 @@ async def _all_is_freed(
     process: psutil.Process, client: Client, descriptors: int, memory_bytes: int, figures: Figures
 ) -> None:
     """Wait until the server holds nothing any more for peers that are gone."""
-    deadline = time.monotonic() + _SETTLE_SECONDS
-    while True:
+    found: tuple[dict[str, str], int, int] | None = None
+
+    async def is_freed() -> bool:
+        nonlocal found
         held = await client.status("watchers", "uploads", "retrievals")
         more_descriptors = process.num_fds() - descriptors
         more_bytes = process.memory_info().rss - memory_bytes
-        if {*held.values()} == {"0"} and more_descriptors <= _SPARE_DESCRIPTORS and more_bytes <= _SPARE_BYTES:
-            break
-        found = f"{held}, {more_descriptors} descriptors and {more_bytes} bytes more"
-        assert time.monotonic() < deadline, f"the server still has {found}"
-        await asyncio.sleep(0.05)
+        found = held, more_descriptors, more_bytes
+        return {*held.values()} == {"0"} and more_descriptors <= _SPARE_DESCRIPTORS and more_bytes <= _SPARE_BYTES
+
+    await eventually(is_freed, lambda: f"held, more descriptors and more bytes are {found}", _SETTLE_SECONDS)
+    assert found
+    _, more_descriptors, more_bytes = found
     figures.peak("MiB more than before", more_bytes / 2**20)
     figures.peak("descriptors more than before", more_descriptors)
 

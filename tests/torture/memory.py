@@ -18,6 +18,7 @@ from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header
 from tests.processes import ServerProcess, server_process
 from tests.torture.proof import Figures, Proof
+from tests.waiting import eventually
 
 PEERS = 100
 BUDGET_BYTES = 256 * MIB
@@ -174,9 +175,10 @@ async def _stalled_uploads(clients: list[Client], good: Client, random: Random, 
 
 
 async def _until(client: Client, name: str, count: int) -> None:
-    async with asyncio.timeout(IDLE_SECONDS + 20):
-        while (await client.status(name))[name] != str(count):  # noqa: ASYNC110 # the server's state tells by itself
-            await asyncio.sleep(0.02)
+    async def is_so() -> bool:
+        return await client.status(name) == {name: str(count)}
+
+    await eventually(is_so, within_seconds=IDLE_SECONDS + 20)
 
 
 _KINDS: dict[str, Callable[[list[Client], Client, Random, Figures], Awaitable[None]]] = {

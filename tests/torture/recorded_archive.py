@@ -14,7 +14,7 @@ from random import Random
 
 from cogment_model_registry.errors import NotFoundError
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
-from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.storage.catalog.local import LocalCatalog
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
@@ -27,6 +27,7 @@ ARCHIVE = "new/directories/archive"
 """Where the archive is in the directory that the power cut hits."""
 
 SETTINGS = Settings(cache_max_bytes=16 * MIB, grace_seconds=0)
+LIMITS = Limits(SETTINGS.model_id_max_bytes, SETTINGS.user_data_max_bytes, SETTINGS.request_max_items)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +160,7 @@ async def registry_on(
             catalog = LocalCatalog(archive, number_block)
             await catalog.open()
             transient = MemoryTransientStore(SETTINGS.cache_max_items, SETTINGS.cache_max_bytes, hashing)
-            yield Registry(SETTINGS, catalog, archive, transient), archive
+            yield Registry(LIMITS, catalog, archive, transient), archive
             await catalog.close()
         finally:
             # A process that was killed leaves tasks that persist numbers.

@@ -37,6 +37,7 @@ from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version
 from tests.processes import ServerProcess
 from tests.torture.proof import Figures, Proof
+from tests.waiting import eventually
 
 OK, INVALID, MISSING = grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
@@ -309,10 +310,11 @@ class World:
     async def statuses(self, **wanted: int) -> None:
         """Wait until the status has certain values."""
         texts = {name: str(value) for name, value in wanted.items()}
-        deadline = time.monotonic() + 20
-        while (found := await self.client.status(*texts)) != texts:
-            assert time.monotonic() < deadline, f"the status is {found}, and must be {texts}"
-            await asyncio.sleep(0.002)
+
+        async def has_them() -> bool:
+            return await self.client.status(*texts) == texts
+
+        await eventually(has_them, lambda: f"the status must be {texts}")
 
 
 async def _end_of(watch: Any) -> grpc.StatusCode:

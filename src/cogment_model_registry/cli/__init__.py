@@ -11,10 +11,7 @@ from collections.abc import Sequence
 import click
 
 from cogment_model_registry._version import __version__
-from cogment_model_registry.cli.archive import archive
-from cogment_model_registry.cli.client import client
-from cogment_model_registry.cli.completion import install as install_completion
-from cogment_model_registry.cli.services import services
+from cogment_model_registry.cli.groups import LazyGroup
 from cogment_model_registry.errors import (
     ModelRegistryError,
     NotFoundError,
@@ -24,6 +21,12 @@ from cogment_model_registry.errors import (
     UnavailableError,
 )
 
+_COMPLETION_VARIABLE = "_COGMENT_COMPLETE"
+"""What a shell sets to ask for a completion; see click's documentation."""
+
+_NoWordsError: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""A group without a command; click has it from version 8.2 on, and prints the help itself before."""
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CANNOT_START = 3
@@ -32,15 +35,17 @@ EXIT_UNAVAILABLE = 4
 EXIT_INTERRUPTED = 130
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_COMMANDS = {
+    "archive": "cogment_model_registry.cli.archive:archive",
+    "client": "cogment_model_registry.cli.client:client",
+    "services": "cogment_model_registry.cli.services:services",
+}
+
+
+@click.group(cls=LazyGroup, places=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="%(prog)s (cogment-model-registry) %(version)s")
 def cogment() -> None:
     """A model registry for reinforcement learning and deployment, compatible with Cogment's."""
-
-
-cogment.add_command(archive)
-cogment.add_command(client)
-cogment.add_command(services)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,13 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finds nothing, 4 when the server is unavailable; one line on standard error says why.
     """
     _escape_what_cannot_be_written()
-    install_completion()
+    if _COMPLETION_VARIABLE in os.environ:
+        from cogment_model_registry.cli import completion  # noqa: PLC0415 # few need it
+
+        completion.install()
     try:
         result = cogment.main(arguments, prog_name="cogment", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
-        return EXIT_USAGE
     except (click.UsageError, SettingError) as error:
+        if isinstance(error, _NoWordsError):
+            click.echo(error.format_message(), err=True)
+            return EXIT_USAGE
         return _fail(error.format_message() if isinstance(error, click.UsageError) else error.message, EXIT_USAGE)
     except ModelRegistryError as error:
         return _fail(error.message, _exit_code(error))

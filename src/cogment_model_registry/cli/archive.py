@@ -19,6 +19,7 @@ from cogment_model_registry.cli.running import (
     open_standard_output,
     telling,
 )
+from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import InvalidError, UnavailableError, shown
 from cogment_model_registry.storage.filesystem.findings import INFORMATION, MEANINGS, Finding
 from cogment_model_registry.system.replacement import Replacement
@@ -37,27 +38,23 @@ _KINDS = "\n".join(
 
 @click.group()
 def archive() -> None:
-    """Verify, export and import an archive directory, without a server."""
+    """Check an archive directory, or move models between two, without a server."""
+    check_server_extra("cogment archive")
 
 
-@archive.command(epilog=f"\b\nWhat is found:\n{_KINDS}", context_settings={"max_content_width": 120})
+@archive.command(epilog=f"\b\nFindings:\n{_KINDS}", context_settings={"max_content_width": 120})
 @click.argument("directory", type=_DIRECTORY)
-@click.option(
-    "--repair",
-    "is_repair",
-    is_flag=True,
-    help="Repair what can be repaired safely; no server may run on the directory.",
-)
+@click.option("--repair", "is_repair", is_flag=True, help="Make the safe repairs; no server may use the directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     """Check an archive DIRECTORY: all metadata, and all data against its hash.
 
-    Exits with 0 when nothing is wrong, 1 when something is, 2 when the directory does not exist, and 3 when it is to be
-    repaired and another process uses it. Without --repair nothing is written, and a server may run on the directory;
-    what may be its work under way is not reported then.
+    Exits with 0 if nothing is wrong, 1 if something is, 2 if there is no such directory, and 3 if a repair finds that
+    another process uses the directory. Without --repair nothing is written, and a server may use the directory; files
+    that may be part of its current work are then not reported.
 
-    With --repair, temporary files, models on their way out and data without metadata are removed, high-water marks are
-    repaired, and missing metadata of models is rebuilt. Damaged versions are left as they are.
+    With --repair, temporary files, models that were being deleted and data without metadata are removed, high-water
+    marks are repaired, and missing metadata of models is written. Damaged versions are left as they are.
     """
     from cogment_model_registry.storage.filesystem import claim  # noqa: PLC0415 # not needed for --help
 
@@ -93,8 +90,6 @@ def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, 
 
 def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
     """Print the findings, for people."""
-    from rich.filesize import decimal  # noqa: PLC0415
-
     if report.holder:
         click.echo(
             f"note: process {shown(report.holder)} uses the archive: temporary files, data without metadata and models "
@@ -108,11 +103,23 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
         )
     problems = sum(finding.is_problem for finding in report.findings)
     repaired = sum(outcome.is_repaired and outcome.finding.is_problem for outcome in outcomes)
-    rate = decimal(int(report.data_bytes / max(seconds, 0.001)))
+    rate = _size_text(int(report.data_bytes / max(seconds, 0.001)))
     click.echo(
-        f"{report.models} models, {report.versions} versions, {decimal(report.data_bytes)} read in {seconds:.1f} s "
+        f"{report.models} models, {report.versions} versions, {_size_text(report.data_bytes)} read in {seconds:.1f} s "
         f"({rate}/s): {problems} problems" + (f", {repaired} of them repaired" if outcomes else "")
     )
+
+
+def _size_text(size_bytes: int) -> str:
+    """Return a size with a decimal unit, as file systems and disks have them."""
+    if size_bytes < 1000:
+        return "1 byte" if size_bytes == 1 else f"{size_bytes} bytes"
+    size = float(size_bytes)
+    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):  # noqa: B007 # the last one is used below
+        size /= 1000
+        if size < 999.95:  # what is more would be shown as 1000.0
+            break
+    return f"{size:.1f} {unit}"
 
 
 def _told(finding: Finding, message: str) -> str:
@@ -161,15 +168,14 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
 @archive.command("export")
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("model_id", callback=_check_model_id)
-@click.option("--output", default="-", metavar="FILE", help="File to write; - is standard output, the default.")
+@click.option("--output", default="-", metavar="FILE", help="File to write; - (the default) is standard output.")
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-@click.option("--skip_damaged", is_flag=True, help="Leave out damaged versions with a warning, instead of failing.")
+@click.option("--skip_damaged", is_flag=True, help="Leave out damaged versions, and report them, instead of failing.")
 def export_model(directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool) -> None:
-    """Write a model of an archive DIRECTORY, with all archived versions, as one tar file.
+    """Write a model of an archive DIRECTORY, with all its archived versions, to one tar file.
 
-    Data is checked against its hash on the way, and `cogment archive import` detects a file that was cut short. A
-    server may run on the directory. Exits with 1 when something is damaged, with 3 when the model does not exist, and
-    with 4 when a file cannot be read because its disk fails.
+    Data is checked against its hash, and `cogment archive import` detects a file that was cut. A server may use the
+    directory. Exits with 1 if something is damaged, and with 3 if there is no such model.
     """
     from cogment_model_registry.storage.filesystem import claim, model_export  # noqa: PLC0415 # not needed for --help
 
@@ -205,10 +211,10 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model_id", metavar="NAME", callback=_check_model_id, help="Give the model this name.")
 def import_model(directory: str, file: str, model_id: str | None) -> None:
-    """Make a model of an archive DIRECTORY from a tar FILE that `cogment archive export` wrote; - is standard input.
+    """Create a model in an archive DIRECTORY from a tar FILE of `cogment archive export`; - is standard input.
 
-    The model is imported whole or not at all. A server may run on the directory; the command says which signal to send
-    it then. Exits with 1 when the file is incomplete, or when a model of the name exists.
+    The model is created completely or not at all. If a server uses the directory, send it SIGHUP afterwards; the
+    command prints its process. Exits with 1 if the file is incomplete, or if a model of that name exists.
     """
     from cogment_model_registry.storage.filesystem import claim, model_import  # noqa: PLC0415 # not needed for --help
 

@@ -2,15 +2,14 @@
 
 import click
 
-from cogment_model_registry.cli.directory import directory
-from cogment_model_registry.cli.model_registry import model_registry
-from cogment_model_registry.cli.services import ServicesGroup
+from cogment_model_registry.cli.groups import ServicesGroup
+
+_COMMANDS = {
+    "directory": "cogment_model_registry.cli.directory:directory",
+    "model_registry": "cogment_model_registry.cli.model_registry:model_registry",
+}
 
 
-@click.group(cls=ServicesGroup)
+@click.group(cls=ServicesGroup, places=_COMMANDS)
 def client() -> None:
-    """Call a service."""
-
-
-client.add_command(directory)
-client.add_command(model_registry)
+    """Use a service."""

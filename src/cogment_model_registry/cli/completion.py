@@ -30,7 +30,7 @@ class _WholeWords(BashComplete):
         self._kept = incomplete[: 1 + max(incomplete.rfind(each) for each in breaks)] if breaks else ""
         return words[1:], incomplete
 
-    def format_completion(self, item: CompletionItem[Any]) -> str:
+    def format_completion(self, item: "CompletionItem[Any]") -> str:
         """Return an answer as the script reads it, without what bash keeps of the word."""
         return f"{item.type},{item.value.removeprefix(self._kept)}"
 

@@ -112,12 +112,13 @@ def _registry(flags: Flags, retry_seconds: float) -> Iterator["ModelRegistry"]:
 
 
 def _join_threads() -> None:
-    """Wait for the threads of gRPC and of the client, which end once the connection is closed.
+    """Wait for the threads of gRPC, which end once the connection is closed.
 
     A process that ends while one of them is in C++ may be aborted: Python ends such a thread by unwinding its stack.
     """
     for thread in threading.enumerate():
-        if thread.daemon and thread is not threading.current_thread():
+        # The client's threads, which threading calls dummies if they wrote a log line, cannot be joined.
+        if thread.daemon and thread is not threading.current_thread() and not thread.name.startswith("Dummy-"):
             thread.join(_THREAD_SECONDS)
 
 
@@ -139,7 +140,7 @@ _COMMON = (
         "--endpoint",
         metavar="ENDPOINT",
         help="Address of the registry: grpc://host:port, or cogment://discover to ask a Directory.  "
-        "[env var: COGMENT_MODEL_REGISTRY_ENDPOINT; default: the registry that the Directory returns if one is given, "
+        "[env var: COGMENT_MODEL_REGISTRY_ENDPOINT; default: the registry that the Directory knows if one is given, "
         "else grpc://localhost:9002]",
     ),
     click.option(
@@ -156,10 +157,10 @@ _COMMON = (
         "--timeout",
         metavar="SECONDS",
         type=_Seconds(0, 1_000_000, min_open=True),
-        help="Seconds to wait for an answer, and to retry a registry that is unavailable.  "
-        f"[default: {RETRY_SECONDS:g} for retries; 30 for an answer; 60 for a transfer, and 1 more for each MiB]",
+        help="How long to wait for an answer, and how long to retry a registry that does not answer.  "
+        f"[default: retry for {RETRY_SECONDS:g}; wait for 30, and for a transfer 60 plus 1 for each MiB]",
     ),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON, with the fields that the documentation names."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON, with documented fields."),
     click.option("--quiet", "is_quiet", is_flag=True, help="Print only the result, and no progress."),
 )
 

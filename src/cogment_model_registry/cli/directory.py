@@ -14,6 +14,7 @@ import click
 from cogment_model_registry.errors import NotFoundError, UnavailableError
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
+from cogment_model_registry.system.tasks import wait_at_most
 
 if TYPE_CHECKING:
     from cogment_model_registry.discovery.client import DirectoryClient
@@ -23,8 +24,13 @@ _T = TypeVar("_T")
 
 _POLL_SECONDS = 0.5
 
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[object]
+else:
+    _ParamType = click.ParamType  # before click 8.4 it takes no type
 
-class _Parsed(click.ParamType[object]):
+
+class _Parsed(_ParamType):
     """A parameter that a function of `records.addresses` parses."""
 
     def __init__(self, name: str, parse: Callable[[str], object], allowed: str) -> None:
@@ -77,7 +83,7 @@ def _common_options(command: _F) -> _F:
 
 @click.group()
 def directory() -> None:
-    """Inspect a Directory, or change it."""
+    """Use a Directory: find, add and remove services."""
 
 
 @directory.command()
@@ -109,7 +115,7 @@ def inquire(
 @_common_options
 @click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the service to wait for.")
 @click.option("--type", "service_type", type=_TYPE, help="Type of the service to wait for.")
-@click.option("--properties", type=_PROPERTIES, help="Properties that it must have.")
+@click.option("--properties", type=_PROPERTIES, help="Properties that the service must have.")
 @click.option(
     "--timeout", "timeout_seconds", type=click.FloatRange(0), default=60, show_default=True, help="Seconds to wait."
 )
@@ -123,7 +129,7 @@ def wait_for_ready(
     properties: dict[str, str] | None,
     timeout_seconds: float,
 ) -> None:
-    """Wait until the Directory answers, or until it returns a service that matches."""
+    """Wait until the Directory answers, or until it has a service that matches."""
     if service_id is None and service_type is None and properties is None:
         inquiry: Details | int = Details(ServiceType.OTHER)
         wanted = False
@@ -131,19 +137,23 @@ def wait_for_ready(
         inquiry = _inquiry(service_id, service_type, properties)
         wanted = True
 
+    last: UnavailableError | None = None
+
+    async def poll(client: "DirectoryClient") -> list[Service]:
+        nonlocal last
+        while True:
+            try:
+                services = await client.inquire(inquiry)
+                if services or not wanted:
+                    return services
+                last = None
+            except UnavailableError as error:
+                last = error
+            await asyncio.sleep(_POLL_SECONDS)
+
     async def wait(client: "DirectoryClient") -> list[Service]:
-        last: UnavailableError | None = None
         try:
-            async with asyncio.timeout(timeout_seconds):
-                while True:
-                    try:
-                        services = await client.inquire(inquiry)
-                        if services or not wanted:
-                            return services
-                        last = None
-                    except UnavailableError as error:
-                        last = error
-                    await asyncio.sleep(_POLL_SECONDS)
+            return await wait_at_most(timeout_seconds, poll(client))
         except TimeoutError:
             raise last or NotFoundError(f"no such service was ready within {timeout_seconds:g} seconds") from None
 
@@ -159,11 +169,9 @@ def wait_for_ready(
 @click.option("--protocol", type=click.Choice(["grpc", "cogment"]), default="grpc", show_default=True)
 @click.option("--host", required=True, help="Host of the service.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port of the service.")
-@click.option("--ssl_required", type=bool, default=False, show_default=True, help="Whether it requires TLS.")
+@click.option("--ssl_required", type=bool, default=False, show_default=True, help="Whether it requires encryption.")
 @click.option("--type", "service_type", type=_TYPE, required=True, help="Type of the service.")
-@click.option(
-    "--permanent", type=bool, default=False, show_default=True, help="Whether it is kept without health checks."
-)
+@click.option("--permanent", type=bool, default=False, show_default=True, help="Whether to keep it without checks.")
 @click.option("--properties", type=_PROPERTIES, default="", help='Properties such as "name=value,name".')
 def register(
     *,
@@ -178,7 +186,7 @@ def register(
     permanent: bool,
     properties: dict[str, str],
 ) -> None:
-    """Add a service. Its secret, which is printed, is needed to remove it."""
+    """Add a service, and print its id and secret, which are needed to remove it."""
     over_grpc = Protocol.GRPC_SSL if ssl_required else Protocol.GRPC
     where = Endpoint(Protocol.COGMENT if protocol == "cogment" else over_grpc, host, port)
     details = Details(service_type, properties)
@@ -192,7 +200,7 @@ def register(
 @directory.command()
 @_common_options
 @click.option("--service_id", type=click.IntRange(1, 2**64 - 1), required=True, help="Id of the service.")
-@click.option("--secret", required=True, help="Its secret, which `register` printed.")
+@click.option("--secret", required=True, help="Secret that `register` printed.")
 def deregister(endpoint: str, token: str, as_json: bool, service_id: int, secret: str) -> None:
     """Remove a service."""
     _ask(endpoint, token, lambda client: client.deregister(service_id, secret))

@@ -40,10 +40,10 @@ _HELP_WIDTH = {"max_content_width": 120}
 
 @click.group("model_registry")
 def model_registry() -> None:
-    """Inspect a model registry, and upload and download versions.
+    """Use a model registry: create and list models; publish, store, retrieve and watch versions.
 
-    Exits with 0 on success, 1 when a call or a file failed, 2 for a wrong flag, 3 when the model or the version does
-    not exist, and 4 when the registry is unavailable or took too long; one line on standard error says why.
+    Exits with 0 for success, 1 if a call or a file failed, 2 for a wrong flag, 3 if there is no such model or version,
+    and 4 if the registry is unavailable or took too long. One line on standard error says why.
     """
 
 
@@ -54,14 +54,14 @@ _user_data = click.option(
     type=UserDataEntry(),
     callback=joined_user_data,
     multiple=True,
-    help="An entry of its user_data; can be given several times.",
+    help="Entry of its user_data; may be given several times.",
 )
 
 
 @model_registry.command("list_models", context_settings=_HELP_WIDTH)
 @common_flags
 def list_models(flags: Flags) -> None:
-    """List all models. With --quiet prints only their ids, one a line."""
+    """List all models. With --quiet, print only their ids, one per line."""
     with flags.connected() as registry:
         models = registry.list_models()
         if flags.as_json:
@@ -76,7 +76,7 @@ def list_models(flags: Flags) -> None:
 @_model
 @common_flags
 def show_model(flags: Flags, model_id: str) -> None:
-    """Show a MODEL: its user_data, and the number and the size of its versions."""
+    """Show a MODEL: its user_data, the number of its versions, and their bytes."""
     with flags.connected() as registry:
         model, versions = registry.get_model(model_id), registry.list_versions(model_id)
         latest = versions[-1] if versions else None
@@ -113,7 +113,7 @@ def show_model(flags: Flags, model_id: str) -> None:
 @_user_data
 @common_flags
 def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None:
-    """Create a MODEL, or replace the user_data of an existing one, as the call of the API does."""
+    """Create a MODEL, or replace the user_data of an existing one."""
     with flags.connected() as registry:
         says = not flags.is_quiet and not flags.as_json
         existed = says and _exists(registry, model_id)
@@ -128,7 +128,7 @@ def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @common_flags
 def delete_model(flags: Flags, model_id: str, *, yes: bool) -> None:
-    """Delete a MODEL with all its versions, archived ones too; asks first."""
+    """Delete a MODEL with all its versions, including archived ones, after asking."""
     if not yes and not is_terminal(sys.stdin):
         raise click.UsageError("standard input is not a terminal, so nobody can confirm the deletion: give --yes")
     with flags.connected() as registry:
@@ -156,7 +156,7 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
 @_model
 @common_flags
 def list_versions(flags: Flags, model_id: str) -> None:
-    """List the versions of a MODEL that can be retrieved. With --quiet prints only their numbers, one a line."""
+    """List the versions of a MODEL that can be retrieved. With --quiet, print only their numbers."""
     with flags.connected() as registry:
         versions = registry.list_versions(model_id)
         if flags.as_json:
@@ -172,9 +172,9 @@ def list_versions(flags: Flags, model_id: str) -> None:
 @version_argument
 @common_flags
 def show_version(flags: Flags, model_id: str, number: int) -> None:
-    """Show a VERSION of a MODEL: by its number, or -1 (the default) for the latest, -2 for the one before.
+    """Show a VERSION of a MODEL: a number, or -1 (the default) for the latest, -2 for the one before it.
 
-    With --quiet prints only its number.
+    With --quiet, print only its number.
     """
     with flags.connected() as registry:
         _show(flags, registry.get_version(model_id, number))
@@ -227,14 +227,14 @@ def _show_upload(flags: Flags, version: VersionInfo) -> None:
 _upload_command(
     "publish",
     "Publish a FILE as a transient version of a MODEL; - is standard input.\n\n"
-    "Everyone who watches the model is notified, and the version may be evicted later. With --quiet prints only its "
-    "number.",
+    "Watchers of the model are notified. The version may be evicted later. With --quiet, print only its number.",
     archived=False,
 )
 _upload_command(
     "store",
     "Store a FILE as an archived version of a MODEL; - is standard input.\n\n"
-    "It is durable when the command ends, and kept until its model is deleted. With --quiet prints only its number.",
+    "The version is durable when the command ends, and kept until its model is deleted. With --quiet, print only its "
+    "number.",
     archived=True,
 )
 
@@ -247,15 +247,15 @@ _upload_command(
     default="-",
     metavar="FILE",
     type=click.Path(allow_dash=True),
-    help="File to write; - is standard output, the default.",
+    help="File to write; - (the default) is standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @common_flags
 def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bool) -> None:
-    """Write the bytes of a VERSION of a MODEL: by its number, or -1 (the default) for the latest.
+    """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest.
 
-    They are checked against their hash first: the file is written whole and durable, or not at all. For standard output
-    they are collected in memory.
+    The bytes are checked against their hash first. A file is written completely and durably, or not at all. For
+    standard output, the bytes are held in memory until they have been checked.
     """
     if output == "-":
         if is_terminal(sys.stdout):
@@ -290,17 +290,17 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int) -> No
 @model_registry.command("watch", context_settings=_HELP_WIDTH)
 @_model
 @click.option(
-    "--after", type=click.IntRange(0), default=0, metavar="N", help="Print only versions with numbers above N."
+    "--after", type=click.IntRange(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
 )
 @click.option("--count", type=click.IntRange(1), metavar="N", help="Stop after N versions.")
 @common_flags
 def watch(flags: Flags, model_id: str, *, after: int, count: int | None) -> None:
-    """Print the latest version of a MODEL, then newer ones as they appear, one a line, until Ctrl-C.
+    """Print the latest version of a MODEL, then each newer one, one per line, until Ctrl-C.
 
-    A lost connection is retried for five minutes or for --timeout seconds. With --quiet prints only the numbers.
+    A lost connection is retried for five minutes, or for --timeout seconds. With --quiet, print only numbers.
     """
     line = _event_format(flags)
-    with flags.connected() as registry, ending_with_reader():
+    with flags.connected() as registry, ending_with_reader(registry.close):
         patience = {} if flags.timeout_seconds is None else {"patience_seconds": flags.timeout_seconds}
         for count_so_far, version in enumerate(registry.watch(model_id, after=after, **patience), start=1):
             click.echo(line(version))
@@ -317,7 +317,7 @@ def _event_format(flags: Flags) -> Callable[[VersionInfo], str]:
 @model_registry.command("status", context_settings=_HELP_WIDTH)
 @common_flags
 def status(flags: Flags) -> None:
-    """Show the state of the registry, and the versions of its parts. With --quiet prints nothing."""
+    """Show the state of the registry, and the versions of its software. With --quiet, print nothing."""
     with flags.connected() as registry:
         # A map on the wire has no order; what is printed has one.
         versions, statuses = registry.server_versions(), dict(sorted(registry.status().items()))

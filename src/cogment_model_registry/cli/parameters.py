@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -12,8 +12,15 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 _LATEST = -1
 
+if TYPE_CHECKING:
+    _Text = click.ParamType[str]
+    _Number = click.ParamType[int]
+    _Entry = click.ParamType[tuple[str, str]]
+else:
+    _Text = _Number = _Entry = click.ParamType  # before click 8.4 it takes no type
 
-class ModelId(click.ParamType[str]):
+
+class ModelId(_Text):
     """The id of a model: any text; the registry has the rules."""
 
     name = "model"
@@ -26,7 +33,7 @@ class ModelId(click.ParamType[str]):
         return text
 
 
-class VersionNumber(click.ParamType[int]):
+class VersionNumber(_Number):
     """The number of a version, from 1 on, or from -1 on down for the latest and those before."""
 
     name = "version"
@@ -40,7 +47,7 @@ class VersionNumber(click.ParamType[int]):
         return int(str(value))
 
 
-class UserDataEntry(click.ParamType[tuple[str, str]]):
+class UserDataEntry(_Entry):
     """A key and its value."""
 
     name = "key=value"

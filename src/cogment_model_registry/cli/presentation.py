@@ -6,12 +6,14 @@ of theirs can change the line, the column or the terminal.
 """
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Literal
+from unicodedata import category, east_asian_width
 
 import click
 
@@ -21,7 +23,10 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 _NS_PER_SECOND = 10**9
 _GAP = "  "
 
-_CUT_MIN_CHARACTERS = 12
+_CUT = "…"
+"""What ends a text that was cut."""
+
+_CUT_MIN_CELLS = 12
 """What is left of a text that is cut, however narrow the terminal is."""
 
 
@@ -128,7 +133,7 @@ def event_line(version: VersionInfo) -> str:
 
 def _print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     if is_for_people():
-        _print_rich_table(columns, rows)
+        _print_terminal_table(columns, rows)
         return
     titles = [column.title for column in columns]
     widths = [max(map(len, texts)) for texts in zip(titles, *rows, strict=True)]
@@ -142,26 +147,38 @@ def _print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> No
     click.echo("\n".join(lines))
 
 
-def _print_rich_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
-    from rich.cells import cell_len  # noqa: PLC0415 # slow to import
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
+def _print_terminal_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    titles = [column.title for column in columns]
+    widths = [max(map(_cells, texts)) for texts in zip(titles, *rows, strict=True)]
+    room = shutil.get_terminal_size().columns - len(_GAP) * (len(columns) - 1)
+    room -= sum(width for column, width in zip(columns, widths, strict=True) if not column.may_be_cut)
+    room = max(room, _CUT_MIN_CELLS)
+    widths = [min(width, room) if column.may_be_cut else width for column, width in zip(columns, widths, strict=True)]
+    for row in (titles, *rows):
+        texts = [_fitted(*each) for each in zip(row, columns, widths, strict=True)]
+        line = _GAP.join(texts).rstrip()
+        click.echo(click.style(line, bold=True) if row is titles else line)
 
-    console = Console()
-    table = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
-    widths = [max(map(cell_len, texts)) for texts in zip((column.title for column in columns), *rows, strict=True)]
-    room = console.width - len(_GAP) * (len(columns) - 1)
-    for column, width in zip(columns, widths, strict=True):
-        room -= 0 if column.may_be_cut else width
-        table.add_column(column.title, justify=column.justify, no_wrap=True)
-    for row in rows:
-        cells = [Text(text) for text in row]  # not markup: brackets are brackets
-        for column, cell in zip(columns, cells, strict=True):
-            if column.may_be_cut:
-                cell.truncate(max(room, _CUT_MIN_CHARACTERS), overflow="ellipsis")
-        table.add_row(*cells)
-    console.print(table)
+
+def _fitted(text: str, column: Column, width: int) -> str:
+    """Return a text in a number of cells: cut, or filled up with spaces."""
+    if _cells(text) > width:
+        while _cells(text) > width - len(_CUT):
+            text = text[:-1]
+        text += _CUT
+    filling = " " * (width - _cells(text))
+    return filling + text if column.justify == "right" else text + filling
+
+
+def _cells(text: str) -> int:
+    """Return how many cells of a terminal a text takes: two for a wide character, none for a combining one."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if _is_combining(each) else 2 if east_asian_width(each) in "WF" else 1 for each in text)
+
+
+def _is_combining(character: str) -> bool:
+    return category(character) in ("Mn", "Me", "Cf")
 
 
 def kind(version: VersionInfo) -> str:
@@ -207,7 +224,7 @@ def moment_text(time_ns: int) -> str:
 def time_text(time_ns: int) -> str:
     """Return a time in UTC as ISO 8601 has it, to the microsecond."""
     seconds, ns = divmod(time_ns, _NS_PER_SECOND)
-    moment = datetime.fromtimestamp(seconds, UTC).replace(microsecond=ns // 1000)
+    moment = datetime.fromtimestamp(seconds, timezone.utc).replace(microsecond=ns // 1000)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 

@@ -1,19 +1,24 @@
 """A progress bar by bytes, on standard error if that is a terminal; elsewhere nothing."""
 
 import contextlib
+import os
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cogment_model_registry.cli.running import is_terminal
 
 if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
+    from tqdm import tqdm
 
     from cogment_model_registry.client.progress import Progress, Wish
+
+_COLUMNS = 80
+"""How wide a terminal is taken to be that does not say."""
+
+_ROWS = 24
+"""How high one is taken to be; a bar needs one row."""
 
 DELAY_SECONDS = 0.5
 """A transfer that is over by then shows no bar."""
@@ -35,8 +40,13 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
     if not is_shown():
         yield lambda _bytes: None
         return
-    with _bar(description, total_bytes) as (bar, task):
-        yield lambda size_bytes: bar.advance(task, size_bytes)
+    with _bar(description, total_bytes) as bar:
+
+        def advance(size_bytes: int) -> None:
+            bar.update(size_bytes)
+
+        yield advance
+        bar.refresh()  # what came since the last redraw, before the bar goes away
 
 
 @contextlib.contextmanager
@@ -50,47 +60,29 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
     if is_quiet or not is_shown():
         yield False
         return
-    shown_from = time.monotonic() + DELAY_SECONDS
-    lock = threading.Lock()
-    with contextlib.ExitStack() as stack:
-        bars: list[tuple[Bar, TaskID]] = []
-        is_over = False
+    with _bar(description, None, DELAY_SECONDS) as bar:
 
         def tell(progress: "Progress") -> None:
-            # A thread of gRPC may still report progress when the transfer is over.
-            with lock:
-                if is_over or time.monotonic() < shown_from:
-                    return
-                if not bars:
-                    bars.append(stack.enter_context(_bar(description, progress.total_bytes)))
-                bar, task = bars[0]
-                bar.update(task, completed=progress.done_bytes)
+            bar.total = progress.total_bytes
+            bar.update(progress.done_bytes - bar.n)  # less than nothing when a transfer begins again
 
-        try:
-            yield tell
-        finally:
-            with lock:
-                is_over = True
+        yield tell
 
 
-@contextlib.contextmanager
-def _bar(description: str, total_bytes: int | None) -> Iterator[tuple["Bar", "TaskID"]]:
-    from rich.console import Console  # noqa: PLC0415 # slow to import
-    from rich.progress import (  # noqa: PLC0415
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+def _bar(description: str, total_bytes: int | None, delay_seconds: float = 0.0) -> "tqdm[Any]":
+    from tqdm import tqdm  # noqa: PLC0415 # slow to import
 
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        yield bar, bar.add_task(description, total=total_bytes)
+    kind: Any = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread that outlives the bar
+    kind.set_lock(threading.RLock())  # by default it is one between processes
+    units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    # tqdm shows nothing on a terminal that does not say how large it is.
+    size = {"ncols": _terminal_columns(), "nrows": _ROWS}
+    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, delay=delay_seconds, **units, **size)
+    return bar
+
+
+def _terminal_columns() -> int:
+    """Return how wide the terminal is; some do not say."""
+    with contextlib.suppress(OSError):
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    return _COLUMNS

@@ -1,5 +1,6 @@
 """Shared parts of commands: input and output files, and one line instead of a traceback for errors and signals."""
 
+import _thread
 import contextlib
 import errno
 import os
@@ -8,14 +9,13 @@ import signal
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import IO, BinaryIO
 
 import click
 
-from cogment_model_registry.errors import ModelRegistryError, TooLargeError, shown
-from cogment_model_registry.storage.filesystem.files import NO_ROOM
+from cogment_model_registry.errors import NO_ROOM, ModelRegistryError, TooLargeError, shown
 
 _STANDARD_INPUT = 0
 _STANDARD_OUTPUT = 1
@@ -46,7 +46,8 @@ def ending_on_signals() -> Iterator[None]:
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
+    before = {number: signal.getsignal(number) for number in numbers if number is not None}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, end)
@@ -74,37 +75,32 @@ def ended_by_interruptions() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ending_with_reader() -> Iterator[None]:
+def ending_with_reader(end: Callable[[], object]) -> Iterator[None]:
     """Return a context manager that raises `BrokenPipeError` once nobody reads standard output any more.
 
-    A command that waits would notice this only with its next line, which may never come.
+    A command that waits would notice that only with its next word, which may never come; as it does on Windows, which
+    cannot wait for it.
+
+    Args:
+        end: Ends what is waited for, with an error of any kind; called on a thread.
     """
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
-
-    main_thread = threading.get_ident()
-    stop_reading, stop_writing = os.pipe()
+    is_gone = threading.Event()
 
     def look() -> None:
         poll = select.poll()
         poll.register(_STANDARD_OUTPUT, 0)
-        poll.register(stop_reading, 0)
-        happened = dict(poll.poll())
-        if stop_reading not in happened and happened.get(_STANDARD_OUTPUT, 0) & (select.POLLERR | select.POLLHUP):
-            signal.pthread_kill(main_thread, signal.SIGPIPE)
+        if dict(poll.poll()).get(_STANDARD_OUTPUT, 0) & (select.POLLERR | select.POLLHUP):
+            is_gone.set()
+            end()
 
-    before = signal.signal(signal.SIGPIPE, end)
-    looking = threading.Thread(target=look, name="reader of standard output", daemon=True)
-    looking.start()
+    if hasattr(select, "poll"):
+        _thread.start_new_thread(look, ())  # which nothing waits for at the end
     try:
         yield
-    finally:
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        os.close(stop_writing)
-        looking.join()
-        os.close(stop_reading)
-        signal.signal(signal.SIGPIPE, before)
+    except Exception as error:
+        if is_gone.is_set():
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
+        raise
 
 
 def check_free(path: str, *, force: bool) -> None:

@@ -7,20 +7,14 @@ from typing import TypeVar
 import click
 
 from cogment_model_registry._version import __version__
+from cogment_model_registry.cli.groups import ServicesGroup
+from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
 _NEW_LINE = "\f\n"  # click would join lines that end otherwise
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _S = TypeVar("_S", bound=ServiceSettings)
-
-
-class ServicesGroup(click.Group):
-    """A group of services, with the original's other name for the registry."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Return the command of a name."""
-        return super().get_command(ctx, "model_registry" if cmd_name == "registry" else cmd_name)
 
 
 class _ServiceCommand(click.Command):
@@ -43,6 +37,7 @@ class _ServiceCommand(click.Command):
 @click.group(cls=ServicesGroup)
 def services() -> None:
     """Run a service."""
+    check_server_extra("cogment services")
 
 
 def _setting_option(setting: Setting) -> Callable[[_F], _F]:
@@ -88,8 +83,8 @@ def _load(settings_class: type[_S], flags: Mapping[str, str | None]) -> _S:
 def model_registry(**flags: str | None) -> None:
     """Run the model registry.
 
-    A flag beats its environment variable, which beats the default. SIGTERM and SIGINT stop the server once what is
-    under way is done, a second one ends it at once; SIGHUP makes it rescan the archive directory.
+    A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
+    progress; a second signal ends it at once. SIGHUP makes it read the archive directory again.
     """
     settings = _load(Settings, flags)
     from cogment_model_registry.server import composition as server  # noqa: PLC0415
@@ -102,10 +97,10 @@ def model_registry(**flags: str | None) -> None:
 @_setting_options(DirectorySettings)
 @click.version_option(__version__, message="cogment services directory (cogment-model-registry) %(version)s")
 def directory(**flags: str | None) -> None:
-    """Run a Directory, where services register and others find them.
+    """Run a Directory, where services register and clients find them.
 
-    A flag beats its environment variable, which beats the default. SIGTERM and SIGINT stop the server once what is
-    under way is done, a second one ends it at once.
+    A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
+    progress; a second signal ends it at once.
     """
     settings = _load(DirectorySettings, flags)
     from cogment_model_registry.discovery import server  # noqa: PLC0415

@@ -32,14 +32,14 @@ def checked_text(name: str, text: object) -> str:
     """Return a text.
 
     Raises:
-        InvalidError: It is not a string, or has lone surrogates, which cannot be sent.
+        InvalidError: It is not a string, or has unpaired surrogates, which cannot be sent.
     """
     if not isinstance(text, str):
         raise InvalidError(f"{name} is {text!r}; it must be a string")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise InvalidError(f"{name} is {text!r}; it must not have halves of characters (lone surrogates)") from None
+        raise InvalidError(f"{name} is {text!r}; it must not have unpaired surrogates (lone surrogates)") from None
     return text
 
 

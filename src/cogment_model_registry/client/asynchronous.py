@@ -11,10 +11,10 @@ A client belongs to the event loop in which it is first used. Cancelling a task 
 import os
 from collections.abc import AsyncGenerator, Callable, Mapping
 from types import TracebackType
-from typing import Any, Self, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST
-from cogment_model_registry.client.backends import AsyncioBackend
+from cogment_model_registry.client.asyncio_backend import AsyncioBackend
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
 from cogment_model_registry.client.core import RETRY_SECONDS, open_core
 from cogment_model_registry.client.progress import Progress, Wish
@@ -24,6 +24,9 @@ from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = ["AsyncLatest", "ModelRegistry", "Progress"]
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
@@ -56,7 +59,7 @@ class ModelRegistry:
             progress=progress,
         )
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> "Self":
         return self
 
     async def __aexit__(

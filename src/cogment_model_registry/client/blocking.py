@@ -3,12 +3,11 @@
 import os
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST
-from cogment_model_registry.client.backends import BlockingBackend, Interruptible, run
+from cogment_model_registry.client.blocking_backend import BlockingBackend, run, run_interruptibly
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
 from cogment_model_registry.client.core import RETRY_SECONDS, Core, open_core
 from cogment_model_registry.client.progress import Wish
@@ -18,14 +17,17 @@ from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
+
 _T = TypeVar("_T")
 
 
 class ModelRegistry:
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
-    It is safe to use from several threads at once. Close it, best with ``with``. A forked process needs a client of its
-    own, as gRPC requires.
+    Any thread may use it, and several at once. To be closed, best by ``with``. A process that was forked needs one of
+    its own; in there, calls of this one raise `ClosedError`.
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
     `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names.
@@ -66,7 +68,6 @@ class ModelRegistry:
         cache_max_bytes: int = DEFAULT_MAX_BYTES,
         progress: Wish = None,
     ) -> None:
-        self._interruptible = Interruptible()
         self._backend = BlockingBackend()
         self._core = open_core(
             self._backend,
@@ -80,7 +81,7 @@ class ModelRegistry:
             progress=progress,
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(
@@ -95,19 +96,19 @@ class ModelRegistry:
             self._backend.stop(ClosedError())
             await self._core.aclose()
 
-        with suppress(ClosedError):  # an earlier call closed it
+        if self._core.calls.connection.is_usable():
             self._run_here(close, lambda: self._backend.stop(ClosedError()))
-        self._interruptible.close()
 
     def _run(self, work: Callable[[Core], Awaitable[_T]]) -> _T:
-        """Return the result of a call; for the main thread, another thread makes it (see `Interruptible`)."""
+        """Return the result of a call, which the main thread lets another one make; see `run_interruptibly`."""
+        self._core.calls.connection.check_open()
         if not _is_main_thread():
             return run(work(self._core))
         backend = BlockingBackend(within=self._backend)
-        return self._interruptible.run(lambda: work(self._core.on(backend)), backend.stop)
+        return run_interruptibly(lambda: work(self._core.on(backend)), backend.stop)
 
     def _run_here(self, work: Callable[[], Awaitable[_T]], stop: Callable[[], None]) -> _T:
-        return self._interruptible.run(work, stop) if _is_main_thread() else run(work())
+        return run_interruptibly(work, stop) if _is_main_thread() else run(work())
 
     def create_model(
         self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
@@ -301,13 +302,15 @@ class ModelRegistry:
         self, versions: AsyncGenerator[VersionInfo, None], backend: BlockingBackend
     ) -> Generator[VersionInfo, None, None]:
         try:
-            while (version := self._run_here(lambda: anext(versions, None), backend.stop)) is not None:
+            while True:
+                self._core.calls.connection.check_open()
+                version = self._run_here(lambda: anext(versions, None), backend.stop)
+                if version is None:
+                    return
                 yield version
         finally:
-            try:
+            if self._core.calls.connection.is_usable():
                 self._run_here(versions.aclose, backend.stop)
-            except ClosedError:
-                run(versions.aclose())  # no other thread runs any more, and nothing has to be waited for
 
     @overload
     def track(self, model_id: str) -> Latest[bytes]: ...

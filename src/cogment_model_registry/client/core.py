@@ -18,11 +18,13 @@ from cogment_model_registry.client.arguments import (
 )
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.cache import Cache
-from cogment_model_registry.client.calls import Calls, Connection, Deadline, Subject, method_path
+from cogment_model_registry.client.calls import Calls, method_path
+from cogment_model_registry.client.connection import Connection, Subject
+from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.downloads import Download
 from cogment_model_registry.client.endpoints import locate
 from cogment_model_registry.client.progress import Wish, reporting
-from cogment_model_registry.client.threads import Threads
+from cogment_model_registry.client.threads import submit
 from cogment_model_registry.client.uploads import Upload
 from cogment_model_registry.errors import ClosedError, DataLossError, NotFoundError, TimedOutError, quoted
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
@@ -53,7 +55,6 @@ class Core:
 
     Args:
         calls: Makes calls.
-        threads: The threads that hash, and read and write files.
         timeout_seconds: How long a call may take; None for the defaults.
         cache: The cache of downloads, if any.
         progress: How to report the progress of transfers by default.
@@ -62,14 +63,12 @@ class Core:
     def __init__(
         self,
         calls: Calls,
-        threads: Threads,
         timeout_seconds: float | None,
         cache: Cache | None,
         progress: Wish,
     ) -> None:
         self._calls = calls
         self._backend = calls.backend
-        self._threads = threads
         self._timeout_seconds = timeout_seconds
         self._cache = cache
         self._progress = progress
@@ -92,7 +91,6 @@ class Core:
         await self._calls.connection.aclose(self._backend)
         for preparation in list(self._preparations):
             preparation.give_up(ClosedError())
-        self._threads.close()
 
     # Models.
 
@@ -242,7 +240,7 @@ class Core:
 
     async def _prepared(self, data: sources.Data, subject: Subject, deadline: Deadline | None) -> sources.Prepared:
         """Return the data to upload, once its size and hash are known."""
-        preparation = sources.Preparation(data, self._threads)
+        preparation = sources.Preparation(data)
         if preparation.prepared.done():
             return preparation.prepared.result()
         self._preparations.add(preparation)
@@ -347,7 +345,7 @@ class Core:
                 replies = self._backend.stream(
                     channel, method_path("RetrieveVersionData"), request.SerializeToString(), limit.left_seconds()
                 )
-                download = Download(info, file, self._backend, self._threads)
+                download = Download(info, file, self._backend)
                 try:
                     while (message := await replies.read()) is not None:
                         data = convert.decode_data_chunk(message)
@@ -364,7 +362,8 @@ class Core:
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
         """Return the result of work that may take long."""
-        return await self._backend.wait(self._threads.submit(work))
+        self._calls.connection.check_open()
+        return await self._backend.wait(submit(work))
 
     # News.
 
@@ -392,7 +391,7 @@ def open_core(
     cache = Cache(directory, checked_whole("cache_max_bytes", cache_max_bytes)) if directory else None
     calls = Calls(backend, Connection(location), checked_seconds("retry_seconds", retry_seconds))
     limit = None if timeout is None else checked_seconds("timeout", timeout)
-    return Core(calls, Threads("model registry client"), limit, cache, progress)
+    return Core(calls, limit, cache, progress)
 
 
 def _version_text(model_id: str, number: int) -> str:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import IO
 
 from cogment_model_registry.client.backends import Backend
-from cogment_model_registry.client.threads import Threads
+from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import DataLossError
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
 from cogment_model_registry.records.versions import VersionInfo
@@ -41,15 +41,13 @@ class Download:
         info: The version.
         file: Where the bytes go.
         backend: How to wait for the thread.
-        threads: The threads of the client.
     """
 
-    def __init__(self, info: VersionInfo, file: IO[bytes], backend: Backend, threads: Threads) -> None:
+    def __init__(self, info: VersionInfo, file: IO[bytes], backend: Backend) -> None:
         self._info = info
         self._file = file
         self._is_memory = isinstance(file, io.BytesIO)
         self._backend = backend
-        self._threads = threads
         self._hash = PayloadHash()
         self._received_bytes = 0
         self._waiting: list[memoryview] = []
@@ -73,7 +71,7 @@ class Download:
         is_idle = self._working is None or self._working.done()
         if self._waiting_bytes > (INLINE_HASH_MAX_BYTES if is_idle else _BACKLOG_BYTES):
             await self._settle()
-            self._working = self._threads.submit(self._take, self._waiting)
+            self._working = submit(functools.partial(self._take, self._waiting))
             self._waiting, self._waiting_bytes = [], 0
 
     async def finish(self) -> None:
@@ -85,7 +83,7 @@ class Download:
         await self._settle()
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
         if sum(map(len, waiting)) > INLINE_HASH_MAX_BYTES:
-            self._working = self._threads.submit(self._take, waiting)
+            self._working = submit(functools.partial(self._take, waiting))
             await self._settle()
         else:
             self._take(waiting)

@@ -13,7 +13,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias, cast
 from weakref import WeakValueDictionary
 
-from cogment_model_registry.client.threads import Job, Threads
+from cogment_model_registry.client.threads import start_thread
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
 
@@ -24,6 +24,9 @@ Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes]"
 """What can be uploaded: an object with a contiguous buffer (bytes, a NumPy array), a path, or an open binary file."""
 
 _BLOCK_BYTES = 1024 * 1024
+
+_NONBLOCK: int = getattr(os, "O_NONBLOCK", 0)
+"""The flag that opens a named pipe without waiting; Windows has neither."""
 
 _LOOK_MILLISECONDS = 100
 """How often a thread that waits for a pipe checks whether to go on."""
@@ -99,7 +102,7 @@ class _File(Source):
     def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
         done_bytes = 0
         while left_bytes := self.size_bytes - done_bytes:
-            block = os.pread(self._file.fileno(), min(size_bytes, left_bytes), self._start + done_bytes)
+            block = _read_at(self._file.fileno(), min(size_bytes, left_bytes), self._start + done_bytes)
             if not block:
                 message = (
                     f"the file was truncated while it was read: {left_bytes} of {self.size_bytes} bytes are missing"
@@ -137,14 +140,13 @@ class Preparation:
 
     Args:
         data: What it is.
-        threads: Of which one reads and hashes it.
 
     Attributes:
         prepared: The result, some day. It raises `InvalidError` for what has no bytes, and `OSError` for a file that
             cannot be read.
     """
 
-    def __init__(self, data: Data, threads: Threads) -> None:
+    def __init__(self, data: Data) -> None:
         self._data = data
         self._is_given_up = threading.Event()
         self.prepared: Future[Prepared] = Future()
@@ -153,7 +155,7 @@ class Preparation:
         if memory is not None and memory.size_bytes <= INLINE_HASH_MAX_BYTES:
             self.prepared.set_result(self._hashed(memory))
         else:
-            threads.begin(Job(lambda: self._prepare(memory)))
+            start_thread(lambda: self._prepare(memory))
 
     def give_up(self, error: Exception) -> None:
         """Stop reading; those who wait for the result get the error instead, unless the result exists."""
@@ -255,6 +257,8 @@ class Preparation:
             turn.lock.release()
 
     def _wait_for_pipe(self, descriptor: int) -> None:
+        if not hasattr(select, "poll"):  # Windows waits for sockets alone; the read waits
+            return
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
         while not poll.poll(_LOOK_MILLISECONDS):
@@ -307,9 +311,22 @@ def _memory_of(data: Data) -> _Memory | None:
 
 def _open_at_once(path: str, flags: int) -> int:
     """Open a file for reading; a named pipe, too, without waiting for who writes into it."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
-    os.set_blocking(descriptor, True)
+    descriptor = os.open(path, flags | _NONBLOCK)
+    if _NONBLOCK:
+        os.set_blocking(descriptor, True)
     return descriptor
+
+
+def _read_at(descriptor: int, size_bytes: int, start: int) -> bytes:
+    """Return bytes of a file from a place on; without `os.pread`, on Windows, its own place moves while it is read."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, size_bytes, start)
+    before = os.lseek(descriptor, 0, os.SEEK_CUR)
+    try:
+        os.lseek(descriptor, start, os.SEEK_SET)
+        return os.read(descriptor, size_bytes)
+    finally:
+        os.lseek(descriptor, before, os.SEEK_SET)
 
 
 def _mode_of(file: io.FileIO) -> int:

@@ -8,13 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from cogment_model_registry.client import watching
 from cogment_model_registry.client.arguments import LATEST, checked_id, checked_seconds, checked_whole
-from cogment_model_registry.client.backends import BlockingBackend, StoppedError, run
-from cogment_model_registry.client.calls import Backoff, Deadline
+from cogment_model_registry.client.blocking_backend import BlockingBackend, StoppedError, run
 from cogment_model_registry.client.core import Core
+from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart
 from cogment_model_registry.errors import (
     ClosedError,
@@ -25,6 +25,10 @@ from cogment_model_registry.errors import (
     quoted,
 )
 from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.system.tasks import wait_at_most
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
@@ -230,7 +234,7 @@ class Latest(_Tracked[_T]):
         self._waiting: list[queue.SimpleQueue[None]] = []
         self._thread = threading.Thread(target=lambda: run(self._follow()), name=f"tracking {model_id}", daemon=True)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Self":
         self._note_begin()
         do_apart(self._thread.start)
         return self
@@ -238,7 +242,8 @@ class Latest(_Tracked[_T]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        do_apart(self._stop)
+        if self._core.calls.connection.is_usable():
+            do_apart(self._stop)
 
     def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
         """Wait for a version with a higher number, and return it; its value is then `value`.
@@ -259,6 +264,7 @@ class Latest(_Tracked[_T]):
         self._waiting.append(news)
         try:
             while (version := self._newer_than(number)) is None:
+                self._core.calls.connection.check_open()
                 left_seconds = deadline.left_seconds() if deadline else SIGNAL_SECONDS
                 if not left_seconds:
                     raise self._timed_out(number, seconds)
@@ -294,7 +300,7 @@ class AsyncLatest(_Tracked[_T]):
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
-    async def __aenter__(self) -> Self:
+    async def __aenter__(self) -> "Self":
         self._note_begin()
         self._task = asyncio.create_task(self._follow(), name=f"tracking {self.model_id}")
         return self
@@ -312,11 +318,13 @@ class AsyncLatest(_Tracked[_T]):
         number = checked_whole("newer_than", newer_than)
         seconds = None if timeout is None else checked_seconds("timeout", timeout)
         try:
-            async with asyncio.timeout(seconds):
-                while (version := self._newer_than(number)) is None:
-                    await self._news.wait()
+            return await wait_at_most(seconds, self._wait_for_newer(number))
         except TimeoutError:
             raise self._timed_out(number, seconds) from None
+
+    async def _wait_for_newer(self, number: int) -> VersionInfo:
+        while (version := self._newer_than(number)) is None:
+            await self._news.wait()
         return version
 
     async def _decoded(self, data: bytes) -> _T | _Raised:

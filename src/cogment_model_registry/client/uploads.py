@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cogment_model_registry.client.backends import Channel
-from cogment_model_registry.client.calls import Calls, Deadline, Subject, method_path
+from cogment_model_registry.client.calls import Calls, method_path
+from cogment_model_registry.client.connection import Subject
+from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.progress import Report
 from cogment_model_registry.client.sources import Source
 from cogment_model_registry.records.versions import VersionHeader, VersionInfo

@@ -7,7 +7,9 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from cogment_model_registry.client.calls import Backoff, Calls, Deadline, Subject, method_path, translated
+from cogment_model_registry.client.calls import Calls, method_path
+from cogment_model_registry.client.connection import Subject, translated
+from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TimedOutError, UnavailableError, quoted
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import convert, messages
@@ -163,7 +165,8 @@ async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerat
             if deadline.left_seconds() > 1:
                 raise  # the server ended the stream with this status
         finally:
-            replies.cancel()
+            if calls.connection.is_usable():
+                replies.cancel()
 
 
 async def _check(calls: Calls, model_id: str, subject: Subject) -> None:

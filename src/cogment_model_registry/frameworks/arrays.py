@@ -1,5 +1,6 @@
 """Trees of NumPy arrays as versions; arrays of JAX are converted to them for the transfer."""
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -11,6 +12,19 @@ from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.frameworks import trees, versions
 
 Array: TypeAlias = npt.NDArray[Any]
+
+
+class PublishOptions(versions.UploadOptions, total=False):
+    """Further arguments of `publish` and `store` of NumPy and JAX."""
+
+    dtype: npt.DTypeLike | None
+
+
+class LoadOptions(versions.LoadOptions, total=False):
+    """Further arguments of `load` of NumPy and JAX."""
+
+    dtype: npt.DTypeLike | None
+
 
 _PYTHON_KINDS = {"bool": bool, "int": int, "float": float}
 
@@ -93,7 +107,7 @@ def _scalar(kind: type, array: Array) -> object:
 
 def _dtype_named(name: str) -> np.dtype[Any]:
     """Return a type of elements; those that NumPy does not have are in ml_dtypes, which comes with JAX."""
-    if hasattr(np, name):
+    with contextlib.suppress(TypeError):
         return np.dtype(name)
     try:
         import ml_dtypes  # noqa: PLC0415 # few need it

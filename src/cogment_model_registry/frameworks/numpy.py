@@ -11,11 +11,10 @@ state dict is a dict whose keys have dots. With the client for asyncio, use `enc
 """
 
 from collections.abc import Mapping
-from typing import Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.blocking import ModelRegistry
-from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.versions import VersionInfo
 
@@ -24,10 +23,13 @@ try:
     import numpy.typing as npt
 
     from cogment_model_registry.frameworks import arrays, trees
-    from cogment_model_registry.frameworks.versions import Encoded, Loaded, UploadOptions, fetch, upload
+    from cogment_model_registry.frameworks.versions import Encoded, FitOptions, Loaded, fetch, upload
 except ImportError as error:
     message = 'this needs NumPy and safetensors: pip install "cogment-model-registry[numpy]"'
     raise ImportError(message, name=error.name) from error
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 __all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
 
@@ -122,10 +124,7 @@ def publish(
     tree: object,
     *,
     archived: bool = False,
-    dtype: npt.DTypeLike | None = None,
-    prefix: str = "",
-    user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    **options: "Unpack[arrays.PublishOptions]",
 ) -> VersionInfo:
     """Publish a tree as a version of a model.
 
@@ -134,43 +133,20 @@ def publish(
         model_id: The model, which is created if it does not exist.
         tree: As for `encode`.
         archived: Whether the version is kept for good, as by `store`.
-        dtype: As for `encode`.
-        prefix: As for `encode`.
-        user_data: As for `encode`.
-        options: Further arguments of `ModelRegistry.publish`: `create`, `timeout` and `progress`.
+        options: What `encode` takes: `dtype`, `prefix` and `user_data`; and what `ModelRegistry.publish` takes:
+            `create`, `timeout` and `progress`.
 
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
     """
-    encoded = encode(tree, dtype=dtype, prefix=prefix, user_data=user_data)
-    return upload(registry, model_id, encoded, archived=archived, **options)
+    return upload(encode, registry, model_id, tree, archived=archived, options=options)
 
 
 def store(
-    registry: ModelRegistry,
-    model_id: str,
-    tree: object,
-    *,
-    dtype: npt.DTypeLike | None = None,
-    prefix: str = "",
-    user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    registry: ModelRegistry, model_id: str, tree: object, **options: "Unpack[arrays.PublishOptions]"
 ) -> VersionInfo:
     """Store a tree as an archived version of a model; see `publish`."""
-    return publish(registry, model_id, tree, archived=True, dtype=dtype, prefix=prefix, user_data=user_data, **options)
-
-
-@overload
-def load(
-    registry: ModelRegistry,
-    model: str | VersionInfo,
-    version: int = LATEST,
-    *,
-    dtype: npt.DTypeLike | None = None,
-    prefix: str = "",
-    timeout: float | None = None,
-    progress: Wish = None,
-) -> Loaded[Any]: ...
+    return publish(registry, model_id, tree, archived=True, **options)
 
 
 @overload
@@ -180,24 +156,18 @@ def load(
     version: int = LATEST,
     *,
     into: object,
-    prefix: str = "",
-    strict: bool = True,
-    timeout: float | None = None,
-    progress: Wish = None,
+    **options: "Unpack[FitOptions]",
 ) -> VersionInfo: ...
 
 
+@overload
 def load(
-    registry: ModelRegistry,
-    model: str | VersionInfo,
-    version: int = LATEST,
-    *,
-    into: object = None,
-    dtype: npt.DTypeLike | None = None,
-    prefix: str = "",
-    strict: bool = True,
-    timeout: float | None = None,
-    progress: Wish = None,
+    registry: ModelRegistry, model: str | VersionInfo, version: int = LATEST, **options: "Unpack[arrays.LoadOptions]"
+) -> Loaded[Any]: ...
+
+
+def load(
+    registry: ModelRegistry, model: str | VersionInfo, version: int = LATEST, *, into: Any = None, **options: Any
 ) -> Loaded[Any] | VersionInfo:
     """Retrieve a version: return its tree, or copy it into the arrays of another one.
 
@@ -206,11 +176,8 @@ def load(
         model: The id of the model; or the version itself.
         version: The number of the version, -1 for the latest, -2 for the one before.
         into: As for `decode`.
-        dtype: As for `decode`.
-        prefix: As for `decode`.
-        strict: As for `decode`.
-        timeout: How many seconds each call may take.
-        progress: How to report the progress of the transfer.
+        options: What `decode` takes: `dtype` and `prefix`, or `strict` with `into`; `timeout`, the seconds that each
+            call may take; and `progress`, how to report the transfer.
 
     Returns:
         The version and the tree; with `into`, the version alone.
@@ -219,11 +186,5 @@ def load(
         InvalidError: The version is not such a tree, or does not fit.
         NotFoundError: The model or the version does not exist, or the version was evicted.
     """
-
-    def decode_version(data: bytes) -> Any:
-        if into is None:
-            return decode(data, dtype=dtype, prefix=prefix)
-        return decode(data, into=into, prefix=prefix, strict=strict)
-
-    loaded = fetch(registry, model, version, decode_version, timeout=timeout, progress=progress)
+    loaded = fetch(decode, registry, model, version, into=into, **options)
     return loaded if into is None else loaded.version

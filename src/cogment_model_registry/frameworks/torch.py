@@ -12,11 +12,10 @@ With the client for asyncio, use `encode` and `decode`.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, overload
 
 from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.blocking import ModelRegistry
-from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.versions import VersionInfo
 
@@ -25,10 +24,21 @@ try:
     import torch
 
     from cogment_model_registry.frameworks import trees, versions
-    from cogment_model_registry.frameworks.versions import Encoded, Loaded, UploadOptions, fetch, upload
+    from cogment_model_registry.frameworks.versions import (
+        Encoded,
+        FitOptions,
+        Loaded,
+        LoadOptions,
+        UploadOptions,
+        fetch,
+        upload,
+    )
 except ImportError as error:
     message = 'this needs PyTorch and safetensors: pip install "cogment-model-registry[torch]"'
     raise ImportError(message, name=error.name) from error
+
+if TYPE_CHECKING:
+    from typing import Unpack  # from Python 3.11 on
 
 __all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
 
@@ -39,6 +49,15 @@ Parameters: TypeAlias = torch.nn.Module | Mapping[str, torch.Tensor]
 
 _EXTRA_STATE = "_extra_state"
 """The last part of the name that a state dict has for what `Module.get_extra_state` returns."""
+
+
+class _PublishOptions(UploadOptions, total=False):
+    dtype: torch.dtype | None
+
+
+class _LoadOptions(LoadOptions, total=False):
+    dtype: torch.dtype | None
+    device: torch.device | str | None
 
 
 def encode(
@@ -222,10 +241,7 @@ def publish(
     parameters: Parameters,
     *,
     archived: bool = False,
-    dtype: torch.dtype | None = None,
-    prefix: str = "",
-    user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    **options: "Unpack[_PublishOptions]",
 ) -> VersionInfo:
     """Publish the parameters and buffers of a module as a version of a model.
 
@@ -234,46 +250,20 @@ def publish(
         model_id: The model, which is created if it does not exist.
         parameters: As for `encode`.
         archived: Whether the version is kept for good, as by `store`.
-        dtype: As for `encode`.
-        prefix: As for `encode`.
-        user_data: As for `encode`.
-        options: Further arguments of `ModelRegistry.publish`: `create`, `timeout` and `progress`.
+        options: What `encode` takes: `dtype`, `prefix` and `user_data`; and what `ModelRegistry.publish` takes:
+            `create`, `timeout` and `progress`.
 
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
     """
-    encoded = encode(parameters, dtype=dtype, prefix=prefix, user_data=user_data)
-    return upload(registry, model_id, encoded, archived=archived, **options)
+    return upload(encode, registry, model_id, parameters, archived=archived, options=options)
 
 
 def store(
-    registry: ModelRegistry,
-    model_id: str,
-    parameters: Parameters,
-    *,
-    dtype: torch.dtype | None = None,
-    prefix: str = "",
-    user_data: Mapping[str, str] | None = None,
-    **options: Unpack[UploadOptions],
+    registry: ModelRegistry, model_id: str, parameters: Parameters, **options: "Unpack[_PublishOptions]"
 ) -> VersionInfo:
     """Store the parameters and buffers of a module as an archived version of a model; see `publish`."""
-    return publish(
-        registry, model_id, parameters, archived=True, dtype=dtype, prefix=prefix, user_data=user_data, **options
-    )
-
-
-@overload
-def load(
-    registry: ModelRegistry,
-    model: str | VersionInfo,
-    version: int = LATEST,
-    *,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    prefix: str = "",
-    timeout: float | None = None,
-    progress: Wish = None,
-) -> Loaded[StateDict]: ...
+    return publish(registry, model_id, parameters, archived=True, **options)
 
 
 @overload
@@ -283,26 +273,19 @@ def load(
     version: int = LATEST,
     *,
     into: Parameters,
-    prefix: str = "",
-    strict: bool = True,
-    timeout: float | None = None,
-    progress: Wish = None,
+    **options: "Unpack[FitOptions]",
 ) -> VersionInfo: ...
 
 
+@overload
 def load(
-    registry: ModelRegistry,
-    model: str | VersionInfo,
-    version: int = LATEST,
-    *,
-    into: Parameters | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str | None = None,
-    prefix: str = "",
-    strict: bool = True,
-    timeout: float | None = None,
-    progress: Wish = None,
-) -> Loaded[StateDict] | VersionInfo:
+    registry: ModelRegistry, model: str | VersionInfo, version: int = LATEST, **options: "Unpack[_LoadOptions]"
+) -> Loaded[StateDict]: ...
+
+
+def load(
+    registry: ModelRegistry, model: str | VersionInfo, version: int = LATEST, *, into: Any = None, **options: Any
+) -> Loaded[Any] | VersionInfo:
     """Retrieve a version: return its state dict, or copy it into a module.
 
     Args:
@@ -310,12 +293,8 @@ def load(
         model: The id of the model; or the version itself.
         version: The number of the version, -1 for the latest, -2 for the one before.
         into: As for `decode`.
-        dtype: As for `decode`.
-        device: As for `decode`.
-        prefix: As for `decode`.
-        strict: As for `decode`.
-        timeout: How many seconds each call may take.
-        progress: How to report the progress of the transfer.
+        options: What `decode` takes: `dtype`, `device` and `prefix`, or `strict` with `into`; `timeout`, the seconds
+            that each call may take; and `progress`, how to report the transfer.
 
     Returns:
         The version and the state dict; with `into`, the version alone.
@@ -324,12 +303,5 @@ def load(
         InvalidError: The version is not a set of tensors, or does not fit.
         NotFoundError: The model or the version does not exist, or the version was evicted.
     """
-
-    def decode_version(data: bytes) -> StateDict:
-        if into is None:
-            return decode(data, dtype=dtype, device=device, prefix=prefix)
-        decode(data, into=into, prefix=prefix, strict=strict)
-        return {}
-
-    loaded = fetch(registry, model, version, decode_version, timeout=timeout, progress=progress)
+    loaded = fetch(decode, registry, model, version, into=into, **options)
     return loaded if into is None else loaded.version

@@ -11,7 +11,7 @@ needs no room in `user_data`, which is bounded. A file of another origin has no 
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, NamedTuple, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
 
 from safetensors import SafetensorError, deserialize
 
@@ -20,6 +20,9 @@ from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, quoted
 from cogment_model_registry.frameworks.trees import Structure
 from cogment_model_registry.records.versions import VersionInfo
+
+if TYPE_CHECKING:
+    pass  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
@@ -58,11 +61,27 @@ DTYPES = {
 
 
 class UploadOptions(TypedDict, total=False):
-    """Further arguments of `publish` and `store` of a framework; see `ModelRegistry.publish`."""
+    """Further arguments of `publish` and `store` of each framework, next to a `dtype`."""
 
+    prefix: str
+    user_data: Mapping[str, str] | None
     create: bool
     timeout: float | None
     progress: Wish
+
+
+class LoadOptions(TypedDict, total=False):
+    """Further arguments of `load` of each framework, next to a `dtype`."""
+
+    prefix: str
+    timeout: float | None
+    progress: Wish
+
+
+class FitOptions(LoadOptions, total=False):
+    """Its further arguments with other parameters, which get the values or are the pattern."""
+
+    strict: bool
 
 
 class Encoded(NamedTuple):
@@ -77,11 +96,20 @@ class Encoded(NamedTuple):
     user_data: dict[str, str]
 
 
-class Loaded(NamedTuple, Generic[_T]):
-    """A version and its value, in the order of `Latest.snapshot`."""
+if TYPE_CHECKING:
 
-    version: VersionInfo
-    value: _T
+    class Loaded(NamedTuple, Generic[_T]):
+        """A version and its value, in the order of `Latest.snapshot`."""
+
+        version: VersionInfo
+        value: _T
+
+else:  # before Python 3.11 a named tuple cannot be generic itself
+
+    class Loaded(NamedTuple("Loaded", [("version", VersionInfo), ("value", Any)]), Generic[_T]):
+        """A version and its value, in the order of `Latest.snapshot`."""
+
+        __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,34 +202,53 @@ def _described(data: bytes) -> str:
 
 
 def upload(
-    registry: ModelRegistry, model_id: str, encoded: Encoded, *, archived: bool, **options: Unpack[UploadOptions]
+    encode: Callable[..., Encoded],
+    registry: ModelRegistry,
+    model_id: str,
+    parameters: object,
+    *,
+    archived: bool,
+    options: Mapping[str, Any],
 ) -> VersionInfo:
-    """Publish or store an encoded version; see `ModelRegistry.publish`."""
+    """Encode parameters, and publish them as a version or store them for good; see `ModelRegistry.publish`.
+
+    Args:
+        encode: That of the framework.
+        registry: The client.
+        model_id: The model.
+        parameters: What is encoded.
+        archived: Whether to store it.
+        options: Those of `encode` and of the upload.
+    """
+    of_upload = {name: options[name] for name in options.keys() & {"create", "timeout", "progress"}}
+    encoded = encode(parameters, **{name: options[name] for name in options.keys() - of_upload.keys()})
     call = registry.store if archived else registry.publish
-    return call(model_id, encoded.data, user_data=encoded.user_data, **options)
+    return call(model_id, encoded.data, user_data=encoded.user_data, **of_upload)
 
 
 def fetch(
+    decode: Callable[..., Any],
     registry: ModelRegistry,
     model: str | VersionInfo,
     number: int,
-    decode: Callable[[bytes], _T],
     *,
-    timeout: float | None,
-    progress: Wish,
-) -> Loaded[_T]:
+    timeout: float | None = None,
+    progress: Wish = None,
+    **options: object,
+) -> Loaded[Any]:
     """Return a version and its decoded value.
 
     Args:
+        decode: That of the framework.
         registry: The client.
         model: The id of its model; or the version itself.
         number: Its number, -1 for the latest.
-        decode: Decodes the bytes, or raises `InvalidError`.
         timeout: How many seconds each call may take.
         progress: How to report the progress of the transfer.
+        options: Those of `decode`.
 
     Raises:
-        InvalidError: The bytes are malformed, or not of the expected kind; the message names the version.
+        InvalidError: The bytes mean nothing, or not what they should; the message names the version.
         NotFoundError: The model or the version does not exist, or the version was evicted.
     """
     info = model if isinstance(model, VersionInfo) else registry.get_version(model, number, timeout=timeout)
@@ -219,7 +266,7 @@ def fetch(
                 raise
             info = newer
     try:
-        return Loaded(info, decode(data))
+        return Loaded(info, decode(data, **options))
     except InvalidError as error:
         raise _about(info, error.message) from error
 

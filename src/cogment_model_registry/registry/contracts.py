@@ -1,22 +1,24 @@
 """The three contracts of storage: Archive, TransientStore and Catalog.
 
-The registry is written against these alone, so that another backend (an object store, a shared cache) is one more
-class, and several servers can share what exists. `cogment_model_registry.testing` has a conformance suite for each.
+The registry is written against these alone, so another backend (an object store, a database) is one more class, and
+several servers can share models and versions. `cogment_model_registry.testing` has a conformance suite for each
+contract, and backends in memory that pass it.
 
-A version goes through the same steps in either store: an `Upload` takes its bytes, `finish` tells their hash (and makes
-them durable, in an archive), and `commit` binds them to a number. Only the catalog makes a version visible, so an
-upload that ends in any other way was never there.
+A version goes through the same steps in either store: an `Upload` takes its bytes, `finish` returns their hash (and
+makes them durable, in an archive), and `commit` binds them to a number. Only the catalog makes a version visible: an
+upload that ends in any other way leaves nothing.
 
-All methods run on one event loop, may be called concurrently, and never block it. Errors are those of
-`cogment_model_registry.errors`; a method raises `UnavailableError` when its backend fails, besides what it states.
+All methods run on one event loop, may be called concurrently, and never block it. Whatever a database may answer is
+awaited. Errors are those of `cogment_model_registry.errors`; a method raises `UnavailableError` when its backend fails,
+in addition to the errors that it states.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 from cogment_model_registry.errors import DataLossError
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
@@ -54,7 +56,7 @@ class Upload(_Closable):
 
     @abstractmethod
     async def finish(self) -> str:
-        """Take note that there are no more bytes, and make them as durable as the store is.
+        """End the bytes, and make them as durable as the store is.
 
         Returns:
             Their SHA-256 in standard base64 with padding.
@@ -129,7 +131,6 @@ class ModelContents:
         size_bytes: The bytes of each of these versions, by number.
         damaged: What is wrong with versions that are known to be damaged, by number.
         last_number: The highest number in use, by a sound version, a damaged one, or what is left of one; 0 for none.
-        high_water_mark: The number persisted up to which none may be given again; 0 for none.
     """
 
     info: ModelInfo
@@ -137,23 +138,38 @@ class ModelContents:
     size_bytes: dict[int, int] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
     last_number: int = 0
-    high_water_mark: int = 0
+
+
+class Removal(ABC):
+    """A model that is out of the archive, durably, and whose bytes are still to be freed."""
+
+    @abstractmethod
+    async def finish(self) -> None:
+        """Free the bytes. What is not freed now is freed by a later `Archive.open`.
+
+        Raises:
+            UnavailableError: The model may be back after a crash, since the removal may not be durable.
+        """
 
 
 class Archive(VersionStore):
     """Where archived versions and the metadata of models live, durably.
 
     What a method wrote is durable before it returns, and written whole or not at all. For one model, the caller runs
-    one at a time of `write_model`, `remove_model` and `Upload.commit`, and no `write_high_water_mark` beside
-    `remove_model` or another one.
+    one at a time of `write_model`, `begin_removal` and `Upload.commit`.
     """
+
+    @property
+    @abstractmethod
+    def is_exclusive(self) -> bool:
+        """Whether one process at a time can have the archive open."""
 
     @abstractmethod
     async def open(self) -> None:
-        """Take the archive for this process alone, and clear away what interrupted writes left.
+        """Open the archive, and clear away what interrupted writes left.
 
         Raises:
-            StartError: It cannot be had, or another process has it.
+            StartError: It is not usable, or it is exclusive and another process has it open.
         """
 
     @abstractmethod
@@ -161,12 +177,8 @@ class Archive(VersionStore):
         """Release the archive. Uploads and readers must be closed before. Closing twice does nothing."""
 
     @abstractmethod
-    async def scan(self) -> list[ModelContents]:
+    async def scan(self) -> Sequence[ModelContents]:
         """Return all models, ordered by id, whatever else lies in the archive."""
-
-    @abstractmethod
-    async def scan_model(self, model_id: str) -> ModelContents | None:
-        """Return one model; None when there is none."""
 
     @abstractmethod
     async def write_model(self, info: ModelInfo) -> None:
@@ -177,25 +189,13 @@ class Archive(VersionStore):
         """
 
     @abstractmethod
-    async def remove_model(self, model_id: str, on_removed: Callable[[], Awaitable[None]]) -> None:
-        """Remove the model and all its versions, at once; uploads under way fail, readers go on.
+    async def begin_removal(self, model_id: str) -> Removal:
+        """Take the model with all its versions out of the archive, at once; uploads under way fail, readers go on.
 
-        Args:
-            model_id: The model.
-            on_removed: Awaited when the model is not there any more, before its bytes are freed. When the removal fails
-                without this, the model is as before.
+        When it raises, the model is as before. On return the model can be created again.
 
         Raises:
             NotFoundError: It does not exist.
-        """
-
-    @abstractmethod
-    async def write_high_water_mark(self, model_id: str, number: int) -> None:
-        """Persist the number up to which none may be given again.
-
-        Raises:
-            NotFoundError: The model does not exist.
-            TooLargeError: No space is left.
         """
 
     @abstractmethod
@@ -211,7 +211,7 @@ class Archive(VersionStore):
     @property
     @abstractmethod
     def failure(self) -> str:
-        """Why the archive takes no more writes until it is opened anew; empty while it does."""
+        """Why the archive takes no more writes until it is opened again; empty while it takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +235,10 @@ class TransientUsage:
     evictions: Mapping[str, int]
 
 
+EvictionListener: TypeAlias = Callable[[Sequence[VersionInfo]], Coroutine[Any, Any, None]]
+"""Receives evicted versions."""
+
+
 class TransientStore(VersionStore):
     """Where transient versions live, within a bound on their count and one on their bytes.
 
@@ -244,16 +248,24 @@ class TransientStore(VersionStore):
     """
 
     @abstractmethod
+    def on_evicted(self, listener: EvictionListener) -> None:
+        """Set who receives the evictions.
+
+        The upload that needs the room awaits `listener` with the versions that it evicted: during `Upload.write` for
+        its bytes; no later than when it is closed for its commit, so that a version that replaces another is visible
+        first. Versions that are removed with their model are not evicted.
+        """
+
+    @abstractmethod
     def note_newest(self, model_id: str, number: int) -> None:
-        """Take note that a version of the model exists with this number, kept elsewhere: older ones are not newest."""
+        """Record that another store has a version of the model with this number: older ones are not the newest."""
 
     @abstractmethod
     async def remove_model(self, model_id: str) -> None:
         """Remove all versions of a model; readers under way go on. Does nothing when there is none."""
 
-    @abstractmethod
-    def take_evicted(self) -> list[tuple[str, int]]:
-        """Return the model id and number of each version evicted since the last call."""
+    def release_memory(self) -> None:
+        """Return memory that is kept for the next versions to the system. Does nothing where none is kept."""
 
     @property
     @abstractmethod
@@ -289,13 +301,28 @@ class CatalogCounts:
     archived_bytes: int
 
 
+class Slot(ABC):
+    """The place of a version that is being published. Made by `Catalog.publishing`.
+
+    Attributes:
+        number: The number of the version: larger than all that the model has had, even after a crash.
+    """
+
+    number: int
+
+    @abstractmethod
+    def show(self, info: VersionInfo) -> None:
+        """Make `info` visible when the context is left. Its number is that of the slot."""
+
+
 class Catalog(ABC):
-    """What exists: models, versions, their numbers and order, and who waits for news of them.
+    """What exists: models, versions, their numbers and order, and who watches them.
 
-    Visibility is atomic: a call sees a version or does not, and all calls that begin after `publish` returned see it.
-    The versions of a model become visible in the order of their numbers.
+    Visibility is atomic: a call sees a version or does not, and all calls that begin after its `publishing` was left
+    see it. The versions of a model become visible in the order of their numbers.
 
-    `next_number`, `publish`, `put_model` and `remove_model` for a model are called by whoever holds `exclusive` for it.
+    A change of a model is a context manager: while one is entered, nobody else changes the model, on this server or
+    another one. Left without an error, the change is visible, in one step; left with an error, nothing has changed.
     """
 
     @abstractmethod
@@ -304,23 +331,11 @@ class Catalog(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Persist how far numbers were given. Watchers still there end with `UnavailableError`."""
-
-    @abstractmethod
-    async def refresh(self, on_removed: Callable[[str], Awaitable[None]]) -> None:
-        """Take note of what was put into, or taken out of, the places that the catalog describes from outside.
-
-        Args:
-            on_removed: Called with the id of each model that is gone, while nobody else changes it.
-        """
+        """Persist which numbers were given. Watchers that are left end with `UnavailableError`."""
 
     @abstractmethod
     def stop_watching(self) -> None:
-        """End all watchers, and those to come, with `UnavailableError`."""
-
-    @abstractmethod
-    def exclusive(self, model_id: str) -> AbstractAsyncContextManager[None]:
-        """Return a context in which nobody else changes the model; it need not exist."""
+        """End all watchers, and later ones, with `UnavailableError`."""
 
     @abstractmethod
     async def find(self, model_id: str) -> ModelRef:
@@ -343,42 +358,35 @@ class Catalog(ABC):
         """Return up to `limit` models, ordered by id, without the first `offset` ones."""
 
     @abstractmethod
-    async def put_model(self, info: ModelInfo, found: ModelContents | None = None) -> None:
-        """Make the model visible, or replace its `user_data`.
-
-        Args:
-            info: The model.
-            found: What the archive had under its name before it was written, such as from outside; None for nothing.
-        """
+    def writing_model(self, info: ModelInfo) -> AbstractAsyncContextManager[None]:
+        """Return the change that creates the model, or replaces its `user_data`."""
 
     @abstractmethod
-    async def remove_model(self, model_id: str) -> None:
-        """Make the model and its versions invisible, at once; its watchers end with `NotFoundError`.
+    def removing_model(self, model_id: str) -> AbstractAsyncContextManager[None]:
+        """Return the change that removes the model with its versions; its watchers end with `NotFoundError`.
 
         Raises:
-            NotFoundError: It does not exist.
+            NotFoundError: It does not exist. Raised on entering.
         """
 
     @abstractmethod
-    async def next_number(self, ref: ModelRef) -> int:
-        """Return a number that no version of the model has had, larger than all it has, even after a crash.
+    def publishing(self, ref: ModelRef) -> AbstractAsyncContextManager[Slot]:
+        """Return the change that makes a version visible under the next number, and wakes the watchers of its model.
+
+        A number is used up even when the context is left with an error, or without `Slot.show`.
 
         Raises:
-            NotFoundError: That life of the model is over.
-            TooLargeError: The numbers of the model are used up, or there is no room to persist how far they were given.
+            NotFoundError: That life of the model is over. Raised on entering.
+            TooLargeError: The numbers are used up, or there is no room to persist them. Raised on entering.
         """
 
     @abstractmethod
-    async def publish(self, info: VersionInfo) -> None:
-        """Make a version visible and wake the watchers of its model."""
-
-    @abstractmethod
-    async def forget(self, model_id: str, number: int) -> None:
-        """Make a version invisible that was evicted. Does nothing when it is not there."""
+    async def forget(self, info: VersionInfo) -> None:
+        """Make a version invisible that was evicted. Does nothing when exactly this version is not visible."""
 
     @abstractmethod
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
-        """Take a version of that life of its model out of the listing; `get_versions` then answers with `error`."""
+        """Take a version of that life of its model out of the listing; `get_versions` raises `error` from then on."""
 
     @abstractmethod
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
@@ -401,15 +409,14 @@ class Catalog(ABC):
     def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
         """Yield the latest version of the model if there is one, then newer ones as they become visible.
 
-        Numbers strictly increase. Whoever takes them slowly gets the latest and not those between; the latest always
-        comes. To be closed with `contextlib.aclosing`.
+        Numbers strictly increase. A slow watcher gets the latest and not those between; the latest always arrives.
+        To be closed with `contextlib.aclosing`.
 
         Raises:
             NotFoundError: The model does not exist, or was removed.
             UnavailableError: The catalog stops.
         """
 
-    @property
     @abstractmethod
-    def counts(self) -> CatalogCounts:
-        """How much is visible. May be read from any thread."""
+    async def count(self) -> CatalogCounts:
+        """Return how much is visible."""

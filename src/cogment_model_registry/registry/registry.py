@@ -1,11 +1,11 @@
-"""The rules of the registry: what a publish, a lookup, an eviction and a watch mean.
+"""The rules of the registry: what an upload, a lookup, an eviction and a watch mean.
 
 It joins the three contracts of storage and knows no backend, no network and no metrics. A version goes
 
     open an upload in the store of its tier  ->  bytes  ->  finish (hash, durable)  ->  number  ->  commit  ->  visible
 
-where the last three happen while nobody else changes the model, so that numbers become visible in their order. Nothing
-is seen of an upload that ends before.
+where the last three are one change of the catalog, so that numbers become visible in their order. An upload that ends
+before leaves nothing.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -39,19 +39,33 @@ from cogment_model_registry.registry.contracts import (
     Upload,
     VersionStore,
 )
-from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.tasks import run_to_end
 
 _BUSY_TRANSFERS = 64
-"""How many transfers at once count as a full load. With two cores, some 10 already use all that the machine has."""
+"""How many transfers at once count as a full load. With two cores, some 10 already use the whole machine."""
 
 LOAD_MAX = 254
 """The highest load of a registry that works; 255 means unserviceable."""
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """The limits of what callers may ask for.
+
+    Attributes:
+        model_id_max_bytes: Bytes of a model id in UTF-8.
+        user_data_max_bytes: Bytes of the keys and values of `user_data` in UTF-8.
+        request_max_items: Entries of a list in a request.
+    """
+
+    model_id_max_bytes: int
+    user_data_max_bytes: int
+    request_max_items: int
+
+
+@dataclass(frozen=True, slots=True)
 class RegistryStatus:
-    """How the registry is doing.
+    """The state of the registry.
 
     Attributes:
         models: Models that exist.
@@ -95,17 +109,14 @@ class VersionUpload:
         await self._upload.aclose()
 
     async def write(self, data: memoryview) -> None:
-        """Take the next bytes, which must not change until the upload is over.
+        """Write the next bytes, which must not change until the upload is over.
 
         Raises:
             InvalidError: They are more than were declared.
             TooLargeError: No space is left for them.
         """
         self._check.accept(len(data))
-        try:
-            await self._upload.write(data)
-        finally:
-            await self._registry.forget_evicted()
+        await self._upload.write(data)
 
     async def commit(self) -> VersionInfo:
         """Make the version visible, and durable before that when it is archived.
@@ -161,20 +172,23 @@ class Registry:
     """A registry of models over a catalog, an archive and a transient store.
 
     Args:
-        settings: The limits.
+        limits: The limits of requests.
         catalog: What exists.
         archive: Where archived versions live.
-        transient: Where transient versions live.
+        transient: Where transient versions live; the registry becomes its listener of evictions.
     """
 
-    def __init__(self, settings: Settings, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
-        self._settings = settings
+    def __init__(self, limits: Limits, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
+        self._limits = limits
         self._catalog = catalog
         self._archive = archive
         self._transient = transient
         self.uploads_under_way = 0
         self.readers_under_way = 0
         self._watchers = 0
+        # Versions that are committed and not visible yet, and whether they were evicted already.
+        self._publishing: dict[tuple[str, int], bool] = {}
+        transient.on_evicted(self._forget)
 
     async def create_or_update_model(self, info: ModelInfo) -> None:
         """Create the model, or replace its `user_data`; durable on return.
@@ -184,18 +198,11 @@ class Registry:
             TooLargeError: No space is left.
         """
         self._check_model_id(info.model_id)
-        check_user_data(info.user_data, self._settings.user_data_max_bytes, info.model_id)
+        check_user_data(info.user_data, self._limits.user_data_max_bytes, info.model_id)
 
         async def create_or_update() -> None:
-            async with self._catalog.exclusive(info.model_id):
-                found = None
-                try:
-                    await self._catalog.find(info.model_id)
-                except NotFoundError:
-                    # Its directory may have been put there from outside, with versions whose numbers are taken.
-                    found = await self._archive.scan_model(info.model_id)
+            async with self._catalog.writing_model(info):
                 await self._archive.write_model(info)
-                await self._catalog.put_model(info, found)
 
         await run_to_end(create_or_update())
 
@@ -209,22 +216,16 @@ class Registry:
         self._check_model_id(model_id)
 
         async def delete() -> None:
-            async def forget() -> None:
-                await self._catalog.remove_model(model_id)
-                await self._transient.remove_model(model_id)
-
-            async with self._catalog.exclusive(model_id):
-                await self._catalog.find(model_id)
+            async with self._catalog.removing_model(model_id):
                 try:
-                    await self._archive.remove_model(model_id, forget)
-                except NotFoundError:  # someone removed it from outside
-                    await forget()
+                    removal = await self._archive.begin_removal(model_id)
+                except NotFoundError:
+                    removal = None  # someone removed its files by hand
+                await self._transient.remove_model(model_id)
+            if removal is not None:
+                await removal.finish()
 
         await run_to_end(delete())
-
-    async def refresh(self) -> None:
-        """Take note of what changed in the archive from outside."""
-        await self._catalog.refresh(self._transient.remove_model)
 
     async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
         """Return up to `limit` models, ordered by id, without the first `offset` ones."""
@@ -243,7 +244,7 @@ class Registry:
         return [await self._catalog.get_model(model_id) for model_id in model_ids]
 
     async def create_version(self, header: VersionHeader) -> VersionUpload:
-        """Return the context in which the bytes of a new version can be written; left without commit, none was there.
+        """Return the upload of a new version; left without commit, it leaves nothing.
 
         Raises:
             InvalidError: The header breaks a rule.
@@ -251,7 +252,7 @@ class Registry:
             TooLargeError: The version cannot fit.
         """
         self._check_model_id(header.model_id)
-        check_user_data(header.user_data, self._settings.user_data_max_bytes, header.model_id)
+        check_user_data(header.user_data, self._limits.user_data_max_bytes, header.model_id)
         check_data_size(header.data_size_bytes, header.model_id)
         if header.data_hash:
             check_data_hash(header.data_hash, header.model_id)
@@ -282,7 +283,7 @@ class Registry:
         return await self._catalog.get_versions(model_id, numbers)
 
     async def open_version(self, model_id: str, number: int) -> VersionReader:
-        """Return the context in which the bytes of a version can be read; `number` as for `get_versions`.
+        """Return the reader of a version; `number` as for `get_versions`.
 
         Raises:
             DataLossError: It is damaged.
@@ -317,9 +318,9 @@ class Registry:
         finally:
             self._watchers -= 1
 
-    def status(self) -> RegistryStatus:
-        """Return how the registry is doing. May be called from any thread."""
-        counts = self._catalog.counts
+    async def status(self) -> RegistryStatus:
+        """Return the state of the registry."""
+        counts = await self._catalog.count()
         return RegistryStatus(
             models=counts.models,
             versions=counts.versions,
@@ -346,52 +347,50 @@ class Registry:
     async def publish(self, header: VersionHeader, data_hash: str, ref: ModelRef, upload: Upload) -> VersionInfo:
         """Number a finished upload, commit it and make it visible."""
         created_ns = header.created_ns or time_ns()
+        key = None
         try:
-            async with self._catalog.exclusive(header.model_id):
+            async with self._catalog.publishing(ref) as slot:
                 info = VersionInfo(
                     model_id=header.model_id,
-                    number=await self._catalog.next_number(ref),
+                    number=slot.number,
                     created_ns=created_ns,
                     archived=header.archived,
                     data_hash=data_hash,
                     data_size_bytes=header.data_size_bytes,
                     user_data=header.user_data,
                 )
+                key = info.model_id, info.number
+                self._publishing[key] = False
                 await upload.commit(info)
-                await self._catalog.publish(info)
+                slot.show(info)
                 if info.archived:
-                    self._transient.note_newest(info.model_id, info.number)
+                    self._transient.note_newest(*key)
         finally:
-            # Only now, so that a model whose only version is replaced is never seen without one.
-            await self.forget_evicted()
+            is_evicted = key is not None and self._publishing.pop(key)
+        if is_evicted:
+            await self._catalog.forget(info)
         return info
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
-        """Take note that a version turned out to be damaged."""
+        """Take a version out of the listing that turned out to be damaged."""
         await self._catalog.mark_damaged(ref, error)
 
-    async def forget_evicted(self) -> None:
-        """Make the versions invisible that the transient store evicted."""
-        evicted = self._transient.take_evicted()
-        if evicted:
-            await run_to_end(self._forget(evicted))
-
-    async def _forget(self, evicted: Sequence[tuple[str, int]]) -> None:
-        for model_id, number in evicted:
-            await self._catalog.forget(model_id, number)
+    async def _forget(self, evicted: Sequence[VersionInfo]) -> None:
+        """Make evicted versions invisible."""
+        for info in evicted:
+            key = info.model_id, info.number
+            if key in self._publishing:
+                self._publishing[key] = True
+            else:
+                await self._catalog.forget(info)
 
     async def _open(self, info: VersionInfo) -> Reader:
-        if info.archived:
-            return await self._archive.open_version(info)
-        try:
-            return await self._transient.open_version(info)
-        except NotFoundError:
-            # An archive may have versions that are not archived by their own account.
-            return await self._archive.open_version(info)
+        store: VersionStore = self._archive if info.archived else self._transient
+        return await store.open_version(info)
 
     def _check_model_id(self, model_id: str) -> None:
-        check_model_id(model_id, self._settings.model_id_max_bytes)
+        check_model_id(model_id, self._limits.model_id_max_bytes)
 
     def _check_count(self, name: str, count: int) -> None:
-        if count > self._settings.request_max_items:
-            raise InvalidError(f"{name} has {count} entries; at most {self._settings.request_max_items} are allowed")
+        if count > self._limits.request_max_items:
+            raise InvalidError(f"{name} has {count} entries; at most {self._limits.request_max_items} are allowed")

@@ -8,33 +8,26 @@ no new calls, watchers notified, transfers given their grace, numbers persisted,
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc.aio
 import structlog
 
 from cogment_model_registry._version import __version__
-from cogment_model_registry.registry.contracts import Archive
-from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.registry.contracts import Archive, TransientStore
+from cogment_model_registry.registry.registry import Limits, Registry
+from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.metrics import Metrics, MetricsServer
 from cogment_model_registry.server.model_registry import ModelRegistryService
 from cogment_model_registry.server.registration import Registration, State
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings
-from cogment_model_registry.storage.catalog.local import LocalCatalog
-from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
-from cogment_model_registry.storage.filesystem.files import Files
-from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 from cogment_model_registry.system.machine import release_free_memory, tune_heap
 from cogment_model_registry.wire import messages
 
 _log = structlog.stdlib.get_logger(__name__)
-
-_HASH_THREADS = max(2, os.cpu_count() or 2)
 
 _HEALTH_SECONDS = 1.0
 """How often health looks at the archive."""
@@ -58,41 +51,34 @@ class Server:
         metrics_port: The TCP port that its metrics are served on; None when they are not.
     """
 
-    def __init__(self, port: int, metrics_port: int | None, registry: Registry) -> None:
+    def __init__(self, port: int, metrics_port: int | None, backends: Backends) -> None:
         self.port = port
         self.metrics_port = metrics_port
-        self._registry = registry
+        self._backends = backends
 
     async def refresh(self) -> None:
-        """Take note of what changed in the archive from outside."""
-        await self._registry.refresh()
+        """Find what people changed in the archive by hand."""
+        await self._backends.rescan()
 
 
 @asynccontextmanager
-async def running(settings: Settings, files: Files | None = None) -> AsyncIterator[Server]:
-    """Open a context in which a server serves.
+async def running(settings: Settings, open_backends: OpenBackends = open_backends) -> AsyncIterator[Server]:
+    """Run a server; a context manager that stops it.
 
     Args:
-        settings: What it is told.
-        files: The file operations of its archive; those on real files when None.
+        settings: The settings of the server.
+        open_backends: Opens its storage.
 
     Raises:
-        StartError: The archive or a port is not available, or the Directory cannot be told a host.
+        StartError: The archive or a port is not available, or there is nothing to register with the Directory.
     """
     grpc_workarounds.outlive_undecodable_paths()
     async with AsyncExitStack() as stack:
         metrics = Metrics()
-        hashing = stack.enter_context(ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash"))
-        archive = DirectoryArchive(
-            settings.archive_dir, settings.model_id_max_bytes, files, metrics.observe_archive, metrics.observe_sync
-        )
-        stack.push_async_callback(archive.close)
-        await archive.open()
-        transient = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing)
-        catalog = LocalCatalog(archive)
-        await catalog.open()
-        stack.push_async_callback(catalog.close)
-        registry = Registry(settings, catalog, archive, transient)
+        backends = await stack.enter_async_context(open_backends(settings, metrics))
+        archive, transient, catalog = backends.archive, backends.transient, backends.catalog
+        limits = Limits(settings.model_id_max_bytes, settings.user_data_max_bytes, settings.request_max_items)
+        registry = Registry(limits, catalog, archive, transient)
         service = ModelRegistryService(registry, settings, metrics.observe_call)
         health = Health(messages.SERVICE_NAMES)
         grpc_server = _grpc_server(settings, service, health)
@@ -123,7 +109,7 @@ async def running(settings: Settings, files: Files | None = None) -> AsyncIterat
             await service.drained()
 
         stack.push_async_callback(stop_serving)
-        yield Server(port, metrics_port, registry)
+        yield Server(port, metrics_port, backends)
 
 
 def _grpc_server(settings: Settings, service: ModelRegistryService, health: Health) -> grpc.aio.Server:
@@ -152,7 +138,7 @@ async def _follow_health(health: Health, archive: Archive) -> None:
         health.set_serving(not archive.failure)
 
 
-async def _release_memory(service: ModelRegistryService, transient: MemoryTransientStore) -> None:
+async def _release_memory(service: ModelRegistryService, transient: TransientStore) -> None:
     """Give back what is kept for the next transfer when there is none for long.
 
     While many transfers are under way, and after they were, what the heap keeps is given back at once, since it piles
@@ -167,7 +153,7 @@ async def _release_memory(service: ModelRegistryService, transient: MemoryTransi
         is_busy = service.transfers >= _MANY_TRANSFERS
         is_idle = not is_released and now() - idle_since >= _IDLE_SECONDS
         if is_idle:
-            transient.release_free_slabs()
+            transient.release_memory()
             is_released = True
         if is_busy or was_busy or is_idle:
             await asyncio.to_thread(release_free_memory)

@@ -4,9 +4,10 @@ The registry and its storage do not know this module: it is notified of finished
 archive, and asks for everything else when it is scraped.
 """
 
+import asyncio
 import socket
-from collections.abc import Callable, Iterator, Mapping
-from typing import TypeAlias
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any, TypeAlias
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,6 +21,9 @@ from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.settings import ALL_INTERFACES
 
 _NAMESPACE = "cogment_model_registry"
+
+_STATUS_SECONDS = 5.0
+"""How long a scrape waits for the event loop: half of what Prometheus gives a whole scrape by default."""
 
 _CALL_BUCKETS = (
     0.0005,
@@ -46,6 +50,8 @@ _FILE_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 # The library would add to each series the time at which it was made, which is of no use to anybody.
 disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types for it
 
+
+StatusOf: TypeAlias = Callable[[], Coroutine[Any, Any, RegistryStatus]]
 
 _Series: TypeAlias = tuple[Counter, Histogram, Counter, Counter, Counter, Counter]
 
@@ -111,25 +117,35 @@ class Metrics:
         """Record a finished fsync of a file or a directory. Called from the archive's threads."""
         self._sync_seconds.labels(kind).observe(seconds)
 
-    def watch(self, status: Callable[[], RegistryStatus], registration: Callable[[], State]) -> None:
-        """Ask for the state of the registry and of its registration at each scrape."""
-        self.registry.register(_StateCollector(status, registration))
+    def watch(self, status: StatusOf, registration: Callable[[], State]) -> None:
+        """Ask for the state of the registry, on the running event loop, and of its registration at each scrape."""
+        self.registry.register(_StateCollector(status, registration, asyncio.get_running_loop()))
 
 
 class _StateCollector(Collector):
     """Turns the state of the registry into metrics."""
 
-    def __init__(self, status: Callable[[], RegistryStatus], registration: Callable[[], State]) -> None:
+    def __init__(
+        self,
+        status: StatusOf,
+        registration: Callable[[], State],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._status = status
         self._registration = registration
+        self._loop = loop
 
     def describe(self) -> list[Metric]:
         """Return nothing: the metrics are reported when they are collected."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics."""
-        status = self._status()
+        """Yield the metrics. Called from the thread of a scrape.
+
+        Raises:
+            TimeoutError: The server is too busy to answer; the scrape fails.
+        """
+        status = asyncio.run_coroutine_threadsafe(self._status(), self._loop).result(_STATUS_SECONDS)
         transient = status.transient
         yield _gauge("info", "The server.", {"version": __version__}, 1)
         yield _gauge("models", "Models that exist.", {}, status.models)

@@ -191,10 +191,10 @@ class ModelRegistryService:
 
     async def _status(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.StatusRequest, data)
-        return messages.status_reply(self._statuses(), request.names).SerializeToString()
+        return messages.status_reply(await self._statuses(), request.names).SerializeToString()
 
-    def _statuses(self) -> dict[str, str]:
-        status = self._registry.status()
+    async def _statuses(self) -> dict[str, str]:
+        status = await self._registry.status()
         return {
             "overall_load": str(status.load),
             "models": str(status.models),

@@ -4,8 +4,9 @@ The command line, its help, the environment and the tables in the documentation 
 classes.
 """
 
-from cogment_model_registry.settings.base import ServiceSettings, Setting, all_settings
-from cogment_model_registry.settings.directory import DirectorySettings
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from cogment_model_registry.settings.kinds import (
     ALL_INTERFACES,
     GIB,
@@ -14,7 +15,11 @@ from cogment_model_registry.settings.kinds import (
     LOG_LEVELS,
     MIB,
 )
-from cogment_model_registry.settings.model_registry import Settings
+
+if TYPE_CHECKING:
+    from cogment_model_registry.settings.base import ServiceSettings, Setting, all_settings
+    from cogment_model_registry.settings.directory import DirectorySettings
+    from cogment_model_registry.settings.model_registry import Settings
 
 __all__ = [
     "ALL_INTERFACES",
@@ -29,3 +34,20 @@ __all__ = [
     "Settings",
     "all_settings",
 ]
+
+_MODULES = {
+    "DirectorySettings": "directory",
+    "ServiceSettings": "base",
+    "Setting": "base",
+    "Settings": "model_registry",
+    "all_settings": "base",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # The settings are the server's: the client, which needs the kinds alone, does not load them.
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -6,7 +6,7 @@ A flag beats its environment variable, which beats the default; an empty environ
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cogment_model_registry.errors import SettingError
 from cogment_model_registry.settings.kinds import (
@@ -20,6 +20,9 @@ from cogment_model_registry.settings.kinds import (
     integer,
     optional,
 )
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
@@ -93,7 +96,7 @@ def _metadata(environment: str, kind: Kind, text: str, default_text: str) -> dic
 
 def port_setting(default: int, environment: str) -> int:
     """Return the field of the port that a service serves on."""
-    text = "TCP port to serve on. 0 picks a free one, which the log reports in a line with port=N."
+    text = "TCP port to serve on; 0 takes a free port, which the log shows as port=N."
     return setting(default, environment, integer(0, 65535), text)
 
 
@@ -105,7 +108,7 @@ def host_setting(environment: str) -> str:
 
 def reflection_setting(environment: str) -> bool:
     """Return the field of whether a service answers reflection."""
-    text = "Whether to answer gRPC reflection, which tools such as grpcurl need."
+    text = "Whether to serve gRPC reflection, which tools such as grpcurl need."
     return setting(False, environment, SWITCH, text, "off")
 
 
@@ -134,7 +137,7 @@ class ServiceSettings:
         "text",
         "COGMENT_LOG_FORMAT",
         LOG_FORMAT,
-        "How a line of the log is written: text for people, json for programs.",
+        "Format of the log: text for people, json for programs.",
     )
 
     def __post_init__(self) -> None:
@@ -142,7 +145,7 @@ class ServiceSettings:
             object.__setattr__(self, each.name, each.check(getattr(self, each.name)))
 
     @classmethod
-    def load(cls, flags: Mapping[str, str], environment: Mapping[str, str]) -> Self:
+    def load(cls, flags: Mapping[str, str], environment: Mapping[str, str]) -> "Self":
         """Return the settings that flags and environment variables give.
 
         Args:

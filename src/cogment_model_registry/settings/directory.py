@@ -28,13 +28,13 @@ class DirectorySettings(ServiceSettings):
         ".cogment-directory-data",
         _PREFIX + "PERSISTENCE_FILE",
         optional(PATH),
-        "File that keeps the registered services over a restart; the empty text for none.",
+        "File that keeps the registered services across restarts; the empty text for none.",
     )
     registration_lag: int = setting(
         0,
         _PREFIX + "REGISTRATION_LAG",
         integer(0, 3600),
-        "How many seconds an inquiry may wait for a service that has not registered yet.",
+        "How long an inquiry may wait for a service that has not registered yet.",
     )
     load_balancing: bool = setting(
         False,
@@ -47,11 +47,11 @@ class DirectorySettings(ServiceSettings):
         60.0,
         _PREFIX + "CHECK_SECONDS",
         seconds(0.1, 86_400),
-        "Pause between two checks of a service.",
+        "How long to wait between two checks of a service.",
     )
     grace_seconds: float = setting(
         5.0,
         _PREFIX + "GRACE_SECONDS",
         seconds(0, 86_400),
-        "How long running calls may continue once the server is asked to stop.",
+        "How long calls in progress may continue after the server is told to stop.",
     )

@@ -44,39 +44,39 @@ class Settings(ServiceSettings):
         ".cogment/model_registry",
         _PREFIX + "ARCHIVE_DIR",
         PATH,
-        "Directory of archived versions and of the metadata of models. Created if it does not exist.",
+        "Directory of the archived versions and of the metadata of models. The server creates it if it is missing.",
     )
     cache_max_items: int = setting(
         100,
         _PREFIX + "VERSION_CACHE_MAX_ITEMS",
         integer(1, 10**9),
-        "Maximum number of transient versions.",
+        "Largest number of transient versions to keep.",
     )
     cache_max_bytes: int = setting_made_by(
         lambda: usable_memory_bytes() // 2,
         _PREFIX + "CACHE_MAX_BYTES",
         byte_count(1, 2**60),
-        "Maximum memory for the bytes of transient versions, including those being uploaded or read.",
+        "Largest number of bytes of transient versions in memory, including those being uploaded or read.",
         "half of the memory that the process may use",
     )
     sent_version_chunk_size: int = setting(
         2 * MIB,
         _PREFIX + "SENT_MODEL_VERSION_DATA_CHUNK_SIZE",
         byte_count(1, 256 * MIB),
-        "Maximum size, in bytes, of the chunks in which a version's data is sent.",
+        "Largest size of the chunks in which a version is sent.",
     )
     directory_endpoint: str = setting(
         "",
         "COGMENT_DIRECTORY_ENDPOINT",
         optional(ENDPOINT),
-        "Directory to register with, so that other services can find this one.",
+        "Cogment Directory to register with, so that clients find this server.",
         "none: not registered",
     )
     directory_authentication_token: str = setting(
         "",
         "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN",
         TOKEN,
-        "Token to register with; whoever looks this service up must give the same one.",
+        "Token to register with the Directory; clients must give the same token to find this server.",
         "none",
     )
     directory_registration_host: str = setting(
@@ -97,20 +97,20 @@ class Settings(ServiceSettings):
         None,
         _PREFIX + "METRICS_PORT",
         optional(integer(0, 65535), None),
-        "TCP port to serve metrics on, in the text format of Prometheus. 0 picks a free one, which the log reports.",
+        "TCP port to serve metrics on, in Prometheus' text format; 0 takes a free port, which the log shows.",
         "none: not served",
     )
     request_max_bytes: int = setting(
         16 * MIB,
         _PREFIX + "REQUEST_MAX_BYTES",
         byte_count(64 * KIB, GIB),
-        "Maximum size of a request message.",
+        "Largest size of one request message.",
     )
     request_max_items: int = setting(
         10_000,
         _PREFIX + "REQUEST_MAX_ITEMS",
         integer(1, 10**6),
-        "Maximum number of model ids or version numbers in one request.",
+        "Largest number of model ids or version numbers in one request.",
     )
     reply_max_bytes: int = setting(
         4 * MIB,
@@ -123,14 +123,14 @@ class Settings(ServiceSettings):
         _PREFIX + "MODEL_ID_MAX_BYTES",
         # A file name has at most 255 bytes on the usual file systems; "-v4294967295.data" takes 17 of them.
         integer(1, 238),
-        "Maximum length of a model id, in bytes of UTF-8.",
+        "Largest number of bytes of a model id in UTF-8.",
     )
     user_data_max_bytes: int = setting(
         256 * KIB,
         _PREFIX + "USER_DATA_MAX_BYTES",
         # Its metadata file must stay below what the archive reads back.
         byte_count(0, MIB),
-        "Maximum size of the user_data of one model or version, keys and values together.",
+        "Largest number of bytes in the user_data of one model or version, keys and values together.",
     )
     upload_idle_seconds: float = setting(
         60.0,
@@ -142,13 +142,13 @@ class Settings(ServiceSettings):
         60.0,
         _PREFIX + "RETRIEVAL_IDLE_SECONDS",
         seconds(0.01, 86_400),
-        "How long a retrieval may wait for its client to take bytes before it ends with DEADLINE_EXCEEDED.",
+        "How long a client may take no bytes of a retrieval before it ends with DEADLINE_EXCEEDED.",
     )
     grace_seconds: float = setting(
         5.0,
         _PREFIX + "GRACE_SECONDS",
         seconds(0, 86_400),
-        "How long running transfers may continue once the server is asked to stop.",
+        "How long transfers in progress may continue after the server is told to stop.",
     )
     keepalive_seconds: float = setting(
         20.0,
@@ -160,17 +160,17 @@ class Settings(ServiceSettings):
         10.0,
         _PREFIX + "KEEPALIVE_TIMEOUT_SECONDS",
         seconds(1, 86_400),
-        "How long to wait for the answer to a ping before closing the connection with all its calls.",
+        "How long to wait for the answer to a ping before the connection and its calls end.",
     )
     max_concurrent_streams: int = setting(
         10_000,
         _PREFIX + "MAX_CONCURRENT_STREAMS",
         integer(1, 2**31 - 1),
-        "Maximum number of concurrent calls on one connection; further calls wait in the client.",
+        "Largest number of concurrent calls on one connection; further calls wait in the client.",
     )
     max_connections: int = setting(
         10_000,
         _PREFIX + "MAX_CONNECTIONS",
         integer(1, 2**31 - 1),
-        "Maximum number of connections; further ones are closed at once.",
+        "Largest number of concurrent connections; further ones are closed at once.",
     )

@@ -1,7 +1,21 @@
 """Locks on files, between processes."""
 
-import fcntl
+import os
 import time
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    import msvcrt
+
+    def _lock(file: int) -> None:
+        os.lseek(file, 0, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+
+else:
+
+    def _lock(file: int) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def lock_soon(file: int, attempts: int, pause_seconds: float) -> bool:
@@ -14,8 +28,8 @@ def lock_soon(file: int, attempts: int, pause_seconds: float) -> bool:
     """
     for _ in range(attempts):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            _lock(file)
+        except (BlockingIOError, PermissionError):  # the latter on Windows
             time.sleep(pause_seconds)
         else:
             return True

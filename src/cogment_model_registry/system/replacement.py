@@ -11,6 +11,12 @@ from typing import BinaryIO
 _NAME_MAX_CHARACTERS = 40
 """How much of the file's name a temporary name repeats: in any script, that fits the 255 bytes of a name."""
 
+_BINARY: int = getattr(os, "O_BINARY", 0)
+"""On Windows, the flag that keeps bytes as they are."""
+
+_DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
+"""The flag that opens a directory; None on Windows, which cannot sync one."""
+
 
 class Replacement:
     """The new content of a file, in a temporary file in the same directory until `commit`.
@@ -46,7 +52,7 @@ class Replacement:
             if self._is_closed:
                 raise ValueError("the replacement is closed")
             replaced_mode = self._replaced_mode() if self._keeps_mode else None
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY
             try:
                 descriptor = os.open(self._temporary, flags, self._mode if replaced_mode is None else 0o600)
             except OSError as error:
@@ -55,7 +61,7 @@ class Replacement:
             self._is_there = True
             self._file = open(descriptor, "w+b")  # noqa: SIM115 # see `close`
             if replaced_mode is not None:
-                os.fchmod(descriptor, replaced_mode)
+                os.chmod(descriptor if os.chmod in os.supports_fd else self._temporary, replaced_mode)
             return self._file
 
     def _replaced_mode(self) -> int | None:
@@ -85,9 +91,12 @@ class Replacement:
             raise ValueError("the replacement is not open")
         self._file.flush()
         os.fsync(self._file.fileno())
-        os.rename(self._temporary, os.path.join(self._directory, self._name))
+        self._file.close()  # Windows renames no file that is open
+        os.replace(self._temporary, os.path.join(self._directory, self._name))
         self._is_there = False
-        parent = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if _DIRECTORY is None:
+            return
+        parent = os.open(self._directory, os.O_RDONLY | _DIRECTORY)
         try:
             os.fsync(parent)
         finally:

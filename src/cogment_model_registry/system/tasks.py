@@ -81,6 +81,36 @@ async def run_to_have(work: Coroutine[Any, Any, _T], release: Callable[[_T], Non
     return acquired[0]
 
 
+async def wait_at_most(seconds: float | None, work: Awaitable[_T]) -> _T:
+    """Await `work` for some time, and cancel it then.
+
+    `asyncio.timeout` exists from Python 3.11 on, and `asyncio.wait_for` may lose a cancellation before 3.12.
+
+    Args:
+        seconds: How long; None for no limit.
+        work: What is awaited.
+
+    Raises:
+        TimeoutError: The time was over first.
+    """
+    future = asyncio.ensure_future(work)
+    try:
+        done, _ = await asyncio.wait([future], timeout=seconds)
+        if not done:
+            raise TimeoutError
+    except BaseException:
+        future.cancel()
+        future.add_done_callback(_note_outcome)
+        raise
+    return future.result()
+
+
+def _note_outcome(future: "asyncio.Future[Any]") -> None:
+    """Keep asyncio from reporting an exception that nobody waits for."""
+    if not future.cancelled():
+        future.exception()
+
+
 class IdleTimer:
     """Bounds the waits of many tasks like `asyncio.timeout`, with one timer for all of them.
 

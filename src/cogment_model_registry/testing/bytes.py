@@ -59,7 +59,3 @@ async def read(store: VersionStore, info: VersionInfo, max_bytes: int = 1024 * 1
     """Return the bytes of a version."""
     async with await store.open_version(info) as reader:
         return b"".join(await read_chunks(reader, max_bytes))
-
-
-async def nothing() -> None:
-    """Do nothing: a callback for those who must pass one."""

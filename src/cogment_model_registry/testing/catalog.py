@@ -19,11 +19,16 @@ _WAIT_SECONDS = 20
 
 async def publish(catalog: Catalog, model_id: str) -> VersionInfo:
     """Publish a transient version under the next number."""
-    ref = await catalog.find(model_id)
-    async with catalog.exclusive(model_id):
-        info = describe(model_id, await catalog.next_number(ref), b"data", False)
-        await catalog.publish(info)
+    async with catalog.publishing(await catalog.find(model_id)) as slot:
+        info = describe(model_id, slot.number, b"data", False)
+        slot.show(info)
     return info
+
+
+async def counted(catalog: Catalog) -> tuple[int, int]:
+    """Return how many models and versions are visible."""
+    counts = await catalog.count()
+    return counts.models, counts.versions
 
 
 async def told(watch: AsyncGenerator[VersionInfo, None]) -> int:
@@ -33,30 +38,27 @@ async def told(watch: AsyncGenerator[VersionInfo, None]) -> int:
 
 
 class CatalogSuite(ABC):
-    """Demands on every catalog. A subclass says how to open one, and what a model needs before it is put there."""
+    """Demands on every catalog. A subclass says how to open one, and what a model needs before it becomes visible."""
 
     @abstractmethod
     def opened(self, place: Path) -> AbstractAsyncContextManager[Catalog]:
         """Return a context manager with the catalog at a place: each time with the same content."""
 
-    @abstractmethod
-    async def prepare_model(self, catalog: Catalog, info: ModelInfo) -> None:
-        """Do what comes before `put_model`."""
+    async def prepare_model(self, catalog: Catalog, info: ModelInfo) -> None:  # noqa: B027 # nothing by default
+        """Do what a model needs before it becomes visible. Nothing, unless the catalog lives in an archive."""
 
-    @abstractmethod
-    async def retire_model(self, catalog: Catalog, model_id: str) -> None:
-        """Do what comes after `remove_model`."""
+    async def retire_model(self, catalog: Catalog, model_id: str) -> None:  # noqa: B027 # nothing by default
+        """Undo `prepare_model`."""
 
     async def put_model(self, catalog: Catalog, model_id: str, **user_data: str) -> None:
-        """Create a model."""
-        async with catalog.exclusive(model_id):
-            await self.prepare_model(catalog, ModelInfo(model_id, user_data))
-            await catalog.put_model(ModelInfo(model_id, user_data))
+        """Create a model, or replace its `user_data`."""
+        info = ModelInfo(model_id, user_data)
+        async with catalog.writing_model(info):
+            await self.prepare_model(catalog, info)
 
     async def remove_model(self, catalog: Catalog, model_id: str) -> None:
         """Delete a model."""
-        async with catalog.exclusive(model_id):
-            await catalog.remove_model(model_id)
+        async with catalog.removing_model(model_id):
             await self.retire_model(catalog, model_id)
 
     @pytest.fixture
@@ -72,7 +74,7 @@ class CatalogSuite(ABC):
         assert [info.model_id for info in await catalog.list_models(0, 100)] == ["_", "a", "m", "z", "été"]
         assert [info.model_id for info in await catalog.list_models(1, 2)] == ["a", "m"]
         assert await catalog.list_models(5, 10) == []
-        assert (catalog.counts.models, catalog.counts.versions) == (5, 0)
+        assert await counted(catalog) == (5, 0)
 
     async def test_user_data_is_replaced(self, catalog: Catalog) -> None:
         assert await catalog.get_model("m") == ModelInfo("m", {"a": "b"})
@@ -83,7 +85,7 @@ class CatalogSuite(ABC):
         for call in (
             catalog.find("other"),
             catalog.get_model("other"),
-            catalog.remove_model("other"),
+            self.remove_model(catalog, "other"),
             catalog.get_versions("other", [1]),
             catalog.list_versions("other", 0, 10),
             anext(catalog.watch("other")),
@@ -93,7 +95,7 @@ class CatalogSuite(ABC):
 
     async def test_numbers_begin_at_one_and_follow_each_other(self, catalog: Catalog) -> None:
         assert [(await publish(catalog, "m")).number for _ in range(300)] == list(range(1, 301))
-        assert (catalog.counts.models, catalog.counts.versions) == (1, 300)
+        assert await counted(catalog) == (1, 300)
 
     async def test_numbers_are_unique_whoever_asks_at_once(self, catalog: Catalog) -> None:
         infos = await asyncio.gather(*(publish(catalog, "m") for _ in range(300)))
@@ -115,9 +117,8 @@ class CatalogSuite(ABC):
         await self.put_model(catalog, "m")
         assert await catalog.find("m") != before
         assert await catalog.list_versions("m", 0, 10) == []
-        async with catalog.exclusive("m"):
-            with pytest.raises(NotFoundError):
-                await catalog.next_number(before)
+        with pytest.raises(NotFoundError):
+            await catalog.publishing(before).__aenter__()
         assert (await publish(catalog, "m")).number == 1
 
     async def test_versions_are_found_by_number_and_from_the_last(self, catalog: Catalog) -> None:
@@ -129,20 +130,19 @@ class CatalogSuite(ABC):
 
     async def test_a_forgotten_version_is_gone_and_not_counted(self, catalog: Catalog) -> None:
         infos = [await publish(catalog, "m") for _ in range(4)]
-        for number in (3, 4):
-            await catalog.forget("m", number)
-        await catalog.forget("m", 77)
-        await catalog.forget("other", 1)
+        for info in (infos[2], infos[3], replace(infos[1], created_ns=7), replace(infos[0], number=77)):
+            await catalog.forget(info)
+        await catalog.forget(replace(infos[0], model_id="other"))
         assert await catalog.list_versions("m", 0, 10) == infos[:2]
         assert await catalog.get_versions("m", [-1, -2]) == [infos[1], infos[0]]
         with pytest.raises(NotFoundError):
             await catalog.get_versions("m", [3])
-        assert (catalog.counts.models, catalog.counts.versions) == (1, 2)
+        assert await counted(catalog) == (1, 2)
         assert (await publish(catalog, "m")).number == 5
 
     async def test_versions_are_listed_from_a_number_on(self, catalog: Catalog) -> None:
         infos = [await publish(catalog, "m") for _ in range(5)]
-        await catalog.forget("m", 3)
+        await catalog.forget(infos[2])
         assert await catalog.list_versions("m", 2, 2) == [infos[1], infos[3]]
         assert await catalog.list_versions("m", 3, 10) == infos[3:]
         assert await catalog.list_versions("m", 2**70, 10) == []
@@ -176,10 +176,9 @@ class CatalogSuite(ABC):
         async with aclosing(catalog.watch("m")) as watch:
             await publish(catalog, "m")
             assert await told(watch) == 1
-            for _ in range(5):
-                await publish(catalog, "m")
+            infos = [await publish(catalog, "m") for _ in range(5)]
             assert await told(watch) == 6
-            await catalog.forget("m", 6)
+            await catalog.forget(infos[-1])
             await publish(catalog, "m")
             assert await told(watch) == 7
 
@@ -219,16 +218,51 @@ class CatalogSuite(ABC):
                 while not publishing.done() or last < publishing.result().number:
                     last = await told(watch)
 
-    async def test_whoever_is_exclusive_is_alone_with_the_model(self, catalog: Catalog) -> None:
+    async def test_changes_of_a_model_wait_for_each_other(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "other")
         order: list[str] = []
 
-        async def enter(name: str, model_id: str) -> None:
-            async with catalog.exclusive(model_id):
-                order.append(name)
+        async def change(name: str, model_id: str) -> None:
+            await publish(catalog, model_id)
+            order.append(name)
 
-        async with catalog.exclusive("m"):
-            same = asyncio.create_task(enter("same", "m"))
-            await enter("other", "other")
+        async with catalog.publishing(await catalog.find("m")) as slot:
+            same = asyncio.create_task(change("same", "m"))
+            await change("other", "other")
             order.append("first")
+            slot.show(describe("m", slot.number, b"data", False))
         await same
         assert order == ["other", "first", "same"]
+        assert [info.number for info in await catalog.list_versions("m", 0, 10)] == [1, 2]
+
+    async def test_a_publish_that_fails_shows_nothing_and_its_number_is_never_given_again(
+        self, catalog: Catalog
+    ) -> None:
+        with pytest.raises(UnavailableError):
+            await self._fail_to_publish(catalog)
+        async with catalog.publishing(await catalog.find("m")):
+            pass  # left without `show`
+        assert await catalog.list_versions("m", 0, 10) == []
+        assert (await publish(catalog, "m")).number == 3
+
+    async def _fail_to_publish(self, catalog: Catalog) -> None:
+        async with catalog.publishing(await catalog.find("m")) as slot:
+            slot.show(describe("m", slot.number, b"data", False))
+            raise UnavailableError("the commit failed")
+
+    async def test_a_change_of_a_model_that_fails_changes_nothing(self, catalog: Catalog) -> None:
+        async def fail(change: AbstractAsyncContextManager[None]) -> None:
+            async with change:
+                raise UnavailableError("the archive failed")
+
+        info = await publish(catalog, "m")
+        for change in (
+            catalog.writing_model(ModelInfo("m", {"c": "d"})),
+            catalog.removing_model("m"),
+            catalog.writing_model(ModelInfo("new")),
+        ):
+            with pytest.raises(UnavailableError):
+                await fail(change)
+        assert await catalog.list_models(0, 10) == [ModelInfo("m", {"a": "b"})]
+        assert await catalog.get_versions("m", [-1]) == [info]
+        assert (await publish(catalog, "m")).number == 2

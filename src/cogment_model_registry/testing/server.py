@@ -3,8 +3,10 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from cogment_model_registry.server.backends import open_backends
 from cogment_model_registry.server.composition import Server, running
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.storage.filesystem.files import Files
@@ -14,13 +16,14 @@ from cogment_model_registry.storage.filesystem.files import Files
 async def serving(
     archive_dir: Path, settings: Settings | None = None, files: Files | None = None
 ) -> AsyncIterator[Server]:
-    """Open a context in which a server serves on a free port of the loopback interface.
+    """Run a server on a free port of the loopback interface; a context manager.
 
     Args:
         archive_dir: Its archive.
-        settings: What it is told besides; a memory budget of 64 MiB and no grace when None.
+        settings: Its other settings; a memory budget of 64 MiB and no grace when None.
         files: The file operations of its archive; those on real files when None.
     """
     settings = settings or Settings(cache_max_bytes=64 * MIB, grace_seconds=0)
-    async with running(replace(settings, port=0, host="127.0.0.1", archive_dir=str(archive_dir)), files) as server:
+    settings = replace(settings, port=0, host="127.0.0.1", archive_dir=str(archive_dir))
+    async with running(settings, partial(open_backends, files=files)) as server:
         yield server

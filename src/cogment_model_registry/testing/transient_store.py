@@ -13,7 +13,7 @@ from cogment_model_registry.errors import NotFoundError, TooLargeError
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Reader, TransientStore
 from cogment_model_registry.settings import MIB
-from cogment_model_registry.testing.bytes import describe, keep, read
+from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
 from cogment_model_registry.testing.version_store import VersionStoreSuite
 
 _MIB = 1024 * 1024
@@ -118,6 +118,22 @@ class EvictionRule:
         return key
 
 
+class Evictions:
+    """Receives the evictions of a store."""
+
+    def __init__(self, store: TransientStore) -> None:
+        self._evicted: list[tuple[str, int]] = []
+        store.on_evicted(self._receive)
+
+    async def _receive(self, evicted: Sequence[VersionInfo]) -> None:
+        self._evicted += [(info.model_id, info.number) for info in evicted]
+
+    def take(self) -> list[tuple[str, int]]:
+        """Return the model and number of each version evicted since the last call."""
+        evicted, self._evicted = self._evicted, []
+        return evicted
+
+
 class TransientStoreSuite(VersionStoreSuite):
     """Demands on every transient store. A subclass says how to make one."""
 
@@ -134,56 +150,71 @@ class TransientStoreSuite(VersionStoreSuite):
 
     async def test_the_bound_on_items_evicts_the_least_recently_used(self) -> None:
         store = self.make(3, _MIB)
+        evictions = Evictions(store)
         infos = [describe("m", number, b"x", False) for number in range(1, 6)]
         for info in infos[:3]:
             await keep(store, info, b"x")
         await read(store, infos[0])
         await keep(store, infos[3], b"x")
-        assert store.take_evicted() == [("m", 2)]
-        assert store.take_evicted() == []
+        assert evictions.take() == [("m", 2)]
+        assert evictions.take() == []
         with pytest.raises(NotFoundError):
             await store.open_version(infos[1])
         assert store.usage.items == 3
 
     async def test_the_bound_on_bytes_counts_exactly(self) -> None:
         store = self.make(100, 3 * _MIB)
+        evictions = Evictions(store)
         data = bytes(_MIB)
         for number in range(1, 4):
             await keep(store, describe("m", number, data, False), data)
-        assert store.take_evicted() == []
+        assert evictions.take() == []
         assert store.usage.bytes == 3 * _MIB
         await keep(store, describe("m", 4, b"x", False), b"x")
-        assert store.take_evicted() == [("m", 1)]
+        assert evictions.take() == [("m", 1)]
         assert store.usage.bytes == 2 * _MIB + 1
+
+    async def test_what_a_commit_evicts_is_reported_when_the_upload_is_closed(self) -> None:
+        store = self.make(1, _MIB)
+        evictions = Evictions(store)
+        await keep(store, describe("m", 1, b"x", False), b"x")
+        async with await store.open_upload("m", 1) as upload:
+            await write_pieces(upload, b"y")
+            await upload.commit(describe("m", 2, b"y", False))
+            assert evictions.take() == []
+        assert evictions.take() == [("m", 1)]
 
     async def test_the_newest_of_each_model_goes_last(self) -> None:
         store = self.make(3, _MIB)
+        evictions = Evictions(store)
         await keep(store, describe("old", 1, b"x", False), b"x")
         for number in range(1, 4):
             await keep(store, describe("m", number, b"x", False), b"x")
-        assert store.take_evicted() == [("m", 1)]
+        assert evictions.take() == [("m", 1)]
         await keep(store, describe("other", 1, b"x", False), b"x")
-        assert store.take_evicted() == [("m", 2)]
+        assert evictions.take() == [("m", 2)]
         await keep(store, describe("another", 1, b"x", False), b"x")
-        assert store.take_evicted() == [("old", 1)]
+        assert evictions.take() == [("old", 1)]
 
     async def test_a_version_that_an_archived_one_made_old_is_not_protected(self) -> None:
         store = self.make(2, _MIB)
+        evictions = Evictions(store)
         await keep(store, describe("a", 1, b"x", False), b"x")
         await keep(store, describe("b", 1, b"x", False), b"x")
         store.note_newest("b", 2)
         await keep(store, describe("c", 1, b"x", False), b"x")
-        assert store.take_evicted() == [("b", 1)]
+        assert evictions.take() == [("b", 1)]
 
     async def test_what_is_being_read_keeps_its_bytes_and_they_count(self) -> None:
         store = self.make(1, 100)
+        evictions = Evictions(store)
         first, second = describe("m", 1, bytes(60), False), describe("m", 2, bytes(40), False)
         await keep(store, first, bytes(60))
         async with await store.open_version(first) as reader:
             with pytest.raises(TooLargeError):
                 await store.open_upload("m", 41)
             await keep(store, second, bytes(40))
-            assert store.take_evicted() == [("m", 1)]
+            assert evictions.take() == [("m", 1)]
             assert store.usage.bytes == 100
             with pytest.raises(NotFoundError):
                 await store.open_version(first)
@@ -202,16 +233,18 @@ class TransientStoreSuite(VersionStoreSuite):
 
     async def test_an_upload_evicts_only_for_bytes_that_came(self) -> None:
         store = self.make(100, 2 * _MIB)
+        evictions = Evictions(store)
         data = bytes(_MIB)
         await keep(store, describe("m", 1, data, False), data)
         async with await store.open_upload("m", 2 * _MIB) as upload:
             await upload.write(memoryview(data))
-            assert store.take_evicted() == []
+            assert evictions.take() == []
             await upload.write(memoryview(data)[:1])
-            assert store.take_evicted() == [("m", 1)]
+            assert evictions.take() == [("m", 1)]
         assert store.usage.bytes == 0
 
     async def test_a_removed_model_gives_its_bytes_back(self, store: TransientStore) -> None:
+        evictions = Evictions(store)
         infos = [describe("m", number, b"data", False) for number in (1, 2)]
         for info in infos:
             await keep(store, info, b"data")
@@ -220,7 +253,7 @@ class TransientStoreSuite(VersionStoreSuite):
             assert store.usage.bytes == 4
             assert [b"".join(chunk) async for chunk in reader.chunks(10, MIB)] == [b"data"]
         assert store.usage.bytes == 0
-        assert store.take_evicted() == []
+        assert evictions.take() == []
         with pytest.raises(NotFoundError):
             await store.open_version(infos[1])
         await store.remove_model("m")
@@ -266,6 +299,7 @@ class _Follower:
 
     def __init__(self, store: TransientStore, rule: EvictionRule) -> None:
         self.store = store
+        self.evictions = Evictions(store)
         self.rule = rule
         self.published: list[VersionInfo] = []
         self.readers: list[Reader] = []
@@ -281,7 +315,7 @@ class _Follower:
         info = describe(*key, data, False)
         await keep(self.store, info, data)
         self.published.append(info)
-        assert set(self.store.take_evicted()) == before - set(self.rule.used)
+        assert set(self.evictions.take()) == before - set(self.rule.used)
 
     async def open(self, position: int, *, pin: bool) -> None:
         if not self.published:

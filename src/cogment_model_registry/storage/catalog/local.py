@@ -1,10 +1,10 @@
-"""The catalog of a registry that is alone: in memory, over what its archive has.
+"""The catalog of a single server: in memory, over the folder of its archive.
 
-It starts from names alone. The metadata of an archived version is read when someone asks for it, and kept in a bounded
-cache; until then the catalog knows just that the version is there. A version whose metadata turns out to be damaged
-leaves the listing at that moment.
+It starts from names alone. The metadata of an archived version is read on the first request for it, and kept in a
+bounded cache; until then the catalog knows only its number. A version whose metadata turns out to be damaged leaves the
+listing at that moment.
 
-Numbers are persisted ahead in blocks: the archive holds a number up to which none may be given again, and a new block
+Numbers are persisted ahead in blocks: the folder holds a number up to which none may be given again, and the next block
 is persisted in the background when half of the last one is used up. A clean stop persists the exact number, so that
 only a crash skips the rest of a block.
 """
@@ -15,6 +15,7 @@ import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from types import TracebackType
 
 import structlog
 from cachetools import LRUCache
@@ -32,7 +33,8 @@ from cogment_model_registry.records.versions import (
     check_version_number,
     user_data_bytes,
 )
-from cogment_model_registry.registry.contracts import Archive, Catalog, CatalogCounts, ModelContents, ModelRef
+from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Slot
+from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -89,14 +91,14 @@ class _Model:
 
 
 class LocalCatalog(Catalog):
-    """The catalog of the one server that has the archive.
+    """The catalog of the one server that has the archive open.
 
     Args:
         archive: Where models and archived versions live; open.
         number_block: How many numbers to persist ahead.
     """
 
-    def __init__(self, archive: Archive, number_block: int = NUMBER_BLOCK) -> None:
+    def __init__(self, archive: FolderArchive, number_block: int = NUMBER_BLOCK) -> None:
         self._archive = archive
         self._number_block = number_block
         self._models: dict[str, _Model] = {}
@@ -119,10 +121,15 @@ class LocalCatalog(Catalog):
                 group.create_task(self._persist_exactly(model))
 
     async def refresh(self, on_removed: Callable[[str], Awaitable[None]]) -> None:
+        """Find what people put into the folder, or took out of it.
+
+        Args:
+            on_removed: Called with the id of each model that is gone, while nobody else changes it.
+        """
         found = {contents.info.model_id for contents in await self._archive.scan()}
         for model_id in sorted(found | self._models.keys()):
             # Looked at again under the lock: what the scan saw may be older than what was stored since.
-            async with self.exclusive(model_id):
+            async with self.lock(model_id):
                 contents = await self._archive.scan_model(model_id)
                 if contents is None and model_id in self._models:
                     self._forget_model(self._models[model_id])
@@ -135,7 +142,8 @@ class LocalCatalog(Catalog):
         for model in self._models.values():
             model.wake_watchers()
 
-    def exclusive(self, model_id: str) -> contextlib.AbstractAsyncContextManager[None]:
+    def lock(self, model_id: str) -> asyncio.Lock:
+        """Return the lock of whoever changes a model; it need not exist."""
         lock = self._locks.get(model_id)
         if lock is None:
             lock = self._locks[model_id] = asyncio.Lock()
@@ -150,21 +158,37 @@ class LocalCatalog(Catalog):
     async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
         return [self._models[model_id].info for model_id in self._ids[offset : offset + limit]]
 
-    async def put_model(self, info: ModelInfo, found: ModelContents | None = None) -> None:
-        model = self._models.get(info.model_id)
-        if model is not None:
-            model.info = info
-        else:
-            self._persist_ahead(self._add_model(replace(found or ModelContents(info), info=info)))
+    @contextlib.asynccontextmanager
+    async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
+        async with self.lock(info.model_id):
+            found = None
+            if info.model_id not in self._models:
+                # Its directory may have been put there by hand, with versions whose numbers are taken.
+                found = await self._archive.scan_model(info.model_id)
+            yield
+            model = self._models.get(info.model_id)
+            if model is not None:
+                model.info = info
+            else:
+                self._persist_ahead(self._add_model(replace(found or FolderContents(info), info=info)))
 
-    async def remove_model(self, model_id: str) -> None:
-        model = self._require(model_id)
-        self._forget_model(model)
-        if model.persisting is not None:
-            # Its mark must not be written into the directory of a model that is created anew.
-            await asyncio.wait([model.persisting])
+    @contextlib.asynccontextmanager
+    async def removing_model(self, model_id: str) -> AsyncGenerator[None, None]:
+        async with self.lock(model_id):
+            model = self._require(model_id)
+            yield
+            self._forget_model(model)
+            if model.persisting is not None:
+                # Its mark must not be written into the directory of a later model of this name.
+                await asyncio.wait([model.persisting])
 
-    async def next_number(self, ref: ModelRef) -> int:
+    def publishing(self, ref: ModelRef) -> contextlib.AbstractAsyncContextManager[Slot]:
+        return _Publishing(self, ref)
+
+    # What `_Publishing` calls.
+
+    async def take_number(self, ref: ModelRef) -> int:
+        """Return the next number of a model, whose lock the caller holds."""
         model = self._require(ref.model_id)
         if model.life != ref.life:
             raise NotFoundError.model(ref.model_id)
@@ -178,7 +202,8 @@ class LocalCatalog(Catalog):
         self._persist_ahead(model)
         return number
 
-    async def publish(self, info: VersionInfo) -> None:
+    def show(self, info: VersionInfo) -> None:
+        """Make a version visible; the caller holds the lock of its model."""
         model = self._require(info.model_id)
         model.numbers.append(info.number)
         self._versions_count += 1
@@ -190,10 +215,10 @@ class LocalCatalog(Catalog):
             model.transient[info.number] = info
         model.wake_watchers()
 
-    async def forget(self, model_id: str, number: int) -> None:
-        model = self._models.get(model_id)
-        if model is not None and number in model.transient:
-            self._drop(model, number)
+    async def forget(self, info: VersionInfo) -> None:
+        model = self._models.get(info.model_id)
+        if model is not None and model.transient.get(info.number) == info:
+            self._drop(model, info.number)
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
         model = self._models.get(ref.model_id)
@@ -248,8 +273,7 @@ class LocalCatalog(Catalog):
         finally:
             model.watchers.discard(news)
 
-    @property
-    def counts(self) -> CatalogCounts:
+    async def count(self) -> CatalogCounts:
         return CatalogCounts(len(self._models), self._versions_count, self._archived_bytes)
 
     # Models.
@@ -260,7 +284,7 @@ class LocalCatalog(Catalog):
             raise NotFoundError.model(model_id)
         return model
 
-    def _add_model(self, contents: ModelContents) -> _Model:
+    def _add_model(self, contents: FolderContents) -> _Model:
         self._lives += 1
         last = max(contents.last_number, contents.high_water_mark)
         model = _Model(contents.info, self._lives, next_number=last + 1, persisted_number=contents.high_water_mark)
@@ -269,8 +293,8 @@ class LocalCatalog(Catalog):
         self._take_contents(model, contents)
         return model
 
-    def _take_contents(self, model: _Model, contents: ModelContents) -> None:
-        """Take note of what the archive has of a model, beside its transient versions."""
+    def _take_contents(self, model: _Model, contents: FolderContents) -> None:
+        """Replace the archived versions of a model by those of its folder; transient ones stay."""
         for number in [*model.numbers]:
             if number not in model.transient:
                 self._drop(model, number)
@@ -294,15 +318,15 @@ class LocalCatalog(Catalog):
         model.removed = True
         model.wake_watchers()
 
-    def _refresh_model(self, contents: ModelContents) -> None:
-        """Take note of what the archive has of a model now."""
+    def _refresh_model(self, contents: FolderContents) -> None:
+        """Update a model to what its folder has now."""
         model = self._models.get(contents.info.model_id)
         if model is None:
             self._add_model(contents)
             return
         model.info = contents.info
         model.next_number = max(model.next_number, contents.last_number + 1)
-        # What was put there from outside may have a lower mark, or none: the next number persists it anew.
+        # A folder that was replaced by hand may have a lower mark, or none: the next number persists it again.
         model.persisted_number = contents.high_water_mark
         self._take_contents(model, contents)
         model.wake_watchers()
@@ -368,14 +392,14 @@ class LocalCatalog(Catalog):
         return results
 
     async def _read_sure(self, model: _Model, numbers: Sequence[int]) -> Sequence[VersionInfo | DataLossError | None]:
-        """Read the metadata of archived versions; what is missing is looked for again when nobody deletes the model.
+        """Read the metadata of archived versions; what is missing is read again while nobody changes the model.
 
         Raises:
-            NotFoundError: The model was deleted in the meantime.
+            NotFoundError: The model was deleted.
         """
         found = await self._archive.read_version_infos(model.model_id, numbers)
         if not all(isinstance(each, VersionInfo) for each in found) and not model.removed:
-            async with self.exclusive(model.model_id):
+            async with self.lock(model.model_id):
                 if not model.removed:
                     found = await self._archive.read_version_infos(model.model_id, numbers)
         if model.removed:
@@ -397,7 +421,7 @@ class LocalCatalog(Catalog):
         return min(number + self._number_block - 1, VERSION_NUMBER_MAX)
 
     async def _persist_quietly(self, model: _Model, number: int) -> None:
-        # What fails here fails again, and is told, when the number is needed.
+        # What fails here fails again, and is reported, when the number is needed.
         with contextlib.suppress(ModelRegistryError):
             await self._persist(model, number)
 
@@ -414,3 +438,34 @@ class LocalCatalog(Catalog):
                 await self._persist(model, model.next_number - 1)
             except ModelRegistryError as error:
                 _log.warning("numbers will be skipped after the restart", model_id=model.model_id, reason=error.message)
+
+
+class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
+    """A change of `LocalCatalog`. A class of its own, since a generator costs a tenth of a small publish."""
+
+    def __init__(self, catalog: LocalCatalog, ref: ModelRef) -> None:
+        self._catalog = catalog
+        self._ref = ref
+        self._lock = catalog.lock(ref.model_id)
+        self._info: VersionInfo | None = None
+
+    async def __aenter__(self) -> Slot:
+        await self._lock.acquire()
+        try:
+            self.number = await self._catalog.take_number(self._ref)
+        except BaseException:
+            self._lock.release()
+            raise
+        return self
+
+    def show(self, info: VersionInfo) -> None:
+        self._info = info
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and self._info is not None:
+                self._catalog.show(self._info)
+        finally:
+            self._lock.release()

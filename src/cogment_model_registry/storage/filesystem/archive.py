@@ -7,7 +7,7 @@ So a version is never in memory as a whole. `directory` states the order of writ
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from time import perf_counter
@@ -15,12 +15,13 @@ from typing import ParamSpec, TypeVar
 
 import structlog
 
-from cogment_model_registry.errors import DataLossError, ModelRegistryError, TooLargeError, UnavailableError
+from cogment_model_registry.errors import NO_ROOM, DataLossError, ModelRegistryError, TooLargeError, UnavailableError
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-from cogment_model_registry.registry.contracts import Archive, ModelContents, Reader, Upload
-from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, Fingerprint, NewFile
-from cogment_model_registry.storage.filesystem.files import NO_ROOM, Files
+from cogment_model_registry.registry.contracts import Reader, Removal, Upload
+from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, DoomedModel, Fingerprint, NewFile
+from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import run_to_end, run_to_have
 
@@ -45,7 +46,7 @@ _WRITE_BYTES = 32 * 1024 * 1024
 """The memory for pieces of uploads that wait for a thread to write them."""
 
 
-class DirectoryArchive(Archive):
+class DirectoryArchive(FolderArchive):
     """Archived versions in a directory of the original's layout; see `layout`.
 
     Args:
@@ -73,6 +74,10 @@ class DirectoryArchive(Archive):
         self._checked: dict[tuple[str, int], tuple[str, Fingerprint]] = {}
 
     @property
+    def is_exclusive(self) -> bool:
+        return True
+
+    @property
     def failure(self) -> str:
         return self.directory.failure
 
@@ -86,26 +91,23 @@ class DirectoryArchive(Archive):
             await run_to_end(self.run(self.directory.close))
         self._executor.shutdown()
 
-    async def scan(self) -> list[ModelContents]:
+    async def scan(self) -> list[FolderContents]:
         return await self.run(self.directory.scan)
 
-    async def scan_model(self, model_id: str) -> ModelContents | None:
+    async def scan_model(self, model_id: str) -> FolderContents | None:
         return await self.run(self.directory.scan_model, model_id)
 
     async def write_model(self, info: ModelInfo) -> None:
         await run_to_end(self.run(self.directory.write_model, info))
 
-    async def remove_model(self, model_id: str, on_removed: Callable[[], Awaitable[None]]) -> None:
-        await run_to_end(self._remove_model(model_id, on_removed))
+    async def begin_removal(self, model_id: str) -> Removal:
+        return await run_to_end(self._begin_removal(model_id))
 
-    async def _remove_model(self, model_id: str, on_removed: Callable[[], Awaitable[None]]) -> None:
-        removal = await self.run(self.directory.begin_removal, model_id)
+    async def _begin_removal(self, model_id: str) -> "_DirectoryRemoval":
+        doomed = await self.run(self.directory.begin_removal, model_id)
         for key in [key for key in self._checked if key[0] == model_id]:
             del self._checked[key]
-        await on_removed()
-        if removal.failure:
-            raise UnavailableError(removal.failure)
-        await self.run(self.directory.finish_removal, removal)
+        return _DirectoryRemoval(self, doomed)
 
     async def write_high_water_mark(self, model_id: str, number: int) -> None:
         await run_to_end(self.run(self.directory.write_high_water_mark, model_id, number))
@@ -173,6 +175,19 @@ def _translating_errors(function: Callable[[], _T]) -> _T:
             raise TooLargeError(f"the archive has no space left: {error.strerror}") from error
         _log.error("operation on the archive failed", reason=error.strerror)
         raise UnavailableError(f"the archive failed: {error.strerror}") from error
+
+
+class _DirectoryRemoval(Removal):
+    """A directory under a temporary name, whose files go one by one."""
+
+    def __init__(self, archive: DirectoryArchive, doomed: DoomedModel) -> None:
+        self._archive = archive
+        self._doomed = doomed
+
+    async def finish(self) -> None:
+        if self._doomed.failure:
+            raise UnavailableError(self._doomed.failure)
+        await run_to_end(self._archive.run(self._archive.directory.finish_removal, self._doomed))
 
 
 class _FileUpload(Upload):

@@ -33,10 +33,10 @@ from cogment_model_registry.errors import (
     quoted,
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
-from cogment_model_registry.registry.contracts import ModelContents
 from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
 from cogment_model_registry.storage.filesystem.model_files import ModelFiles, close_quietly, list_model, read_metadata
+from cogment_model_registry.storage.folder import FolderContents
 from cogment_model_registry.system.file_locks import lock_soon
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -63,7 +63,7 @@ class NewFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Removal:
+class DoomedModel:
     """A model that was taken out of the archive, and whose files still have to be removed.
 
     Attributes:
@@ -177,7 +177,7 @@ class ArchiveDirectory:
         """Close a descriptor, ignoring errors."""
         close_quietly(self.files, descriptor)
 
-    def scan(self) -> list[ModelContents]:
+    def scan(self) -> list[FolderContents]:
         """Return all models, ordered by id; the first time, remove temporary files that a crash left."""
         self._remove_what_was_left()
         names = [entry.name for entry in self.files.list_directory(self._root) if entry.is_directory]
@@ -185,7 +185,7 @@ class ArchiveDirectory:
         self._sweeping = False
         return models
 
-    def scan_model(self, model_id: str) -> ModelContents | None:
+    def scan_model(self, model_id: str) -> FolderContents | None:
         """Return the contents of a model's directory; None when it is not one of a model, or cannot be read."""
         try:
             check_model_id(model_id, self._model_id_max_bytes)
@@ -201,7 +201,7 @@ class ArchiveDirectory:
             _log.log(level, "model left out: its directory cannot be read", model_id=model_id, reason=error.strerror)
         return None
 
-    def _scan_model(self, model_id: str) -> ModelContents | None:
+    def _scan_model(self, model_id: str) -> FolderContents | None:
         with self._directory(model_id) as directory:
             found = list_model(self.files, directory, model_id)
             if self._sweeping:
@@ -211,7 +211,7 @@ class ArchiveDirectory:
                 return None
             damaged = dict(_damage_by_names(found))
             numbers = sorted(found.metadata.keys() - damaged.keys())
-            return ModelContents(
+            return FolderContents(
                 info=self._read_model(directory, model_id),
                 version_numbers=numbers,
                 size_bytes=self._data_sizes_bytes(directory, model_id, numbers),
@@ -331,7 +331,7 @@ class ArchiveDirectory:
                 self._remove_doomed(temporary)
             raise
 
-    def begin_removal(self, model_id: str) -> Removal:
+    def begin_removal(self, model_id: str) -> DoomedModel:
         """Take the model out of the archive, durably and atomically: by a rename."""
         self._require_writable()
         doomed = layout.temporary_name()
@@ -345,11 +345,11 @@ class ArchiveDirectory:
             try:
                 self.files.rename(self._root, doomed, model_id)
             except OSError:
-                return Removal(doomed, f"the archive failed: {error.strerror}")
+                return DoomedModel(doomed, f"the archive failed: {error.strerror}")
             raise
-        return Removal(doomed)
+        return DoomedModel(doomed)
 
-    def finish_removal(self, removal: Removal) -> None:
+    def finish_removal(self, removal: DoomedModel) -> None:
         """Remove, file by file, a model that was taken out of the archive."""
         self._remove_doomed(removal.name)
 

@@ -25,9 +25,6 @@ _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 """The flag of a read that returns only cached bytes; Linux has it."""
 
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""Errors of writing that mean that no space is left."""
-
 
 class NotRegularError(OSError):
     """A file was expected; the entry is a link, a FIFO, a directory or a device."""

@@ -1,10 +1,10 @@
 """The findings of a verification: each kind has a stable name."""
 
 from dataclasses import dataclass
-from enum import StrEnum
+from enum import Enum
 
 
-class Kind(StrEnum):
+class Kind(str, Enum):
     """The kinds of findings. The names are for programs, and never change their meaning."""
 
     VERSION_METADATA_DAMAGED = "version_metadata_damaged"
@@ -28,27 +28,29 @@ class Kind(StrEnum):
     FOREIGN_ENTRY = "foreign_entry"
     NOT_A_MODEL = "not_a_model"
 
+    __str__ = str.__str__
+
 
 MEANINGS = {
-    Kind.VERSION_METADATA_DAMAGED: "the metadata of a version is empty, not YAML, too large, or another version's",
+    Kind.VERSION_METADATA_DAMAGED: "the metadata of a version is empty, not YAML, too large, or of another version",
     Kind.VERSION_METADATA_NOT_A_FILE: "the metadata of a version is a link, a FIFO, a directory or a device",
-    Kind.DATA_MISSING: "a version has metadata and no data",
+    Kind.DATA_MISSING: "a version has metadata but no data",
     Kind.DATA_NOT_A_FILE: "the data of a version is a link, a FIFO, a directory or a device",
     Kind.DATA_WRONG_SIZE: "the data of a version has another size than its metadata says",
     Kind.DATA_WRONG_HASH: "the data of a version has another hash than its metadata says",
-    Kind.MODEL_METADATA_DAMAGED: "the metadata of a model is empty, not YAML, too large, or another model's",
+    Kind.MODEL_METADATA_DAMAGED: "the metadata of a model is empty, not YAML, too large, or of another model",
     Kind.MODEL_METADATA_NOT_A_FILE: "the metadata of a model is a link, a FIFO, a directory or a device",
-    Kind.MODEL_METADATA_MISSING: "a model has versions and no metadata",
+    Kind.MODEL_METADATA_MISSING: "a model has versions but no metadata",
     Kind.HIGH_WATER_MARK_DAMAGED: "the high-water mark of a model is not a number",
     Kind.HIGH_WATER_MARK_NOT_A_FILE: "the high-water mark of a model is a link, a FIFO, a directory or a device",
-    Kind.LOCK_NOT_A_FILE: "the lock is a link, a FIFO, a directory or a device, so that no server starts",
+    Kind.LOCK_NOT_A_FILE: "the lock is a link, a FIFO, a directory or a device, so no server starts",
     Kind.UNREADABLE: "a file or a directory cannot be read",
-    Kind.DATA_WITHOUT_MODEL: "a directory has data of versions and no metadata at all, so that it is not a model",
-    Kind.DATA_WITHOUT_METADATA: "what an interrupted store left: data that is not a version",
-    Kind.TEMPORARY_FILE: "what an interrupted store left: a file that was being written",
-    Kind.DOOMED_DIRECTORY: "what an interrupted deletion or import left: a model under a temporary name",
+    Kind.DATA_WITHOUT_MODEL: "a directory has data of versions but no metadata at all, so it is not a model",
+    Kind.DATA_WITHOUT_METADATA: "an interrupted store left data that is not a version",
+    Kind.TEMPORARY_FILE: "an interrupted store left a file that was being written",
+    Kind.DOOMED_DIRECTORY: "an interrupted deletion or import left a model under a temporary name",
     Kind.HIGH_WATER_MARK_LOW: "a high-water mark is below the highest number, which is used instead",
-    Kind.FOREIGN_ENTRY: "something that is not part of an archive, and is left alone",
+    Kind.FOREIGN_ENTRY: "something that does not belong to an archive, and is left alone",
     Kind.NOT_A_MODEL: "a directory that is not a model, and is left alone",
 }
 

@@ -18,7 +18,14 @@ from dataclasses import dataclass, field
 from cogment_model_registry.errors import NotFoundError, TooLargeError
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, Bytes, PayloadHash
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.registry.contracts import Reader, TransientStore, TransientUsage, Upload
+from cogment_model_registry.registry.contracts import (
+    EvictionListener,
+    Reader,
+    TransientStore,
+    TransientUsage,
+    Upload,
+    VersionStore,
+)
 from cogment_model_registry.storage.memory.slabs import SLAB_BYTES, SlabPool
 from cogment_model_registry.system.tasks import run_to_end
 
@@ -33,7 +40,8 @@ class _Blob:
     rest: bytearray = field(default_factory=bytearray)
     size_bytes: int = 0
     readers: int = 0
-    evicted: bool = False
+    is_gone: bool = False
+    info: VersionInfo | None = None
 
     def parts(self) -> Iterator[memoryview]:
         """Yield the views that make up the bytes."""
@@ -49,17 +57,21 @@ class MemoryTransientStore(TransientStore):
         max_items: How many versions it keeps at most.
         max_bytes: How many bytes it holds at most.
         executor: Where to hash.
+        elsewhere: Who has the versions that this store does not have, if anybody.
     """
 
-    def __init__(self, max_items: int, max_bytes: int, executor: Executor) -> None:
+    def __init__(
+        self, max_items: int, max_bytes: int, executor: Executor, elsewhere: VersionStore | None = None
+    ) -> None:
         self._max_items = max_items
         self._max_bytes = max_bytes
         self.executor = executor
+        self._elsewhere = elsewhere
+        self._listener: EvictionListener = _ignore
         self._slabs = SlabPool()
         self._blobs: OrderedDict[_Key, _Blob] = OrderedDict()  # least recently used first
         self._numbers: defaultdict[str, set[int]] = defaultdict(set)
         self._newest: dict[str, int] = {}
-        self._evicted: list[_Key] = []
         self._evictions = {"items": 0, "bytes": 0}
         self._held_bytes = 0
         self._pinned_bytes = 0
@@ -97,6 +109,8 @@ class MemoryTransientStore(TransientStore):
         key = (info.model_id, info.number)
         blob = self._blobs.get(key)
         if blob is None:
+            if self._elsewhere is not None:
+                return await self._elsewhere.open_version(info)
             raise NotFoundError.version(info.model_id, info.number)
         self._blobs.move_to_end(key)
         if not blob.readers:
@@ -112,20 +126,24 @@ class MemoryTransientStore(TransientStore):
             self._release(self._blobs.pop((model_id, number)))
         self._newest.pop(model_id, None)
 
-    def take_evicted(self) -> list[_Key]:
-        evicted, self._evicted = self._evicted, []
-        return evicted
+    def on_evicted(self, listener: EvictionListener) -> None:
+        self._listener = listener
 
-    def release_free_slabs(self) -> None:
-        """Return to the system what waits for its next use."""
+    def release_memory(self) -> None:
         self._slabs.trim(0)
 
     # Called by uploads and readers.
 
-    def allocate(self, blob: _Blob, size_bytes: int, model_id: str) -> None:
-        """Move `size_bytes` promised bytes to those held for an upload's `blob`, evicting what is in the way."""
+    async def report(self, evicted: list[VersionInfo]) -> None:
+        """Let the listener know of the versions in a list, and empty it."""
+        reported = [*evicted]
+        evicted.clear()
+        await run_to_end(self._listener(reported))
+
+    def allocate(self, blob: _Blob, size_bytes: int, model_id: str, evicted: list[VersionInfo]) -> None:
+        """Move `size_bytes` promised bytes to those held for an upload's `blob`; add what is evicted to a list."""
         while self._held_bytes + size_bytes > self._max_bytes:
-            if not self._evict_one("bytes", pinned_too=False):
+            if not self._evict_one("bytes", evicted, pinned_too=False):
                 message = (
                     f"no space for {size_bytes} bytes: all memory of the budget is being read or uploaded; try later"
                 )
@@ -144,8 +162,9 @@ class MemoryTransientStore(TransientStore):
         self._slabs.trim(self._max_bytes - self._held_bytes)
         return bytearray(size_bytes)
 
-    def keep(self, info: VersionInfo, blob: _Blob) -> None:
-        """Make an uploaded version readable, evicting others when they are too many."""
+    def keep(self, info: VersionInfo, blob: _Blob, evicted: list[VersionInfo]) -> None:
+        """Make an uploaded version readable; add to a list what is evicted where there are too many."""
+        blob.info = info
         key = (info.model_id, info.number)
         self._uploaded_bytes -= blob.size_bytes
         self.note_newest(info.model_id, info.number)
@@ -153,7 +172,7 @@ class MemoryTransientStore(TransientStore):
         replaced = self._blobs.pop(key, None)
         if replaced is not None:
             self._release(replaced)
-        while len(self._blobs) >= self._max_items and self._evict_one("items", pinned_too=True):
+        while len(self._blobs) >= self._max_items and self._evict_one("items", evicted, pinned_too=True):
             pass
         self._blobs[key] = blob
 
@@ -164,15 +183,15 @@ class MemoryTransientStore(TransientStore):
         self._free(blob)
 
     def unpin(self, blob: _Blob) -> None:
-        """Take note that a reader is done."""
+        """End the claim of a reader."""
         blob.readers -= 1
         if not blob.readers:
             self._pinned_bytes -= blob.size_bytes
-            if blob.evicted:
+            if blob.is_gone:
                 self._free(blob)
 
-    def _evict_one(self, reason: str, *, pinned_too: bool) -> bool:
-        """Evict the version that may go first; return whether there was one.
+    def _evict_one(self, reason: str, evicted: list[VersionInfo], *, pinned_too: bool) -> bool:
+        """Evict the version that may go first, and add it to a list; return whether there was one.
 
         Evicting a version that is being read makes room for another version, but not for its bytes.
         """
@@ -191,7 +210,8 @@ class MemoryTransientStore(TransientStore):
         if not numbers:
             del self._numbers[model_id]
             del self._newest[model_id]
-        self._evicted.append(key)
+        if blob.info is not None:
+            evicted.append(blob.info)
         self._evictions[reason] += 1
         self._release(blob)
         return True
@@ -209,7 +229,7 @@ class MemoryTransientStore(TransientStore):
 
     def _release(self, blob: _Blob) -> None:
         """Free a version that is not kept any more, now or when its last reader is done."""
-        blob.evicted = True
+        blob.is_gone = True
         if not blob.readers:
             self._free(blob)
 
@@ -221,6 +241,10 @@ class MemoryTransientStore(TransientStore):
         blob.rest = bytearray()
         blob.size_bytes = 0
         self._slabs.trim(self._max_bytes - self._held_bytes)
+
+
+async def _ignore(_evicted: Sequence[VersionInfo]) -> None:
+    """Do nothing with evicted versions."""
 
 
 class _MemoryUpload(Upload):
@@ -235,8 +259,16 @@ class _MemoryUpload(Upload):
         self._hash = PayloadHash()
         self._hashed_slabs = 0
         self._hashing: asyncio.Future[None] | None = None
+        self._evicted: list[VersionInfo] = []
 
     async def write(self, data: memoryview) -> None:
+        try:
+            self._copy(data)
+        finally:
+            if self._evicted:
+                await self._store.report(self._evicted)
+
+    def _copy(self, data: memoryview) -> None:
         while len(data):
             if not len(self._space):
                 self._space = self._allocate()
@@ -251,7 +283,7 @@ class _MemoryUpload(Upload):
         size_bytes = min(SLAB_BYTES, self._declared_bytes - blob.size_bytes)
         if not size_bytes:
             raise RuntimeError("more bytes than the upload was opened for")
-        self._store.allocate(blob, size_bytes, self._model_id)
+        self._store.allocate(blob, size_bytes, self._model_id, self._evicted)
         try:
             if size_bytes == SLAB_BYTES:
                 blob.slabs.append(self._store.take_slab())
@@ -298,12 +330,14 @@ class _MemoryUpload(Upload):
 
     async def commit(self, info: VersionInfo) -> None:
         self._space = memoryview(b"")
-        self._store.keep(info, self._open_blob())
+        self._store.keep(info, self._open_blob(), self._evicted)
         self._blob = None
 
     async def aclose(self) -> None:
         if self._blob is not None:
             await run_to_end(self._aclose())
+        if self._evicted:
+            await self._store.report(self._evicted)
 
     async def _aclose(self) -> None:
         await self._settle()

@@ -1,0 +1,145 @@
+"""Calls with `grpc.aio`, and waits as asyncio does."""
+
+import asyncio
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+
+from cogment_model_registry.client.backends import (
+    OPTIONS,
+    Channel,
+    Replies,
+    blocking_channel,
+    checked_requests,
+    metadata_of,
+    refusing_closed_channels,
+    reply_of,
+)
+from cogment_model_registry.errors import ClosedError
+from cogment_model_registry.system.tasks import wait_at_most
+
+_T = TypeVar("_T")
+
+
+class _AsyncioChannel:
+    """A channel of `grpc.aio`, and a blocking one for uploads.
+
+    A call of `grpc.aio` that is written to when the server ends it may lose the status for an INTERNAL error of its own
+    (https://github.com/grpc/grpc/issues/36066). Blocking calls are not affected, and take messages on a thread, where
+    reading a file does not block an event loop. Neither channel connects before it is used.
+    """
+
+    def __init__(self, address: str, *, secure: bool) -> None:
+        if secure:
+            self.calls: Any = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=OPTIONS)
+        else:
+            self.calls = grpc.aio.insecure_channel(address, options=OPTIONS)
+        self.uploads = blocking_channel(address, secure=secure)
+        self.is_closed = False
+
+
+class AsyncioBackend:
+    """Calls with `grpc.aio`, and waits as asyncio does."""
+
+    def __init__(self) -> None:
+        self._is_stopped = asyncio.Event()
+
+    def stop(self) -> None:
+        """End all sleeps, now and later."""
+        self._is_stopped.set()
+
+    def connect(self, address: str, *, secure: bool) -> Channel:
+        """Return a channel of the running event loop."""
+        return _AsyncioChannel(address, secure=secure)
+
+    async def disconnect(self, channel: Channel) -> None:
+        """Close a channel."""
+        channel.is_closed = True
+        channel.uploads.close()
+        await channel.calls.close()
+
+    async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
+        """Send one message, and return the reply."""
+        with _closed_not_cancelled(channel):
+            with refusing_closed_channels():
+                call = channel.calls.unary_unary(path)(request, timeout=timeout_seconds)
+            reply: bytes = await call
+            return reply
+
+    async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
+        """Send messages, and return the reply."""
+        failures: list[BaseException] = []
+        is_over = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def end(_call: Any) -> None:
+            with suppress(RuntimeError):  # the loop may be gone
+                loop.call_soon_threadsafe(is_over.set)
+
+        method = channel.uploads.stream_unary(path)
+        with refusing_closed_channels():
+            call = method.future(checked_requests(requests, failures), timeout=timeout_seconds)
+        try:
+            call.add_done_callback(end)
+            await is_over.wait()
+            return reply_of(call, failures)
+        finally:
+            call.cancel()
+
+    def stream(self, channel: Channel, path: str, request: bytes, timeout_seconds: float, token: str = "") -> Replies:
+        """Send one message, and return the replies."""
+        method = channel.calls.unary_stream(path)
+        with refusing_closed_channels():
+            call = method(request, timeout=timeout_seconds, metadata=metadata_of(token))
+        return _AsyncioReplies(call, channel)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for some time."""
+        try:
+            await wait_at_most(seconds, self._is_stopped.wait())
+        except TimeoutError:
+            return
+        raise ClosedError
+
+    async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
+        """Wait for the result of a thread."""
+        return await wait_at_most(timeout_seconds, asyncio.wrap_future(future))
+
+
+@contextmanager
+def _closed_not_cancelled(channel: Channel) -> Generator[None]:
+    """Return a context manager for one call that tells the closing of its channel from a cancelled task.
+
+    A task may have been cancelled before, and may have continued.
+    """
+    before = _cancellations()
+    try:
+        yield
+    except asyncio.CancelledError:
+        if not channel.is_closed or _cancellations() > before:
+            raise
+        raise ClosedError from None
+
+
+def _cancellations() -> int:
+    """Return how often the current task was cancelled; 0 before Python 3.11, which does not count."""
+    count: Callable[[], int] = getattr(asyncio.current_task(), "cancelling", lambda: 0)
+    return count()
+
+
+class _AsyncioReplies:
+    def __init__(self, call: Any, channel: Channel) -> None:
+        self._call = call
+        self._channel = channel
+
+    async def read(self) -> bytes | None:
+        with _closed_not_cancelled(self._channel):
+            message = await self._call.read()
+            return message if isinstance(message, bytes) else None
+
+    def cancel(self) -> None:
+        self._call.cancel()

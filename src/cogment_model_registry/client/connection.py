@@ -1,0 +1,241 @@
+"""A connection to a registry: where it is, the channel to it, and its errors in the registry's own terms."""
+
+import os
+import sys
+import threading
+from collections.abc import AsyncGenerator, Generator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import grpc
+
+from cogment_model_registry.client.backends import Backend, Channel
+from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.endpoints import Direct, Discovered
+from cogment_model_registry.errors import (
+    ClosedError,
+    ModelRegistryError,
+    NotFoundError,
+    TimedOutError,
+    UnavailableError,
+)
+from cogment_model_registry.records.services import Protocol
+from cogment_model_registry.wire import convert
+from cogment_model_registry.wire import directory as directory_wire
+
+_DIRECTORY_SECONDS = 10.0
+"""How long a Directory may take to answer."""
+
+_DIRECTORY_AGAIN_SECONDS = 2.0
+"""How long it may take when a registry was found before."""
+
+_UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
+"""How the details of a call begin that gRPC never sent; gRPC gives no other sign of that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The subject of a call, with which an error's message begins.
+
+    Attributes:
+        text: A description.
+        model_id: Its model, if it has one.
+        version_number: Its version, if it has one.
+    """
+
+    text: str
+    model_id: str | None = None
+    version_number: int | None = None
+
+
+class _Link:
+    """A channel to the present or a former address of the registry."""
+
+    def __init__(self, address: str, channel: Channel, *, secure: bool) -> None:
+        self.address = address
+        self.secure = secure
+        self.channel = channel
+        self.users = 0
+
+
+class Connection:
+    """The connection of a client to the registry, shared by all its calls.
+
+    Args:
+        location: Where the registry is.
+
+    Attributes:
+        is_closed: Whether it is closed, so that calls are refused.
+    """
+
+    def __init__(self, location: Direct | Discovered) -> None:
+        self.location = location
+        self.is_closed = False
+        self._process_id = os.getpid()
+        self._lock = threading.RLock()  # a finalizer may end a call in the middle of another one
+        self._current: _Link | None = None
+        self._is_suspect = False
+        self._channels: list[Channel] = []
+
+    @asynccontextmanager
+    async def channel(self, backend: Backend, deadline: Deadline) -> AsyncGenerator[Channel]:
+        """Return a context manager with the channel for a call; looks the registry up first, if necessary.
+
+        A Directory that gave the address is asked again after a call that found no registry there.
+
+        Raises:
+            NotFoundError: The Directory knows no such registry.
+            UnavailableError: The Directory does not answer.
+            ClosedError: The client is closed.
+        """
+        link, outdated = self._taken(), None
+        if link is None:
+            address, secure = await self._find(backend, deadline)
+            link, outdated = self._moved(backend, address, secure=secure)
+        try:
+            await self._disconnect_unused(backend, outdated)
+            yield link.channel
+        except (UnavailableError, TimedOutError):
+            self._is_suspect = isinstance(self.location, Discovered)
+            raise
+        finally:
+            if self.is_usable():
+                with self._lock:
+                    link.users -= 1
+                await self._disconnect_unused(backend, link)
+
+    def check_open(self) -> None:
+        """Refuse to begin anything once it is closed, and where gRPC would hang.
+
+        Raises:
+            ClosedError: It is closed, Python is ending, or the process was forked since it was made.
+        """
+        if not self.is_usable():
+            if sys.is_finalizing():
+                raise ClosedError("Python is ending, and calls no model registry any more")
+            raise ClosedError("this client was made before the process was forked; make another one in the new process")
+        if self.is_closed:
+            raise ClosedError
+
+    def is_usable(self) -> bool:
+        """Return whether gRPC, and its threads, are there: not in a process that was forked, nor while Python ends."""
+        return self._process_id == os.getpid() and not sys.is_finalizing()
+
+    def _taken(self) -> _Link | None:
+        """Return the present link, for one more user; None if the registry must be looked up first."""
+        self.check_open()  # in a forked process the lock may be locked for good
+        with self._lock:
+            self.check_open()
+            if self._current is None or self._is_suspect:
+                return None
+            self._current.users += 1
+            return self._current
+
+    def _moved(self, backend: Backend, address: str, *, secure: bool) -> tuple[_Link, _Link | None]:
+        """Return the link to an address, for one more user, and the previous link, whose calls go on."""
+        with self._lock:
+            before = link = self._current
+            if link is None or (link.address, link.secure) != (address, secure):
+                link = self._current = _Link(address, self._connect(backend, address, secure=secure), secure=secure)
+            self._is_suspect = False
+            link.users += 1
+            return link, before
+
+    async def _disconnect_unused(self, backend: Backend, link: _Link | None) -> None:
+        with self._lock:
+            is_over = link is not None and link is not self._current and not link.users
+        if link is not None and is_over:
+            await self._disconnect(backend, link.channel)
+
+    def _connect(self, backend: Backend, address: str, *, secure: bool) -> Channel:
+        """Return a new channel; call this with the lock held."""
+        self.check_open()
+        channel = backend.connect(address, secure=secure)
+        self._channels.append(channel)
+        return channel
+
+    async def _disconnect(self, backend: Backend, channel: Channel) -> None:
+        """Close a channel, unless it was closed with the connection."""
+        with self._lock:
+            is_open = channel in self._channels
+            if is_open:
+                self._channels.remove(channel)
+        if is_open:
+            await backend.disconnect(channel)
+
+    async def _find(self, backend: Backend, deadline: Deadline) -> tuple[str, bool]:
+        if isinstance(self.location, Direct):
+            return self.location.address, False
+        known, seconds = self._current, min(deadline.left_seconds(), _DIRECTORY_SECONDS)
+        if known is None:
+            return await self._ask_directory(backend, self.location, seconds)
+        try:
+            # The rest of the time is for the registry, which may still have its old address.
+            return await self._ask_directory(backend, self.location, min(seconds / 2, _DIRECTORY_AGAIN_SECONDS))
+        except (UnavailableError, TimedOutError, NotFoundError):
+            # While a registry restarts the Directory does not know it; and the Directory may be unavailable, too.
+            return known.address, known.secure
+
+    async def _ask_directory(self, backend: Backend, location: Discovered, seconds: float) -> tuple[str, bool]:
+        """Return the address of the registry that a Directory returns, and whether it requires TLS."""
+        request = directory_wire.inquire_request(location.inquiry)
+        subject = Subject(f"asking {location}")
+        with self._lock:
+            channel = self._connect(backend, location.directory_address, secure=False)
+        try:
+            with translated(subject, self), ExitStack() as stack:
+                path = f"/{directory_wire.SERVICE_NAME}/Inquire"
+                replies = backend.stream(channel, path, request.SerializeToString(), seconds, location.token)
+                stack.callback(replies.cancel)
+                while (message := await replies.read()) is not None:
+                    service = directory_wire.service_from_reply(message)
+                    if service.endpoint.protocol is not Protocol.COGMENT:
+                        return service.endpoint.address, service.endpoint.protocol is Protocol.GRPC_SSL
+        finally:
+            await self._disconnect(backend, channel)
+        raise NotFoundError(f"{location} knows no ready model registry that matches")
+
+    async def aclose(self, backend: Backend) -> None:
+        """Close it; calls under way end."""
+        with self._lock:
+            self.is_closed = True
+        while self._channels:
+            await self._disconnect(backend, self._channels[-1])
+
+
+@contextmanager
+def translated(subject: Subject, connection: Connection) -> Generator[None]:
+    """Return a context manager that translates errors of gRPC into those of the registry.
+
+    Args:
+        subject: What the calls are about.
+        connection: On which connection they are.
+    """
+    try:
+        yield
+    except grpc.RpcError as error:
+        if connection.is_closed:
+            raise ClosedError from error
+        details = str(error.details() or error.code().name)
+        if not was_sent(error):
+            # The rest is the list of addresses that were tried, with the reason of the last one at its end.
+            reason = details.rsplit(": ", 1)[-1].rstrip("]")
+            details = f"cannot connect to {connection.location}: {reason}"
+        error_type = convert.error_type_of(error.code())
+        status = f" ({error.code().name})" if error_type is ModelRegistryError else ""
+        raise error_type(
+            f"{subject.text}: {details}{status}",
+            model_id=subject.model_id,
+            version_number=subject.version_number,
+        ) from error
+    except convert.DecodeError as error:
+        raise ModelRegistryError(
+            f"{subject.text}: the server sent a malformed reply",
+            model_id=subject.model_id,
+            version_number=subject.version_number,
+        ) from error
+
+
+def was_sent(error: BaseException | None) -> bool:
+    """Return whether a call that failed was sent, as far as gRPC says."""
+    return not (isinstance(error, grpc.RpcError) and str(error.details()).startswith(_UNREACHABLE))

@@ -1,0 +1,70 @@
+"""The choice of the backends that a server runs on, from its settings."""
+
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
+from cogment_model_registry.server.metrics import Metrics
+from cogment_model_registry.settings import Settings
+from cogment_model_registry.storage.catalog.local import LocalCatalog
+from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
+from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
+
+_HASH_THREADS = max(2, os.cpu_count() or 2)
+
+
+async def _nothing() -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """The open storage of a server.
+
+    Attributes:
+        archive: Where archived versions live.
+        transient: Where transient versions live.
+        catalog: What exists.
+        rescan: Finds what people changed in the files by hand; does nothing where there are no files.
+    """
+
+    archive: Archive
+    transient: TransientStore
+    catalog: Catalog
+    rescan: Callable[[], Awaitable[None]] = _nothing
+
+
+OpenBackends: TypeAlias = Callable[[Settings, Metrics], AbstractAsyncContextManager[Backends]]
+"""Opens the backends of a server, as a context manager that closes them."""
+
+
+@asynccontextmanager
+async def open_backends(settings: Settings, metrics: Metrics, files: Files | None = None) -> AsyncIterator[Backends]:
+    """Open the backends that the settings ask for.
+
+    Args:
+        settings: The settings of the server.
+        metrics: Receives the operations of the archive.
+        files: The file operations of the archive; those on real files when None.
+
+    Raises:
+        StartError: The archive is not usable.
+    """
+    async with AsyncExitStack() as stack:
+        hashing = stack.enter_context(ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash"))
+        archive = DirectoryArchive(
+            settings.archive_dir, settings.model_id_max_bytes, files, metrics.observe_archive, metrics.observe_sync
+        )
+        stack.push_async_callback(archive.close)
+        await archive.open()
+        # Some versions in an archive of the original are transient by their own metadata.
+        transient = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing, elsewhere=archive)
+        catalog = LocalCatalog(archive)
+        await catalog.open()
+        stack.push_async_callback(catalog.close)
+        yield Backends(archive, transient, catalog, lambda: catalog.refresh(transient.remove_model))

@@ -1,0 +1,482 @@
+"""`cogment archive verify`: everything that may be wrong with an archive is told, and what can be mended safely is."""
+
+import asyncio
+import errno
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogment_model_registry.cli import main
+from cogment_model_registry.storage.filesystem import claim, layout, verification
+from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.filesystem.findings import MEANINGS, Kind
+from cogment_model_registry.storage.filesystem.verification import Report
+from cogment_model_registry.testing.server import serving
+from tests.archive_tools.test_damaged_archives import (
+    DAMAGES,
+    DATA,
+    FOREIGN_FILES,
+    OTHER_THINGS,
+    SECRET,
+    YAML,
+    Plant,
+    content,
+    sound_archive,
+    write_model,
+    write_version,
+)
+from tests.client import body, connected, header
+from tests.in_process import run_in_process
+from tests.processes import clean_environment, run_cogment, server_process
+from tests.waiting import until
+
+COGMENT = (sys.executable, "-m", "cogment_model_registry")
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """An archive with the model `m`, whose versions 1 to 3 are sound."""
+    return sound_archive(tmp_path)
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A directory beside the archive, which must neither be read nor changed."""
+    directory = write_model(tmp_path / "outside", "m")
+    write_version(directory, 2, SECRET)
+    (directory / "mark").write_text("500\n")
+    return directory
+
+
+def tree(directory: Path) -> dict[str, tuple[int, int, int, bytes]]:
+    """Return everything in a directory that a write would change, by name."""
+    found = {}
+    for path in sorted([directory, *directory.rglob("*")]):
+        status = path.lstat()
+        small_file = path.is_file() and not path.is_symlink() and status.st_size < 2**20
+        text = path.read_bytes() if small_file else b""
+        found[str(path.relative_to(directory))] = (status.st_mode, status.st_mtime_ns, status.st_size, text)
+    return found
+
+
+@pytest.fixture
+def verify(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Run the command with `--json`, and return its exit code and its document."""
+
+    def run(archive: Path, *flags: str) -> tuple[int, dict[str, Any]]:
+        code = main(["archive", "verify", str(archive), "--json", *flags])
+        output, errors = capsys.readouterr()
+        assert errors == ""
+        document = json.loads(output)
+        assert document["sound"] == (code == 0)
+        return code, document
+
+    return run
+
+
+Verify = Callable[..., tuple[int, dict[str, Any]]]
+
+
+def problems(document: dict[str, Any], field: str = "findings") -> list[tuple[str, int | None, str]]:
+    return [(item["kind"], item["version_number"], item["file"]) for item in document[field] if item["problem"]]
+
+
+def look(archive: Path, files: Files, advance: Callable[[int], None] = lambda _: None) -> Report:
+    with claim.opened_root(files, str(archive)) as root:
+        return verification.verify(files, root, advance=advance)
+
+
+def test_sound_archive_is_told_to_be_sound_and_is_not_touched(archive: Path, verify: Verify) -> None:
+    before = tree(archive)
+    code, document = verify(archive)
+    assert code == 0
+    assert document == {
+        "path": str(archive),
+        "in_use_by": None,
+        "models": 1,
+        "versions": 3,
+        "bytes": 18,
+        "findings": [],
+        "repaired": [],
+        "not_repaired": [],
+        "sound": True,
+    }
+    assert tree(archive) == before  # not even a lock
+
+
+EXPECTED = {YAML: {Kind.VERSION_METADATA_DAMAGED}, DATA: {Kind.DATA_WRONG_SIZE}}
+EXPECTED_THINGS = {YAML: {Kind.VERSION_METADATA_NOT_A_FILE}, DATA: {Kind.DATA_NOT_A_FILE}}
+# Metadata that is sound in itself, and does not fit the data.
+OF_OTHER_DATA = {"size 5", "size 7"}
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "plant"), [pytest.param(*damage, id=f"{damage[0]} as {damage[1][-4:]}") for damage in DAMAGES]
+)
+def test_damaged_version_is_found_and_left_as_it_is_by_a_repair(
+    *, what: str, name: str, plant: Plant, archive: Path, outside: Path, verify: Verify
+) -> None:
+    (archive / "m" / name).unlink()
+    plant(archive / "m" / name, outside)
+    expected = (EXPECTED_THINGS if what in OTHER_THINGS else EXPECTED)[name]
+    expected = {Kind.DATA_MISSING} if what == "nothing" else expected
+    expected = {Kind.DATA_WRONG_SIZE} if what in OF_OTHER_DATA else expected
+    before, before_outside = tree(archive), content(outside)
+    code, document = verify(archive)
+    assert code == 1
+    assert tree(archive) == before
+    [(kind, number, file)] = problems(document)
+    assert ({kind}, number) == (expected, 2)
+    assert file == f"m/{DATA if kind.startswith('data') else YAML}"
+    assert (document["models"], document["versions"]) == (1, 3)
+    code, document = verify(archive, "--repair")
+    assert (code, document["repaired"], len(problems(document))) == (1, [], 1)
+    after = tree(archive)
+    assert {name: after[name] for name in before if name != "."} == {k: v for k, v in before.items() if k != "."}
+    assert content(outside) == before_outside
+
+
+def test_wrong_byte_is_found_by_the_hash(archive: Path, verify: Verify) -> None:
+    (archive / "m" / DATA).write_bytes(b"data 7")
+    code, document = verify(archive)
+    assert (code, problems(document)) == (1, [(Kind.DATA_WRONG_HASH, 2, f"m/{DATA}")])
+
+
+def test_every_kind_of_damage_at_once_is_told_in_order(archive: Path, verify: Verify) -> None:
+    (archive / "m" / DATA).write_bytes(b"data 7")
+    (archive / "m/m-v000003.data").unlink()
+    (archive / "m/m-v000001.yaml").write_text("")
+    write_version(archive / "m", 1_000_000, b"")
+    (archive / "m/m-v1000000.data").write_bytes(b"x")
+    _, document = verify(archive)
+    assert [number for _, number, _ in problems(document)] == [1, 2, 3, 1_000_000]
+
+
+@pytest.mark.parametrize("text", ["", "cut: [", "model_id: other\nuser_data: {}\n"])
+def test_damaged_metadata_of_a_model_is_found_and_kept(text: str, archive: Path, verify: Verify) -> None:
+    (archive / "m/m.yaml").write_text(text)
+    code, document = verify(archive, "--repair")
+    assert (code, problems(document)) == (1, [(Kind.MODEL_METADATA_DAMAGED, None, "m/m.yaml")])
+    assert (archive / "m/m.yaml").read_text() == text
+
+
+@pytest.mark.parametrize("what", OTHER_THINGS)
+def test_metadata_of_a_model_that_is_no_file_is_found_and_kept(
+    what: str, archive: Path, outside: Path, verify: Verify
+) -> None:
+    (archive / "m/m.yaml").unlink()
+    OTHER_THINGS[what](archive / "m/m.yaml", outside)
+    _, document = verify(archive, "--repair")
+    assert problems(document) == [(Kind.MODEL_METADATA_NOT_A_FILE, None, "m/m.yaml")]
+
+
+async def test_missing_metadata_of_a_model_is_written_anew(archive: Path, verify: Verify) -> None:
+    (archive / "m/m.yaml").unlink()
+    assert problems(verify(archive)[1]) == [(Kind.MODEL_METADATA_MISSING, None, "m/m.yaml")]
+    assert verify(archive, "--repair")[0] == 0
+    assert verify(archive)[0] == 0
+    assert layout.parse_model((archive / "m/m.yaml").read_bytes(), "m").user_data == {}
+    async with serving(archive) as server, connected(server.port) as client:
+        assert await client.numbers("m") == [1, 2, 3]
+
+
+@pytest.mark.parametrize("text", ["", "x", "-7\n", "7.5\n", f"{2**32}\n", "9" * 99])
+async def test_damaged_high_water_mark_is_mended(text: str, archive: Path, verify: Verify) -> None:
+    (archive / "m/.high_water_mark").write_text(text)
+    assert problems(verify(archive)[1]) == [(Kind.HIGH_WATER_MARK_DAMAGED, None, "m/.high_water_mark")]
+    assert verify(archive, "--repair")[0] == 0
+    assert verify(archive)[1]["findings"] == []
+    assert (archive / "m/.high_water_mark").read_text() == "3\n"
+    async with serving(archive) as server, connected(server.port) as client:
+        assert (await client.publish("m", b"")).version_number == 4
+
+
+def test_high_water_mark_that_is_no_file_is_mended_where_it_can_be(
+    archive: Path, outside: Path, verify: Verify
+) -> None:
+    before = content(outside)
+    for plant in OTHER_THINGS.values():
+        plant(archive / "m/.high_water_mark", outside)
+        assert problems(verify(archive)[1]) == [(Kind.HIGH_WATER_MARK_NOT_A_FILE, None, "m/.high_water_mark")]
+        code, document = verify(archive, "--repair")
+        if (archive / "m/.high_water_mark").is_dir():
+            assert (code, len(document["not_repaired"])) == (1, 1)
+            (archive / "m/.high_water_mark").rmdir()
+        else:
+            assert code == 0
+            (archive / "m/.high_water_mark").unlink()
+    assert content(outside) == before
+
+
+def test_high_water_mark_below_the_highest_number_is_no_problem_and_raised_by_a_repair(
+    archive: Path, verify: Verify
+) -> None:
+    (archive / "m/.high_water_mark").write_text("2\n")
+    code, document = verify(archive)
+    assert (code, [item["kind"] for item in document["findings"]]) == (0, [Kind.HIGH_WATER_MARK_LOW])
+    assert verify(archive, "--repair")[0] == 0
+    assert (archive / "m/.high_water_mark").read_text() == "3\n"
+
+
+def plant_leftovers(archive: Path) -> None:
+    """Plant what an interrupted store, an interrupted deletion and an interrupted creation leave."""
+    (archive / "m/.~123").write_bytes(b"part")
+    (archive / "m/m-v000009.data").write_bytes(b"data 9")
+    (archive / ".~77").mkdir()
+    (archive / ".~77/x.yaml").write_text("model_id: x\n")
+    (archive / ".~77/link").symlink_to(archive / "m")
+
+
+async def test_what_interrupted_work_left_is_found_and_removed_and_its_number_is_not_given_again(
+    archive: Path, verify: Verify
+) -> None:
+    plant_leftovers(archive)
+    expected = {
+        (Kind.TEMPORARY_FILE, None, "m/.~123"),
+        (Kind.DATA_WITHOUT_METADATA, 9, "m/m-v000009.data"),
+        (Kind.DOOMED_DIRECTORY, None, ".~77"),
+    }
+    code, document = verify(archive)
+    assert (code, set(problems(document))) == (1, expected)
+    code, document = verify(archive, "--repair")
+    assert (code, set(problems(document, "repaired"))) == (0, expected)
+    assert sorted(os.listdir(archive)) == [".lock", "m"]
+    assert len(os.listdir(archive / "m")) == 8
+    assert verify(archive) == (0, {**document, "findings": [], "repaired": []})
+    with server_process(archive) as server:
+        async with connected(server.port) as client:
+            assert [await client.data("m", number) for number in (1, 2, 3)] == [b"data 1", b"data 2", b"data 3"]
+            assert (await client.store("m", b"next")).version_number == 10
+
+
+def test_data_whose_metadata_lies_beside_it_under_another_name_is_kept(archive: Path, verify: Verify) -> None:
+    (archive / "m" / YAML).rename(archive / "m" / f"{YAML}.bak")
+    code, document = verify(archive, "--repair")
+    assert (code, problems(document, "not_repaired")) == (1, [(Kind.DATA_WITHOUT_METADATA, 2, f"m/{DATA}")])
+    assert (archive / "m" / DATA).read_bytes() == b"data 2"
+
+
+def test_data_is_kept_when_the_high_water_mark_cannot_be_raised(archive: Path, verify: Verify) -> None:
+    (archive / "m/m-v000009.data").write_bytes(b"data 9")
+    (archive / "m/.high_water_mark").mkdir()
+    code, document = verify(archive, "--repair")
+    assert (code, document["repaired"], len(document["not_repaired"])) == (1, [], 2)
+    assert (archive / "m/m-v000009.data").read_bytes() == b"data 9"
+
+
+def test_data_of_a_directory_without_any_metadata_is_told_and_kept(archive: Path, verify: Verify) -> None:
+    for path in (archive / "m").glob("*.yaml"):
+        path.unlink()
+    code, document = verify(archive, "--repair")
+    assert (code, problems(document)) == (1, [(Kind.DATA_WITHOUT_MODEL, None, "m")])
+    assert len(os.listdir(archive / "m")) == 3
+
+
+def test_what_is_foreign_is_told_as_no_problem_and_left_alone(archive: Path, outside: Path, verify: Verify) -> None:
+    for name in FOREIGN_FILES:
+        path = archive / name
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            path.write_text("foreign")
+    os.mkfifo(archive / "fifo")
+    os.mkfifo(archive / "m/fifo")
+    (archive / "linked").symlink_to(outside)
+    (archive / "m/m-v000004.data").symlink_to(outside / DATA)
+    (archive / "m/.~9").mkdir()
+    (archive / ".~9").write_text("a file")
+    os.mkdir(os.fsencode(archive) + b"/bad\xff\x1b")
+    before = tree(archive)
+    code, document = verify(archive)
+    assert code == 0
+    assert {item["kind"] for item in document["findings"]} == {Kind.FOREIGN_ENTRY, Kind.NOT_A_MODEL}
+    assert (document["models"], document["versions"]) == (1, 3)
+    assert verify(archive, "--repair")[0] == 0
+    after = tree(archive)
+    assert {name: entry for name, entry in after.items() if name not in (".", ".lock")} == {
+        name: entry for name, entry in before.items() if name != "."
+    }
+
+
+class Forbidding(Files):
+    """File operations on an archive of which some names may not be opened."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+
+    def _check(self, name: str) -> None:
+        if name in self._names:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def open_directory(self, parent: int, name: str) -> int:
+        self._check(name)
+        return super().open_directory(parent, name)
+
+    def open_to_read(self, directory: int, name: str) -> int:
+        self._check(name)
+        return super().open_to_read(directory, name)
+
+
+@pytest.mark.parametrize("name", ["m", "m.yaml", YAML, DATA, ".high_water_mark", ".lock"])
+def test_what_may_not_be_read_is_told(name: str, archive: Path) -> None:
+    (archive / "m/.high_water_mark").write_text("3\n")
+    (archive / ".lock").touch()
+    report = look(archive, Forbidding(name))
+    assert [(finding.kind, Path(finding.file).name) for finding in report.findings] == [(Kind.UNREADABLE, name)]
+
+
+def test_lost_and_found_of_the_file_system_is_no_problem(archive: Path) -> None:
+    (archive / "lost+found").mkdir()
+    report = look(archive, Forbidding("lost+found"))
+    assert [finding.kind for finding in report.findings] == [Kind.NOT_A_MODEL]
+
+
+@pytest.mark.parametrize("what", OTHER_THINGS)
+def test_lock_that_is_no_file_is_told(what: str, archive: Path, outside: Path, verify: Verify) -> None:
+    OTHER_THINGS[what](archive / ".lock", outside)
+    assert problems(verify(archive)[1]) == [(Kind.LOCK_NOT_A_FILE, None, ".lock")]
+
+
+class Deleting(Files):
+    """File operations during which a model is deleted, as a server does: renamed, then removed file by file."""
+
+    def __init__(self, archive: Path, at_name: str) -> None:
+        self._archive = archive
+        self._at_name = at_name
+
+    def open_to_read(self, directory: int, name: str) -> int:
+        if name == self._at_name:
+            (self._archive / "m").rename(self._archive / ".~5")
+            for path in (self._archive / ".~5").glob("*.data"):
+                path.unlink()
+        return super().open_to_read(directory, name)
+
+
+@pytest.mark.parametrize("name", ["m.yaml", YAML, DATA])
+def test_model_that_is_deleted_meanwhile_is_no_finding(name: str, archive: Path) -> None:
+    report = look(archive, Deleting(archive, name))
+    assert (report.models, report.findings) == (0, [])
+
+
+def test_what_is_gone_or_complete_at_the_end_is_no_finding(archive: Path) -> None:
+    plant_leftovers(archive)
+    yaml = (archive / "m" / YAML).read_bytes()
+    (archive / "m" / YAML).unlink()
+
+    def complete(_bytes: int) -> None:
+        (archive / "m" / YAML).write_bytes(yaml)
+        (archive / "m/.~123").unlink(missing_ok=True)
+        (archive / "m/m-v000009.data").unlink(missing_ok=True)
+        shutil.rmtree(archive / ".~77", ignore_errors=True)
+
+    assert look(archive, Files(), complete).findings == []
+
+
+def test_server_may_start_while_an_archive_is_looked_through(archive: Path) -> None:
+    def start(_bytes: int) -> None:
+        files = claim.OwnedFiles(str(archive))
+        with claim.opened_root(files, str(archive)) as root, claim.claimed(str(archive), files, root):
+            pass
+
+    assert look(archive, Files(), start).findings == []
+
+
+async def test_beside_a_running_server_uploads_are_no_findings_and_nothing_is_repaired(archive: Path) -> None:
+    with server_process(archive) as server:
+        async with connected(server.port) as client:
+            call = client.uploading()
+            await call.write(header("m", 2**20, archived=True).SerializeToString())
+            await call.write(body(bytes(2**19)).SerializeToString())
+            await until(lambda: list((archive / "m").glob(".~*")))
+            (archive / "m/m-v000009.data").write_bytes(b"its metadata comes next")
+            (archive / "m" / DATA).write_bytes(b"data 7")
+            result = await asyncio.to_thread(run_cogment, "archive", "verify", str(archive), "--json")
+            document = json.loads(result.stdout)
+            assert (result.returncode, result.stderr) == (1, "")
+            assert document["in_use_by"] == str(server.pid)
+            assert problems(document) == [(Kind.DATA_WRONG_HASH, 2, f"m/{DATA}")]
+            text = await asyncio.to_thread(run_cogment, "archive", "verify", str(archive))
+            assert f"process {server.pid} uses the archive" in text.stdout
+            refused = await asyncio.to_thread(run_cogment, "archive", "verify", str(archive), "--repair")
+            assert refused.returncode == 3
+            assert refused.stderr.endswith(f"is in use by process {server.pid}\n")
+            assert refused.stderr.count("\n") == 1
+            assert (archive / "m/m-v000009.data").exists()
+            await call.write(body(bytes(2**19)).SerializeToString())
+            await call.done_writing()
+            assert await call
+
+
+def test_wrong_directories_are_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name in ("missing", "file"):
+        result = run_in_process("archive", "verify", str(tmp_path / name))
+        assert (result.returncode, result.stdout) == (2, "")
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_text_has_no_control_characters_whatever_names_are_there(archive: Path) -> None:
+    (archive / "\x1b[31mred\n").mkdir()
+    (archive / "m/\x1b]0;title\x07").touch()
+    result = run_in_process("archive", "verify", str(archive))
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.replace("\n", "").isprintable()
+    assert "1 models, 3 versions, 18 bytes read" in result.stdout
+
+
+def run_on_terminal(*arguments: str) -> tuple[int, str, str]:
+    """Run a command whose standard error is a terminal; return its exit code and its two outputs."""
+    master, slave = pty.openpty()
+    environment = {**clean_environment(), "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen([*COGMENT, *arguments], stdout=subprocess.PIPE, stderr=slave, env=environment) as process:
+        os.close(slave)
+        shown = b""
+        while True:
+            try:
+                part = os.read(master, 65536)
+            except OSError:  # the last writer is gone
+                break
+            if not part:
+                break
+            shown += part
+        os.close(master)
+        output, _ = process.communicate(timeout=30)
+    return process.returncode, output.decode(), shown.decode()
+
+
+def test_terminal_shows_a_bar_on_standard_error_alone(archive: Path) -> None:
+    code, output, shown = run_on_terminal("archive", "verify", str(archive), "--json")
+    assert (code, json.loads(output)["sound"]) == (0, True)
+    assert "verifying" in shown
+    assert "| 18.0/18.0 [" in shown
+
+
+def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path) -> None:
+    size_bytes = 300 * 2**20
+    with (archive / "m" / DATA).open("wb") as file:
+        file.truncate(size_bytes)
+    text = (archive / "m" / YAML).read_text().replace("data_size: 6", f"data_size: {size_bytes}")
+    (archive / "m" / YAML).write_text(text)
+    code = (
+        "import sys; from cogment_model_registry.cli import main; main(sys.argv[1:]); "
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
+    )
+    command = [sys.executable, "-c", code, "archive", "verify", str(archive)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    assert Kind.DATA_WRONG_HASH in result.stdout
+    assert int(result.stdout.split()[-1]) < 120 * 1024
+
+
+def test_every_kind_is_explained_by_the_help() -> None:
+    assert set(MEANINGS) == set(Kind)
+    text = run_in_process("archive", "verify", "--help").stdout
+    for kind in Kind:
+        assert f" {kind}" in text

@@ -1,0 +1,803 @@
+"""`cogment client model_registry` as a user runs it: words, files, pipes, exit codes, signals, a terminal."""
+
+import hashlib
+import json
+import os
+import random
+import re
+import select
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from base64 import b64encode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogment_model_registry import ModelRegistry
+from cogment_model_registry.cli import presentation
+from cogment_model_registry.cli.model_registry import model_registry
+from cogment_model_registry.records.versions import VersionInfo
+from tests.in_process import run_in_process
+from tests.ports import free_port
+from tests.processes import START_SECONDS, ServerProcess, clean_environment, server_process
+from tests.terminal import on_terminal
+from tests.waiting import wait_until
+
+WORDS = ("client", "model_registry")
+COMMANDS = sorted(model_registry.commands)
+DATA = b"weights 1"
+ENDPOINT = "COGMENT_MODEL_REGISTRY_ENDPOINT"
+
+
+@pytest.fixture
+def registry(shared_endpoint: str) -> Iterator[ModelRegistry]:
+    """The library, for what is not the matter of a test."""
+    with ModelRegistry(shared_endpoint) as client:
+        yield client
+
+
+class Cogment:
+    """Runs `cogment client model_registry ...` in a directory."""
+
+    def __init__(self, endpoint: str, directory: Path) -> None:
+        self.directory = directory
+        self.environment = {**clean_environment(), ENDPOINT: endpoint}
+        # With it Python takes a write that was cut short for a whole one, and no error is to be seen.
+        self.environment.pop("PYTHONUNBUFFERED", None)
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "cogment_model_registry", *WORDS, *arguments]
+
+    def run(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """Run a command that reads and writes no bytes on the standard streams."""
+        return run_in_process(
+            *WORDS, *arguments, environment={ENDPOINT: self.environment[ENDPOINT]}, cwd=self.directory
+        )
+
+    def output(self, *arguments: str) -> str:
+        """Return what a command prints, which must succeed without a word on standard error."""
+        result = self.run(*arguments)
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout
+
+    def piped(self, *arguments: str, data: bytes = b"") -> bytes:
+        """Return the bytes that a process of its own writes, which must succeed without a word on standard error."""
+        result = subprocess.run(
+            self.command(*arguments),
+            input=data,
+            capture_output=True,
+            timeout=START_SECONDS,
+            check=False,
+            cwd=self.directory,
+            env=self.environment,
+        )
+        assert (result.returncode, result.stderr) == (0, b"")
+        return result.stdout
+
+    def json(self, *arguments: str) -> Any:
+        """Return the JSON that a command prints."""
+        return json.loads(self.output(*arguments, "--json"))
+
+    @contextmanager
+    def started(self, *arguments: str, **streams: Any) -> "Iterator[subprocess.Popen[bytes]]":
+        """Open a context with a command that does not end by itself."""
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
+        command = self.command(*arguments)
+        with subprocess.Popen(command, cwd=self.directory, env=self.environment, **streams) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+
+@pytest.fixture
+def cogment(shared_endpoint: str, tmp_path: Path) -> Cogment:
+    (tmp_path / "w").write_bytes(DATA)
+    return Cogment(shared_endpoint, tmp_path)
+
+
+def failed(result: "subprocess.CompletedProcess[str]", code: int, *words: str) -> bool:
+    """Return whether a command failed as it should: with a code, and one line on standard error that has some words."""
+    text = result.stderr
+    assert not result.stdout
+    assert text.startswith("error: ")
+    assert len(text.splitlines()) == 1, text
+    assert text.rstrip("\n").isprintable()
+    assert all(word in text for word in words), text
+    assert result.returncode == code, text
+    return True
+
+
+def line_of(process: "subprocess.Popen[bytes]") -> bytes:
+    """Return the next line that a command prints, in bounded time; nothing of it is buffered here."""
+    assert process.stdout
+    line = b""
+    while not line.endswith(b"\n"):
+        assert select.select([process.stdout], [], [], START_SECONDS)[0], line
+        byte = os.read(process.stdout.fileno(), 1)
+        assert byte, (line, process.stderr and process.stderr.read())
+        line += byte
+    return line
+
+
+# Models.
+
+
+def test_a_model_is_created_shown_listed_and_deleted(cogment: Cogment, registry: ModelRegistry) -> None:
+    assert cogment.output("create_model", "m", "--user_data", "a=1", "--user_data=b=x y=z") == "created model m\n"
+    assert registry.get_model("m").user_data == {"a": "1", "b": "x y=z"}
+    assert cogment.output("list_models").splitlines() == ["MODEL  USER_DATA", 'm      a=1 b="x y=z"']
+    assert "versions   0" in cogment.output("show_model", "m")
+    assert cogment.output("create_model", "m") == "replaced the user_data of model m\n"
+    assert registry.get_model("m").user_data == {}
+    assert cogment.output("delete_model", "m", "--yes") == "deleted model m\n"
+    assert registry.list_models() == []
+    assert cogment.output("list_models", "--quiet") == ""
+
+
+def test_models_as_json_have_the_documented_fields(cogment: Cogment, registry: ModelRegistry) -> None:
+    assert cogment.json("create_model", "m", "--user_data=a=é") == {"model_id": "m", "user_data": {"a": "é"}}
+    assert cogment.json("list_models") == [{"model_id": "m", "user_data": {"a": "é"}}]
+    shown = cogment.json("show_model", "m")
+    assert shown["latest_version"] is None
+    stored = registry.store("m", DATA)
+    registry.publish("m", DATA)
+    shown = cogment.json("show_model", "m")
+    latest = shown.pop("latest_version")
+    assert shown == {
+        "model_id": "m",
+        "user_data": {"a": "é"},
+        "versions": 2,
+        "archived_versions": 1,
+        "data_size_bytes": 2 * len(DATA),
+    }
+    assert latest["number"] == stored.number + 1
+    assert cogment.json("delete_model", "m", "--yes") == {"model_id": "m"}
+
+
+def test_texts_that_could_break_a_line_or_a_terminal_are_escaped(cogment: Cogment, registry: ModelRegistry) -> None:
+    user_data = {"line": "a\nb", "colour": "\x1b[31m", "empty": "", "k=": "v", "bidi": "\u202e"}
+    registry.create_model("a b", user_data=user_data)
+    registry.publish("a b", DATA, user_data=user_data)
+    for words in (["list_models"], ["show_model", "a b"], ["list_versions", "a b"], ["watch", "a b", "--count=1"]):
+        output = cogment.output(*words)
+        assert output.replace("\n", "").isprintable()
+        assert r'bidi="\u202e" colour="\u001b[31m" empty="" "k="=v line="a\nb"' in output
+    assert cogment.json("list_models") == [{"model_id": "a b", "user_data": user_data}]
+
+
+# Versions.
+
+
+def test_versions_are_published_stored_listed_and_shown(cogment: Cogment) -> None:
+    cogment.output("create_model", "m")
+    assert cogment.output("publish", "m", "w", "--user_data=step=1") == "published version 1 of model m: 9 B\n"
+    assert cogment.piped("store", "m", "-", data=b"x" * 2048) == b"stored version 2 of model m: 2.0 KiB\n"
+    head, first, second = cogment.output("list_versions", "m").splitlines()
+    assert head.split() == ["VERSION", "KIND", "CREATED", "SIZE", "USER_DATA"]
+    number, kind, created, size, user_data = first.split()
+    assert (number, kind, size, user_data) == ("1", "transient", "9", "step=1")
+    assert datetime.fromisoformat(created).tzinfo
+    assert second.split()[:2] + second.split()[3:] == ["2", "archived", "2048"]
+    assert cogment.output("list_versions", "m", "--quiet") == "1\n2\n"
+    details = dict(line.split(maxsplit=1) for line in cogment.output("show_version", "m", "1").splitlines())
+    assert details["data_hash"] == b64encode(hashlib.sha256(DATA).digest()).decode()
+    assert (details["size"], details["created"]) == ("9", created)
+
+
+@pytest.mark.parametrize("call", ["publish", "store"])
+def test_an_upload_prints_the_number_alone_when_it_is_to_be_quiet(cogment: Cogment, call: str) -> None:
+    assert [cogment.output(call, "m", "w", "--quiet") for _ in range(2)] == ["1\n", "2\n"]
+
+
+def test_versions_as_json_have_the_documented_fields(cogment: Cogment, registry: ModelRegistry) -> None:
+    published = cogment.json("publish", "m", "w", "--user_data=a=1")
+    info = registry.get_version("m")
+    assert published == {
+        "model_id": "m",
+        "number": 1,
+        "created_ns": info.created_ns,
+        "created": presentation.time_text(info.created_ns),
+        "archived": False,
+        "data_hash": info.data_hash,
+        "data_size_bytes": len(DATA),
+        "user_data": {"a": "1"},
+    }
+    stored = cogment.json("store", "m", "w")
+    assert stored["archived"] is True
+    assert cogment.json("list_versions", "m") == [published, stored]
+    assert cogment.json("show_version", "m", "1") == published
+    assert cogment.json("retrieve", "m", "1", "--output=out") == published
+    lines = cogment.output("watch", "m", "--json", "--count=1").splitlines()
+    assert [json.loads(line) for line in lines] == [stored]
+
+
+@pytest.mark.parametrize(
+    "flags", [["-2"], ["--version=-2"], ["--version", "-2"], ["--json", "-2"], ["--timeout=9", "--version=2"]]
+)
+def test_a_version_is_named_by_a_number_that_may_be_negative(
+    cogment: Cogment, registry: ModelRegistry, flags: list[str]
+) -> None:
+    for _ in range(3):
+        registry.publish("m", DATA)
+    quiet = [] if "--json" in flags else ["--quiet"]
+    output = cogment.output("show_version", "m", *flags, *quiet)
+    assert (json.loads(output)["number"] if "--json" in flags else int(output)) == 2
+    assert cogment.output("show_version", *flags, "m", *quiet) == output
+
+
+def test_a_model_whose_name_is_that_of_a_flag_goes_after_two_dashes(cogment: Cogment) -> None:
+    # The server has no such names; that it tells of this one shows that it was asked for it.
+    assert failed(cogment.run("show_version", "--", "-2"), 1, 'the latest version of model "-2"')
+    assert failed(cogment.run("show_version", "--quiet", "--", "-2", "-3"), 1, 'version -3 of model "-2"')
+
+
+def test_a_missing_model_is_created_unless_it_must_not_be(cogment: Cogment, registry: ModelRegistry) -> None:
+    for flag in ("--no-create", "--no_create"):
+        assert failed(cogment.run("publish", "m", "w", flag), 3, '"m"')
+    assert registry.list_models() == []
+    cogment.output("publish", "m", "w", "--create")
+    assert [model.model_id for model in registry.list_models()] == ["m"]
+
+
+# Files, pipes and standard streams.
+
+
+def test_bytes_go_through_standard_input_and_output_as_they_are(cogment: Cogment) -> None:
+    data = random.Random(1).randbytes(5_000_000)
+    assert cogment.piped("publish", "m", "-", "--quiet", data=data) == b"1\n"
+    assert cogment.piped("retrieve", "m") == data
+    assert cogment.output("retrieve", "m", "--output=out") == "retrieved version 1 of model m: 4.8 MiB\n"
+    assert (cogment.directory / "out").read_bytes() == data
+
+
+def test_redirected_input_is_read_from_where_it_stands(cogment: Cogment, registry: ModelRegistry) -> None:
+    with (cogment.directory / "w").open("rb", buffering=0) as file:
+        file.seek(3)
+        with cogment.started("publish", "m", "-", stdin=file) as process:
+            assert process.wait(START_SECONDS) == 0
+    assert registry.retrieve("m") == DATA[3:]
+
+
+def test_what_has_no_size_can_be_published(cogment: Cogment, registry: ModelRegistry) -> None:
+    cogment.output("publish", "empty", "/dev/null")
+    assert registry.retrieve("empty") == b""
+    cogment.output("publish", "version", "/proc/version")
+    assert registry.retrieve("version") == Path("/proc/version").read_bytes()
+
+
+def test_retrieve_replaces_nothing_unless_it_is_told_to(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.publish("m", b"new")
+    (cogment.directory / "out").write_bytes(b"old")
+    (cogment.directory / "link").symlink_to("out")
+    assert failed(cogment.run("retrieve", "m", "--output=out"), 2, "out", "--force")
+    for name in (".", "/dev/null"):
+        assert failed(cogment.run("retrieve", "m", f"--output={name}", "--force"), 2, name)
+    assert failed(cogment.run("retrieve", "m", "--output=link"), 2, "link", "--force")
+    assert (cogment.directory / "out").read_bytes() == b"old"
+    for name in ("out", "link"):
+        cogment.output("retrieve", "m", f"--output={name}", "--force")
+        assert (cogment.directory / "out").read_bytes() == b"new"
+        (cogment.directory / "out").write_bytes(b"old")
+    assert (cogment.directory / "link").is_symlink()
+    assert sorted(os.listdir(cogment.directory)) == ["link", "out", "w"]
+
+
+def test_a_retrieval_that_fails_leaves_no_file(cogment: Cogment) -> None:
+    assert failed(cogment.run("retrieve", "m", "--output=out"), 3)
+    assert os.listdir(cogment.directory) == ["w"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["publish", "m", "missing"], ["missing", "No such file"]),
+        (["store", "m", "."], ["Is a directory"]),
+        (["retrieve", "there", "--output=missing/out"], ["missing/out", "No such file"]),
+    ],
+)
+def test_what_the_system_refuses_is_told_in_one_line(
+    cogment: Cogment, registry: ModelRegistry, arguments: list[str], words: list[str]
+) -> None:
+    registry.publish("there", DATA)
+    assert failed(cogment.run(*arguments), 1, *words)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["list_models"], ["retrieve", "m"], ["watch", "m"], ["status", "--json"]])
+def test_output_that_finds_no_room_is_told_in_one_line(
+    cogment: Cogment, registry: ModelRegistry, arguments: list[str]
+) -> None:
+    registry.publish("m", DATA)
+    with open("/dev/full", "wb") as full, cogment.started(*arguments, stdout=full) as process:
+        _, errors = process.communicate(timeout=START_SECONDS)
+    assert (process.returncode, errors.count(b"\n")) == (1, 1)
+    assert b"No space left on device" in errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["list_models"], 0), (["retrieve", "m"], 1), (["publish", "m", "-"], 1)]
+)
+def test_streams_that_are_closed_are_no_crash(
+    cogment: Cogment, registry: ModelRegistry, arguments: list[str], code: int
+) -> None:
+    registry.publish("m", DATA)
+    command = ["bash", "-c", 'exec "$@" <&- >&-', "bash", *cogment.command(*arguments)]
+    result = subprocess.run(
+        command, stderr=subprocess.PIPE, timeout=START_SECONDS, check=False, env=cogment.environment, text=True
+    )
+    assert (result.returncode, result.stderr.count("\n")) == (code, code)
+    assert "Traceback" not in result.stderr
+
+
+# Watching.
+
+
+def test_watch_prints_one_line_per_version_at_once(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.publish("m", DATA)
+    with cogment.started("watch", "m", "--count=3") as process:
+        assert line_of(process).split()[:2] == [b"1", b"transient"]
+        registry.store("m", DATA, user_data={"a": "1"})
+        line = line_of(process).split()
+        assert (line[0], line[1], line[3], line[4]) == (b"2", b"archived", b"9", b"a=1")
+        registry.publish("m", DATA)
+        assert line_of(process).startswith(b"3  transient")
+        assert process.communicate(timeout=START_SECONDS) == (b"", b"")
+    assert process.returncode == 0
+
+
+def test_watch_leaves_out_what_the_caller_has(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.publish("m", DATA)
+    with cogment.started("watch", "m", "--after=1", "--quiet") as process:
+        registry.publish("m", DATA)
+        assert line_of(process) == b"2\n"
+
+
+def test_watch_ends_when_its_model_does(cogment: Cogment, registry: ModelRegistry) -> None:
+    assert failed(cogment.run("watch", "m"), 3, '"m"')
+    registry.publish("m", DATA)
+    with cogment.started("watch", "m", "--quiet") as process:
+        line_of(process)
+        registry.delete_model("m")
+        output, errors = process.communicate(timeout=START_SECONDS)
+    assert (process.returncode, output, errors.count(b"\n")) == (3, b"", 1)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_end_a_watch_without_a_trace(
+    cogment: Cogment, registry: ModelRegistry, number: signal.Signals, code: int
+) -> None:
+    registry.publish("m", DATA)
+    with cogment.started("watch", "m") as process:
+        line_of(process)
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=START_SECONDS)
+    assert (process.returncode, output, errors.strip()) == (code, b"", b"")
+
+
+def test_a_watch_ends_when_nobody_reads_it_any_more(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.publish("m", DATA)
+    with cogment.started("watch", "m") as process:
+        line_of(process)
+        assert process.stdout
+        process.stdout.close()  # and no further version comes, which would have to be printed
+        assert process.wait(START_SECONDS) == 1
+        assert process.stderr
+        assert process.stderr.read() == b""
+
+
+def test_a_reader_who_has_enough_is_no_error(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.publish("m", b"x" * 3_000_000)
+    for number in range(300):
+        registry.create_model(f"model {number}", user_data={"text": "x" * 1000})
+    for words in ("list_models", "list_models --json", "retrieve m", "watch m"):
+        script = f"set -o pipefail; {' '.join(cogment.command(words))} | head -c 1 >/dev/null; echo ${{PIPESTATUS[0]}}"
+        result = subprocess.run(
+            ["bash", "-c", script], capture_output=True, timeout=START_SECONDS, check=False, env=cogment.environment
+        )
+        assert (result.stdout, result.stderr) == (b"1\n", b""), words
+
+
+# Transfers that are interrupted.
+
+
+@contextmanager
+def silent_server() -> Iterator[str]:
+    """Open a context with the endpoint of a server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield f"grpc://127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_an_upload_from_a_pipe_that_says_nothing(
+    cogment: Cogment, number: signal.Signals, code: int
+) -> None:
+    with cogment.started("publish", "m", "-", stdin=subprocess.PIPE) as process:
+        assert process.stdin
+        # More than fits the pipe: once it is written, the command is reading.
+        process.stdin.write(b"x" * 1_000_000)
+        process.stdin.flush()
+        process.send_signal(number)
+        assert process.wait(START_SECONDS) == code
+        assert process.stderr
+        assert process.stderr.read().strip() == b""
+        process.stdin.close()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_a_download_and_nothing_is_left(
+    cogment: Cogment, registry: ModelRegistry, shared_process: ServerProcess, number: signal.Signals, code: int
+) -> None:
+    registry.publish("m", os.urandom(100_000_000))
+    shared_process.signal(signal.SIGSTOP)
+    try:
+        with cogment.started("retrieve", "m", "--output=out") as command:
+
+            def has_begun() -> bool:
+                assert command.poll() is None
+                return any(name.startswith(".out.") for name in os.listdir(cogment.directory))
+
+            wait_until(has_begun)
+            command.send_signal(number)
+            output, errors = command.communicate(timeout=START_SECONDS)
+    finally:
+        shared_process.signal(signal.SIGCONT)
+    assert (command.returncode, output, errors.strip()) == (code, b"", b"")
+    assert os.listdir(cogment.directory) == ["w"]
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list_models", "--bogus"],
+        ["list_models", "m"],
+        ["show_model"],
+        ["show_model", ""],
+        ["show_version", "m", "0"],
+        ["show_version", "m", "one"],
+        ["show_version", "m", "1", "-1"],
+        ["show_version", "m", "--version=1", "--version=2"],
+        ["show_version", "m", "-x"],
+        ["show_version", "m", "-2x"],
+        ["publish", "m"],
+        ["publish", "m", "w", "--user_data=a"],
+        ["publish", "m", "w", "--user_data==a"],
+        ["publish", "m", "w", "--user_data=a=1", "--user_data=a=2"],
+        ["watch", "m", "--after=-1"],
+        ["watch", "m", "--count=0"],
+        ["status", "--timeout=0"],
+        ["status", "--timeout=nan"],
+        ["status", "--timeout=inf"],
+        ["status", "--timeout=soon"],
+        ["status", "--endpoint=localhost:9002"],
+        ["status", "--endpoint=grpc://localhost"],
+        ["status", "--endpoint=cogment://discover"],
+        ["status", "--directory_endpoint=nonsense"],
+        ["retrieve", "m", "--json"],
+        ["delete_model", "m"],
+        ["create_model", os.fsdecode(b"\xff")],
+        ["create_model", "m", "--user_data", os.fsdecode(b"a=\xff")],
+    ],
+    ids=lambda arguments: ascii(" ".join(arguments)),
+)
+def test_wrong_words_exit_with_2_and_ask_nobody(tmp_path: Path, arguments: list[str]) -> None:
+    assert failed(run_in_process(*WORDS, *arguments, cwd=tmp_path), 2)
+
+
+def test_what_the_registry_refuses_exits_with_1(cogment: Cogment) -> None:
+    assert failed(cogment.run("create_model", ".."), 1, '".."')
+    assert failed(cogment.run("publish", "..", "w"), 1, '".."')
+
+
+@pytest.mark.parametrize(
+    "words", [["show_model"], ["list_versions"], ["show_version"], ["retrieve"], ["delete_model", "--yes"]]
+)
+def test_what_is_not_there_exits_with_3(cogment: Cogment, registry: ModelRegistry, words: list[str]) -> None:
+    assert failed(cogment.run(*words, "m"), 3, '"m"')
+    registry.create_model("m")
+    if words[0] in ("show_version", "retrieve"):
+        for number in ("-1", "7", "4294967295", "9999999999"):
+            assert failed(cogment.run(*words, "m", number), 3, '"m"')
+
+
+@pytest.mark.parametrize("command", ["list_models", "status"])
+def test_a_registry_that_is_not_there_or_silent_exits_with_4(command: str) -> None:
+    flags = ("--timeout=0.5", f"--endpoint=grpc://127.0.0.1:{free_port()}")
+    assert failed(run_in_process(*WORDS, command, *flags), 4)
+    with silent_server() as endpoint:
+        assert failed(run_in_process(*WORDS, command, "--timeout=0.5", f"--endpoint={endpoint}"), 4)
+    environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": f"grpc://127.0.0.1:{free_port()}"}
+    assert failed(run_in_process(*WORDS, "watch", "m", "--timeout=0.5", environment=environment), 4)
+
+
+def test_a_registry_that_starts_is_waited_for(tmp_path: Path) -> None:
+    port = free_port()
+    words = [*WORDS, "status", "--timeout=30", f"--endpoint=grpc://127.0.0.1:{port}", "--quiet"]
+    command = [sys.executable, "-m", "cogment_model_registry", *words]
+    with (
+        subprocess.Popen(command, env=clean_environment()) as waiting,
+        server_process(tmp_path / "archive", f"--port={port}"),
+    ):
+        assert waiting.wait(START_SECONDS) == 0
+
+
+# The server.
+
+
+def test_status_tells_versions_and_state(cogment: Cogment) -> None:
+    document = cogment.json("status")
+    assert set(document) == {"server_versions", "status"}
+    assert 0 <= int(document["status"]["overall_load"]) <= 255
+    shown = dict(line.split(maxsplit=1) for line in cogment.output("status").splitlines())
+    assert set(shown) == {*document["server_versions"], *document["status"]}
+    assert cogment.output("status", "--quiet") == ""
+
+
+def test_a_registry_is_found_through_a_directory(tmp_path: Path) -> None:
+    with server_process(tmp_path, "--persistence_file=", service="directory") as directory:
+        where = f"grpc://127.0.0.1:{directory.port}"
+        flags = (f"--directory_endpoint={where}", "--directory_registration_host=127.0.0.1")
+        with server_process(tmp_path / "archive", *flags) as server:
+            ready = run_in_process("client", "directory", "wait_for_ready", "--type=modelregistry", flags[0])
+            assert ready.returncode == 0
+            for arguments, environment in (
+                ([flags[0]], {}),
+                ([flags[0], "--endpoint=cogment://discover"], {}),
+                ([], {"COGMENT_DIRECTORY_ENDPOINT": where}),
+            ):
+                result = run_in_process(*WORDS, "create_model", "m", *arguments, environment=environment)
+                assert (result.returncode, result.stderr) == (0, ""), arguments
+            assert server.stop() == 0
+        assert failed(run_in_process(*WORDS, "list_models", flags[0], "--endpoint=cogment://discover?a=b"), 3)
+    assert failed(run_in_process(*WORDS, "list_models", flags[0], "--timeout=0.5"), 4)
+
+
+# Help.
+
+
+@pytest.mark.parametrize("words", [[], *[[command] for command in COMMANDS]], ids="".join)
+def test_help_loads_neither_grpc_nor_rich(words: list[str]) -> None:
+    program = (
+        "import sys; from cogment_model_registry.cli import main; code = main(sys.argv[1:]); "
+        "loaded = {'grpc', 'google', 'rich', 'structlog', 'asyncio'} & set(sys.modules); "
+        "assert not loaded - {'asyncio'}, loaded; sys.exit(code)"
+    )
+    command = [sys.executable, "-c", program, *WORDS, *words, "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("Usage: cogment client model_registry")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_the_flags_that_all_have(command: str) -> None:
+    help_text = run_in_process("client", "registry", command, "-h").stdout
+    flags = ("endpoint", "directory_endpoint", "directory_authentication_token", "timeout", "json", "quiet")
+    for flag in flags:
+        assert f"--{flag} " in help_text
+
+
+# On a terminal.
+
+
+def test_tables_fit_the_width_of_a_terminal(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.publish("m", b"x" * 3_000_000, user_data={"note": "x" * 200, "tag": "[red]:smile:"})
+    for columns in (60, 100):
+        with on_terminal(*WORDS, "list_versions", "m", columns=columns, environment=cogment.environment) as terminal:
+            assert terminal.wait() == 0
+        head, row = terminal.plain.splitlines()
+        assert head.split() == ["VERSION", "KIND", "CREATED", "SIZE", "USER_DATA"]
+        assert "2.9 MiB" in row
+        assert re.search(r"just now|\d s ago", row)
+        assert row.endswith("…")
+        assert len(row) <= columns
+        assert "\x1b[1m" in terminal.text
+
+
+def test_nothing_of_a_text_is_taken_for_markup(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.create_model("m", user_data={"tag": "[red]:smile:"})
+    with on_terminal(*WORDS, "list_models", environment=cogment.environment) as terminal:
+        assert terminal.wait() == 0, terminal.text
+    assert "tag=[red]:smile:" in terminal.plain
+
+
+def test_details_have_units_and_ages_on_a_terminal(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.publish("m", b"x" * 2048)
+    with on_terminal(*WORDS, "show_version", "m", environment=cogment.environment) as terminal:
+        assert terminal.wait() == 0, terminal.text
+    assert "2.0 KiB (2048 bytes)" in terminal.plain
+    assert re.search(r"Z \((just now|\d+ s ago)\)", terminal.plain)
+
+
+@pytest.mark.parametrize(("key", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("\x03", -signal.SIGINT), ("\x04", 130)])
+def test_a_deletion_is_asked_for_on_a_terminal(cogment: Cogment, registry: ModelRegistry, key: str, code: int) -> None:
+    registry.publish("m", b"x" * 2048)
+    registry.store("m", DATA)
+    with on_terminal(*WORDS, "delete_model", "m", environment=cogment.environment) as terminal:
+        question = r"Delete model m with 2 versions, 1 of them archived, and 2.0 KiB of data\? \[y/N\]: "
+        terminal.wait_for(question)
+        terminal.press(key)
+        assert terminal.wait() == code
+    assert len(registry.list_models()) == (0 if code == 0 else 1)
+    assert ("error: nothing was deleted" in terminal.plain) == (code == 1)
+    assert "Traceback" not in terminal.plain
+
+
+IMPATIENT = (
+    "import sys; from cogment_model_registry import cli; from cogment_model_registry.cli import progress; "
+    "progress.DELAY_SECONDS = 0; sys.exit(cli.main(sys.argv[1:]))"
+)
+
+
+def test_transfers_show_a_bar_on_a_terminal_unless_they_are_to_be_quiet(cogment: Cogment) -> None:
+    (cogment.directory / "large").write_bytes(b"x" * 20_000_000)
+    for words, bar in (
+        (["publish", "m", "large"], "publishing"),
+        (["store", "m", "large"], "storing"),
+        (["retrieve", "m", "--output=out"], "retrieving"),
+    ):
+        for quiet in ([], ["--quiet"]):
+            force = ["--force"] if words[0] == "retrieve" else []
+            command = (*WORDS, *words, *quiet, *force)
+            program, directory = ("-c", IMPATIENT), cogment.directory
+            with on_terminal(*command, program=program, environment=cogment.environment, cwd=directory) as terminal:
+                assert terminal.wait() == 0, terminal.text
+            assert (bar in terminal.plain) == (not quiet), terminal.text
+            assert terminal.text.count("\x1b[?25l") == terminal.text.count("\x1b[?25h"), "the cursor is shown again"
+
+
+def test_a_transfer_that_is_over_at_once_shows_no_bar(cogment: Cogment) -> None:
+    with on_terminal(*WORDS, "publish", "m", "w", environment=cogment.environment, cwd=cogment.directory) as terminal:
+        assert terminal.wait() == 0, terminal.text
+    assert terminal.plain == "published version 1 of model m: 9 B\n"
+
+
+def test_bytes_go_neither_to_a_terminal_nor_come_from_one(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.publish("m", DATA)
+    for words in (["retrieve", "m"], ["publish", "m", "-"]):
+        with on_terminal(*WORDS, *words, environment=cogment.environment) as terminal:
+            assert terminal.wait() == 2
+        assert "terminal" in terminal.plain
+
+
+def test_a_key_ends_a_watch_on_a_terminal(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.publish("m", DATA)
+    with on_terminal(*WORDS, "watch", "m", environment=cogment.environment) as terminal:
+        terminal.wait_for(r"1  transient  \S+Z  9 B")
+        terminal.press("\x03")
+        assert terminal.wait() == 130
+    assert "Traceback" not in terminal.plain
+
+
+# Completion.
+
+
+def completed(words: str, environment: dict[str, str] | None = None, shell: str = "bash") -> list[str]:
+    """Return what a shell is told to complete the last word with, as its protocol has it."""
+    variables = {"_COGMENT_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    if shell == "fish":
+        variables["COMP_CWORD"] = words.rpartition(" ")[2]
+    result = run_in_process(environment={**variables, **(environment or {})})
+    assert (result.returncode, result.stderr) == (0, "")
+    return [line for line in result.stdout.splitlines() if line]
+
+
+def test_commands_and_flags_are_completed() -> None:
+    assert completed("cogment client mod") == ["plain,model_registry"]
+    assert set(completed("cogment client model_registry list")) == {"plain,list_models", "plain,list_versions"}
+    assert completed("cogment client model_registry publish --user") == ["plain,--user_data"]
+    assert completed("cogment client model_registry publish m ") == ["file,"]
+
+
+def test_models_and_versions_are_completed_from_the_registry(cogment: Cogment, registry: ModelRegistry) -> None:
+    for name in ("walker", "walker-2", "hopper"):
+        registry.create_model(name)
+    for _ in range(12):
+        registry.publish("walker", DATA)
+    environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": cogment.environment["COGMENT_MODEL_REGISTRY_ENDPOINT"]}
+    words = "cogment client model_registry show_version"
+    assert completed(f"{words} wal", environment) == ["plain,walker", "plain,walker-2"]
+    assert len(completed(f"{words} ", environment)) == 3
+    assert completed(f"{words} walker 1", environment) == ["plain,12", "plain,11", "plain,10", "plain,1"]
+    assert completed(f"{words} walker --version 1", environment) == completed(f"{words} walker 1", environment)
+    flag = f"--endpoint {environment['COGMENT_MODEL_REGISTRY_ENDPOINT']}"
+    assert completed(f"{words} {flag} hop") == ["plain,hopper"]
+    assert completed(f"{words} missing ", environment) == []
+    for shell in ("zsh", "fish"):
+        assert any("hopper" in line for line in completed(f"{words} hop", environment, shell))
+
+
+def test_completion_is_silent_when_there_is_no_registry() -> None:
+    for endpoint in (f"grpc://127.0.0.1:{free_port()}", "nonsense"):
+        environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint}
+        assert completed("cogment client model_registry show_model ", environment) == []
+    with silent_server() as silent:
+        environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": silent}
+        assert completed("cogment client model_registry show_model ", environment) == []
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_that_a_shell_evaluates_names_the_program(shell: str) -> None:
+    result = run_in_process(environment={"_COGMENT_COMPLETE": f"{shell}_source"})
+    assert result.returncode == 0
+    assert "_COGMENT_COMPLETE" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("typed", "word", "replies"),
+    [
+        ("wa", "wa", ["walker"]),
+        ("--endpoint ENDPOINT wa", "wa", ["walker"]),
+        ("run:", ":", ["1", "2"]),
+        ("run:1", "1", ["1"]),
+        ("run:1 --endpoint=ENDPOINT --ver", "--ver", []),
+        ("a", "a", ["a\\ b"]),
+        ("a\\ ", "a\\ ", ["a\\ b"]),
+        ("--js", "--js", ["--json"]),
+    ],
+)
+def test_bash_completes_what_was_typed(
+    cogment: Cogment, registry: ModelRegistry, typed: str, word: str, replies: list[str]
+) -> None:
+    """Though bash has broken it at colons and equals signs."""
+    for name in ("walker", "run:1", "run:2", "a b"):
+        registry.create_model(name)
+    environment = dict(cogment.environment)
+    typed = typed.replace("ENDPOINT", environment.pop("COGMENT_MODEL_REGISTRY_ENDPOINT") if "ENDPOINT" in typed else "")
+    script = f"""
+        eval "$(_COGMENT_COMPLETE=bash_source cogment)"
+        COMP_LINE={shlex.quote(f"cogment client model_registry show_model {typed}")}; COMP_POINT=${{#COMP_LINE}}
+        COMP_WORDS=(cogment client model_registry show_model {shlex.quote(word)}); COMP_CWORD=4
+        _cogment_completion cogment
+        printf '%s\n' "${{COMPREPLY[@]}}"
+    """
+    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+    result = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+        env={**environment, "PATH": path},
+    )
+    assert (result.stdout.split("\n")[:-1], result.stderr) == (replies or [""], "")
+
+
+# Words for sizes and times.
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1024**2 - 1, "1.0 MiB"), (5 * 1024**3, "5.0 GiB")],
+)
+def test_sizes_have_binary_units(size_bytes: int, text: str) -> None:
+    assert presentation.human_size(size_bytes) == text
+    assert presentation.human_size(2**63 - 1) == "8.0 EiB"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        *((-1, "just now"), (0.9, "just now"), (59, "59 s ago"), (60, "1 min ago"), (3600, "1 h ago")),
+        *((47 * 3600, "47 h ago"), (48 * 3600, "2 days ago"), (-3600, "2033-05-18T04:33:20.000000Z")),
+    ],
+)
+def test_ages_have_one_unit(seconds: float, text: str) -> None:
+    now_ns = 2_000_000_000 * 10**9
+    assert presentation.age(now_ns - int(seconds * 10**9), now_ns) == text
+
+
+def test_every_time_that_the_api_can_say_has_a_text() -> None:
+    assert presentation.time_text(0) == "1970-01-01T00:00:00.000000Z"
+    assert presentation.time_text(2**64 - 1) == "2554-07-21T23:34:33.709551Z"
+    info = VersionInfo("m", 1, 2**64 - 1, archived=True, data_hash="", data_size_bytes=0)
+    assert presentation.version_as_json(info)["created_ns"] == 2**64 - 1

@@ -1,0 +1,473 @@
+"""How a registry registers with a Directory and stays registered: real processes, through their starts and crashes."""
+
+import asyncio
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import psutil
+import pytest
+
+from cogment_model_registry import __version__
+from cogment_model_registry.discovery.client import connected as connected_to_directory
+from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.records.services import Details, Service, ServiceType
+from cogment_model_registry.wire import directory as wire
+from tests.client import Client, connected, header
+from tests.directory.processes import DirectoryProcess, directory_process
+from tests.ports import free_port
+from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
+from tests.waiting import eventually
+
+STOPPED_SECONDS = 4.0
+"""How long a registry may take to end when nothing but a Directory that is away could hold it up: 1.5 s for that, and
+what a busy machine needs to end a process."""
+
+
+async def found(port: int, token: str = "", service_type: ServiceType = ServiceType.MODEL_REGISTRY) -> list[Service]:
+    """Return the services of a type that the Directory on a port hands out; none while it does not answer."""
+    try:
+        async with connected_to_directory(f"grpc://127.0.0.1:{port}", token) as client:
+            return await client.inquire(Details(service_type), timeout_seconds=5)
+    except ModelRegistryError:
+        return []
+
+
+async def registered(
+    port: int, registry: ServerProcess, token: str = "", within_seconds: float = START_SECONDS
+) -> Service:
+    """Wait until the Directory hands a registry out, and return what it hands out."""
+    services: list[Service] = []
+
+    async def is_there() -> bool:
+        services[:] = [each for each in await found(port, token) if each.endpoint.port == registry.port]
+        return bool(services)
+
+    await eventually(is_there, within_seconds=within_seconds)
+    assert len(services) == 1
+    return services[0]
+
+
+def events(process: ServerProcess) -> list[tuple[str, str]]:
+    """Return level and event of the lines of a JSON log that are about the Directory."""
+    entries = [json.loads(line) for line in process.lines]
+    about = [(entry["level"], entry["event"]) for entry in entries]
+    return [(level, event) for level, event in about if "Directory" in event or "registration" in event]
+
+
+def seconds_to_stop(process: ServerProcess) -> float:
+    """Stop a process, which must exit with 0, and return how long it took."""
+    started = time.monotonic()
+    assert process.stop() == 0, process.lines
+    return time.monotonic() - started
+
+
+# Who comes first.
+
+
+async def test_registers_with_a_directory_that_is_there(tmp_path: Path) -> None:
+    with (
+        directory_process() as directory,
+        server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}") as registry,
+    ):
+        service = await registered(directory.port, registry)
+        assert service.details.type is ServiceType.MODEL_REGISTRY
+        assert str(service.endpoint) == f"grpc://127.0.0.1:{registry.port}"  # not 0, which it was told
+        assert not service.permanent
+        async with connected(service.endpoint.port) as client:
+            await client.create_model("m")
+
+
+async def test_registers_once_the_directory_comes(tmp_path: Path) -> None:
+    port = free_port()
+    flag = f"--directory_endpoint=grpc://127.0.0.1:{port}"
+    with server_process(tmp_path / "archive", flag, "--log_format=json") as registry:
+        await asyncio.to_thread(registry.wait_for_line, "Directory unreachable")
+        with directory_process(port=port):
+            await registered(port, registry)
+            assert events(registry) == [
+                ("warning", "Directory unreachable; trying again"),
+                ("info", "registered with the Directory"),
+            ]
+
+
+async def test_endpoint_token_and_properties_come_from_the_environment_too(tmp_path: Path) -> None:
+    with directory_process() as directory:
+        environment = {
+            "COGMENT_DIRECTORY_ENDPOINT": directory.endpoint,
+            "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN": "GH670ploT",
+            "COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_HOST": "localhost",
+            "COGMENT_MODEL_REGISTRY_DIRECTORY_REGISTRATION_PROPERTIES": "Sim=20,hpp",
+        }
+        with server_process(tmp_path / "archive", environment=environment) as registry:
+            service = await registered(directory.port, registry, "GH670ploT")
+            assert service.endpoint.host == "localhost"
+            assert service.details.properties["Sim"] == "20"
+            assert service.details.properties["hpp"] == ""
+
+
+# What is registered.
+
+
+async def test_properties_are_the_given_ones_and_where_the_host_comes_from_and_the_version(tmp_path: Path) -> None:
+    with (
+        directory_process() as directory,
+        server_process(
+            tmp_path / "archive",
+            f"--directory_endpoint={directory.endpoint}",
+            "--directory_registration_properties= Sim = 20 ,hpp,, mem=HIGH",
+        ) as registry,
+    ):
+        service = await registered(directory.port, registry)
+        assert service.details.properties == {
+            "Sim": "20",
+            "hpp": "",
+            "mem": "HIGH",
+            "__registration_source": "Self-Implicit",
+            "__version": __version__,
+        }
+
+
+async def test_host_that_is_given_is_registered_as_such(tmp_path: Path) -> None:
+    flags = ["--directory_registration_host=localhost", "--directory_registration_properties=__version=9"]
+    with (
+        directory_process() as directory,
+        server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}", *flags) as registry,
+    ):
+        service = await registered(directory.port, registry)
+        assert service.endpoint.host == "localhost"
+        assert service.details.properties == {
+            "__registration_source": "Self-Command_Line",
+            "__version": __version__,  # what is reserved is not the user's to set
+        }
+
+
+def own_addresses() -> set[str]:
+    """Return the IPv4 addresses of this machine that others may reach."""
+    every = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
+    ipv4 = {address.address for address in every if address.family == socket.AF_INET}
+    return {address for address in ipv4 if not address.startswith("127.")}
+
+
+@pytest.mark.skipif(not own_addresses(), reason="this machine has no address but loopback ones")
+async def test_an_address_of_the_machine_is_registered_where_every_interface_is_served(tmp_path: Path) -> None:
+    with (
+        directory_process() as directory,
+        server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}", "--host=*") as registry,
+    ):
+        service = await registered(directory.port, registry)
+        assert service.endpoint.host in own_addresses()
+        assert service.details.properties["__registration_source"] == "Self-Implicit"
+
+
+def without_network(*command: str) -> list[str]:
+    """Return a command that runs in a network of its own, without any interface but loopback."""
+    return ["unshare", "--map-root-user", "--net", *command]
+
+
+def test_no_host_to_register_stops_the_start_and_names_the_setting(tmp_path: Path) -> None:
+    if not shutil.which("unshare") or subprocess.run(without_network("true"), capture_output=True, check=False).stderr:
+        pytest.skip("a network without interfaces cannot be made here: unshare is missing or not permitted")
+    registry = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
+    flags = [f"--archive_dir={tmp_path}", "--directory_endpoint=grpc://127.0.0.1:9005"]
+    result = subprocess.run(
+        without_network(*registry, *flags),
+        capture_output=True,
+        text=True,
+        timeout=START_SECONDS,
+        check=False,
+        env=clean_environment(),
+    )
+    assert result.returncode == 3, result
+    assert len(result.stderr.splitlines()) == 1
+    assert "directory_registration_host" in result.stderr
+
+
+@pytest.mark.parametrize("endpoint", ["cogment://discover", "grpc://localhost", "localhost:9005", "grpc://a b:9005"])
+def test_endpoint_that_is_none_stops_the_start(tmp_path: Path, endpoint: str) -> None:
+    flags = ["--port=0", f"--archive_dir={tmp_path / 'archive'}", f"--directory_endpoint={endpoint}"]
+    result = run_cogment("services", "model_registry", *flags)
+    assert result.returncode == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "directory_endpoint" in result.stderr
+    assert endpoint in result.stderr
+    assert not (tmp_path / "archive").exists()
+
+
+async def test_only_who_has_the_token_finds_the_registry(tmp_path: Path) -> None:
+    flags = ["--directory_authentication_token=GH670ploT"]
+    with (
+        directory_process() as directory,
+        server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}", *flags) as registry,
+    ):
+        service = await registered(directory.port, registry, "GH670ploT")
+        assert await found(directory.port) == []
+        assert await found(directory.port, "gh670plot") == []
+        async with connected_to_directory(directory.endpoint, "another") as client:
+            assert await client.inquire(service.service_id) == []
+        assert "GH670ploT" not in "".join(registry.lines + directory.lines)
+
+
+# Directories that go and come back.
+
+
+def new_registry(archive_dir: Path, directory: DirectoryProcess, stack: ExitStack) -> ServerProcess:
+    flags = [f"--directory_endpoint={directory.endpoint}", "--log_format=json"]
+    return stack.enter_context(server_process(archive_dir, *flags))
+
+
+async def back_with_nothing(directory: Path, stack: ExitStack) -> None:
+    """A Directory that lost everything has the registry again, under another id."""
+    old = stack.enter_context(directory_process())
+    registry = new_registry(directory / "archive", old, stack)
+    before = await registered(old.port, registry)
+    old.kill()
+    stack.enter_context(directory_process(port=old.port))
+    after = await registered(old.port, registry, within_seconds=30)
+    assert after.service_id != before.service_id
+    assert after.details == before.details
+    # The id that now counts is in the log, so that an operator finds it there.
+    await eventually(lambda: is_logged(registry, str(after.service_id)), within_seconds=5)
+
+
+async def is_logged(process: ServerProcess, text: str) -> bool:
+    return any(text in line for line in process.lines)
+
+
+async def back_with_its_file(directory: Path, stack: ExitStack) -> None:
+    """A Directory that kept its file has the registry at once, under the same id, and just once ever after."""
+    flag = f"--persistence_file={directory / 'services'}"
+    old = stack.enter_context(directory_process(flag))
+    registry = new_registry(directory / "archive", old, stack)
+    before = await registered(old.port, registry)
+    old.kill()
+    new = stack.enter_context(directory_process(flag, "--log_level=debug", port=old.port))
+    after = await registered(new.port, registry, within_seconds=8)
+    assert after == before
+    # An inquiry by id, which is the registry's, is longer than those of this test, by type.
+    await asyncio.to_thread(new.wait_for_line, r"Inquire OK .*received_bytes=1\d\b")
+    assert await found(new.port) == [before]
+    assert not any("registering again" in line for line in registry.lines)
+
+
+async def back_with_another_service_under_the_id(directory: Path, stack: ExitStack) -> None:
+    """A Directory that gave the id to someone else gets the registry anew, and keeps the other one."""
+    file = directory / "services"
+    flag = f"--persistence_file={file}"
+    old = stack.enter_context(directory_process(flag))
+    registry = new_registry(directory / "archive", old, stack)
+    before = await registered(old.port, registry)
+    old.kill()
+    other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+    state = json.loads(file.read_text())
+    state["services"][0] |= {"type": "other", "port": other.getsockname()[1], "secret": "another", "properties": {}}
+    file.write_text(json.dumps(state))
+    new = stack.enter_context(directory_process(flag, port=old.port))
+    after = await registered(new.port, registry, within_seconds=30)
+    assert after.service_id != before.service_id
+    [kept] = await found(new.port, service_type=ServiceType.OTHER)
+    assert kept.service_id == before.service_id
+
+
+async def test_a_directory_that_comes_back_has_the_registry_within_30_seconds(tmp_path: Path) -> None:
+    cases = [back_with_nothing, back_with_its_file, back_with_another_service_under_the_id]
+    with ExitStack() as stack:
+        for case in cases:
+            (tmp_path / case.__name__).mkdir()
+        results = await asyncio.gather(
+            *(case(tmp_path / case.__name__, stack) for case in cases), return_exceptions=True
+        )
+        failed = {
+            case.__name__: result for case, result in zip(cases, results, strict=True) if isinstance(result, Exception)
+        }
+        assert not failed
+
+
+# Directories that refuse, and ones that are of no use.
+
+
+class ScriptedDirectory:
+    """A Directory in this process that answers `Register` as it is told, call by call, and accepts after that.
+
+    Attributes:
+        registrations: How many calls of `Register` there were.
+    """
+
+    def __init__(self, *answers: wire.RegisterReply | grpc.StatusCode | bytes) -> None:
+        self._answers = list(answers)
+        self.registrations = 0
+
+    async def _register(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            self.registrations += 1
+            answer = self._answers.pop(0) if self._answers else wire.register_reply(service_id=7, secret="s")
+            if isinstance(answer, grpc.StatusCode):
+                await context.abort(answer, "not now")
+            else:
+                yield answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+    async def _deregister(self, requests: AsyncIterator[bytes], _context: Any) -> AsyncIterator[bytes]:
+        async for _ in requests:
+            yield wire.deregister_reply().SerializeToString()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[str]:
+        """Open a context in which it serves, with its endpoint."""
+        methods: dict[str, Any] = {
+            "Register": grpc.stream_stream_rpc_method_handler(self._register),
+            "Deregister": grpc.stream_stream_rpc_method_handler(self._deregister),
+        }
+        server = grpc.aio.server()
+        server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(wire.SERVICE_NAME, methods)])
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        try:
+            yield f"grpc://127.0.0.1:{port}"
+        finally:
+            await server.stop(None)
+
+
+async def test_each_change_of_the_registration_is_one_line_and_refusals_are_errors(tmp_path: Path) -> None:
+    refusal = wire.register_reply(error="no room for registries")
+    away = grpc.StatusCode.UNAVAILABLE
+    directory = ScriptedDirectory(refusal, refusal, away, away)
+    async with directory.serving() as endpoint:
+        flags = [f"--directory_endpoint={endpoint}", "--log_format=json"]
+        with server_process(tmp_path / "archive", *flags) as registry:
+            await asyncio.to_thread(registry.wait_for_line, "registered with the Directory")
+            assert directory.registrations == 5
+            assert await asyncio.to_thread(registry.stop) == 0
+            assert events(registry) == [
+                ("error", "registration refused; trying again"),
+                ("warning", "Directory unreachable; trying again"),
+                ("info", "registered with the Directory"),
+                ("info", "deregistered from the Directory"),
+            ]
+            assert "no room for registries" in json.loads(registry.wait_for_line(".*refused.*")[0])["reason"]
+
+
+@pytest.mark.parametrize("answer", [b"\xff\xff\xff", grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED])
+async def test_an_answer_that_makes_no_sense_is_tried_again(tmp_path: Path, answer: bytes | grpc.StatusCode) -> None:
+    directory = ScriptedDirectory(answer)
+    async with directory.serving() as endpoint:
+        with server_process(tmp_path / "archive", f"--directory_endpoint={endpoint}") as registry:
+            try:
+                await eventually(lambda: is_true(directory.registrations == 2), within_seconds=10)
+            finally:
+                code = await asyncio.to_thread(registry.stop)
+            assert code == 0
+            assert not any("Traceback" in line for line in registry.lines)
+
+
+async def is_true(value: bool) -> bool:
+    return value
+
+
+@contextmanager
+def silent_listener() -> Iterator[int]:
+    """Open a context with a port that takes connections and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+@contextmanager
+def nobody() -> Iterator[int]:
+    """Open a context with a port that nobody listens on."""
+    yield free_port()
+
+
+@pytest.mark.parametrize("absent", [silent_listener, nobody])
+async def test_a_directory_that_is_away_holds_up_neither_service_nor_stop(
+    tmp_path: Path, absent: Callable[[], Any]
+) -> None:
+    with (
+        absent() as port,
+        server_process(tmp_path / "archive", f"--directory_endpoint=grpc://127.0.0.1:{port}") as registry,
+    ):
+        async with connected(registry.port) as client:
+            await client.create_model("m")
+            await client.publish("m", b"bytes")
+            assert await client.data("m") == b"bytes"
+        assert await asyncio.to_thread(seconds_to_stop, registry) < STOPPED_SECONDS
+
+
+async def test_a_directory_that_went_away_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+    with directory_process() as directory, ExitStack() as stack:
+        registry = new_registry(tmp_path / "archive", directory, stack)
+        await registered(directory.port, registry)
+        directory.signal(signal.SIGSTOP)  # connections stay, and nothing is answered
+        try:
+            assert await asyncio.to_thread(seconds_to_stop, registry) < STOPPED_SECONDS
+        finally:
+            directory.signal(signal.SIGCONT)
+        assert events(registry)[-1] == ("warning", "deregistration from the Directory failed")
+
+
+# Load, and the end.
+
+
+async def promise(client: Client, size: int) -> Any:
+    """Return an upload under way that was promised so much memory."""
+    await client.create_model("m")
+    call = client.uploading()
+    await call.write(header("m", size).SerializeToString())
+    return call
+
+
+async def test_the_registry_with_less_load_is_the_one_handed_out(tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        directory = stack.enter_context(directory_process("--load_balancing", "--check_seconds=0.2"))
+        flags = [f"--directory_endpoint={directory.endpoint}", f"--cache_max_bytes={64 * 2**20}"]
+        idle, loaded = (stack.enter_context(server_process(tmp_path / name, *flags)) for name in ("idle", "loaded"))
+
+        async def handed_out(*registries: ServerProcess) -> bool:
+            services = await found(directory.port)
+            return {each.endpoint.port for each in services} == {each.port for each in registries}
+
+        await eventually(lambda: handed_out(idle, loaded))
+        async with connected(loaded.port) as client:
+            upload = await promise(client, 32 * 2**20)
+            await eventually(lambda: is_loaded(client))
+            await eventually(lambda: handed_out(idle), within_seconds=5)
+            upload.cancel()
+            await eventually(lambda: handed_out(idle, loaded), within_seconds=5)
+
+
+async def is_loaded(client: Client) -> bool:
+    return int((await client.status("overall_load"))["overall_load"]) > 100
+
+
+async def test_a_registry_told_to_stop_is_handed_out_no_more_while_it_drains(tmp_path: Path) -> None:
+    with directory_process() as directory, ExitStack() as stack:
+        registry = new_registry(tmp_path / "archive", directory, stack)
+        await registered(directory.port, registry)
+        async with connected(registry.port) as client:
+            upload = await promise(client, 1000)
+            await eventually(lambda: has_upload(client))
+            registry.signal(signal.SIGTERM)
+            stopped = time.monotonic()
+            await eventually(lambda: is_gone(directory.port), within_seconds=5)
+            assert time.monotonic() - stopped < 2
+            assert registry.is_running
+            upload.cancel()
+        assert await asyncio.to_thread(registry.wait) == 0
+        assert events(registry)[-1] == ("info", "deregistered from the Directory")
+
+
+async def has_upload(client: Client) -> bool:
+    return (await client.status("uploads"))["uploads"] == "1"
+
+
+async def is_gone(port: int) -> bool:
+    async with connected_to_directory(f"grpc://127.0.0.1:{port}") as client:
+        return not await client.inquire(Details(ServiceType.MODEL_REGISTRY))

@@ -1,0 +1,175 @@
+"""docs/operations.md, run: its shell commands against real processes, and what it says of files held against them.
+
+The blocks marked `sh` are one script, from the top of the page to its bottom, run as they stand but for the ports.
+Those marked `console` need root or systemd: they are held against the files of the working copy instead.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cogment_model_registry.settings import Settings, all_settings
+from tests import pages
+from tests.ports import free_ports
+from tests.processes import clean_environment
+
+ROOT = pages.ROOT
+PAGE = pages.text_of("docs/operations.md")
+
+RUN_SECONDS = 100
+PORT = re.compile(r"^(\w+_PORT)=\d+$", re.MULTILINE)
+
+
+def blocks(language: str) -> list[str]:
+    """Return the blocks of the page in a language, in order."""
+    return pages.blocks("docs/operations.md", language)
+
+
+def root_commands() -> list[str]:
+    """Return the commands after prompts."""
+    lines = "".join(blocks("console")).splitlines()
+    return [line[2:] for line in lines if line.startswith(("# ", "$ "))]
+
+
+def script() -> str:
+    """Return the commands of the page, with free ports and an end at the first one that fails."""
+    text = "\n".join(blocks("sh"))
+    ports = iter(free_ports(len(PORT.findall(text))))
+    return "set -euo pipefail\n" + PORT.sub(lambda match: f"{match[1]}={next(ports)}", text)
+
+
+def environment() -> dict[str, str]:
+    """Return the environment of a user who has installed the registry."""
+    path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+    return {**clean_environment(), "PATH": path}
+
+
+@pytest.fixture
+def programs() -> None:
+    """Skip the test, with the names, where a program that the page asks for is missing."""
+    path = environment()["PATH"]
+    missing = [name for name in ("bash", "cogment", "curl", "grpcurl", "tar") if not shutil.which(name, path=path)]
+    if missing:
+        pytest.skip(f"docs/operations.md cannot be run here: there is no {', '.join(missing)}")
+    result = subprocess.run(["grpcurl", "-version"], env={"PATH": path}, capture_output=True, timeout=30, check=False)
+    if result.returncode:
+        pytest.skip(f"docs/operations.md cannot be run here: grpcurl does not run: {result.stderr.decode().strip()}")
+
+
+@pytest.mark.timeout(RUN_SECONDS + 20)
+def test_the_commands_of_the_page_work_from_top_to_bottom(programs: None, tmp_path: Path) -> None:
+    output_path = tmp_path / "output"
+    directory = tmp_path / "rehearsal"
+    directory.mkdir()
+    with output_path.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", script()],
+            cwd=directory,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that what a failure leaves running can be ended as a whole
+        )
+        try:
+            code = process.wait(RUN_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            left = pages.end_session(process)
+    text = output_path.read_text()
+    assert code == 0, f"exit code {code} after:\n{text}"
+    assert not left, f"the page leaves processes behind, after:\n{text}"
+    assert "[1] Services found" in text
+    assert '"dataChunk": "d2VpZ2h0cyAx"' in text
+    [log] = (directory / "logs").iterdir()
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [event["event"] for event in events if event["event"] in ("serving", "stopped")] == [
+        "serving",
+        "stopped",
+    ] * 4
+    assert {event["level"] for event in events} <= {"debug", "info"}
+
+
+def test_every_block_with_commands_is_run_or_checked() -> None:
+    assert pages.languages("docs/operations.md") == {
+        "",
+        "console",
+        "sh",
+        "yaml",
+    }  # no language: output and text of files
+    assert len(blocks("sh")) >= 10
+
+
+def test_the_installation_is_that_of_the_makefile() -> None:
+    made = re.findall(r"-m pip install --quiet (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    [pins] = [arguments for arguments in made if "serve.txt" in arguments]
+    [package] = {arguments for arguments in made if "--editable" in arguments}
+    commands = root_commands()
+    assert f"/opt/cogment-model-registry/bin/python -m pip install {pins}" in commands
+    assert f"/opt/cogment-model-registry/bin/python -m pip install {package.replace('--editable ', '')}" in commands
+    assert (ROOT / "requirements/serve.txt").is_file()
+
+
+def test_the_commands_for_root_are_those_that_this_test_knows() -> None:
+    known = {
+        *("python3", "/opt/cogment-model-registry/bin/python", "/opt/cogment-model-registry/bin/cogment"),
+        *("useradd", "install", "systemctl", "journalctl", "podman", "rm"),
+    }
+    assert {command.split()[0] for command in root_commands()} == known
+
+
+def test_the_commands_for_root_name_the_paths_the_user_and_the_unit_that_there_are() -> None:
+    unit = (ROOT / "deploy/cogment-model-registry.service").read_text()
+    text = "\n".join(root_commands())
+    assert "User=cogment\n" in unit
+    assert re.search(r"^useradd .* cogment$", text, re.MULTILINE)
+    assert "EnvironmentFile=-/etc/cogment-model-registry/environment\n" in unit
+    assert "/etc/cogment-model-registry/environment" in text
+    assert "ExecStart=/opt/cogment-model-registry/bin/cogment " in unit
+    for path in re.findall(r"\bdeploy/[\w.-]+", PAGE):
+        assert (ROOT / path).is_file(), path
+    for name in re.findall(r"^(?:systemctl (?:enable --now|status)|journalctl --unit) (\S+)", text, re.MULTILINE):
+        assert (ROOT / f"deploy/{name}.service").is_file(), name
+
+
+def test_the_environment_file_of_the_page_is_taken() -> None:
+    [text] = re.findall(r"<<'EOF'\n(.*?)^EOF$", PAGE, re.MULTILINE | re.DOTALL)
+    variables = dict(line.split("=", 1) for line in text.splitlines())
+    assert set(variables) <= {setting.environment for setting in all_settings(Settings)}
+    settings = Settings.load({}, variables)
+    assert (settings.host, settings.cache_max_bytes) == ("192.0.2.10", 8 * 2**30)
+
+
+def test_the_numbers_of_the_page_are_those_of_the_unit_and_of_the_settings() -> None:
+    unit = (ROOT / "deploy/cogment-model-registry.service").read_text()
+    settings = Settings()
+    assert "TimeoutStopSec=30\n" in unit
+    assert "waits 30 seconds" in PAGE
+    for part in ("RestartSec=2\n", "StartLimitBurst=10\n", "StartLimitIntervalSec=300\n"):
+        assert part in unit
+    assert "after two seconds, up to ten times in five minutes" in PAGE
+    assert f"`grace_seconds` ({settings.grace_seconds:g} by default)" in PAGE
+    assert f"| `keepalive_seconds` + `keepalive_timeout_seconds` | {settings.keepalive_seconds:g} + " in PAGE
+    assert f"| `max_connections` | {settings.max_connections} |" in PAGE
+    assert f"| `upload_idle_seconds` | {settings.upload_idle_seconds:g} seconds |" in PAGE
+
+
+def test_the_settings_that_the_page_names_exist() -> None:
+    names = {setting.name for setting in all_settings(Settings)}
+    table = PAGE.partition("## Limits and keepalive")[2]
+    named = re.findall(r"^\| [^|]+ \| ([^|]+) \|", table, re.MULTILINE)[1:]
+    assert {name for cell in named for name in re.findall(r"`(\w+)`", cell)} <= names
+
+
+def test_the_configuration_of_prometheus_is_yaml_with_a_target() -> None:
+    [block] = blocks("yaml")
+    [job] = yaml.safe_load(block)["scrape_configs"]
+    assert job["static_configs"] == [{"targets": ["192.0.2.10:9003"]}]

@@ -1,0 +1,48 @@
+"""The README, run: its trainer with its actor, its session, and the length of its first screen."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests import pages
+from tests.processes import START_SECONDS, clean_environment, server_process
+
+README = "README.md"
+
+
+def test_the_trainer_and_the_actor_run_beside_each_other(tmp_path: Path) -> None:
+    trainer, actor = pages.blocks(README, "python")
+    with server_process(tmp_path / "archive") as server:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-W", "error", "-c", text.replace("localhost:9000", f"127.0.0.1:{server.port}")],
+                env=clean_environment(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for text in (actor, trainer)
+        ]
+        try:
+            (played, actor_errors), (printed, trainer_errors) = [
+                process.communicate(timeout=START_SECONDS) for process in processes
+            ]
+        finally:
+            for process in processes:
+                process.kill()
+        assert [process.returncode for process in processes] == [0, 0], actor_errors + trainer_errors
+        assert (tmp_path / "archive/walker/walker-v000021.data").read_bytes() == b"weights after step 20"
+    assert printed == ""
+    lines = re.findall(r"^episode (\d) with version (\d+): weights after step (\d+)$", played, re.MULTILINE)
+    assert [int(episode) for episode, _, _ in lines] == [0, 1, 2, 3, 4]
+    assert all(int(step) == min(int(version), 20) for _, version, step in lines)
+
+
+def test_the_session_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        pages.assert_as_documented(README, tmp_path, {"9000": str(server.port)}, START_SECONDS)
+
+
+def test_the_readme_is_short() -> None:
+    assert len(pages.text_of(README).splitlines()) <= 130

@@ -1,0 +1,40 @@
+"""`cogment` commands in the process of the tests, which takes milliseconds where a process of its own takes a second.
+
+For what a command says and answers. What is about processes (signals, terminals, descriptors, the bytes of standard
+streams, what is loaded) runs as `tests.processes.run_cogment`.
+"""
+
+import contextlib
+import io
+import os
+import subprocess
+from pathlib import Path
+from unittest import mock
+
+from cogment_model_registry.cli import main
+
+
+def run_in_process(
+    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run a `cogment` command that ends by itself, through the function that the program calls."""
+    output, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    with (
+        mock.patch.dict(os.environ, environment or {}),
+        mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(), encoding="utf-8")),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+        contextlib.chdir(cwd or Path.cwd()),
+    ):
+        try:
+            code: object = main(arguments)
+        except SystemExit as end:  # as a completion ends
+            code = end.code
+    assert isinstance(code, int)
+    return subprocess.CompletedProcess(arguments, code, _text(output), _text(errors))
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    buffer = stream.buffer
+    assert isinstance(buffer, io.BytesIO)
+    return buffer.getvalue().decode()

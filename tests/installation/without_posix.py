@@ -1,0 +1,114 @@
+"""A session of the client in a Python without what Windows lacks; takes the endpoint of a registry and a directory.
+
+The standard library and gRPC are loaded before, since they choose their parts by the name of the system.
+"""
+
+import asyncio
+import contextlib
+import io
+import os
+import select
+import signal
+import sys
+import tempfile
+import types
+
+import click.shell_completion  # noqa: F401
+import google.protobuf.text_format  # noqa: F401
+import grpc.aio  # noqa: F401
+import numpy as np
+import safetensors.numpy  # noqa: F401
+import tqdm.auto  # noqa: F401
+
+MODULES = ("fcntl", "grp", "posix", "pwd", "resource", "termios", "uvloop")
+SERVER_MODULES = ("cachetools", "grpc_health", "grpc_reflection", "prometheus_client", "psutil", "structlog", "yaml")
+OF_OS = (
+    *("O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "fchmod", "getuid", "geteuid", "mkfifo", "openpty"),
+    *("posix_fadvise", "pread", "preadv", "pwrite", "sched_getaffinity", "set_blocking", "sysconf", "uname"),
+)
+OF_SELECT = ("epoll", "poll")
+OF_SIGNAL = ("SIGHUP", "SIGPIPE", "SIGKILL", "SIGUSR1", "pthread_kill")
+
+locked: list[int] = []
+
+
+def remove_posix() -> None:
+    """Let the modules and names that Windows lacks be missing, and Windows' locks be there."""
+    for name in (*MODULES, *SERVER_MODULES):
+        sys.modules[name] = None  # type: ignore[assignment] # so an import fails
+    for module, names in ((os, OF_OS), (select, OF_SELECT), (signal, OF_SIGNAL)):
+        for name in names:
+            if hasattr(module, name):
+                delattr(module, name)
+    os.supports_fd.discard(os.chmod)
+    msvcrt = types.ModuleType("msvcrt")
+    msvcrt.__dict__.update(LK_NBLCK=2, locking=lambda file, _mode, _size: locked.append(file))
+    sys.modules["msvcrt"] = msvcrt
+
+
+def use_client(endpoint: str, directory: str) -> None:
+    """Publish a file by its path and an open one, retrieve with a cache, download, and track."""
+    from cogment_model_registry import ModelRegistry, numpy  # noqa: PLC0415
+
+    path = os.path.join(directory, "weights")
+    with ModelRegistry(endpoint, cache_dir=os.path.join(directory, "cache")) as registry:
+        with open(path, "wb") as file:
+            file.write(b"0123456789" * 300_000)
+        registry.publish("m", path)
+        with open(path, "rb") as file:
+            file.seek(10)
+            registry.publish("m", file)
+            assert file.tell() == os.path.getsize(path)
+        with tempfile.TemporaryFile() as file:
+            file.write(b"weights")
+            file.seek(2)
+            registry.store("m", file)
+        read, write = os.pipe()
+        with open(read, "rb") as pipe:
+            os.write(write, b"piped")
+            os.close(write)
+            registry.publish("m", pipe)
+        assert [len(registry.retrieve("m", number)) for number in (1, 2, 3, 4)] == [3_000_000, 2_999_990, 5, 5]
+        assert locked, "the cache was not locked"
+        assert registry.download("m", path, version=3).archived
+        with open(path, "rb") as file:
+            assert file.read() == b"ights"
+        with registry.track("m") as latest:
+            assert latest.wait_for(timeout=30).number == 4
+        numpy.publish(registry, "arrays", {"w": np.arange(3)})
+        assert numpy.load(registry, "arrays").value["w"].tolist() == [0, 1, 2]
+
+
+async def use_asyncio(endpoint: str) -> None:
+    """Watch and retrieve with the client for asyncio."""
+    from cogment_model_registry import aio  # noqa: PLC0415
+
+    async with aio.ModelRegistry(endpoint) as registry:
+        async for version in registry.watch("m", after=3):
+            assert await registry.retrieve(version) == b"piped"
+            break
+
+
+def use_command_line(endpoint: str, directory: str) -> None:
+    """Run commands in this process, and ask for what only runs elsewhere."""
+    from cogment_model_registry import cli  # noqa: PLC0415
+
+    out = os.path.join(directory, "out")
+    for words in (["list_versions", "m"], ["retrieve", "m", "3", f"--output={out}"], ["publish", "m", out]):
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output):
+            assert cli.main(["client", "model_registry", *words, f"--endpoint={endpoint}"]) == 0
+    assert cli.main(["--version"]) == 0
+    refused = (["services", "model_registry"], ["archive", "verify", directory])
+    for command in refused:
+        assert cli.main([command[0], "--help"]) == 0
+    os.name = "nt"  # so late because `pathlib` then makes paths that do not exist here
+    for command in refused:
+        assert cli.main(command) == 2
+
+
+if __name__ == "__main__":
+    remove_posix()
+    use_client(*sys.argv[1:])
+    asyncio.run(use_asyncio(sys.argv[1]))
+    use_command_line(*sys.argv[1:])

@@ -1,0 +1,67 @@
+"""The benchmarks run and tell what they measured; what they measure is not tested, since machines differ."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.processes import clean_environment
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs/performance.md").read_text()
+FIGURES = json.loads((ROOT / "docs/benchmarks/figures.json").read_text())
+
+
+def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=50, check=False, cwd=ROOT, env=clean_environment()
+    )
+
+
+def test_a_quick_run_prints_a_table_and_writes_what_it_measured(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    result = benchmarks("--quick", "--only", "infos-calls", "--only", "list", "--json", str(file))
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = json.loads(file.read_text())
+    assert {figure["name"] for figure in run["figures"]} == {"infos calls", "list versions"}
+    for figure in run["figures"]:
+        assert 0 < figure["value"]["lower"] <= figure["value"]["median"] <= figure["value"]["upper"]
+        assert figure["ratio"]["median"] > 0
+        assert figure["peak_mib"] > 10
+        assert figure["what"].split()[0] in result.stdout
+    assert run["quick"] is True
+    assert run["failed"] == {}
+
+
+def test_all_that_can_be_measured_is_listed() -> None:
+    listed = {line.split()[0] for line in benchmarks("--list").stdout.splitlines()}
+    assert listed >= {"publish", "store", "start", "large", "redis", "mlflow", "throughput", "trial-publish"}
+
+
+def test_what_there_is_not_is_a_usage_error() -> None:
+    result = benchmarks("--only", "nothing")
+    assert result.returncode == 2
+    assert "there is no nothing" in result.stderr
+
+
+def test_the_figures_of_the_page_are_of_a_full_run_in_which_nothing_failed() -> None:
+    assert FIGURES["quick"] is False
+    assert FIGURES["failed"] == {}
+    assert FIGURES["skipped"] == {}
+
+
+@pytest.mark.parametrize("curve", [curve["name"] for curve in FIGURES["curves"]])
+def test_the_page_shows_each_plot(curve: str) -> None:
+    assert f"(benchmarks/{curve}.svg)" in PAGE
+    assert (ROOT / f"docs/benchmarks/{curve}.svg").is_file()
+
+
+def test_what_the_page_says_of_targets_is_what_was_measured() -> None:
+    missed = [figure["what"] for figure in FIGURES["figures"] if figure["reached"] is False]
+    explained = PAGE.split("## Targets that are missed")[1].split("\n## ")[0]
+    for what in missed:
+        assert re.search(re.escape(what), explained, re.IGNORECASE), f"{what} is missed, and the page does not tell why"

@@ -1,0 +1,184 @@
+"""What deploy/ has, held against the program: its flags, its variables, its files, and the health check, which is run.
+
+No image is built here, for want of an engine on the machines that test.
+"""
+
+import ast
+import configparser
+import json
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cogment_model_registry.settings import Settings, all_settings
+from tests.processes import clean_environment, run_cogment, server_process
+
+ROOT = Path(__file__).parent.parent.parent
+UNIT_PATH = ROOT / "deploy/cogment-model-registry.service"
+CONTAINERFILE = (ROOT / "deploy/Containerfile").read_text()
+
+COMMAND = "cogment services model_registry"
+VARIABLES = {setting.environment for setting in all_settings(Settings)}
+
+
+@pytest.fixture
+def unit() -> configparser.ConfigParser:
+    """The unit; a name that comes twice in a section is an error."""
+    parser = configparser.ConfigParser(interpolation=None, delimiters=("=",), comment_prefixes=("#",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign] # as the library's documentation does it
+    parser.read_string(UNIT_PATH.read_text())
+    return parser
+
+
+def accepted(*flags: str) -> None:
+    """Fail unless the program takes these flags; it then says what it is and ends."""
+    result = run_cogment("services", "model_registry", *flags, "--version")
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def loaded(*flags: str, **environment: str) -> Settings:
+    """Return the settings that flags and variables give, which must be allowed."""
+    values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
+    return Settings.load(values, environment)
+
+
+def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("there is no systemd-analyze; the other tests of this module parse the unit")
+    copy = tmp_path / UNIT_PATH.name
+    # The program is where the installation puts it, which is not here.
+    copy.write_text(re.sub(r"(?<=^ExecStart=)\S+", sys.executable, UNIT_PATH.read_text(), flags=re.MULTILINE))
+    command = [program, "verify", "--man=no", str(copy)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stdout + result.stderr) == (0, "")
+
+
+def test_the_command_of_the_unit_is_one_that_the_program_takes(unit: configparser.ConfigParser) -> None:
+    program, *arguments = unit["Service"]["ExecStart"].split()
+    assert program == "/opt/cogment-model-registry/bin/cogment"
+    assert arguments[:2] == COMMAND.split()[1:]
+    accepted(*arguments[2:])
+    state = f"/var/lib/{unit['Service']['StateDirectory']}"
+    assert loaded(*arguments[2:]).archive_dir == f"{state}/archive"
+    assert unit["Service"]["WorkingDirectory"] == state
+
+
+def test_the_variables_of_the_unit_are_settings(unit: configparser.ConfigParser) -> None:
+    name, _, value = unit["Service"]["Environment"].partition("=")
+    assert name in VARIABLES
+    assert loaded(**{name: value}).log_format == "json"
+
+
+def test_the_unit_fits_how_the_server_stops_and_fails(unit: configparser.ConfigParser) -> None:
+    service = unit["Service"]
+    assert float(service["TimeoutStopSec"]) >= 2 * Settings().grace_seconds
+    assert service["Restart"] == "on-failure"
+    assert service["RestartPreventExitStatus"].split() == ["2", "3"]
+    assert run_cogment("services", "model_registry", "--port=no").returncode == 2
+    assert run_cogment("services", "model_registry", "--archive_dir=/dev/null/no").returncode == 3
+    assert service["ExecReload"].split()[1:] == ["-HUP", "$MAINPID"]
+
+
+def test_the_unit_gives_few_rights(unit: configparser.ConfigParser) -> None:
+    service = unit["Service"]
+    assert service["User"] not in ("", "root")
+    for name in ("ProtectHome", "PrivateTmp", "PrivateDevices", "NoNewPrivileges", "RestrictSUIDSGID"):
+        assert service[name] == "true", name
+    assert service["ProtectSystem"] == "strict"
+    assert service["CapabilityBoundingSet"] == ""
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Return the instructions of the Containerfile, with continued lines joined."""
+    text = re.sub(r"^#.*\n", "", CONTAINERFILE, flags=re.MULTILINE).replace("\\\n", " ")
+    return [(name, rest) for name, rest in (line.split(None, 1) for line in text.splitlines() if line.strip())]
+
+
+def the(name: str) -> str:
+    """Return what the last instruction of a name says, which is the one of the image."""
+    return [rest for each, rest in instructions() if each == name][-1]
+
+
+def health_command() -> list[str]:
+    """Return the command of the health check, for the Python of this test."""
+    program, *arguments = json.loads(the("HEALTHCHECK").partition("CMD")[2])
+    assert program == "python"
+    return [sys.executable, *arguments]
+
+
+def is_healthy(port: int) -> bool:
+    environment = {**clean_environment(), "COGMENT_MODEL_REGISTRY_PORT": str(port)}
+    result = subprocess.run(health_command(), env=environment, capture_output=True, timeout=30, check=False)
+    return result.returncode == 0
+
+
+def test_the_image_copies_files_that_there_are() -> None:
+    copied = [rest.split() for name, rest in instructions() if name == "COPY" and not rest.startswith("--from=")]
+    assert {source for *sources, _ in copied for source in sources} >= {"requirements/serve.txt", "src"}
+    for *sources, _ in copied:
+        for source in sources:
+            assert (ROOT / source).exists(), source
+
+
+def test_the_image_has_what_the_build_of_the_package_reads() -> None:
+    copied = " ".join(rest for name, rest in instructions() if name == "COPY")
+    for name in re.findall(r"^(?:readme = \"|license-files = \[\")([\w.]+)", _project(), re.MULTILINE):
+        assert name in copied.split()
+
+
+def _project() -> str:
+    return (ROOT / "pyproject.toml").read_text()
+
+
+def test_the_image_installs_pinned_versions_as_the_makefile_does() -> None:
+    runs = " ".join(rest for name, rest in instructions() if name == "RUN")
+    assert "--require-hashes -r requirements/serve.txt" in runs
+    assert "--no-deps --no-build-isolation ." in runs
+    bases = [rest.split()[0] for name, rest in instructions() if name == "FROM"]
+    assert len(set(bases)) == 1
+    minor = re.fullmatch(r"python:3\.(\d+)-slim", bases[0])
+    assert minor, bases
+    assert f"Programming Language :: Python :: 3.{minor[1]}" in _project()
+
+
+def test_the_image_serves_as_a_user_without_rights_and_its_settings_are_taken() -> None:
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", the("USER"))
+    assert json.loads(the("ENTRYPOINT")) == COMMAND.split()
+    variables = dict(part.split("=", 1) for part in the("ENV").split())
+    settings = {name: value for name, value in variables.items() if name.startswith("COGMENT_")}
+    assert set(settings) <= VARIABLES
+    assert loaded(**settings).archive_dir.startswith(f"{the('VOLUME').strip()}/")
+    assert int(the("EXPOSE")) == Settings().port
+    assert the("STOPSIGNAL") == "SIGTERM"
+
+
+def test_the_health_check_succeeds_against_a_server_and_fails_without_one(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        assert is_healthy(server.port)
+        assert server.stop() == 0
+        assert not is_healthy(server.port)
+
+
+def test_the_health_check_fails_against_something_else_that_listens() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        assert not is_healthy(other.getsockname()[1])
+
+
+def test_the_health_check_needs_only_what_the_image_has() -> None:
+    [code] = health_command()[2:]
+    imported = {
+        alias.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import) for alias in node.names
+    }
+    imported |= {str(node.module) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)}
+    assert imported == {"os", "sys", "grpc", "grpc_health.v1"}
+    pins = (ROOT / "requirements/serve.txt").read_text()
+    assert "\ngrpcio==" in pins
+    assert "\ngrpcio-health-checking==" in pins

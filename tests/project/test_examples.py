@@ -1,0 +1,258 @@
+"""The examples do what their page says: each runs as a process, with a server of its own."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import psutil
+import pytest
+
+from cogment_model_registry import ModelRegistry, VersionInfo
+from cogment_model_registry import numpy as tensors
+from tests.processes import START_SECONDS, clean_environment, server_process
+
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
+TRAIN = EXAMPLES / "cartpole/train.py"
+DEPLOY = EXAMPLES / "deploy.py"
+
+WEIGHTS = {
+    "hidden.weight": np.eye(4, dtype=np.float32),
+    "hidden.bias": np.zeros(4, np.float32),
+    "output.weight": np.array([[0, 0, -1, 0], [0, 0, 1, 0]], np.float32),
+    "output.bias": np.zeros(2, np.float32),
+}
+"""A policy that pushes to the side to which the pole leans."""
+
+LEANING_RIGHT = [0.0, 0.0, 0.1, 0.0]
+
+
+@contextmanager
+def started(script: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Open a context in which an example runs, in a session of its own; what is left of it at the end is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        env=clean_environment(),
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            for each in family(process):
+                each.kill()
+
+
+def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    """Return a process that runs, and those that it started."""
+    try:
+        parent = psutil.Process(process.pid)
+        return [parent, *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def wait_for_line(output: IO[str] | None, pattern: str) -> re.Match[str]:
+    """Return the match of the first of the lines to come that has one."""
+    assert output
+    lines = []
+    for line in output:
+        if match := re.search(pattern, line):
+            return match
+        lines.append(line)
+    raise AssertionError(f"no line with {pattern!r}, but: {''.join(lines)}")
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    """The port of a server."""
+    with server_process(tmp_path / "archive") as server:
+        yield server.port
+
+
+@pytest.fixture
+def registry(port: int) -> Iterator[ModelRegistry]:
+    """A client of it."""
+    with ModelRegistry(f"grpc://127.0.0.1:{port}", progress=False) as client:
+        yield client
+
+
+def train(port: int, *arguments: str) -> str:
+    """Run a short training, and return what it printed."""
+    command = [sys.executable, str(TRAIN), f"--endpoint=grpc://127.0.0.1:{port}", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=clean_environment())
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not result.stderr
+    return result.stdout
+
+
+def test_a_training_publishes_each_update_and_stores_the_best(
+    port: int, registry: ModelRegistry, tmp_path: Path
+) -> None:
+    plot = tmp_path / "returns.svg"
+    output = train(port, "--updates=15", "--episodes=4", "--actors=2", f"--plot={plot}")
+    versions = registry.list_versions("cartpole")
+    transient = [version for version in versions if not version.archived]
+    assert len(transient) == 1 + 15
+    assert transient[0].user_data["step"] == "0"
+    steps = [int(version.user_data["step"]) for version in transient]
+    assert steps == sorted(steps)
+    assert all(float(version.user_data["mean_return"]) > 1 for version in transient[1:])
+    check_stored(versions)
+    used = {int(number) for pair in re.findall(r"versions (\d+) to (\d+)", output) for number in pair}
+    assert len(used) > 1, "actors kept to one version"
+    assert "version number" in plot.read_text()
+
+
+def check_stored(versions: list[VersionInfo]) -> None:
+    """Check that the archived versions are copies of transient ones, each better than the one before."""
+    by_number = {version.number: version for version in versions}
+    stored = [version for version in versions if version.archived]
+    assert stored
+    for version in stored:
+        original = by_number[int(version.user_data["copy_of"])]
+        assert not original.archived
+        assert original.data_hash == version.data_hash
+    returns = [float(version.user_data["mean_return"]) for version in stored]
+    assert returns == sorted(set(returns))
+
+
+def test_it_starts_a_server_when_it_is_given_none_and_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
+    plot = tmp_path / "returns.png"
+    with started(TRAIN, "--updates=100000", "--actors=2", f"--plot={plot}") as process:
+        wait_for_line(process.stdout, r"stored version")
+        all_processes = family(process)
+        assert len(all_processes) >= 1 + 2 + 1
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout
+        rest = process.stdout.read()
+        assert process.wait(START_SECONDS) == 130
+        assert "interrupted" in rest
+        assert "Traceback" not in rest
+        _, alive = psutil.wait_procs(all_processes, START_SECONDS)
+        assert not alive
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.timeout(120)  # four programs start one after the other, and a busy machine takes seconds for each
+def test_actors_tell_when_their_weights_may_be_stale_and_the_training_outlives_a_restart(tmp_path: Path) -> None:
+    archive_dir = tmp_path / "archive"
+    with server_process(archive_dir) as server:
+        endpoint = f"--endpoint=grpc://127.0.0.1:{server.port}"
+        with started(TRAIN, endpoint, "--updates=100000", "--actors=1", "--episodes=2") as process:
+            wait_for_line(process.stdout, r"actor 1: begins with version \d+")
+            with ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
+                last = registry.get_version("cartpole").number
+            server.stop()
+            wait_for_line(process.stdout, r"actor 1: the weights may be stale: .+")
+            with server_process(archive_dir, f"--port={server.port}"):
+                wait_for_line(process.stdout, r"actor 1: the weights are up to date again")
+                with ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
+                    later = registry.watch("cartpole", after=last + 10)
+                    assert next(later).number > last + 10
+                process.terminate()
+                assert process.wait(START_SECONDS) == 130
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=START_SECONDS) as reply:
+        return json.load(reply)
+
+
+def post(url: str, observation: object) -> Any:
+    request = urllib.request.Request(url, json.dumps(observation).encode())
+    with urllib.request.urlopen(request, timeout=START_SECONDS) as reply:
+        return json.load(reply)
+
+
+@pytest.fixture
+def deployment(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A deployment of the model `policy`."""
+    file = f"--file={tmp_path / 'policy.safetensors'}"
+    with started(DEPLOY, f"--endpoint=grpc://127.0.0.1:{port}", "--model=policy", "--port=0", file) as process:
+        yield process
+
+
+def test_a_deployment_waits_for_an_archived_version(
+    deployment: subprocess.Popen[str], registry: ModelRegistry, tmp_path: Path
+) -> None:
+    url = wait_for_line(deployment.stdout, r"listening on (\S+)")[1]
+    wait_for_line(deployment.stdout, "waiting: .*does not exist")
+    tensors.publish(registry, "policy", WEIGHTS)
+    with pytest.raises(urllib.error.HTTPError, match="503") as refusal:
+        get(url)
+    refusal.value.close()
+    # The archived version may be seen by nobody before a transient one follows it.
+    version = tensors.store(registry, "policy", WEIGHTS, user_data={"mean_return": "190"})
+    tensors.publish(registry, "policy", WEIGHTS)
+    wait_for_line(deployment.stdout, f"serving version {version.number}")
+    reply = get(url)
+    assert (reply["model"], reply["version"]) == ("policy", version.number)
+    assert reply["user_data"]["mean_return"] == "190"
+    assert post(url, LEANING_RIGHT) == {"action": 1, "version": version.number}
+    assert (tmp_path / "policy.safetensors").read_bytes() == registry.retrieve("policy", version)
+    for nonsense in ([1, 2], "left", [None] * 4, {"a": 1}):
+        with pytest.raises(urllib.error.HTTPError, match="400") as refusal:
+            post(url, nonsense)
+        refusal.value.close()
+
+
+def test_a_deployment_that_begins_with_a_bad_version_serves_the_one_before(
+    port: int, registry: ModelRegistry, tmp_path: Path
+) -> None:
+    good = tensors.store(registry, "policy", WEIGHTS)
+    bad = registry.store("policy", os.urandom(1000))
+    file = tmp_path / "policy.safetensors"
+    arguments = [f"--endpoint=grpc://127.0.0.1:{port}", "--model=policy", "--port=0", f"--file={file}"]
+    with started(DEPLOY, *arguments) as process:
+        wait_for_line(process.stdout, f"refused version {bad.number}: ")
+        wait_for_line(process.stdout, f"serving version {good.number}")
+        assert file.read_bytes() == registry.retrieve(good)
+        assert not list(tmp_path.glob(".policy*"))
+
+
+def test_a_deployment_switches_versions_and_answers_each_request(
+    deployment: subprocess.Popen[str], registry: ModelRegistry
+) -> None:
+    url = wait_for_line(deployment.stdout, r"listening on (\S+)")[1]
+    first = tensors.store(registry, "policy", WEIGHTS)
+    wait_for_line(deployment.stdout, f"serving version {first.number}")
+    answers: list[dict[str, int]] = []
+    is_switched = threading.Event()
+
+    def ask() -> None:
+        while not is_switched.is_set():
+            answers.append(post(url, LEANING_RIGHT))
+        answers.append(post(url, LEANING_RIGHT))
+
+    client = threading.Thread(target=ask)
+    client.start()
+    try:
+        registry.store("policy", b"no policy")
+        wait_for_line(deployment.stdout, "refused version 2: the bytes are not safetensors")
+        opposite = {**WEIGHTS, "output.weight": -WEIGHTS["output.weight"]}
+        second = tensors.store(registry, "policy", opposite)
+        wait_for_line(deployment.stdout, f"serving version {second.number}")
+    finally:
+        is_switched.set()
+        client.join()
+    assert answers[0] == {"action": 1, "version": first.number}
+    assert answers[-1] == {"action": 0, "version": second.number}
+    assert {answer["version"] for answer in answers} == {first.number, second.number}
+    deployment.terminate()
+    assert deployment.stdout
+    assert deployment.stdout.read() == "stopped\n"
+    assert deployment.wait(START_SECONDS) == 0
