@@ -42,8 +42,8 @@ _HELP_WIDTH = {"max_content_width": 120}
 def model_registry() -> None:
     """Use a model registry: create and list models; publish, store, retrieve and watch versions.
 
-    Exits with 0 for success, 1 if a call or a file failed, 2 for a wrong flag, 3 if there is no such model or version,
-    and 4 if the registry is unavailable or took too long. One line on standard error says why.
+    Exits with 0 for success, 1 if a call or a file failed, 2 for a wrong flag, 3 if the model or version does not
+    exist, and 4 if the registry is unavailable or took too long. One line on standard error says why.
     """
 
 

@@ -172,7 +172,7 @@ def look_up(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """Return the tensor that a structure names.
 
     Raises:
-        InvalidError: There is none.
+        InvalidError: The version does not have it.
     """
     if name not in tensors:
         raise InvalidError(f"the structure of the tree names the tensor {quoted(name)}, which is missing")

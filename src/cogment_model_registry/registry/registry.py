@@ -235,7 +235,7 @@ class Registry:
         """Return the models with these ids, in the order given.
 
         Raises:
-            InvalidError: An id breaks a rule, or there are too many.
+            InvalidError: An id breaks a rule, or the list is too long.
             NotFoundError: One does not exist.
         """
         self._check_count("model_ids", len(model_ids))
@@ -275,7 +275,7 @@ class Registry:
 
         Raises:
             DataLossError: One is damaged.
-            InvalidError: The id breaks a rule, or there are too many numbers.
+            InvalidError: The id breaks a rule, or the list of numbers is too long.
             NotFoundError: The model or one of the versions does not exist.
         """
         self._check_model_id(model_id)
@@ -300,7 +300,7 @@ class Registry:
             raise
 
     async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
-        """Yield the latest version of the model if there is one, then newer ones; see `Catalog.watch`.
+        """Yield the latest version of the model if it has any, then newer ones; see `Catalog.watch`.
 
         To be closed with `contextlib.aclosing`.
 

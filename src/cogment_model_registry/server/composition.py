@@ -70,7 +70,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         open_backends: Opens its storage.
 
     Raises:
-        StartError: The archive or a port is not available, or there is nothing to register with the Directory.
+        StartError: The archive or a port is not available, or the host to register with the Directory is unknown.
     """
     grpc_workarounds.outlive_undecodable_paths()
     async with AsyncExitStack() as stack:
@@ -139,7 +139,7 @@ async def _follow_health(health: Health, archive: Archive) -> None:
 
 
 async def _release_memory(service: ModelRegistryService, transient: TransientStore) -> None:
-    """Give back what is kept for the next transfer when there is none for long.
+    """Return the memory that is kept for the next transfer to the system when none comes for long.
 
     While many transfers are under way, and after they were, what the heap keeps is given back at once, since it piles
     up between the blocks in use.
@@ -176,7 +176,7 @@ async def serve(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP rescans the archive.
 
     Raises:
-        StartError: The archive or a port is not available, or the Directory cannot be told a host.
+        StartError: The archive or a port is not available, or the host to register with the Directory is unknown.
     """
 
     def announce(server: Server) -> None:

@@ -137,7 +137,7 @@ class ArchiveSuite(VersionStoreSuite):
         async with self.reopened(store, tmp_path) as again:
             assert await again.scan() == []
 
-    async def test_an_upload_to_a_model_that_is_removed_meanwhile_fails(self, store: Archive) -> None:
+    async def test_an_upload_to_a_model_that_is_removed_before_its_commit_fails(self, store: Archive) -> None:
         info = describe("m", 1, b"data", True)
         async with await store.open_upload("m", 4) as upload:
             await write_pieces(upload, b"data")

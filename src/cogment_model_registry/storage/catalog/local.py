@@ -350,7 +350,7 @@ class LocalCatalog(Catalog):
         return model.transient.get(number) or self._infos.get((model.life, number))
 
     async def _get(self, model: _Model, number: int) -> VersionInfo | None:
-        """Return a visible version; None when there is none, or when it turns out to be damaged."""
+        """Return a visible version; None if it does not exist or turns out to be damaged."""
         info = self._cached(model, number)
         if info is None and model.has(number):
             [info] = await self._read(model, [number])

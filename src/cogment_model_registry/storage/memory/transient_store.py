@@ -57,7 +57,7 @@ class MemoryTransientStore(TransientStore):
         max_items: How many versions it keeps at most.
         max_bytes: How many bytes it holds at most.
         executor: Where to hash.
-        elsewhere: Who has the versions that this store does not have, if anybody.
+        elsewhere: The owner of the versions that this store does not have, if any.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class MemoryTransientStore(TransientStore):
         return bytearray(size_bytes)
 
     def keep(self, info: VersionInfo, blob: _Blob, evicted: list[VersionInfo]) -> None:
-        """Make an uploaded version readable; add to a list what is evicted where there are too many."""
+        """Make an uploaded version readable; add to a list the versions that are evicted for it."""
         blob.info = info
         key = (info.model_id, info.number)
         self._uploaded_bytes -= blob.size_bytes
@@ -191,7 +191,7 @@ class MemoryTransientStore(TransientStore):
                 self._free(blob)
 
     def _evict_one(self, reason: str, evicted: list[VersionInfo], *, pinned_too: bool) -> bool:
-        """Evict the version that may go first, and add it to a list; return whether there was one.
+        """Evict the version that may go first, and add it to a list; return whether one was evicted.
 
         Evicting a version that is being read makes room for another version, but not for its bytes.
         """
