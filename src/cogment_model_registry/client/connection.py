@@ -123,7 +123,7 @@ class Connection:
 
     def _taken(self) -> _Link | None:
         """Return the present link, for one more user; None if the registry must be looked up first."""
-        self.check_open()  # in a forked process the lock may be locked for good
+        self.check_open()  # in a forked process the lock may stay locked
         with self._lock:
             self.check_open()
             if self._current is None or self._is_suspect:

@@ -71,7 +71,7 @@ def _array(name: str, leaf: object, dtype: npt.DTypeLike | None) -> Array:
 
 
 def decode(data: bytes, *, dtype: npt.DTypeLike | None = None) -> Any:
-    """Return the tree of a version, whoever wrote it; its arrays have memory of their own, which may be written to.
+    """Return the tree of a version of any framework; its arrays have memory of their own, and are writable.
 
     Args:
         data: The bytes of the version.

@@ -210,7 +210,7 @@ def upload(
     archived: bool,
     options: Mapping[str, Any],
 ) -> VersionInfo:
-    """Encode parameters, and publish them as a version or store them for good; see `ModelRegistry.publish`.
+    """Encode parameters, and publish or store them as a version; see `ModelRegistry.publish`.
 
     Args:
         encode: That of the framework.

@@ -40,7 +40,7 @@ _IDLE_SECONDS = 10.0
 """How long after the last transfer memory is kept for the next one: trainers publish more often."""
 
 _DEREGISTER_SECONDS = 1.5
-"""How long stopping waits for the Directory at most: whoever asks it is to find nothing within two seconds."""
+"""The longest wait for the Directory when stopping: it should forget this server within two seconds."""
 
 
 class Server:
