@@ -47,6 +47,7 @@ def main() -> None:
     lowest = [
         *needs,
         *extras["numpy"],
+        *extras["jax"],
         *project["build-system"]["requires"],
         *pinned(("editables", *TEST_TOOLS), develop),
     ]

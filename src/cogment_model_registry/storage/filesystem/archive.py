@@ -19,8 +19,9 @@ from cogment_model_registry.errors import NO_ROOM, DataLossError, ModelRegistryE
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Reader, Removal, Upload
-from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, DoomedModel, Fingerprint, NewFile
+from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, DoomedModel, NewFile
 from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.filesystem.reading import Fingerprint, fingerprint
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import run_to_end, run_to_have
@@ -79,7 +80,7 @@ class DirectoryArchive(FolderArchive):
 
     @property
     def failure(self) -> str:
-        return self.directory.failure
+        return self.directory.writer.failure
 
     async def open(self) -> None:
         await self.run(self.directory.open)
@@ -233,7 +234,7 @@ class _FileUpload(Upload):
     def _sync_ahead(self) -> None:
         """Let a thread sync what was written once it is enough, unless a sync is still running."""
         if self._unsynced_bytes >= _SYNC_BYTES and all(syncing.done() for syncing in self._syncing):
-            self._syncing.append(self._archive.start(self._archive.directory.sync_file, self._new.file))
+            self._syncing.append(self._archive.start(self._archive.directory.writer.sync_file, self._new.file))
             self._unsynced_bytes = 0
 
     async def _settle(self, working: list[asyncio.Future[None]]) -> None:
@@ -248,7 +249,7 @@ class _FileUpload(Upload):
         await self._pass_on(self._buffer)
         await self._settle(self._working)
         await self._settle(self._syncing)  # a later sync must not hide one that failed
-        await run_to_end(self._archive.run(self._archive.directory.sync_file, self._new.file))
+        await run_to_end(self._archive.run(self._archive.directory.writer.sync_file, self._new.file))
         return self._hash.digest_text()
 
     async def commit(self, info: VersionInfo) -> None:
@@ -345,7 +346,7 @@ class _FileReader(Reader):
 
     def _check(self) -> None:
         """Compare what was read with what was stored."""
-        now = self._archive.directory.fingerprint(self._file)
+        now = fingerprint(self._archive.directory.files, self._file)
         if (now.size_bytes, now.modified_ns) != (self._fingerprint.size_bytes, self._fingerprint.modified_ns):
             raise self._damage("its data was changed while it was read")
         # `changed_ns` changes with the bytes, even if someone sets the other times back; but also when the version
