@@ -570,7 +570,7 @@ async def test_a_tracker_is_entered_once(server: Server) -> None:
     async with aio.ModelRegistry(endpoint) as registry:
         tracked = registry.track("policy")
         async with tracked:
-            with pytest.raises(errors.ClosedError, match="was tracked before: call `track` again"):
+            with pytest.raises(errors.ClosedError, match="was tracked before with this object: call `track` again"):
                 await tracked.__aenter__()
             assert not isinstance(tracked.error, errors.ClosedError)
         with pytest.raises(errors.ClosedError, match="was tracked before"):
@@ -578,7 +578,7 @@ async def test_a_tracker_is_entered_once(server: Server) -> None:
     with ModelRegistry(endpoint) as blocking:
         latest = blocking.track("policy")
         with latest:
-            with pytest.raises(errors.ClosedError, match="was tracked before: call `track` again"):
+            with pytest.raises(errors.ClosedError, match="was tracked before with this object: call `track` again"):
                 latest.__enter__()
             assert not isinstance(latest.error, errors.ClosedError)
         with pytest.raises(errors.ClosedError, match="was tracked before"):

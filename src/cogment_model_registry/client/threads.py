@@ -1,7 +1,7 @@
 """Work on threads of its own: what hashes and uses files, and what the main thread waits for.
 
 Each piece of work has a new thread. A pool saves some 10 microseconds of a call, and has its price: the locks of the
-standard library's are Python code, so an interruption of the main thread may leave one locked for good; its threads
+standard library's are Python code, so an interruption of the main thread may leave one locked indefinitely; its threads
 are missing in a process that was forked; and it takes no work once the main thread has ended, though others go on.
 """
 
@@ -60,7 +60,7 @@ class Job(Generic[_T]):
     """
 
     def __init__(self, work: Callable[[], _T]) -> None:
-        self._work = [work]  # whoever takes it out decides
+        self._work = [work]  # the one who takes it out decides
         self._outcome: queue.SimpleQueue[tuple[_T | None, BaseException | None]] = queue.SimpleQueue()
         self.is_over = False
 

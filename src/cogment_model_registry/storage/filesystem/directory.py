@@ -58,7 +58,7 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class DoomedModel:
-    """A model that is out of the archive, and whose files are still to be removed.
+    """A model that was taken out of the archive, and whose files still have to be removed.
 
     Attributes:
         name: The name of its directory now.
@@ -72,11 +72,11 @@ class DoomedModel:
 class ArchiveDirectory:
     """An archive directory, read and written by blocking calls.
 
-    Errors are those of the package where the layout is concerned, and `OSError` where the system is.
+    Errors about the layout are those of the package; errors of the system are `OSError`.
 
     Args:
-        path: The directory; created when it is missing.
-        model_id_max_bytes: Directories with longer names are no models.
+        path: The directory; created if it does not exist.
+        model_id_max_bytes: Directories with longer names are not models.
         files: The file operations.
         observe_sync: Called after each sync, with its kind (`file`, `directory`) and the seconds that it took.
     """
@@ -94,13 +94,13 @@ class ArchiveDirectory:
         self._left_models: list[str] = []
 
     def open(self, *, sweep: bool = True) -> None:
-        """Take the directory for this process alone, and remove what a crash left, unless `sweep` is false."""
+        """Lock the directory for this process, and remove the leftovers of a crash unless `sweep` is false."""
         try:
             self._root = self.files.open_root(self._path)
             self._lock = self._take_lock()
             self.writer.failure = ""
             if sweep:
-                # What a process that was killed had renamed is made durable, before anything is built on it.
+                # Make the renames of a process that was killed durable before anything relies on them.
                 self.writer.sync_directory(self._root)
                 self._sweep()
         except OSError as error:
@@ -128,7 +128,7 @@ class ArchiveDirectory:
                 holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
                 raise StartError(f"archive directory {self._path} is in use by process {holder}")
             if os.fstat(lock).st_nlink > 1:
-                # Also the name of a file elsewhere, as in a backup made of links: that one is left alone.
+                # A file elsewhere has this inode too, as in a backup made of hard links: leave that file alone.
                 os.unlink(layout.LOCK_NAME, dir_fd=self._root)
                 os.close(lock)
                 return self._take_lock()
@@ -140,7 +140,7 @@ class ArchiveDirectory:
         return lock
 
     def close(self) -> None:
-        """Give the directory up."""
+        """Release the directory."""
         for descriptor in (self._lock, self._root):
             if descriptor >= 0:
                 self.close_file(descriptor)
@@ -149,7 +149,7 @@ class ArchiveDirectory:
         self._left_models.clear()
 
     def close_file(self, descriptor: int) -> None:
-        """Close a descriptor, whatever the system says of it."""
+        """Close a descriptor, ignoring errors."""
         close_quietly(self.files, descriptor)
 
     def scan(self) -> list[FolderContents]:
@@ -208,7 +208,7 @@ class ArchiveDirectory:
         try:
             old = read_metadata(self.files, directory, name)
         except (FileNotFoundError, layout.BadMetadata, NotRegularError):
-            old = b""  # damaged: nothing to go back to
+            old = b""  # damaged, so no old text to restore
         try:
             self.writer.write(directory, name, layout.format_model(info))
         except OSError:
@@ -217,7 +217,7 @@ class ArchiveDirectory:
             raise
 
     def _create_model(self, info: ModelInfo) -> None:
-        """Make the directory of a model under a temporary name, and rename it when it has what it needs.
+        """Make the directory of a model under a temporary name, and rename it when it is complete.
 
         The original takes any directory for a model, and fails on one without metadata.
         """
@@ -239,7 +239,7 @@ class ArchiveDirectory:
             raise
 
     def begin_removal(self, model_id: str) -> DoomedModel:
-        """Take the model out of the archive, durably, and all of it at once: by a rename."""
+        """Take the model out of the archive, durably and atomically: by a rename."""
         self._require_writable()
         doomed = layout.temporary_name()
         try:
@@ -261,7 +261,7 @@ class ArchiveDirectory:
         self._remove_doomed(removal.name)
 
     def _remove_doomed(self, doomed: str) -> None:
-        """Remove a model on its way out; again where an upload that just began left a file behind the first sweep."""
+        """Remove a model on its way out; repeat if an upload that just began left a file after the first attempt."""
         errors: list[OSError] = []
         for _ in range(3):
             errors.clear()
@@ -273,7 +273,7 @@ class ArchiveDirectory:
             _log.warning("removal of part of a deleted model postponed", reason=errors[-1].strerror)
 
     def write_high_water_mark(self, model_id: str, number: int) -> None:
-        """Persist the number up to which none may be given again."""
+        """Persist the number up to which no number may be given again."""
         self._require_writable()
         try:
             with self._directory(model_id) as directory:
@@ -299,7 +299,7 @@ class ArchiveDirectory:
             raise
 
     def _require_absent(self, directory: int, *names: str) -> None:
-        """Refuse to replace what someone put there from outside under a number that was free."""
+        """Refuse to replace files that someone put there from outside under a free number."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 self.files.status_of(directory, name)
@@ -333,7 +333,7 @@ class ArchiveDirectory:
             return NewFile(directory, self.files.create(directory, name), name)
         except FileNotFoundError:
             self.close_file(directory)
-            raise NotFoundError.model(model_id) from None  # removed in between
+            raise NotFoundError.model(model_id) from None  # removed in the meantime
         except BaseException:
             self.close_file(directory)
             raise

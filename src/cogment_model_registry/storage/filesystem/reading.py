@@ -24,7 +24,7 @@ _SETTLING_NS = 50 * 10**6
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What a file's status says of its content: while it stays the same, so does the content."""
+    """The part of a file's status that changes with its content."""
 
     inode: int
     size_bytes: int
@@ -35,7 +35,7 @@ class Fingerprint:
 
     @property
     def is_settled(self) -> bool:
-        """Whether a change after this was taken would show: many kernels keep times in ticks of up to 10 ms."""
+        """Whether a later change of the file would change this too: many kernels keep times in ticks of up to 10 ms."""
         return self.taken_ns - max(self.modified_ns, self.changed_ns) > _SETTLING_NS
 
 
@@ -167,7 +167,7 @@ def damage_of(error: layout.BadMetadata | OSError) -> str:
     """Return what is wrong with a file, without its name.
 
     Raises:
-        OSError: Nothing that is known: the file is unavailable.
+        OSError: The error does not show damage: the file is unavailable.
     """
     if isinstance(error, NotRegularError):
         return "it is not a regular file"

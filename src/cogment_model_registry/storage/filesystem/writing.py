@@ -71,7 +71,7 @@ class DurableWriter:
             raise
 
     def remove(self, directory: int, name: str) -> None:
-        """Remove a file of ours, or, when that fails now, with the next write."""
+        """Remove a file that this process made; if that fails, try again with the next write."""
         try:
             self._files.remove(directory, name)
         except OSError:
