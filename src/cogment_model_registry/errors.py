@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-"""The system's errors of writing that mean that there is no room: those of `TooLargeError`."""
+"""The system's errors of writing that mean that no space is left: those of `TooLargeError`."""
 
 
 class ModelRegistryError(Exception):

@@ -10,6 +10,7 @@ import pytest
 from cogment_model_registry import ModelRegistry, aio
 from cogment_model_registry.client import blocking
 from cogment_model_registry.server.composition import Server
+from tests.waiting import eventually
 
 
 class Awaited:
@@ -67,6 +68,16 @@ async def opened(flavour: str, port: int, **options: Any) -> AsyncIterator[Any]:
     else:
         with ModelRegistry(endpoint, **options) as registry:
             yield Awaited(registry)
+
+
+async def counted(registry: Any, **counts: int) -> None:
+    """Wait until the server of a client counts so many uploads, retrievals or watchers."""
+
+    async def as_many() -> bool:
+        status = await registry.status()
+        return all(status[name] == str(count) for name, count in counts.items())
+
+    await eventually(as_many)
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

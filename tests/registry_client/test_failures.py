@@ -22,7 +22,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.frames import split_body
 from tests.ports import free_port
-from tests.registry_client.conftest import opened
+from tests.registry_client.conftest import counted, opened
 from tests.registry_client.network import cutting, tcp_server
 from tests.registry_client.scripted import (
     DATA,
@@ -371,9 +371,7 @@ async def test_cancelling_ends_an_upload_and_a_download(server: Server, tmp_path
                 await task
         assert os.listdir(tmp_path) == ["archive"]
         assert [version.number for version in await registry.list_versions("policy")] == [1]
-        async with asyncio.timeout(20):
-            while (status := await registry.status()) and (status["uploads"], status["retrievals"]) != ("0", "0"):
-                pass
+        await counted(registry, uploads=0, retrievals=0)
 
 
 async def test_a_download_over_a_network_that_cuts_gets_through(flavour: str, server: Server, tmp_path: Path) -> None:
@@ -591,8 +589,7 @@ async def test_a_task_that_went_on_after_a_cancellation_is_told_that_the_client_
     task = asyncio.ensure_future(watch())
     await begun.wait()
     task.cancel()
-    while (await registry.status())["watchers"] != "1":
-        pass
+    await counted(registry, watchers=1)
     await registry.close()
     with pytest.raises(errors.ClosedError):
         await task

@@ -22,7 +22,7 @@ from cogment_model_registry.wire import messages as m
 from tests import waiting
 from tests.ports import free_port
 from tests.processes import server_process
-from tests.registry_client.conftest import opened
+from tests.registry_client.conftest import counted, opened
 from tests.registry_client.scripted import (
     DATA,
     HASH,
@@ -59,8 +59,7 @@ async def test_a_watch_leaves_out_what_is_known(registry: Any) -> None:
     first = await registry.publish("policy", b"1")
     async with aclosing(registry.watch("policy", after=first.number)) as versions:
         following = asyncio.ensure_future(next_of(versions))
-        while (await registry.status())["watchers"] != "1":
-            pass
+        await counted(registry, watchers=1)
         await registry.publish("policy", b"2")
         assert (await following).number == 2
 
@@ -86,9 +85,7 @@ async def test_a_watch_that_is_left_frees_the_server(registry: Any) -> None:
     async with aclosing(registry.watch("policy")) as versions:
         await next_of(versions)
         assert (await registry.status())["watchers"] == "1"
-    async with asyncio.timeout(20):
-        while (await registry.status())["watchers"] != "0":
-            pass
+    await counted(registry, watchers=0)
 
 
 async def test_a_watch_survives_a_restart_and_never_goes_back(flavour: str, tmp_path: Path) -> None:
@@ -203,8 +200,7 @@ async def test_a_watch_that_waits_for_a_first_version_survives_a_restart(flavour
         ):
             await other.create_model("policy")
             following = asyncio.ensure_future(next_of(versions))
-            while (await other.status())["watchers"] != "1":
-                pass
+            await counted(other, watchers=1)
             await asyncio.to_thread(server.kill)
             with server_process(tmp_path / "archive", port):
                 first = await other.publish("policy", b"1")
@@ -339,9 +335,7 @@ async def test_trackers_end_at_once(registry: Any) -> None:
     for _ in range(20):
         async with asyncio.timeout(20), registry.track("policy") as latest:
             await latest.wait_for(timeout=PATIENT)
-    async with asyncio.timeout(20):
-        while (await registry.status())["watchers"] != "0":
-            pass
+    await counted(registry, watchers=0)
 
 
 async def test_a_tracker_of_a_server_that_is_silent_ends_at_once(flavour: str) -> None:
@@ -500,8 +494,7 @@ async def test_closing_a_client_ends_all_that_waits_for_it(flavour: str, server:
                 asyncio.ensure_future(latest.wait_for()),
                 asyncio.ensure_future(registry.publish("policy", tmp_path / "pipe")),
             ]
-            while (await registry.status())["watchers"] != "2":
-                pass
+            await counted(registry, watchers=2)
             await registry.close()
             for end in ends:
                 async with asyncio.timeout(20):
@@ -577,7 +570,7 @@ async def test_a_tracker_is_entered_once(server: Server) -> None:
     async with aio.ModelRegistry(endpoint) as registry:
         tracked = registry.track("policy")
         async with tracked:
-            with pytest.raises(errors.ClosedError, match="was tracked before: call `track` again"):
+            with pytest.raises(errors.ClosedError, match="was tracked before with this object: call `track` again"):
                 await tracked.__aenter__()
             assert not isinstance(tracked.error, errors.ClosedError)
         with pytest.raises(errors.ClosedError, match="was tracked before"):
@@ -585,7 +578,7 @@ async def test_a_tracker_is_entered_once(server: Server) -> None:
     with ModelRegistry(endpoint) as blocking:
         latest = blocking.track("policy")
         with latest:
-            with pytest.raises(errors.ClosedError, match="was tracked before: call `track` again"):
+            with pytest.raises(errors.ClosedError, match="was tracked before with this object: call `track` again"):
                 latest.__enter__()
             assert not isinstance(latest.error, errors.ClosedError)
         with pytest.raises(errors.ClosedError, match="was tracked before"):

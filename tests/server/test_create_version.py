@@ -23,6 +23,7 @@ from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, upload
+from tests.waiting import eventually
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -45,9 +46,11 @@ def files(directory: Path) -> list[str]:
 
 async def settled(client: Client, **expected: str) -> None:
     """Wait until the status is as expected."""
-    async with asyncio.timeout(10):
-        while await client.status(*expected) != expected:
-            pass
+
+    async def is_so() -> bool:
+        return await client.status(*expected) == expected
+
+    await eventually(is_so)
 
 
 @asynccontextmanager
@@ -345,6 +348,7 @@ async def test_broken_connection_leaves_nothing_behind(
 
 
 IDLE = Settings(cache_max_bytes=BUDGET_BYTES, grace_seconds=0, upload_idle_seconds=1)
+PATIENT = Settings(grace_seconds=0, upload_idle_seconds=2)
 
 
 @ARCHIVED
@@ -356,11 +360,11 @@ async def test_upload_that_sends_nothing_ends_and_frees_what_it_held(tmp_path: P
 
 
 async def test_upload_that_sends_now_and_then_may_last_longer(tmp_path: Path) -> None:
-    async with serving(tmp_path, IDLE) as server, connected(server.port) as client:
+    async with serving(tmp_path, PATIENT) as server, connected(server.port) as client:
         await client.create_model("m")
         call = client.uploading()
         for chunk in upload("m", bytes(8), chunk_size=1):
             await call.write(chunk.SerializeToString())
-            await asyncio.sleep(0.2)  # the pace of the sender
+            await asyncio.sleep(0.25)  # the pace of the sender: all of it takes longer than one silence may
         await call.done_writing()
         assert await call.code() == grpc.StatusCode.OK

@@ -16,6 +16,7 @@ from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, next_version, refused, upload
+from tests.server.under_way import under_way
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 MIB = 1024 * 1024
@@ -247,8 +248,7 @@ async def test_readers_finish_what_is_deleted_and_its_bytes_come_back(client: Cl
     while (message := await call.read()) is not grpc.aio.EOF:
         received.append(message)
     assert b"".join(m.RetrieveVersionDataReplyChunk.FromString(chunk).data_chunk for chunk in received) == data
-    while (await client.status("transient_bytes"))["transient_bytes"] != "0":
-        pass
+    await under_way(client, transient_bytes=0)
     await client.create_model("m")
     assert (await client.publish("m", data + data[: 24 * MIB])).data_size == 64 * MIB
 

@@ -18,6 +18,8 @@ from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, header, next_version, refused, upload
+from tests.server.under_way import under_way
+from tests.waiting import eventually
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 MIB = 1024 * 1024
@@ -114,13 +116,14 @@ async def test_status_counts_what_there_is_and_what_is_under_way(client: Client)
     await next_version(watch)
     upload_call = client.uploading()
     await upload_call.write(header("m", 1, archived=True).SerializeToString())
-    async with asyncio.timeout(10):
-        while await counts() != [2, 2, 1, len(data), 1, 1, 1]:
-            pass
-        for call in (retrieval, watch, upload_call):
-            call.cancel()
-        while await counts() != [2, 2, 1, len(data), 0, 0, 0]:
-            pass
+
+    async def are_under_way(count: int) -> bool:
+        return await counts() == [2, 2, 1, len(data), count, count, count]
+
+    await eventually(lambda: are_under_way(1))
+    for call in (retrieval, watch, upload_call):
+        call.cancel()
+    await eventually(lambda: are_under_way(0))
     await client.delete_model("m")
     assert await counts() == [1, 0, 0, 0, 0, 0, 0]
 
@@ -137,17 +140,11 @@ async def uploads_under_way(client: Client, count: int, size: int, archived: boo
     calls = [client.uploading() for _ in range(count)]
     for call in calls:
         await call.write(header("m", size, archived).SerializeToString())
-    await has_uploads(client, count)
+    await under_way(client, uploads=count)
     yield
     for call in calls:
         call.cancel()
-    await has_uploads(client, 0)
-
-
-async def has_uploads(client: Client, count: int) -> None:
-    async with asyncio.timeout(10):
-        while await client.status("uploads") != {"uploads": str(count)}:
-            pass
+    await under_way(client, uploads=0)
 
 
 async def test_load_rises_with_the_memory_that_is_promised_and_falls_again(client: Client) -> None:
@@ -156,9 +153,11 @@ async def test_load_rises_with_the_memory_that_is_promised_and_falls_again(clien
         assert 120 <= await load_of(client) <= 135
     async with uploads_under_way(client, 1, BUDGET_BYTES):
         assert await load_of(client) >= 240
-    async with asyncio.timeout(10):
-        while await load_of(client):
-            pass
+
+    async def is_idle() -> bool:
+        return await load_of(client) == 0
+
+    await eventually(is_idle)
 
 
 @pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])

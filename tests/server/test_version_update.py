@@ -15,6 +15,7 @@ from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, next_version, refused, upload
+from tests.server.under_way import under_way
 
 NOT_FOUND, UNAVAILABLE = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNAVAILABLE
 MIB = 1024 * 1024
@@ -33,9 +34,7 @@ async def watching(client: Client, model_id: str, count: int = 1) -> AsyncIterat
 
 async def has_watchers(client: Client, count: int) -> None:
     """Wait until the server has that many watchers."""
-    async with asyncio.timeout(10):
-        while await client.status("watchers") != {"watchers": str(count)}:
-            pass
+    await under_way(client, watchers=count)
 
 
 async def end_of(watch: Any) -> grpc.StatusCode:

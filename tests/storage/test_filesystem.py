@@ -8,6 +8,7 @@ import random
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.testing.archive import ArchiveSuite, remove
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
+from tests.waiting import until
 
 MIB = 1024 * 1024
 
@@ -162,14 +164,22 @@ class SyncingFiles(Files):
         super().sync_file(file)
 
 
+def _has_synced(files: SyncingFiles, count: int) -> bool:
+    return files.syncs == count
+
+
 async def test_large_upload_is_synced_while_it_is_received(tmp_path: Path) -> None:
     files = SyncingFiles()
     async with opened(tmp_path, files) as archive:
         before = files.syncs
-        data = bytes(40 * MIB)
-        async with await archive.open_upload("m", len(data)) as upload:
-            await write_pieces(upload, data, [2 * MIB] * 19)
-            assert files.syncs - before == 3  # after the first 16 MiB and after the second, and at the end
+        piece = memoryview(bytes(2 * MIB))
+        async with await archive.open_upload("m", 20 * len(piece)) as upload:
+            for number in range(20):
+                await upload.write(piece)
+                if number in (8, 17):  # a piece after each 16 MiB; while a sync runs, no other one begins
+                    await until(partial(_has_synced, files, before + number // 8))
+            await upload.finish()
+            assert files.syncs - before == 3
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])

@@ -1,4 +1,4 @@
-"""The command line: `cogment services ...` runs servers, `cogment client ...` asks them.
+"""The command line: `cogment services ...` runs servers, `cogment client ...` calls them.
 
 `cogment archive ...` works on an archive directory without a server.
 """

@@ -1,4 +1,4 @@
-"""`cogment archive`: looking after an archive directory, and moving models between two, without a server."""
+"""`cogment archive`: verify, repair, export and import archive directories, without a server."""
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def archive() -> None:
 def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     """Check an archive DIRECTORY: all metadata, and all data against its hash.
 
-    Exits with 0 if nothing is wrong, 1 if something is, 2 if there is no such directory, and 3 if a repair finds that
+    Exits with 0 if nothing is wrong, 1 if something is, 2 if the directory does not exist, and 3 if a repair finds that
     another process uses the directory. Without --repair nothing is written, and a server may use the directory; files
     that may be part of its current work are then not reported.
 
@@ -89,7 +89,7 @@ def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, 
 
 
 def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
-    """Print what was found, for people."""
+    """Print the findings, for people."""
     if report.holder:
         click.echo(
             f"note: process {shown(report.holder)} uses the archive: temporary files, data without metadata and models "
@@ -175,7 +175,8 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
     """Write a model of an archive DIRECTORY, with all its archived versions, to one tar file.
 
     Data is checked against its hash, and `cogment archive import` detects a file that was cut. A server may use the
-    directory. Exits with 1 if something is damaged, and with 3 if there is no such model.
+    directory. Exits with 1 if something is damaged, with 3 if the model does not exist, and with 4 if a file cannot be
+    read because its disk fails.
     """
     from cogment_model_registry.storage.filesystem import claim, model_export  # noqa: PLC0415 # not needed for --help
 

@@ -1,4 +1,4 @@
-"""`cogment client`: asking servers from the command line."""
+"""`cogment client`: calls to servers from the command line."""
 
 import click
 

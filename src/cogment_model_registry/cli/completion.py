@@ -1,4 +1,4 @@
-"""Completion in bash, which breaks the words of a line at colons and equals signs before it asks anyone."""
+"""Completion in bash, which breaks the words of a line at colons and equals signs before it calls the program."""
 
 import os
 from typing import Any
@@ -36,5 +36,5 @@ class _WholeWords(BashComplete):
 
 
 def install() -> None:
-    """Let click complete so."""
+    """Register this completion with click."""
     add_completion_class(_WholeWords)

@@ -1,4 +1,4 @@
-"""The flags that say which registry a command asks, and how; and what completes names from that registry."""
+"""The flags that say which registry a command calls, and how; and completion of names from that registry."""
 
 import contextlib
 import functools
@@ -22,10 +22,10 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 RETRY_SECONDS = 3.0
-"""How long a command tries to reach a registry, unless its `--timeout` says so: someone waits for the answer."""
+"""How long a command tries to reach a registry, unless `--timeout` sets it: a person waits for the answer."""
 
 _VARIABLES = ("COGMENT_MODEL_REGISTRY_ENDPOINT", "COGMENT_DIRECTORY_ENDPOINT")
-"""Where the environment says where a registry is."""
+"""The environment variables that say where a registry is."""
 
 _COMPLETION_SECONDS = 1.0
 """How long a completion may take: the shell waits for it."""
@@ -40,7 +40,7 @@ class Flags:
 
     Attributes:
         endpoint: Where the registry is; None to let the environment and the Directory say.
-        directory_endpoint: Where the Directory is.
+        directory_endpoint: The address of the Directory.
         directory_authentication_token: The token of the registry there.
         timeout_seconds: How long the command may take to get an answer; None for the defaults of the library.
         as_json: Whether to print JSON.
@@ -64,7 +64,7 @@ class Flags:
         """Return a context manager with the registry; signals end it as they should end a command.
 
         Raises:
-            SettingError: A flag, or a variable of the environment, has another form.
+            SettingError: A flag or an environment variable is malformed.
         """
         with (
             telling("the command"),
@@ -86,7 +86,7 @@ class Flags:
             raise
 
     def say(self, message: str) -> None:
-        """Tell people what was done, unless programs read along."""
+        """Print what was done, unless the output is for programs."""
         if not self.is_quiet and not self.as_json:
             click.echo(message)
 

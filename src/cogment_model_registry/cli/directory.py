@@ -1,4 +1,4 @@
-"""`cogment client directory`: looking into any Directory, and changing it, by hand.
+"""`cogment client directory`: calls to any Directory, by hand.
 
 The names of commands and flags are those of the original; `--json` and `--timeout` are ours.
 """
@@ -31,7 +31,7 @@ else:
 
 
 class _Parsed(_ParamType):
-    """A parameter that a function of the settings parses."""
+    """A parameter that a function of `records.addresses` parses."""
 
     def __init__(self, name: str, parse: Callable[[str], object], allowed: str) -> None:
         self.name = name

@@ -1,6 +1,6 @@
-"""`cogment client model_registry`: asking any model registry, and changing it, by hand and in scripts.
+"""`cogment client model_registry`: calls to any model registry, by hand and in scripts.
 
-The original's command line has nothing of the kind; names of commands are those of the library's calls.
+The original's command line has no such commands; they have the names of the library's calls.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ _HELP_WIDTH = {"max_content_width": 120}
 def model_registry() -> None:
     """Use a model registry: create and list models; publish, store, retrieve and watch versions.
 
-    Exits with 0 for success, 1 if a call or a file failed, 2 for a wrong flag, 3 if there is no such model or version,
-    and 4 if the registry is unavailable or took too long. One line on standard error says why.
+    Exits with 0 for success, 1 if a call or a file failed, 2 for a wrong flag, 3 if the model or version does not
+    exist, and 4 if the registry is unavailable or took too long. One line on standard error says why.
     """
 
 
@@ -190,7 +190,7 @@ def _show(flags: Flags, version: VersionInfo) -> None:
 
 
 def _upload_command(name: str, doc: str, *, archived: bool) -> None:
-    """Add the command that creates versions of one kind; the two have all but that in common."""
+    """Add the command that creates versions of one tier; the two commands differ only in that."""
 
     @model_registry.command(name, help=doc, context_settings=_HELP_WIDTH)
     @_model

@@ -1,4 +1,4 @@
-"""The arguments of `cogment client model_registry`: what they may be, and how a line of words becomes them."""
+"""The arguments of `cogment client model_registry`: their types, and how the words of a line are parsed."""
 
 import re
 from collections.abc import Callable
@@ -21,7 +21,7 @@ else:
 
 
 class ModelId(_Text):
-    """The id of a model: any text; which ones are names of models is for the registry to say."""
+    """The id of a model: any text; the registry has the rules."""
 
     name = "model"
 
@@ -90,7 +90,7 @@ class NumberedCommand(click.Command):
         options = [option for option in self.params if isinstance(option, click.Option) and not option.is_flag]
         with_value = {name for option in options for name in option.opts}
         if ctx.resilient_parsing and args and args[-1] in with_value:
-            args = args[:-1]  # its value is to be completed, which takes the model that is on the line
+            args = args[:-1]  # its value is being completed, which needs the model on the line
         return super().parse_args(ctx, self._named(args, with_value))
 
     @staticmethod

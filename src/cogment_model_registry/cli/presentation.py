@@ -182,7 +182,7 @@ def _is_combining(character: str) -> bool:
 
 
 def kind(version: VersionInfo) -> str:
-    """Return whether a version is kept for good, in a word."""
+    """Return the tier of a version, in a word."""
     return "archived" if version.archived else "transient"
 
 

@@ -1,4 +1,4 @@
-"""What commands share: files in and out, and an end without a trace for what the system and its signals do."""
+"""Shared parts of commands: input and output files, and one line instead of a traceback for errors and signals."""
 
 import _thread
 import contextlib
@@ -22,7 +22,7 @@ _STANDARD_OUTPUT = 1
 
 
 def is_terminal(stream: IO[str] | None) -> bool:
-    """Return whether someone sits at a standard stream, which is None where it was closed."""
+    """Return whether a standard stream is a terminal; a closed stream is None."""
     return stream is not None and stream.isatty()
 
 
@@ -49,7 +49,7 @@ def ending_on_signals() -> Iterator[None]:
     numbers = (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))  # Windows has no SIGHUP
     before = {number: signal.getsignal(number) for number in numbers if number is not None}
     for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as nohup has it
+        if handler is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, end)
     try:
         yield
@@ -120,13 +120,13 @@ def check_free(path: str, *, force: bool) -> None:
 
 
 def _check_open(stream: IO[str] | None) -> None:
-    """Refuse a standard stream that was closed: something else may have got its number since."""
+    """Refuse a standard stream that was closed: another file may have got its number since."""
     if stream is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def open_standard_output() -> BinaryIO:
-    """Return standard output for bytes, to be closed.
+    """Return standard output for bytes; close it.
 
     Not the one of `sys.stdout`, which Python would flush once more at its end after a failure.
 

@@ -1,4 +1,4 @@
-"""What `cogment services` and `cogment archive` need besides the client: one line that says what is missing."""
+"""What `cogment services` and `cogment archive` need in addition to the client: one line says what is missing."""
 
 import os
 import sys

@@ -68,7 +68,7 @@ def checked_whole(name: str, number: SupportsIndex) -> int:
     """Return a whole number of any kind.
 
     Raises:
-        InvalidError: It is none.
+        InvalidError: It is not a whole number.
     """
     try:
         return operator.index(number)

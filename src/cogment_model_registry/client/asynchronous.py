@@ -5,7 +5,7 @@
         async for version in registry.watch("policy"):
             weights = await registry.retrieve(version)
 
-A client belongs to the event loop in which it is first used. Cancelling a task ends its call, and frees what it held.
+A client belongs to the event loop in which it is first used. Cancelling a task ends its call and frees its resources.
 """
 
 import os
@@ -68,14 +68,14 @@ class ModelRegistry:
         await self.close()
 
     async def close(self) -> None:
-        """Close the connection; calls that are under way end with `ClosedError`."""
+        """Close the connection; calls under way end with `ClosedError`."""
         self._backend.stop()
         await self._core.aclose()
 
     async def create_model(
         self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
     ) -> ModelInfo:
-        """Create a model, or replace the `user_data` of the one that exists; durable on return."""
+        """Create a model, or replace the `user_data` of an existing one; durable on return."""
         return await self._core.create_model(model_id, user_data, timeout)
 
     async def delete_model(self, model_id: str, *, timeout: float | None = None) -> None:
@@ -158,7 +158,7 @@ class ModelRegistry:
     ) -> AsyncGenerator[VersionInfo, None]:
         """Yield the latest version of a model, then newer ones as they appear, without end.
 
-        Left before its end, it is best closed with `contextlib.aclosing`, which ends the call at once.
+        If you leave it before its end, close it with `contextlib.aclosing`, which ends the call at once.
         """
         return self._core.watch(model_id, after, patience_seconds)
 
@@ -177,5 +177,5 @@ class ModelRegistry:
         return await self._core.status(timeout)
 
     async def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:
-        """Return the versions of the server and of what it runs on, by name."""
+        """Return the versions of the server and of its platform, by name."""
         return await self._core.server_versions(timeout)

@@ -29,8 +29,8 @@ class _AsyncioChannel:
     """A channel of `grpc.aio`, and a blocking one for uploads.
 
     A call of `grpc.aio` that is written to when the server ends it may lose the status for an INTERNAL error of its own
-    (https://github.com/grpc/grpc/issues/36066). Blocking calls have none of that, and take messages on a thread, where
-    reading a file holds up no event loop. Neither channel connects before it is used.
+    (https://github.com/grpc/grpc/issues/36066). Blocking calls are not affected, and take messages on a thread, where
+    reading a file does not block an event loop. Neither channel connects before it is used.
     """
 
     def __init__(self, address: str, *, secure: bool) -> None:
@@ -49,11 +49,11 @@ class AsyncioBackend:
         self._is_stopped = asyncio.Event()
 
     def stop(self) -> None:
-        """End all that sleeps, now or later."""
+        """End all sleeps, now and later."""
         self._is_stopped.set()
 
     def connect(self, address: str, *, secure: bool) -> Channel:
-        """Return a channel of the running loop."""
+        """Return a channel of the running event loop."""
         return _AsyncioChannel(address, secure=secure)
 
     async def disconnect(self, channel: Channel) -> None:
@@ -106,15 +106,15 @@ class AsyncioBackend:
         raise ClosedError
 
     async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
-        """Wait for what a thread does."""
+        """Wait for the result of a thread."""
         return await wait_at_most(timeout_seconds, asyncio.wrap_future(future))
 
 
 @contextmanager
 def _closed_not_cancelled(channel: Channel) -> Generator[None]:
-    """Open a context for one call, in which the closing of its channel is told from a cancellation of the task.
+    """Return a context manager for one call that tells the closing of its channel from a cancelled task.
 
-    A task may have been cancelled before, and have gone on.
+    A task may have been cancelled before, and may have continued.
     """
     before = _cancellations()
     try:

@@ -18,7 +18,7 @@ from cogment_model_registry.wire.directory import TOKEN_KEY
 _T = TypeVar("_T")
 
 Channel: TypeAlias = Any
-"""What the backend that made it calls on."""
+"""A connection of the backend that made it."""
 
 OPTIONS = (
     # Replies are as large as the server makes them; uploads go in chunks of our own.
@@ -28,10 +28,10 @@ OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 2000),
     # Five minutes is what servers allow by default between pings of a client. What is sent and not acknowledged for
-    # the timeout ends the connection, so a peer that is gone without a word is noticed with the next call.
+    # the timeout ends the connection, so the next call notices a peer that vanished.
     ("grpc.keepalive_time_ms", 330_000),
     ("grpc.keepalive_timeout_ms", 20_000),
-    # A registry is one connection: closing it disturbs no other one.
+    # Each client has a connection of its own, so closing it disturbs no other client.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.enable_http_proxy", 0),
 )
@@ -44,7 +44,7 @@ class Replies(Protocol):
         """Return the next message; None at the end."""
 
     def cancel(self) -> None:
-        """Give the call up; harmless when it is over."""
+        """Cancel the call; harmless when it is over."""
 
 
 class Backend(Protocol):
@@ -66,7 +66,7 @@ class Backend(Protocol):
     async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
         """Send messages, and return the reply.
 
-        The iterator may be used from another thread; what it raises ends the call, and is raised.
+        The iterator may be used from another thread; an error that it raises ends the call, and is raised here.
         """
 
     def stream(self, channel: Channel, path: str, request: bytes, timeout_seconds: float, token: str = "") -> Replies:
@@ -84,10 +84,10 @@ class Backend(Protocol):
         """Wait for some time."""
 
     async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
-        """Wait for what a thread does.
+        """Wait for the result of a thread.
 
         Raises:
-            TimeoutError: It is not done in time.
+            TimeoutError: The result did not come in time.
         """
 
 
@@ -97,9 +97,9 @@ def metadata_of(token: str) -> tuple[tuple[str, str], ...] | None:
 
 
 def checked_requests(requests: Iterator[bytes], failures: list[BaseException]) -> Iterator[bytes]:
-    """Yield messages to gRPC, on whose thread it is, and which would tell of what they raise in its log alone.
+    """Yield messages to gRPC, on its own thread; what they raise would only appear in its log.
 
-    To gRPC it is an Exception always: with another one its thread would end, and the call would not.
+    gRPC always gets an `Exception`: any other kind would end its thread but not the call.
     """
     while True:
         try:
@@ -119,7 +119,7 @@ def reply_of(call: Any, failures: list[BaseException]) -> bytes:
     except (grpc.RpcError, grpc.FutureCancelledError):
         if failures:
             raise failures[0] from None
-        # gRPC also takes it for cancelled here when the server says so.
+        # gRPC also raises this when the server answers CANCELLED.
         raise call from None
     return reply
 
@@ -133,7 +133,7 @@ def blocking_channel(address: str, *, secure: bool) -> Channel:
 
 @contextmanager
 def refusing_closed_channels() -> Generator[None]:
-    """Open a context in which a call begins, unless its channel was closed since someone asked for it."""
+    """Return a context manager in which a call begins, unless its channel was closed since it was returned."""
     try:
         yield
     except (ValueError, grpc.aio.UsageError) as error:

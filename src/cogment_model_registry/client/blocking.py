@@ -30,21 +30,21 @@ class ModelRegistry:
     its own; in there, calls of this one raise `ClosedError`.
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
-    `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names;
-    a server's own words follow what the call was about. Calls that ask, and
-    `create_model`, are made again while the registry is unavailable.
+    `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names.
+    Their messages say what the call was about, followed by the server's own words. Calls that only read, and
+    `create_model`, are repeated while the registry is unavailable.
 
     Args:
-        endpoint: Where it is: ``grpc://host:port``, or ``cogment://discover`` (also with ``?name=value&...`` or
+        endpoint: Its address: ``grpc://host:port``, or ``cogment://discover`` (also with ``?name=value&...`` or
             ``/service?__id=N``) to ask a Directory. Without one it is that of `COGMENT_MODEL_REGISTRY_ENDPOINT`, else
             the one that a Directory returns, if `directory_endpoint` or `COGMENT_DIRECTORY_ENDPOINT` names one, else
             ``grpc://localhost:9002``.
-        directory_endpoint: Where the Directory is: ``grpc://host:port``; else that of `COGMENT_DIRECTORY_ENDPOINT`.
+        directory_endpoint: The address of the Directory: ``grpc://host:port``; else `COGMENT_DIRECTORY_ENDPOINT`.
         directory_authentication_token: The token of the registry in the Directory; else that of
             `COGMENT_DIRECTORY_AUTHENTICATION_TOKEN`.
-        timeout: How many seconds a call may take, with all retries; by default 30, for transfers a minute and another
+        timeout: How many seconds a call may take, with all retries; by default 30, for transfers a minute plus a
             second for each MiB.
-        retry_seconds: How long a call is made again while the registry is unavailable: longer than a restart takes.
+        retry_seconds: How long a call is repeated while the registry is unavailable: longer than a restart takes.
         cache_dir: A directory for the bytes of retrieved versions, which processes may share; else that of
             `COGMENT_MODEL_REGISTRY_CACHE_DIR`; else nothing is kept.
         cache_max_bytes: How many bytes that directory may have.
@@ -52,7 +52,7 @@ class ModelRegistry:
             default a terminal shows a bar, for transfers of more than a second.
 
     Raises:
-        SettingError: An endpoint, or the token, has another form.
+        SettingError: An endpoint or the token is malformed.
         InvalidError: A time is not a number of seconds.
     """
 
@@ -90,7 +90,7 @@ class ModelRegistry:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; calls that other threads have under way end with `ClosedError`."""
+        """Close the connection; the calls of other threads end with `ClosedError`."""
 
         async def close() -> None:
             self._backend.stop(ClosedError())
@@ -113,7 +113,7 @@ class ModelRegistry:
     def create_model(
         self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
     ) -> ModelInfo:
-        """Create a model, or replace the `user_data` of the one that exists; durable on return.
+        """Create a model, or replace the `user_data` of an existing one; durable on return.
 
         Args:
             model_id: Its name.
@@ -130,7 +130,7 @@ class ModelRegistry:
 
         Raises:
             NotFoundError: The model does not exist.
-            ModelRegistryError: With `may_be_done` when nobody knows whether it was done; it is not tried again then.
+            ModelRegistryError: With `may_be_done` when it is not known whether it was done; then it is not repeated.
         """
         self._run(lambda core: core.delete_model(model_id, timeout))
 
@@ -176,8 +176,8 @@ class ModelRegistry:
     ) -> VersionInfo:
         """Create a transient version: everyone who watches the model is notified, and it may be evicted later.
 
-        The SHA-256 of the bytes goes with them, so the server takes these or none. It is sent again only while the
-        server cannot have it.
+        The SHA-256 of the bytes goes with them, so the server stores exactly these bytes or none. They are sent again
+        only while the server cannot have them.
 
         Args:
             model_id: Its model.
@@ -193,8 +193,8 @@ class ModelRegistry:
 
         Raises:
             NotFoundError: The model does not exist, and `create` is false.
-            TooLargeError: It does not fit the server's memory.
-            ModelRegistryError: With `may_be_done` when nobody knows whether the server has it.
+            TooLargeError: It does not fit into the server's memory.
+            ModelRegistryError: With `may_be_done` when it is not known whether the server has it.
             InvalidError: The id or the `user_data` breaks a rule, or the bytes changed during the call.
             OSError: The file cannot be read.
         """
@@ -242,7 +242,7 @@ class ModelRegistry:
 
         Raises:
             NotFoundError: The model or the version does not exist, or the version was evicted.
-            DataLossError: What came is not what was published.
+            DataLossError: The bytes received are not those that were published.
         """
         return self._run(lambda core: core.retrieve(model, version, timeout, progress))
 
@@ -272,7 +272,7 @@ class ModelRegistry:
 
         Raises:
             NotFoundError: The model or the version does not exist, or the version was evicted.
-            DataLossError: What came is not what was published.
+            DataLossError: The bytes received are not those that were published.
             OSError: The file cannot be written, or the path is not a regular file.
         """
         return self._run(lambda core: core.download(model, path, version, timeout, progress))
@@ -282,12 +282,11 @@ class ModelRegistry:
     ) -> Generator[VersionInfo, None, None]:
         """Yield the latest version of a model, then newer ones as they appear, without end.
 
-        Numbers only grow. Whoever takes long misses versions in between, never the latest. A lost connection is made
-        anew.
+        Numbers only grow. A slow reader misses versions in between, never the latest. A lost connection is restored.
 
         Args:
             model_id: The model.
-            after: The number of the version that the caller has; what is not newer is left out, also of a model that
+            after: The number of the version that the caller has; only newer ones are yielded, also of a model that
                 was created again since then.
             patience_seconds: How long the registry may be unavailable once it was reached.
 
@@ -295,7 +294,7 @@ class ModelRegistry:
             NotFoundError: The model does not exist, or was deleted; or was created again, as far as that shows.
             UnavailableError: The registry was not reached at all, or not again; or `TimedOutError`.
         """
-        # One of its own, since an interruption ends all that a backend has under way.
+        # It has its own backend, since an interruption ends everything that a backend has under way.
         backend = BlockingBackend(within=self._backend)
         return self._watched(self._core.on(backend).watch(model_id, after, patience_seconds), backend)
 
@@ -322,8 +321,8 @@ class ModelRegistry:
     def track(self, model_id: str, *, decode: Callable[[bytes], Any] = bytes) -> Latest[Any]:
         """Return a context manager with the latest version of a model, which a thread keeps up to date.
 
-        The model need not exist yet, and may be deleted and created again. What goes wrong is in `Latest.error`. To be
-        entered by ``with``.
+        The model need not exist yet, and may be deleted and created again. Errors are in `Latest.error`. Enter it using
+        ``with``.
 
         Args:
             model_id: The model.
@@ -336,7 +335,7 @@ class ModelRegistry:
         return self._run(lambda core: core.status(timeout))
 
     def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:
-        """Return the versions of the server and of what it runs on, by name."""
+        """Return the versions of the server and of its platform, by name."""
         return self._run(lambda core: core.server_versions(timeout))
 
 

@@ -34,7 +34,7 @@ class BlockingBackend:
     """Calls with gRPC's blocking client, and waits by blocking the thread, until it is stopped.
 
     Args:
-        within: The backend whose channels it uses; it may be stopped without that one, and waits no longer than it.
+        within: The backend whose channels it uses; it can be stopped on its own, and stops with that one.
     """
 
     def __init__(self, within: "BlockingBackend | None" = None) -> None:
@@ -91,13 +91,13 @@ class BlockingBackend:
         return call
 
     def forget(self, call: Any) -> None:
-        """Take note that a call is over."""
+        """Remove a call that is over."""
         with self._lock:
             self._calls.discard(call)
 
     @contextmanager
     def stopped_not_failed(self) -> Generator[None]:
-        """Open a context in which calls that fail because the backend was stopped tell so."""
+        """Return a context manager that raises the reason of a stop in place of the errors that it causes."""
         try:
             yield
         except grpc.RpcError:
@@ -111,7 +111,7 @@ class BlockingBackend:
             raise end.result()
 
     async def wait(self, future: "Future[_T]", timeout_seconds: float | None = None) -> _T:
-        """Wait for what a thread does."""
+        """Wait for the result of a thread."""
         awaited: list[Future[Any]] = [future, *self._ends]
         futures.wait(awaited, timeout_seconds, return_when=futures.FIRST_COMPLETED)
         if future.done():
@@ -123,7 +123,7 @@ class BlockingBackend:
         raise TimeoutError
 
     def stop(self, reason: Exception | None = None) -> None:
-        """Give up all calls and waits that are under way, and all that are to come; they raise the reason."""
+        """End all calls and waits, now and later; they raise the reason."""
         with self._lock:
             if not self._end.done():
                 self._end.set_result(reason or StoppedError())
@@ -148,7 +148,7 @@ class _BlockingReplies:
 
 
 def run(work: Awaitable[_T]) -> _T:
-    """Return the result of what never suspends, as nothing on a `BlockingBackend` does."""
+    """Return the result of an awaitable that never suspends: one that waits by a `BlockingBackend`."""
     steps: Any = work.__await__()
     try:
         steps.send(None)
@@ -162,7 +162,7 @@ def run_interruptibly(work: Callable[[], Awaitable[_T]], stop: Callable[[], None
     """Return the result of what never suspends, so that an interruption, such as Ctrl-C, ends it cleanly.
 
     Python raises KeyboardInterrupt wherever the main thread is, also between two steps of gRPC that belong together;
-    then a channel may wait for ever when it is closed. So the main thread only waits, and another one does the work.
+    then closing a channel may wait indefinitely. So the main thread only waits, and another one does the work.
 
     Args:
         work: What is to be done.

@@ -1,8 +1,8 @@
 """A cache of versions' bytes on the local disk, by their hash; shared by all processes that name its directory.
 
-Nothing that comes out of it is trusted without its hash: a file that does not have it is removed. Files get their
-names whole, by a rename, and a file that is removed while it is read stays readable, so no process waits for another
-one, except for a moment to remove what was not used for longest.
+Every file is checked against its hash before use, and removed if it does not match. A file gets its name by a rename
+when it is complete, and a file that is removed while it is read stays readable. So no process waits for another one,
+except for a moment to remove the least recently used files.
 """
 
 import base64
@@ -25,14 +25,14 @@ _log = logging.getLogger(__name__)
 _BLOCK_BYTES = 1024 * 1024
 _TEMPORARY = ".new-"
 _ABANDONED_SECONDS = 24 * 3600.0
-"""After so long a temporary file belongs to a process that ended."""
+"""After so long, the process of a temporary file has ended."""
 
 _LOCK_ATTEMPTS = 100
 _LOCK_SECONDS = 0.01
 """How often, and how far apart, the lock is asked for: its holder removes a few files, or was stopped."""
 
 _NAME_CHARACTERS = 64
-"""What a SHA-256 has in hexadecimal digits."""
+"""The length of a SHA-256 in hexadecimal digits."""
 
 DEFAULT_MAX_BYTES = 10 * 1024**3
 
@@ -41,8 +41,8 @@ class Cache:
     """A cache in a directory.
 
     Args:
-        directory: Where; it is made when it is missing.
-        max_bytes: How much its files may have together.
+        directory: The directory; created if it does not exist.
+        max_bytes: The size that its files may have together.
     """
 
     def __init__(self, directory: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> None:
@@ -50,10 +50,10 @@ class Cache:
         self._max_bytes = max_bytes
 
     def copy_to(self, info: VersionInfo, file: IO[bytes]) -> bool:
-        """Write the bytes of a version to a file instead of what it has, if they are here.
+        """Replace the contents of a file by the bytes of a version, if the cache has them.
 
         Returns:
-            Whether they were, and had their hash. If not, the file is empty.
+            Whether it had them, and they matched their hash. If not, the file is empty.
         """
         _empty(file)
         path = self._path(info)
@@ -74,15 +74,15 @@ class Cache:
         if payload_hash.digest_text() != info.data_hash:
             _log.warning("damaged bytes of version %d of %r found in the cache", info.number, info.model_id)
             _empty(file)
-            with contextlib.suppress(OSError):  # it may be another one's directory
+            with contextlib.suppress(OSError):  # the directory may belong to another user
                 path.unlink(missing_ok=True)
             return False
         with contextlib.suppress(OSError):
-            os.utime(path)  # it is now the one that was used last
+            os.utime(path)  # it is now the most recently used one
         return True
 
     def keep(self, info: VersionInfo, source: IO[bytes]) -> None:
-        """Take the bytes of a version, which must have its hash; errors are logged and not raised.
+        """Add the bytes of a version, which must match its hash; errors are logged and not raised.
 
         Args:
             info: The version.
@@ -114,10 +114,10 @@ class Cache:
         return self._directory / name[:2] / name if len(name) == _NAME_CHARACTERS else None
 
     def _shrink(self) -> None:
-        """Remove what was not used for longest, until the rest has its size."""
+        """Remove the least recently used files until the rest fits."""
         with open(self._directory / "lock", "ab") as lock:
             if not lock_soon(lock.fileno(), _LOCK_ATTEMPTS, _LOCK_SECONDS):
-                return  # the next one will
+                return  # the next process will
             files = sorted(self._files(), key=lambda file: file[0])
             total_bytes = sum(size_bytes for _used, size_bytes, _path in files)
             for _used, size_bytes, path in files:
@@ -127,7 +127,7 @@ class Cache:
                 total_bytes -= size_bytes
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Yield when each file was used, its size and its path; removes temporary ones that nobody will finish."""
+        """Yield the time of use, the size and the path of each file; remove abandoned temporary files."""
         for path in self._directory.glob("[0-9a-f][0-9a-f]/*"):
             with contextlib.suppress(FileNotFoundError):
                 status = path.lstat()

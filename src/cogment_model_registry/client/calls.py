@@ -17,8 +17,8 @@ class Calls:
     """Makes calls on a connection.
 
     Args:
-        backend: How.
-        connection: On which.
+        backend: How to call and wait.
+        connection: The connection.
         retry_seconds: How long a call is retried while the registry is unavailable.
     """
 
@@ -28,11 +28,11 @@ class Calls:
         self.retry_seconds = retry_seconds
 
     def on(self, backend: Backend) -> "Calls":
-        """Return what makes calls on the same connection in another way."""
+        """Return an object that makes calls on the same connection with another backend."""
         return Calls(backend, self.connection, self.retry_seconds)
 
     def without_retries(self) -> "Calls":
-        """Return what makes each call once."""
+        """Return an object that makes each call once."""
         return Calls(self.backend, self.connection, 0.0)
 
     async def unary(
@@ -53,7 +53,7 @@ class Calls:
             reply_type: The reply's message.
             subject: What it is about.
             deadline: When to give up, with all retries.
-            is_idempotent: Whether it may be made again when nobody knows whether it was done.
+            is_idempotent: Whether to repeat it when it is not known whether it was done.
         """
         data = request.SerializeToString()
 
@@ -70,14 +70,14 @@ class Calls:
         deadline: Deadline,
         may_be_done: Callable[[], bool] = lambda: False,
     ) -> _T:
-        """Make a call, and again while the registry is unavailable.
+        """Make a call, and repeat it while the registry is unavailable.
 
         Args:
             call: Makes it once, on a channel.
             subject: What it is about.
             deadline: When to give up.
-            may_be_done: Whether the server may have done, and must not do twice, what it was asked for; asked after a
-                failure that does not say.
+            may_be_done: Returns whether the server may have done the call, which it must not do twice; called after
+                a failure that does not say.
 
         Raises:
             ModelRegistryError: It failed; with `may_be_done` when the server may have done it nevertheless.
@@ -112,7 +112,7 @@ def _is_vague(error: ModelRegistryError) -> bool:
 
 
 def _uncertain(error: ModelRegistryError) -> ModelRegistryError:
-    """Return an error with the note that the server may have done what it was asked for."""
+    """Return an error with the note that the server may have done the call."""
     message = f"{error.message}; the server may have done it nevertheless"
     uncertain = type(error)(message, model_id=error.model_id, version_number=error.version_number)
     uncertain.may_be_done = True

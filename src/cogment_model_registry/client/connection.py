@@ -30,15 +30,15 @@ _DIRECTORY_AGAIN_SECONDS = 2.0
 """How long it may take when a registry was found before."""
 
 _UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
-"""How gRPC begins, and in no other way tells, what it says of a call that was never sent."""
+"""How the details of a call begin that gRPC never sent; gRPC gives no other sign of that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a call is about, to begin an error's message with.
+    """The subject of a call, with which an error's message begins.
 
     Attributes:
-        text: In words.
+        text: A description.
         model_id: Its model, if it has one.
         version_number: Its version, if it has one.
     """
@@ -49,7 +49,7 @@ class Subject:
 
 
 class _Link:
-    """A channel to where the registry is, or was."""
+    """A channel to the present or a former address of the registry."""
 
     def __init__(self, address: str, channel: Channel, *, secure: bool) -> None:
         self.address = address
@@ -59,13 +59,13 @@ class _Link:
 
 
 class Connection:
-    """A connection to wherever the registry is; shared by all that one client does.
+    """The connection of a client to the registry, shared by all its calls.
 
     Args:
-        location: Where that is.
+        location: Where the registry is.
 
     Attributes:
-        is_closed: Whether nobody is to call any more.
+        is_closed: Whether it is closed, so that calls are refused.
     """
 
     def __init__(self, location: Direct | Discovered) -> None:
@@ -79,9 +79,9 @@ class Connection:
 
     @asynccontextmanager
     async def channel(self, backend: Backend, deadline: Deadline) -> AsyncGenerator[Channel]:
-        """Open a context with the channel for a call; finds out first where the registry is, if it has to.
+        """Return a context manager with the channel for a call; looks the registry up first, if necessary.
 
-        Where a Directory has told that, it is asked again after a call that found no registry there.
+        A Directory that gave the address is asked again after a call that found no registry there.
 
         Raises:
             NotFoundError: The Directory knows no such registry.
@@ -122,8 +122,8 @@ class Connection:
         return self._process_id == os.getpid() and not sys.is_finalizing()
 
     def _taken(self) -> _Link | None:
-        """Return the link that there is, for one more user; None where the registry is to be found first."""
-        self.check_open()  # in a forked process the lock may be locked for good
+        """Return the present link, for one more user; None if the registry must be looked up first."""
+        self.check_open()  # in a forked process the lock may stay locked
         with self._lock:
             self.check_open()
             if self._current is None or self._is_suspect:
@@ -132,7 +132,7 @@ class Connection:
             return self._current
 
     def _moved(self, backend: Backend, address: str, *, secure: bool) -> tuple[_Link, _Link | None]:
-        """Return the link to an address, for one more user, and the one before; what is under way on that goes on."""
+        """Return the link to an address, for one more user, and the previous link, whose calls go on."""
         with self._lock:
             before = link = self._current
             if link is None or (link.address, link.secure) != (address, secure):
@@ -148,14 +148,14 @@ class Connection:
             await self._disconnect(backend, link.channel)
 
     def _connect(self, backend: Backend, address: str, *, secure: bool) -> Channel:
-        """Return a new channel; to be called with the lock."""
+        """Return a new channel; call this with the lock held."""
         self.check_open()
         channel = backend.connect(address, secure=secure)
         self._channels.append(channel)
         return channel
 
     async def _disconnect(self, backend: Backend, channel: Channel) -> None:
-        """Close a channel, unless that was done with the connection."""
+        """Close a channel, unless it was closed with the connection."""
         with self._lock:
             is_open = channel in self._channels
             if is_open:
@@ -170,14 +170,14 @@ class Connection:
         if known is None:
             return await self._ask_directory(backend, self.location, seconds)
         try:
-            # What is left is for the registry, which may well be where it was.
+            # The rest of the time is for the registry, which may still have its old address.
             return await self._ask_directory(backend, self.location, min(seconds / 2, _DIRECTORY_AGAIN_SECONDS))
         except (UnavailableError, TimedOutError, NotFoundError):
-            # While a registry starts anew the Directory does not know it; and the Directory may be away, too.
+            # While a registry restarts the Directory does not know it; and the Directory may be unavailable, too.
             return known.address, known.secure
 
     async def _ask_directory(self, backend: Backend, location: Discovered, seconds: float) -> tuple[str, bool]:
-        """Return the address of the registry that a Directory hands out, and whether it wants encryption."""
+        """Return the address of the registry that a Directory returns, and whether it requires TLS."""
         request = directory_wire.inquire_request(location.inquiry)
         subject = Subject(f"asking {location}")
         with self._lock:
@@ -196,7 +196,7 @@ class Connection:
         raise NotFoundError(f"{location} knows no ready model registry that matches")
 
     async def aclose(self, backend: Backend) -> None:
-        """Close it; calls that are under way end."""
+        """Close it; calls under way end."""
         with self._lock:
             self.is_closed = True
         while self._channels:
@@ -205,7 +205,7 @@ class Connection:
 
 @contextmanager
 def translated(subject: Subject, connection: Connection) -> Generator[None]:
-    """Open a context in which gRPC's errors become the registry's.
+    """Return a context manager that translates errors of gRPC into those of the registry.
 
     Args:
         subject: What the calls are about.
@@ -218,7 +218,7 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
             raise ClosedError from error
         details = str(error.details() or error.code().name)
         if not was_sent(error):
-            # The rest is a list of addresses that were tried, and why the last one failed at the end.
+            # The rest is the list of addresses that were tried, with the reason of the last one at its end.
             reason = details.rsplit(": ", 1)[-1].rstrip("]")
             details = f"cannot connect to {connection.location}: {reason}"
         error_type = convert.error_type_of(error.code())
@@ -237,5 +237,5 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
 
 
 def was_sent(error: BaseException | None) -> bool:
-    """Return whether a call that failed was sent, as far as gRPC tells."""
+    """Return whether a call that failed was sent, as far as gRPC says."""
     return not (isinstance(error, grpc.RpcError) and str(error.details()).startswith(_UNREACHABLE))

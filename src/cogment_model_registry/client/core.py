@@ -1,4 +1,4 @@
-"""What the client does, written once for both flavours; see `backends`."""
+"""The logic of the client, written once for both flavours; see `backends`."""
 
 import copy
 import io
@@ -56,7 +56,7 @@ class Core:
     Args:
         calls: Makes calls.
         timeout_seconds: How long a call may take; None for the defaults.
-        cache: Where downloads are kept, if anywhere.
+        cache: The cache of downloads, if any.
         progress: How to report the progress of transfers by default.
     """
 
@@ -83,11 +83,11 @@ class Core:
 
     @property
     def calls(self) -> Calls:
-        """What makes its calls."""
+        """The object that makes its calls."""
         return self._calls
 
     async def aclose(self) -> None:
-        """Close the connection; calls that are under way end."""
+        """Close the connection; calls under way end."""
         await self._calls.connection.aclose(self._backend)
         for preparation in list(self._preparations):
             preparation.give_up(ClosedError())
@@ -196,7 +196,7 @@ class Core:
         return self._wanted_deadline(timeout) or Deadline(CALL_SECONDS)
 
     def _wanted_deadline(self, timeout: float | None) -> Deadline | None:
-        """Return the deadline that the caller wants, if it wants one."""
+        """Return the deadline of the caller, if it set one."""
         seconds = self._timeout_seconds if timeout is None else checked_seconds("timeout", timeout)
         return None if seconds is None else Deadline(seconds)
 
@@ -239,7 +239,7 @@ class Core:
         return info
 
     async def _prepared(self, data: sources.Data, subject: Subject, deadline: Deadline | None) -> sources.Prepared:
-        """Return what is to be uploaded, once it is known what that is."""
+        """Return the data to upload, once its size and hash are known."""
         preparation = sources.Preparation(data)
         if preparation.prepared.done():
             return preparation.prepared.result()
@@ -258,7 +258,7 @@ class Core:
             self._preparations.discard(preparation)
 
     async def _create_missing(self, model_id: str, deadline: Deadline) -> None:
-        """Create a model for its first version, unless someone else has done so, perhaps with `user_data`."""
+        """Create a model for its first version, unless another client did so, perhaps with `user_data`."""
         try:
             await self.get_model(model_id, deadline.left_seconds())
         except NotFoundError:
@@ -270,7 +270,7 @@ class Core:
         self, model: str | VersionInfo, version: SupportsIndex | VersionInfo, timeout: float | None, progress: Wish
     ) -> bytes:
         """See `ModelRegistry.retrieve`."""
-        # It hands its bytes out without a copy.
+        # It returns its bytes without a copy.
         buffer = io.BytesIO()
         await self._download(model, version, buffer, timeout, progress)
         return buffer.getvalue()
@@ -313,7 +313,7 @@ class Core:
             try:
                 await self._fetch(info, file, deadline, progress)
             except (NotFoundError, DataLossError):
-                # The version that was asked for never changes, but which one is the latest may have.
+                # A given version never changes, but another one may be the latest by now.
                 again = known or await looked_up()
                 if again == info:
                     raise
@@ -361,7 +361,7 @@ class Core:
             await self._on_thread(lambda: cache.keep(info, file))
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
-        """Return the result of work that may take its time."""
+        """Return the result of work that may take long."""
         self._calls.connection.check_open()
         return await self._backend.wait(submit(work))
 
@@ -400,5 +400,5 @@ def _version_text(model_id: str, number: int) -> str:
 
 
 def _default_deadline(size_bytes: int) -> Deadline:
-    """Return the deadline of a transfer for which the caller wants none."""
+    """Return the deadline of a transfer for which the caller set none."""
     return Deadline(min(_TRANSFER_SECONDS + size_bytes / _TRANSFER_BYTES_PER_SECOND, _TRANSFER_MAX_SECONDS))

@@ -8,22 +8,22 @@ _BACKOFF_MAX_SECONDS = 2.0
 
 
 class Deadline:
-    """A moment until which something must be done.
+    """A deadline.
 
     Args:
-        seconds: How far away it is.
+        seconds: The time until then.
     """
 
     def __init__(self, seconds: float) -> None:
         self._moment = time.monotonic() + seconds
 
     def left_seconds(self) -> float:
-        """Return how far away it still is; never less than nothing."""
+        """Return the seconds until then; never negative."""
         return max(self._moment - time.monotonic(), 0.0)
 
 
 class Backoff:
-    """How long to wait before each further attempt: twice as long each time, and never quite as long as others do."""
+    """How long to wait before each further attempt: twice as long each time, with jitter."""
 
     def __init__(self) -> None:
         self._seconds = _BACKOFF_FIRST_SECONDS

@@ -14,7 +14,7 @@ from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, Payloa
 from cogment_model_registry.records.versions import VersionInfo
 
 _BACKLOG_BYTES = 8 * 1024 * 1024
-"""What may wait for the thread that hashes and writes."""
+"""How many bytes may wait for the thread that hashes and writes."""
 
 _HEAP_BLOCK_BYTES = 32 * 1024 * 1024 - 64 * 1024
 """The largest block, nearly, whose release makes glibc keep blocks of that size; see `keep_freed_blocks`."""
@@ -22,20 +22,20 @@ _HEAP_BLOCK_BYTES = 32 * 1024 * 1024 - 64 * 1024
 
 @functools.cache
 def keep_freed_blocks() -> None:
-    """Let the C library keep the blocks of messages that were taken in, for the next ones.
+    """Let the C library keep the memory of received messages for the next ones.
 
-    glibc has large blocks from the system, page by page, and gives them back at once, until it sees a block of their
-    size freed: then it takes such blocks for short-lived (mallopt(3), "dynamic mmap threshold"). So it is shown one, of
-    which no page is ever touched.
+    glibc gets large blocks from the system, page by page, and returns them at once, until it sees a block of their size
+    freed: then it considers such blocks short-lived (mallopt(3), "dynamic mmap threshold"). So this frees one, of which
+    no page is ever touched.
     """
     bytes(_HEAP_BLOCK_BYTES)
 
 
 class Download:
-    """Takes the bytes of a version as they come.
+    """Receives the bytes of a version.
 
     Hashing releases the interpreter's lock, so it runs on a thread while further bytes are received; writing to memory
-    does not, so it is done at once. Nothing is allocated for what a server only announces.
+    does not, so it is done at once. No memory is allocated for bytes that a server only announces.
 
     Args:
         info: The version.
@@ -75,10 +75,10 @@ class Download:
             self._waiting, self._waiting_bytes = [], 0
 
     async def finish(self) -> None:
-        """Make sure that all bytes came, and the right ones.
+        """Check that all bytes were received, and match their hash.
 
         Raises:
-            DataLossError: They did not.
+            DataLossError: They were not, or do not.
         """
         await self._settle()
         waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
@@ -94,7 +94,7 @@ class Download:
             raise self._loss(f"its data_hash is {self._info.data_hash}, but the bytes received have {data_hash}")
 
     def abandon(self) -> None:
-        """Wait until no thread uses the file: for what a backlog takes, since the caller may be cancelled."""
+        """Wait until no thread uses the file; the backlog is short, since the caller may be cancelled."""
         if self._working is not None and not self._working.cancel():
             futures.wait([self._working])
 

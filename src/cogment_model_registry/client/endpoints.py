@@ -39,12 +39,12 @@ class Direct:
 
 @dataclass(frozen=True, slots=True)
 class Discovered:
-    """A registry that a Directory is asked for.
+    """A registry that a Directory looks up.
 
     Attributes:
         directory_address: Host and port of the Directory.
         token: The authentication token; empty for none.
-        inquiry: What the registry must be, or the id that the Directory gave it.
+        inquiry: The details that the registry must have, or the id that the Directory gave it.
     """
 
     directory_address: str
@@ -61,7 +61,7 @@ def locate(
     directory_authentication_token: str | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> Direct | Discovered:
-    """Return where a registry is, from what was given and what the environment says.
+    """Return where a registry is, from arguments and the environment.
 
     Without an endpoint it is the one of `COGMENT_MODEL_REGISTRY_ENDPOINT`, else the one that the Directory knows, if a
     Directory is given or in `COGMENT_DIRECTORY_ENDPOINT`, else `DEFAULT_ENDPOINT`.
@@ -69,7 +69,7 @@ def locate(
     Args:
         endpoint: ``grpc://host:port``, ``cogment://discover``, ``cogment://discover?name=value&...`` or
             ``cogment://discover/service?__id=N``. The property ``__authentication-token`` overrides the token.
-        directory_endpoint: Where the Directory is.
+        directory_endpoint: The address of the Directory.
         directory_authentication_token: The token for the Directory.
         environment: The environment variables.
 
@@ -100,7 +100,7 @@ def locate(
 
 
 def _given(name: str, value: str | None, variable: str, environment: Mapping[str, str]) -> tuple[str, str]:
-    """Return where a setting comes from, and its value; empty when it was not given."""
+    """Return the source and the value of a setting; empty when it was not given."""
     if value is not None:
         return name, value
     return variable, environment.get(variable, "")
@@ -114,7 +114,7 @@ def _address(source: str, text: str, allowed: str) -> str:
 
 
 def _parse_discovery(source: str, text: str) -> tuple[Details | int, str | None]:
-    """Return what a discovery endpoint asks for, and the token that it has, if it has one."""
+    """Return the inquiry of a discovery endpoint, and its token, if it has one."""
     allowed = f"{DISCOVER}, {DISCOVER}?name=value&... or {DISCOVER}/service?{_ID_PROPERTY}=N"
     parts = urlsplit(text)
     properties = dict(parse_qsl(parts.query, keep_blank_values=True))

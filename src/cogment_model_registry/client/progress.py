@@ -15,7 +15,7 @@ class Progress:
     """The progress of a transfer.
 
     Attributes:
-        text: Which one, in words.
+        text: A description of the transfer.
         done_bytes: The bytes transferred so far; it falls back to 0 when a transfer starts again.
         total_bytes: The size of the transfer.
     """
@@ -28,7 +28,7 @@ class Progress:
 Wish: TypeAlias = Callable[[Progress], None] | bool | None
 """How to report progress: to a callback, with a bar (True), not at all (False), or with a bar where it is seen (None).
 
-A callback may be called from another thread; what it raises ends the transfer, and is raised there.
+A callback may be called from another thread; an error that it raises ends the transfer, and is raised there.
 """
 
 
@@ -55,10 +55,10 @@ class Report:
 
 @contextlib.contextmanager
 def reporting(text: str, total_bytes: int, wish: Wish) -> Iterator[Report]:
-    """Return a context manager with what counts the bytes of one transfer.
+    """Return a context manager with an object that counts the bytes of one transfer.
 
     Args:
-        text: Which one, in words.
+        text: A description of the transfer.
         total_bytes: The size of the transfer.
         wish: How to report progress.
     """

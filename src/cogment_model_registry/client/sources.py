@@ -246,7 +246,7 @@ class Preparation:
 
     @contextlib.contextmanager
     def _turn(self, file: IO[bytes]) -> Iterator[None]:
-        """Open a context in which no upload that was given up reads the same file still."""
+        """Return a context manager in which no cancelled upload still reads the same file."""
         turn = _turns.setdefault(id(file), _Turn())
         while not turn.lock.acquire(timeout=_LOOK_MILLISECONDS / 1000):
             if self._is_given_up.is_set():

@@ -1,12 +1,14 @@
-"""Work on threads of its own: what hashes and uses files, and what the main thread waits for.
+"""Threads for slow work: hashing, files, and the calls that the main thread waits for.
 
-Each piece of work has a new thread. A pool saves some 10 microseconds of a call, and has its price: the locks of the
-standard library's are Python code, so an interruption of the main thread may leave one locked for good; its threads
-are missing in a process that was forked; and it takes no work once the main thread has ended, though others go on.
+The standard library's pools do not serve here. Their locks are Python code, so an interruption of the main thread may
+leave one locked for good; their threads are missing in a process that was forked; and they take no work once the main
+thread has ended, though others go on.
 """
 
 import _thread
+import os
 import queue
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
@@ -17,20 +19,47 @@ SIGNAL_SECONDS = 1.0
 """How long the main thread waits before it looks for signals again. Python only records a signal, and acts between two
 of its own steps; one that comes right before a wait begins does not end it."""
 
+_IDLE_MAX = 4
+"""How many threads wait for more work; starting one costs a call about a tenth of its time."""
+
+_idle: "deque[queue.SimpleQueue[Callable[[], object]]]" = deque()
+"""Where the threads that wait get their work. Deques and these queues are written in C: an interruption, a signal
+handler or a finalizer never comes in the middle of an operation."""
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle.clear)  # the threads are those of the parent
+
 
 def start_thread(work: Callable[[], object]) -> None:
-    """Do something on a new thread, which no process waits for at its end; or here, when no thread can be started.
+    """Do something on another thread, which no process waits for at its end; or here, when none can be started.
 
     From 3.12 on Python refuses to start one once the main thread has ended.
+
+    Args:
+        work: What is to be done; it handles its own errors.
     """
     try:
-        _thread.start_new_thread(work, ())
-    except RuntimeError:
+        _idle.pop().put(work)
+    except IndexError:
+        try:
+            _thread.start_new_thread(_serve, (work,))
+        except RuntimeError:
+            work()
+
+
+def _serve(work: Callable[[], object]) -> None:
+    mailbox: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+    while True:
         work()
+        del work  # with all that it holds
+        if len(_idle) >= _IDLE_MAX:
+            return
+        _idle.append(mailbox)
+        work = mailbox.get()
 
 
 def submit(work: Callable[[], _T]) -> "Future[_T]":
-    """Do something on a new thread, and return its result to come."""
+    """Do something on another thread, and return its result to come."""
     future: Future[_T] = Future()
 
     def do() -> None:
@@ -60,7 +89,7 @@ class Job(Generic[_T]):
     """
 
     def __init__(self, work: Callable[[], _T]) -> None:
-        self._work = [work]  # whoever takes it out decides
+        self._work = [work]  # the one who takes it out decides
         self._outcome: queue.SimpleQueue[tuple[_T | None, BaseException | None]] = queue.SimpleQueue()
         self.is_over = False
 

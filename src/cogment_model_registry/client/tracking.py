@@ -1,4 +1,4 @@
-"""Following the latest version of a model in the background: fetched, decoded, and there when it is needed."""
+"""The latest version of a model, followed in the background: fetched and decoded before it is needed."""
 
 import asyncio
 import queue
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 _PROMPT_SECONDS = 0.002
-"""News that were not waited for longer than this may have been waiting themselves, with newer ones behind them."""
+"""News that came faster than this may have been queued, with newer ones behind them."""
 
 
 class _Raised:
-    """What the caller's own function raised instead of returning a value."""
+    """The error that the caller's own function raised instead of returning a value."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
 
 
 class _Tracked(ABC, Generic[_T]):
-    """The latest version of a model, as far as it is known here, and what keeps it so."""
+    """The latest known version of a model, and the work that keeps it current."""
 
     def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T]) -> None:
         self.model_id = checked_id(model_id)
@@ -63,13 +63,13 @@ class _Tracked(ABC, Generic[_T]):
 
     @property
     def value(self) -> _T | None:
-        """What `decode` made of the bytes of `version`; None until the first."""
+        """The result of `decode` for the bytes of `version`; None until the first."""
         current = self._current
         return current[1] if current else None
 
     @property
     def version(self) -> VersionInfo | None:
-        """The version that `value` is of; None until the first."""
+        """The version of `value`; None until the first."""
         current = self._current
         return current[0] if current else None
 
@@ -80,7 +80,7 @@ class _Tracked(ABC, Generic[_T]):
 
     @property
     def error(self) -> BaseException | None:
-        """Why `value` may not be the latest; None while all is well.
+        """Why `value` may not be the latest; None without a problem.
 
         The registry does not answer, the model does not exist, the version could not be fetched, `decode` raised it, or
         the model is not tracked: not yet entered, left, or the client was closed.
@@ -94,7 +94,7 @@ class _Tracked(ABC, Generic[_T]):
         return max(time.time() - version.created_ns / 1e9, 0.0) if version else None
 
     def _newer_than(self, number: int) -> VersionInfo | None:
-        """Return the version, if it is newer than one; None if it is to be waited for.
+        """Return the version if it is newer than one; None if the caller has to wait.
 
         Raises:
             ClosedError: None will come.
@@ -113,7 +113,7 @@ class _Tracked(ABC, Generic[_T]):
         return TimedOutError(f"{message}: {self.error}" if self.error else message, model_id=self.model_id)
 
     async def _follow(self) -> None:
-        """Follow the model, through all its lives, until the client is closed."""
+        """Follow the model, also when it is deleted and created again, until the client is closed."""
         try:
             while True:
                 try:
@@ -144,7 +144,8 @@ class _Tracked(ABC, Generic[_T]):
         """
         if self._was_entered:
             raise ClosedError(
-                f"model {quoted(self.model_id)} was tracked before: call `track` again", model_id=self.model_id
+                f"model {quoted(self.model_id)} was tracked before with this object: call `track` again",
+                model_id=self.model_id,
             )
         self._was_entered = True
         self._end = None
@@ -157,7 +158,7 @@ class _Tracked(ABC, Generic[_T]):
         self._notify()
 
     async def _follow_one_life(self) -> None:
-        """Follow the model until it is deleted, or until something goes wrong that the next version will not mend."""
+        """Follow the model until it is deleted, or until an error that the next version will not cure."""
         async with aclosing(watching.events(self._core.calls, self.model_id, self._known)) as news:
             waiting_since = time.monotonic()
             async for event in news:
@@ -166,12 +167,12 @@ class _Tracked(ABC, Generic[_T]):
                 if isinstance(event, VersionInfo):
                     await self._take(event, was_waiting=was_waiting)
                 elif isinstance(event, watching.Connected) and self._damaged is not None:
-                    # It may be whole by now: the server may have another copy, or the network damaged it.
+                    # It may be intact now: the server may have another copy, or the network damaged it.
                     await self._take(self._damaged, was_waiting=False)
                 waiting_since = time.monotonic()
 
     async def _take(self, version: VersionInfo, *, was_waiting: bool) -> None:
-        """Fetch and decode a version, or the latest if it may be another one by now."""
+        """Fetch and decode a version, or the latest if a newer one may exist by now."""
         self._damaged = None
         try:
             if was_waiting:
@@ -200,7 +201,7 @@ class _Tracked(ABC, Generic[_T]):
             self._notify()
 
     def _caught(self, data: bytes) -> _T | _Raised:
-        """Call the caller's function, which may raise anything: a library in Rust that panics raises no Exception."""
+        """Call the caller's function, which may raise anything: a Rust library that panics raises no `Exception`."""
         try:
             return self._decode(data)
         except BaseException as error:
@@ -208,7 +209,7 @@ class _Tracked(ABC, Generic[_T]):
 
     @abstractmethod
     async def _decoded(self, data: bytes) -> _T | _Raised:
-        """Return the value of the bytes of a version, or what was raised instead."""
+        """Return the value of the bytes of a version, or the error that was raised."""
 
     @abstractmethod
     def _notify(self) -> None:
@@ -216,13 +217,13 @@ class _Tracked(ABC, Generic[_T]):
 
 
 class Latest(_Tracked[_T]):
-    """The latest version of a model, kept up to date by a thread. Made by `ModelRegistry.track`; to be entered.
+    """The latest version of a model, kept up to date by a thread. Made by `ModelRegistry.track`; enter it using `with`.
 
-    Reading it takes no time and no lock, and holds up neither the thread nor the network.
+    Reading it is immediate, takes no lock, and delays neither the thread nor the network.
 
     Args:
         core: Makes the calls.
-        backend: How; stopped at the end.
+        backend: How to call and wait; stopped at the end.
         model_id: The model.
         decode: Turns the bytes of a version into its value, on the thread.
     """
@@ -258,7 +259,7 @@ class Latest(_Tracked[_T]):
         number = checked_whole("newer_than", newer_than)
         seconds = None if timeout is None else checked_seconds("timeout", timeout)
         deadline = None if seconds is None else Deadline(seconds)
-        # No condition, whose lock an interruption could leave taken.
+        # Not a `Condition`: an interruption could leave its lock taken.
         news: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._waiting.append(news)
         try:
@@ -286,7 +287,7 @@ class Latest(_Tracked[_T]):
 
 
 class AsyncLatest(_Tracked[_T]):
-    """The latest version of a model, kept up to date by a task. Made by `aio.ModelRegistry.track`; to be entered.
+    """The latest version of a model, kept up to date by a task. Made by `aio.ModelRegistry.track`; enter it.
 
     Args:
         core: Makes the calls.

@@ -1,4 +1,4 @@
-"""One version on its way to the server: sent again only while the server cannot have it."""
+"""An upload of one version: sent again only while the server cannot have it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from cogment_model_registry.wire import convert
 from cogment_model_registry.wire.frames import build_body
 
 CHUNK_BYTES = 2 * 1024 * 1024
-"""What a message of an upload carries: as much as those of the stock SDK, which all servers take."""
+"""The size of the chunks of an upload: that of the stock SDK, which all servers accept."""
 
 
 @dataclass(slots=True)
 class Upload:
-    """One version on its way; can be run again when it did not arrive."""
+    """One version on its way; it can be run again when it did not arrive."""
 
     _calls: Calls
     _header: VersionHeader
@@ -30,7 +30,7 @@ class Upload:
     _attempt: "_Attempt | None" = None
 
     async def run(self) -> VersionInfo:
-        """Upload, and again while the server cannot have taken it."""
+        """Upload, and repeat while the server cannot have it."""
         return await self._calls.retrying(self._once, self._subject, self._deadline, may_be_done=self._may_be_done)
 
     def _may_be_done(self) -> bool:
@@ -54,11 +54,11 @@ class Upload:
         try:
             for block in self._source.blocks(CHUNK_BYTES):
                 left_bytes -= len(block)
-                # From here on nobody knows what the server has, until it answers.
+                # From here on it is not known what the server has, until it answers.
                 attempt.is_all_sent = not left_bytes
                 yield build_body(block)
                 if attempt.is_over:
-                    return  # gRPC's thread may be here still, with nobody to send to
+                    return  # gRPC's thread may still be here although the call is over
                 self._report.advance(len(block))
         except (OSError, ValueError):
             if not attempt.is_over:  # otherwise the source was closed in the meantime

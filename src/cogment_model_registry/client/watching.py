@@ -1,4 +1,4 @@
-"""News of a model's versions, over any number of connections: numbers only grow, and the latest is never missed."""
+"""News of a model's versions over successive connections: numbers only grow, and the latest is never missed."""
 
 import random
 import time
@@ -48,7 +48,7 @@ Event: TypeAlias = VersionInfo | Connected | Disconnected
 
 
 class Known:
-    """What is known of a model's versions.
+    """The newest known version of a model.
 
     Args:
         number: The number of the newest one; 0 for none.
@@ -126,7 +126,7 @@ async def versions(
         patience_seconds: How long the registry may be unavailable once it was reached.
 
     Raises:
-        ModelRegistryError: The model does not exist, or no longer does, or the registry is unavailable for too long.
+        ModelRegistryError: The model does not exist, or no longer does, or the registry was unavailable for too long.
     """
     patience = Deadline(min(calls.retry_seconds, patience_seconds))
     was_reached = False
@@ -139,7 +139,7 @@ async def versions(
                 if isinstance(event, VersionInfo):
                     yield event
                 continue
-            # One that answers, and then breaks each stream at once, is not there either.
+            # A server that answers, and then breaks each stream at once, counts as unavailable too.
             if connected_since is not None and (not was_reached or now - connected_since > _STEADY_SECONDS):
                 was_reached = True
                 patience = Deadline(patience_seconds)
@@ -150,7 +150,7 @@ async def versions(
 
 async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerator[VersionInfo, None]:
     """Yield the versions of one stream, until it has lasted for its time, or the server ended it."""
-    seconds = STREAM_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311 # so that a thousand watchers do not come at once
+    seconds = STREAM_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311 # so that a thousand watchers do not reconnect at once
     deadline = Deadline(seconds)
     request = messages.VersionUpdateRequest(model_id=model_id).SerializeToString()
     async with calls.connection.channel(calls.backend, deadline) as channel:
@@ -163,7 +163,7 @@ async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerat
                 raise UnavailableError(f"{subject.text}: the server ended the stream at once", model_id=model_id)
         except TimedOutError:
             if deadline.left_seconds() > 1:
-                raise  # the server's own doing
+                raise  # the server ended the stream with this status
         finally:
             if calls.connection.is_usable():
                 replies.cancel()

@@ -41,7 +41,7 @@ async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]
     Raises:
         StartError: The persistence file or the port is not available.
     """
-    grpc_workarounds.outlive_undecodable_paths()
+    grpc_workarounds.install()
     async with AsyncExitStack() as stack:
         roster = Roster(load_balancing=settings.load_balancing, file=settings.persistence_file)
         await asyncio.to_thread(roster.load)

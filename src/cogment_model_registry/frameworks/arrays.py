@@ -1,4 +1,4 @@
-"""Trees whose leaves are arrays of NumPy, as versions; arrays of JAX become such for the transfer."""
+"""Trees of NumPy arrays as versions; arrays of JAX are converted to them for the transfer."""
 
 import contextlib
 from collections.abc import Mapping
@@ -41,14 +41,14 @@ def encode(
 
     Args:
         structure: The tree that they are of.
-        leaves: They, by their names.
+        leaves: The leaves, by their names.
         dtype: What elements of a floating type are converted to, those of scalars of Python excepted; None for nothing.
-        framework: Who writes it.
-        user_data: What the caller notes.
+        framework: The framework that writes it.
+        user_data: The annotations of the caller.
 
     Raises:
-        InvalidError: A leaf is something else, or has elements of a type that the format does not have; or `user_data`
-            has a reserved key.
+        InvalidError: A leaf is something else, or has elements of a type that the format does not support; or
+            `user_data` has a reserved key.
     """
     noted = versions.merged_user_data(user_data, framework)
     arrays = {name: _array(name, leaf, dtype) for name, leaf in leaves.items()}
@@ -56,7 +56,7 @@ def encode(
 
 
 def _array(name: str, leaf: object, dtype: npt.DTypeLike | None) -> Array:
-    """Return a leaf as the format wants it."""
+    """Return a leaf in the form that the format requires."""
     known = isinstance(leaf, np.ndarray | np.generic | bool | int | float)
     if not known or isinstance(leaf, np.ma.MaskedArray):
         kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
@@ -71,14 +71,14 @@ def _array(name: str, leaf: object, dtype: npt.DTypeLike | None) -> Array:
 
 
 def decode(data: bytes, *, dtype: npt.DTypeLike | None = None) -> Any:
-    """Return the tree of a version, whoever wrote it; its arrays have memory of their own, which may be written to.
+    """Return the tree of a version of any framework; its arrays have memory of their own, and are writable.
 
     Args:
         data: The bytes of the version.
         dtype: What elements of a floating type are converted to; None for nothing.
 
     Raises:
-        InvalidError: The bytes are no such tree, or have elements of a type that is unknown to NumPy here.
+        InvalidError: The bytes are not such a tree, or have elements of a type that NumPy does not know here.
     """
     structure, tensors = versions.read(data)
     arrays: dict[str, Array] = {}

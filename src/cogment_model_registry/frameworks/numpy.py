@@ -132,7 +132,7 @@ def publish(
         registry: The client.
         model_id: The model, which is created if it does not exist.
         tree: As for `encode`.
-        archived: Whether the version is kept for good, as by `store`.
+        archived: Whether to archive the version, as `store` does.
         options: What `encode` takes: `dtype`, `prefix` and `user_data`; and what `ModelRegistry.publish` takes:
             `create`, `timeout` and `progress`.
 

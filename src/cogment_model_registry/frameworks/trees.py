@@ -1,6 +1,6 @@
 """Trees of arrays: taken apart into named arrays and a structure in JSON, and put together again.
 
-A tree is a dict, a list or a tuple of trees, None, or a leaf. A framework may know more kinds of nodes, which come back
+A tree is a dict, a list or a tuple of trees, None, or a leaf. A framework may add kinds of nodes, which come back
 as dicts. Each array has a name, which is the path to it with dots: ``{"actor": [{"bias": b}]}`` has ``actor.0.bias``.
 Names alone cannot distinguish a list from a dict, nor keys with dots from paths, so the structure records that:
 
@@ -11,7 +11,7 @@ Names alone cannot distinguish a list from a dict, nor keys with dots from paths
               | ["dict", [[key, structure], ...]]    in the order of its items; a key is a text or an int
               | ["list" | "tuple", [structure, ...]]
 
-A leaf that is in a tree twice is one array, with one name.
+A leaf that occurs twice in a tree is one array, with one name.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +22,7 @@ from cogment_model_registry.errors import InvalidError, quoted
 Key: TypeAlias = str | int
 
 Structure: TypeAlias = str | list[Any] | None
-"""What JSON can say of a tree; see the module."""
+"""The JSON form of a tree; see the module."""
 
 Children: TypeAlias = list[tuple[Key, object]]
 
@@ -32,7 +32,7 @@ Expand: TypeAlias = Callable[[object], Children | None]
 _SCALARS: dict[type, str] = {bool: "bool", int: "int", float: "float"}
 
 _RESERVED_NAME = "__metadata__"
-"""What no array can be called in the format."""
+"""The name that no array can have in the format."""
 
 _NAMES_SHOWN = 5
 
@@ -53,7 +53,7 @@ def take_apart(
     Args:
         tree: The tree.
         expand: Knows the other kinds of nodes.
-        identity: Returns what two leaves that are one have in common.
+        identity: Returns an equal value for two leaves that are the same.
 
     Raises:
         InvalidError: A key is neither a text nor an int, or the tree contains itself.
@@ -63,7 +63,7 @@ def take_apart(
 
 
 _DEPTH_MAX = 100
-"""How deeply a tree may be nested: far more than those of models are, and far less than Python can bear."""
+"""How deeply a tree may be nested: far more than models need, and far less than Python's limit."""
 
 
 def _check_depth(depth: int) -> None:
@@ -101,7 +101,7 @@ class _Apart:
         return self._names[identity]
 
     def _named(self, leaf: object, path: tuple[Key, ...]) -> str:
-        # What is not Unicode is for the structure alone.
+        # Text that is not Unicode goes to the structure only.
         name = dotted(path).encode("utf-8", "replace").decode()
         while name in self.leaves or name == _RESERVED_NAME:
             name += "~"
@@ -134,7 +134,7 @@ def _checked_key(key: object, path: tuple[Key, ...]) -> Key:
 
 
 def dotted(path: Iterable[object]) -> str:
-    """Return the name of what a path of keys leads to."""
+    """Return the name of the node at a path of keys."""
     return ".".join(map(str, path))
 
 
@@ -142,7 +142,7 @@ def put_together(structure: object, make_leaf: Callable[[str, str], object]) -> 
     """Return the tree of a structure.
 
     Args:
-        structure: What was read; it may be anything that JSON can say.
+        structure: The decoded JSON, which may be anything.
         make_leaf: Returns a leaf for its kind, which is "array", "bool", "int", "float" or "scalar", and its name.
 
     Raises:
@@ -259,10 +259,10 @@ def check_fit(
         stored: The shapes of the arrays that are read.
         wanted: The shapes of those that get their values.
         strict: Whether both must have all names.
-        optional: Names that may be missing nevertheless.
+        optional: Names that may be missing in any case.
 
     Raises:
-        InvalidError: It cannot; the message names what is missing, unexpected, or of another shape.
+        InvalidError: It cannot; the message names the arrays that are missing, unexpected, or of another shape.
     """
     problems = []
     if strict:

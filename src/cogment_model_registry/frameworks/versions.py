@@ -1,4 +1,4 @@
-"""Versions that are tensors in the safetensors format, whatever framework wrote them and whatever framework reads them.
+"""Versions that are tensors in the safetensors format, written and read by any of the frameworks.
 
 The bytes are a safetensors file, so any tool for that format reads them, and nothing in them is ever executed. The
 structure of the tree (see `trees`) is in the header of the file, so the bytes are enough to decode a version, and it
@@ -57,7 +57,7 @@ DTYPES = {
     "F8_E5M2": "float8_e5m2",
     "C64": "complex64",
 }
-"""The types of elements that are read, as the format calls them, and as all three frameworks do."""
+"""The types of elements that are read, by the names of the format and of all three frameworks."""
 
 
 class UploadOptions(TypedDict, total=False):
@@ -89,7 +89,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         data: The bytes of the version.
-        user_data: What to note about it: the caller's, with `format` and `framework`.
+        user_data: Its annotations: the caller's, with `format` and `framework`.
     """
 
     data: bytes
@@ -114,7 +114,7 @@ else:  # before Python 3.11 a named tuple cannot be generic itself
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor as the format has it.
+    """A tensor in the form of the format.
 
     Attributes:
         name: Its name.
@@ -135,7 +135,7 @@ def metadata_of(structure: Structure) -> dict[str, str]:
 
 
 def merged_user_data(user_data: Mapping[str, str] | None, framework: str) -> dict[str, str]:
-    """Return what a version notes: the caller's, with what is reserved.
+    """Return the annotations of a version: the caller's and the reserved ones.
 
     Raises:
         InvalidError: The caller has a key that is reserved.
@@ -154,7 +154,7 @@ def read(data: bytes) -> tuple[Structure, dict[str, Tensor]]:
         data: The bytes of the version.
 
     Raises:
-        InvalidError: They are no safetensors, or have elements of a type that no framework here has.
+        InvalidError: They are not safetensors, or have elements of a type that no framework here supports.
     """
     try:
         entries = _deserialize(bytes(data))
@@ -172,7 +172,7 @@ def look_up(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """Return the tensor that a structure names.
 
     Raises:
-        InvalidError: There is none.
+        InvalidError: The version does not have it.
     """
     if name not in tensors:
         raise InvalidError(f"the structure of the tree names the tensor {quoted(name)}, which is missing")
@@ -193,7 +193,7 @@ def _structure(data: bytes, tensors: Mapping[str, Tensor]) -> Structure:
 
 
 def _described(data: bytes) -> str:
-    """Return what bytes seem to be that are no safetensors."""
+    """Return a description of bytes that are not safetensors."""
     if not data:
         return "empty"
     kinds = {b"\x80": "a pickle", b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x93NUMPY": "a .npy file"}
@@ -210,7 +210,7 @@ def upload(
     archived: bool,
     options: Mapping[str, Any],
 ) -> VersionInfo:
-    """Encode parameters, and publish them as a version or store them for good; see `ModelRegistry.publish`.
+    """Encode parameters, and publish or store them as a version; see `ModelRegistry.publish`.
 
     Args:
         encode: That of the framework.
@@ -236,7 +236,7 @@ def fetch(
     progress: Wish = None,
     **options: object,
 ) -> Loaded[Any]:
-    """Return a version and what its bytes mean.
+    """Return a version and its decoded value.
 
     Args:
         decode: That of the framework.
@@ -260,7 +260,7 @@ def fetch(
         except (NotFoundError, DataLossError):
             if isinstance(model, VersionInfo):
                 raise
-            # The latest version may be another one by now, and that one evicted, or of a model that is gone.
+            # A newer version may be the latest by now, and this one evicted, or its model deleted.
             newer = registry.get_version(model, number, timeout=timeout)
             if newer == info:
                 raise
@@ -272,7 +272,7 @@ def fetch(
 
 
 def _check_format(info: VersionInfo) -> None:
-    """Refuse a version that says that it is something else, before its bytes are fetched."""
+    """Refuse a version with another declared format, before its bytes are fetched."""
     found = info.user_data.get(FORMAT_KEY, FORMAT)
     if found != FORMAT:
         raise _about(info, f"its format is {quoted(found)}, not {quoted(FORMAT)}")

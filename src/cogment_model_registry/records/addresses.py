@@ -54,7 +54,7 @@ def parse_properties(text: str) -> dict[str, str]:
     error.
 
     Raises:
-        ValueError: There is one.
+        ValueError: It has one of these errors.
     """
     properties: dict[str, str] = {}
     for item in text.split(","):

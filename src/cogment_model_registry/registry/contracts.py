@@ -51,7 +51,7 @@ class Upload(_Closable):
         receives the next ones. One call at a time.
 
         Raises:
-            TooLargeError: There is no room for them.
+            TooLargeError: No space is left for them.
         """
 
     @abstractmethod
@@ -62,7 +62,7 @@ class Upload(_Closable):
             Their SHA-256 in standard base64 with padding.
 
         Raises:
-            TooLargeError: There is no room for them.
+            TooLargeError: No space is left for them.
         """
 
     @abstractmethod
@@ -70,11 +70,11 @@ class Upload(_Closable):
         """Bind the bytes to `info`, so that `VersionStore.open_version` finds them. Once, after `finish`.
 
         In an archive, all of the version is durable before this returns. Atomic: when it raises, or when the process
-        ends meanwhile, there is the whole version or none.
+        ends during it, the version exists whole or not at all.
 
         Raises:
-            NotFoundError: The model was removed meanwhile.
-            TooLargeError: There is no room.
+            NotFoundError: The model was removed in the meantime.
+            TooLargeError: No space is left.
         """
 
 
@@ -185,7 +185,7 @@ class Archive(VersionStore):
         """Create the model, or replace its `user_data`.
 
         Raises:
-            TooLargeError: There is no room.
+            TooLargeError: No space is left.
         """
 
     @abstractmethod
@@ -205,7 +205,7 @@ class Archive(VersionStore):
         """Read the metadata of versions.
 
         Returns:
-            For each number, in order: the version, or what is wrong with it, or None when there is none.
+            For each number, in order: the version, or its error if it is damaged, or None if it does not exist.
         """
 
     @property
@@ -224,7 +224,7 @@ class TransientUsage:
         held_bytes: Those of them that cannot be evicted now: being read, or promised to uploads.
         max_items: The bound on items.
         max_bytes: The bound on bytes.
-        evictions: How many versions were evicted so far, by what there was no room for: ``items`` or ``bytes``.
+        evictions: How many versions were evicted so far, by the bound that was reached: ``items`` or ``bytes``.
     """
 
     items: int
@@ -262,7 +262,7 @@ class TransientStore(VersionStore):
 
     @abstractmethod
     async def remove_model(self, model_id: str) -> None:
-        """Remove all versions of a model; readers under way go on. Does nothing when there is none."""
+        """Remove all versions of a model; readers under way go on. Does nothing if it has none."""
 
     def release_memory(self) -> None:
         """Return memory that is kept for the next versions to the system. Does nothing where none is kept."""
@@ -275,7 +275,7 @@ class TransientStore(VersionStore):
 
 @dataclass(frozen=True, slots=True)
 class ModelRef:
-    """One life of a model: a model that is deleted and created anew is another one.
+    """One life of a model: a model that is deleted and created again is another one.
 
     Attributes:
         model_id: The model's id.
@@ -342,7 +342,7 @@ class Catalog(ABC):
         """Return the life of the model that exists now.
 
         Raises:
-            NotFoundError: There is none.
+            NotFoundError: It does not exist.
         """
 
     @abstractmethod
@@ -377,7 +377,7 @@ class Catalog(ABC):
 
         Raises:
             NotFoundError: That life of the model is over. Raised on entering.
-            TooLargeError: The numbers are used up, or there is no room to persist them. Raised on entering.
+            TooLargeError: The numbers are used up, or no space is left to persist them. Raised on entering.
         """
 
     @abstractmethod
@@ -407,7 +407,7 @@ class Catalog(ABC):
 
     @abstractmethod
     def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
-        """Yield the latest version of the model if there is one, then newer ones as they become visible.
+        """Yield the latest version of the model if it has any, then newer ones as they become visible.
 
         Numbers strictly increase. A slow watcher gets the latest and not those between; the latest always arrives.
         To be closed with `contextlib.aclosing`.

@@ -113,7 +113,7 @@ class VersionUpload:
 
         Raises:
             InvalidError: They are more than were declared.
-            TooLargeError: There is no room for them.
+            TooLargeError: No space is left for them.
         """
         self._check.accept(len(data))
         await self._upload.write(data)
@@ -123,8 +123,8 @@ class VersionUpload:
 
         Raises:
             InvalidError: Fewer bytes came than were declared, or others.
-            NotFoundError: The model was deleted meanwhile.
-            TooLargeError: There is no room.
+            NotFoundError: The model was deleted in the meantime.
+            TooLargeError: No space is left.
         """
         self._check.finish()
         data_hash = await self._upload.finish()
@@ -195,7 +195,7 @@ class Registry:
 
         Raises:
             InvalidError: The id or the `user_data` breaks a rule.
-            TooLargeError: There is no room.
+            TooLargeError: No space is left.
         """
         self._check_model_id(info.model_id)
         check_user_data(info.user_data, self._limits.user_data_max_bytes, info.model_id)
@@ -235,7 +235,7 @@ class Registry:
         """Return the models with these ids, in the order given.
 
         Raises:
-            InvalidError: An id breaks a rule, or there are too many.
+            InvalidError: An id breaks a rule, or the list is too long.
             NotFoundError: One does not exist.
         """
         self._check_count("model_ids", len(model_ids))
@@ -275,7 +275,7 @@ class Registry:
 
         Raises:
             DataLossError: One is damaged.
-            InvalidError: The id breaks a rule, or there are too many numbers.
+            InvalidError: The id breaks a rule, or the list of numbers is too long.
             NotFoundError: The model or one of the versions does not exist.
         """
         self._check_model_id(model_id)
@@ -300,7 +300,7 @@ class Registry:
             raise
 
     async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
-        """Yield the latest version of the model if there is one, then newer ones; see `Catalog.watch`.
+        """Yield the latest version of the model if it has any, then newer ones; see `Catalog.watch`.
 
         To be closed with `contextlib.aclosing`.
 
@@ -342,7 +342,7 @@ class Registry:
         transfer_share = (self.uploads_under_way + self.readers_under_way) / _BUSY_TRANSFERS
         return round(min(max(memory_share, transfer_share), 1) * LOAD_MAX)
 
-    # What uploads and readers call.
+    # Called by uploads and readers.
 
     async def publish(self, header: VersionHeader, data_hash: str, ref: ModelRef, upload: Upload) -> VersionInfo:
         """Number a finished upload, commit it and make it visible."""

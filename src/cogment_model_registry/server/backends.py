@@ -30,7 +30,7 @@ class Backends:
         archive: Where archived versions live.
         transient: Where transient versions live.
         catalog: What exists.
-        rescan: Finds what people changed in the files by hand; does nothing where there are no files.
+        rescan: Finds what people changed in the files by hand; does nothing without files.
     """
 
     archive: Archive

@@ -3,7 +3,7 @@
     settings -> archive, transient store, catalog -> registry -> service -> gRPC -> Directory
 
 Starting goes from left to right, so that nothing is served before all of it works; stopping goes back: deregistered,
-no new calls, watchers told, transfers given their grace, numbers persisted, the archive released.
+no new calls, watchers notified, transfers given their grace, numbers persisted, the archive released.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ _IDLE_SECONDS = 10.0
 """How long after the last transfer memory is kept for the next one: trainers publish more often."""
 
 _DEREGISTER_SECONDS = 1.5
-"""How long stopping waits for the Directory at most: whoever asks it is to find nothing within two seconds."""
+"""The longest wait for the Directory when stopping: it should forget this server within two seconds."""
 
 
 class Server:
@@ -70,9 +70,9 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         open_backends: Opens its storage.
 
     Raises:
-        StartError: The archive or a port is not available, or there is nothing to register with the Directory.
+        StartError: The archive or a port is not available, or the host to register with the Directory is unknown.
     """
-    grpc_workarounds.outlive_undecodable_paths()
+    grpc_workarounds.install()
     async with AsyncExitStack() as stack:
         metrics = Metrics()
         backends = await stack.enter_async_context(open_backends(settings, metrics))
@@ -139,7 +139,7 @@ async def _follow_health(health: Health, archive: Archive) -> None:
 
 
 async def _release_memory(service: ModelRegistryService, transient: TransientStore) -> None:
-    """Give back what is kept for the next transfer when there is none for long.
+    """Return the memory that is kept for the next transfer to the system when none comes for long.
 
     While many transfers are under way, and after they were, what the heap keeps is given back at once, since it piles
     up between the blocks in use.
@@ -161,7 +161,7 @@ async def _release_memory(service: ModelRegistryService, transient: TransientSto
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    """End a task that runs for ever."""
+    """End a task that has no end of its own."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
@@ -173,10 +173,10 @@ async def _deregister(registration: Registration, registering: asyncio.Task[None
 
 
 async def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP looks at the archive anew.
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP rescans the archive.
 
     Raises:
-        StartError: The archive or a port cannot be had, or there is nothing to register with the Directory.
+        StartError: The archive or a port is not available, or the host to register with the Directory is unknown.
     """
 
     def announce(server: Server) -> None:

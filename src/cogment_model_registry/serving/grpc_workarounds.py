@@ -1,12 +1,33 @@
-"""Workarounds for bugs of gRPC's asyncio server, seen with grpcio 1.85."""
+"""Workarounds for bugs of gRPC's asyncio server, seen with grpcio 1.85.
+
+`tests/server/test_grpc_workarounds.py` shows that each is still needed. The one for the client is in
+`client.asyncio_backend`.
+"""
 
 import asyncio
 import codecs
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import grpc.aio
+
+
+def install() -> None:
+    """Install the workarounds that act on the whole process."""
+    outlive_undecodable_paths()
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_about_the_server)
+
+
+def _is_about_the_server(record: logging.LogRecord) -> bool:
+    """Return whether a record of gRPC's log is about more than a peer that is gone.
+
+    gRPC logs an error with a traceback when the client of a call without a stream disappears at the moment when its
+    reply is sent. No report of it is known.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, grpc.aio.BaseError)
 
 
 def outlive_undecodable_paths() -> None:
@@ -16,7 +37,7 @@ def outlive_undecodable_paths() -> None:
     in silence, and may take the process with it while calls are under way (seen with grpcio 1.85). What it decodes
     there, and only there, is decoded right below the event loop, without a frame of Python in between. So the strict
     handler of decoding errors recognises this case by its caller, and puts a mark in place of bytes that are not text,
-    for which gRPC answers UNIMPLEMENTED. All other decoding stays strict.
+    for which gRPC answers UNIMPLEMENTED. All other decoding stays strict. No report of it is known.
     """
     strict = codecs.strict_errors
     # Of asyncio's own loop, and of uvloop's, which has no frame itself.
@@ -53,6 +74,7 @@ def forget_traceback(error: BaseException) -> None:
     """Drop the traceback of an error that ended a call; call this when the call is over.
 
     gRPC keeps the error of an aborted call in the state of the call, and its traceback refers to that state: a cycle
-    that would hold the received bytes of a refused upload until the next full garbage collection.
+    that would hold the received bytes of a refused upload until the next full garbage collection. gRPC's blocking
+    server had the same bug: https://github.com/grpc/grpc/pull/17899
     """
     error.__traceback__ = None

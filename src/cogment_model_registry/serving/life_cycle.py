@@ -33,9 +33,9 @@ async def serve_until_signal(
     """Serve until SIGTERM or SIGINT.
 
     Args:
-        running: The context in which the server serves; leaving it stops the server.
+        running: The context manager that runs the server; leaving it stops the server.
         announce: Called when it serves.
-        refresh: What SIGHUP does, if anything.
+        refresh: The action on SIGHUP, if any.
 
     Raises:
         StartError: The server cannot start.
@@ -72,7 +72,7 @@ async def _refresh(work: Awaitable[None]) -> None:
 
 
 def server_options(keepalive_seconds: float, keepalive_timeout_seconds: float) -> list[tuple[str, int]]:
-    """Return the options that all our gRPC servers have.
+    """Return the options of all gRPC servers of this package.
 
     Args:
         keepalive_seconds: How long a connection may be silent before the peer is pinged.

@@ -99,7 +99,7 @@ class DailyFileHandler(logging.Handler):
 
     Args:
         base_name: The path of the file, to whose stem the date is added: ``x/cogment.log`` becomes
-            ``x/cogment_2026-11-22.log``. Its directory is created when it is missing.
+            ``x/cogment_2026-11-22.log``. Its directory is created if it does not exist.
     """
 
     def __init__(self, base_name: str) -> None:

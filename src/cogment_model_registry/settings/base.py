@@ -29,13 +29,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How one field of a settings class is set and explained.
+    """The description of one field of a settings class.
 
     Attributes:
         name: The field's name, and the flag's.
         environment: The environment variable's name.
-        kind: What it may be.
-        help: What it does, in a sentence or two.
+        kind: The values that it may have.
+        help: A sentence or two about it.
         default_text: The default, for people.
     """
 
@@ -58,7 +58,7 @@ class Setting:
             source: The flag or the variable that it came from, for the message.
 
         Raises:
-            SettingError: It stands for nothing that is allowed.
+            SettingError: The value is not allowed.
         """
         try:
             return self.kind.parse(text)
@@ -78,7 +78,7 @@ class Setting:
 
 
 def setting(default: _T, environment: str, kind: Kind, text: str, default_text: str = "") -> _T:
-    """Return a field with a default, described by everything of its `Setting` but the name."""
+    """Return a field with a default and the parts of its `Setting`, except for the name."""
     shown = default_text or (f"{default:g}" if isinstance(default, float) else str(default))
     field: _T = dataclasses.field(default=default, metadata=_metadata(environment, kind, text, shown))
     return field
@@ -168,7 +168,7 @@ class ServiceSettings:
 
 
 def all_settings(settings_class: type[ServiceSettings]) -> list[Setting]:
-    """Return how each field of a settings class is set and explained: its own ones first, in order."""
+    """Return the description of each field of a settings class: its own ones first, in order."""
     fields = dataclasses.fields(settings_class)
     common = {field.name for field in dataclasses.fields(ServiceSettings)}
     ordered = sorted(fields, key=lambda field: field.name in common)

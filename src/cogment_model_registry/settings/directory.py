@@ -53,5 +53,5 @@ class DirectorySettings(ServiceSettings):
         5.0,
         _PREFIX + "GRACE_SECONDS",
         seconds(0, 86_400),
-        "How long calls in progress may continue after the server is told to stop.",
+        "How long calls in progress may continue once the server is asked to stop.",
     )

@@ -20,7 +20,7 @@ ALL_INTERFACES = "*"
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a setting may be.
+    """A kind of value.
 
     Attributes:
         placeholder: What stands for the value in help texts.

@@ -148,7 +148,7 @@ class Settings(ServiceSettings):
         5.0,
         _PREFIX + "GRACE_SECONDS",
         seconds(0, 86_400),
-        "How long transfers in progress may continue after the server is told to stop.",
+        "How long transfers in progress may continue once the server is asked to stop.",
     )
     keepalive_seconds: float = setting(
         20.0,

@@ -38,5 +38,5 @@ class FolderArchive(Archive):
 
         Raises:
             NotFoundError: The model does not exist.
-            TooLargeError: There is no room.
+            TooLargeError: No space is left.
         """

@@ -1,1 +1,1 @@
-"""What the system gives: tasks, shared memory budgets, locks between processes, files that are replaced whole."""
+"""Small parts on top of the operating system: tasks, memory budgets, file locks, files that are replaced as a whole."""

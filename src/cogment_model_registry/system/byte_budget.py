@@ -1,4 +1,4 @@
-"""Memory that many share, by the byte."""
+"""A memory budget in bytes that many tasks share."""
 
 import asyncio
 from collections import deque
@@ -19,7 +19,7 @@ class ByteBudget:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def take(self, size_bytes: int) -> int:
-        """Wait for one's turn and for so many free bytes, and take them; return how many to give back."""
+        """Wait in turn for so many free bytes, and take them; return how many to give back."""
         size_bytes = min(size_bytes, self._size_bytes)
         if not self._waiting and size_bytes <= self._free_bytes:
             self._free_bytes -= size_bytes
@@ -30,9 +30,9 @@ class ByteBudget:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                self._serve()  # those behind may have waited for this one alone
+                self._serve()  # the next ones may have waited only for this one
             else:
-                self.give_back(size_bytes)  # the turn came in the same moment
+                self.give_back(size_bytes)  # its turn came at the same moment
             raise
         return size_bytes
 
@@ -42,7 +42,7 @@ class ByteBudget:
         self._serve()
 
     def _serve(self) -> None:
-        """Let those go whose turn it is."""
+        """Wake the tasks whose bytes are free."""
         while self._waiting and (self._waiting[0][1].cancelled() or self._waiting[0][0] <= self._free_bytes):
             size_bytes, turn = self._waiting.popleft()
             if not turn.cancelled():

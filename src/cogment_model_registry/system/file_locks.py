@@ -19,12 +19,12 @@ else:
 
 
 def lock_soon(file: int, attempts: int, pause_seconds: float) -> bool:
-    """Lock a file by its descriptor, and return whether that could be done within some attempts.
+    """Lock a file by its descriptor, and return whether that succeeded within some attempts.
 
     Args:
-        file: Its descriptor; who closes it gives the lock back.
+        file: Its descriptor; closing it releases the lock.
         attempts: How often to ask for the lock.
-        pause_seconds: How long to wait after each attempt in vain.
+        pause_seconds: How long to wait after each failed attempt.
     """
     for _ in range(attempts):
         try:

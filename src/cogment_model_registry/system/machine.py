@@ -1,4 +1,4 @@
-"""What the machine lets this process have.
+"""The memory that the machine lets this process use.
 
 A process in a container sees the memory of the whole host, while its control group may allow it a fraction; the
 smaller of the two is what it can use.
@@ -73,10 +73,10 @@ def tune_heap() -> None:
 
 
 def release_free_memory() -> None:
-    """Give memory that was freed, but is kept by the allocator, back to the system, where the C library can.
+    """Return freed memory that the allocator keeps to the system, where the C library can.
 
-    glibc keeps what lies between blocks in use, of each of its arenas: after a hundred large messages at once, several
-    times as much as is in use.
+    glibc keeps the memory between used blocks in each of its arenas: after a hundred large messages at once, several
+    times the memory in use.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:

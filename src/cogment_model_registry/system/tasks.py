@@ -10,8 +10,8 @@ _T = TypeVar("_T")
 async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     """Run `work` to its end even when the caller is cancelled, and only then let the cancellation through.
 
-    A call that its client cancelled must not stop between two files, nor leave a thread with a buffer that is already
-    someone else's. Work that never waits costs no task. For the same reason the first step of work that waits is made
+    A call that its client cancelled must not stop between two files, nor leave a thread with a buffer that already has
+    another user. Work that never waits costs no task. For the same reason the first step of work that waits is made
     in the caller's task: it must not ask which task it runs in, as `asyncio.timeout` and `TaskGroup` do.
 
     Raises:
@@ -31,13 +31,13 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
             cancelled = True
     if cancelled:
         if not task.cancelled():
-            task.exception()  # seen: the cancellation stands for it
+            task.exception()  # retrieved, so that asyncio does not report it: the cancellation is raised instead
         raise asyncio.CancelledError
     return task.result()
 
 
 class _Begun:
-    """A coroutine that waits for something, to be awaited from there on."""
+    """A coroutine that was started and waits for something; awaiting this continues it."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], waited_for: Any) -> None:
         self._work = work
@@ -112,7 +112,7 @@ def _note_outcome(future: "asyncio.Future[Any]") -> None:
 
 
 class IdleTimer:
-    """Bounds the waits of many tasks, as `asyncio.timeout` does each of them, at the cost of one timer for all.
+    """Bounds the waits of many tasks like `asyncio.timeout`, with one timer for all of them.
 
     For one event loop. A wait may take a twentieth longer.
 
@@ -129,7 +129,7 @@ class IdleTimer:
         self._is_running = False
 
     def watch(self) -> "IdleWatch":
-        """Return what bounds the waits of the current task; to be closed."""
+        """Return an object that bounds the waits of the current task; close it."""
         watch = IdleWatch(self._watches)
         self._watches.add(watch)
         if not self._is_running:
@@ -181,11 +181,11 @@ class IdleWatch:
             self._waiting_since = None
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop watching."""
         self._watches.discard(self)
 
     def end_after(self, seconds: float) -> float:
-        """End a wait that took so long; return how much it has left, 0 when it was ended."""
+        """End a wait that took too long; return the time that it has left, 0 when it was ended."""
         if self._waiting_since is None:
             return seconds
         left = seconds + self._waiting_since - self._now()

@@ -29,7 +29,7 @@ class ArchiveSuite(VersionStoreSuite):
 
     @abstractmethod
     def make(self, place: Path) -> Archive:
-        """Return an archive at a place, not yet open; the same one each time as far as its content goes."""
+        """Return the archive at a place, not yet open: each time with the same content."""
 
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[Archive]:
@@ -42,7 +42,7 @@ class ArchiveSuite(VersionStoreSuite):
 
     @asynccontextmanager
     async def reopened(self, archive: Archive, place: Path) -> AsyncIterator[Archive]:
-        """Close an archive, and open a context in which it is open anew."""
+        """Close an archive, and return a context manager that has it open again."""
         await archive.close()
         again = self.make(place)
         await again.open()
@@ -137,7 +137,7 @@ class ArchiveSuite(VersionStoreSuite):
         async with self.reopened(store, tmp_path) as again:
             assert await again.scan() == []
 
-    async def test_an_upload_to_a_model_that_is_removed_meanwhile_fails(self, store: Archive) -> None:
+    async def test_an_upload_to_a_model_that_is_removed_before_its_commit_fails(self, store: Archive) -> None:
         info = describe("m", 1, b"data", True)
         async with await store.open_upload("m", 4) as upload:
             await write_pieces(upload, b"data")

@@ -37,7 +37,7 @@ def pieces(data: bytes, sizes: Iterable[int]) -> list[memoryview]:
 
 
 async def write_pieces(upload: Upload, data: bytes, sizes: Iterable[int] = ()) -> str:
-    """Write the bytes in pieces, finish, and return the hash that the upload tells."""
+    """Write the bytes in pieces, finish, and return the hash that the upload reports."""
     for piece in pieces(data, sizes):
         await upload.write(piece)
     return await upload.finish()

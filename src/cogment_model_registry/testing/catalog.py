@@ -31,8 +31,8 @@ async def counted(catalog: Catalog) -> tuple[int, int]:
     return counts.models, counts.versions
 
 
-async def told(watch: AsyncGenerator[VersionInfo, None]) -> int:
-    """Return the number of the next version that a watch tells."""
+async def next_number(watch: AsyncGenerator[VersionInfo, None]) -> int:
+    """Return the number of the next version that a watch yields."""
     async with asyncio.timeout(_WAIT_SECONDS):
         return (await anext(watch)).number
 
@@ -42,7 +42,7 @@ class CatalogSuite(ABC):
 
     @abstractmethod
     def opened(self, place: Path) -> AbstractAsyncContextManager[Catalog]:
-        """Return a context with a catalog at a place: the same one each time as far as its content goes."""
+        """Return a context manager with the catalog at a place: each time with the same content."""
 
     async def prepare_model(self, catalog: Catalog, info: ModelInfo) -> None:  # noqa: B027 # nothing by default
         """Do what a model needs before it becomes visible. Nothing, unless the catalog lives in an archive."""
@@ -110,7 +110,7 @@ class CatalogSuite(ABC):
         async with self.opened(tmp_path) as catalog:
             assert (await publish(catalog, "m")).number == 6
 
-    async def test_a_model_created_anew_is_another_one(self, catalog: Catalog) -> None:
+    async def test_a_model_created_again_is_another_one(self, catalog: Catalog) -> None:
         await publish(catalog, "m")
         before = await catalog.find("m")
         await self.remove_model(catalog, "m")
@@ -163,11 +163,11 @@ class CatalogSuite(ABC):
         await publish(catalog, "m")
         await publish(catalog, "m")
         async with aclosing(catalog.watch("m")) as watch:
-            assert await told(watch) == 2
+            assert await next_number(watch) == 2
 
     async def test_a_watch_waits_for_what_comes(self, catalog: Catalog) -> None:
         async with aclosing(catalog.watch("m")) as watch:
-            waiting = asyncio.create_task(told(watch))
+            waiting = asyncio.create_task(next_number(watch))
             await asyncio.sleep(0)
             await publish(catalog, "m")
             assert await waiting == 1
@@ -175,24 +175,24 @@ class CatalogSuite(ABC):
     async def test_a_slow_watch_skips_to_the_latest_and_never_goes_back(self, catalog: Catalog) -> None:
         async with aclosing(catalog.watch("m")) as watch:
             await publish(catalog, "m")
-            assert await told(watch) == 1
+            assert await next_number(watch) == 1
             infos = [await publish(catalog, "m") for _ in range(5)]
-            assert await told(watch) == 6
+            assert await next_number(watch) == 6
             await catalog.forget(infos[-1])
             await publish(catalog, "m")
-            assert await told(watch) == 7
+            assert await next_number(watch) == 7
 
     async def test_a_watch_is_not_told_of_other_models(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "other")
         async with aclosing(catalog.watch("m")) as watch:
-            waiting = asyncio.create_task(told(watch))
+            waiting = asyncio.create_task(next_number(watch))
             await publish(catalog, "other")
             await publish(catalog, "m")
             assert await waiting == 1
 
     async def test_a_watch_ends_when_its_model_is_deleted(self, catalog: Catalog) -> None:
         async with aclosing(catalog.watch("m")) as watch:
-            waiting = asyncio.create_task(told(watch))
+            waiting = asyncio.create_task(next_number(watch))
             await asyncio.sleep(0)
             await self.remove_model(catalog, "m")
             await self.put_model(catalog, "m")
@@ -201,7 +201,7 @@ class CatalogSuite(ABC):
 
     async def test_all_watches_end_when_the_catalog_stops(self, catalog: Catalog) -> None:
         async with aclosing(catalog.watch("m")) as watch:
-            waiting = asyncio.create_task(told(watch))
+            waiting = asyncio.create_task(next_number(watch))
             await asyncio.sleep(0)
             catalog.stop_watching()
             with pytest.raises(UnavailableError):
@@ -210,13 +210,13 @@ class CatalogSuite(ABC):
             await anext(catalog.watch("m"))
 
     async def test_the_latest_always_arrives(self, catalog: Catalog) -> None:
-        """Subscribe against publish, 1,000 times over: the last number is told, whatever the order."""
+        """Subscribe against publish, 1,000 times over: the last number arrives, whatever the order."""
         for _ in range(1000):
             publishing = asyncio.create_task(publish(catalog, "m"))
             async with aclosing(catalog.watch("m")) as watch:
                 last = 0
                 while not publishing.done() or last < publishing.result().number:
-                    last = await told(watch)
+                    last = await next_number(watch)
 
     async def test_changes_of_a_model_wait_for_each_other(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "other")

@@ -60,7 +60,7 @@ _STEPS = st.lists(
 
 
 class EvictionRule:
-    """The rule of eviction, as slow and plain as can be."""
+    """The rule of eviction, slow and plain."""
 
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self.max_items = max_items
@@ -295,7 +295,7 @@ class TransientStoreSuite(VersionStoreSuite):
 
 
 class _Follower:
-    """Does with a store what the rule is told, and compares."""
+    """Does the same with a store and with the rule, and compares."""
 
     def __init__(self, store: TransientStore, rule: EvictionRule) -> None:
         self.store = store

@@ -1,4 +1,4 @@
-"""What the conformance suites of both tiers have in common."""
+"""The shared part of the conformance suites of both tiers."""
 
 from abc import ABC, abstractmethod
 

@@ -1,1 +1,1 @@
-"""What crosses the network, and the only place that knows protobuf."""
+"""The messages on the network; the only part that knows protobuf."""

@@ -1,4 +1,4 @@
-"""Between the records of the registry and the messages of the API, and between its errors and gRPC's statuses."""
+"""Conversion between records and messages of the API, and between errors and statuses of gRPC."""
 
 import weakref
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,
     UnavailableError: grpc.StatusCode.UNAVAILABLE,
 }
-"""The one table of errors and statuses, for what is answered and for what is received."""
+"""The one table of errors and statuses, for answers of servers and of clients' calls."""
 
 _ERROR_BY_STATUS: Mapping[grpc.StatusCode, type[ModelRegistryError]] = {
     **{status: kind for kind, status in STATUS_BY_ERROR.items()},
@@ -57,7 +57,7 @@ def decode(message_type: type[_AnyMessage], data: bytes) -> _AnyMessage:
     """Return the message that `data` encodes.
 
     Raises:
-        InvalidError: It encodes none.
+        InvalidError: The bytes are malformed.
     """
     try:
         return message_type.FromString(data)
@@ -66,10 +66,10 @@ def decode(message_type: type[_AnyMessage], data: bytes) -> _AnyMessage:
 
 
 def decode_upload_chunk(data: bytes) -> VersionHeader | memoryview:
-    """Return what a `CreateVersionRequestChunk` carries: the header of an upload, or a view of some of its bytes.
+    """Return the content of a `CreateVersionRequestChunk`: the header of an upload, or a view of some of its bytes.
 
     Raises:
-        InvalidError: It carries neither, or a header without `version_info`.
+        InvalidError: It has neither, or a header without `version_info`.
     """
     body = split_body(data)
     if body is not None:

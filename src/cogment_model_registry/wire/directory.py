@@ -70,17 +70,17 @@ def service_from_reply(data: bytes) -> Service:
 
 
 def is_ok(reply: directory_pb2.RegisterReply | directory_pb2.DeregisterReply) -> bool:
-    """Return whether the Directory did what it was asked."""
+    """Return whether the Directory did the request."""
     if isinstance(reply, directory_pb2.RegisterReply):
         return reply.status == directory_pb2.RegisterReply.OK
     return reply.status == directory_pb2.DeregisterReply.OK
 
 
 def details_from_message(message: directory_pb2.ServiceDetails) -> Details:
-    """Return what a message says of a service.
+    """Return the details of a service in a message.
 
     Raises:
-        InvalidError: It has no type that exists.
+        InvalidError: The type does not exist.
     """
     for service_type, number in _TYPES.items():
         if number == message.type:
@@ -89,7 +89,7 @@ def details_from_message(message: directory_pb2.ServiceDetails) -> Details:
 
 
 def details_message(details: Details) -> directory_pb2.ServiceDetails:
-    """Return the message that says what a service is."""
+    """Return the message with the details of a service."""
     return directory_pb2.ServiceDetails(type=_TYPES[details.type], properties=details.properties)
 
 
@@ -97,7 +97,7 @@ def endpoint_from_message(message: directory_pb2.ServiceEndpoint) -> Endpoint:
     """Return the endpoint that a message describes.
 
     Raises:
-        InvalidError: It describes none.
+        InvalidError: It is malformed.
     """
     protocol = next((each for each, number in _PROTOCOLS.items() if number == message.protocol), None)
     if protocol is None:
@@ -118,7 +118,7 @@ def service_from_message(message: directory_pb2.FullServiceData) -> Service:
     """Return the registered service that a message describes.
 
     Raises:
-        InvalidError: It describes none.
+        InvalidError: It is malformed.
     """
     return Service(
         message.service_id,

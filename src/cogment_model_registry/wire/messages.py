@@ -1,4 +1,4 @@
-"""The messages of the API under one name, wherever their generated modules lie."""
+"""The messages of the API under one name, whatever the places of their generated modules."""
 
 from collections.abc import Collection, Mapping
 

@@ -1,4 +1,4 @@
-"""Pages of listings: how much fits one, and the handles that say where the next begins.
+"""Pages of listings: how much fits on one, and the handles that say where the next begins.
 
 A handle is a text that the caller gives back. Of a listing of models it is the count of those returned so far. Of a
 listing of versions it is the number to go on with: the last one returned plus one. Where versions were asked for by
@@ -16,7 +16,7 @@ from cogment_model_registry.wire.frames import embed
 _HANDLE_FIELD = 2  # next_model_handle and next_version_handle
 
 PAGE_MAX_BYTES = 64 * 1024 * 1024
-"""What a page may have where a count was asked for: an answer that no caller means, and the process could not bear."""
+"""The largest page when a count was asked for: no caller means more, and the process could not hold it."""
 
 
 class Page:
@@ -31,7 +31,7 @@ class Page:
         self._count = count
         self._reply_max_bytes = reply_max_bytes
         self._entries: list[bytes] = []
-        self._size_bytes = 64  # more than a handle ever takes
+        self._size_bytes = 64  # more than any handle takes
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -58,7 +58,7 @@ class Page:
         """Take one more info, encoded as a field of the reply, if it fits.
 
         A page without a count ends where the reply would pass its size, but never empty. A page with a count is never
-        shorter than asked for, since many callers take a short page for the last one.
+        shorter than asked for, since many callers consider a short page the last one.
 
         Returns:
             Whether it was taken.
@@ -99,7 +99,7 @@ def parse_handle(handle: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class ExplicitHandle:
-    """Where to go on in a list of version numbers that the caller gave: at a position, or with a version number.
+    """Where to continue in a list of version numbers that the caller gave: at a position, or with a version number.
 
     Attributes:
         position: Position in the list; None when `number` says it.
@@ -111,7 +111,7 @@ class ExplicitHandle:
 
     @classmethod
     def parse(cls, handle: str) -> "ExplicitHandle":
-        """Return what a handle says.
+        """Return the position or the number in a handle.
 
         Raises:
             InvalidError: It is neither a decimal number nor ``@`` and one.

@@ -53,7 +53,7 @@ def _info_bytes(info: VersionInfo) -> int:
 class _Model:
     """One life of a model.
 
-    `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info is known for good;
+    `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info stays in memory;
     `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others.
     """
 
@@ -143,7 +143,7 @@ class LocalCatalog(Catalog):
             model.wake_watchers()
 
     def lock(self, model_id: str) -> asyncio.Lock:
-        """Return the lock of whoever changes a model; it need not exist."""
+        """Return the lock for changes of a model, which need not exist."""
         lock = self._locks.get(model_id)
         if lock is None:
             lock = self._locks[model_id] = asyncio.Lock()
@@ -350,7 +350,7 @@ class LocalCatalog(Catalog):
         return model.transient.get(number) or self._infos.get((model.life, number))
 
     async def _get(self, model: _Model, number: int) -> VersionInfo | None:
-        """Return a visible version; None when there is none, or when it turns out to be damaged."""
+        """Return a visible version; None if it does not exist or turns out to be damaged."""
         info = self._cached(model, number)
         if info is None and model.has(number):
             [info] = await self._read(model, [number])

@@ -1,7 +1,7 @@
-"""The archive on a directory: uploads and readers whose blocking half runs on the archive's own threads.
+"""The archive in a directory: uploads and readers whose blocking half runs on the archive's own threads.
 
 An upload hashes and writes one piece while the next one is received; a reader reads one block ahead of what is sent.
-So a version is never in memory, whatever its size. What is written in which order is stated in `directory`.
+So a version is never in memory as a whole. `directory` states the order of writes.
 """
 
 import asyncio
@@ -19,8 +19,9 @@ from cogment_model_registry.errors import NO_ROOM, DataLossError, ModelRegistryE
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Reader, Removal, Upload
-from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, DoomedModel, Fingerprint, NewFile
+from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, DoomedModel, NewFile
 from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.filesystem.reading import Fingerprint, fingerprint
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import run_to_end, run_to_have
@@ -30,28 +31,28 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 _THREADS = 16
-"""Enough that a few slow syncs do not hold up everyone's reads; an upload may use three."""
+"""Enough that a few slow syncs do not delay all reads; an upload may use three."""
 
 _BUFFER_BYTES = 256 * 1024
-"""Smaller pieces of an upload are gathered up to this size: handing one to a thread costs some 50 us."""
+"""Smaller pieces of an upload are collected up to this size: handing one to a thread costs some 50 us."""
 
 _BLOCK_BYTES = 1024 * 1024
-"""How much is read at least with one call to a thread."""
+"""The smallest read by one call to a thread, unless less is left."""
 
 _SYNC_BYTES = 16 * 1024 * 1024
-"""How much of an upload is synced while more is received, so that the disk works all the time, and little is left to
-sync at the end. A sync has a price of its own, so that much less at once would take longer."""
+"""How much of an upload is synced at once while more is received, so that the disk is always busy, and little is left
+to sync at the end. Each sync has a fixed cost, so much smaller steps would take longer."""
 
 _WRITE_BYTES = 32 * 1024 * 1024
-"""What pieces of uploads may take while they wait for a thread to write them."""
+"""The memory for pieces of uploads that wait for a thread to write them."""
 
 
 class DirectoryArchive(FolderArchive):
     """Archived versions in a directory of the original's layout; see `layout`.
 
     Args:
-        path: The directory; created when it is missing.
-        model_id_max_bytes: Directories with longer names are no models.
+        path: The directory; created if it does not exist.
+        model_id_max_bytes: Directories with longer names are not models.
         files: The file operations.
         observe: Called after each finished operation on a thread, with its name and the seconds that it took.
         observe_sync: Called after each sync, with its kind (`file`, `directory`) and the seconds that it took.
@@ -79,7 +80,7 @@ class DirectoryArchive(FolderArchive):
 
     @property
     def failure(self) -> str:
-        return self.directory.failure
+        return self.directory.writer.failure
 
     async def open(self) -> None:
         await self.run(self.directory.open)
@@ -133,10 +134,10 @@ class DirectoryArchive(FolderArchive):
         file, fingerprint = await run_to_have(opening, lambda opened: self.directory.close_file(opened[0]))
         return _FileReader(self, info, file, fingerprint)
 
-    # What uploads and readers call.
+    # Called by uploads and readers.
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-        """Run a blocking function on a thread of the archive, with the system's errors translated."""
+        """Run a blocking function on a thread of the archive, with errors of the system translated."""
         return await self.start(function, *args, **kwargs)
 
     def start(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> asyncio.Future[_T]:
@@ -165,7 +166,7 @@ class DirectoryArchive(FolderArchive):
 
 
 def _translating_errors(function: Callable[[], _T]) -> _T:
-    """Call `function`, and translate the system's errors."""
+    """Call `function`, and translate errors of the system."""
     try:
         return function()
     except ModelRegistryError:
@@ -215,7 +216,7 @@ class _FileUpload(Upload):
                 await self._pass_on(self._buffer)
 
     async def _pass_on(self, *parts: bytearray | memoryview) -> None:
-        """Let threads hash and write the parts, once they are done with those before."""
+        """Let threads hash and write the parts, once they have finished the previous ones."""
         await self._settle(self._working)
         self._sync_ahead()
         self._buffer = bytearray()
@@ -231,15 +232,15 @@ class _FileUpload(Upload):
         done.add_done_callback(lambda _: self._archive.writing.give_back(taken_bytes))
 
     def _sync_ahead(self) -> None:
-        """Let a thread sync what was written when it has become much, unless one still does."""
+        """Let a thread sync what was written once it is enough, unless a sync is still running."""
         if self._unsynced_bytes >= _SYNC_BYTES and all(syncing.done() for syncing in self._syncing):
-            self._syncing.append(self._archive.start(self._archive.directory.sync_file, self._new.file))
+            self._syncing.append(self._archive.start(self._archive.directory.writer.sync_file, self._new.file))
             self._unsynced_bytes = 0
 
     async def _settle(self, working: list[asyncio.Future[None]]) -> None:
-        """Wait until no thread is at work; raise what went wrong."""
+        """Wait until no thread is working; raise the first error."""
         if working:
-            # Not awaited themselves, since a cancellation would then give up a thread that is still at work.
+            # Not awaited themselves, since a cancellation would then abandon a thread that is still working.
             await asyncio.wait(working)
             for each in working:
                 each.result()
@@ -247,8 +248,8 @@ class _FileUpload(Upload):
     async def finish(self) -> str:
         await self._pass_on(self._buffer)
         await self._settle(self._working)
-        await self._settle(self._syncing)  # one that failed must not be made up for by another
-        await run_to_end(self._archive.run(self._archive.directory.sync_file, self._new.file))
+        await self._settle(self._syncing)  # a later sync must not hide one that failed
+        await run_to_end(self._archive.run(self._archive.directory.writer.sync_file, self._new.file))
         return self._hash.digest_text()
 
     async def commit(self, info: VersionInfo) -> None:
@@ -263,7 +264,7 @@ class _FileUpload(Upload):
         if under_way := [*self._working, *self._syncing]:
             await asyncio.wait(under_way)
             for each in under_way:
-                each.exception()  # seen: the upload is over
+                each.exception()  # retrieved, so that asyncio does not report it: the upload is over
         self._archive.promise(-self._missing_bytes)
         await self._archive.run(self._archive.directory.discard_upload, self._new)
 
@@ -296,13 +297,13 @@ class _FileReader(Reader):
                 self._read_ahead(block_bytes)
             for start in range(0, max(len(block), 1), max_bytes):
                 yield [block[start : start + max_bytes]]
-            del block  # before the next but one is read
+            del block  # release it before the block after the next is read
 
     async def _cached_chunks(self, max_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
-        """Yield chunks as long as the system has them in memory.
+        """Yield chunks as long as the system has them cached.
 
-        They are read right here, since handing a read to a thread takes longer than copying what is in memory. Where
-        the system has part of a chunk, a thread reads the rest.
+        They are read on the event loop, since handing a read to a thread takes longer than copying cached bytes. If
+        the system has only part of a chunk cached, a thread reads the rest.
         """
         buffer = memoryview(bytearray(min(max_bytes, self._missing_bytes)))
         is_cached = True
@@ -327,13 +328,13 @@ class _FileReader(Reader):
         """Wait for the block that is being read, if one is, and return it."""
         if self._reading is None:
             return b""
-        # Not awaited itself, since a cancellation would then give up a thread that is still reading.
+        # Not awaited itself, since a cancellation would then abandon a thread that is still reading.
         await asyncio.wait([self._reading])
         reading, self._reading = self._reading, None
         return reading.result()
 
     def _read(self, size_bytes: int, is_last: bool) -> bytes:
-        """Return the next block; check all of them before the last one is out of hand."""
+        """Return the next block; check all of them before returning the last one."""
         block = self._archive.directory.files.read(self._file, size_bytes)
         if len(block) < size_bytes:
             raise self._damage("its data was truncated while it was read")
@@ -345,10 +346,10 @@ class _FileReader(Reader):
 
     def _check(self) -> None:
         """Compare what was read with what was stored."""
-        now = self._archive.directory.fingerprint(self._file)
+        now = fingerprint(self._archive.directory.files, self._file)
         if (now.size_bytes, now.modified_ns) != (self._fingerprint.size_bytes, self._fingerprint.modified_ns):
             raise self._damage("its data was changed while it was read")
-        # `changed_ns` changes with the bytes, even where someone sets the other times back; but also when the version
+        # `changed_ns` changes with the bytes, even if someone sets the other times back; but also when the version
         # is deleted, which leaves its readers alone, and when its file is linked to, as backups do.
         is_touched = not self._hash and now.changed_ns != self._fingerprint.changed_ns and now.links
         if is_touched:

@@ -1,4 +1,4 @@
-"""An exported model: one tar file, which shows by itself that it is whole.
+"""The format of an exported model: one tar file that proves its own completeness.
 
     <model_id>/.high_water_mark            no number up to this one may be given again
     <model_id>/<model_id>.yaml             the model
@@ -7,8 +7,8 @@
     <model_id>/.manifest.json              the versions, with sizes and hashes, and a hash over the manifest itself
 
 These are the files of an archive directory under their names there, so `tar --extract` in one gives the model as well.
-There is exactly one way to write each header, and exactly one manifest for what comes before it: whoever imports a
-model makes them anew from what was received, and holds them against what was received byte for byte.
+Each header can be written in exactly one way, and the files before a manifest have exactly one manifest. An import
+rebuilds both from the received files and compares them byte for byte.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ RECORD_BYTES = tarfile.RECORDSIZE
 """A tar file is a multiple of this."""
 
 END_BYTES = 2 * BLOCK_BYTES
-"""What ends a tar file: two blocks of zeros, and more up to a whole record."""
+"""The end of a tar file: two blocks of zeros, and more up to a whole record."""
 
 _FORMAT = "cogment model export 1"
 _NS_PER_SECOND = 10**9
@@ -44,17 +44,17 @@ def mtime_seconds(info: VersionInfo) -> int:
 
 
 def padding(size_bytes: int) -> bytes:
-    """Return what follows a file of this size."""
+    """Return the padding after a file of this size."""
     return bytes(-size_bytes % BLOCK_BYTES)
 
 
 def ending(offset: int) -> bytes:
-    """Return what follows the last file, which with its padding ends at this offset."""
+    """Return the bytes after the last file, which with its padding ends at this offset."""
     return bytes(END_BYTES + -(offset + END_BYTES) % RECORD_BYTES)
 
 
 class Manifest:
-    """What a tar file has, gathered file by file.
+    """The contents of a tar file, collected file by file.
 
     Args:
         model_id: The model.
@@ -72,7 +72,7 @@ class Manifest:
         self._versions: list[str] = []
 
     def add(self, info: VersionInfo, version_text: bytes) -> None:
-        """Take note of a version and of the text of its metadata."""
+        """Add a version with the text of its metadata."""
         version = {
             "version_number": info.number,
             "data_size": info.data_size_bytes,

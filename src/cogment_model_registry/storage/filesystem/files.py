@@ -1,7 +1,7 @@
-"""The file operations that the archive is made of, each relative to an open directory.
+"""The file operations of the archive, each relative to an open directory.
 
 Names are resolved against directory descriptors and never through a symbolic link, so nothing outside the archive is
-reached, whatever is planted in it. Everything blocks: it is called from threads. Errors are `OSError`; the archive
+reached, whatever is planted in it. All of them block: call them from threads. Errors are `OSError`; the archive
 translates them.
 """
 
@@ -23,11 +23,11 @@ _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOE
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
-"""The flag of a read that takes only what is in memory; Linux has it."""
+"""The flag of a read that returns only cached bytes; Linux has it."""
 
 
 class NotRegularError(OSError):
-    """What should be a file is a link, a FIFO, a directory or a device."""
+    """A file was expected; the entry is a link, a FIFO, a directory or a device."""
 
 
 class Cause(Enum):
@@ -63,7 +63,7 @@ def cause_of(error: OSError) -> Cause:
 
 
 class Entry(NamedTuple):
-    """What a directory has under a name.
+    """An entry of a directory.
 
     Attributes:
         name: The name.
@@ -84,7 +84,7 @@ class Files:
     """The operations on real files. A subclass may record them, or let them fail, for tests."""
 
     def open_root(self, path: str) -> int:
-        """Return a descriptor of the directory at `path`, created, durably, with those above it when missing."""
+        """Return a descriptor of the directory at `path`; create it durably, with its parents, if necessary."""
         path = os.path.abspath(path)
         self._make_durably(path)
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -119,7 +119,7 @@ class Files:
         os.mkdir(name, _DIRECTORY_MODE, dir_fd=parent)
 
     def list_directory(self, directory: int) -> list[Entry]:
-        """Return what a directory has."""
+        """Return the entries of a directory."""
         with os.scandir(directory) as entries:
             return [
                 Entry(entry.name, is_file := entry.is_file(follow_symlinks=False), not is_file and _is_directory(entry))
@@ -130,7 +130,7 @@ class Files:
         """Return a descriptor of a regular file.
 
         Raises:
-            NotRegularError: It is something else.
+            NotRegularError: The entry is not a regular file.
         """
         try:
             file = os.open(name, _READ_FLAGS, dir_fd=directory)
@@ -152,7 +152,7 @@ class Files:
         os.close(descriptor)
 
     def write(self, file: int, parts: Sequence[memoryview | bytes | bytearray]) -> None:
-        """Write all of the parts."""
+        """Write all parts."""
         for part in parts:
             rest = memoryview(part)
             while rest:
@@ -172,7 +172,7 @@ class Files:
         return b"".join(parts)
 
     def read_cached(self, file: int, buffer: memoryview) -> int:
-        """Fill a buffer with the next bytes as far as the system has them in memory, and never wait for the disk.
+        """Fill a buffer with the next bytes as far as the system has cached them, and never wait for the disk.
 
         Returns:
             How many bytes it read; fewer than fit the buffer at the end of the file, where the disk has the rest, or
@@ -181,7 +181,7 @@ class Files:
         count = 0
         if _NO_WAIT is None:
             return count
-        with contextlib.suppress(OSError):  # it would wait, or the file system knows no such read
+        with contextlib.suppress(OSError):  # it would wait, or the file system does not support such reads
             while count < len(buffer) and (more := os.preadv(file, [buffer[count:]], -1, _NO_WAIT)):
                 count += more
         return count
@@ -195,11 +195,11 @@ class Files:
         return os.fstat(file)
 
     def status_of(self, directory: int, name: str) -> os.stat_result:
-        """Return the status of what a directory has under a name, which may be a link."""
+        """Return the status of an entry of a directory, which may be a link."""
         return os.stat(name, dir_fd=directory, follow_symlinks=False)
 
     def free_bytes(self, directory: int) -> int:
-        """Return how many bytes the file system has left for this process."""
+        """Return the free space of the file system for this process, in bytes."""
         status = os.fstatvfs(directory)
         return (status.f_bavail if os.geteuid() else status.f_bfree) * status.f_frsize
 
@@ -212,7 +212,7 @@ class Files:
         os.fsync(directory)
 
     def rename(self, directory: int, old: str, new: str) -> None:
-        """Give a file or a directory another name, replacing a file that has it."""
+        """Rename a file or a directory, replacing a file of the new name."""
         os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
 
     def remove(self, directory: int, name: str) -> None:
@@ -221,7 +221,7 @@ class Files:
             os.unlink(name, dir_fd=directory)
 
     def remove_tree(self, parent: int, name: str, on_error: Callable[[OSError], None]) -> None:
-        """Remove a directory with all it has, following no link, as far as it can be removed."""
+        """Remove a directory and its contents, following no link, as far as possible."""
 
         def report(_function: object, _path: object, details: tuple[object, BaseException, object]) -> None:
             error = details[1]

@@ -1,11 +1,11 @@
-"""What can be found in an archive directory that is looked through: each kind has a word that stays the same."""
+"""The findings of a verification: each kind has a stable name."""
 
 from dataclasses import dataclass
 from enum import Enum
 
 
 class Kind(str, Enum):
-    """What was found. The words are for programs, and never change their meaning."""
+    """The kinds of findings. The names are for programs, and never change their meaning."""
 
     VERSION_METADATA_DAMAGED = "version_metadata_damaged"
     VERSION_METADATA_NOT_A_FILE = "version_metadata_not_a_file"
@@ -55,20 +55,20 @@ MEANINGS = {
 }
 
 INFORMATION = {Kind.HIGH_WATER_MARK_LOW, Kind.FOREIGN_ENTRY, Kind.NOT_A_MODEL}
-"""Kinds that are no problem: a server does the same with them and without them."""
+"""Kinds that are not problems: a server works the same with and without them."""
 
 MAY_BE_UNDER_WAY = {Kind.DATA_WITHOUT_METADATA, Kind.TEMPORARY_FILE, Kind.DOOMED_DIRECTORY}
-"""Kinds that a server or an import at work makes all the time, and takes away again."""
+"""Kinds that a working server or import makes and removes all the time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that was found.
+    """One finding.
 
     Attributes:
-        kind: What.
-        file: Its name, with the directory of the model where it lies in one.
-        message: A sentence on it.
+        kind: Its kind.
+        file: The file, with the directory of the model if it is in one.
+        message: A sentence about it.
         model_id: The model that it is about, empty if it is about none.
         number: The number of the version that it is about, 0 if it is about none.
     """
@@ -81,10 +81,10 @@ class Finding:
 
     @property
     def is_problem(self) -> bool:
-        """Whether something is wrong."""
+        """Whether it is a problem."""
         return self.kind not in INFORMATION
 
     @property
     def position(self) -> tuple[str, int, str, str]:
-        """What findings are ordered by: the place, and by number within a model."""
+        """The sort key: the place, then the number within a model."""
         return self.file.partition("/")[0], self.number, self.file, self.kind

@@ -1,4 +1,4 @@
-"""The names and the text of the files of an archive directory: the original's, so that it can change hands.
+"""The names and the text of the files of an archive directory: those of the original, which can read and write it too.
 
     <archive_dir>/
       .lock                       the process that owns the archive
@@ -11,13 +11,13 @@
         .~<digits>                a file being written
         .manifest.json            what `tar` unpacked from an export
 
-What is not named so is someone else's and is left alone. The names that are ours alone start with a dot, as no model id
-does. The original takes every directory whose name has a letter for a model and reads whatever contains ``-v`` and
-digits and ``.yaml`` as a version; so the names of temporary things have neither.
+Entries with other names are foreign and left alone. The names that only this package uses start with a dot, as no model
+id does. The original takes every directory whose name has a letter for a model, and every file whose name contains
+``-v``, digits and ``.yaml`` for a version; so temporary names have neither.
 
-Metadata is YAML 1.1. Reading it takes every scalar as the text that it is written as, so a value of `user_data` that
-someone left unquoted (`1e3`, `yes`) is that text, and a timestamp keeps its nanoseconds. It builds no objects, follows
-no alias and nests no deeper than the layout does.
+Metadata is YAML 1.1. A scalar is read as it is written, so an unquoted value of `user_data` (`1e3`, `yes`) stays that
+text, and a timestamp keeps its nanoseconds. Reading builds no objects, follows no alias and nests no deeper than the
+layout does.
 """
 
 import calendar
@@ -42,13 +42,13 @@ HIGH_WATER_MARK_NAME = ".high_water_mark"
 TEMPORARY_PREFIX = ".~"
 
 MANIFEST_NAME = ".manifest.json"
-"""What an export has as its last file; a server takes it for nothing, and so does the original."""
+"""The last file of an export; servers ignore it, and so does the original."""
 
 LOST_AND_FOUND = "lost+found"
-"""What the root of an ext file system has, for its checker alone; the name would do for a model."""
+"""A directory of the file system check in the root of ext file systems; its name would be a valid model id."""
 
 METADATA_MAX_BYTES = 8 * 1024 * 1024
-"""The largest metadata file that is read: several times what escaping can make of the most `user_data` there may be."""
+"""The largest metadata file that is read: several times the largest `user_data` allowed, with all of it escaped."""
 
 _NS_PER_SECOND = 10**9
 
@@ -73,7 +73,7 @@ def data_file_name(model_id: str, number: int) -> str:
 
 
 def temporary_name() -> str:
-    """Return a name for something that is not there yet, or no longer."""
+    """Return a temporary name, for a file or directory that is being made or removed."""
     return f"{TEMPORARY_PREFIX}{secrets.randbelow(10**18)}"
 
 
@@ -83,7 +83,7 @@ def is_temporary(name: str) -> bool:
 
 
 _VERSION_FILE = re.compile(r"-v([0-9]{6}|[1-9][0-9]{6,9})\.(yaml|data)")
-"""What follows the model's id in the name of a version's file: six digits, or more without a zero in front."""
+"""The part after the model's id in the name of a version's file: six digits, or more without leading zeros."""
 
 
 def parse_file_name(model_id: str, name: str) -> tuple[int, str] | None:
@@ -104,7 +104,7 @@ def parse_model(text: bytes, model_id: str) -> ModelInfo:
     """Return the model that a metadata file describes.
 
     Raises:
-        BadMetadata: It describes none, or another one.
+        BadMetadata: It is malformed, or describes another one.
     """
     fields = _load(text)
     _expect(fields, "model_id", model_id)
@@ -129,7 +129,7 @@ def parse_version(text: bytes, model_id: str, number: int) -> VersionInfo:
     """Return the version that a metadata file describes.
 
     Raises:
-        BadMetadata: It describes none, or another one.
+        BadMetadata: It is malformed, or describes another one.
     """
     fields = _load(text)
     _expect(fields, "model_id", model_id)
@@ -197,7 +197,7 @@ _TIMESTAMP = re.compile(
 
 
 def parse_timestamp(text: str) -> int:
-    """Return the nanoseconds since the Unix epoch that an RFC 3339 text says, as the wire can say them.
+    """Return the nanoseconds since the Unix epoch of an RFC 3339 text, within the range of the wire.
 
     A time before the epoch, such as the one that the original writes for "none", is 0.
 
@@ -275,7 +275,7 @@ _KNOWN_FIELDS = {
 }
 
 _DEPTH_MAX = 64
-"""How deep a field that is not ours may nest."""
+"""How deep an unknown field may nest."""
 
 
 def _load(text: bytes) -> _Fields:
@@ -296,7 +296,7 @@ def _load(text: bytes) -> _Fields:
 
 
 def _skip(value: yaml.Event, events: Iterator[yaml.Event]) -> None:
-    """Pass over the events of a value that begins with `value`."""
+    """Skip the events of a value that begins with `value`."""
     depth = 0
     event = value
     while True:

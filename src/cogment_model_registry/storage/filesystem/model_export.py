@@ -1,7 +1,7 @@
-"""Writing a model of an archive directory as one tar file; see `export_format`.
+"""The export of a model of an archive directory to one tar file; see `export_format`.
 
-Nothing is written to the directory, and a server may run on it. What is exported are the versions that there are at the
-start; a version that vanishes meanwhile, because the model is deleted, ends the export.
+Nothing is written to the directory, and a server may run on it. The export has the versions that exist at its start; if
+one of them disappears during it, because the model is deleted, the export ends.
 """
 
 import os
@@ -18,7 +18,7 @@ from cogment_model_registry.storage.filesystem.model_files import Damage, ModelF
 
 @dataclass(slots=True)
 class Exported:
-    """What was exported.
+    """The result of an export.
 
     Attributes:
         versions: How many versions.
@@ -60,12 +60,12 @@ def export_model(
         model_id: The model; an id that obeys the rules.
         write: Takes the next bytes of the tar file.
         skip_damaged: Whether to leave out what is damaged; data is read twice then, to know before it is written.
-        warn: Told, in a line each, what is left out.
-        advance: Told of bytes of versions that were written.
+        warn: Called with a line for each thing that is left out.
+        advance: Called with the bytes of versions that were written.
 
     Raises:
-        DataLossError: Something is damaged; what was written is no whole export.
-        NotFoundError: There is no such model, or it is deleted while it is exported.
+        DataLossError: Something is damaged; the written file is not a complete export.
+        NotFoundError: The model does not exist, or is deleted during the export.
         UnavailableError: A file cannot be read, and may be intact.
         OSError: The directory cannot be listed, or the process is short of a resource.
     """
@@ -114,7 +114,7 @@ class _Export:
         self._exported = Exported()
 
     def run(self, found: ModelFiles, warn: Callable[[str], object] | None) -> Exported:
-        """Write everything; `warn` is there when damage is to be left out."""
+        """Write everything; `warn` is given when damage is left out."""
         mark = self._high_water_mark(found, warn)
         model_text = self._model_text(warn)
         self._add(layout.HIGH_WATER_MARK_NAME, layout.format_high_water_mark(mark))

@@ -1,8 +1,8 @@
-"""Reading the directory of a model that may have anything in it.
+"""Reads of a model's directory, whatever it contains.
 
-`list_model` and `read_metadata` serve the archive and the commands that need no server; the rest is for these alone.
-What is damaged raises `Damage`, with what a server would say of it; what a failing disk hides raises `Unreadable`. What
-someone deletes during the reading raises `FileNotFoundError`, and is not damage.
+`list_model` and `read_metadata` serve the archive and the commands that need no server; the rest serves only the
+commands. What is damaged raises `Damage`, with what a server would say of it; what a failing disk hides raises
+`Unreadable`. What someone deletes during the reading raises `FileNotFoundError`, and is not damage.
 """
 
 import contextlib
@@ -16,17 +16,17 @@ from cogment_model_registry.storage.filesystem.files import Cause, Files, NotReg
 from cogment_model_registry.storage.filesystem.findings import Kind
 
 BLOCK_BYTES = 2**20
-"""How much of a version is in memory at once."""
+"""The size of the blocks in which a version is read."""
 
 MODEL_ID_MAX_BYTES = 255 - len("-v4294967295.yaml")
-"""The longest id whose files can have their names; a server may be set to less."""
+"""The longest id with valid file names; a server may allow less."""
 
 
 class Fault(Exception):
     """A file is not what it must be, or it is not known whether it is.
 
     Args:
-        kind: In which way.
+        kind: The kind of finding.
         name: The file.
         message: A sentence on it, without its name.
     """
@@ -48,12 +48,11 @@ class Unreadable(Fault):
 
 @dataclass(slots=True)
 class ModelFiles:
-    """What the directory of a model has, by names.
+    """The entries of a model's directory, by name.
 
     Attributes:
         has_model: Whether the name of the model's metadata exists.
-        metadata: The numbers of versions that have something under the name of their metadata; the value says whether
-            it is a regular file.
+        metadata: The numbers of versions whose metadata exists; the value says whether it is a regular file.
         data: Likewise of their data.
         temporary: Files that were being written.
         foreign: Names of entries that are not part of a model.
@@ -77,7 +76,7 @@ class ModelFiles:
 
 
 def list_model(files: Files, directory: int, model_id: str) -> ModelFiles:
-    """Return what the directory of a model has."""
+    """Return the entries of a model's directory."""
     found = ModelFiles()
     by_ending = {"yaml": found.metadata, "data": found.data}
     for name, is_file, _ in files.list_directory(directory):
@@ -109,7 +108,7 @@ def read_metadata(files: Files, directory: int, name: str) -> bytes:
 
     Raises:
         BadMetadata: It is too large to be one.
-        OSError: It is not there, no regular file, or cannot be read.
+        OSError: It does not exist, is not a regular file, or cannot be read.
     """
     file = files.open_to_read(directory, name)
     try:
@@ -122,7 +121,7 @@ def read_metadata(files: Files, directory: int, name: str) -> bytes:
 
 
 def close_quietly(files: Files, descriptor: int) -> None:
-    """Close a descriptor. What was to be durable was synced, so that an error says nothing."""
+    """Close a descriptor. Durable files were synced before, so an error is of no importance."""
     with contextlib.suppress(OSError):
         files.close(descriptor)
 
@@ -164,7 +163,7 @@ def read_version(files: Files, directory: int, model_id: str, number: int) -> tu
 
 
 def read_high_water_mark(files: Files, directory: int) -> int:
-    """Return the number up to which none may be given again.
+    """Return the number up to which no number may be given again.
 
     Raises:
         Fault: The mark is damaged, or cannot be read.
@@ -180,7 +179,7 @@ def opened_data(files: Files, directory: int, info: VersionInfo) -> Iterator[int
     """Return a context manager with a descriptor of the data of a version, whose size is as declared.
 
     Raises:
-        Fault: It has not, or its data is missing or cannot be read.
+        Fault: It has another size, is missing, or cannot be read.
         FileNotFoundError: The version was deleted.
     """
     name = layout.data_file_name(info.model_id, info.number)

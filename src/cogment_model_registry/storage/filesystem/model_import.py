@@ -1,11 +1,11 @@
-"""Making a model of an archive directory from a tar file; see `export_format`.
+"""The import of a model into an archive directory from a tar file; see `export_format`.
 
-The model is written under a temporary name, synced, and gets its own name last, by one rename: it is there whole or not
-at all. The tar file is taken for what it must be, and for nothing else: each header is made anew and compared, so there
-is no link, no device, no path and no attribute to be careful with.
+The model is written under a temporary name, synced, and renamed to its own name last, so it is imported whole or not at
+all. Only an exact export is accepted: each header is rebuilt and compared, which excludes links, devices, paths and
+attributes.
 
-A server may run on the directory. A server that is *started* meanwhile removes what has a temporary name; who has the
-archive is therefore looked at before and after the rename, and a change ends the import.
+A server may run on the directory. A server that *starts* during the import removes everything with a temporary name, so
+the owner of the archive is checked before and after the rename, and a change ends the import.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _LEFT_OUT_MAX_BYTES = layout.METADATA_MAX_BYTES
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What was imported.
+    """The result of an import.
 
     Attributes:
         model_id: The model, by its new name.
@@ -68,13 +68,13 @@ def import_model(
         root: Descriptor of the archive directory.
         stream: The tar file.
         model_id: Its new name, an id that obeys the rules; empty for the one that it has.
-        check_holder: Raises an error when another process has got the archive since the import began.
-        advance: Told of bytes that were taken from the stream.
+        check_holder: Raises an error when another process took the archive since the import began.
+        advance: Called with the bytes that were read from the stream.
 
     Raises:
-        InvalidError: It is no whole export, or a model of this name exists.
+        InvalidError: It is not a complete export, or a model of this name exists.
         OSError: The stream cannot be read, or the directory not be written.
-        UnavailableError: Someone removed what was written.
+        UnavailableError: Another process removed the written files.
     """
     source = _Source(stream, advance)
     temporary = layout.temporary_name()
@@ -115,7 +115,7 @@ def _rename(files: Files, root: int, temporary: str, model_id: str) -> None:
     except FileNotFoundError:
         raise _swept() from None
     except OSError:
-        _require_absent(files, root, model_id)  # created meanwhile
+        _require_absent(files, root, model_id)  # created during the import
         raise
 
 
@@ -124,11 +124,11 @@ def _exists(model_id: str) -> InvalidError:
 
 
 def _swept() -> UnavailableError:
-    return UnavailableError("what was imported was removed meanwhile, perhaps by a server that started: import it anew")
+    return UnavailableError("the imported files were removed, perhaps by a server that started: import the model again")
 
 
 def _bad(message: str) -> InvalidError:
-    return InvalidError(f"this is no whole export of a model: {message}")
+    return InvalidError(f"this is not a complete export of a model: {message}")
 
 
 class _Target:
@@ -146,7 +146,7 @@ class _Target:
 
     @contextlib.contextmanager
     def created(self, name: str) -> Iterator[Callable[[bytes], None]]:
-        """Open a context with what writes a new file, which is durable at the end."""
+        """Return a context manager with a function that writes a new file, which is durable at the end."""
         try:
             file = self._files.create(self._directory, name)
         except FileNotFoundError:
@@ -159,7 +159,7 @@ class _Target:
         self._names.add(name)
 
     def finish(self) -> None:
-        """Make the names durable, and see that all are there."""
+        """Make the names durable, and check that all of them exist."""
         self._files.sync_directory(self._directory)
         if {entry.name for entry in self._files.list_directory(self._directory)} != self._names:
             raise _swept()
@@ -197,7 +197,7 @@ class _Source:
             name = text.rstrip(b"\0").decode("utf-8", "replace")
         member = _Member(name, info.size, int(info.mtime))
         if info.size < 0 or info.mtime < 0 or raw != export_format.header(name, info.size, int(info.mtime)):
-            raise _bad(f"the header of {quoted(name)} is not that of a plain file")
+            raise _bad(f"the header of {quoted(name)} is not one of a plain file")
         return member
 
     def blocks(self, member: _Member) -> Iterator[bytes]:
@@ -209,7 +209,7 @@ class _Source:
             yield block
         padding = export_format.padding(member.size_bytes)
         if self.read(len(padding)) != padding:
-            raise _bad("there is something between its files")
+            raise _bad("it has data between its files")
 
     def text(self, member: _Member, max_bytes: int) -> bytes:
         """Return the bytes of a file that must not be large."""
@@ -218,21 +218,21 @@ class _Source:
         return b"".join(self.blocks(member))
 
     def finish(self) -> None:
-        """See that the tar file ends here."""
+        """Check that the tar file ends here."""
         ending = export_format.ending(self._offset)
         if self.read(len(ending)) != ending or self._stream.read(1):
-            raise _bad("there is something after its end")
+            raise _bad("it has data after its end")
 
 
 def _parsed(block: bytes) -> tarfile.TarInfo:
     try:
         return tarfile.TarInfo.frombuf(block, "utf-8", "strict")
     except (tarfile.TarError, ValueError, OverflowError):
-        raise _bad("a header in it is damaged, or it is no tar file") from None
+        raise _bad("a header in it is damaged, or it is not a tar file") from None
 
 
 class _Import:
-    """One import: the files in the one order in which they can be."""
+    """One import: the files come in exactly one order."""
 
     def __init__(self, source: _Source, target: _Target, require_absent: Callable[[str], None]) -> None:
         self._source = source
@@ -266,13 +266,13 @@ class _Import:
     def _take_model(self, first: _Member) -> export_format.Manifest:
         """Take the high-water mark and the metadata of the model."""
         mark_text = self._source.text(first, layout.METADATA_MAX_BYTES)
-        with _telling_bad_metadata(first):
+        with _reporting_bad_metadata(first):
             self._mark = layout.parse_high_water_mark(mark_text)
         if mark_text != layout.format_high_water_mark(self._mark):
-            raise _bad("its high-water mark is not as an export writes it")
+            raise _bad("its high-water mark is not in the form that an export writes")
         member = self._next(layout.model_file_name(self._old_id))
         text = self._source.text(member, layout.METADATA_MAX_BYTES)
-        with _telling_bad_metadata(member):
+        with _reporting_bad_metadata(member):
             info = layout.parse_model(text, self._old_id)
         if self._new_id != self._old_id:
             new_text = layout.format_model(ModelInfo(self._new_id, info.user_data))
@@ -287,7 +287,7 @@ class _Import:
         directory, _, name = member.name.partition("/")
         version = layout.parse_file_name(self._old_id, name)
         if directory != self._old_id or not version or version[1] != "data":
-            raise _bad(f"{quoted(member.name)} is not what comes next")
+            raise _bad(f"{quoted(member.name)} is out of place")
         number = version[0]
         if not last_number < number <= self._mark:
             raise _bad(f"version {number} is out of order, or above the high-water mark")
@@ -300,7 +300,7 @@ class _Import:
         if (info.data_size_bytes, info.data_hash) != (member.size_bytes, payload_hash.digest_text()):
             raise _bad(f"the data of version {number} does not match its metadata")
         if member.mtime_seconds != export_format.mtime_seconds(info):
-            raise _bad(f"the data of version {number} has another time than its metadata")
+            raise _bad(f"the data of version {number} has a different time from its metadata")
         self._numbers.add(number)
         self._data_bytes += member.size_bytes
         return number
@@ -308,7 +308,7 @@ class _Import:
     def _take_metadata(self, number: int, manifest: export_format.Manifest) -> VersionInfo:
         member = self._next(layout.version_file_name(self._old_id, number))
         text = self._source.text(member, layout.METADATA_MAX_BYTES)
-        with _telling_bad_metadata(member):
+        with _reporting_bad_metadata(member):
             info = layout.parse_version(text, self._old_id, number)
         manifest.add(info, text)
         if self._new_id != self._old_id:
@@ -319,18 +319,18 @@ class _Import:
     def _next(self, name: str) -> _Member:
         member = self._source.next_member()
         if member.name != f"{self._old_id}/{name}":
-            raise _bad(f"{quoted(member.name)} is there instead of {quoted(name)}")
+            raise _bad(f"{quoted(member.name)} is where {quoted(name)} is expected")
         return member
 
     def _take_manifest(self, member: _Member, manifest: export_format.Manifest) -> list[int]:
-        """Hold the manifest against what was received, and return the numbers of versions that were left out."""
+        """Check the manifest against the received files, and return the numbers of versions that were left out."""
         text = self._source.text(member, len(manifest.text([])) + _LEFT_OUT_MAX_BYTES)
         try:
             left_out = json.loads(text)["left_out"]
         except (ValueError, TypeError, KeyError, RecursionError):
             left_out = None
         if not _are_numbers(left_out) or manifest.text(left_out) != text or self._numbers & {*left_out}:
-            raise _bad("its manifest is not that of its files")
+            raise _bad("its manifest does not match its files")
         return [*left_out]
 
 
@@ -341,7 +341,7 @@ def _are_numbers(value: object) -> bool:
 
 
 @contextlib.contextmanager
-def _telling_bad_metadata(member: _Member) -> Iterator[None]:
+def _reporting_bad_metadata(member: _Member) -> Iterator[None]:
     try:
         yield
     except layout.BadMetadata as error:

@@ -24,12 +24,12 @@ _MARKS = {Kind.HIGH_WATER_MARK_DAMAGED, Kind.HIGH_WATER_MARK_NOT_A_FILE, Kind.HI
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a finding that was to be repaired.
+    """The result of the repair of a finding.
 
     Attributes:
         finding: The finding.
         is_repaired: Whether it was repaired.
-        message: What was done, or why nothing was.
+        message: What was done, or why not.
     """
 
     finding: Finding
@@ -38,12 +38,12 @@ class Outcome:
 
 
 def repair(archive: ArchiveDirectory, root: int, findings: Sequence[Finding]) -> Iterator[Outcome]:
-    """Repair what can be repaired safely, and yield what became of each finding that was tried.
+    """Repair everything that can be repaired safely, and yield the result for each finding that was tried.
 
     Args:
-        archive: The archive, had by this process since before it was looked through.
+        archive: The archive, owned by this process since before the verification.
         root: Descriptor of its directory.
-        findings: What was found, ordered.
+        findings: The findings, ordered.
 
     Raises:
         OSError: A directory cannot be read any more.
@@ -129,7 +129,7 @@ def _outcome(finding: Finding, problem: str, done: str) -> Outcome:
 
 
 def _problem(action: Callable[[], object]) -> str:
-    """Do something, and return why it failed, empty when it did not: the rest can still be repaired."""
+    """Run an action, and return why it failed, empty if it did not: the rest can still be repaired."""
     try:
         action()
     except OSError as error:

@@ -20,14 +20,14 @@ from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_B
 
 @dataclass(slots=True)
 class Report:
-    """What was looked through, and what was found.
+    """The result of a verification.
 
     Attributes:
         models: The number of models.
         versions: The number of versions, sound or not.
         data_bytes: How many bytes of versions were read.
-        holder: The process that has the archive, empty when none has.
-        findings: What was found, ordered.
+        holder: The process that owns the archive, empty for none.
+        findings: The findings, ordered.
     """
 
     models: int = 0
@@ -56,23 +56,23 @@ def data_size_bytes(files: Files, root: int) -> int:
 
 
 def verify(files: Files, root: int, *, is_claimed: bool = False, advance: Callable[[int], None]) -> Report:
-    """Look through an archive.
+    """Verify an archive.
 
     Args:
         files: The file operations.
         root: Descriptor of the archive directory.
-        is_claimed: Whether this process has the archive, so that nothing in it changes.
+        is_claimed: Whether this process owns the archive, so that nothing in it changes.
         advance: Called with the bytes of versions that were read.
 
     Raises:
-        OSError: The directory cannot be listed, or the system is short of something.
+        OSError: The directory cannot be listed, or the process is short of a resource.
     """
     verification = _Verification(files, root, advance)
     return verification.run(is_claimed=is_claimed)
 
 
 class _Verification:
-    """One look through an archive."""
+    """One verification of an archive."""
 
     def __init__(self, files: Files, root: int, advance: Callable[[int], None]) -> None:
         self._files = files
@@ -127,7 +127,7 @@ class _Verification:
         return True
 
     def _check_entry(self, entry: Entry) -> None:
-        """Look at an entry of the archive directory."""
+        """Check an entry of the archive directory."""
         if entry.name == layout.LOCK_NAME:
             self._check_lock()
         elif layout.is_temporary(entry.name) and entry.is_directory:
@@ -151,7 +151,7 @@ class _Verification:
             self._add(fault.kind, fault.name, fault.message)
 
     def _check_directory(self, model_id: str) -> None:
-        """Look at what may be a model."""
+        """Check a directory that may be a model."""
         try:
             directory = self._files.open_directory(self._root, model_id)
         except FileNotFoundError:
@@ -168,7 +168,7 @@ class _Verification:
             if found.is_model:
                 self._check_model(directory, model_id, found)
             elif found.data and model_files.is_still(self._files, self._root, directory, model_id):
-                # No store and no deletion leaves that: someone took the metadata away.
+                # Neither a store nor a deletion leaves this: someone removed the metadata.
                 message = f"it has the data of {len(found.data)} versions and no metadata at all"
                 self._add(Kind.DATA_WITHOUT_MODEL, model_id, message, model_id)
             elif not found.data:
@@ -191,7 +191,7 @@ class _Verification:
 
 
 class _ModelCheck:
-    """One look through a model."""
+    """One verification of a model."""
 
     def __init__(self, files: Files, directory: int, model_id: str, advance: Callable[[int], None]) -> None:
         self._files = files
@@ -241,7 +241,7 @@ class _ModelCheck:
         if is_file:
             self._add(Kind.DATA_WITHOUT_METADATA, name, "it has no metadata, so it is not a version", number)
         else:
-            # No store leaves that.
+            # A store does not leave this.
             self._add(Kind.FOREIGN_ENTRY, name, "it has the name of data, and is not a regular file", number)
 
     def _check_version(self, number: int) -> None:

@@ -57,7 +57,7 @@ class MemoryTransientStore(TransientStore):
         max_items: How many versions it keeps at most.
         max_bytes: How many bytes it holds at most.
         executor: Where to hash.
-        elsewhere: Who has the versions that this store does not have, if anybody.
+        elsewhere: The owner of the versions that this store does not have, if any.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class MemoryTransientStore(TransientStore):
     def release_memory(self) -> None:
         self._slabs.trim(0)
 
-    # What uploads and readers call.
+    # Called by uploads and readers.
 
     async def report(self, evicted: list[VersionInfo]) -> None:
         """Let the listener know of the versions in a list, and empty it."""
@@ -158,12 +158,12 @@ class MemoryTransientStore(TransientStore):
         return self._slabs.take()
 
     def take_buffer(self, size_bytes: int) -> bytearray:
-        """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget beside it."""
+        """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget with it."""
         self._slabs.trim(self._max_bytes - self._held_bytes)
         return bytearray(size_bytes)
 
     def keep(self, info: VersionInfo, blob: _Blob, evicted: list[VersionInfo]) -> None:
-        """Make an uploaded version readable; add to a list what is evicted where there are too many."""
+        """Make an uploaded version readable; add to a list the versions that are evicted for it."""
         blob.info = info
         key = (info.model_id, info.number)
         self._uploaded_bytes -= blob.size_bytes
@@ -191,7 +191,7 @@ class MemoryTransientStore(TransientStore):
                 self._free(blob)
 
     def _evict_one(self, reason: str, evicted: list[VersionInfo], *, pinned_too: bool) -> bool:
-        """Evict the version that may go first, and add it to a list; return whether there was one.
+        """Evict the version that may go first, and add it to a list; return whether one was evicted.
 
         Evicting a version that is being read makes room for another version, but not for its bytes.
         """
@@ -324,7 +324,7 @@ class _MemoryUpload(Upload):
     async def _settle(self) -> None:
         """Wait until no thread reads the slabs."""
         if self._hashing is not None:
-            # Not awaited itself, since a cancellation would then give up a thread that is still reading.
+            # Not awaited itself, since a cancellation would then abandon a thread that is still reading.
             await asyncio.wait([self._hashing])
             self._hashing.result()
 
