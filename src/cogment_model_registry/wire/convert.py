@@ -2,7 +2,7 @@
 
 import weakref
 from collections.abc import Mapping
-from typing import Self, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError as _DecodeError
@@ -20,6 +20,9 @@ from cogment_model_registry.errors import (
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.wire import messages
 from cogment_model_registry.wire.frames import embed, split_body, split_data_chunk
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 DecodeError = _DecodeError
 
@@ -166,7 +169,7 @@ class _Encoding(weakref.ref[VersionInfo]):
     identity: int
     data: bytes
 
-    def __new__(cls, info: VersionInfo, data: bytes) -> Self:
+    def __new__(cls, info: VersionInfo, data: bytes) -> "Self":
         self = super().__new__(cls, info, _forget)
         self.identity = id(info)
         self.data = data
