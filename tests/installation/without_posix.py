@@ -1,10 +1,12 @@
-"""A session of the client in a Python without what Windows lacks; takes the endpoint of a registry and a directory.
+"""A session of the client without what Windows and Python 3.10 lack; takes the endpoint of a registry and a directory.
 
 The standard library and gRPC are loaded before, since they choose their parts by the name of the system.
 """
 
 import asyncio
 import contextlib
+import datetime
+import enum
 import io
 import os
 import select
@@ -12,6 +14,7 @@ import signal
 import sys
 import tempfile
 import types
+import typing
 
 import click.shell_completion  # noqa: F401
 import google.protobuf.text_format  # noqa: F401
@@ -29,17 +32,28 @@ OF_OS = (
 OF_SELECT = ("epoll", "poll")
 OF_SIGNAL = ("SIGHUP", "SIGPIPE", "SIGKILL", "SIGUSR1", "pthread_kill")
 
+SINCE_PYTHON_3_11 = {
+    asyncio: ("Runner", "TaskGroup", "timeout"),
+    datetime: ("UTC",),
+    enum: ("StrEnum",),
+}
+OF_TYPING = ("LiteralString", "Never", "Self", "Unpack", "assert_never")
+
 locked: list[int] = []
 
 
 def remove_posix() -> None:
-    """Let the modules and names that Windows lacks be missing, and Windows' locks be there."""
+    """Let the modules and names that Windows and Python 3.10 lack be missing, and Windows' locks be there."""
     for name in (*MODULES, *SERVER_MODULES):
         sys.modules[name] = None  # type: ignore[assignment] # so an import fails
-    for module, names in ((os, OF_OS), (select, OF_SELECT), (signal, OF_SIGNAL)):
+    posix = {os: OF_OS, select: OF_SELECT, signal: OF_SIGNAL}
+    for module, names in (posix | SINCE_PYTHON_3_11).items():
         for name in names:
             if hasattr(module, name):
                 delattr(module, name)
+    old_typing = types.ModuleType("typing")  # another module, since `typing` itself needs what is missing
+    old_typing.__dict__.update((name, value) for name, value in vars(typing).items() if name not in OF_TYPING)
+    sys.modules["typing"] = old_typing
     os.supports_fd.discard(os.chmod)
     msvcrt = types.ModuleType("msvcrt")
     msvcrt.__dict__.update(LK_NBLCK=2, locking=lambda file, _mode, _size: locked.append(file))
