@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.message import Message
 
 from cogment_model_registry.wire import messages as m
+from tests.waiting import PATIENCE_SECONDS
 
 SERVICE = m.SERVICE_NAMES[0]
 
@@ -45,18 +46,18 @@ class Client:
     async def unary(self, method: str, request: Message | bytes, reply_type: type[Any]) -> Any:
         data = request if isinstance(request, bytes) else request.SerializeToString()
         call: Any = self.channel.unary_unary(f"/{self._service}/{method}")
-        return reply_type.FromString(await call(data, timeout=30))
+        return reply_type.FromString(await call(data, timeout=PATIENCE_SECONDS))
 
     def streamed(self, method: str, request: Message | bytes) -> Any:
         """Return the call of a method that streams its reply: an iterator of raw messages."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
         call: Any = self.channel.unary_stream(f"/{self._service}/{method}")
-        return call(data, timeout=60)
+        return call(data, timeout=PATIENCE_SECONDS)
 
     def uploading(self) -> Any:
         """Return a CreateVersion call to write raw messages to."""
         call: Any = self.channel.stream_unary(f"/{self._service}/CreateVersion")
-        return call(timeout=60)
+        return call(timeout=PATIENCE_SECONDS)
 
     async def create_model(self, model_id: str, **user_data: str) -> None:
         info = m.ModelInfo(model_id=model_id, user_data=user_data)
@@ -80,7 +81,7 @@ class Client:
                 yield chunk if isinstance(chunk, bytes) else chunk.SerializeToString()
 
         call: Any = self.channel.stream_unary(f"/{self._service}/CreateVersion")
-        return m.CreateVersionReply.FromString(await call(encoded(), timeout=60)).version_info
+        return m.CreateVersionReply.FromString(await call(encoded(), timeout=PATIENCE_SECONDS)).version_info
 
     async def create_version_to_the_end(self, chunks: Iterable[Message | bytes]) -> m.ModelVersionInfo:
         """Upload the chunks as they are with gRPC's blocking client, which always has the status that the server gave.

@@ -16,6 +16,7 @@ from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
 from tests.processes import ServerProcess, server_process
+from tests.waiting import PATIENCE_SECONDS
 
 set_hypothesis_home_dir(".cache/hypothesis")
 
@@ -29,7 +30,7 @@ def nothing_left_behind() -> Iterator[None]:
     assert not children, f"processes left behind: {children}"
     for thread in threading.enumerate():
         if thread.name.startswith(("archive", "hash", "server", "model registry client", "tracking")):
-            thread.join(5)  # one that was told to end may need a moment
+            thread.join(PATIENCE_SECONDS)  # one that was told to end may need a moment
             assert not thread.is_alive(), f"thread left behind: {thread.name}"
     files = [file.path for file in psutil.Process().open_files() if "/.cache/tests/" in file.path]
     assert not files, f"files left open: {files}"

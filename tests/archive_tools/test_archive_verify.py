@@ -36,7 +36,7 @@ from tests.archive_tools.test_damaged_archives import (
 from tests.client import body, connected, header
 from tests.in_process import run_in_process
 from tests.processes import clean_environment, run_cogment, server_process
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, until
 
 COGMENT = (sys.executable, "-m", "cogment_model_registry")
 
@@ -448,7 +448,7 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str]:
                 break
             shown += part
         os.close(master)
-        output, _ = process.communicate(timeout=30)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     return process.returncode, output.decode(), shown.decode()
 
 
@@ -470,7 +470,7 @@ def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path) -> None:
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     command = [sys.executable, "-c", code, "archive", "verify", str(archive)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=50, check=True)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
     assert Kind.DATA_WRONG_HASH in result.stdout
     assert int(result.stdout.split()[-1]) < 120 * 1024
 

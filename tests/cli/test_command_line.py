@@ -25,7 +25,7 @@ from cogment_model_registry.settings import Settings, all_settings
 from cogment_model_registry.wire import messages as m
 from tests.in_process import run_in_process
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 COGMENT = (sys.executable, "-m", "cogment_model_registry")
 SCRIPTS = ("cogment", "cogment-model-registry")
@@ -75,7 +75,7 @@ def answers(address: str) -> bool:
     with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
         call: Any = channel.unary_unary(f"/{m.SERVICE_NAMES[0]}/Version")
         try:
-            return bool(m.ServiceVersionInfo.FromString(call(b"", timeout=10)).versions)
+            return bool(m.ServiceVersionInfo.FromString(call(b"", timeout=PATIENCE_SECONDS)).versions)
         except grpc.RpcError:
             return False
 
@@ -105,7 +105,9 @@ def test_both_scripts_serve_and_the_service_has_two_names(tmp_path: Path, script
 def test_version_of_the_program_and_of_the_service(script: str) -> None:
     program = str(Path(sys.executable).with_name(script))
     for words in ((), REGISTRY):
-        output = subprocess.run([program, *words, "--version"], capture_output=True, text=True, timeout=30, check=True)
+        output = subprocess.run(
+            [program, *words, "--version"], capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True
+        )
         assert __version__ in output.stdout
         assert len(output.stdout.splitlines()) == 1
         assert output.stderr == ""
@@ -229,10 +231,10 @@ def test_reflection_is_a_switch(tmp_path: Path, flags: list[str], is_on: bool) -
         call: Any = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
         list_services = b"\x3a\x00"
         if is_on:
-            assert b"cogmentAPI.ModelRegistrySP" in next(call(iter([list_services]), timeout=10))
+            assert b"cogmentAPI.ModelRegistrySP" in next(call(iter([list_services]), timeout=PATIENCE_SECONDS))
         else:
             with pytest.raises(grpc.RpcError, check=lambda error: error.code() == grpc.StatusCode.UNIMPLEMENTED):
-                next(call(iter([list_services]), timeout=10))
+                next(call(iter([list_services]), timeout=PATIENCE_SECONDS))
 
 
 # Interfaces.

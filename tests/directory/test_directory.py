@@ -29,7 +29,7 @@ from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire._generated.cogment.api import directory_pb2 as pb
 from tests.client import refused
 from tests.ports import free_port
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 SETTINGS = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", check_seconds=0.1, grace_seconds=0)
 NAMED = Endpoint(Protocol.COGMENT, "somewhere", 0)
@@ -70,15 +70,15 @@ class Raw:
 
     async def unary(self, method: str, request: Message | bytes) -> bytes:
         call: Any = self.channel.unary_unary(f"/{wire.SERVICE_NAME}/{method}")
-        return bytes(await call(encoded(request), timeout=10))
+        return bytes(await call(encoded(request), timeout=PATIENCE_SECONDS))
 
     async def inquire(self, request: Message | bytes) -> list[pb.InquireReply]:
         call: Any = self.channel.unary_stream(f"/{wire.SERVICE_NAME}/Inquire")
-        return [wire.InquireReply.FromString(data) async for data in call(encoded(request), timeout=10)]
+        return [wire.InquireReply.FromString(data) async for data in call(encoded(request), timeout=PATIENCE_SECONDS)]
 
     def stream(self, method: str) -> Any:
         call: Any = self.channel.stream_stream(f"/{wire.SERVICE_NAME}/{method}")
-        return call(timeout=10)
+        return call(timeout=PATIENCE_SECONDS)
 
     async def register(self, *requests: Message | bytes) -> list[pb.RegisterReply]:
         """Return the reply to each request, sent once the one before was answered."""
@@ -318,7 +318,7 @@ async def test_version_tells_the_version(raw: Raw) -> None:
 async def test_health_is_serving(raw: Raw, name: str) -> None:
     call: Any = raw.channel.unary_unary("/grpc.health.v1.Health/Check")
     request = health_pb2.HealthCheckRequest(service=name)
-    reply = health_pb2.HealthCheckResponse.FromString(await call(request.SerializeToString(), timeout=10))
+    reply = health_pb2.HealthCheckResponse.FromString(await call(request.SerializeToString(), timeout=PATIENCE_SECONDS))
     assert reply.status == health_pb2.HealthCheckResponse.SERVING
 
 
@@ -327,7 +327,7 @@ async def test_reflection_is_a_switch(is_on: bool) -> None:
     list_services = b"\x3a\x00"
     async with directory(grpc_reflection=is_on) as endpoint, raw_of(endpoint) as raw:
         ask: Any = raw.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
-        call = ask(timeout=10)
+        call = ask(timeout=PATIENCE_SECONDS)
         if is_on:
             await call.write(list_services)
             assert b"cogmentAPI.DirectorySP" in await call.read()

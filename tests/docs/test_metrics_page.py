@@ -17,6 +17,7 @@ from cogment_model_registry.server.registration import State
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from tests.client import connected
+from tests.waiting import PATIENCE_SECONDS
 
 DOCUMENTS = Path(__file__).parent.parent.parent / "docs"
 PAGE = (DOCUMENTS / "metrics.md").read_text()
@@ -46,7 +47,9 @@ async def metrics(tmp_path: Path) -> list[Metric]:
         await client.data("m", 1)
 
         def scrape() -> str:
-            with urllib.request.urlopen(f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=10) as reply:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=PATIENCE_SECONDS
+            ) as reply:
                 return str(reply.read().decode())
 
         return list(text_string_to_metric_families(await asyncio.to_thread(scrape)))

@@ -19,6 +19,7 @@ from cogment_model_registry.settings import Settings, all_settings
 from tests import pages
 from tests.ports import free_ports
 from tests.processes import clean_environment
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = pages.ROOT
 PAGE = pages.text_of("docs/operations.md")
@@ -58,7 +59,9 @@ def programs() -> None:
     missing = [name for name in ("bash", "cogment", "curl", "grpcurl", "tar") if not shutil.which(name, path=path)]
     if missing:
         pytest.skip(f"docs/operations.md cannot be run here: there is no {', '.join(missing)}")
-    result = subprocess.run(["grpcurl", "-version"], env={"PATH": path}, capture_output=True, timeout=30, check=False)
+    result = subprocess.run(
+        ["grpcurl", "-version"], env={"PATH": path}, capture_output=True, timeout=PATIENCE_SECONDS, check=False
+    )
     if result.returncode:
         pytest.skip(f"docs/operations.md cannot be run here: grpcurl does not run: {result.stderr.decode().strip()}")
 

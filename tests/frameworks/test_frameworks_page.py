@@ -10,6 +10,7 @@ import pytest
 
 from cogment_model_registry.frameworks import versions
 from tests.processes import clean_environment, server_process
+from tests.waiting import PATIENCE_SECONDS
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/frameworks.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -44,7 +45,7 @@ def test_every_snippet_runs(framework: str, tmp_path: Path) -> None:
             [sys.executable, str(script)],
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=PATIENCE_SECONDS,
             check=False,
             cwd=tmp_path,
             env=clean_environment(),

@@ -9,6 +9,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry
 from tests.processes import clean_environment, server_process
+from tests.waiting import PATIENCE_SECONDS
 
 torch = pytest.importorskip("torch")
 
@@ -24,7 +25,7 @@ def test_pytorch_trains_actors_that_have_none_of_it(tmp_path: Path) -> None:
         command = [sys.executable, str(TRAIN), f"--endpoint={endpoint}", f"--plot={plot}"]
         command += ["--updates=10", "--episodes=4", "--actors=2"]
         result = subprocess.run(
-            command, capture_output=True, text=True, timeout=50, check=False, env=clean_environment()
+            command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=clean_environment()
         )
         assert result.returncode == 0, result.stdout + result.stderr
         with ModelRegistry(endpoint, progress=False) as registry:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import clean_environment
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs/performance.md").read_text()
@@ -18,7 +19,13 @@ FIGURES = json.loads((ROOT / "docs/benchmarks/figures.json").read_text())
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *arguments]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=50, check=False, cwd=ROOT, env=clean_environment()
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+        cwd=ROOT,
+        env=clean_environment(),
     )
 
 

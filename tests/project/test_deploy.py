@@ -17,6 +17,7 @@ import pytest
 
 from cogment_model_registry.settings import Settings, all_settings
 from tests.processes import clean_environment, run_cogment, server_process
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 UNIT_PATH = ROOT / "deploy/cogment-model-registry.service"
@@ -55,7 +56,7 @@ def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
     # The program is where the installation puts it, which is not here.
     copy.write_text(re.sub(r"(?<=^ExecStart=)\S+", sys.executable, UNIT_PATH.read_text(), flags=re.MULTILINE))
     command = [program, "verify", "--man=no", str(copy)]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
@@ -114,7 +115,9 @@ def health_command() -> list[str]:
 
 def is_healthy(port: int) -> bool:
     environment = {**clean_environment(), "COGMENT_MODEL_REGISTRY_PORT": str(port)}
-    result = subprocess.run(health_command(), env=environment, capture_output=True, timeout=30, check=False)
+    result = subprocess.run(
+        health_command(), env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False
+    )
     return result.returncode == 0
 
 

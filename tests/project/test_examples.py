@@ -21,6 +21,7 @@ import pytest
 from cogment_model_registry import ModelRegistry, VersionInfo
 from cogment_model_registry import numpy as tensors
 from tests.processes import START_SECONDS, clean_environment, server_process
+from tests.waiting import PATIENCE_SECONDS
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 TRAIN = EXAMPLES / "cartpole/train.py"
@@ -93,7 +94,9 @@ def registry(port: int) -> Iterator[ModelRegistry]:
 def train(port: int, *arguments: str) -> str:
     """Run a short training, and return what it printed."""
     command = [sys.executable, str(TRAIN), f"--endpoint=grpc://127.0.0.1:{port}", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False, env=clean_environment())
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=clean_environment()
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert not result.stderr
     return result.stdout

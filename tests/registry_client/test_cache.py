@@ -19,6 +19,7 @@ from cogment_model_registry.wire import messages as m
 from tests.processes import server_process, started
 from tests.registry_client.conftest import opened
 from tests.registry_client.scripted import DATA, Call, chunks, failing, infos, scripted, silence, version_message
+from tests.waiting import PATIENCE_SECONDS
 
 
 def version_of(data: bytes, number: int = 1) -> VersionInfo:
@@ -174,7 +175,7 @@ def test_many_processes_share_a_cache_that_has_no_room_for_all(tmp_path: Path) -
             for index in range(8):
                 registry.publish("policy", bytes([index]) * 90_000)
         processes = [started(USE_CACHE, endpoint, str(directory), str(seed)) for seed in range(3)]
-        told = [process.communicate(timeout=50) for process in processes]
+        told = [process.communicate(timeout=PATIENCE_SECONDS) for process in processes]
         assert [process.returncode for process in processes] == [0, 0, 0], told
     assert [errors for _output, errors in told] == ["", "", ""]
     files = cached_files(directory)

@@ -12,6 +12,7 @@ import pytest
 from cogment_model_registry import errors
 from cogment_model_registry.client import cache, core, watching
 from tests.processes import clean_environment, server_process
+from tests.waiting import PATIENCE_SECONDS
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs/client.md").read_text()
@@ -32,7 +33,7 @@ def run(page: str, directory: Path) -> str:
             [sys.executable, "-W", "error", str(script)],
             capture_output=True,
             text=True,
-            timeout=50,
+            timeout=PATIENCE_SECONDS,
             check=False,
             cwd=directory,
             env={**clean_environment(), "COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint},

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from tests.processes import clean_environment
+from tests.waiting import PATIENCE_SECONDS
 
 CLIENT_PARTS = {"_version", "aio", "client", "errors", "frameworks", "numpy", "records", "system", "wire"}
 SERVER_LIBRARIES = {"structlog", "prometheus_client", "yaml", "uvloop", "click"}  # grpc loads its own other packages
@@ -28,7 +29,12 @@ print(*sys.modules)
 def test_the_client_loads_nothing_of_the_server(statement: str) -> None:
     program = LIST_MODULES.format(statement=statement)
     result = subprocess.run(
-        [sys.executable, "-c", program], env=clean_environment(), capture_output=True, text=True, check=True, timeout=50
+        [sys.executable, "-c", program],
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE_SECONDS,
     )
     names = [name.split(".") for name in result.stdout.split()]
     parts = {name[1] for name in names if name[0] == "cogment_model_registry" and len(name) > 1}

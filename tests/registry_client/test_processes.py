@@ -15,7 +15,7 @@ from cogment_model_registry import ModelRegistry
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.settings import MIB
 from tests.processes import server_process, started
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 INTERRUPTED = {
     "watch": "for version in registry.watch('policy'): print('begun', flush=True)",
@@ -47,7 +47,7 @@ def test_an_interruption_ends_whatever_is_under_way(shared_endpoint: str, call: 
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-        _output, told = process.communicate(timeout=30)
+        _output, told = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == -signal.SIGINT, told
         assert told.rstrip().endswith("KeyboardInterrupt")
         # Nothing of it is left on the server.
@@ -82,7 +82,7 @@ def test_a_client_goes_on_after_an_interruption_at_whatever_moment(tmp_path: Pat
             assert process.stdout.readline() == "begun\n"
             time.sleep(0.007 * moment)  # this is the moment, and waits for nothing
             process.send_signal(signal.SIGINT)
-            output, told = process.communicate(timeout=30)
+            output, told = process.communicate(timeout=PATIENCE_SECONDS)
             assert (process.returncode, output) == (0, "b'1'\n"), told
 
 
@@ -117,7 +117,7 @@ def test_a_version_is_in_memory_once_at_most(shared_endpoint: str, call: str, co
     with ModelRegistry(shared_endpoint) as registry:
         registry.store("policy", path)
     process = started(MEMORY, shared_endpoint, call, str(path))
-    output, told = process.communicate(timeout=50)
+    output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, told
     assert int(output) < copies * size_bytes + 64 * MIB
 
@@ -149,7 +149,7 @@ def test_a_download_that_the_disk_has_no_room_for_leaves_nothing(
     with ModelRegistry(shared_endpoint) as registry:
         registry.publish("policy", data)
     process = started(FULL_DISK, shared_endpoint, str(target / "file"), str(len(data) - missing_bytes), cache)
-    output, told = process.communicate(timeout=30)
+    output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, told
     assert output == f"File too large\n{len(data)}\n"
     assert os.listdir(target) == []
@@ -182,9 +182,9 @@ def test_closing_ends_the_calls_of_other_threads(shared_endpoint: str) -> None:
 
     watching = threading.Thread(target=watch)
     watching.start()
-    begun.wait(30)
+    begun.wait(PATIENCE_SECONDS)
     registry.close()
-    watching.join(30)
+    watching.join(PATIENCE_SECONDS)
     assert not watching.is_alive()
     assert [type(error) for error in told] == [ClosedError]
     with pytest.raises(ClosedError, match="the model registry client is closed"):
@@ -238,7 +238,7 @@ with ModelRegistry(sys.argv[1]) as registry:
 
 def test_an_interruption_ends_one_call_alone_and_a_handler_may_make_another(shared_endpoint: str) -> None:
     process = started(SIGNALS, shared_endpoint)
-    output, told = process.communicate(timeout=30)
+    output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, told
     assert output.split() == ["1", "interrupted", "2", "interrupted", "2", "interrupted", "b'final'"]
 
@@ -264,7 +264,7 @@ def test_an_interruption_ends_the_wait_for_a_pipe(shared_endpoint: str, bufferin
         assert process.stdout.readline() == "begun\n"
         time.sleep(0.1 * moment)  # this is the moment, and waits for nothing
         process.send_signal(signal.SIGINT)
-        _output, told = process.communicate(timeout=30)
+        _output, told = process.communicate(timeout=PATIENCE_SECONDS)
         assert process.returncode == -signal.SIGINT, told
         assert told.rstrip().endswith("KeyboardInterrupt")
 
@@ -289,7 +289,7 @@ def test_damaged_bytes_in_a_cache_of_someone_else_are_fetched_anew(shared_endpoi
         [cached] = Path(directory).glob("??/*")
         cached.write_bytes(b"damaged")
         process = started(OTHERS_CACHE, shared_endpoint, directory)
-        output, told = process.communicate(timeout=30)
+        output, told = process.communicate(timeout=PATIENCE_SECONDS)
         assert (process.returncode, output) == (0, "b'weights'\n"), told
         assert "damaged bytes of version 1 of 'policy' found in the cache" in told
 
@@ -327,7 +327,7 @@ print(interrupted > 10, len(handled) > 10)
 def test_signals_may_come_at_any_moment(shared_endpoint: str) -> None:
     """Thousands of times an interruption, or a handler that makes a call, in the middle of a call."""
     process = started(AT_ANY_MOMENT, shared_endpoint)
-    output, told = process.communicate(timeout=30)
+    output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, output) == (0, "True True\n"), told
 
 
@@ -354,7 +354,7 @@ def test_a_process_ends_though_its_client_is_left_open_after_an_interruption(
     shared_endpoint: str, seconds: str
 ) -> None:
     process = started(LEFT_OPEN, shared_endpoint, seconds)
-    output, told = process.communicate(timeout=30)
+    output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, output) == (0, "interrupted\n"), told
 
 
@@ -380,7 +380,7 @@ atexit.register(lambda: print(registry.store("policy", bytes(100_000)).number))
 
 def test_other_threads_go_on_when_the_main_thread_has_ended(shared_endpoint: str, tmp_path: Path) -> None:
     process = started(AFTER_THE_MAIN_THREAD, shared_endpoint, str(tmp_path / "file"))
-    output, told = process.communicate(timeout=30)
+    output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, output.split(), told) == (0, ["200000", "1", "200000", "2"], "")
 
 
@@ -436,7 +436,7 @@ registry = ModelRegistry(sys.argv[1])
     with ModelRegistry(shared_endpoint) as registry:
         registry.publish("policy", b"1")
     process = started(head + left_open, shared_endpoint)
-    output, told = process.communicate(timeout=30)
+    output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, output) == (0, "1\n"), told
 
 
@@ -494,6 +494,6 @@ with ModelRegistry(sys.argv[1]) as registry:
 )
 def test_a_forked_process_makes_its_own_client_and_is_refused_the_inherited_one(shared_endpoint: str) -> None:
     process = started(FORKED, shared_endpoint)
-    output, told = process.communicate(timeout=50)
+    output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, told
     assert output.splitlines() == ["1", "200000 1", "1 200000", "200000", "200000"]

@@ -25,7 +25,7 @@ from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, refused
 from tests.processes import server_process
 from tests.server.under_way import begin_to_stop, begin_upload
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 NAMES = ["", *m.SERVICE_NAMES]
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -36,7 +36,7 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 async def check(client: Client, name: str = "") -> int:
     """Return the health of a service."""
     stub: Any = health_pb2_grpc.HealthStub(client.channel)
-    reply = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
+    reply = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=PATIENCE_SECONDS)
     return int(reply.status)
 
 
@@ -187,6 +187,6 @@ def test_grpcurl_finds_and_asks_health_through_reflection(tmp_path: Path, name: 
         address = f"127.0.0.1:{server.port}"
         request = json.dumps({"service": name})
         command = [program, "-plaintext", "-d", request, address, "grpc.health.v1.Health/Check"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
         assert (result.returncode, result.stderr) == (0, "")
         assert json.loads(result.stdout) == {"status": "SERVING"}

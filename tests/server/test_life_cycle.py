@@ -16,7 +16,7 @@ from cogment_model_registry.wire import messages as m
 from tests.client import body, connected, next_version, refused
 from tests.processes import ServerProcess, run_cogment, server_process
 from tests.server.under_way import begin_to_stop, begin_upload, leftovers, serving_process, under_way, until_refused
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 STOPS = [signal.SIGTERM, signal.SIGINT]
 MIB = 1024 * 1024
@@ -259,7 +259,7 @@ async def server_ended(server: ServerProcess, crash: bool) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    subprocess.run(["cp", "-R", str(source), str(target)], check=True, timeout=30)
+    subprocess.run(["cp", "-R", str(source), str(target)], check=True, timeout=PATIENCE_SECONDS)
 
 
 async def test_hangup_lets_the_server_see_what_was_put_there_and_taken_away(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, refused
 from tests.processes import run_cogment, server_process
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_SECONDS, eventually
 
 BUDGET_BYTES = 8 * MIB
 MAX_ITEMS = 4
@@ -73,7 +73,7 @@ class MeteredServer:
 
 def metrics_text(port: int) -> str:
     """Return what a scrape of a port answers."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as reply:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS) as reply:
         text: str = reply.read().decode()
         return text
 
@@ -427,7 +427,7 @@ def test_metrics_are_served_where_the_calls_are_and_the_log_tells_the_port(tmp_p
 def test_metrics_are_served_on_ipv6(tmp_path: Path) -> None:
     with server_process(tmp_path, "--metrics_port=0", "--host=::1") as server:
         port = int(server.wait_for_line(r"metrics_port=(\d+)")[1])
-        with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=10) as reply:
+        with urllib.request.urlopen(f"http://[::1]:{port}/metrics", timeout=PATIENCE_SECONDS) as reply:
             assert Scrape(reply.read().decode())("info") == 1
 
 

@@ -19,6 +19,7 @@ import pytest
 
 from cogment_model_registry.testing.bytes import hash_of
 from tests.processes import clean_environment, run_cogment, server_process
+from tests.waiting import PATIENCE_SECONDS
 
 COGMENT = "2.10.1"
 REQUIREMENTS = (f"cogment=={COGMENT}", "psutil==7.2.2")  # cogment imports psutil without asking for it
@@ -68,7 +69,12 @@ def find_python() -> str:
     candidates += sorted(map(str, Path.home().glob(".pyenv/versions/3.10.*/bin/python")))
     check = "import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 10))"
     for candidate in candidates:
-        if subprocess.run([candidate, "-c", check], capture_output=True, timeout=30, check=False).returncode == 0:
+        if (
+            subprocess.run(
+                [candidate, "-c", check], capture_output=True, timeout=PATIENCE_SECONDS, check=False
+            ).returncode
+            == 0
+        ):
             return candidate
     tried = ", ".join(candidates) or "nothing by that name"
     pytest.skip(f"the stock client needs Python 3.10 with venv and ensurepip; found {tried}, which is none")
