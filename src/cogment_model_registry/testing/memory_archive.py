@@ -32,11 +32,17 @@ class MemoryArchive(Archive):
     Args:
         shelf: The models by id; the same one for each opener.
         max_bytes: The largest version that it takes.
+        read_only: Whether it takes no writes.
     """
 
-    def __init__(self, shelf: dict[str, StoredModel], max_bytes: int = 2**40) -> None:
+    def __init__(self, shelf: dict[str, StoredModel], max_bytes: int = 2**40, *, read_only: bool = False) -> None:
         self.shelf = shelf
         self.max_bytes = max_bytes
+        self._read_only = read_only
+
+    @property
+    def is_read_only(self) -> bool:
+        return self._read_only
 
     @property
     def is_exclusive(self) -> bool:

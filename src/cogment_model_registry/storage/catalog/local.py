@@ -116,6 +116,8 @@ class LocalCatalog(Catalog):
 
     async def close(self) -> None:
         self.stop_watching()
+        if self._archive.is_read_only:
+            return
         async with asyncio.TaskGroup() as group:
             for model in self._models.values():
                 group.create_task(self._persist_exactly(model))
