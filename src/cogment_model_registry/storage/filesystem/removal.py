@@ -56,6 +56,7 @@ class Removals:
         self._writer = writer
         self._emptying = threading.Lock()
         self._left: list[DoomedModel] = []
+        self._left_empty: list[str] = []
 
     def begin(self, root: int, model_id: str) -> DoomedModel:
         """Take a model out of the archive, durably and atomically.
@@ -112,10 +113,17 @@ class Removals:
         left, self._left = self._left, []
         for doomed in left:
             self.finish(root, doomed)
+        left_empty, self._left_empty = self._left_empty, []
+        for name in left_empty:
+            try:
+                self._files.remove_directory(root, name)
+            except OSError as error:
+                _log.info("empty directory of a deleted model stays", model_id=name, reason=error.strerror)
 
     def forget(self) -> None:
         """Give up what could not be removed; a start removes it."""
         self._left.clear()
+        self._left_empty.clear()
 
     def _remove_tree(self, root: int, name: str) -> OSError | None:
         """Remove a directory; return why that failed."""
@@ -159,8 +167,8 @@ class Removals:
         self._files.remove(directory, layout.DELETION_MARK_NAME)
         try:
             self._files.remove_directory(root, model_id)
-        except OSError as error:  # it is no model, and a new one may be created in it
-            _log.info("directory of a deleted model stays", model_id=model_id, reason=error.strerror)
+        except OSError:  # it is no model any more, and may already be a new one
+            self._left_empty.append(model_id)
         self._writer.sync_directory(root)
 
     def _empty(self, directory: int) -> None:
