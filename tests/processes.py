@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ START_SECONDS = PATIENCE_SECONDS
 
 
 class ServerProcess:
-    """`cogment services model_registry`, or `directory`, in a process of its own.
+    """`cogment services model_registry`, or `directory`, in a process of its own; `wrapper` is a command that runs it.
 
     Attributes:
         port: The port that its log tells.
@@ -29,10 +29,11 @@ class ServerProcess:
         *flags: str,
         environment: dict[str, str] | None = None,
         service: str = "model_registry",
+        wrapper: Sequence[str] = (),
     ) -> None:
         self.archive_dir = archive_dir
         self.lines: list[str] = []
-        command = [sys.executable, "-m", "cogment_model_registry", "services", service]
+        command = [*wrapper, sys.executable, "-m", "cogment_model_registry", "services", service]
         command += ["--port=0", "--host=127.0.0.1", *flags]
         if service == "model_registry":
             command.append(f"--archive_dir={archive_dir}")
@@ -113,10 +114,14 @@ def clean_environment() -> dict[str, str]:
 
 @contextmanager
 def server_process(
-    archive_dir: Path, *flags: str, environment: dict[str, str] | None = None, service: str = "model_registry"
+    archive_dir: Path,
+    *flags: str,
+    environment: dict[str, str] | None = None,
+    service: str = "model_registry",
+    wrapper: Sequence[str] = (),
 ) -> Iterator[ServerProcess]:
     """Open a context in which a server process serves; what is left of it at the end is killed."""
-    process = ServerProcess(archive_dir, *flags, environment=environment, service=service)
+    process = ServerProcess(archive_dir, *flags, environment=environment, service=service, wrapper=wrapper)
     try:
         yield process
     finally:
@@ -124,10 +129,13 @@ def server_process(
 
 
 def run_cogment(
-    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    wrapper: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a `cogment` command that ends by itself."""
-    command = [sys.executable, "-m", "cogment_model_registry", *arguments]
+    command = [*wrapper, sys.executable, "-m", "cogment_model_registry", *arguments]
     return subprocess.run(
         command,
         capture_output=True,
