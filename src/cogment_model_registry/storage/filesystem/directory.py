@@ -115,19 +115,18 @@ class ArchiveDirectory:
                 self._sweep()
         except OSError as error:
             self.close()
-            raise StartError(f"archive directory {self._path} cannot be used: {self._reason(error)}") from error
+            advice = "; to serve it as it is, give --read_only" if sweep and error.errno == errno.EROFS else ""
+            raise StartError(f"archive directory {self._path} cannot be used: {self._reason(error)}{advice}") from error
         except StartError:
             self.close()
             raise
 
     def _reason(self, error: OSError) -> str:
-        """Return what went wrong while the directory was opened, and with which directory if it was another one."""
+        """Return what went wrong while the directory was opened, and with which directory if it was one above it."""
         reason = error.strerror or str(error)
-        if isinstance(error.filename, str) and os.path.abspath(error.filename) != os.path.abspath(self._path):
-            reason += f": {error.filename}"
-        if error.errno == errno.EROFS:
-            reason += "; start the server with --read_only to serve it as it is"
-        return reason
+        place = error.filename
+        is_above = isinstance(place, str) and os.path.isabs(place) and place != os.path.abspath(self._path)
+        return f"{reason}: {place}" if is_above else reason
 
     def _sweep(self) -> None:
         """Remove models that were on their way out; the first scan removes temporary files, and models with a mark."""
