@@ -51,8 +51,6 @@ class Signals:
         try:
             yield
         finally:
-            self._pass_on = _ignore
-
-
-def _ignore(_number: signal.Signals) -> None:
-    """Do nothing: the server has stopped, and the process ends."""
+            self._pass_on = self._early.append
+            # The server has stopped, and the process ends; Python would let its own handler go before that.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
