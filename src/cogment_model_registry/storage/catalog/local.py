@@ -120,7 +120,8 @@ class LocalCatalog(Catalog):
             return
         async with asyncio.TaskGroup() as group:
             for model in self._models.values():
-                group.create_task(self._persist_exactly(model))
+                if model.persisting is not None or model.persisted_number >= model.next_number:
+                    group.create_task(self._persist_exactly(model))
 
     async def refresh(self, on_removed: Callable[[str], Awaitable[None]]) -> None:
         """Find what people put into the folder, or took out of it.
