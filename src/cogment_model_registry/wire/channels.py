@@ -113,8 +113,8 @@ def check_stranger(address: str, where: str, kind: str, seconds: float = 1.0) ->
     deadline = time.monotonic() + seconds
     try:
         places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-    except OSError:
-        return
+    except (OSError, UnicodeError):
+        return  # a name that has no address, or that is none
     answers = [_answer((str(place[0]), int(place[1])), deadline) for *_, place in places]
     if any(each[3:4] == _SETTINGS or _AWAY.match(each) for each in answers):
         return
