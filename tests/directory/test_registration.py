@@ -25,6 +25,7 @@ from cogment_model_registry.records.services import Details, Service, ServiceTyp
 from cogment_model_registry.wire import directory as wire
 from tests.client import Client, connected, header
 from tests.directory.processes import DirectoryProcess, directory_process
+from tests.names import Names
 from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
 from tests.waiting import eventually
@@ -34,23 +35,29 @@ STOPPED_SECONDS = 4.0
 what a busy machine needs to end a process."""
 
 
-async def found(port: int, token: str = "", service_type: ServiceType = ServiceType.MODEL_REGISTRY) -> list[Service]:
+async def found(
+    port: int, token: str = "", service_type: ServiceType = ServiceType.MODEL_REGISTRY, host: str = "127.0.0.1"
+) -> list[Service]:
     """Return the services of a type that the Directory on a port hands out; none while it does not answer."""
     try:
-        async with connected_to_directory(f"grpc://127.0.0.1:{port}", token) as client:
+        async with connected_to_directory(f"grpc://{host}:{port}", token) as client:
             return await client.inquire(Details(service_type), timeout_seconds=5)
     except ModelRegistryError:
         return []
 
 
 async def registered(
-    port: int, registry: ServerProcess, token: str = "", within_seconds: float = START_SECONDS
+    port: int,
+    registry: ServerProcess,
+    token: str = "",
+    within_seconds: float = START_SECONDS,
+    host: str = "127.0.0.1",
 ) -> Service:
     """Wait until the Directory hands a registry out, and return what it hands out."""
     services: list[Service] = []
 
     async def is_there() -> bool:
-        services[:] = [each for each in await found(port, token) if each.endpoint.port == registry.port]
+        services[:] = [each for each in await found(port, token, host=host) if each.endpoint.port == registry.port]
         return bool(services)
 
     await eventually(is_there, within_seconds=within_seconds)
@@ -152,6 +159,10 @@ async def test_host_that_is_given_is_registered_as_such(tmp_path: Path) -> None:
         }
 
 
+IPV6 = ("::", "0:0:0:0:0:0:0:0", "::ffff:0.0.0.0")
+ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+
+
 def own_addresses() -> set[str]:
     """Return the IPv4 addresses of this machine that others may reach."""
     every = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
@@ -160,14 +171,16 @@ def own_addresses() -> set[str]:
 
 
 @pytest.mark.skipif(not own_addresses(), reason="this machine has no address but loopback ones")
-async def test_an_address_of_the_machine_is_registered_where_every_interface_is_served(tmp_path: Path) -> None:
-    with (
-        directory_process() as directory,
-        server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}", "--host=*") as registry,
-    ):
-        service = await registered(directory.port, registry)
-        assert service.endpoint.host in own_addresses()
-        assert service.details.properties["__registration_source"] == "Self-Implicit"
+@pytest.mark.parametrize("host", ["*", "0.0.0.0", "00.0.0.0", *(pytest.param(host, marks=ipv6) for host in IPV6)])
+async def test_an_address_of_the_machine_is_registered_where_every_interface_is_served(
+    tmp_path: Path, host: str
+) -> None:
+    with directory_process() as directory:
+        flags = [f"--directory_endpoint={directory.endpoint}", f"--host={host}"]
+        with server_process(tmp_path / "archive", *flags) as registry:
+            service = await registered(directory.port, registry)
+            assert service.endpoint.host in own_addresses()
+            assert service.details.properties["__registration_source"] == "Self-Implicit"
 
 
 def without_network(*command: str) -> list[str]:
@@ -279,8 +292,39 @@ async def back_with_another_service_under_the_id(directory: Path, stack: ExitSta
     assert kept.service_id == before.service_id
 
 
+async def back_elsewhere(directory: Path, stack: ExitStack, end: Callable[[ServerProcess], None]) -> None:
+    """A Directory that has another address under the name of the old one gets the registry, whatever the old one does.
+
+    The registry sees names of its own, so the name changes for it as it does where a cluster moves a service.
+    """
+    names = Names(directory)
+    old = stack.enter_context(directory_process())
+    names.set("directory.example", "127.0.0.1")
+    flag = f"--directory_endpoint=grpc://directory.example:{old.port}"
+    registry = stack.enter_context(server_process(directory / "archive", flag, before=names.command))
+    await registered(old.port, registry)
+    end(old)
+    stack.enter_context(directory_process("--host=127.0.0.2", port=old.port))
+    names.set("directory.example", "127.0.0.2")
+    await registered(old.port, registry, within_seconds=30, host="127.0.0.2")
+
+
+async def back_elsewhere_after_it_ended(directory: Path, stack: ExitStack) -> None:
+    await back_elsewhere(directory, stack, ServerProcess.kill)
+
+
+async def back_elsewhere_while_the_old_one_is_frozen(directory: Path, stack: ExitStack) -> None:
+    await back_elsewhere(directory, stack, lambda old: old.signal(signal.SIGSTOP))
+
+
 async def test_a_directory_that_comes_back_has_the_registry_within_30_seconds(tmp_path: Path) -> None:
-    cases = [back_with_nothing, back_with_its_file, back_with_another_service_under_the_id]
+    cases = [
+        back_with_nothing,
+        back_with_its_file,
+        back_with_another_service_under_the_id,
+        back_elsewhere_after_it_ended,
+        back_elsewhere_while_the_old_one_is_frozen,
+    ]
     with ExitStack() as stack:
         for case in cases:
             (tmp_path / case.__name__).mkdir()
