@@ -75,7 +75,7 @@ def seconds_to_stop(process: ServerProcess) -> float:
 # Who comes first.
 
 
-async def test_registers_with_a_directory_that_is_there(tmp_path: Path) -> None:
+async def test_registers_with_a_running_directory(tmp_path: Path) -> None:
     with (
         directory_process() as directory,
         server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}") as registry,
@@ -88,7 +88,7 @@ async def test_registers_with_a_directory_that_is_there(tmp_path: Path) -> None:
             await client.create_model("m")
 
 
-async def test_registers_once_the_directory_comes(tmp_path: Path) -> None:
+async def test_registers_once_the_directory_starts(tmp_path: Path) -> None:
     port = free_port()
     flag = f"--directory_endpoint=grpc://127.0.0.1:{port}"
     with server_process(tmp_path / "archive", flag, "--log_format=json") as registry:
@@ -119,7 +119,7 @@ async def test_endpoint_token_and_properties_come_from_the_environment_too(tmp_p
 # What is registered.
 
 
-async def test_properties_are_the_given_ones_and_where_the_host_comes_from_and_the_version(tmp_path: Path) -> None:
+async def test_registers_the_given_properties_the_source_of_the_host_and_the_version(tmp_path: Path) -> None:
     with (
         directory_process() as directory,
         server_process(
@@ -138,7 +138,7 @@ async def test_properties_are_the_given_ones_and_where_the_host_comes_from_and_t
         }
 
 
-async def test_host_that_is_given_is_registered_as_such(tmp_path: Path) -> None:
+async def test_given_host_is_registered(tmp_path: Path) -> None:
     flags = ["--directory_registration_host=localhost", "--directory_registration_properties=__version=9"]
     with (
         directory_process() as directory,
@@ -160,7 +160,7 @@ def own_addresses() -> set[str]:
 
 
 @pytest.mark.skipif(not own_addresses(), reason="this machine has no address but loopback ones")
-async def test_an_address_of_the_machine_is_registered_where_every_interface_is_served(tmp_path: Path) -> None:
+async def test_an_address_of_the_machine_is_registered_when_all_interfaces_are_served(tmp_path: Path) -> None:
     with (
         directory_process() as directory,
         server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}", "--host=*") as registry,
@@ -175,7 +175,7 @@ def without_network(*command: str) -> list[str]:
     return ["unshare", "--map-root-user", "--net", *command]
 
 
-def test_no_host_to_register_stops_the_start_and_names_the_setting(tmp_path: Path) -> None:
+def test_start_fails_without_a_host_to_register_and_names_the_setting(tmp_path: Path) -> None:
     if not shutil.which("unshare") or subprocess.run(without_network("true"), capture_output=True, check=False).stderr:
         pytest.skip("a network without interfaces cannot be made here: unshare is missing or not permitted")
     registry = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
@@ -194,7 +194,7 @@ def test_no_host_to_register_stops_the_start_and_names_the_setting(tmp_path: Pat
 
 
 @pytest.mark.parametrize("endpoint", ["cogment://discover", "grpc://localhost", "localhost:9005", "grpc://a b:9005"])
-def test_endpoint_that_is_none_stops_the_start(tmp_path: Path, endpoint: str) -> None:
+def test_malformed_endpoint_stops_the_start(tmp_path: Path, endpoint: str) -> None:
     flags = ["--port=0", f"--archive_dir={tmp_path / 'archive'}", f"--directory_endpoint={endpoint}"]
     result = run_cogment("services", "model_registry", *flags)
     assert result.returncode == 2
@@ -204,7 +204,7 @@ def test_endpoint_that_is_none_stops_the_start(tmp_path: Path, endpoint: str) ->
     assert not (tmp_path / "archive").exists()
 
 
-async def test_only_who_has_the_token_finds_the_registry(tmp_path: Path) -> None:
+async def test_only_a_client_with_the_token_finds_the_registry(tmp_path: Path) -> None:
     flags = ["--directory_authentication_token=GH670ploT"]
     with (
         directory_process() as directory,
@@ -357,7 +357,7 @@ async def test_each_change_of_the_registration_is_one_line_and_refusals_are_erro
 
 
 @pytest.mark.parametrize("answer", [b"\xff\xff\xff", grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED])
-async def test_an_answer_that_makes_no_sense_is_tried_again(tmp_path: Path, answer: bytes | grpc.StatusCode) -> None:
+async def test_a_malformed_answer_is_retried(tmp_path: Path, answer: bytes | grpc.StatusCode) -> None:
     directory = ScriptedDirectory(answer)
     async with directory.serving() as endpoint:
         with server_process(tmp_path / "archive", f"--directory_endpoint={endpoint}") as registry:
@@ -387,7 +387,7 @@ def nobody() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("absent", [silent_listener, nobody])
-async def test_a_directory_that_is_away_holds_up_neither_service_nor_stop(
+async def test_an_absent_directory_delays_neither_service_nor_stop(
     tmp_path: Path, absent: Callable[[], Any]
 ) -> None:
     with (
@@ -401,7 +401,7 @@ async def test_a_directory_that_is_away_holds_up_neither_service_nor_stop(
         assert await asyncio.to_thread(seconds_to_stop, registry) < STOPPED_SECONDS
 
 
-async def test_a_directory_that_went_away_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+async def test_a_vanished_directory_does_not_delay_the_stop(tmp_path: Path) -> None:
     with directory_process() as directory, ExitStack() as stack:
         registry = new_registry(tmp_path / "archive", directory, stack)
         await registered(directory.port, registry)
@@ -424,7 +424,7 @@ async def promise(client: Client, size: int) -> Any:
     return call
 
 
-async def test_the_registry_with_less_load_is_the_one_handed_out(tmp_path: Path) -> None:
+async def test_the_registry_with_the_lower_load_is_returned(tmp_path: Path) -> None:
     with ExitStack() as stack:
         directory = stack.enter_context(directory_process("--load_balancing", "--check_seconds=0.2"))
         flags = [f"--directory_endpoint={directory.endpoint}", f"--cache_max_bytes={64 * 2**20}"]
@@ -447,7 +447,7 @@ async def is_loaded(client: Client) -> bool:
     return int((await client.status("overall_load"))["overall_load"]) > 100
 
 
-async def test_a_registry_told_to_stop_is_handed_out_no_more_while_it_drains(tmp_path: Path) -> None:
+async def test_a_stopping_registry_is_not_returned_while_it_drains(tmp_path: Path) -> None:
     with directory_process() as directory, ExitStack() as stack:
         registry = new_registry(tmp_path / "archive", directory, stack)
         await registered(directory.port, registry)

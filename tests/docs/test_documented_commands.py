@@ -336,7 +336,7 @@ async def test_query_prints_what_is_documented(query: Query, registry: Client, p
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("number", [1, -2])
-async def test_data_of_the_nth_and_of_the_nth_to_last_iteration_come_through_both_services(
+async def test_both_services_return_the_nth_and_the_nth_to_last_iteration(
     number: int, service: str, registry: Client, process: ServerProcess
 ) -> None:
     await create_models(registry)
@@ -440,7 +440,7 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("source", EXAMPLES)
-async def test_documented_values_of_all_settings_are_taken_and_obeyed(source: str, tmp_path: Path) -> None:
+async def test_documented_values_of_all_settings_take_effect(source: str, tmp_path: Path) -> None:
     port = free_port()
     archive = tmp_path / "path" / "to" / "models"
     (archive / "%").mkdir(parents=True)  # what no model is called is told at the level debug

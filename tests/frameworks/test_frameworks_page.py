@@ -53,6 +53,6 @@ def test_every_snippet_runs(framework: str, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_the_page_names_what_is_reserved() -> None:
+def test_the_page_names_the_reserved_keys() -> None:
     for name in (versions.FORMAT_KEY, versions.FRAMEWORK_KEY, versions.FORMAT):
         assert f"`{name}`" in SECTIONS["Format of a version"]

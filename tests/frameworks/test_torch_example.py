@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 TRAIN = Path(__file__).parent.parent.parent / "examples/cartpole/train_torch.py"
 
 
-def test_pytorch_trains_actors_that_have_none_of_it(tmp_path: Path) -> None:
+def test_pytorch_trains_actors_that_do_not_have_pytorch(tmp_path: Path) -> None:
     from cogment_model_registry import torch as versions  # noqa: PLC0415 # there is PyTorch, as it is known by now
 
     plot = tmp_path / "returns.svg"

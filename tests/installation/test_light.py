@@ -38,12 +38,12 @@ def test_the_client_needs_four_packages() -> None:
     assert sorted(re.split("[<>=]", each)[0] for each in needed) == ["click", "grpcio", "protobuf", "tqdm"]
 
 
-def test_importing_the_package_loads_nothing_that_is_slow() -> None:
+def test_importing_the_package_loads_no_slow_module() -> None:
     loaded = loaded_by("import cogment_model_registry; assert cogment_model_registry.__version__")
     assert not loaded & {"asyncio", "click", "dataclasses", "google", "grpc", "inspect", "tqdm"}
 
 
-def test_the_client_loads_no_server_and_nothing_of_its_extra() -> None:
+def test_the_client_loads_nothing_of_the_server_or_its_extra() -> None:
     loaded = loaded_by("from cogment_model_registry import ModelRegistry, Latest, VersionInfo, aio")
     package = "cogment_model_registry"
     assert not {f"{package}.{name}" for name in ("discovery", "registry", "server", "serving", "storage")} & loaded
@@ -51,7 +51,7 @@ def test_the_client_loads_no_server_and_nothing_of_its_extra() -> None:
     assert not loaded & {*SERVER_MODULES, "click", "tqdm", "uvloop"} - by_grpc
 
 
-def test_the_version_is_told_without_loading_commands() -> None:
+def test_the_version_is_printed_without_loading_commands() -> None:
     loaded = loaded_by("from cogment_model_registry import cli; assert cli.main(['--version']) == 0")
     assert not loaded & {"asyncio", "cogment_model_registry.settings", "google", "grpc", "tqdm", "yaml"}
 
@@ -69,7 +69,7 @@ def test_without_its_extra_a_server_says_in_one_line_what_to_install(words: list
 @pytest.mark.parametrize(
     "words", [[], ["services"], ["archive"], ["client"], ["client", "model_registry"]], ids=" ".join
 )
-def test_help_is_there_without_the_extra(words: list[str]) -> None:
+def test_help_works_without_the_extra(words: list[str]) -> None:
     result = run(WITHOUT_SERVER + COGMENT, *words, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(" ".join(["Usage: cogment", *words]))

@@ -29,7 +29,7 @@ def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_quick_run_prints_a_table_and_writes_what_it_measured(tmp_path: Path) -> None:
+def test_a_quick_run_prints_a_table_and_writes_its_measurements(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     result = benchmarks("--quick", "--only", "infos-calls", "--only", "list", "--json", str(file))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -44,12 +44,12 @@ def test_a_quick_run_prints_a_table_and_writes_what_it_measured(tmp_path: Path) 
     assert run["failed"] == {}
 
 
-def test_all_that_can_be_measured_is_listed() -> None:
+def test_every_measurement_is_listed() -> None:
     listed = {line.split()[0] for line in benchmarks("--list").stdout.splitlines()}
     assert listed >= {"publish", "store", "start", "large", "redis", "mlflow", "throughput", "trial-publish"}
 
 
-def test_what_there_is_not_is_a_usage_error() -> None:
+def test_an_unknown_measurement_is_a_usage_error() -> None:
     result = benchmarks("--only", "nothing")
     assert result.returncode == 2
     assert "there is no nothing" in result.stderr
@@ -67,7 +67,7 @@ def test_the_page_shows_each_plot(curve: str) -> None:
     assert (ROOT / f"docs/benchmarks/{curve}.svg").is_file()
 
 
-def test_what_the_page_says_of_targets_is_what_was_measured() -> None:
+def test_the_targets_on_the_page_match_the_measurements() -> None:
     missed = [figure["what"] for figure in FIGURES["figures"] if figure["reached"] is False]
     explained = PAGE.split("## Targets that are missed")[1].split("\n## ")[0]
     for what in missed:

@@ -133,7 +133,7 @@ def check_stored(versions: list[VersionInfo]) -> None:
     assert returns == sorted(set(returns))
 
 
-def test_it_starts_a_server_when_it_is_given_none_and_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
+def test_a_training_without_a_server_starts_one_and_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     plot = tmp_path / "returns.png"
     with started(TRAIN, "--updates=100000", "--actors=2", f"--plot={plot}") as process:
         wait_for_line(process.stdout, r"stored version")
@@ -151,7 +151,7 @@ def test_it_starts_a_server_when_it_is_given_none_and_ctrl_c_ends_all_processes(
 
 
 @pytest.mark.timeout(120)  # four programs start one after the other, and a busy machine takes seconds for each
-def test_actors_tell_when_their_weights_may_be_stale_and_the_training_outlives_a_restart(tmp_path: Path) -> None:
+def test_actors_report_stale_weights_and_the_training_outlives_a_restart(tmp_path: Path) -> None:
     archive_dir = tmp_path / "archive"
     with server_process(archive_dir) as server:
         endpoint = f"--endpoint=grpc://127.0.0.1:{server.port}"

@@ -60,7 +60,7 @@ def test_every_snippet_runs(tmp_path: Path) -> None:
         (f"`{core.CACHE_VARIABLE}`", True),
     ],
 )
-def test_the_numbers_of_the_page_are_those_of_the_code(text: str, value: bool) -> None:
+def test_the_numbers_on_the_page_match_the_code(text: str, value: bool) -> None:
     assert text in PAGE
     assert value
 

@@ -91,7 +91,7 @@ async def noticed(client: Client, *doings: str) -> None:
     [(False, ("watchers",)), (False, ("uploads",)), (False, ("retrievals",)), (True, EVERYTHING)],
     ids=["watch", "upload", "retrieval", "all at once"],
 )
-async def test_peer_that_falls_silent_is_noticed_and_all_that_it_held_is_freed(
+async def test_silent_peer_is_noticed_and_its_resources_are_freed(
     tmp_path: Path, archived: bool, doings: tuple[str, ...]
 ) -> None:
     with server_process(tmp_path, *QUICK_KEEPALIVE, "--upload_idle_seconds=600") as server:
@@ -118,7 +118,7 @@ async def test_peer_that_dies_is_noticed_at_once(tmp_path: Path) -> None:
                 await noticed(client, *EVERYTHING)
 
 
-async def test_peer_that_answers_is_kept_though_it_says_nothing_for_longer_than_the_keepalive(tmp_path: Path) -> None:
+async def test_idle_peer_that_answers_pings_is_kept_longer_than_the_keepalive(tmp_path: Path) -> None:
     with server_process(tmp_path, *QUICK_KEEPALIVE) as server:
         async with connected(server.port) as quiet, connected(server.port) as other:
             await quiet.create_model("quiet")
@@ -211,14 +211,14 @@ async def test_request_messages_are_bounded_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])
-async def test_bound_of_a_message_is_none_of_a_version(tmp_path: Path, archived: bool) -> None:
+async def test_limit_of_a_message_does_not_limit_a_version(tmp_path: Path, archived: bool) -> None:
     async with bounded(tmp_path, Settings(request_max_bytes=64 * KIB, grace_seconds=0)) as (_, client):
         data = bytes(range(256)) * 4 * KIB
         await client.create_version(upload("m", data, archived, chunk_size=32 * KIB))
         assert await client.data("m") == data
 
 
-async def test_request_whose_path_is_no_text_is_answered_and_harms_nobody(tmp_path: Path) -> None:
+async def test_request_with_an_undecodable_path_is_answered_and_harms_nobody(tmp_path: Path) -> None:
     with server_process(tmp_path) as server:
         async with connected(server.port) as client:
             await client.create_model("m")

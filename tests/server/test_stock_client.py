@@ -129,7 +129,7 @@ def seen(report: Report, scenario: str) -> Report:
     return result
 
 
-def test_models_are_listed_whole_whatever_their_number(report: Report) -> None:
+def test_models_are_listed_completely_whatever_their_number(report: Report) -> None:
     """The client asks for pages of 10, and takes a shorter one for the last."""
     result = seen(report, "list_models")
     for count in (0, 9, 10, 11, 20, 21):
@@ -138,7 +138,7 @@ def test_models_are_listed_whole_whatever_their_number(report: Report) -> None:
     assert result["left"] == 0
 
 
-def test_iterations_are_listed_whole_whatever_their_number(report: Report) -> None:
+def test_iterations_are_listed_completely_whatever_their_number(report: Report) -> None:
     result = seen(report, "list_iterations")
     for count in (0, 9, 10, 11, 20, 21):
         expected = [[number, len(f"iteration {number}"), number % 5 == 0] for number in range(1, count + 1)]
@@ -146,7 +146,7 @@ def test_iterations_are_listed_whole_whatever_their_number(report: Report) -> No
     assert result["unknown"].startswith("CogmentError: Failed to retrieve model [unknown] iteration list")
 
 
-def test_publish_and_store_create_the_model_that_is_missing(report: Report) -> None:
+def test_publish_and_store_create_a_missing_model(report: Report) -> None:
     result = seen(report, "publish_and_store")
     assert result["before"] is None
     assert result["created"] == ["m", {}]
@@ -172,13 +172,13 @@ def test_publish_and_store_create_the_model_that_is_missing(report: Report) -> N
     assert stored_first == {**stored, "name": "n", "iteration": 1, "properties": {"first": "yes"}}
 
 
-def test_a_name_that_cannot_be_is_refused_and_creates_nothing(report: Report) -> None:
+def test_an_invalid_name_is_refused_and_creates_nothing(report: Report) -> None:
     result = seen(report, "publish_and_store")
     assert result["not a name"] == "INVALID_ARGUMENT"
     assert result["models"] == ["m", "n"]
 
 
-def test_iteration_info_is_told_by_number_and_is_none_for_a_missing_one(report: Report) -> None:
+def test_iteration_info_is_found_by_number_and_is_none_for_a_missing_one(report: Report) -> None:
     result = seen(report, "iteration_info")
     infos = result["infos"]
     one, two = infos["1"], infos["2"]
@@ -210,7 +210,7 @@ def test_a_tracked_model_follows_what_is_published_and_stored(report: Report) ->
     assert result["unknown"] == "CogmentError: Model [unknown] not found in Model Registry"
 
 
-def test_updates_tell_the_latest_iteration_and_then_each_newer_one_until_the_model_is_removed(report: Report) -> None:
+def test_updates_yield_the_latest_iteration_then_newer_ones_until_the_model_is_removed(report: Report) -> None:
     result = seen(report, "iteration_updates")
     assert [info["iteration"] for info in result["told"]] == [2, 3, 4, 5]
     assert result["told"] == result["sent"][1:]
@@ -225,7 +225,7 @@ def test_models_of_all_sizes_come_back_as_they_were_sent(report: Report) -> None
     assert seen(report, "large_models") == expected
 
 
-def test_a_removed_model_is_gone_and_begins_anew(report: Report) -> None:
+def test_a_removed_model_is_gone_and_can_be_created_again(report: Report) -> None:
     result = seen(report, "remove")
     assert result.pop("iterations").startswith("CogmentError: Failed to retrieve model [m] iteration list")
     assert result == {

@@ -62,7 +62,7 @@ async def test_latest_version_comes_at_once_then_newer_ones(client: Client, arch
             assert info.version_number == number
 
 
-async def test_model_without_versions_tells_the_first_one_when_it_comes(client: Client) -> None:
+async def test_watcher_of_a_model_without_versions_receives_the_first_one(client: Client) -> None:
     await client.create_model("m")
     async with watching(client, "m") as [watch]:
         await client.create_model("m", changed="yes")
@@ -70,7 +70,7 @@ async def test_model_without_versions_tells_the_first_one_when_it_comes(client: 
         assert await next_number(watch) == 1
 
 
-async def test_latest_archived_version_is_told_after_a_restart(tmp_path: Path) -> None:
+async def test_watcher_receives_the_latest_archived_version_after_a_restart(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, connected(server.port) as client:
         await client.create_model("m")
         info = await client.store("m", b"1", user_data={"k": "v"})
@@ -81,7 +81,7 @@ async def test_latest_archived_version_is_told_after_a_restart(tmp_path: Path) -
         assert await next_number(watch) == 3
 
 
-async def test_what_was_told_can_be_retrieved_at_once(client: Client) -> None:
+async def test_received_version_can_be_retrieved_at_once(client: Client) -> None:
     await client.create_model("m")
     async with watching(client, "m") as [watch]:
         for data in (b"1", b"2" * MIB, b""):
@@ -90,7 +90,7 @@ async def test_what_was_told_can_be_retrieved_at_once(client: Client) -> None:
             await publishing
 
 
-async def test_watcher_hears_of_its_own_model_alone(client: Client) -> None:
+async def test_watcher_receives_only_versions_of_its_own_model(client: Client) -> None:
     for model_id in ("m", "m-v000001", "M"):
         await client.create_model(model_id)
     async with watching(client, "m") as [watch]:
@@ -102,7 +102,7 @@ async def test_watcher_hears_of_its_own_model_alone(client: Client) -> None:
         assert (info.model_id, info.version_number) == ("m", 1)
 
 
-async def test_all_watchers_hear_of_all_versions_they_keep_up_with(client: Client) -> None:
+async def test_watchers_that_keep_up_receive_every_version(client: Client) -> None:
     await client.create_model("m")
     async with watching(client, "m", count=50) as watches:
         for number in range(1, 4):
@@ -129,7 +129,7 @@ async def test_numbers_strictly_increase_up_to_the_latest_under_concurrent_publi
             assert numbers[-1] == 60
 
 
-async def test_slow_watcher_holds_up_nobody_and_skips_to_the_latest(client: Client) -> None:
+async def test_slow_watcher_delays_nobody_and_skips_to_the_latest(client: Client) -> None:
     user_data = {"k": "x" * 200_000}  # so that what is told soon fills what is under way
     await client.create_model("m")
     async with watching(client, "m", count=2) as [slow, fast]:
@@ -173,7 +173,7 @@ async def test_watch_ends_with_not_found_when_the_model_is_deleted(
         await has_watchers(client, 0)
 
 
-async def test_model_created_anew_is_watched_from_its_own_first_version(client: Client) -> None:
+async def test_recreated_model_is_watched_from_its_own_first_version(client: Client) -> None:
     await client.create_model("m")
     for _ in range(3):
         await client.publish("m", b"old")
@@ -245,6 +245,6 @@ async def test_watch_ends_with_unavailable_at_once_when_the_server_stops(
                 assert await asyncio.gather(*map(end_of, watches)) == [UNAVAILABLE] * 20
 
 
-async def test_bytes_that_name_no_model_are_invalid(client: Client) -> None:
+async def test_request_without_a_valid_model_is_invalid(client: Client) -> None:
     for request in (b"", m.VersionUpdateRequest(model_id="../m"), b"\xff"):
         assert await end_of(client.streamed("VersionUpdate", request)) == grpc.StatusCode.INVALID_ARGUMENT

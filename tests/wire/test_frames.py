@@ -36,7 +36,7 @@ def test_an_embedded_message_is_built_as_protobuf_does() -> None:
         assert embed(1, info.SerializeToString()) == reply.SerializeToString()
 
 
-def test_what_is_no_plain_body_is_left_to_protobuf() -> None:
+def test_anything_but_a_plain_body_is_left_to_protobuf() -> None:
     plain = body(b"data").SerializeToString()
     inner = m.CreateVersionRequestChunk.Body(data_chunk=b"data").SerializeToString()
     for message in (

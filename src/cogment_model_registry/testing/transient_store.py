@@ -174,7 +174,7 @@ class TransientStoreSuite(VersionStoreSuite):
         assert evictions.take() == [("m", 1)]
         assert store.usage.bytes == 2 * _MIB + 1
 
-    async def test_what_a_commit_evicts_is_reported_when_the_upload_is_closed(self) -> None:
+    async def test_evictions_by_a_commit_are_reported_when_the_upload_is_closed(self) -> None:
         store = self.make(1, _MIB)
         evictions = Evictions(store)
         await keep(store, describe("m", 1, b"x", False), b"x")
@@ -184,7 +184,7 @@ class TransientStoreSuite(VersionStoreSuite):
             assert evictions.take() == []
         assert evictions.take() == [("m", 1)]
 
-    async def test_the_newest_of_each_model_goes_last(self) -> None:
+    async def test_the_newest_version_of_each_model_is_evicted_last(self) -> None:
         store = self.make(3, _MIB)
         evictions = Evictions(store)
         await keep(store, describe("old", 1, b"x", False), b"x")
@@ -196,7 +196,7 @@ class TransientStoreSuite(VersionStoreSuite):
         await keep(store, describe("another", 1, b"x", False), b"x")
         assert evictions.take() == [("old", 1)]
 
-    async def test_a_version_that_an_archived_one_made_old_is_not_protected(self) -> None:
+    async def test_a_version_older_than_an_archived_one_is_not_protected(self) -> None:
         store = self.make(2, _MIB)
         evictions = Evictions(store)
         await keep(store, describe("a", 1, b"x", False), b"x")
@@ -205,7 +205,7 @@ class TransientStoreSuite(VersionStoreSuite):
         await keep(store, describe("c", 1, b"x", False), b"x")
         assert evictions.take() == [("b", 1)]
 
-    async def test_what_is_being_read_keeps_its_bytes_and_they_count(self) -> None:
+    async def test_a_version_being_read_keeps_its_bytes_and_they_count(self) -> None:
         store = self.make(1, 100)
         evictions = Evictions(store)
         first, second = describe("m", 1, bytes(60), False), describe("m", 2, bytes(40), False)
@@ -221,7 +221,7 @@ class TransientStoreSuite(VersionStoreSuite):
             assert [b"".join(chunk) async for chunk in reader.chunks(60, MIB)] == [bytes(60)]
         assert store.usage.bytes == 40
 
-    async def test_uploads_are_promised_their_room(self) -> None:
+    async def test_uploads_reserve_their_memory(self) -> None:
         store = self.make(100, 100)
         async with await store.open_upload("m", 60):
             assert store.usage.held_bytes == 60
@@ -231,7 +231,7 @@ class TransientStoreSuite(VersionStoreSuite):
         async with await store.open_upload("m", 100):
             pass
 
-    async def test_an_upload_evicts_only_for_bytes_that_came(self) -> None:
+    async def test_an_upload_evicts_only_for_received_bytes(self) -> None:
         store = self.make(100, 2 * _MIB)
         evictions = Evictions(store)
         data = bytes(_MIB)
@@ -243,7 +243,7 @@ class TransientStoreSuite(VersionStoreSuite):
             assert evictions.take() == [("m", 1)]
         assert store.usage.bytes == 0
 
-    async def test_a_removed_model_gives_its_bytes_back(self, store: TransientStore) -> None:
+    async def test_a_removed_model_frees_its_bytes(self, store: TransientStore) -> None:
         evictions = Evictions(store)
         infos = [describe("m", number, b"data", False) for number in (1, 2)]
         for info in infos:
@@ -258,7 +258,7 @@ class TransientStoreSuite(VersionStoreSuite):
             await store.open_version(infos[1])
         await store.remove_model("m")
 
-    async def test_a_cancelled_upload_gives_its_bytes_back(self, store: TransientStore) -> None:
+    async def test_a_cancelled_upload_frees_its_bytes(self, store: TransientStore) -> None:
         started = asyncio.Event()
 
         async def upload() -> None:
