@@ -93,13 +93,13 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
     if report.holder:
         click.echo(
             f"note: process {shown(report.holder)} uses the archive: temporary files, data without metadata and models "
-            "on their way out are not reported, since it may be at work on them"
+            "being deleted are not reported, because it may be working on them"
         )
     for finding in report.findings:
-        click.echo(f"{'problem' if finding.is_problem else 'note'}: {finding.kind}: {_told(finding, finding.message)}")
+        click.echo(f"{'problem' if finding.is_problem else 'note'}: {finding.kind}: {_line(finding, finding.message)}")
     for outcome in outcomes:
         click.echo(
-            f"{'repaired' if outcome.is_repaired else 'not repaired'}: {_told(outcome.finding, outcome.message)}"
+            f"{'repaired' if outcome.is_repaired else 'not repaired'}: {_line(outcome.finding, outcome.message)}"
         )
     problems = sum(finding.is_problem for finding in report.findings)
     repaired = sum(outcome.is_repaired and outcome.finding.is_problem for outcome in outcomes)
@@ -122,7 +122,7 @@ def _size_text(size_bytes: int) -> str:
     return f"{size:.1f} {unit}"
 
 
-def _told(finding: Finding, message: str) -> str:
+def _line(finding: Finding, message: str) -> str:
     return f"{shown(finding.file)}: {message}"
 
 
@@ -195,7 +195,7 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
 
 @contextlib.contextmanager
 def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
-    """Return a context manager with a file to write, which gets its name at the end, whole and durable."""
+    """Return a context manager with a file to write, which gets its name at the end, complete and durable."""
     if path == "-":
         with open_standard_output() as file:
             yield file
@@ -263,7 +263,7 @@ def _running(what: str) -> Iterator[None]:
     """Return a context manager that turns errors of the system into one line, and cleans up on signals."""
     import structlog  # noqa: PLC0415
 
-    # Errors say what goes wrong; the log of a server has no place in the output of a command.
+    # Errors are printed; log lines of a server do not belong in the output of a command.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     with telling(what), ending_on_signals():
         yield

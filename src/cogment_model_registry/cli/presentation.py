@@ -1,8 +1,8 @@
 """How models and versions are shown: as tables for people, as plain columns for other programs, as JSON.
 
 On a terminal a table is cut to its width, sizes have units and times are ages. Elsewhere nothing is cut or coloured:
-columns are aligned with spaces, sizes are bytes and times are absolute. Texts of users are shown so that no character
-of theirs can change the line, the column or the terminal.
+columns are aligned with spaces, sizes are bytes and times are absolute. Texts of users are escaped, so that they cannot
+break a line, a column or the terminal.
 """
 
 import json
@@ -24,10 +24,10 @@ _NS_PER_SECOND = 10**9
 _GAP = "  "
 
 _CUT = "…"
-"""What ends a text that was cut."""
+"""The end of a text that was cut."""
 
 _CUT_MIN_CELLS = 12
-"""What is left of a text that is cut, however narrow the terminal is."""
+"""The width that a cut text keeps on the narrowest terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Column:
 
     Attributes:
         title: What stands above it.
-        justify: To which side its texts go.
-        may_be_cut: Whether it gives way where a terminal is narrow.
+        justify: The side on which its texts are aligned.
+        may_be_cut: Whether its texts are cut on a narrow terminal.
     """
 
     title: str
@@ -119,7 +119,7 @@ def version_details(version: VersionInfo) -> dict[str, str]:
 
 
 def event_line(version: VersionInfo) -> str:
-    """Return the line for a new version: the columns of the table, for a table that is never complete."""
+    """Return the line for a new version: the columns of the table, not aligned, since more lines follow."""
     return _GAP.join(
         (
             str(version.number),
@@ -234,7 +234,7 @@ def user_data_text(user_data: Mapping[str, str]) -> str:
 
 
 def safe(text: str, special: str = "") -> str:
-    """Return a text as it is, or in quotes and escaped where it would not read as one word of one line."""
+    """Return a text unchanged if it is one printable word, otherwise escaped and in quotes."""
     if text and text.isprintable() and not set(text) & {" ", '"', "'", "\\", *special}:
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())

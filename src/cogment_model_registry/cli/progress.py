@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.progress import Progress, Wish
 
 _COLUMNS = 80
-"""How wide a terminal is taken to be that does not say."""
+"""The assumed width of a terminal that does not report one."""
 
 _ROWS = 24
-"""How high one is taken to be; a bar needs one row."""
+"""The assumed height of a terminal; a bar needs one row."""
 
 DELAY_SECONDS = 0.5
-"""A transfer that is over by then shows no bar."""
+"""A shorter transfer shows no bar."""
 
 
 def is_shown() -> bool:
@@ -46,7 +46,7 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
             bar.update(size_bytes)
 
         yield advance
-        bar.refresh()  # what came since the last redraw, before the bar goes away
+        bar.refresh()  # shows the last bytes before the bar disappears
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
 
         def tell(progress: "Progress") -> None:
             bar.total = progress.total_bytes
-            bar.update(progress.done_bytes - bar.n)  # less than nothing when a transfer begins again
+            bar.update(progress.done_bytes - bar.n)  # negative when a transfer starts again
 
         yield tell
 
@@ -82,7 +82,7 @@ def _bar(description: str, total_bytes: int | None, delay_seconds: float = 0.0) 
 
 
 def _terminal_columns() -> int:
-    """Return how wide the terminal is; some do not say."""
+    """Return the width of the terminal; the assumed one if it does not report any."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
     return _COLUMNS

@@ -11,7 +11,7 @@ from cogment_model_registry.cli.groups import ServicesGroup
 from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
-_NEW_LINE = "\f\n"  # click would join lines that end otherwise
+_NEW_LINE = "\f\n"  # click joins lines that end in any other way
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _S = TypeVar("_S", bound=ServiceSettings)
@@ -68,8 +68,8 @@ def _setting_options(settings_class: type[ServiceSettings]) -> Callable[[_F], _F
 def _load(settings_class: type[_S], flags: Mapping[str, str | None]) -> _S:
     """Return the settings that flags and environment give, with the log set up as they say."""
     settings = settings_class.load({name: text for name, text in flags.items() if text is not None}, os.environ)
-    # gRPC is imported after this, so that --help and a wrong flag answer without loading it, and so that its C core,
-    # which would write to standard error by itself, finds the level it is to log at.
+    # gRPC is imported after this: --help and a wrong flag answer without loading it, and its C core, which otherwise
+    # writes to standard error, reads this variable when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from cogment_model_registry.serving import logs  # noqa: PLC0415 # slow to import, and no other command needs it
 

@@ -27,10 +27,10 @@ _DIRECTORY_SECONDS = 10.0
 """How long a Directory may take to answer."""
 
 _DIRECTORY_AGAIN_SECONDS = 2.0
-"""How long it may take when a registry was found before."""
+"""How long it may take if it gave an address before."""
 
 _UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
-"""How the details of a call begin that gRPC never sent; gRPC gives no other sign of that."""
+"""The beginnings of the details of calls that gRPC never sent; gRPC gives no other sign of that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ class Connection:
             raise ClosedError
 
     def is_usable(self) -> bool:
-        """Return whether gRPC, and its threads, are there: not in a process that was forked, nor while Python ends."""
+        """Return whether gRPC has its threads: not in a forked process, and not while Python exits."""
         return self._process_id == os.getpid() and not sys.is_finalizing()
 
     def _taken(self) -> _Link | None:

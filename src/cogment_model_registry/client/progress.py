@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 _BAR_DELAY_SECONDS = 1.0
-"""A transfer that is over by then shows no bar."""
+"""A shorter transfer shows no bar."""
 
 
 @dataclass(frozen=True, slots=True)

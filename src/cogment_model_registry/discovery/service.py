@@ -167,14 +167,14 @@ class DirectoryService:
         before = self._checks.get(service_id)
         if before is not None:
             before.cancel()
-        task = asyncio.create_task(self._check_again_and_again(entry))
+        task = asyncio.create_task(self._check_repeatedly(entry))
         self._checks[service_id] = task
         task.add_done_callback(
             lambda done: self._checks.pop(service_id) if self._checks.get(service_id) is done else None
         )
 
-    async def _check_again_and_again(self, entry: Entry) -> None:
-        await self._tell_change()
+    async def _check_repeatedly(self, entry: Entry) -> None:
+        await self._notify()
         while entry.is_checked and entry in self._roster:
             was_healthy = entry.healthy
             try:
@@ -182,7 +182,7 @@ class DirectoryService:
             except ModelRegistryError as error:
                 _log.error("removal of a service that does not answer failed", reason=error.message)
             if entry.healthy != was_healthy:
-                await self._tell_change()
+                await self._notify()
             await asyncio.sleep(self._settings.check_seconds)
 
     async def _check_once(self, entry: Entry) -> None:
@@ -194,6 +194,6 @@ class DirectoryService:
                 endpoint=quoted(str(entry.service.endpoint)),
             )
 
-    async def _tell_change(self) -> None:
+    async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()

@@ -101,7 +101,7 @@ def _state_dict(parameters: Parameters) -> Mapping[str, torch.Tensor]:
 
 
 def _no_node(_: object) -> None:
-    """Say of any object that it is not a further kind of node."""
+    """Return None for any object: there are no further kinds of nodes."""
 
 
 def _check_tensor(name: object, tensor: object) -> None:
@@ -126,7 +126,7 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 
 def _memory_of(leaf: Any) -> object:
-    """Return what two tensors have in common that are one: all that makes them see the same elements."""
+    """Return a key that is the same for two tensors if they are the same elements of the same memory."""
     if not leaf.numel():
         return id(leaf)
     return (leaf.device, leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride())

@@ -21,9 +21,6 @@ from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundE
 from cogment_model_registry.frameworks.trees import Structure
 from cogment_model_registry.records.versions import VersionInfo
 
-if TYPE_CHECKING:
-    pass  # from Python 3.11 on
-
 _T = TypeVar("_T")
 
 FORMAT_KEY = "format"
@@ -31,8 +28,8 @@ FRAMEWORK_KEY = "framework"
 FORMAT = "safetensors"
 
 _METADATA_KEY = "cogment_model_registry"
-"""Where the header of a file has the structure: one entry, since several have no certain order, nor the file a certain
-hash."""
+"""The one entry in the header of a file, with the structure: the order of several entries, and with it the hash of the
+file, would vary."""
 
 _LENGTH_BYTES = 8
 """A file begins with the length of its header, little-endian."""
@@ -79,7 +76,7 @@ class LoadOptions(TypedDict, total=False):
 
 
 class FitOptions(LoadOptions, total=False):
-    """Its further arguments with other parameters, which get the values or are the pattern."""
+    """Further arguments of `load` with existing parameters, which get the values or are the template."""
 
     strict: bool
 
@@ -143,7 +140,7 @@ def merged_user_data(user_data: Mapping[str, str] | None, framework: str) -> dic
     noted = dict(user_data or {})
     for key in (FORMAT_KEY, FRAMEWORK_KEY):
         if key in noted:
-            raise InvalidError(f"user_data has the key {quoted(key)}, which is reserved for what the bytes are")
+            raise InvalidError(f"user_data has the key {quoted(key)}, which is reserved")
     return {**noted, FORMAT_KEY: FORMAT, FRAMEWORK_KEY: framework}
 
 
@@ -248,7 +245,7 @@ def fetch(
         options: Those of `decode`.
 
     Raises:
-        InvalidError: The bytes mean nothing, or not what they should; the message names the version.
+        InvalidError: The bytes are malformed or do not fit; the message names the version.
         NotFoundError: The model or the version does not exist, or the version was evicted.
     """
     info = model if isinstance(model, VersionInfo) else registry.get_version(model, number, timeout=timeout)

@@ -47,7 +47,7 @@ _CALL_BUCKETS = (
 _FILE_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-# The library would add to each series the time at which it was made, which is of no use to anybody.
+# The library would add to each series the time at which it was created, which nobody needs.
 disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types for it
 
 
@@ -162,7 +162,7 @@ class _StateCollector(Collector):
             {"transient": transient.bytes, "archived": status.archived_bytes},
         )
         evictions = CounterMetricFamily(
-            f"{_NAMESPACE}_evictions", "Evicted versions, by the bound that they were in the way of.", labels=["reason"]
+            f"{_NAMESPACE}_evictions", "Evicted versions, by the bound that was reached.", labels=["reason"]
         )
         for reason, count in transient.evictions.items():
             evictions.add_metric([reason], count)
@@ -180,7 +180,7 @@ class _StateCollector(Collector):
         state = self._registration()
         yield _family(
             "registration",
-            "The state of the registration with the Directory: 1 for the one that holds.",
+            "The state of the registration with the Directory: 1 for the current one.",
             "state",
             {each.value: int(each is state) for each in State},
         )

@@ -1,8 +1,8 @@
 """Registration of this server with a Cogment Directory, kept alive.
 
 The server serves before it registers, since the Directory calls back at once. From then on a task maintains the
-registration: it waits for a Directory that does not answer; one that forgot this server, or that another one took the
-place of, gets it again. Every change of state is one line of the log, and nothing of this ever holds up the service.
+registration: it waits for a Directory that does not answer, and registers again with one that forgot this server or was
+replaced by another. Every change of state is one line of the log, and nothing here delays the service.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ class State(enum.Enum):
 
 
 def registration_endpoint(settings: Settings, port: int) -> tuple[Endpoint, str]:
-    """Return the endpoint to register, and how its host came about (`Self-Command_Line` or `Self-Implicit`).
+    """Return the endpoint to register, and the source of its host (`Self-Command_Line` or `Self-Implicit`).
 
     Raises:
         StartError: No host is given, and none can be found out.

@@ -122,7 +122,7 @@ Observer: TypeAlias = Callable[[Call, str, float], None]
 
 
 class Handlers:
-    """Makes gRPC handlers of a service's methods, and knows the calls under way.
+    """Makes gRPC handlers of a service's methods, and counts the calls under way.
 
     Args:
         observe: Called after each finished call.
