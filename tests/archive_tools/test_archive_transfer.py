@@ -21,6 +21,7 @@ import pytest
 
 from cogment_model_registry.cli import main
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, NotFoundError, UnavailableError
+from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.storage.filesystem import (
     claim,
     export_format,
@@ -136,9 +137,7 @@ def test_every_model_of_the_original_can_be_moved(tmp_path: Path, target: Path) 
         assert contents(target / model.name) == {**expected, ".high_water_mark": b"%d\n" % last}
 
 
-def test_numbers_of_damaged_versions_and_of_data_without_metadata_are_not_reused(
-    archive: Path, target: Path
-) -> None:
+def test_numbers_of_damaged_versions_and_of_data_without_metadata_are_not_reused(archive: Path, target: Path) -> None:
     (archive / "m/m-v000009.data").write_bytes(b"no metadata")
     import_(target, export(archive))
     assert (target / "m/.high_water_mark").read_text() == "9\n"
@@ -391,14 +390,16 @@ def test_damaged_version_ends_an_export_or_is_left_out_with_skip_damaged(archive
         "left out: version 2",
     ]
     result = run_cogment("archive", "import", str(target), str(file))
-    assert (result.returncode, result.stdout) == (0, "imported m: 1 versions with 2304 bytes\n")
+    assert (result.returncode, result.stdout) == (0, "imported m: 1 versions, 2.2 KiB\n")
     assert result.stderr == "the export had left out versions 1, 2, which were damaged\n"
     assert (target / "m/.high_water_mark").read_text() == "7\n"
     assert main(["archive", "verify", str(target)]) == 0
 
 
 @pytest.mark.parametrize("name", ["m.yaml", ".high_water_mark"])
-def test_damaged_metadata_of_a_model_ends_an_export_or_is_replaced_with_skip_damaged(name: str, archive: Path, target: Path) -> None:
+def test_damaged_metadata_of_a_model_ends_an_export_or_is_replaced_with_skip_damaged(
+    name: str, archive: Path, target: Path
+) -> None:
     (archive / "m" / name).write_text("")
     with pytest.raises(ModelRegistryError, match="is damaged"):
         export(archive)
@@ -522,7 +523,7 @@ def test_export_and_import_show_a_bar_on_a_terminal(archive: Path, target: Path,
     assert (code, output) == (0, "")
     assert "exporting" in shown
     code, output, shown = run_on_terminal("archive", "import", str(target), file)
-    assert (code, output) == (0, "imported m: 3 versions with 2310 bytes\n")
+    assert (code, output) == (0, "imported m: 3 versions, 2.3 KiB\n")
     assert "importing" in shown
 
 
@@ -702,7 +703,9 @@ def test_import_ended_by_a_signal_leaves_nothing(
     assert os.listdir(target) == [".lock"]
 
 
-def test_no_server_starts_during_an_import_and_leftovers_of_a_killed_import_are_removed(archive: Path, target: Path) -> None:
+def test_no_server_starts_during_an_import_and_leftovers_of_a_killed_import_are_removed(
+    archive: Path, target: Path
+) -> None:
     with stuck_import(archive, target) as process:
         result = run_cogment("services", "model_registry", "--port=0", f"--archive_dir={target}")
         assert (result.returncode, f"in use by process {process.pid}" in result.stderr) == (3, True)
@@ -732,7 +735,7 @@ async def test_model_moves_between_two_running_servers(tmp_path: Path) -> None:
                 check=False,
                 env=clean_environment(),
             )
-            assert (result.returncode, result.stderr) == (0, f"exported 3 versions with {len(BIG) + 3} bytes\n")
+            assert (result.returncode, result.stderr) == (0, f"exported 3 versions: {size_text(len(BIG) + 3)}\n")
             assert f"process {there.pid} uses the archive: send it SIGHUP" in result.stdout
             assert list((await other.models()).model_infos) == []
             there.signal(signal.SIGHUP)

@@ -216,9 +216,7 @@ def test_high_water_mark_that_is_not_a_regular_file_is_repaired_where_possible(
     assert content(outside) == before
 
 
-def test_low_high_water_mark_is_not_a_problem_and_a_repair_raises_it(
-    archive: Path, verify: Verify
-) -> None:
+def test_low_high_water_mark_is_not_a_problem_and_a_repair_raises_it(archive: Path, verify: Verify) -> None:
     (archive / "m/.high_water_mark").write_text("2\n")
     code, document = verify(archive)
     assert (code, [item["kind"] for item in document["findings"]]) == (0, [Kind.HIGH_WATER_MARK_LOW])
@@ -429,7 +427,7 @@ def test_output_has_no_control_characters_whatever_the_file_names(archive: Path)
     result = run_in_process("archive", "verify", str(archive))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.replace("\n", "").isprintable()
-    assert "1 models, 3 versions, 18 bytes read" in result.stdout
+    assert "1 models, 3 versions, 18 B read" in result.stdout
 
 
 def run_on_terminal(*arguments: str) -> tuple[int, str, str]:
@@ -456,7 +454,7 @@ def test_bar_is_shown_only_on_standard_error(archive: Path) -> None:
     code, output, shown = run_on_terminal("archive", "verify", str(archive), "--json")
     assert (code, json.loads(output)["sound"]) == (0, True)
     assert "verifying" in shown
-    assert "| 18.0/18.0 [" in shown
+    assert "| 18 B/18 B [" in shown
 
 
 def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path) -> None:

@@ -312,9 +312,7 @@ def test_an_error_of_the_system_is_reported_in_one_line(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize("arguments", [["list_models"], ["retrieve", "m"], ["watch", "m"], ["status", "--json"]])
-def test_a_full_disk_is_reported_in_one_line(
-    cogment: Cogment, registry: ModelRegistry, arguments: list[str]
-) -> None:
+def test_a_full_disk_is_reported_in_one_line(cogment: Cogment, registry: ModelRegistry, arguments: list[str]) -> None:
     registry.publish("m", DATA)
     with open("/dev/full", "wb") as full, cogment.started(*arguments, stdout=full) as process:
         _, errors = process.communicate(timeout=START_SECONDS)
@@ -416,9 +414,7 @@ def silent_server() -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_an_upload_from_a_silent_pipe(
-    cogment: Cogment, number: signal.Signals, code: int
-) -> None:
+def test_signals_end_an_upload_from_a_silent_pipe(cogment: Cogment, number: signal.Signals, code: int) -> None:
     with cogment.started("publish", "m", "-", stdin=subprocess.PIPE) as process:
         assert process.stdin
         # More than fits the pipe: once it is written, the command is reading.
@@ -619,7 +615,9 @@ def test_details_have_units_and_ages_on_a_terminal(cogment: Cogment, registry: M
 
 
 @pytest.mark.parametrize(("key", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("\x03", -signal.SIGINT), ("\x04", 130)])
-def test_a_deletion_asks_for_confirmation_on_a_terminal(cogment: Cogment, registry: ModelRegistry, key: str, code: int) -> None:
+def test_a_deletion_asks_for_confirmation_on_a_terminal(
+    cogment: Cogment, registry: ModelRegistry, key: str, code: int
+) -> None:
     registry.publish("m", b"x" * 2048)
     registry.store("m", DATA)
     with on_terminal(*WORDS, "delete_model", "m", environment=cogment.environment) as terminal:
@@ -773,15 +771,6 @@ def test_bash_completes_a_partly_typed_word(
 
 
 # Words for sizes and times.
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1024**2 - 1, "1.0 MiB"), (5 * 1024**3, "5.0 GiB")],
-)
-def test_sizes_have_binary_units(size_bytes: int, text: str) -> None:
-    assert presentation.human_size(size_bytes) == text
-    assert presentation.human_size(2**63 - 1) == "8.0 EiB"
 
 
 @pytest.mark.parametrize(

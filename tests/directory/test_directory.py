@@ -259,9 +259,7 @@ async def test_a_stream_without_requests_ends_without_replies(raw: Raw) -> None:
         (pb.ServiceEndpoint(protocol=pb.ServiceEndpoint.GRPC_SSL, host="a", port=65536), "port"),
     ],
 )
-async def test_a_malformed_endpoint_is_refused_with_a_message(
-    raw: Raw, where: pb.ServiceEndpoint, words: str
-) -> None:
+async def test_a_malformed_endpoint_is_refused_with_a_message(raw: Raw, where: pb.ServiceEndpoint, words: str) -> None:
     details = pb.ServiceDetails(type=pb.MODEL_REGISTRY_SERVICE)
     [reply] = await raw.register(wire.RegisterRequest(endpoint=where, details=details))
     assert reply.status == pb.RegisterReply.FAILED

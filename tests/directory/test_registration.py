@@ -387,9 +387,7 @@ def nobody() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("absent", [silent_listener, nobody])
-async def test_an_absent_directory_delays_neither_service_nor_stop(
-    tmp_path: Path, absent: Callable[[], Any]
-) -> None:
+async def test_an_absent_directory_delays_neither_service_nor_stop(tmp_path: Path, absent: Callable[[], Any]) -> None:
     with (
         absent() as port,
         server_process(tmp_path / "archive", f"--directory_endpoint=grpc://127.0.0.1:{port}") as registry,

@@ -260,7 +260,9 @@ async def test_a_version_that_does_not_fit_the_server_is_too_large(flavour: str,
         assert await registry.list_versions("policy") == []
 
 
-async def test_a_file_truncated_while_it_is_sent_leaves_no_version(flavour: str, server: Server, tmp_path: Path) -> None:
+async def test_a_file_truncated_while_it_is_sent_leaves_no_version(
+    flavour: str, server: Server, tmp_path: Path
+) -> None:
     path = tmp_path / "weights"
     path.write_bytes(LARGE)
 
@@ -374,7 +376,9 @@ async def test_cancelling_ends_an_upload_and_a_download(server: Server, tmp_path
         await counted(registry, uploads=0, retrievals=0)
 
 
-async def test_a_download_succeeds_over_a_network_that_breaks_connections(flavour: str, server: Server, tmp_path: Path) -> None:
+async def test_a_download_succeeds_over_a_network_that_breaks_connections(
+    flavour: str, server: Server, tmp_path: Path
+) -> None:
     async with opened(flavour, server.port) as registry:
         await registry.store("policy", LARGE)
     async with cutting(server.port, cuts=2, after_bytes=10 * MIB) as port, opened(flavour, port) as registry:

@@ -507,9 +507,7 @@ async def test_closing_a_client_ends_all_waits(flavour: str, server: Server, tmp
         await registry.close()
 
 
-async def test_a_tracker_fetches_a_version_that_failed_at_first(
-    flavour: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_tracker_fetches_a_version_that_failed_at_first(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest one, of which it asked while it was behind; later streams tell the same one."""
     monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)
 

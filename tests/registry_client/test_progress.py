@@ -13,6 +13,7 @@ import pytest
 from cogment_model_registry import Progress
 from cogment_model_registry.client import progress as progress_module
 from cogment_model_registry.client.uploads import CHUNK_BYTES
+from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.server.composition import Server
 from tests.registry_client.conftest import opened
 from tests.registry_client.scripted import DATA, Call, chunks, infos, scripted
@@ -93,9 +94,13 @@ async def test_a_bar_is_shown_on_request(
     monkeypatch.setattr(sys, "stderr", terminal)
     await registry.publish("policy", DATA, progress=wish)
     assert ('publishing a version of model "policy": 100%' in terminal.getvalue()) is is_shown
+    size = size_text(len(DATA))
+    assert (f"| {size}/{size} [" in terminal.getvalue()) is is_shown
 
 
 @pytest.mark.parametrize("stream", [None, object()], ids=["closed", "replaced"])
-async def test_progress_works_without_a_standard_error(registry: Any, monkeypatch: pytest.MonkeyPatch, stream: object) -> None:
+async def test_progress_works_without_a_standard_error(
+    registry: Any, monkeypatch: pytest.MonkeyPatch, stream: object
+) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     assert await registry.retrieve(await registry.publish("policy", b"weights")) == b"weights"

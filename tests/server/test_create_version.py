@@ -248,7 +248,9 @@ REFUSED_AT_THE_END: dict[str, Callable[[bool], Chunks]] = {
 
 @ARCHIVED
 @pytest.mark.parametrize("case", REFUSED_WHILE_THE_STREAM_IS_OPEN)
-async def test_bad_upload_is_refused_while_its_stream_is_open(client: Client, tmp_path: Path, case: str, archived: bool) -> None:
+async def test_bad_upload_is_refused_while_its_stream_is_open(
+    client: Client, tmp_path: Path, case: str, archived: bool
+) -> None:
     code, chunks = REFUSED_WHILE_THE_STREAM_IS_OPEN[case]
     async with leaving_nothing(client, tmp_path):
         assert await answer(client, chunks(archived)) == code
@@ -263,7 +265,9 @@ async def test_malformed_hash_is_refused_at_the_header(client: Client, tmp_path:
 
 @ARCHIVED
 @pytest.mark.parametrize("case", REFUSED_AT_THE_END)
-async def test_incomplete_upload_is_refused_at_the_end_of_its_stream(client: Client, tmp_path: Path, case: str, archived: bool) -> None:
+async def test_incomplete_upload_is_refused_at_the_end_of_its_stream(
+    client: Client, tmp_path: Path, case: str, archived: bool
+) -> None:
     async with leaving_nothing(client, tmp_path):
         assert await answer(client, REFUSED_AT_THE_END[case](archived), is_all=True) == INVALID
 
@@ -289,7 +293,9 @@ async def test_message_over_16_mib_is_refused(client: Client, tmp_path: Path, ar
 
 @ARCHIVED
 @pytest.mark.parametrize("is_created_anew", [False, True], ids=["deleted", "created anew"])
-async def test_model_deleted_before_the_commit_is_not_found(client: Client, archived: bool, is_created_anew: bool) -> None:
+async def test_model_deleted_before_the_commit_is_not_found(
+    client: Client, archived: bool, is_created_anew: bool
+) -> None:
     await client.create_model("m")
     async with uploading(client, archived) as call:
         await client.delete_model("m")

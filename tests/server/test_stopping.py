@@ -80,9 +80,7 @@ async def test_upload_that_continues_finishes_within_the_grace(tmp_path: Path, a
 
 
 @TIERS
-async def test_stalled_upload_is_cut_at_the_end_of_the_grace_and_leaves_nothing(
-    tmp_path: Path, archived: bool
-) -> None:
+async def test_stalled_upload_is_cut_at_the_end_of_the_grace_and_leaves_nothing(tmp_path: Path, archived: bool) -> None:
     async with serving_process(tmp_path, "--grace_seconds=0.5") as (server, client):
         await client.create_model("m")
         call = await begin_upload(client, bytes(MIB), 2 * MIB, archived)

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.errors import SettingError, quoted
-from cogment_model_registry.settings import GIB, KIB, MIB, DirectorySettings, Setting, Settings, all_settings
+from cogment_model_registry.records.sizes import GIB, KIB, MIB, TIB
+from cogment_model_registry.settings import DirectorySettings, Setting, Settings, all_settings
 from cogment_model_registry.system.machine import usable_memory_bytes
 
 # What the original's documentation says: name, environment variable, default, an example and what it means.
@@ -198,6 +199,14 @@ GOOD = [
     ("cache_max_bytes", "3MiB", 3 * MIB),
     ("cache_max_bytes", "3GiB", 3 * GIB),
     ("cache_max_bytes", "3 GiB", 3 * GIB),
+    ("cache_max_bytes", "3TiB", 3 * TIB),
+    ("cache_max_bytes", "3k", 3 * KIB),
+    ("cache_max_bytes", "3M", 3 * MIB),
+    ("cache_max_bytes", "3G", 3 * GIB),
+    ("cache_max_bytes", "3 G", 3 * GIB),
+    ("cache_max_bytes", "3T", 3 * TIB),
+    ("cache_max_bytes", "3TB", 3 * 10**12),
+    ("cache_max_bytes", "3 B", 3),
     ("cache_max_bytes", "3gib", 3 * GIB),
     ("request_max_bytes", "1GiB", GIB),
     # Properties: white space is trimmed, an empty item is skipped, a value may be missing.
@@ -215,7 +224,10 @@ BAD = [
     *[("cache_max_items", text) for text in ("", "0", "-1", "1e3", "1000000001", "all")],
     *[("request_max_items", text) for text in ("0", "1000001")],
     *[("model_id_max_bytes", text) for text in ("0", "239")],
-    *[("cache_max_bytes", text) for text in ("", "0", "0MiB", "-1", "MiB", "1.5MiB", "1M", "1  MiB", "1e9", "1_000")],
+    *[
+        ("cache_max_bytes", text)
+        for text in ("", "0", "0MiB", "-1", "MiB", "1.5MiB", "1P", "1Mi", "1  MiB", "1e9", "1_000")
+    ],
     *[("sent_version_chunk_size", text) for text in ("0", "-1", "257MiB", "2MBs")],
     *[("request_max_bytes", text) for text in ("65535", "2GiB")],
     *[("user_data_max_bytes", text) for text in ("-1", "2MiB")],

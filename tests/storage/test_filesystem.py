@@ -39,7 +39,9 @@ class TestDirectoryArchive(ArchiveSuite):
         assert list(contents.version_numbers) == [3]
         assert await store.scan_model("other") is None
 
-    async def test_numbers_in_use_and_the_high_water_mark_are_reported_separately(self, store: DirectoryArchive) -> None:
+    async def test_numbers_in_use_and_the_high_water_mark_are_reported_separately(
+        self, store: DirectoryArchive
+    ) -> None:
         await keep(store, describe("m", 5, b"data", True), b"data")
         await store.write_high_water_mark("m", 2)
         contents = await store.scan_model("m")

@@ -18,6 +18,7 @@ from unicodedata import category, east_asian_width
 import click
 
 from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.records.sizes import KIB, size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _NS_PER_SECOND = 10**9
@@ -86,7 +87,7 @@ def print_versions(versions: Sequence[VersionInfo]) -> None:
             str(version.number),
             kind(version),
             created(version.created_ns),
-            size_text(version.data_size_bytes),
+            size_field(version.data_size_bytes),
             user_data_text(version.user_data),
         )
         for version in versions
@@ -109,11 +110,11 @@ def version_details(version: VersionInfo) -> dict[str, str]:
         "version": str(version.number),
         "kind": kind(version),
         "created": moment_text(version.created_ns),
-        "size": size_text(version.data_size_bytes),
+        "size": size_field(version.data_size_bytes),
         "data_hash": version.data_hash,
         "user_data": user_data_text(version.user_data),
     }
-    if is_for_people() and version.data_size_bytes >= 1024:
+    if is_for_people() and version.data_size_bytes >= KIB:
         details["size"] += f" ({version.data_size_bytes} bytes)"
     return details
 
@@ -125,7 +126,7 @@ def event_line(version: VersionInfo) -> str:
             str(version.number),
             kind(version),
             time_text(version.created_ns),
-            size_text(version.data_size_bytes),
+            size_field(version.data_size_bytes),
             user_data_text(version.user_data),
         )
     ).rstrip()
@@ -186,21 +187,9 @@ def kind(version: VersionInfo) -> str:
     return "archived" if version.archived else "transient"
 
 
-def size_text(size_bytes: int) -> str:
+def size_field(size_bytes: int) -> str:
     """Return a size with a unit for people, and as a number of bytes for programs."""
-    return human_size(size_bytes) if is_for_people() else str(size_bytes)
-
-
-def human_size(size_bytes: int) -> str:
-    """Return a size with at most one digit after the point and a binary unit."""
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    size = float(size_bytes)
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):  # noqa: B007 # the last one is used below
-        size /= 1024
-        if size < 1023.95:  # what is more would be shown as 1024.0
-            break
-    return f"{size:.1f} {unit}"
+    return size_text(size_bytes) if is_for_people() else str(size_bytes)
 
 
 def age(then_ns: int, now_ns: int) -> str:

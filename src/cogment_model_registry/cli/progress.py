@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.client.progress import bar_of_bytes
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -72,12 +73,12 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
 def _bar(description: str, total_bytes: int | None, delay_seconds: float = 0.0) -> "tqdm[Any]":
     from tqdm import tqdm  # noqa: PLC0415 # slow to import
 
-    kind: Any = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread that outlives the bar
+    kind = bar_of_bytes(tqdm)
+    kind.monitor_interval = 0  # no thread that outlives the bar
     kind.set_lock(threading.RLock())  # by default it is one between processes
-    units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-    # tqdm shows nothing on a terminal that does not say how large it is.
+    # tqdm shows nothing on a terminal that does not report its size.
     size = {"ncols": _terminal_columns(), "nrows": _ROWS}
-    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, delay=delay_seconds, **units, **size)
+    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, delay=delay_seconds, **size)
     return bar
 
 

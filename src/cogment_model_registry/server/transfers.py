@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 from cogment_model_registry.errors import TimedOutError
+from cogment_model_registry.records.sizes import KIB, MIB
 from cogment_model_registry.records.versions import VersionHeader
 from cogment_model_registry.serving.calls import Call
-from cogment_model_registry.settings import KIB, MIB, Settings
+from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import IdleTimer
 from cogment_model_registry.wire import convert

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StartError
+from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.registry.contracts import Archive
-from cogment_model_registry.settings import MIB
 from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
 from cogment_model_registry.testing.version_store import VersionStoreSuite
 

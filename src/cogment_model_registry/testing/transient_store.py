@@ -10,13 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Reader, TransientStore
-from cogment_model_registry.settings import MIB
 from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
 from cogment_model_registry.testing.version_store import VersionStoreSuite
-
-_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -146,10 +144,10 @@ class TransientStoreSuite(VersionStoreSuite):
     @pytest.fixture
     def store(self) -> TransientStore:
         """A store with room for 16 MiB."""
-        return self.make(100, 16 * _MIB)
+        return self.make(100, 16 * MIB)
 
     async def test_the_bound_on_items_evicts_the_least_recently_used(self) -> None:
-        store = self.make(3, _MIB)
+        store = self.make(3, MIB)
         evictions = Evictions(store)
         infos = [describe("m", number, b"x", False) for number in range(1, 6)]
         for info in infos[:3]:
@@ -163,19 +161,19 @@ class TransientStoreSuite(VersionStoreSuite):
         assert store.usage.items == 3
 
     async def test_the_bound_on_bytes_counts_exactly(self) -> None:
-        store = self.make(100, 3 * _MIB)
+        store = self.make(100, 3 * MIB)
         evictions = Evictions(store)
-        data = bytes(_MIB)
+        data = bytes(MIB)
         for number in range(1, 4):
             await keep(store, describe("m", number, data, False), data)
         assert evictions.take() == []
-        assert store.usage.bytes == 3 * _MIB
+        assert store.usage.bytes == 3 * MIB
         await keep(store, describe("m", 4, b"x", False), b"x")
         assert evictions.take() == [("m", 1)]
-        assert store.usage.bytes == 2 * _MIB + 1
+        assert store.usage.bytes == 2 * MIB + 1
 
     async def test_evictions_by_a_commit_are_reported_when_the_upload_is_closed(self) -> None:
-        store = self.make(1, _MIB)
+        store = self.make(1, MIB)
         evictions = Evictions(store)
         await keep(store, describe("m", 1, b"x", False), b"x")
         async with await store.open_upload("m", 1) as upload:
@@ -185,7 +183,7 @@ class TransientStoreSuite(VersionStoreSuite):
         assert evictions.take() == [("m", 1)]
 
     async def test_the_newest_version_of_each_model_is_evicted_last(self) -> None:
-        store = self.make(3, _MIB)
+        store = self.make(3, MIB)
         evictions = Evictions(store)
         await keep(store, describe("old", 1, b"x", False), b"x")
         for number in range(1, 4):
@@ -197,7 +195,7 @@ class TransientStoreSuite(VersionStoreSuite):
         assert evictions.take() == [("old", 1)]
 
     async def test_a_version_older_than_an_archived_one_is_not_protected(self) -> None:
-        store = self.make(2, _MIB)
+        store = self.make(2, MIB)
         evictions = Evictions(store)
         await keep(store, describe("a", 1, b"x", False), b"x")
         await keep(store, describe("b", 1, b"x", False), b"x")
@@ -232,11 +230,11 @@ class TransientStoreSuite(VersionStoreSuite):
             pass
 
     async def test_an_upload_evicts_only_for_received_bytes(self) -> None:
-        store = self.make(100, 2 * _MIB)
+        store = self.make(100, 2 * MIB)
         evictions = Evictions(store)
-        data = bytes(_MIB)
+        data = bytes(MIB)
         await keep(store, describe("m", 1, data, False), data)
-        async with await store.open_upload("m", 2 * _MIB) as upload:
+        async with await store.open_upload("m", 2 * MIB) as upload:
             await upload.write(memoryview(data))
             assert evictions.take() == []
             await upload.write(memoryview(data)[:1])
@@ -262,8 +260,8 @@ class TransientStoreSuite(VersionStoreSuite):
         started = asyncio.Event()
 
         async def upload() -> None:
-            async with await store.open_upload("m", 8 * _MIB) as upload:
-                await upload.write(memoryview(bytes(4 * _MIB)))
+            async with await store.open_upload("m", 8 * MIB) as upload:
+                await upload.write(memoryview(bytes(4 * MIB)))
                 started.set()
                 await asyncio.Event().wait()
 

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 import pytest
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.registry.contracts import VersionStore
-from cogment_model_registry.settings import MIB
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
 
 SIZES = [0, 1, 65_535, 65_536, 1_048_575, 1_048_576, 1_048_577, 3_000_000]
