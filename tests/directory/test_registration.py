@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,22 @@ import grpc
 import grpc.aio
 import psutil
 import pytest
+import structlog.testing
 
 from cogment_model_registry import __version__
 from cogment_model_registry.discovery.client import connected as connected_to_directory
+from cogment_model_registry.discovery.server import running as running_directory
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.services import Details, Service, ServiceType
+from cogment_model_registry.server.registration import Pace, Registration, State
+from cogment_model_registry.settings import DirectorySettings, Settings
+from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import directory as wire
 from tests.client import Client, connected, header
 from tests.directory.processes import DirectoryProcess, directory_process
 from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
-from tests.waiting import eventually
+from tests.waiting import eventually, until
 
 STOPPED_SECONDS = 4.0
 """How long a registry may take to end when nothing but a Directory that is away could hold it up: 1.5 s for that, and
@@ -43,9 +49,7 @@ async def found(port: int, token: str = "", service_type: ServiceType = ServiceT
         return []
 
 
-async def registered(
-    port: int, registry: ServerProcess, token: str = "", within_seconds: float = START_SECONDS
-) -> Service:
+async def registered(port: int, registry: ServerProcess, token: str = "") -> Service:
     """Wait until the Directory hands a registry out, and return what it hands out."""
     services: list[Service] = []
 
@@ -53,7 +57,7 @@ async def registered(
         services[:] = [each for each in await found(port, token) if each.endpoint.port == registry.port]
         return bool(services)
 
-    await eventually(is_there, within_seconds=within_seconds)
+    await eventually(is_there, within_seconds=START_SECONDS)
     assert len(services) == 1
     return services[0]
 
@@ -226,71 +230,104 @@ def new_registry(archive_dir: Path, directory: DirectoryProcess, stack: ExitStac
     return stack.enter_context(server_process(archive_dir, *flags))
 
 
-async def back_with_nothing(directory: Path, stack: ExitStack) -> None:
-    """A Directory that lost everything has the registry again, under another id."""
-    old = stack.enter_context(directory_process())
-    registry = new_registry(directory / "archive", old, stack)
-    before = await registered(old.port, registry)
-    old.kill()
-    stack.enter_context(directory_process(port=old.port))
-    after = await registered(old.port, registry, within_seconds=30)
-    assert after.service_id != before.service_id
-    assert after.details == before.details
+QUICK = Pace(
+    look_seconds=0.02,
+    second_look_seconds=0.01,
+    first_check_seconds=0.1,
+    first_pause_seconds=0.01,
+    longest_pause_seconds=0.1,
+)
+"""A pace at which a registration notices in milliseconds what takes seconds by default."""
+
+
+@asynccontextmanager
+async def local_directory(port: int = 0, file: Path | str = "") -> AsyncIterator[int]:
+    """Return a context manager with the port of a Directory in this process."""
+    settings = DirectorySettings(host="127.0.0.1", port=port, persistence_file=str(file), grace_seconds=0)
+    async with running_directory(settings) as directory:
+        yield directory.port
+
+
+@asynccontextmanager
+async def local_registration(archive_dir: Path, directory_port: int, pace: Pace) -> AsyncIterator[Registration]:
+    """Return a context manager with the registration of a server in this process, which is maintained at this pace."""
+    async with serving(archive_dir) as server:
+        settings = Settings(host="127.0.0.1", directory_endpoint=f"grpc://127.0.0.1:{directory_port}")
+        registration = Registration(settings, server.port, pace)
+        maintaining = asyncio.create_task(registration.run())
+        try:
+            yield registration
+        finally:
+            maintaining.cancel()
+            with suppress(asyncio.CancelledError):
+                await maintaining
+            await registration.end(1)
+
+
+async def only_registry(port: int, other_than: int = 0) -> Service:
+    """Wait until a Directory returns one registry, with another id, and return it."""
+
+    async def find() -> Service | None:
+        services = await found(port)
+        return services[0] if len(services) == 1 and services[0].service_id != other_than else None
+
+    return await eventually(find)
+
+
+async def test_a_directory_that_lost_everything_gets_the_registry_again_under_another_id(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as log:
+        async with AsyncExitStack() as directories:
+            port = await directories.enter_async_context(local_directory())
+            async with local_registration(tmp_path / "archive", port, QUICK):
+                before = await only_registry(port)
+                await directories.aclose()
+                await directories.enter_async_context(local_directory(port))
+                after = await only_registry(port, other_than=before.service_id)
+                assert after.details == before.details
     # The id that now counts is in the log, so that an operator finds it there.
-    await eventually(lambda: is_logged(registry, str(after.service_id)), within_seconds=5)
+    registrations = [entry["service_id"] for entry in log if entry["event"] == "registered with the Directory"]
+    assert after.service_id in registrations
 
 
-async def is_logged(process: ServerProcess, text: str) -> bool:
-    return any(text in line for line in process.lines)
+async def test_a_directory_that_kept_its_file_has_the_registry_once_under_the_same_id(tmp_path: Path) -> None:
+    file = tmp_path / "services"
+    patient = replace(QUICK, first_check_seconds=Pace().first_check_seconds)
+    with structlog.testing.capture_logs() as log:
+        async with AsyncExitStack() as directories:
+            port = await directories.enter_async_context(local_directory(file=file))
+            async with local_registration(tmp_path / "archive", port, patient) as registration:
+                before = await only_registry(port)
+                await directories.aclose()
+                await until(lambda: registration.state is State.WAITING)
+                await directories.enter_async_context(local_directory(port, file))
+                await until(lambda: registration.state is State.REGISTERED)
+                assert await only_registry(port) == before
+    assert not any(entry["event"].startswith("registering again") for entry in log)
 
 
-async def back_with_its_file(directory: Path, stack: ExitStack) -> None:
-    """A Directory that kept its file has the registry at once, under the same id, and just once ever after."""
-    flag = f"--persistence_file={directory / 'services'}"
-    old = stack.enter_context(directory_process(flag))
-    registry = new_registry(directory / "archive", old, stack)
-    before = await registered(old.port, registry)
-    old.kill()
-    new = stack.enter_context(directory_process(flag, "--log_level=debug", port=old.port))
-    after = await registered(new.port, registry, within_seconds=8)
-    assert after == before
-    # An inquiry by id, which is the registry's, is longer than those of this test, by type.
-    await asyncio.to_thread(new.wait_for_line, r"Inquire OK .*received_bytes=1\d\b")
-    assert await found(new.port) == [before]
-    assert not any("registering again" in line for line in registry.lines)
+async def test_a_directory_that_gave_the_id_to_another_service_keeps_that_one_too(tmp_path: Path) -> None:
+    file = tmp_path / "services"
+    async with AsyncExitStack() as directories:
+        port = await directories.enter_async_context(local_directory(file=file))
+        async with local_registration(tmp_path / "archive", port, QUICK):
+            before = await only_registry(port)
+            await directories.aclose()
+            with socket.create_server(("127.0.0.1", 0)) as other:
+                state = json.loads(file.read_text())
+                changed = {"type": "other", "port": other.getsockname()[1], "secret": "another", "properties": {}}
+                state["services"][0] |= changed
+                file.write_text(json.dumps(state))
+                await directories.enter_async_context(local_directory(port, file))
+                after = await only_registry(port)
+                assert after.service_id != before.service_id
+                [kept] = await found(port, service_type=ServiceType.OTHER)
+                assert kept.service_id == before.service_id
 
 
-async def back_with_another_service_under_the_id(directory: Path, stack: ExitStack) -> None:
-    """A Directory that gave the id to someone else gets the registry anew, and keeps the other one."""
-    file = directory / "services"
-    flag = f"--persistence_file={file}"
-    old = stack.enter_context(directory_process(flag))
-    registry = new_registry(directory / "archive", old, stack)
-    before = await registered(old.port, registry)
-    old.kill()
-    other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-    state = json.loads(file.read_text())
-    state["services"][0] |= {"type": "other", "port": other.getsockname()[1], "secret": "another", "properties": {}}
-    file.write_text(json.dumps(state))
-    new = stack.enter_context(directory_process(flag, port=old.port))
-    after = await registered(new.port, registry, within_seconds=30)
-    assert after.service_id != before.service_id
-    [kept] = await found(new.port, service_type=ServiceType.OTHER)
-    assert kept.service_id == before.service_id
-
-
-async def test_a_directory_that_comes_back_has_the_registry_within_30_seconds(tmp_path: Path) -> None:
-    cases = [back_with_nothing, back_with_its_file, back_with_another_service_under_the_id]
-    with ExitStack() as stack:
-        for case in cases:
-            (tmp_path / case.__name__).mkdir()
-        results = await asyncio.gather(
-            *(case(tmp_path / case.__name__, stack) for case in cases), return_exceptions=True
-        )
-        failed = {
-            case.__name__: result for case, result in zip(cases, results, strict=True) if isinstance(result, Exception)
-        }
-        assert not failed
+def test_a_lost_registration_is_repeated_within_30_seconds_by_default() -> None:
+    pace = Pace()
+    longest_pause = max(pace.look_seconds, pace.longest_pause_seconds)
+    assert longest_pause + pace.second_look_seconds + pace.first_check_seconds <= 30
 
 
 # Directories that refuse, and ones that are of no use.
