@@ -19,8 +19,8 @@ class ServerProcess:
     """`cogment services model_registry`, or `directory`, in a process of its own.
 
     Attributes:
-        port: The port that its log tells.
-        lines: What it has logged so far.
+        port: The port in its log.
+        lines: The lines that it has logged so far.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ def clean_environment() -> dict[str, str]:
 def server_process(
     archive_dir: Path, *flags: str, environment: dict[str, str] | None = None, service: str = "model_registry"
 ) -> Iterator[ServerProcess]:
-    """Open a context in which a server process serves; what is left of it at the end is killed."""
+    """Return a context manager in which a server process serves; what is left of it at the end is killed."""
     process = ServerProcess(archive_dir, *flags, environment=environment, service=service)
     try:
         yield process

@@ -1,4 +1,4 @@
-"""`cogment archive export` and `import`: a model moves whole, or not at all, whatever happens to the file."""
+"""`cogment archive export` and `import`: a model moves completely or not at all, whatever happens to the file."""
 
 import asyncio
 import contextlib
@@ -57,7 +57,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """An archive that has nothing."""
+    """An empty archive."""
     (tmp_path / "target").mkdir()
     return tmp_path / "target"
 
@@ -77,7 +77,7 @@ def export(archive: Path, model_id: str = "m", files: Files | None = None, *, sk
 
 
 class Unsynced(Files):
-    """File operations without syncs, for tests that import many times and look at nothing that is durable."""
+    """File operations without syncs, for tests that import many times and do not check durability."""
 
     def sync_file(self, file: int) -> None:
         pass
@@ -183,7 +183,7 @@ def test_plain_tar_also_extracts_a_working_model(archive: Path, target: Path) ->
     asyncio.run(ask())
 
 
-# What is done to the file on its way.
+# Damage to the file.
 
 
 def boundaries(data: bytes) -> list[int]:
@@ -235,7 +235,7 @@ Entries = list[tuple[tarfile.TarInfo, bytes]]
 
 
 def changed(position: int, **attributes: object) -> Callable[[Entries], Entries]:
-    """Return what changes the header of an entry."""
+    """Return a function that changes the header of an entry."""
 
     def change(entries: Entries) -> Entries:
         for name, value in attributes.items():
@@ -246,7 +246,7 @@ def changed(position: int, **attributes: object) -> Callable[[Entries], Entries]
 
 
 def retold(position: int, text: bytes) -> Callable[[Entries], Entries]:
-    """Return what changes the content of an entry."""
+    """Return a function that changes the content of an entry."""
 
     def change(entries: Entries) -> Entries:
         info, _ = entries[position]
@@ -258,7 +258,7 @@ def retold(position: int, text: bytes) -> Callable[[Entries], Entries]:
 
 
 def with_all_ids(model_id: str) -> Callable[[Entries], Entries]:
-    """Return what gives all entries another directory."""
+    """Return a function that moves all entries to another directory."""
 
     def change(entries: Entries) -> Entries:
         for info, _ in entries:
@@ -435,7 +435,7 @@ def test_deleting_the_model_during_an_export_ends_it(skip_damaged: bool, archive
         )
 
 
-# Where a file goes, and where a model goes.
+# Output files and imported models.
 
 
 def test_export_replaces_a_file_only_with_force(archive: Path, tmp_path: Path) -> None:
@@ -670,7 +670,7 @@ def test_export_to_a_full_disk_is_reported_in_one_line(archive: Path) -> None:
 
 @contextlib.contextmanager
 def stuck_import(archive: Path, target: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Open a context with an import that waits for the second half of its file."""
+    """Return a context manager with an import that waits for the second half of its file."""
     data = export(archive)
     with subprocess.Popen(
         [*COGMENT, "archive", "import", str(target), "-"],

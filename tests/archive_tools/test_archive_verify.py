@@ -1,4 +1,4 @@
-"""`cogment archive verify`: everything that may be wrong with an archive is told, and what can be mended safely is."""
+"""`cogment archive verify`: every fault of an archive is reported, and safe repairs are made."""
 
 import asyncio
 import errno
@@ -49,7 +49,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A directory beside the archive, which must neither be read nor changed."""
+    """A directory next to the archive, which must neither be read nor changed."""
     directory = write_model(tmp_path / "outside", "m")
     write_version(directory, 2, SECRET)
     (directory / "mark").write_text("500\n")
@@ -225,7 +225,7 @@ def test_low_high_water_mark_is_not_a_problem_and_a_repair_raises_it(archive: Pa
 
 
 def plant_leftovers(archive: Path) -> None:
-    """Plant what an interrupted store, an interrupted deletion and an interrupted creation leave."""
+    """Add the leftovers of an interrupted store, deletion and creation."""
     (archive / "m/.~123").write_bytes(b"part")
     (archive / "m/m-v000009.data").write_bytes(b"data 9")
     (archive / ".~77").mkdir()

@@ -1,4 +1,4 @@
-"""Archives with anything in them: what is damaged, what is foreign, what the original wrote, and what it can read."""
+"""Archives with damage, with foreign entries, written by the original, and read by it."""
 
 import asyncio
 import calendar
@@ -69,7 +69,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A directory beside the archive, with files that look like a model, which must neither be read nor changed."""
+    """A directory next to the archive, with files that look like a model, which must neither be read nor changed."""
     directory = write_model(tmp_path / "outside", "m")
     (directory / "m.yaml").write_text(f"model_id: m\nuser_data: {{secret: {SECRET.decode()}}}\n")
     write_version(directory, 2, SECRET, user_data=f"{{secret: {SECRET.decode()}}}")
@@ -91,7 +91,7 @@ def errors(caplog: pytest.LogCaptureFixture, number: int) -> int:
 
 
 async def assert_damaged(client: Client, archive: Path, number: int = 2) -> None:
-    """Ask for a version in both ways, and expect that it is known to be damaged and that no path is told."""
+    """Ask for a version in both ways, and expect that it is reported as damaged, without a path."""
     for ask in (client.infos, client.data):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask("m", number)
@@ -163,7 +163,7 @@ Plant = Callable[[Path, Path], object]
 
 
 def link_outside(path: Path, outside: Path) -> None:
-    """Link to a file outside, such that whoever followed the link would find a sound version."""
+    """Link to a file outside that would be a sound version if the link were followed."""
     path.symlink_to(outside / path.name)
     if path.name == YAML:
         path.with_name(DATA).write_bytes(SECRET)
@@ -385,14 +385,14 @@ async def test_numbers_continue_after_the_last_one_when_the_high_water_mark_is_d
     assert content(outside) == before
 
 
-# What is not ours.
+# Foreign entries.
 
 FOREIGN_FILES = [
     *("m.yaml", "README.md", ".DS_Store", "m/m.yaml.bak", "m/m.yaml~", "m/.m.yaml.swp", "m/#m.yaml#", "m/4913"),
     *("m/m-v000001.yaml.bak", "m/m-v000004.yaml~", "m/.m-v000004.yaml.swp", "m/m-v000004.yml", "m/M-v000004.yaml"),
     *("m/m-v000004.YAML", "m/m-v000004.yaml.tmp123", "m/other-v000004.yaml", "m/other.yaml", "lost+found/x"),
     *("m.bak/m.yaml", "m.bak/m-v000001.yaml", "m.bak/m-v000001.data", "empty model", ".hidden/.hidden.yaml"),
-    # Names that the layout does not give.
+    # Names that are not in the layout.
     *("m/m-v1.yaml", "m/m-v00004.yaml", "m/m-v0000004.yaml", "m/m-v000000.yaml", "m/m-v-00004.yaml"),
     *("m/m-v4294967296.yaml", "m/m-v٠٠٠٠٠٤.yaml", "m/m-v+00004.yaml", "m/m-v00000A.yaml", "m/m-v000004.yaml "),
 ]
@@ -435,7 +435,7 @@ async def test_versions_are_ordered_by_number_when_numbers_outgrow_six_digits(tm
     assert (directory / "m-v10000001.yaml").is_file()
 
 
-# What others write.
+# Archives that others wrote.
 
 
 async def test_version_that_is_transient_by_its_metadata_is_served_as_not_archived(tmp_path: Path) -> None:
@@ -592,7 +592,7 @@ async def test_archive_of_the_original_is_served_unchanged_and_its_numbers_conti
         assert files.items() <= content(tmp_path / name).items(), "what the original wrote stays as it is"
 
 
-# What we write.
+# Archives that we wrote.
 
 TEXTS = (
     "",

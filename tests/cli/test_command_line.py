@@ -44,7 +44,7 @@ class Started:
 
 @contextmanager
 def started(*command: str, environment: dict[str, str] | None = None, cwd: Path | None = None) -> Iterator[Started]:
-    """Open a context in which a command serves; at the end it must stop with 0 and nothing on standard error.
+    """Return a context manager in which a command serves; at the end it must stop with 0 and nothing on standard error.
 
     Where it serves is found out from the sockets of the process, whatever it prints.
     """

@@ -25,7 +25,7 @@ from tests.processes import run_cogment
 
 SETTINGS = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", check_seconds=0.1, grace_seconds=0)
 NAMED = ["--protocol=cogment", "--host=somewhere", "--type=modelregistry"]
-"""What registers a service that is never checked."""
+"""The flags of a service that is never checked."""
 
 
 @asynccontextmanager
@@ -51,7 +51,7 @@ class Cogment:
         return await asyncio.to_thread(run_cogment, "client", "directory", *arguments, environment=environment)
 
     async def output(self, *arguments: str) -> str:
-        """Return what a command prints, which must succeed without a word on standard error."""
+        """Return what a command prints, which must succeed with nothing on standard error."""
         result = await self.run(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         return result.stdout
@@ -244,7 +244,7 @@ async def test_wait_for_ready_gives_up_with_3_for_a_service_and_4_for_the_direct
     assert failed(no_directory, 4)
 
 
-# No Directory, and wrong words.
+# No Directory, and wrong arguments.
 
 
 @pytest.mark.parametrize(

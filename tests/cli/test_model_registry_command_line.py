@@ -38,7 +38,7 @@ ENDPOINT = "COGMENT_MODEL_REGISTRY_ENDPOINT"
 
 @pytest.fixture
 def registry(shared_endpoint: str) -> Iterator[ModelRegistry]:
-    """The library, for what is not the matter of a test."""
+    """The library, to prepare and to check."""
     with ModelRegistry(shared_endpoint) as client:
         yield client
 
@@ -49,7 +49,7 @@ class Cogment:
     def __init__(self, endpoint: str, directory: Path) -> None:
         self.directory = directory
         self.environment = {**clean_environment(), ENDPOINT: endpoint}
-        # With it Python takes a write that was cut short for a whole one, and no error is to be seen.
+        # With it, Python ignores a short write, and no error is seen.
         self.environment.pop("PYTHONUNBUFFERED", None)
 
     def command(self, *arguments: str) -> list[str]:
@@ -87,7 +87,7 @@ class Cogment:
 
     @contextmanager
     def started(self, *arguments: str, **streams: Any) -> "Iterator[subprocess.Popen[bytes]]":
-        """Open a context with a command that does not end by itself."""
+        """Return a context manager with a command that does not end by itself."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
         command = self.command(*arguments)
         with subprocess.Popen(command, cwd=self.directory, env=self.environment, **streams) as process:
@@ -234,7 +234,7 @@ def test_a_version_is_named_by_a_number_that_may_be_negative(
 
 
 def test_a_model_whose_name_is_that_of_a_flag_goes_after_two_dashes(cogment: Cogment) -> None:
-    # The server has no such names; that it tells of this one shows that it was asked for it.
+    # The server refuses such names; its message shows that it received this one.
     assert failed(cogment.run("show_version", "--", "-2"), 1, 'the latest version of model "-2"')
     assert failed(cogment.run("show_version", "--quiet", "--", "-2", "-3"), 1, 'version -3 of model "-2"')
 
@@ -408,7 +408,7 @@ def test_a_reader_that_stops_early_is_not_an_error(cogment: Cogment, registry: M
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Open a context with the endpoint of a server that takes connections and says nothing."""
+    """Return a context manager with the endpoint of a server that takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"grpc://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -680,7 +680,7 @@ def test_a_key_ends_a_watch_on_a_terminal(cogment: Cogment, registry: ModelRegis
 
 
 def completed(words: str, environment: dict[str, str] | None = None, shell: str = "bash") -> list[str]:
-    """Return what a shell is told to complete the last word with, as its protocol has it."""
+    """Return the completions of the last word, in the protocol of the shell."""
     variables = {"_COGMENT_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     if shell == "fish":
         variables["COMP_CWORD"] = words.rpartition(" ")[2]
@@ -746,7 +746,7 @@ def test_the_completion_script_names_the_program(shell: str) -> None:
 def test_bash_completes_a_partly_typed_word(
     cogment: Cogment, registry: ModelRegistry, typed: str, word: str, replies: list[str]
 ) -> None:
-    """Though bash has broken it at colons and equals signs."""
+    """Bash has broken it at colons and equals signs."""
     for name in ("walker", "run:1", "run:2", "a b"):
         registry.create_model(name)
     environment = dict(cogment.environment)
@@ -770,7 +770,7 @@ def test_bash_completes_a_partly_typed_word(
     assert (result.stdout.split("\n")[:-1], result.stderr) == (replies or [""], "")
 
 
-# Words for sizes and times.
+# Texts of times.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The small Directory, over real channels: its calls, what it hands out to whom, its checks, and its file."""
+"""The small Directory, over real channels: its calls, the services that it returns, its checks, and its file."""
 
 import asyncio
 import dataclasses
@@ -38,14 +38,14 @@ NAMED = Endpoint(Protocol.COGMENT, "somewhere", 0)
 
 @asynccontextmanager
 async def directory(**settings: Any) -> AsyncIterator[str]:
-    """Open a context in which a Directory serves, with its endpoint."""
+    """Return a context manager in which a Directory serves, with its endpoint."""
     async with running(dataclasses.replace(SETTINGS, **settings)) as server:
         yield f"grpc://127.0.0.1:{server.port}"
 
 
 @asynccontextmanager
 async def client_of_new(token: str = "", **settings: Any) -> AsyncIterator[DirectoryClient]:
-    """Open a context with a client of a Directory of its own."""
+    """Return a context manager with a client of a Directory of its own."""
     async with directory(**settings) as endpoint, connected(endpoint, token) as client:
         yield client
 
@@ -173,7 +173,7 @@ async def fake_service(load: str | None = "0") -> AsyncIterator[FakeService]:
 
 @asynccontextmanager
 async def listener() -> AsyncIterator[int]:
-    """Open a context with a port that takes TCP connections and speaks no gRPC."""
+    """Return a context manager with a port that takes TCP connections and speaks no gRPC."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -183,7 +183,7 @@ async def ids(client: DirectoryClient, service_type: ServiceType = ServiceType.M
 
 
 async def eventually_ids(client: DirectoryClient, *expected: int) -> None:
-    """Wait until exactly these model registries are handed out, in this order."""
+    """Wait until exactly these model registries are returned, in this order."""
 
     async def are_they() -> bool:
         return await ids(client) == list(expected)
@@ -377,7 +377,7 @@ async def test_an_unknown_id_finds_nothing(client: DirectoryClient, service_id: 
     assert await client.inquire(service_id) == []
 
 
-# What is handed out.
+# Returned services.
 
 
 async def test_an_inquiry_matches_type_and_every_property_it_names(client: DirectoryClient) -> None:
@@ -421,7 +421,7 @@ async def test_a_permanent_service_stays_without_an_answer(endpoint: str, client
     await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", free_port()), registry(), permanent=True)
     await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", free_port()), details)
     async with raw_of(endpoint) as raw:
-        await eventually(lambda: has_services(raw, 1))  # the other one failed all its checks meanwhile
+        await eventually(lambda: has_services(raw, 1))  # the other one failed all its checks by now
     assert len(await ids(client)) == 1
 
 
@@ -479,7 +479,7 @@ async def test_a_failed_check_hides_a_service_by_id_too_and_a_good_one_shows_it_
     async with directory(check_seconds=0.5) as endpoint, connected(endpoint) as client, fake_service() as ill:
         service_id, _ = await client.register(ill.endpoint, registry())
         await eventually_ids(client, service_id)
-        for _ in range(2):  # failures count anew after a good check
+        for _ in range(2):  # failures are counted again from 0 after a good check
             ill.load = None
             await eventually_ids(client)
             assert await client.inquire(service_id) == []
@@ -596,7 +596,7 @@ async def test_a_waiting_inquiry_does_not_delay_the_stop() -> None:
 
 @asynccontextmanager
 async def connected_after_stop() -> AsyncIterator["asyncio.Task[Any]"]:
-    """Open a context with an inquiry that waited when its Directory, which has a long grace, stopped."""
+    """Return a context manager with an inquiry that waited when its Directory, which has a long grace, stopped."""
     server = running(dataclasses.replace(SETTINGS, registration_lag=3600, grace_seconds=20))
     directory_server = await server.__aenter__()
     async with raw_of(f"grpc://127.0.0.1:{directory_server.port}") as raw:
@@ -733,7 +733,7 @@ async def test_a_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> 
 
 
 async def test_a_registration_that_cannot_be_persisted_is_refused(tmp_path: Path) -> None:
-    """And is once it can be kept again: nothing but the one call failed."""
+    """Once the file can be written again, registrations succeed again."""
     folder = tmp_path / "folder"
     async with client_of_new(persistence_file=str(folder / "services")) as client:
         folder.rename(tmp_path / "aside")

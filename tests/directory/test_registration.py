@@ -36,12 +36,12 @@ from tests.processes import START_SECONDS, ServerProcess, clean_environment, run
 from tests.waiting import eventually, until
 
 STOPPED_SECONDS = 4.0
-"""How long a registry may take to end when nothing but a Directory that is away could hold it up: 1.5 s for that, and
+"""How long a registry may take to end when only an absent Directory could delay it: 1.5 s for that, and
 what a busy machine needs to end a process."""
 
 
 async def found(port: int, token: str = "", service_type: ServiceType = ServiceType.MODEL_REGISTRY) -> list[Service]:
-    """Return the services of a type that the Directory on a port hands out; none while it does not answer."""
+    """Return the services of a type that the Directory on a port returns; none while it does not answer."""
     try:
         async with connected_to_directory(f"grpc://127.0.0.1:{port}", token) as client:
             return await client.inquire(Details(service_type), timeout_seconds=5)
@@ -50,7 +50,7 @@ async def found(port: int, token: str = "", service_type: ServiceType = ServiceT
 
 
 async def registered(port: int, registry: ServerProcess, token: str = "") -> Service:
-    """Wait until the Directory hands a registry out, and return what it hands out."""
+    """Wait until the Directory returns a registry, and return its service."""
     services: list[Service] = []
 
     async def is_there() -> bool:
@@ -76,7 +76,7 @@ def seconds_to_stop(process: ServerProcess) -> float:
     return time.monotonic() - started
 
 
-# Who comes first.
+# The order of the starts.
 
 
 async def test_registers_with_a_running_directory(tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ async def test_registers_with_a_running_directory(tmp_path: Path) -> None:
     ):
         service = await registered(directory.port, registry)
         assert service.details.type is ServiceType.MODEL_REGISTRY
-        assert str(service.endpoint) == f"grpc://127.0.0.1:{registry.port}"  # not 0, which it was told
+        assert str(service.endpoint) == f"grpc://127.0.0.1:{registry.port}"  # not 0, which was the setting
         assert not service.permanent
         async with connected(service.endpoint.port) as client:
             await client.create_model("m")
@@ -152,7 +152,7 @@ async def test_given_host_is_registered(tmp_path: Path) -> None:
         assert service.endpoint.host == "localhost"
         assert service.details.properties == {
             "__registration_source": "Self-Command_Line",
-            "__version": __version__,  # what is reserved is not the user's to set
+            "__version": __version__,  # a reserved name, which the user cannot set
         }
 
 
@@ -330,11 +330,11 @@ def test_a_lost_registration_is_repeated_within_30_seconds_by_default() -> None:
     assert longest_pause + pace.second_look_seconds + pace.first_check_seconds <= 30
 
 
-# Directories that refuse, and ones that are of no use.
+# Directories that refuse or do not answer.
 
 
 class ScriptedDirectory:
-    """A Directory in this process that answers `Register` as it is told, call by call, and accepts after that.
+    """A Directory in this process that gives these answers to `Register`, call by call, and accepts after that.
 
     Attributes:
         registrations: How many calls of `Register` there were.
@@ -359,7 +359,7 @@ class ScriptedDirectory:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
-        """Open a context in which it serves, with its endpoint."""
+        """Return a context manager in which it serves, with its endpoint."""
         methods: dict[str, Any] = {
             "Register": grpc.stream_stream_rpc_method_handler(self._register),
             "Deregister": grpc.stream_stream_rpc_method_handler(self._deregister),
@@ -412,14 +412,14 @@ async def is_true(value: bool) -> bool:
 
 @contextmanager
 def silent_listener() -> Iterator[int]:
-    """Open a context with a port that takes connections and never says a word."""
+    """Return a context manager with a port that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 @contextmanager
 def nobody() -> Iterator[int]:
-    """Open a context with a port that nobody listens on."""
+    """Return a context manager with a port that nobody listens on."""
     yield free_port()
 
 

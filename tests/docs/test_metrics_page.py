@@ -1,4 +1,4 @@
-"""Every metric of a real server is explained in docs/metrics.md, and what the documents ask for is there."""
+"""Every metric of a real server is explained in docs/metrics.md, and the metrics that the pages use exist."""
 
 import asyncio
 import json
@@ -56,7 +56,7 @@ async def metrics(tmp_path: Path) -> list[Metric]:
 
 
 def documented_name(metric: Metric) -> str:
-    """Return the name that a metric is asked for by; a histogram's is that of its series less their endings."""
+    """Return the name of a metric; that of a histogram is the name of its series without their endings."""
     return f"{metric.name}_total" if metric.type == "counter" else str(metric.name)
 
 
@@ -70,7 +70,7 @@ def series_of(metrics: Iterable[Metric]) -> dict[str, set[str]]:
 
 
 def page_rows() -> Iterator[tuple[str, str, set[str], str]]:
-    """Yield the rows of the page's tables of metrics: name, type, labels, what it tells."""
+    """Yield the rows of the page's tables of metrics: name, type, labels, meaning."""
     for line in PAGE.splitlines():
         match = re.fullmatch(rf"\| `({NAME})` \| (\w+) \|([^|]*)\| (.+) \|", line)
         if match:

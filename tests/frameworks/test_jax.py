@@ -36,7 +36,7 @@ class Policy:
 
 @jax.tree_util.register_pytree_node_class
 class Pair:
-    """A node whose children have numbers alone."""
+    """A node whose children have only numbers."""
 
     def __init__(self, one: Any, other: Any) -> None:
         self.one = one

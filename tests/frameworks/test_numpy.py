@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return whether two trees are the same, with the types of all that is in them."""
+    """Return whether two trees are the same, with all types in them."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):

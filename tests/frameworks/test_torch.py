@@ -175,7 +175,7 @@ def test_names_may_differ_when_it_is_not_strict() -> None:
 
 
 def stateful() -> Any:
-    """Return a module with a state that is no tensor."""
+    """Return a module with a state that is not a tensor."""
     module = nn.Module()
     module._register_state_dict_hook(lambda _, state, prefix, __: state.update({f"{prefix}_extra_state": {"a": 1}}))
     return module

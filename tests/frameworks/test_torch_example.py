@@ -1,4 +1,4 @@
-"""The PyTorch variant of the training: what it publishes is what PyTorch loads, and what actors play without it."""
+"""The PyTorch variant of the training: PyTorch loads what it publishes, and actors play it without PyTorch."""
 
 import re
 import subprocess
@@ -17,7 +17,7 @@ TRAIN = Path(__file__).parent.parent.parent / "examples/cartpole/train_torch.py"
 
 
 def test_pytorch_trains_actors_that_do_not_have_pytorch(tmp_path: Path) -> None:
-    from cogment_model_registry import torch as versions  # noqa: PLC0415 # there is PyTorch, as it is known by now
+    from cogment_model_registry import torch as versions  # noqa: PLC0415 # PyTorch is installed, as checked above
 
     plot = tmp_path / "returns.svg"
     with server_process(tmp_path / "archive") as server:

@@ -47,7 +47,7 @@ def test_the_client_loads_nothing_of_the_server_or_its_extra() -> None:
     loaded = loaded_by("from cogment_model_registry import ModelRegistry, Latest, VersionInfo, aio")
     package = "cogment_model_registry"
     assert not {f"{package}.{name}" for name in ("discovery", "registry", "server", "serving", "storage")} & loaded
-    by_grpc = {"grpc_health", "grpc_reflection"}  # gRPC loads them where they are
+    by_grpc = {"grpc_health", "grpc_reflection"}  # gRPC loads them if they are installed
     assert not loaded & {*SERVER_MODULES, "click", "tqdm", "uvloop"} - by_grpc
 
 
@@ -94,7 +94,7 @@ def test_the_client_works_without_what_windows_lacks(tmp_path: Path) -> None:
         assert server.stop() == 0
 
 
-# Beside other packages.
+# Together with other packages.
 
 OTHERS = (
     *("gymnasium", "hydra-core", "jax", "mlflow", "ray", "stable-baselines3", "tensorboard", "tensorflow", "torch"),
@@ -106,7 +106,7 @@ RESOLVE_SECONDS = 120
 
 @pytest.fixture(scope="module")
 def index() -> None:
-    """Skip where resolving is not asked for, since it takes an index of packages and its answer changes with it."""
+    """Skip unless resolving is requested, since it needs an index of packages and depends on it."""
     if os.environ.get("COGMENT_TEST_RESOLUTION") != "1":
         pytest.skip("COGMENT_TEST_RESOLUTION=1 resolves the client beside other packages, with an index of packages")
 
@@ -120,4 +120,4 @@ def test_the_client_resolves_beside(others: tuple[str, ...]) -> None:
     wanted = "\n".join([*project["dependencies"], *others])
     result = subprocess.run(command, input=wanted, capture_output=True, text=True, timeout=RESOLVE_SECONDS, check=False)
     assert result.returncode == 0, result.stderr
-    print(result.stdout)  # noqa: T201 # what was chosen, for docs/compatibility.md
+    print(result.stdout)  # noqa: T201 # the chosen versions, for docs/compatibility.md

@@ -1,4 +1,4 @@
-"""The benchmarks run and tell what they measured; what they measure is not tested, since machines differ."""
+"""The benchmarks run and report; their figures are not tested, since machines differ."""
 
 import json
 import re

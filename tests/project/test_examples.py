@@ -40,7 +40,7 @@ LEANING_RIGHT = [0.0, 0.0, 0.1, 0.0]
 
 @contextmanager
 def started(script: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Open a context in which an example runs, in a session of its own; what is left of it at the end is killed."""
+    """Return a context manager in which an example runs in a session of its own, which is killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-u", str(script), *arguments],
         stdout=subprocess.PIPE,
@@ -198,7 +198,7 @@ def test_a_deployment_waits_for_an_archived_version(
     with pytest.raises(urllib.error.HTTPError, match="503") as refusal:
         get(url)
     refusal.value.close()
-    # The archived version may be seen by nobody before a transient one follows it.
+    # A transient version may follow before anyone sees the archived one.
     version = tensors.store(registry, "policy", WEIGHTS, user_data={"mean_return": "190"})
     tensors.publish(registry, "policy", WEIGHTS)
     wait_for_line(deployment.stdout, f"serving version {version.number}")

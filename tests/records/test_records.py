@@ -53,7 +53,7 @@ MARKS = "_-.:+=@~(), "
 
 
 def is_good(model_id: str) -> bool:
-    """The rule once more, as it is written in the documentation."""
+    """The rule again, as the documentation states it."""
     forms = [model_id, unicodedata.normalize("NFKC", model_id)]
     return (
         0 < len(model_id.encode()) <= 128

@@ -1,4 +1,4 @@
-"""The cache of the client: it saves calls, is never trusted without the hash, keeps to its size, and is shared."""
+"""The cache of the client: it saves calls, is checked against hashes, stays within its size, and is shared."""
 
 import asyncio
 import fcntl
@@ -39,7 +39,7 @@ def keep(cache: Cache, data: bytes, directory: Path) -> None:
 
 
 def cached(cache: Cache, data: bytes, directory: Path) -> bool:
-    """Return whether the cache has these bytes; what it gives are these or none."""
+    """Return whether the cache has these bytes; it must give these or none."""
     target = directory / "target"
     with target.open("w+b") as file:
         found = cache.copy_to(version_of(data), file)
@@ -207,7 +207,7 @@ async def test_bytes_with_a_malformed_hash_are_not_returned(flavour: str, tmp_pa
 
 
 async def test_the_remains_of_a_failed_fetch_do_not_precede_the_cached_bytes(flavour: str, tmp_path: Path) -> None:
-    """The latest version goes away while it is fetched, and the one before is in the cache."""
+    """The latest version is deleted while it is fetched, and the one before is in the cache."""
     old, new = os.urandom(500), os.urandom(1000)
 
     async def described(call: Call) -> None:

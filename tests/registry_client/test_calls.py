@@ -379,7 +379,7 @@ async def test_a_download_keeps_a_symbolic_link_and_the_permissions_of_what_it_r
 
 
 async def test_a_download_replaces_nothing_but_files(registry: Any, tmp_path: Path) -> None:
-    """And says so before it fetches anything."""
+    """The error comes before anything is fetched."""
     told: list[object] = []
     await registry.publish("policy", b"weights")
     os.mkfifo(tmp_path / "pipe")

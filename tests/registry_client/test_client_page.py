@@ -66,7 +66,7 @@ def test_the_numbers_on_the_page_match_the_code(text: str, value: bool) -> None:
 
 
 def test_every_error_that_a_client_can_get_is_on_the_page() -> None:
-    # Tests and commands have kinds of their own, and a server's start is no business of a client.
+    # Tests and commands have errors of their own, and a client never starts a server.
     subclasses = errors.ModelRegistryError.__subclasses__()
     kinds = {kind.__name__ for kind in subclasses if kind.__module__ == errors.__name__} - {"StartError"}
     assert kinds == set(re.findall(r"^\| `(\w+Error)` \|", PAGE, re.MULTILINE))

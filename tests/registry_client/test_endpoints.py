@@ -123,7 +123,7 @@ def test_a_discovered_registry_is_found_again_when_it_has_moved(directory: Serve
             second = registered(directory, tmp_path / "archive", free_port())
             assert second.port != first.port
             assert registry.retrieve("policy") == b"1"
-            # A channel that is closed connects to nobody, so the port is free for whoever comes.
+            # A closed channel connects to nobody, so the port is free.
             with socket.create_server(("127.0.0.1", first.port)) as elsewhere:
                 elsewhere.settimeout(3)  # gRPC would try again within two seconds
                 assert registry.retrieve("policy") == b"1"
@@ -152,7 +152,7 @@ def test_a_directory_that_is_down_is_unavailable() -> None:
 
 
 def test_a_call_waits_for_a_registry_that_restarts(directory: ServerProcess, tmp_path: Path) -> None:
-    """Though the Directory says meanwhile that there is none."""
+    """Although the Directory no longer returns it."""
     port = free_port()
     where = f"grpc://127.0.0.1:{directory.port}"
     first = registered(directory, tmp_path / "archive", port)
@@ -212,7 +212,7 @@ async def test_a_client_that_is_closed_while_it_asks_the_directory_ends_its_call
         listing = asyncio.ensure_future(registry.list_models())
         await asked.wait()
         await registry.close()
-        async with asyncio.timeout(5):  # and not when the time of the Directory is over
+        async with asyncio.timeout(5):  # and not only after the timeout of the Directory
             with pytest.raises(errors.ClosedError):
                 await listing
 

@@ -1,4 +1,4 @@
-"""What the client does when the server, or the way to it, is not as it should be."""
+"""What the client does when the server or the network fails."""
 
 import asyncio
 import hashlib
@@ -451,7 +451,7 @@ async def test_a_lingering_attempt_does_not_disturb_the_next_one(flavour: str, t
     assert told[-1] == len(DATA)
 
 
-UNRESOLVABLE = "x" * 64 + ".invalid"  # no part of a name may be as long, so nobody is asked
+UNRESOLVABLE = "x" * 64 + ".invalid"  # too long for a part of a name, so no name server is asked
 
 
 @pytest.mark.parametrize("call", ALL.values(), ids=ALL)
@@ -487,7 +487,7 @@ async def test_the_time_of_an_upload_includes_the_reading_of_its_bytes(registry:
             await registry.publish("policy", source, timeout=0.2)
     reads = source.reads
     assert reads > 1
-    await asyncio.sleep(0.1)  # in which it would be read some times more
+    await asyncio.sleep(0.1)  # in this time it would be read a few more times
     assert source.reads <= reads + 1
     assert await registry.list_models() == []
 
@@ -508,7 +508,7 @@ async def test_cancelling_an_upload_ends_the_reading_of_its_bytes(server: Server
         with pytest.raises(asyncio.CancelledError):
             await task
         reads = source.reads
-        await asyncio.sleep(0.1)  # in which it would be read some times more
+        await asyncio.sleep(0.1)  # in this time it would be read a few more times
         assert source.reads <= reads + 1
 
 
@@ -542,7 +542,7 @@ async def test_a_failed_upload_never_moves_the_position_of_a_regular_file(
 
 
 class Slow(io.BytesIO):
-    """A file that reads in its own way."""
+    """A file-like object."""
 
     def read(self, _size: int | None = -1, /) -> bytes:
         time.sleep(0.02)
@@ -563,7 +563,7 @@ async def test_a_file_like_object_can_be_published_again_at_once(registry: Any) 
 
 @pytest.mark.parametrize("buffering", [0, -1])
 async def test_a_non_blocking_file_is_refused(registry: Any, buffering: int) -> None:
-    """What it has for the moment is not all of it."""
+    """What it has now is not all of it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)

@@ -1,4 +1,4 @@
-"""Watching and tracking: numbers only grow, the latest is never missed, and trouble is told."""
+"""Watching and tracking: numbers only grow, the latest is never missed, and errors are reported."""
 
 import asyncio
 import hashlib
@@ -100,7 +100,7 @@ async def test_a_watch_survives_a_restart_and_never_goes_back(flavour: str, tmp_
             following = asyncio.ensure_future(next_of(versions))
             await asyncio.to_thread(server.kill)
             with server_process(tmp_path / "archive", port):
-                # The first thing that the new server tells is version 1, which is older.
+                # The new server first reports version 1, which is older.
                 newer = await registry.publish("policy", b"3")
                 assert newer.number > lost.number
                 assert await following == newer
@@ -142,7 +142,7 @@ async def test_a_long_watch_continues_over_many_streams(flavour: str, monkeypatc
 
 
 def telling(*told: Any) -> Answer:
-    """Return what tells of one version in each stream, which then breaks; of the last one for ever."""
+    """Return an answer with one version in each stream, which then breaks; with the last one in all others."""
 
     async def answer(call: Call) -> None:
         await call.send(m.VersionUpdateReply(version_info=told[min(call.number, len(told)) - 1]))
@@ -190,7 +190,7 @@ async def test_an_older_version_does_not_prove_that_the_model_was_recreated(flav
 
 
 async def test_a_watch_that_waits_for_a_first_version_survives_a_restart(flavour: str, tmp_path: Path) -> None:
-    """It is connected, though nothing was told yet: the patience is that of later, not that of the first attempt."""
+    """It is connected although nothing was published yet, so it has the longer patience."""
     port = f"--port={free_port()}"
     with server_process(tmp_path / "archive", port) as server:
         async with (
@@ -211,7 +211,7 @@ async def test_a_watch_that_waits_for_a_first_version_survives_a_restart(flavour
 
 
 async def until(condition: Callable[[], bool], latest: Any) -> None:
-    """Wait until something is so of what is tracked."""
+    """Wait until a condition holds for a tracker."""
     await waiting.until(condition, lambda: f"{latest.version}, {latest.error!r}")
 
 
@@ -281,7 +281,7 @@ async def test_a_tracker_reports_an_error_only_while_it_lasts(flavour: str, tmp_
 
 
 async def test_a_server_that_vanishes_silently_is_noticed(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps the connection, and says nothing any more."""
+    """It keeps the connection, and sends nothing any more."""
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
     monkeypatch.setattr(watching, "_CHECK_SECONDS", 0.5)
 
@@ -310,7 +310,7 @@ async def test_a_tracker_reports_an_undecodable_version_until_the_next_good_one(
 
 
 async def test_a_slow_decoder_skips_to_the_latest_version(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)  # whatever else the machine does
+    monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)  # even if the machine is busy
     go_on = threading.Event()
     decoded: list[bytes] = []
 
@@ -330,7 +330,7 @@ async def test_a_slow_decoder_skips_to_the_latest_version(registry: Any, monkeyp
 
 
 async def test_trackers_end_at_once(registry: Any) -> None:
-    """However many, and whatever they wait for: news, or a server that does not answer."""
+    """However many they are, and whether they wait for news or for a server that does not answer."""
     await registry.publish("policy", b"1")
     for _ in range(20):
         async with asyncio.timeout(20), registry.track("policy") as latest:
@@ -366,7 +366,7 @@ async def test_many_trackers_share_one_client(flavour: str, tmp_path: Path) -> N
 
 async def test_a_panic_of_a_decoder_is_reported(registry: Any) -> None:
     class PanicError(BaseException):
-        """As that of libraries in Rust."""
+        """As libraries in Rust do."""
 
     def decode(data: bytes) -> bytes:
         if data == b"bad":
@@ -479,7 +479,7 @@ async def test_waiting_without_tracking_is_refused(registry: Any, flavour: str) 
 
 
 async def test_closing_a_client_ends_all_waits(flavour: str, server: Server, tmp_path: Path) -> None:
-    """What another task or thread has under way: a watch, a tracker, an upload; each is told why."""
+    """A watch, a tracker and an upload of another task or thread; each gets the reason."""
 
     async def watch(registry: Any) -> None:
         async for _version in registry.watch("policy"):
@@ -508,7 +508,7 @@ async def test_closing_a_client_ends_all_waits(flavour: str, server: Server, tmp
 
 
 async def test_a_tracker_fetches_a_version_that_failed_at_first(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The latest one, of which it asked while it was behind; later streams tell the same one."""
+    """It asked for the latest one while it was behind; later streams report the same one."""
     monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)
 
     async def told(call: Call) -> None:

@@ -1,4 +1,4 @@
-"""Who is told how far a transfer is."""
+"""The progress of transfers: callbacks and bars."""
 
 import asyncio
 import io

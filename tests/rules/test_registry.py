@@ -34,7 +34,7 @@ def hashing() -> Iterator[ThreadPoolExecutor]:
 
 
 def header_of(size_bytes: int, model_id: str = "m", *, archived: bool = False, data_hash: str = "") -> VersionHeader:
-    """Return what an uploader declares."""
+    """Return the header of an upload."""
     return VersionHeader(
         model_id=model_id,
         archived=archived,

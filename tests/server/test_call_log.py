@@ -1,4 +1,4 @@
-"""What the log tells of calls: one line for each that is of interest at the level, harmless whatever callers send."""
+"""The log of calls: one line for each that its level includes, harmless whatever callers send."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ HOSTILE_IDS = {
 
 @asynccontextmanager
 async def logging_server(tmp_path: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
-    """Open a context with a server process that has logged its start alone, and a client of it."""
+    """Return a context manager with a server process that has logged its start alone, and a client of it."""
     with server_process(tmp_path, *flags) as server:
         assert len(server.lines) == 1
         async with connected(server.port) as client:
@@ -51,7 +51,7 @@ async def stopped(server: ServerProcess) -> list[str]:
 
 
 def parsed(lines: list[str]) -> list[dict[str, Any]]:
-    """Return what lines of JSON tell."""
+    """Return the parsed lines of a JSON log."""
     return [json.loads(line) for line in lines]
 
 
@@ -286,7 +286,7 @@ async def test_hostile_user_data_is_short_and_harmless_in_the_log(tmp_path: Path
         await client.create_model("m")
         for text in HOSTILE_IDS.values():
             for user_data in ({text: "value"}, {"key": text}):
-                with suppress(grpc.aio.AioRpcError):  # what is too large is refused
+                with suppress(grpc.aio.AioRpcError):  # a too large one is refused
                     await client.create_model("m", **user_data)
         lines = await stopped(server)
     assert len(lines) == 1 + 2 * len(HOSTILE_IDS)

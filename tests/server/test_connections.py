@@ -1,4 +1,4 @@
-"""Connections: peers that are gone are noticed, and what one peer may have is bounded."""
+"""Connections: vanished peers are noticed, and the resources of one peer are bounded."""
 
 import asyncio
 import os
@@ -60,7 +60,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 @asynccontextmanager
 async def client_process(client: Client, port: int, *doings: str) -> AsyncIterator[Process]:
-    """Open a context with a process that does something with `m`, once the server counts that."""
+    """Return a context manager with a process that does something with `m`, once the server counts that."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", CLIENT_PROGRAM, str(port), *doings),
         stdout=subprocess.PIPE,
@@ -73,7 +73,7 @@ async def client_process(client: Client, port: int, *doings: str) -> AsyncIterat
         yield process
     finally:
         if process.returncode is None:
-            process.kill()  # also what is stopped
+            process.kill()  # even if it is stopped
         await process.wait()
 
 
@@ -81,7 +81,7 @@ async def client_process(client: Client, port: int, *doings: str) -> AsyncIterat
 
 
 async def noticed(client: Client, *doings: str) -> None:
-    """Wait until the server counts nothing any more of what a peer did."""
+    """Wait until the server counts no call of a peer any more."""
     async with asyncio.timeout(NOTICED_SECONDS):
         await under_way(client, **dict.fromkeys(doings, 0))
 
@@ -139,7 +139,7 @@ async def test_idle_peer_that_answers_pings_is_kept_longer_than_the_keepalive(tm
 
 @asynccontextmanager
 async def bounded(tmp_path: Path, settings: Settings) -> AsyncIterator[tuple[int, Client]]:
-    """Open a context with a server's port and a client of it, with a model."""
+    """Return a context manager with a server's port and a client of it, with a model."""
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         await client.create_model("m")
         yield server.port, client

@@ -1,4 +1,4 @@
-"""CreateVersion: what it takes, what it refuses and when, and that nothing is left of what it refused."""
+"""CreateVersion: what it accepts, what it refuses and when; a refused upload leaves nothing."""
 
 import asyncio
 import shutil
@@ -55,7 +55,7 @@ async def settled(client: Client, **expected: str) -> None:
 
 @asynccontextmanager
 async def leaving_nothing(client: Client, directory: Path, *, at_once: bool = True) -> AsyncIterator[None]:
-    """Expect that of what is uploaded to the model "m" inside nothing is left when it ends, or a little later."""
+    """Expect that uploads to the model "m" leave nothing when the context ends, or a little later."""
     await client.create_model("m")
     await client.store("m", b"before")
     before = files(directory)
@@ -91,7 +91,7 @@ async def answer(client: Client, chunks: Chunks, *, is_all: bool = False) -> grp
 
 @asynccontextmanager
 async def uploading(client: Client, archived: bool = False) -> AsyncIterator[Any]:
-    """Open a context with a call that has sent two MiB of three, all of which have arrived."""
+    """Return a context manager with a call that has sent two MiB of three, all of which have arrived."""
     call = client.uploading()
     for chunk in upload("m", bytes(3 * MIB), archived, chunk_size=MIB)[:-1]:
         await call.write(chunk.SerializeToString())
@@ -100,12 +100,12 @@ async def uploading(client: Client, archived: bool = False) -> AsyncIterator[Any
     call.cancel()
 
 
-# What is taken.
+# Accepted uploads.
 
 
 @ARCHIVED
 async def test_reply_and_listing_describe_the_created_version(client: Client, archived: bool) -> None:
-    user_data = {"k": "é" * (USER_DATA_BYTES // 4), "qqq": "x" * (USER_DATA_BYTES // 2 - 4)}  # the most there may be
+    user_data = {"k": "é" * (USER_DATA_BYTES // 4), "qqq": "x" * (USER_DATA_BYTES // 2 - 4)}  # the largest allowed
     await client.create_model("m")
     before_ns = time.time_ns()
     info = await client.create_version(upload("m", b"data", archived, user_data=user_data))
@@ -194,7 +194,7 @@ async def test_budget_bounds_only_transient_versions_and_counts_exact_bytes(tmp_
     small = Settings(cache_max_bytes=MIB, grace_seconds=0)
     async with serving(tmp_path, small) as server, connected(server.port) as client:
         await client.create_model("m")
-        for _ in range(2):  # what is older makes room
+        for _ in range(2):  # older versions make room
             await client.publish("m", bytes(MIB))
         await client.store("m", bytes(3 * MIB))
         assert await client.numbers("m") == [2, 3]
@@ -202,7 +202,7 @@ async def test_budget_bounds_only_transient_versions_and_counts_exact_bytes(tmp_
         assert await client.numbers("m") == [2, 3]
 
 
-# What is refused.
+# Refused uploads.
 
 SOUND_HASH = hash_of(b"abcd")
 BAD_HASHES = [
@@ -292,25 +292,23 @@ async def test_message_over_16_mib_is_refused(client: Client, tmp_path: Path, ar
 
 
 @ARCHIVED
-@pytest.mark.parametrize("is_created_anew", [False, True], ids=["deleted", "created anew"])
-async def test_model_deleted_before_the_commit_is_not_found(
-    client: Client, archived: bool, is_created_anew: bool
-) -> None:
+@pytest.mark.parametrize("is_recreated", [False, True], ids=["deleted", "recreated"])
+async def test_model_deleted_before_the_commit_is_not_found(client: Client, archived: bool, is_recreated: bool) -> None:
     await client.create_model("m")
     async with uploading(client, archived) as call:
         await client.delete_model("m")
-        if is_created_anew:
+        if is_recreated:
             await client.create_model("m")
         await call.write(body(bytes(MIB)).SerializeToString())
         await call.done_writing()
         assert await call.code() == NOT_FOUND
-        if is_created_anew:
+        if is_recreated:
             assert await client.numbers("m") == []
         expected = {"uploads": "0", "transient_bytes": "0", "versions": "0"}
         assert await client.status(*expected) == expected
 
 
-# What breaks off.
+# Broken uploads.
 
 
 @ARCHIVED
@@ -321,7 +319,7 @@ async def test_cancelled_upload_leaves_nothing_behind(client: Client, tmp_path: 
 
 @asynccontextmanager
 async def relayed(port: int) -> AsyncIterator[tuple[int, list[asyncio.StreamWriter]]]:
-    """Open a context with a port that leads to a server, and both ends of the connections through it."""
+    """Return a context manager with a port that leads to a server, and both ends of the connections through it."""
     writers: list[asyncio.StreamWriter] = []
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -41,20 +41,20 @@ async def check(client: Client, name: str = "") -> int:
 
 
 def watching(client: Client, name: str = "") -> Any:
-    """Return a call that tells the health of a service and its changes."""
+    """Return a call that streams the health of a service."""
     stub: Any = health_pb2_grpc.HealthStub(client.channel)
     return stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30)
 
 
 async def next_health(watch: Any) -> int:
-    """Return what a watch tells next."""
+    """Return the next status of a watch."""
     reply = await watch.read()
     assert reply is not grpc.aio.EOF, await watch.code()
     return int(reply.status)
 
 
 async def rest_of(watch: Any) -> set[int]:
-    """Return what a watch tells until it ends."""
+    """Return all further statuses of a watch."""
     told = set()
     while (reply := await watch.read()) is not grpc.aio.EOF:
         told.add(int(reply.status))
@@ -119,7 +119,7 @@ async def test_watches_are_notified_at_once_while_a_transfer_delays_the_stop(tmp
 
 
 class FailingFiles(Files):
-    """The operations on real files, of a disk that fails one sync of a file when it is told to."""
+    """The operations on real files, of a disk that fails one sync of a file on request."""
 
     fails = False
 
@@ -151,7 +151,7 @@ async def test_server_whose_archive_refuses_writes_is_not_serving(tmp_path: Path
             assert [await next_health(watch) for watch in watches] == [NOT_SERVING] * len(NAMES)
         assert [await check(client, name) for name in NAMES] == [NOT_SERVING] * len(NAMES)
 
-        # The disk is well again, but what it lost is not known: it takes a restart.
+        # The disk works again, but it is not known what it lost: a restart is needed.
         with refused(grpc.StatusCode.UNAVAILABLE, "restart"):
             await client.store("m", b"refused")
         assert await client.data("m") == b"sound"

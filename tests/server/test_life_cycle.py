@@ -1,4 +1,4 @@
-"""How a server starts, stops, crashes and starts again: real processes, signals, and what is left between them."""
+"""How a server starts, stops, crashes and starts again: real processes, signals, and what remains between them."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ MIB = 1024 * 1024
 
 
 async def refresh(server: ServerProcess, times: int = 1) -> None:
-    """Let the server look at its archive anew, and wait until it has."""
+    """Let the server rescan its archive, and wait until it has."""
     server.signal(signal.SIGHUP)
 
     async def looked() -> bool:
@@ -126,7 +126,7 @@ async def test_second_signal_ends_the_server_at_once(
             assert await call.code() == grpc.StatusCode.UNAVAILABLE
 
 
-# What is in the way of a start.
+# Obstacles to a start.
 
 
 def test_port_in_use_ends_the_start_with_one_line(tmp_path: Path) -> None:

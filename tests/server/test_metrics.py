@@ -28,7 +28,7 @@ MAX_ITEMS = 4
 
 
 class Scrape:
-    """What one scrape told; a series that it did not tell counts as 0."""
+    """The result of one scrape; a series that it lacks counts as 0."""
 
     def __init__(self, text: str) -> None:
         self.families = list(text_string_to_metric_families(text))
@@ -72,7 +72,7 @@ class MeteredServer:
 
 
 def metrics_text(port: int) -> str:
-    """Return what a scrape of a port answers."""
+    """Return the answer to a scrape of a port."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS) as reply:
         text: str = reply.read().decode()
         return text
@@ -88,13 +88,13 @@ async def metered(tmp_path: Path) -> AsyncIterator[MeteredServer]:
 
 @asynccontextmanager
 async def counting(metered: MeteredServer, name: str, expected: float, **labels: str) -> AsyncIterator[None]:
-    """Open a context by whose end a counter has risen by as much as expected."""
+    """Return a context manager that expects a counter to rise by so much."""
     before = (await metered.scrape())(name, **labels)
     yield
     await metered.reaches(name, before + expected, **labels)
 
 
-# What is told.
+# Reported metrics.
 
 
 async def test_every_family_has_our_prefix_a_type_and_a_help_text(metered: MeteredServer) -> None:
@@ -254,7 +254,7 @@ async def test_bytes_and_messages_of_both_directions_are_counted(metered: Metere
     assert scrape("received_messages_total", method="RetrieveVersionData") == 1
 
 
-# What there is.
+# Existing models and versions.
 
 
 async def test_versions_and_their_bytes_are_reported_by_tier(metered: MeteredServer) -> None:
@@ -304,7 +304,7 @@ async def test_evictions_are_counted_by_the_bound_that_was_reached(metered: Mete
     assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 2}
 
 
-# What is under way.
+# Calls under way.
 
 
 async def test_watchers_under_way_are_reported(metered: MeteredServer) -> None:

@@ -78,7 +78,7 @@ def ids_of(reply: m.RetrieveModelsReply) -> list[str]:
 
 
 def entries(directory: Path) -> set[str]:
-    """Return what lies in an archive, but the lock and the marks that are written behind the calls."""
+    """Return the contents of an archive, without the lock and the marks that are written in the background."""
     behind = {".lock", ".high_water_mark"}
     return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.name not in behind}
 
@@ -133,7 +133,7 @@ async def test_all_kinds_of_good_ids_coexist(tmp_path: Path) -> None:
 
 
 def is_good(model_id: str) -> bool:
-    """The rule, as it is documented."""
+    """The documented rule."""
 
     def starts_a_name(character: str) -> bool:
         return character == "_" or unicodedata.category(character) in {"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"}

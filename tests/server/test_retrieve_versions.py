@@ -236,7 +236,7 @@ async def test_stalled_retrieval_ends_and_its_memory_is_freed(tmp_path: Path, ar
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "took nothing"):
             while await call.read():
                 pass
-        await client.publish("m", bytes(60 * MIB))  # for which there was no room beside a reader of the other one
+        await client.publish("m", bytes(60 * MIB))  # for which there was no room next to a reader of the other one
 
 
 @ARCHIVED
@@ -256,7 +256,7 @@ async def test_minus_n_is_the_nth_from_the_last(client: Client) -> None:
 
 
 def flip(path: Path, position: int) -> None:
-    """Change one byte of a file, where it is."""
+    """Change one byte of a file in place."""
     with path.open("r+b") as file:
         file.seek(position, os.SEEK_SET if position >= 0 else os.SEEK_END)
         byte = file.read(1)[0]

@@ -1,4 +1,4 @@
-"""Version and Status; and what holds for all nine calls: either name of the service, and bytes that are no message."""
+"""Version and Status; and what holds for all nine calls: either name of the service, and malformed messages."""
 
 import asyncio
 import platform
@@ -136,7 +136,7 @@ async def load_of(client: Client) -> int:
 
 @asynccontextmanager
 async def uploads_under_way(client: Client, count: int, size: int, archived: bool = False) -> AsyncIterator[None]:
-    """Open a context in which uploads have declared their size and sent nothing."""
+    """Return a context manager in which uploads have declared their size and sent nothing."""
     calls = [client.uploading() for _ in range(count)]
     for call in calls:
         await call.write(header("m", size, archived).SerializeToString())
@@ -276,7 +276,7 @@ async def test_request_of_16_mib_is_taken_and_a_larger_one_refused_on_every_call
     await client.publish("m", b"x")
     sound = REQUESTS[method].SerializeToString()
     for excess, expected in ((1, grpc.StatusCode.RESOURCE_EXHAUSTED), (0, grpc.StatusCode.OK)):
-        filling = bytes(16 * MIB + excess - len(sound) - 6)  # beside a tag of two bytes and a length of four
+        filling = bytes(16 * MIB + excess - len(sound) - 6)  # in addition to a tag of two bytes and a length of four
         unknown_field = b"\xfa\x7f" + m.RetrieveVersionDataReplyChunk(data_chunk=filling).SerializeToString()[1:]
         assert len(sound + unknown_field) == 16 * MIB + excess
         assert await answer(client, method, sound + unknown_field) == expected

@@ -56,7 +56,7 @@ def stock_python() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Open a context that one process at a time is in."""
+    """Return a context manager that one process at a time is in."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -81,7 +81,7 @@ def find_python() -> str:
 
 
 def install(python: str, environment: Path) -> None:
-    """Make an environment with the stock client; skip the test where that cannot be had."""
+    """Make an environment with the stock client; skip the test where that fails."""
     steps = {
         "no environment can be made": [python, "-m", "venv", str(environment)],
         f"{' and '.join(REQUIREMENTS)} cannot be installed": [
@@ -117,7 +117,7 @@ def report(stock_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Repo
         )
         assert result.returncode == 0, result.stderr
         assert server.stop() == 0
-    sys.stderr.write(result.stderr)  # pytest shows it beside a failure
+    sys.stderr.write(result.stderr)  # pytest shows it with a failure
     scenarios: Report = json.loads(result.stdout)
     return scenarios
 

@@ -1,4 +1,4 @@
-"""VersionUpdate: who watches a model learns of its latest version at once, and of newer ones as they come."""
+"""VersionUpdate: a watcher receives the latest version of a model at once, and newer ones as they come."""
 
 import asyncio
 import sys
@@ -24,7 +24,7 @@ ARCHIVED = pytest.mark.parametrize("archived", [False, True], ids=["transient", 
 
 @asynccontextmanager
 async def watching(client: Client, model_id: str, count: int = 1) -> AsyncIterator[list[Any]]:
-    """Open a context with watches that the server has, and no others."""
+    """Return a context manager with watches that the server has, and no others."""
     watches = [client.watching(model_id) for _ in range(count)]
     await has_watchers(client, count)
     yield watches
@@ -130,7 +130,7 @@ async def test_numbers_strictly_increase_up_to_the_latest_under_concurrent_publi
 
 
 async def test_slow_watcher_delays_nobody_and_skips_to_the_latest(client: Client) -> None:
-    user_data = {"k": "x" * 200_000}  # so that what is told soon fills what is under way
+    user_data = {"k": "x" * 200_000}  # so that few versions fill the buffers
     await client.create_model("m")
     async with watching(client, "m", count=2) as [slow, fast]:
         async with asyncio.timeout(20):
@@ -155,9 +155,9 @@ async def test_unknown_model_is_not_found(client: Client) -> None:
 
 
 @pytest.mark.parametrize("has_version", [False, True], ids=["without versions", "with a version"])
-@pytest.mark.parametrize("is_created_anew", [False, True], ids=["deleted", "created anew"])
+@pytest.mark.parametrize("is_recreated", [False, True], ids=["deleted", "recreated"])
 async def test_watch_ends_with_not_found_when_the_model_is_deleted(
-    client: Client, has_version: bool, is_created_anew: bool
+    client: Client, has_version: bool, is_recreated: bool
 ) -> None:
     await client.create_model("m")
     async with watching(client, "m") as [watch]:
@@ -165,7 +165,7 @@ async def test_watch_ends_with_not_found_when_the_model_is_deleted(
             await client.publish("m", b"old")
             assert await next_number(watch) == 1
         await client.delete_model("m")
-        if is_created_anew:
+        if is_recreated:
             await client.create_model("m")
             await client.publish("m", b"new")
         with refused(NOT_FOUND):
@@ -185,7 +185,7 @@ async def test_recreated_model_is_watched_from_its_own_first_version(client: Cli
         assert await next_version(watch) == info
 
 
-# Who goes away.
+# Watchers that disappear.
 
 
 async def test_cancelled_watch_frees_its_watcher(client: Client) -> None:

@@ -81,7 +81,7 @@ async def test_lock_file_with_a_second_hard_link_leaves_the_linked_file_unchange
 
 
 class TellingFiles(Files):
-    """Tells that an archive is being opened: its lock is taken next."""
+    """Signals that an archive is being opened: its lock is taken next."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
@@ -107,7 +107,7 @@ async def test_reading_the_lock_does_not_keep_a_server_from_starting(tmp_path: P
 
 @asynccontextmanager
 async def opened(place: Path, files: Files) -> AsyncIterator[DirectoryArchive]:
-    """Open a context with an archive that has a model `m`."""
+    """Return a context manager with an archive that has a model `m`."""
     archive = archive_at(place, files)
     await archive.open()
     await archive.write_model(ModelInfo("m"))

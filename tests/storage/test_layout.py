@@ -13,7 +13,7 @@ from cogment_model_registry.storage.filesystem import layout
 
 HASH = "jY0g3VkUK62ILPr2JuaW5g7uQi0EcJVZJu8IYp3yfhI="
 
-# Whatever a protobuf string can carry: all of Unicode but lone surrogates.
+# What a protobuf string can carry: all of Unicode except lone surrogates.
 _TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     ["yes", "1e3", "~", "null", "2021-10-01", "", "a\nb", "a: b", "- a", "#", "'", '"', "\0", "\x85", "\u2028",
      "\ufeff",

@@ -1,4 +1,4 @@
-"""What is split and built by hand is what protobuf reads and writes."""
+"""Messages that are split and built by hand are those that protobuf reads and writes."""
 
 from hypothesis import given
 from hypothesis import strategies as st
