@@ -1,6 +1,6 @@
 """`cogment` commands in the process of the tests, which takes milliseconds where a process of its own takes a second.
 
-For tests of the output and the exit code of a command. Tests of processes (signals, terminals, descriptors, the bytes of
+For tests of the output and the exit code of a command. Tests of processes (signals, terminals, descriptors, bytes of
 standard streams, loaded modules) use `tests.processes.run_cogment`.
 """
 
