@@ -1,7 +1,7 @@
 """A client that sends exactly what a test says: messages, or raw bytes, over a real channel."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -171,3 +171,12 @@ def refused(code: grpc.StatusCode, details: str = "") -> Iterator[None]:
         yield
     assert caught.value.code() == code, caught.value.details()
     assert details in (caught.value.details() or "")
+
+
+async def status_of(call: Awaitable[object]) -> grpc.StatusCode:
+    """Return the status that a call ends with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK

@@ -127,12 +127,21 @@ def run_cogment(
     *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a `cogment` command that ends by itself."""
-    command = [sys.executable, "-m", "cogment_model_registry", *arguments]
+    return run(sys.executable, "-m", "cogment_model_registry", *arguments, environment=environment, cwd=cwd)
+
+
+def run(
+    *command: str,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    within_seconds: float = START_SECONDS,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself, without the settings of a developer; return its exit code and outputs."""
     return subprocess.run(
         command,
         capture_output=True,
         text=True,
-        timeout=START_SECONDS,
+        timeout=within_seconds,
         check=False,
         cwd=cwd,
         env={**clean_environment(), **(environment or {})},

@@ -36,7 +36,7 @@ from tests.archive_tools.test_archive_verify import COGMENT, run_on_terminal, tr
 from tests.archive_tools.test_damaged_archives import ORIGINAL, write_model, write_version
 from tests.client import connected
 from tests.in_process import run_in_process
-from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
+from tests.processes import START_SECONDS, clean_environment, run, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 SEED = 20261123
@@ -641,14 +641,7 @@ def test_import_to_a_full_disk_is_reported_in_one_line(archive: Path, target: Pa
     (tmp_path / "m.tar").write_bytes(export(archive))
     # Not by a `preexec_fn`, which would run in a fork of this process, where gRPC's handlers of forks may write a line.
     limited = ["bash", "-c", 'ulimit -f 1024 && exec "$@"', "bash"]  # in units of 1024 bytes
-    result = subprocess.run(
-        [*limited, *COGMENT, "archive", "import", str(target), str(tmp_path / "m.tar")],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-        env=clean_environment(),
-    )
+    result = run(*limited, *COGMENT, "archive", "import", str(target), str(tmp_path / "m.tar"))
     assert result.returncode == 1
     assert re.fullmatch(r"error: the import failed: not enough space: .*\n", result.stderr)
     assert os.listdir(target) == [".lock"]
@@ -726,15 +719,7 @@ async def test_model_moves_between_two_running_servers(tmp_path: Path) -> None:
             await client.publish("m", b"transient")
             command = f"{' '.join(COGMENT)} archive"
             pipe = f'set -o pipefail; {command} export "$1" m | {command} import "$2" -'
-            result = await asyncio.to_thread(
-                subprocess.run,
-                ["bash", "-c", pipe, "bash", str(first), str(second)],
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_SECONDS,
-                check=False,
-                env=clean_environment(),
-            )
+            result = await asyncio.to_thread(run, "bash", "-c", pipe, "bash", str(first), str(second))
             assert (result.returncode, result.stderr) == (0, f"exported 3 versions: {size_text(len(BIG) + 3)}\n")
             assert f"process {there.pid} uses the archive: send it SIGHUP" in result.stdout
             assert list((await other.models()).model_infos) == []

@@ -26,7 +26,7 @@ from cogment_model_registry.cli.model_registry import model_registry
 from cogment_model_registry.records.versions import VersionInfo
 from tests.in_process import run_in_process
 from tests.ports import free_port
-from tests.processes import START_SECONDS, ServerProcess, clean_environment, server_process
+from tests.processes import START_SECONDS, ServerProcess, clean_environment, run, server_process
 from tests.terminal import on_terminal
 from tests.waiting import wait_until
 
@@ -568,8 +568,7 @@ def test_help_loads_neither_grpc_nor_rich(words: list[str]) -> None:
         "loaded = {'grpc', 'google', 'rich', 'structlog', 'asyncio'} & set(sys.modules); "
         "assert not loaded - {'asyncio'}, loaded; sys.exit(code)"
     )
-    command = [sys.executable, "-c", program, *WORDS, *words, "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+    result = run(sys.executable, "-c", program, *WORDS, *words, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("Usage: cogment client model_registry")
 
@@ -759,14 +758,7 @@ def test_bash_completes_a_partly_typed_word(
         printf '%s\n' "${{COMPREPLY[@]}}"
     """
     path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
-    result = subprocess.run(
-        ["bash", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-        env={**environment, "PATH": path},
-    )
+    result = run("bash", "-c", script, environment={**environment, "PATH": path})
     assert (result.stdout.split("\n")[:-1], result.stderr) == (replies or [""], "")
 
 

@@ -32,7 +32,7 @@ from cogment_model_registry.wire import directory as wire
 from tests.client import Client, connected, header
 from tests.directory.processes import DirectoryProcess, directory_process
 from tests.ports import free_port
-from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
+from tests.processes import START_SECONDS, ServerProcess, run, run_cogment, server_process
 from tests.waiting import eventually, until
 
 STOPPED_SECONDS = 4.0
@@ -184,14 +184,7 @@ def test_start_fails_without_a_host_to_register_and_names_the_setting(tmp_path: 
         pytest.skip("a network without interfaces cannot be made here: unshare is missing or not permitted")
     registry = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
     flags = [f"--archive_dir={tmp_path}", "--directory_endpoint=grpc://127.0.0.1:9005"]
-    result = subprocess.run(
-        without_network(*registry, *flags),
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-        env=clean_environment(),
-    )
+    result = run(*without_network(*registry, *flags))
     assert result.returncode == 3, result
     assert len(result.stderr.splitlines()) == 1
     assert "directory_registration_host" in result.stderr

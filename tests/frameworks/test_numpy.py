@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import pickle
-import subprocess
 import sys
 from collections import OrderedDict
 from contextlib import suppress
@@ -23,6 +22,7 @@ from cogment_model_registry.errors import InvalidError, NotFoundError
 from cogment_model_registry.frameworks import trees, versions
 from cogment_model_registry.server.composition import Server
 from tests.frameworks.conftest import on_thread
+from tests.processes import run
 
 
 class Layer(NamedTuple):
@@ -385,6 +385,6 @@ async def test_the_latest_tree_is_tracked(registry: ModelRegistry) -> None:
 )
 def test_a_missing_framework_is_named_with_what_to_install(framework: str, package: str) -> None:
     program = f"import sys; sys.modules[{package!r}] = None; import cogment_model_registry.{framework}"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = run(sys.executable, "-c", program)
     assert result.returncode == 1
     assert f'pip install "cogment-model-registry[{framework}]"' in result.stderr.splitlines()[-1]

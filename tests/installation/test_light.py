@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.installation.without_posix import SERVER_MODULES
-from tests.processes import START_SECONDS, clean_environment, server_process
+from tests.processes import server_process
 
 WITHOUT_SERVER = f"import sys; sys.modules.update(dict.fromkeys({SERVER_MODULES!r})); "
 COGMENT = "from cogment_model_registry import cli; sys.exit(cli.main(sys.argv[1:]))"
@@ -20,10 +21,7 @@ COGMENT = "from cogment_model_registry import cli; sys.exit(cli.main(sys.argv[1:
 
 def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a program of Python in a process of its own."""
-    command = [sys.executable, "-c", program, *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=START_SECONDS, check=False, env=clean_environment()
-    )
+    return processes.run(sys.executable, "-c", program, *words)
 
 
 def loaded_by(program: str) -> set[str]:
@@ -84,10 +82,8 @@ def test_an_old_python_is_refused_by_servers_in_one_line() -> None:
 def test_the_client_works_without_what_windows_lacks(tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
-        command = [sys.executable, "-m", "tests.installation.without_posix", endpoint, str(tmp_path)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=START_SECONDS, check=False, env=clean_environment()
-        )
+        module = "tests.installation.without_posix"
+        result = processes.run(sys.executable, "-m", module, endpoint, str(tmp_path))
         assert result.returncode == 0, result.stderr
         assert "cogment services runs on Linux and macOS only" in result.stderr
         assert "cogment archive runs on Linux and macOS only" in result.stderr

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import clean_environment
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes import run
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs/performance.md").read_text()
@@ -17,16 +16,7 @@ FIGURES = json.loads((ROOT / "docs/benchmarks/figures.json").read_text())
 
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-        cwd=ROOT,
-        env=clean_environment(),
-    )
+    return run(sys.executable, "-m", "benchmarks", *arguments, cwd=ROOT)
 
 
 def test_a_quick_run_prints_a_table_and_writes_its_measurements(tmp_path: Path) -> None:

@@ -20,8 +20,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, VersionInfo
 from cogment_model_registry import numpy as tensors
-from tests.processes import START_SECONDS, clean_environment, server_process
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes import START_SECONDS, clean_environment, run, server_process
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 TRAIN = EXAMPLES / "cartpole/train.py"
@@ -94,9 +93,7 @@ def registry(port: int) -> Iterator[ModelRegistry]:
 def train(port: int, *arguments: str) -> str:
     """Run a short training, and return what it printed."""
     command = [sys.executable, str(TRAIN), f"--endpoint=grpc://127.0.0.1:{port}", *arguments]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=clean_environment()
-    )
+    result = run(*command)
     assert result.returncode == 0, result.stdout + result.stderr
     assert not result.stderr
     return result.stdout

@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -11,8 +10,8 @@ import pytest
 
 from cogment_model_registry import errors
 from cogment_model_registry.client import cache, core, watching
-from tests.processes import clean_environment, server_process
-from tests.waiting import PATIENCE_SECONDS
+from tests import processes
+from tests.processes import server_process
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs/client.md").read_text()
@@ -29,15 +28,8 @@ def run(page: str, directory: Path) -> str:
     with server_process(directory / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
         script.write_text("\n".join(snippets(page)).replace("grpc://localhost:9000", endpoint))
-        result = subprocess.run(
-            [sys.executable, "-W", "error", str(script)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-            cwd=directory,
-            env={**clean_environment(), "COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint},
-        )
+        environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint}
+        result = processes.run(sys.executable, "-W", "error", str(script), environment=environment, cwd=directory)
     assert result.returncode == 0, textwrap.indent(result.stderr, "  ")
     return result.stdout
 

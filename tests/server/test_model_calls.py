@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
-from tests.client import Client, connected, next_version, refused, upload
+from tests.client import Client, connected, next_version, refused, status_of, upload
 from tests.server.under_way import under_way
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -59,14 +59,6 @@ CALLS: dict[str, Callable[[Client, str], Awaitable[object]]] = {
     "RetrieveVersionData": lambda client, model_id: client.data(model_id),
     "VersionUpdate": lambda client, model_id: next_version(client.watching(model_id)),
 }
-
-
-async def status_of(call: Awaitable[object]) -> grpc.StatusCode:
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return grpc.StatusCode.OK
 
 
 async def listed(client: Client) -> dict[str, dict[str, str]]:

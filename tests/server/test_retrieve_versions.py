@@ -1,7 +1,7 @@
 """RetrieveVersionInfos with its pages and handles, RetrieveVersionData with its chunks and its check of the bytes."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
-from tests.client import Client, connected, refused, upload
+from tests.client import Client, connected, refused, status_of, upload
 from tests.server.under_way import under_way
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -33,14 +33,6 @@ QUICKLY = settings(
 
 def numbers_of(reply: m.RetrieveVersionInfosReply) -> list[int]:
     return [info.version_number for info in reply.version_infos]
-
-
-async def code_of(call: Awaitable[object]) -> grpc.StatusCode:
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return grpc.StatusCode.OK
 
 
 async def fill(client: Client, count: int, **fields: Any) -> None:
@@ -148,7 +140,7 @@ async def test_unknown_number_is_not_found(client: Client, number: int) -> None:
 
 async def test_unknown_model_is_not_found(client: Client) -> None:
     for call in (client.infos("m"), client.infos("m", 1), client.infos("m", handle="3"), client.data("m", 1)):
-        assert await code_of(call) == NOT_FOUND
+        assert await status_of(call) == NOT_FOUND
 
 
 @pytest.mark.parametrize("handle", ["x", "-1", "+1", "1.0", " 1", "1\n", "1e3", "0x1", "1_0", "٣", "\0"])
@@ -195,14 +187,14 @@ async def test_page_ends_below_4_mib_only_without_a_count(client: Client, is_exp
 )
 async def test_any_integers_and_handles_are_answered(client: Client, asked: list[int], count: int, handle: str) -> None:
     await fill(client, 5)
-    assert await code_of(client.infos("m", *asked, count=count, handle=handle)) in {
+    assert await status_of(client.infos("m", *asked, count=count, handle=handle)) in {
         grpc.StatusCode.OK,
         INVALID,
         NOT_FOUND,
     }
     for number in asked:
         expected = grpc.StatusCode.OK if number and abs(number) <= 5 else NOT_FOUND
-        assert await code_of(client.data("m", number)) == expected
+        assert await status_of(client.data("m", number)) == expected
 
 
 # RetrieveVersionData.

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry.testing.bytes import hash_of
-from tests.processes import clean_environment, run_cogment, server_process
+from tests.processes import run, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS
 
 COGMENT = "2.10.1"
@@ -107,14 +107,7 @@ def install(python: str, environment: Path) -> None:
 def report(stock_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """What the scenarios of the session saw, by their names."""
     with server_process(tmp_path_factory.mktemp("stock") / "archive") as server:
-        result = subprocess.run(
-            [stock_python, SCRIPT, f"127.0.0.1:{server.port}"],
-            capture_output=True,
-            text=True,
-            timeout=SESSION_SECONDS,
-            check=False,
-            env=clean_environment(),
-        )
+        result = run(str(stock_python), str(SCRIPT), f"127.0.0.1:{server.port}", within_seconds=SESSION_SECONDS)
         assert result.returncode == 0, result.stderr
         assert server.stop() == 0
     sys.stderr.write(result.stderr)  # pytest shows it with a failure
@@ -268,8 +261,5 @@ def test_registry_is_found_through_a_directory(stock_python: Path, tmp_path: Pat
         with server_process(tmp_path / "archive", *flags):
             wait = ("client", "directory", "wait_for_ready", f"--directory_endpoint={endpoint}", "--type=modelregistry")
             assert run_cogment(*wait).returncode == 0
-            command = [str(stock_python), "-c", DISCOVERY, endpoint]
-            found = subprocess.run(
-                command, capture_output=True, text=True, timeout=SESSION_SECONDS, check=False, env=clean_environment()
-            )
+            found = run(str(stock_python), "-c", DISCOVERY, endpoint, within_seconds=SESSION_SECONDS)
         assert (found.returncode, found.stdout) == (0, "1 weights\n"), found.stderr
