@@ -136,14 +136,15 @@ def counted(what: str) -> str:
 
 
 CLAIMS = """\
-- **Fast.** An actor has a new version of 1 MiB {to_actor} ms after its publish began.
+- **Fast.** An actor has received a new version of 1 MiB {to_actor} ms after its publish began.
   1,000 watchers are notified of a version of 1 KiB within {to_watchers} ms.
   Versions of 64 MiB are sent at {sent} MiB/s, {of_grpc} times the speed of plain gRPC, and our Python client \
 retrieves them {of_stock} times as fast as Cogment's. [Figures](docs/performance.md#figures)
-- **Durable.** {kills} kills lost none of {acknowledged} acknowledged archived versions.
-  None of {cuts} states that a power cut may leave had lost or damaged one. [Proofs](docs/guarantees.md#figures)
-- **Correct.** After {damage} acts of damage to an archive, {wrong} wrong bytes were served as right: archived bytes \
-are checked against their SHA-256. [Proofs](docs/guarantees.md#figures)
+- **Durable.** The server process was killed {kills} times, and lost none of {acknowledged} acknowledged archived \
+versions.
+  None of {cuts} simulated states after a power cut had lost or damaged one. [Proofs](docs/guarantees.md#figures)
+- **Correct.** An archive was damaged {damage} times, and {wrong} wrong bytes were served as valid: the server checks \
+archived bytes against their SHA-256. [Proofs](docs/guarantees.md#figures)
 - **Bounded.** With a budget of 512 MiB for transient versions, the server peaked at {peak} MiB while ten times the \
 budget was published.
   Storing a version of 4 GiB takes {stored} MiB more than an idle server. [Figures](docs/performance.md#figures)"""
