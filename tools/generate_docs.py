@@ -168,8 +168,8 @@ def claims() -> str:
         kills=counted("kills, [0-9]+ kills during a start"),
         acknowledged=counted("acknowledged versions, 0 lost, 0 torn"),
         cuts=counted("distinct states recovered[^|]* 0 lost or damaged"),
-        damage=counted("acts of damage, [0-9,]+ retrievals refused"),
-        wrong=counted("wrong bytes served as right"),
+        damage=counted("cases of damage, [0-9,]+ retrievals refused"),
+        wrong=counted("wrong bytes served as valid"),
         peak=median("memory peak in a churn of 10 x a budget of 512 MiB", "the budget"),
         stored=median("peak over idle: store 4 GiB, archived", "idle"),
     )
