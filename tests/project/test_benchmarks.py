@@ -71,4 +71,6 @@ def test_what_the_page_says_of_targets_is_what_was_measured() -> None:
     missed = [figure["what"] for figure in FIGURES["figures"] if figure["reached"] is False]
     explained = PAGE.split("## Missed targets")[1].split("\n## ")[0]
     for what in missed:
-        assert re.search(re.escape(what), explained, re.IGNORECASE), f"{what} is missed, and the page does not explain it"
+        assert re.search(re.escape(what), explained, re.IGNORECASE), (
+            f"{what} is missed, and the page does not explain it"
+        )
