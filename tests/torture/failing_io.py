@@ -498,7 +498,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="failing_io",
-    promise="A call whose file operation fails has full effect or none: every operation, every error, once or always",
+    promise="If a file operation fails, its call has full effect or none: every operation, with every error",
     attempt=attempt,
     unit="sweeps",
     short=len(SCENARIOS),

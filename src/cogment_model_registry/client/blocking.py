@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 class ModelRegistry:
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
-    Any thread may use it, and several at once. To be closed, best by ``with``. A process that was forked needs one of
+    Any thread may use it, and several at the same time. To be closed, best by ``with``. A process that was forked needs one of
     its own; in there, calls of this one raise `ClosedError`.
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,

@@ -172,5 +172,5 @@ class Settings(ServiceSettings):
         10_000,
         _PREFIX + "MAX_CONNECTIONS",
         integer(1, 2**31 - 1),
-        "Largest number of concurrent connections; further ones are closed at once.",
+        "Largest number of concurrent connections; further ones are closed immediately.",
     )
