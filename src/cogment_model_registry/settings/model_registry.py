@@ -17,11 +17,11 @@ from cogment_model_registry.settings.base import (
 from cogment_model_registry.settings.kinds import (
     ENDPOINT,
     GIB,
-    HOST_NAME,
     KIB,
     MIB,
     PATH,
     PROPERTIES,
+    REACHABLE_HOST,
     TOKEN,
     byte_count,
     integer,
@@ -82,7 +82,7 @@ class Settings(ServiceSettings):
     directory_registration_host: str = setting(
         "",
         _PREFIX + "DIRECTORY_REGISTRATION_HOST",
-        optional(HOST_NAME),
+        optional(REACHABLE_HOST),
         "Host to register with the Directory.",
         "`host` if that is one interface, otherwise the first IPv4 address that is not a loopback address",
     )
