@@ -94,7 +94,7 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
     if report.holder:
         click.echo(
             f"note: process {shown(report.holder)} uses the archive: temporary files, data without metadata and models "
-            "being deleted are not reported, because it may be working on them"
+            "that are being deleted are not reported, because that process may be using them"
         )
     for finding in report.findings:
         click.echo(f"{'problem' if finding.is_problem else 'note'}: {finding.kind}: {_line(finding, finding.message)}")

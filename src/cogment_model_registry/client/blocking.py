@@ -339,5 +339,12 @@ class ModelRegistry:
         return self._run(lambda core: core.server_versions(timeout))
 
 
+def retrieve_writable(
+    registry: ModelRegistry, version: VersionInfo, *, timeout: float | None, progress: Wish
+) -> memoryview:
+    """Return the bytes of a version as `ModelRegistry.retrieve` does, in memory that may be written to."""
+    return registry._run(lambda core: core.retrieve_writable(version, timeout, progress))  # noqa: SLF001 # it is one of us
+
+
 def _is_main_thread() -> bool:
     return threading.get_ident() == threading.main_thread().ident
