@@ -40,7 +40,7 @@ class ServerProcess:
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",  # in each locale
             env={**clean_environment(), **(environment or {})},
         )
         self._news = threading.Condition()
