@@ -13,6 +13,7 @@ import click
 
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.cli.running import (
+    PathType,
     check_free,
     ending_on_signals,
     is_terminal,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.storage.filesystem.repair import Outcome
     from cogment_model_registry.storage.filesystem.verification import Report
 
-_DIRECTORY = click.Path(exists=True, file_okay=False)
+_DIRECTORY = PathType(exists=True, file_okay=False)
 
 _KINDS = "\n".join(
     f"  {kind}{' (no problem)' if kind in INFORMATION else ''}:\n      {meaning}" for kind, meaning in MEANINGS.items()
@@ -168,7 +169,13 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
 @archive.command("export")
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("model_id", callback=_check_model_id)
-@click.option("--output", default="-", metavar="FILE", help="File to write; - (the default) is standard output.")
+@click.option(
+    "--output",
+    default="-",
+    metavar="FILE",
+    type=PathType(allow_dash=True),
+    help="File to write; - (the default) is standard output.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--skip_damaged", is_flag=True, help="Leave out damaged versions, and report them, instead of failing.")
 def export_model(directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool) -> None:
@@ -209,7 +216,7 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
 
 @archive.command("import")
 @click.argument("directory", type=_DIRECTORY)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("file", type=PathType(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model_id", metavar="NAME", callback=_check_model_id, help="Give the model this name.")
 def import_model(directory: str, file: str, model_id: str | None) -> None:
     """Create a model in an archive DIRECTORY from a tar FILE of `cogment archive export`; - is standard input.

@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import click
 
 from cogment_model_registry.errors import NO_ROOM, ModelRegistryError, TooLargeError, shown
+from cogment_model_registry.system.paths import expanded
 
 _STANDARD_INPUT = 0
 _STANDARD_OUTPUT = 1
@@ -24,6 +25,14 @@ _STANDARD_OUTPUT = 1
 def is_terminal(stream: IO[str] | None) -> bool:
     """Return whether a standard stream is a terminal; a closed stream is None."""
     return stream is not None and stream.isatty()
+
+
+class PathType(click.Path):
+    """A path of the command line; a leading ``~`` is the home directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path that a word is."""
+        return super().convert(expanded(value), param, ctx)
 
 
 @contextlib.contextmanager

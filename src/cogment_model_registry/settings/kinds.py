@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cogment_model_registry.records.addresses import parse_endpoint, parse_host, parse_properties, parse_token
+from cogment_model_registry.system.paths import expanded
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -120,7 +121,7 @@ def _check_switch(value: object) -> bool:
 def _parse_path(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError(text)
-    return text
+    return expanded(text)
 
 
 def _parse_log_level(text: str) -> str:
