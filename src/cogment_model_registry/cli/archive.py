@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from cogment_model_registry.cli.parameters import word_text
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.cli.running import (
     PathType,
     check_free,
+    check_open,
     ending_on_signals,
     is_terminal,
     open_standard_output,
@@ -158,12 +160,14 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
     from cogment_model_registry.records.versions import check_model_id  # noqa: PLC0415
     from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_BYTES  # noqa: PLC0415
 
-    if value is not None:
-        try:
-            check_model_id(value, MODEL_ID_MAX_BYTES)
-        except InvalidError as error:
-            raise click.BadParameter(error.message) from None
-    return value
+    if value is None:
+        return None
+    model_id = word_text(value) or value
+    try:
+        check_model_id(model_id, MODEL_ID_MAX_BYTES)
+    except InvalidError as error:
+        raise click.BadParameter(error.message) from None
+    return model_id
 
 
 @archive.command("export")
@@ -255,6 +259,7 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
 @contextlib.contextmanager
 def _input(path: str) -> Iterator[BinaryIO]:
     if path == "-":
+        check_open(sys.stdin)
         yield sys.stdin.buffer
         return
     with open(path, "rb") as file:

@@ -18,6 +18,7 @@ from unicodedata import category, east_asian_width
 import click
 
 from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.cli.streams import json_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _NS_PER_SECOND = 10**9
@@ -62,7 +63,7 @@ def is_for_people() -> bool:
 
 def print_json(document: object) -> None:
     """Print one document."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    click.echo(json_text(document, indent=2))
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -261,4 +262,4 @@ def version_as_json(version: VersionInfo) -> dict[str, object]:
 
 def version_as_json_line(version: VersionInfo) -> str:
     """Return the same in one line."""
-    return json.dumps(version_as_json(version), ensure_ascii=False)
+    return json_text(version_as_json(version))

@@ -128,8 +128,12 @@ def check_free(path: str, *, force: bool) -> None:
         raise click.UsageError(f"{shown(path)} exists: give --force to replace it")
 
 
-def _check_open(stream: IO[str] | None) -> None:
-    """Refuse a standard stream that was closed: another file may have got its number since."""
+def check_open(stream: IO[str] | None) -> None:
+    """Refuse a standard stream that was closed: the null device is in its place.
+
+    Raises:
+        OSError: It was closed.
+    """
     if stream is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
@@ -142,7 +146,7 @@ def open_standard_output() -> BinaryIO:
     Raises:
         OSError: It was closed.
     """
-    _check_open(sys.stdout)
+    check_open(sys.stdout)
     return open(os.dup(_STANDARD_OUTPUT), "wb")
 
 
@@ -156,6 +160,6 @@ def open_standard_input() -> Iterator[BinaryIO]:
     """
     if is_terminal(sys.stdin):
         raise click.UsageError("a version cannot be read from a terminal: name a file, or redirect standard input")
-    _check_open(sys.stdin)
+    check_open(sys.stdin)
     with open(_STANDARD_INPUT, "rb", buffering=0, closefd=False) as source:
         yield source
