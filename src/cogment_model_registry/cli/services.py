@@ -84,7 +84,7 @@ def model_registry(**flags: str | None) -> None:
     """Run the model registry.
 
     A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
-    progress; a second signal ends it at once. SIGHUP makes it read the archive directory again.
+    progress; a second signal ends it immediately. SIGHUP makes it read the archive directory again.
     """
     settings = _load(Settings, flags)
     from cogment_model_registry.server import composition as server  # noqa: PLC0415
@@ -100,7 +100,7 @@ def directory(**flags: str | None) -> None:
     """Run a Directory, where services register and clients find them.
 
     A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
-    progress; a second signal ends it at once.
+    progress; a second signal ends it immediately.
     """
     settings = _load(DirectorySettings, flags)
     from cogment_model_registry.discovery import server  # noqa: PLC0415

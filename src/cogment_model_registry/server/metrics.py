@@ -157,30 +157,32 @@ class _StateCollector(Collector):
         )
         yield _family(
             "version_bytes",
-            "Bytes of versions; of transient ones, with those being uploaded or evicted while being read.",
+            "Bytes of versions; transient includes uploads, and removed versions that are being read.",
             "tier",
             {"transient": transient.bytes, "archived": status.archived_bytes},
         )
         evictions = CounterMetricFamily(
-            f"{_NAMESPACE}_evictions", "Evicted versions, by the bound that they were in the way of.", labels=["reason"]
+            f"{_NAMESPACE}_evictions", "Evicted versions, by the limit that was reached.", labels=["reason"]
         )
         for reason, count in transient.evictions.items():
             evictions.add_metric([reason], count)
         yield evictions
-        yield _gauge("budget_bytes", "The bound on the bytes of transient versions.", {}, transient.max_bytes)
-        yield _gauge("budget_items", "The bound on the count of transient versions.", {}, transient.max_items)
+        yield _gauge("budget_bytes", "The limit on the bytes of transient versions.", {}, transient.max_bytes)
+        yield _gauge("budget_items", "The limit on the number of transient versions.", {}, transient.max_items)
         yield _gauge(
-            "held_bytes", "Bytes that cannot be evicted: being read, or promised to uploads.", {}, transient.held_bytes
+            "held_bytes", "Bytes that cannot be evicted: being read, or reserved for uploads.", {}, transient.held_bytes
         )
-        yield _gauge("uploads", "Uploads under way.", {}, status.uploads)
-        yield _gauge("readers", "Retrievals under way.", {}, status.readers)
-        yield _gauge("watchers", "Watchers that wait for news.", {}, status.watchers)
-        yield _gauge("load", "The load that Status reports: 0 to 254, or 255 for unserviceable.", {}, status.load)
-        yield _gauge("archive_usable", "Whether the archive takes writes.", {}, int(not status.archive_failure))
+        yield _gauge("uploads", "Uploads in progress.", {}, status.uploads)
+        yield _gauge("readers", "Retrievals in progress.", {}, status.readers)
+        yield _gauge("watchers", "Watchers that wait for new versions.", {}, status.watchers)
+        yield _gauge(
+            "load", "The load that Status reports: 0 to 254; 255 if the archive is not writable.", {}, status.load
+        )
+        yield _gauge("archive_usable", "Whether the archive accepts writes.", {}, int(not status.archive_failure))
         state = self._registration()
         yield _family(
             "registration",
-            "The state of the registration with the Directory: 1 for the one that holds.",
+            "The registration with the Directory: 1 for the current state.",
             "state",
             {each.value: int(each is state) for each in State},
         )
