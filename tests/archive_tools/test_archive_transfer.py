@@ -49,7 +49,7 @@ def archive(tmp_path: Path) -> Path:
     write_version(directory, 1, b"data 1")
     write_version(directory, 2, b"", user_data='{step: "1e3", note: "é\\n\\0"}')
     write_version(directory, 5, bytes(range(256)) * 9, extra="kept")
-    (directory / ".high_water_mark").write_text("7\n")
+    (directory / ".high_water_mark").write_text("7\n", encoding="utf-8")
     write_version(write_model(tmp_path / "archive", "other"), 1, b"other")
     return tmp_path / "archive"
 
@@ -128,7 +128,7 @@ def test_every_model_of_the_original_moves(tmp_path: Path, target: Path) -> None
     for name, text in re.findall(r"^== (.+)\n((?:(?!== ).*\n)+)", ORIGINAL, re.MULTILINE):
         path = tmp_path / "original" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.removesuffix("\n") if name.endswith(".data") else text)
+        path.write_text(text.removesuffix("\n") if name.endswith(".data") else text, encoding="utf-8")
     for model in (tmp_path / "original").iterdir():
         import_(target, export(tmp_path / "original", model.name))
         expected = contents(model)
@@ -141,7 +141,7 @@ def test_numbers_of_data_without_metadata_and_of_damaged_versions_are_not_given_
 ) -> None:
     (archive / "m/m-v000009.data").write_bytes(b"no metadata")
     import_(target, export(archive))
-    assert (target / "m/.high_water_mark").read_text() == "9\n"
+    assert (target / "m/.high_water_mark").read_text(encoding="utf-8") == "9\n"
 
 
 @pytest.mark.parametrize("new_id", ["n", "été", "m-v000001", "a.yaml", "1" * 128, "m " * 60 + "x"])
@@ -163,7 +163,7 @@ def test_model_can_get_another_name(new_id: str, archive: Path, target: Path) ->
                 old.user_data,
             )
         assert files.status(directory).st_nlink
-    assert (target / new_id / ".high_water_mark").read_text() == "7\n"
+    assert (target / new_id / ".high_water_mark").read_text(encoding="utf-8") == "7\n"
     # Long names take another form of header.
     import_(target, export(target, new_id), "back")
     assert len(os.listdir(target / "back")) == 8
@@ -378,7 +378,7 @@ def test_header_that_claims_more_than_there_is_takes_no_memory(target: Path) -> 
 
 def test_damaged_version_ends_an_export_and_is_left_out_when_told_to(archive: Path, target: Path) -> None:
     (archive / "m/m-v000001.data").write_bytes(b"data 7")
-    (archive / "m/m-v000002.yaml").write_text("")
+    (archive / "m/m-v000002.yaml").write_text("", encoding="utf-8")
     file = target.parent / "m.tar"
     result = run_in_process("archive", "export", str(archive), "m", "--output", str(file))
     assert (result.returncode, result.stdout) == (1, "")
@@ -393,17 +393,19 @@ def test_damaged_version_ends_an_export_and_is_left_out_when_told_to(archive: Pa
     result = run_cogment("archive", "import", str(target), str(file))
     assert (result.returncode, result.stdout) == (0, "imported m: 1 versions with 2304 bytes\n")
     assert result.stderr == "the export had left out versions 1, 2, which were damaged\n"
-    assert (target / "m/.high_water_mark").read_text() == "7\n"
+    assert (target / "m/.high_water_mark").read_text(encoding="utf-8") == "7\n"
     assert main(["archive", "verify", str(target)]) == 0
 
 
 @pytest.mark.parametrize("name", ["m.yaml", ".high_water_mark"])
 def test_damage_of_the_model_ends_an_export_and_is_mended_when_told_to(name: str, archive: Path, target: Path) -> None:
-    (archive / "m" / name).write_text("")
+    (archive / "m" / name).write_text("", encoding="utf-8")
     with pytest.raises(ModelRegistryError, match="is damaged"):
         export(archive)
     assert import_(target, export(archive, skip_damaged=True)).versions == 3
-    assert (target / "m/.high_water_mark").read_text() == ("5\n" if name == ".high_water_mark" else "7\n")
+    assert (target / "m/.high_water_mark").read_text(encoding="utf-8") == (
+        "5\n" if name == ".high_water_mark" else "7\n"
+    )
 
 
 def test_bytes_that_change_while_they_are_exported_end_it_even_when_damage_is_left_out(archive: Path) -> None:
@@ -443,9 +445,9 @@ def test_export_replaces_nothing_unless_told_to(archive: Path, tmp_path: Path) -
     assert run_in_process(*arguments).returncode == 0
     assert file.stat().st_mode & 0o777 == 0o640 & ~current_umask()
     first = file.read_bytes()
-    file.write_text("mine")
+    file.write_text("mine", encoding="utf-8")
     result = run_in_process(*arguments)
-    assert (result.returncode, file.read_text()) == (2, "mine")
+    assert (result.returncode, file.read_text(encoding="utf-8")) == (2, "mine")
     assert run_in_process(*arguments, "--force").returncode == 0
     assert file.read_bytes() == first
     os.mkfifo(tmp_path / "fifo")
@@ -453,7 +455,7 @@ def test_export_replaces_nothing_unless_told_to(archive: Path, tmp_path: Path) -
     for name in ("fifo", "archive"):
         result = run_in_process(*arguments[:-1], str(tmp_path / name), "--force")
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    file.write_text("mine")
+    file.write_text("mine", encoding="utf-8")
     link = str(tmp_path / "link")
     assert run_in_process(*arguments[:-1], link).returncode == 2
     assert run_in_process(*arguments[:-1], link, "--force").returncode == 0
@@ -490,7 +492,7 @@ def test_what_root_writes_belongs_to_the_owner_of_the_archive(archive: Path, tar
     (tmp_path / "m.tar").write_bytes(export(archive))
     os.chown(target, 12345, 23456)
     assert main(["archive", "import", str(target), str(tmp_path / "m.tar")]) == 0
-    (target / "m/.high_water_mark").write_text("x")
+    (target / "m/.high_water_mark").write_text("x", encoding="utf-8")
     assert main(["archive", "verify", str(target), "--repair"]) == 0
     assert len(list(target.rglob("*"))) == 10
     assert {(path.stat().st_uid, path.stat().st_gid) for path in target.rglob("*")} == {(12345, 23456)}
@@ -749,7 +751,7 @@ def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path, target: 
     from tests.archive_tools.test_damaged_archives import version_text  # noqa: PLC0415 # used here alone
 
     data = bytes(200 * 2**20)
-    (archive / "m/m-v000006.yaml").write_text(version_text("m", 6, data))
+    (archive / "m/m-v000006.yaml").write_text(version_text("m", 6, data), encoding="utf-8")
     with (archive / "m/m-v000006.data").open("wb") as file:
         file.truncate(len(data))
     del data
