@@ -179,7 +179,7 @@ def test_flag_beats_the_environment(tmp_path: Path) -> None:
         ("directory_endpoint", "foo:9005"),
         ("directory_registration_properties", "a=b=c"),
         ("upload_idle_seconds", "-1"),
-        ("host", "été"),
+        ("host", "a b"),
     ],
 )
 def test_setting_that_is_not_allowed_ends_the_start_with_one_line(tmp_path: Path, name: str, text: str) -> None:

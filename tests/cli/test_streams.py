@@ -1,5 +1,6 @@
 """Standard streams that are closed, and terminals whose encoding has not all characters."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -96,12 +97,17 @@ def endpoint(tmp_path: Path) -> Iterator[str]:
         yield f"--endpoint=grpc://127.0.0.1:{server.port}"
 
 
+def typed(text: str) -> str:
+    """Return a word of a command line whose bytes are UTF-8, in any locale of the tests."""
+    return os.fsdecode(text.encode())
+
+
 def test_a_terminal_without_unicode_shows_escapes(endpoint: str) -> None:
     for words, shown in (
         (("list_models",), r"caf\xe9"),
         (("list_models", "--json"), r'"caf\u00e9"'),
-        (("show_model", "café"), r"\xdb"),
-        (("show_model", "cafés"), r'model "caf\xe9s" does not exist'),
+        (("show_model", typed("café")), r"\xdb"),
+        (("show_model", typed("cafés")), r'model "caf\xe9s" does not exist'),
     ):
         with on_terminal("client", "model_registry", *words, endpoint, environment=POSIX) as terminal:
             terminal.wait()

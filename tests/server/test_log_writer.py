@@ -93,8 +93,14 @@ def test_lines_that_find_no_room_are_counted_in_their_place() -> None:
     with logger(pipe, max_bytes=64 * 1024) as (log, handler):
         for number in range(2000):
             log.info("line %d %s", number, "x" * 100)
-        threading.Thread(target=handler.close).start()
-        lines = pipe.read().splitlines()
+        closing = threading.Thread(target=handler.close)
+        handler.acquire()  # as `logging.shutdown` does while it closes a handler
+        try:
+            closing.start()
+            lines = pipe.read().splitlines()
+        finally:
+            handler.release()
+        closing.join()
     numbers = [int(line.split()[1]) for line in lines if line.startswith("line")]
     [(place, dropped)] = [(place, int(match[1])) for place, line in enumerate(lines) if (match := GAP.search(line))]
     assert numbers[:100] == list(range(100)), "what came first is there"

@@ -183,9 +183,11 @@ class ThreadHandler(logging.Handler):
         self._output = output
         self._encoding = encoding
         self._max_bytes = max_bytes
-        # Its `put` may interrupt itself, in a signal handler that logs.
+        # A signal handler that logs may interrupt a line that is being queued. The handler's own lock would not do:
+        # `logging.shutdown` holds it while it closes the handler.
+        self._queueing = threading.RLock()
         self._queue: SimpleQueue[_Item] = SimpleQueue()
-        self._put_bytes = 0  # changed by those who log, one at a time
+        self._put_bytes = 0  # changed by those who log
         self._done_bytes = 0  # changed by the thread
         self._gap: _Gap | None = None
         self._missing_lines = 0
@@ -207,15 +209,16 @@ class ThreadHandler(logging.Handler):
             self.handleError(record)
             return
         size_bytes = len(line.data)
-        if self.waiting_bytes + size_bytes <= self._max_bytes:
-            self._put_bytes += size_bytes
-            self._gap = None
-            self._queue.put(line)
-            return
-        if self._gap is None:
-            self._gap = _Gap()
-            self._queue.put(self._gap)
-        self._gap.lines += 1
+        with self._queueing:
+            if self.waiting_bytes + size_bytes <= self._max_bytes:
+                self._put_bytes += size_bytes
+                self._gap = None
+                self._queue.put(line)
+                return
+            if self._gap is None:
+                self._gap = _Gap()
+                self._queue.put(self._gap)
+            self._gap.lines += 1
 
     def _line(self, record: logging.LogRecord) -> bytes:
         return f"{self.format(record)}\n".encode(self._encoding, ERRORS)
@@ -259,12 +262,9 @@ class ThreadHandler(logging.Handler):
         self._done_bytes += len(data)
 
     def _write_gap(self, gap: _Gap) -> None:
-        self.acquire()
-        try:
+        with self._queueing:
             if self._gap is gap:
                 self._gap = None  # later lines are not part of it
-        finally:
-            self.release()
         note = self._note("log lines dropped here", gap.lines, "they came faster than they could be written")
         self._write(note, datetime.date.today(), gap.lines)
 
@@ -294,9 +294,4 @@ class ThreadHandler(logging.Handler):
     def _note(self, event: str, lines: int, reason: str) -> bytes:
         """Return a line about the log itself."""
         fields = {"name": __name__, "levelno": logging.WARNING, "levelname": "WARNING", "msg": event}
-        record = logging.makeLogRecord({**fields, "lines": lines, "reason": reason})
-        self.acquire()
-        try:
-            return self._line(record)
-        finally:
-            self.release()
+        return self._line(logging.makeLogRecord({**fields, "lines": lines, "reason": reason}))
