@@ -6,6 +6,7 @@ Names, variables and defaults of the documented settings are those of the origin
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cogment_model_registry.records.sizes import GIB, KIB, MIB
 from cogment_model_registry.settings.base import (
     ServiceSettings,
     host_setting,
@@ -16,12 +17,9 @@ from cogment_model_registry.settings.base import (
 )
 from cogment_model_registry.settings.kinds import (
     ENDPOINT,
-    GIB,
-    HOST_NAME,
-    KIB,
-    MIB,
     PATH,
     PROPERTIES,
+    REACHABLE_HOST,
     TOKEN,
     byte_count,
     integer,
@@ -82,7 +80,7 @@ class Settings(ServiceSettings):
     directory_registration_host: str = setting(
         "",
         _PREFIX + "DIRECTORY_REGISTRATION_HOST",
-        optional(HOST_NAME),
+        optional(REACHABLE_HOST),
         "Host to register with the Directory.",
         "`host` if that is one interface, otherwise the first IPv4 address that is not a loopback address",
     )
