@@ -40,7 +40,8 @@ class ServerProcess:
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            encoding="utf-8",  # in each locale
+            encoding="utf-8",  # in each locale, but for what is not the log
+            errors="backslashreplace",
             env={**clean_environment(), **(environment or {})},
         )
         self._news = threading.Condition()

@@ -115,6 +115,17 @@ def test_a_terminal_without_unicode_shows_escapes(endpoint: str) -> None:
         assert terminal.text.isascii(), "a byte of UTF-8 may be a command to such a terminal"
 
 
+def test_a_table_fits_a_terminal_without_unicode(endpoint: str) -> None:
+    with ModelRegistry(endpoint.partition("=")[2]) as registry:
+        registry.create_model("b", user_data={"note": "é" * 50})
+    words = ("client", "model_registry", "list_models", endpoint)
+    with on_terminal(*words, columns=60, environment=POSIX) as terminal:
+        assert terminal.wait() == 0
+    lines = terminal.plain.splitlines()
+    assert max(map(len, lines)) == 60
+    assert [line for line in lines if line.endswith("...")] == [line for line in lines if line.startswith("b ")]
+
+
 def test_the_log_on_a_terminal_without_unicode_shows_escapes(tmp_path: Path) -> None:
     words = ("services", "model_registry", "--port=0", "--host=127.0.0.1", "--log_level=debug")
     with on_terminal(*words, f"--archive_dir={tmp_path / 'archive'}", environment=POSIX) as terminal:

@@ -11,6 +11,9 @@ import sys
 _ASCII = "escaped_ascii"
 """ASCII by another name."""
 
+_ERRORS = "backslashreplace"
+"""How to write what an encoding lacks."""
+
 
 def prepare() -> None:
     """Prepare the standard streams of this process."""
@@ -20,7 +23,7 @@ def prepare() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # click takes ASCII for an oversight, and writes UTF-8 to a terminal that may take some of it for commands.
             is_ascii = codecs.lookup(stream.encoding).name == "ascii"
-            stream.reconfigure(encoding=_ASCII if is_ascii else None, errors="backslashreplace")
+            stream.reconfigure(encoding=_ASCII if is_ascii else None, errors=_ERRORS)
 
 
 def _replace_closed() -> None:
@@ -46,6 +49,13 @@ def _find_codec(name: str) -> codecs.CodecInfo | None:
 
 def json_text(document: object, indent: int | None = None) -> str:
     """Return a JSON document that standard output can take: escapes that an encoding brings are none of JSON's."""
-    encoding = sys.stdout.encoding if sys.stdout is not None else "utf-8"
-    is_unicode = codecs.lookup(encoding or "utf-8").name == "utf-8"
-    return json.dumps(document, ensure_ascii=not is_unicode, indent=indent)
+    return json.dumps(document, ensure_ascii=codecs.lookup(_encoding()).name != "utf-8", indent=indent)
+
+
+def escaped(text: str) -> str:
+    """Return a text as standard output shows it, where a character that its encoding lacks takes several."""
+    return text.encode(_encoding(), _ERRORS).decode(_encoding())
+
+
+def _encoding() -> str:
+    return sys.stdout.encoding if sys.stdout is not None and sys.stdout.encoding else "utf-8"
