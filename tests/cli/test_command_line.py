@@ -191,6 +191,24 @@ def test_setting_that_is_not_allowed_ends_the_start_with_one_line(tmp_path: Path
     assert list(tmp_path.iterdir()) == [], "nothing is created before all settings are known to be good"
 
 
+@pytest.mark.parametrize(
+    ("service", "variable", "place"),
+    [
+        ("model_registry", "COGMENT_MODEL_REGISTRY_PORT", "--archive_dir=/dev/null/archive"),
+        ("directory", "COGMENT_DIRECTORY_PORT", "--persistence_file=/dev/null/file"),
+    ],
+)
+def test_a_link_that_the_platform_set_is_ignored_with_a_warning(service: str, variable: str, place: str) -> None:
+    link = "tcp://10.0.0.1:9002"
+    result = run_cogment("services", service, place, "--log_format=json", environment={variable: link})
+    assert result.returncode == 3, "the port is not what fails, but what is served from it"
+    [line] = map(json.loads, result.stdout.splitlines())
+    assert (line["level"], line["variable"], line["value"]) == ("warning", variable, link)
+    assert "--port gives the setting" in line["event"]
+    result = run_cogment("services", service, place, "--port=0", environment={variable: link})
+    assert (result.returncode, result.stdout) == (3, "")
+
+
 def test_value_with_line_breaks_and_control_characters_is_reported_in_one_line(tmp_path: Path) -> None:
     result = run_in_process(*REGISTRY, "--log_level=a\nb\x1b[31mc\rd", cwd=tmp_path)
     assert is_refused(result, "log_level")
