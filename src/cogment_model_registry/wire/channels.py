@@ -1,7 +1,7 @@
 """Channels to other servers: the options of all of them, and what a failed call says about the other side.
 
 A channel of gRPC never ends by itself. It keeps a connection to a process that froze until a ping goes unanswered, and
-servers allow one ping in five minutes by default; so whoever uses a channel replaces it when nothing is answered. A new
+servers allow one ping in five minutes by default; so the user of a channel replaces it when nothing is answered. A new
 one resolves the name again, and shares no connection with the old one.
 """
 
@@ -16,8 +16,8 @@ from cogment_model_registry.errors import ModelRegistryError, WrongServerError
 from cogment_model_registry.wire.convert import error_type_of
 
 OPTIONS = (
-    # A server that comes back is found within seconds, not within gRPC's two minutes; an address of a name that does
-    # not answer holds up the next one for two seconds, not for 20.
+    # A server that comes back is found within seconds, not within gRPC's two minutes; an address that does not answer
+    # delays the next one of its name by two seconds, not by 20.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 2000),
@@ -36,7 +36,7 @@ REGISTRY = "a model registry"
 DIRECTORY = "a Directory"
 
 _UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
-"""How the details of a call begin that gRPC never sent; gRPC gives no other sign of that."""
+"""The beginnings of the details of calls that gRPC never sent; gRPC gives no other sign of that."""
 
 _REFUSED = "Connection refused"
 
