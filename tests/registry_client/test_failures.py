@@ -192,7 +192,7 @@ async def test_a_server_that_does_not_speak_grpc_is_named_at_once(flavour: str, 
 async def test_every_call_says_that_another_grpc_server_is_not_a_model_registry(flavour: str, call: Calling) -> None:
     directory = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", grace_seconds=0)
     async with running(directory) as server, opened(flavour, server.port, retry_seconds=600) as registry:
-        message = f"grpc://127.0.0.1:{server.port} is not a model registry: what is there does not know the call"
+        message = f"grpc://127.0.0.1:{server.port} is not a model registry: the server there does not know the call"
         with pytest.raises(errors.WrongServerError, match=message) as caught:
             await call(registry)
     assert not caught.value.may_be_done
@@ -217,7 +217,7 @@ async def test_a_registry_given_as_a_directory_is_refused_by_name(flavour: str, 
     client: Any = cls(directory_endpoint=f"grpc://127.0.0.1:{server.port}", retry_seconds=600)
     registry = Awaited(client) if flavour == "blocking" else client
     try:
-        with pytest.raises(errors.WrongServerError, match=f"grpc://127.0.0.1:{server.port} is not a Directory: what"):
+        with pytest.raises(errors.WrongServerError, match=f"grpc://127.0.0.1:{server.port} is not a Directory: the"):
             await registry.list_models()
     finally:
         await registry.close()

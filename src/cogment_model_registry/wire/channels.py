@@ -85,7 +85,7 @@ def described(error: grpc.RpcError, where: str, kind: str, advice: str = "") -> 
     if status is grpc.StatusCode.UNIMPLEMENTED or (is_http and status is not grpc.StatusCode.UNAVAILABLE):
         answer = f"answers with HTTP status {http[1]}" if http else "answers without a status of gRPC"
         answer = answer if is_http else f"does not know the call ({details})"
-        return WrongServerError, _not(kind, where, f"what is there {answer}")
+        return WrongServerError, _not(kind, where, f"the server there {answer}")
     error_type = error_type_of(status)
     return error_type, f"{details} ({status.name})" if error_type is ModelRegistryError else details
 
@@ -95,7 +95,7 @@ def _not(kind: str, where: str, reason: str) -> str:
 
 
 def check_stranger(address: str, where: str, kind: str, seconds: float = 1.0) -> None:
-    """Raise an error if what answers at an address does not speak HTTP/2; block until that is known.
+    """Raise an error if a server at an address does not speak HTTP/2; block until that is known.
 
     Of a name with several addresses gRPC reports the last one only, and so "Connection refused" where a web server
     answers at the first.
@@ -114,7 +114,7 @@ def check_stranger(address: str, where: str, kind: str, seconds: float = 1.0) ->
     try:
         places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return  # a name that has no address, or that is none
+        return  # a name without an address, or not a name
     answers = [_answer((str(place[0]), int(place[1])), deadline) for *_, place in places]
     if any(each[3:4] == _SETTINGS or _AWAY.match(each) for each in answers):
         return
