@@ -47,7 +47,7 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0,
 """How a client begins to speak HTTP/2: with this line, and a frame of settings, here an empty one (RFC 9113, 3.4)."""
 
 _SETTINGS = b"\x04"
-"""The type of that frame, with which a server begins too: the fourth byte."""
+"""The type of that frame, its fourth byte; a server begins with such a frame too."""
 
 _ANSWER_BYTES = len("HTTP/1.1 503")
 
