@@ -41,7 +41,8 @@ class ServerProcess:
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",  # in each locale, but for what is not the log
+            errors="backslashreplace",
             env={**clean_environment(), **(environment or {})},
         )
         self._news = threading.Condition()

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -68,8 +68,12 @@ async def registered(port: int, registry: ServerProcess, token: str = "") -> Ser
 def events(process: ServerProcess) -> list[tuple[str, str]]:
     """Return level and event of the lines of a JSON log that are about the Directory."""
     entries = [json.loads(line) for line in process.lines]
-    about = [(entry["level"], entry["event"]) for entry in entries]
-    return [(level, event) for level, event in about if "Directory" in event or "registration" in event]
+    return relevant((entry["level"], entry["event"]) for entry in entries)
+
+
+def relevant(events: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the events, with their levels, that are about the Directory."""
+    return [(level, event) for level, event in events if "Directory" in event or "registration" in event]
 
 
 def seconds_to_stop(process: ServerProcess) -> float:
@@ -406,19 +410,21 @@ async def test_each_change_of_the_registration_is_one_line_and_refusals_are_erro
     refusal = wire.register_reply(error="no room for registries")
     away = grpc.StatusCode.UNAVAILABLE
     directory = ScriptedDirectory(refusal, refusal, away, away)
-    async with directory.serving() as endpoint:
-        flags = [f"--directory_endpoint={endpoint}", "--log_format=json"]
-        with server_process(tmp_path / "archive", *flags) as registry:
-            await asyncio.to_thread(registry.wait_for_line, "registered with the Directory")
+    with structlog.testing.capture_logs() as log:
+        async with (
+            directory.serving() as endpoint,
+            local_registration(tmp_path / "archive", int(endpoint.rpartition(":")[2]), QUICK) as registration,
+        ):
+            await until(lambda: registration.state is State.REGISTERED)
             assert directory.registrations == 5
-            assert await asyncio.to_thread(registry.stop) == 0
-            assert events(registry) == [
-                ("error", "registration refused; trying again"),
-                ("warning", "Directory unreachable; trying again"),
-                ("info", "registered with the Directory"),
-                ("info", "deregistered from the Directory"),
-            ]
-            assert "no room for registries" in json.loads(registry.wait_for_line(".*refused.*")[0])["reason"]
+    assert relevant((entry["log_level"], entry["event"]) for entry in log) == [
+        ("error", "registration refused; trying again"),
+        ("warning", "Directory unreachable; trying again"),
+        ("info", "registered with the Directory"),
+        ("info", "deregistered from the Directory"),
+    ]
+    [refused] = [entry for entry in log if "refused" in entry["event"]]
+    assert "no room for registries" in refused["reason"]
 
 
 @pytest.mark.parametrize("answer", [b"\xff\xff\xff", grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED])

@@ -71,6 +71,7 @@ def parse_properties(text: str) -> dict[str, str]:
     Raises:
         ValueError: It has one of these errors.
     """
+    text.encode()  # a word with bytes that are not text is a UnicodeError, which is a ValueError
     properties: dict[str, str] = {}
     for item in text.split(","):
         if not item.strip():
