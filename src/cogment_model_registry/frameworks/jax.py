@@ -2,7 +2,7 @@
 
     from cogment_model_registry import ModelRegistry, jax
 
-    with ModelRegistry("grpc://localhost:9000") as registry:
+    with ModelRegistry("grpc://localhost:9002") as registry:
         jax.publish(registry, "policy", parameters)
         version, parameters = jax.load(registry, "policy", like=parameters)
 
