@@ -22,6 +22,7 @@ from cogment_model_registry.cli.parameters import (
 )
 from cogment_model_registry.cli.progress import transfer_bar
 from cogment_model_registry.cli.running import (
+    PathType,
     check_free,
     ended_by_interruptions,
     ending_with_reader,
@@ -31,6 +32,7 @@ from cogment_model_registry.cli.running import (
     telling,
 )
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, shown
+from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
@@ -102,7 +104,7 @@ def show_model(flags: Flags, model_id: str) -> None:
             "user_data": presentation.user_data_text(model.user_data),
             "versions": str(len(versions)),
             "archived": str(archived),
-            "size": presentation.size_text(size_bytes),
+            "size": presentation.size_field(size_bytes),
         }
         if latest:
             details["latest"] = str(latest.number)
@@ -162,7 +164,7 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
     archived = sum(version.archived for version in versions)
     question = (
         f"Delete model {presentation.safe(model_id)} with {_count(len(versions), 'version')}, {archived} of them "
-        f"archived, and {presentation.human_size(_size_bytes(versions))} of data?"
+        f"archived, and {size_text(_size_bytes(versions))} of data?"
     )
     with ended_by_interruptions():
         is_wanted = click.confirm(question, err=True)
@@ -214,7 +216,7 @@ def _upload_command(name: str, doc: str, *, archived: bool) -> None:
 
     @model_registry.command(name, help=doc, context_settings=_HELP_WIDTH)
     @_model
-    @click.argument("file", type=click.Path(allow_dash=True))
+    @click.argument("file", type=PathType(allow_dash=True))
     @_user_data
     @click.option(
         "--create/--no_create",
@@ -239,7 +241,7 @@ def _show_upload(flags: Flags, version: VersionInfo) -> None:
     if flags.as_json or flags.is_quiet:
         _show(flags, version)
         return
-    size = presentation.human_size(version.data_size_bytes)
+    size = size_text(version.data_size_bytes)
     done = "stored" if version.archived else "published"
     flags.say(f"{done} version {version.number} of model {presentation.safe(version.model_id)}: {size}")
 
@@ -266,7 +268,7 @@ _upload_command(
     "--output",
     default="-",
     metavar="FILE",
-    type=click.Path(allow_dash=True),
+    type=PathType(allow_dash=True),
     help="File to write; - (the default) is standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
@@ -294,7 +296,7 @@ def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bo
             version = registry.download(model_id, output, version=number, archived=archived, progress=progress)
         if flags.as_json:
             _show(flags, version)
-        size = presentation.human_size(version.data_size_bytes)
+        size = size_text(version.data_size_bytes)
         flags.say(f"retrieved version {version.number} of model {presentation.safe(model_id)}: {size}")
 
 

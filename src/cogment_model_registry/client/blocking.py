@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 class ModelRegistry(Opened):
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
-    Any thread may use it, and several at once. To be closed, best by ``with``. A process that was forked needs one of
-    its own; in there, calls of this one raise `ClosedError`.
+    Several threads may use it at the same time. Close it, preferably with ``with``. A forked process needs a client of
+    its own: there, calls of this one raise `ClosedError`.
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
     `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names.
@@ -102,7 +102,7 @@ class ModelRegistry(Opened):
             self._run_here(close, lambda: self._backend.stop(ClosedError()))
 
     def _run(self, work: Callable[[Core], Awaitable[_T]]) -> _T:
-        """Return the result of a call, which the main thread lets another one make; see `run_interruptibly`."""
+        """Return the result of a call; another thread makes it for the main thread, see `run_interruptibly`."""
         self._core.calls.check_open()
         if not _is_main_thread():
             return run(work(self._core))
@@ -155,7 +155,7 @@ class ModelRegistry(Opened):
         return self._run(lambda core: core.get_model(model_id, timeout))
 
     def list_models(self, *, timeout: float | None = None) -> list[ModelInfo]:
-        """Return all models, in the order of their ids; one created or deleted during the listing may hide another."""
+        """Return all models, ordered by id; the list may miss one if models are created or deleted during the call."""
         return self._run(lambda core: core.list_models(timeout))
 
     def get_version(
@@ -202,7 +202,7 @@ class ModelRegistry(Opened):
         """Create a transient version: everyone who watches the model is notified, and it may be evicted later.
 
         The SHA-256 of the bytes goes with them, so the server stores exactly these bytes or none. They are sent again
-        only while the server cannot have them.
+        only if the server cannot have received them.
 
         Args:
             model_id: Its model.
@@ -326,8 +326,8 @@ class ModelRegistry(Opened):
             patience_seconds: How long the registry may be unavailable once it was reached.
 
         Raises:
-            NotFoundError: The model does not exist, or was deleted; or was created again, as far as that shows.
-            UnavailableError: The registry was not reached at all, or not again; or `TimedOutError`.
+            NotFoundError: The model does not exist, was deleted, or is known to have been created again.
+            UnavailableError: The registry cannot be reached. `TimedOutError` if it does not answer.
         """
         # It has its own backend, since an interruption ends everything that a backend has under way.
         backend = BlockingBackend(within=self._backend)
@@ -374,6 +374,13 @@ class ModelRegistry(Opened):
     def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the versions of the server and of its platform, by name."""
         return self._run(lambda core: core.server_versions(timeout))
+
+
+def retrieve_writable(
+    registry: ModelRegistry, version: VersionInfo, *, timeout: float | None, progress: Wish
+) -> memoryview:
+    """Return the bytes of a version as `ModelRegistry.retrieve` does, in memory that may be written to."""
+    return registry._run(lambda core: core.retrieve_writable(version, timeout, progress))  # noqa: SLF001 # it is one of us
 
 
 def _is_main_thread() -> bool:

@@ -258,9 +258,24 @@ class Core:
     ) -> bytes:
         """See `ModelRegistry.retrieve`."""
         # It returns its bytes without a copy.
+        return (await self._retrieved(model, version, timeout, progress, archived=archived)).getvalue()
+
+    async def retrieve_writable(self, version: VersionInfo, timeout: float | None, progress: Wish) -> memoryview:
+        """Return the bytes of a version in memory of their own, which may be written to."""
+        return (await self._retrieved(version, version, timeout, progress)).getbuffer()
+
+    async def _retrieved(
+        self,
+        model: str | VersionInfo,
+        version: SupportsIndex | VersionInfo,
+        timeout: float | None,
+        progress: Wish,
+        *,
+        archived: bool = False,
+    ) -> io.BytesIO:
         buffer = io.BytesIO()
         await self._download(model, version, buffer, timeout, progress, archived=archived)
-        return buffer.getvalue()
+        return buffer
 
     async def download(
         self,

@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from cogment_model_registry.errors import ModelRegistryError, StartError
+from cogment_model_registry.serving import logs
 from cogment_model_registry.settings import ALL_INTERFACES
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -51,6 +52,7 @@ async def serve_until_signal(
             stop.set()
 
         def on_hangup() -> None:
+            logs.reopen()
             if refresh is not None and not stop.is_set():
                 tasks.create_task(_refresh(refresh(server)))
 
@@ -117,9 +119,6 @@ def listen(server: grpc.aio.Server, host: str, port: int) -> int:
 def enable_reflection(server: grpc.aio.Server, service_names: list[str]) -> None:
     """Let a gRPC server answer reflection for its services."""
     # Imported late: it takes a fifth of the time of a start, and is off by default.
-    from grpc_reflection.v1alpha import reflection  # noqa: PLC0415
+    from cogment_model_registry.wire import reflection  # noqa: PLC0415
 
-    from cogment_model_registry.wire.reflection import pool_with_json_names  # noqa: PLC0415
-
-    names = [*service_names, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server, pool=pool_with_json_names(names))
+    server.add_generic_rpc_handlers(reflection.handlers(service_names))
