@@ -9,6 +9,7 @@
     ├── TimedOutError       the other side took too long
     ├── UnavailableError    the registry cannot do it now: its archive fails
     │   └── StoppingError   the server is stopping
+    ├── WrongServerError    what answers is not a model registry, or not a Directory
     ├── ClosedError         the client was closed, or the model is not tracked
     ├── SettingError        a setting has a value that is not allowed
     └── StartError          the server cannot start
@@ -48,6 +49,19 @@ class ModelRegistryError(Exception):
         self.message = message
         self.model_id = model_id
         self.version_number = version_number
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Subclasses have other arguments; and an error that cannot be unpickled makes pools of processes hang.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[ModelRegistryError], arguments: tuple[object, ...], state: dict[str, object]
+) -> ModelRegistryError:
+    """Return an error as it was pickled."""
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
 
 
 class InvalidError(ModelRegistryError):
@@ -106,6 +120,10 @@ class StoppingError(UnavailableError):
 
     def __init__(self) -> None:
         super().__init__("the server is stopping")
+
+
+class WrongServerError(ModelRegistryError):
+    """The server at the endpoint is not the expected one: a model registry, or a Directory."""
 
 
 class ClosedError(ModelRegistryError):

@@ -1,6 +1,8 @@
 """Pytrees of JAX as versions; `make test-frameworks` runs these, and other runs skip them."""
 
 import asyncio
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +14,8 @@ from cogment_model_registry import ModelRegistry, aio, numpy
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.server.composition import Server
 from tests.frameworks.conftest import on_thread
+from tests.ports import free_ports
+from tests.waiting import PATIENCE_SECONDS
 
 jax: Any = pytest.importorskip("jax", reason="JAX is not installed: make test-frameworks")
 
@@ -36,7 +40,7 @@ class Policy:
 
 @jax.tree_util.register_pytree_node_class
 class Pair:
-    """A node whose children have numbers alone."""
+    """A node whose children have only numbers."""
 
     def __init__(self, one: Any, other: Any) -> None:
         self.one = one
@@ -48,6 +52,12 @@ class Pair:
     @classmethod
     def tree_unflatten(cls, _: None, children: Any) -> "Pair":
         return cls(*children)
+
+
+def deleted() -> Any:
+    array = jnp.ones(2)
+    array.delete()
+    return array
 
 
 def policy(value: float = 1.0) -> Any:
@@ -89,7 +99,7 @@ def test_nodes_of_jax_come_back_as_dicts_of_their_fields() -> None:
     assert same(tree[1], (jnp.arange(2), [], {}, None))
 
 
-def test_a_template_gives_its_nodes_types_and_scalars() -> None:
+def test_the_result_has_the_nodes_types_and_scalars_of_the_template() -> None:
     template, tree = without_ints(policy(5.0)), without_ints(policy())
     assert same(decode(encode(tree).data, like=template), tree)
     assert decode(encode(tree).data, like=template)["policy"].name == "walker"
@@ -100,7 +110,7 @@ def test_a_template_may_be_abstract() -> None:
     assert same(decode(encode(tree).data, like=jax.eval_shape(lambda: tree)), tree)
 
 
-def test_a_template_keeps_its_types_of_elements() -> None:
+def test_the_result_has_the_element_types_of_the_template() -> None:
     data = encode({"a": jnp.ones(2), "b": np.arange(2)}, dtype="bfloat16").data
     template = {"a": jnp.zeros(2, jnp.float16), "b": np.zeros(2, np.float32)}
     assert same(decode(data, like=template), {"a": jnp.ones(2, jnp.float16), "b": np.arange(2, dtype=np.float32)})
@@ -115,7 +125,7 @@ def test_a_template_keeps_its_types_of_elements() -> None:
         ({"a": jnp.ones(2, complex), "b": jnp.ones(3)}, '"a" has elements of type complex64, not float32'),
     ],
 )
-def test_what_does_not_fit_is_refused(tree: object, message: str) -> None:
+def test_a_template_that_does_not_fit_is_refused(tree: object, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         decode(encode(tree).data, like={"a": jnp.zeros(2), "b": jnp.zeros(3)})
 
@@ -126,13 +136,26 @@ def test_names_may_differ_when_it_is_not_strict() -> None:
     assert same(tree, {"a": jnp.ones(2), "b": jnp.zeros(3)})
 
 
-def test_a_template_whose_names_are_the_same_is_refused() -> None:
+def test_a_template_with_ambiguous_names_is_refused() -> None:
     with pytest.raises(InvalidError, match="two leaves"):
         decode(encode({}).data, like={"a.b": 1, "a": {"b": 2}})
 
 
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        ("text", '"a" is of type str in `like`; it must be an array or a scalar'),
+        (1, '"a" has elements of type float32, not int64'),
+        (np.datetime64("2020-01-01"), r'"a" has elements of type float32, not datetime64\[D\]'),
+    ],
+)
+def test_a_template_with_other_leaves_is_refused(leaf: object, message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        decode(encode({"a": jnp.ones(())}).data, like={"a": leaf})
+
+
 @pytest.mark.parametrize("when", ["writing", "reading"])
-def test_a_prefix_takes_a_part_through_all_nodes(when: str) -> None:
+def test_a_prefix_selects_a_part_through_all_kinds_of_nodes(when: str) -> None:
     prefix = "policy.layers.1"
     data = encode(policy(), prefix=prefix if when == "writing" else "").data
     part = decode(data, prefix=prefix if when == "reading" else "")
@@ -144,17 +167,126 @@ def test_a_prefix_takes_a_part_through_all_nodes(when: str) -> None:
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
-        (lambda: jax.random.key(0), r'"a" has elements of type key<fry>; convert a key with jax.random.key_data'),
+        (lambda: jnp.zeros(2, "int4"), '"a" has elements of type int4; a version can have'),
+        (lambda: np.array(["2020-01-01"], "datetime64[D]"), r'"a" has elements of type datetime64\[D\]; a version can'),
+        (deleted, '"a" was deleted'),
         (lambda: "text", '"a" is of type builtins.str'),
         (object, '"a" is of type builtins.object'),
     ],
 )
-def test_what_cannot_be_written_is_named(leaf: Any, message: str) -> None:
+def test_unsupported_values_are_refused_by_name(leaf: Any, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         encode({"a": leaf()})
 
 
-def test_numpy_reads_what_jax_wrote_and_the_other_way_round() -> None:
+@pytest.mark.parametrize("kind", [None, "rbg"])
+def test_keys_come_back_as_their_numbers_or_as_keys_with_a_template(kind: str | None) -> None:
+    tree: Any = {"a": jax.random.key(3, impl=kind), "b": [jax.random.split(jax.random.key(4, impl=kind), (2, 3))]}
+    template: Any = {"a": jax.random.key(0, impl=kind), "b": [jax.random.split(jax.random.key(0, impl=kind), (2, 3))]}
+    data = encode(tree).data
+    numbers = {
+        "a": {"key_data": jax.random.key_data(tree["a"])},
+        "b": [{"key_data": jax.random.key_data(tree["b"][0])}],
+    }
+    assert same(decode(data), numbers)
+    assert same(decode(encode(numbers).data), numbers)
+    assert np.array_equal(numpy.decode(data)["a"]["key_data"], numbers["a"]["key_data"])
+    for like in (template, jax.eval_shape(lambda: template)):
+        loaded = decode(data, like=like)
+        assert loaded["a"].dtype == tree["a"].dtype
+        assert loaded["b"][0].shape == (2, 3)
+        assert same(jax.tree.map(jax.random.key_data, loaded), jax.tree.map(jax.random.key_data, tree))
+    assert decode(encode({}).data, like=template, strict=False) == template
+    with pytest.raises(InvalidError, match=r'missing are "a\.key_data"'):
+        decode(encode({"a": jnp.ones(2)}).data, like={"a": jax.random.key(0)})
+    with pytest.raises(InvalidError, match=r'"a\.key_data" has elements of type float32, not uint32'):
+        decode(encode({"a": {"key_data": jnp.ones(2)}}).data, like={"a": jax.random.key(0)})
+
+
+def test_the_state_of_a_flax_module_is_published_with_its_keys() -> None:
+    nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: make test-frameworks")
+
+    class Policy(nnx.Module):  # type: ignore[misc, name-defined] # Flax is not known to mypy
+        def __init__(self, seed: int) -> None:
+            rngs = nnx.Rngs(seed)
+            self.linear = nnx.Linear(2, 3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def numbers(module: Any) -> Any:
+        state = nnx.to_pure_dict(nnx.state(module))
+        state["dropout"]["rngs"]["key"] = jax.random.key_data(state["dropout"]["rngs"]["key"])
+        return state
+
+    source, target = Policy(1), Policy(2)
+    data = encode(nnx.state(source)).data
+    nnx.update(target, decode(data, like=nnx.state(target)))
+    assert same(numbers(target), numbers(source))
+    assert np.array_equal(decode(data)["linear"]["kernel"]["value"], source.linear.kernel[...])
+
+
+def test_publishing_in_a_traced_function_is_refused() -> None:
+    def step(array: Any) -> Any:
+        with pytest.raises(InvalidError, match=r'"a" is traced by a transformation such as jax\.jit'):
+            encode({"a": array})
+        return array
+
+    jax.jit(step)(jnp.ones(2))
+
+
+SPREAD = """
+import sys
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.jax import decode, encode
+
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
+mesh = Mesh(np.array(jax.devices()), "x")
+values = np.arange(4, dtype=np.float32)
+
+
+def placed(*parts):
+    return jax.make_array_from_callback(values.shape, NamedSharding(mesh, PartitionSpec(*parts)), values.__getitem__)
+
+
+try:
+    encode({"a": placed("x")})
+except InvalidError as error:
+    print(error.message)
+for tree in ({"a": placed()}, process_allgather({"a": placed("x")}, tiled=True)):
+    assert np.array_equal(decode(encode(tree).data)["a"], values)
+"""
+
+
+def test_arrays_that_are_spread_over_processes_are_refused_with_the_call_that_gathers_them() -> None:
+    [port] = free_ports(1)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SPREAD, str(index), str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=PATIENCE_SECONDS)
+            assert process.returncode == 0, errors
+            assert '"a" has elements on devices of other processes' in output
+            assert "process_allgather(tree, tiled=True)" in output
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def test_numpy_and_jax_read_each_others_versions() -> None:
     tree = numpy.decode(encode({"a": [jnp.ones(2, jnp.bfloat16)]}).data)
     assert isinstance(tree["a"][0], np.ndarray)
     assert tree["a"][0].dtype.name == "bfloat16"
@@ -162,7 +294,7 @@ def test_numpy_reads_what_jax_wrote_and_the_other_way_round() -> None:
     assert numpy.decode(encode({"a": jnp.ones(2)}).data, dtype="bfloat16")["a"].dtype.name == "bfloat16"
 
 
-def test_pytorch_reads_what_jax_wrote_and_the_other_way_round() -> None:
+def test_pytorch_and_jax_read_each_others_versions() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-frameworks")
     from cogment_model_registry import torch as registry_torch  # noqa: PLC0415 # it needs PyTorch
 
@@ -186,7 +318,7 @@ async def test_a_pytree_is_published_and_loaded(registry: ModelRegistry) -> None
     assert (await on_thread(registry_jax.store, registry, "policy", tree)).archived
 
 
-async def test_the_client_for_asyncio_takes_and_gives_the_same_bytes(server: Server) -> None:
+async def test_the_asyncio_client_uses_the_same_bytes(server: Server) -> None:
     async with aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
         data, user_data = await asyncio.to_thread(encode, {"a": jnp.ones(2)})
         await registry.publish("policy", data, user_data=user_data)

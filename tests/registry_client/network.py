@@ -1,4 +1,4 @@
-"""Servers that are no gRPC servers, and a network that cuts."""
+"""Servers that are not gRPC servers, and a network that breaks connections."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def listening(talk: Talk) -> AsyncIterator[int]:
-    """Open a context with the port of a server whose connections are all closed at its end.
+    """Return a context manager with the port of a server whose connections are all closed at its end.
 
     The sockets belong to it, and not to the tasks that talk: a task that is cancelled before its first turn never runs
     its `finally`. Nor do they belong to asyncio's server, which leaves what it has just accepted open when it closes.
@@ -51,7 +51,7 @@ async def listening(talk: Talk) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def tcp_server(answer: bytes) -> AsyncIterator[int]:
-    """Open a context with a server that is no gRPC server: it sends some bytes, and then says nothing."""
+    """Return a context manager with a server that is not a gRPC server: it sends some bytes, and then nothing."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -60,6 +60,79 @@ async def tcp_server(answer: bytes) -> AsyncIterator[int]:
 
     async with listening(talk) as port:
         yield port
+
+
+@asynccontextmanager
+async def http2_server(status: int) -> AsyncIterator[int]:
+    """Open a context with a web server of HTTP/2 that answers each request with a status, as a proxy may."""
+    text = str(status).encode()
+    headers = b"\x08" + bytes([len(text)]) + text  # a literal value of the static table's ":status" (RFC 7541)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+        writer.write(_frame(4, 0, bytes(4)))
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readexactly(9)
+                body = await reader.readexactly(int.from_bytes(head[:3], "big"))
+                kind, flags, stream = head[3], head[4], head[5:9]
+                if kind == 4 and not flags & 1:
+                    writer.write(_frame(4, 1, stream))
+                elif kind == 6 and not flags & 1:
+                    writer.write(_frame(6, 1, stream, body))
+                elif kind == 1:
+                    writer.write(_frame(1, 5, stream, headers))
+
+    async with listening(talk) as port:
+        yield port
+
+
+def _frame(kind: int, flags: int, stream: bytes, body: bytes = b"") -> bytes:
+    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream + body
+
+
+class Freezing:
+    """A relay in front of a server; as a frozen one, it takes and keeps the connections that it has, and says nothing.
+
+    Connections that are made after that are relayed again: to the server that took the place of the frozen one.
+
+    Attributes:
+        replies: How many pieces of data it has relayed from the server.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._generation = 0
+        self.replies = 0
+
+    def freeze(self) -> None:
+        self._generation += 1
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        generation = self._generation
+
+        async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                if generation == self._generation:
+                    self.replies += source is server_reader
+                    target.write(data)
+            if generation != self._generation:
+                await asyncio.Event().wait()  # a frozen server closes nothing either
+
+        copies = [
+            asyncio.ensure_future(copy(reader, server_writer)),
+            asyncio.ensure_future(copy(server_reader, writer)),
+        ]
+        try:
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in copies:
+                each.cancel()
+            await asyncio.gather(*copies, return_exceptions=True)
+            server_writer.transport.abort()
+            with suppress(ConnectionError):
+                await server_writer.wait_closed()
 
 
 class Cutting:
@@ -104,7 +177,7 @@ class Cutting:
 
 @asynccontextmanager
 async def cutting(port: int, *, cuts: int, after_bytes: int, upwards: bool = False) -> AsyncIterator[int]:
-    """Open a context with the port of a relay that cuts."""
+    """Return a context manager with the port of a relay that breaks connections."""
     relay = Cutting(port, cuts=cuts, after_bytes=after_bytes, upwards=upwards)
     async with listening(relay.relay) as relayed:
         yield relayed

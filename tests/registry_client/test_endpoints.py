@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 from cogment_model_registry import ModelRegistry, aio, errors
 from cogment_model_registry.client.endpoints import Direct, Discovered, locate
 from cogment_model_registry.records.services import Details, ServiceType
+from tests.names import Names
 from tests.ports import free_port
-from tests.processes import ServerProcess, server_process
+from tests.processes import ServerProcess, clean_environment, run, server_process
 from tests.registry_client.conftest import Awaited
-from tests.registry_client.network import listening
+from tests.registry_client.network import listening, tcp_server
+from tests.waiting import PATIENCE_SECONDS
 
 DIRECTORY = "grpc://directory:9005"
 
@@ -57,7 +61,7 @@ def registries(**properties: str) -> Details:
         ),
     ],
 )
-def test_an_endpoint_is_what_was_given_or_what_the_environment_says(
+def test_the_endpoint_comes_from_the_argument_or_the_environment(
     endpoint: str | None, environment: dict[str, str], location: Direct | Discovered
 ) -> None:
     assert locate(endpoint, environment=environment) == location
@@ -79,7 +83,7 @@ def test_an_endpoint_is_what_was_given_or_what_the_environment_says(
         "cogment://discover/service?__id=1&a=2",
     ],
 )
-def test_an_endpoint_of_another_form_is_refused_with_what_is_allowed(endpoint: str) -> None:
+def test_a_malformed_endpoint_is_refused_with_the_allowed_forms(endpoint: str) -> None:
     environment = {"COGMENT_DIRECTORY_ENDPOINT": DIRECTORY}
     if not endpoint:
         environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": "nonsense"}
@@ -87,7 +91,7 @@ def test_an_endpoint_of_another_form_is_refused_with_what_is_allowed(endpoint: s
         locate(endpoint or None, environment=environment)
 
 
-def test_discovering_takes_a_directory() -> None:
+def test_discovery_requires_a_directory() -> None:
     with pytest.raises(errors.SettingError, match="COGMENT_DIRECTORY_ENDPOINT"):
         locate("cogment://discover", environment={})
     with pytest.raises(errors.SettingError, match="directory_endpoint"):
@@ -112,7 +116,7 @@ def registered(directory: ServerProcess, archive: Path, port: int = 0) -> Server
     return process
 
 
-def test_a_registry_is_discovered_and_found_again_when_it_has_moved(directory: ServerProcess, tmp_path: Path) -> None:
+def test_a_discovered_registry_is_found_again_when_it_has_moved(directory: ServerProcess, tmp_path: Path) -> None:
     where = f"grpc://127.0.0.1:{directory.port}"
     first = registered(directory, tmp_path / "archive", free_port())
     second = None
@@ -123,7 +127,7 @@ def test_a_registry_is_discovered_and_found_again_when_it_has_moved(directory: S
             second = registered(directory, tmp_path / "archive", free_port())
             assert second.port != first.port
             assert registry.retrieve("policy") == b"1"
-            # A channel that is closed connects to nobody, so the port is free for whoever comes.
+            # A closed channel connects to nobody, so the port is free.
             with socket.create_server(("127.0.0.1", first.port)) as elsewhere:
                 elsewhere.settimeout(3)  # gRPC would try again within two seconds
                 assert registry.retrieve("policy") == b"1"
@@ -151,8 +155,8 @@ def test_a_directory_that_is_down_is_unavailable() -> None:
         registry.list_models()
 
 
-def test_a_registry_that_starts_anew_is_waited_for(directory: ServerProcess, tmp_path: Path) -> None:
-    """Though the Directory says meanwhile that there is none."""
+def test_a_call_waits_for_a_registry_that_restarts(directory: ServerProcess, tmp_path: Path) -> None:
+    """Although the Directory no longer returns it."""
     port = free_port()
     where = f"grpc://127.0.0.1:{directory.port}"
     first = registered(directory, tmp_path / "archive", port)
@@ -212,7 +216,7 @@ async def test_a_client_that_is_closed_while_it_asks_the_directory_ends_its_call
         listing = asyncio.ensure_future(registry.list_models())
         await asked.wait()
         await registry.close()
-        async with asyncio.timeout(5):  # and not when the time of the Directory is over
+        async with asyncio.timeout(5):  # and not only after the timeout of the Directory
             with pytest.raises(errors.ClosedError):
                 await listing
 
@@ -238,3 +242,56 @@ async def test_a_directory_that_does_not_answer_leaves_time_for_the_registry(
         for process in (directory, registered_server):
             process.signal(signal.SIGCONT)
         registered_server.kill()
+
+
+# Names with several addresses, and with changing ones, which the test decides.
+
+CALLING_TWICE = """
+import sys
+from cogment_model_registry import ModelRegistry
+
+with ModelRegistry(sys.argv[1], retry_seconds=20) as registry:
+    registry.list_models()
+    print("answered", flush=True)
+    input()
+    registry.list_models()
+"""
+
+
+def test_a_client_finds_a_server_that_moved_to_another_address_of_its_name(tmp_path: Path) -> None:
+    names = Names(tmp_path)
+    names.set("registry.example", "127.0.0.1")
+    with server_process(tmp_path / "first") as first:
+        endpoint = f"grpc://registry.example:{first.port}"
+        client = subprocess.Popen(
+            [*names.command, sys.executable, "-c", CALLING_TWICE, endpoint],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        )
+        try:
+            assert client.stdout
+            assert client.stdout.readline() == "answered\n"
+            first.kill()
+            with server_process(tmp_path / "second", "--host=127.0.0.2", f"--port={first.port}"):
+                names.set("registry.example", "127.0.0.2")
+                client.communicate("\n", timeout=PATIENCE_SECONDS)
+        finally:
+            client.kill()
+            client.communicate()
+    assert client.returncode == 0
+
+
+@pytest.mark.parametrize("addresses", [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")], ids=["first", "last"])
+async def test_another_server_at_one_of_the_addresses_of_a_name_is_found(
+    tmp_path: Path, addresses: tuple[str, str]
+) -> None:
+    names = Names(tmp_path)
+    names.set("server.example", *addresses)
+    async with tcp_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:  # at 127.0.0.1; nobody is at 127.0.0.2
+        endpoint = f"grpc://server.example:{port}"
+        command = ("client", "model_registry", "list_models", "--timeout=600", f"--endpoint={endpoint}")
+        result = await asyncio.to_thread(run, *names.command, sys.executable, "-m", "cogment_model_registry", *command)
+    message = f"listing the models: {endpoint} is not a model registry: an HTTP/1 server answers there"
+    assert (result.returncode, result.stderr) == (1, f"error: {message}; check the host and the port\n")

@@ -19,7 +19,7 @@ from tests.server.test_health import SERVING, check
 @asynccontextmanager
 async def serving_in(wrapper: list[str], archive: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
     """Open a context with a server that runs among mounts."""
-    with server_process(archive, *flags, wrapper=wrapper) as server:
+    with server_process(archive, *flags, before=wrapper) as server:
         async with connected(server.port) as client:
             yield server, client
 
@@ -112,7 +112,7 @@ def test_start_on_a_read_only_file_system_says_what_to_do(baked: Path, exists: b
     archive = baked if exists else baked / "new/archive"
     wrapper = mounted(read_only(baked))
     result = run_cogment(
-        "services", "model_registry", "--port=0", "--host=127.0.0.1", f"--archive_dir={archive}", wrapper=wrapper
+        "services", "model_registry", "--port=0", "--host=127.0.0.1", f"--archive_dir={archive}", before=wrapper
     )
     assert (result.returncode, result.stdout) == (3, "")
     [line] = result.stderr.splitlines()
@@ -123,12 +123,12 @@ def test_start_on_a_read_only_file_system_says_what_to_do(baked: Path, exists: b
 
 def test_archive_on_a_read_only_file_system_is_verified_and_exported(baked: Path, tmp_path: Path) -> None:
     wrapper = mounted(read_only(baked))
-    verified = run_cogment("archive", "verify", str(baked), wrapper=wrapper)
+    verified = run_cogment("archive", "verify", str(baked), before=wrapper)
     assert (verified.returncode, verified.stderr) == (0, "")
     assert "2 models, 4 versions" in verified.stdout
-    exported = run_cogment("archive", "export", str(baked), "m", "--output", str(tmp_path / "m.tar"), wrapper=wrapper)
+    exported = run_cogment("archive", "export", str(baked), "m", "--output", str(tmp_path / "m.tar"), before=wrapper)
     assert exported.returncode == 0, exported.stderr
-    repaired = run_cogment("archive", "verify", str(baked), "--repair", wrapper=wrapper)
+    repaired = run_cogment("archive", "verify", str(baked), "--repair", before=wrapper)
     assert repaired.returncode == 3
     assert repaired.stderr == f"error: archive directory {baked} cannot be used: Read-only file system\n"
 

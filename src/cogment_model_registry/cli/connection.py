@@ -13,7 +13,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from cogment_model_registry.cli.running import ending_on_signals, telling
-from cogment_model_registry.errors import UnavailableError
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry
@@ -23,9 +22,6 @@ _R = TypeVar("_R")
 
 RETRY_SECONDS = 3.0
 """How long a command tries to reach a registry, unless `--timeout` sets it: a person waits for the answer."""
-
-_VARIABLES = ("COGMENT_MODEL_REGISTRY_ENDPOINT", "COGMENT_DIRECTORY_ENDPOINT")
-"""The environment variables that say where a registry is."""
 
 _COMPLETION_SECONDS = 1.0
 """How long a completion may take: the shell waits for it."""
@@ -56,12 +52,12 @@ class Flags:
 
     @property
     def retry_seconds(self) -> float:
-        """How long a registry that does not answer is tried."""
+        """How long to retry a registry that does not answer."""
         return RETRY_SECONDS if self.timeout_seconds is None else self.timeout_seconds
 
     @contextlib.contextmanager
     def connected(self) -> Iterator["ModelRegistry"]:
-        """Return a context manager with the registry; signals end it as they should end a command.
+        """Return a context manager with the registry; signals end the command cleanly in it.
 
         Raises:
             SettingError: A flag or an environment variable is malformed.
@@ -69,21 +65,9 @@ class Flags:
         with (
             telling("the command"),
             ending_on_signals(),
-            self._hinting(),
             _registry(self, self.retry_seconds) as registry,
         ):
             yield registry
-
-    @contextlib.contextmanager
-    def _hinting(self) -> Iterator[None]:
-        """Return a context manager that adds a hint to errors when the default endpoint has no registry."""
-        try:
-            yield
-        except UnavailableError as error:
-            named = (self.endpoint, self.directory_endpoint, *map(os.environ.get, _VARIABLES))
-            if not any(named):
-                raise UnavailableError(f"{error.message} (--endpoint or {_VARIABLES[0]} names another one)") from error
-            raise
 
     def say(self, message: str) -> None:
         """Print what was done, unless the output is for programs."""
@@ -128,7 +112,7 @@ class _Seconds(click.FloatRange):
     name = "seconds"
 
     def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds that a word says."""
+        """Return a word as a number of seconds."""
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
             self.fail(f"{value!r} is not a number of seconds", param, ctx)
@@ -195,12 +179,12 @@ def _flags(parameters: dict[str, object]) -> Flags:
 
 
 def complete_model(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the ids of models that begin as a word does."""
+    """Return the ids of models that begin with a word."""
     return _asked(ctx, lambda registry: [CompletionItem(each.model_id) for each in registry.list_models()], incomplete)
 
 
 def complete_version(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the numbers of the versions of the model that the line has, newest first."""
+    """Return the numbers of the versions of the model on the line, newest first."""
     model_id = ctx.params.get("model_id")
     if not isinstance(model_id, str):
         return []
@@ -214,7 +198,7 @@ def complete_version(ctx: click.Context, _parameter: click.Parameter, incomplete
 def _asked(
     ctx: click.Context, question: Callable[["ModelRegistry"], list[CompletionItem]], incomplete: str
 ) -> list[CompletionItem]:
-    """Return what a registry answers soon; nothing if it does not, since a completion cannot show errors."""
+    """Return the answers of a registry; nothing on an error, which a completion cannot show."""
     flags = _flags({**ctx.params, "timeout": _COMPLETION_SECONDS})
     with contextlib.suppress(Exception), _registry(flags, retry_seconds=0) as registry:
         return [item for item in question(registry) if item.value.startswith(incomplete)]

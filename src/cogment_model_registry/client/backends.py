@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.errors import ClosedError
+from cogment_model_registry.wire import channels
 from cogment_model_registry.wire.directory import TOKEN_KEY
 
 _T = TypeVar("_T")
@@ -21,19 +22,9 @@ Channel: TypeAlias = Any
 """A connection of the backend that made it."""
 
 OPTIONS = (
+    *channels.OPTIONS,
     # Replies are as large as the server makes them; uploads go in chunks of our own.
     ("grpc.max_receive_message_length", -1),
-    # A server that comes back is found within seconds, not within gRPC's two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2000),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    # Five minutes is what servers allow by default between pings of a client. What is sent and not acknowledged for
-    # the timeout ends the connection, so the next call notices a peer that vanished.
-    ("grpc.keepalive_time_ms", 330_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    # Each client has a connection of its own, so closing it disturbs no other client.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
 )
 
 
@@ -51,8 +42,15 @@ class Backend(Protocol):
     """A way of calling and waiting.
 
     All calls raise `grpc.RpcError`, with its `code()` and `details()`. Calls and waits raise `ClosedError` when their
-    channel is closed, and `StoppedError` when the backend is stopped, as far as it can be.
+    channel is closed, and `StoppedError` when the backend is stopped, if it can be.
     """
+
+    def check_here(self) -> None:
+        """Refuse to be used where it cannot work.
+
+        Raises:
+            ClosedError: It is used on another event loop than the first time.
+        """
 
     def connect(self, address: str, *, secure: bool) -> Channel:
         """Return a channel, which connects when it is first needed."""
@@ -133,7 +131,7 @@ def blocking_channel(address: str, *, secure: bool) -> Channel:
 
 @contextmanager
 def refusing_closed_channels() -> Generator[None]:
-    """Return a context manager in which a call begins, unless its channel was closed since it was returned."""
+    """Return a context manager for starting a call; it raises `ClosedError` if the channel was closed."""
     try:
         yield
     except (ValueError, grpc.aio.UsageError) as error:

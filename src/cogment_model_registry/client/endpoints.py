@@ -1,11 +1,12 @@
 """Where a registry is: a fixed address, or one that a Directory knows."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
-from cogment_model_registry.errors import SettingError
+from cogment_model_registry.errors import InvalidError, SettingError
 from cogment_model_registry.records.addresses import parse_endpoint, parse_token
 from cogment_model_registry.records.services import Details, ServiceType
 
@@ -15,9 +16,6 @@ DIRECTORY_TOKEN_VARIABLE = "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN"  # noqa: S10
 
 DISCOVER = "cogment://discover"
 """The endpoint of the registry that a Directory knows."""
-
-DEFAULT_ENDPOINT = "grpc://localhost:9002"
-"""Where a registry is by default: the default port of the server, as documented."""
 
 _TOKEN_PROPERTY = "__authentication-token"  # noqa: S105 # the name of it
 _ID_PROPERTY = "__id"
@@ -35,6 +33,10 @@ class Direct:
 
     def __str__(self) -> str:
         return f"grpc://{self.address}"
+
+
+DEFAULT = Direct("localhost:9002")
+"""Where a registry is by default: on this machine, on the default port of the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def locate(
     """Return where a registry is, from arguments and the environment.
 
     Without an endpoint it is the one of `COGMENT_MODEL_REGISTRY_ENDPOINT`, else the one that the Directory knows, if a
-    Directory is given or in `COGMENT_DIRECTORY_ENDPOINT`, else `DEFAULT_ENDPOINT`.
+    Directory is given or in `COGMENT_DIRECTORY_ENDPOINT`, else `DEFAULT`.
 
     Args:
         endpoint: ``grpc://host:port``, ``cogment://discover``, ``cogment://discover?name=value&...`` or
@@ -75,13 +77,14 @@ def locate(
 
     Raises:
         SettingError: One of them is malformed, or no Directory is known.
+        InvalidError: One of them is not a string.
     """
     directory_source, directory = _given(
         "directory_endpoint", directory_endpoint, DIRECTORY_ENDPOINT_VARIABLE, environment
     )
     source, text = _given("endpoint", endpoint, ENDPOINT_VARIABLE, environment)
     if not text:
-        text = DISCOVER if directory else DEFAULT_ENDPOINT
+        text = DISCOVER if directory else str(DEFAULT)
     if not text.startswith("cogment:"):
         allowed = f"an endpoint of the form grpc://host:port or {DISCOVER}"
         return Direct(_address(source, text, allowed))
@@ -101,9 +104,10 @@ def locate(
 
 def _given(name: str, value: str | None, variable: str, environment: Mapping[str, str]) -> tuple[str, str]:
     """Return the source and the value of a setting; empty when it was not given."""
-    if value is not None:
-        return name, value
-    return variable, environment.get(variable, "")
+    source, text = (name, value) if value is not None else (variable, environment.get(variable, ""))
+    if not isinstance(text, str):  # without its value, which may be a token
+        raise InvalidError(f"{source} is of type {type(text).__name__}; it must be a string")
+    return source, text
 
 
 def _address(source: str, text: str, allowed: str) -> str:
@@ -116,14 +120,17 @@ def _address(source: str, text: str, allowed: str) -> str:
 def _parse_discovery(source: str, text: str) -> tuple[Details | int, str | None]:
     """Return the inquiry of a discovery endpoint, and its token, if it has one."""
     allowed = f"{DISCOVER}, {DISCOVER}?name=value&... or {DISCOVER}/service?{_ID_PROPERTY}=N"
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # it has brackets as IPv6 addresses have, and no such address
+        raise SettingError(source, text, allowed) from None
     properties = dict(parse_qsl(parts.query, keep_blank_values=True))
     token = properties.pop(_TOKEN_PROPERTY, None)
-    if parts.scheme != "cogment" or parts.netloc != "discover" or parts.fragment:
+    if not text.isprintable() or parts.scheme != "cogment" or parts.netloc != "discover" or parts.fragment:
         raise SettingError(source, text, allowed)
     if parts.path.strip("/") == "service":
         service_id = properties.pop(_ID_PROPERTY, "")
-        if not service_id.isascii() or not service_id.isdecimal() or properties or not 0 < int(service_id) < 2**64:
+        if not re.fullmatch("[0-9]{1,20}", service_id) or properties or not 0 < int(service_id) < 2**64:
             raise SettingError(source, text, allowed)
         return int(service_id), token
     if parts.path.strip("/"):

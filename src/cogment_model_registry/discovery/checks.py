@@ -1,7 +1,7 @@
 """Health checks of registered services, as the original Directory makes them.
 
-A service is asked for its `overall_load`, with more patience each time, then for its `Version`, for services that do
-not know `Status`. For a service that cannot be asked (encrypted, or of no known type), a TCP connection must do.
+A service is asked for its `overall_load`, with a longer timeout each time, then for its `Version`, for services that do
+not know `Status`. For a service that cannot be asked (encrypted, or of no known type), a TCP connection is enough.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.records.services import LOAD_UNSERVICEABLE, Endpoint, Protocol, Service
-from cogment_model_registry.wire import messages
+from cogment_model_registry.wire import channels, messages
 from cogment_model_registry.wire.directory import STATUS_SERVICES
 
 STATUS_TIMEOUTS_SECONDS = (2.0, 4.0, 8.0)
@@ -25,8 +25,7 @@ async def check(service: Service) -> int | None:
     name = STATUS_SERVICES.get(service.details.type)
     if name is None or service.endpoint.protocol is Protocol.GRPC_SSL:
         return await _connect(service.endpoint)
-    options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
-    async with grpc.aio.insecure_channel(service.endpoint.address, options=options) as channel:
+    async with grpc.aio.insecure_channel(service.endpoint.address, options=channels.OPTIONS) as channel:
         for timeout_seconds in STATUS_TIMEOUTS_SECONDS:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 return await _ask_load(channel, name, timeout_seconds)
@@ -43,7 +42,7 @@ async def _ask_load(channel: grpc.aio.Channel, name: str, timeout_seconds: float
     reply = messages.StatusReply.FromString(await ask(request, timeout=timeout_seconds, wait_for_ready=True))
     text = reply.statuses.get(_LOAD, "")
     if not text:
-        return 0  # it answers, but does not know the word
+        return 0  # it answers, but reports no load
     return min(int(text), LOAD_UNSERVICEABLE) if text.isascii() and text.isdigit() else LOAD_UNSERVICEABLE
 
 

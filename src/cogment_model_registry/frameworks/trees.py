@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.frameworks.tensor_files import RESERVED_NAME
 
 Key: TypeAlias = str | int
 
@@ -30,9 +31,6 @@ Expand: TypeAlias = Callable[[object], Children | None]
 """Returns the keys and children of a node that is neither dict, list nor tuple; None for a leaf."""
 
 _SCALARS: dict[type, str] = {bool: "bool", int: "int", float: "float"}
-
-_RESERVED_NAME = "__metadata__"
-"""The name that no array can have in the format."""
 
 _NAMES_SHOWN = 5
 
@@ -103,7 +101,7 @@ class _Apart:
     def _named(self, leaf: object, path: tuple[Key, ...]) -> str:
         # Text that is not Unicode goes to the structure only.
         name = dotted(path).encode("utf-8", "replace").decode()
-        while name in self.leaves or name == _RESERVED_NAME:
+        while name in self.leaves or name == RESERVED_NAME:
             name += "~"
         self.leaves[name] = leaf
         return name
@@ -178,20 +176,23 @@ def _item(item: object, make_leaf: Callable[[str, str], object], depth: int) -> 
 
 def map_leaves(tree: object, change: Callable[[Any], object]) -> Any:
     """Return a tree of dicts, lists and tuples with other leaves; one that occurs twice is changed once."""
-    changed: dict[int, object] = {}
+    return _mapped(tree, change, {})
 
-    def visit(node: object) -> object:
-        if node is None:
-            return None
-        if isinstance(node, dict):
-            return {key: visit(child) for key, child in node.items()}
-        if isinstance(node, list | tuple):
-            return type(node)(map(visit, node))
-        if id(node) not in changed:
-            changed[id(node)] = change(node)
-        return changed[id(node)]
 
-    return visit(tree)
+# These are no functions inside of others: such a one refers to itself, so that only the garbage collector frees what
+# they saw, which may be gigabytes.
+
+
+def _mapped(node: object, change: Callable[[Any], object], changed: dict[int, object]) -> object:
+    if node is None:
+        return None
+    if isinstance(node, dict):
+        return {key: _mapped(child, change, changed) for key, child in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(_mapped(child, change, changed) for child in node)
+    if id(node) not in changed:
+        changed[id(node)] = change(node)
+    return changed[id(node)]
 
 
 def name_leaves(tree: object, expand: Expand) -> dict[str, Any]:
@@ -201,20 +202,20 @@ def name_leaves(tree: object, expand: Expand) -> dict[str, Any]:
         InvalidError: Two leaves have the same dotted path, such as those of ``{"a.b": x, "a": {"b": y}}``.
     """
     leaves: dict[str, object] = {}
-
-    def visit(node: object, path: tuple[Key, ...]) -> None:
-        _check_depth(len(path))
-        items = [] if node is None else _children(node, expand)
-        for key, child in items or []:
-            visit(child, (*path, key))
-        if items is None:
-            name = dotted(path)
-            if name in leaves:
-                raise InvalidError(f"two leaves of the tree are called {quoted(name)}")
-            leaves[name] = node
-
-    visit(tree, ())
+    _add_leaves(tree, (), expand, leaves)
     return leaves
+
+
+def _add_leaves(node: object, path: tuple[Key, ...], expand: Expand, leaves: dict[str, object]) -> None:
+    _check_depth(len(path))
+    items = [] if node is None else _children(node, expand)
+    for key, child in items or []:
+        _add_leaves(child, (*path, key), expand, leaves)
+    if items is None:
+        name = dotted(path)
+        if name in leaves:
+            raise InvalidError(f"two leaves of the tree are called {quoted(name)}")
+        leaves[name] = node
 
 
 def select_part(tree: object, prefix: str, expand: Expand) -> Any:
@@ -241,7 +242,7 @@ def select_part(tree: object, prefix: str, expand: Expand) -> Any:
                 break
         else:
             raise InvalidError(
-                f"no name begins with {quoted(prefix)}; the names are {_listed(name_leaves(tree, expand))}"
+                f"no name begins with {quoted(prefix)}; the names are {listed(name_leaves(tree, expand))}"
             )
     return node
 
@@ -268,8 +269,8 @@ def check_fit(
     if strict:
         missing = wanted.keys() - stored.keys() - set(optional)
         unexpected = stored.keys() - wanted.keys()
-        problems += [f"missing are {_listed(sorted(missing))}"] if missing else []
-        problems += [f"unexpected are {_listed(sorted(unexpected))}"] if unexpected else []
+        problems += [f"missing are {listed(sorted(missing))}"] if missing else []
+        problems += [f"unexpected are {listed(sorted(unexpected))}"] if unexpected else []
     common = [name for name in wanted if name in stored]
     wrong = [name for name in common if tuple(stored[name]) != tuple(wanted[name])]
     for name in wrong[:_NAMES_SHOWN]:
@@ -281,7 +282,7 @@ def check_fit(
     return common
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Return some names for a message."""
     names = list(names)
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""

@@ -11,6 +11,7 @@ import structlog
 import uvloop
 
 from cogment_model_registry.errors import ModelRegistryError, StartError
+from cogment_model_registry.serving import logs
 from cogment_model_registry.settings import ALL_INTERFACES
 from cogment_model_registry.system.signals import Signals
 from cogment_model_registry.system.tasks import end
@@ -49,6 +50,7 @@ async def serve_until_signal(
 
     def on_signal(number: signal.Signals) -> None:
         if number == signal.SIGHUP:
+            logs.reopen()
             hangup.set()
             return
         _log.info("stopping", signal=number.name)
@@ -144,9 +146,6 @@ def listen(server: grpc.aio.Server, host: str, port: int) -> int:
 def enable_reflection(server: grpc.aio.Server, service_names: list[str]) -> None:
     """Let a gRPC server answer reflection for its services."""
     # Imported late: it takes a fifth of the time of a start, and is off by default.
-    from grpc_reflection.v1alpha import reflection  # noqa: PLC0415
+    from cogment_model_registry.wire import reflection  # noqa: PLC0415
 
-    from cogment_model_registry.wire.reflection import pool_with_json_names  # noqa: PLC0415
-
-    names = [*service_names, reflection.SERVICE_NAME]
-    reflection.enable_server_reflection(names, server, pool=pool_with_json_names(names))
+    server.add_generic_rpc_handlers(reflection.handlers(service_names))

@@ -5,17 +5,26 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cogment_model_registry.records.addresses import parse_endpoint, parse_host, parse_properties, parse_token
-
-KIB = 1024
-MIB = 1024 * KIB
-GIB = 1024 * MIB
+from cogment_model_registry.records.addresses import (
+    is_unspecified,
+    parse_endpoint,
+    parse_host,
+    parse_properties,
+    parse_token,
+)
+from cogment_model_registry.records.sizes import GIB, KIB, MIB, TIB
+from cogment_model_registry.system.paths import expanded
 
 LOG_LEVELS = ("off", "error", "warning", "info", "debug", "trace")
 LOG_FORMATS = ("text", "json")
 
 ALL_INTERFACES = "*"
 """The `host` that stands for every interface, IPv4 and IPv6."""
+
+
+def means_all_interfaces(host: str) -> bool:
+    """Return whether a `host` stands for every interface, of one or both families: `*`, 0.0.0.0, :: and so on."""
+    return host == ALL_INTERFACES or is_unspecified(host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,12 @@ def integer(least: int, most: int) -> Kind:
     return Kind("N", f"a whole number from {least} to {most}", lambda text: check(_whole_number(text)), check)
 
 
-_BYTE_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
+_BINARY_UNITS = {"k": KIB, "m": MIB, "g": GIB, "t": TIB}
+_DECIMAL_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_BYTE_UNITS = {"": 1, "b": 1, **_DECIMAL_UNITS}
+_BYTE_UNITS |= {letter + end: size for letter, size in _BINARY_UNITS.items() for end in ("", "ib")}
+"""The units of sizes, in upper or lower case. A letter alone is binary, as systemd and container engines read it; only
+kB, MB, GB and TB are decimal, as the SI defines them."""
 
 
 def _number_of_bytes(text: str) -> int:
@@ -81,7 +95,8 @@ def _number_of_bytes(text: str) -> int:
 def byte_count(least: int, most: int) -> Kind:
     """Return the kind of numbers of bytes in a range, plain or with a unit."""
     check = _check_integer(least, most)
-    allowed = f"a number of bytes from {least} to {most}, plain or with one of kB, MB, GB, KiB, MiB, GiB"
+    units = "KiB or K, MiB or M, GiB or G, TiB or T; decimal: kB, MB, GB, TB"
+    allowed = f"a number of bytes from {least} to {most}, plain or with a unit ({units})"
     return Kind("BYTES", allowed, lambda text: check(_number_of_bytes(text)), check)
 
 
@@ -120,7 +135,7 @@ def _check_switch(value: object) -> bool:
 def _parse_path(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError(text)
-    return text
+    return expanded(text)
 
 
 def _parse_log_level(text: str) -> str:
@@ -144,6 +159,12 @@ def _parse_interface(text: str) -> str:
     return text if text == ALL_INTERFACES else parse_host(text)
 
 
+def _parse_reachable_host(text: str) -> str:
+    if is_unspecified(text):
+        raise ValueError(text)
+    return parse_host(text)
+
+
 def _check_properties(value: object) -> Mapping[str, str]:
     """Return properties that the text form can express, so that a program cannot set what nobody could type."""
     if not isinstance(value, Mapping):
@@ -165,7 +186,7 @@ def optional(kind: Kind, none: object = "") -> Kind:
 TOKEN = _text_kind("TOKEN", "printable ASCII", parse_token)
 PATH = _text_kind("PATH", "a path", _parse_path)
 SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch, _check_switch)
-HOST_NAME = _text_kind("HOST", "a host name or an IP address", parse_host)
+REACHABLE_HOST = _text_kind("HOST", "a host name, or the IP address of one interface", _parse_reachable_host)
 INTERFACE = _text_kind("HOST", f"a host name, an IP address, or {ALL_INTERFACES} for all interfaces", _parse_interface)
 ENDPOINT = _text_kind("ENDPOINT", "an endpoint of the form grpc://host:port", parse_endpoint)
 PROPERTIES = Kind(
