@@ -4,6 +4,7 @@ The names of commands and flags are those of the original; `--json` and `--timeo
 """
 
 import asyncio
+import functools
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cogment_model_registry.errors import NotFoundError, UnavailableError
+from cogment_model_registry.cli.connection import Seconds
+from cogment_model_registry.cli.groups import Group
+from cogment_model_registry.errors import NotFoundError, UnavailableError, counted
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.system.tasks import wait_at_most
@@ -23,6 +26,12 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _T = TypeVar("_T")
 
 _POLL_SECONDS = 0.5
+
+_ANSWER_SECONDS = 10
+"""How long a command waits for an answer by default."""
+
+_READY_SECONDS = 60
+"""How long `wait_for_ready` waits by default: longer than a Directory takes to check a service again."""
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[object]
@@ -53,10 +62,19 @@ _TOKEN = _Parsed("token", parse_token, "printable ASCII")
 _TYPE = _Parsed("type", ServiceType, f"one of {', '.join(each.value for each in ServiceType)}")
 
 
-def _common_options(command: _F) -> _F:
+def _common_options(command: _F, timeout_seconds: int = _ANSWER_SECONDS) -> _F:
     """Add the flags that all commands share."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+        click.option(
+            "--timeout",
+            "timeout_seconds",
+            metavar="SECONDS",
+            type=Seconds(),
+            default=timeout_seconds,
+            show_default=True,
+            help="How long the command may take.",
+        ),
         click.option(
             "--directory_authentication_token",
             "token",
@@ -81,7 +99,7 @@ def _common_options(command: _F) -> _F:
     return command
 
 
-@click.group()
+@click.group(cls=Group)
 def directory() -> None:
     """Use a Directory: find, add and remove services."""
 
@@ -95,6 +113,7 @@ def inquire(
     *,
     endpoint: str,
     token: str,
+    timeout_seconds: float,
     as_json: bool,
     service_id: int | None,
     service_type: ServiceType | None,
@@ -102,7 +121,7 @@ def inquire(
 ) -> None:
     """Find services, by id or by type and properties."""
     inquiry = _inquiry(service_id, service_type, properties)
-    services = _ask(endpoint, token, lambda client: client.inquire(inquiry))
+    services = _ask(endpoint, token, lambda client: client.inquire(inquiry, timeout_seconds=timeout_seconds))
     if as_json:
         _show_json(services)
         return
@@ -112,22 +131,19 @@ def inquire(
 
 
 @directory.command("wait_for_ready")
-@_common_options
+@functools.partial(_common_options, timeout_seconds=_READY_SECONDS)
 @click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the service to wait for.")
 @click.option("--type", "service_type", type=_TYPE, help="Type of the service to wait for.")
 @click.option("--properties", type=_PROPERTIES, help="Properties that the service must have.")
-@click.option(
-    "--timeout", "timeout_seconds", type=click.FloatRange(0), default=60, show_default=True, help="Seconds to wait."
-)
 def wait_for_ready(
     *,
     endpoint: str,
     token: str,
+    timeout_seconds: float,
     as_json: bool,
     service_id: int | None,
     service_type: ServiceType | None,
     properties: dict[str, str] | None,
-    timeout_seconds: float,
 ) -> None:
     """Wait until the Directory answers, or until it has a service that matches."""
     if service_id is None and service_type is None and properties is None:
@@ -155,7 +171,9 @@ def wait_for_ready(
         try:
             return await wait_at_most(timeout_seconds, poll(client))
         except TimeoutError:
-            raise last or NotFoundError(f"no such service was ready within {timeout_seconds:g} seconds") from None
+            raise last or NotFoundError(
+                f"no such service was ready within {counted(timeout_seconds, 'second')}"
+            ) from None
 
     services = _ask(endpoint, token, wait)
     if as_json:
@@ -177,6 +195,7 @@ def register(
     *,
     endpoint: str,
     token: str,
+    timeout_seconds: float,
     as_json: bool,
     protocol: str,
     host: str,
@@ -190,7 +209,11 @@ def register(
     over_grpc = Protocol.GRPC_SSL if ssl_required else Protocol.GRPC
     where = Endpoint(Protocol.COGMENT if protocol == "cogment" else over_grpc, host, port)
     details = Details(service_type, properties)
-    service_id, secret = _ask(endpoint, token, lambda client: client.register(where, details, permanent=permanent))
+    service_id, secret = _ask(
+        endpoint,
+        token,
+        lambda client: client.register(where, details, permanent=permanent, timeout_seconds=timeout_seconds),
+    )
     if as_json:
         click.echo(json.dumps({"service_id": service_id, "secret": secret}))
     else:
@@ -201,9 +224,11 @@ def register(
 @_common_options
 @click.option("--service_id", type=click.IntRange(1, 2**64 - 1), required=True, help="Id of the service.")
 @click.option("--secret", required=True, help="Secret that `register` printed.")
-def deregister(endpoint: str, token: str, as_json: bool, service_id: int, secret: str) -> None:
+def deregister(
+    *, endpoint: str, token: str, timeout_seconds: float, as_json: bool, service_id: int, secret: str
+) -> None:
     """Remove a service."""
-    _ask(endpoint, token, lambda client: client.deregister(service_id, secret))
+    _ask(endpoint, token, lambda client: client.deregister(service_id, secret, timeout_seconds=timeout_seconds))
     if as_json:
         click.echo(json.dumps({"service_id": service_id}))
 

@@ -1,13 +1,47 @@
-"""Groups of commands: their modules are imported when they are needed, since most lines need one of them."""
+"""Groups of commands: they suggest what was meant, and import a command when it is needed."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import click
 
+_SAME_WORD = 0.8
+"""How similar to a command of another group a word must be; of its own group, less is enough."""
 
-class LazyGroup(click.Group):
+_OF_THE_ORIGINAL = {"launch", "orchestrator", "trial_datastore", "web_proxy"}
+"""Commands of the original program of this name, which is hidden where ours comes first on the path."""
+
+
+class Group(click.Group):
+    """A group that suggests commands for a word that is none."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that a line names.
+
+        Raises:
+            click.UsageError: There is none; the message has those that may be meant.
+        """
+        name = args[0]
+        if ctx.resilient_parsing or name.startswith("-") or self.get_command(ctx, name):
+            return super().resolve_command(ctx, args)
+        raise click.UsageError(f"{ctx.command_path} has no command {name!r}: {self._advice(ctx, name)}", ctx)
+
+    def _advice(self, ctx: click.Context, name: str) -> str:
+        if name in _OF_THE_ORIGINAL:
+            return "this is the cogment of cogment-model-registry; run the original by its path"
+        known = self.list_commands(ctx)
+        near = [f"{ctx.command_path} {each}" for each in get_close_matches(name, known)]
+        near = near or [path for word, path in _commands(ctx.find_root()) if _is_near(name, word)]
+        if near:
+            return f"did you mean {' or '.join(near)}?"
+        return f"it has {', '.join(known)}"
+
+
+class LazyGroup(Group):
     """A group whose commands are imported when they are asked for.
 
     Args:
@@ -38,3 +72,20 @@ class ServicesGroup(LazyGroup):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Return the command of a name."""
         return super().get_command(ctx, "model_registry" if cmd_name == "registry" else cmd_name)
+
+
+def _is_near(name: str, word: str) -> bool:
+    return bool(get_close_matches(name, [word], cutoff=_SAME_WORD))
+
+
+def _commands(root: click.Context) -> Iterator[tuple[str, str]]:
+    """Yield each command of the program by its name, with all its words."""
+
+    def below(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+        if isinstance(command, click.Group):
+            for name in command.list_commands(root):
+                yield name, f"{path} {name}"
+                if (inner := command.get_command(root, name)) is not None:
+                    yield from below(inner, f"{path} {name}")
+
+    yield from below(root.command, root.command_path)

@@ -6,12 +6,14 @@ The original's command line has no such commands; they have the names of the lib
 import contextlib
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import click
 
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
+from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.parameters import (
     ModelId,
     NumberedCommand,
@@ -29,16 +31,19 @@ from cogment_model_registry.cli.running import (
     open_standard_output,
     telling,
 )
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, shown
-from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError, counted, shown
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry
 
 _HELP_WIDTH = {"max_content_width": 120}
 
+_CALLS_AT_ONCE = 16
+"""How many calls a command makes at once that needs one for each model."""
 
-@click.group("model_registry")
+
+@click.group("model_registry", cls=Group)
 def model_registry() -> None:
     """Use a model registry: create and list models; publish, store, retrieve and watch versions.
 
@@ -61,15 +66,38 @@ _user_data = click.option(
 @model_registry.command("list_models", context_settings=_HELP_WIDTH)
 @common_flags
 def list_models(flags: Flags) -> None:
-    """List all models. With --quiet, print only their ids, one per line."""
+    """List all models, with the latest version of each, and the count, bytes and age of its versions.
+
+    With --quiet, print only the ids, one per line, which takes one call; otherwise there is one more for each model.
+    """
     with flags.connected() as registry:
         models = registry.list_models()
-        if flags.as_json:
-            presentation.print_json([presentation.model_as_json(model) for model in models])
-        elif flags.is_quiet:
+        if flags.is_quiet and not flags.as_json:
             presentation.print_lines(presentation.safe(model.model_id) for model in models)
+            return
+        summaries = _summaries(registry, models)
+        if flags.as_json:
+            presentation.print_json([presentation.summary_as_json(summary) for summary in summaries])
         else:
-            presentation.print_models(models)
+            presentation.print_models(summaries)
+
+
+def _summaries(registry: "ModelRegistry", models: Sequence[ModelInfo]) -> list[presentation.ModelSummary]:
+    """Return the summaries of models; those that are deleted in the meantime are left out."""
+    from cogment_model_registry.client.threads import do_apart  # noqa: PLC0415 # not needed for --help
+
+    def summarised(model: ModelInfo) -> presentation.ModelSummary | None:
+        try:
+            return presentation.ModelSummary.of(model, registry.list_versions(model.model_id))
+        except NotFoundError:
+            return None
+
+    def summarise() -> list[presentation.ModelSummary]:
+        with ThreadPoolExecutor(_CALLS_AT_ONCE) as pool:
+            return [summary for summary in pool.map(summarised, models) if summary]
+
+    # Not on the main thread, where an interruption may leave a lock of the pool locked.
+    return do_apart(summarise)
 
 
 @model_registry.command("show_model", context_settings=_HELP_WIDTH)
@@ -78,34 +106,13 @@ def list_models(flags: Flags) -> None:
 def show_model(flags: Flags, model_id: str) -> None:
     """Show a MODEL: its user_data, the number of its versions, and their bytes."""
     with flags.connected() as registry:
-        model, versions = registry.get_model(model_id), registry.list_versions(model_id)
-        latest = versions[-1] if versions else None
-        size_bytes = _size_bytes(versions)
-        archived = sum(version.archived for version in versions)
+        summary = presentation.ModelSummary.of(registry.get_model(model_id), registry.list_versions(model_id))
         if flags.as_json:
-            document = {
-                **presentation.model_as_json(model),
-                "versions": len(versions),
-                "archived_versions": archived,
-                "data_size_bytes": size_bytes,
-                "latest_version": presentation.version_as_json(latest) if latest else None,
-            }
-            presentation.print_json(document)
-            return
-        if flags.is_quiet:
-            presentation.print_lines([presentation.safe(model.model_id)])
-            return
-        details = {
-            "model": presentation.safe(model.model_id),
-            "user_data": presentation.user_data_text(model.user_data),
-            "versions": str(len(versions)),
-            "archived": str(archived),
-            "size": presentation.size_text(size_bytes),
-        }
-        if latest:
-            details["latest"] = str(latest.number)
-            details["latest_created"] = presentation.moment_text(latest.created_ns)
-        presentation.print_details(details)
+            presentation.print_json(presentation.summary_as_json(summary))
+        elif flags.is_quiet:
+            presentation.print_lines([presentation.safe(model_id)])
+        else:
+            presentation.print_details(presentation.model_details(summary))
 
 
 @model_registry.command("create_model", context_settings=_HELP_WIDTH)
@@ -142,9 +149,10 @@ def delete_model(flags: Flags, model_id: str, *, yes: bool) -> None:
 
 def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> None:
     archived = sum(version.archived for version in versions)
+    size = presentation.human_size(sum(version.data_size_bytes for version in versions))
     question = (
-        f"Delete model {presentation.safe(model_id)} with {_count(len(versions), 'version')}, {archived} of them "
-        f"archived, and {presentation.human_size(_size_bytes(versions))} of data?"
+        f"Delete model {presentation.safe(model_id)} with {counted(len(versions), 'version')}, {archived} of them "
+        f"archived, and {size} of data?"
     )
     with ended_by_interruptions():
         is_wanted = click.confirm(question, err=True)
@@ -297,11 +305,12 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int) -> No
 def watch(flags: Flags, model_id: str, *, after: int, count: int | None) -> None:
     """Print the latest version of a MODEL, then each newer one, one per line, until Ctrl-C.
 
-    A lost connection is retried for five minutes, or for --timeout seconds. With --quiet, print only numbers.
+    A connection that is lost is retried for 300 seconds, or for --retry_seconds. With --timeout, the command ends with
+    exit code 4 after that time. With --quiet, print only numbers.
     """
     line = _event_format(flags)
     with flags.connected() as registry, ending_with_reader(registry.close):
-        patience = {} if flags.timeout_seconds is None else {"patience_seconds": flags.timeout_seconds}
+        patience = {} if flags.retry_seconds is None else {"patience_seconds": flags.retry_seconds}
         for count_so_far, version in enumerate(registry.watch(model_id, after=after, **patience), start=1):
             click.echo(line(version))
             if count_so_far == count:
@@ -334,11 +343,3 @@ def _exists(registry: "ModelRegistry", model_id: str) -> bool:
     except NotFoundError:
         return False
     return True
-
-
-def _size_bytes(versions: Sequence[VersionInfo]) -> int:
-    return sum(version.data_size_bytes for version in versions)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -14,11 +14,7 @@ from dataclasses import dataclass
 from time import time_ns
 from typing import Self
 
-from cogment_model_registry.errors import (
-    DataLossError,
-    InvalidError,
-    NotFoundError,
-)
+from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, counted
 from cogment_model_registry.records.payload import PayloadCheck
 from cogment_model_registry.records.versions import (
     ModelInfo,
@@ -393,4 +389,6 @@ class Registry:
 
     def _check_count(self, name: str, count: int) -> None:
         if count > self._limits.request_max_items:
-            raise InvalidError(f"{name} has {count} entries; at most {self._limits.request_max_items} are allowed")
+            raise InvalidError(
+                f"{name} has {counted(count, 'entry', 'entries')}; at most {self._limits.request_max_items} are allowed"
+            )

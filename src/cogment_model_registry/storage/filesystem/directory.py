@@ -25,12 +25,14 @@ from cogment_model_registry.errors import (
     StartError,
     TooLargeError,
     UnavailableError,
+    counted,
     quoted,
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
 from cogment_model_registry.storage.filesystem import layout, reading
 from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
 from cogment_model_registry.storage.filesystem.model_files import close_quietly, list_model, read_metadata
+from cogment_model_registry.storage.filesystem.recognition import check_format
 from cogment_model_registry.storage.filesystem.writing import DurableWriter
 from cogment_model_registry.storage.folder import FolderContents
 from cogment_model_registry.system.file_locks import lock_soon
@@ -98,6 +100,7 @@ class ArchiveDirectory:
         try:
             self._root = self.files.open_root(self._path)
             self._lock = self._take_lock()
+            check_format(self.files, self._root, self._path)
             self.writer.failure = ""
             if sweep:
                 # Make the renames of a process that was killed durable before anything relies on them.
@@ -322,7 +325,8 @@ class ArchiveDirectory:
         self._require_writable()
         available = max(self.files.free_bytes(self._root) - promised_bytes, 0)
         if size_bytes > available:
-            message = f"an archived version of {size_bytes} bytes does not fit the {available} bytes that are free"
+            free = counted(available, "byte")
+            message = f"an archived version of {counted(size_bytes, 'byte')} does not fit the free space of {free}"
             raise TooLargeError(message, model_id=model_id)
         name = layout.temporary_name()
         try:
