@@ -14,7 +14,7 @@ import click
 
 from cogment_model_registry.cli.connection import Seconds
 from cogment_model_registry.cli.groups import Group
-from cogment_model_registry.errors import NotFoundError, UnavailableError, counted
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TimedOutError, UnavailableError, counted
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.system.tasks import wait_at_most
@@ -153,7 +153,7 @@ def wait_for_ready(
         inquiry = _inquiry(service_id, service_type, properties)
         wanted = True
 
-    last: UnavailableError | None = None
+    last: ModelRegistryError | None = TimedOutError("the Directory did not answer in time")
 
     async def poll(client: "DirectoryClient") -> list[Service]:
         nonlocal last
@@ -163,7 +163,7 @@ def wait_for_ready(
                 if services or not wanted:
                     return services
                 last = None
-            except UnavailableError as error:
+            except (UnavailableError, TimedOutError) as error:
                 last = error
             await asyncio.sleep(_POLL_SECONDS)
 

@@ -75,14 +75,14 @@ def list_models(flags: Flags) -> None:
         if flags.is_quiet and not flags.as_json:
             presentation.print_lines(presentation.safe(model.model_id) for model in models)
             return
-        summaries = _summaries(registry, models)
+        summaries = summaries_of(registry, models)
         if flags.as_json:
             presentation.print_json([presentation.summary_as_json(summary) for summary in summaries])
         else:
             presentation.print_models(summaries)
 
 
-def _summaries(registry: "ModelRegistry", models: Sequence[ModelInfo]) -> list[presentation.ModelSummary]:
+def summaries_of(registry: "ModelRegistry", models: Sequence[ModelInfo]) -> list[presentation.ModelSummary]:
     """Return the summaries of models; those that are deleted in the meantime are left out."""
     from cogment_model_registry.client.threads import do_apart  # noqa: PLC0415 # not needed for --help
 
