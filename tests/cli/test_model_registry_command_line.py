@@ -611,9 +611,9 @@ def test_timeout_ends_a_watch_for_which_nothing_comes(cogment: Cogment, registry
     result = cogment.run("watch", "m", "--timeout=0.5", "--count=1", LONG)
     assert (result.returncode, result.stdout, result.stderr) == (4, "", message)
     registry.publish("m", DATA)
-    result = cogment.run("watch", "m", "--timeout=0.5", "--quiet", LONG)
-    assert (result.returncode, result.stdout, result.stderr) == (4, "1\n", message)
-    assert cogment.run("watch", "m", "--timeout=1", "--count=1", "--quiet").returncode == 0
+    result = cogment.run("watch", "m", "--timeout=0.5", "--after=1", LONG)
+    assert (result.returncode, result.stdout, result.stderr) == (4, "", message)
+    assert cogment.output("watch", "m", f"--timeout={START_SECONDS:g}", "--count=1", "--quiet") == "1\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -622,9 +622,8 @@ def test_timeout_ends_every_command_on_a_registry_that_is_silent(cogment: Cogmen
     words = [command, *([] if command in ("list_models", "status") else ["m"]), *more.get(command, [])]
     with silent_server() as endpoint:
         result = cogment.run(*words, "--timeout=0.5", LONG, f"--endpoint={endpoint}")
-    # An upload and a deletion may have been done.
     assert failed(result, 4, "the command took longer than the 0.5 seconds of --timeout")
-    assert ("may have done it" in result.stderr) == (command in ("delete_model", "publish", "store"))
+    assert "may have done it" not in result.stderr or command in ("delete_model", "publish", "store")
     assert os.listdir(cogment.directory) == ["w"]
 
 
