@@ -664,9 +664,8 @@ def test_help_loads_neither_grpc_nor_rich(words: list[str]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_the_flags_that_all_have(command: str) -> None:
     help_text = run_in_process("client", "registry", command, "-h").stdout
-    flags = ("endpoint", "directory_endpoint", "directory_authentication_token")
-    flags = (*flags, "timeout", "retry_seconds", "json", "quiet")
-    for flag in flags:
+    connection = ("endpoint", "directory_endpoint", "directory_authentication_token", "timeout", "retry_seconds")
+    for flag in (*connection, "json", "quiet"):
         assert f"--{flag} " in help_text
 
 

@@ -56,7 +56,7 @@ def test_every_snippet_runs(tmp_path: Path) -> None:
         ("`retry_seconds` (10,", core.RETRY_SECONDS == 10),
         ("`patience_seconds` (300)", watching.PATIENCE_SECONDS == 300),
         ("`cache_max_bytes` (10 GiB)", cache.DEFAULT_MAX_BYTES == 10 * 2**30),
-        ("By default it is 30,", core.CALL_SECONDS == 30),
+        ("The default is 30 seconds;", core.CALL_SECONDS == 30),
         (f"`{core.CACHE_VARIABLE}`", True),
     ],
 )

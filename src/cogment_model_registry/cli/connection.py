@@ -13,7 +13,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from cogment_model_registry.cli.running import ending_in_time, ending_on_signals, telling
-from cogment_model_registry.errors import UnavailableError
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry
@@ -27,9 +26,6 @@ _R = TypeVar("_R")
 
 RETRY_SECONDS = 3.0
 """How long a command tries to reach a registry, unless `--retry_seconds` sets it: a person waits for the answer."""
-
-_VARIABLES = ("COGMENT_MODEL_REGISTRY_ENDPOINT", "COGMENT_DIRECTORY_ENDPOINT")
-"""The environment variables that say where a registry is."""
 
 _SECONDS_MAX = 1_000_000
 """The longest time that a flag takes: eleven days."""
@@ -75,22 +71,10 @@ class Flags:
         with (
             telling("the command"),
             ending_on_signals(),
-            self._hinting(),
             _registry(self, retry_seconds) as registry,
             ending_in_time(self.timeout_seconds, registry.close),
         ):
             yield registry
-
-    @contextlib.contextmanager
-    def _hinting(self) -> Iterator[None]:
-        """Return a context manager that adds a hint to errors when the default endpoint has no registry."""
-        try:
-            yield
-        except UnavailableError as error:
-            named = (self.endpoint, self.directory_endpoint, *map(os.environ.get, _VARIABLES))
-            if not any(named):
-                raise UnavailableError(f"{error.message} (--endpoint or {_VARIABLES[0]} names another one)") from error
-            raise
 
     def say(self, message: str) -> None:
         """Print what was done, unless the output is for programs."""

@@ -14,7 +14,7 @@ import click
 
 from cogment_model_registry.cli.connection import Seconds
 from cogment_model_registry.cli.groups import Group
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TimedOutError, UnavailableError, counted
+from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError, counted
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.system.tasks import wait_at_most
@@ -26,6 +26,8 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _T = TypeVar("_T")
 
 _POLL_SECONDS = 0.5
+_POLL_CALL_SECONDS = 5.0
+"""How long a Directory may take to answer before it is asked again: it may have frozen, or have moved."""
 
 _ANSWER_SECONDS = 10
 """How long a command waits for an answer by default."""
@@ -153,13 +155,13 @@ def wait_for_ready(
         inquiry = _inquiry(service_id, service_type, properties)
         wanted = True
 
-    last: ModelRegistryError | None = TimedOutError("the Directory did not answer in time")
+    last: UnavailableError | TimedOutError | None = TimedOutError("the Directory did not answer in time")
 
     async def poll(client: "DirectoryClient") -> list[Service]:
         nonlocal last
         while True:
             try:
-                services = await client.inquire(inquiry)
+                services = await client.inquire(inquiry, timeout_seconds=_POLL_CALL_SECONDS)
                 if services or not wanted:
                     return services
                 last = None

@@ -1,4 +1,4 @@
-"""What a directory is: an archive or not, and one whose format this version understands.
+"""Whether a directory is an archive, and whether this version supports its format.
 
 The format of an archive is a number in the file `.format`. Without that file it is 1: the files of the original and
 those that `layout` names, which the original ignores. A change of the files that a server without it must not work
@@ -11,7 +11,7 @@ from cogment_model_registry.storage.filesystem import layout, model_files
 from cogment_model_registry.storage.filesystem.files import Files, NotRegularError
 
 FORMAT_MAX = 1
-"""The newest format of an archive that this version understands."""
+"""The newest format of an archive that this version supports."""
 
 
 def check_format(files: Files, root: int, path: str) -> None:
@@ -37,7 +37,7 @@ def check_format(files: Files, root: int, path: str) -> None:
         ) from None
     if number > FORMAT_MAX:
         raise StartError(
-            f"archive directory {path} has format {number}, and this version of cogment-model-registry understands "
+            f"archive directory {path} has format {number}, and this version of cogment-model-registry supports "
             f"formats up to {FORMAT_MAX}: install a newer version"
         )
 
