@@ -37,13 +37,17 @@ _KINDS = "\n".join(
 )
 
 
-@click.group(cls=Group)
+@click.group(cls=Group, short_help="Check archive directories, and move models between them.")
 def archive() -> None:
     """Check an archive directory, or move models between two, without a server."""
     check_server_extra("cogment archive")
 
 
-@archive.command(epilog=f"\b\nFindings:\n{_KINDS}", context_settings={"max_content_width": 120})
+@archive.command(
+    short_help="Check all metadata, and all data against its hash.",
+    epilog=f"\b\nFindings:\n{_KINDS}",
+    context_settings={"max_content_width": 120},
+)
 @click.argument("directory", type=_DIRECTORY)
 @click.option("--repair", "is_repair", is_flag=True, help="Make the safe repairs; no server may use the directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -173,7 +177,7 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
     return value
 
 
-@archive.command("export")
+@archive.command("export", short_help="Write a model to one tar file.")
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("model_id", callback=_check_model_id)
 @click.option("--output", default="-", metavar="FILE", help="File to write; - (the default) is standard output.")
@@ -208,12 +212,15 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
         return
     check_free(path, force=force)
     with contextlib.closing(Replacement(path, 0o640)) as replacement:
-        yield replacement.open()
+        with telling(f"writing {shown(path)}"):
+            file = replacement.open()
+        yield file
         check_free(path, force=force)
-        replacement.commit()
+        with telling(f"writing {shown(path)}"):
+            replacement.commit()
 
 
-@archive.command("import")
+@archive.command("import", short_help="Create a model from a tar file of `export`.")
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model_id", metavar="NAME", callback=_check_model_id, help="Give the model this name.")
@@ -280,9 +287,11 @@ def _opened(directory: str, *, may_be_unused: bool = False) -> "Iterator[tuple[O
     with claim.opened_root(files, directory) as root:
         recognition.check_format(files, root, directory)
         if not recognition.is_archive(files, root) and not (may_be_unused and recognition.is_unused(files, root)):
+            name = recognition.used_below(files, root)
+            found = f"did you mean {shown(os.path.join(directory, name))}?" if name else ""
             raise click.UsageError(
                 f"{shown(directory)} is not an archive: it has no model, and no server has used it; "
-                "give the archive_dir of a server"
+                f"{found or 'give the archive_dir of a server'}"
             )
         yield files, root
 

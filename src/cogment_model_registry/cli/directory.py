@@ -14,6 +14,7 @@ import click
 
 from cogment_model_registry.cli.connection import Seconds
 from cogment_model_registry.cli.groups import Group
+from cogment_model_registry.cli.parameters import WholeNumber
 from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError, counted
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
@@ -108,7 +109,7 @@ def directory() -> None:
 
 @directory.command()
 @_common_options
-@click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the one service to find.")
+@click.option("--service_id", metavar="N", type=WholeNumber(1, 2**64 - 1), help="Id of the one service to find.")
 @click.option("--type", "service_type", type=_TYPE, help="Type of the services to find.")
 @click.option("--properties", type=_PROPERTIES, help="Properties that the services must have.")
 def inquire(
@@ -132,9 +133,9 @@ def inquire(
         _show(service)
 
 
-@directory.command("wait_for_ready")
+@directory.command("wait_for_ready", short_help="Wait for the Directory, or for a service in it.")
 @functools.partial(_common_options, timeout_seconds=_READY_SECONDS)
-@click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the service to wait for.")
+@click.option("--service_id", metavar="N", type=WholeNumber(1, 2**64 - 1), help="Id of the service to wait for.")
 @click.option("--type", "service_type", type=_TYPE, help="Type of the service to wait for.")
 @click.option("--properties", type=_PROPERTIES, help="Properties that the service must have.")
 def wait_for_ready(
@@ -184,11 +185,11 @@ def wait_for_ready(
     click.echo("ready")
 
 
-@directory.command()
+@directory.command(short_help="Add a service, and print its id and secret.")
 @_common_options
 @click.option("--protocol", type=click.Choice(["grpc", "cogment"]), default="grpc", show_default=True)
 @click.option("--host", required=True, help="Host of the service.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port of the service.")
+@click.option("--port", metavar="N", type=WholeNumber(0, 65535), default=0, help="TCP port of the service.")
 @click.option("--ssl_required", type=bool, default=False, show_default=True, help="Whether it requires encryption.")
 @click.option("--type", "service_type", type=_TYPE, required=True, help="Type of the service.")
 @click.option("--permanent", type=bool, default=False, show_default=True, help="Whether to keep it without checks.")
@@ -224,7 +225,7 @@ def register(
 
 @directory.command()
 @_common_options
-@click.option("--service_id", type=click.IntRange(1, 2**64 - 1), required=True, help="Id of the service.")
+@click.option("--service_id", metavar="N", type=WholeNumber(1, 2**64 - 1), required=True, help="Id of the service.")
 @click.option("--secret", required=True, help="Secret that `register` printed.")
 def deregister(
     *, endpoint: str, token: str, timeout_seconds: float, as_json: bool, service_id: int, secret: str

@@ -18,6 +18,7 @@ from cogment_model_registry.cli.parameters import (
     ModelId,
     NumberedCommand,
     UserDataEntry,
+    WholeNumber,
     joined_user_data,
     version_argument,
 )
@@ -43,7 +44,7 @@ _CALLS_AT_ONCE = 16
 """How many calls a command makes at once that needs one for each model."""
 
 
-@click.group("model_registry", cls=Group)
+@click.group("model_registry", cls=Group, short_help="Publish, store, retrieve and watch versions.")
 def model_registry() -> None:
     """Use a model registry: create and list models; publish, store, retrieve and watch versions.
 
@@ -63,7 +64,9 @@ _user_data = click.option(
 )
 
 
-@model_registry.command("list_models", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "list_models", short_help="List all models with latest version, count, size and age.", context_settings=_HELP_WIDTH
+)
 @common_flags
 def list_models(flags: Flags) -> None:
     """List all models, with the latest version of each, and the count, bytes and age of its versions.
@@ -100,7 +103,9 @@ def summaries_of(registry: "ModelRegistry", models: Sequence[ModelInfo]) -> list
     return do_apart(summarise)
 
 
-@model_registry.command("show_model", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "show_model", short_help="Show a model: user_data, number of versions, bytes.", context_settings=_HELP_WIDTH
+)
 @_model
 @common_flags
 def show_model(flags: Flags, model_id: str) -> None:
@@ -115,7 +120,9 @@ def show_model(flags: Flags, model_id: str) -> None:
             presentation.print_details(presentation.model_details(summary))
 
 
-@model_registry.command("create_model", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "create_model", short_help="Create a model, or replace its user_data.", context_settings=_HELP_WIDTH
+)
 @_model
 @_user_data
 @common_flags
@@ -130,7 +137,9 @@ def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None
         flags.say(f"{'replaced the user_data of' if existed else 'created'} model {presentation.safe(model_id)}")
 
 
-@model_registry.command("delete_model", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "delete_model", short_help="Delete a model with all its versions.", context_settings=_HELP_WIDTH
+)
 @_model
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @common_flags
@@ -160,7 +169,9 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
         raise ModelRegistryError("nothing was deleted")
 
 
-@model_registry.command("list_versions", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "list_versions", short_help="List the versions of a model that can be retrieved.", context_settings=_HELP_WIDTH
+)
 @_model
 @common_flags
 def list_versions(flags: Flags, model_id: str) -> None:
@@ -175,7 +186,12 @@ def list_versions(flags: Flags, model_id: str) -> None:
             presentation.print_versions(versions)
 
 
-@model_registry.command("show_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "show_version",
+    cls=NumberedCommand,
+    short_help="Show a version: time, size, hash, user_data.",
+    context_settings=_HELP_WIDTH,
+)
 @_model
 @version_argument
 @common_flags
@@ -197,10 +213,10 @@ def _show(flags: Flags, version: VersionInfo) -> None:
         presentation.print_details(presentation.version_details(version))
 
 
-def _upload_command(name: str, doc: str, *, archived: bool) -> None:
+def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
     """Add the command that creates versions of one tier; the two commands differ only in that."""
 
-    @model_registry.command(name, help=doc, context_settings=_HELP_WIDTH)
+    @model_registry.command(name, short_help=short, help=doc, context_settings=_HELP_WIDTH)
     @_model
     @click.argument("file", type=click.Path(allow_dash=True))
     @_user_data
@@ -234,12 +250,14 @@ def _show_upload(flags: Flags, version: VersionInfo) -> None:
 
 _upload_command(
     "publish",
+    "Publish a file as a transient version.",
     "Publish a FILE as a transient version of a MODEL; - is standard input.\n\n"
     "Watchers of the model are notified. The version may be evicted later. With --quiet, print only its number.",
     archived=False,
 )
 _upload_command(
     "store",
+    "Store a file as an archived version.",
     "Store a FILE as an archived version of a MODEL; - is standard input.\n\n"
     "The version is durable when the command ends, and kept until its model is deleted. With --quiet, print only its "
     "number.",
@@ -247,7 +265,12 @@ _upload_command(
 )
 
 
-@model_registry.command("retrieve", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "retrieve",
+    cls=NumberedCommand,
+    short_help="Write the bytes of a version to a file or a pipe.",
+    context_settings=_HELP_WIDTH,
+)
 @_model
 @version_argument
 @click.option(
@@ -295,12 +318,14 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int) -> No
             file.write(data)
 
 
-@model_registry.command("watch", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "watch", short_help="Print the latest version, then each newer one.", context_settings=_HELP_WIDTH
+)
 @_model
 @click.option(
-    "--after", type=click.IntRange(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
+    "--after", type=WholeNumber(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="Stop after N versions.")
+@click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N versions.")
 @common_flags
 def watch(flags: Flags, model_id: str, *, after: int, count: int | None) -> None:
     """Print the latest version of a MODEL, then each newer one, one per line, until Ctrl-C.
@@ -323,7 +348,9 @@ def _event_format(flags: Flags) -> Callable[[VersionInfo], str]:
     return (lambda version: str(version.number)) if flags.is_quiet else presentation.event_line
 
 
-@model_registry.command("status", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "status", short_help="Show the state of the registry, and its software.", context_settings=_HELP_WIDTH
+)
 @common_flags
 def status(flags: Flags) -> None:
     """Show the state of the registry, and the versions of its software. With --quiet, print nothing."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cogment_model_registry.cli.connection import complete_version
+from cogment_model_registry.cli.groups import Command
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     _Entry = click.ParamType[tuple[str, str]]
 else:
     _Text = _Number = _Entry = click.ParamType  # before click 8.4 it takes no type
+
+
+class WholeNumber(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
 
 
 class ModelId(_Text):
@@ -82,7 +89,7 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-class NumberedCommand(click.Command):
+class NumberedCommand(Command):
     """A command with a version, whose number may be negative without being a flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -6,6 +6,7 @@ of theirs can change the line, the column or the terminal.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -40,13 +41,13 @@ class Column:
     Attributes:
         title: What stands above it.
         justify: To which side its texts go.
-        gives_way: Whether it is cut where a terminal is narrow: never, first (and left out where that is not enough),
-            or last.
+        gives_way: Whether it is cut or left out where a terminal is narrow: never, first (cut, and left out where that
+            is not enough), second (cut), or last (left out).
     """
 
     title: str
     justify: Literal["left", "right"] = "left"
-    gives_way: Literal["never", "first", "last"] = "never"
+    gives_way: Literal["never", "first", "second", "last"] = "never"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,17 +77,17 @@ class ModelSummary:
 
 
 _MODEL_COLUMNS = (
-    Column("MODEL", gives_way="last"),
+    Column("MODEL", gives_way="second"),
     Column("LATEST", "right"),
     Column("VERSIONS", "right"),
     Column("SIZE", "right"),
-    Column("UPDATED"),
+    Column("UPDATED", gives_way="last"),
     Column("USER_DATA", gives_way="first"),
 )
 _VERSION_COLUMNS = (
     Column("VERSION", "right"),
     Column("KIND"),
-    Column("CREATED"),
+    Column("CREATED", gives_way="last"),
     Column("SIZE", "right"),
     Column("USER_DATA", gives_way="first"),
 )
@@ -167,8 +168,13 @@ def print_details(details: Mapping[str, str]) -> None:
     """Print names with their values, one a line."""
     width = max(map(len, details), default=0)
     for name, value in details.items():
-        title = click.style(f"{name:<{width}}", dim=True) if is_for_people() else f"{name:<{width}}"
-        click.echo(f"{title}{_GAP}{value}")
+        click.echo(f"{_styled(f'{name:<{width}}', dim=True)}{_GAP}{value}")
+
+
+def _styled(text: str, *, bold: bool | None = None, dim: bool | None = None) -> str:
+    """Return a text in a style, on a terminal that has styles and whose user wants them (https://no-color.org)."""
+    has_styles = is_for_people() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return click.style(text, bold=bold, dim=dim) if has_styles else text
 
 
 def version_details(version: VersionInfo) -> dict[str, str]:
@@ -223,7 +229,7 @@ def _print_terminal_table(columns: Sequence[Column], rows: Sequence[Sequence[str
     for row in (titles, *rows):
         texts = [_fitted(*each) for each in zip(row, columns, widths, strict=True) if each[2]]
         line = _GAP.join(texts).rstrip()
-        click.echo(click.style(line, bold=True) if row is titles else line)
+        click.echo(_styled(line, bold=True) if row is titles else line)
 
 
 def _narrowed(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
@@ -233,16 +239,15 @@ def _narrowed(columns: Sequence[Column], widths: Sequence[int], room: int) -> li
     """
     widths = list(widths)
     excess = sum(widths) + len(_GAP) * (len(widths) - 1) - room
-    for when in ("first", "last"):
+    for when in ("first", "second", "last"):
         for position, column in enumerate(columns):
             if column.gives_way != when or excess <= 0:
                 continue
             width = widths[position]
-            widths[position] = max(width - excess, min(width, _CUT_MIN_CELLS))
-            if when == "first" and width - widths[position] < excess:
-                widths[position] = 0
-                width += len(_GAP)
-            excess -= width - widths[position]
+            least = width if when == "last" else min(width, _CUT_MIN_CELLS)
+            is_left_out = when != "second" and width - least < excess
+            widths[position] = 0 if is_left_out else max(width - excess, least)
+            excess -= width - widths[position] + is_left_out * len(_GAP)
     return widths
 
 

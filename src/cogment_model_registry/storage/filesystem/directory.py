@@ -108,7 +108,8 @@ class ArchiveDirectory:
                 self._sweep()
         except OSError as error:
             self.close()
-            message = f"archive directory {self._path} cannot be used: {error.strerror}"
+            reason = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror
+            message = f"archive directory {self._path} cannot be used: {reason}"
             raise StartError(message) from error
         except StartError:
             self.close()

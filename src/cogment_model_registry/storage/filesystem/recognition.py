@@ -5,6 +5,8 @@ those that `layout` names, which the original ignores. A change of the files tha
 next to gets the next number, and the server that makes the change writes it first, durably.
 """
 
+import contextlib
+
 from cogment_model_registry.errors import InvalidError, StartError
 from cogment_model_registry.records.versions import check_model_id
 from cogment_model_registry.storage.filesystem import layout, model_files
@@ -50,6 +52,16 @@ def is_archive(files: Files, root: int) -> bool:
     return any(
         layout.is_temporary(entry.name) or _is_model(files, root, entry.name) for entry in entries if entry.is_directory
     )
+
+
+def used_below(files: Files, root: int) -> str:
+    """Return the name of a directory below this one that a server has used as its archive; empty if there is none."""
+    for entry in files.list_directory(root):
+        if entry.is_directory:
+            with contextlib.suppress(OSError):
+                files.status_of(root, f"{entry.name}/{layout.LOCK_NAME}")
+                return entry.name
+    return ""
 
 
 def is_unused(files: Files, root: int) -> bool:
