@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,8 +19,8 @@ class ServerProcess:
     """`cogment services model_registry`, or `directory`, in a process of its own.
 
     Attributes:
-        port: The port that its log tells.
-        lines: What it has logged so far.
+        port: The port in its log.
+        lines: The lines that it has logged so far.
     """
 
     def __init__(
@@ -29,10 +29,11 @@ class ServerProcess:
         *flags: str,
         environment: dict[str, str] | None = None,
         service: str = "model_registry",
+        before: Sequence[str] = (),
     ) -> None:
         self.archive_dir = archive_dir
         self.lines: list[str] = []
-        command = [sys.executable, "-m", "cogment_model_registry", "services", service]
+        command = [*before, sys.executable, "-m", "cogment_model_registry", "services", service]
         command += ["--port=0", "--host=127.0.0.1", *flags]
         if service == "model_registry":
             command.append(f"--archive_dir={archive_dir}")
@@ -40,7 +41,8 @@ class ServerProcess:
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",  # in each locale, but for what is not the log
+            errors="backslashreplace",
             env={**clean_environment(), **(environment or {})},
         )
         self._news = threading.Condition()
@@ -113,10 +115,17 @@ def clean_environment() -> dict[str, str]:
 
 @contextmanager
 def server_process(
-    archive_dir: Path, *flags: str, environment: dict[str, str] | None = None, service: str = "model_registry"
+    archive_dir: Path,
+    *flags: str,
+    environment: dict[str, str] | None = None,
+    service: str = "model_registry",
+    before: Sequence[str] = (),
 ) -> Iterator[ServerProcess]:
-    """Open a context in which a server process serves; what is left of it at the end is killed."""
-    process = ServerProcess(archive_dir, *flags, environment=environment, service=service)
+    """Return a context manager in which a server process serves; what is left of it at the end is killed.
+
+    The words of `before` come before those of its command.
+    """
+    process = ServerProcess(archive_dir, *flags, environment=environment, service=service, before=before)
     try:
         yield process
     finally:
@@ -127,12 +136,21 @@ def run_cogment(
     *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a `cogment` command that ends by itself."""
-    command = [sys.executable, "-m", "cogment_model_registry", *arguments]
+    return run(sys.executable, "-m", "cogment_model_registry", *arguments, environment=environment, cwd=cwd)
+
+
+def run(
+    *command: str,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    within_seconds: float = START_SECONDS,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself, without the settings of a developer; return its exit code and outputs."""
     return subprocess.run(
         command,
         capture_output=True,
         text=True,
-        timeout=START_SECONDS,
+        timeout=within_seconds,
         check=False,
         cwd=cwd,
         env={**clean_environment(), **(environment or {})},

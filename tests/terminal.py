@@ -82,7 +82,7 @@ def on_terminal(
     cwd: Path | None = None,
     program: Sequence[str] = ("-m", "cogment_model_registry"),
 ) -> Iterator[Terminal]:
-    """Open a context with a `cogment` command on a terminal, which is killed at the end if it still runs.
+    """Return a context manager with a `cogment` command on a terminal, which is killed at the end if it still runs.
 
     Args:
         arguments: The words after `cogment`.
@@ -93,9 +93,8 @@ def on_terminal(
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-    env = {**clean_environment(), "TERM": "xterm-256color", **(environment or {})}
-    for name in ("COLUMNS", "LINES", "NO_COLOR"):
-        env.pop(name, None)
+    env = {name: value for name, value in clean_environment().items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
+    env |= {"TERM": "xterm-256color", **(environment or {})}
     try:
         with subprocess.Popen(
             [sys.executable, "-ISc", _TAKE_TERMINAL, sys.executable, *program, *arguments],

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, BinaryIO
 import click
 
 from cogment_model_registry.cli.groups import Group
+from cogment_model_registry.cli.parameters import word_text
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.cli.running import (
+    PathType,
     check_free,
+    check_open,
     ending_on_signals,
     is_terminal,
     open_standard_output,
@@ -22,6 +25,7 @@ from cogment_model_registry.cli.running import (
 )
 from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import InvalidError, NotFoundError, UnavailableError, counted, shown
+from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.storage.filesystem.findings import AFTER_REPAIR, INFORMATION, MEANINGS, Finding
 from cogment_model_registry.system.replacement import Replacement
 
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.storage.filesystem.repair import Outcome
     from cogment_model_registry.storage.filesystem.verification import Report
 
-_DIRECTORY = click.Path(exists=True, file_okay=False)
+_DIRECTORY = PathType(exists=True, file_okay=False)
 
 _KINDS = "\n".join(
     f"  {kind}{' (no problem)' if kind in INFORMATION else ''}:\n      {meaning}" for kind, meaning in MEANINGS.items()
@@ -102,10 +106,10 @@ def _show(report: "Report", outcomes: "list[Outcome]", left: list[Finding], seco
             "that are being deleted are not reported, because that process may be using them"
         )
     for finding in report.findings:
-        click.echo(f"{'problem' if finding.is_problem else 'note'}: {finding.kind}: {_told(finding, finding.message)}")
+        click.echo(f"{'problem' if finding.is_problem else 'note'}: {finding.kind}: {_line(finding, finding.message)}")
     for outcome in outcomes:
         click.echo(
-            f"{'repaired' if outcome.is_repaired else 'not repaired'}: {_told(outcome.finding, outcome.message)}"
+            f"{'repaired' if outcome.is_repaired else 'not repaired'}: {_line(outcome.finding, outcome.message)}"
         )
     tried = {outcome.finding for outcome in outcomes}
     remedies = dict.fromkeys((each.kind, AFTER_REPAIR if each in tried else each.remedy) for each in left)
@@ -113,27 +117,15 @@ def _show(report: "Report", outcomes: "list[Outcome]", left: list[Finding], seco
         click.echo(f"to do: {kind}: {remedy}")
     problems = sum(finding.is_problem for finding in report.findings)
     repaired = sum(outcome.is_repaired and outcome.finding.is_problem for outcome in outcomes)
-    rate = _size_text(int(report.data_bytes / max(seconds, 0.001)))
+    rate = size_text(report.data_bytes / max(seconds, 0.001))
     click.echo(
-        f"{counted(report.models, 'model')}, {counted(report.versions, 'version')}, {_size_text(report.data_bytes)} "
+        f"{counted(report.models, 'model')}, {counted(report.versions, 'version')}, {size_text(report.data_bytes)} "
         f"read in {seconds:.1f} s ({rate}/s): {counted(problems, 'problem')}"
         + (f", {repaired} of them repaired" if outcomes else "")
     )
 
 
-def _size_text(size_bytes: int) -> str:
-    """Return a size with a decimal unit, as file systems and disks have them."""
-    if size_bytes < 1000:
-        return "1 byte" if size_bytes == 1 else f"{size_bytes} bytes"
-    size = float(size_bytes)
-    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):  # noqa: B007 # the last one is used below
-        size /= 1000
-        if size < 999.95:  # what is more would be shown as 1000.0
-            break
-    return f"{size:.1f} {unit}"
-
-
-def _told(finding: Finding, message: str) -> str:
+def _line(finding: Finding, message: str) -> str:
     return f"{shown(finding.file)}: {message}"
 
 
@@ -169,18 +161,26 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
     from cogment_model_registry.records.versions import check_model_id  # noqa: PLC0415
     from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_BYTES  # noqa: PLC0415
 
-    if value is not None:
-        try:
-            check_model_id(value, MODEL_ID_MAX_BYTES)
-        except InvalidError as error:
-            raise click.BadParameter(error.message) from None
-    return value
+    if value is None:
+        return None
+    model_id = word_text(value) or value
+    try:
+        check_model_id(model_id, MODEL_ID_MAX_BYTES)
+    except InvalidError as error:
+        raise click.BadParameter(error.message) from None
+    return model_id
 
 
 @archive.command("export", short_help="Write a model to one tar file.")
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("model_id", callback=_check_model_id)
-@click.option("--output", default="-", metavar="FILE", help="File to write; - (the default) is standard output.")
+@click.option(
+    "--output",
+    default="-",
+    metavar="FILE",
+    type=PathType(allow_dash=True),
+    help="File to write; - (the default) is standard output.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--skip_damaged", is_flag=True, help="Leave out damaged versions, and report them, instead of failing.")
 def export_model(directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool) -> None:
@@ -200,12 +200,12 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
             exported = model_export.export_model(
                 files, root, model_id, file.write, skip_damaged=skip_damaged, warn=_warn, advance=advance
             )
-    _warn(f"exported {counted(exported.versions, 'version')} with {counted(exported.data_bytes, 'byte')}")
+    _warn(f"exported {counted(exported.versions, 'version')}: {size_text(exported.data_bytes)}")
 
 
 @contextlib.contextmanager
 def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
-    """Return a context manager with a file to write, which gets its name at the end, whole and durable."""
+    """Return a context manager with a file to write, which gets its name at the end, complete and durable."""
     if path == "-":
         with open_standard_output() as file:
             yield file
@@ -222,7 +222,7 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
 
 @archive.command("import", short_help="Create a model from a tar file of `export`.")
 @click.argument("directory", type=_DIRECTORY)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("file", type=PathType(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model_id", metavar="NAME", callback=_check_model_id, help="Give the model this name.")
 def import_model(directory: str, file: str, model_id: str | None) -> None:
     """Create a model in an archive DIRECTORY from a tar FILE of `cogment archive export`; - is standard input.
@@ -254,8 +254,8 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
     if imported.left_out:
         numbers = ", ".join(map(str, imported.left_out))
         _warn(f"the export had left out {counted(len(imported.left_out), 'damaged version')}: {numbers}")
-    versions, size = counted(imported.versions, "version"), counted(imported.data_bytes, "byte")
-    click.echo(f"imported {imported.model_id}: {versions} with {size}")
+    versions = counted(imported.versions, "version")
+    click.echo(f"imported {imported.model_id}: {versions}, {size_text(imported.data_bytes)}")
     if holder is not None:
         click.echo(f"process {shown(holder.process)} uses the archive: send it SIGHUP to make it load the model")
 
@@ -263,6 +263,7 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
 @contextlib.contextmanager
 def _input(path: str) -> Iterator[BinaryIO]:
     if path == "-":
+        check_open(sys.stdin)
         yield sys.stdin.buffer
         return
     with open(path, "rb") as file:
@@ -305,7 +306,7 @@ def _running(what: str) -> Iterator[None]:
     """Return a context manager that turns errors of the system into one line, and cleans up on signals."""
     import structlog  # noqa: PLC0415
 
-    # Errors say what goes wrong; the log of a server has no place in the output of a command.
+    # Errors are printed; log lines of a server do not belong in the output of a command.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     with telling(what), ending_on_signals():
         yield

@@ -15,6 +15,7 @@ import click
 from cogment_model_registry.cli.connection import Seconds
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.parameters import WholeNumber
+from cogment_model_registry.cli.streams import json_text
 from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError, counted
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
@@ -239,7 +240,7 @@ def deregister(
 def _inquiry(
     service_id: int | None, service_type: ServiceType | None, properties: dict[str, str] | None
 ) -> Details | int:
-    """Return what to inquire, from flags of which some exclude each other."""
+    """Return the inquiry that the flags describe; some of them exclude each other."""
     if service_id is not None:
         if service_type is not None or properties is not None:
             raise click.UsageError("--service_id cannot be combined with --type or --properties")
@@ -275,7 +276,7 @@ def _show(service: Service) -> None:
 
 def _show_json(services: list[Service]) -> None:
     """Print services for programs."""
-    click.echo(json.dumps([_as_json(service) for service in services], ensure_ascii=False, indent=2))
+    click.echo(json_text([_as_json(service) for service in services], indent=2))
 
 
 def _as_json(service: Service) -> dict[str, object]:

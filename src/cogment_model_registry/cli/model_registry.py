@@ -24,6 +24,7 @@ from cogment_model_registry.cli.parameters import (
 )
 from cogment_model_registry.cli.progress import transfer_bar
 from cogment_model_registry.cli.running import (
+    PathType,
     check_free,
     ended_by_interruptions,
     ending_with_reader,
@@ -33,6 +34,7 @@ from cogment_model_registry.cli.running import (
     telling,
 )
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, counted, shown
+from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
@@ -158,7 +160,7 @@ def delete_model(flags: Flags, model_id: str, *, yes: bool) -> None:
 
 def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> None:
     archived = sum(version.archived for version in versions)
-    size = presentation.human_size(sum(version.data_size_bytes for version in versions))
+    size = size_text(sum(version.data_size_bytes for version in versions))
     question = (
         f"Delete model {presentation.safe(model_id)} with {counted(len(versions), 'version')}, {archived} of them "
         f"archived, and {size} of data?"
@@ -218,7 +220,7 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
 
     @model_registry.command(name, short_help=short, help=doc, context_settings=_HELP_WIDTH)
     @_model
-    @click.argument("file", type=click.Path(allow_dash=True))
+    @click.argument("file", type=PathType(allow_dash=True))
     @_user_data
     @click.option(
         "--create/--no_create",
@@ -243,7 +245,7 @@ def _show_upload(flags: Flags, version: VersionInfo) -> None:
     if flags.as_json or flags.is_quiet:
         _show(flags, version)
         return
-    size = presentation.human_size(version.data_size_bytes)
+    size = size_text(version.data_size_bytes)
     done = "stored" if version.archived else "published"
     flags.say(f"{done} version {version.number} of model {presentation.safe(version.model_id)}: {size}")
 
@@ -277,7 +279,7 @@ _upload_command(
     "--output",
     default="-",
     metavar="FILE",
-    type=click.Path(allow_dash=True),
+    type=PathType(allow_dash=True),
     help="File to write; - (the default) is standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
@@ -303,7 +305,7 @@ def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bo
             version = registry.download(model_id, output, version=number, progress=progress)
         if flags.as_json:
             _show(flags, version)
-        size = presentation.human_size(version.data_size_bytes)
+        size = size_text(version.data_size_bytes)
         flags.say(f"retrieved version {version.number} of model {presentation.safe(model_id)}: {size}")
 
 

@@ -1,5 +1,6 @@
 """The arguments of `cogment client model_registry`: their types, and how the words of a line are parsed."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -33,20 +34,20 @@ class ModelId(_Text):
     name = "model"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the id that a word is."""
-        text = str(value)
-        if not text or not _is_unicode(text):
-            self.fail(f"{text!r} is not the id of a model", param, ctx)
+        """Return a word as an id."""
+        text = word_text(str(value))
+        if not text:
+            self.fail(f"{value!r} is not the id of a model", param, ctx)
         return text
 
 
 class VersionNumber(_Number):
-    """The number of a version, from 1 on, or from -1 on down for the latest and those before."""
+    """The number of a version: 1 and up, or -1 for the latest, -2 for the one before, and so on."""
 
     name = "version"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number that a word says."""
+        """Return a word as a number."""
         # int() also takes spaces, underscores and the digits of other scripts.
         if not re.fullmatch(r"-?[0-9]{1,10}", str(value)) or int(str(value)) == 0:
             allowed = "a number from 1 on, or -1 for the latest, -2 for the one before, and so on"
@@ -60,11 +61,11 @@ class UserDataEntry(_Entry):
     name = "key=value"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Return the key and the value that a word says."""
+        """Return the key and the value in a word."""
         if isinstance(value, tuple):
             return value
-        key, equals, text = str(value).partition("=")
-        if not key or not equals or not _is_unicode(key + text):
+        key, equals, text = (word_text(str(value)) or "").partition("=")
+        if not key or not equals:
             self.fail(f"{value!r} is not allowed; it must be of the form key=value", param, ctx)
         return key, text
 
@@ -72,7 +73,7 @@ class UserDataEntry(_Entry):
 def joined_user_data(
     _ctx: click.Context, _parameter: click.Parameter, entries: tuple[tuple[str, str], ...]
 ) -> dict[str, str]:
-    """Return the entries as `user_data`; each key may come once, since all but one would be lost."""
+    """Return the entries as `user_data`; refuse a key that is given twice."""
     user_data = dict(entries)
     if len(user_data) < len(entries):
         keys = [key for key, _ in entries]
@@ -80,24 +81,30 @@ def joined_user_data(
     return user_data
 
 
-def _is_unicode(text: str) -> bool:
-    """Return whether a word of the command line, which can be any bytes, is text."""
+def word_text(word: str) -> str | None:
+    """Return a word of the command line as text; None if it is none, since it can be any bytes.
+
+    What the encoding of the locale lacks may be UTF-8: in the locale POSIX, all that is not ASCII.
+    """
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        word.encode()
+    except UnicodeEncodeError:  # Python shows such bytes as lone surrogates
+        try:
+            return os.fsencode(word).decode()
+        except UnicodeError:
+            return None
+    return word
 
 
 class NumberedCommand(Command):
-    """A command with a version, whose number may be negative without being a flag."""
+    """A command that takes a version number, and does not mistake a negative one for a flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse a line of words."""
         options = [option for option in self.params if isinstance(option, click.Option) and not option.is_flag]
         with_value = {name for option in options for name in option.opts}
         if ctx.resilient_parsing and args and args[-1] in with_value:
-            args = args[:-1]  # its value is being completed, which needs the model on the line
+            args = args[:-1]  # its value is being completed; the rest of the line names the model
         return super().parse_args(ctx, self._named(args, with_value))
 
     @staticmethod

@@ -1,8 +1,8 @@
 """How models and versions are shown: as tables for people, as plain columns for other programs, as JSON.
 
 On a terminal a table is cut to its width, sizes have units and times are ages. Elsewhere nothing is cut or coloured:
-columns are aligned with spaces, sizes are bytes and times are absolute. Texts of users are shown so that no character
-of theirs can change the line, the column or the terminal.
+columns are aligned with spaces, sizes are bytes and times are absolute. Texts of users are escaped, so that they cannot
+break a line, a column or the terminal.
 """
 
 import json
@@ -19,19 +19,24 @@ from unicodedata import category, east_asian_width
 import click
 
 from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.cli.streams import escaped, json_text
+from cogment_model_registry.records.sizes import KIB, size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _NS_PER_SECOND = 10**9
 _GAP = "  "
 
 _CUT = "…"
-"""What ends a text that was cut."""
+"""The end of a text that was cut."""
+
+_ASCII_CUT = "..."
+"""The same on a terminal that lacks it."""
 
 _CUT_MIN_CELLS = 12
-"""What is left of a text that is cut."""
+"""The width that a cut text keeps."""
 
 _NOTHING = "-"
-"""What stands in a table where a model has no version, so that columns can be counted."""
+"""What a table shows where a model has no version, so that columns can be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +45,8 @@ class Column:
 
     Attributes:
         title: What stands above it.
-        justify: To which side its texts go.
-        gives_way: Whether it is cut or left out where a terminal is narrow: never, first (cut, and left out where that
+        justify: The side on which its texts are aligned.
+        gives_way: Whether its texts are cut or left out on a narrow terminal: never, first (cut, and left out if that
             is not enough), second (cut), or last (left out).
     """
 
@@ -100,7 +105,7 @@ def is_for_people() -> bool:
 
 def print_json(document: object) -> None:
     """Print one document."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    click.echo(json_text(document, indent=2))
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -118,7 +123,7 @@ def print_models(models: Sequence[ModelSummary]) -> None:
             safe(each.model.model_id),
             str(each.latest.number) if each.latest else _NOTHING,
             str(each.versions),
-            size_text(each.size_bytes),
+            size_field(each.size_bytes),
             created_text(each.latest.created_ns) if each.latest else _NOTHING,
             user_data_text(each.model.user_data),
         )
@@ -134,7 +139,7 @@ def model_details(summary: ModelSummary) -> dict[str, str]:
         "user_data": user_data_text(summary.model.user_data),
         "versions": str(summary.versions),
         "archived": str(summary.archived),
-        "size": size_text(summary.size_bytes),
+        "size": size_field(summary.size_bytes),
     }
     if summary.latest:
         details["latest"] = str(summary.latest.number)
@@ -156,7 +161,7 @@ def print_versions(versions: Sequence[VersionInfo]) -> None:
             str(version.number),
             kind(version),
             created_text(version.created_ns),
-            size_text(version.data_size_bytes),
+            size_field(version.data_size_bytes),
             user_data_text(version.user_data),
         )
         for version in versions
@@ -184,29 +189,30 @@ def version_details(version: VersionInfo) -> dict[str, str]:
         "version": str(version.number),
         "kind": kind(version),
         "created": moment_text(version.created_ns),
-        "size": size_text(version.data_size_bytes),
+        "size": size_field(version.data_size_bytes),
         "data_hash": version.data_hash,
         "user_data": user_data_text(version.user_data),
     }
-    if is_for_people() and version.data_size_bytes >= 1024:
+    if is_for_people() and version.data_size_bytes >= KIB:
         details["size"] += f" ({version.data_size_bytes} bytes)"
     return details
 
 
 def event_line(version: VersionInfo) -> str:
-    """Return the line for a new version: the columns of the table, for a table that is never complete."""
+    """Return the line for a new version: the columns of the table, not aligned, since more lines follow."""
     return _GAP.join(
         (
             str(version.number),
             kind(version),
             time_text(version.created_ns),
-            size_text(version.data_size_bytes),
+            size_field(version.data_size_bytes),
             user_data_text(version.user_data),
         )
     ).rstrip()
 
 
 def _print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    rows = [[escaped(text) for text in row] for row in rows]
     if is_for_people():
         _print_terminal_table(columns, rows)
         return
@@ -254,9 +260,10 @@ def _narrowed(columns: Sequence[Column], widths: Sequence[int], room: int) -> li
 def _fitted(text: str, column: Column, width: int) -> str:
     """Return a text in a number of cells: cut, or filled up with spaces."""
     if _cells(text) > width:
-        while _cells(text) > width - len(_CUT):
+        cut = _CUT if escaped(_CUT) == _CUT else _ASCII_CUT
+        while _cells(text) > width - len(cut):
             text = text[:-1]
-        text += _CUT
+        text += cut
     filling = " " * (width - _cells(text))
     return filling + text if column.justify == "right" else text + filling
 
@@ -277,21 +284,9 @@ def kind(version: VersionInfo) -> str:
     return "archived" if version.archived else "transient"
 
 
-def size_text(size_bytes: int) -> str:
+def size_field(size_bytes: int) -> str:
     """Return a size with a unit for people, and as a number of bytes for programs."""
-    return human_size(size_bytes) if is_for_people() else str(size_bytes)
-
-
-def human_size(size_bytes: int) -> str:
-    """Return a size with at most one digit after the point and a binary unit."""
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    size = float(size_bytes)
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):  # noqa: B007 # the last one is used below
-        size /= 1024
-        if size < 1023.95:  # what is more would be shown as 1024.0
-            break
-    return f"{size:.1f} {unit}"
+    return size_text(size_bytes) if is_for_people() else str(size_bytes)
 
 
 def age(then_ns: int, now_ns: int) -> str:
@@ -325,7 +320,7 @@ def user_data_text(user_data: Mapping[str, str]) -> str:
 
 
 def safe(text: str, special: str = "") -> str:
-    """Return a text as it is, or in quotes and escaped where it would not read as one word of one line."""
+    """Return a text unchanged if it is one printable word, otherwise escaped and in quotes."""
     if text and text.isprintable() and not set(text) & {" ", '"', "'", "\\", *special}:
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())
@@ -363,4 +358,4 @@ def version_as_json(version: VersionInfo) -> dict[str, object]:
 
 def version_as_json_line(version: VersionInfo) -> str:
     """Return the same in one line."""
-    return json.dumps(version_as_json(version), ensure_ascii=False)
+    return json_text(version_as_json(version))

@@ -58,8 +58,8 @@ def _load(settings_class: type[_S], flags: Mapping[str, str | None]) -> _S:
     """Return the settings that flags and environment give, with the log set up as they say."""
     given = {name: text for name, text in flags.items() if text is not None}
     settings = settings_class.load(given, os.environ)
-    # gRPC is imported after this, so that --help and a wrong flag answer without loading it, and so that its C core,
-    # which would write to standard error by itself, finds the level it is to log at.
+    # gRPC is imported after this: --help and a wrong flag answer without loading it, and its C core, which otherwise
+    # writes to standard error, reads this variable when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Slow to import, and no other command needs them.
     import structlog  # noqa: PLC0415

@@ -71,7 +71,8 @@ def _tensor(name: str, leaf: object, dtype: npt.DTypeLike | None) -> tensor_file
     if isinstance(leaf, np.ndarray | np.generic):
         array = converted(array, dtype)
     versions.check_type(name, array.dtype.name)
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     # As bytes, since a buffer cannot have elements of the types that NumPy does not have itself.
     return tensor_files.Tensor(array.dtype.name, array.shape, array.reshape(-1).view(np.uint8).data)
 
@@ -108,7 +109,7 @@ def decode(data: "Buffer", *, dtype: npt.DTypeLike | None = None, prefix: str = 
 
 
 def _array_of(name: str, tensor: tensor_files.Tensor) -> Array:
-    dtype = _dtype_named(tensor.dtype).newbyteorder("<")
+    dtype = _dtype_named(tensor.dtype)
     try:
         return np.frombuffer(tensor.buffer, dtype=dtype).reshape(tensor.shape)
     except ValueError:  # NumPy 1 has 32 dimensions at most, NumPy 2 has 64
@@ -146,14 +147,14 @@ def _dtype_named(name: str) -> np.dtype[Any]:
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Return whether elements are floating-point numbers, also of a type that NumPy does not have itself."""
+    """Return whether elements are floating-point numbers, also those of ml_dtypes."""
     return dtype.name.startswith(("float", "bfloat"))
 
 
 def may_become(stored: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Return whether elements may be copied to such of another type: of the same kind, or of one that has it within.
+    """Return whether elements of one type may be copied to another: of the same kind, or of a kind that contains it.
 
-    That is NumPy's rule for "same_kind", which does not know the types that it does not have itself.
+    This is NumPy's rule "same_kind", extended to the types of ml_dtypes.
     """
 
     def rank(dtype: np.dtype[Any]) -> int:

@@ -6,7 +6,7 @@
         jax.publish(registry, "policy", parameters)
         version, parameters = jax.load(registry, "policy", like=parameters)
 
-The bytes are safetensors, so nothing in them is ever executed. Versions that PyTorch or NumPy wrote are read just so: a
+The bytes are safetensors, so nothing in them is ever executed. Versions that PyTorch or NumPy wrote can be read too: a
 state dict is a dict whose keys have dots. With the client for asyncio, use `encode` and `decode`.
 """
 
@@ -148,14 +148,14 @@ def decode(
             `jax.eval_shape` returns. Arrays are matched by their names, which are their keys with dots between.
         dtype: What arrays of floating-point numbers are converted to, without `like`.
         prefix: Which part to take, as for `encode`; the names are then those without the prefix.
-        strict: Whether `like` must have the same names; or else what the version does not have is that of `like`, and
-            what `like` does not have is left out.
+        strict: Whether both must have the same names. Otherwise leaves that the version lacks are those of `like`, and
+            leaves that `like` lacks are left out.
 
     Returns:
-        The pytree. Elements of 64 bits become such of 32 bits unless JAX is set to use them (`jax_enable_x64`).
+        The pytree. 64-bit elements become 32-bit ones unless JAX is set to use them (`jax_enable_x64`).
 
     Raises:
-        InvalidError: The bytes are no such tree, or do not fit.
+        InvalidError: The bytes are not such a tree, or do not fit.
     """
     tree = arrays.decode(data, dtype=dtype, prefix=prefix, is_copied=like is None or bool(prefix))
     if like is None:
@@ -193,18 +193,30 @@ def _on_device(leaf: object) -> object:
 def _alike(name: str, leaf: object, template: Any) -> object:
     """Return a leaf with the type, and where it matters the sharding, of another one."""
     array = np.asarray(leaf)
-    if _is_key(template):
-        key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(template))
-        return jax.device_put(key, getattr(template, "sharding", None))
-    if isinstance(template, bool | int | float):
+    is_scalar = isinstance(template, bool | int | float)
+    wanted = np.uint32 if _is_key(template) else type(template) if is_scalar else getattr(template, "dtype", None)
+    if wanted is None:
+        raise InvalidError(
+            f"{quoted(name)} is of type {type(template).__name__} in `like`, neither an array nor a scalar"
+        )
+    if not arrays.may_become(array.dtype, np.dtype(wanted)):
+        raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, not {np.dtype(wanted)}")
+    if is_scalar:
         return type(template)(array.item())
-    if not arrays.may_become(array.dtype, template.dtype):
-        raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, not {template.dtype}")
+    if _is_key(template):
+        return jax.device_put(_key_of_data(array, template), getattr(template, "sharding", None))
     if isinstance(template, np.ndarray | np.generic):
         array = array.astype(template.dtype)
         return array if isinstance(template, np.ndarray) else array[()]
     array = array.astype(template.dtype, copy=False)
     return jax.device_put(array, getattr(template, "sharding", None))
+
+
+def _key_of_data(array: Any, template: object) -> Any:
+    """Return a key of `jax.random` of the kind of another one, which may be abstract."""
+    kinds: list[Any] = []
+    jax.eval_shape(lambda keys: kinds.append(jax.random.key_impl(keys)), template)
+    return jax.random.wrap_key_data(array.astype(np.uint32, copy=False), impl=kinds[0])
 
 
 def publish(
