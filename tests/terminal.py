@@ -94,7 +94,9 @@ def on_terminal(
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
     env = {name: value for name, value in clean_environment().items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
-    env |= {"TERM": "xterm-256color", **(environment or {})}
+    env |= {"TERM": "xterm-256color"}
+    # What a caller copied from the environment of the tests is not wanted, but only what it changed.
+    env |= {name: value for name, value in (environment or {}).items() if os.environ.get(name) != value}
     try:
         with subprocess.Popen(
             [sys.executable, "-ISc", _TAKE_TERMINAL, sys.executable, *program, *arguments],
