@@ -704,7 +704,7 @@ def test_user_data_gives_way_first_where_a_terminal_is_narrow(
 def test_a_terminal_without_styles_gets_none(cogment: Cogment, registry: ModelRegistry, name: str, value: str) -> None:
     registry.publish("m", DATA)
     for words in (["list_models"], ["show_version", "m"]):
-        with on_terminal(*WORDS, *words, environment={**cogment.environment, name: value}) as terminal:
+        with on_terminal(*WORDS, *words, environment=cogment.environment, kind={name: value}) as terminal:
             assert terminal.wait() == 0, terminal.text
         assert "\x1b" not in terminal.text
 
