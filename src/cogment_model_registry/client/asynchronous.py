@@ -1,6 +1,6 @@
 """The client for asyncio: what `cogment_model_registry.ModelRegistry` does, awaited.
 
-    async with aio.ModelRegistry("grpc://localhost:9000") as registry:
+    async with aio.ModelRegistry("grpc://localhost:9002") as registry:
         version = await registry.publish("policy", weights)
         async for version in registry.watch("policy"):
             weights = await registry.retrieve(version)
