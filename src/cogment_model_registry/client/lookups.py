@@ -1,8 +1,8 @@
 """Looking up versions: by number, all of them, and the newest archived ones.
 
 The API has no listing of archived versions, and its listings go up from a number. So the search for the newest archived
-ones looks right below the latest version first, and then at twice as many numbers below those, until it has enough. It
-sees each version once, and in a model whose newest versions are transient only these and a few more.
+ones looks right below the latest version first, and then at twice as many numbers below those, until it has enough: the
+calls that it takes grow with the logarithm of the distance.
 """
 
 from cogment_model_registry.client.arguments import LATEST
