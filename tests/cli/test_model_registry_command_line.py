@@ -138,8 +138,13 @@ def test_a_model_is_created_shown_listed_and_deleted(cogment: Cogment, registry:
         'm           -         0     0  -        a=1 b="x y=z"',
     ]
     assert "versions   0" in cogment.output("show_model", "m")
-    assert cogment.output("create_model", "m") == "replaced the user_data of model m\n"
+    assert cogment.output("create_model", "m", "--no_replace") == "model m exists, and stays as it is\n"
+    assert cogment.json("create_model", "m", "--no_replace")["user_data"] == {"a": "1", "b": "x y=z"}
+    said = cogment.output("create_model", "m")
+    assert said == 'replaced the user_data of model m, which was a=1 b="x y=z"\n'
     assert registry.get_model("m").user_data == {}
+    said = cogment.output("create_model", "m", "--user_data=a=1")
+    assert said == "replaced the user_data of model m, which was empty\n"
     assert cogment.output("delete_model", "m", "--yes") == "deleted model m\n"
     assert registry.list_models() == []
     assert cogment.output("list_models", "--quiet") == ""
@@ -299,6 +304,20 @@ def test_input_of_unknown_size_can_be_published(cogment: Cogment, registry: Mode
     assert registry.retrieve("empty") == b""
     cogment.output("publish", "version", "/proc/version")
     assert registry.retrieve("version") == Path("/proc/version").read_bytes()
+
+
+def test_archived_versions_are_listed_shown_retrieved_and_watched(cogment: Cogment, registry: ModelRegistry) -> None:
+    for call, data in ((registry.store, b"1"), (registry.store, b"2"), (registry.publish, b"3")):
+        call("m", data)
+    assert cogment.output("list_versions", "m", "--archived", "--quiet") == "1\n2\n"
+    assert cogment.output("show_version", "m", "--archived", "--quiet") == "2\n"
+    assert cogment.output("show_version", "m", "-2", "--archived", "--quiet") == "1\n"
+    assert failed(cogment.run("show_version", "m", "-3", "--archived"), 3, "only 2 archived versions")
+    assert failed(cogment.run("retrieve", "m", "3", "--archived"), 3, "version 3", "is transient, not archived")
+    assert cogment.piped("retrieve", "m", "--archived") == b"2"
+    said = cogment.output("retrieve", "m", "--archived", "--output=best")
+    assert said == "retrieved version 2 of model m: 1 B\n"
+    assert cogment.output("watch", "m", "--archived", "--count=1", "--quiet") == "2\n"
 
 
 def test_retrieve_replaces_a_file_only_with_force(cogment: Cogment, registry: ModelRegistry) -> None:

@@ -82,4 +82,4 @@ def _is_model(files: Files, root: int, name: str) -> bool:
         found = model_files.list_model(files, directory, name)
     finally:
         files.close(directory)
-    return found.is_model or bool(found.data)
+    return found.is_model or found.is_deleted or bool(found.data)
