@@ -14,7 +14,7 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).parent.parent
 OLDEST_PYTHON = "3.11"
-TEST_TOOLS = ("pytest-randomly", "pytest-timeout", "pytest-xdist")
+TEST_TOOLS = ("pytest-randomly", "pytest-timeout", "pytest-xdist", "safetensors")
 
 
 def compile_pins(names: list[str], target: pathlib.Path, *options: str) -> None:
