@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ START_SECONDS = PATIENCE_SECONDS
 
 
 class ServerProcess:
-    """`cogment services model_registry`, or `directory`, in a process of its own.
+    """`cogment services model_registry`, or `directory`, in a process of its own; `before` is a command that runs it.
 
     Attributes:
         port: The port in its log.
@@ -29,10 +29,11 @@ class ServerProcess:
         *flags: str,
         environment: dict[str, str] | None = None,
         service: str = "model_registry",
+        before: Sequence[str] = (),
     ) -> None:
         self.archive_dir = archive_dir
         self.lines: list[str] = []
-        command = [sys.executable, "-m", "cogment_model_registry", "services", service]
+        command = [*before, sys.executable, "-m", "cogment_model_registry", "services", service]
         command += ["--port=0", "--host=127.0.0.1", *flags]
         if service == "model_registry":
             command.append(f"--archive_dir={archive_dir}")
@@ -114,10 +115,17 @@ def clean_environment() -> dict[str, str]:
 
 @contextmanager
 def server_process(
-    archive_dir: Path, *flags: str, environment: dict[str, str] | None = None, service: str = "model_registry"
+    archive_dir: Path,
+    *flags: str,
+    environment: dict[str, str] | None = None,
+    service: str = "model_registry",
+    before: Sequence[str] = (),
 ) -> Iterator[ServerProcess]:
-    """Return a context manager in which a server process serves; what is left of it at the end is killed."""
-    process = ServerProcess(archive_dir, *flags, environment=environment, service=service)
+    """Return a context manager in which a server process serves; what is left of it at the end is killed.
+
+    The words of `before` come before those of its command.
+    """
+    process = ServerProcess(archive_dir, *flags, environment=environment, service=service, before=before)
     try:
         yield process
     finally:
@@ -125,10 +133,14 @@ def server_process(
 
 
 def run_cogment(
-    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    before: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a `cogment` command that ends by itself."""
-    return run(sys.executable, "-m", "cogment_model_registry", *arguments, environment=environment, cwd=cwd)
+    command = [*before, sys.executable, "-m", "cogment_model_registry", *arguments]
+    return run(*command, environment=environment, cwd=cwd)
 
 
 def run(

@@ -191,6 +191,24 @@ def test_setting_that_is_not_allowed_ends_the_start_with_one_line(tmp_path: Path
     assert list(tmp_path.iterdir()) == [], "nothing is created before all settings are known to be good"
 
 
+@pytest.mark.parametrize(
+    ("service", "variable", "place"),
+    [
+        ("model_registry", "COGMENT_MODEL_REGISTRY_PORT", "--archive_dir=/dev/null/archive"),
+        ("directory", "COGMENT_DIRECTORY_PORT", "--persistence_file=/dev/null/file"),
+    ],
+)
+def test_a_link_that_the_platform_set_is_ignored_with_a_warning(service: str, variable: str, place: str) -> None:
+    link = "tcp://10.0.0.1:9002"
+    result = run_cogment("services", service, place, "--log_format=json", environment={variable: link})
+    assert result.returncode == 3, "the port is not what fails, but what is served from it"
+    [line] = map(json.loads, result.stdout.splitlines())
+    assert (line["level"], line["variable"], line["value"]) == ("warning", variable, link)
+    assert "--port gives the setting" in line["event"]
+    result = run_cogment("services", service, place, "--port=0", environment={variable: link})
+    assert (result.returncode, result.stdout) == (3, "")
+
+
 def test_value_with_line_breaks_and_control_characters_is_reported_in_one_line(tmp_path: Path) -> None:
     result = run_in_process(*REGISTRY, "--log_level=a\nb\x1b[31mc\rd", cwd=tmp_path)
     assert is_refused(result, "log_level")
@@ -212,6 +230,33 @@ def test_value_with_line_breaks_and_control_characters_is_reported_in_one_line(t
 def test_unknown_flag_or_argument_ends_with_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
     assert is_refused(run_in_process(*words, cwd=tmp_path), "error: ", words[-1].split("=")[0])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "suggested"),
+    [
+        ("archiv", "cogment archive"),
+        ("archive verfy models", "cogment archive verify"),
+        ("verify models", "cogment archive verify"),
+        ("list_models", "cogment client model_registry list_models"),
+        ("client list-models", "cogment client model_registry list_models"),
+        ("client model_registry ls", "list_models, list_versions"),
+        ("client model_registry show_modle m", "cogment client model_registry show_model"),
+        ("client directory inqire", "cogment client directory inquire"),
+        ("client registri status", "cogment client model_registry"),
+        ("services modelregistry", "cogment services model_registry"),
+        ("services nonsense", "directory, model_registry"),
+        ("services orchestrator", "cogment-model-registry"),
+        ("launch run.yaml", "cogment-model-registry"),
+        ("services model_registry --prot=9000", "--port"),
+        ("services model_registry --archive-dir=models", "--archive_dir"),
+        ("client model_registry status --time-out=3", "--timeout"),
+        ("client directory inquire --typ=actor", "--type"),
+        ("archive verify models --repiar", "--repair"),
+    ],
+)
+def test_a_wrong_word_gets_a_suggestion(line: str, suggested: str, tmp_path: Path) -> None:
+    assert is_refused(run_in_process(*line.split(), cwd=tmp_path), suggested)
 
 
 @pytest.mark.parametrize(

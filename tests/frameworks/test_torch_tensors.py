@@ -11,12 +11,12 @@ import pytest
 
 from cogment_model_registry import numpy
 from cogment_model_registry.errors import InvalidError
-from tests.frameworks.test_torch import same
 from tests.waiting import PATIENCE_SECONDS
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: make test-frameworks")
 
 from cogment_model_registry import torch as registry_torch  # noqa: E402 # it needs PyTorch
+from tests.frameworks.test_torch import same  # noqa: E402 # as above
 
 encode, decode = registry_torch.encode, registry_torch.decode
 nn = torch.nn
@@ -143,7 +143,7 @@ def test_bytes_that_may_be_written_to_are_shared_and_others_are_copied() -> None
     copied["a"] += 1
 
 
-def test_a_part_keeps_no_more_memory_than_it_has() -> None:
+def test_a_selected_part_keeps_only_its_own_memory() -> None:
     encoded = bytearray(encode({"actor.a": torch.zeros(2), "critic.a": torch.zeros(2)}).data)
     part = decode(encoded, prefix="critic")
     encoded.clear()  # which fails while something refers to it
@@ -173,7 +173,7 @@ NAMES = ["actor.0.weight", "actor.0.bias", "module.weight", "module.bias"]
 
 @pytest.mark.parametrize("inner", [lambda module: module, *WRAPPERS])
 @pytest.mark.parametrize("outer", [lambda module: module, *WRAPPERS])
-def test_names_lose_what_wrappers_add(outer: Any, inner: Any) -> None:
+def test_name_parts_added_by_wrappers_are_removed(outer: Any, inner: Any) -> None:
     plain, wrapped = Agent(1), outer(Agent(2, inner))
     expected = {name: tensor.clone() for name, tensor in zip(NAMES, wrapped.state_dict().values(), strict=True)}
     assert same(decode(encode(wrapped).data), expected)
@@ -185,7 +185,7 @@ def test_names_lose_what_wrappers_add(outer: Any, inner: Any) -> None:
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
-def test_names_in_a_state_dict_are_matched_without_what_wrappers_added(wrap: Any) -> None:
+def test_names_in_a_state_dict_match_without_parts_added_by_wrappers(wrap: Any) -> None:
     data = encode(wrap(Agent(1)).state_dict()).data
     plain = Agent(2)
     decode(data, into=plain)
@@ -198,7 +198,7 @@ def test_names_in_a_state_dict_are_matched_without_what_wrappers_added(wrap: Any
         decode(encode(nn.Linear(2, 1)).data, into=wrap(Agent(1)))
 
 
-def test_names_that_are_the_same_without_what_wrappers_add_are_kept() -> None:
+def test_names_that_would_collide_without_parts_added_by_wrappers_are_kept() -> None:
     state = {"module.a": torch.ones(1), "a": torch.zeros(1), "b._orig_mod.a": torch.ones(2), "b.a": torch.zeros(2)}
     target = {name: tensor + 5 for name, tensor in state.items()}
     decode(encode(state).data, into=target)
@@ -275,7 +275,7 @@ print("done")
 """
 
 
-def test_tensors_that_are_spread_over_processes_are_refused_and_gathered_when_asked_for(tmp_path: Path) -> None:
+def test_distributed_tensors_are_refused_unless_gathering_is_requested(tmp_path: Path) -> None:
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this PyTorch cannot connect processes")
     ranks = [

@@ -2,7 +2,7 @@
 
     from cogment_model_registry import ModelRegistry, jax
 
-    with ModelRegistry("grpc://localhost:9000") as registry:
+    with ModelRegistry("grpc://localhost:9002") as registry:
         jax.publish(registry, "policy", parameters)
         version, parameters = jax.load(registry, "policy", like=parameters)
 
@@ -10,10 +10,9 @@ The bytes are safetensors, so nothing in them is ever executed. Versions that Py
 state dict is a dict whose keys have dots. With the client for asyncio, use `encode` and `decode`.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from cogment_model_registry.client.arguments import LATEST
+from cogment_model_registry.client.arguments import LATEST, UserData
 from cogment_model_registry.client.blocking import ModelRegistry
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.versions import VersionInfo
@@ -47,7 +46,7 @@ def encode(
     *,
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
-    user_data: Mapping[str, str] | None = None,
+    user_data: UserData | None = None,
 ) -> Encoded:
     """Return what to upload for a pytree: the bytes of a version, and its `user_data`.
 
@@ -72,7 +71,7 @@ def _contents(
     *,
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
-    user_data: Mapping[str, str] | None = None,
+    user_data: UserData | None = None,
 ) -> Contents:
     """Return the version of a pytree; see `encode`."""
     structure, leaves = trees.take_apart(trees.select_part(tree, prefix, _expand), _expand)
@@ -88,7 +87,7 @@ def _check_array(name: str, array: Any) -> None:
         raise InvalidError(f"{quoted(name)} is traced by a transformation such as jax.jit; call this outside of it")
     if array.is_deleted():
         raise InvalidError(f"{quoted(name)} was deleted, as jax.jit does with arguments that are donated")
-    if not array.is_fully_addressable:
+    if not (array.is_fully_addressable or array.is_fully_replicated):
         raise InvalidError(
             f"{quoted(name)} has elements on devices of other processes; gather it in all processes with"
             " jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
@@ -157,7 +156,7 @@ def decode(
     Raises:
         InvalidError: The bytes are not such a tree, or do not fit.
     """
-    tree = arrays.decode(data, dtype=dtype, prefix=prefix, is_copied=like is None or bool(prefix))
+    tree = arrays.decode(data, dtype=dtype, prefix=prefix, is_copied=bool(prefix))
     if like is None:
         return trees.map_leaves(tree, _on_device)
     stored = trees.name_leaves(tree, trees.expand_named_tuple)
@@ -187,7 +186,7 @@ def _shape_of(leaf: Any) -> tuple[int, ...]:
 
 
 def _on_device(leaf: object) -> object:
-    return jax.numpy.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+    return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _alike(name: str, leaf: object, template: Any) -> object:
@@ -196,9 +195,8 @@ def _alike(name: str, leaf: object, template: Any) -> object:
     is_scalar = isinstance(template, bool | int | float)
     wanted = np.uint32 if _is_key(template) else type(template) if is_scalar else getattr(template, "dtype", None)
     if wanted is None:
-        raise InvalidError(
-            f"{quoted(name)} is of type {type(template).__name__} in `like`, neither an array nor a scalar"
-        )
+        kind = type(template).__name__
+        raise InvalidError(f"{quoted(name)} is of type {kind} in `like`; it must be an array or a scalar")
     if not arrays.may_become(array.dtype, np.dtype(wanted)):
         raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, not {np.dtype(wanted)}")
     if is_scalar:
@@ -277,8 +275,8 @@ def load(
         model: The id of the model; or the version itself.
         version: The number of the version, -1 for the latest, -2 for the one before.
         like: As for `decode`.
-        options: What `decode` takes: `dtype` and `prefix`, or `strict` with `like`; `timeout`, the seconds that each
-            call may take; and `progress`, how to report the transfer.
+        options: What `decode` takes: `dtype` and `prefix`, or `strict` with `like`; `archived`, whether only archived
+            versions count; `timeout`, the seconds that each call may take; and `progress`, how to report the transfer.
 
     Raises:
         InvalidError: The version is not such a tree, or does not fit.

@@ -1,6 +1,7 @@
 """Work that must run to its end even if its caller gives up, and waits that must end."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     except StopIteration as end:
         result: _T = end.value
         return result
-    task: asyncio.Task[_T] = asyncio.ensure_future(_to_the_end(_Begun(work, waited_for)))
+    task: asyncio.Future[_T] = asyncio.ensure_future(_Begun(work, waited_for))
     cancelled = False
     while not task.done():
         try:
@@ -57,10 +58,6 @@ class _Begun:
                 return end.value
 
 
-async def _to_the_end(begun: _Begun) -> Any:
-    return await begun
-
-
 async def run_to_have(work: Coroutine[Any, Any, _T], release: Callable[[_T], None]) -> _T:
     """Run `work`, which acquires something, and hand it to the caller, or to `release` when the caller was cancelled.
 
@@ -79,6 +76,13 @@ async def run_to_have(work: Coroutine[Any, Any, _T], release: Callable[[_T], Non
             release(item)
         raise
     return acquired[0]
+
+
+async def end(task: "asyncio.Task[None]") -> None:
+    """End a task that has no end of its own."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def wait_at_most(seconds: float | None, work: Awaitable[_T]) -> _T:
