@@ -128,11 +128,11 @@ def health_command() -> list[str]:
     return [sys.executable, *arguments]
 
 
-def is_healthy(port: int) -> bool:
-    environment = {**clean_environment(), "COGMENT_MODEL_REGISTRY_PORT": str(port)}
-    result = subprocess.run(
-        health_command(), env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False
-    )
+def is_healthy(port: int, variable: str = "", default_port: int = 9002) -> bool:
+    """Return what the health check says, if the variable of the port has a value and the default port is another."""
+    environment = {**clean_environment(), "COGMENT_MODEL_REGISTRY_PORT": variable or str(port)}
+    command = [word.replace("'9002'", f"'{default_port}'") for word in health_command()]
+    result = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False)
     return result.returncode == 0
 
 
@@ -215,6 +215,11 @@ def test_the_health_check_fails_against_something_else_that_listens() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         assert not is_healthy(other.getsockname()[1])
+
+
+def test_the_health_check_ignores_a_port_that_the_platform_set(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        assert is_healthy(server.port, "tcp://10.0.0.1:9002", default_port=server.port)
 
 
 def test_the_health_check_needs_only_the_contents_of_the_image() -> None:
