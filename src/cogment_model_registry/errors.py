@@ -3,6 +3,7 @@
     ModelRegistryError
     ├── InvalidError        the request breaks a rule, now and later
     ├── NotFoundError       no such model or version
+    ├── PreconditionError   the state of the registry does not allow it: it is read-only
     ├── TooLargeError       it does not fit a limit, the memory budget or the disk
     ├── DataLossError       what is stored is damaged
     ├── TimedOutError       the other side took too long
@@ -49,6 +50,19 @@ class ModelRegistryError(Exception):
         self.model_id = model_id
         self.version_number = version_number
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Subclasses have other arguments; and an error that cannot be unpickled makes pools of processes hang.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[ModelRegistryError], arguments: tuple[object, ...], state: dict[str, object]
+) -> ModelRegistryError:
+    """Return an error as it was pickled."""
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
+
 
 class InvalidError(ModelRegistryError):
     """The request breaks a rule, whatever the state of the registry."""
@@ -68,6 +82,10 @@ class NotFoundError(ModelRegistryError):
         missing = "versions" if version_number == -1 else f"version {version_number}"  # -1 is the latest
         message = f"model {quoted(model_id)} has no {missing}"
         return cls(message, model_id=model_id, version_number=version_number)
+
+
+class PreconditionError(ModelRegistryError):
+    """The state of the registry does not allow it, such as that of a read-only one; to try again does not help."""
 
 
 class TooLargeError(ModelRegistryError):
@@ -148,6 +166,18 @@ def quoted(text: str) -> str:
     """Return `text` in quotes, escaped and cut to fit a line, for use in a message."""
     shown = text if len(text) <= _SHOWN_MAX_CHARACTERS else text[:_SHOWN_MAX_CHARACTERS] + "…"
     return json.dumps(shown, ensure_ascii=not shown.isprintable())
+
+
+def counted(number: int | float, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, which is in the plural unless the number is 1.
+
+    Args:
+        number: The number.
+        noun: The noun for one.
+        plural: The noun for more, where it is not the same with an s.
+    """
+    text = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{text} {noun if number == 1 else plural or noun + 's'}"
 
 
 def shown(value: object) -> object:

@@ -390,10 +390,47 @@ def test_damaged_version_ends_an_export_or_is_left_out_with_skip_damaged(archive
         "left out: version 2",
     ]
     result = run_cogment("archive", "import", str(target), str(file))
-    assert (result.returncode, result.stdout) == (0, "imported m: 1 versions, 2.2 KiB\n")
-    assert result.stderr == "the export had left out versions 1, 2, which were damaged\n"
+    assert (result.returncode, result.stdout) == (0, "imported m: 1 version, 2.2 KiB\n")
+    assert result.stderr == "the export had left out 2 damaged versions: 1, 2\n"
     assert (target / "m/.high_water_mark").read_text(encoding="utf-8") == "7\n"
     assert main(["archive", "verify", str(target)]) == 0
+
+
+@pytest.mark.parametrize("numbers", [[1], [1, 2, 5]])
+def test_an_export_that_would_leave_out_every_version_fails(
+    numbers: list[int], archive: Path, target: Path, tmp_path: Path
+) -> None:
+    for number in {1, 2, 5} - {*numbers}:
+        for path in (archive / "m").glob(f"m-v{number:06d}.*"):
+            path.unlink()
+    for number in numbers:
+        (archive / "m" / layout.version_file_name("m", number)).write_text("")
+    file = tmp_path / "m.tar"
+    words = ("archive", "export", str(archive), "m", "--skip_damaged")
+    result = run_in_process(*words, "--output", str(file))
+    count = "1 damaged version" if len(numbers) == 1 else f"{len(numbers)} damaged versions"
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == f'error: no version of model "m" is left to export: {count} left out'
+    assert not list(tmp_path.glob("*m.tar*"))
+    cut = subprocess.run(
+        [*COGMENT, *words], capture_output=True, timeout=PATIENCE_SECONDS, check=False, env=clean_environment()
+    )
+    assert cut.returncode == 1
+    with refused(target):
+        import_(target, cut.stdout)
+
+
+def test_a_model_without_versions_is_exported(archive: Path, target: Path) -> None:
+    for path in (archive / "m").glob("m-v*"):
+        path.unlink()
+    assert import_(target, export(archive, skip_damaged=True)).versions == 0
+
+
+def test_an_export_of_a_later_format_says_so(archive: Path, target: Path) -> None:
+    data = export(archive)
+    later = data.replace(b"cogment model export 1", b"cogment model export 2")
+    with refused(target, message='another format, "cogment model export 2"'):
+        import_(target, later)
 
 
 @pytest.mark.parametrize("name", ["m.yaml", ".high_water_mark"])
@@ -423,12 +460,17 @@ def test_bytes_that_change_during_an_export_end_it_even_with_skip_damaged(archiv
         model_export.export_model(Files(), root, "m", lambda _: None, skip_damaged=True, warn=do_nothing, advance=spoil)
 
 
+@pytest.mark.parametrize("renames", [True, False], ids=["renamed", "marked"])
 @pytest.mark.parametrize("skip_damaged", [False, True])
-def test_deleting_the_model_during_an_export_ends_it(skip_damaged: bool, archive: Path) -> None:
+def test_deleting_the_model_during_an_export_ends_it(skip_damaged: bool, renames: bool, archive: Path) -> None:
     def delete(_bytes: int) -> None:
-        if (archive / "m").exists():
-            (archive / "m").rename(archive / ".~5")
-            for path in (archive / ".~5").glob("*.data"):
+        if (archive / "m").exists() and not (archive / "m/.deleted").exists():
+            if renames:
+                doomed = (archive / "m").rename(archive / ".~5")
+            else:
+                doomed = archive / "m"
+                (doomed / ".deleted").touch()
+            for path in doomed.glob("*.data"):
                 path.unlink()
 
     with claim.opened_root(Files(), str(archive)) as root, pytest.raises(NotFoundError, match="was deleted"):
@@ -539,6 +581,25 @@ def test_import_does_not_replace_an_existing_model(archive: Path, target: Path) 
     import_(target, data, "n")
     with refused(target, message="exists already"):
         import_(target, data, "n")
+
+
+def test_model_that_was_deleted_and_not_removed_is_neither_exported_nor_replaced(archive: Path, target: Path) -> None:
+    data = export(archive)
+    (write_model(target, "m") / ".deleted").touch()
+    with refused(target, message="was deleted, but its files were not removed yet"):
+        import_(target, data)
+    with pytest.raises(NotFoundError):
+        export(target)
+
+
+def test_import_where_no_directory_can_be_renamed_is_refused_and_leaves_nothing(archive: Path, target: Path) -> None:
+    class Keeping(Unsynced):
+        def rename(self, directory: int, old: str, new: str) -> None:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    data = export(archive)
+    with refused(target, UnavailableError, "cannot rename a directory"):
+        import_(target, data, files=Keeping())
 
 
 def test_import_does_not_replace_a_model_created_during_it(archive: Path, target: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 from cogment_model_registry.cli import main
 from cogment_model_registry.storage.filesystem import claim, layout, verification
 from cogment_model_registry.storage.filesystem.files import Files
-from cogment_model_registry.storage.filesystem.findings import MEANINGS, Kind
+from cogment_model_registry.storage.filesystem.findings import AFTER_REPAIR, INFORMATION, MEANINGS, REMEDIES, Kind
 from cogment_model_registry.storage.filesystem.verification import Report
 from cogment_model_registry.testing.server import serving
 from tests.archive_tools.test_damaged_archives import (
@@ -255,6 +255,19 @@ async def test_leftovers_of_interrupted_work_are_removed_and_their_numbers_not_r
             assert (await client.store("m", b"next")).version_number == 10
 
 
+async def test_deletion_of_a_model_that_could_not_be_renamed_is_found_and_finished(
+    archive: Path, verify: Verify
+) -> None:
+    write_version(write_model(archive, "kept"), 1, b"kept")
+    (archive / "m/.deleted").touch()
+    expected = {(Kind.DOOMED_DIRECTORY, None, "m/.deleted")}
+    code, document = verify(archive)
+    assert (code, document["models"], set(problems(document))) == (1, 1, expected)
+    code, document = verify(archive, "--repair")
+    assert (code, set(problems(document, "repaired"))) == (0, expected)
+    assert sorted(os.listdir(archive)) == [".lock", "kept"]
+
+
 def test_data_whose_metadata_has_another_name_is_kept(archive: Path, verify: Verify) -> None:
     (archive / "m" / YAML).rename(archive / "m" / f"{YAML}.bak")
     code, document = verify(archive, "--repair")
@@ -345,21 +358,31 @@ def test_lock_that_is_not_a_regular_file_is_reported(what: str, archive: Path, o
 class Deleting(Files):
     """File operations during which a model is deleted, as a server does: renamed, then removed file by file."""
 
-    def __init__(self, archive: Path, at_name: str) -> None:
+    def __init__(self, archive: Path, at_name: str, *, renames: bool) -> None:
         self._archive = archive
         self._at_name = at_name
+        self._renames = renames
 
     def open_to_read(self, directory: int, name: str) -> int:
         if name == self._at_name:
-            (self._archive / "m").rename(self._archive / ".~5")
-            for path in (self._archive / ".~5").glob("*.data"):
+            doomed = delete(self._archive / "m", renames=self._renames)
+            for path in doomed.glob("*.data"):
                 path.unlink()
         return super().open_to_read(directory, name)
 
 
+def delete(model: Path, *, renames: bool) -> Path:
+    """Begin to delete a model as a server does, and return where its files are: renamed, or marked."""
+    if not renames:
+        (model / ".deleted").touch()
+        return model
+    return model.rename(model.with_name(".~5"))
+
+
+@pytest.mark.parametrize("renames", [True, False], ids=["renamed", "marked"])
 @pytest.mark.parametrize("name", ["m.yaml", YAML, DATA])
-def test_model_deleted_during_the_check_is_not_a_finding(name: str, archive: Path) -> None:
-    report = look(archive, Deleting(archive, name))
+def test_model_deleted_during_the_check_is_not_a_finding(name: str, renames: bool, archive: Path) -> None:
+    report = look(archive, Deleting(archive, name, renames=renames))
     assert (report.models, report.findings) == (0, [])
 
 
@@ -412,13 +435,36 @@ async def test_uploads_of_a_running_server_are_not_findings_and_nothing_is_repai
             assert await call
 
 
-def test_wrong_directories_are_wrong_usage(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for name in ("missing", "file"):
-        result = run_in_process("archive", "verify", str(tmp_path / name))
-        assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr.startswith("error: ")
-        assert result.stderr.count("\n") == 1
+def test_each_kind_of_problem_that_is_left_comes_with_what_to_do(archive: Path) -> None:
+    plant_leftovers(archive)
+    (archive / "m" / DATA).write_bytes(b"data 7")
+    (archive / "m/m-v000001.data").write_bytes(b"data 7")
+
+    def advice(*flags: str) -> dict[str, str]:
+        lines = run_in_process("archive", "verify", str(archive), *flags).stdout.splitlines()
+        return dict(line.split(": ", 2)[1:] for line in lines if line.startswith("to do: "))
+
+    assert advice() == {
+        kind: REMEDIES[kind]
+        for kind in (Kind.DOOMED_DIRECTORY, Kind.TEMPORARY_FILE, Kind.DATA_WRONG_HASH, Kind.DATA_WITHOUT_METADATA)
+    }
+    assert "--repair" in advice()[Kind.TEMPORARY_FILE]
+    assert advice("--repair") == {Kind.DATA_WRONG_HASH: REMEDIES[Kind.DATA_WRONG_HASH]}
+    assert "backup" in REMEDIES[Kind.DATA_WRONG_HASH]
+
+
+def test_a_problem_that_a_repair_could_not_repair_comes_with_what_to_do(archive: Path) -> None:
+    (archive / "m" / YAML).rename(archive / "m" / f"{YAML}.bak")
+    result = run_in_process("archive", "verify", str(archive), "--repair")
+    assert f"to do: data_without_metadata: {AFTER_REPAIR}" in result.stdout.splitlines()
+
+
+def test_every_kind_of_problem_has_a_remedy(archive: Path, verify: Verify) -> None:
+    assert set(REMEDIES) == set(Kind) - INFORMATION
+    (archive / "m" / DATA).write_bytes(b"data 7")
+    (archive / "foreign").touch()
+    remedies = {item["kind"]: item["remedy"] for item in verify(archive)[1]["findings"]}
+    assert remedies == {Kind.DATA_WRONG_HASH: REMEDIES[Kind.DATA_WRONG_HASH], Kind.FOREIGN_ENTRY: None}
 
 
 def test_output_has_no_control_characters_whatever_the_file_names(archive: Path) -> None:
@@ -427,7 +473,7 @@ def test_output_has_no_control_characters_whatever_the_file_names(archive: Path)
     result = run_in_process("archive", "verify", str(archive))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.replace("\n", "").isprintable()
-    assert "1 models, 3 versions, 18 B read" in result.stdout
+    assert "1 model, 3 versions, 18 B read" in result.stdout
 
 
 def run_on_terminal(*arguments: str) -> tuple[int, str, str]:

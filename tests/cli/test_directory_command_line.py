@@ -22,6 +22,8 @@ from tests.directory.processes import directory_process
 from tests.in_process import run_in_process
 from tests.ports import free_port
 from tests.processes import run_cogment
+from tests.registry_client.network import Freezing, listening
+from tests.waiting import until
 
 SETTINGS = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", check_seconds=0.1, grace_seconds=0)
 NAMED = ["--protocol=cogment", "--host=somewhere", "--type=modelregistry"]
@@ -232,6 +234,17 @@ async def test_wait_for_ready_without_a_service_waits_for_the_directory() -> Non
         assert await waiting == "ready\n"
 
 
+async def test_wait_for_ready_reaches_the_directory_that_replaced_one_that_froze(endpoint: str) -> None:
+    relay = Freezing(int(endpoint.rpartition(":")[2]))
+    async with listening(relay.relay) as port:
+        cogment = Cogment(f"grpc://127.0.0.1:{port}")
+        waiting = asyncio.create_task(cogment.output("wait_for_ready", "--type=modelregistry"))
+        await until(lambda: relay.replies > 5)  # it was answered that there is none
+        relay.freeze()
+        await add(endpoint)
+        assert await waiting == "ready\n"
+
+
 async def test_wait_for_ready_gives_up_with_3_for_a_service_and_4_for_the_directory(cogment: Cogment) -> None:
     absent = Cogment(f"grpc://127.0.0.1:{free_port()}")
     no_service, no_id, no_directory = await asyncio.gather(
@@ -261,10 +274,21 @@ def test_a_directory_that_is_away_exits_with_4_and_one_line(arguments: list[str]
     assert failed(run_in_process("client", "directory", *arguments, environment=environment), 4)
 
 
-def test_a_directory_that_never_answers_exits_with_4_and_one_line() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inquire", "--type=modelregistry"],
+        ["wait_for_ready"],
+        ["wait_for_ready", "--type=modelregistry"],
+        ["register", *NAMED],
+        ["deregister", "--service_id=1", "--secret=s"],
+    ],
+    ids=" ".join,
+)
+def test_a_directory_that_never_answers_exits_with_4_and_one_line_in_time(arguments: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         environment = {"COGMENT_DIRECTORY_ENDPOINT": f"grpc://127.0.0.1:{silent.getsockname()[1]}"}
-        result = run_in_process("client", "directory", "inquire", "--type=modelregistry", environment=environment)
+        result = run_in_process("client", "directory", *arguments, "--timeout=0.5", environment=environment)
     assert failed(result, 4)
 
 
@@ -282,6 +306,7 @@ def test_a_directory_that_never_answers_exits_with_4_and_one_line() -> None:
         (["inquire", "--type=actor", "--directory_endpoint=grpc://localhost:65536"], "grpc://host:port"),
         (["wait_for_ready", "--properties=a=1", "--timeout=1"], "--type"),
         (["wait_for_ready", "--timeout=soon"], "soon"),
+        (["inquire", "--type=actor", "--timeout=0"], "larger than 0"),
         (["register", "--type=actor"], "--host"),
         (["register", "--host=a", "--type=actor", "--port=65536"], "65536"),
         (["deregister", "--service_id=1"], "--secret"),

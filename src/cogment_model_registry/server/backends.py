@@ -58,7 +58,12 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
     async with AsyncExitStack() as stack:
         hashing = stack.enter_context(ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash"))
         archive = DirectoryArchive(
-            settings.archive_dir, settings.model_id_max_bytes, files, metrics.observe_archive, metrics.observe_sync
+            settings.archive_dir,
+            settings.model_id_max_bytes,
+            files,
+            metrics.observe_archive,
+            metrics.observe_sync,
+            read_only=settings.read_only,
         )
         stack.push_async_callback(archive.close)
         await archive.open()

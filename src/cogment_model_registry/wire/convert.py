@@ -13,6 +13,7 @@ from cogment_model_registry.errors import (
     InvalidError,
     ModelRegistryError,
     NotFoundError,
+    PreconditionError,
     TimedOutError,
     TooLargeError,
     UnavailableError,
@@ -29,6 +30,7 @@ DecodeError = _DecodeError
 STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
+    PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DataLossError: grpc.StatusCode.DATA_LOSS,
     TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -2,12 +2,14 @@
 
     <archive_dir>/
       .lock                       the process that owns the archive
-      .~<digits>/                 a model on its way out: renamed, then removed
+      .format                     the format of the archive; without it, 1: see `recognition`
+      .~<digits>/                 a model that is being created, or was deleted: renamed, then removed
       <model_id>/
         <model_id>.yaml           the model; its commit point
         <model_id>-v000001.data   the bytes of a version
         <model_id>-v000001.yaml   a version; its commit point
         .high_water_mark          no number up to this one may be given again
+        .deleted                  the model was deleted, where its directory cannot be renamed; goes last
         .~<digits>                a file being written
         .manifest.json            what `tar` unpacked from an export
 
@@ -38,8 +40,12 @@ from cogment_model_registry.records.versions import (
 )
 
 LOCK_NAME = ".lock"
+FORMAT_NAME = ".format"
 HIGH_WATER_MARK_NAME = ".high_water_mark"
 TEMPORARY_PREFIX = ".~"
+
+DELETION_MARK_NAME = ".deleted"
+"""The mark of a deleted model whose directory cannot be renamed: from its creation on, the directory is no model."""
 
 MANIFEST_NAME = ".manifest.json"
 """The last file of an export; servers ignore it, and so does the original."""
@@ -169,6 +175,18 @@ def parse_high_water_mark(text: bytes) -> int:
     match = re.fullmatch(rb"([0-9]{1,10})\n?", text)
     if not match or int(match[1]) > VERSION_NUMBER_MAX:
         raise BadMetadata("it is not a version number")
+    return int(match[1])
+
+
+def parse_format(text: bytes) -> int:
+    """Return the number of the format of an archive.
+
+    Raises:
+        BadMetadata: The text is not one.
+    """
+    match = re.fullmatch(rb"([1-9][0-9]{0,8})\n?", text)
+    if not match:
+        raise BadMetadata("it is not the number of a format")
     return int(match[1])
 
 
