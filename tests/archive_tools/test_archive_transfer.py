@@ -36,6 +36,7 @@ from tests.archive_tools.test_archive_verify import COGMENT, run_on_terminal, tr
 from tests.archive_tools.test_damaged_archives import ORIGINAL, write_model, write_version
 from tests.client import connected
 from tests.in_process import run_in_process
+from tests.locales import utf_8
 from tests.processes import START_SECONDS, clean_environment, run, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -147,12 +148,13 @@ def test_numbers_of_damaged_versions_and_of_data_without_metadata_are_not_reused
 def test_model_can_be_imported_under_another_name(new_id: str, archive: Path, target: Path) -> None:
     import_(target, export(archive), new_id)
     files = Files()
-    with claim.opened_root(files, str(target / new_id)) as directory:
+    model = target / utf_8(new_id)
+    with claim.opened_root(files, str(model)) as directory:
         for number in (1, 2, 5):
             name = layout.version_file_name("m", number)
             old = layout.parse_version((archive / "m" / name).read_bytes(), "m", number)
             new = layout.parse_version(
-                (target / new_id / layout.version_file_name(new_id, number)).read_bytes(), new_id, number
+                (model / utf_8(layout.version_file_name(new_id, number))).read_bytes(), new_id, number
             )
             assert (new.number, new.created_ns, new.data_hash, new.data_size_bytes, new.user_data) == (
                 old.number,
@@ -162,7 +164,7 @@ def test_model_can_be_imported_under_another_name(new_id: str, archive: Path, ta
                 old.user_data,
             )
         assert files.status(directory).st_nlink
-    assert (target / new_id / ".high_water_mark").read_text(encoding="utf-8") == "7\n"
+    assert (model / ".high_water_mark").read_text(encoding="utf-8") == "7\n"
     # Long names take another form of header.
     import_(target, export(target, new_id), "back")
     assert len(os.listdir(target / "back")) == 8
@@ -390,10 +392,47 @@ def test_damaged_version_ends_an_export_or_is_left_out_with_skip_damaged(archive
         "left out: version 2",
     ]
     result = run_cogment("archive", "import", str(target), str(file))
-    assert (result.returncode, result.stdout) == (0, "imported m: 1 versions, 2.2 KiB\n")
-    assert result.stderr == "the export had left out versions 1, 2, which were damaged\n"
+    assert (result.returncode, result.stdout) == (0, "imported m: 1 version, 2.2 KiB\n")
+    assert result.stderr == "the export had left out 2 damaged versions: 1, 2\n"
     assert (target / "m/.high_water_mark").read_text(encoding="utf-8") == "7\n"
     assert main(["archive", "verify", str(target)]) == 0
+
+
+@pytest.mark.parametrize("numbers", [[1], [1, 2, 5]])
+def test_an_export_that_would_leave_out_every_version_fails(
+    numbers: list[int], archive: Path, target: Path, tmp_path: Path
+) -> None:
+    for number in {1, 2, 5} - {*numbers}:
+        for path in (archive / "m").glob(f"m-v{number:06d}.*"):
+            path.unlink()
+    for number in numbers:
+        (archive / "m" / layout.version_file_name("m", number)).write_text("")
+    file = tmp_path / "m.tar"
+    words = ("archive", "export", str(archive), "m", "--skip_damaged")
+    result = run_in_process(*words, "--output", str(file))
+    count = "1 damaged version" if len(numbers) == 1 else f"{len(numbers)} damaged versions"
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == f'error: no version of model "m" is left to export: {count} left out'
+    assert not list(tmp_path.glob("*m.tar*"))
+    cut = subprocess.run(
+        [*COGMENT, *words], capture_output=True, timeout=PATIENCE_SECONDS, check=False, env=clean_environment()
+    )
+    assert cut.returncode == 1
+    with refused(target):
+        import_(target, cut.stdout)
+
+
+def test_a_model_without_versions_is_exported(archive: Path, target: Path) -> None:
+    for path in (archive / "m").glob("m-v*"):
+        path.unlink()
+    assert import_(target, export(archive, skip_damaged=True)).versions == 0
+
+
+def test_an_export_of_a_later_format_says_so(archive: Path, target: Path) -> None:
+    data = export(archive)
+    later = data.replace(b"cogment model export 1", b"cogment model export 2")
+    with refused(target, message='another format, "cogment model export 2"'):
+        import_(target, later)
 
 
 @pytest.mark.parametrize("name", ["m.yaml", ".high_water_mark"])

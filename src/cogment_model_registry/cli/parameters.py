@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cogment_model_registry.cli.connection import complete_version
+from cogment_model_registry.cli.groups import Command
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     _Entry = click.ParamType[tuple[str, str]]
 else:
     _Text = _Number = _Entry = click.ParamType  # before click 8.4 it takes no type
+
+
+class WholeNumber(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
 
 
 class ModelId(_Text):
@@ -89,7 +96,7 @@ def word_text(word: str) -> str | None:
     return word
 
 
-class NumberedCommand(click.Command):
+class NumberedCommand(Command):
     """A command that takes a version number, and does not mistake a negative one for a flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

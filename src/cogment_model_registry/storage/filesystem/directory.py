@@ -27,6 +27,7 @@ from cogment_model_registry.errors import (
     StartError,
     TooLargeError,
     UnavailableError,
+    counted,
     quoted,
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
@@ -40,6 +41,7 @@ from cogment_model_registry.storage.filesystem.files import (
 )
 from cogment_model_registry.storage.filesystem.hold import Hold
 from cogment_model_registry.storage.filesystem.model_files import close_quietly, is_marked, list_model, read_metadata
+from cogment_model_registry.storage.filesystem.recognition import check_format
 from cogment_model_registry.storage.filesystem.removal import DoomedModel, Removals
 from cogment_model_registry.storage.filesystem.writing import DurableWriter
 from cogment_model_registry.storage.folder import FolderContents
@@ -108,6 +110,7 @@ class ArchiveDirectory:
         """
         try:
             self._hold.take()
+            check_format(self.files, self._root, self._path)
             self.writer.failure = ""
             if sweep and not self.is_read_only:
                 # Make the renames of a process that was killed durable before anything relies on them.
@@ -123,7 +126,7 @@ class ArchiveDirectory:
 
     def _reason(self, error: OSError) -> str:
         """Return what went wrong while the directory was opened, and with which directory if it was one above it."""
-        reason = error.strerror or str(error)
+        reason = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror or str(error)
         place = error.filename
         is_above = isinstance(place, str) and os.path.isabs(place) and place != os.path.abspath(self._path)
         return f"{reason}: {place}" if is_above else reason
@@ -217,12 +220,25 @@ class ArchiveDirectory:
             old = read_metadata(self.files, directory, name)
         except (FileNotFoundError, layout.BadMetadata, NotRegularError):
             old = b""  # damaged, so no old text to restore
+        self._refuse_other_case(directory, name, old, info.model_id)
         try:
             self.writer.write(directory, name, layout.format_model(info))
         except OSError:
             if old and self.writer.failure:  # only a sync may have failed after the rename
                 self.writer.restore(directory, name, old)
             raise
+
+    def _refuse_other_case(self, directory: int, name: str, text: bytes, model_id: str) -> None:
+        """Refuse to overwrite a model whose id differs in case only, where the file system takes both for one name."""
+        other_id = layout.model_id_in(text)
+        if other_id == model_id or other_id.casefold() != model_id.casefold():
+            return
+        if all(entry.name != name for entry in self.files.list_directory(directory)):
+            message = (
+                f"model {quoted(model_id)} cannot be created: model {quoted(other_id)} exists, and the file system of "
+                "the archive does not distinguish upper and lower case"
+            )
+            raise InvalidError(message, model_id=model_id)
 
     def _create_model(self, info: ModelInfo) -> None:
         """Make the directory of a model under a temporary name, and rename it when it is complete.
@@ -336,7 +352,8 @@ class ArchiveDirectory:
         self._require_writable()
         available = max(self.files.free_bytes(self._root) - promised_bytes, 0)
         if size_bytes > available:
-            message = f"an archived version of {size_bytes} bytes does not fit the {available} bytes that are free"
+            free = counted(available, "byte")
+            message = f"an archived version of {counted(size_bytes, 'byte')} does not fit the free space of {free}"
             raise TooLargeError(message, model_id=model_id)
         name = layout.temporary_name()
         try:

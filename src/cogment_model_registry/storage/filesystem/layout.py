@@ -2,6 +2,7 @@
 
     <archive_dir>/
       .lock                       the process that owns the archive
+      .format                     the format of the archive; without it, 1: see `recognition`
       .~<digits>/                 a model that is being created, or was deleted: renamed, then removed
       <model_id>/
         <model_id>.yaml           the model; its commit point
@@ -39,6 +40,7 @@ from cogment_model_registry.records.versions import (
 )
 
 LOCK_NAME = ".lock"
+FORMAT_NAME = ".format"
 HIGH_WATER_MARK_NAME = ".high_water_mark"
 TEMPORARY_PREFIX = ".~"
 
@@ -115,6 +117,14 @@ def parse_model(text: bytes, model_id: str) -> ModelInfo:
     return ModelInfo(model_id, _user_data(fields))
 
 
+def model_id_in(text: bytes) -> str:
+    """Return the id in a model's metadata file; empty if it is malformed."""
+    try:
+        return _scalar(_load(text), "model_id")
+    except BadMetadata:
+        return ""
+
+
 def format_version(info: VersionInfo) -> bytes:
     """Return the text of a version's metadata file."""
     return _dump(
@@ -173,6 +183,18 @@ def parse_high_water_mark(text: bytes) -> int:
     match = re.fullmatch(rb"([0-9]{1,10})\n?", text)
     if not match or int(match[1]) > VERSION_NUMBER_MAX:
         raise BadMetadata("it is not a version number")
+    return int(match[1])
+
+
+def parse_format(text: bytes) -> int:
+    """Return the number of the format of an archive.
+
+    Raises:
+        BadMetadata: The text is not one.
+    """
+    match = re.fullmatch(rb"([1-9][0-9]{0,8})\n?", text)
+    if not match:
+        raise BadMetadata("it is not the number of a format")
     return int(match[1])
 
 
