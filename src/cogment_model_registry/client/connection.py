@@ -169,7 +169,8 @@ class Connection:
         """Return the present link, for one more user; None if the registry must be looked up first."""
         self.check_open(backend)  # in a forked process the lock may stay locked
         with self._lock:
-            self.check_open(backend)
+            if self.is_closed:
+                raise ClosedError
             if self._current is None or self._current.is_silent or self._is_suspect:
                 return None
             self._current.users += 1
