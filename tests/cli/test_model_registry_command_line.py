@@ -530,8 +530,8 @@ def test_signals_end_a_download_that_leaves_nothing(
         ["status", "--directory_endpoint=nonsense"],
         ["retrieve", "m", "--json"],
         ["delete_model", "m"],
-        ["create_model", os.fsdecode(b"\xff")],
-        ["create_model", "m", "--user_data", os.fsdecode(b"a=\xff")],
+        ["create_model", "\udcff"],  # a byte that is not UTF-8
+        ["create_model", "m", "--user_data", "a=\udcff"],
     ],
     ids=lambda arguments: ascii(" ".join(arguments)),
 )

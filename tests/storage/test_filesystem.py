@@ -240,6 +240,7 @@ class SyncingFiles(Files):
 
     def __init__(self) -> None:
         self.syncs = 0
+        self.finished_syncs = 0
         self.failing = 0
 
     def sync_file(self, file: int) -> None:
@@ -247,16 +248,17 @@ class SyncingFiles(Files):
         if self.syncs == self.failing:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         super().sync_file(file)
+        self.finished_syncs += 1
 
 
 def _has_synced(files: SyncingFiles, count: int) -> bool:
-    return files.syncs == count
+    return files.finished_syncs == count
 
 
 async def test_large_upload_is_synced_while_it_is_received(tmp_path: Path) -> None:
     files = SyncingFiles()
     async with opened(tmp_path, files) as archive:
-        before = files.syncs
+        before = files.finished_syncs
         piece = memoryview(bytes(2 * MIB))
         async with await archive.open_upload("m", 20 * len(piece)) as upload:
             for number in range(20):
