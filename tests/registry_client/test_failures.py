@@ -183,9 +183,14 @@ async def test_a_silent_server_is_unavailable_or_times_out(flavour: str) -> None
 )
 async def test_a_server_that_does_not_speak_grpc_is_named_at_once(flavour: str, answer: bytes, who: str) -> None:
     async with tcp_server(answer) as port, opened(flavour, port, retry_seconds=600) as registry:
-        message = f"listing the models: grpc://127.0.0.1:{port} is not a model registry: {who} answers there; check"
-        with pytest.raises(errors.WrongServerError, match=message):
+        message = f"grpc://127.0.0.1:{port} is not a model registry: {who} answers there; check"
+        with pytest.raises(errors.WrongServerError, match=f"listing the models: {message}"):
             await registry.list_models()
+        async with aclosing(registry.watch("policy")) as versions:
+            with pytest.raises(errors.WrongServerError, match=f'watching model "policy": {message}'):
+                await anext(versions)
+        async with registry.track("policy") as latest:
+            await until(lambda: isinstance(latest.error, errors.WrongServerError))
 
 
 @pytest.mark.parametrize("call", ALL.values(), ids=ALL)
