@@ -3,6 +3,7 @@
     ModelRegistryError
     ├── InvalidError        the request breaks a rule, now and later
     ├── NotFoundError       no such model or version
+    ├── ConflictError       what was to change has changed in the meantime
     ├── TooLargeError       it does not fit a limit, the memory budget or the disk
     ├── DataLossError       what is stored is damaged
     ├── TimedOutError       the other side took too long
@@ -67,6 +68,10 @@ class NotFoundError(ModelRegistryError):
         missing = "versions" if version_number == -1 else f"version {version_number}"  # -1 is the latest
         message = f"model {quoted(model_id)} has no {missing}"
         return cls(message, model_id=model_id, version_number=version_number)
+
+
+class ConflictError(ModelRegistryError):
+    """What was to change has another revision than the caller expected. The message has the current state."""
 
 
 class TooLargeError(ModelRegistryError):

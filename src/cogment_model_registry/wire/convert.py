@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError as _DecodeError
 from google.protobuf.message import Message
 
 from cogment_model_registry.errors import (
+    ConflictError,
     DataLossError,
     InvalidError,
     ModelRegistryError,
@@ -29,6 +30,7 @@ DecodeError = _DecodeError
 STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
+    ConflictError: grpc.StatusCode.ABORTED,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DataLossError: grpc.StatusCode.DATA_LOSS,
     TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,

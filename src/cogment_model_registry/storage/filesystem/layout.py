@@ -20,8 +20,6 @@ text, and a timestamp keeps its nanoseconds. Reading builds no objects, follows 
 layout does.
 """
 
-import calendar
-import datetime
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -29,8 +27,8 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.timestamps import format_timestamp, parse_timestamp
 from cogment_model_registry.records.versions import (
-    CREATED_MAX_NS,
     VERSION_NUMBER_MAX,
     ModelInfo,
     VersionInfo,
@@ -49,9 +47,6 @@ LOST_AND_FOUND = "lost+found"
 
 METADATA_MAX_BYTES = 8 * 1024 * 1024
 """The largest metadata file that is read: several times the largest `user_data` allowed, with all of it escaped."""
-
-_NS_PER_SECOND = 10**9
-
 
 class BadMetadata(Exception):
     """A metadata file is malformed; the message says in what way."""
@@ -143,7 +138,7 @@ def parse_version(text: bytes, model_id: str, number: int) -> VersionInfo:
     return VersionInfo(
         model_id=model_id,
         number=number,
-        created_ns=parse_timestamp(_scalar(fields, "creation_timestamp")),
+        created_ns=_timestamp(fields),
         archived=fields.get("transient", "false") not in _YAML_TRUE,
         data_hash=data_hash,
         data_size_bytes=_whole_number(fields, "data_size"),
@@ -181,43 +176,6 @@ def parse_high_water_mark(text: bytes) -> int:
     if not match or int(match[1]) > VERSION_NUMBER_MAX:
         raise BadMetadata("it is not a version number")
     return int(match[1])
-
-
-def format_timestamp(ns: int) -> str:
-    """Return nanoseconds since the Unix epoch as RFC 3339, in UTC."""
-    seconds, fraction_ns = divmod(ns, _NS_PER_SECOND)
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction_ns:09d}Z"
-
-
-_TIMESTAMP = re.compile(
-    r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})(?:[Tt]|[ \t]+)([0-9]{1,2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{0,9}))?"
-    r"[ \t]*(?:[Zz]|([+-])([0-9]{1,2}):?([0-9]{2}))"
-)
-
-
-def parse_timestamp(text: str) -> int:
-    """Return the nanoseconds since the Unix epoch of an RFC 3339 text, within the range of the wire.
-
-    A time before the epoch, such as the one that the original writes for "none", is 0.
-
-    Raises:
-        BadMetadata: The text is malformed.
-    """
-    match = _TIMESTAMP.fullmatch(text)
-    if not match:
-        raise BadMetadata("its creation_timestamp is not a time")
-    year, month, day, hour, minute, second, fraction, sign, hours, minutes = match.groups()
-    try:
-        moment = datetime.datetime(
-            int(year), int(month), int(day), int(hour), int(minute), int(second), tzinfo=datetime.UTC
-        )
-    except ValueError:
-        raise BadMetadata("its creation_timestamp is not a time") from None
-    offset_seconds = (int(hours or 0) * 60 + int(minutes or 0)) * (-60 if sign == "-" else 60)
-    seconds = calendar.timegm(moment.utctimetuple()) - offset_seconds
-    fraction_ns = int((fraction or "0").ljust(9, "0"))
-    return min(max(seconds * _NS_PER_SECOND + fraction_ns, 0), CREATED_MAX_NS)
 
 
 class _Timestamp(str):
@@ -352,6 +310,13 @@ def _whole_number(fields: _Fields, name: str) -> int:
     if not re.fullmatch(r"[0-9]{1,19}", value):
         raise BadMetadata(f"its metadata has a {name} that is not a whole number")
     return int(value)
+
+
+def _timestamp(fields: _Fields) -> int:
+    try:
+        return parse_timestamp(_scalar(fields, "creation_timestamp"))
+    except ValueError:
+        raise BadMetadata("its creation_timestamp is not a time") from None
 
 
 def _user_data(fields: _Fields) -> dict[str, str]:
