@@ -34,7 +34,7 @@ _ALL = [*_FIGURES, *peers.BENCHMARKS, *_CURVES, *trials.TRIALS]
 def _chosen(only: Sequence[str], *, with_plots: bool, quick: bool) -> list[Benchmark]:
     names = {benchmark.name for benchmark in _ALL}
     if unknown := sorted(set(only) - names):
-        raise click.UsageError(f"there is no {', '.join(unknown)}; --list tells what there is")
+        raise click.UsageError(f"there is no {', '.join(unknown)}; --list shows all names")
     if only:
         return [benchmark for benchmark in _ALL if benchmark.name in only]
     left_out = [*trials.TRIALS, *([] if with_plots else _CURVES), *(peers.BENCHMARKS if quick else [])]
@@ -42,14 +42,14 @@ def _chosen(only: Sequence[str], *, with_plots: bool, quick: bool) -> list[Bench
 
 
 def _measure(bench: Bench, benchmark: Benchmark, run: Run) -> None:
-    """Measure, and take note of the outcome, whatever it is."""
+    """Measure, and record the outcome, whatever it is."""
     started = time.perf_counter()
     try:
         outcomes = benchmark.run(bench)
     except NotHereError as error:
         run.skipped[benchmark.name] = str(error)
         return
-    except Exception as error:  # one that cannot be measured is told, and the others go on
+    except Exception as error:  # one that cannot be measured is reported, and the others continue
         run.failed[benchmark.name] = escape(f"{type(error).__name__}: {error}")
         return
     finally:
@@ -81,10 +81,10 @@ def _exit_on(number: int, _frame: object) -> None:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--quick", is_flag=True, help="Fewer repetitions, smaller sizes, and nothing else beside it.")
-@click.option("--only", multiple=True, metavar="NAME", help="Measure this alone; may be given more than once.")
-@click.option("--list", "list_them", is_flag=True, help="Tell what there is to measure.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Where the figures go, as JSON.")
+@click.option("--quick", is_flag=True, help="Fewer repetitions, smaller sizes, and no alternatives.")
+@click.option("--only", multiple=True, metavar="NAME", help="Measure only this; may be repeated.")
+@click.option("--list", "list_them", is_flag=True, help="List all benchmarks.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="File to write the figures to, as JSON.")
 @click.option(
     "--plots", "plots_dir", type=click.Path(path_type=Path), is_flag=False, flag_value=ROOT / "docs/benchmarks"
 )
@@ -92,7 +92,7 @@ def _exit_on(number: int, _frame: object) -> None:
 def main(
     *, quick: bool, only: Sequence[str], list_them: bool, json_path: Path | None, plots_dir: Path | None, mlflow: str
 ) -> None:
-    """Measure the server, each figure beside its floor."""
+    """Measure the server and the client, and compare each figure with its floor."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH)  # a file has none of its own

@@ -308,7 +308,7 @@ async def told_moments(port: int, upload: Upload, connections: int, streams: int
 
 
 async def fetched_moments(port: int, upload: Upload, rounds: int) -> list[float]:
-    """Watch a model, and fetch each version that is told; return the moment at which each was there."""
+    """Watch a model, and retrieve each version; return the moments at which each one was complete."""
     moments = []
     async with connected(port) as client:
         call = client.watch(upload.model_id)

@@ -67,7 +67,7 @@ def _calls(bench: Bench, name: str, what: str, connections: int, kind: Kind) -> 
                 what,
                 "calls/s",
                 blocks["registry"],
-                against="sink of 10 KiB" if kind is Kind.PUBLISH else "unary",
+                against="sink of 10 KiB" if kind is Kind.PUBLISH else "unary call",
                 floor_blocks=blocks["floor"],
                 target=at_least(0.80),
                 peak_mib=pair.registry.peak_mib(),
@@ -81,14 +81,14 @@ def _publish_calls(bench: Bench) -> Sequence[Outcome]:
 
 
 def _infos_calls(bench: Bench) -> Sequence[Outcome]:
-    return _calls(bench, "infos calls", "infos of the latest, 16 connections", _ASKERS, Kind.INFOS)
+    return _calls(bench, "infos calls", "look up the latest version, 16 connections", _ASKERS, Kind.INFOS)
 
 
 def _latency(bench: Bench) -> Sequence[Outcome]:
     """Measure the latency of small calls against concurrency."""
     seconds = 0.3 if bench.quick else 0.6
     counts = [1, 4, 16] if bench.quick else [1, 2, 4, 8, 16, 32, 64, 128]
-    names = ["publish 10 KiB", "sink of 10 KiB", "infos of the latest", "unary"]
+    names = ["publish 10 KiB", "sink of 10 KiB", "look up the latest", "unary call"]
     points: dict[str, list[tuple[float, Spread]]] = {name: [] for name in names}
     with bench.pair() as pair:
         bench.fit_floor(pair, Upload(MODEL_ID, _SMALL_BYTES))
@@ -104,7 +104,7 @@ def _latency(bench: Bench) -> Sequence[Outcome]:
 
 BENCHMARKS = [
     Benchmark("publish-calls", "publishes of 10 KiB in a second over 8 connections", _publish_calls),
-    Benchmark("infos-calls", "infos of the latest version in a second over 16 connections", _infos_calls),
+    Benchmark("infos-calls", "look-ups of the latest version in a second over 16 connections", _infos_calls),
 ]
 
 CURVES = [Benchmark("latency", "latency against concurrency (a plot)", _latency)]

@@ -51,7 +51,7 @@ def _repetitions(bench: Bench) -> tuple[int, int]:
 _Measure = Callable[[Bench, int, Upload, int], Callable[[], list[float]]]
 
 
-def _beside(
+def _compared(
     bench: Bench,
     pair: Pair,
     measure: _Measure,
@@ -94,7 +94,7 @@ def _publish(bench: Bench) -> Sequence[Outcome]:
         bench.fit_floor(pair, upload)
         bench.fill_budget(pair, upload)
         target = at_least(0.70)
-        return [_beside(bench, pair, _measure_uploads, upload, name="publish transient", floor="sink", target=target)]
+        return [_compared(bench, pair, _measure_uploads, upload, name="publish transient", floor="sink", target=target)]
 
 
 def _store(bench: Bench) -> Sequence[Outcome]:
@@ -137,7 +137,7 @@ def _retrieve(bench: Bench, *, archived: bool) -> Sequence[Outcome]:
         if archived:
             _check_stored(bench, pair, upload)
         return [
-            _beside(
+            _compared(
                 bench,
                 pair,
                 _measure_retrievals,
@@ -194,7 +194,7 @@ def _throughput_at(bench: Bench, size_bytes: int) -> dict[str, Spread]:
         bench.fit_floor(pair, transient)
         _check_stored(bench, pair, archived)
         writing = job(floors.write_seconds, str(place), size_bytes, SDK_CHUNK_BYTES, count, sync=True)
-        # What is retrieved comes first: each store makes another version the latest, which is checked anew.
+        # What is retrieved comes first: each store makes another version the latest, which is checked again.
         blocks = interleaved(
             repetitions,
             {
@@ -216,16 +216,16 @@ def _throughput_at(bench: Bench, size_bytes: int) -> dict[str, Spread]:
 
 
 BENCHMARKS = [
-    Benchmark("publish", "publish of a transient version of 64 MiB, beside a sink", _publish),
-    Benchmark("store", "store of an archived version of 64 MiB, beside a sink and a synced file", _store),
+    Benchmark("publish", "publish of a transient version of 64 MiB, compared with a sink", _publish),
+    Benchmark("store", "store of an archived version of 64 MiB, compared with a sink and a synced file", _store),
     Benchmark(
         "retrieve-transient",
-        "retrieval of a transient version of 64 MiB, beside a source",
+        "retrieval of a transient version of 64 MiB, compared with a source",
         functools.partial(_retrieve, archived=False),
     ),
     Benchmark(
         "retrieve-archived",
-        "retrieval of an archived version of 64 MiB, beside a source",
+        "retrieval of an archived version of 64 MiB, compared with a source",
         functools.partial(_retrieve, archived=True),
     ),
 ]

@@ -1,9 +1,9 @@
-"""How fast the Python client is, beside what a user would write with bare `grpcio`, and beside the stock client.
+"""How fast the Python client is, compared with what a user would write with bare `grpcio`, and with the stock client.
 
 A *bare client* is `grpcio`'s blocking one with the generated messages: it cuts the bytes into chunks and joins them, as
 the documentation of gRPC shows it. It checks nothing, while ours hashes what it sends and what it gets. Both meet a
 server with nothing behind it, a sink or a source. Beside that stands the floor that the server is held against:
-messages that were encoded beforehand, and that nobody joins.
+messages that were encoded in advance, and that nobody joins.
 """
 
 import asyncio
@@ -119,7 +119,7 @@ async def bare_retrieve_seconds(port: int, size_bytes: int, count: int) -> list[
 
 
 async def prepared_upload_seconds(port: int, size_bytes: int, count: int) -> list[float]:
-    """Send messages that were encoded beforehand `count` times, and return the seconds of each."""
+    """Send messages that were encoded in advance `count` times, and return the seconds of each."""
     return await upload_seconds(port, Upload(_MODEL_ID, size_bytes), count)
 
 
@@ -132,7 +132,7 @@ _Side = tuple[str, _Timed]
 """What it is, and what times it."""
 
 
-def _beside(bench: Bench, pair: Pair, ours: _Side, theirs: _Side, target: Target | None = None) -> Result:
+def _compared(bench: Bench, pair: Pair, ours: _Side, theirs: _Side, target: Target | None = None) -> Result:
     """Measure our client and another way of doing the same, in turns, on a server with nothing behind it."""
     count = bench.choose(4, 1)
 
@@ -153,17 +153,17 @@ def _beside(bench: Bench, pair: Pair, ours: _Side, theirs: _Side, target: Target
 
 
 def _library(bench: Bench) -> Sequence[Outcome]:
-    """Measure our client beside a bare one, and beside messages that cost nothing."""
+    """Compare our client with a bare one, and with messages that cost nothing."""
     with bench.pair() as pair:
         # The floor's data is zeros: they have the hash that our client checks.
         bench.fit_floor(pair, Upload(_MODEL_ID, _LARGE_BYTES, is_zeros=True))
-        beside = functools.partial(_beside, bench, pair)
+        against = functools.partial(_compared, bench, pair)
         publish, retrieve = ("publish", library_upload_seconds), ("retrieve", library_retrieve_seconds)
         return [
-            beside(publish, ("a bare client, and a sink", bare_upload_seconds), at_least(0.75)),
-            beside(retrieve, ("a bare client, and a source", bare_retrieve_seconds), at_least(0.75)),
-            beside(publish, ("encoded beforehand, and a sink", prepared_upload_seconds)),
-            beside(retrieve, ("dropped, from a source", dropped_retrieve_seconds)),
+            against(publish, ("a bare client, and a sink", bare_upload_seconds), at_least(0.75)),
+            against(retrieve, ("a bare client, and a source", bare_retrieve_seconds), at_least(0.75)),
+            against(publish, ("messages encoded in advance, and a sink", prepared_upload_seconds)),
+            against(retrieve, ("replies that nobody joins, from a source", dropped_retrieve_seconds)),
         ]
 
 
@@ -210,6 +210,6 @@ def _stock_retrieve_seconds(python: Path, port: int, count: int) -> list[float]:
 
 
 BENCHMARKS = [
-    Benchmark("library", "the Python client with 64 MiB, beside a bare one", _library),
-    Benchmark("library-stock", "the Python client beside the stock one, where that is installed", _stock),
+    Benchmark("library", "the Python client with 64 MiB, compared with a bare one", _library),
+    Benchmark("library-stock", "the Python client compared with the stock one, where that is installed", _stock),
 ]

@@ -51,7 +51,7 @@ def _list(bench: Bench) -> Sequence[Outcome]:
             return [
                 compared(
                     "list versions",
-                    f"all infos of {total:,} archived versions in one call",
+                    f"list {total:,} archived versions in one call",
                     "ms",
                     converted(blocks["registry"], milliseconds),
                     against="unary call with a reply of that size",
@@ -102,10 +102,10 @@ def _start(bench: Bench) -> Sequence[Outcome]:
         ),
         Result(
             "start memory",
-            f"peak of a start with {what}",
+            f"peak memory of a start with {what}",
             "MiB",
             spread_of(peaks),
-            "that with an empty archive",
+            "start with an empty archive",
             spread_of(empty_peaks),
             ratios(peaks, empty_peaks),
             no_more_than(_START_MIB, "MiB"),

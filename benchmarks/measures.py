@@ -1,8 +1,8 @@
-"""What is measured, and what it is held against.
+"""What is measured, and what it is compared with.
 
-Each figure is measured in turns with its floor (A B A B ...), so that whatever else the machine does meets both. A turn
-is a *block* of a few values; the ratio is that of the medians of two neighbouring blocks, and its median over all pairs
-is what a target is held against.
+Each figure is measured in turns with its floor (A B A B ...), so that other work of the machine affects both. A turn is
+a *block* of a few values; the ratio is that of the medians of two neighbouring blocks, and its median over all pairs is
+compared with the target.
 """
 
 import statistics
@@ -73,18 +73,18 @@ def no_more_than(limit: float, unit: str) -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A figure, and what it was held against.
+    """A figure, and what it was compared with.
 
     Attributes:
         name: Its name, unique in a run.
-        what: What it tells, in a few words.
+        what: What it measures, in a few words.
         unit: The unit of `value` and `floor`.
         value: What was measured.
         against: What `floor` is; empty when there is none.
-        floor: The floor, or what a user would take instead.
+        floor: The floor, or what a user could use instead.
         ratio: `value` divided by `floor`, over pairs of neighbouring blocks.
-        target: What is to be reached; None when it is only told.
-        peak_mib: The most that the server's process had in memory meanwhile; None when that was not asked.
+        target: What is to be reached; None when there is no target.
+        peak_mib: The peak memory of the server's process during the measurement; None when it was not measured.
         note: What is special about this run.
         processor_ratio: How long processors worked for the server, divided by how long they did for the floor's.
         blocks: All values, as they were measured.
@@ -134,7 +134,7 @@ class Curve:
     Attributes:
         name: Its name, and that of its file.
         title: What it shows.
-        x_label: What is told along it, with the unit.
+        x_label: What varies, with the unit.
         y_label: What is measured, with the unit.
         series: The lines.
         is_log_x: Whether x has a logarithmic scale.
@@ -206,7 +206,7 @@ def compared(
     note: str = "",
     processor_ratio: float | None = None,
 ) -> Result:
-    """Return the figure of blocks, beside the floor that was measured in turns with them; see `Result`."""
+    """Return the figure of blocks, compared with the floor that was measured in turns with them; see `Result`."""
     return Result(
         name,
         what,

@@ -100,14 +100,12 @@ def _churn(bench: Bench) -> Sequence[Outcome]:
     limit = no_more_than(_OVER_BUDGET * budget_mib + _BESIDE_BUDGET_MIB, "MiB")
     note = f"{versions:,} versions of 1 kB to {mix.max_bytes // MIB} MiB; idle {idle_mib:.0f} MiB"
     note += bench.note("; a smaller budget than in a full run")
-    what = f"a churn of {_CHURNED_BUDGETS} x a budget of {budget_mib} MiB"
+    what = f"publishing {_CHURNED_BUDGETS} x a budget of {budget_mib} MiB"
     floor = Spread.of([float(budget_mib)])
 
     def result(name: str, moment: str, value: Spread) -> Result:
         ratio = Spread.of([value.median / budget_mib])
-        return Result(
-            name, f"memory {moment} {what}", "MiB", value, "the budget", floor, ratio, limit, peak.median, note
-        )
+        return Result(name, f"{moment} {what}", "MiB", value, "the budget", floor, ratio, limit, peak.median, note)
 
     end = samples[-1][0] if samples else 1.0
     lines = [
@@ -115,8 +113,8 @@ def _churn(bench: Bench) -> Sequence[Outcome]:
         Series("the budget", [(0.0, floor), (end, floor)], is_floor=True),
         Series("1.15 x the budget + 100 MiB", [(x, Spread.of([limit.limit])) for x in (0.0, end)]),
     ]
-    curve = Curve("memory", f"Memory over {what}", "seconds", "MiB", lines, is_log_x=False, is_log_y=False)
-    return [result("churn", "after", resident), result("churn peak", "peak in", peak), curve]
+    curve = Curve("memory", f"Memory while {what}", "seconds", "MiB", lines, is_log_x=False, is_log_y=False)
+    return [result("churn", "memory after", resident), result("churn peak", "peak memory while", peak), curve]
 
 
 def _large(bench: Bench) -> Sequence[Outcome]:
@@ -142,7 +140,7 @@ def _large(bench: Bench) -> Sequence[Outcome]:
             results.append(
                 Result(
                     f"{name} memory",
-                    f"peak over idle: {what}",
+                    f"peak memory over idle: {what}",
                     "MiB",
                     over,
                     "idle",

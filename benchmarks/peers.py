@@ -40,7 +40,7 @@ _Side = tuple[str, Callable[[], list[float]]]
 
 
 def _rates(bench: Bench, name: str, ours: _Side, theirs: _Side) -> Result:
-    """Return the throughput of the registry beside that of a peer, for 64 MiB."""
+    """Compare the throughput of the registry with that of a peer, for 64 MiB."""
     blocks = interleaved(_REPETITIONS, {"ours": ours[1], "theirs": theirs[1]})
     rates = {side: converted(values, mib_per_second(_LARGE_BYTES)) for side, values in blocks.items()}
     return compared(name, ours[0], "MiB/s", rates["ours"], against=theirs[0], floor_blocks=rates["theirs"])
@@ -298,7 +298,7 @@ async def mlflow_retrieve_seconds(port: int, run: MlflowRun, count: int) -> list
 
 
 BENCHMARKS = [
-    Benchmark("files", "plain files, with and without a sync, beside the registry", _files),
-    Benchmark("redis", "Redis, SET and GET, beside the registry", _redis_benchmark),
-    Benchmark("mlflow", "MLflow's registry and artifacts, beside the registry", _mlflow_benchmark),
+    Benchmark("files", "plain files, with and without a sync, compared with the registry", _files),
+    Benchmark("redis", "Redis, SET and GET, compared with the registry", _redis_benchmark),
+    Benchmark("mlflow", "MLflow's registry and artifacts, compared with the registry", _mlflow_benchmark),
 ]

@@ -20,7 +20,7 @@ class Run:
         machine: What it was made on.
         quick: Whether it was a quick one.
         figures: The figures.
-        peers: What a user would take instead, beside the registry.
+        peers: The registry compared with what a user could use instead.
         curves: What becomes a plot.
         skipped: What was not measured, and why, by name.
         failed: What could not be measured, and why, by name.
@@ -57,9 +57,9 @@ class Run:
         if self.quick:
             console.print("A quick run: few repetitions and smaller sizes; its figures say little.")
         if self.figures:
-            console.print(_table("Beside the floors", "floor", self.figures))
+            console.print(_table("Compared with the floors", "floor", self.figures))
         if self.peers:
-            console.print(_table("Beside what else there is", "the other", self.peers))
+            console.print(_table("Compared with alternatives", "alternative", self.peers))
         for result in (*self.figures, *self.peers):
             if result.note:
                 console.print(f"{result.name}: {result.note}")
@@ -68,10 +68,10 @@ class Run:
         for name, reason in self.failed.items():
             console.print(f"[red]failed[/]: {name}: {reason}")
         missed = [result.name for result in self.figures if result.reached is False]
-        console.print(f"Targets that were missed: {', '.join(missed) or 'none'}.")
+        console.print(f"Missed targets: {', '.join(missed) or 'none'}.")
         console.print(
             "Values are medians, with their quartiles; a ratio is the median over neighbouring measurements;\n"
-            "processor is the time of processors that the server took, divided by that of the floor's server."
+            "processor is the processor time of the server, divided by that of the floor's server."
         )
 
 
@@ -79,7 +79,7 @@ def _table(title: str, floor: str, results: Sequence[Result]) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("figure", min_width=20)
     table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("beside")
+    table.add_column("compared with")
     table.add_column(floor, justify="right", no_wrap=True)
     table.add_column("ratio", justify="right", no_wrap=True)
     table.add_column("processor", justify="right")

@@ -1,4 +1,4 @@
-"""What was tried: servers with nothing behind them that differ in one thing, each beside the plain one.
+"""Trials: servers with nothing behind them that differ in one thing, each compared with the plain one.
 
 They tell what a part of the work costs, and what another way to serve would bring, before it is built. They are
 measured when they are named with `--only`. `python -m benchmarks.trials` runs one such server and says its port.
@@ -40,15 +40,15 @@ _UNLIMITED = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
 _Context = Any
 
 _PUBLISHES = {
-    "drops what it gets": (),
-    "and has a heap that keeps what is freed": ("--keep-heap",),
-    "and copies it into slabs": ("--keep-heap", "--copy"),
-    "and hashes it on a thread": ("--keep-heap", "--hash"),
-    "and does both": ("--keep-heap", "--copy", "--hash"),
-    "and both, without bdp_probe": ("--keep-heap", "--copy", "--hash", "--option=grpc.http2.bdp_probe=0"),
-    "and both, in frames of 1 MiB": ("--keep-heap", "--copy", "--hash", "--option=grpc.http2.max_frame_size=1048576"),
+    "plain sink": (),
+    "heap keeps freed memory": ("--keep-heap",),
+    "heap keeps freed memory, copy into slabs": ("--keep-heap", "--copy"),
+    "heap keeps freed memory, hash on a thread": ("--keep-heap", "--hash"),
+    "all three": ("--keep-heap", "--copy", "--hash"),
+    "all three, without bdp_probe": ("--keep-heap", "--copy", "--hash", "--option=grpc.http2.bdp_probe=0"),
+    "all three, in frames of 1 MiB": ("--keep-heap", "--copy", "--hash", "--option=grpc.http2.max_frame_size=1048576"),
 }
-"""What a sink of 64 MiB does besides. The last but one is how the registry works."""
+"""The variants of a sink of 64 MiB. The last but one works as the registry does."""
 
 _CALLS = {"asyncio": (), "asyncio on uvloop": ("--loop=uvloop",), "threads": ("--loop=threads",)}
 """What small calls are served by."""
@@ -202,7 +202,7 @@ def _publish_stages(bench: Bench) -> Sequence[Outcome]:
     return [
         compared(
             f"sink {index}",
-            f"a sink of 64 MiB: {name}",
+            f"sink of 64 MiB: {name}",
             "MiB/s",
             rates[name],
             against=plain,

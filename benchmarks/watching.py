@@ -56,7 +56,7 @@ def _fetched(bench: Bench) -> Sequence[Outcome]:
         return [
             compared(
                 "publish to fetched",
-                "publish 1 MiB until one watcher has it",
+                "publish 1 MiB until one watcher has retrieved it",
                 "ms",
                 converted(blocks["registry"], milliseconds),
                 against="sink + source of 1 MiB",
@@ -80,7 +80,7 @@ def _publishes_to_fetched(bench: Bench, pair: Pair, upload: Upload, rounds: int)
 
 
 def _fan_out(bench: Bench) -> Sequence[Outcome]:
-    """Measure from the start of a publish until the last of those who watch is told."""
+    """Measure from the start of a publish until the last watcher is notified."""
     counts = [1000] if bench.quick else [1, 10, 100, 1000]
     points: dict[str, list[tuple[float, Spread]]] = {"registry": [], "floor": []}
     blocks: dict[str, Blocks] = {}
@@ -101,7 +101,7 @@ def _fan_out(bench: Bench) -> Sequence[Outcome]:
                 points[name].append((count, spread_of(values)))
         result = compared(
             "fan-out",
-            "publish 1 KiB until the last of 1,000 watchers is told",
+            "publish 1 KiB until the last of 1,000 watchers is notified",
             "ms",
             blocks["registry"],
             against="1,000 messages on 1,000 open streams",
@@ -111,7 +111,7 @@ def _fan_out(bench: Bench) -> Sequence[Outcome]:
             processor_ratio=pair.processor_ratio(),
         )
     series = [
-        Series("publish until the last watcher is told", points["registry"]),
+        Series("publish until the last watcher is notified", points["registry"]),
         Series("a message on each of as many open streams", points["floor"], is_floor=True),
     ]
     return [result, Curve("watchers", "Fan-out against the number of watchers", "watchers", "ms", series)]
@@ -143,5 +143,5 @@ def _tellings(bench: Bench, port: int, upload: Upload, watchers: int) -> Callabl
 
 BENCHMARKS = [
     Benchmark("publish-to-fetched", "from a publish of 1 MiB until one watcher has the bytes", _fetched),
-    Benchmark("fan-out", "from a publish until the last of 1,000 watchers is told (a plot, too)", _fan_out),
+    Benchmark("fan-out", "from a publish until the last of 1,000 watchers is notified (a plot, too)", _fan_out),
 ]

@@ -1,4 +1,4 @@
-"""Write what is generated into the documents; with `--check`, only tell whether they are up to date.
+"""Write what is generated into the documents; with `--check`, only report whether they are up to date.
 
 A document has each table between two comments: ``<!-- settings -->`` and ``<!-- /settings -->`` for the registry,
 ``<!-- directory settings -->`` and ``<!-- /directory settings -->`` for the Directory, and so on. Figures come from
@@ -85,7 +85,7 @@ def spread(measured: dict[str, float], unit: str) -> str:
 
 
 def machine(file: str) -> str:
-    """Return the sentence that tells on what a run was made."""
+    """Return the sentence that says on which machine a run was made."""
     about = run_of(file)["machine"]
     return (
         f"Measured on {about['date'][:10]} at commit `{about['commit']}`: {about['cores']} cores "
@@ -115,13 +115,13 @@ def figures(file: str, kind: str, floor: str) -> str:
 
 
 def trials() -> str:
-    """Return the table of what was tried."""
+    """Return the table of trials."""
     rows = [
         f"| {each['what']} | {spread(each['value'], each['unit'])} "
         f"| {each['against']}: {spread(each['floor'], each['unit'])} | {number(each['ratio']['median'])} |"
         for each in run_of(TRIALS)["figures"]
     ]
-    return "\n".join([machine(TRIALS), "", "| what | value | beside | ratio |", "|---|---|---|---|", *rows])
+    return "\n".join([machine(TRIALS), "", "| trial | value | compared with | ratio |", "|---|---|---|---|", *rows])
 
 
 GUARANTEES = "docs/guarantees.md"
@@ -136,14 +136,15 @@ def counted(what: str) -> str:
 
 
 CLAIMS = """\
-- **Fast.** An actor has a new version of 1 MiB {to_actor} ms after its publish began.
+- **Fast.** An actor has received a new version of 1 MiB {to_actor} ms after its publish began.
   1,000 watchers are notified of a version of 1 KiB within {to_watchers} ms.
   Versions of 64 MiB are sent at {sent} MiB/s, {of_grpc} times the speed of plain gRPC, and our Python client \
 retrieves them {of_stock} times as fast as Cogment's. [Figures](docs/performance.md#figures)
-- **Durable.** {kills} kills lost none of {acknowledged} acknowledged archived versions.
-  None of {cuts} states that a power cut may leave had lost or damaged one. [Proofs](docs/guarantees.md#figures)
-- **Correct.** After {damage} acts of damage to an archive, {wrong} wrong bytes were served as right: archived bytes \
-are checked against their SHA-256. [Proofs](docs/guarantees.md#figures)
+- **Durable.** The server process was killed {kills} times, and lost none of {acknowledged} acknowledged archived \
+versions.
+  None of {cuts} simulated states after a power cut had lost or damaged one. [Proofs](docs/guarantees.md#figures)
+- **Correct.** An archive was damaged {damage} times, and {wrong} wrong bytes were served as valid: the server checks \
+archived bytes against their SHA-256. [Proofs](docs/guarantees.md#figures)
 - **Bounded.** With a budget of 512 MiB for transient versions, the server peaked at {peak} MiB while ten times the \
 budget was published.
   Storing a version of 4 GiB takes {stored} MiB more than an idle server. [Figures](docs/performance.md#figures)"""
@@ -156,10 +157,10 @@ def claims() -> str:
     def median(what: str, against: str, part: str = "value") -> str:
         return number(run[what, against][part]["median"])
 
-    watchers = ("publish 1 KiB until the last of 1,000 watchers is told", "1,000 messages on 1,000 open streams")
+    watchers = ("publish 1 KiB until the last of 1,000 watchers is notified", "1,000 messages on 1,000 open streams")
     stock = ("Python client: retrieve 64 MiB from the registry", "the stock client, from the same registry")
     return CLAIMS.format(
-        to_actor=median("publish 1 MiB until one watcher has it", "sink + source of 1 MiB"),
+        to_actor=median("publish 1 MiB until one watcher has retrieved it", "sink + source of 1 MiB"),
         to_watchers=median(*watchers),
         sent=median("retrieve 64 MiB, transient", "source"),
         of_grpc=median("retrieve 64 MiB, transient", "source", "ratio"),
@@ -167,10 +168,10 @@ def claims() -> str:
         kills=counted("kills, [0-9]+ kills during a start"),
         acknowledged=counted("acknowledged versions, 0 lost, 0 torn"),
         cuts=counted("distinct states recovered[^|]* 0 lost or damaged"),
-        damage=counted("acts of damage, [0-9,]+ retrievals refused"),
-        wrong=counted("wrong bytes served as right"),
-        peak=median("memory peak in a churn of 10 x a budget of 512 MiB", "the budget"),
-        stored=median("peak over idle: store 4 GiB, archived", "idle"),
+        damage=counted("cases of damage, [0-9,]+ retrievals refused"),
+        wrong=counted("wrong bytes served as valid"),
+        peak=median("peak memory while publishing 10 x a budget of 512 MiB", "the budget"),
+        stored=median("peak memory over idle: store 4 GiB, archived", "idle"),
     )
 
 
@@ -207,8 +208,8 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "directory settings": directory_reference,
     },
     "docs/performance.md": {
-        "figures": lambda: figures(FIGURES, "figures", "beside"),
-        "peers": lambda: figures(FIGURES, "peers", "the other"),
+        "figures": lambda: figures(FIGURES, "figures", "compared with"),
+        "peers": lambda: figures(FIGURES, "peers", "compared with"),
         "trials": trials,
     },
     "docs/command_line.md": {
@@ -220,7 +221,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def filled(document: str) -> str:
-    """Return the text of a document with its tables made anew."""
+    """Return the text of a document with its tables rebuilt."""
     text = (ROOT / document).read_text()
     for name, make in DOCUMENTS[document].items():
         parts = re.split(rf"(<!-- /?{name} -->)", text)

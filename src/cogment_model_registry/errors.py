@@ -9,6 +9,7 @@
     ├── TimedOutError       the other side took too long
     ├── UnavailableError    the registry cannot do it now: its archive fails
     │   └── StoppingError   the server is stopping
+    ├── WrongServerError    what answers is not a model registry, or not a Directory
     ├── ClosedError         the client was closed, or the model is not tracked
     ├── SettingError        a setting has a value that is not allowed
     └── StartError          the server cannot start
@@ -106,6 +107,10 @@ class StoppingError(UnavailableError):
 
     def __init__(self) -> None:
         super().__init__("the server is stopping")
+
+
+class WrongServerError(ModelRegistryError):
+    """What answers at the endpoint is not what was looked for there: a model registry, or a Directory."""
 
 
 class ClosedError(ModelRegistryError):

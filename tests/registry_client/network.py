@@ -62,6 +62,72 @@ async def tcp_server(answer: bytes) -> AsyncIterator[int]:
         yield port
 
 
+@asynccontextmanager
+async def http2_server(status: int) -> AsyncIterator[int]:
+    """Open a context with a web server of HTTP/2 that answers each request with a status, as a proxy may."""
+    text = str(status).encode()
+    headers = b"\x08" + bytes([len(text)]) + text  # a literal value of the static table's ":status" (RFC 7541)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(len(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))
+        writer.write(_frame(4, 0, bytes(4)))
+        with suppress(asyncio.IncompleteReadError):
+            while True:
+                head = await reader.readexactly(9)
+                body = await reader.readexactly(int.from_bytes(head[:3], "big"))
+                kind, flags, stream = head[3], head[4], head[5:9]
+                if kind == 4 and not flags & 1:
+                    writer.write(_frame(4, 1, stream))
+                elif kind == 6 and not flags & 1:
+                    writer.write(_frame(6, 1, stream, body))
+                elif kind == 1:
+                    writer.write(_frame(1, 5, stream, headers))
+
+    async with listening(talk) as port:
+        yield port
+
+
+def _frame(kind: int, flags: int, stream: bytes, body: bytes = b"") -> bytes:
+    return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream + body
+
+
+class Freezing:
+    """A relay in front of a server; as a frozen one, it takes and keeps the connections that it has, and says nothing.
+
+    Connections that are made after that are relayed again: to the server that took the place of the frozen one.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._generation = 0
+
+    def freeze(self) -> None:
+        self._generation += 1
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+        generation = self._generation
+
+        async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            while data := await source.read(65536):
+                if generation == self._generation:
+                    target.write(data)
+
+        copies = [
+            asyncio.ensure_future(copy(reader, server_writer)),
+            asyncio.ensure_future(copy(server_reader, writer)),
+        ]
+        try:
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in copies:
+                each.cancel()
+            await asyncio.gather(*copies, return_exceptions=True)
+            server_writer.transport.abort()
+            with suppress(ConnectionError):
+                await server_writer.wait_closed()
+
+
 class Cutting:
     """A relay in front of a server that cuts each of its first connections after so many bytes of one direction."""
 

@@ -8,22 +8,25 @@ import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 
-from cogment_model_registry import Progress, aio, errors
+from cogment_model_registry import ModelRegistry, Progress, aio, errors
+from cogment_model_registry.client import connection, watching
+from cogment_model_registry.discovery.server import running
 from cogment_model_registry.records.versions import digest_text
 from cogment_model_registry.server.composition import Server
-from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.settings import MIB, DirectorySettings, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.frames import split_body
 from tests.ports import free_port
-from tests.registry_client.conftest import counted, opened
-from tests.registry_client.network import cutting, tcp_server
+from tests.registry_client.conftest import Awaited, counted, opened
+from tests.registry_client.network import Freezing, cutting, http2_server, listening, tcp_server
 from tests.registry_client.scripted import (
     DATA,
     HASH,
@@ -36,7 +39,7 @@ from tests.registry_client.scripted import (
     silence,
     version_message,
 )
-from tests.waiting import until
+from tests.waiting import PATIENCE_SECONDS, eventually, until
 
 LARGE = os.urandom(32 * MIB)
 
@@ -63,7 +66,8 @@ ALL = READS | WRITES
 @pytest.mark.parametrize("call", ALL.values(), ids=ALL)
 async def test_a_server_that_is_down_is_unavailable(flavour: str, call: Calling) -> None:
     port = free_port()
-    message = f"cannot connect to grpc://127.0.0.1:{port}: Connection refused$"
+    advice = "check that a model registry runs there, on this port"
+    message = f"cannot connect to grpc://127.0.0.1:{port}: Connection refused; {advice}$"
     async with opened(flavour, port, retry_seconds=0.2) as registry:
         with pytest.raises(errors.UnavailableError, match=message) as caught:
             await call(registry)
@@ -129,7 +133,7 @@ async def test_a_server_that_sheds_for_too_long_is_unavailable(flavour: str) -> 
         (grpc.StatusCode.DEADLINE_EXCEEDED, errors.TimedOutError),
         (grpc.StatusCode.INTERNAL, errors.ModelRegistryError),
         (grpc.StatusCode.UNKNOWN, errors.ModelRegistryError),
-        (grpc.StatusCode.UNIMPLEMENTED, errors.ModelRegistryError),
+        (grpc.StatusCode.UNIMPLEMENTED, errors.WrongServerError),
         (grpc.StatusCode.PERMISSION_DENIED, errors.ModelRegistryError),
     ],
 )
@@ -157,13 +161,66 @@ async def test_an_answer_that_is_no_message_is_an_error(flavour: str) -> None:
                 await call()
 
 
-@pytest.mark.parametrize(
-    "answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 100, b""], ids=["http", "zeros", "silent"]
-)
-async def test_a_server_that_is_none_is_unavailable_or_times_out(flavour: str, answer: bytes) -> None:
-    async with tcp_server(answer) as port, opened(flavour, port, retry_seconds=0.2, timeout=1) as registry:
+async def test_a_server_that_says_nothing_is_unavailable_or_times_out(flavour: str) -> None:
+    async with tcp_server(b"") as port, opened(flavour, port, retry_seconds=0.2, timeout=1) as registry:
         with pytest.raises((errors.UnavailableError, errors.TimedOutError)):
             await registry.list_models()
+
+
+# Servers of another kind. None of these is tried again, which would end with another error after the timeout.
+
+
+@pytest.mark.parametrize(
+    ("answer", "who"),
+    [
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "an HTTP/1 server"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "an SSH server"),
+        (b"\x15\x03\x01\x00\x02\x02\x46", "a server that requires TLS"),
+        (b"-ERR unknown command 'PRI'\r\n", "something else"),
+        (b"\0" * 100, "something else"),
+    ],
+    ids=["http", "ssh", "tls", "redis", "zeros"],
+)
+async def test_a_server_that_does_not_speak_grpc_is_named_at_once(flavour: str, answer: bytes, who: str) -> None:
+    async with tcp_server(answer) as port, opened(flavour, port, retry_seconds=600) as registry:
+        message = f"listing the models: grpc://127.0.0.1:{port} is not a model registry: {who} answers there; check"
+        with pytest.raises(errors.WrongServerError, match=message):
+            await registry.list_models()
+
+
+@pytest.mark.parametrize("call", ALL.values(), ids=ALL)
+async def test_every_call_says_that_another_grpc_server_is_not_a_model_registry(flavour: str, call: Calling) -> None:
+    directory = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", grace_seconds=0)
+    async with running(directory) as server, opened(flavour, server.port, retry_seconds=600) as registry:
+        message = f"grpc://127.0.0.1:{server.port} is not a model registry: what is there does not know the call"
+        with pytest.raises(errors.WrongServerError, match=message) as caught:
+            await call(registry)
+    assert not caught.value.may_be_done
+
+
+@pytest.mark.parametrize(("status", "kind"), [(404, errors.WrongServerError), (503, errors.UnavailableError)])
+@pytest.mark.parametrize("version", [1, 2])
+async def test_a_proxy_that_knows_no_registry_is_none_and_one_whose_server_is_away_is_unavailable(
+    flavour: str, version: int, status: int, kind: type[errors.ModelRegistryError]
+) -> None:
+    proxy = http2_server(status) if version == 2 else tcp_server(f"HTTP/1.1 {status} For The Test\r\n\r\n".encode())
+    async with proxy as port, opened(flavour, port, retry_seconds=0.5) as registry:
+        with pytest.raises(errors.ModelRegistryError) as caught:
+            await registry.list_models()
+    assert type(caught.value) is kind
+    if kind is errors.WrongServerError:
+        assert f"grpc://127.0.0.1:{port} is not a model registry" in caught.value.message
+
+
+async def test_a_registry_that_is_given_as_a_directory_is_called_none(flavour: str, server: Server) -> None:
+    cls = ModelRegistry if flavour == "blocking" else aio.ModelRegistry
+    client: Any = cls(directory_endpoint=f"grpc://127.0.0.1:{server.port}", retry_seconds=600)
+    registry = Awaited(client) if flavour == "blocking" else client
+    try:
+        with pytest.raises(errors.WrongServerError, match=f"grpc://127.0.0.1:{server.port} is not a Directory: what"):
+            await registry.list_models()
+    finally:
+        await registry.close()
 
 
 # Uploads.
@@ -606,3 +663,54 @@ async def test_a_version_that_is_replaced_again_and_again_is_given_up(flavour: s
     ):
         with pytest.raises(errors.NotFoundError, match="was replaced 5 times before it could be retrieved"):
             await registry.retrieve("policy")
+
+
+# Servers that freeze, and are replaced at the same address.
+
+
+@pytest.fixture
+def soon_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let clients replace a silent channel after half a second, and look at their streams as often."""
+    monkeypatch.setattr(connection, "_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
+    monkeypatch.setattr(watching, "_CHECK_SECONDS", 0.5)
+
+
+async def test_calls_reach_the_server_that_took_the_place_of_one_that_froze(
+    flavour: str, server: Server, soon_replaced: None
+) -> None:
+    relay = Freezing(server.port)
+    async with listening(relay.relay) as port, opened(flavour, port) as registry:
+        await registry.publish("policy", DATA)
+        relay.freeze()
+
+        async def is_answered() -> bool:
+            try:
+                data: bytes = await registry.retrieve("policy", timeout=0.3)
+                return data == DATA
+            except errors.TimedOutError:
+                return False
+
+        assert not await is_answered()
+        await eventually(is_answered)
+        await registry.publish("policy", DATA)
+
+
+async def test_watches_and_trackers_reach_the_server_that_took_the_place_of_one_that_froze(
+    flavour: str, server: Server, soon_replaced: None
+) -> None:
+    relay = Freezing(server.port)
+    async with (
+        opened(flavour, server.port) as trainer,
+        listening(relay.relay) as port,
+        opened(flavour, port) as registry,
+        aclosing(registry.watch("policy")) as versions,
+        registry.track("policy") as latest,
+    ):
+        await trainer.publish("policy", b"1")
+        assert (await anext(versions)).number == 1
+        await latest.wait_for()
+        relay.freeze()
+        await trainer.publish("policy", b"2")
+        assert (await anext(versions)).number == 2
+        await latest.wait_for(newer_than=1, timeout=PATIENCE_SECONDS)

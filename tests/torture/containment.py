@@ -1,4 +1,4 @@
-"""Nothing outside of the archive directory is read or written, whatever ids say and whatever is planted in it.
+"""Nothing outside the archive directory is read or written, whatever ids say and whatever is planted in it.
 
 Around the archive lie files and directories whose names a path trick would hit, a whole second archive among them. In
 the archive lie symbolic links that point there, in the place of everything that the server opens: models, metadata,
@@ -43,7 +43,7 @@ _SECRET = "what lies outside of the archive"
 _HARMLESS = b"what lies in the archive"
 _AT_ONCE = 60
 _STRETCH = 2500
-"""How many ids at most between two plantings."""
+"""How many ids at most between two rounds of planted links and files."""
 
 _WATCH_SECONDS = 0.2
 _ANEW = "rescanned the archive"
@@ -373,7 +373,7 @@ async def _try_ids(port: int, rounds: int, random: Random, figures: Figures, aro
             await asyncio.gather(*trying, return_exceptions=True)
 
 
-def _look_anew(server: ServerProcess) -> None:
+def _rescan(server: ServerProcess) -> None:
     """Let the server look at the archive anew, and wait until it has."""
 
     def times() -> int:
@@ -389,7 +389,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
     around = place / "around"
     build_surroundings(around)
     before = appearance(around)
-    figures.count("entries around that were opened or changed", 0)
+    figures.count("entries outside the archive that were opened or changed", 0)
     with contextlib.closing(Traps(around)) as traps:
         (around / "secret.yaml").read_bytes()
         assert traps.events(), "the traps do not work"
@@ -405,7 +405,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 
 def _go_through(around: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Plant, start or look anew, and try ids, until enough were tried."""
+    """Plant links and files, start or rescan, and try ids, until enough were tried."""
     archive = around / "archive"
     server: ServerProcess | None = None
     try:
@@ -415,10 +415,10 @@ def _go_through(around: Path, rounds: int, random: Random, figures: Figures) -> 
                 _end(server, random)
                 server = None
             plant(archive, random)
-            figures.count("plantings")
+            figures.count("rounds of planted links and files")
             if server:
-                _look_anew(server)
-                figures.count("looks anew")
+                _rescan(server)
+                figures.count("rescans")
             else:
                 server = ServerProcess(archive, "--cache_max_bytes=8000000")
                 figures.count("starts")
@@ -445,7 +445,7 @@ def missing() -> str:
 
 PROOF = Proof(
     name="containment",
-    promise="Nothing outside of the archive directory is read or written",
+    promise="Nothing outside the archive directory is read or written",
     attempt=attempt,
     unit="ids",
     short=400,

@@ -373,7 +373,7 @@ class Trial:
         if self._may_be_done and observed != self._world:
             self._may_be_done = False
             self.scenario.effect(self._world, last_number(observed, "m"))
-            self._figures.count("refused calls that had been done")
+            self._figures.count("refused calls that had taken effect")
         assert observed == self._world, f"{self}: {describe(observed)} instead of {describe(self._world)}"
 
     async def _go_on(self, server: Server, client: Client, orphans: bool = False) -> None:
@@ -498,7 +498,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="failing_io",
-    promise="All or nothing when file operations fail: every one of every call, with every error, once and for ever",
+    promise="If a file operation fails, its call has full effect or none: every operation, with every error",
     attempt=attempt,
     unit="sweeps",
     short=len(SCENARIOS),

@@ -285,7 +285,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="file_system_shutdown",
-    promise="A server whose file system is cut off completes no more writes, and has lost none when it comes back",
+    promise="When the file system shuts down, no further write completes, and no completed write is lost",
     attempt=attempt,
     unit="shutdowns",
     short=1,

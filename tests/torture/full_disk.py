@@ -379,7 +379,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="full_disk",
-    promise="A full disk refuses what needs room, loses nothing, and is used again once there is room",
+    promise="A server with a full disk refuses what needs room, loses nothing, and stores again when there is room",
     attempt=attempt,
     unit="disks",
     short=2,

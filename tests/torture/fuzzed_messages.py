@@ -335,7 +335,7 @@ async def _behave_well(client: Client, random: Random, figures: Figures) -> None
         data = random.randbytes(random.choice((0, 10, 5000)))
         info = await client.store(_GOOD_ID, data)
         assert await client.data(_GOOD_ID, info.version_number) == data, "a well-behaved client got other bytes back"
-        figures.count("versions stored and retrieved by another client meanwhile")
+        figures.count("versions stored and retrieved by another client")
         if int((await client.status("models"))["models"]) > _MODELS_MAX:
             for model in (await client.models()).model_infos:
                 if model.model_id != _GOOD_ID:
@@ -409,8 +409,8 @@ def decode_inputs(place: Path, rounds: int, random: Random, figures: Figures) ->
     assert done.returncode == 0, f"a decoder failed, see {place}:\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
     assert match, f"the decoders were not fed to the end:\n{done.stderr[-3000:]}"
     figures.count("inputs decoded", int(match[1]))
-    figures.count("inputs that brought the code further", len(list((place / "inputs").iterdir())))
-    figures.peak("places of the code reached", max(int(found) for found in re.findall(r"cov: (\d+)", done.stderr)))
+    figures.count("inputs that reached new code", len(list((place / "inputs").iterdir())))
+    figures.peak("code locations reached", max(int(found) for found in re.findall(r"cov: (\d+)", done.stderr)))
 
 
 def atheris_missing() -> str:
@@ -420,7 +420,7 @@ def atheris_missing() -> str:
 
 PROOF_MESSAGES = Proof(
     name="fuzzed_messages",
-    promise="No message that a client sends is the server's fault",
+    promise="No message from a client is answered with UNKNOWN, INTERNAL or UNAVAILABLE",
     attempt=send_messages,
     unit="calls",
     short=2_000,
@@ -430,7 +430,7 @@ PROOF_MESSAGES = Proof(
 
 PROOF_DECODING = Proof(
     name="fuzzed_decoding",
-    promise="Decoders refuse what they cannot read, and agree with protobuf on the rest",
+    promise="Decoders refuse malformed input, and agree with protobuf on everything else",
     attempt=decode_inputs,
     unit="inputs",
     short=20_000,

@@ -662,7 +662,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="http2_abuse",
-    promise="A peer that breaks HTTP/2 or gRPC harms nobody else, and what it took is freed",
+    promise="A peer that breaks the rules of HTTP/2 or gRPC harms no other client, and its memory is freed",
     attempt=attempt,
     unit="abuses",
     short=len(_WAYS),

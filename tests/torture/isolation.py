@@ -118,7 +118,7 @@ class World:
         self.creating: Counter[str] = Counter()
         self._created = 0
         self._news = asyncio.Condition()
-        for name in ("acknowledged versions", "versions read", "torn", "another model's", "lost"):
+        for name in ("acknowledged versions", "versions read", "torn", "of another model", "lost"):
             figures.count(name, 0)
 
     async def note_created(self) -> None:
@@ -347,7 +347,7 @@ class Reader:
         if self._world.certainly(look):
             assert hash_of(data) == info.data_hash, f"retrieved was {sent.info}, and listed {info}"
         elif look.life and look.life.deleted < math.inf:
-            self._world.figures.count("retrievals that outlasted their model")
+            self._world.figures.count("retrievals that continued after their model was deleted")
 
     async def _read_latest(self, look: Look) -> None:
         try:
@@ -440,7 +440,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="isolation",
-    promise="What is seen is whole, of the right model and the latest, whoever evicts and deletes meanwhile",
+    promise="Readers see complete versions, of the right model, and the latest one, while others evict and delete",
     attempt=attempt,
     unit="seconds",
     short=4,

@@ -108,7 +108,8 @@ class World:
         self.random = random
         self.figures = figures
         self._tags = 0
-        for name in ("kills", "kills during a start", "acknowledged versions", "lost", "torn", "found unacknowledged"):
+        lost = ("lost", "torn", "found but not acknowledged")
+        for name in ("kills", "kills during a start", "acknowledged versions", *lost):
             figures.count(name, 0)
 
     def next_tag(self) -> str:
@@ -316,7 +317,7 @@ async def check_versions(client: Client, model: Model, figures: Figures) -> None
     for number in sorted(by_number.keys() - model.known.keys()):
         assert by_number[number].archived, f"a transient version survived: {by_number[number]}"
         model.learn(by_number[number], model.settled)
-        figures.count("found unacknowledged")
+        figures.count("found but not acknowledged")
     model.sent.clear()
 
 
@@ -399,7 +400,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="kills",
-    promise="An acknowledged archived version survives a killed process, and nothing is there in part",
+    promise="An acknowledged archived version survives when the process is killed, and nothing is incomplete",
     attempt=attempt,
     unit="kills",
     short=3,

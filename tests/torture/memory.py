@@ -93,7 +93,7 @@ async def _served(good: Client, figures: Figures) -> None:
         with _allowing_refusal(figures):
             info = await good.publish("good", b"transient")
             assert await good.data("good", info.version_number) == b"transient"
-    figures.count("calls of others served meanwhile", 5)
+    figures.count("calls of other clients served", 5)
 
 
 async def _uploading(clients: list[Client], good: Client, random: Random, figures: Figures, archived: bool) -> None:

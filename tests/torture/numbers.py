@@ -126,7 +126,7 @@ async def watch(client: Client, given: Given, figures: Figures) -> None:
         assert info.version_number > last, f"a watcher was told {last}, then {info}"
         last = info.version_number
         given.note(info, "a watcher")
-        figures.count("versions told to watchers")
+        figures.count("versions sent to watchers")
 
 
 async def look(client: Client, run: Run) -> None:
@@ -181,7 +181,7 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
     with in_round(rounds), server_process(place / "archive") as server:
         await live(server, run, creators, run.total, crash=False)
     assert run.acknowledged == run.total
-    figures.count("numbers given", sum(map(len, run.given.values())))
+    figures.count("numbers assigned", sum(map(len, run.given.values())))
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
@@ -191,7 +191,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="numbers",
-    promise="Numbers are unique, increase, and are never given again, not even after a crash",
+    promise="Numbers are unique, increase, and are never reused, not even after a crash",
     attempt=attempt,
     unit="kills",
     short=2,

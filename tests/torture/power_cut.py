@@ -1,4 +1,4 @@
-"""A power cut at any moment loses nothing that was completed, and leaves nothing by halves.
+"""A power cut at any moment loses nothing that was completed, and leaves nothing incomplete.
 
 An archive works on `RecordedFiles`. Then, for each operation on files that it has made, every disk that a power cut
 right after it may leave is laid out, and a registry is opened on it. What the registry has then is held against what
@@ -373,7 +373,7 @@ class Aftermath:
             self._figures.count("distinct states recovered")
             if self._world.random.random() < 1 / len(self._seen):  # each of them has the same chance in the end
                 self._sample = Sample(remains.tree, operations, self._seen[key])
-        self._figures.count("states that a cut may leave")
+        self._figures.count("possible states after a cut")
         seen = self._seen[key]
         problems = seen.faults + self._differences(seen, operations)
         assert not problems, self._report(problems, remains, operations)
@@ -435,7 +435,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="power_cut",
-    promise="A power cut at any moment loses nothing that was completed, and leaves nothing by halves",
+    promise="A power cut at any moment loses nothing that was completed, and leaves nothing incomplete",
     attempt=attempt,
     unit="histories",
     short=len(SCENARIOS),

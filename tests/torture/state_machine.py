@@ -664,7 +664,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="state_machine",
-    promise="Every call answers as the documentation says, whatever came before it",
+    promise="Every call answers as documented, after any sequence of other calls",
     attempt=attempt,
     unit="sequences",
     short=8,

@@ -257,7 +257,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
 
 PROOF = Proof(
     name="wake_ups",
-    promise="No wake-up is lost: every watcher hears of the latest version, and of the deletion of its model",
+    promise="No wake-up is lost: every watcher is notified of the latest version, and of the deletion of its model",
     attempt=attempt,
     unit="races",
     short=150,

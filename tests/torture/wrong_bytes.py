@@ -203,8 +203,8 @@ class Damaging:
         self.client: Client
 
     async def run(self, rounds: int) -> None:
-        """Make so many acts of damage."""
-        self.figures.count("wrong bytes served as right", 0)
+        """Damage the archive this many times."""
+        self.figures.count("wrong bytes served as valid", 0)
         async with self._serving():
             await self._create()
         left = rounds
@@ -259,7 +259,7 @@ class Damaging:
     def _damage(self, victims: Sequence[Version]) -> Damage:
         """Damage files of one or both of two versions."""
         one, other = victims
-        self.figures.count("acts of damage")
+        self.figures.count("cases of damage")
         kind = self.random.choices(("data", "exchange", "field", "metadata"), (5, 3, 2, 2))[0]
         if kind == "exchange":
             return self._exchange(one, other)
@@ -293,7 +293,7 @@ class Damaging:
         received = m.RetrieveVersionDataReplyChunk.FromString(await anext(messages)).data_chunk
         content = flip_at(version.data, self.random.randrange(SLOW_BYTES * 4 // 5, SLOW_BYTES), self.random)
         how = change(version.data_path, self.random.choice((content, content[:-1], content + b"x")), self.random)
-        self.figures.count("acts of damage")
+        self.figures.count("cases of damage")
         damage = Damage(f"{how}, while it was sent, {'read' if was_read else 'not read'} before", lost=[version])
         try:
             async for message in messages:
@@ -301,10 +301,10 @@ class Damaging:
         except grpc.aio.AioRpcError as error:
             expect_data_loss(error, version, damage.what)
             assert len(received) < SLOW_BYTES, f"{version}: {damage.what}: all of it was sent before DATA_LOSS"
-            self.figures.count("retrievals under way that ended with DATA_LOSS")
+            self.figures.count("retrievals in progress that ended with DATA_LOSS")
         else:
             assert received == version.data, f"{version}: {damage.what}: wrong bytes with OK"
-            self.figures.count("retrievals under way that were not touched")
+            self.figures.count("retrievals in progress that were unaffected")
         return damage
 
     async def _expect(self, damage: Damage) -> None:
@@ -366,15 +366,15 @@ class Damaging:
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Make so many acts of damage."""
+    """Damage the archive this many times."""
     asyncio.run(Damaging(place, random, figures).run(rounds))
 
 
 PROOF = Proof(
     name="wrong_bytes",
-    promise="Wrong bytes are never served as right, whatever was changed in the archive, and when",
+    promise="Wrong bytes are never served as valid, whatever changes in the archive, at any time",
     attempt=attempt,
-    unit="acts of damage",
+    unit="cases of damage",
     short=60,
     long=1000,
     batch=100,

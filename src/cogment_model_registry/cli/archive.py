@@ -93,7 +93,7 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
     if report.holder:
         click.echo(
             f"note: process {shown(report.holder)} uses the archive: temporary files, data without metadata and models "
-            "on their way out are not reported, since it may be at work on them"
+            "that are being deleted are not reported, because that process may be using them"
         )
     for finding in report.findings:
         click.echo(f"{'problem' if finding.is_problem else 'note'}: {finding.kind}: {_told(finding, finding.message)}")

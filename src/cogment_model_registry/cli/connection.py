@@ -13,7 +13,6 @@ import click
 from click.shell_completion import CompletionItem
 
 from cogment_model_registry.cli.running import ending_on_signals, telling
-from cogment_model_registry.errors import UnavailableError
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry
@@ -23,9 +22,6 @@ _R = TypeVar("_R")
 
 RETRY_SECONDS = 3.0
 """How long a command tries to reach a registry, unless `--timeout` sets it: a person waits for the answer."""
-
-_VARIABLES = ("COGMENT_MODEL_REGISTRY_ENDPOINT", "COGMENT_DIRECTORY_ENDPOINT")
-"""The environment variables that say where a registry is."""
 
 _COMPLETION_SECONDS = 1.0
 """How long a completion may take: the shell waits for it."""
@@ -69,21 +65,9 @@ class Flags:
         with (
             telling("the command"),
             ending_on_signals(),
-            self._hinting(),
             _registry(self, self.retry_seconds) as registry,
         ):
             yield registry
-
-    @contextlib.contextmanager
-    def _hinting(self) -> Iterator[None]:
-        """Return a context manager that adds a hint to errors when the default endpoint has no registry."""
-        try:
-            yield
-        except UnavailableError as error:
-            named = (self.endpoint, self.directory_endpoint, *map(os.environ.get, _VARIABLES))
-            if not any(named):
-                raise UnavailableError(f"{error.message} (--endpoint or {_VARIABLES[0]} names another one)") from error
-            raise
 
     def say(self, message: str) -> None:
         """Print what was done, unless the output is for programs."""

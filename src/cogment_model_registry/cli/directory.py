@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cogment_model_registry.errors import NotFoundError, UnavailableError
+from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.system.tasks import wait_at_most
@@ -23,6 +23,8 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _T = TypeVar("_T")
 
 _POLL_SECONDS = 0.5
+_POLL_CALL_SECONDS = 5.0
+"""How long a Directory may take to answer before it is asked again: it may have frozen, or have moved."""
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[object]
@@ -137,17 +139,17 @@ def wait_for_ready(
         inquiry = _inquiry(service_id, service_type, properties)
         wanted = True
 
-    last: UnavailableError | None = None
+    last: UnavailableError | TimedOutError | None = None
 
     async def poll(client: "DirectoryClient") -> list[Service]:
         nonlocal last
         while True:
             try:
-                services = await client.inquire(inquiry)
+                services = await client.inquire(inquiry, timeout_seconds=_POLL_CALL_SECONDS)
                 if services or not wanted:
                     return services
                 last = None
-            except UnavailableError as error:
+            except (UnavailableError, TimedOutError) as error:
                 last = error
             await asyncio.sleep(_POLL_SECONDS)
 

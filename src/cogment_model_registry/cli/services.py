@@ -9,6 +9,7 @@ import click
 from cogment_model_registry._version import __version__
 from cogment_model_registry.cli.groups import ServicesGroup
 from cogment_model_registry.cli.server_extra import check_server_extra
+from cogment_model_registry.errors import shown
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
 _NEW_LINE = "\f\n"  # click would join lines that end otherwise
@@ -67,13 +68,24 @@ def _setting_options(settings_class: type[ServiceSettings]) -> Callable[[_F], _F
 
 def _load(settings_class: type[_S], flags: Mapping[str, str | None]) -> _S:
     """Return the settings that flags and environment give, with the log set up as they say."""
-    settings = settings_class.load({name: text for name, text in flags.items() if text is not None}, os.environ)
+    given = {name: text for name, text in flags.items() if text is not None}
+    settings = settings_class.load(given, os.environ)
     # gRPC is imported after this, so that --help and a wrong flag answer without loading it, and so that its C core,
     # which would write to standard error by itself, finds the level it is to log at.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    from cogment_model_registry.serving import logs  # noqa: PLC0415 # slow to import, and no other command needs it
+    # Slow to import, and no other command needs them.
+    import structlog  # noqa: PLC0415
+
+    from cogment_model_registry.serving import logs  # noqa: PLC0415
 
     logs.configure(settings)
+    for each in all_settings(settings_class):
+        if each.name not in given and each.is_link(os.environ):
+            structlog.stdlib.get_logger(__name__).warning(
+                f"ignoring a variable that Kubernetes or Docker set for a service; --{each.name} gives the setting",
+                variable=each.environment,
+                value=shown(os.environ[each.environment]),
+            )
     return settings
 
 
@@ -84,7 +96,7 @@ def model_registry(**flags: str | None) -> None:
     """Run the model registry.
 
     A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
-    progress; a second signal ends it at once. SIGHUP makes it read the archive directory again.
+    progress; a second signal ends it immediately. SIGHUP makes it read the archive directory again.
     """
     settings = _load(Settings, flags)
     from cogment_model_registry.server import composition as server  # noqa: PLC0415
@@ -100,7 +112,7 @@ def directory(**flags: str | None) -> None:
     """Run a Directory, where services register and clients find them.
 
     A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
-    progress; a second signal ends it at once.
+    progress; a second signal ends it immediately.
     """
     settings = _load(DirectorySettings, flags)
     from cogment_model_registry.discovery import server  # noqa: PLC0415

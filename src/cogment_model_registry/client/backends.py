@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.errors import ClosedError
+from cogment_model_registry.wire import channels
 from cogment_model_registry.wire.directory import TOKEN_KEY
 
 _T = TypeVar("_T")
@@ -21,19 +22,9 @@ Channel: TypeAlias = Any
 """A connection of the backend that made it."""
 
 OPTIONS = (
+    *channels.OPTIONS,
     # Replies are as large as the server makes them; uploads go in chunks of our own.
     ("grpc.max_receive_message_length", -1),
-    # A server that comes back is found within seconds, not within gRPC's two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 2000),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    # Five minutes is what servers allow by default between pings of a client. What is sent and not acknowledged for
-    # the timeout ends the connection, so the next call notices a peer that vanished.
-    ("grpc.keepalive_time_ms", 330_000),
-    ("grpc.keepalive_timeout_ms", 20_000),
-    # Each client has a connection of its own, so closing it disturbs no other client.
-    ("grpc.use_local_subchannel_pool", 1),
-    ("grpc.enable_http_proxy", 0),
 )
 
 

@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 class ModelRegistry:
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
-    Any thread may use it, and several at once. To be closed, best by ``with``. A process that was forked needs one of
-    its own; in there, calls of this one raise `ClosedError`.
+    Any number of threads may use it. Close it, best by ``with``. A process that was forked needs its own client: there,
+    calls of this one raise `ClosedError`.
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
     `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names.
@@ -337,6 +337,13 @@ class ModelRegistry:
     def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the versions of the server and of its platform, by name."""
         return self._run(lambda core: core.server_versions(timeout))
+
+
+def retrieve_writable(
+    registry: ModelRegistry, version: VersionInfo, *, timeout: float | None, progress: Wish
+) -> memoryview:
+    """Return the bytes of a version as `ModelRegistry.retrieve` does, in memory that may be written to."""
+    return registry._run(lambda core: core.retrieve_writable(version, timeout, progress))  # noqa: SLF001 # it is one of us
 
 
 def _is_main_thread() -> bool:

@@ -4,10 +4,11 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from cogment_model_registry.client.backends import Backend, Channel
-from cogment_model_registry.client.connection import Connection, Subject, translated, was_sent
+from cogment_model_registry.client.connection import Connection, Subject, translated
 from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.errors import ClosedError, ModelRegistryError, TimedOutError, UnavailableError
 from cogment_model_registry.wire import messages
+from cogment_model_registry.wire.channels import was_sent
 
 _T = TypeVar("_T")
 _Reply = TypeVar("_Reply", bound=messages.Message)
@@ -96,6 +97,8 @@ class Calls:
                     raise _uncertain(error) from error.__cause__
                 if not isinstance(error, UnavailableError):
                     raise
+                if patience is None:
+                    await self.connection.check_stranger(self.backend, subject, error)
                 patience = patience or Deadline(min(self.retry_seconds, deadline.left_seconds()))
                 seconds = backoff.next_seconds()
                 if patience.left_seconds() < seconds:

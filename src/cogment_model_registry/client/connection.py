@@ -3,24 +3,28 @@
 import os
 import sys
 import threading
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import grpc
 
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.deadlines import Deadline
-from cogment_model_registry.client.endpoints import Direct, Discovered
+from cogment_model_registry.client.endpoints import DEFAULT, ENDPOINT_VARIABLE, Direct, Discovered
+from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import (
     ClosedError,
     ModelRegistryError,
     NotFoundError,
     TimedOutError,
     UnavailableError,
+    WrongServerError,
 )
 from cogment_model_registry.records.services import Protocol
-from cogment_model_registry.wire import convert
+from cogment_model_registry.wire import channels, convert
 from cogment_model_registry.wire import directory as directory_wire
 
 _DIRECTORY_SECONDS = 10.0
@@ -29,8 +33,13 @@ _DIRECTORY_SECONDS = 10.0
 _DIRECTORY_AGAIN_SECONDS = 2.0
 """How long it may take when a registry was found before."""
 
-_UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
-"""How the details of a call begin that gRPC never sent; gRPC gives no other sign of that."""
+_SILENCE_SECONDS = 5.0
+"""A channel on which calls got no answer for so long is replaced: what it is connected to may have frozen, and its name
+may have another address by now. A program may give its calls less time than a server sometimes takes."""
+
+
+_ADVICE = f"start a server there with `cogment services model_registry`, or name its endpoint in {ENDPOINT_VARIABLE}"
+"""What to do if no server is at the default address."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,17 @@ class _Link:
         self.secure = secure
         self.channel = channel
         self.users = 0
+        self.is_silent = False
+        self._unanswered_since: float | None = None
+
+    def note_answer(self) -> None:
+        """Record that a call was answered."""
+        self._unanswered_since = None
+
+    def note_timeout(self, began: float) -> None:
+        """Record that a call was not answered in time, and when it began."""
+        self._unanswered_since = self._unanswered_since or began
+        self.is_silent = time.monotonic() - self._unanswered_since >= _SILENCE_SECONDS
 
 
 class Connection:
@@ -81,22 +101,28 @@ class Connection:
     async def channel(self, backend: Backend, deadline: Deadline) -> AsyncGenerator[Channel]:
         """Return a context manager with the channel for a call; looks the registry up first, if necessary.
 
-        A Directory that gave the address is asked again after a call that found no registry there.
+        A Directory that gave the address is asked again after a call that found no registry there. A channel on which
+        nothing was answered for some seconds is replaced.
 
         Raises:
             NotFoundError: The Directory knows no such registry.
             UnavailableError: The Directory does not answer.
+            WrongServerError: It is no Directory.
             ClosedError: The client is closed.
         """
         link, outdated = self._taken(), None
         if link is None:
             address, secure = await self._find(backend, deadline)
             link, outdated = self._moved(backend, address, secure=secure)
+        began = time.monotonic()
         try:
             await self._disconnect_unused(backend, outdated)
             yield link.channel
-        except (UnavailableError, TimedOutError):
+            link.note_answer()
+        except (UnavailableError, TimedOutError, WrongServerError) as error:
             self._is_suspect = isinstance(self.location, Discovered)
+            if isinstance(error, TimedOutError):
+                link.note_timeout(began)
             raise
         finally:
             if self.is_usable():
@@ -126,7 +152,7 @@ class Connection:
         self.check_open()  # in a forked process the lock may stay locked
         with self._lock:
             self.check_open()
-            if self._current is None or self._is_suspect:
+            if self._current is None or self._current.is_silent or self._is_suspect:
                 return None
             self._current.users += 1
             return self._current
@@ -135,7 +161,7 @@ class Connection:
         """Return the link to an address, for one more user, and the previous link, whose calls go on."""
         with self._lock:
             before = link = self._current
-            if link is None or (link.address, link.secure) != (address, secure):
+            if link is None or link.is_silent or (link.address, link.secure) != (address, secure):
                 link = self._current = _Link(address, self._connect(backend, address, secure=secure), secure=secure)
             self._is_suspect = False
             link.users += 1
@@ -172,18 +198,19 @@ class Connection:
         try:
             # The rest of the time is for the registry, which may still have its old address.
             return await self._ask_directory(backend, self.location, min(seconds / 2, _DIRECTORY_AGAIN_SECONDS))
-        except (UnavailableError, TimedOutError, NotFoundError):
+        except (UnavailableError, TimedOutError, WrongServerError, NotFoundError):
             # While a registry restarts the Directory does not know it; and the Directory may be unavailable, too.
             return known.address, known.secure
 
     async def _ask_directory(self, backend: Backend, location: Discovered, seconds: float) -> tuple[str, bool]:
         """Return the address of the registry that a Directory returns, and whether it requires TLS."""
         request = directory_wire.inquire_request(location.inquiry)
+        directory = Direct(location.directory_address)
         subject = Subject(f"asking {location}")
         with self._lock:
             channel = self._connect(backend, location.directory_address, secure=False)
         try:
-            with translated(subject, self), ExitStack() as stack:
+            with translated(subject, self, str(directory), channels.DIRECTORY), ExitStack() as stack:
                 path = f"/{directory_wire.SERVICE_NAME}/Inquire"
                 replies = backend.stream(channel, path, request.SerializeToString(), seconds, location.token)
                 stack.callback(replies.cancel)
@@ -191,9 +218,41 @@ class Connection:
                     service = directory_wire.service_from_reply(message)
                     if service.endpoint.protocol is not Protocol.COGMENT:
                         return service.endpoint.address, service.endpoint.protocol is Protocol.GRPC_SSL
+        except UnavailableError as error:
+            await self._check_stranger(backend, subject, error, directory.address, channels.DIRECTORY)
+            raise
         finally:
             await self._disconnect(backend, channel)
         raise NotFoundError(f"{location} knows no ready model registry that matches")
+
+    @property
+    def peer(self) -> str:
+        """The endpoint that calls go to now, for messages."""
+        link = self._current
+        return str(Direct(link.address) if link else self.location)
+
+    async def check_stranger(self, backend: Backend, subject: Subject, error: UnavailableError) -> None:
+        """Check what answers where the registry should be, after a call that failed.
+
+        Raises:
+            WrongServerError: Another server, so that it is of no use to try again.
+        """
+        link = self._current
+        if link is not None and not link.secure:
+            await self._check_stranger(backend, subject, error, link.address, channels.REGISTRY)
+
+    async def _check_stranger(
+        self, backend: Backend, subject: Subject, error: UnavailableError, address: str, kind: str
+    ) -> None:
+        if channels.was_sent(error.__cause__):
+            return
+        try:
+            await backend.wait(submit(partial(channels.check_stranger, address, str(Direct(address)), kind)))
+        except WrongServerError as stranger:
+            message = f"{subject.text}: {stranger.message}"
+            raise WrongServerError(
+                message, model_id=subject.model_id, version_number=subject.version_number
+            ) from error.__cause__
 
     async def aclose(self, backend: Backend) -> None:
         """Close it; calls under way end."""
@@ -204,27 +263,26 @@ class Connection:
 
 
 @contextmanager
-def translated(subject: Subject, connection: Connection) -> Generator[None]:
+def translated(
+    subject: Subject, connection: Connection, where: str = "", kind: str = channels.REGISTRY
+) -> Generator[None]:
     """Return a context manager that translates errors of gRPC into those of the registry.
 
     Args:
         subject: What the calls are about.
         connection: On which connection they are.
+        where: Whom they are for; the registry by default.
+        kind: What that is.
     """
     try:
         yield
     except grpc.RpcError as error:
         if connection.is_closed:
             raise ClosedError from error
-        details = str(error.details() or error.code().name)
-        if not was_sent(error):
-            # The rest is the list of addresses that were tried, with the reason of the last one at its end.
-            reason = details.rsplit(": ", 1)[-1].rstrip("]")
-            details = f"cannot connect to {connection.location}: {reason}"
-        error_type = convert.error_type_of(error.code())
-        status = f" ({error.code().name})" if error_type is ModelRegistryError else ""
+        advice = _ADVICE if connection.location == DEFAULT else ""
+        error_type, message = channels.described(error, where or connection.peer, kind, advice)
         raise error_type(
-            f"{subject.text}: {details}{status}",
+            f"{subject.text}: {message}",
             model_id=subject.model_id,
             version_number=subject.version_number,
         ) from error
@@ -234,8 +292,3 @@ def translated(subject: Subject, connection: Connection) -> Generator[None]:
             model_id=subject.model_id,
             version_number=subject.version_number,
         ) from error
-
-
-def was_sent(error: BaseException | None) -> bool:
-    """Return whether a call that failed was sent, as far as gRPC says."""
-    return not (isinstance(error, grpc.RpcError) and str(error.details()).startswith(_UNREACHABLE))

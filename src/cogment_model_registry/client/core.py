@@ -271,9 +271,18 @@ class Core:
     ) -> bytes:
         """See `ModelRegistry.retrieve`."""
         # It returns its bytes without a copy.
+        return (await self._retrieved(model, version, timeout, progress)).getvalue()
+
+    async def retrieve_writable(self, version: VersionInfo, timeout: float | None, progress: Wish) -> memoryview:
+        """Return the bytes of a version in memory of their own, which may be written to."""
+        return (await self._retrieved(version, version, timeout, progress)).getbuffer()
+
+    async def _retrieved(
+        self, model: str | VersionInfo, version: SupportsIndex | VersionInfo, timeout: float | None, progress: Wish
+    ) -> io.BytesIO:
         buffer = io.BytesIO()
         await self._download(model, version, buffer, timeout, progress)
-        return buffer.getvalue()
+        return buffer
 
     async def download(
         self,

@@ -16,9 +16,6 @@ DIRECTORY_TOKEN_VARIABLE = "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN"  # noqa: S10
 DISCOVER = "cogment://discover"
 """The endpoint of the registry that a Directory knows."""
 
-DEFAULT_ENDPOINT = "grpc://localhost:9002"
-"""Where a registry is by default: the default port of the server, as documented."""
-
 _TOKEN_PROPERTY = "__authentication-token"  # noqa: S105 # the name of it
 _ID_PROPERTY = "__id"
 
@@ -35,6 +32,10 @@ class Direct:
 
     def __str__(self) -> str:
         return f"grpc://{self.address}"
+
+
+DEFAULT = Direct("localhost:9002")
+"""Where a registry is by default: on this machine, on the default port of the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ def locate(
     """Return where a registry is, from arguments and the environment.
 
     Without an endpoint it is the one of `COGMENT_MODEL_REGISTRY_ENDPOINT`, else the one that the Directory knows, if a
-    Directory is given or in `COGMENT_DIRECTORY_ENDPOINT`, else `DEFAULT_ENDPOINT`.
+    Directory is given or in `COGMENT_DIRECTORY_ENDPOINT`, else `DEFAULT`.
 
     Args:
         endpoint: ``grpc://host:port``, ``cogment://discover``, ``cogment://discover?name=value&...`` or
@@ -81,7 +82,7 @@ def locate(
     )
     source, text = _given("endpoint", endpoint, ENDPOINT_VARIABLE, environment)
     if not text:
-        text = DISCOVER if directory else DEFAULT_ENDPOINT
+        text = DISCOVER if directory else str(DEFAULT)
     if not text.startswith("cogment:"):
         allowed = f"an endpoint of the form grpc://host:port or {DISCOVER}"
         return Direct(_address(source, text, allowed))

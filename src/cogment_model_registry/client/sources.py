@@ -20,7 +20,14 @@ from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, Payloa
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
 
-Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes]"
+
+class Parts(tuple["Buffer", ...]):
+    """Bytes in memory in several places, one after another; for what is put together without a copy."""
+
+    __slots__ = ()
+
+
+Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes] | Parts"
 """What can be uploaded: an object with a contiguous buffer (bytes, a NumPy array), a path, or an open binary file."""
 
 _BLOCK_BYTES = 1024 * 1024
@@ -58,19 +65,30 @@ class _Memory(Source):
     """Bytes in memory.
 
     Args:
-        view: The bytes.
+        views: The bytes, in one place or in several, one after another.
         callers: The caller's open file that has them, if it is one.
     """
 
-    def __init__(self, view: memoryview, callers: io.BytesIO | None = None) -> None:
-        self._view = view
+    def __init__(self, *views: memoryview, callers: io.BytesIO | None = None) -> None:
+        self._views = views
         self._callers = callers
-        self._data = view.cast("B") if view.nbytes else memoryview(b"")
-        self.size_bytes = view.nbytes
+        self._parts = [view.cast("B") for view in views if view.nbytes]
+        self.size_bytes = sum(map(len, self._parts))
 
     def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
-        for start in range(0, self.size_bytes, size_bytes):
-            yield self._data[start : start + size_bytes]
+        pieces: list[memoryview] = []
+        room_bytes = size_bytes
+        for part in self._parts:
+            start = 0
+            while start < len(part):
+                pieces.append(part[start : start + room_bytes])
+                start += len(pieces[-1])
+                room_bytes -= len(pieces[-1])
+                if not room_bytes:
+                    yield _taken(pieces)
+                    room_bytes = size_bytes
+        if pieces:
+            yield _taken(pieces)
 
     def finish(self) -> None:
         if self._callers is not None:
@@ -79,9 +97,16 @@ class _Memory(Source):
     def close(self) -> None:
         # Mapped files and arrays that grow cannot be closed or resized while someone looks at them. A thread of gRPC's
         # may still do so, of an attempt that was given up; then it is the collector's to let go.
-        with contextlib.suppress(BufferError):
-            self._data.release()
-            self._view.release()
+        for view in (*self._parts, *self._views):
+            with contextlib.suppress(BufferError):
+                view.release()
+
+
+def _taken(pieces: list[memoryview]) -> memoryview | bytes:
+    """Return the bytes of some pieces, of which the list then refers to none."""
+    block = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    pieces.clear()
+    return block
 
 
 class _File(Source):
@@ -296,7 +321,9 @@ def _memory_of(data: Data) -> _Memory | None:
     if isinstance(data, io.TextIOBase):
         raise InvalidError("data is a text file; open it in binary mode")
     if type(data) is io.BytesIO:  # and none that reads in its own way
-        return _Memory(data.getbuffer()[data.tell() :], data)
+        return _Memory(data.getbuffer()[data.tell() :], callers=data)
+    if isinstance(data, Parts):
+        return _Memory(*(memoryview(part) for part in data))
     try:
         view = memoryview(cast("Buffer", data))
     except TypeError:

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.records.services import LOAD_UNSERVICEABLE, Endpoint, Protocol, Service
-from cogment_model_registry.wire import messages
+from cogment_model_registry.wire import channels, messages
 from cogment_model_registry.wire.directory import STATUS_SERVICES
 
 STATUS_TIMEOUTS_SECONDS = (2.0, 4.0, 8.0)
@@ -25,8 +25,7 @@ async def check(service: Service) -> int | None:
     name = STATUS_SERVICES.get(service.details.type)
     if name is None or service.endpoint.protocol is Protocol.GRPC_SSL:
         return await _connect(service.endpoint)
-    options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
-    async with grpc.aio.insecure_channel(service.endpoint.address, options=options) as channel:
+    async with grpc.aio.insecure_channel(service.endpoint.address, options=channels.OPTIONS) as channel:
         for timeout_seconds in STATUS_TIMEOUTS_SECONDS:
             with contextlib.suppress(grpc.aio.AioRpcError):
                 return await _ask_load(channel, name, timeout_seconds)

@@ -1,5 +1,6 @@
 """A client of any Directory."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,35 +11,30 @@ import grpc.aio
 from cogment_model_registry.errors import InvalidError, UnavailableError
 from cogment_model_registry.records.addresses import parse_endpoint
 from cogment_model_registry.records.services import Details, Endpoint, Service
-from cogment_model_registry.wire import convert
+from cogment_model_registry.wire import channels
 from cogment_model_registry.wire import directory as wire
 from cogment_model_registry.wire.directory import DecodeError
 
 _TIMEOUT_SECONDS = 10.0
 
-_CHANNEL_OPTIONS = (
-    # A Directory that comes back should be found within seconds, not within gRPC's two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 500),
-    ("grpc.min_reconnect_backoff_ms", 500),
-    ("grpc.max_reconnect_backoff_ms", 4000),
-    ("grpc.enable_http_proxy", 0),
-)
-
 
 class DirectoryClient:
-    """Asks a Directory. Made by `connected`.
+    """Asks a Directory, one question after the other. Made by `connected`.
 
-    Every method raises `UnavailableError` when the Directory does not answer, and `TimedOutError` when it takes too
-    long.
+    A call that failed ends its connection: the Directory may have frozen, or moved to another address of its name.
+
+    Every method raises `UnavailableError` when the Directory does not answer, `TimedOutError` when it takes too long,
+    and `WrongServerError` when something else answers.
 
     Args:
-        channel: The connection.
+        address: Its host and port.
         token: The authentication token; empty for none.
     """
 
-    def __init__(self, channel: grpc.aio.Channel, token: str) -> None:
-        self._channel = channel
+    def __init__(self, address: str, token: str) -> None:
+        self._address = address
         self._metadata = ((wire.TOKEN_KEY, token),) if token else ()
+        self._channel: grpc.aio.Channel | None = None
 
     async def register(
         self,
@@ -59,8 +55,8 @@ class DirectoryClient:
         request = wire.RegisterRequest(
             endpoint=wire.endpoint_message(endpoint), details=wire.details_message(details), permanent=permanent
         )
-        async with _translated():
-            data = await self._exchange("Register", request.SerializeToString(), timeout_seconds)
+        async with self._calling() as channel:
+            data = await self._exchange(channel, "Register", request.SerializeToString(), timeout_seconds)
             reply = wire.RegisterReply.FromString(data)
         if not wire.is_ok(reply):
             raise InvalidError(f"the Directory refused: {reply.error_msg or 'it gave no reason'}")
@@ -73,8 +69,8 @@ class DirectoryClient:
             InvalidError: The Directory refuses; the message is its own.
         """
         request = wire.DeregisterRequest(service_id=service_id, secret=secret)
-        async with _translated():
-            data = await self._exchange("Deregister", request.SerializeToString(), timeout_seconds)
+        async with self._calling() as channel:
+            data = await self._exchange(channel, "Deregister", request.SerializeToString(), timeout_seconds)
             reply = wire.DeregisterReply.FromString(data)
         if not wire.is_ok(reply):
             raise InvalidError(f"the Directory refused: {reply.error_msg or 'it gave no reason'}")
@@ -82,17 +78,40 @@ class DirectoryClient:
     async def inquire(self, inquiry: Details | int, *, timeout_seconds: float = _TIMEOUT_SECONDS) -> list[Service]:
         """Return the services that an inquiry by details, or by id, finds; most recently registered first."""
         request = wire.inquire_request(inquiry)
-        multi_callable: Any = self._channel.unary_stream(f"/{wire.SERVICE_NAME}/Inquire")
-        async with _translated():
+        async with self._calling() as channel:
+            multi_callable: Any = channel.unary_stream(f"/{wire.SERVICE_NAME}/Inquire")
             replies = multi_callable(request.SerializeToString(), timeout=timeout_seconds, metadata=self._metadata)
             return [wire.service_from_reply(data) async for data in replies]
 
-    async def _exchange(self, method: str, request: bytes, timeout_seconds: float) -> bytes:
+    async def close(self) -> None:
+        """Close the connection."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.close()
+
+    async def _exchange(self, channel: grpc.aio.Channel, method: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one request on a stream of its own, and return the one reply."""
-        multi_callable: Any = self._channel.stream_stream(f"/{wire.SERVICE_NAME}/{method}")
+        multi_callable: Any = channel.stream_stream(f"/{wire.SERVICE_NAME}/{method}")
         async for reply in multi_callable(iter([request]), timeout=timeout_seconds, metadata=self._metadata):
             return bytes(reply)
         raise UnavailableError("the Directory ended the call without a reply")
+
+    @asynccontextmanager
+    async def _calling(self) -> AsyncIterator[grpc.aio.Channel]:
+        """Return a context manager with the channel for one call, whose errors it translates."""
+        if self._channel is None:
+            self._channel = grpc.aio.insecure_channel(self._address, options=channels.OPTIONS)
+        try:
+            yield self._channel
+        except DecodeError as error:
+            raise UnavailableError("the Directory sent a malformed reply") from error
+        except grpc.aio.AioRpcError as error:
+            await self.close()
+            where = f"grpc://{self._address}"
+            if not channels.was_sent(error):
+                await asyncio.to_thread(channels.check_stranger, self._address, where, channels.DIRECTORY)
+            error_type, message = channels.described(error, where, channels.DIRECTORY)
+            raise error_type(f"asking the Directory: {message}") from error
 
 
 @asynccontextmanager
@@ -103,18 +122,8 @@ async def connected(endpoint: str, token: str = "") -> AsyncIterator[DirectoryCl
         endpoint: Its address: ``grpc://host:port``.
         token: The authentication token; empty for none.
     """
-    target = parse_endpoint(endpoint).removeprefix("grpc://")
-    async with grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS) as channel:
-        yield DirectoryClient(channel, token)
-
-
-@asynccontextmanager
-async def _translated() -> AsyncIterator[None]:
+    client = DirectoryClient(parse_endpoint(endpoint).removeprefix("grpc://"), token)
     try:
-        yield
-    except DecodeError as error:
-        raise UnavailableError("the Directory sent a malformed reply") from error
-    except grpc.aio.AioRpcError as error:
-        raise convert.error_type_of(error.code())(
-            f"the Directory answered {error.code().name}: {error.details()}"
-        ) from error
+        yield client
+    finally:
+        await client.close()

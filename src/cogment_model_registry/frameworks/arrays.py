@@ -1,15 +1,21 @@
-"""Trees of NumPy arrays as versions; arrays of JAX are converted to them for the transfer."""
+"""Trees of NumPy arrays as versions; arrays of JAX are converted to them for the transfer.
+
+Elements stay where they are as far as possible: a version that is written refers to the arrays, and arrays that are
+read refer to the bytes of the version.
+"""
 
 import contextlib
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 
 from cogment_model_registry.errors import InvalidError, quoted
-from cogment_model_registry.frameworks import trees, versions
+from cogment_model_registry.frameworks import tensor_files, trees, versions
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer  # in the standard library from Python 3.12 on
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -29,14 +35,14 @@ class LoadOptions(versions.LoadOptions, total=False):
 _PYTHON_KINDS = {"bool": bool, "int": int, "float": float}
 
 
-def encode(
+def contents(
     structure: trees.Structure,
     leaves: Mapping[str, object],
     *,
     dtype: npt.DTypeLike | None,
     framework: str,
     user_data: Mapping[str, str] | None,
-) -> versions.Encoded:
+) -> versions.Contents:
     """Return a version with arrays and scalars.
 
     Args:
@@ -51,12 +57,12 @@ def encode(
             `user_data` has a reserved key.
     """
     noted = versions.merged_user_data(user_data, framework)
-    arrays = {name: _array(name, leaf, dtype) for name, leaf in leaves.items()}
-    return versions.Encoded(safetensors.numpy.save(arrays, metadata=versions.metadata_of(structure)), noted)
+    tensors = {name: _tensor(name, leaf, dtype) for name, leaf in leaves.items()}
+    return versions.contents(structure, tensors, noted)
 
 
-def _array(name: str, leaf: object, dtype: npt.DTypeLike | None) -> Array:
-    """Return a leaf in the form that the format requires."""
+def _tensor(name: str, leaf: object, dtype: npt.DTypeLike | None) -> tensor_files.Tensor:
+    """Return a leaf in the form of the format."""
     known = isinstance(leaf, np.ndarray | np.generic | bool | int | float)
     if not known or isinstance(leaf, np.ma.MaskedArray):
         kind = f"{type(leaf).__module__}.{type(leaf).__qualname__}"
@@ -64,18 +70,21 @@ def _array(name: str, leaf: object, dtype: npt.DTypeLike | None) -> Array:
     array = np.asarray(leaf, order="C")
     if isinstance(leaf, np.ndarray | np.generic):
         array = converted(array, dtype)
-    if array.dtype.name not in versions.DTYPES.values():
-        message = f"{quoted(name)} has elements of type {array.dtype.name}"
-        raise InvalidError(f"{message}; the format has {', '.join(sorted(versions.DTYPES.values()))}")
-    return array
+    versions.check_type(name, array.dtype.name)
+    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    # As bytes, since a buffer cannot have elements of the types that NumPy does not have itself.
+    return tensor_files.Tensor(array.dtype.name, array.shape, array.reshape(-1).view(np.uint8).data)
 
 
-def decode(data: bytes, *, dtype: npt.DTypeLike | None = None) -> Any:
-    """Return the tree of a version of any framework; its arrays have memory of their own, and are writable.
+def decode(data: "Buffer", *, dtype: npt.DTypeLike | None = None, prefix: str = "", is_copied: bool = True) -> Any:
+    """Return the tree of a version of any framework.
 
     Args:
         data: The bytes of the version.
         dtype: What elements of a floating type are converted to; None for nothing.
+        prefix: Which part to take; see `trees.select_part`.
+        is_copied: Whether arrays are copied that refer to bytes which cannot be written to, or of which a part is
+            taken, so that the rest need not be kept.
 
     Raises:
         InvalidError: The bytes are not such a tree, or have elements of a type that NumPy does not know here.
@@ -86,17 +95,33 @@ def decode(data: bytes, *, dtype: npt.DTypeLike | None = None) -> Any:
     def make_leaf(kind: str, name: str) -> object:
         tensor = versions.look_up(tensors, name)
         if name not in arrays:
-            arrays[name] = _array_of(tensor)
+            arrays[name] = _array_of(name, tensor)
         if kind in _PYTHON_KINDS:
             return _scalar(_PYTHON_KINDS[kind], arrays[name])
         arrays[name] = converted(arrays[name], dtype)
         return arrays[name][()] if kind == "scalar" else arrays[name]
 
-    return trees.put_together(structure, make_leaf)
+    tree = trees.select_part(trees.put_together(structure, make_leaf), prefix, trees.expand_named_tuple)
+    if not is_copied:
+        return tree
+    return trees.map_leaves(tree, lambda leaf: _of_its_own(leaf, is_part=bool(prefix)))
 
 
-def _array_of(tensor: versions.Tensor) -> Array:
-    return np.frombuffer(tensor.buffer, dtype=_dtype_named(tensor.dtype)).reshape(tensor.shape)
+def _array_of(name: str, tensor: tensor_files.Tensor) -> Array:
+    dtype = _dtype_named(tensor.dtype).newbyteorder("<")
+    try:
+        return np.frombuffer(tensor.buffer, dtype=dtype).reshape(tensor.shape)
+    except ValueError:  # NumPy 1 has 32 dimensions at most, NumPy 2 has 64
+        message = f"{quoted(name)} has {len(tensor.shape)} dimensions, which are too many for NumPy"
+        raise InvalidError(message) from None
+
+
+def _of_its_own(leaf: object, *, is_part: bool) -> object:
+    """Return a leaf that may be written to and keeps no more memory than it needs; aligned, as other libraries want."""
+    if not isinstance(leaf, np.ndarray) or leaf.flags.owndata:
+        return leaf
+    is_usable = leaf.flags.writeable and leaf.flags.aligned and not is_part
+    return leaf if is_usable else leaf.copy()
 
 
 def _scalar(kind: type, array: Array) -> object:
@@ -114,6 +139,8 @@ def _dtype_named(name: str) -> np.dtype[Any]:
     except ImportError:
         message = f"the elements are of type {name}, which NumPy supports only with: pip install ml_dtypes"
         raise InvalidError(message) from None
+    if not hasattr(ml_dtypes, name):
+        raise InvalidError(f"the elements are of type {name}, which this ml_dtypes lacks: pip install -U ml_dtypes")
     dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
     return dtype
 
@@ -139,5 +166,5 @@ def converted(array: Array, dtype: npt.DTypeLike | None) -> Array:
     """Return an array with elements of another type, if they are floating-point numbers."""
     if dtype is None or not is_floating(array.dtype):
         return array
-    wanted = _dtype_named(dtype) if isinstance(dtype, str) and dtype in versions.DTYPES.values() else np.dtype(dtype)
+    wanted = _dtype_named(dtype) if isinstance(dtype, str) and dtype in tensor_files.TYPES else np.dtype(dtype)
     return array.astype(wanted, copy=False)

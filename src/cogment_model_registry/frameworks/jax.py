@@ -24,17 +24,22 @@ try:
     import numpy.typing as npt
 
     from cogment_model_registry.frameworks import arrays, trees
-    from cogment_model_registry.frameworks.versions import Encoded, FitOptions, Loaded, fetch, upload
+    from cogment_model_registry.frameworks.versions import Contents, Encoded, FitOptions, Loaded, fetch, upload
 except ImportError as error:
-    message = 'this needs JAX and safetensors: pip install "cogment-model-registry[jax]"'
+    message = 'this needs JAX: pip install "cogment-model-registry[jax]"'
     raise ImportError(message, name=error.name) from error
 
 if TYPE_CHECKING:
     from typing import Unpack  # from Python 3.11 on
 
+    from typing_extensions import Buffer  # in the standard library from Python 3.12 on
+
 __all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
 
 _T = TypeVar("_T")
+
+_KEY_DATA = "key_data"
+"""The name, below that of a key of `jax.random`, of the numbers that it consists of."""
 
 
 def encode(
@@ -59,23 +64,55 @@ def encode(
     Raises:
         InvalidError: The tree has something else in it, or no such part; or `user_data` has a reserved key.
     """
+    return _contents(tree, dtype=dtype, prefix=prefix, user_data=user_data).joined()
+
+
+def _contents(
+    tree: object,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    user_data: Mapping[str, str] | None = None,
+) -> Contents:
+    """Return the version of a pytree; see `encode`."""
     structure, leaves = trees.take_apart(trees.select_part(tree, prefix, _expand), _expand)
     for name, leaf in leaves.items():
-        if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended):
-            raise InvalidError(
-                f"{quoted(name)} has elements of type {leaf.dtype}; convert a key with jax.random.key_data"
-            )
-    return arrays.encode(structure, jax.device_get(leaves), dtype=dtype, framework="jax", user_data=user_data)
+        if isinstance(leaf, jax.Array):
+            _check_array(name, leaf)
+    return arrays.contents(structure, jax.device_get(leaves), dtype=dtype, framework="jax", user_data=user_data)
+
+
+def _check_array(name: str, array: Any) -> None:
+    """Refuse an array whose elements are not at hand."""
+    if isinstance(array, jax.core.Tracer):
+        raise InvalidError(f"{quoted(name)} is traced by a transformation such as jax.jit; call this outside of it")
+    if array.is_deleted():
+        raise InvalidError(f"{quoted(name)} was deleted, as jax.jit does with arguments that are donated")
+    if not array.is_fully_addressable:
+        raise InvalidError(
+            f"{quoted(name)} has elements on devices of other processes; gather it in all processes with"
+            " jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
+        )
+    if jax.numpy.issubdtype(array.dtype, jax.dtypes.extended):
+        raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, which are neither numbers nor keys")
 
 
 def _expand(node: object) -> trees.Children | None:
     """Return the children of a node that only JAX knows."""
     if isinstance(node, dict | list) or type(node) is tuple:
         return None
+    if _is_key(node):
+        return [(_KEY_DATA, jax.random.key_data(node))]
     children = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda each: each is not node)[0]
     if len(children) == 1 and children[0][1] is node:
         return None
     return [(_key_of(path[0]), child) for path, child in children]
+
+
+def _is_key(leaf: object) -> bool:
+    """Return whether a leaf is a key of `jax.random`, or several; also an abstract one."""
+    is_array = isinstance(leaf, jax.Array | jax.ShapeDtypeStruct)
+    return is_array and jax.numpy.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key)
 
 
 def _key_of(entry: object) -> trees.Key:
@@ -88,15 +125,15 @@ def _key_of(entry: object) -> trees.Key:
 
 
 @overload
-def decode(data: bytes, *, dtype: npt.DTypeLike | None = None, prefix: str = "") -> Any: ...
+def decode(data: "Buffer", *, dtype: npt.DTypeLike | None = None, prefix: str = "") -> Any: ...
 
 
 @overload
-def decode(data: bytes, *, like: _T, prefix: str = "", strict: bool = True) -> _T: ...
+def decode(data: "Buffer", *, like: _T, prefix: str = "", strict: bool = True) -> _T: ...
 
 
 def decode(
-    data: bytes,
+    data: "Buffer",
     *,
     like: Any = None,
     dtype: npt.DTypeLike | None = None,
@@ -120,22 +157,33 @@ def decode(
     Raises:
         InvalidError: The bytes are no such tree, or do not fit.
     """
-    tree = trees.select_part(arrays.decode(data, dtype=dtype), prefix, trees.expand_named_tuple)
+    tree = arrays.decode(data, dtype=dtype, prefix=prefix, is_copied=like is None or bool(prefix))
     if like is None:
         return trees.map_leaves(tree, _on_device)
     stored = trees.name_leaves(tree, trees.expand_named_tuple)
     paths, nodes = jax.tree_util.tree_flatten_with_path(like)
-    names = [trees.dotted(map(_key_of, path)) for path, _ in paths]
+    names = [_name_of(path, leaf) for path, leaf in paths]
     wanted = dict(zip(names, (leaf for _, leaf in paths), strict=True))
     if len(wanted) < len(names):
         raise InvalidError("two leaves of `like` have the same name")
     common = trees.check_fit(
         {name: np.shape(leaf) for name, leaf in stored.items()},
-        {name: tuple(getattr(leaf, "shape", ())) for name, leaf in wanted.items()},
+        {name: _shape_of(leaf) for name, leaf in wanted.items()},
         strict=strict,
     )
     wanted.update([(name, _alike(name, stored[name], wanted[name])) for name in common])
     return jax.tree_util.tree_unflatten(nodes, wanted.values())
+
+
+def _name_of(path: tuple[Any, ...], leaf: object) -> str:
+    """Return the name that a version has for a leaf."""
+    keys = [_key_of(entry) for entry in path]
+    return trees.dotted([*keys, _KEY_DATA] if _is_key(leaf) else keys)
+
+
+def _shape_of(leaf: Any) -> tuple[int, ...]:
+    numbers = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return tuple(getattr(numbers, "shape", ()))
 
 
 def _on_device(leaf: object) -> object:
@@ -145,13 +193,17 @@ def _on_device(leaf: object) -> object:
 def _alike(name: str, leaf: object, template: Any) -> object:
     """Return a leaf with the type, and where it matters the sharding, of another one."""
     array = np.asarray(leaf)
+    if _is_key(template):
+        key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(template))
+        return jax.device_put(key, getattr(template, "sharding", None))
     if isinstance(template, bool | int | float):
         return type(template)(array.item())
     if not arrays.may_become(array.dtype, template.dtype):
         raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, not {template.dtype}")
-    array = array.astype(template.dtype)
     if isinstance(template, np.ndarray | np.generic):
+        array = array.astype(template.dtype)
         return array if isinstance(template, np.ndarray) else array[()]
+    array = array.astype(template.dtype, copy=False)
     return jax.device_put(array, getattr(template, "sharding", None))
 
 
@@ -176,7 +228,7 @@ def publish(
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
     """
-    return upload(encode, registry, model_id, tree, archived=archived, options=options)
+    return upload(_contents, registry, model_id, tree, archived=archived, options=options)
 
 
 def store(

@@ -23,13 +23,15 @@ try:
     import numpy.typing as npt
 
     from cogment_model_registry.frameworks import arrays, trees
-    from cogment_model_registry.frameworks.versions import Encoded, FitOptions, Loaded, fetch, upload
+    from cogment_model_registry.frameworks.versions import Contents, Encoded, FitOptions, Loaded, fetch, upload
 except ImportError as error:
-    message = 'this needs NumPy and safetensors: pip install "cogment-model-registry[numpy]"'
+    message = 'this needs NumPy: pip install "cogment-model-registry[numpy]"'
     raise ImportError(message, name=error.name) from error
 
 if TYPE_CHECKING:
     from typing import Unpack  # from Python 3.11 on
+
+    from typing_extensions import Buffer  # in the standard library from Python 3.12 on
 
 __all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
 
@@ -54,21 +56,32 @@ def encode(
     Raises:
         InvalidError: The tree has something else in it, or no such part; or `user_data` has a reserved key.
     """
+    return _contents(tree, dtype=dtype, prefix=prefix, user_data=user_data).joined()
+
+
+def _contents(
+    tree: object,
+    *,
+    dtype: npt.DTypeLike | None = None,
+    prefix: str = "",
+    user_data: Mapping[str, str] | None = None,
+) -> Contents:
+    """Return the version of a tree; see `encode`."""
     part = trees.select_part(tree, prefix, trees.expand_named_tuple)
     structure, leaves = trees.take_apart(part, trees.expand_named_tuple)
-    return arrays.encode(structure, leaves, dtype=dtype, framework="numpy", user_data=user_data)
+    return arrays.contents(structure, leaves, dtype=dtype, framework="numpy", user_data=user_data)
 
 
 @overload
-def decode(data: bytes, *, dtype: npt.DTypeLike | None = None, prefix: str = "") -> Any: ...
+def decode(data: "Buffer", *, dtype: npt.DTypeLike | None = None, prefix: str = "") -> Any: ...
 
 
 @overload
-def decode(data: bytes, *, into: object, prefix: str = "", strict: bool = True) -> None: ...
+def decode(data: "Buffer", *, into: object, prefix: str = "", strict: bool = True) -> None: ...
 
 
 def decode(
-    data: bytes,
+    data: "Buffer",
     *,
     into: object = None,
     dtype: npt.DTypeLike | None = None,
@@ -78,7 +91,8 @@ def decode(
     """Return the tree of a version, or copy it into the arrays of another one.
 
     Args:
-        data: The bytes of the version.
+        data: The bytes of the version. The arrays of the result share memory that may be written to, such as that of a
+            bytearray; of bytes they are copies, and with a `prefix`, too.
         into: A tree of arrays that get the values, and keep their types. It may be of other nodes, such as named
             tuples: arrays are matched by their names, which are their keys with dots between. None of them is changed
             unless all fit.
@@ -92,7 +106,7 @@ def decode(
     Raises:
         InvalidError: The bytes are no such tree, or do not fit.
     """
-    tree = trees.select_part(arrays.decode(data, dtype=dtype), prefix, trees.expand_named_tuple)
+    tree = arrays.decode(data, dtype=dtype, prefix=prefix, is_copied=into is None)
     if into is None:
         return tree
     _copy(tree, into, strict=strict)
@@ -126,7 +140,7 @@ def publish(
     archived: bool = False,
     **options: "Unpack[arrays.PublishOptions]",
 ) -> VersionInfo:
-    """Publish a tree as a version of a model.
+    """Publish a tree as a version of a model, from the memory where its arrays are: they must not change meanwhile.
 
     Args:
         registry: The client.
@@ -139,7 +153,7 @@ def publish(
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
     """
-    return upload(encode, registry, model_id, tree, archived=archived, options=options)
+    return upload(_contents, registry, model_id, tree, archived=archived, options=options)
 
 
 def store(

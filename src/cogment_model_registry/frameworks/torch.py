@@ -12,7 +12,7 @@ With the client for asyncio, use `encode` and `decode`.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.blocking import ModelRegistry
@@ -20,11 +20,14 @@ from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.versions import VersionInfo
 
 try:
-    import safetensors.torch
+    import numpy as np  # noqa: F401 # PyTorch needs it to give access to the memory of tensors
     import torch
 
-    from cogment_model_registry.frameworks import trees, versions
+    from cogment_model_registry.frameworks import torch_tensors, trees, versions
+    from cogment_model_registry.frameworks.tensor_files import Tensor
+    from cogment_model_registry.frameworks.torch_tensors import Parameters, StateDict, moved, tensor_of
     from cogment_model_registry.frameworks.versions import (
+        Contents,
         Encoded,
         FitOptions,
         Loaded,
@@ -34,21 +37,15 @@ try:
         upload,
     )
 except ImportError as error:
-    message = 'this needs PyTorch and safetensors: pip install "cogment-model-registry[torch]"'
+    message = 'this needs PyTorch and NumPy: pip install "cogment-model-registry[torch]"'
     raise ImportError(message, name=error.name) from error
 
 if TYPE_CHECKING:
     from typing import Unpack  # from Python 3.11 on
 
+    from typing_extensions import Buffer  # in the standard library from Python 3.12 on
+
 __all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
-
-StateDict: TypeAlias = dict[str, torch.Tensor]
-
-Parameters: TypeAlias = torch.nn.Module | Mapping[str, torch.Tensor]
-"""A module, of which the state dict is meant; or a state dict, or any mapping from names to tensors."""
-
-_EXTRA_STATE = "_extra_state"
-"""The last part of the name that a state dict has for what `Module.get_extra_state` returns."""
 
 
 class _PublishOptions(UploadOptions, total=False):
@@ -65,86 +62,51 @@ def encode(
     *,
     dtype: torch.dtype | None = None,
     prefix: str = "",
+    gather: bool = False,
     user_data: Mapping[str, str] | None = None,
 ) -> Encoded:
     """Return what to upload for a module or a state dict: the bytes of a version, and its `user_data`.
 
     Args:
-        parameters: The module or the state dict, on any device. Tensors that are the same memory in the same shape,
-            such as tied weights, are written once and are one tensor again when they are read. Other views of shared
-            memory are written one by one.
+        parameters: The module or the state dict, on any device; a nested mapping is a state dict whose names have dots.
+            Tensors that are the same memory in the same shape, such as tied weights, are written once and are one
+            tensor again when they are read. Other views of shared memory are written one by one. Names lose the parts
+            that wrappers add: torch.compile, DataParallel, DistributedDataParallel and FSDP.
         dtype: What tensors of floating-point numbers are converted to; others stay as they are.
         prefix: Which part to take: ``"actor"`` takes ``actor.0.weight``. What is written is as if the part had been the
             whole: ``0.weight``, as if ``module.actor`` had been given.
+        gather: Whether to gather tensors that are spread over processes, such as those of FSDP2. All of the processes
+            must make the call, and all get the whole; one of them uploads it.
         user_data: Entries of the version's user_data in addition to `format` and `framework`.
 
     Raises:
-        InvalidError: Something is not a dense tensor, or no such part exists; or `user_data` has a reserved key.
+        InvalidError: Something is not a dense tensor with memory of its own, or no such part exists; or `user_data` has
+            a reserved key.
     """
+    return _contents(parameters, dtype=dtype, prefix=prefix, gather=gather, user_data=user_data).joined()
+
+
+def _contents(
+    parameters: Parameters,
+    *,
+    dtype: torch.dtype | None = None,
+    prefix: str = "",
+    gather: bool = False,
+    user_data: Mapping[str, str] | None = None,
+) -> Contents:
+    """Return the version of a module or a state dict; see `encode`."""
     noted = versions.merged_user_data(user_data, "torch")
-    part = trees.select_part(_state_dict(parameters), prefix, _no_node)
+    part = torch_tensors.part_of(torch_tensors.state_of(parameters, is_gathered=gather), prefix)
     for name, tensor in part.items():
-        _check_tensor(name, tensor)
-    structure, leaves = trees.take_apart(part, _no_node, _memory_of)
-    seen: set[int] = set()
-    tensors = {name: _on_its_own(leaf, dtype, seen) for name, leaf in leaves.items()}
-    return Encoded(safetensors.torch.save(tensors, metadata=versions.metadata_of(structure)), noted)
-
-
-def _state_dict(parameters: Parameters) -> Mapping[str, torch.Tensor]:
-    if isinstance(parameters, torch.nn.Module):
-        state: StateDict = parameters.state_dict()
-        return state
-    if isinstance(parameters, Mapping):
-        return parameters
-    raise InvalidError(f"a module or a state dict was expected, not a {type(parameters).__name__}")
-
-
-def _no_node(_: object) -> None:
-    """Say of any object that it is not a further kind of node."""
-
-
-def _check_tensor(name: object, tensor: object) -> None:
-    """Refuse anything but a tensor that the format supports."""
-    what = quoted(str(name))
-    if str(name).rpartition(".")[2] == _EXTRA_STATE:
-        raise InvalidError(
-            f"{what} is extra state of a module, which is not a parameter; leave it out of the state dict"
-        )
-    if not isinstance(tensor, torch.Tensor):
-        raise InvalidError(f"{what} is of type {type(tensor).__name__}; it must be a tensor")
-    if torch.nn.parameter.is_lazy(tensor):
-        raise InvalidError(f"{what} is not initialised yet")
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise InvalidError(f"{what} must be a dense tensor with values, neither sparse, quantised nor of device meta")
-    if _dtype_name(tensor.dtype) not in versions.DTYPES.values():
-        raise InvalidError(f"{what} has elements of type {tensor.dtype}, which safetensors does not support")
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _memory_of(leaf: Any) -> object:
-    """Return what two tensors have in common that are one: all that makes them see the same elements."""
-    if not leaf.numel():
-        return id(leaf)
-    return (leaf.device, leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride())
-
-
-def _on_its_own(leaf: Any, dtype: torch.dtype | None, seen: set[int]) -> torch.Tensor:
-    """Return a tensor that shares no memory with those before it, as the format demands."""
-    tensor: torch.Tensor = _moved(leaf.detach(), dtype, "cpu").resolve_conj().resolve_neg().contiguous()
-    memory = tensor.untyped_storage().data_ptr()
-    if memory in seen or tensor.untyped_storage().nbytes() != tensor.nbytes:
-        tensor = tensor.clone()
-    seen.add(memory)
-    return tensor
+        torch_tensors.check_source(name, tensor)
+    structure, leaves = trees.take_apart(part, torch_tensors.no_node, torch_tensors.memory_of)
+    tensors = {name: torch_tensors.stored_form(leaf, dtype) for name, leaf in leaves.items()}
+    return versions.contents(structure, tensors, noted)
 
 
 @overload
 def decode(
-    data: bytes,
+    data: "Buffer",
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
@@ -153,11 +115,11 @@ def decode(
 
 
 @overload
-def decode(data: bytes, *, into: Parameters, prefix: str = "", strict: bool = True) -> None: ...
+def decode(data: "Buffer", *, into: Parameters, prefix: str = "", strict: bool = True) -> None: ...
 
 
 def decode(
-    data: bytes,
+    data: "Buffer",
     *,
     into: Parameters | None = None,
     dtype: torch.dtype | None = None,
@@ -168,7 +130,8 @@ def decode(
     """Return the state dict of a version, or copy it into a module.
 
     Args:
-        data: The bytes of the version.
+        data: The bytes of the version. The tensors of the result share memory that may be written to, such as that of
+            a bytearray; of bytes they are copies, and with a `prefix`, too.
         into: A module or state dict whose tensors get the values, in place; they keep their types, devices and
             `requires_grad`, so optimisers go on with them. None of them is changed unless all fit. Not between a
             forward pass and its backward pass, which would then be wrong and fail.
@@ -184,55 +147,43 @@ def decode(
         InvalidError: The bytes are no tensors, or do not fit.
     """
     structure, tensors = versions.read(data)
-    made: dict[str, torch.Tensor] = {}
-
-    def make_leaf(_: str, name: str) -> torch.Tensor:
-        if name not in made:
-            made[name] = _tensor_of(versions.look_up(tensors, name))
-        return made[name]
-
-    tree = trees.select_part(trees.put_together(structure, make_leaf), prefix, _no_node)
-    state: StateDict = trees.name_leaves(tree, _no_node)
+    tree = trees.put_together(structure, lambda _, name: versions.look_up(tensors, name))
+    named = trees.name_leaves(tree, torch_tensors.no_node)
+    stored: dict[str, Tensor] = torch_tensors.part_of(torch_tensors.state_of(named), prefix)
     if into is not None:
-        _copy(state, _state_dict(into), strict=strict)
+        _copy(stored, torch_tensors.state_of(into), strict=strict)
         return None
     # One for each, so that tied weights stay tied.
-    moved = {id(tensor): _moved(tensor, dtype, device) for tensor in state.values()}
-    return {name: moved[id(tensor)] for name, tensor in state.items()}
+    made: dict[int, torch.Tensor] = {}
+    for tensor in stored.values():
+        if id(tensor) not in made:
+            made[id(tensor)] = moved(tensor_of(tensor, is_copied=bool(prefix)), dtype, device)
+    return {name: made[id(tensor)] for name, tensor in stored.items()}
 
 
-def _tensor_of(stored: versions.Tensor) -> torch.Tensor:
-    dtype = getattr(torch, stored.dtype)
-    if not stored.buffer:  # which frombuffer does not take
-        return torch.empty(stored.shape, dtype=dtype)
-    return torch.frombuffer(stored.buffer, dtype=dtype).reshape(stored.shape)
-
-
-def _moved(tensor: torch.Tensor, dtype: torch.dtype | None, device: torch.device | str | None) -> torch.Tensor:
-    return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
-
-
-def _copy(stored: StateDict, wanted: Mapping[str, torch.Tensor], *, strict: bool) -> None:
+def _copy(stored: Mapping[str, Tensor], wanted: StateDict, *, strict: bool) -> None:
     for name, target in wanted.items():
-        _check_tensor(name, target)
+        torch_tensors.check_target(name, target)
+    stored = torch_tensors.matched(stored, wanted)
     # Of tied weights, one is enough: other tools write no more.
-    present = {_memory_of(target) for name, target in wanted.items() if name in stored}
+    present = {torch_tensors.memory_of(target) for name, target in wanted.items() if name in stored}
     common = trees.check_fit(
-        {name: tuple(tensor.shape) for name, tensor in stored.items()},
+        {name: tensor.shape for name, tensor in stored.items()},
         {name: tuple(target.shape) for name, target in wanted.items()},
         strict=strict,
-        optional=[name for name, target in wanted.items() if _memory_of(target) in present],
+        optional=[name for name, target in wanted.items() if torch_tensors.memory_of(target) in present],
     )
-    sources: dict[object, torch.Tensor] = {}
+    sources: dict[object, Tensor] = {}
     for name in common:
-        if not torch.can_cast(stored[name].dtype, wanted[name].dtype):
-            raise InvalidError(f"{quoted(name)} has elements of type {stored[name].dtype}, not {wanted[name].dtype}")
-        tied = sources.setdefault(_memory_of(wanted[name]), stored[name])
-        if tied is not stored[name] and not torch.equal(tied, stored[name]):
+        dtype = torch_tensors.dtype_of(stored[name])
+        if not torch.can_cast(dtype, wanted[name].dtype):
+            raise InvalidError(f"{quoted(name)} has elements of type {dtype}, not {wanted[name].dtype}")
+        tied = sources.setdefault(torch_tensors.memory_of(wanted[name]), stored[name])
+        if not torch_tensors.is_same(tied, stored[name]):
             raise InvalidError(f"{quoted(name)} is tied to another tensor of the module, but has other values than it")
     with torch.no_grad():
         for name in common:
-            wanted[name].copy_(stored[name])
+            wanted[name].copy_(tensor_of(stored[name], is_copied=False))
 
 
 def publish(
@@ -245,6 +196,8 @@ def publish(
 ) -> VersionInfo:
     """Publish the parameters and buffers of a module as a version of a model.
 
+    They are read from the memory where they are, and must not change meanwhile; to upload a copy, use `encode`.
+
     Args:
         registry: The client.
         model_id: The model, which is created if it does not exist.
@@ -256,7 +209,7 @@ def publish(
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
     """
-    return upload(encode, registry, model_id, parameters, archived=archived, options=options)
+    return upload(_contents, registry, model_id, parameters, archived=archived, options=options)
 
 
 def store(

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.frameworks.tensor_files import RESERVED_NAME
 
 Key: TypeAlias = str | int
 
@@ -30,9 +31,6 @@ Expand: TypeAlias = Callable[[object], Children | None]
 """Returns the keys and children of a node that is neither dict, list nor tuple; None for a leaf."""
 
 _SCALARS: dict[type, str] = {bool: "bool", int: "int", float: "float"}
-
-_RESERVED_NAME = "__metadata__"
-"""The name that no array can have in the format."""
 
 _NAMES_SHOWN = 5
 
@@ -103,7 +101,7 @@ class _Apart:
     def _named(self, leaf: object, path: tuple[Key, ...]) -> str:
         # Text that is not Unicode goes to the structure only.
         name = dotted(path).encode("utf-8", "replace").decode()
-        while name in self.leaves or name == _RESERVED_NAME:
+        while name in self.leaves or name == RESERVED_NAME:
             name += "~"
         self.leaves[name] = leaf
         return name
@@ -241,7 +239,7 @@ def select_part(tree: object, prefix: str, expand: Expand) -> Any:
                 break
         else:
             raise InvalidError(
-                f"no name begins with {quoted(prefix)}; the names are {_listed(name_leaves(tree, expand))}"
+                f"no name begins with {quoted(prefix)}; the names are {listed(name_leaves(tree, expand))}"
             )
     return node
 
@@ -268,8 +266,8 @@ def check_fit(
     if strict:
         missing = wanted.keys() - stored.keys() - set(optional)
         unexpected = stored.keys() - wanted.keys()
-        problems += [f"missing are {_listed(sorted(missing))}"] if missing else []
-        problems += [f"unexpected are {_listed(sorted(unexpected))}"] if unexpected else []
+        problems += [f"missing are {listed(sorted(missing))}"] if missing else []
+        problems += [f"unexpected are {listed(sorted(unexpected))}"] if unexpected else []
     common = [name for name in wanted if name in stored]
     wrong = [name for name in common if tuple(stored[name]) != tuple(wanted[name])]
     for name in wrong[:_NAMES_SHOWN]:
@@ -281,7 +279,7 @@ def check_fit(
     return common
 
 
-def _listed(names: Iterable[str]) -> str:
+def listed(names: Iterable[str]) -> str:
     """Return some names for a message."""
     names = list(names)
     more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""

@@ -10,19 +10,19 @@ needs no room in `user_data`, which is bounded. A file of another origin has no 
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
 
-from safetensors import SafetensorError, deserialize
-
-from cogment_model_registry.client.blocking import ModelRegistry
+from cogment_model_registry.client.blocking import ModelRegistry, retrieve_writable
 from cogment_model_registry.client.progress import Wish
+from cogment_model_registry.client.sources import Parts
 from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, quoted
+from cogment_model_registry.frameworks import tensor_files
+from cogment_model_registry.frameworks.tensor_files import Tensor
 from cogment_model_registry.frameworks.trees import Structure
 from cogment_model_registry.records.versions import VersionInfo
 
 if TYPE_CHECKING:
-    pass  # from Python 3.11 on
+    from typing_extensions import Buffer  # in the standard library from Python 3.12 on
 
 _T = TypeVar("_T")
 
@@ -34,30 +34,8 @@ _METADATA_KEY = "cogment_model_registry"
 """Where the header of a file has the structure: one entry, since several have no certain order, nor the file a certain
 hash."""
 
-_LENGTH_BYTES = 8
-"""A file begins with the length of its header, little-endian."""
-
-_deserialize: Callable[[bytes], list[tuple[str, dict[str, Any]]]] = deserialize
-
-DTYPES = {
-    "BOOL": "bool",
-    "U8": "uint8",
-    "I8": "int8",
-    "U16": "uint16",
-    "I16": "int16",
-    "U32": "uint32",
-    "I32": "int32",
-    "U64": "uint64",
-    "I64": "int64",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
-    "C64": "complex64",
-}
-"""The types of elements that are read, by the names of the format and of all three frameworks."""
+_START_BYTES = 8
+"""How many bytes of something else a message shows."""
 
 
 class UploadOptions(TypedDict, total=False):
@@ -112,26 +90,37 @@ else:  # before Python 3.11 a named tuple cannot be generic itself
         __slots__ = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """A tensor in the form of the format.
+class Contents(NamedTuple):
+    """A version that is not put together: its bytes refer to the memory of the tensors, and change with them.
 
     Attributes:
-        name: Its name.
-        dtype: The type of its elements, one of the values of `DTYPES`.
-        shape: Its shape.
-        buffer: Its elements in C order, little-endian; memory of its own, which may be written to.
+        parts: The bytes of the version, in order.
+        user_data: Its annotations.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    buffer: bytearray
+    parts: list[memoryview]
+    user_data: dict[str, str]
+
+    def joined(self) -> Encoded:
+        """Return the same with a copy of its bytes."""
+        return Encoded(b"".join(self.parts), self.user_data)
 
 
-def metadata_of(structure: Structure) -> dict[str, str]:
-    """Return the entry of a file's header that has the structure of a tree."""
-    return {_METADATA_KEY: json.dumps({"tree": structure}, separators=(",", ":"))}
+def contents(structure: Structure, tensors: Mapping[str, Tensor], user_data: dict[str, str]) -> Contents:
+    """Return a version with tensors, and the structure of their tree."""
+    metadata = {_METADATA_KEY: json.dumps({"tree": structure}, separators=(",", ":"))}
+    return Contents(tensor_files.write(tensors, metadata), user_data)
+
+
+def check_type(name: str, dtype: str) -> None:
+    """Refuse a type of elements that the format does not have.
+
+    Raises:
+        InvalidError: It does not have it; the message names those that it has.
+    """
+    if dtype not in tensor_files.TYPES:
+        known = ", ".join(sorted(tensor_files.TYPES))
+        raise InvalidError(f"{quoted(name)} has elements of type {dtype}; a version can have {known}")
 
 
 def merged_user_data(user_data: Mapping[str, str] | None, framework: str) -> dict[str, str]:
@@ -147,8 +136,8 @@ def merged_user_data(user_data: Mapping[str, str] | None, framework: str) -> dic
     return {**noted, FORMAT_KEY: FORMAT, FRAMEWORK_KEY: framework}
 
 
-def read(data: bytes) -> tuple[Structure, dict[str, Tensor]]:
-    """Return the structure of a version, and its tensors by their names.
+def read(data: "Buffer") -> tuple[Structure, dict[str, Tensor]]:
+    """Return the structure of a version, and its tensors by their names; they refer to its bytes.
 
     Args:
         data: The bytes of the version.
@@ -156,16 +145,13 @@ def read(data: bytes) -> tuple[Structure, dict[str, Tensor]]:
     Raises:
         InvalidError: They are not safetensors, or have elements of a type that no framework here supports.
     """
+    view = memoryview(data)
+    view = view.cast("B") if view.nbytes else memoryview(b"")
     try:
-        entries = _deserialize(bytes(data))
-    except SafetensorError as error:
-        raise InvalidError(f"the bytes are not safetensors but {_described(data)} ({error})") from None
-    tensors = {}
-    for name, entry in entries:
-        if entry["dtype"] not in DTYPES:
-            raise InvalidError(f"tensor {quoted(name)} is of type {entry['dtype']}, which cannot be read")
-        tensors[name] = Tensor(name, DTYPES[entry["dtype"]], tuple(entry["shape"]), entry["data"])
-    return _structure(data, tensors), tensors
+        tensors, metadata = tensor_files.read(view)
+    except tensor_files.FormatError as error:
+        raise InvalidError(f"the bytes are not safetensors but {_described(view)} ({error})") from None
+    return _structure(metadata.get(_METADATA_KEY), tensors), tensors
 
 
 def look_up(tensors: Mapping[str, Tensor], name: str) -> Tensor:
@@ -179,10 +165,7 @@ def look_up(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return tensors[name]
 
 
-def _structure(data: bytes, tensors: Mapping[str, Tensor]) -> Structure:
-    length = int.from_bytes(data[:_LENGTH_BYTES], "little")
-    header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + length])
-    text = (header.get("__metadata__") or {}).get(_METADATA_KEY)
+def _structure(text: str | None, tensors: Mapping[str, Tensor]) -> Structure:
     if text is None:
         return ["dict", [[name, name] for name in tensors]]
     try:
@@ -192,17 +175,18 @@ def _structure(data: bytes, tensors: Mapping[str, Tensor]) -> Structure:
     return structure
 
 
-def _described(data: bytes) -> str:
+def _described(data: memoryview) -> str:
     """Return a description of bytes that are not safetensors."""
     if not data:
         return "empty"
+    start = data[:_START_BYTES].tobytes()
     kinds = {b"\x80": "a pickle", b"PK\x03\x04": "a zip archive, as torch.save writes", b"\x93NUMPY": "a .npy file"}
-    kind = next((kind for start, kind in kinds.items() if data.startswith(start)), "something else")
-    return f"{kind}, beginning with {data[:8].hex(' ')}"
+    kind = next((kind for sign, kind in kinds.items() if start.startswith(sign)), "something else")
+    return f"{kind}, beginning with {start.hex(' ')}"
 
 
 def upload(
-    encode: Callable[..., Encoded],
+    contents_of: Callable[..., Contents],
     registry: ModelRegistry,
     model_id: str,
     parameters: object,
@@ -210,20 +194,20 @@ def upload(
     archived: bool,
     options: Mapping[str, Any],
 ) -> VersionInfo:
-    """Encode parameters, and publish or store them as a version; see `ModelRegistry.publish`.
+    """Publish or store parameters as a version, from the memory where they are; see `ModelRegistry.publish`.
 
     Args:
-        encode: That of the framework.
+        contents_of: Returns the version of parameters of the framework.
         registry: The client.
         model_id: The model.
-        parameters: What is encoded.
+        parameters: The parameters.
         archived: Whether to store it.
-        options: Those of `encode` and of the upload.
+        options: Those of `contents_of` and of the upload.
     """
     of_upload = {name: options[name] for name in options.keys() & {"create", "timeout", "progress"}}
-    encoded = encode(parameters, **{name: options[name] for name in options.keys() - of_upload.keys()})
+    found = contents_of(parameters, **{name: options[name] for name in options.keys() - of_upload.keys()})
     call = registry.store if archived else registry.publish
-    return call(model_id, encoded.data, user_data=encoded.user_data, **of_upload)
+    return call(model_id, Parts(found.parts), user_data=found.user_data, **of_upload)
 
 
 def fetch(
@@ -255,7 +239,7 @@ def fetch(
     while True:
         _check_format(info)
         try:
-            data = registry.retrieve(info, timeout=timeout, progress=progress)
+            data = retrieve_writable(registry, info, timeout=timeout, progress=progress)
             break
         except (NotFoundError, DataLossError):
             if isinstance(model, VersionInfo):

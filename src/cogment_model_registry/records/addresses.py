@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from urllib.parse import urlsplit
 
 _HOST_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
@@ -18,6 +19,20 @@ def parse_host(text: str) -> str:
     elif not re.fullmatch(rf"{_HOST_LABEL}(\.{_HOST_LABEL})*\.?", text):
         raise ValueError(text)
     return text
+
+
+def is_unspecified(host: str) -> bool:
+    """Return whether a host is an address that stands for every interface, in any of its spellings.
+
+    Those are 0.0.0.0 and ::, and what the system takes for them, such as 0, 0x0.0 and ::ffff:0.0.0.0.
+    """
+    try:
+        if ":" in host:
+            address = ipaddress.IPv6Address(host)
+            return (address.ipv4_mapped or address).is_unspecified
+        return not any(socket.inet_aton(host))
+    except (ValueError, OSError):
+        return False  # a name
 
 
 def parse_endpoint(text: str) -> str:

@@ -18,8 +18,9 @@ from cogment_model_registry._version import __version__
 from cogment_model_registry.registry.contracts import Archive, TransientStore
 from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
-from cogment_model_registry.server.metrics import Metrics, MetricsServer
+from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.server.model_registry import ModelRegistryService
+from cogment_model_registry.server.monitoring import MonitoringServer
 from cogment_model_registry.server.registration import Registration, State
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
@@ -48,7 +49,7 @@ class Server:
 
     Attributes:
         port: The TCP port that it serves on.
-        metrics_port: The TCP port that its metrics are served on; None when they are not.
+        metrics_port: The TCP port that its metrics and its health are served on over HTTP; None when they are not.
     """
 
     def __init__(self, port: int, metrics_port: int | None, backends: Backends) -> None:
@@ -87,9 +88,11 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
         metrics_port = None
         if settings.metrics_port is not None:
-            metrics_server = MetricsServer(metrics, settings.host, settings.metrics_port)
-            stack.push_async_callback(asyncio.to_thread, metrics_server.close)
-            metrics_port = metrics_server.port
+            monitoring = MonitoringServer(
+                metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port
+            )
+            stack.push_async_callback(asyncio.to_thread, monitoring.close)
+            metrics_port = monitoring.port
         await grpc_server.start()
 
         health.set_serving(not archive.failure)

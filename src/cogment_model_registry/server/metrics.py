@@ -1,24 +1,27 @@
-"""The metrics of the server, for Prometheus. `docs/metrics.md` explains each of them.
+"""The metrics of the server, for Prometheus. `docs/metrics.md` explains each of them; `monitoring` serves them.
 
 The registry and its storage do not know this module: it is notified of finished calls and of finished work on the
 archive, and asks for everything else when it is scraped.
 """
 
 import asyncio
-import socket
 from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import Any, TypeAlias
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from cogment_model_registry._version import __version__
-from cogment_model_registry.errors import StartError
 from cogment_model_registry.registry.registry import RegistryStatus
 from cogment_model_registry.server.registration import State
 from cogment_model_registry.serving.calls import Call
-from cogment_model_registry.settings import ALL_INTERFACES
 
 _NAMESPACE = "cogment_model_registry"
 
@@ -65,6 +68,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
         self._calls = self._counter("calls", "Finished calls.", ["method", "status"])
         self._call_seconds = self._histogram(
             "call_seconds", "Duration of finished calls, streams from first to last.", ["method"], _CALL_BUCKETS
@@ -157,30 +161,32 @@ class _StateCollector(Collector):
         )
         yield _family(
             "version_bytes",
-            "Bytes of versions; of transient ones, with those being uploaded or evicted while being read.",
+            "Bytes of versions; transient includes uploads, and removed versions that are being read.",
             "tier",
             {"transient": transient.bytes, "archived": status.archived_bytes},
         )
         evictions = CounterMetricFamily(
-            f"{_NAMESPACE}_evictions", "Evicted versions, by the bound that they were in the way of.", labels=["reason"]
+            f"{_NAMESPACE}_evictions", "Evicted versions, by the limit that was reached.", labels=["reason"]
         )
         for reason, count in transient.evictions.items():
             evictions.add_metric([reason], count)
         yield evictions
-        yield _gauge("budget_bytes", "The bound on the bytes of transient versions.", {}, transient.max_bytes)
-        yield _gauge("budget_items", "The bound on the count of transient versions.", {}, transient.max_items)
+        yield _gauge("budget_bytes", "The limit on the bytes of transient versions.", {}, transient.max_bytes)
+        yield _gauge("budget_items", "The limit on the number of transient versions.", {}, transient.max_items)
         yield _gauge(
-            "held_bytes", "Bytes that cannot be evicted: being read, or promised to uploads.", {}, transient.held_bytes
+            "held_bytes", "Bytes that cannot be evicted: being read, or reserved for uploads.", {}, transient.held_bytes
         )
-        yield _gauge("uploads", "Uploads under way.", {}, status.uploads)
-        yield _gauge("readers", "Retrievals under way.", {}, status.readers)
-        yield _gauge("watchers", "Watchers that wait for news.", {}, status.watchers)
-        yield _gauge("load", "The load that Status reports: 0 to 254, or 255 for unserviceable.", {}, status.load)
-        yield _gauge("archive_usable", "Whether the archive takes writes.", {}, int(not status.archive_failure))
+        yield _gauge("uploads", "Uploads in progress.", {}, status.uploads)
+        yield _gauge("readers", "Retrievals in progress.", {}, status.readers)
+        yield _gauge("watchers", "Watchers that wait for new versions.", {}, status.watchers)
+        yield _gauge(
+            "load", "The load that Status reports: 0 to 254; 255 if the archive is not writable.", {}, status.load
+        )
+        yield _gauge("archive_usable", "Whether the archive accepts writes.", {}, int(not status.archive_failure))
         state = self._registration()
         yield _family(
             "registration",
-            "The state of the registration with the Directory: 1 for the one that holds.",
+            "The registration with the Directory: 1 for the current state.",
             "state",
             {each.value: int(each is state) for each in State},
         )
@@ -197,31 +203,3 @@ def _family(name: str, text: str, label: str, values: Mapping[str, float]) -> Me
     for key, value in values.items():
         family.add_metric([key], value)
     return family
-
-
-class MetricsServer:
-    """Serves metrics over HTTP, from a thread of its own.
-
-    Args:
-        metrics: What to serve.
-        host: The interface, or `ALL_INTERFACES`.
-        port: The port; 0 for a free one.
-
-    Raises:
-        StartError: The port is not available.
-    """
-
-    def __init__(self, metrics: Metrics, host: str, port: int) -> None:
-        if host == ALL_INTERFACES:
-            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 # what the operator asked for
-        try:
-            self._server, self._thread = start_http_server(port, host, metrics.registry)
-        except OSError as error:
-            raise StartError(f"metrics_port {port} is not available: {error.strerror}; choose another port") from error
-        self.port = int(self._server.server_port)
-
-    def close(self) -> None:
-        """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()

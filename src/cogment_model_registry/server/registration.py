@@ -26,7 +26,7 @@ from cogment_model_registry.records.services import (
     Protocol,
     ServiceType,
 )
-from cogment_model_registry.settings import ALL_INTERFACES, Settings
+from cogment_model_registry.settings import Settings, means_all_interfaces
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -62,7 +62,7 @@ def registration_endpoint(settings: Settings, port: int) -> tuple[Endpoint, str]
     """
     if settings.directory_registration_host:
         return Endpoint(Protocol.GRPC, settings.directory_registration_host, port), "Self-Command_Line"
-    host = settings.host if settings.host != ALL_INTERFACES else _own_address()
+    host = _own_address() if means_all_interfaces(settings.host) else settings.host
     if host is None:
         message = "this machine has only loopback IPv4 addresses: set directory_registration_host"
         raise StartError(message)

@@ -64,6 +64,11 @@ class Health:
         return _SERVING if self._serving else _NOT_SERVING
 
     @property
+    def is_serving(self) -> bool:
+        """Whether the services serve."""
+        return self._serving
+
+    @property
     def next_change(self) -> asyncio.Event | None:
         """The event that the next change sets; None when no change will come."""
         return None if self._stopping else self._changed

@@ -14,6 +14,7 @@ from cogment_model_registry.settings.kinds import (
     LOG_FORMATS,
     LOG_LEVELS,
     MIB,
+    means_all_interfaces,
 )
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "Setting",
     "Settings",
     "all_settings",
+    "means_all_interfaces",
 ]
 
 _MODULES = {

@@ -1,9 +1,11 @@
 """What all settings classes share: fields that are flags and environment variables, and where their values come from.
 
-A flag beats its environment variable, which beats the default; an empty environment variable counts as unset.
+A flag beats its environment variable, which beats the default; an empty environment variable counts as unset, and so
+does one that the platform set.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -49,6 +51,15 @@ class Setting:
     def is_switch(self) -> bool:
         """Whether it is on or off, so that its flag needs no value."""
         return self.kind is SWITCH
+
+    def is_link(self, environment: Mapping[str, str]) -> bool:
+        """Return whether its variable was not set for it, but by a platform that shows a process where services are.
+
+        Kubernetes does so for each Service, and Docker for each container of `--link`: for a service named
+        "cogment-model-registry" they set `COGMENT_MODEL_REGISTRY_PORT` to ``tcp://10.0.0.1:9002``.
+        """
+        text = environment.get(self.environment, "")
+        return self.environment.endswith(("_PORT", "_HOST")) and bool(re.match(r"(tcp|udp|sctp)://", text))
 
     def parse(self, text: str, source: str) -> object:
         """Return the value that `text` stands for.
@@ -160,7 +171,7 @@ class ServiceSettings:
             text = flags.get(each.name)
             source = f"--{each.name}"
             if text is None:
-                text = environment.get(each.environment) or None
+                text = None if each.is_link(environment) else environment.get(each.environment) or None
                 source = each.environment
             if text is not None:
                 values[each.name] = each.parse(text, source)

@@ -28,19 +28,19 @@ class DirectorySettings(ServiceSettings):
         ".cogment-directory-data",
         _PREFIX + "PERSISTENCE_FILE",
         optional(PATH),
-        "File that keeps the registered services across restarts; the empty text for none.",
+        "File that keeps the registered services across restarts; empty for none.",
     )
     registration_lag: int = setting(
         0,
         _PREFIX + "REGISTRATION_LAG",
         integer(0, 3600),
-        "How long an inquiry may wait for a service that has not registered yet.",
+        "How many seconds an inquiry may wait for a service that has not registered yet.",
     )
     load_balancing: bool = setting(
         False,
         _PREFIX + "LOAD_BALANCING",
         SWITCH,
-        "Whether to return only the services with the lowest load (within 10 of 255).",
+        "Whether an inquiry returns only services whose load, from 0 to 255, is within 10 of the lowest.",
         "off",
     )
     check_seconds: float = setting(
@@ -53,5 +53,5 @@ class DirectorySettings(ServiceSettings):
         5.0,
         _PREFIX + "GRACE_SECONDS",
         seconds(0, 86_400),
-        "How long calls in progress may continue once the server is asked to stop.",
+        "How long calls in progress may continue after the server was asked to stop.",
     )

@@ -5,7 +5,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from cogment_model_registry.records.addresses import parse_endpoint, parse_host, parse_properties, parse_token
+from cogment_model_registry.records.addresses import (
+    is_unspecified,
+    parse_endpoint,
+    parse_host,
+    parse_properties,
+    parse_token,
+)
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -16,6 +22,11 @@ LOG_FORMATS = ("text", "json")
 
 ALL_INTERFACES = "*"
 """The `host` that stands for every interface, IPv4 and IPv6."""
+
+
+def means_all_interfaces(host: str) -> bool:
+    """Return whether a `host` stands for every interface, of one or both families: `*`, 0.0.0.0, :: and so on."""
+    return host == ALL_INTERFACES or is_unspecified(host)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +155,12 @@ def _parse_interface(text: str) -> str:
     return text if text == ALL_INTERFACES else parse_host(text)
 
 
+def _parse_reachable_host(text: str) -> str:
+    if is_unspecified(text):
+        raise ValueError(text)
+    return parse_host(text)
+
+
 def _check_properties(value: object) -> Mapping[str, str]:
     """Return properties that the text form can express, so that a program cannot set what nobody could type."""
     if not isinstance(value, Mapping):
@@ -165,7 +182,7 @@ def optional(kind: Kind, none: object = "") -> Kind:
 TOKEN = _text_kind("TOKEN", "printable ASCII", parse_token)
 PATH = _text_kind("PATH", "a path", _parse_path)
 SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch, _check_switch)
-HOST_NAME = _text_kind("HOST", "a host name or an IP address", parse_host)
+REACHABLE_HOST = _text_kind("HOST", "a host name, or the IP address of one interface", _parse_reachable_host)
 INTERFACE = _text_kind("HOST", f"a host name, an IP address, or {ALL_INTERFACES} for all interfaces", _parse_interface)
 ENDPOINT = _text_kind("ENDPOINT", "an endpoint of the form grpc://host:port", parse_endpoint)
 PROPERTIES = Kind(

@@ -17,11 +17,11 @@ from cogment_model_registry.settings.base import (
 from cogment_model_registry.settings.kinds import (
     ENDPOINT,
     GIB,
-    HOST_NAME,
     KIB,
     MIB,
     PATH,
     PROPERTIES,
+    REACHABLE_HOST,
     TOKEN,
     byte_count,
     integer,
@@ -82,9 +82,9 @@ class Settings(ServiceSettings):
     directory_registration_host: str = setting(
         "",
         _PREFIX + "DIRECTORY_REGISTRATION_HOST",
-        optional(HOST_NAME),
+        optional(REACHABLE_HOST),
         "Host to register with the Directory.",
-        "`host` where that is one interface, else the first IPv4 address that is not a loopback one",
+        "`host` if that is one interface, otherwise the first IPv4 address that is not a loopback address",
     )
     directory_registration_properties: Mapping[str, str] = setting_made_by(
         dict[str, str],
@@ -116,7 +116,7 @@ class Settings(ServiceSettings):
         4 * MIB,
         _PREFIX + "REPLY_MAX_BYTES",
         byte_count(KIB, GIB),
-        "Size at which a page of a listing without a count ends. Many clients refuse messages over 4 MiB.",
+        "Largest size of a page of a listing without a count. Many clients refuse messages over 4 MiB.",
     )
     model_id_max_bytes: int = setting(
         128,
@@ -142,13 +142,13 @@ class Settings(ServiceSettings):
         60.0,
         _PREFIX + "RETRIEVAL_IDLE_SECONDS",
         seconds(0.01, 86_400),
-        "How long a client may take no bytes of a retrieval before it ends with DEADLINE_EXCEEDED.",
+        "How long a client may receive nothing of a retrieval before it ends with DEADLINE_EXCEEDED.",
     )
     grace_seconds: float = setting(
         5.0,
         _PREFIX + "GRACE_SECONDS",
         seconds(0, 86_400),
-        "How long transfers in progress may continue once the server is asked to stop.",
+        "How long transfers in progress may continue after the server was asked to stop.",
     )
     keepalive_seconds: float = setting(
         20.0,
@@ -160,7 +160,7 @@ class Settings(ServiceSettings):
         10.0,
         _PREFIX + "KEEPALIVE_TIMEOUT_SECONDS",
         seconds(1, 86_400),
-        "How long to wait for the answer to a ping before the connection and its calls end.",
+        "How long the server waits for the answer to a ping before it closes the connection.",
     )
     max_concurrent_streams: int = setting(
         10_000,
@@ -172,5 +172,5 @@ class Settings(ServiceSettings):
         10_000,
         _PREFIX + "MAX_CONNECTIONS",
         integer(1, 2**31 - 1),
-        "Largest number of concurrent connections; further ones are closed at once.",
+        "Largest number of concurrent connections; further ones are closed immediately.",
     )

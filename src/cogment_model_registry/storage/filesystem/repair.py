@@ -1,10 +1,10 @@
 """Repair of an archive directory: everything that can be done without losing something of use.
 
 It removes what a server does not take for a version or a model, and what a server removes itself at its start:
-temporary files, models on their way out, and data whose metadata was never written. The numbers of such data may have
-been seen, so the high-water mark is raised to them first. Damaged versions stay as they are, since their bytes may be
-of use to someone; so does damaged metadata of models. Missing metadata of a model is rebuilt without `user_data`, which
-is how the model is served anyway; without it the original fails.
+temporary files, models that are being deleted, and data whose metadata was never written. The numbers of such data may
+have been seen, so the high-water mark is raised to them first. Damaged versions stay as they are, because their bytes
+may be useful; so does damaged metadata of models. Missing metadata of a model is rebuilt without `user_data`, which is
+how the model is served anyway; without it the original fails.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -1,0 +1,96 @@
+"""What monitoring asks over HTTP on `metrics_port`: metrics, whether the process works, and whether it serves."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from cogment_model_registry.errors import StartError
+from cogment_model_registry.settings import ALL_INTERFACES
+
+_METRICS = "/metrics"
+_ALIVE = "/healthz"
+"""Whether the event loop runs, so that a restart of the process would help if it does not."""
+
+_READY = "/readyz"
+"""Whether the server serves, as `grpc.health.v1` says for the server as a whole."""
+
+_LOOP_SECONDS = 5.0
+"""How long a probe waits for the event loop, as a scrape does."""
+
+
+class MonitoringServer:
+    """Serves metrics and health over HTTP, from a thread of its own; made on the event loop of the server.
+
+    Args:
+        metrics: The metrics.
+        is_serving: Returns whether the server serves; called on the event loop.
+        host: The interface, or `ALL_INTERFACES`.
+        port: The port; 0 for a free one.
+
+    Raises:
+        StartError: The port is not available.
+    """
+
+    def __init__(self, metrics: CollectorRegistry, is_serving: Callable[[], bool], host: str, port: int) -> None:
+        if host == ALL_INTERFACES:
+            host = "::" if socket.has_dualstack_ipv6() else "0.0.0.0"  # noqa: S104 # what the operator asked for
+        application = _application(make_wsgi_app(metrics), is_serving, asyncio.get_running_loop())
+        try:
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+            server_class = type("_Server", (ThreadingWSGIServer,), {"address_family": family})
+            self._server: WSGIServer = make_server(str(address[0]), port, application, server_class, _QuietHandler)
+        except OSError as error:
+            raise StartError(f"metrics_port {port} is not available: {error.strerror}; choose another port") from error
+        self.port = int(self._server.server_port)
+        self._thread = threading.Thread(target=self._server.serve_forever, name="server monitoring", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop serving."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+class _QuietHandler(WSGIRequestHandler):
+    """Logs no requests."""
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 # the name is the library's
+        """Log nothing."""
+
+
+def _application(
+    metrics: WSGIApplication, is_serving: Callable[[], bool], loop: asyncio.AbstractEventLoop
+) -> WSGIApplication:
+    """Return what answers a request; called on a thread for each."""
+
+    async def state() -> bool:
+        return is_serving()
+
+    def health(path: str) -> tuple[str, str]:
+        try:
+            serves = asyncio.run_coroutine_threadsafe(state(), loop).result(_LOOP_SECONDS)
+        except TimeoutError:
+            return "503 Service Unavailable", f"the server did not answer within {_LOOP_SECONDS:g} seconds"
+        if path == _READY and not serves:
+            return "503 Service Unavailable", "the server does not serve: it starts or stops, or its archive failed"
+        return "200 OK", "ok"
+
+    def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        path = environ["PATH_INFO"]
+        if path == _METRICS:
+            return metrics(environ, start_response)
+        if path in (_ALIVE, _READY):
+            status, text = health(path)
+        else:
+            status, text = "404 Not Found", f"not found: this port has {_METRICS}, {_ALIVE} and {_READY}"
+        start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
+        return [f"{text}\n".encode()]
+
+    return application
