@@ -1,5 +1,7 @@
 """Filters and orders of searches: what they accept, and how they are refused."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from cogment_model_registry.errors import InvalidError
@@ -19,13 +21,16 @@ from cogment_model_registry.testing.bytes import hash_of
 HASH = hash_of(b"data")
 
 
-def version_of(number: int = 7, model_id: str = "m", **annotations: dict[str, str] | dict[str, float]) -> Version:
-    info = VersionInfo(model_id, number, 1_795_773_600_000_000_000, True, HASH, 4, {"seed": "12"})
-    changes = Annotations(tags=annotations.get("tags", {}), metrics=annotations.get("metrics", {}))  # type: ignore[arg-type]
-    return Version(info, changes, ("best", "production"))
+def version_of(
+    number: int = 7, tags: Mapping[str, str] | None = None, metrics: Mapping[str, float] | None = None
+) -> Version:
+    info = VersionInfo("m", number, 1_795_773_600_000_000_000, True, HASH, 4, {"seed": "12"})
+    return Version(info, Annotations(tags or {}, metrics or {}), ("best", "production"))
 
 
-VERSION = version_of(tags={"stage": "candidate", "the name": 'a "b"', "eval/set": "x"}, metrics={"return": 487.5, "a.b": -1})
+VERSION = version_of(
+    tags={"stage": "candidate", "the name": 'a "b"', "eval/set": "x"}, metrics={"return": 487.5, "a.b": -1}
+)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +132,9 @@ def test_a_filter_is_bounded_in_length_and_depth() -> None:
         parse_filter("x" * (FILTER_MAX_CHARACTERS + 1))
 
 
-@pytest.mark.parametrize("text", ["tags", "colour", "aliases", "version_number.x", "metrics.a up", "data_size desc asc"])
+@pytest.mark.parametrize(
+    "text", ["tags", "colour", "aliases", "version_number.x", "metrics.a up", "data_size desc asc"]
+)
 def test_a_malformed_order_is_refused(text: str) -> None:
     with pytest.raises(InvalidError, match="order_by"):
         parse_order(text)

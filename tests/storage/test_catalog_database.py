@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ SECOND = Migration("ALTER TABLE numbers ADD COLUMN name TEXT NOT NULL DEFAULT 'n
 def insert(connection: sqlite3.Connection, number: int) -> int:
     connection.execute("INSERT INTO numbers (number) VALUES (?)", (number,))
     return number
+
+
+def put(connection: sqlite3.Connection, number: int) -> None:
+    insert(connection, number)
 
 
 def numbers(connection: sqlite3.Connection) -> list[int]:
@@ -39,7 +44,7 @@ async def database(tmp_path: Path) -> AsyncIterator[Database]:
 async def test_a_change_is_seen_by_each_later_read(database: Database) -> None:
     assert await database.change(lambda connection: insert(connection, 1)) == 1
     assert await database.read(numbers) == [1]
-    database.change_later(lambda connection: connection.execute("INSERT INTO numbers VALUES (2)") and None)
+    database.change_later(partial(put, number=2))
     assert await database.read(numbers) == [1, 2]
 
 
@@ -48,7 +53,7 @@ async def test_a_refused_change_takes_back_nothing_but_itself(database: Database
         insert(connection, 100)
         raise ConflictError("not now")
 
-    changes = [database.change(lambda c, n=n: insert(c, n)) for n in range(5)]
+    changes = [database.change(partial(insert, number=number)) for number in range(5)]
     outcomes = await asyncio.gather(*changes, database.change(refused), return_exceptions=True)
     assert outcomes[:5] == [0, 1, 2, 3, 4]
     assert isinstance(outcomes[5], ConflictError)
@@ -67,7 +72,7 @@ async def test_concurrent_changes_share_transactions(database: Database) -> None
 
     await database.change(count)
     commits = 0
-    await asyncio.gather(*(database.change(lambda c, n=n: insert(c, n)) for n in range(1000)))
+    await asyncio.gather(*(database.change(partial(insert, number=number)) for number in range(1000)))
     await database.change(lambda connection: connection.set_trace_callback(None))
     assert len(await database.read(numbers)) == 1000
     assert commits < 20
@@ -86,7 +91,7 @@ async def test_a_closed_database_keeps_its_content_and_takes_no_more(tmp_path: P
     path = str(tmp_path / "a %41?#.db")
     database = Database(path, [FIRST])
     await database.open()
-    database.change_later(lambda connection: connection.execute("INSERT INTO numbers VALUES (7)") and None)
+    database.change_later(partial(put, number=7))
     await database.close()
     await database.close()
     with pytest.raises(UnavailableError, match="closed"):
@@ -161,13 +166,18 @@ asyncio.run(main())
 """
 
 
-async def test_acknowledged_changes_survive_a_kill(tmp_path: Path) -> None:
-    path = str(tmp_path / "catalog.db")
+def write_and_be_killed(path: str) -> list[int]:
+    """Let another process write until it is killed, and return what it acknowledged."""
     with subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         acknowledged = [int(next(writer.stdout)) for _ in range(50)]
         writer.send_signal(signal.SIGKILL)
-        acknowledged += [int(line) for line in writer.stdout]
+        return acknowledged + [int(line) for line in writer.stdout]
+
+
+async def test_acknowledged_changes_survive_a_kill(tmp_path: Path) -> None:
+    path = str(tmp_path / "catalog.db")
+    acknowledged = await asyncio.to_thread(write_and_be_killed, path)
     database = Database(path, [FIRST])
     await database.open()
     found = await database.read(numbers)

@@ -8,7 +8,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogment_model_registry.records.timestamps import format_timestamp, parse_timestamp
+from cogment_model_registry.records.timestamps import parse_timestamp
 from cogment_model_registry.records.versions import CREATED_MAX_NS, ModelInfo, VersionInfo
 from cogment_model_registry.storage.filesystem import layout
 

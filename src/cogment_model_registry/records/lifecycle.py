@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, quoted
 from cogment_model_registry.records.versions import VersionInfo, check_model_id
 
-REVISION_MAX = 2**63 - 1
-"""The largest revision: the range of an integer in the databases that keep them."""
+FIRST_REVISION = 1
+"""The revision of a version of which nothing was changed yet. 0 means any revision, or none, in requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +18,12 @@ class Annotations:
     Attributes:
         tags: Texts by name.
         metrics: Finite numbers by name.
-        revision: Changes whenever the tags, the metrics or the tier change; 0 as long as nothing has.
+        revision: Changes whenever the tags, the metrics or the tier change.
     """
 
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    revision: int = 0
+    revision: int = FIRST_REVISION
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,42 @@ class AnnotationChange:
         tags = {name: text for name, text in annotations.tags.items() if name not in self.remove_tags}
         metrics = {name: value for name, value in annotations.metrics.items() if name not in self.remove_metrics}
         return Annotations({**tags, **self.set_tags}, {**metrics, **self.set_metrics}, revision)
+
+
+def check_revision(info: VersionInfo, annotations: Annotations, change: AnnotationChange) -> None:
+    """Refuse a change that expects another revision.
+
+    Raises:
+        ConflictError: It does.
+    """
+    if change.expected_revision not in (0, annotations.revision):
+        raise ConflictError(
+            f"version {info.number} of model {quoted(info.model_id)} has revision {annotations.revision}; "
+            f"{change.expected_revision} was expected",
+            model_id=info.model_id,
+            version_number=info.number,
+        )
+
+
+def check_alias_revision(model_id: str, now: Alias | None, change: AliasChange) -> None:
+    """Refuse a change of an alias that expects another revision, or removes what does not exist.
+
+    Args:
+        model_id: The model.
+        now: The alias as it is; None when it does not exist.
+        change: The change.
+
+    Raises:
+        ConflictError: It expects another revision.
+        NotFoundError: It removes an alias that does not exist.
+    """
+    if change.expected_revision is not None and change.expected_revision != (now.revision if now else 0):
+        state = f"points to version {now.version_number} with revision {now.revision}" if now else "does not exist"
+        expected = f"revision {change.expected_revision}" if change.expected_revision else "that it does not exist"
+        message = f"alias {quoted(change.name)} of model {quoted(model_id)} {state}; {expected} was expected"
+        raise ConflictError(message, model_id=model_id, version_number=now.version_number if now else None)
+    if change.version_number is None and now is None:
+        raise NotFoundError(f"model {quoted(model_id)} has no alias {quoted(change.name)}", model_id=model_id)
 
 
 def check_alias(alias: str, model_id: str, max_bytes: int) -> None:

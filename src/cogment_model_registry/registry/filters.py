@@ -200,8 +200,7 @@ def _malformed(text: str, position: int, expectation: str) -> InvalidError:
 
 
 def _position(text: str, error: lark.UnexpectedInput) -> int:
-    position = error.pos_in_stream
-    return len(text) if position is None or position < 0 or _is_end(error) else position
+    return len(text) if _is_end(error) else error.pos_in_stream or 0
 
 
 def _is_end(error: lark.UnexpectedInput) -> bool:

@@ -10,7 +10,9 @@ from typing import TypeAlias
 from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.settings import Settings
+from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
+from cogment_model_registry.storage.catalog.tables import CATALOG_NAME, MIGRATIONS
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
@@ -64,7 +66,8 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
         await archive.open()
         # Some versions in an archive of the original are transient by their own metadata.
         transient = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing, elsewhere=archive)
-        catalog = LocalCatalog(archive)
+        database = Database(os.path.join(settings.archive_dir, CATALOG_NAME), MIGRATIONS)
+        catalog = LocalCatalog(archive, database)
         await catalog.open()
         stack.push_async_callback(catalog.close)
         yield Backends(archive, transient, catalog, lambda: catalog.refresh(transient.remove_model))

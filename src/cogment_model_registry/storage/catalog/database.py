@@ -241,7 +241,8 @@ class Database:
         if version > len(self._migrations):
             raise StartError(
                 f"the catalog {self._path} was written by a newer release (schema {version}; this one knows "
-                f"{len(self._migrations)}): start that release, or move the file away and lose aliases, tags and metrics"
+                f"{len(self._migrations)}): start that release, or move the file away, which loses aliases, tags and "
+                "metrics"
             )
         for number, migration in enumerate(self._migrations[version:], version + 1):
             script = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"

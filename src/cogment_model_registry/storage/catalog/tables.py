@@ -7,22 +7,27 @@ Times are nanoseconds since the Unix epoch less 2^63, since their range is that 
 the order of SQLite's integers is signed.
 """
 
-import sqlite3
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from sqlite3 import Connection
 from typing import Any
 
-from cogment_model_registry.errors import ConflictError, NotFoundError, quoted
 from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
     AnnotationChange,
     Annotations,
     Version,
+    check_alias_revision,
+    check_revision,
 )
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.registry.filters import And, Comparison, Field, Filter, Has, Not, Or, Order, Position, Value
+from cogment_model_registry.registry.contracts import Search
+from cogment_model_registry.registry.filters import And, Comparison, Field, Filter, Has, Not, Or, Value
 from cogment_model_registry.storage.catalog.database import Migration
+
+CATALOG_NAME = ".catalog.sqlite3"
+"""The database in the folder of an archive. SQLite adds ``-wal`` and ``-shm`` to the names of two more files."""
 
 _TIME_OFFSET = 2**63
 
@@ -32,7 +37,7 @@ MIGRATIONS = (
         CREATE TABLE models (
             model INTEGER PRIMARY KEY,
             model_id TEXT NOT NULL UNIQUE,
-            last_revision INTEGER NOT NULL DEFAULT 0
+            last_revision INTEGER NOT NULL DEFAULT 1
         );
         CREATE TABLE versions (
             model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
@@ -40,7 +45,7 @@ MIGRATIONS = (
             created INTEGER NOT NULL,
             data_hash TEXT NOT NULL,
             data_size INTEGER NOT NULL,
-            revision INTEGER NOT NULL DEFAULT 0,
+            revision INTEGER NOT NULL DEFAULT 1,
             PRIMARY KEY (model, number)
         ) WITHOUT ROWID;
         CREATE INDEX versions_by_hash ON versions (model, data_hash);
@@ -86,29 +91,10 @@ MIGRATIONS = (
 """The schema, step by step. A step that was released never changes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Search:
-    """What to look for.
-
-    Attributes:
-        model_id: The model; None for all of them.
-        accepted: Which versions.
-        order: In which order.
-        after: Where the last page ended; None for the first one.
-        limit: The most versions to return.
-    """
-
-    model_id: str | None
-    accepted: Filter
-    order: Order
-    after: Position | None
-    limit: int
-
-
 # Changes. Each is an operation of `Database.change`, with the connection first.
 
 
-def put_versions(connection: sqlite3.Connection, infos: Iterable[VersionInfo]) -> None:
+def put_versions(connection: Connection, infos: Iterable[VersionInfo]) -> None:
     """Add archived versions; those that exist with the same record keep what people changed about them."""
     for info in infos:
         model = _model_of(connection, info.model_id)
@@ -122,7 +108,7 @@ def put_versions(connection: sqlite3.Connection, infos: Iterable[VersionInfo]) -
         _put_entries(connection, "user_data", (model, info.number), info.user_data)
 
 
-def remove_versions(connection: sqlite3.Connection, model_id: str, numbers: Iterable[int]) -> None:
+def remove_versions(connection: Connection, model_id: str, numbers: Iterable[int]) -> None:
     """Remove versions, with the aliases that point to them."""
     model = _find_model(connection, model_id)
     keys = [(model, number) for number in numbers]
@@ -130,76 +116,47 @@ def remove_versions(connection: sqlite3.Connection, model_id: str, numbers: Iter
     connection.executemany("DELETE FROM versions WHERE model = ? AND number = ?", keys)
 
 
-def remove_model(connection: sqlite3.Connection, model_id: str) -> None:
+def remove_model(connection: Connection, model_id: str) -> None:
     """Remove a model and all that belongs to it; does nothing when it has no rows."""
     model = _find_model(connection, model_id)
     connection.execute("DELETE FROM aliases WHERE model = ?", (model,))
     connection.execute("DELETE FROM models WHERE model = ?", (model,))
 
 
-def set_aliases(
-    connection: sqlite3.Connection, model_id: str, changes: Sequence[AliasChange], now_ns: int
-) -> list[Alias]:
+def set_aliases(connection: Connection, model_id: str, changes: Sequence[AliasChange], now_ns: int) -> list[Alias]:
     """Make changes of the aliases of a model, all or none; return its aliases afterwards, ordered by name.
 
     Raises:
         ConflictError: An alias has another revision than was expected.
-        NotFoundError: A version does not exist, or is not archived; or an alias to be removed does not exist.
+        NotFoundError: An alias to be removed does not exist.
     """
     model = _model_of(connection, model_id)
+    aliases = {alias.name: alias for alias in aliases_of(connection, model_id)}
     for change in changes:
-        found = connection.execute(
-            "SELECT revision FROM aliases WHERE model = ? AND name = ?", (model, change.name)
-        ).fetchone()
-        revision = found[0] if found else 0
-        if change.expected_revision is not None and change.expected_revision != revision:
-            raise ConflictError(_moved(model_id, change, aliases_of(connection, model_id)), model_id=model_id)
-        if change.version_number is None:
-            if not found:
-                raise NotFoundError(f"model {quoted(model_id)} has no alias {quoted(change.name)}", model_id=model_id)
-            connection.execute("DELETE FROM aliases WHERE model = ? AND name = ?", (model, change.name))
-            continue
-        key = (model, change.version_number)
-        if not connection.execute("SELECT 1 FROM versions WHERE model = ? AND number = ?", key).fetchone():
-            raise NotFoundError.version(model_id, change.version_number)
-        row = (model, change.name, change.version_number, _next_revision(connection, model), now_ns - _TIME_OFFSET)
-        connection.execute("INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?, ?)", row)
-    return aliases_of(connection, model_id)
+        check_alias_revision(model_id, aliases.pop(change.name, None), change)
+        connection.execute("DELETE FROM aliases WHERE model = ? AND name = ?", (model, change.name))
+        if change.version_number is not None:
+            alias = Alias(change.name, change.version_number, _next_revision(connection, model), now_ns)
+            row = (model, alias.name, alias.version_number, alias.revision, now_ns - _TIME_OFFSET)
+            connection.execute("INSERT INTO aliases VALUES (?, ?, ?, ?, ?)", row)
+            aliases[alias.name] = alias
+    return [aliases[name] for name in sorted(aliases)]
 
 
-def _moved(model_id: str, change: AliasChange, aliases: Sequence[Alias]) -> str:
-    now = next((alias for alias in aliases if alias.name == change.name), None)
-    state = f"points to version {now.version_number} with revision {now.revision}" if now else "does not exist"
-    expected = f"revision {change.expected_revision}" if change.expected_revision else "that it does not exist"
-    return f"alias {quoted(change.name)} of model {quoted(model_id)} {state}; {expected} was expected"
-
-
-def change_annotations(
-    connection: sqlite3.Connection, model_id: str, number: int, change: AnnotationChange
-) -> Annotations:
+def change_annotations(connection: Connection, info: VersionInfo, change: AnnotationChange) -> Annotations:
     """Change tags and metrics of an archived version; return what it has afterwards.
 
     Raises:
         ConflictError: It has another revision than was expected.
-        NotFoundError: It does not exist.
     """
-    model = _find_model(connection, model_id)
-    before = annotations_of(connection, model_id, [number]).get(number)
-    if before is None:
-        raise NotFoundError.version(model_id, number)
-    if change.expected_revision and change.expected_revision != before.revision:
-        raise ConflictError(
-            f"version {number} of model {quoted(model_id)} has revision {before.revision}; "
-            f"{change.expected_revision} was expected",
-            model_id=model_id,
-            version_number=number,
-        )
-    after = change.apply_to(before, _next_revision(connection, model))
-    put_annotations(connection, model_id, number, after)
+    before = annotations_of(connection, info.model_id, info.number)
+    check_revision(info, before, change)
+    after = change.apply_to(before, next_revision(connection, info.model_id))
+    put_annotations(connection, info.model_id, info.number, after)
     return after
 
 
-def put_annotations(connection: sqlite3.Connection, model_id: str, number: int, annotations: Annotations) -> None:
+def put_annotations(connection: Connection, model_id: str, number: int, annotations: Annotations) -> None:
     """Replace the tags, the metrics and the revision of an archived version."""
     key = (_find_model(connection, model_id), number)
     connection.execute("UPDATE versions SET revision = ? WHERE model = ? AND number = ?", (annotations.revision, *key))
@@ -208,19 +165,19 @@ def put_annotations(connection: sqlite3.Connection, model_id: str, number: int, 
 
 
 def _put_entries(
-    connection: sqlite3.Connection, table: str, key: tuple[int | None, int], entries: Mapping[str, str | float]
+    connection: Connection, table: str, key: tuple[int | None, int], entries: Mapping[str, str | float]
 ) -> None:
     connection.execute(f"DELETE FROM {table} WHERE model = ? AND number = ?", key)  # noqa: S608 - a name of ours
     rows = [(*key, name, value) for name, value in entries.items()]
     connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?)", rows)  # noqa: S608 - a name of ours
 
 
-def next_revision(connection: sqlite3.Connection, model_id: str) -> int:
+def next_revision(connection: Connection, model_id: str) -> int:
     """Return a revision that no change of the model had before."""
     return _next_revision(connection, _model_of(connection, model_id))
 
 
-def _next_revision(connection: sqlite3.Connection, model: int | None) -> int:
+def _next_revision(connection: Connection, model: int | None) -> int:
     [revision] = connection.execute(
         "UPDATE models SET last_revision = last_revision + 1 WHERE model = ? RETURNING last_revision", (model,)
     ).fetchone()
@@ -230,29 +187,32 @@ def _next_revision(connection: sqlite3.Connection, model: int | None) -> int:
 # Questions. Each is an operation of `Database.read`.
 
 
-def sizes(connection: sqlite3.Connection) -> dict[str, dict[int, int]]:
-    """Return the size of each archived version in bytes, by model and number."""
-    found: dict[str, dict[int, int]] = {}
-    for model_id, number, size_bytes in connection.execute(
-        "SELECT model_id, number, data_size FROM models LEFT JOIN versions USING (model) ORDER BY model, number"
-    ):
-        numbers = found.setdefault(model_id, {})
-        if number is not None:
-            numbers[number] = size_bytes
-    return found
+def numbers(connection: Connection) -> dict[str, set[int]]:
+    """Return the numbers of all versions by model."""
+    found: dict[str, set[int]] = {}
+    for model_id, number in connection.execute("SELECT model_id, number FROM models LEFT JOIN versions USING (model)"):
+        found.setdefault(model_id, set()).add(number)
+    return {model_id: numbers - {None} for model_id, numbers in found.items()}
 
 
-def all_aliases(connection: sqlite3.Connection) -> dict[str, list[Alias]]:
-    """Return all aliases by model, ordered by name."""
-    found: dict[str, list[Alias]] = {}
-    for model_id, *alias in connection.execute(
+def numbers_of(connection: Connection, model_id: str) -> set[int]:
+    """Return the numbers of the versions of a model."""
+    key = (_find_model(connection, model_id),)
+    return {number for (number,) in connection.execute("SELECT number FROM versions WHERE model = ?", key)}
+
+
+def all_aliases(connection: Connection) -> dict[str, dict[str, Alias]]:
+    """Return all aliases by model and name, in the order of their names."""
+    found: dict[str, dict[str, Alias]] = {}
+    for model_id, *row in connection.execute(
         "SELECT model_id, name, number, revision, set_at FROM aliases JOIN models USING (model) ORDER BY model, name"
     ):
-        found.setdefault(model_id, []).append(_alias(alias))
+        alias = _alias(row)
+        found.setdefault(model_id, {})[alias.name] = alias
     return found
 
 
-def aliases_of(connection: sqlite3.Connection, model_id: str) -> list[Alias]:
+def aliases_of(connection: Connection, model_id: str) -> list[Alias]:
     """Return the aliases of a model, ordered by name."""
     rows = connection.execute(
         "SELECT name, number, revision, set_at FROM aliases WHERE model = ? ORDER BY name",
@@ -261,25 +221,21 @@ def aliases_of(connection: sqlite3.Connection, model_id: str) -> list[Alias]:
     return [_alias(row) for row in rows]
 
 
-def annotations_of(connection: sqlite3.Connection, model_id: str, numbers: Sequence[int]) -> dict[int, Annotations]:
-    """Return the annotations of those archived versions that exist, by number."""
-    model = _find_model(connection, model_id)
-    found: dict[int, Annotations] = {}
-    for number in numbers:
-        key = (model, number)
-        row = connection.execute("SELECT revision FROM versions WHERE model = ? AND number = ?", key).fetchone()
-        if row:
-            tags, metrics = _entries(connection, "tags", key), _entries(connection, "metrics", key)
-            found[number] = Annotations(tags, metrics, row[0])
-    return found
+def annotations_of(connection: Connection, model_id: str, number: int) -> Annotations:
+    """Return the annotations of an archived version; none for one that has no row."""
+    key = (_find_model(connection, model_id), number)
+    row = connection.execute("SELECT revision FROM versions WHERE model = ? AND number = ?", key).fetchone()
+    if row is None:
+        return Annotations()
+    return Annotations(_entries(connection, "tags", key), _entries(connection, "metrics", key), row[0])
 
 
-def _entries(connection: sqlite3.Connection, table: str, key: tuple[int | None, int]) -> dict[str, Any]:
+def _entries(connection: Connection, table: str, key: tuple[int | None, int]) -> dict[str, Any]:
     sql = f"SELECT key, value FROM {table} WHERE model = ? AND number = ?"  # noqa: S608 - a name of ours
     return dict(connection.execute(sql, key).fetchall())
 
 
-def find_versions(connection: sqlite3.Connection, search: Search) -> list[Version]:
+def find_versions(connection: Connection, search: Search) -> list[Version]:
     """Return archived versions, up to the limit of the search.
 
     Ordered by a metric or a tag, they come by the index of its values: first those that have it, then the others. By
@@ -289,7 +245,7 @@ def find_versions(connection: sqlite3.Connection, search: Search) -> list[Versio
     for plan in plans(search):
         if len(versions) < search.limit:
             rows = connection.execute(plan.sql(), [*plan.parameters, search.limit - len(versions)]).fetchall()
-            versions += [_version(connection, *row) for row in rows]
+            versions += [_version(connection, row) for row in rows]
     return versions
 
 
@@ -314,7 +270,7 @@ _COLUMNS = {
     "data_size": "v.data_size",
     "creation_timestamp": "v.created",
     "data_hash": "v.data_hash",
-    "archived": "1",
+    "archived": "(v.number > 0)",  # true, as all rows are; a plain 1 would name the first column
 }
 
 
@@ -360,7 +316,8 @@ def _condition(accepted: Filter, parameters: list[Value]) -> str:
         case Comparison(field, symbol, value):
             parameters.extend([field.key, _stored(field, value)] if field.key else [_stored(field, value)])
             if field.key:
-                return f"(v.model, v.number) IN (SELECT model, number FROM {field.name} WHERE key = ? AND value {symbol} ?)"  # noqa: S608 - names of ours
+                entries = f"SELECT model, number FROM {field.name} WHERE key = ? AND value {symbol} ?"  # noqa: S608 - names of ours
+                return f"(v.model, v.number) IN ({entries})"
             return f"{_COLUMNS[field.name]} {symbol} ?"
         case Has(name, key):
             parameters.append(key)
@@ -381,16 +338,8 @@ def _stored(field: Field, value: Value) -> Value:
     return value
 
 
-def _version(
-    connection: sqlite3.Connection,
-    model: int,
-    model_id: str,
-    number: int,
-    created: int,
-    data_hash: str,
-    data_size: int,
-    revision: int,
-) -> Version:
+def _version(connection: Connection, row: Sequence[Any]) -> Version:
+    model, model_id, number, created, data_hash, data_size, revision = row
     key = (model, number)
     user_data, tags, metrics = (_entries(connection, table, key) for table in ("user_data", "tags", "metrics"))
     names = connection.execute("SELECT name FROM aliases WHERE model = ? AND number = ? ORDER BY name", key)
@@ -403,12 +352,12 @@ def _alias(row: Sequence[Any]) -> Alias:
     return Alias(name, number, revision, set_at + _TIME_OFFSET)
 
 
-def _find_model(connection: sqlite3.Connection, model_id: str) -> int | None:
+def _find_model(connection: Connection, model_id: str) -> int | None:
     row = connection.execute("SELECT model FROM models WHERE model_id = ?", (model_id,)).fetchone()
     return int(row[0]) if row else None
 
 
-def _model_of(connection: sqlite3.Connection, model_id: str) -> int:
+def _model_of(connection: Connection, model_id: str) -> int:
     """Return the key of a model, which gets a row when it has none."""
     found = _find_model(connection, model_id)
     if found is not None:

@@ -48,6 +48,7 @@ LOST_AND_FOUND = "lost+found"
 METADATA_MAX_BYTES = 8 * 1024 * 1024
 """The largest metadata file that is read: several times the largest `user_data` allowed, with all of it escaped."""
 
+
 class BadMetadata(Exception):
     """A metadata file is malformed; the message says in what way."""
 
