@@ -1,7 +1,7 @@
 """A client that sends exactly what a test says: messages, or raw bytes, over a real channel."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -36,7 +36,7 @@ def upload(
 
 
 class Client:
-    """The nine calls, as they are."""
+    """The nine calls, without retries or checks."""
 
     def __init__(self, channel: grpc.aio.Channel, service: str = SERVICE, port: int = 0) -> None:
         self.channel = channel
@@ -145,7 +145,7 @@ class Client:
 
 
 async def next_version(watch: Any) -> m.ModelVersionInfo:
-    """Return the next version that a watch tells."""
+    """Return the next version that a watch yields."""
     async with asyncio.timeout(20):
         message = await watch.read()
     assert message is not grpc.aio.EOF, await watch.code()
@@ -154,7 +154,7 @@ async def next_version(watch: Any) -> m.ModelVersionInfo:
 
 @asynccontextmanager
 async def connected(port: int, service: str = SERVICE) -> AsyncIterator[Client]:
-    """Open a context with a client of the server on a port of the loopback interface."""
+    """Return a context manager with a client of the server on a port of the loopback interface."""
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
@@ -171,3 +171,12 @@ def refused(code: grpc.StatusCode, details: str = "") -> Iterator[None]:
         yield
     assert caught.value.code() == code, caught.value.details()
     assert details in (caught.value.details() or "")
+
+
+async def status_of(call: Awaitable[object]) -> grpc.StatusCode:
+    """Return the status that a call ends with."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK

@@ -1,7 +1,7 @@
 """`cogment` commands in the process of the tests, which takes milliseconds where a process of its own takes a second.
 
-For what a command says and answers. What is about processes (signals, terminals, descriptors, the bytes of standard
-streams, what is loaded) runs as `tests.processes.run_cogment`.
+For tests of the output and the exit code of a command. Tests of processes (signals, terminals, descriptors, bytes of
+standard streams, loaded modules) use `tests.processes.run_cogment`.
 """
 
 import contextlib

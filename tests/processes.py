@@ -19,8 +19,8 @@ class ServerProcess:
     """`cogment services model_registry`, or `directory`, in a process of its own.
 
     Attributes:
-        port: The port that its log tells.
-        lines: What it has logged so far.
+        port: The port in its log.
+        lines: The lines that it has logged so far.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ def clean_environment() -> dict[str, str]:
 def server_process(
     archive_dir: Path, *flags: str, environment: dict[str, str] | None = None, service: str = "model_registry"
 ) -> Iterator[ServerProcess]:
-    """Open a context in which a server process serves; what is left of it at the end is killed."""
+    """Return a context manager in which a server process serves; what is left of it at the end is killed."""
     process = ServerProcess(archive_dir, *flags, environment=environment, service=service)
     try:
         yield process
@@ -127,12 +127,21 @@ def run_cogment(
     *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a `cogment` command that ends by itself."""
-    command = [sys.executable, "-m", "cogment_model_registry", *arguments]
+    return run(sys.executable, "-m", "cogment_model_registry", *arguments, environment=environment, cwd=cwd)
+
+
+def run(
+    *command: str,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    within_seconds: float = START_SECONDS,
+) -> subprocess.CompletedProcess[str]:
+    """Run a command that ends by itself, without the settings of a developer; return its exit code and outputs."""
     return subprocess.run(
         command,
         capture_output=True,
         text=True,
-        timeout=START_SECONDS,
+        timeout=within_seconds,
         check=False,
         cwd=cwd,
         env={**clean_environment(), **(environment or {})},

@@ -82,7 +82,7 @@ def on_terminal(
     cwd: Path | None = None,
     program: Sequence[str] = ("-m", "cogment_model_registry"),
 ) -> Iterator[Terminal]:
-    """Open a context with a `cogment` command on a terminal, which is killed at the end if it still runs.
+    """Return a context manager with a `cogment` command on a terminal, which is killed at the end if it still runs.
 
     Args:
         arguments: The words after `cogment`.

@@ -1,13 +1,5 @@
 """Versions that are trees of NumPy arrays; `cogment_model_registry.frameworks.numpy` documents each function."""
 
-from cogment_model_registry.frameworks.numpy import (
-    Encoded,
-    Loaded,
-    decode,
-    encode,
-    load,
-    publish,
-    store,
-)
+from cogment_model_registry.frameworks.numpy import Encoded, Loaded, decode, encode, load, publish, store
 
 __all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]

@@ -1,4 +1,4 @@
-"""`cogment archive export` and `import`: a model moves whole, or not at all, whatever happens to the file."""
+"""`cogment archive export` and `import`: a model moves completely or not at all, whatever happens to the file."""
 
 import asyncio
 import contextlib
@@ -21,6 +21,7 @@ import pytest
 
 from cogment_model_registry.cli import main
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, NotFoundError, UnavailableError
+from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.storage.filesystem import (
     claim,
     export_format,
@@ -35,7 +36,7 @@ from tests.archive_tools.test_archive_verify import COGMENT, run_on_terminal, tr
 from tests.archive_tools.test_damaged_archives import ORIGINAL, write_model, write_version
 from tests.client import connected
 from tests.in_process import run_in_process
-from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
+from tests.processes import START_SECONDS, clean_environment, run, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 SEED = 20261123
@@ -56,7 +57,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
-    """An archive that has nothing."""
+    """An empty archive."""
     (tmp_path / "target").mkdir()
     return tmp_path / "target"
 
@@ -76,7 +77,7 @@ def export(archive: Path, model_id: str = "m", files: Files | None = None, *, sk
 
 
 class Unsynced(Files):
-    """File operations without syncs, for tests that import many times and look at nothing that is durable."""
+    """File operations without syncs, for tests that import many times and do not check durability."""
 
     def sync_file(self, file: int) -> None:
         pass
@@ -113,7 +114,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_imported_model_has_the_very_files_of_the_exported_one(archive: Path, target: Path) -> None:
+def test_imported_model_has_the_same_files_as_the_exported_one(archive: Path, target: Path) -> None:
     before = tree(archive)
     data = export(archive)
     assert tree(archive) == before
@@ -124,7 +125,7 @@ def test_imported_model_has_the_very_files_of_the_exported_one(archive: Path, ta
     assert os.listdir(target) == ["m"]
 
 
-def test_every_model_of_the_original_moves(tmp_path: Path, target: Path) -> None:
+def test_every_model_of_the_original_can_be_moved(tmp_path: Path, target: Path) -> None:
     for name, text in re.findall(r"^== (.+)\n((?:(?!== ).*\n)+)", ORIGINAL, re.MULTILINE):
         path = tmp_path / "original" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,16 +137,14 @@ def test_every_model_of_the_original_moves(tmp_path: Path, target: Path) -> None
         assert contents(target / model.name) == {**expected, ".high_water_mark": b"%d\n" % last}
 
 
-def test_numbers_of_data_without_metadata_and_of_damaged_versions_are_not_given_again(
-    archive: Path, target: Path
-) -> None:
+def test_numbers_of_damaged_versions_and_of_data_without_metadata_are_not_reused(archive: Path, target: Path) -> None:
     (archive / "m/m-v000009.data").write_bytes(b"no metadata")
     import_(target, export(archive))
     assert (target / "m/.high_water_mark").read_text() == "9\n"
 
 
 @pytest.mark.parametrize("new_id", ["n", "été", "m-v000001", "a.yaml", "1" * 128, "m " * 60 + "x"])
-def test_model_can_get_another_name(new_id: str, archive: Path, target: Path) -> None:
+def test_model_can_be_imported_under_another_name(new_id: str, archive: Path, target: Path) -> None:
     import_(target, export(archive), new_id)
     files = Files()
     with claim.opened_root(files, str(target / new_id)) as directory:
@@ -169,7 +168,7 @@ def test_model_can_get_another_name(new_id: str, archive: Path, target: Path) ->
     assert len(os.listdir(target / "back")) == 8
 
 
-def test_plain_tar_gives_a_working_model_as_well(archive: Path, target: Path) -> None:
+def test_plain_tar_also_extracts_a_working_model(archive: Path, target: Path) -> None:
     (target / "export.tar").write_bytes(export(archive))
     subprocess.run(["tar", "--extract", "--file", "export.tar"], cwd=target, check=True, timeout=PATIENCE_SECONDS)
     (target / "export.tar").unlink()
@@ -184,7 +183,7 @@ def test_plain_tar_gives_a_working_model_as_well(archive: Path, target: Path) ->
     asyncio.run(ask())
 
 
-# What is done to the file on its way.
+# Damage to the file.
 
 
 def boundaries(data: bytes) -> list[int]:
@@ -192,7 +191,7 @@ def boundaries(data: bytes) -> list[int]:
         return [position for member in tar for position in (member.offset, member.offset_data)]
 
 
-def test_export_that_was_cut_anywhere_is_refused_and_leaves_nothing(archive: Path, target: Path) -> None:
+def test_truncated_export_is_refused_and_leaves_nothing(archive: Path, target: Path) -> None:
     data = export(archive)
     chance = random.Random(SEED)
     cuts = {*boundaries(data), *(chance.randrange(len(data)) for _ in range(100)), len(data) - 1, len(data) - 512}
@@ -201,7 +200,7 @@ def test_export_that_was_cut_anywhere_is_refused_and_leaves_nothing(archive: Pat
             import_(target, data[:cut])
 
 
-def test_any_bit_that_flips_is_noticed(archive: Path, target: Path) -> None:
+def test_any_flipped_bit_is_detected(archive: Path, target: Path) -> None:
     data = export(archive)
     chance = random.Random(SEED)
     for _ in range(600):
@@ -212,7 +211,7 @@ def test_any_bit_that_flips_is_noticed(archive: Path, target: Path) -> None:
             import_(target, bytes(changed))
 
 
-def test_what_follows_the_end_is_refused(archive: Path, target: Path) -> None:
+def test_data_after_the_end_is_refused(archive: Path, target: Path) -> None:
     data = export(archive)
     for more in (b"\0", b"x", bytes(10240), data):
         with refused(target, message="after its end"):
@@ -236,7 +235,7 @@ Entries = list[tuple[tarfile.TarInfo, bytes]]
 
 
 def changed(position: int, **attributes: object) -> Callable[[Entries], Entries]:
-    """Return what changes the header of an entry."""
+    """Return a function that changes the header of an entry."""
 
     def change(entries: Entries) -> Entries:
         for name, value in attributes.items():
@@ -247,7 +246,7 @@ def changed(position: int, **attributes: object) -> Callable[[Entries], Entries]
 
 
 def retold(position: int, text: bytes) -> Callable[[Entries], Entries]:
-    """Return what changes the content of an entry."""
+    """Return a function that changes the content of an entry."""
 
     def change(entries: Entries) -> Entries:
         info, _ = entries[position]
@@ -259,7 +258,7 @@ def retold(position: int, text: bytes) -> Callable[[Entries], Entries]:
 
 
 def with_all_ids(model_id: str) -> Callable[[Entries], Entries]:
-    """Return what gives all entries another directory."""
+    """Return a function that moves all entries to another directory."""
 
     def change(entries: Entries) -> Entries:
         for info, _ in entries:
@@ -360,12 +359,12 @@ def test_files_of_more_than_8_gib_have_headers(size_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("raw", [b"", b"x" * 512, bytes(10240), BIG[:20480], b"\x1f\x8b" + bytes(600)])
-def test_what_is_no_tar_file_is_refused(raw: bytes, target: Path) -> None:
+def test_file_that_is_not_a_tar_file_is_refused(raw: bytes, target: Path) -> None:
     with refused(target):
         import_(target, raw)
 
 
-def test_header_that_claims_more_than_there_is_takes_no_memory(target: Path) -> None:
+def test_header_with_too_large_a_size_allocates_no_memory(target: Path) -> None:
     for kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.REGTYPE):
         info = tarfile.TarInfo("m/.high_water_mark")
         info.size, info.type, info.mode = 2**50, kind, 0o640
@@ -376,7 +375,7 @@ def test_header_that_claims_more_than_there_is_takes_no_memory(target: Path) -> 
 # Damage in the archive.
 
 
-def test_damaged_version_ends_an_export_and_is_left_out_when_told_to(archive: Path, target: Path) -> None:
+def test_damaged_version_ends_an_export_or_is_left_out_with_skip_damaged(archive: Path, target: Path) -> None:
     (archive / "m/m-v000001.data").write_bytes(b"data 7")
     (archive / "m/m-v000002.yaml").write_text("")
     file = target.parent / "m.tar"
@@ -391,14 +390,16 @@ def test_damaged_version_ends_an_export_and_is_left_out_when_told_to(archive: Pa
         "left out: version 2",
     ]
     result = run_cogment("archive", "import", str(target), str(file))
-    assert (result.returncode, result.stdout) == (0, "imported m: 1 versions with 2304 bytes\n")
+    assert (result.returncode, result.stdout) == (0, "imported m: 1 versions, 2.2 KiB\n")
     assert result.stderr == "the export had left out versions 1, 2, which were damaged\n"
     assert (target / "m/.high_water_mark").read_text() == "7\n"
     assert main(["archive", "verify", str(target)]) == 0
 
 
 @pytest.mark.parametrize("name", ["m.yaml", ".high_water_mark"])
-def test_damage_of_the_model_ends_an_export_and_is_mended_when_told_to(name: str, archive: Path, target: Path) -> None:
+def test_damaged_metadata_of_a_model_ends_an_export_or_is_replaced_with_skip_damaged(
+    name: str, archive: Path, target: Path
+) -> None:
     (archive / "m" / name).write_text("")
     with pytest.raises(ModelRegistryError, match="is damaged"):
         export(archive)
@@ -406,7 +407,7 @@ def test_damage_of_the_model_ends_an_export_and_is_mended_when_told_to(name: str
     assert (target / "m/.high_water_mark").read_text() == ("5\n" if name == ".high_water_mark" else "7\n")
 
 
-def test_bytes_that_change_while_they_are_exported_end_it_even_when_damage_is_left_out(archive: Path) -> None:
+def test_bytes_that_change_during_an_export_end_it_even_with_skip_damaged(archive: Path) -> None:
     write_version(archive / "m", 6, BIG)
 
     def spoil(size_bytes: int) -> None:
@@ -421,7 +422,7 @@ def test_bytes_that_change_while_they_are_exported_end_it_even_when_damage_is_le
 
 
 @pytest.mark.parametrize("skip_damaged", [False, True])
-def test_model_that_is_deleted_meanwhile_ends_an_export(skip_damaged: bool, archive: Path) -> None:
+def test_deleting_the_model_during_an_export_ends_it(skip_damaged: bool, archive: Path) -> None:
     def delete(_bytes: int) -> None:
         if (archive / "m").exists():
             (archive / "m").rename(archive / ".~5")
@@ -434,10 +435,10 @@ def test_model_that_is_deleted_meanwhile_ends_an_export(skip_damaged: bool, arch
         )
 
 
-# Where a file goes, and where a model goes.
+# Output files and imported models.
 
 
-def test_export_replaces_nothing_unless_told_to(archive: Path, tmp_path: Path) -> None:
+def test_export_replaces_a_file_only_with_force(archive: Path, tmp_path: Path) -> None:
     file = tmp_path / "m.tar"
     arguments = ("archive", "export", str(archive), "m", "--output", str(file))
     assert run_in_process(*arguments).returncode == 0
@@ -486,7 +487,7 @@ def test_unknown_model_is_not_found_and_a_bad_id_is_wrong_usage(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root writes for others")
-def test_what_root_writes_belongs_to_the_owner_of_the_archive(archive: Path, target: Path, tmp_path: Path) -> None:
+def test_files_that_root_writes_belong_to_the_owner_of_the_archive(archive: Path, target: Path, tmp_path: Path) -> None:
     (tmp_path / "m.tar").write_bytes(export(archive))
     os.chown(target, 12345, 23456)
     assert main(["archive", "import", str(target), str(tmp_path / "m.tar")]) == 0
@@ -496,7 +497,7 @@ def test_what_root_writes_belongs_to_the_owner_of_the_archive(archive: Path, tar
     assert {(path.stat().st_uid, path.stat().st_gid) for path in target.rglob("*")} == {(12345, 23456)}
 
 
-def test_no_tar_file_goes_to_a_terminal_or_comes_from_one(archive: Path, target: Path) -> None:
+def test_tar_file_is_neither_written_to_nor_read_from_a_terminal(archive: Path, target: Path) -> None:
     master, slave = pty.openpty()
     try:
         for arguments in (("export", str(archive), "m"), ("import", str(target), "-")):
@@ -516,17 +517,17 @@ def test_no_tar_file_goes_to_a_terminal_or_comes_from_one(archive: Path, target:
         os.close(master)
 
 
-def test_terminal_shows_a_bar_for_both(archive: Path, target: Path, tmp_path: Path) -> None:
+def test_export_and_import_show_a_bar_on_a_terminal(archive: Path, target: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "m.tar")
     code, output, shown = run_on_terminal("archive", "export", str(archive), "m", "--output", file)
     assert (code, output) == (0, "")
     assert "exporting" in shown
     code, output, shown = run_on_terminal("archive", "import", str(target), file)
-    assert (code, output) == (0, "imported m: 3 versions with 2310 bytes\n")
+    assert (code, output) == (0, "imported m: 3 versions, 2.3 KiB\n")
     assert "importing" in shown
 
 
-def test_model_that_exists_is_not_replaced(archive: Path, target: Path) -> None:
+def test_import_does_not_replace_an_existing_model(archive: Path, target: Path) -> None:
     data = export(archive)
     write_model(target, "m")
     before = tree(target / "m")
@@ -538,7 +539,7 @@ def test_model_that_exists_is_not_replaced(archive: Path, target: Path) -> None:
         import_(target, data, "n")
 
 
-def test_model_that_is_created_meanwhile_is_not_replaced(archive: Path, target: Path) -> None:
+def test_import_does_not_replace_a_model_created_during_it(archive: Path, target: Path) -> None:
     data = export(archive)
     with pytest.raises(InvalidError, match="exists already"):
         import_(target, data, check_holder=lambda: write_model(target, "m"))
@@ -567,7 +568,7 @@ def sweep(target: Path, *, all_of_it: bool) -> None:
 
 @pytest.mark.parametrize("all_of_it", [False, True])
 @pytest.mark.parametrize("before", [3, 6, 8, 9])
-def test_import_that_a_starting_server_sweeps_away_fails_and_leaves_nothing(
+def test_import_whose_files_a_starting_server_removed_fails_and_leaves_nothing(
     before: int, all_of_it: bool, archive: Path, target: Path
 ) -> None:
     class Swept(Unsynced):
@@ -635,25 +636,18 @@ def test_import_whose_writing_fails_leaves_nothing(operation: str, at_call: int,
         import_(target, export(archive), files=Failing(operation, at_call))
 
 
-def test_import_without_room_is_told_in_one_line(archive: Path, target: Path, tmp_path: Path) -> None:
+def test_import_to_a_full_disk_is_reported_in_one_line(archive: Path, target: Path, tmp_path: Path) -> None:
     write_version(archive / "m", 6, BIG)
     (tmp_path / "m.tar").write_bytes(export(archive))
     # Not by a `preexec_fn`, which would run in a fork of this process, where gRPC's handlers of forks may write a line.
     limited = ["bash", "-c", 'ulimit -f 1024 && exec "$@"', "bash"]  # in units of 1024 bytes
-    result = subprocess.run(
-        [*limited, *COGMENT, "archive", "import", str(target), str(tmp_path / "m.tar")],
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-        env=clean_environment(),
-    )
+    result = run(*limited, *COGMENT, "archive", "import", str(target), str(tmp_path / "m.tar"))
     assert result.returncode == 1
     assert re.fullmatch(r"error: the import failed: not enough space: .*\n", result.stderr)
     assert os.listdir(target) == [".lock"]
 
 
-def test_export_without_room_is_told_in_one_line(archive: Path) -> None:
+def test_export_to_a_full_disk_is_reported_in_one_line(archive: Path) -> None:
     with open("/dev/full", "wb") as full:
         result = subprocess.run(
             [*COGMENT, "archive", "export", str(archive), "m"],
@@ -669,7 +663,7 @@ def test_export_without_room_is_told_in_one_line(archive: Path) -> None:
 
 @contextlib.contextmanager
 def stuck_import(archive: Path, target: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Open a context with an import that waits for the second half of its file."""
+    """Return a context manager with an import that waits for the second half of its file."""
     data = export(archive)
     with subprocess.Popen(
         [*COGMENT, "archive", "import", str(target), "-"],
@@ -691,7 +685,7 @@ def stuck_import(archive: Path, target: Path) -> Iterator["subprocess.Popen[byte
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_import_that_is_ended_by_a_signal_leaves_nothing(
+def test_import_ended_by_a_signal_leaves_nothing(
     number: signal.Signals, code: int, archive: Path, target: Path
 ) -> None:
     with stuck_import(archive, target) as process:
@@ -702,7 +696,9 @@ def test_import_that_is_ended_by_a_signal_leaves_nothing(
     assert os.listdir(target) == [".lock"]
 
 
-def test_no_server_starts_beside_an_import_and_what_a_killed_one_leaves_is_swept(archive: Path, target: Path) -> None:
+def test_no_server_starts_during_an_import_and_leftovers_of_a_killed_import_are_removed(
+    archive: Path, target: Path
+) -> None:
     with stuck_import(archive, target) as process:
         result = run_cogment("services", "model_registry", "--port=0", f"--archive_dir={target}")
         assert (result.returncode, f"in use by process {process.pid}" in result.stderr) == (3, True)
@@ -723,16 +719,8 @@ async def test_model_moves_between_two_running_servers(tmp_path: Path) -> None:
             await client.publish("m", b"transient")
             command = f"{' '.join(COGMENT)} archive"
             pipe = f'set -o pipefail; {command} export "$1" m | {command} import "$2" -'
-            result = await asyncio.to_thread(
-                subprocess.run,
-                ["bash", "-c", pipe, "bash", str(first), str(second)],
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_SECONDS,
-                check=False,
-                env=clean_environment(),
-            )
-            assert (result.returncode, result.stderr) == (0, f"exported 3 versions with {len(BIG) + 3} bytes\n")
+            result = await asyncio.to_thread(run, "bash", "-c", pipe, "bash", str(first), str(second))
+            assert (result.returncode, result.stderr) == (0, f"exported 3 versions: {size_text(len(BIG) + 3)}\n")
             assert f"process {there.pid} uses the archive: send it SIGHUP" in result.stdout
             assert list((await other.models()).model_infos) == []
             there.signal(signal.SIGHUP)

@@ -1,4 +1,4 @@
-"""`cogment archive verify`: everything that may be wrong with an archive is told, and what can be mended safely is."""
+"""`cogment archive verify`: every fault of an archive is reported, and safe repairs are made."""
 
 import asyncio
 import errno
@@ -49,7 +49,7 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A directory beside the archive, which must neither be read nor changed."""
+    """A directory next to the archive, which must neither be read nor changed."""
     directory = write_model(tmp_path / "outside", "m")
     write_version(directory, 2, SECRET)
     (directory / "mark").write_text("500\n")
@@ -94,7 +94,7 @@ def look(archive: Path, files: Files, advance: Callable[[int], None] = lambda _:
         return verification.verify(files, root, advance=advance)
 
 
-def test_sound_archive_is_told_to_be_sound_and_is_not_touched(archive: Path, verify: Verify) -> None:
+def test_sound_archive_is_reported_as_sound_and_not_changed(archive: Path, verify: Verify) -> None:
     before = tree(archive)
     code, document = verify(archive)
     assert code == 0
@@ -121,7 +121,7 @@ OF_OTHER_DATA = {"size 5", "size 7"}
 @pytest.mark.parametrize(
     ("what", "name", "plant"), [pytest.param(*damage, id=f"{damage[0]} as {damage[1][-4:]}") for damage in DAMAGES]
 )
-def test_damaged_version_is_found_and_left_as_it_is_by_a_repair(
+def test_damaged_version_is_found_and_left_unchanged_by_a_repair(
     *, what: str, name: str, plant: Plant, archive: Path, outside: Path, verify: Verify
 ) -> None:
     (archive / "m" / name).unlink()
@@ -150,7 +150,7 @@ def test_wrong_byte_is_found_by_the_hash(archive: Path, verify: Verify) -> None:
     assert (code, problems(document)) == (1, [(Kind.DATA_WRONG_HASH, 2, f"m/{DATA}")])
 
 
-def test_every_kind_of_damage_at_once_is_told_in_order(archive: Path, verify: Verify) -> None:
+def test_all_kinds_of_damage_together_are_reported_in_order(archive: Path, verify: Verify) -> None:
     (archive / "m" / DATA).write_bytes(b"data 7")
     (archive / "m/m-v000003.data").unlink()
     (archive / "m/m-v000001.yaml").write_text("")
@@ -169,7 +169,7 @@ def test_damaged_metadata_of_a_model_is_found_and_kept(text: str, archive: Path,
 
 
 @pytest.mark.parametrize("what", OTHER_THINGS)
-def test_metadata_of_a_model_that_is_no_file_is_found_and_kept(
+def test_model_metadata_that_is_not_a_regular_file_is_found_and_kept(
     what: str, archive: Path, outside: Path, verify: Verify
 ) -> None:
     (archive / "m/m.yaml").unlink()
@@ -178,7 +178,7 @@ def test_metadata_of_a_model_that_is_no_file_is_found_and_kept(
     assert problems(document) == [(Kind.MODEL_METADATA_NOT_A_FILE, None, "m/m.yaml")]
 
 
-async def test_missing_metadata_of_a_model_is_written_anew(archive: Path, verify: Verify) -> None:
+async def test_missing_metadata_of_a_model_is_rebuilt(archive: Path, verify: Verify) -> None:
     (archive / "m/m.yaml").unlink()
     assert problems(verify(archive)[1]) == [(Kind.MODEL_METADATA_MISSING, None, "m/m.yaml")]
     assert verify(archive, "--repair")[0] == 0
@@ -189,7 +189,7 @@ async def test_missing_metadata_of_a_model_is_written_anew(archive: Path, verify
 
 
 @pytest.mark.parametrize("text", ["", "x", "-7\n", "7.5\n", f"{2**32}\n", "9" * 99])
-async def test_damaged_high_water_mark_is_mended(text: str, archive: Path, verify: Verify) -> None:
+async def test_damaged_high_water_mark_is_repaired(text: str, archive: Path, verify: Verify) -> None:
     (archive / "m/.high_water_mark").write_text(text)
     assert problems(verify(archive)[1]) == [(Kind.HIGH_WATER_MARK_DAMAGED, None, "m/.high_water_mark")]
     assert verify(archive, "--repair")[0] == 0
@@ -199,7 +199,7 @@ async def test_damaged_high_water_mark_is_mended(text: str, archive: Path, verif
         assert (await client.publish("m", b"")).version_number == 4
 
 
-def test_high_water_mark_that_is_no_file_is_mended_where_it_can_be(
+def test_high_water_mark_that_is_not_a_regular_file_is_repaired_where_possible(
     archive: Path, outside: Path, verify: Verify
 ) -> None:
     before = content(outside)
@@ -216,9 +216,7 @@ def test_high_water_mark_that_is_no_file_is_mended_where_it_can_be(
     assert content(outside) == before
 
 
-def test_high_water_mark_below_the_highest_number_is_no_problem_and_raised_by_a_repair(
-    archive: Path, verify: Verify
-) -> None:
+def test_low_high_water_mark_is_not_a_problem_and_a_repair_raises_it(archive: Path, verify: Verify) -> None:
     (archive / "m/.high_water_mark").write_text("2\n")
     code, document = verify(archive)
     assert (code, [item["kind"] for item in document["findings"]]) == (0, [Kind.HIGH_WATER_MARK_LOW])
@@ -227,7 +225,7 @@ def test_high_water_mark_below_the_highest_number_is_no_problem_and_raised_by_a_
 
 
 def plant_leftovers(archive: Path) -> None:
-    """Plant what an interrupted store, an interrupted deletion and an interrupted creation leave."""
+    """Add the leftovers of an interrupted store, deletion and creation."""
     (archive / "m/.~123").write_bytes(b"part")
     (archive / "m/m-v000009.data").write_bytes(b"data 9")
     (archive / ".~77").mkdir()
@@ -235,7 +233,7 @@ def plant_leftovers(archive: Path) -> None:
     (archive / ".~77/link").symlink_to(archive / "m")
 
 
-async def test_what_interrupted_work_left_is_found_and_removed_and_its_number_is_not_given_again(
+async def test_leftovers_of_interrupted_work_are_removed_and_their_numbers_not_reused(
     archive: Path, verify: Verify
 ) -> None:
     plant_leftovers(archive)
@@ -257,7 +255,7 @@ async def test_what_interrupted_work_left_is_found_and_removed_and_its_number_is
             assert (await client.store("m", b"next")).version_number == 10
 
 
-def test_data_whose_metadata_lies_beside_it_under_another_name_is_kept(archive: Path, verify: Verify) -> None:
+def test_data_whose_metadata_has_another_name_is_kept(archive: Path, verify: Verify) -> None:
     (archive / "m" / YAML).rename(archive / "m" / f"{YAML}.bak")
     code, document = verify(archive, "--repair")
     assert (code, problems(document, "not_repaired")) == (1, [(Kind.DATA_WITHOUT_METADATA, 2, f"m/{DATA}")])
@@ -272,7 +270,7 @@ def test_data_is_kept_when_the_high_water_mark_cannot_be_raised(archive: Path, v
     assert (archive / "m/m-v000009.data").read_bytes() == b"data 9"
 
 
-def test_data_of_a_directory_without_any_metadata_is_told_and_kept(archive: Path, verify: Verify) -> None:
+def test_data_in_a_directory_without_any_metadata_is_reported_and_kept(archive: Path, verify: Verify) -> None:
     for path in (archive / "m").glob("*.yaml"):
         path.unlink()
     code, document = verify(archive, "--repair")
@@ -280,7 +278,7 @@ def test_data_of_a_directory_without_any_metadata_is_told_and_kept(archive: Path
     assert len(os.listdir(archive / "m")) == 3
 
 
-def test_what_is_foreign_is_told_as_no_problem_and_left_alone(archive: Path, outside: Path, verify: Verify) -> None:
+def test_foreign_entries_are_reported_as_notes_and_left_alone(archive: Path, outside: Path, verify: Verify) -> None:
     for name in FOREIGN_FILES:
         path = archive / name
         path.parent.mkdir(exist_ok=True)
@@ -325,21 +323,21 @@ class Forbidding(Files):
 
 
 @pytest.mark.parametrize("name", ["m", "m.yaml", YAML, DATA, ".high_water_mark", ".lock"])
-def test_what_may_not_be_read_is_told(name: str, archive: Path) -> None:
+def test_unreadable_files_are_reported(name: str, archive: Path) -> None:
     (archive / "m/.high_water_mark").write_text("3\n")
     (archive / ".lock").touch()
     report = look(archive, Forbidding(name))
     assert [(finding.kind, Path(finding.file).name) for finding in report.findings] == [(Kind.UNREADABLE, name)]
 
 
-def test_lost_and_found_of_the_file_system_is_no_problem(archive: Path) -> None:
+def test_lost_and_found_is_not_a_problem(archive: Path) -> None:
     (archive / "lost+found").mkdir()
     report = look(archive, Forbidding("lost+found"))
     assert [finding.kind for finding in report.findings] == [Kind.NOT_A_MODEL]
 
 
 @pytest.mark.parametrize("what", OTHER_THINGS)
-def test_lock_that_is_no_file_is_told(what: str, archive: Path, outside: Path, verify: Verify) -> None:
+def test_lock_that_is_not_a_regular_file_is_reported(what: str, archive: Path, outside: Path, verify: Verify) -> None:
     OTHER_THINGS[what](archive / ".lock", outside)
     assert problems(verify(archive)[1]) == [(Kind.LOCK_NOT_A_FILE, None, ".lock")]
 
@@ -360,12 +358,12 @@ class Deleting(Files):
 
 
 @pytest.mark.parametrize("name", ["m.yaml", YAML, DATA])
-def test_model_that_is_deleted_meanwhile_is_no_finding(name: str, archive: Path) -> None:
+def test_model_deleted_during_the_check_is_not_a_finding(name: str, archive: Path) -> None:
     report = look(archive, Deleting(archive, name))
     assert (report.models, report.findings) == (0, [])
 
 
-def test_what_is_gone_or_complete_at_the_end_is_no_finding(archive: Path) -> None:
+def test_files_removed_or_completed_during_the_check_are_not_findings(archive: Path) -> None:
     plant_leftovers(archive)
     yaml = (archive / "m" / YAML).read_bytes()
     (archive / "m" / YAML).unlink()
@@ -379,7 +377,7 @@ def test_what_is_gone_or_complete_at_the_end_is_no_finding(archive: Path) -> Non
     assert look(archive, Files(), complete).findings == []
 
 
-def test_server_may_start_while_an_archive_is_looked_through(archive: Path) -> None:
+def test_server_may_start_during_a_verification(archive: Path) -> None:
     def start(_bytes: int) -> None:
         files = claim.OwnedFiles(str(archive))
         with claim.opened_root(files, str(archive)) as root, claim.claimed(str(archive), files, root):
@@ -388,7 +386,7 @@ def test_server_may_start_while_an_archive_is_looked_through(archive: Path) -> N
     assert look(archive, Files(), start).findings == []
 
 
-async def test_beside_a_running_server_uploads_are_no_findings_and_nothing_is_repaired(archive: Path) -> None:
+async def test_uploads_of_a_running_server_are_not_findings_and_nothing_is_repaired(archive: Path) -> None:
     with server_process(archive) as server:
         async with connected(server.port) as client:
             call = client.uploading()
@@ -423,13 +421,13 @@ def test_wrong_directories_are_wrong_usage(tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1
 
 
-def test_text_has_no_control_characters_whatever_names_are_there(archive: Path) -> None:
+def test_output_has_no_control_characters_whatever_the_file_names(archive: Path) -> None:
     (archive / "\x1b[31mred\n").mkdir()
     (archive / "m/\x1b]0;title\x07").touch()
     result = run_in_process("archive", "verify", str(archive))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.replace("\n", "").isprintable()
-    assert "1 models, 3 versions, 18 bytes read" in result.stdout
+    assert "1 models, 3 versions, 18 B read" in result.stdout
 
 
 def run_on_terminal(*arguments: str) -> tuple[int, str, str]:
@@ -452,11 +450,11 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, output.decode(), shown.decode()
 
 
-def test_terminal_shows_a_bar_on_standard_error_alone(archive: Path) -> None:
+def test_bar_is_shown_only_on_standard_error(archive: Path) -> None:
     code, output, shown = run_on_terminal("archive", "verify", str(archive), "--json")
     assert (code, json.loads(output)["sound"]) == (0, True)
     assert "verifying" in shown
-    assert "| 18.0/18.0 [" in shown
+    assert "| 18 B/18 B [" in shown
 
 
 def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path) -> None:
@@ -475,7 +473,7 @@ def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path) -> None:
     assert int(result.stdout.split()[-1]) < 120 * 1024
 
 
-def test_every_kind_is_explained_by_the_help() -> None:
+def test_help_explains_every_kind_of_finding() -> None:
     assert set(MEANINGS) == set(Kind)
     text = run_in_process("archive", "verify", "--help").stdout
     for kind in Kind:

@@ -1,4 +1,4 @@
-"""Archives with anything in them: what is damaged, what is foreign, what the original wrote, and what it can read."""
+"""Archives with damage, with foreign entries, written by the original, and read by it."""
 
 import asyncio
 import calendar
@@ -69,7 +69,7 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A directory beside the archive, with files that look like a model, which must neither be read nor changed."""
+    """A directory next to the archive, with files that look like a model, which must neither be read nor changed."""
     directory = write_model(tmp_path / "outside", "m")
     (directory / "m.yaml").write_text(f"model_id: m\nuser_data: {{secret: {SECRET.decode()}}}\n")
     write_version(directory, 2, SECRET, user_data=f"{{secret: {SECRET.decode()}}}")
@@ -91,7 +91,7 @@ def errors(caplog: pytest.LogCaptureFixture, number: int) -> int:
 
 
 async def assert_damaged(client: Client, archive: Path, number: int = 2) -> None:
-    """Ask for a version in both ways, and expect that it is known to be damaged and that no path is told."""
+    """Ask for a version in both ways, and expect that it is reported as damaged, without a path."""
     for ask in (client.infos, client.data):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask("m", number)
@@ -163,7 +163,7 @@ Plant = Callable[[Path, Path], object]
 
 
 def link_outside(path: Path, outside: Path) -> None:
-    """Link to a file outside, such that whoever followed the link would find a sound version."""
+    """Link to a file outside that would be a sound version if the link were followed."""
     path.symlink_to(outside / path.name)
     if path.name == YAML:
         path.with_name(DATA).write_bytes(SECRET)
@@ -204,7 +204,7 @@ DAMAGES: list[tuple[str, str, Plant]] = [
 @pytest.mark.parametrize(
     ("name", "plant"), [pytest.param(name, plant, id=f"{what} as {name[-4:]}") for what, name, plant in DAMAGES]
 )
-async def test_damaged_version_is_told_and_logged_once_and_the_rest_is_served(
+async def test_damaged_version_is_reported_and_logged_once_and_the_rest_is_served(
     name: str, plant: Plant, archive: Path, outside: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (archive / "m" / name).unlink()
@@ -227,14 +227,14 @@ async def test_damaged_version_is_told_and_logged_once_and_the_rest_is_served(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-async def test_metadata_that_may_not_be_read_is_damage(archive: Path) -> None:
+async def test_metadata_without_permission_to_read_is_damage(archive: Path) -> None:
     (archive / "m" / YAML).chmod(0)
     async with serving(archive) as server, connected(server.port) as client:
         await assert_damaged(client, archive)
         assert await client.numbers("m") == [1, 3]
 
 
-async def test_damaged_version_is_not_found_by_counting_back_before_anyone_asked_for_it(archive: Path) -> None:
+async def test_damaged_version_is_not_counted_from_the_last_even_before_it_was_requested(archive: Path) -> None:
     for number in (2, 3):
         (archive / f"m/m-v{number:06d}.yaml").write_text("")
     async with serving(archive) as server, connected(server.port) as client:
@@ -247,7 +247,7 @@ async def test_damaged_version_is_not_found_by_counting_back_before_anyone_asked
         assert (await next_version(watch)).version_number == 4
 
 
-async def test_data_without_metadata_is_no_version(archive: Path) -> None:
+async def test_data_without_metadata_is_not_a_version(archive: Path) -> None:
     (archive / "m/m-v000003.yaml").unlink()
     (archive / "m/m-v000009.data").write_bytes(b"data")
     async with serving(archive) as server, connected(server.port) as client:
@@ -259,7 +259,7 @@ async def test_data_without_metadata_is_no_version(archive: Path) -> None:
         assert await client.data("m", info.version_number) == b"new"
 
 
-async def test_bytes_that_no_longer_match_their_hash_never_end_with_ok(
+async def test_retrieval_of_bytes_that_do_not_match_their_hash_never_ends_with_ok(
     archive: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     big = bytes(5_000_000)
@@ -282,7 +282,7 @@ async def test_bytes_that_no_longer_match_their_hash_never_end_with_ok(
 
 
 @pytest.mark.parametrize("what", OTHER_THINGS)
-async def test_damage_that_comes_while_the_server_runs_is_told(what: str, archive: Path, outside: Path) -> None:
+async def test_damage_that_happens_while_the_server_runs_is_reported(what: str, archive: Path, outside: Path) -> None:
     write_version(archive / "m", 2, SECRET)
     async with asyncio.timeout(WAIT_SECONDS), serving(archive) as server, connected(server.port) as client:
         assert await client.data("m", 2) == SECRET
@@ -325,7 +325,7 @@ async def test_versions_of_a_model_with_damaged_metadata_are_served(plant: Plant
 
 
 @pytest.mark.parametrize("what", [what for what in OTHER_THINGS if what != "a directory"])
-async def test_metadata_of_a_model_is_mended_by_an_update(what: str, archive: Path, outside: Path) -> None:
+async def test_damaged_metadata_of_a_model_is_repaired_by_an_update(what: str, archive: Path, outside: Path) -> None:
     (archive / "m/m.yaml").unlink()
     OTHER_THINGS[what](archive / "m/m.yaml", outside)
     before = content(outside)
@@ -374,7 +374,7 @@ async def test_deleting_a_model_follows_no_link(archive: Path, outside: Path) ->
         pytest.param(OTHER_THINGS["a FIFO"], id="a FIFO"),
     ],
 )
-async def test_numbers_go_on_after_the_last_one_when_the_high_water_mark_is_damaged(
+async def test_numbers_continue_after_the_last_one_when_the_high_water_mark_is_damaged(
     plant: Plant, archive: Path, outside: Path
 ) -> None:
     plant(archive / "m/.high_water_mark", outside)
@@ -385,14 +385,14 @@ async def test_numbers_go_on_after_the_last_one_when_the_high_water_mark_is_dama
     assert content(outside) == before
 
 
-# What is not ours.
+# Foreign entries.
 
 FOREIGN_FILES = [
     *("m.yaml", "README.md", ".DS_Store", "m/m.yaml.bak", "m/m.yaml~", "m/.m.yaml.swp", "m/#m.yaml#", "m/4913"),
     *("m/m-v000001.yaml.bak", "m/m-v000004.yaml~", "m/.m-v000004.yaml.swp", "m/m-v000004.yml", "m/M-v000004.yaml"),
     *("m/m-v000004.YAML", "m/m-v000004.yaml.tmp123", "m/other-v000004.yaml", "m/other.yaml", "lost+found/x"),
     *("m.bak/m.yaml", "m.bak/m-v000001.yaml", "m.bak/m-v000001.data", "empty model", ".hidden/.hidden.yaml"),
-    # Names that the layout does not give.
+    # Names that are not in the layout.
     *("m/m-v1.yaml", "m/m-v00004.yaml", "m/m-v0000004.yaml", "m/m-v000000.yaml", "m/m-v-00004.yaml"),
     *("m/m-v4294967296.yaml", "m/m-v٠٠٠٠٠٤.yaml", "m/m-v+00004.yaml", "m/m-v00000A.yaml", "m/m-v000004.yaml "),
 ]
@@ -435,7 +435,7 @@ async def test_versions_are_ordered_by_number_when_numbers_outgrow_six_digits(tm
     assert (directory / "m-v10000001.yaml").is_file()
 
 
-# What others write.
+# Archives that others wrote.
 
 
 async def test_version_that_is_transient_by_its_metadata_is_served_as_not_archived(tmp_path: Path) -> None:
@@ -458,7 +458,7 @@ async def test_unknown_fields_of_any_shape_are_ignored(tmp_path: Path) -> None:
 UNQUOTED = ["yes", "1e3", "~", "2021-10-01", "null", "0x1F", "012", "1_000", ".inf", "12:30:45", "=", "é世界"]
 
 
-async def test_unquoted_user_data_is_the_text_as_it_is_written(tmp_path: Path) -> None:
+async def test_unquoted_user_data_stays_the_text_that_was_written(tmp_path: Path) -> None:
     directory = write_model(tmp_path, "m")
     expected = {f"key {number}": text for number, text in enumerate(UNQUOTED)} | {"1e3": "no", "empty": "", "last": "z"}
     lines = "".join(f"\n  {name}: {text}" for name, text in expected.items())
@@ -548,7 +548,7 @@ user_data: {}
 """
 
 
-async def test_archive_of_the_original_is_served_as_it_is_and_numbers_go_on(tmp_path: Path) -> None:
+async def test_archive_of_the_original_is_served_unchanged_and_its_numbers_continue(tmp_path: Path) -> None:
     files = dict(re.findall(r"^== (.+)\n((?:(?!== ).*\n)+)", ORIGINAL, re.MULTILINE))
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -592,7 +592,7 @@ async def test_archive_of_the_original_is_served_as_it_is_and_numbers_go_on(tmp_
         assert files.items() <= content(tmp_path / name).items(), "what the original wrote stays as it is"
 
 
-# What we write.
+# Archives that we wrote.
 
 TEXTS = (
     "",
@@ -609,7 +609,7 @@ TEXTS = (
 )
 
 
-async def test_original_can_read_what_is_written(tmp_path: Path) -> None:
+async def test_original_can_read_written_archives(tmp_path: Path) -> None:
     archive, user_data = tmp_path / "archive", {f"{text}{number}": text for number, text in enumerate(TEXTS)}
     taken_for_a_version = re.compile("([a-zA-Z][a-zA-Z0-9-_]*)-v([0-9]+).yaml")
     umask = os.umask(0)

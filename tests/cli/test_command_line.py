@@ -44,7 +44,7 @@ class Started:
 
 @contextmanager
 def started(*command: str, environment: dict[str, str] | None = None, cwd: Path | None = None) -> Iterator[Started]:
-    """Open a context in which a command serves; at the end it must stop with 0 and nothing on standard error.
+    """Return a context manager in which a command serves; at the end it must stop with 0 and nothing on standard error.
 
     Where it serves is found out from the sockets of the process, whatever it prints.
     """
@@ -102,7 +102,7 @@ def test_both_scripts_serve_and_the_service_has_two_names(tmp_path: Path, script
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_version_of_the_program_and_of_the_service(script: str) -> None:
+def test_program_and_service_print_their_version(script: str) -> None:
     program = str(Path(sys.executable).with_name(script))
     for words in ((), REGISTRY):
         output = subprocess.run(
@@ -114,14 +114,14 @@ def test_version_of_the_program_and_of_the_service(script: str) -> None:
 
 
 @pytest.mark.parametrize("words", [(), ("services",)], ids=["cogment", "cogment services"])
-def test_command_without_a_subcommand_shows_its_help_as_help_is_shown(words: tuple[str, ...]) -> None:
+def test_command_without_a_subcommand_shows_its_help(words: tuple[str, ...]) -> None:
     alone, asked = run_in_process(*words), run_in_process(*words, "--help")
     assert asked.returncode == 0
     assert asked.stdout.startswith("Usage: cogment")
     assert asked.stdout.strip() in alone.stdout + alone.stderr
 
 
-def test_help_says_what_each_setting_does_with_its_variable_and_default() -> None:
+def test_help_explains_each_setting_with_its_variable_and_default() -> None:
     result = run_in_process(*REGISTRY, "--help")
     assert result.returncode == 0
     assert result.stderr == ""
@@ -136,7 +136,7 @@ def test_help_says_what_each_setting_does_with_its_variable_and_default() -> Non
 
 
 @pytest.mark.parametrize("columns", ["80", "120"])
-def test_help_breaks_no_name_of_a_variable(columns: str) -> None:
+def test_help_breaks_no_variable_name_over_two_lines(columns: str) -> None:
     words = run_in_process(*REGISTRY, "--help", environment={"COLUMNS": columns}).stdout.replace(";", " ").split()
     assert [setting.environment for setting in all_settings(Settings) if setting.environment not in words] == []
 
@@ -193,7 +193,7 @@ def test_setting_that_is_not_allowed_ends_the_start_with_one_line(tmp_path: Path
     assert list(tmp_path.iterdir()) == [], "nothing is created before all settings are known to be good"
 
 
-def test_value_with_line_breaks_and_control_characters_is_told_in_one_line(tmp_path: Path) -> None:
+def test_value_with_line_breaks_and_control_characters_is_reported_in_one_line(tmp_path: Path) -> None:
     result = run_in_process(*REGISTRY, "--log_level=a\nb\x1b[31mc\rd", cwd=tmp_path)
     assert is_refused(result, "log_level")
     assert result.stderr.rstrip("\n").isprintable()
@@ -211,7 +211,7 @@ def test_value_with_line_breaks_and_control_characters_is_told_in_one_line(tmp_p
     ],
     ids=" ".join,
 )
-def test_unknown_flag_or_word_ends_with_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_unknown_flag_or_argument_ends_with_one_line(tmp_path: Path, words: tuple[str, ...]) -> None:
     assert is_refused(run_in_process(*words, cwd=tmp_path), "error: ", words[-1].split("=")[0])
     assert list(tmp_path.iterdir()) == []
 
@@ -261,7 +261,7 @@ def test_ipv6_is_served_by_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_host_is_served_and_nothing_else(tmp_path: Path, host: str) -> None:
+def test_only_the_given_host_is_served(tmp_path: Path, host: str) -> None:
     if host == "::1" and not has_ipv6():
         pytest.skip("this machine has no IPv6")
     with started(*COGMENT, *REGISTRY, "--port=0", f"--host={host}", f"--archive_dir={tmp_path}") as server:
@@ -284,7 +284,7 @@ def damaged_archive(tmp_path: Path) -> Path:
     return tmp_path / "archive"
 
 
-def test_text_log_tells_the_port_and_ends_with_the_stop(tmp_path: Path) -> None:
+def test_text_log_shows_the_port_and_ends_with_the_stop(tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         assert re.search(r"\bport=(\d+)\b", server.lines[0])
         assert answers(f"127.0.0.1:{server.port}")
@@ -307,14 +307,14 @@ def test_json_log_is_one_object_a_line(damaged_archive: Path) -> None:
     ("level", "shown"),
     [("5", {"debug", "info", "error"}), ("info", {"info", "error"}), ("error", {"error"}), ("off", set[str]())],
 )
-def test_log_shows_the_level_and_what_is_worse(damaged_archive: Path, level: str, shown: set[str]) -> None:
+def test_log_shows_its_level_and_higher_ones(damaged_archive: Path, level: str, shown: set[str]) -> None:
     flags = ("--port=0", "--host=127.0.0.1", f"--archive_dir={damaged_archive}", "--log_format=json")
     with started(*COGMENT, *REGISTRY, *flags, environment={"COGMENT_LOG_LEVEL": level}) as server:
         pass
     assert {json.loads(line)["level"] for line in server.output.splitlines()} == shown
 
 
-def test_log_file_has_the_local_date_in_its_name_and_is_continued(tmp_path: Path) -> None:
+def test_log_file_has_the_local_date_in_its_name_and_is_appended_to(tmp_path: Path) -> None:
     # A zone where it is another day than in UTC.
     offset_hours = 14 if datetime.datetime.now(datetime.UTC).hour >= 11 else -12
     zone = datetime.timezone(datetime.timedelta(hours=offset_hours))
@@ -367,7 +367,7 @@ def test_log_file_that_cannot_be_written_ends_the_start_with_one_line(tmp_path: 
     assert str(log_file) in result.stderr
 
 
-def test_names_that_are_no_text_do_not_hurt_the_log(tmp_path: Path) -> None:
+def test_undecodable_names_do_not_break_the_log(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     archive.mkdir()
     try:

@@ -25,7 +25,7 @@ from tests.processes import run_cogment
 
 SETTINGS = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", check_seconds=0.1, grace_seconds=0)
 NAMED = ["--protocol=cogment", "--host=somewhere", "--type=modelregistry"]
-"""What registers a service that is never checked."""
+"""The flags of a service that is never checked."""
 
 
 @asynccontextmanager
@@ -51,7 +51,7 @@ class Cogment:
         return await asyncio.to_thread(run_cogment, "client", "directory", *arguments, environment=environment)
 
     async def output(self, *arguments: str) -> str:
-        """Return what a command prints, which must succeed without a word on standard error."""
+        """Return what a command prints, which must succeed with nothing on standard error."""
         result = await self.run(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         return result.stdout
@@ -95,7 +95,7 @@ def failed(result: subprocess.CompletedProcess[str], code: int, words: str = "")
 # register and deregister.
 
 
-async def test_register_prints_id_and_secret_that_deregister_takes(endpoint: str, cogment: Cogment) -> None:
+async def test_register_prints_the_id_and_secret_for_deregister(endpoint: str, cogment: Cogment) -> None:
     service_id, secret = await cogment.register(*NAMED, "--properties=Sim=20, hpp")
     [service] = await registered(endpoint)
     assert service == Service(
@@ -126,7 +126,7 @@ async def test_register_a_permanent_service_behind_encryption(endpoint: str, cog
     )
 
 
-async def test_what_the_directory_refuses_exits_with_1_and_its_message(endpoint: str, cogment: Cogment) -> None:
+async def test_a_refusal_of_the_directory_exits_with_1_and_its_message(endpoint: str, cogment: Cogment) -> None:
     service_id, secret = await add(endpoint)
     wrong_secret, wrong_id, no_port = await asyncio.gather(
         cogment.run("deregister", f"--service_id={service_id}", "--secret=wrong"),
@@ -205,7 +205,7 @@ async def test_a_flag_for_the_endpoint_beats_the_environment(endpoint: str) -> N
 # wait_for_ready.
 
 
-async def test_wait_for_ready_waits_for_a_service_that_is_healthy(endpoint: str, cogment: Cogment) -> None:
+async def test_wait_for_ready_waits_for_a_healthy_service(endpoint: str, cogment: Cogment) -> None:
     waiting = asyncio.create_task(cogment.output("wait_for_ready", "--type=modelregistry", "--properties=a=1"))
     async with connected(endpoint) as client:
         for properties in ({}, {"a": "1"}):
@@ -244,7 +244,7 @@ async def test_wait_for_ready_gives_up_with_3_for_a_service_and_4_for_the_direct
     assert failed(no_directory, 4)
 
 
-# No Directory, and wrong words.
+# No Directory, and wrong arguments.
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_a_directory_that_never_answers_exits_with_4_and_one_line() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_words_exit_with_2_and_one_line(arguments: list[str], words: str) -> None:
+def test_wrong_arguments_exit_with_2_and_one_line(arguments: list[str], words: str) -> None:
     assert failed(run_in_process("client", "directory", *arguments), 2, words)
 
 
@@ -300,7 +300,7 @@ def test_a_wrong_endpoint_in_the_environment_exits_with_2() -> None:
 
 
 @pytest.mark.parametrize("token", ["tökén", "a\nb"])
-def test_a_token_that_cannot_travel_exits_with_2(token: str) -> None:
+def test_a_token_that_cannot_be_sent_exits_with_2(token: str) -> None:
     flag = f"--directory_authentication_token={token}"
     result = run_in_process("client", "directory", "inquire", "--type=actor", flag)
     assert failed(result, 2, "token")
@@ -309,7 +309,7 @@ def test_a_token_that_cannot_travel_exits_with_2(token: str) -> None:
 # The Directory as a service.
 
 
-def test_help_tells_every_setting_with_its_variable() -> None:
+def test_help_lists_every_setting_with_its_variable() -> None:
     result = run_in_process("services", "directory", "--help")
     assert (result.returncode, result.stderr) == (0, "")
     for setting in all_settings(DirectorySettings):
@@ -317,7 +317,7 @@ def test_help_tells_every_setting_with_its_variable() -> None:
         assert setting.environment in result.stdout
 
 
-def test_version_is_told() -> None:
+def test_version_is_printed() -> None:
     result = run_in_process("services", "directory", "--version")
     assert (result.returncode, result.stderr) == (0, "")
     assert __version__ in result.stdout

@@ -26,7 +26,7 @@ from cogment_model_registry.cli.model_registry import model_registry
 from cogment_model_registry.records.versions import VersionInfo
 from tests.in_process import run_in_process
 from tests.ports import free_port
-from tests.processes import START_SECONDS, ServerProcess, clean_environment, server_process
+from tests.processes import START_SECONDS, ServerProcess, clean_environment, run, server_process
 from tests.terminal import on_terminal
 from tests.waiting import wait_until
 
@@ -38,7 +38,7 @@ ENDPOINT = "COGMENT_MODEL_REGISTRY_ENDPOINT"
 
 @pytest.fixture
 def registry(shared_endpoint: str) -> Iterator[ModelRegistry]:
-    """The library, for what is not the matter of a test."""
+    """The library, to prepare and to check."""
     with ModelRegistry(shared_endpoint) as client:
         yield client
 
@@ -49,7 +49,7 @@ class Cogment:
     def __init__(self, endpoint: str, directory: Path) -> None:
         self.directory = directory
         self.environment = {**clean_environment(), ENDPOINT: endpoint}
-        # With it Python takes a write that was cut short for a whole one, and no error is to be seen.
+        # With it, Python ignores a short write, and no error is seen.
         self.environment.pop("PYTHONUNBUFFERED", None)
 
     def command(self, *arguments: str) -> list[str]:
@@ -87,7 +87,7 @@ class Cogment:
 
     @contextmanager
     def started(self, *arguments: str, **streams: Any) -> "Iterator[subprocess.Popen[bytes]]":
-        """Open a context with a command that does not end by itself."""
+        """Return a context manager with a command that does not end by itself."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
         command = self.command(*arguments)
         with subprocess.Popen(command, cwd=self.directory, env=self.environment, **streams) as process:
@@ -193,7 +193,7 @@ def test_versions_are_published_stored_listed_and_shown(cogment: Cogment) -> Non
 
 
 @pytest.mark.parametrize("call", ["publish", "store"])
-def test_an_upload_prints_the_number_alone_when_it_is_to_be_quiet(cogment: Cogment, call: str) -> None:
+def test_a_quiet_upload_prints_only_the_number(cogment: Cogment, call: str) -> None:
     assert [cogment.output(call, "m", "w", "--quiet") for _ in range(2)] == ["1\n", "2\n"]
 
 
@@ -234,12 +234,12 @@ def test_a_version_is_named_by_a_number_that_may_be_negative(
 
 
 def test_a_model_whose_name_is_that_of_a_flag_goes_after_two_dashes(cogment: Cogment) -> None:
-    # The server has no such names; that it tells of this one shows that it was asked for it.
+    # The server refuses such names; its message shows that it received this one.
     assert failed(cogment.run("show_version", "--", "-2"), 1, 'the latest version of model "-2"')
     assert failed(cogment.run("show_version", "--quiet", "--", "-2", "-3"), 1, 'version -3 of model "-2"')
 
 
-def test_a_missing_model_is_created_unless_it_must_not_be(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_a_missing_model_is_created_unless_no_create_is_given(cogment: Cogment, registry: ModelRegistry) -> None:
     for flag in ("--no-create", "--no_create"):
         assert failed(cogment.run("publish", "m", "w", flag), 3, '"m"')
     assert registry.list_models() == []
@@ -250,7 +250,7 @@ def test_a_missing_model_is_created_unless_it_must_not_be(cogment: Cogment, regi
 # Files, pipes and standard streams.
 
 
-def test_bytes_go_through_standard_input_and_output_as_they_are(cogment: Cogment) -> None:
+def test_standard_input_and_output_carry_bytes_unchanged(cogment: Cogment) -> None:
     data = random.Random(1).randbytes(5_000_000)
     assert cogment.piped("publish", "m", "-", "--quiet", data=data) == b"1\n"
     assert cogment.piped("retrieve", "m") == data
@@ -258,7 +258,7 @@ def test_bytes_go_through_standard_input_and_output_as_they_are(cogment: Cogment
     assert (cogment.directory / "out").read_bytes() == data
 
 
-def test_redirected_input_is_read_from_where_it_stands(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_redirected_input_is_read_from_its_position(cogment: Cogment, registry: ModelRegistry) -> None:
     with (cogment.directory / "w").open("rb", buffering=0) as file:
         file.seek(3)
         with cogment.started("publish", "m", "-", stdin=file) as process:
@@ -266,14 +266,14 @@ def test_redirected_input_is_read_from_where_it_stands(cogment: Cogment, registr
     assert registry.retrieve("m") == DATA[3:]
 
 
-def test_what_has_no_size_can_be_published(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_input_of_unknown_size_can_be_published(cogment: Cogment, registry: ModelRegistry) -> None:
     cogment.output("publish", "empty", "/dev/null")
     assert registry.retrieve("empty") == b""
     cogment.output("publish", "version", "/proc/version")
     assert registry.retrieve("version") == Path("/proc/version").read_bytes()
 
 
-def test_retrieve_replaces_nothing_unless_it_is_told_to(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_retrieve_replaces_a_file_only_with_force(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.publish("m", b"new")
     (cogment.directory / "out").write_bytes(b"old")
     (cogment.directory / "link").symlink_to("out")
@@ -290,7 +290,7 @@ def test_retrieve_replaces_nothing_unless_it_is_told_to(cogment: Cogment, regist
     assert sorted(os.listdir(cogment.directory)) == ["link", "out", "w"]
 
 
-def test_a_retrieval_that_fails_leaves_no_file(cogment: Cogment) -> None:
+def test_a_failed_retrieval_leaves_no_file(cogment: Cogment) -> None:
     assert failed(cogment.run("retrieve", "m", "--output=out"), 3)
     assert os.listdir(cogment.directory) == ["w"]
 
@@ -303,7 +303,7 @@ def test_a_retrieval_that_fails_leaves_no_file(cogment: Cogment) -> None:
         (["retrieve", "there", "--output=missing/out"], ["missing/out", "No such file"]),
     ],
 )
-def test_what_the_system_refuses_is_told_in_one_line(
+def test_an_error_of_the_system_is_reported_in_one_line(
     cogment: Cogment, registry: ModelRegistry, arguments: list[str], words: list[str]
 ) -> None:
     registry.publish("there", DATA)
@@ -312,9 +312,7 @@ def test_what_the_system_refuses_is_told_in_one_line(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 @pytest.mark.parametrize("arguments", [["list_models"], ["retrieve", "m"], ["watch", "m"], ["status", "--json"]])
-def test_output_that_finds_no_room_is_told_in_one_line(
-    cogment: Cogment, registry: ModelRegistry, arguments: list[str]
-) -> None:
+def test_a_full_disk_is_reported_in_one_line(cogment: Cogment, registry: ModelRegistry, arguments: list[str]) -> None:
     registry.publish("m", DATA)
     with open("/dev/full", "wb") as full, cogment.started(*arguments, stdout=full) as process:
         _, errors = process.communicate(timeout=START_SECONDS)
@@ -325,7 +323,7 @@ def test_output_that_finds_no_room_is_told_in_one_line(
 @pytest.mark.parametrize(
     ("arguments", "code"), [(["list_models"], 0), (["retrieve", "m"], 1), (["publish", "m", "-"], 1)]
 )
-def test_streams_that_are_closed_are_no_crash(
+def test_closed_standard_streams_do_not_crash_a_command(
     cogment: Cogment, registry: ModelRegistry, arguments: list[str], code: int
 ) -> None:
     registry.publish("m", DATA)
@@ -353,14 +351,14 @@ def test_watch_prints_one_line_per_version_at_once(cogment: Cogment, registry: M
     assert process.returncode == 0
 
 
-def test_watch_leaves_out_what_the_caller_has(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_watch_skips_versions_up_to_after(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.publish("m", DATA)
     with cogment.started("watch", "m", "--after=1", "--quiet") as process:
         registry.publish("m", DATA)
         assert line_of(process) == b"2\n"
 
 
-def test_watch_ends_when_its_model_does(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_watch_ends_when_its_model_is_deleted(cogment: Cogment, registry: ModelRegistry) -> None:
     assert failed(cogment.run("watch", "m"), 3, '"m"')
     registry.publish("m", DATA)
     with cogment.started("watch", "m", "--quiet") as process:
@@ -371,7 +369,7 @@ def test_watch_ends_when_its_model_does(cogment: Cogment, registry: ModelRegistr
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_signals_end_a_watch_without_a_trace(
+def test_signals_end_a_watch_without_a_traceback(
     cogment: Cogment, registry: ModelRegistry, number: signal.Signals, code: int
 ) -> None:
     registry.publish("m", DATA)
@@ -382,7 +380,7 @@ def test_signals_end_a_watch_without_a_trace(
     assert (process.returncode, output, errors.strip()) == (code, b"", b"")
 
 
-def test_a_watch_ends_when_nobody_reads_it_any_more(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_a_watch_ends_when_its_output_is_closed(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.publish("m", DATA)
     with cogment.started("watch", "m") as process:
         line_of(process)
@@ -393,7 +391,7 @@ def test_a_watch_ends_when_nobody_reads_it_any_more(cogment: Cogment, registry: 
         assert process.stderr.read() == b""
 
 
-def test_a_reader_who_has_enough_is_no_error(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_a_reader_that_stops_early_is_not_an_error(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.publish("m", b"x" * 3_000_000)
     for number in range(300):
         registry.create_model(f"model {number}", user_data={"text": "x" * 1000})
@@ -410,15 +408,13 @@ def test_a_reader_who_has_enough_is_no_error(cogment: Cogment, registry: ModelRe
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Open a context with the endpoint of a server that takes connections and says nothing."""
+    """Return a context manager with the endpoint of a server that takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"grpc://127.0.0.1:{listener.getsockname()[1]}"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_an_upload_from_a_pipe_that_says_nothing(
-    cogment: Cogment, number: signal.Signals, code: int
-) -> None:
+def test_signals_end_an_upload_from_a_silent_pipe(cogment: Cogment, number: signal.Signals, code: int) -> None:
     with cogment.started("publish", "m", "-", stdin=subprocess.PIPE) as process:
         assert process.stdin
         # More than fits the pipe: once it is written, the command is reading.
@@ -432,7 +428,7 @@ def test_signals_end_an_upload_from_a_pipe_that_says_nothing(
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_signals_end_a_download_and_nothing_is_left(
+def test_signals_end_a_download_that_leaves_nothing(
     cogment: Cogment, registry: ModelRegistry, shared_process: ServerProcess, number: signal.Signals, code: int
 ) -> None:
     registry.publish("m", os.urandom(100_000_000))
@@ -490,11 +486,11 @@ def test_signals_end_a_download_and_nothing_is_left(
     ],
     ids=lambda arguments: ascii(" ".join(arguments)),
 )
-def test_wrong_words_exit_with_2_and_ask_nobody(tmp_path: Path, arguments: list[str]) -> None:
+def test_wrong_arguments_exit_with_2_without_a_call(tmp_path: Path, arguments: list[str]) -> None:
     assert failed(run_in_process(*WORDS, *arguments, cwd=tmp_path), 2)
 
 
-def test_what_the_registry_refuses_exits_with_1(cogment: Cogment) -> None:
+def test_a_refusal_of_the_registry_exits_with_1(cogment: Cogment) -> None:
     assert failed(cogment.run("create_model", ".."), 1, '".."')
     assert failed(cogment.run("publish", "..", "w"), 1, '".."')
 
@@ -502,7 +498,7 @@ def test_what_the_registry_refuses_exits_with_1(cogment: Cogment) -> None:
 @pytest.mark.parametrize(
     "words", [["show_model"], ["list_versions"], ["show_version"], ["retrieve"], ["delete_model", "--yes"]]
 )
-def test_what_is_not_there_exits_with_3(cogment: Cogment, registry: ModelRegistry, words: list[str]) -> None:
+def test_a_missing_model_or_version_exits_with_3(cogment: Cogment, registry: ModelRegistry, words: list[str]) -> None:
     assert failed(cogment.run(*words, "m"), 3, '"m"')
     registry.create_model("m")
     if words[0] in ("show_version", "retrieve"):
@@ -511,7 +507,7 @@ def test_what_is_not_there_exits_with_3(cogment: Cogment, registry: ModelRegistr
 
 
 @pytest.mark.parametrize("command", ["list_models", "status"])
-def test_a_registry_that_is_not_there_or_silent_exits_with_4(command: str) -> None:
+def test_an_absent_or_silent_registry_exits_with_4(command: str) -> None:
     flags = ("--timeout=0.5", f"--endpoint=grpc://127.0.0.1:{free_port()}")
     assert failed(run_in_process(*WORDS, command, *flags), 4)
     with silent_server() as endpoint:
@@ -520,7 +516,7 @@ def test_a_registry_that_is_not_there_or_silent_exits_with_4(command: str) -> No
     assert failed(run_in_process(*WORDS, "watch", "m", "--timeout=0.5", environment=environment), 4)
 
 
-def test_a_registry_that_starts_is_waited_for(tmp_path: Path) -> None:
+def test_a_command_waits_for_a_registry_that_starts(tmp_path: Path) -> None:
     port = free_port()
     words = [*WORDS, "status", "--timeout=30", f"--endpoint=grpc://127.0.0.1:{port}", "--quiet"]
     command = [sys.executable, "-m", "cogment_model_registry", *words]
@@ -534,7 +530,7 @@ def test_a_registry_that_starts_is_waited_for(tmp_path: Path) -> None:
 # The server.
 
 
-def test_status_tells_versions_and_state(cogment: Cogment) -> None:
+def test_status_shows_versions_and_state(cogment: Cogment) -> None:
     document = cogment.json("status")
     assert set(document) == {"server_versions", "status"}
     assert 0 <= int(document["status"]["overall_load"]) <= 255
@@ -572,14 +568,13 @@ def test_help_loads_neither_grpc_nor_rich(words: list[str]) -> None:
         "loaded = {'grpc', 'google', 'rich', 'structlog', 'asyncio'} & set(sys.modules); "
         "assert not loaded - {'asyncio'}, loaded; sys.exit(code)"
     )
-    command = [sys.executable, "-c", program, *WORDS, *words, "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS, check=False)
+    result = run(sys.executable, "-c", program, *WORDS, *words, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("Usage: cogment client model_registry")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_the_flags_that_all_have(command: str) -> None:
+def test_every_command_has_the_common_flags(command: str) -> None:
     help_text = run_in_process("client", "registry", command, "-h").stdout
     flags = ("endpoint", "directory_endpoint", "directory_authentication_token", "timeout", "json", "quiet")
     for flag in flags:
@@ -603,7 +598,7 @@ def test_tables_fit_the_width_of_a_terminal(cogment: Cogment, registry: ModelReg
         assert "\x1b[1m" in terminal.text
 
 
-def test_nothing_of_a_text_is_taken_for_markup(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_text_is_never_interpreted_as_markup(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.create_model("m", user_data={"tag": "[red]:smile:"})
     with on_terminal(*WORDS, "list_models", environment=cogment.environment) as terminal:
         assert terminal.wait() == 0, terminal.text
@@ -619,7 +614,9 @@ def test_details_have_units_and_ages_on_a_terminal(cogment: Cogment, registry: M
 
 
 @pytest.mark.parametrize(("key", "code"), [("y\n", 0), ("n\n", 1), ("\n", 1), ("\x03", -signal.SIGINT), ("\x04", 130)])
-def test_a_deletion_is_asked_for_on_a_terminal(cogment: Cogment, registry: ModelRegistry, key: str, code: int) -> None:
+def test_a_deletion_asks_for_confirmation_on_a_terminal(
+    cogment: Cogment, registry: ModelRegistry, key: str, code: int
+) -> None:
     registry.publish("m", b"x" * 2048)
     registry.store("m", DATA)
     with on_terminal(*WORDS, "delete_model", "m", environment=cogment.environment) as terminal:
@@ -638,7 +635,7 @@ IMPATIENT = (
 )
 
 
-def test_transfers_show_a_bar_on_a_terminal_unless_they_are_to_be_quiet(cogment: Cogment) -> None:
+def test_transfers_show_a_bar_on_a_terminal_unless_quiet(cogment: Cogment) -> None:
     (cogment.directory / "large").write_bytes(b"x" * 20_000_000)
     for words, bar in (
         (["publish", "m", "large"], "publishing"),
@@ -655,13 +652,13 @@ def test_transfers_show_a_bar_on_a_terminal_unless_they_are_to_be_quiet(cogment:
             assert terminal.text.count("\x1b[?25l") == terminal.text.count("\x1b[?25h"), "the cursor is shown again"
 
 
-def test_a_transfer_that_is_over_at_once_shows_no_bar(cogment: Cogment) -> None:
+def test_a_short_transfer_shows_no_bar(cogment: Cogment) -> None:
     with on_terminal(*WORDS, "publish", "m", "w", environment=cogment.environment, cwd=cogment.directory) as terminal:
         assert terminal.wait() == 0, terminal.text
     assert terminal.plain == "published version 1 of model m: 9 B\n"
 
 
-def test_bytes_go_neither_to_a_terminal_nor_come_from_one(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_versions_are_neither_written_to_nor_read_from_a_terminal(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.publish("m", DATA)
     for words in (["retrieve", "m"], ["publish", "m", "-"]):
         with on_terminal(*WORDS, *words, environment=cogment.environment) as terminal:
@@ -682,7 +679,7 @@ def test_a_key_ends_a_watch_on_a_terminal(cogment: Cogment, registry: ModelRegis
 
 
 def completed(words: str, environment: dict[str, str] | None = None, shell: str = "bash") -> list[str]:
-    """Return what a shell is told to complete the last word with, as its protocol has it."""
+    """Return the completions of the last word, in the protocol of the shell."""
     variables = {"_COGMENT_COMPLETE": f"{shell}_complete", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     if shell == "fish":
         variables["COMP_CWORD"] = words.rpartition(" ")[2]
@@ -716,7 +713,7 @@ def test_models_and_versions_are_completed_from_the_registry(cogment: Cogment, r
         assert any("hopper" in line for line in completed(f"{words} hop", environment, shell))
 
 
-def test_completion_is_silent_when_there_is_no_registry() -> None:
+def test_completion_is_silent_without_a_registry() -> None:
     for endpoint in (f"grpc://127.0.0.1:{free_port()}", "nonsense"):
         environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint}
         assert completed("cogment client model_registry show_model ", environment) == []
@@ -726,7 +723,7 @@ def test_completion_is_silent_when_there_is_no_registry() -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_the_script_that_a_shell_evaluates_names_the_program(shell: str) -> None:
+def test_the_completion_script_names_the_program(shell: str) -> None:
     result = run_in_process(environment={"_COGMENT_COMPLETE": f"{shell}_source"})
     assert result.returncode == 0
     assert "_COGMENT_COMPLETE" in result.stdout
@@ -745,10 +742,10 @@ def test_the_script_that_a_shell_evaluates_names_the_program(shell: str) -> None
         ("--js", "--js", ["--json"]),
     ],
 )
-def test_bash_completes_what_was_typed(
+def test_bash_completes_a_partly_typed_word(
     cogment: Cogment, registry: ModelRegistry, typed: str, word: str, replies: list[str]
 ) -> None:
-    """Though bash has broken it at colons and equals signs."""
+    """Bash has broken it at colons and equals signs."""
     for name in ("walker", "run:1", "run:2", "a b"):
         registry.create_model(name)
     environment = dict(cogment.environment)
@@ -761,27 +758,11 @@ def test_bash_completes_what_was_typed(
         printf '%s\n' "${{COMPREPLY[@]}}"
     """
     path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
-    result = subprocess.run(
-        ["bash", "-c", script],
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-        env={**environment, "PATH": path},
-    )
+    result = run("bash", "-c", script, environment={**environment, "PATH": path})
     assert (result.stdout.split("\n")[:-1], result.stderr) == (replies or [""], "")
 
 
-# Words for sizes and times.
-
-
-@pytest.mark.parametrize(
-    ("size_bytes", "text"),
-    [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1024**2 - 1, "1.0 MiB"), (5 * 1024**3, "5.0 GiB")],
-)
-def test_sizes_have_binary_units(size_bytes: int, text: str) -> None:
-    assert presentation.human_size(size_bytes) == text
-    assert presentation.human_size(2**63 - 1) == "8.0 EiB"
+# Texts of times.
 
 
 @pytest.mark.parametrize(
@@ -796,7 +777,7 @@ def test_ages_have_one_unit(seconds: float, text: str) -> None:
     assert presentation.age(now_ns - int(seconds * 10**9), now_ns) == text
 
 
-def test_every_time_that_the_api_can_say_has_a_text() -> None:
+def test_every_time_that_the_api_allows_can_be_shown() -> None:
     assert presentation.time_text(0) == "1970-01-01T00:00:00.000000Z"
     assert presentation.time_text(2**64 - 1) == "2554-07-21T23:34:33.709551Z"
     info = VersionInfo("m", 1, 2**64 - 1, archived=True, data_hash="", data_size_bytes=0)

@@ -20,7 +20,7 @@ class DirectoryProcess(ServerProcess):
 
 @contextmanager
 def directory_process(*flags: str, port: int = 0) -> Iterator[DirectoryProcess]:
-    """Open a context in which a Directory serves; what is left of it at the end is killed."""
+    """Return a context manager in which a Directory serves; what is left of it at the end is killed."""
     process = DirectoryProcess(*flags, port=port)
     try:
         yield process

@@ -1,4 +1,4 @@
-"""The small Directory, over real channels: its calls, what it hands out to whom, its checks, and its file."""
+"""The small Directory, over real channels: its calls, the services that it returns, its checks, and its file."""
 
 import asyncio
 import dataclasses
@@ -38,14 +38,14 @@ NAMED = Endpoint(Protocol.COGMENT, "somewhere", 0)
 
 @asynccontextmanager
 async def directory(**settings: Any) -> AsyncIterator[str]:
-    """Open a context in which a Directory serves, with its endpoint."""
+    """Return a context manager in which a Directory serves, with its endpoint."""
     async with running(dataclasses.replace(SETTINGS, **settings)) as server:
         yield f"grpc://127.0.0.1:{server.port}"
 
 
 @asynccontextmanager
 async def client_of_new(token: str = "", **settings: Any) -> AsyncIterator[DirectoryClient]:
-    """Open a context with a client of a Directory of its own."""
+    """Return a context manager with a client of a Directory of its own."""
     async with directory(**settings) as endpoint, connected(endpoint, token) as client:
         yield client
 
@@ -173,7 +173,7 @@ async def fake_service(load: str | None = "0") -> AsyncIterator[FakeService]:
 
 @asynccontextmanager
 async def listener() -> AsyncIterator[int]:
-    """Open a context with a port that takes TCP connections and speaks no gRPC."""
+    """Return a context manager with a port that takes TCP connections and speaks no gRPC."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -183,7 +183,7 @@ async def ids(client: DirectoryClient, service_type: ServiceType = ServiceType.M
 
 
 async def eventually_ids(client: DirectoryClient, *expected: int) -> None:
-    """Wait until exactly these model registries are handed out, in this order."""
+    """Wait until exactly these model registries are returned, in this order."""
 
     async def are_they() -> bool:
         return await ids(client) == list(expected)
@@ -227,7 +227,7 @@ def register_request(**details: Any) -> pb.RegisterRequest:
     return wire.RegisterRequest(endpoint=endpoint, details=pb.ServiceDetails(**{"type": pb.OTHER_SERVICE} | details))
 
 
-async def test_each_request_of_a_stream_has_its_reply_at_once_refused_or_not(raw: Raw) -> None:
+async def test_each_request_of_a_stream_is_answered_at_once_refused_or_not(raw: Raw) -> None:
     replies = await raw.register(register_request(), register_request(type=0), register_request())
     assert [reply.status for reply in replies] == [pb.RegisterReply.OK, pb.RegisterReply.FAILED, pb.RegisterReply.OK]
     assert [bool(reply.error_msg) for reply in replies] == [False, True, False]
@@ -259,9 +259,7 @@ async def test_a_stream_without_requests_ends_without_replies(raw: Raw) -> None:
         (pb.ServiceEndpoint(protocol=pb.ServiceEndpoint.GRPC_SSL, host="a", port=65536), "port"),
     ],
 )
-async def test_an_endpoint_that_cannot_be_is_refused_with_a_message(
-    raw: Raw, where: pb.ServiceEndpoint, words: str
-) -> None:
+async def test_a_malformed_endpoint_is_refused_with_a_message(raw: Raw, where: pb.ServiceEndpoint, words: str) -> None:
     details = pb.ServiceDetails(type=pb.MODEL_REGISTRY_SERVICE)
     [reply] = await raw.register(wire.RegisterRequest(endpoint=where, details=details))
     assert reply.status == pb.RegisterReply.FAILED
@@ -278,7 +276,7 @@ async def test_a_type_that_does_not_exist_is_refused(raw: Raw, number: int) -> N
         await raw.inquire(details)
 
 
-async def test_what_is_no_message_is_an_invalid_argument(raw: Raw) -> None:
+async def test_a_malformed_message_is_an_invalid_argument(raw: Raw) -> None:
     for method in ("Version", "Status"):
         with refused(grpc.StatusCode.INVALID_ARGUMENT):
             await raw.unary(method, b"\xff")
@@ -286,7 +284,7 @@ async def test_what_is_no_message_is_an_invalid_argument(raw: Raw) -> None:
         await raw.inquire(b"\xff")
 
 
-async def test_what_is_no_message_among_registrations_is_refused_and_the_stream_goes_on(raw: Raw) -> None:
+async def test_a_malformed_registration_is_refused_and_the_stream_continues(raw: Raw) -> None:
     bad, good = await raw.register(b"\xff", register_request())
     assert (bad.status, good.status) == (pb.RegisterReply.FAILED, pb.RegisterReply.OK)
     assert bad.error_msg
@@ -300,7 +298,7 @@ async def test_an_inquiry_for_nothing_is_an_invalid_argument(raw: Raw) -> None:
         await raw.inquire(wire.InquireRequest())
 
 
-async def test_status_tells_what_is_asked_and_everything_for_a_star(raw: Raw) -> None:
+async def test_status_returns_the_requested_names_and_everything_for_a_star(raw: Raw) -> None:
     await raw.register(register_request())
     everything = await raw.status("*")
     assert everything["overall_load"] == "0"
@@ -309,7 +307,7 @@ async def test_status_tells_what_is_asked_and_everything_for_a_star(raw: Raw) ->
     assert await raw.status() == {}
 
 
-async def test_version_tells_the_version(raw: Raw) -> None:
+async def test_version_returns_the_version(raw: Raw) -> None:
     reply = m.ServiceVersionInfo.FromString(await raw.unary("Version", m.VersionRequest()))
     assert __version__ in [part.version for part in reply.versions]
 
@@ -361,7 +359,7 @@ async def test_a_service_without_token_is_not_found_with_one(endpoint: str) -> N
         assert await other.inquire(service_id) == []
 
 
-async def test_a_wrong_secret_and_an_unknown_id_are_refused_alike(client: DirectoryClient) -> None:
+async def test_a_wrong_secret_and_an_unknown_id_get_the_same_refusal(client: DirectoryClient) -> None:
     service_id, secret = await client.register(NAMED, registry())
     messages = set()
     for wrong_id, wrong_secret in ((service_id, ""), (service_id, secret + "x"), (service_id + 1, secret)):
@@ -374,12 +372,12 @@ async def test_a_wrong_secret_and_an_unknown_id_are_refused_alike(client: Direct
 
 
 @pytest.mark.parametrize("service_id", [0, 1, 2**64 - 1])
-async def test_an_id_that_nobody_has_finds_nothing(client: DirectoryClient, service_id: int) -> None:
+async def test_an_unknown_id_finds_nothing(client: DirectoryClient, service_id: int) -> None:
     await add(client)
     assert await client.inquire(service_id) == []
 
 
-# What is handed out.
+# Returned services.
 
 
 async def test_an_inquiry_matches_type_and_every_property_it_names(client: DirectoryClient) -> None:
@@ -418,12 +416,12 @@ async def test_services_that_are_not_permanent_may_be_alike(client: DirectoryCli
     assert len(await ids(client)) == 2
 
 
-async def test_a_permanent_service_stays_though_nobody_is_there(endpoint: str, client: DirectoryClient) -> None:
+async def test_a_permanent_service_stays_without_an_answer(endpoint: str, client: DirectoryClient) -> None:
     details = Details(ServiceType.OTHER)
     await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", free_port()), registry(), permanent=True)
     await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", free_port()), details)
     async with raw_of(endpoint) as raw:
-        await eventually(lambda: has_services(raw, 1))  # the other one failed all its checks meanwhile
+        await eventually(lambda: has_services(raw, 1))  # the other one failed all its checks by now
     assert len(await ids(client)) == 1
 
 
@@ -431,7 +429,7 @@ async def has_services(raw: Raw, count: int) -> bool:
     return (await raw.status("services"))["services"] == str(count)
 
 
-async def test_a_named_endpoint_is_handed_out_unchecked_and_stays(endpoint: str, client: DirectoryClient) -> None:
+async def test_a_named_endpoint_is_returned_unchecked_and_stays(endpoint: str, client: DirectoryClient) -> None:
     service_id = await add(client)
     [service] = await client.inquire(service_id)
     assert service.endpoint == NAMED
@@ -448,7 +446,7 @@ async def test_a_named_endpoint_is_handed_out_unchecked_and_stays(endpoint: str,
     ("protocol", "service_type"),
     [(Protocol.GRPC_SSL, ServiceType.MODEL_REGISTRY), (Protocol.GRPC, ServiceType.OTHER)],
 )
-async def test_what_cannot_be_asked_is_checked_by_a_tcp_connection(
+async def test_a_service_that_cannot_be_called_is_checked_by_a_tcp_connection(
     endpoint: str, client: DirectoryClient, protocol: Protocol, service_type: ServiceType
 ) -> None:
     async with listener() as port:
@@ -481,7 +479,7 @@ async def test_a_failed_check_hides_a_service_by_id_too_and_a_good_one_shows_it_
     async with directory(check_seconds=0.5) as endpoint, connected(endpoint) as client, fake_service() as ill:
         service_id, _ = await client.register(ill.endpoint, registry())
         await eventually_ids(client, service_id)
-        for _ in range(2):  # failures count anew after a good check
+        for _ in range(2):  # failures are counted again from 0 after a good check
             ill.load = None
             await eventually_ids(client)
             assert await client.inquire(service_id) == []
@@ -489,7 +487,7 @@ async def test_a_failed_check_hides_a_service_by_id_too_and_a_good_one_shows_it_
             await eventually_ids(client, service_id)
 
 
-async def test_a_service_that_never_passed_a_check_is_not_handed_out(endpoint: str, client: DirectoryClient) -> None:
+async def test_a_service_that_never_passed_a_check_is_not_returned(endpoint: str, client: DirectoryClient) -> None:
     async with fake_service(None) as ill, raw_of(endpoint) as raw:
         service_id, _ = await client.register(ill.endpoint, registry())
         while not await has_services(raw, 0):
@@ -497,14 +495,14 @@ async def test_a_service_that_never_passed_a_check_is_not_handed_out(endpoint: s
             assert await ids(client) == []
 
 
-async def test_a_service_without_status_is_there_when_it_has_a_version(client: DirectoryClient) -> None:
+async def test_a_service_without_status_is_healthy_when_it_answers_version(client: DirectoryClient) -> None:
     async with fake_service(None) as service:
         service.has_version = True
         service_id, _ = await client.register(service.endpoint, registry())
         await eventually_ids(client, service_id)
 
 
-async def test_a_service_that_cannot_serve_is_kept_and_not_handed_out() -> None:
+async def test_a_service_that_cannot_serve_is_kept_and_not_returned() -> None:
     async with (
         directory() as endpoint,
         connected(endpoint) as client,
@@ -524,7 +522,7 @@ async def is_asked(service: FakeService, times: int) -> bool:
     return len(service.asked) >= times
 
 
-async def test_load_balancing_hands_out_those_within_10_of_the_lowest() -> None:
+async def test_load_balancing_returns_services_within_10_of_the_lowest_load() -> None:
     async with (
         client_of_new(load_balancing=True) as client,
         fake_service("30") as low,
@@ -555,7 +553,7 @@ async def test_load_does_not_matter_without_load_balancing(client: DirectoryClie
         await eventually_ids(client, busy_id, idle_id)
 
 
-async def test_balancing_is_among_the_services_that_match_only() -> None:
+async def test_load_balancing_compares_only_matching_services() -> None:
     async with client_of_new(load_balancing=True) as client, fake_service("200") as busy:
         busy_id, _ = await client.register(busy.endpoint, registry(kind="big"))
         await add(client, registry(kind="small"))
@@ -582,14 +580,14 @@ async def test_an_inquiry_waits_for_the_first_check() -> None:
         assert await ids(client) == [service_id]
 
 
-async def test_an_inquiry_waits_no_longer_than_it_may() -> None:
+async def test_an_inquiry_waits_no_longer_than_its_limit() -> None:
     async with client_of_new(registration_lag=1) as client:
         started = time.monotonic()
         assert await ids(client) == []
         assert 0.9 < time.monotonic() - started < 4
 
 
-async def test_an_inquiry_that_waits_does_not_hold_up_the_stop() -> None:
+async def test_a_waiting_inquiry_does_not_delay_the_stop() -> None:
     async with connected_after_stop() as inquiry:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await inquiry
@@ -598,7 +596,7 @@ async def test_an_inquiry_that_waits_does_not_hold_up_the_stop() -> None:
 
 @asynccontextmanager
 async def connected_after_stop() -> AsyncIterator["asyncio.Task[Any]"]:
-    """Open a context with an inquiry that waited when its Directory, which has a long grace, stopped."""
+    """Return a context manager with an inquiry that waited when its Directory, which has a long grace, stopped."""
     server = running(dataclasses.replace(SETTINGS, registration_lag=3600, grace_seconds=20))
     directory_server = await server.__aenter__()
     async with raw_of(f"grpc://127.0.0.1:{directory_server.port}") as raw:
@@ -648,7 +646,7 @@ async def test_a_service_that_fails_the_first_check_after_a_restart_is_removed(t
             await eventually_ids(client, well_id)
 
 
-async def test_what_was_there_before_a_restart_is_handed_out_once_checked(tmp_path: Path) -> None:
+async def test_a_service_registered_before_a_restart_is_returned_after_its_check(tmp_path: Path) -> None:
     file = str(tmp_path / "services")
     async with fake_service() as service:
         async with client_of_new(persistence_file=file) as client:
@@ -734,8 +732,8 @@ async def test_a_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> 
                 pass
 
 
-async def test_what_cannot_be_kept_is_not_registered(tmp_path: Path) -> None:
-    """And is once it can be kept again: nothing but the one call failed."""
+async def test_a_registration_that_cannot_be_persisted_is_refused(tmp_path: Path) -> None:
+    """Once the file can be written again, registrations succeed again."""
     folder = tmp_path / "folder"
     async with client_of_new(persistence_file=str(folder / "services")) as client:
         folder.rename(tmp_path / "aside")
@@ -749,7 +747,7 @@ async def test_what_cannot_be_kept_is_not_registered(tmp_path: Path) -> None:
         assert await ids(client) == [service_id]
 
 
-async def test_checks_go_on_after_a_removal_that_could_not_be_kept(tmp_path: Path) -> None:
+async def test_checks_continue_after_a_removal_that_could_not_be_persisted(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     async with (
         directory(persistence_file=str(folder / "services")) as endpoint,

@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,25 +18,30 @@ import grpc
 import grpc.aio
 import psutil
 import pytest
+import structlog.testing
 
 from cogment_model_registry import __version__
 from cogment_model_registry.discovery.client import connected as connected_to_directory
+from cogment_model_registry.discovery.server import running as running_directory
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.services import Details, Service, ServiceType
+from cogment_model_registry.server.registration import Pace, Registration, State
+from cogment_model_registry.settings import DirectorySettings, Settings
+from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import directory as wire
 from tests.client import Client, connected, header
 from tests.directory.processes import DirectoryProcess, directory_process
 from tests.ports import free_port
-from tests.processes import START_SECONDS, ServerProcess, clean_environment, run_cogment, server_process
-from tests.waiting import eventually
+from tests.processes import START_SECONDS, ServerProcess, run, run_cogment, server_process
+from tests.waiting import eventually, until
 
 STOPPED_SECONDS = 4.0
-"""How long a registry may take to end when nothing but a Directory that is away could hold it up: 1.5 s for that, and
+"""How long a registry may take to end when only an absent Directory could delay it: 1.5 s for that, and
 what a busy machine needs to end a process."""
 
 
 async def found(port: int, token: str = "", service_type: ServiceType = ServiceType.MODEL_REGISTRY) -> list[Service]:
-    """Return the services of a type that the Directory on a port hands out; none while it does not answer."""
+    """Return the services of a type that the Directory on a port returns; none while it does not answer."""
     try:
         async with connected_to_directory(f"grpc://127.0.0.1:{port}", token) as client:
             return await client.inquire(Details(service_type), timeout_seconds=5)
@@ -43,17 +49,15 @@ async def found(port: int, token: str = "", service_type: ServiceType = ServiceT
         return []
 
 
-async def registered(
-    port: int, registry: ServerProcess, token: str = "", within_seconds: float = START_SECONDS
-) -> Service:
-    """Wait until the Directory hands a registry out, and return what it hands out."""
+async def registered(port: int, registry: ServerProcess, token: str = "") -> Service:
+    """Wait until the Directory returns a registry, and return its service."""
     services: list[Service] = []
 
     async def is_there() -> bool:
         services[:] = [each for each in await found(port, token) if each.endpoint.port == registry.port]
         return bool(services)
 
-    await eventually(is_there, within_seconds=within_seconds)
+    await eventually(is_there, within_seconds=START_SECONDS)
     assert len(services) == 1
     return services[0]
 
@@ -72,23 +76,23 @@ def seconds_to_stop(process: ServerProcess) -> float:
     return time.monotonic() - started
 
 
-# Who comes first.
+# The order of the starts.
 
 
-async def test_registers_with_a_directory_that_is_there(tmp_path: Path) -> None:
+async def test_registers_with_a_running_directory(tmp_path: Path) -> None:
     with (
         directory_process() as directory,
         server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}") as registry,
     ):
         service = await registered(directory.port, registry)
         assert service.details.type is ServiceType.MODEL_REGISTRY
-        assert str(service.endpoint) == f"grpc://127.0.0.1:{registry.port}"  # not 0, which it was told
+        assert str(service.endpoint) == f"grpc://127.0.0.1:{registry.port}"  # not 0, which was the setting
         assert not service.permanent
         async with connected(service.endpoint.port) as client:
             await client.create_model("m")
 
 
-async def test_registers_once_the_directory_comes(tmp_path: Path) -> None:
+async def test_registers_once_the_directory_starts(tmp_path: Path) -> None:
     port = free_port()
     flag = f"--directory_endpoint=grpc://127.0.0.1:{port}"
     with server_process(tmp_path / "archive", flag, "--log_format=json") as registry:
@@ -119,7 +123,7 @@ async def test_endpoint_token_and_properties_come_from_the_environment_too(tmp_p
 # What is registered.
 
 
-async def test_properties_are_the_given_ones_and_where_the_host_comes_from_and_the_version(tmp_path: Path) -> None:
+async def test_registers_the_given_properties_the_source_of_the_host_and_the_version(tmp_path: Path) -> None:
     with (
         directory_process() as directory,
         server_process(
@@ -138,7 +142,7 @@ async def test_properties_are_the_given_ones_and_where_the_host_comes_from_and_t
         }
 
 
-async def test_host_that_is_given_is_registered_as_such(tmp_path: Path) -> None:
+async def test_given_host_is_registered(tmp_path: Path) -> None:
     flags = ["--directory_registration_host=localhost", "--directory_registration_properties=__version=9"]
     with (
         directory_process() as directory,
@@ -148,7 +152,7 @@ async def test_host_that_is_given_is_registered_as_such(tmp_path: Path) -> None:
         assert service.endpoint.host == "localhost"
         assert service.details.properties == {
             "__registration_source": "Self-Command_Line",
-            "__version": __version__,  # what is reserved is not the user's to set
+            "__version": __version__,  # a reserved name, which the user cannot set
         }
 
 
@@ -160,7 +164,7 @@ def own_addresses() -> set[str]:
 
 
 @pytest.mark.skipif(not own_addresses(), reason="this machine has no address but loopback ones")
-async def test_an_address_of_the_machine_is_registered_where_every_interface_is_served(tmp_path: Path) -> None:
+async def test_an_address_of_the_machine_is_registered_when_all_interfaces_are_served(tmp_path: Path) -> None:
     with (
         directory_process() as directory,
         server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}", "--host=*") as registry,
@@ -175,26 +179,19 @@ def without_network(*command: str) -> list[str]:
     return ["unshare", "--map-root-user", "--net", *command]
 
 
-def test_no_host_to_register_stops_the_start_and_names_the_setting(tmp_path: Path) -> None:
+def test_start_fails_without_a_host_to_register_and_names_the_setting(tmp_path: Path) -> None:
     if not shutil.which("unshare") or subprocess.run(without_network("true"), capture_output=True, check=False).stderr:
         pytest.skip("a network without interfaces cannot be made here: unshare is missing or not permitted")
     registry = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
     flags = [f"--archive_dir={tmp_path}", "--directory_endpoint=grpc://127.0.0.1:9005"]
-    result = subprocess.run(
-        without_network(*registry, *flags),
-        capture_output=True,
-        text=True,
-        timeout=START_SECONDS,
-        check=False,
-        env=clean_environment(),
-    )
+    result = run(*without_network(*registry, *flags))
     assert result.returncode == 3, result
     assert len(result.stderr.splitlines()) == 1
     assert "directory_registration_host" in result.stderr
 
 
 @pytest.mark.parametrize("endpoint", ["cogment://discover", "grpc://localhost", "localhost:9005", "grpc://a b:9005"])
-def test_endpoint_that_is_none_stops_the_start(tmp_path: Path, endpoint: str) -> None:
+def test_malformed_endpoint_stops_the_start(tmp_path: Path, endpoint: str) -> None:
     flags = ["--port=0", f"--archive_dir={tmp_path / 'archive'}", f"--directory_endpoint={endpoint}"]
     result = run_cogment("services", "model_registry", *flags)
     assert result.returncode == 2
@@ -204,7 +201,7 @@ def test_endpoint_that_is_none_stops_the_start(tmp_path: Path, endpoint: str) ->
     assert not (tmp_path / "archive").exists()
 
 
-async def test_only_who_has_the_token_finds_the_registry(tmp_path: Path) -> None:
+async def test_only_a_client_with_the_token_finds_the_registry(tmp_path: Path) -> None:
     flags = ["--directory_authentication_token=GH670ploT"]
     with (
         directory_process() as directory,
@@ -226,78 +223,111 @@ def new_registry(archive_dir: Path, directory: DirectoryProcess, stack: ExitStac
     return stack.enter_context(server_process(archive_dir, *flags))
 
 
-async def back_with_nothing(directory: Path, stack: ExitStack) -> None:
-    """A Directory that lost everything has the registry again, under another id."""
-    old = stack.enter_context(directory_process())
-    registry = new_registry(directory / "archive", old, stack)
-    before = await registered(old.port, registry)
-    old.kill()
-    stack.enter_context(directory_process(port=old.port))
-    after = await registered(old.port, registry, within_seconds=30)
-    assert after.service_id != before.service_id
-    assert after.details == before.details
+QUICK = Pace(
+    look_seconds=0.02,
+    second_look_seconds=0.01,
+    first_check_seconds=0.1,
+    first_pause_seconds=0.01,
+    longest_pause_seconds=0.1,
+)
+"""A pace at which a registration notices in milliseconds what takes seconds by default."""
+
+
+@asynccontextmanager
+async def local_directory(port: int = 0, file: Path | str = "") -> AsyncIterator[int]:
+    """Return a context manager with the port of a Directory in this process."""
+    settings = DirectorySettings(host="127.0.0.1", port=port, persistence_file=str(file), grace_seconds=0)
+    async with running_directory(settings) as directory:
+        yield directory.port
+
+
+@asynccontextmanager
+async def local_registration(archive_dir: Path, directory_port: int, pace: Pace) -> AsyncIterator[Registration]:
+    """Return a context manager with the registration of a server in this process, which is maintained at this pace."""
+    async with serving(archive_dir) as server:
+        settings = Settings(host="127.0.0.1", directory_endpoint=f"grpc://127.0.0.1:{directory_port}")
+        registration = Registration(settings, server.port, pace)
+        maintaining = asyncio.create_task(registration.run())
+        try:
+            yield registration
+        finally:
+            maintaining.cancel()
+            with suppress(asyncio.CancelledError):
+                await maintaining
+            await registration.end(1)
+
+
+async def only_registry(port: int, other_than: int = 0) -> Service:
+    """Wait until a Directory returns one registry, with another id, and return it."""
+
+    async def find() -> Service | None:
+        services = await found(port)
+        return services[0] if len(services) == 1 and services[0].service_id != other_than else None
+
+    return await eventually(find)
+
+
+async def test_a_directory_that_lost_everything_gets_the_registry_again_under_another_id(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as log:
+        async with AsyncExitStack() as directories:
+            port = await directories.enter_async_context(local_directory())
+            async with local_registration(tmp_path / "archive", port, QUICK):
+                before = await only_registry(port)
+                await directories.aclose()
+                await directories.enter_async_context(local_directory(port))
+                after = await only_registry(port, other_than=before.service_id)
+                assert after.details == before.details
     # The id that now counts is in the log, so that an operator finds it there.
-    await eventually(lambda: is_logged(registry, str(after.service_id)), within_seconds=5)
+    registrations = [entry["service_id"] for entry in log if entry["event"] == "registered with the Directory"]
+    assert after.service_id in registrations
 
 
-async def is_logged(process: ServerProcess, text: str) -> bool:
-    return any(text in line for line in process.lines)
+async def test_a_directory_that_kept_its_file_has_the_registry_once_under_the_same_id(tmp_path: Path) -> None:
+    file = tmp_path / "services"
+    patient = replace(QUICK, first_check_seconds=Pace().first_check_seconds)
+    with structlog.testing.capture_logs() as log:
+        async with AsyncExitStack() as directories:
+            port = await directories.enter_async_context(local_directory(file=file))
+            async with local_registration(tmp_path / "archive", port, patient) as registration:
+                before = await only_registry(port)
+                await directories.aclose()
+                await until(lambda: registration.state is State.WAITING)
+                await directories.enter_async_context(local_directory(port, file))
+                await until(lambda: registration.state is State.REGISTERED)
+                assert await only_registry(port) == before
+    assert not any(entry["event"].startswith("registering again") for entry in log)
 
 
-async def back_with_its_file(directory: Path, stack: ExitStack) -> None:
-    """A Directory that kept its file has the registry at once, under the same id, and just once ever after."""
-    flag = f"--persistence_file={directory / 'services'}"
-    old = stack.enter_context(directory_process(flag))
-    registry = new_registry(directory / "archive", old, stack)
-    before = await registered(old.port, registry)
-    old.kill()
-    new = stack.enter_context(directory_process(flag, "--log_level=debug", port=old.port))
-    after = await registered(new.port, registry, within_seconds=8)
-    assert after == before
-    # An inquiry by id, which is the registry's, is longer than those of this test, by type.
-    await asyncio.to_thread(new.wait_for_line, r"Inquire OK .*received_bytes=1\d\b")
-    assert await found(new.port) == [before]
-    assert not any("registering again" in line for line in registry.lines)
+async def test_a_directory_that_gave_the_id_to_another_service_keeps_that_one_too(tmp_path: Path) -> None:
+    file = tmp_path / "services"
+    async with AsyncExitStack() as directories:
+        port = await directories.enter_async_context(local_directory(file=file))
+        async with local_registration(tmp_path / "archive", port, QUICK):
+            before = await only_registry(port)
+            await directories.aclose()
+            with socket.create_server(("127.0.0.1", 0)) as other:
+                state = json.loads(file.read_text())
+                changed = {"type": "other", "port": other.getsockname()[1], "secret": "another", "properties": {}}
+                state["services"][0] |= changed
+                file.write_text(json.dumps(state))
+                await directories.enter_async_context(local_directory(port, file))
+                after = await only_registry(port)
+                assert after.service_id != before.service_id
+                [kept] = await found(port, service_type=ServiceType.OTHER)
+                assert kept.service_id == before.service_id
 
 
-async def back_with_another_service_under_the_id(directory: Path, stack: ExitStack) -> None:
-    """A Directory that gave the id to someone else gets the registry anew, and keeps the other one."""
-    file = directory / "services"
-    flag = f"--persistence_file={file}"
-    old = stack.enter_context(directory_process(flag))
-    registry = new_registry(directory / "archive", old, stack)
-    before = await registered(old.port, registry)
-    old.kill()
-    other = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
-    state = json.loads(file.read_text())
-    state["services"][0] |= {"type": "other", "port": other.getsockname()[1], "secret": "another", "properties": {}}
-    file.write_text(json.dumps(state))
-    new = stack.enter_context(directory_process(flag, port=old.port))
-    after = await registered(new.port, registry, within_seconds=30)
-    assert after.service_id != before.service_id
-    [kept] = await found(new.port, service_type=ServiceType.OTHER)
-    assert kept.service_id == before.service_id
+def test_a_lost_registration_is_repeated_within_30_seconds_by_default() -> None:
+    pace = Pace()
+    longest_pause = max(pace.look_seconds, pace.longest_pause_seconds)
+    assert longest_pause + pace.second_look_seconds + pace.first_check_seconds <= 30
 
 
-async def test_a_directory_that_comes_back_has_the_registry_within_30_seconds(tmp_path: Path) -> None:
-    cases = [back_with_nothing, back_with_its_file, back_with_another_service_under_the_id]
-    with ExitStack() as stack:
-        for case in cases:
-            (tmp_path / case.__name__).mkdir()
-        results = await asyncio.gather(
-            *(case(tmp_path / case.__name__, stack) for case in cases), return_exceptions=True
-        )
-        failed = {
-            case.__name__: result for case, result in zip(cases, results, strict=True) if isinstance(result, Exception)
-        }
-        assert not failed
-
-
-# Directories that refuse, and ones that are of no use.
+# Directories that refuse or do not answer.
 
 
 class ScriptedDirectory:
-    """A Directory in this process that answers `Register` as it is told, call by call, and accepts after that.
+    """A Directory in this process that gives these answers to `Register`, call by call, and accepts after that.
 
     Attributes:
         registrations: How many calls of `Register` there were.
@@ -322,7 +352,7 @@ class ScriptedDirectory:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
-        """Open a context in which it serves, with its endpoint."""
+        """Return a context manager in which it serves, with its endpoint."""
         methods: dict[str, Any] = {
             "Register": grpc.stream_stream_rpc_method_handler(self._register),
             "Deregister": grpc.stream_stream_rpc_method_handler(self._deregister),
@@ -357,7 +387,7 @@ async def test_each_change_of_the_registration_is_one_line_and_refusals_are_erro
 
 
 @pytest.mark.parametrize("answer", [b"\xff\xff\xff", grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED])
-async def test_an_answer_that_makes_no_sense_is_tried_again(tmp_path: Path, answer: bytes | grpc.StatusCode) -> None:
+async def test_a_malformed_answer_is_retried(tmp_path: Path, answer: bytes | grpc.StatusCode) -> None:
     directory = ScriptedDirectory(answer)
     async with directory.serving() as endpoint:
         with server_process(tmp_path / "archive", f"--directory_endpoint={endpoint}") as registry:
@@ -375,21 +405,19 @@ async def is_true(value: bool) -> bool:
 
 @contextmanager
 def silent_listener() -> Iterator[int]:
-    """Open a context with a port that takes connections and never says a word."""
+    """Return a context manager with a port that takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 @contextmanager
 def nobody() -> Iterator[int]:
-    """Open a context with a port that nobody listens on."""
+    """Return a context manager with a port that nobody listens on."""
     yield free_port()
 
 
 @pytest.mark.parametrize("absent", [silent_listener, nobody])
-async def test_a_directory_that_is_away_holds_up_neither_service_nor_stop(
-    tmp_path: Path, absent: Callable[[], Any]
-) -> None:
+async def test_an_absent_directory_delays_neither_service_nor_stop(tmp_path: Path, absent: Callable[[], Any]) -> None:
     with (
         absent() as port,
         server_process(tmp_path / "archive", f"--directory_endpoint=grpc://127.0.0.1:{port}") as registry,
@@ -401,7 +429,7 @@ async def test_a_directory_that_is_away_holds_up_neither_service_nor_stop(
         assert await asyncio.to_thread(seconds_to_stop, registry) < STOPPED_SECONDS
 
 
-async def test_a_directory_that_went_away_does_not_hold_up_the_stop(tmp_path: Path) -> None:
+async def test_a_vanished_directory_does_not_delay_the_stop(tmp_path: Path) -> None:
     with directory_process() as directory, ExitStack() as stack:
         registry = new_registry(tmp_path / "archive", directory, stack)
         await registered(directory.port, registry)
@@ -424,7 +452,7 @@ async def promise(client: Client, size: int) -> Any:
     return call
 
 
-async def test_the_registry_with_less_load_is_the_one_handed_out(tmp_path: Path) -> None:
+async def test_the_registry_with_the_lower_load_is_returned(tmp_path: Path) -> None:
     with ExitStack() as stack:
         directory = stack.enter_context(directory_process("--load_balancing", "--check_seconds=0.2"))
         flags = [f"--directory_endpoint={directory.endpoint}", f"--cache_max_bytes={64 * 2**20}"]
@@ -447,7 +475,7 @@ async def is_loaded(client: Client) -> bool:
     return int((await client.status("overall_load"))["overall_load"]) > 100
 
 
-async def test_a_registry_told_to_stop_is_handed_out_no_more_while_it_drains(tmp_path: Path) -> None:
+async def test_a_stopping_registry_is_not_returned_while_it_drains(tmp_path: Path) -> None:
     with directory_process() as directory, ExitStack() as stack:
         registry = new_registry(tmp_path / "archive", directory, stack)
         await registered(directory.port, registry)

@@ -17,7 +17,7 @@ DOCUMENTED_PORTS = ("9002", "9005")
 
 
 @pytest.mark.timeout(RUN_SECONDS + 20)
-def test_the_examples_print_what_the_page_says(tmp_path: Path) -> None:
+def test_the_examples_print_the_output_on_the_page(tmp_path: Path) -> None:
     ports = dict(zip(DOCUMENTED_PORTS, map(str, free_ports(len(DOCUMENTED_PORTS))), strict=True))
     pages.assert_as_documented(PAGE, tmp_path, ports, RUN_SECONDS)
 
@@ -31,7 +31,7 @@ def test_every_command_has_its_help_and_an_example_on_the_page() -> None:
             assert any(re.search(rf"\b{' '.join(words)}( |$)", command) for command in used), words
 
 
-def test_every_block_is_run_or_known() -> None:
+def test_every_block_is_run_or_exempted() -> None:
     languages = pages.languages(PAGE)
     assert languages == {"console", "sh", "text"}  # text: help; sh: what switches on completion
     completions = pages.blocks(PAGE, "sh")

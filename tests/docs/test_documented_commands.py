@@ -289,7 +289,7 @@ def output_of(command: str, process: ServerProcess) -> str:
 
 
 def parsed(text: str) -> object:
-    """Return what a JSON text says, with its fields in their order, and each time of digits as the same word."""
+    """Return the content of a JSON text, with its fields in order, and each time as the same word."""
 
     def fields(pairs: list[tuple[str, object]]) -> list[tuple[str, object]]:
         return [
@@ -301,7 +301,7 @@ def parsed(text: str) -> object:
 
 
 async def create_models(registry: Client) -> None:
-    """Create the models that the documentation's outputs tell of."""
+    """Create the models in the outputs of the documentation."""
     for model_id in ("my_model", "my_other_model"):
         await registry.create_model(model_id, type="my_model_type")
 
@@ -336,7 +336,7 @@ async def test_query_prints_what_is_documented(query: Query, registry: Client, p
 
 @pytest.mark.parametrize("service", SERVICES)
 @pytest.mark.parametrize("number", [1, -2])
-async def test_data_of_the_nth_and_of_the_nth_to_last_iteration_come_through_both_services(
+async def test_both_services_return_the_nth_and_the_nth_to_last_iteration(
     number: int, service: str, registry: Client, process: ServerProcess
 ) -> None:
     await create_models(registry)
@@ -375,7 +375,7 @@ async def test_reflection_is_refused_unless_it_is_enabled(grpcurl: None, tmp_pat
 
 @asynccontextmanager
 async def started(command: str, port: int, directory: Path) -> AsyncIterator[Client]:
-    """Open a context in which a documented command line serves on `port`; at its end, stop it as an operator does.
+    """Return a context manager in which a documented command line serves on `port`; at the end it is stopped.
 
     Args:
         command: What the shell is told.
@@ -405,7 +405,7 @@ async def started(command: str, port: int, directory: Path) -> AsyncIterator[Cli
 
 
 async def reflected_services(client: Client) -> list[str]:
-    """Return the names that reflection tells; none when it is refused."""
+    """Return the names that reflection lists; none when it is refused."""
     service = Client(client.channel, "grpc.reflection.v1alpha.ServerReflection")
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     try:
@@ -440,10 +440,10 @@ EXAMPLES = {
 
 
 @pytest.mark.parametrize("source", EXAMPLES)
-async def test_documented_values_of_all_settings_are_taken_and_obeyed(source: str, tmp_path: Path) -> None:
+async def test_documented_values_of_all_settings_take_effect(source: str, tmp_path: Path) -> None:
     port = free_port()
     archive = tmp_path / "path" / "to" / "models"
-    (archive / "%").mkdir(parents=True)  # what no model is called is told at the level debug
+    (archive / "%").mkdir(parents=True)  # a directory with this name is logged at the level debug
     async with started(EXAMPLES[source].replace("12000", str(port)), port, tmp_path) as client:
         assert set(SERVICES) < set(await reflected_services(client))
         assert await chunk_sizes(client, 250_000) == [100_000, 100_000, 50_000]
@@ -476,7 +476,7 @@ async def test_commands_of_the_page_on_replacing_cogment_serve_its_archive(tmp_p
 
 
 async def test_defaults_are_those_documented(tmp_path: Path) -> None:
-    """The default port is told by the help, since it may be in use here."""
+    """The default port is read from the help, since it may be in use here."""
     port = free_port()
     archive = tmp_path / ".cogment" / "model_registry"
     (archive / "%").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Every metric of a real server is explained in docs/metrics.md, and what the documents ask for is there."""
+"""Every metric of a real server is explained in docs/metrics.md, and the metrics that the pages use exist."""
 
 import asyncio
 import json
@@ -56,7 +56,7 @@ async def metrics(tmp_path: Path) -> list[Metric]:
 
 
 def documented_name(metric: Metric) -> str:
-    """Return the name that a metric is asked for by; a histogram's is that of its series less their endings."""
+    """Return the name of a metric; that of a histogram is the name of its series without their endings."""
     return f"{metric.name}_total" if metric.type == "counter" else str(metric.name)
 
 
@@ -70,14 +70,14 @@ def series_of(metrics: Iterable[Metric]) -> dict[str, set[str]]:
 
 
 def page_rows() -> Iterator[tuple[str, str, set[str], str]]:
-    """Yield the rows of the page's tables of metrics: name, type, labels, what it tells."""
+    """Yield the rows of the page's tables of metrics: name, type, labels, meaning."""
     for line in PAGE.splitlines():
         match = re.fullmatch(rf"\| `({NAME})` \| (\w+) \|([^|]*)\| (.+) \|", line)
         if match:
             yield match[1], match[2], set(re.findall(r"`(\w+)`", match[3])), match[4]
 
 
-def test_every_metric_is_on_the_page_once_with_its_type_and_labels_and_no_other_is(metrics: list[Metric]) -> None:
+def test_the_page_has_exactly_the_metrics_that_exist_with_type_and_labels(metrics: list[Metric]) -> None:
     exposed = sorted((documented_name(metric), metric.type, sorted(labels_of(metric))) for metric in metrics)
     assert sorted((name, kind, sorted(labels)) for name, kind, labels, _ in page_rows()) == exposed
 
@@ -94,7 +94,7 @@ def test_the_page_explains_every_state_of_the_registration() -> None:
     assert re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE) == [state.value for state in State]
 
 
-def test_the_values_of_labels_that_the_page_names_are_those_of_the_server(metrics: list[Metric]) -> None:
+def test_the_label_values_on_the_page_match_the_server(metrics: list[Metric]) -> None:
     values = {
         (documented_name(metric).removeprefix("cogment_model_registry_"), label): {
             sample.labels[label] for sample in metric.samples
@@ -120,7 +120,7 @@ def rules() -> list[str]:
     return [rule["expr"] for group in yaml.safe_load(block)["groups"] for rule in group["rules"]]
 
 
-def test_the_dashboard_has_its_rows_and_nothing_outside_of_them() -> None:
+def test_every_panel_of_the_dashboard_is_in_a_row() -> None:
     panels = DASHBOARD["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == list(ROWS)
     assert panels[0]["type"] == "row"
@@ -139,7 +139,7 @@ def test_no_two_panels_of_the_dashboard_overlap() -> None:
                 assert taken.setdefault((x, y), panel["title"]) == panel["title"]
 
 
-def test_the_dashboard_and_the_alarms_ask_for_series_and_labels_that_exist(metrics: list[Metric]) -> None:
+def test_the_dashboard_and_the_alerts_use_existing_series_and_labels(metrics: list[Metric]) -> None:
     series = series_of(metrics)
     asked = [*expressions(DASHBOARD["panels"]), *(("an alarm", rule) for rule in rules())]
     for title, expression in asked:

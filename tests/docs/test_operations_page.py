@@ -111,7 +111,7 @@ def test_every_block_with_commands_is_run_or_checked() -> None:
     assert len(blocks("sh")) >= 10
 
 
-def test_the_installation_is_that_of_the_makefile() -> None:
+def test_the_installation_matches_the_makefile() -> None:
     made = re.findall(r"-m pip install --quiet (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     [pins] = [arguments for arguments in made if "serve.txt" in arguments]
     [package] = {arguments for arguments in made if "--editable" in arguments}
@@ -121,7 +121,7 @@ def test_the_installation_is_that_of_the_makefile() -> None:
     assert (ROOT / "requirements/serve.txt").is_file()
 
 
-def test_the_commands_for_root_are_those_that_this_test_knows() -> None:
+def test_the_commands_for_root_are_the_expected_ones() -> None:
     known = {
         *("python3", "/opt/cogment-model-registry/bin/python", "/opt/cogment-model-registry/bin/cogment"),
         *("useradd", "install", "systemctl", "journalctl", "podman", "rm"),
@@ -129,7 +129,7 @@ def test_the_commands_for_root_are_those_that_this_test_knows() -> None:
     assert {command.split()[0] for command in root_commands()} == known
 
 
-def test_the_commands_for_root_name_the_paths_the_user_and_the_unit_that_there_are() -> None:
+def test_the_commands_for_root_use_existing_paths_user_and_unit() -> None:
     unit = (ROOT / "deploy/cogment-model-registry.service").read_text()
     text = "\n".join(root_commands())
     assert "User=cogment\n" in unit
@@ -143,7 +143,7 @@ def test_the_commands_for_root_name_the_paths_the_user_and_the_unit_that_there_a
         assert (ROOT / f"deploy/{name}.service").is_file(), name
 
 
-def test_the_environment_file_of_the_page_is_taken() -> None:
+def test_the_environment_file_of_the_page_is_accepted() -> None:
     [text] = re.findall(r"<<'EOF'\n(.*?)^EOF$", PAGE, re.MULTILINE | re.DOTALL)
     variables = dict(line.split("=", 1) for line in text.splitlines())
     assert set(variables) <= {setting.environment for setting in all_settings(Settings)}
@@ -151,7 +151,7 @@ def test_the_environment_file_of_the_page_is_taken() -> None:
     assert (settings.host, settings.cache_max_bytes) == ("192.0.2.10", 8 * 2**30)
 
 
-def test_the_numbers_of_the_page_are_those_of_the_unit_and_of_the_settings() -> None:
+def test_the_numbers_on_the_page_match_the_unit_and_the_settings() -> None:
     unit = (ROOT / "deploy/cogment-model-registry.service").read_text()
     settings = Settings()
     assert "TimeoutStopSec=30\n" in unit

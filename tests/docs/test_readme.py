@@ -11,7 +11,7 @@ from tests.processes import START_SECONDS, clean_environment, server_process
 README = "README.md"
 
 
-def test_the_trainer_and_the_actor_run_beside_each_other(tmp_path: Path) -> None:
+def test_the_trainer_and_the_actor_run_together(tmp_path: Path) -> None:
     trainer, actor = pages.blocks(README, "python")
     with server_process(tmp_path / "archive") as server:
         processes = [

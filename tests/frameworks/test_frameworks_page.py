@@ -2,15 +2,13 @@
 
 import importlib.util
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from cogment_model_registry.frameworks import versions
-from tests.processes import clean_environment, server_process
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes import run, server_process
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/frameworks.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
@@ -41,18 +39,10 @@ def test_every_snippet_runs(framework: str, tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         text = "\n".join(snippet for section in SCRIPTS[framework] for snippet in snippets(section))
         script.write_text(text.replace("grpc://localhost:9000", f"grpc://127.0.0.1:{server.port}"))
-        result = subprocess.run(
-            [sys.executable, str(script)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-            cwd=tmp_path,
-            env=clean_environment(),
-        )
+        result = run(sys.executable, str(script), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 
 
-def test_the_page_names_what_is_reserved() -> None:
+def test_the_page_names_the_reserved_keys() -> None:
     for name in (versions.FORMAT_KEY, versions.FRAMEWORK_KEY, versions.FORMAT):
         assert f"`{name}`" in SECTIONS["Format of a version"]

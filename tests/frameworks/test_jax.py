@@ -36,7 +36,7 @@ class Policy:
 
 @jax.tree_util.register_pytree_node_class
 class Pair:
-    """A node whose children have numbers alone."""
+    """A node whose children have only numbers."""
 
     def __init__(self, one: Any, other: Any) -> None:
         self.one = one
@@ -89,7 +89,7 @@ def test_nodes_of_jax_come_back_as_dicts_of_their_fields() -> None:
     assert same(tree[1], (jnp.arange(2), [], {}, None))
 
 
-def test_a_template_gives_its_nodes_types_and_scalars() -> None:
+def test_the_result_has_the_nodes_types_and_scalars_of_the_template() -> None:
     template, tree = without_ints(policy(5.0)), without_ints(policy())
     assert same(decode(encode(tree).data, like=template), tree)
     assert decode(encode(tree).data, like=template)["policy"].name == "walker"
@@ -100,7 +100,7 @@ def test_a_template_may_be_abstract() -> None:
     assert same(decode(encode(tree).data, like=jax.eval_shape(lambda: tree)), tree)
 
 
-def test_a_template_keeps_its_types_of_elements() -> None:
+def test_the_result_has_the_element_types_of_the_template() -> None:
     data = encode({"a": jnp.ones(2), "b": np.arange(2)}, dtype="bfloat16").data
     template = {"a": jnp.zeros(2, jnp.float16), "b": np.zeros(2, np.float32)}
     assert same(decode(data, like=template), {"a": jnp.ones(2, jnp.float16), "b": np.arange(2, dtype=np.float32)})
@@ -115,7 +115,7 @@ def test_a_template_keeps_its_types_of_elements() -> None:
         ({"a": jnp.ones(2, complex), "b": jnp.ones(3)}, '"a" has elements of type complex64, not float32'),
     ],
 )
-def test_what_does_not_fit_is_refused(tree: object, message: str) -> None:
+def test_a_template_that_does_not_fit_is_refused(tree: object, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         decode(encode(tree).data, like={"a": jnp.zeros(2), "b": jnp.zeros(3)})
 
@@ -126,13 +126,13 @@ def test_names_may_differ_when_it_is_not_strict() -> None:
     assert same(tree, {"a": jnp.ones(2), "b": jnp.zeros(3)})
 
 
-def test_a_template_whose_names_are_the_same_is_refused() -> None:
+def test_a_template_with_ambiguous_names_is_refused() -> None:
     with pytest.raises(InvalidError, match="two leaves"):
         decode(encode({}).data, like={"a.b": 1, "a": {"b": 2}})
 
 
 @pytest.mark.parametrize("when", ["writing", "reading"])
-def test_a_prefix_takes_a_part_through_all_nodes(when: str) -> None:
+def test_a_prefix_selects_a_part_through_all_kinds_of_nodes(when: str) -> None:
     prefix = "policy.layers.1"
     data = encode(policy(), prefix=prefix if when == "writing" else "").data
     part = decode(data, prefix=prefix if when == "reading" else "")
@@ -149,12 +149,12 @@ def test_a_prefix_takes_a_part_through_all_nodes(when: str) -> None:
         (object, '"a" is of type builtins.object'),
     ],
 )
-def test_what_cannot_be_written_is_named(leaf: Any, message: str) -> None:
+def test_unsupported_values_are_refused_by_name(leaf: Any, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         encode({"a": leaf()})
 
 
-def test_numpy_reads_what_jax_wrote_and_the_other_way_round() -> None:
+def test_numpy_and_jax_read_each_others_versions() -> None:
     tree = numpy.decode(encode({"a": [jnp.ones(2, jnp.bfloat16)]}).data)
     assert isinstance(tree["a"][0], np.ndarray)
     assert tree["a"][0].dtype.name == "bfloat16"
@@ -162,7 +162,7 @@ def test_numpy_reads_what_jax_wrote_and_the_other_way_round() -> None:
     assert numpy.decode(encode({"a": jnp.ones(2)}).data, dtype="bfloat16")["a"].dtype.name == "bfloat16"
 
 
-def test_pytorch_reads_what_jax_wrote_and_the_other_way_round() -> None:
+def test_pytorch_and_jax_read_each_others_versions() -> None:
     torch = pytest.importorskip("torch", reason="PyTorch is not installed: make test-frameworks")
     from cogment_model_registry import torch as registry_torch  # noqa: PLC0415 # it needs PyTorch
 
@@ -186,7 +186,7 @@ async def test_a_pytree_is_published_and_loaded(registry: ModelRegistry) -> None
     assert (await on_thread(registry_jax.store, registry, "policy", tree)).archived
 
 
-async def test_the_client_for_asyncio_takes_and_gives_the_same_bytes(server: Server) -> None:
+async def test_the_asyncio_client_uses_the_same_bytes(server: Server) -> None:
     async with aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
         data, user_data = await asyncio.to_thread(encode, {"a": jnp.ones(2)})
         await registry.publish("policy", data, user_data=user_data)

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import pickle
-import subprocess
 import sys
 from collections import OrderedDict
 from contextlib import suppress
@@ -23,6 +22,7 @@ from cogment_model_registry.errors import InvalidError, NotFoundError
 from cogment_model_registry.frameworks import trees
 from cogment_model_registry.server.composition import Server
 from tests.frameworks.conftest import on_thread
+from tests.processes import run
 
 
 class Layer(NamedTuple):
@@ -31,7 +31,7 @@ class Layer(NamedTuple):
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return whether two trees are the same, with the types of all that is in them."""
+    """Return whether two trees are the same, with all types in them."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
@@ -59,12 +59,12 @@ AWKWARD: dict[Any, Any] = {
 }
 
 
-def test_an_awkward_tree_comes_back_as_it_was() -> None:
+def test_an_awkward_tree_comes_back_unchanged() -> None:
     assert same(decoded(AWKWARD), AWKWARD)
 
 
 @pytest.mark.parametrize("tree", [None, 7, 2**64 - 1, np.zeros(3), np.float64(1), [], {}, (), [[]], {"a": None}])
-def test_the_smallest_trees_come_back_as_they_were(tree: object) -> None:
+def test_the_smallest_trees_come_back_unchanged(tree: object) -> None:
     assert same(decoded(tree), tree)
 
 
@@ -89,7 +89,7 @@ TREES = st.recursive(
 
 @given(TREES)
 @example(AWKWARD)
-def test_taking_apart_and_putting_together_are_inverse(tree: object) -> None:
+def test_decoding_inverts_encoding(tree: object) -> None:
     structure, leaves = trees.take_apart(tree, trees.expand_named_tuple)
     assert all(name.encode() != b"__metadata__" for name in leaves)
     again = trees.put_together(json.loads(json.dumps(structure)), lambda _, name: leaves[name])
@@ -106,7 +106,7 @@ def test_equal_trees_are_equal_bytes() -> None:
     assert numpy.encode(AWKWARD).data == numpy.encode(AWKWARD).data
 
 
-def test_an_array_that_is_there_twice_is_written_once_and_is_one_again() -> None:
+def test_a_shared_array_is_written_once_and_shared_again() -> None:
     shared = np.arange(1000.0)
     encoded = numpy.encode({"encoder": shared, "decoder": shared})
     assert len(encoded.data) < 9000
@@ -118,7 +118,7 @@ def test_an_array_that_is_there_twice_is_written_once_and_is_one_again() -> None
     "array",
     [np.arange(12.0).reshape(3, 4).T, np.arange(10)[::-2], np.arange(3, dtype=">f4"), np.asfortranarray(np.eye(3))],
 )
-def test_arrays_may_lie_in_memory_in_any_way(array: Any) -> None:
+def test_arrays_may_have_any_memory_layout(array: Any) -> None:
     again = decoded(array)
     assert np.array_equal(again, array)
     assert again.dtype == array.dtype.newbyteorder("=")
@@ -144,7 +144,7 @@ def test_mappings_and_named_tuples_come_back_as_dicts() -> None:
         ({True: np.zeros(1)}, "a key of the tree is of type bool"),
     ],
 )
-def test_what_cannot_be_written_is_named(tree: object, message: str) -> None:
+def test_unsupported_values_are_refused_by_name(tree: object, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         numpy.encode(tree)
 
@@ -156,7 +156,7 @@ def test_a_tree_that_contains_itself_is_refused() -> None:
         numpy.encode(tree)
 
 
-def test_a_type_is_for_floating_point_arrays_alone() -> None:
+def test_dtype_converts_only_floating_point_arrays() -> None:
     tree = {"weight": np.ones(2), "steps": np.ones(2, int), "rate": 0.1, "scale": np.float64(2)}
     half = {"weight": np.ones(2, np.float16), "steps": np.ones(2, int), "rate": 0.1, "scale": np.float16(2)}
     assert same(decoded(tree, dtype=np.float16), half)
@@ -168,7 +168,7 @@ AGENT = {"actor": {"layers": [{"w": np.ones(2)}]}, "actor_target": {"w": np.zero
 
 @pytest.mark.parametrize("prefix", ["actor", "actor."])
 @pytest.mark.parametrize("when", ["writing", "reading"])
-def test_a_prefix_takes_a_part_as_if_it_were_the_whole(prefix: str, when: str) -> None:
+def test_a_prefix_selects_a_part_without_the_prefix(prefix: str, when: str) -> None:
     data = numpy.encode(AGENT, prefix=prefix if when == "writing" else "").data
     assert same(numpy.decode(data, prefix=prefix if when == "reading" else ""), AGENT["actor"])
 
@@ -180,7 +180,7 @@ def test_a_prefix_goes_through_lists_named_tuples_and_keys_with_dots() -> None:
     assert decoded({"agent": {"actor.0.w": 1, "critic.w": 3}}, prefix="agent.actor") == {"0.w": 1}
 
 
-def test_a_prefix_that_nothing_has_is_told_with_what_there_is() -> None:
+def test_an_unknown_prefix_is_refused_with_the_existing_names() -> None:
     with pytest.raises(InvalidError, match=r'begins with "act"; the names are "actor.layers.0.w", "actor_target.w"'):
         numpy.encode(AGENT, prefix="act")
 
@@ -207,7 +207,7 @@ def test_a_tree_is_copied_into_the_arrays_of_another() -> None:
         ({f"{number:02}": 1 for number in range(9)}, 'unexpected are "00", "01", "02", "03", "04" and 4 more'),
     ],
 )
-def test_nothing_is_copied_unless_all_fits(source: object, message: str) -> None:
+def test_nothing_is_copied_unless_everything_fits(source: object, message: str) -> None:
     target = {"a": np.zeros(2), "b": np.zeros(3, int)}
     with pytest.raises(InvalidError, match=message):
         numpy.decode(numpy.encode(source).data, into=target)
@@ -216,7 +216,7 @@ def test_nothing_is_copied_unless_all_fits(source: object, message: str) -> None
 
 
 @pytest.mark.parametrize("target", [3.5, np.float64(3), np.broadcast_to(0.0, (2,))])
-def test_what_cannot_be_written_to_is_refused(target: object) -> None:
+def test_a_read_only_array_is_refused_as_a_target(target: object) -> None:
     with pytest.raises(InvalidError, match='"b" cannot be copied into'):
         numpy.decode(numpy.encode({"b": np.ones(2)}).data, into={"b": target})
 
@@ -245,7 +245,7 @@ def test_a_file_of_another_origin_is_a_dict_of_its_names() -> None:
         (bytes(100), "something else"),
     ],
 )
-def test_bytes_of_another_format_are_refused_with_what_they_are(data: bytes, message: str) -> None:
+def test_bytes_of_another_format_are_refused_with_a_description(data: bytes, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         numpy.decode(data)
 
@@ -254,7 +254,7 @@ GOOD = numpy.encode(AWKWARD).data
 
 
 @given(st.one_of(st.binary(), st.builds(bytes.__add__, st.integers(0, 999).map(lambda end: GOOD[:end]), st.binary())))
-def test_garbage_is_refused_and_nothing_else(data: bytes) -> None:
+def test_garbage_is_refused_with_an_invalid_error(data: bytes) -> None:
     with pytest.raises(InvalidError):
         numpy.decode(data)
 
@@ -277,7 +277,7 @@ JSON = st.recursive(
 @example(["dict", [[True, "a"]]])
 @example(["float", "a"])
 @example(["dict", [["a"]]])
-def test_a_structure_that_means_nothing_is_refused(structure: Any) -> None:
+def test_a_malformed_structure_is_refused(structure: Any) -> None:
     metadata = {"cogment_model_registry": json.dumps({"tree": structure})}
     data = safetensors.numpy.save({"a": np.zeros(2), "b": np.array(1)}, metadata=metadata)
     with suppress(InvalidError):
@@ -291,7 +291,7 @@ def test_a_header_without_a_structure_is_refused(text: str) -> None:
         numpy.decode(data)
 
 
-def test_bfloat16_is_read_where_there_is_a_package_for_it() -> None:
+def test_bfloat16_is_read_when_ml_dtypes_is_installed() -> None:
     header = b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
     data = len(header).to_bytes(8, "little") + header + b"\xc0\x3f"
     if importlib.util.find_spec("ml_dtypes") is None:
@@ -308,7 +308,7 @@ def test_bfloat16_is_read_where_there_is_a_package_for_it() -> None:
     assert into["a"] == 1.5
 
 
-def test_the_users_notes_are_kept_and_reserved_ones_are_refused() -> None:
+def test_user_data_is_kept_and_reserved_keys_are_refused() -> None:
     noted = numpy.encode({}, user_data={"step": "7"}).user_data
     assert noted == {"step": "7", "format": "safetensors", "framework": "numpy"}
     for key in ("format", "framework"):
@@ -338,7 +338,7 @@ async def test_a_tree_is_stored(registry: ModelRegistry) -> None:
         await on_thread(numpy.publish, registry, "critic", {}, create=False)
 
 
-async def test_a_version_of_another_format_is_named_with_what_was_found(registry: ModelRegistry) -> None:
+async def test_a_version_of_another_format_is_refused_with_its_format(registry: ModelRegistry) -> None:
     await on_thread(registry.publish, "policy", b"\x80\x04 weights")
     with pytest.raises(
         InvalidError, match='version 1 of model "policy": the bytes are not safetensors but a pickle'
@@ -350,7 +350,7 @@ async def test_a_version_of_another_format_is_named_with_what_was_found(registry
         await on_thread(numpy.load, registry, "policy")
 
 
-async def test_the_latest_version_is_loaded_when_an_older_one_is_evicted_meanwhile(
+async def test_the_latest_version_is_loaded_when_an_older_one_is_evicted_during_the_load(
     registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evicted = await on_thread(numpy.publish, registry, "policy", {"a": 1})
@@ -364,7 +364,7 @@ async def test_the_latest_version_is_loaded_when_an_older_one_is_evicted_meanwhi
     assert (await on_thread(numpy.load, registry, "policy")).value == {"a": 2, "b": 3}
 
 
-async def test_the_client_for_asyncio_takes_and_gives_the_same_bytes(server: Server) -> None:
+async def test_the_asyncio_client_uses_the_same_bytes(server: Server) -> None:
     async with aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
         encoded = numpy.encode(AGENT)
         version = await registry.publish("policy", encoded.data, user_data=encoded.user_data)
@@ -384,8 +384,8 @@ async def test_the_latest_tree_is_tracked(registry: ModelRegistry) -> None:
 @pytest.mark.parametrize(
     ("framework", "package"), [("numpy", "numpy"), ("torch", "torch"), ("torch", "numpy"), ("jax", "jax")]
 )
-def test_a_framework_that_is_missing_is_named_with_what_to_install(framework: str, package: str) -> None:
+def test_a_missing_framework_is_named_with_what_to_install(framework: str, package: str) -> None:
     program = f"import sys; sys.modules[{package!r}] = None; import cogment_model_registry.{framework}"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    result = run(sys.executable, "-c", program)
     assert result.returncode == 1
     assert f'pip install "cogment-model-registry[{framework}]"' in result.stderr.splitlines()[-1]

@@ -49,7 +49,7 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
-def test_a_state_dict_comes_back_as_it_was() -> None:
+def test_a_state_dict_comes_back_unchanged() -> None:
     state = agent().state_dict()
     assert same(decode(encode(agent()).data), state)
     assert same(decode(encode(state).data), state)
@@ -66,7 +66,7 @@ def test_a_module_is_copied_in_place() -> None:
         assert tensor.requires_grad
 
 
-def test_an_optimiser_goes_on_after_a_load() -> None:
+def test_an_optimiser_continues_after_a_load() -> None:
     module = nn.Linear(2, 1)
     optimiser = torch.optim.Adam(module.parameters())
     encoded = encode(module)
@@ -93,7 +93,7 @@ def test_tied_weights_are_written_once_and_stay_tied() -> None:
     assert torch.equal(apart["decoder"].weight, apart["encoder"].weight)
 
 
-def test_weights_that_are_tied_in_the_module_alone_must_be_equal() -> None:
+def test_weights_tied_only_in_the_module_must_be_equal() -> None:
     target = tied()
     before = target["encoder"].weight.clone()
     with pytest.raises(InvalidError, match=r'"decoder\.weight" is tied to another tensor of the module'):
@@ -118,7 +118,7 @@ def test_views_of_shared_memory_are_written_one_by_one() -> None:
     assert len(encode({"end": torch.zeros(100_000)[:2]}).data) < 1000
 
 
-def test_a_type_is_for_floating_point_tensors_alone() -> None:
+def test_dtype_converts_only_floating_point_tensors() -> None:
     data = encode(agent(), dtype=torch.float16).data
     state = decode(data)
     assert {state[name].dtype for name in ("actor.0.weight", "low", "empty")} == {torch.float16}
@@ -132,13 +132,13 @@ def test_a_type_is_for_floating_point_tensors_alone() -> None:
     assert torch.equal(target.critic.weight, state["critic.weight"].float())
 
 
-def test_a_device_is_where_the_tensors_go() -> None:
+def test_tensors_are_loaded_to_the_given_device() -> None:
     state = decode(encode(agent()).data, device="meta")
     assert all(tensor.is_meta for tensor in state.values())
 
 
 @pytest.mark.parametrize("prefix", ["actor", "actor."])
-def test_a_prefix_takes_a_part_as_if_it_were_the_whole(prefix: str) -> None:
+def test_a_prefix_selects_a_part_without_the_prefix(prefix: str) -> None:
     source, target = agent(1), agent(2)
     expected = source.actor.state_dict()
     assert same(decode(encode(source, prefix=prefix).data), expected)
@@ -158,7 +158,7 @@ def test_a_prefix_takes_a_part_as_if_it_were_the_whole(prefix: str) -> None:
         ({"weight": torch.ones(1, 2), "bias": torch.ones(1, dtype=torch.complex64)}, "complex64, not torch.float32"),
     ],
 )
-def test_nothing_is_copied_unless_all_fits(source: Any, message: str) -> None:
+def test_nothing_is_copied_unless_everything_fits(source: Any, message: str) -> None:
     module = nn.Linear(2, 1)
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(InvalidError, match=message):
@@ -175,7 +175,7 @@ def test_names_may_differ_when_it_is_not_strict() -> None:
 
 
 def stateful() -> Any:
-    """Return a module with a state that is no tensor."""
+    """Return a module with a state that is not a tensor."""
     module = nn.Module()
     module._register_state_dict_hook(lambda _, state, prefix, __: state.update({f"{prefix}_extra_state": {"a": 1}}))
     return module
@@ -193,7 +193,7 @@ def stateful() -> Any:
         ([torch.ones(1)], "a module or a state dict was expected, not a list"),
     ],
 )
-def test_what_cannot_be_written_is_named(parameters: Any, message: str) -> None:
+def test_unsupported_values_are_refused_by_name(parameters: Any, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         encode(parameters)
     if isinstance(parameters, nn.Module | dict):
@@ -201,17 +201,17 @@ def test_what_cannot_be_written_is_named(parameters: Any, message: str) -> None:
             decode(encode({}).data, into=parameters)
 
 
-def test_a_module_that_does_not_know_its_shapes_yet_is_refused() -> None:
+def test_a_module_with_lazy_parameters_is_refused() -> None:
     with pytest.raises(InvalidError, match='"weight" is not initialised yet'):
         encode(nn.LazyLinear(2))
 
 
-def test_a_reserved_note_is_refused() -> None:
+def test_a_reserved_user_data_key_is_refused() -> None:
     with pytest.raises(InvalidError, match='"format", which is reserved'):
         encode({}, user_data={"format": "pt"})
 
 
-def test_numpy_reads_what_pytorch_wrote_and_the_other_way_round() -> None:
+def test_numpy_and_pytorch_read_each_others_versions() -> None:
     module = nn.Linear(2, 1)
     tree = numpy.decode(encode(module).data)
     assert list(tree) == ["weight", "bias"]
@@ -251,7 +251,7 @@ async def test_the_latest_state_dict_is_tracked(registry: ModelRegistry) -> None
         assert same(latest.value, agent().critic.state_dict())
 
 
-async def test_the_client_for_asyncio_takes_and_gives_the_same_bytes(server: Server) -> None:
+async def test_the_asyncio_client_uses_the_same_bytes(server: Server) -> None:
     async with aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
         data, user_data = await asyncio.to_thread(encode, agent())
         version = await registry.publish("policy", data, user_data=user_data)

@@ -1,32 +1,28 @@
-"""The PyTorch variant of the training: what it publishes is what PyTorch loads, and what actors play without it."""
+"""The PyTorch variant of the training: PyTorch loads what it publishes, and actors play it without PyTorch."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from cogment_model_registry import ModelRegistry
-from tests.processes import clean_environment, server_process
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes import run, server_process
 
 torch = pytest.importorskip("torch")
 
 TRAIN = Path(__file__).parent.parent.parent / "examples/cartpole/train_torch.py"
 
 
-def test_pytorch_trains_actors_that_have_none_of_it(tmp_path: Path) -> None:
-    from cogment_model_registry import torch as versions  # noqa: PLC0415 # there is PyTorch, as it is known by now
+def test_pytorch_trains_actors_that_do_not_have_pytorch(tmp_path: Path) -> None:
+    from cogment_model_registry import torch as versions  # noqa: PLC0415 # PyTorch is installed, as checked above
 
     plot = tmp_path / "returns.svg"
     with server_process(tmp_path / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
         command = [sys.executable, str(TRAIN), f"--endpoint={endpoint}", f"--plot={plot}"]
         command += ["--updates=10", "--episodes=4", "--actors=2"]
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=clean_environment()
-        )
+        result = run(*command)
         assert result.returncode == 0, result.stdout + result.stderr
         with ModelRegistry(endpoint, progress=False) as registry:
             published = registry.list_versions("cartpole")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import processes
 from tests.installation.without_posix import SERVER_MODULES
-from tests.processes import START_SECONDS, clean_environment, server_process
+from tests.processes import server_process
 
 WITHOUT_SERVER = f"import sys; sys.modules.update(dict.fromkeys({SERVER_MODULES!r})); "
 COGMENT = "from cogment_model_registry import cli; sys.exit(cli.main(sys.argv[1:]))"
@@ -20,10 +21,7 @@ COGMENT = "from cogment_model_registry import cli; sys.exit(cli.main(sys.argv[1:
 
 def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
     """Run a program of Python in a process of its own."""
-    command = [sys.executable, "-c", program, *words]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=START_SECONDS, check=False, env=clean_environment()
-    )
+    return processes.run(sys.executable, "-c", program, *words)
 
 
 def loaded_by(program: str) -> set[str]:
@@ -38,20 +36,20 @@ def test_the_client_needs_four_packages() -> None:
     assert sorted(re.split("[<>=]", each)[0] for each in needed) == ["click", "grpcio", "protobuf", "tqdm"]
 
 
-def test_importing_the_package_loads_nothing_that_is_slow() -> None:
+def test_importing_the_package_loads_no_slow_module() -> None:
     loaded = loaded_by("import cogment_model_registry; assert cogment_model_registry.__version__")
     assert not loaded & {"asyncio", "click", "dataclasses", "google", "grpc", "inspect", "tqdm"}
 
 
-def test_the_client_loads_no_server_and_nothing_of_its_extra() -> None:
+def test_the_client_loads_nothing_of_the_server_or_its_extra() -> None:
     loaded = loaded_by("from cogment_model_registry import ModelRegistry, Latest, VersionInfo, aio")
     package = "cogment_model_registry"
     assert not {f"{package}.{name}" for name in ("discovery", "registry", "server", "serving", "storage")} & loaded
-    by_grpc = {"grpc_health", "grpc_reflection"}  # gRPC loads them where they are
+    by_grpc = {"grpc_health", "grpc_reflection"}  # gRPC loads them if they are installed
     assert not loaded & {*SERVER_MODULES, "click", "tqdm", "uvloop"} - by_grpc
 
 
-def test_the_version_is_told_without_loading_commands() -> None:
+def test_the_version_is_printed_without_loading_commands() -> None:
     loaded = loaded_by("from cogment_model_registry import cli; assert cli.main(['--version']) == 0")
     assert not loaded & {"asyncio", "cogment_model_registry.settings", "google", "grpc", "tqdm", "yaml"}
 
@@ -69,7 +67,7 @@ def test_without_its_extra_a_server_says_in_one_line_what_to_install(words: list
 @pytest.mark.parametrize(
     "words", [[], ["services"], ["archive"], ["client"], ["client", "model_registry"]], ids=" ".join
 )
-def test_help_is_there_without_the_extra(words: list[str]) -> None:
+def test_help_works_without_the_extra(words: list[str]) -> None:
     result = run(WITHOUT_SERVER + COGMENT, *words, "--help")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith(" ".join(["Usage: cogment", *words]))
@@ -84,17 +82,15 @@ def test_an_old_python_is_refused_by_servers_in_one_line() -> None:
 def test_the_client_works_without_what_windows_lacks(tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
-        command = [sys.executable, "-m", "tests.installation.without_posix", endpoint, str(tmp_path)]
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=START_SECONDS, check=False, env=clean_environment()
-        )
+        module = "tests.installation.without_posix"
+        result = processes.run(sys.executable, "-m", module, endpoint, str(tmp_path))
         assert result.returncode == 0, result.stderr
         assert "cogment services runs on Linux and macOS only" in result.stderr
         assert "cogment archive runs on Linux and macOS only" in result.stderr
         assert server.stop() == 0
 
 
-# Beside other packages.
+# Together with other packages.
 
 OTHERS = (
     *("gymnasium", "hydra-core", "jax", "mlflow", "ray", "stable-baselines3", "tensorboard", "tensorflow", "torch"),
@@ -106,7 +102,7 @@ RESOLVE_SECONDS = 120
 
 @pytest.fixture(scope="module")
 def index() -> None:
-    """Skip where resolving is not asked for, since it takes an index of packages and its answer changes with it."""
+    """Skip unless resolving is requested, since it needs an index of packages and depends on it."""
     if os.environ.get("COGMENT_TEST_RESOLUTION") != "1":
         pytest.skip("COGMENT_TEST_RESOLUTION=1 resolves the client beside other packages, with an index of packages")
 
@@ -120,4 +116,4 @@ def test_the_client_resolves_beside(others: tuple[str, ...]) -> None:
     wanted = "\n".join([*project["dependencies"], *others])
     result = subprocess.run(command, input=wanted, capture_output=True, text=True, timeout=RESOLVE_SECONDS, check=False)
     assert result.returncode == 0, result.stderr
-    print(result.stdout)  # noqa: T201 # what was chosen, for docs/compatibility.md
+    print(result.stdout)  # noqa: T201 # the chosen versions, for docs/compatibility.md

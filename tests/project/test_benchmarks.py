@@ -1,4 +1,4 @@
-"""The benchmarks run and tell what they measured; what they measure is not tested, since machines differ."""
+"""The benchmarks run and report; their figures are not tested, since machines differ."""
 
 import json
 import re
@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import clean_environment
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes import run
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs/performance.md").read_text()
@@ -17,19 +16,10 @@ FIGURES = json.loads((ROOT / "docs/benchmarks/figures.json").read_text())
 
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_SECONDS,
-        check=False,
-        cwd=ROOT,
-        env=clean_environment(),
-    )
+    return run(sys.executable, "-m", "benchmarks", *arguments, cwd=ROOT)
 
 
-def test_a_quick_run_prints_a_table_and_writes_what_it_measured(tmp_path: Path) -> None:
+def test_a_quick_run_prints_a_table_and_writes_its_measurements(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     result = benchmarks("--quick", "--only", "infos-calls", "--only", "list", "--json", str(file))
     assert result.returncode == 0, result.stdout + result.stderr
@@ -44,12 +34,12 @@ def test_a_quick_run_prints_a_table_and_writes_what_it_measured(tmp_path: Path) 
     assert run["failed"] == {}
 
 
-def test_all_that_can_be_measured_is_listed() -> None:
+def test_every_measurement_is_listed() -> None:
     listed = {line.split()[0] for line in benchmarks("--list").stdout.splitlines()}
     assert listed >= {"publish", "store", "start", "large", "redis", "mlflow", "throughput", "trial-publish"}
 
 
-def test_what_there_is_not_is_a_usage_error() -> None:
+def test_an_unknown_measurement_is_a_usage_error() -> None:
     result = benchmarks("--only", "nothing")
     assert result.returncode == 2
     assert "there is no nothing" in result.stderr
@@ -67,7 +57,7 @@ def test_the_page_shows_each_plot(curve: str) -> None:
     assert (ROOT / f"docs/benchmarks/{curve}.svg").is_file()
 
 
-def test_what_the_page_says_of_targets_is_what_was_measured() -> None:
+def test_the_targets_on_the_page_match_the_measurements() -> None:
     missed = [figure["what"] for figure in FIGURES["figures"] if figure["reached"] is False]
     explained = PAGE.split("## Missed targets")[1].split("\n## ")[0]
     for what in missed:

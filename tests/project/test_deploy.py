@@ -60,7 +60,7 @@ def test_systemd_finds_no_fault_in_the_unit(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
-def test_the_command_of_the_unit_is_one_that_the_program_takes(unit: configparser.ConfigParser) -> None:
+def test_the_program_accepts_the_command_of_the_unit(unit: configparser.ConfigParser) -> None:
     program, *arguments = unit["Service"]["ExecStart"].split()
     assert program == "/opt/cogment-model-registry/bin/cogment"
     assert arguments[:2] == COMMAND.split()[1:]
@@ -76,7 +76,7 @@ def test_the_variables_of_the_unit_are_settings(unit: configparser.ConfigParser)
     assert loaded(**{name: value}).log_format == "json"
 
 
-def test_the_unit_fits_how_the_server_stops_and_fails(unit: configparser.ConfigParser) -> None:
+def test_the_unit_matches_how_the_server_stops_and_fails(unit: configparser.ConfigParser) -> None:
     service = unit["Service"]
     assert float(service["TimeoutStopSec"]) >= 2 * Settings().grace_seconds
     assert service["Restart"] == "on-failure"
@@ -121,7 +121,7 @@ def is_healthy(port: int) -> bool:
     return result.returncode == 0
 
 
-def test_the_image_copies_files_that_there_are() -> None:
+def test_the_image_copies_existing_files() -> None:
     copied = [rest.split() for name, rest in instructions() if name == "COPY" and not rest.startswith("--from=")]
     assert {source for *sources, _ in copied for source in sources} >= {"requirements/serve.txt", "src"}
     for *sources, _ in copied:
@@ -129,7 +129,7 @@ def test_the_image_copies_files_that_there_are() -> None:
             assert (ROOT / source).exists(), source
 
 
-def test_the_image_has_what_the_build_of_the_package_reads() -> None:
+def test_the_image_has_the_files_that_the_build_reads() -> None:
     copied = " ".join(rest for name, rest in instructions() if name == "COPY")
     for name in re.findall(r"^(?:readme = \"|license-files = \[\")([\w.]+)", _project(), re.MULTILINE):
         assert name in copied.split()
@@ -150,7 +150,7 @@ def test_the_image_installs_pinned_versions_as_the_makefile_does() -> None:
     assert f"Programming Language :: Python :: 3.{minor[1]}" in _project()
 
 
-def test_the_image_serves_as_a_user_without_rights_and_its_settings_are_taken() -> None:
+def test_the_image_serves_as_an_unprivileged_user_with_its_settings() -> None:
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", the("USER"))
     assert json.loads(the("ENTRYPOINT")) == COMMAND.split()
     variables = dict(part.split("=", 1) for part in the("ENV").split())
@@ -175,7 +175,7 @@ def test_the_health_check_fails_against_something_else_that_listens() -> None:
         assert not is_healthy(other.getsockname()[1])
 
 
-def test_the_health_check_needs_only_what_the_image_has() -> None:
+def test_the_health_check_needs_only_the_contents_of_the_image() -> None:
     [code] = health_command()[2:]
     imported = {
         alias.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import) for alias in node.names

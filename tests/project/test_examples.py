@@ -20,8 +20,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, VersionInfo
 from cogment_model_registry import numpy as tensors
-from tests.processes import START_SECONDS, clean_environment, server_process
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes import START_SECONDS, clean_environment, run, server_process
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 TRAIN = EXAMPLES / "cartpole/train.py"
@@ -40,7 +39,7 @@ LEANING_RIGHT = [0.0, 0.0, 0.1, 0.0]
 
 @contextmanager
 def started(script: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Open a context in which an example runs, in a session of its own; what is left of it at the end is killed."""
+    """Return a context manager in which an example runs in a session of its own, which is killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-u", str(script), *arguments],
         stdout=subprocess.PIPE,
@@ -94,9 +93,7 @@ def registry(port: int) -> Iterator[ModelRegistry]:
 def train(port: int, *arguments: str) -> str:
     """Run a short training, and return what it printed."""
     command = [sys.executable, str(TRAIN), f"--endpoint=grpc://127.0.0.1:{port}", *arguments]
-    result = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=clean_environment()
-    )
+    result = run(*command)
     assert result.returncode == 0, result.stdout + result.stderr
     assert not result.stderr
     return result.stdout
@@ -133,7 +130,7 @@ def check_stored(versions: list[VersionInfo]) -> None:
     assert returns == sorted(set(returns))
 
 
-def test_it_starts_a_server_when_it_is_given_none_and_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
+def test_a_training_without_a_server_starts_one_and_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     plot = tmp_path / "returns.png"
     with started(TRAIN, "--updates=100000", "--actors=2", f"--plot={plot}") as process:
         wait_for_line(process.stdout, r"stored version")
@@ -151,7 +148,7 @@ def test_it_starts_a_server_when_it_is_given_none_and_ctrl_c_ends_all_processes(
 
 
 @pytest.mark.timeout(120)  # four programs start one after the other, and a busy machine takes seconds for each
-def test_actors_tell_when_their_weights_may_be_stale_and_the_training_outlives_a_restart(tmp_path: Path) -> None:
+def test_actors_report_stale_weights_and_the_training_outlives_a_restart(tmp_path: Path) -> None:
     archive_dir = tmp_path / "archive"
     with server_process(archive_dir) as server:
         endpoint = f"--endpoint=grpc://127.0.0.1:{server.port}"
@@ -198,7 +195,7 @@ def test_a_deployment_waits_for_an_archived_version(
     with pytest.raises(urllib.error.HTTPError, match="503") as refusal:
         get(url)
     refusal.value.close()
-    # The archived version may be seen by nobody before a transient one follows it.
+    # A transient version may follow before anyone sees the archived one.
     version = tensors.store(registry, "policy", WEIGHTS, user_data={"mean_return": "190"})
     tensors.publish(registry, "policy", WEIGHTS)
     wait_for_line(deployment.stdout, f"serving version {version.number}")

@@ -43,7 +43,7 @@ def test_names_of_any_script_are_good_ids(model_id: str) -> None:
 
 
 @pytest.mark.parametrize("model_id", BAD_IDS)
-def test_what_is_or_looks_like_a_path_or_cannot_be_seen_is_no_id(model_id: str) -> None:
+def test_paths_lookalikes_of_paths_and_invisible_characters_are_refused_as_ids(model_id: str) -> None:
     with pytest.raises(InvalidError) as caught:
         check_model_id(model_id, 128)
     assert caught.value.message.isprintable()
@@ -53,7 +53,7 @@ MARKS = "_-.:+=@~(), "
 
 
 def is_good(model_id: str) -> bool:
-    """The rule once more, as it is written in the documentation."""
+    """The rule again, as the documentation states it."""
     forms = [model_id, unicodedata.normalize("NFKC", model_id)]
     return (
         0 < len(model_id.encode()) <= 128
@@ -71,7 +71,7 @@ def is_good(model_id: str) -> bool:
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=6))
-def test_an_id_is_good_exactly_when_the_rule_says_so(model_id: str) -> None:
+def test_an_id_is_accepted_exactly_when_the_rule_allows_it(model_id: str) -> None:
     try:
         check_model_id(model_id, 128)
     except InvalidError:

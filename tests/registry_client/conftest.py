@@ -46,7 +46,7 @@ class Awaited:
 
 
 class Tracked:
-    """What a blocking client tracks."""
+    """A tracker of a blocking client."""
 
     def __init__(self, latest: Any) -> None:
         self.latest = latest
@@ -60,7 +60,7 @@ class Tracked:
 
 @asynccontextmanager
 async def opened(flavour: str, port: int, **options: Any) -> AsyncIterator[Any]:
-    """Open a context with a client of one flavour, of a server on this machine."""
+    """Return a context manager with a client of one flavour, of a server on this machine."""
     endpoint = f"grpc://127.0.0.1:{port}"
     if flavour == "asyncio":
         async with aio.ModelRegistry(endpoint, **options) as registry:
@@ -82,7 +82,7 @@ async def counted(registry: Any, **counts: int) -> None:
 
 @pytest.fixture(params=["blocking", "asyncio"])
 def flavour(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The flavours; the blocking one takes the way of the main thread, as in most programs."""
+    """The flavours; the blocking one behaves as on the main thread, as in most programs."""
     monkeypatch.setattr(blocking, "_is_main_thread", lambda: True)
     return str(request.param)
 

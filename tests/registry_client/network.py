@@ -1,4 +1,4 @@
-"""Servers that are no gRPC servers, and a network that cuts."""
+"""Servers that are not gRPC servers, and a network that breaks connections."""
 
 import asyncio
 import socket
@@ -11,7 +11,7 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def listening(talk: Talk) -> AsyncIterator[int]:
-    """Open a context with the port of a server whose connections are all closed at its end.
+    """Return a context manager with the port of a server whose connections are all closed at its end.
 
     The sockets belong to it, and not to the tasks that talk: a task that is cancelled before its first turn never runs
     its `finally`. Nor do they belong to asyncio's server, which leaves what it has just accepted open when it closes.
@@ -51,7 +51,7 @@ async def listening(talk: Talk) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def tcp_server(answer: bytes) -> AsyncIterator[int]:
-    """Open a context with a server that is no gRPC server: it sends some bytes, and then says nothing."""
+    """Return a context manager with a server that is not a gRPC server: it sends some bytes, and then nothing."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -170,7 +170,7 @@ class Cutting:
 
 @asynccontextmanager
 async def cutting(port: int, *, cuts: int, after_bytes: int, upwards: bool = False) -> AsyncIterator[int]:
-    """Open a context with the port of a relay that cuts."""
+    """Return a context manager with the port of a relay that breaks connections."""
     relay = Cutting(port, cuts=cuts, after_bytes=after_bytes, upwards=upwards)
     async with listening(relay.relay) as relayed:
         yield relayed

@@ -84,7 +84,7 @@ class Scripted:
 
 @asynccontextmanager
 async def scripted(**answers: Answer) -> AsyncIterator[Scripted]:
-    """Open a context with a server that answers these methods, by name."""
+    """Return a context manager with a server that answers these methods, by name."""
     script = Scripted(answers)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers((script.handlers(),))
@@ -104,7 +104,7 @@ def version_message(number: int = 1, data_hash: str = "", size_bytes: int = 0, *
 
 
 async def has_model(call: Call) -> None:
-    """Answer that there is the model "policy"."""
+    """Answer that the model "policy" exists."""
     await call.send(m.RetrieveModelsReply(model_infos=[m.ModelInfo(model_id="policy")]))
 
 
@@ -115,7 +115,7 @@ async def infos(call: Call, *, data: bytes = DATA, number: int = 1) -> None:
 
 
 def chunks(*parts: bytes) -> Answer:
-    """Return what answers with these bytes."""
+    """Return an answer with these bytes."""
 
     async def answer(call: Call) -> None:
         for part in parts:
@@ -137,7 +137,7 @@ async def silence(_call: Call) -> None:
 
 
 def failing(times: int, then: Answer, status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> Answer:
-    """Return what fails some times, before anything was received, and then answers."""
+    """Return an answer that fails some times, before anything was received, and then succeeds."""
 
     async def answer(call: Call) -> None:
         if call.number <= times:

@@ -1,4 +1,4 @@
-"""The cache of the client: it saves calls, is never trusted without the hash, keeps to its size, and is shared."""
+"""The cache of the client: it saves calls, is checked against hashes, stays within its size, and is shared."""
 
 import asyncio
 import fcntl
@@ -39,7 +39,7 @@ def keep(cache: Cache, data: bytes, directory: Path) -> None:
 
 
 def cached(cache: Cache, data: bytes, directory: Path) -> bool:
-    """Return whether the cache has these bytes; what it gives are these or none."""
+    """Return whether the cache has these bytes; it must give these or none."""
     target = directory / "target"
     with target.open("w+b") as file:
         found = cache.copy_to(version_of(data), file)
@@ -47,7 +47,7 @@ def cached(cache: Cache, data: bytes, directory: Path) -> bool:
     return found
 
 
-async def test_what_was_retrieved_is_not_retrieved_again(flavour: str, tmp_path: Path) -> None:
+async def test_a_cached_version_is_not_fetched_again(flavour: str, tmp_path: Path) -> None:
     once = failing(0, chunks(DATA))
     async with (
         scripted(RetrieveVersionInfos=infos, RetrieveVersionData=once) as server,
@@ -71,7 +71,7 @@ async def test_a_version_that_is_cached_takes_no_call_at_all(flavour: str, tmp_p
         assert sum(server.calls.values()) == 0
 
 
-async def test_what_is_damaged_in_the_cache_is_retrieved_anew(flavour: str, tmp_path: Path) -> None:
+async def test_damaged_bytes_in_the_cache_are_fetched_again(flavour: str, tmp_path: Path) -> None:
     async with (
         scripted(RetrieveVersionInfos=infos, RetrieveVersionData=chunks(DATA)) as server,
         opened(flavour, server.port, cache_dir=tmp_path / "cache") as registry,
@@ -85,7 +85,7 @@ async def test_what_is_damaged_in_the_cache_is_retrieved_anew(flavour: str, tmp_
         assert server.calls["RetrieveVersionData"] == 4
 
 
-async def test_the_environment_names_a_cache(
+async def test_the_environment_can_name_the_cache(
     flavour: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
@@ -96,7 +96,7 @@ async def test_the_environment_names_a_cache(
         assert [file.read_bytes() for file in cached_files(tmp_path / "cache")] == [DATA]
 
 
-async def test_nothing_is_kept_when_no_cache_is_asked_for(
+async def test_nothing_is_kept_without_a_cache(
     registry: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -105,7 +105,7 @@ async def test_nothing_is_kept_when_no_cache_is_asked_for(
     assert os.listdir(tmp_path) == ["archive"]
 
 
-async def test_a_cache_that_cannot_be_used_is_none(
+async def test_an_unusable_cache_is_ignored(
     flavour: str, server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_bytes(b"a file where the directory should be")
@@ -115,7 +115,7 @@ async def test_a_cache_that_cannot_be_used_is_none(
     assert "reading the cache failed: " in caplog.text
 
 
-def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
+def test_the_least_recently_used_file_is_removed_first(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", max_bytes=2500)
     first, second, third = (bytes([index]) * 1000 for index in range(3))
     for age, data in ((300, first), (200, second)):
@@ -130,7 +130,7 @@ def test_what_was_not_used_for_longest_goes_first(tmp_path: Path) -> None:
     assert cached(cache, third, tmp_path)
 
 
-def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
+def test_a_version_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache", max_bytes=1000)
     keep(cache, b"small", tmp_path)
     keep(cache, bytes(1001), tmp_path)
@@ -138,7 +138,7 @@ def test_what_is_larger_than_the_cache_is_not_kept(tmp_path: Path) -> None:
     assert not cached(cache, bytes(1001), tmp_path)
 
 
-def test_what_others_left_half_written_is_removed_after_a_day(tmp_path: Path) -> None:
+def test_abandoned_temporary_files_are_removed_after_a_day(tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     keep(cache, b"1", tmp_path)
     [file] = cached_files(tmp_path / "cache")
@@ -183,7 +183,7 @@ def test_many_processes_share_a_cache_that_has_no_room_for_all(tmp_path: Path) -
     assert not [file for file in files if file.name.startswith(".new-")]
 
 
-async def test_a_cache_that_someone_has_locked_holds_up_nobody(flavour: str, server: Server, tmp_path: Path) -> None:
+async def test_a_locked_cache_delays_nobody(flavour: str, server: Server, tmp_path: Path) -> None:
     directory = tmp_path / "cache"
     async with opened(flavour, server.port, cache_dir=directory) as registry:
         await registry.retrieve(await registry.publish("policy", b"1"))
@@ -194,7 +194,7 @@ async def test_a_cache_that_someone_has_locked_holds_up_nobody(flavour: str, ser
 
 
 @pytest.mark.parametrize("data_hash", ["", "no base64!", "AAAA", "\N{SNAKE}"])
-async def test_bytes_with_a_hash_that_is_none_are_not_handed_out(flavour: str, tmp_path: Path, data_hash: str) -> None:
+async def test_bytes_with_a_malformed_hash_are_not_returned(flavour: str, tmp_path: Path, data_hash: str) -> None:
     async def described(call: Call) -> None:
         await call.send(m.RetrieveVersionInfosReply(version_infos=[version_message(1, data_hash, len(DATA))]))
 
@@ -206,8 +206,8 @@ async def test_bytes_with_a_hash_that_is_none_are_not_handed_out(flavour: str, t
             await registry.retrieve("policy")
 
 
-async def test_what_a_failed_fetch_left_is_not_before_what_the_cache_has(flavour: str, tmp_path: Path) -> None:
-    """The latest version goes away while it is fetched, and the one before is in the cache."""
+async def test_the_remains_of_a_failed_fetch_do_not_precede_the_cached_bytes(flavour: str, tmp_path: Path) -> None:
+    """The latest version is deleted while it is fetched, and the one before is in the cache."""
     old, new = os.urandom(500), os.urandom(1000)
 
     async def described(call: Call) -> None:

@@ -43,7 +43,7 @@ async def test_creating_a_model_again_replaces_its_user_data(registry: Any) -> N
 
 
 @pytest.mark.parametrize("size_bytes", SIZES)
-async def test_what_is_published_is_retrieved(registry: Any, size_bytes: int) -> None:
+async def test_a_published_version_is_retrieved(registry: Any, size_bytes: int) -> None:
     data = os.urandom(size_bytes)
     version = await registry.publish("policy", data, user_data={"step": "7"})
     assert (version.model_id, version.number, version.archived) == ("policy", 1, False)
@@ -56,7 +56,7 @@ async def test_what_is_published_is_retrieved(registry: Any, size_bytes: int) ->
     assert retrieved == data
 
 
-async def test_what_is_stored_is_archived(registry: Any) -> None:
+async def test_a_stored_version_is_archived(registry: Any) -> None:
     version = await registry.store("policy", b"weights")
     assert version.archived
     assert await registry.retrieve(version) == b"weights"
@@ -103,7 +103,7 @@ async def test_data_may_be_anything_that_has_bytes(registry: Any, tmp_path: Path
     assert await registry.retrieve(version) == data
 
 
-async def test_an_open_file_is_read_from_where_it_stands(registry: Any, tmp_path: Path) -> None:
+async def test_an_open_file_is_read_from_its_position(registry: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"header" + b"weights")
     zipped = tmp_path / "zipped"
@@ -126,12 +126,12 @@ async def test_an_open_file_is_read_from_where_it_stands(registry: Any, tmp_path
         (memoryview(b"abcdef")[::2], "contiguous"),
     ],
 )
-async def test_what_has_no_bytes_is_refused(registry: Any, data: object, message: str) -> None:
+async def test_data_without_bytes_is_refused(registry: Any, data: object, message: str) -> None:
     with pytest.raises(errors.InvalidError, match=message):
         await registry.publish("policy", data)
 
 
-async def test_a_file_that_is_not_there_is_an_error_of_the_system(registry: Any, tmp_path: Path) -> None:
+async def test_a_missing_file_raises_an_os_error(registry: Any, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         await registry.publish("policy", tmp_path / "nothing")
     assert await registry.list_models() == []
@@ -160,7 +160,7 @@ async def test_an_id_must_be_a_text(registry: Any, name: str, model_id: object) 
         await getattr(registry, name)(model_id, *more)
 
 
-async def test_what_is_watched_and_tracked_has_an_id_too(registry: Any) -> None:
+async def test_ids_of_watched_and_tracked_models_are_checked_too(registry: Any) -> None:
     with pytest.raises(errors.InvalidError, match="model_id is None"):
         await anext(registry.watch(None))
     with pytest.raises(errors.InvalidError, match="model_id is None"):
@@ -169,7 +169,7 @@ async def test_what_is_watched_and_tracked_has_an_id_too(registry: Any) -> None:
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "3", object()])
-async def test_a_time_that_is_none_is_refused(registry: Any, timeout: Any) -> None:
+async def test_an_invalid_duration_is_refused(registry: Any, timeout: Any) -> None:
     calls: list[Callable[[], Awaitable[object]]] = [
         lambda: registry.list_models(timeout=timeout),
         lambda: registry.publish("policy", b"weights", timeout=timeout),
@@ -187,7 +187,7 @@ async def test_a_time_that_is_none_is_refused(registry: Any, timeout: Any) -> No
 
 
 @pytest.mark.parametrize("timeout", [50, 1e12, 10**400, float("inf")])
-async def test_a_call_may_take_for_ever(registry: Any, timeout: float) -> None:
+async def test_an_infinite_timeout_is_allowed(registry: Any, timeout: float) -> None:
     version = await registry.publish("policy", b"weights", timeout=timeout)
     assert await registry.retrieve("policy", timeout=timeout) == b"weights"
     assert await registry.list_versions("policy", timeout=timeout) == [version]
@@ -195,7 +195,7 @@ async def test_a_call_may_take_for_ever(registry: Any, timeout: float) -> None:
         assert await latest.wait_for(timeout=timeout) == version
 
 
-async def test_a_number_may_be_of_any_whole_kind(registry: Any) -> None:
+async def test_a_number_may_be_of_any_integer_type(registry: Any) -> None:
     version = await registry.publish("policy", b"weights")
 
     class Number:
@@ -224,7 +224,7 @@ async def test_a_missing_model_is_created_once_with_its_first_version(registry: 
     assert (await registry.get_model("policy")).user_data == {}
 
 
-async def test_a_missing_model_is_not_created_when_it_is_not_to_be(registry: Any) -> None:
+async def test_a_missing_model_is_not_created_without_create(registry: Any) -> None:
     with pytest.raises(errors.NotFoundError, match='publishing a version of model "policy": model "policy" does not'):
         await registry.publish("policy", b"1", create=False)
     assert await registry.list_models() == []
@@ -250,7 +250,7 @@ async def test_versions_are_found_by_number_from_either_end(registry: Any) -> No
 
 
 @pytest.mark.parametrize("number", [0, 9, -9, 2**31, -(2**31) - 1, 2**80])
-async def test_a_version_that_is_not_there_is_not_found(registry: Any, number: int) -> None:
+async def test_a_missing_version_is_not_found(registry: Any, number: int) -> None:
     await registry.publish("policy", b"1")
     with pytest.raises(errors.NotFoundError) as caught:
         await registry.retrieve("policy", number)
@@ -274,7 +274,7 @@ async def test_asking_for_two_versions_at_once_is_a_mistake(registry: Any) -> No
         await registry.retrieve(first, 2)
 
 
-async def test_listings_of_many_pages_are_whole(registry: Any, client: Client) -> None:
+async def test_listings_of_many_pages_are_complete(registry: Any, client: Client) -> None:
     await client.create_model("policy")
     large = {"note": "x" * 200_000}
     for _ in range(45):
@@ -285,7 +285,7 @@ async def test_listings_of_many_pages_are_whole(registry: Any, client: Client) -
     assert len(await registry.list_models()) == 46
 
 
-async def test_a_download_is_whole_and_replaces_what_was_there(registry: Any, tmp_path: Path) -> None:
+async def test_a_download_replaces_an_existing_file_completely(registry: Any, tmp_path: Path) -> None:
     data = os.urandom(CHUNK_BYTES + 1)
     published = await registry.publish("policy", data)
     path = tmp_path / "policy.bin"
@@ -296,7 +296,7 @@ async def test_a_download_is_whole_and_replaces_what_was_there(registry: Any, tm
     assert sorted(os.listdir(tmp_path)) == ["archive", "policy.bin"]
 
 
-async def test_a_download_that_fails_leaves_what_was_there(registry: Any, tmp_path: Path) -> None:
+async def test_a_failed_download_leaves_the_existing_file(registry: Any, tmp_path: Path) -> None:
     path = tmp_path / "policy.bin"
     path.write_bytes(b"old")
     with pytest.raises(errors.NotFoundError):
@@ -307,7 +307,7 @@ async def test_a_download_that_fails_leaves_what_was_there(registry: Any, tmp_pa
     assert sorted(os.listdir(tmp_path)) == ["archive", "policy.bin"]
 
 
-async def test_a_call_that_breaks_a_rule_tells_the_servers_words_and_its_subject(registry: Any) -> None:
+async def test_a_refused_call_reports_its_subject_and_the_servers_message(registry: Any) -> None:
     with pytest.raises(errors.InvalidError) as caught:
         await registry.create_model("a/b")
     assert caught.value.message.startswith('creating model "a/b": model_id "a/b" must not contain U+002F')
@@ -315,13 +315,13 @@ async def test_a_call_that_breaks_a_rule_tells_the_servers_words_and_its_subject
     assert isinstance(caught.value, errors.ModelRegistryError)
 
 
-async def test_the_server_tells_how_it_is(registry: Any) -> None:
+async def test_status_and_versions_of_the_server_are_returned(registry: Any) -> None:
     await registry.publish("policy", b"1")
     assert (await registry.status())["transient_versions"] == "1"
     assert (await registry.server_versions())["cogment-model-registry"] == cogment_model_registry.__version__
 
 
-def test_both_flavours_have_the_same_calls_with_the_same_arguments() -> None:
+def test_both_clients_have_the_same_calls_with_the_same_arguments() -> None:
     def calls(flavour: type) -> dict[str, list[inspect.Parameter]]:
         methods = inspect.getmembers(flavour, inspect.isfunction)
         return {
@@ -336,14 +336,14 @@ def test_both_flavours_have_the_same_calls_with_the_same_arguments() -> None:
             assert name == "__init__" or inspect.getdoc(getattr(flavour, name)), name
 
 
-async def test_a_file_that_does_not_know_its_size_is_read_whole(registry: Any) -> None:
+async def test_a_file_of_unknown_size_is_read_completely(registry: Any) -> None:
     version = await registry.publish("policy", "/proc/self/status")
     assert (await registry.retrieve(version)).startswith(b"Name:")
     path = await registry.publish("policy", "/proc/version")
     assert (await registry.retrieve(path)).startswith(b"Linux")
 
 
-async def test_a_mapped_file_is_bytes(registry: Any, tmp_path: Path) -> None:
+async def test_a_memory_mapped_file_can_be_published(registry: Any, tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"weights")
     descriptor = os.open(path, os.O_RDONLY)
@@ -355,7 +355,7 @@ async def test_a_mapped_file_is_bytes(registry: Any, tmp_path: Path) -> None:
     assert await registry.retrieve(version) == b"weights"
 
 
-async def test_a_download_may_have_as_long_a_name_as_the_system_takes(registry: Any, tmp_path: Path) -> None:
+async def test_a_download_may_have_the_longest_name_that_the_system_allows(registry: Any, tmp_path: Path) -> None:
     await registry.publish("policy", b"weights")
     for name in ("x" * 255, "\N{SNAKE}" * 63):
         await registry.download("policy", tmp_path / name)
@@ -379,7 +379,7 @@ async def test_a_download_keeps_a_symbolic_link_and_the_permissions_of_what_it_r
 
 
 async def test_a_download_replaces_nothing_but_files(registry: Any, tmp_path: Path) -> None:
-    """And says so before it fetches anything."""
+    """The error comes before anything is fetched."""
     told: list[object] = []
     await registry.publish("policy", b"weights")
     os.mkfifo(tmp_path / "pipe")

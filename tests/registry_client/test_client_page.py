@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -11,8 +10,8 @@ import pytest
 
 from cogment_model_registry import errors
 from cogment_model_registry.client import cache, core, watching
-from tests.processes import clean_environment, server_process
-from tests.waiting import PATIENCE_SECONDS
+from tests import processes
+from tests.processes import server_process
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs/client.md").read_text()
@@ -29,15 +28,8 @@ def run(page: str, directory: Path) -> str:
     with server_process(directory / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
         script.write_text("\n".join(snippets(page)).replace("grpc://localhost:9000", endpoint))
-        result = subprocess.run(
-            [sys.executable, "-W", "error", str(script)],
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE_SECONDS,
-            check=False,
-            cwd=directory,
-            env={**clean_environment(), "COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint},
-        )
+        environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint}
+        result = processes.run(sys.executable, "-W", "error", str(script), environment=environment, cwd=directory)
     assert result.returncode == 0, textwrap.indent(result.stderr, "  ")
     return result.stdout
 
@@ -56,17 +48,17 @@ def test_every_snippet_runs(tmp_path: Path) -> None:
         ("`retry_seconds` (10,", core.RETRY_SECONDS == 10),
         ("`patience_seconds` (300)", watching.PATIENCE_SECONDS == 300),
         ("`cache_max_bytes` (10 GiB)", cache.DEFAULT_MAX_BYTES == 10 * 2**30),
-        ("By default it is 30,", core.CALL_SECONDS == 30),
+        ("The default is 30 seconds;", core.CALL_SECONDS == 30),
         (f"`{core.CACHE_VARIABLE}`", True),
     ],
 )
-def test_the_numbers_of_the_page_are_those_of_the_code(text: str, value: bool) -> None:
+def test_the_numbers_on_the_page_match_the_code(text: str, value: bool) -> None:
     assert text in PAGE
     assert value
 
 
 def test_every_error_that_a_client_can_get_is_on_the_page() -> None:
-    # Tests and commands have kinds of their own, and a server's start is no business of a client.
+    # Tests and commands have errors of their own, and a client never starts a server.
     subclasses = errors.ModelRegistryError.__subclasses__()
     kinds = {kind.__name__ for kind in subclasses if kind.__module__ == errors.__name__} - {"StartError"}
     assert kinds == set(re.findall(r"^\| `(\w+Error)` \|", PAGE, re.MULTILINE))

@@ -57,7 +57,7 @@ def registries(**properties: str) -> Details:
         ),
     ],
 )
-def test_an_endpoint_is_what_was_given_or_what_the_environment_says(
+def test_the_endpoint_comes_from_the_argument_or_the_environment(
     endpoint: str | None, environment: dict[str, str], location: Direct | Discovered
 ) -> None:
     assert locate(endpoint, environment=environment) == location
@@ -79,7 +79,7 @@ def test_an_endpoint_is_what_was_given_or_what_the_environment_says(
         "cogment://discover/service?__id=1&a=2",
     ],
 )
-def test_an_endpoint_of_another_form_is_refused_with_what_is_allowed(endpoint: str) -> None:
+def test_a_malformed_endpoint_is_refused_with_the_allowed_forms(endpoint: str) -> None:
     environment = {"COGMENT_DIRECTORY_ENDPOINT": DIRECTORY}
     if not endpoint:
         environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": "nonsense"}
@@ -87,7 +87,7 @@ def test_an_endpoint_of_another_form_is_refused_with_what_is_allowed(endpoint: s
         locate(endpoint or None, environment=environment)
 
 
-def test_discovering_takes_a_directory() -> None:
+def test_discovery_requires_a_directory() -> None:
     with pytest.raises(errors.SettingError, match="COGMENT_DIRECTORY_ENDPOINT"):
         locate("cogment://discover", environment={})
     with pytest.raises(errors.SettingError, match="directory_endpoint"):
@@ -112,7 +112,7 @@ def registered(directory: ServerProcess, archive: Path, port: int = 0) -> Server
     return process
 
 
-def test_a_registry_is_discovered_and_found_again_when_it_has_moved(directory: ServerProcess, tmp_path: Path) -> None:
+def test_a_discovered_registry_is_found_again_when_it_has_moved(directory: ServerProcess, tmp_path: Path) -> None:
     where = f"grpc://127.0.0.1:{directory.port}"
     first = registered(directory, tmp_path / "archive", free_port())
     second = None
@@ -123,7 +123,7 @@ def test_a_registry_is_discovered_and_found_again_when_it_has_moved(directory: S
             second = registered(directory, tmp_path / "archive", free_port())
             assert second.port != first.port
             assert registry.retrieve("policy") == b"1"
-            # A channel that is closed connects to nobody, so the port is free for whoever comes.
+            # A closed channel connects to nobody, so the port is free.
             with socket.create_server(("127.0.0.1", first.port)) as elsewhere:
                 elsewhere.settimeout(3)  # gRPC would try again within two seconds
                 assert registry.retrieve("policy") == b"1"
@@ -151,8 +151,8 @@ def test_a_directory_that_is_down_is_unavailable() -> None:
         registry.list_models()
 
 
-def test_a_registry_that_starts_anew_is_waited_for(directory: ServerProcess, tmp_path: Path) -> None:
-    """Though the Directory says meanwhile that there is none."""
+def test_a_call_waits_for_a_registry_that_restarts(directory: ServerProcess, tmp_path: Path) -> None:
+    """Although the Directory no longer returns it."""
     port = free_port()
     where = f"grpc://127.0.0.1:{directory.port}"
     first = registered(directory, tmp_path / "archive", port)
@@ -212,7 +212,7 @@ async def test_a_client_that_is_closed_while_it_asks_the_directory_ends_its_call
         listing = asyncio.ensure_future(registry.list_models())
         await asked.wait()
         await registry.close()
-        async with asyncio.timeout(5):  # and not when the time of the Directory is over
+        async with asyncio.timeout(5):  # and not only after the timeout of the Directory
             with pytest.raises(errors.ClosedError):
                 await listing
 

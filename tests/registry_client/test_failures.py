@@ -1,4 +1,4 @@
-"""What the client does when the server, or the way to it, is not as it should be."""
+"""What the client does when the server or the network fails."""
 
 import asyncio
 import hashlib
@@ -86,7 +86,7 @@ async def test_a_server_that_does_not_answer_times_out(flavour: str, call: Calli
             await call(registry)
 
 
-async def test_a_timeout_of_one_call_goes_before_that_of_the_client(flavour: str) -> None:
+async def test_a_timeout_of_one_call_overrides_that_of_the_client(flavour: str) -> None:
     async with scripted(RetrieveModels=silence) as server, opened(flavour, server.port, timeout=50) as registry:
         with pytest.raises(errors.TimedOutError, match="listing the models"):
             await registry.list_models(timeout=0.2)
@@ -106,7 +106,7 @@ async def test_a_download_that_stalls_times_out(flavour: str, tmp_path: Path) ->
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_server_that_sheds_is_asked_again(flavour: str) -> None:
+async def test_a_call_is_retried_while_the_server_sheds_load(flavour: str) -> None:
     async def models(call: Call) -> None:
         await call.send(m.RetrieveModelsReply())
 
@@ -115,7 +115,7 @@ async def test_a_server_that_sheds_is_asked_again(flavour: str) -> None:
         assert server.calls == {"RetrieveModels": 4}
 
 
-async def test_a_server_that_sheds_for_too_long_is_unavailable(flavour: str) -> None:
+async def test_a_server_that_sheds_load_for_too_long_is_unavailable(flavour: str) -> None:
     async with scripted(RetrieveModels=failing(10**6, silence)) as server:
         async with opened(flavour, server.port, retry_seconds=0.3) as registry:
             with pytest.raises(errors.UnavailableError, match="listing the models: for the test"):
@@ -137,7 +137,7 @@ async def test_a_server_that_sheds_for_too_long_is_unavailable(flavour: str) -> 
         (grpc.StatusCode.PERMISSION_DENIED, errors.ModelRegistryError),
     ],
 )
-async def test_what_will_not_change_is_not_asked_again(
+async def test_a_final_error_is_not_retried(
     flavour: str, status: grpc.StatusCode, kind: type[errors.ModelRegistryError]
 ) -> None:
     async with scripted(RetrieveModels=failing(10**6, silence, status)) as server:
@@ -148,7 +148,7 @@ async def test_what_will_not_change_is_not_asked_again(
         assert server.calls["RetrieveModels"] == 1
 
 
-async def test_an_answer_that_is_no_message_is_an_error(flavour: str) -> None:
+async def test_a_malformed_reply_is_an_error(flavour: str) -> None:
     async def garbage(call: Call) -> None:
         await call.send(b"\xff\xff\xff")
 
@@ -161,7 +161,7 @@ async def test_an_answer_that_is_no_message_is_an_error(flavour: str) -> None:
                 await call()
 
 
-async def test_a_server_that_says_nothing_is_unavailable_or_times_out(flavour: str) -> None:
+async def test_a_silent_server_is_unavailable_or_times_out(flavour: str) -> None:
     async with tcp_server(b"") as port, opened(flavour, port, retry_seconds=0.2, timeout=1) as registry:
         with pytest.raises((errors.UnavailableError, errors.TimedOutError)):
             await registry.list_models()
@@ -226,7 +226,7 @@ async def test_a_registry_that_is_given_as_a_directory_is_called_none(flavour: s
 # Uploads.
 
 
-async def test_an_upload_is_sent_again_while_the_server_cannot_have_it(flavour: str) -> None:
+async def test_an_upload_is_retried_while_the_server_cannot_have_received_it(flavour: str) -> None:
     async def answer(call: Call) -> None:
         await call.receive()
         if call.number == 1:
@@ -239,7 +239,7 @@ async def test_an_upload_is_sent_again_while_the_server_cannot_have_it(flavour: 
 
 
 @pytest.mark.parametrize("data", [b"", b"weights", DATA], ids=["empty", "small", "large"])
-async def test_an_upload_that_the_server_may_have_is_not_sent_again(flavour: str, data: bytes) -> None:
+async def test_an_upload_that_the_server_may_have_received_is_not_retried(flavour: str, data: bytes) -> None:
     async def answer(call: Call) -> None:
         await call.receive_all()
         await call.fail(grpc.StatusCode.UNAVAILABLE)
@@ -251,7 +251,7 @@ async def test_an_upload_that_the_server_may_have_is_not_sent_again(flavour: str
         assert server.calls["CreateVersion"] == 1
 
 
-async def test_an_upload_that_ends_with_a_status_of_no_certain_meaning_may_be_done(flavour: str) -> None:
+async def test_an_upload_that_ends_with_an_ambiguous_status_may_be_done(flavour: str) -> None:
     async def answer(call: Call) -> None:
         await call.receive_all()
         if call.number == 1:
@@ -266,7 +266,7 @@ async def test_an_upload_that_ends_with_a_status_of_no_certain_meaning_may_be_do
         assert server.calls["CreateVersion"] == 2
 
 
-async def test_an_upload_whose_answer_does_not_come_may_be_done(flavour: str) -> None:
+async def test_an_upload_without_a_reply_may_be_done(flavour: str) -> None:
     async def answer(call: Call) -> None:
         await call.receive_all()
         await silence(call)
@@ -277,7 +277,7 @@ async def test_an_upload_whose_answer_does_not_come_may_be_done(flavour: str) ->
         assert caught.value.may_be_done
 
 
-async def test_a_deletion_that_may_be_done_is_not_made_again(flavour: str) -> None:
+async def test_a_deletion_that_may_be_done_is_not_retried(flavour: str) -> None:
     async with scripted(DeleteModel=failing(1, silence)) as server, opened(flavour, server.port) as registry:
         with pytest.raises(errors.UnavailableError) as caught:
             await registry.delete_model("policy")
@@ -285,7 +285,7 @@ async def test_a_deletion_that_may_be_done_is_not_made_again(flavour: str) -> No
         assert server.calls["DeleteModel"] == 1
 
 
-async def test_a_missing_model_costs_calls_only_when_it_is_missing(flavour: str) -> None:
+async def test_looking_for_a_missing_model_makes_calls_only_when_it_is_missing(flavour: str) -> None:
     async def models(call: Call) -> None:
         await call.fail(grpc.StatusCode.NOT_FOUND)
 
@@ -300,7 +300,7 @@ async def test_a_missing_model_costs_calls_only_when_it_is_missing(flavour: str)
         assert server.calls == {"CreateVersion": 3, "RetrieveModels": 1, "CreateOrUpdateModel": 1}
 
 
-async def test_a_server_that_took_other_bytes_is_found_out(flavour: str) -> None:
+async def test_a_server_that_stored_other_bytes_is_detected(flavour: str) -> None:
     async def answer(call: Call) -> None:
         await created(call, b"others")
 
@@ -309,7 +309,7 @@ async def test_a_server_that_took_other_bytes_is_found_out(flavour: str) -> None
             await registry.publish("policy", DATA)
 
 
-async def test_what_does_not_fit_the_server_is_too_large(flavour: str, tmp_path: Path) -> None:
+async def test_a_version_that_does_not_fit_the_server_is_too_large(flavour: str, tmp_path: Path) -> None:
     settings = Settings(cache_max_bytes=MIB, grace_seconds=0)
     async with serving(tmp_path / "archive", settings) as server, opened(flavour, server.port) as registry:
         with pytest.raises(errors.TooLargeError, match="publishing a version"):
@@ -317,7 +317,9 @@ async def test_what_does_not_fit_the_server_is_too_large(flavour: str, tmp_path:
         assert await registry.list_versions("policy") == []
 
 
-async def test_a_file_that_is_cut_while_it_is_sent_leaves_nothing(flavour: str, server: Server, tmp_path: Path) -> None:
+async def test_a_file_truncated_while_it_is_sent_leaves_no_version(
+    flavour: str, server: Server, tmp_path: Path
+) -> None:
     path = tmp_path / "weights"
     path.write_bytes(LARGE)
 
@@ -335,7 +337,7 @@ async def test_a_file_that_is_cut_while_it_is_sent_leaves_nothing(flavour: str, 
 # Downloads.
 
 
-async def test_a_download_that_breaks_begins_anew(flavour: str) -> None:
+async def test_a_broken_download_starts_again(flavour: str) -> None:
     async def answer(call: Call) -> None:
         if call.number <= 2:
             await chunks(DATA[: 3 * MIB])(call)
@@ -358,7 +360,7 @@ async def test_a_download_that_breaks_begins_anew(flavour: str) -> None:
     ],
     ids=["short", "nothing", "long", "wrong"],
 )
-async def test_wrong_bytes_are_never_handed_out(flavour: str, parts: list[bytes], message: str, tmp_path: Path) -> None:
+async def test_wrong_bytes_are_never_returned(flavour: str, parts: list[bytes], message: str, tmp_path: Path) -> None:
     async with (
         scripted(RetrieveVersionInfos=infos, RetrieveVersionData=chunks(*parts)) as server,
         opened(flavour, server.port, cache_dir=tmp_path / "cache") as registry,
@@ -370,7 +372,7 @@ async def test_wrong_bytes_are_never_handed_out(flavour: str, parts: list[bytes]
     assert os.listdir(tmp_path) == []
 
 
-async def test_a_latest_version_that_is_evicted_meanwhile_is_looked_up_again(flavour: str) -> None:
+async def test_the_latest_version_is_looked_up_again_when_it_was_evicted_before_the_fetch(flavour: str) -> None:
     async def newer(call: Call) -> None:
         await infos(call, number=call.number)
 
@@ -390,7 +392,7 @@ async def test_a_version_that_was_evicted_for_good_is_not_found(flavour: str) ->
         assert server.calls["RetrieveVersionData"] == 1
 
 
-async def test_a_server_that_announces_what_it_cannot_have_costs_no_memory(flavour: str) -> None:
+async def test_an_announced_impossible_size_allocates_no_memory(flavour: str) -> None:
     async def huge(call: Call) -> None:
         message = version_message(1, HASH, 2**62)
         await call.send(m.RetrieveVersionInfosReply(version_infos=[message]))
@@ -431,7 +433,9 @@ async def test_cancelling_ends_an_upload_and_a_download(server: Server, tmp_path
         await counted(registry, uploads=0, retrievals=0)
 
 
-async def test_a_download_over_a_network_that_cuts_gets_through(flavour: str, server: Server, tmp_path: Path) -> None:
+async def test_a_download_succeeds_over_a_network_that_breaks_connections(
+    flavour: str, server: Server, tmp_path: Path
+) -> None:
     async with opened(flavour, server.port) as registry:
         await registry.store("policy", LARGE)
     async with cutting(server.port, cuts=2, after_bytes=10 * MIB) as port, opened(flavour, port) as registry:
@@ -439,7 +443,7 @@ async def test_a_download_over_a_network_that_cuts_gets_through(flavour: str, se
     assert (tmp_path / "file").read_bytes() == LARGE
 
 
-async def test_an_upload_over_a_network_that_cuts_arrives_once(flavour: str, server: Server) -> None:
+async def test_an_upload_arrives_once_over_a_network_that_breaks_connections(flavour: str, server: Server) -> None:
     async with (
         cutting(server.port, cuts=2, after_bytes=10 * MIB, upwards=True) as port,
         opened(flavour, port) as registry,
@@ -449,7 +453,7 @@ async def test_an_upload_over_a_network_that_cuts_arrives_once(flavour: str, ser
         assert await registry.retrieve("policy") == LARGE
 
 
-async def test_an_open_file_is_where_it_was_when_its_upload_failed(
+async def test_a_failed_upload_leaves_the_position_of_an_open_file(
     flavour: str, server: Server, tmp_path: Path
 ) -> None:
     path = tmp_path / "weights"
@@ -463,7 +467,7 @@ async def test_an_open_file_is_where_it_was_when_its_upload_failed(
                 assert await registry.retrieve(await registry.publish("policy", file)) == DATA
 
 
-async def test_no_words_of_an_id_make_an_upload_seem_not_sent(flavour: str) -> None:
+async def test_an_id_that_looks_like_an_error_does_not_make_an_upload_seem_unsent(flavour: str) -> None:
     async def answer(call: Call) -> None:
         await call.receive_all()
         await call.fail(grpc.StatusCode.UNAVAILABLE)
@@ -475,7 +479,7 @@ async def test_no_words_of_an_id_make_an_upload_seem_not_sent(flavour: str) -> N
         assert server.calls["CreateVersion"] == 1
 
 
-async def test_an_attempt_that_lingers_does_not_disturb_the_next_one(flavour: str, tmp_path: Path) -> None:
+async def test_a_lingering_attempt_does_not_disturb_the_next_one(flavour: str, tmp_path: Path) -> None:
     """The first one is still in its callback, on gRPC's thread, while the file is sent again."""
     go_on = threading.Event()
     path = tmp_path / "weights"
@@ -504,11 +508,11 @@ async def test_an_attempt_that_lingers_does_not_disturb_the_next_one(flavour: st
     assert told[-1] == len(DATA)
 
 
-UNRESOLVABLE = "x" * 64 + ".invalid"  # no part of a name may be as long, so nobody is asked
+UNRESOLVABLE = "x" * 64 + ".invalid"  # too long for a part of a name, so no name server is asked
 
 
 @pytest.mark.parametrize("call", ALL.values(), ids=ALL)
-async def test_a_name_that_cannot_be_resolved_is_unavailable_and_tried_again(call: Calling) -> None:
+async def test_an_unresolvable_name_is_unavailable_and_retried(call: Calling) -> None:
     message = f"cannot connect to grpc://{UNRESOLVABLE}:9000: [^]]+$"
     async with aio.ModelRegistry(f"grpc://{UNRESOLVABLE}:9000", retry_seconds=0.3) as registry:
         begin = time.monotonic()
@@ -540,12 +544,12 @@ async def test_the_time_of_an_upload_includes_the_reading_of_its_bytes(registry:
             await registry.publish("policy", source, timeout=0.2)
     reads = source.reads
     assert reads > 1
-    await asyncio.sleep(0.1)  # in which it would be read some times more
+    await asyncio.sleep(0.1)  # in this time it would be read a few more times
     assert source.reads <= reads + 1
     assert await registry.list_models() == []
 
 
-async def test_a_pipe_into_which_nobody_writes_times_out(registry: Any, tmp_path: Path) -> None:
+async def test_a_pipe_without_a_writer_times_out(registry: Any, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     async with asyncio.timeout(20):
         with pytest.raises(errors.TimedOutError, match="its bytes could not be read in time"):
@@ -561,11 +565,11 @@ async def test_cancelling_an_upload_ends_the_reading_of_its_bytes(server: Server
         with pytest.raises(asyncio.CancelledError):
             await task
         reads = source.reads
-        await asyncio.sleep(0.1)  # in which it would be read some times more
+        await asyncio.sleep(0.1)  # in this time it would be read a few more times
         assert source.reads <= reads + 1
 
 
-async def test_a_file_of_the_system_is_never_moved_by_an_upload_that_failed(
+async def test_a_failed_upload_never_moves_the_position_of_a_regular_file(
     flavour: str, server: Server, tmp_path: Path
 ) -> None:
     """Whether it was given up while it was hashed, or while it was sent; so it can be published again at once."""
@@ -595,14 +599,14 @@ async def test_a_file_of_the_system_is_never_moved_by_an_upload_that_failed(
 
 
 class Slow(io.BytesIO):
-    """A file that reads in its own way."""
+    """A file-like object."""
 
     def read(self, _size: int | None = -1, /) -> bytes:
         time.sleep(0.02)
         return super().read(MIB)
 
 
-async def test_a_file_of_another_kind_can_be_published_again_at_once_too(registry: Any) -> None:
+async def test_a_file_like_object_can_be_published_again_at_once(registry: Any) -> None:
     """Though the thread that reads it may still be in the middle of a read."""
     file = Slow(LARGE)
     file.seek(1)
@@ -615,8 +619,8 @@ async def test_a_file_of_another_kind_can_be_published_again_at_once_too(registr
 
 
 @pytest.mark.parametrize("buffering", [0, -1])
-async def test_a_file_that_does_not_wait_is_refused(registry: Any, buffering: int) -> None:
-    """What it has for the moment is not all of it."""
+async def test_a_non_blocking_file_is_refused(registry: Any, buffering: int) -> None:
+    """What it has now is not all of it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
@@ -629,7 +633,7 @@ async def test_a_file_that_does_not_wait_is_refused(registry: Any, buffering: in
     assert await registry.list_models() == []
 
 
-async def test_a_task_that_went_on_after_a_cancellation_is_told_that_the_client_is_closed(server: Server) -> None:
+async def test_a_task_that_survived_a_cancellation_gets_an_error_when_the_client_is_closed(server: Server) -> None:
     registry = aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}")
     await registry.create_model("policy")
     begun = asyncio.Event()
@@ -652,7 +656,7 @@ async def test_a_task_that_went_on_after_a_cancellation_is_told_that_the_client_
         await task
 
 
-async def test_a_version_that_is_replaced_again_and_again_is_given_up(flavour: str) -> None:
+async def test_a_retrieval_gives_up_on_a_version_that_is_replaced_repeatedly(flavour: str) -> None:
     async def newer(call: Call) -> None:
         await infos(call, number=call.number)
 

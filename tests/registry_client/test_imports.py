@@ -1,12 +1,10 @@
 """What the client loads: nothing of the server."""
 
-import subprocess
 import sys
 
 import pytest
 
-from tests.processes import clean_environment
-from tests.waiting import PATIENCE_SECONDS
+from tests.processes import run
 
 CLIENT_PARTS = {"_version", "aio", "client", "errors", "frameworks", "numpy", "records", "system", "wire"}
 SERVER_LIBRARIES = {"structlog", "prometheus_client", "yaml", "uvloop", "click"}  # grpc loads its own other packages
@@ -28,14 +26,8 @@ print(*sys.modules)
 )
 def test_the_client_loads_nothing_of_the_server(statement: str) -> None:
     program = LIST_MODULES.format(statement=statement)
-    result = subprocess.run(
-        [sys.executable, "-c", program],
-        env=clean_environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=PATIENCE_SECONDS,
-    )
+    result = run(sys.executable, "-c", program)
+    assert result.returncode == 0, result.stderr
     names = [name.split(".") for name in result.stdout.split()]
     parts = {name[1] for name in names if name[0] == "cogment_model_registry" and len(name) > 1}
     assert parts <= CLIENT_PARTS

@@ -13,7 +13,7 @@ from tests.registry_client.network import cutting, tcp_server
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_connection_is_closed_however_early_the_peer_ends(turns: int, server: Server) -> None:
-    """Also one whose task had no turn of the event loop yet, whose `finally` never runs."""
+    """Even if its task has not run yet, so that its `finally` never runs."""
     connections = []
     async with AsyncExitStack() as stack:
         for peer in (tcp_server(b"answer"), cutting(server.port, cuts=1, after_bytes=1)):

@@ -1,4 +1,4 @@
-"""Watching and tracking: numbers only grow, the latest is never missed, and trouble is told."""
+"""Watching and tracking: numbers only grow, the latest is never missed, and errors are reported."""
 
 import asyncio
 import hashlib
@@ -46,7 +46,7 @@ async def next_of(versions: Any) -> Any:
         return await anext(versions)
 
 
-async def test_a_watch_tells_the_latest_at_once_and_then_what_comes(registry: Any) -> None:
+async def test_a_watch_yields_the_latest_version_at_once_and_then_new_ones(registry: Any) -> None:
     await registry.publish("policy", b"1")
     second = await registry.publish("policy", b"2")
     async with aclosing(registry.watch("policy")) as versions:
@@ -55,7 +55,7 @@ async def test_a_watch_tells_the_latest_at_once_and_then_what_comes(registry: An
         assert await next_of(versions) == third
 
 
-async def test_a_watch_leaves_out_what_is_known(registry: Any) -> None:
+async def test_a_watch_skips_known_versions(registry: Any) -> None:
     first = await registry.publish("policy", b"1")
     async with aclosing(registry.watch("policy", after=first.number)) as versions:
         following = asyncio.ensure_future(next_of(versions))
@@ -64,7 +64,7 @@ async def test_a_watch_leaves_out_what_is_known(registry: Any) -> None:
         assert (await following).number == 2
 
 
-async def test_a_watch_of_no_model_is_not_found(registry: Any) -> None:
+async def test_a_watch_of_a_missing_model_is_not_found(registry: Any) -> None:
     async with aclosing(registry.watch("policy")) as versions:
         with pytest.raises(errors.NotFoundError, match='watching model "policy": model "policy" does not exist'):
             await next_of(versions)
@@ -80,7 +80,7 @@ async def test_a_watch_ends_with_its_model(registry: Any) -> None:
             await following
 
 
-async def test_a_watch_that_is_left_frees_the_server(registry: Any) -> None:
+async def test_a_closed_watch_frees_its_stream_on_the_server(registry: Any) -> None:
     await registry.publish("policy", b"1")
     async with aclosing(registry.watch("policy")) as versions:
         await next_of(versions)
@@ -100,7 +100,7 @@ async def test_a_watch_survives_a_restart_and_never_goes_back(flavour: str, tmp_
             following = asyncio.ensure_future(next_of(versions))
             await asyncio.to_thread(server.kill)
             with server_process(tmp_path / "archive", port):
-                # The first thing that the new server tells is version 1, which is older.
+                # The new server first reports version 1, which is older.
                 newer = await registry.publish("policy", b"3")
                 assert newer.number > lost.number
                 assert await following == newer
@@ -112,7 +112,7 @@ async def test_a_watch_of_a_server_that_is_down_gives_up_soon(flavour: str) -> N
             await next_of(registry.watch("policy"))
 
 
-async def test_a_watch_of_a_server_that_does_not_come_back_gives_up_in_the_end(flavour: str, tmp_path: Path) -> None:
+async def test_a_watch_gives_up_when_its_patience_is_over(flavour: str, tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         async with opened(flavour, server.port) as registry:
             await registry.publish("policy", b"1")
@@ -123,7 +123,7 @@ async def test_a_watch_of_a_server_that_does_not_come_back_gives_up_in_the_end(f
                     await next_of(versions)
 
 
-async def test_a_watch_that_lasts_goes_on_over_many_streams(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_watch_continues_over_many_streams(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.1)
 
     async def told(call: Call) -> None:
@@ -142,7 +142,7 @@ async def test_a_watch_that_lasts_goes_on_over_many_streams(flavour: str, monkey
 
 
 def telling(*told: Any) -> Answer:
-    """Return what tells of one version in each stream, which then breaks; of the last one for ever."""
+    """Return an answer with one version in each stream, which then breaks; with the last one in all others."""
 
     async def answer(call: Call) -> None:
         await call.send(m.VersionUpdateReply(version_info=told[min(call.number, len(told)) - 1]))
@@ -161,7 +161,7 @@ def telling(*told: Any) -> Answer:
     ],
     ids=["an archived one is gone", "another one of the same number"],
 )
-async def test_a_model_that_was_made_anew_meanwhile_is_another_one(
+async def test_a_model_recreated_during_a_disconnection_is_detected(
     flavour: str, before: Any, after: Any, proof: str
 ) -> None:
     async with (
@@ -174,7 +174,7 @@ async def test_a_model_that_was_made_anew_meanwhile_is_another_one(
             await next_of(versions)
 
 
-async def test_an_older_version_is_no_proof_of_another_model_whatever_its_time(flavour: str) -> None:
+async def test_an_older_version_does_not_prove_that_the_model_was_recreated(flavour: str) -> None:
     """A registry that was killed has lost its transient versions; and clients may set the time."""
     told = (
         version_message(9, HASH, creation_timestamp=1),
@@ -190,7 +190,7 @@ async def test_an_older_version_is_no_proof_of_another_model_whatever_its_time(f
 
 
 async def test_a_watch_that_waits_for_a_first_version_survives_a_restart(flavour: str, tmp_path: Path) -> None:
-    """It is connected, though nothing was told yet: the patience is that of later, not that of the first attempt."""
+    """It is connected although nothing was published yet, so it has the longer patience."""
     port = f"--port={free_port()}"
     with server_process(tmp_path / "archive", port) as server:
         async with (
@@ -211,11 +211,11 @@ async def test_a_watch_that_waits_for_a_first_version_survives_a_restart(flavour
 
 
 async def until(condition: Callable[[], bool], latest: Any) -> None:
-    """Wait until something is so of what is tracked."""
+    """Wait until a condition holds for a tracker."""
     await waiting.until(condition, lambda: f"{latest.version}, {latest.error!r}")
 
 
-async def test_what_is_tracked_is_decoded_and_there(registry: Any) -> None:
+async def test_a_tracked_version_is_decoded_and_available(registry: Any) -> None:
     before = time.time()
     async with registry.track("policy", decode=int) as latest:
         assert [latest.value, latest.version, latest.age_seconds, latest.snapshot] == [None] * 4
@@ -229,14 +229,14 @@ async def test_what_is_tracked_is_decoded_and_there(registry: Any) -> None:
         assert 0 <= latest.age_seconds <= time.time() - before + 1
 
 
-async def test_what_is_tracked_is_bytes_by_default(registry: Any) -> None:
+async def test_a_tracked_value_is_bytes_by_default(registry: Any) -> None:
     await registry.publish("policy", b"weights")
     async with registry.track("policy") as latest:
         await latest.wait_for(timeout=PATIENT)
         assert latest.value == b"weights"
 
 
-async def test_waiting_in_vain_times_out(registry: Any) -> None:
+async def test_waiting_for_a_version_that_never_comes_times_out(registry: Any) -> None:
     await registry.publish("policy", b"1")
     async with registry.track("policy") as latest:
         await latest.wait_for(timeout=PATIENT)
@@ -246,7 +246,7 @@ async def test_waiting_in_vain_times_out(registry: Any) -> None:
             await latest.wait_for(newer_than=1, timeout=0.05)
 
 
-async def test_a_model_may_be_tracked_before_it_exists_and_through_all_its_lives(registry: Any) -> None:
+async def test_a_model_may_be_tracked_before_it_exists_and_after_it_is_recreated(registry: Any) -> None:
     async with registry.track("policy") as latest:
         await until(lambda: isinstance(latest.error, errors.NotFoundError), latest)
         with pytest.raises(errors.TimedOutError, match="does not exist"):
@@ -262,7 +262,7 @@ async def test_a_model_may_be_tracked_before_it_exists_and_through_all_its_lives
         assert latest.error is None
 
 
-async def test_trouble_is_told_and_gone_when_it_is_over(flavour: str, tmp_path: Path) -> None:
+async def test_a_tracker_reports_an_error_only_while_it_lasts(flavour: str, tmp_path: Path) -> None:
     port = f"--port={free_port()}"
     with server_process(tmp_path / "archive", port) as server:
         async with opened(flavour, server.port, retry_seconds=0.2) as registry:
@@ -280,8 +280,8 @@ async def test_trouble_is_told_and_gone_when_it_is_over(flavour: str, tmp_path: 
                     assert latest.value == b"2"
 
 
-async def test_a_server_that_is_gone_without_a_word_is_noticed(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps the connection, and says nothing any more."""
+async def test_a_server_that_vanishes_silently_is_noticed(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps the connection, and sends nothing any more."""
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
     monkeypatch.setattr(watching, "_CHECK_SECONDS", 0.5)
 
@@ -297,7 +297,7 @@ async def test_a_server_that_is_gone_without_a_word_is_noticed(flavour: str, mon
         assert server.calls["VersionUpdate"] == 1
 
 
-async def test_a_version_that_cannot_be_decoded_is_told_until_one_can(registry: Any) -> None:
+async def test_a_tracker_reports_an_undecodable_version_until_the_next_good_one(registry: Any) -> None:
     async with registry.track("policy", decode=int) as latest:
         await registry.publish("policy", b"1")
         await latest.wait_for(timeout=PATIENT)
@@ -309,8 +309,8 @@ async def test_a_version_that_cannot_be_decoded_is_told_until_one_can(registry: 
         assert (latest.value, latest.error) == (3, None)
 
 
-async def test_who_takes_long_skips_to_the_latest(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)  # whatever else the machine does
+async def test_a_slow_decoder_skips_to_the_latest_version(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)  # even if the machine is busy
     go_on = threading.Event()
     decoded: list[bytes] = []
 
@@ -330,7 +330,7 @@ async def test_who_takes_long_skips_to_the_latest(registry: Any, monkeypatch: py
 
 
 async def test_trackers_end_at_once(registry: Any) -> None:
-    """However many, and whatever they wait for: news, or a server that does not answer."""
+    """However many they are, and whether they wait for news or for a server that does not answer."""
     await registry.publish("policy", b"1")
     for _ in range(20):
         async with asyncio.timeout(20), registry.track("policy") as latest:
@@ -338,7 +338,7 @@ async def test_trackers_end_at_once(registry: Any) -> None:
     await counted(registry, watchers=0)
 
 
-async def test_a_tracker_of_a_server_that_is_silent_ends_at_once(flavour: str) -> None:
+async def test_a_tracker_of_a_silent_server_ends_at_once(flavour: str) -> None:
     async with (
         scripted(RetrieveModels=has_model, VersionUpdate=silence) as server,
         opened(flavour, server.port) as registry,
@@ -364,9 +364,9 @@ async def test_many_trackers_share_one_client(flavour: str, tmp_path: Path) -> N
         assert await asyncio.gather(*following) == [b"3"] * _TRACKERS
 
 
-async def test_a_decoder_that_panics_is_told_too(registry: Any) -> None:
+async def test_a_panic_of_a_decoder_is_reported(registry: Any) -> None:
     class PanicError(BaseException):
-        """As that of libraries in Rust."""
+        """As libraries in Rust do."""
 
     def decode(data: bytes) -> bytes:
         if data == b"bad":
@@ -381,7 +381,7 @@ async def test_a_decoder_that_panics_is_told_too(registry: Any) -> None:
         assert latest.error is None
 
 
-async def test_a_tracker_never_goes_back_after_a_failure_that_passes(flavour: str) -> None:
+async def test_a_tracker_never_goes_back_after_a_temporary_failure(flavour: str) -> None:
     """The server loses version 6 before it could be fetched, and then 5, which is there already."""
 
     async def data(call: Call) -> None:
@@ -420,7 +420,7 @@ async def test_a_tracker_never_goes_back_after_a_failure_that_passes(flavour: st
     assert len(numbers) == 2  # 5 and 7, and not 3 in between
 
 
-async def test_a_damaged_version_is_told_and_fetched_again_now_and_then(
+async def test_a_damaged_version_is_reported_and_fetched_again_after_a_reconnection(
     flavour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "STREAM_SECONDS", 1.0)
@@ -445,7 +445,7 @@ async def test_a_damaged_version_is_told_and_fetched_again_now_and_then(
     assert checks == [1, 2, 3]  # once with each stream of news
 
 
-async def test_a_decoder_may_raise_whatever_it_likes(registry: Any) -> None:
+async def test_a_decoder_may_raise_any_exception(registry: Any) -> None:
     def decode(data: bytes) -> bytes:
         if data.isdigit():
             raise [StopIteration, SystemExit, KeyboardInterrupt, asyncio.CancelledError][int(data)]
@@ -459,7 +459,7 @@ async def test_a_decoder_may_raise_whatever_it_likes(registry: Any) -> None:
         await until(lambda: latest.value == b"good", latest)
 
 
-async def test_what_is_not_tracked_is_not_waited_for(registry: Any, flavour: str) -> None:
+async def test_waiting_without_tracking_is_refused(registry: Any, flavour: str) -> None:
     await registry.publish("policy", b"1")
     tracked = (registry.registry if flavour == "blocking" else registry).track("policy")
 
@@ -478,8 +478,8 @@ async def test_what_is_not_tracked_is_not_waited_for(registry: Any, flavour: str
         await latest.wait_for(newer_than=1)
 
 
-async def test_closing_a_client_ends_all_that_waits_for_it(flavour: str, server: Server, tmp_path: Path) -> None:
-    """What another task or thread has under way: a watch, a tracker, an upload; each is told why."""
+async def test_closing_a_client_ends_all_waits(flavour: str, server: Server, tmp_path: Path) -> None:
+    """A watch, a tracker and an upload of another task or thread; each gets the reason."""
 
     async def watch(registry: Any) -> None:
         async for _version in registry.watch("policy"):
@@ -507,10 +507,8 @@ async def test_closing_a_client_ends_all_that_waits_for_it(flavour: str, server:
         await registry.close()
 
 
-async def test_a_tracker_takes_a_version_that_it_could_not_fetch_at_first(
-    flavour: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The latest one, of which it asked while it was behind; later streams tell the same one."""
+async def test_a_tracker_fetches_a_version_that_failed_at_first(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asked for the latest one while it was behind; later streams report the same one."""
     monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)
 
     async def told(call: Call) -> None:
@@ -540,7 +538,7 @@ async def test_a_tracker_takes_a_version_that_it_could_not_fetch_at_first(
 
 
 @pytest.mark.parametrize("status", [None, grpc.StatusCode.UNAVAILABLE])
-async def test_a_server_that_ends_each_stream_at_once_is_not_there(
+async def test_a_server_that_ends_each_stream_at_once_is_unavailable(
     flavour: str, status: grpc.StatusCode | None
 ) -> None:
     """Though it answers everything else."""
@@ -558,14 +556,14 @@ async def test_a_server_that_ends_each_stream_at_once_is_not_there(
         assert 1 < server.calls["VersionUpdate"] < 20
 
 
-async def test_an_error_is_gone_when_the_model_is_there_though_it_has_no_version(registry: Any) -> None:
+async def test_an_error_is_cleared_when_the_model_exists_even_without_versions(registry: Any) -> None:
     async with registry.track("policy") as latest:
         await until(lambda: isinstance(latest.error, errors.NotFoundError), latest)
         await registry.create_model("policy")
         await until(lambda: latest.error is None, latest)
 
 
-async def test_a_tracker_is_entered_once(server: Server) -> None:
+async def test_a_tracker_can_be_entered_only_once(server: Server) -> None:
     endpoint = f"grpc://127.0.0.1:{server.port}"
     async with aio.ModelRegistry(endpoint) as registry:
         tracked = registry.track("policy")

@@ -36,7 +36,7 @@ while True:
 
 
 @pytest.mark.parametrize("call", INTERRUPTED.values(), ids=INTERRUPTED)
-def test_an_interruption_ends_whatever_is_under_way(shared_endpoint: str, call: str) -> None:
+def test_an_interruption_ends_any_call_under_way(shared_endpoint: str, call: str) -> None:
     head = "import sys\nfrom cogment_model_registry import ModelRegistry\n"
     script = f"{head}registry = ModelRegistry(sys.argv[1])\nwith registry:\n" + "\n".join(
         f"    {line}" for line in call.splitlines()
@@ -73,7 +73,7 @@ with ModelRegistry(sys.argv[1]) as registry:
 """
 
 
-def test_a_client_goes_on_after_an_interruption_at_whatever_moment(tmp_path: Path) -> None:
+def test_a_client_works_after_an_interruption_at_any_moment(tmp_path: Path) -> None:
     """Also between two steps of gRPC that belong together, after which a channel would never close."""
     with server_process(tmp_path / "archive", "--cache_max_items=1000000") as server:
         for moment in range(12):
@@ -139,7 +139,7 @@ with ModelRegistry(sys.argv[1], cache_dir=sys.argv[4] or None) as registry:
 
 @pytest.mark.parametrize("missing_bytes", [1, 3 * MIB])
 @pytest.mark.parametrize("has_cache", [False, True], ids=["no cache", "cache"])
-def test_a_download_that_the_disk_has_no_room_for_leaves_nothing(
+def test_a_download_to_a_full_disk_leaves_nothing(
     shared_endpoint: str, missing_bytes: int, has_cache: bool, tmp_path: Path
 ) -> None:
     data = os.urandom(5 * MIB)
@@ -236,7 +236,7 @@ with ModelRegistry(sys.argv[1]) as registry:
 """
 
 
-def test_an_interruption_ends_one_call_alone_and_a_handler_may_make_another(shared_endpoint: str) -> None:
+def test_an_interruption_ends_only_one_call_and_its_handler_may_make_another(shared_endpoint: str) -> None:
     process = started(SIGNALS, shared_endpoint)
     output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode == 0, told
@@ -282,7 +282,7 @@ with ModelRegistry(sys.argv[1], cache_dir=sys.argv[2]) as registry:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may become someone else")
-def test_damaged_bytes_in_a_cache_of_someone_else_are_fetched_anew(shared_endpoint: str) -> None:
+def test_damaged_bytes_in_the_cache_of_another_user_are_fetched_again(shared_endpoint: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         with ModelRegistry(shared_endpoint, cache_dir=directory) as registry:
             registry.retrieve(registry.publish("policy", b"weights"))
@@ -378,7 +378,7 @@ atexit.register(lambda: print(registry.store("policy", bytes(100_000)).number))
 """
 
 
-def test_other_threads_go_on_when_the_main_thread_has_ended(shared_endpoint: str, tmp_path: Path) -> None:
+def test_other_threads_continue_after_the_main_thread_has_ended(shared_endpoint: str, tmp_path: Path) -> None:
     process = started(AFTER_THE_MAIN_THREAD, shared_endpoint, str(tmp_path / "file"))
     output, told = process.communicate(timeout=PATIENCE_SECONDS)
     assert (process.returncode, output.split(), told) == (0, ["200000", "1", "200000", "2"], "")

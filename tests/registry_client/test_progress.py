@@ -1,4 +1,4 @@
-"""Who is told how far a transfer is."""
+"""The progress of transfers: callbacks and bars."""
 
 import asyncio
 import io
@@ -13,12 +13,13 @@ import pytest
 from cogment_model_registry import Progress
 from cogment_model_registry.client import progress as progress_module
 from cogment_model_registry.client.uploads import CHUNK_BYTES
+from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.server.composition import Server
 from tests.registry_client.conftest import opened
 from tests.registry_client.scripted import DATA, Call, chunks, infos, scripted
 
 
-async def test_a_callback_is_told_of_each_chunk(registry: Any, tmp_path: Path) -> None:
+async def test_a_callback_receives_the_progress_of_each_chunk(registry: Any, tmp_path: Path) -> None:
     told: list[Progress] = []
     await registry.create_model("policy")
     await registry.publish("policy", DATA, progress=told.append)
@@ -42,7 +43,7 @@ async def test_the_client_has_a_callback_for_all_its_transfers(flavour: str, ser
         assert told == []
 
 
-async def test_a_transfer_that_begins_anew_says_so(flavour: str) -> None:
+async def test_a_restarted_transfer_reports_zero_bytes(flavour: str) -> None:
     async def answer(call: Call) -> None:
         if call.number == 1:
             await chunks(DATA[:CHUNK_BYTES])(call)
@@ -59,7 +60,7 @@ async def test_a_transfer_that_begins_anew_says_so(flavour: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])
-async def test_what_a_callback_raises_ends_the_transfer(
+async def test_an_error_of_a_callback_ends_the_transfer(
     registry: Any, tmp_path: Path, kind: type[BaseException]
 ) -> None:
     await registry.publish("policy", DATA)
@@ -84,7 +85,7 @@ async def test_what_a_callback_raises_ends_the_transfer(
     ("wish", "is_terminal", "is_shown"),
     [(True, False, True), (None, False, False), (None, True, True), (False, True, False)],
 )
-async def test_a_bar_is_shown_when_it_is_wished_for(
+async def test_a_bar_is_shown_on_request(
     registry: Any, monkeypatch: pytest.MonkeyPatch, wish: bool | None, is_terminal: bool, is_shown: bool
 ) -> None:
     monkeypatch.setattr(progress_module, "_BAR_DELAY_SECONDS", 0.0)
@@ -93,9 +94,13 @@ async def test_a_bar_is_shown_when_it_is_wished_for(
     monkeypatch.setattr(sys, "stderr", terminal)
     await registry.publish("policy", DATA, progress=wish)
     assert ('publishing a version of model "policy": 100%' in terminal.getvalue()) is is_shown
+    size = size_text(len(DATA))
+    assert (f"| {size}/{size} [" in terminal.getvalue()) is is_shown
 
 
 @pytest.mark.parametrize("stream", [None, object()], ids=["closed", "replaced"])
-async def test_there_need_be_no_standard_error(registry: Any, monkeypatch: pytest.MonkeyPatch, stream: object) -> None:
+async def test_progress_works_without_a_standard_error(
+    registry: Any, monkeypatch: pytest.MonkeyPatch, stream: object
+) -> None:
     monkeypatch.setattr(sys, "stderr", stream)
     assert await registry.retrieve(await registry.publish("policy", b"weights")) == b"weights"

@@ -34,7 +34,7 @@ def hashing() -> Iterator[ThreadPoolExecutor]:
 
 
 def header_of(size_bytes: int, model_id: str = "m", *, archived: bool = False, data_hash: str = "") -> VersionHeader:
-    """Return what an uploader declares."""
+    """Return the header of an upload."""
     return VersionHeader(
         model_id=model_id,
         archived=archived,
@@ -89,7 +89,7 @@ async def test_a_version_of_either_tier_comes_back_under_its_number(world: World
     assert await world.retrieve(-1) == b"0123456789"
 
 
-async def test_versions_created_at_once_get_numbers_of_their_own(world: World) -> None:
+async def test_versions_created_at_the_same_time_get_different_numbers(world: World) -> None:
     infos = await asyncio.gather(*(world.upload(archived=bool(index % 2)) for index in range(8)))
     assert sorted(info.number for info in infos) == list(range(1, 9))
 
@@ -102,7 +102,7 @@ async def test_evicted_versions_leave_the_listing(world: World) -> None:
         await world.registry.get_versions("m", [2])
 
 
-async def test_bytes_of_an_upload_evict_while_they_arrive(world: World) -> None:
+async def test_arriving_bytes_of_an_upload_evict_older_versions(world: World) -> None:
     await world.upload(bytes(600))
     await world.upload(bytes(300))
     header = header_of(500)
@@ -122,7 +122,7 @@ async def test_the_listing_is_never_empty_while_the_only_version_is_replaced(wor
     assert await one_item.numbers() == [2]
 
 
-async def test_a_version_that_is_evicted_before_it_is_visible_leaves_the_listing_at_once(world: World) -> None:
+async def test_a_version_evicted_before_it_is_visible_is_never_listed(world: World) -> None:
     """A slow database leaves time between the commit of a version and its visibility."""
     is_committed, may_go_on = asyncio.Event(), asyncio.Event()
 
@@ -146,7 +146,7 @@ async def test_a_version_that_is_evicted_before_it_is_visible_leaves_the_listing
     assert await world.numbers("other") == [1, 2, 3, 4]
 
 
-async def test_an_archived_version_takes_the_protection_of_the_newest_from_transient_ones(world: World) -> None:
+async def test_a_newer_archived_version_ends_the_protection_of_the_newest_transient_one(world: World) -> None:
     await world.registry.create_or_update_model(ModelInfo("other"))
     await world.upload(model_id="other")
     await world.upload()
@@ -158,7 +158,7 @@ async def test_an_archived_version_takes_the_protection_of_the_newest_from_trans
     assert await world.numbers("other") == [1]
 
 
-async def test_a_deleted_model_is_gone_from_all_backends_and_its_readers_go_on(world: World) -> None:
+async def test_a_deleted_model_is_gone_from_all_backends_and_its_readers_continue(world: World) -> None:
     await world.upload(b"transient")
     await world.upload(b"archived", archived=True)
     async with (
@@ -175,14 +175,14 @@ async def test_a_deleted_model_is_gone_from_all_backends_and_its_readers_go_on(w
     assert (await world.upload()).number == 1
 
 
-async def test_a_model_whose_files_someone_removed_can_be_deleted(world: World) -> None:
+async def test_a_model_whose_files_were_removed_by_hand_can_be_deleted(world: World) -> None:
     await world.upload()
     world.archive.shelf.clear()
     await world.registry.delete_model("m")
     assert world.transient.usage.items == 0
 
 
-async def test_an_upload_into_a_deleted_model_is_not_found_although_a_new_one_has_its_name(world: World) -> None:
+async def test_an_upload_to_a_deleted_model_is_not_found_even_if_a_new_model_has_its_name(world: World) -> None:
     for archived in (False, True):
         header = header_of(1, archived=archived)
         async with await world.registry.create_version(header) as upload:
@@ -197,7 +197,7 @@ async def test_an_upload_into_a_deleted_model_is_not_found_although_a_new_one_ha
 @pytest.mark.parametrize(
     ("received", "declared", "data_hash"), [(b"12", 3, ""), (b"1234", 3, ""), (b"123", 3, hash_of(b"other"))]
 )
-async def test_bytes_that_are_not_as_declared_create_nothing(
+async def test_bytes_that_differ_from_the_header_create_nothing(
     world: World, received: bytes, declared: int, data_hash: str
 ) -> None:
     header = header_of(declared, archived=True, data_hash=data_hash)
@@ -213,7 +213,7 @@ async def test_bytes_that_are_not_as_declared_create_nothing(
     assert (await world.upload()).number == 1
 
 
-async def test_a_commit_whose_caller_goes_away_is_done_whole(world: World) -> None:
+async def test_a_commit_completes_when_its_caller_is_cancelled(world: World) -> None:
     header = header_of(1, archived=True)
     async with await world.registry.create_version(header) as upload:
         await upload.write(memoryview(b"x"))

@@ -1,4 +1,4 @@
-"""What the log tells of calls: one line for each that is of interest at the level, harmless whatever callers send."""
+"""The log of calls: one line for each that its level includes, harmless whatever callers send."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ HOSTILE_IDS = {
 
 @asynccontextmanager
 async def logging_server(tmp_path: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
-    """Open a context with a server process that has logged its start alone, and a client of it."""
+    """Return a context manager with a server process that has logged its start alone, and a client of it."""
     with server_process(tmp_path, *flags) as server:
         assert len(server.lines) == 1
         async with connected(server.port) as client:
@@ -51,7 +51,7 @@ async def stopped(server: ServerProcess) -> list[str]:
 
 
 def parsed(lines: list[str]) -> list[dict[str, Any]]:
-    """Return what lines of JSON tell."""
+    """Return the parsed lines of a JSON log."""
     return [json.loads(line) for line in lines]
 
 
@@ -78,7 +78,7 @@ async def make_all_calls(client: Client) -> None:
 # One line a call.
 
 
-async def test_finished_call_is_one_line_at_debug_with_all_that_is_known_of_it(tmp_path: Path) -> None:
+async def test_finished_call_is_one_line_at_debug_with_all_its_fields(tmp_path: Path) -> None:
     async with logging_server(tmp_path, "--log_format=json", "--log_level=debug") as (server, client):
         await client.create_model("m")
         await client.publish("m", b"transient")
@@ -114,7 +114,7 @@ async def test_finished_call_is_one_line_at_debug_with_all_that_is_known_of_it(t
     assert lines[3]["sent_bytes"] == m.RetrieveVersionDataReplyChunk(data_chunk=b"archived!").ByteSize()
 
 
-async def test_text_log_has_one_line_a_call_too(tmp_path: Path) -> None:
+async def test_text_log_also_has_one_line_a_call(tmp_path: Path) -> None:
     async with logging_server(tmp_path, "--log_level=debug") as (server, client):
         await client.create_model("été")
         await client.store("été", b"12345")
@@ -128,7 +128,7 @@ async def test_text_log_has_one_line_a_call_too(tmp_path: Path) -> None:
         assert part in lines[2]
 
 
-async def test_good_calls_log_nothing_at_info(tmp_path: Path) -> None:
+async def test_successful_calls_log_nothing_at_info(tmp_path: Path) -> None:
     async with logging_server(tmp_path) as (server, client):
         await make_all_calls(client)
         assert await stopped(server) == []
@@ -151,7 +151,7 @@ async def test_cancelled_call_is_a_line_at_debug(tmp_path: Path) -> None:
     assert (line["level"], line["model_id"], line["size_bytes"]) == ("debug", "m", 10)
 
 
-async def test_watch_that_is_cancelled_is_one_line_with_its_model_and_duration(tmp_path: Path) -> None:
+async def test_cancelled_watch_is_one_line_with_its_model_and_duration(tmp_path: Path) -> None:
     async with logging_server(tmp_path, "--log_format=json", "--log_level=debug") as (server, client):
         await client.create_model("m")
         await client.publish("m", b"")
@@ -168,7 +168,7 @@ async def test_watch_that_is_cancelled_is_one_line_with_its_model_and_duration(t
 
 
 @FORMAT
-async def test_refused_call_is_one_line_at_info_with_what_was_wrong(tmp_path: Path, log_format: str) -> None:
+async def test_refused_call_is_one_line_at_info_with_the_reason(tmp_path: Path, log_format: str) -> None:
     async with logging_server(tmp_path, f"--log_format={log_format}") as (server, client):
         await client.create_model("m")
         with refused(NOT_FOUND):
@@ -200,7 +200,7 @@ async def test_refused_call_is_one_line_at_info_with_what_was_wrong(tmp_path: Pa
         assert "127.0.0.1" in line
 
 
-async def test_fault_of_ours_is_an_error_without_a_path_for_the_caller(tmp_path: Path) -> None:
+async def test_server_fault_is_logged_as_an_error_and_shows_the_caller_no_path(tmp_path: Path) -> None:
     async with logging_server(tmp_path, "--log_format=json") as (server, client):
         await client.create_model("m")
         (tmp_path / "m").rename(tmp_path / "aside")
@@ -216,7 +216,7 @@ async def test_fault_of_ours_is_an_error_without_a_path_for_the_caller(tmp_path:
     assert line["details"] == caught.value.details()
 
 
-async def test_damaged_version_is_told_once_as_a_fault_and_its_callers_as_refused(tmp_path: Path) -> None:
+async def test_damaged_version_is_logged_once_as_an_error_and_its_callers_as_refused(tmp_path: Path) -> None:
     async with logging_server(tmp_path, "--log_format=json") as (server, client):
         await client.create_model("m")
         await client.store("m", b"data")
@@ -232,7 +232,7 @@ async def test_damaged_version_is_told_once_as_a_fault_and_its_callers_as_refuse
     assert others[0]["level"] in ("warning", "error")
 
 
-async def test_watchers_of_a_server_that_stops_are_no_faults(tmp_path: Path) -> None:
+async def test_watchers_ended_by_a_stop_are_not_logged_as_faults(tmp_path: Path) -> None:
     with server_process(tmp_path, "--log_format=json") as server:
         async with connected(server.port) as client:
             await client.create_model("m")
@@ -286,7 +286,7 @@ async def test_hostile_user_data_is_short_and_harmless_in_the_log(tmp_path: Path
         await client.create_model("m")
         for text in HOSTILE_IDS.values():
             for user_data in ({text: "value"}, {"key": text}):
-                with suppress(grpc.aio.AioRpcError):  # what is too large is refused
+                with suppress(grpc.aio.AioRpcError):  # a too large one is refused
                     await client.create_model("m", **user_data)
         lines = await stopped(server)
     assert len(lines) == 1 + 2 * len(HOSTILE_IDS)
@@ -295,7 +295,7 @@ async def test_hostile_user_data_is_short_and_harmless_in_the_log(tmp_path: Path
         assert len(line) < LINE_MAX_CHARACTERS
 
 
-async def test_numbers_at_the_ends_of_their_range_are_lines_like_others(tmp_path: Path) -> None:
+async def test_numbers_at_the_limits_of_their_range_are_logged_in_one_line(tmp_path: Path) -> None:
     async with logging_server(tmp_path, "--log_format=json") as (server, client):
         await client.create_model("m")
         for number in (-(2**31), 2**31 - 1, 0):

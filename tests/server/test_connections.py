@@ -1,4 +1,4 @@
-"""Connections: peers that are gone are noticed, and what one peer may have is bounded."""
+"""Connections: vanished peers are noticed, and the resources of one peer are bounded."""
 
 import asyncio
 import os
@@ -60,7 +60,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 @asynccontextmanager
 async def client_process(client: Client, port: int, *doings: str) -> AsyncIterator[Process]:
-    """Open a context with a process that does something with `m`, once the server counts that."""
+    """Return a context manager with a process that does something with `m`, once the server counts that."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", CLIENT_PROGRAM, str(port), *doings),
         stdout=subprocess.PIPE,
@@ -73,7 +73,7 @@ async def client_process(client: Client, port: int, *doings: str) -> AsyncIterat
         yield process
     finally:
         if process.returncode is None:
-            process.kill()  # also what is stopped
+            process.kill()  # even if it is stopped
         await process.wait()
 
 
@@ -81,7 +81,7 @@ async def client_process(client: Client, port: int, *doings: str) -> AsyncIterat
 
 
 async def noticed(client: Client, *doings: str) -> None:
-    """Wait until the server counts nothing any more of what a peer did."""
+    """Wait until the server counts no call of a peer any more."""
     async with asyncio.timeout(NOTICED_SECONDS):
         await under_way(client, **dict.fromkeys(doings, 0))
 
@@ -91,7 +91,7 @@ async def noticed(client: Client, *doings: str) -> None:
     [(False, ("watchers",)), (False, ("uploads",)), (False, ("retrievals",)), (True, EVERYTHING)],
     ids=["watch", "upload", "retrieval", "all at once"],
 )
-async def test_peer_that_falls_silent_is_noticed_and_all_that_it_held_is_freed(
+async def test_silent_peer_is_noticed_and_its_resources_are_freed(
     tmp_path: Path, archived: bool, doings: tuple[str, ...]
 ) -> None:
     with server_process(tmp_path, *QUICK_KEEPALIVE, "--upload_idle_seconds=600") as server:
@@ -118,7 +118,7 @@ async def test_peer_that_dies_is_noticed_at_once(tmp_path: Path) -> None:
                 await noticed(client, *EVERYTHING)
 
 
-async def test_peer_that_answers_is_kept_though_it_says_nothing_for_longer_than_the_keepalive(tmp_path: Path) -> None:
+async def test_idle_peer_that_answers_pings_is_kept_longer_than_the_keepalive(tmp_path: Path) -> None:
     with server_process(tmp_path, *QUICK_KEEPALIVE) as server:
         async with connected(server.port) as quiet, connected(server.port) as other:
             await quiet.create_model("quiet")
@@ -139,7 +139,7 @@ async def test_peer_that_answers_is_kept_though_it_says_nothing_for_longer_than_
 
 @asynccontextmanager
 async def bounded(tmp_path: Path, settings: Settings) -> AsyncIterator[tuple[int, Client]]:
-    """Open a context with a server's port and a client of it, with a model."""
+    """Return a context manager with a server's port and a client of it, with a model."""
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         await client.create_model("m")
         yield server.port, client
@@ -211,14 +211,14 @@ async def test_request_messages_are_bounded_exactly(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])
-async def test_bound_of_a_message_is_none_of_a_version(tmp_path: Path, archived: bool) -> None:
+async def test_limit_of_a_message_does_not_limit_a_version(tmp_path: Path, archived: bool) -> None:
     async with bounded(tmp_path, Settings(request_max_bytes=64 * KIB, grace_seconds=0)) as (_, client):
         data = bytes(range(256)) * 4 * KIB
         await client.create_version(upload("m", data, archived, chunk_size=32 * KIB))
         assert await client.data("m") == data
 
 
-async def test_request_whose_path_is_no_text_is_answered_and_harms_nobody(tmp_path: Path) -> None:
+async def test_request_with_an_undecodable_path_is_answered_and_harms_nobody(tmp_path: Path) -> None:
     with server_process(tmp_path) as server:
         async with connected(server.port) as client:
             await client.create_model("m")

@@ -1,4 +1,4 @@
-"""CreateVersion: what it takes, what it refuses and when, and that nothing is left of what it refused."""
+"""CreateVersion: what it accepts, what it refuses and when; a refused upload leaves nothing."""
 
 import asyncio
 import shutil
@@ -55,7 +55,7 @@ async def settled(client: Client, **expected: str) -> None:
 
 @asynccontextmanager
 async def leaving_nothing(client: Client, directory: Path, *, at_once: bool = True) -> AsyncIterator[None]:
-    """Expect that of what is uploaded to the model "m" inside nothing is left when it ends, or a little later."""
+    """Expect that uploads to the model "m" leave nothing when the context ends, or a little later."""
     await client.create_model("m")
     await client.store("m", b"before")
     before = files(directory)
@@ -91,7 +91,7 @@ async def answer(client: Client, chunks: Chunks, *, is_all: bool = False) -> grp
 
 @asynccontextmanager
 async def uploading(client: Client, archived: bool = False) -> AsyncIterator[Any]:
-    """Open a context with a call that has sent two MiB of three, all of which have arrived."""
+    """Return a context manager with a call that has sent two MiB of three, all of which have arrived."""
     call = client.uploading()
     for chunk in upload("m", bytes(3 * MIB), archived, chunk_size=MIB)[:-1]:
         await call.write(chunk.SerializeToString())
@@ -100,12 +100,12 @@ async def uploading(client: Client, archived: bool = False) -> AsyncIterator[Any
     call.cancel()
 
 
-# What is taken.
+# Accepted uploads.
 
 
 @ARCHIVED
-async def test_reply_and_listing_tell_what_was_created(client: Client, archived: bool) -> None:
-    user_data = {"k": "é" * (USER_DATA_BYTES // 4), "qqq": "x" * (USER_DATA_BYTES // 2 - 4)}  # the most there may be
+async def test_reply_and_listing_describe_the_created_version(client: Client, archived: bool) -> None:
+    user_data = {"k": "é" * (USER_DATA_BYTES // 4), "qqq": "x" * (USER_DATA_BYTES // 2 - 4)}  # the largest allowed
     await client.create_model("m")
     before_ns = time.time_ns()
     info = await client.create_version(upload("m", b"data", archived, user_data=user_data))
@@ -135,7 +135,7 @@ async def test_archived_version_is_stored_before_the_reply(client: Client, tmp_p
 )
 @example(number=7, timestamp=1, size=4, archived=True)
 @example(number=2**32 - 1, timestamp=2**64 - 1, size=4, archived=True)
-async def test_any_integers_of_a_header_are_answered_the_time_kept_the_number_ignored(
+async def test_header_with_any_integers_is_answered_and_keeps_its_time_but_not_its_number(
     client: Client, number: int, timestamp: int, size: int, archived: bool
 ) -> None:
     await client.create_model("m")
@@ -181,7 +181,7 @@ async def test_chunks_of_any_size_up_to_16_mib_may_be_mixed(client: Client, arch
 @example(sizes=[], archived=False)
 @example(sizes=[], archived=True)
 @example(sizes=[0, 0], archived=True)
-async def test_bytes_come_back_however_they_were_cut(client: Client, sizes: list[int], archived: bool) -> None:
+async def test_bytes_come_back_for_any_sizes_of_chunks(client: Client, sizes: list[int], archived: bool) -> None:
     bodies = [bytes([position + 1]) * size for position, size in enumerate(sizes)]
     data = b"".join(bodies)
     await client.create_model("m")
@@ -190,11 +190,11 @@ async def test_bytes_come_back_however_they_were_cut(client: Client, sizes: list
     assert await client.data("m") == data
 
 
-async def test_budget_bounds_transient_versions_alone_and_to_the_byte(tmp_path: Path) -> None:
+async def test_budget_bounds_only_transient_versions_and_counts_exact_bytes(tmp_path: Path) -> None:
     small = Settings(cache_max_bytes=MIB, grace_seconds=0)
     async with serving(tmp_path, small) as server, connected(server.port) as client:
         await client.create_model("m")
-        for _ in range(2):  # what is older makes room
+        for _ in range(2):  # older versions make room
             await client.publish("m", bytes(MIB))
         await client.store("m", bytes(3 * MIB))
         assert await client.numbers("m") == [2, 3]
@@ -202,7 +202,7 @@ async def test_budget_bounds_transient_versions_alone_and_to_the_byte(tmp_path: 
         assert await client.numbers("m") == [2, 3]
 
 
-# What is refused.
+# Refused uploads.
 
 SOUND_HASH = hash_of(b"abcd")
 BAD_HASHES = [
@@ -248,14 +248,16 @@ REFUSED_AT_THE_END: dict[str, Callable[[bool], Chunks]] = {
 
 @ARCHIVED
 @pytest.mark.parametrize("case", REFUSED_WHILE_THE_STREAM_IS_OPEN)
-async def test_refused_while_the_stream_is_open(client: Client, tmp_path: Path, case: str, archived: bool) -> None:
+async def test_bad_upload_is_refused_while_its_stream_is_open(
+    client: Client, tmp_path: Path, case: str, archived: bool
+) -> None:
     code, chunks = REFUSED_WHILE_THE_STREAM_IS_OPEN[case]
     async with leaving_nothing(client, tmp_path):
         assert await answer(client, chunks(archived)) == code
 
 
 @ARCHIVED
-async def test_hash_that_is_none_is_refused_at_the_header(client: Client, tmp_path: Path, archived: bool) -> None:
+async def test_malformed_hash_is_refused_at_the_header(client: Client, tmp_path: Path, archived: bool) -> None:
     async with leaving_nothing(client, tmp_path):
         for text in BAD_HASHES:
             assert await answer(client, [header("m", 4, archived, data_hash=text)]) == INVALID, text
@@ -263,12 +265,14 @@ async def test_hash_that_is_none_is_refused_at_the_header(client: Client, tmp_pa
 
 @ARCHIVED
 @pytest.mark.parametrize("case", REFUSED_AT_THE_END)
-async def test_refused_at_the_end_of_the_stream(client: Client, tmp_path: Path, case: str, archived: bool) -> None:
+async def test_incomplete_upload_is_refused_at_the_end_of_its_stream(
+    client: Client, tmp_path: Path, case: str, archived: bool
+) -> None:
     async with leaving_nothing(client, tmp_path):
         assert await answer(client, REFUSED_AT_THE_END[case](archived), is_all=True) == INVALID
 
 
-async def test_bytes_promised_to_an_upload_are_refused_to_others_at_the_header(client: Client, tmp_path: Path) -> None:
+async def test_memory_reserved_by_an_upload_is_refused_to_others_at_the_header(client: Client, tmp_path: Path) -> None:
     async with leaving_nothing(client, tmp_path, at_once=False):
         call = client.uploading()
         await call.write(header("m", BUDGET_BYTES - 5).SerializeToString())
@@ -288,23 +292,23 @@ async def test_message_over_16_mib_is_refused(client: Client, tmp_path: Path, ar
 
 
 @ARCHIVED
-@pytest.mark.parametrize("is_created_anew", [False, True], ids=["deleted", "created anew"])
-async def test_model_that_is_gone_at_commit_is_not_found(client: Client, archived: bool, is_created_anew: bool) -> None:
+@pytest.mark.parametrize("is_recreated", [False, True], ids=["deleted", "recreated"])
+async def test_model_deleted_before_the_commit_is_not_found(client: Client, archived: bool, is_recreated: bool) -> None:
     await client.create_model("m")
     async with uploading(client, archived) as call:
         await client.delete_model("m")
-        if is_created_anew:
+        if is_recreated:
             await client.create_model("m")
         await call.write(body(bytes(MIB)).SerializeToString())
         await call.done_writing()
         assert await call.code() == NOT_FOUND
-        if is_created_anew:
+        if is_recreated:
             assert await client.numbers("m") == []
         expected = {"uploads": "0", "transient_bytes": "0", "versions": "0"}
         assert await client.status(*expected) == expected
 
 
-# What breaks off.
+# Broken uploads.
 
 
 @ARCHIVED
@@ -315,7 +319,7 @@ async def test_cancelled_upload_leaves_nothing_behind(client: Client, tmp_path: 
 
 @asynccontextmanager
 async def relayed(port: int) -> AsyncIterator[tuple[int, list[asyncio.StreamWriter]]]:
-    """Open a context with a port that leads to a server, and both ends of the connections through it."""
+    """Return a context manager with a port that leads to a server, and both ends of the connections through it."""
     writers: list[asyncio.StreamWriter] = []
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -352,14 +356,14 @@ PATIENT = Settings(grace_seconds=0, upload_idle_seconds=2)
 
 
 @ARCHIVED
-async def test_upload_that_sends_nothing_ends_and_frees_what_it_held(tmp_path: Path, archived: bool) -> None:
+async def test_idle_upload_ends_and_frees_its_memory(tmp_path: Path, archived: bool) -> None:
     whole = upload("m", bytes(3 * MIB), archived, chunk_size=MIB)
     async with serving(tmp_path, IDLE) as server, connected(server.port) as client, leaving_nothing(client, tmp_path):
         calls = [answer(client, whole[:count]) for count in (0, 1, 2, len(whole))]
         assert await asyncio.gather(*calls) == [grpc.StatusCode.DEADLINE_EXCEEDED] * len(calls)
 
 
-async def test_upload_that_sends_now_and_then_may_last_longer(tmp_path: Path) -> None:
+async def test_slow_upload_may_last_longer_than_the_idle_limit(tmp_path: Path) -> None:
     async with serving(tmp_path, PATIENT) as server, connected(server.port) as client:
         await client.create_model("m")
         call = client.uploading()

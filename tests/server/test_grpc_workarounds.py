@@ -123,7 +123,7 @@ def _called(channel: Any) -> Awaitable[bytes]:
 
 
 @pytest.mark.parametrize("is_needed", [True, False])
-async def test_an_aborted_call_holds_what_it_received_only_without_the_workaround(is_needed: bool) -> None:
+async def test_an_aborted_call_keeps_its_received_bytes_only_without_the_workaround(is_needed: bool) -> None:
     gc.collect()
     gc.disable()
     try:
@@ -134,7 +134,7 @@ async def test_an_aborted_call_holds_what_it_received_only_without_the_workaroun
 
 
 @pytest.mark.parametrize(("error", "is_logged"), [(ExecuteBatchError("Failed"), False), (ValueError("a bug"), True)])
-def test_only_the_loss_of_a_peer_stays_out_of_the_log(
+def test_only_the_loss_of_a_peer_is_not_logged(
     error: Exception, is_logged: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     grpc_workarounds.install()

@@ -41,20 +41,20 @@ async def check(client: Client, name: str = "") -> int:
 
 
 def watching(client: Client, name: str = "") -> Any:
-    """Return a call that tells the health of a service and its changes."""
+    """Return a call that streams the health of a service."""
     stub: Any = health_pb2_grpc.HealthStub(client.channel)
     return stub.Watch(health_pb2.HealthCheckRequest(service=name), timeout=30)
 
 
 async def next_health(watch: Any) -> int:
-    """Return what a watch tells next."""
+    """Return the next status of a watch."""
     reply = await watch.read()
     assert reply is not grpc.aio.EOF, await watch.code()
     return int(reply.status)
 
 
 async def rest_of(watch: Any) -> set[int]:
-    """Return what a watch tells until it ends."""
+    """Return all further statuses of a watch."""
     told = set()
     while (reply := await watch.read()) is not grpc.aio.EOF:
         told.add(int(reply.status))
@@ -72,7 +72,7 @@ async def test_unknown_service_is_not_found(client: Client, name: str) -> None:
         await check(client, name)
 
 
-async def test_watch_of_an_unknown_service_says_so_and_goes_on(client: Client) -> None:
+async def test_watch_of_an_unknown_service_reports_it_and_continues(client: Client) -> None:
     watch = watching(client, "unknown")
     assert await next_health(watch) == SERVICE_UNKNOWN
     assert await check(client) == SERVING
@@ -80,14 +80,14 @@ async def test_watch_of_an_unknown_service_says_so_and_goes_on(client: Client) -
     watch.cancel()
 
 
-async def test_watch_tells_the_health_at_once(client: Client) -> None:
+async def test_watch_reports_the_health_at_once(client: Client) -> None:
     watches = [watching(client, name) for name in NAMES]
     assert [await next_health(watch) for watch in watches] == [SERVING] * len(NAMES)
     for watch in watches:
         watch.cancel()
 
 
-async def test_watches_are_told_that_the_server_stops_and_do_not_hold_it_up(tmp_path: Path) -> None:
+async def test_watches_are_notified_of_a_stop_and_do_not_delay_it(tmp_path: Path) -> None:
     with server_process(tmp_path, "--grace_seconds=30") as server:
         async with connected(server.port) as client:
             watches = [watching(client, name) for name in NAMES * 3]
@@ -102,7 +102,7 @@ async def test_watches_are_told_that_the_server_stops_and_do_not_hold_it_up(tmp_
             assert "Traceback" not in "\n".join(server.lines)
 
 
-async def test_watches_are_told_at_once_while_a_transfer_holds_up_the_stop(tmp_path: Path) -> None:
+async def test_watches_are_notified_at_once_while_a_transfer_delays_the_stop(tmp_path: Path) -> None:
     with server_process(tmp_path, "--grace_seconds=60") as server:
         async with connected(server.port) as client:
             await client.create_model("m")
@@ -119,7 +119,7 @@ async def test_watches_are_told_at_once_while_a_transfer_holds_up_the_stop(tmp_p
 
 
 class FailingFiles(Files):
-    """The operations on real files, of a disk that fails one sync of a file when it is told to."""
+    """The operations on real files, of a disk that fails one sync of a file on request."""
 
     fails = False
 
@@ -130,7 +130,7 @@ class FailingFiles(Files):
         super().sync_file(file)
 
 
-async def test_server_whose_archive_takes_no_more_writes_is_not_serving(tmp_path: Path) -> None:
+async def test_server_whose_archive_refuses_writes_is_not_serving(tmp_path: Path) -> None:
     files = FailingFiles()
     settings = Settings(metrics_port=0, grace_seconds=0)
     async with serving(tmp_path, settings, files) as server, connected(server.port) as client:
@@ -151,7 +151,7 @@ async def test_server_whose_archive_takes_no_more_writes_is_not_serving(tmp_path
             assert [await next_health(watch) for watch in watches] == [NOT_SERVING] * len(NAMES)
         assert [await check(client, name) for name in NAMES] == [NOT_SERVING] * len(NAMES)
 
-        # The disk is well again, but what it lost is not known: it takes a restart.
+        # The disk works again, but it is not known what it lost: a restart is needed.
         with refused(grpc.StatusCode.UNAVAILABLE, "restart"):
             await client.store("m", b"refused")
         assert await client.data("m") == b"sound"
@@ -181,7 +181,7 @@ async def test_health_is_answered_while_many_calls_are_under_way(server: Server,
     not shutil.which("grpcurl", path=Path(sys.executable).parent), reason="grpcurl is not built for this machine"
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_grpcurl_finds_and_asks_health_through_reflection(tmp_path: Path, name: str) -> None:
+def test_grpcurl_calls_health_through_reflection(tmp_path: Path, name: str) -> None:
     with server_process(tmp_path, "--grpc_reflection") as server:
         program = str(Path(sys.executable).parent / "grpcurl")
         address = f"127.0.0.1:{server.port}"

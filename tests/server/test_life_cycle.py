@@ -1,4 +1,4 @@
-"""How a server starts, stops, crashes and starts again: real processes, signals, and what is left between them."""
+"""How a server starts, stops, crashes and starts again: real processes, signals, and what remains between them."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ MIB = 1024 * 1024
 
 
 async def refresh(server: ServerProcess, times: int = 1) -> None:
-    """Let the server look at its archive anew, and wait until it has."""
+    """Let the server rescan its archive, and wait until it has."""
     server.signal(signal.SIGHUP)
 
     async def looked() -> bool:
@@ -79,7 +79,7 @@ async def test_retrieval_under_way_is_finished_before_the_server_ends(tmp_path: 
         assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_watchers_are_told_at_once_and_new_calls_are_refused_while_a_transfer_goes_on(tmp_path: Path) -> None:
+async def test_stop_notifies_watchers_at_once_and_refuses_new_calls_during_a_transfer(tmp_path: Path) -> None:
     async with serving_process(tmp_path, "--grace_seconds=30") as (server, client), connected(server.port) as other:
         await client.create_model("m")
         await client.create_model("with a version")
@@ -126,7 +126,7 @@ async def test_second_signal_ends_the_server_at_once(
             assert await call.code() == grpc.StatusCode.UNAVAILABLE
 
 
-# What is in the way of a start.
+# Obstacles to a start.
 
 
 def test_port_in_use_ends_the_start_with_one_line(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_two_servers_do_not_share_a_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["file", "file/below", "broken link"])
-def test_archive_that_cannot_be_ends_the_start_with_one_line(tmp_path: Path, path: str) -> None:
+def test_impossible_archive_directory_ends_the_start_with_one_line(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "broken link").symlink_to(tmp_path / "nowhere/at all")
     assert str(tmp_path / path) in refusal("--port=0", "--host=127.0.0.1", f"--archive_dir={tmp_path / path}")
@@ -154,7 +154,7 @@ def test_archive_without_permission_ends_the_start_with_one_line(tmp_path: Path,
     assert "ermission" in refusal("--port=0", "--host=127.0.0.1", f"--archive_dir={tmp_path / path}")
 
 
-async def test_second_server_on_an_archive_is_refused_and_told_who_has_it(tmp_path: Path) -> None:
+async def test_second_server_on_an_archive_is_refused_with_the_owners_process(tmp_path: Path) -> None:
     async with serving_process(tmp_path) as (first, client):
         await client.create_model("m")
         line = refusal("--port=0", "--host=127.0.0.1", f"--archive_dir={tmp_path}")
@@ -178,7 +178,7 @@ async def test_archive_can_be_opened_again_after_a_crash(tmp_path: Path) -> None
         assert await client.data("m", 1) == b"durable"
 
 
-async def test_what_a_crash_leaves_is_cleared_at_the_next_start(tmp_path: Path) -> None:
+async def test_leftovers_of_a_crash_are_cleared_at_the_next_start(tmp_path: Path) -> None:
     async with serving_process(tmp_path) as (server, client):
         await client.create_model("m")
         await client.store("m", b"kept")
@@ -202,7 +202,7 @@ async def test_what_a_crash_leaves_is_cleared_at_the_next_start(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("count", [0, 200])
-async def test_numbers_go_on_without_a_gap_after_a_stop(tmp_path: Path, count: int) -> None:
+async def test_numbers_continue_without_a_gap_after_a_stop(tmp_path: Path, count: int) -> None:
     for start in (0, count):
         async with serving_process(tmp_path) as (server, client):
             await client.create_model("m")
@@ -212,7 +212,7 @@ async def test_numbers_go_on_without_a_gap_after_a_stop(tmp_path: Path, count: i
             assert server.stop() == 0
 
 
-async def test_numbers_are_never_given_again_after_a_crash(tmp_path: Path) -> None:
+async def test_numbers_are_never_reused_after_a_crash(tmp_path: Path) -> None:
     given: list[int] = []
     for _ in range(3):
         async with serving_process(tmp_path) as (server, client):
@@ -262,7 +262,7 @@ def copy(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-R", str(source), str(target)], check=True, timeout=PATIENCE_SECONDS)
 
 
-async def test_hangup_lets_the_server_see_what_was_put_there_and_taken_away(tmp_path: Path) -> None:
+async def test_hangup_finds_added_and_removed_files(tmp_path: Path) -> None:
     archive, aside = tmp_path / "archive", tmp_path / "aside"
     async with serving_process(archive) as (server, client):
         for model_id in ("changed", "removed"):
@@ -303,7 +303,7 @@ async def test_hangup_lets_the_server_see_what_was_put_there_and_taken_away(tmp_
         assert (await client.store("changed", b"")).version_number >= 10
 
 
-async def test_hangup_lets_the_server_see_that_a_damaged_version_was_mended(tmp_path: Path) -> None:
+async def test_hangup_finds_a_repaired_version(tmp_path: Path) -> None:
     async with serving_process(tmp_path) as (server, client):
         await client.create_model("m")
         await client.store("m", b"data")
@@ -316,7 +316,7 @@ async def test_hangup_lets_the_server_see_that_a_damaged_version_was_mended(tmp_
         assert await client.data("m", 1) == b"data"
 
 
-async def test_numbers_are_never_given_again_after_a_copy_of_the_model_was_put_back_from_outside(
+async def test_numbers_are_never_reused_after_an_old_copy_of_the_model_was_restored(
     tmp_path: Path,
 ) -> None:
     archive, backup = tmp_path / "archive", tmp_path / "backup"
@@ -343,7 +343,7 @@ async def test_hangup_leaves_no_gap_in_the_numbers(tmp_path: Path) -> None:
             await refresh(server, times=number)
 
 
-async def test_hangups_while_versions_are_created_lose_none(tmp_path: Path) -> None:
+async def test_hangups_while_versions_are_created_lose_no_version(tmp_path: Path) -> None:
     async with serving_process(tmp_path) as (server, client):
         await client.create_model("m")
         numbers = []

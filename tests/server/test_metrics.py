@@ -28,7 +28,7 @@ MAX_ITEMS = 4
 
 
 class Scrape:
-    """What one scrape told; a series that it did not tell counts as 0."""
+    """The result of one scrape; a series that it lacks counts as 0."""
 
     def __init__(self, text: str) -> None:
         self.families = list(text_string_to_metric_families(text))
@@ -72,7 +72,7 @@ class MeteredServer:
 
 
 def metrics_text(port: int) -> str:
-    """Return what a scrape of a port answers."""
+    """Return the answer to a scrape of a port."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS) as reply:
         text: str = reply.read().decode()
         return text
@@ -88,13 +88,13 @@ async def metered(tmp_path: Path) -> AsyncIterator[MeteredServer]:
 
 @asynccontextmanager
 async def counting(metered: MeteredServer, name: str, expected: float, **labels: str) -> AsyncIterator[None]:
-    """Open a context by whose end a counter has risen by as much as expected."""
+    """Return a context manager that expects a counter to rise by so much."""
     before = (await metered.scrape())(name, **labels)
     yield
     await metered.reaches(name, before + expected, **labels)
 
 
-# What is told.
+# Reported metrics.
 
 
 async def test_every_family_has_our_prefix_a_type_and_a_help_text(metered: MeteredServer) -> None:
@@ -109,7 +109,7 @@ async def test_every_family_has_our_prefix_a_type_and_a_help_text(metered: Meter
         assert "_created" not in {sample.name.removeprefix(family.name) for sample in family.samples}
 
 
-async def test_all_metrics_are_there(metered: MeteredServer) -> None:
+async def test_every_metric_is_served(metered: MeteredServer) -> None:
     await metered.client.create_model("m")
     await metered.client.store("m", b"data")
     names = {family.name.removeprefix("cogment_model_registry_") for family in (await metered.scrape()).families}
@@ -139,7 +139,7 @@ async def test_all_metrics_are_there(metered: MeteredServer) -> None:
     }
 
 
-async def test_idle_server_tells_its_bounds_and_no_load(metered: MeteredServer) -> None:
+async def test_idle_server_reports_its_limits_and_no_load(metered: MeteredServer) -> None:
     scrape = await metered.scrape()
     assert scrape("info", version=cogment_model_registry.__version__) == 1
     assert (scrape("budget_bytes"), scrape("budget_items")) == (BUDGET_BYTES, MAX_ITEMS)
@@ -151,7 +151,7 @@ async def test_idle_server_tells_its_bounds_and_no_load(metered: MeteredServer) 
     assert scrape.by("reason", "evictions_total") == {"items": 0, "bytes": 0}
 
 
-async def test_server_that_no_directory_was_named_to_is_not_registered(metered: MeteredServer) -> None:
+async def test_server_without_a_directory_reports_that_it_is_not_registered(metered: MeteredServer) -> None:
     states = (await metered.scrape()).by("state", "registration")
     assert states == {state.value: int(state is State.OFF) for state in State}
 
@@ -254,10 +254,10 @@ async def test_bytes_and_messages_of_both_directions_are_counted(metered: Metere
     assert scrape("received_messages_total", method="RetrieveVersionData") == 1
 
 
-# What there is.
+# Existing models and versions.
 
 
-async def test_versions_and_their_bytes_are_told_by_tier(metered: MeteredServer) -> None:
+async def test_versions_and_their_bytes_are_reported_by_tier(metered: MeteredServer) -> None:
     client = metered.client
 
     async def told() -> tuple[float, Mapping[str, float], Mapping[str, float]]:
@@ -283,7 +283,7 @@ async def test_versions_and_their_bytes_are_told_by_tier(metered: MeteredServer)
     assert await told() == (0, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
 
 
-async def test_archived_versions_of_an_earlier_run_are_told(tmp_path: Path) -> None:
+async def test_archived_versions_of_an_earlier_run_are_reported(tmp_path: Path) -> None:
     settings = Settings(metrics_port=0, grace_seconds=0)
     async with serving(tmp_path, settings) as server, connected(server.port) as client:
         await client.create_model("m")
@@ -304,10 +304,10 @@ async def test_evictions_are_counted_by_the_bound_that_was_reached(metered: Mete
     assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 2}
 
 
-# What is under way.
+# Calls under way.
 
 
-async def test_watchers_under_way_are_told(metered: MeteredServer) -> None:
+async def test_watchers_under_way_are_reported(metered: MeteredServer) -> None:
     await metered.client.create_model("m")
     await metered.client.publish("m", b"")
     watches = [metered.client.watching("m") for _ in range(3)]
@@ -337,7 +337,7 @@ async def test_uploads_under_way_hold_bytes_and_make_load(metered: MeteredServer
     await metered.reaches("version_bytes", 0, tier="transient")
 
 
-async def test_readers_under_way_hold_what_they_read(tmp_path: Path) -> None:
+async def test_readers_under_way_hold_the_bytes_of_their_versions(tmp_path: Path) -> None:
     size = 32 * MIB  # more than all buffers on the way hold
     settings = Settings(metrics_port=0, cache_max_bytes=2 * size, grace_seconds=0)
     async with serving(tmp_path, settings) as server, connected(server.port) as client:
@@ -407,13 +407,13 @@ async def test_metrics_are_not_served_unless_asked_for(tmp_path: Path) -> None:
         assert server.metrics_port is None
 
 
-def test_process_that_was_not_asked_for_metrics_listens_on_one_port(tmp_path: Path) -> None:
+def test_process_without_metrics_listens_on_one_port(tmp_path: Path) -> None:
     with server_process(tmp_path) as server:
         assert not [line for line in server.lines if "metrics" in line]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "*"])
-def test_metrics_are_served_where_the_calls_are_and_the_log_tells_the_port(tmp_path: Path, host: str) -> None:
+def test_metrics_are_served_on_the_same_host_and_their_port_is_logged(tmp_path: Path, host: str) -> None:
     with server_process(tmp_path, "--metrics_port=0", f"--host={host}") as server:
         port = int(server.wait_for_line(r"metrics_port=(\d+)")[1])
         assert port != server.port
@@ -460,7 +460,7 @@ def test_metrics_port_in_use_ends_the_start_with_one_line(tmp_path: Path) -> Non
     assert f"metrics_port {port}" in line
 
 
-def test_port_that_the_calls_have_is_not_to_be_had_for_metrics(tmp_path: Path) -> None:
+def test_metrics_cannot_use_the_port_of_the_calls(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     result = run_cogment(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
-from tests.client import Client, connected, next_version, refused, upload
+from tests.client import Client, connected, next_version, refused, status_of, upload
 from tests.server.under_way import under_way
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -61,14 +61,6 @@ CALLS: dict[str, Callable[[Client, str], Awaitable[object]]] = {
 }
 
 
-async def status_of(call: Awaitable[object]) -> grpc.StatusCode:
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return grpc.StatusCode.OK
-
-
 async def listed(client: Client) -> dict[str, dict[str, str]]:
     return {info.model_id: dict(info.user_data) for info in (await client.models()).model_infos}
 
@@ -78,7 +70,7 @@ def ids_of(reply: m.RetrieveModelsReply) -> list[str]:
 
 
 def entries(directory: Path) -> set[str]:
-    """Return what lies in an archive, but the lock and the marks that are written behind the calls."""
+    """Return the contents of an archive, without the lock and the marks that are written in the background."""
     behind = {".lock", ".high_water_mark"}
     return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.name not in behind}
 
@@ -87,7 +79,7 @@ def entries(directory: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("model_id", BAD_IDS, ids=ascii)
-async def test_bad_id_is_invalid_on_every_call_and_touches_nothing(
+async def test_bad_id_is_invalid_on_every_call_and_changes_nothing(
     client: Client, tmp_path: Path, model_id: str
 ) -> None:
     await client.create_model("m", kept="yes")
@@ -109,7 +101,7 @@ async def test_good_id_is_not_found_until_it_is_created_on_every_call(client: Cl
     assert statuses == dict.fromkeys(calls, NOT_FOUND)
 
 
-async def test_good_ids_live_next_to_each_other(tmp_path: Path) -> None:
+async def test_all_kinds_of_good_ids_coexist(tmp_path: Path) -> None:
     async with serving(tmp_path / "archive") as server, connected(server.port) as client:
         for model_id in GOOD_IDS:
             await client.create_model(model_id, id=model_id)
@@ -133,7 +125,7 @@ async def test_good_ids_live_next_to_each_other(tmp_path: Path) -> None:
 
 
 def is_good(model_id: str) -> bool:
-    """The rule, as it is documented."""
+    """The documented rule."""
 
     def starts_a_name(character: str) -> bool:
         return character == "_" or unicodedata.category(character) in {"Lu", "Ll", "Lt", "Lm", "Lo", "Nd"}
@@ -152,7 +144,7 @@ def is_good(model_id: str) -> bool:
 
 @QUICKLY
 @given(st.text(st.characters(codec="utf-8", categories=["L", "M", "N", "P", "Z", "Cf"]) | st.sampled_from("a. _é1~")))
-async def test_any_text_is_an_id_by_the_rule_alone(client: Client, model_id: str) -> None:
+async def test_any_text_is_accepted_as_an_id_exactly_when_the_rule_allows_it(client: Client, model_id: str) -> None:
     if is_good(model_id):
         await client.create_model(model_id)
         assert ids_of(await client.models()) == [model_id]
@@ -227,7 +219,7 @@ async def test_deleted_model_is_gone_at_once_for_everyone(server: Server, client
     assert entries(tmp_path) == {"archive"}
 
 
-async def test_model_created_anew_has_nothing_of_the_old_one(client: Client) -> None:
+async def test_recreated_model_has_nothing_of_the_old_one(client: Client) -> None:
     await client.create_model("m", old="1")
     await client.store("m", b"old")
     await client.delete_model("m")
@@ -237,7 +229,7 @@ async def test_model_created_anew_has_nothing_of_the_old_one(client: Client) -> 
 
 
 @pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])
-async def test_readers_finish_what_is_deleted_and_its_bytes_come_back(client: Client, archived: bool) -> None:
+async def test_readers_finish_a_deleted_version_and_its_memory_is_then_freed(client: Client, archived: bool) -> None:
     data = Random(1).randbytes(40 * MIB)
     await client.create_model("m")
     await client.create_version(upload("m", data, archived))
@@ -265,7 +257,7 @@ async def test_listing_is_as_documented(client: Client) -> None:
     assert MessageToDict(await client.models("my_other_model")) == {"modelInfos": models[1:], "nextModelHandle": "1"}
 
 
-async def test_given_ids_come_in_the_order_given_with_duplicates_and_paged(client: Client) -> None:
+async def test_requested_ids_come_in_order_with_duplicates_over_pages(client: Client) -> None:
     for model_id in "abc":
         await client.create_model(model_id)
     asked = [*"cabcca"]
@@ -275,14 +267,14 @@ async def test_given_ids_come_in_the_order_given_with_duplicates_and_paged(clien
     assert [page.next_model_handle for page in pages] == ["4", "6", "6"]
 
 
-async def test_unknown_id_among_those_given_is_not_found(client: Client) -> None:
+async def test_one_unknown_id_in_a_request_is_not_found(client: Client) -> None:
     await client.create_model("a")
     for asked in (["b"], ["a", "b"], ["b", "a"], ["a", "A"]):
         with refused(NOT_FOUND):
             await client.models(*asked)
 
 
-async def test_pages_follow_each_other_by_the_count_so_far(client: Client) -> None:
+async def test_handle_of_the_next_page_is_the_count_of_models_so_far(client: Client) -> None:
     names = sorted(f"model {number}" for number in range(25))
     for name in reversed(names):
         await client.create_model(name)
@@ -322,7 +314,7 @@ async def test_request_lists_10_000_ids_at_most(client: Client) -> None:
 
 
 @pytest.mark.parametrize("is_explicit", [False, True], ids=["all", "given"])
-async def test_page_without_count_ends_below_4_mib_and_one_with_count_never(client: Client, is_explicit: bool) -> None:
+async def test_page_ends_below_4_mib_only_without_a_count(client: Client, is_explicit: bool) -> None:
     names = [f"m{number:02}" for number in range(25)]
     for name in names:
         await client.create_model(name, k="x" * 200_000)
@@ -336,7 +328,7 @@ async def test_page_without_count_ends_below_4_mib_and_one_with_count_never(clie
 
 @QUICKLY
 @given(count=st.integers(0, 2**32 - 1), handle=st.just("") | st.integers(0, 2**70).map(str))
-async def test_any_count_and_any_number_as_handle_make_a_page(client: Client, count: int, handle: str) -> None:
+async def test_any_count_and_any_numeric_handle_return_a_page(client: Client, count: int, handle: str) -> None:
     for name in "abc":
         await client.create_model(name)
     start = int(handle or "0")

@@ -1,7 +1,7 @@
 """RetrieveVersionInfos with its pages and handles, RetrieveVersionData with its chunks and its check of the bytes."""
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
-from tests.client import Client, connected, refused, upload
+from tests.client import Client, connected, refused, status_of, upload
 from tests.server.under_way import under_way
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -33,14 +33,6 @@ QUICKLY = settings(
 
 def numbers_of(reply: m.RetrieveVersionInfosReply) -> list[int]:
     return [info.version_number for info in reply.version_infos]
-
-
-async def code_of(call: Awaitable[object]) -> grpc.StatusCode:
-    try:
-        await call
-    except grpc.aio.AioRpcError as error:
-        return error.code()
-    return grpc.StatusCode.OK
 
 
 async def fill(client: Client, count: int, **fields: Any) -> None:
@@ -69,7 +61,7 @@ async def test_listing_is_as_documented(client: Client) -> None:
     assert MessageToDict(await client.infos("my_model", -2)) == first
 
 
-async def test_model_without_versions_lists_none_and_gives_the_handle_back(client: Client) -> None:
+async def test_model_without_versions_lists_none_and_returns_the_given_handle(client: Client) -> None:
     await client.create_model("m")
     assert MessageToDict(await client.infos("m")) == {"nextVersionHandle": "0"}
     assert MessageToDict(await client.infos("m", handle="7")) == {"nextVersionHandle": "7"}
@@ -85,7 +77,7 @@ async def test_versions_of_both_tiers_come_by_number(client: Client) -> None:
         assert await client.data("m", info.version_number) == b"%d" % info.version_number
 
 
-async def test_pages_go_on_at_the_last_returned_number_plus_one(client: Client) -> None:
+async def test_pages_continue_at_the_last_returned_number_plus_one(client: Client) -> None:
     await fill(client, 12)
     handle, found = "", []
     for expected_count in (5, 5, 2, 0):
@@ -97,7 +89,7 @@ async def test_pages_go_on_at_the_last_returned_number_plus_one(client: Client) 
     assert found == [*range(1, 13)]
 
 
-async def test_pages_go_on_over_numbers_that_were_evicted(tmp_path: Path) -> None:
+async def test_pages_continue_past_evicted_numbers(tmp_path: Path) -> None:
     small = Settings(cache_max_items=2, cache_max_bytes=MIB, grace_seconds=0)
     async with serving(tmp_path, small) as server, connected(server.port) as client:
         await fill(client, 9)  # of the transient ones, 6 and 8 are left
@@ -113,7 +105,7 @@ async def test_pages_go_on_over_numbers_that_were_evicted(tmp_path: Path) -> Non
         assert numbers_of(await client.infos("m", -4, -5, -7)) == [6, 5, 1]
 
 
-async def test_given_numbers_come_in_the_order_given(client: Client) -> None:
+async def test_requested_numbers_come_in_the_order_of_the_request(client: Client) -> None:
     await fill(client, 5)
     for asked, expected in (([3, 1, 3], [3, 1, 3]), ([-1, -5, 2, -1], [5, 1, 2, 5]), ([-2], [4]), ([5, 4], [5, 4])):
         reply = await client.infos("m", *asked)
@@ -123,7 +115,7 @@ async def test_given_numbers_come_in_the_order_given(client: Client) -> None:
 
 @QUICKLY
 @given(asked=st.lists(st.integers(-5, 5).filter(bool), min_size=1, max_size=9), count=st.integers(1, 4))
-async def test_given_numbers_in_any_order_come_whole_through_pages(
+async def test_requested_numbers_in_any_order_are_complete_over_all_pages(
     client: Client, asked: list[int], count: int
 ) -> None:
     await fill(client, 5)
@@ -148,7 +140,7 @@ async def test_unknown_number_is_not_found(client: Client, number: int) -> None:
 
 async def test_unknown_model_is_not_found(client: Client) -> None:
     for call in (client.infos("m"), client.infos("m", 1), client.infos("m", handle="3"), client.data("m", 1)):
-        assert await code_of(call) == NOT_FOUND
+        assert await status_of(call) == NOT_FOUND
 
 
 @pytest.mark.parametrize("handle", ["x", "-1", "+1", "1.0", " 1", "1\n", "1e3", "0x1", "1_0", "٣", "\0"])
@@ -176,7 +168,7 @@ async def test_request_lists_10_000_numbers_at_most(client: Client) -> None:
 
 
 @pytest.mark.parametrize("is_explicit", [False, True], ids=["all", "given"])
-async def test_page_without_count_ends_below_4_mib_and_one_with_count_never(client: Client, is_explicit: bool) -> None:
+async def test_page_ends_below_4_mib_only_without_a_count(client: Client, is_explicit: bool) -> None:
     await fill(client, 25, user_data={"k": "x" * 200_000})
     whole = [25, 7] * 12 + [25] if is_explicit else [*range(1, 26)]
     asked = whole if is_explicit else []
@@ -195,14 +187,14 @@ async def test_page_without_count_ends_below_4_mib_and_one_with_count_never(clie
 )
 async def test_any_integers_and_handles_are_answered(client: Client, asked: list[int], count: int, handle: str) -> None:
     await fill(client, 5)
-    assert await code_of(client.infos("m", *asked, count=count, handle=handle)) in {
+    assert await status_of(client.infos("m", *asked, count=count, handle=handle)) in {
         grpc.StatusCode.OK,
         INVALID,
         NOT_FOUND,
     }
     for number in asked:
         expected = grpc.StatusCode.OK if number and abs(number) <= 5 else NOT_FOUND
-        assert await code_of(client.data("m", number)) == expected
+        assert await status_of(client.data("m", number)) == expected
 
 
 # RetrieveVersionData.
@@ -210,7 +202,7 @@ async def test_any_integers_and_handles_are_answered(client: Client, asked: list
 
 @ARCHIVED
 @pytest.mark.parametrize("chunk_size", [1, 1000, MIB, 3 * MIB // 2])
-async def test_chunks_have_the_size_that_is_set_at_most(tmp_path: Path, archived: bool, chunk_size: int) -> None:
+async def test_chunks_never_exceed_the_configured_size(tmp_path: Path, archived: bool, chunk_size: int) -> None:
     chunked = Settings(cache_max_bytes=64 * MIB, grace_seconds=0, sent_version_chunk_size=chunk_size)
     async with serving(tmp_path, chunked) as server, connected(server.port) as client:
         await client.create_model("m")
@@ -224,7 +216,7 @@ async def test_chunks_have_the_size_that_is_set_at_most(tmp_path: Path, archived
 
 
 @ARCHIVED
-async def test_reader_that_takes_nothing_is_given_up_and_what_it_held_is_freed(tmp_path: Path, archived: bool) -> None:
+async def test_stalled_retrieval_ends_and_its_memory_is_freed(tmp_path: Path, archived: bool) -> None:
     impatient = Settings(cache_max_bytes=64 * MIB, grace_seconds=0, retrieval_idle_seconds=0.3)
     async with serving(tmp_path, impatient) as server, connected(server.port) as client:
         await client.create_model("m")
@@ -236,7 +228,7 @@ async def test_reader_that_takes_nothing_is_given_up_and_what_it_held_is_freed(t
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "took nothing"):
             while await call.read():
                 pass
-        await client.publish("m", bytes(60 * MIB))  # for which there was no room beside a reader of the other one
+        await client.publish("m", bytes(60 * MIB))  # for which there was no room next to a reader of the other one
 
 
 @ARCHIVED
@@ -256,7 +248,7 @@ async def test_minus_n_is_the_nth_from_the_last(client: Client) -> None:
 
 
 def flip(path: Path, position: int) -> None:
-    """Change one byte of a file, where it is."""
+    """Change one byte of a file in place."""
     with path.open("r+b") as file:
         file.seek(position, os.SEEK_SET if position >= 0 else os.SEEK_END)
         byte = file.read(1)[0]
@@ -304,7 +296,7 @@ async def received_of(client: Client, number: int) -> tuple[grpc.StatusCode, byt
 
 @pytest.mark.parametrize("case", TAMPERING)
 @pytest.mark.parametrize("size", [1, 5000, 2 * MIB, 2 * MIB + 1, 7 * MIB])
-async def test_tampered_bytes_are_data_loss_and_never_come_to_an_end(
+async def test_tampered_bytes_are_data_loss_and_never_complete(
     client: Client, tmp_path: Path, size: int, case: str
 ) -> None:
     """Also when the same bytes were found sound before."""
@@ -320,7 +312,7 @@ async def test_tampered_bytes_are_data_loss_and_never_come_to_an_end(
             assert len(received) <= size - last_chunk_bytes
 
 
-async def test_bytes_that_are_tampered_with_while_they_are_read_are_data_loss(client: Client, tmp_path: Path) -> None:
+async def test_bytes_tampered_with_during_a_retrieval_are_data_loss(client: Client, tmp_path: Path) -> None:
     await client.create_model("m")
     await client.store("m", bytes(64 * MIB))
     call = client.streamed("RetrieveVersionData", m.RetrieveVersionDataRequest(model_id="m", version_number=1))
@@ -334,7 +326,7 @@ async def test_bytes_that_are_tampered_with_while_they_are_read_are_data_loss(cl
     assert count < 32
 
 
-async def test_damaged_version_takes_no_other_with_it(client: Client, tmp_path: Path) -> None:
+async def test_damaged_version_affects_no_other_version(client: Client, tmp_path: Path) -> None:
     await fill(client, 3)
     flip(tmp_path / "archive/m/m-v000003.data", 0)
     with refused(DATA_LOSS):

@@ -1,4 +1,4 @@
-"""Version and Status; and what holds for all nine calls: either name of the service, and bytes that are no message."""
+"""Version and Status; and what holds for all nine calls: either name of the service, and malformed messages."""
 
 import asyncio
 import platform
@@ -79,13 +79,13 @@ async def test_idle_registry_has_no_load(client: Client) -> None:
     assert await client.status("overall_load") == {"overall_load": "0"}
 
 
-async def test_star_gives_all_statuses_also_among_other_names(client: Client) -> None:
+async def test_star_returns_all_statuses_even_next_to_other_names(client: Client) -> None:
     everything = await client.status("*")
     assert everything.keys() > {"overall_load", "uploads", "watchers", "transient_bytes"}
     assert await client.status("overall_load", "*", "unknown") == everything
 
 
-async def test_names_give_their_statuses_alone_and_none_give_none(client: Client) -> None:
+async def test_only_the_named_statuses_are_returned(client: Client) -> None:
     assert await client.status() == {}
     assert await client.status("unknown", "", "overall", "OVERALL_LOAD", "over*") == {}
     assert await client.status("watchers", "unknown", "overall_load", "watchers") == {
@@ -96,7 +96,7 @@ async def test_names_give_their_statuses_alone_and_none_give_none(client: Client
         assert await client.status(name) == {name: value}
 
 
-async def test_status_counts_what_there_is_and_what_is_under_way(client: Client) -> None:
+async def test_status_counts_models_versions_and_calls_under_way(client: Client) -> None:
     names = ("models", "versions", "transient_versions", "transient_bytes", "uploads", "retrievals", "watchers")
 
     async def counts() -> list[int]:
@@ -136,7 +136,7 @@ async def load_of(client: Client) -> int:
 
 @asynccontextmanager
 async def uploads_under_way(client: Client, count: int, size: int, archived: bool = False) -> AsyncIterator[None]:
-    """Open a context in which uploads have declared their size and sent nothing."""
+    """Return a context manager in which uploads have declared their size and sent nothing."""
     calls = [client.uploading() for _ in range(count)]
     for call in calls:
         await call.write(header("m", size, archived).SerializeToString())
@@ -147,7 +147,7 @@ async def uploads_under_way(client: Client, count: int, size: int, archived: boo
     await under_way(client, uploads=0)
 
 
-async def test_load_rises_with_the_memory_that_is_promised_and_falls_again(client: Client) -> None:
+async def test_load_rises_with_reserved_memory_and_falls_again(client: Client) -> None:
     await client.create_model("m")
     async with uploads_under_way(client, 1, BUDGET_BYTES // 2):
         assert 120 <= await load_of(client) <= 135
@@ -170,7 +170,7 @@ async def test_load_rises_with_each_transfer_under_way(client: Client, archived:
     assert 0 < loads[0] < loads[1] < loads[2] <= 255
 
 
-async def test_memory_that_can_be_evicted_is_no_load(client: Client) -> None:
+async def test_evictable_memory_does_not_count_as_load(client: Client) -> None:
     await client.create_model("m")
     await client.publish("m", bytes(BUDGET_BYTES))
     assert await client.status("transient_bytes") == {"transient_bytes": str(BUDGET_BYTES)}
@@ -234,7 +234,7 @@ NOT_UTF_8 = {
 
 @SERVICE
 @METHOD
-async def test_bytes_that_are_no_message_are_invalid(server: Server, service: str, method: str) -> None:
+async def test_malformed_request_is_invalid(server: Server, service: str, method: str) -> None:
     samples = UNDECODABLE | ({"not UTF-8": NOT_UTF_8[method]} if method in NOT_UTF_8 else {})
     async with connected(server.port, service) as client:
         statuses = {name: await answer(client, method, data) for name, data in samples.items()}
@@ -243,7 +243,7 @@ async def test_bytes_that_are_no_message_are_invalid(server: Server, service: st
 
 @SERVICE
 @METHOD
-async def test_fields_that_nobody_knows_are_ignored(server: Server, service: str, method: str) -> None:
+async def test_unknown_fields_are_ignored(server: Server, service: str, method: str) -> None:
     async with connected(server.port, service) as client:
         await client.create_model("m")
         await client.publish("m", b"x")
@@ -254,7 +254,7 @@ async def test_fields_that_nobody_knows_are_ignored(server: Server, service: str
 @METHOD
 @QUICKLY
 @given(data=st.data())
-async def test_no_bytes_make_a_call_fail_on_the_servers_side(client: Client, method: str, data: st.DataObject) -> None:
+async def test_no_request_bytes_cause_a_server_fault(client: Client, method: str, data: st.DataObject) -> None:
     await client.create_model("m")
     if not await client.numbers("m"):
         await client.publish("m", b"x")
@@ -276,13 +276,13 @@ async def test_request_of_16_mib_is_taken_and_a_larger_one_refused_on_every_call
     await client.publish("m", b"x")
     sound = REQUESTS[method].SerializeToString()
     for excess, expected in ((1, grpc.StatusCode.RESOURCE_EXHAUSTED), (0, grpc.StatusCode.OK)):
-        filling = bytes(16 * MIB + excess - len(sound) - 6)  # beside a tag of two bytes and a length of four
+        filling = bytes(16 * MIB + excess - len(sound) - 6)  # in addition to a tag of two bytes and a length of four
         unknown_field = b"\xfa\x7f" + m.RetrieveVersionDataReplyChunk(data_chunk=filling).SerializeToString()[1:]
         assert len(sound + unknown_field) == 16 * MIB + excess
         assert await answer(client, method, sound + unknown_field) == expected
 
 
-async def test_limit_of_a_request_is_a_setting(tmp_path: Path) -> None:
+async def test_request_limit_is_a_setting(tmp_path: Path) -> None:
     small = Settings(cache_max_bytes=MIB, grace_seconds=0, request_max_bytes=64 * 1024)
     async with serving(tmp_path, small) as server, connected(server.port) as client:
         await client.create_model("m")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry.testing.bytes import hash_of
-from tests.processes import clean_environment, run_cogment, server_process
+from tests.processes import run, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS
 
 COGMENT = "2.10.1"
@@ -56,7 +56,7 @@ def stock_python() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Open a context that one process at a time is in."""
+    """Return a context manager that one process at a time is in."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -81,7 +81,7 @@ def find_python() -> str:
 
 
 def install(python: str, environment: Path) -> None:
-    """Make an environment with the stock client; skip the test where that cannot be had."""
+    """Make an environment with the stock client; skip the test where that fails."""
     steps = {
         "no environment can be made": [python, "-m", "venv", str(environment)],
         f"{' and '.join(REQUIREMENTS)} cannot be installed": [
@@ -107,17 +107,10 @@ def install(python: str, environment: Path) -> None:
 def report(stock_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """What the scenarios of the session saw, by their names."""
     with server_process(tmp_path_factory.mktemp("stock") / "archive") as server:
-        result = subprocess.run(
-            [stock_python, SCRIPT, f"127.0.0.1:{server.port}"],
-            capture_output=True,
-            text=True,
-            timeout=SESSION_SECONDS,
-            check=False,
-            env=clean_environment(),
-        )
+        result = run(str(stock_python), str(SCRIPT), f"127.0.0.1:{server.port}", within_seconds=SESSION_SECONDS)
         assert result.returncode == 0, result.stderr
         assert server.stop() == 0
-    sys.stderr.write(result.stderr)  # pytest shows it beside a failure
+    sys.stderr.write(result.stderr)  # pytest shows it with a failure
     scenarios: Report = json.loads(result.stdout)
     return scenarios
 
@@ -129,7 +122,7 @@ def seen(report: Report, scenario: str) -> Report:
     return result
 
 
-def test_models_are_listed_whole_whatever_their_number(report: Report) -> None:
+def test_models_are_listed_completely_whatever_their_number(report: Report) -> None:
     """The client asks for pages of 10, and takes a shorter one for the last."""
     result = seen(report, "list_models")
     for count in (0, 9, 10, 11, 20, 21):
@@ -138,7 +131,7 @@ def test_models_are_listed_whole_whatever_their_number(report: Report) -> None:
     assert result["left"] == 0
 
 
-def test_iterations_are_listed_whole_whatever_their_number(report: Report) -> None:
+def test_iterations_are_listed_completely_whatever_their_number(report: Report) -> None:
     result = seen(report, "list_iterations")
     for count in (0, 9, 10, 11, 20, 21):
         expected = [[number, len(f"iteration {number}"), number % 5 == 0] for number in range(1, count + 1)]
@@ -146,7 +139,7 @@ def test_iterations_are_listed_whole_whatever_their_number(report: Report) -> No
     assert result["unknown"].startswith("CogmentError: Failed to retrieve model [unknown] iteration list")
 
 
-def test_publish_and_store_create_the_model_that_is_missing(report: Report) -> None:
+def test_publish_and_store_create_a_missing_model(report: Report) -> None:
     result = seen(report, "publish_and_store")
     assert result["before"] is None
     assert result["created"] == ["m", {}]
@@ -172,13 +165,13 @@ def test_publish_and_store_create_the_model_that_is_missing(report: Report) -> N
     assert stored_first == {**stored, "name": "n", "iteration": 1, "properties": {"first": "yes"}}
 
 
-def test_a_name_that_cannot_be_is_refused_and_creates_nothing(report: Report) -> None:
+def test_an_invalid_name_is_refused_and_creates_nothing(report: Report) -> None:
     result = seen(report, "publish_and_store")
     assert result["not a name"] == "INVALID_ARGUMENT"
     assert result["models"] == ["m", "n"]
 
 
-def test_iteration_info_is_told_by_number_and_is_none_for_a_missing_one(report: Report) -> None:
+def test_iteration_info_is_found_by_number_and_is_none_for_a_missing_one(report: Report) -> None:
     result = seen(report, "iteration_info")
     infos = result["infos"]
     one, two = infos["1"], infos["2"]
@@ -210,7 +203,7 @@ def test_a_tracked_model_follows_what_is_published_and_stored(report: Report) ->
     assert result["unknown"] == "CogmentError: Model [unknown] not found in Model Registry"
 
 
-def test_updates_tell_the_latest_iteration_and_then_each_newer_one_until_the_model_is_removed(report: Report) -> None:
+def test_updates_yield_the_latest_iteration_then_newer_ones_until_the_model_is_removed(report: Report) -> None:
     result = seen(report, "iteration_updates")
     assert [info["iteration"] for info in result["told"]] == [2, 3, 4, 5]
     assert result["told"] == result["sent"][1:]
@@ -225,7 +218,7 @@ def test_models_of_all_sizes_come_back_as_they_were_sent(report: Report) -> None
     assert seen(report, "large_models") == expected
 
 
-def test_a_removed_model_is_gone_and_begins_anew(report: Report) -> None:
+def test_a_removed_model_is_gone_and_can_be_created_again(report: Report) -> None:
     result = seen(report, "remove")
     assert result.pop("iterations").startswith("CogmentError: Failed to retrieve model [m] iteration list")
     assert result == {
@@ -268,8 +261,5 @@ def test_registry_is_found_through_a_directory(stock_python: Path, tmp_path: Pat
         with server_process(tmp_path / "archive", *flags):
             wait = ("client", "directory", "wait_for_ready", f"--directory_endpoint={endpoint}", "--type=modelregistry")
             assert run_cogment(*wait).returncode == 0
-            command = [str(stock_python), "-c", DISCOVERY, endpoint]
-            found = subprocess.run(
-                command, capture_output=True, text=True, timeout=SESSION_SECONDS, check=False, env=clean_environment()
-            )
+            found = run(str(stock_python), "-c", DISCOVERY, endpoint, within_seconds=SESSION_SECONDS)
         assert (found.returncode, found.stdout) == (0, "1 weights\n"), found.stderr

@@ -1,4 +1,4 @@
-"""How a server that many are connected to stops, and what it does with what is under way."""
+"""How a server with many connections stops, and how it ends the calls under way."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ TIERS = pytest.mark.parametrize("archived", [True, False], ids=["archived", "tra
 
 @asynccontextmanager
 async def idle_watchers(server: ServerProcess, count: int, channels: int) -> AsyncIterator[list[Any]]:
-    """Open a context with watchers that the server counts, over some connections."""
+    """Return a context manager with watchers that the server counts, over some connections."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(server.port)) for _ in range(channels)]
         await clients[0].create_model("m")
@@ -40,7 +40,7 @@ async def idle_watchers(server: ServerProcess, count: int, channels: int) -> Asy
 # Watchers.
 
 
-async def test_thousand_watchers_are_told_and_do_not_hold_up_the_stop(tmp_path: Path) -> None:
+async def test_thousand_watchers_are_notified_of_a_stop_and_do_not_delay_it(tmp_path: Path) -> None:
     with server_process(tmp_path, "--grace_seconds=30") as server:
         async with idle_watchers(server, count=1000, channels=5) as watches:
             started = time.monotonic()
@@ -60,7 +60,7 @@ async def test_thousand_watchers_are_told_and_do_not_hold_up_the_stop(tmp_path: 
 
 
 @TIERS
-async def test_sender_that_goes_on_finishes_its_upload_within_the_grace(tmp_path: Path, archived: bool) -> None:
+async def test_upload_that_continues_finishes_within_the_grace(tmp_path: Path, archived: bool) -> None:
     data = os.urandom(8 * MIB)
     async with serving_process(tmp_path, "--grace_seconds=30") as (server, client):
         await client.create_model("m")
@@ -80,9 +80,7 @@ async def test_sender_that_goes_on_finishes_its_upload_within_the_grace(tmp_path
 
 
 @TIERS
-async def test_sender_that_stalls_is_cut_at_the_end_of_the_grace_and_leaves_nothing(
-    tmp_path: Path, archived: bool
-) -> None:
+async def test_stalled_upload_is_cut_at_the_end_of_the_grace_and_leaves_nothing(tmp_path: Path, archived: bool) -> None:
     async with serving_process(tmp_path, "--grace_seconds=0.5") as (server, client):
         await client.create_model("m")
         call = await begin_upload(client, bytes(MIB), 2 * MIB, archived)
@@ -99,7 +97,7 @@ async def test_sender_that_stalls_is_cut_at_the_end_of_the_grace_and_leaves_noth
         assert (await client.store("m", b"")).version_number == 1
 
 
-async def test_many_uploads_that_are_cut_leave_nothing(tmp_path: Path) -> None:
+async def test_many_cut_uploads_leave_nothing(tmp_path: Path) -> None:
     async with serving_process(tmp_path, "--grace_seconds=0.1") as (server, client):
         await client.create_model("m")
         calls = []
@@ -123,7 +121,7 @@ async def test_many_uploads_that_are_cut_leave_nothing(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
-async def test_new_calls_are_refused_while_a_transfer_goes_on_and_the_transfer_is_not_harmed(tmp_path: Path) -> None:
+async def test_stop_refuses_new_calls_and_does_not_disturb_a_transfer(tmp_path: Path) -> None:
     async with serving_process(tmp_path, "--grace_seconds=30") as (server, client), connected(server.port) as other:
         await client.create_model("m")
         await other.status("watchers")  # connected before the stop
@@ -172,7 +170,7 @@ async def test_numbers_are_exact_after_a_stop_with_transfers_and_watchers_under_
 # Signals.
 
 
-async def test_second_signal_ends_a_server_with_a_stalled_upload_at_once_and_the_next_start_clears_it(
+async def test_second_signal_ends_a_server_with_a_stalled_upload_which_the_next_start_clears(
     tmp_path: Path,
 ) -> None:
     async with serving_process(tmp_path, "--grace_seconds=600") as (server, client):
@@ -190,7 +188,7 @@ async def test_second_signal_ends_a_server_with_a_stalled_upload_at_once_and_the
         assert (await client.publish("m", b"")).version_number > 1
 
 
-async def test_hangup_while_the_server_stops_does_no_harm(tmp_path: Path) -> None:
+async def test_hangup_during_a_stop_is_harmless(tmp_path: Path) -> None:
     async with serving_process(tmp_path, "--grace_seconds=30") as (server, client):
         await client.create_model("m")
         call = await begin_upload(client, b"x", 2)

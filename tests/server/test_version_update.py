@@ -1,4 +1,4 @@
-"""VersionUpdate: who watches a model learns of its latest version at once, and of newer ones as they come."""
+"""VersionUpdate: a watcher receives the latest version of a model at once, and newer ones as they come."""
 
 import asyncio
 import sys
@@ -24,7 +24,7 @@ ARCHIVED = pytest.mark.parametrize("archived", [False, True], ids=["transient", 
 
 @asynccontextmanager
 async def watching(client: Client, model_id: str, count: int = 1) -> AsyncIterator[list[Any]]:
-    """Open a context with watches that the server has, and no others."""
+    """Return a context manager with watches that the server has, and no others."""
     watches = [client.watching(model_id) for _ in range(count)]
     await has_watchers(client, count)
     yield watches
@@ -62,7 +62,7 @@ async def test_latest_version_comes_at_once_then_newer_ones(client: Client, arch
             assert info.version_number == number
 
 
-async def test_model_without_versions_tells_the_first_one_when_it_comes(client: Client) -> None:
+async def test_watcher_of_a_model_without_versions_receives_the_first_one(client: Client) -> None:
     await client.create_model("m")
     async with watching(client, "m") as [watch]:
         await client.create_model("m", changed="yes")
@@ -70,7 +70,7 @@ async def test_model_without_versions_tells_the_first_one_when_it_comes(client: 
         assert await next_number(watch) == 1
 
 
-async def test_latest_archived_version_is_told_after_a_restart(tmp_path: Path) -> None:
+async def test_watcher_receives_the_latest_archived_version_after_a_restart(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, connected(server.port) as client:
         await client.create_model("m")
         info = await client.store("m", b"1", user_data={"k": "v"})
@@ -81,7 +81,7 @@ async def test_latest_archived_version_is_told_after_a_restart(tmp_path: Path) -
         assert await next_number(watch) == 3
 
 
-async def test_what_was_told_can_be_retrieved_at_once(client: Client) -> None:
+async def test_received_version_can_be_retrieved_at_once(client: Client) -> None:
     await client.create_model("m")
     async with watching(client, "m") as [watch]:
         for data in (b"1", b"2" * MIB, b""):
@@ -90,7 +90,7 @@ async def test_what_was_told_can_be_retrieved_at_once(client: Client) -> None:
             await publishing
 
 
-async def test_watcher_hears_of_its_own_model_alone(client: Client) -> None:
+async def test_watcher_receives_only_versions_of_its_own_model(client: Client) -> None:
     for model_id in ("m", "m-v000001", "M"):
         await client.create_model(model_id)
     async with watching(client, "m") as [watch]:
@@ -102,7 +102,7 @@ async def test_watcher_hears_of_its_own_model_alone(client: Client) -> None:
         assert (info.model_id, info.version_number) == ("m", 1)
 
 
-async def test_all_watchers_hear_of_all_versions_they_keep_up_with(client: Client) -> None:
+async def test_watchers_that_keep_up_receive_every_version(client: Client) -> None:
     await client.create_model("m")
     async with watching(client, "m", count=50) as watches:
         for number in range(1, 4):
@@ -129,8 +129,8 @@ async def test_numbers_strictly_increase_up_to_the_latest_under_concurrent_publi
             assert numbers[-1] == 60
 
 
-async def test_slow_watcher_holds_up_nobody_and_skips_to_the_latest(client: Client) -> None:
-    user_data = {"k": "x" * 200_000}  # so that what is told soon fills what is under way
+async def test_slow_watcher_delays_nobody_and_skips_to_the_latest(client: Client) -> None:
+    user_data = {"k": "x" * 200_000}  # so that few versions fill the buffers
     await client.create_model("m")
     async with watching(client, "m", count=2) as [slow, fast]:
         async with asyncio.timeout(20):
@@ -155,9 +155,9 @@ async def test_unknown_model_is_not_found(client: Client) -> None:
 
 
 @pytest.mark.parametrize("has_version", [False, True], ids=["without versions", "with a version"])
-@pytest.mark.parametrize("is_created_anew", [False, True], ids=["deleted", "created anew"])
+@pytest.mark.parametrize("is_recreated", [False, True], ids=["deleted", "recreated"])
 async def test_watch_ends_with_not_found_when_the_model_is_deleted(
-    client: Client, has_version: bool, is_created_anew: bool
+    client: Client, has_version: bool, is_recreated: bool
 ) -> None:
     await client.create_model("m")
     async with watching(client, "m") as [watch]:
@@ -165,7 +165,7 @@ async def test_watch_ends_with_not_found_when_the_model_is_deleted(
             await client.publish("m", b"old")
             assert await next_number(watch) == 1
         await client.delete_model("m")
-        if is_created_anew:
+        if is_recreated:
             await client.create_model("m")
             await client.publish("m", b"new")
         with refused(NOT_FOUND):
@@ -173,7 +173,7 @@ async def test_watch_ends_with_not_found_when_the_model_is_deleted(
         await has_watchers(client, 0)
 
 
-async def test_model_created_anew_is_watched_from_its_own_first_version(client: Client) -> None:
+async def test_recreated_model_is_watched_from_its_own_first_version(client: Client) -> None:
     await client.create_model("m")
     for _ in range(3):
         await client.publish("m", b"old")
@@ -185,7 +185,7 @@ async def test_model_created_anew_is_watched_from_its_own_first_version(client: 
         assert await next_version(watch) == info
 
 
-# Who goes away.
+# Watchers that disappear.
 
 
 async def test_cancelled_watch_frees_its_watcher(client: Client) -> None:
@@ -245,6 +245,6 @@ async def test_watch_ends_with_unavailable_at_once_when_the_server_stops(
                 assert await asyncio.gather(*map(end_of, watches)) == [UNAVAILABLE] * 20
 
 
-async def test_bytes_that_name_no_model_are_invalid(client: Client) -> None:
+async def test_request_without_a_valid_model_is_invalid(client: Client) -> None:
     for request in (b"", m.VersionUpdateRequest(model_id="../m"), b"\xff"):
         assert await end_of(client.streamed("VersionUpdate", request)) == grpc.StatusCode.INVALID_ARGUMENT

@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 @asynccontextmanager
 async def serving_process(archive: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
-    """Open a context with a server process and a client of it."""
+    """Return a context manager with a server process and a client of it."""
     with server_process(archive, *flags) as server:
         async with connected(server.port) as client:
             yield server, client
@@ -42,7 +42,7 @@ async def begin_upload(client: Client, data: bytes, size: int, archived: bool = 
 
 
 async def begin_to_stop(server: ServerProcess, number: signal.Signals = signal.SIGTERM) -> None:
-    """Send a signal, and wait until the server has taken note of it."""
+    """Send a signal, and wait until the server has received it."""
     server.signal(number)
     await asyncio.to_thread(server.wait_for_line, "stopping")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.errors import SettingError, quoted
-from cogment_model_registry.settings import GIB, KIB, MIB, DirectorySettings, Setting, Settings, all_settings
+from cogment_model_registry.records.sizes import GIB, KIB, MIB, TIB
+from cogment_model_registry.settings import DirectorySettings, Setting, Settings, all_settings
 from cogment_model_registry.system.machine import usable_memory_bytes
 
 # What the original's documentation says: name, environment variable, default, an example and what it means.
@@ -156,12 +157,12 @@ def test_empty_environment_variable_counts_as_unset(setting: Setting) -> None:
     assert Settings.load({}, {setting.environment: ""}) == Settings()
 
 
-def test_flag_hides_what_is_wrong_in_the_environment() -> None:
+def test_flag_hides_an_invalid_environment_variable() -> None:
     settings = Settings.load({"port": "1"}, {"COGMENT_MODEL_REGISTRY_PORT": "nonsense"})
     assert settings.port == 1
 
 
-def test_variables_of_others_are_ignored() -> None:
+def test_unrelated_variables_are_ignored() -> None:
     assert Settings.load({}, {"PORT": "1", "COGMENT_PORT": "1", "port": "1"}) == Settings()
 
 
@@ -198,6 +199,14 @@ GOOD = [
     ("cache_max_bytes", "3MiB", 3 * MIB),
     ("cache_max_bytes", "3GiB", 3 * GIB),
     ("cache_max_bytes", "3 GiB", 3 * GIB),
+    ("cache_max_bytes", "3TiB", 3 * TIB),
+    ("cache_max_bytes", "3k", 3 * KIB),
+    ("cache_max_bytes", "3M", 3 * MIB),
+    ("cache_max_bytes", "3G", 3 * GIB),
+    ("cache_max_bytes", "3 G", 3 * GIB),
+    ("cache_max_bytes", "3T", 3 * TIB),
+    ("cache_max_bytes", "3TB", 3 * 10**12),
+    ("cache_max_bytes", "3 B", 3),
     ("cache_max_bytes", "3gib", 3 * GIB),
     ("request_max_bytes", "1GiB", GIB),
     # Properties: white space is trimmed, an empty item is skipped, a value may be missing.
@@ -215,7 +224,10 @@ BAD = [
     *[("cache_max_items", text) for text in ("", "0", "-1", "1e3", "1000000001", "all")],
     *[("request_max_items", text) for text in ("0", "1000001")],
     *[("model_id_max_bytes", text) for text in ("0", "239")],
-    *[("cache_max_bytes", text) for text in ("", "0", "0MiB", "-1", "MiB", "1.5MiB", "1M", "1  MiB", "1e9", "1_000")],
+    *[
+        ("cache_max_bytes", text)
+        for text in ("", "0", "0MiB", "-1", "MiB", "1.5MiB", "1P", "1Mi", "1  MiB", "1e9", "1_000")
+    ],
     *[("sent_version_chunk_size", text) for text in ("0", "-1", "257MiB", "2MBs")],
     *[("request_max_bytes", text) for text in ("65535", "2GiB")],
     *[("user_data_max_bytes", text) for text in ("-1", "2MiB")],
@@ -250,14 +262,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("name", "text", "value"), GOOD)
-def test_allowed_value_is_taken(name: str, text: str, value: object) -> None:
+def test_allowed_value_is_accepted(name: str, text: str, value: object) -> None:
     assert load(name, text) == value
     if text:
         assert getattr(Settings.load({}, {SETTINGS[name].environment: text}), name) == value
 
 
 @pytest.mark.parametrize(("name", "value"), {(name, repr(value)): (name, value) for name, _, value in GOOD}.values())
-def test_a_program_can_set_what_a_text_can(name: str, value: object) -> None:
+def test_a_program_can_set_every_value_that_a_text_can(name: str, value: object) -> None:
     assert getattr(Settings(**{name: value}), name) == value  # type: ignore[arg-type]
 
 
@@ -282,7 +294,7 @@ BAD_VALUES: list[tuple[str, object]] = [
 
 
 @pytest.mark.parametrize(("name", "value"), BAD_VALUES)
-def test_a_program_cannot_set_what_is_not_allowed(name: str, value: object) -> None:
+def test_a_program_cannot_set_a_value_that_is_not_allowed(name: str, value: object) -> None:
     allowed = SETTINGS[name].kind.allowed
     with pytest.raises(SettingError) as caught:
         Settings(**{name: value})  # type: ignore[arg-type]
@@ -298,7 +310,7 @@ def test_the_directory_checks_its_settings_too(values: dict[str, object]) -> Non
         DirectorySettings(**values)  # type: ignore[arg-type]
 
 
-def test_a_program_may_write_a_value_as_a_text_may() -> None:
+def test_a_program_may_use_the_spellings_of_a_text() -> None:
     settings = Settings(log_level="5", log_format="JSON", grace_seconds=2)
     assert (settings.log_level, settings.log_format) == ("debug", "json")
     assert isinstance(settings.grace_seconds, float)
@@ -379,7 +391,7 @@ PHYSICAL_BYTES = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         pytest.param("0::/../a\n", {"memory.max": "67108864\n"}, 64 * MIB, id="group outside of what is seen"),
     ],
 )
-def test_usable_memory_is_the_smaller_of_the_machine_s_and_the_control_group_s(
+def test_usable_memory_is_the_smaller_limit_of_machine_and_control_group(
     tmp_path: Path, groups: str, limits: dict[str, str], expected_bytes: int
 ) -> None:
     proc, cgroups = tmp_path / "proc", tmp_path / "cgroup"
@@ -391,7 +403,7 @@ def test_usable_memory_is_the_smaller_of_the_machine_s_and_the_control_group_s(
     assert usable_memory_bytes(proc, cgroups) == expected_bytes
 
 
-def test_usable_memory_is_the_machine_s_where_there_are_no_control_groups(tmp_path: Path) -> None:
+def test_usable_memory_is_that_of_the_machine_without_control_groups(tmp_path: Path) -> None:
     assert usable_memory_bytes(tmp_path / "missing", tmp_path / "missing") == PHYSICAL_BYTES
 
 

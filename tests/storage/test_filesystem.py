@@ -32,14 +32,16 @@ class TestDirectoryArchive(ArchiveSuite):
     def make(self, place: Path) -> DirectoryArchive:
         return archive_at(place)
 
-    async def test_one_model_can_be_looked_at(self, store: DirectoryArchive) -> None:
+    async def test_one_model_can_be_scanned(self, store: DirectoryArchive) -> None:
         await keep(store, describe("m", 3, b"data", True), b"data")
         contents = await store.scan_model("m")
         assert contents is not None
         assert list(contents.version_numbers) == [3]
         assert await store.scan_model("other") is None
 
-    async def test_numbers_in_use_and_the_high_water_mark_are_told_apart(self, store: DirectoryArchive) -> None:
+    async def test_numbers_in_use_and_the_high_water_mark_are_reported_separately(
+        self, store: DirectoryArchive
+    ) -> None:
         await keep(store, describe("m", 5, b"data", True), b"data")
         await store.write_high_water_mark("m", 2)
         contents = await store.scan_model("m")
@@ -59,12 +61,12 @@ class TestDirectoryArchive(ArchiveSuite):
             [contents] = await again.scan()
             assert contents.high_water_mark == 0
 
-    async def test_an_unknown_model_takes_no_high_water_mark(self, store: DirectoryArchive) -> None:
+    async def test_an_unknown_model_cannot_get_a_high_water_mark(self, store: DirectoryArchive) -> None:
         with pytest.raises(NotFoundError):
             await store.write_high_water_mark("other", 1)
 
 
-async def test_lock_that_is_another_name_of_a_file_elsewhere_leaves_that_file_alone(tmp_path: Path) -> None:
+async def test_lock_file_with_a_second_hard_link_leaves_the_linked_file_unchanged(tmp_path: Path) -> None:
     (tmp_path / "archive").mkdir()
     (tmp_path / "elsewhere").write_text("precious")
     os.link(tmp_path / "elsewhere", tmp_path / "archive/.lock")
@@ -79,7 +81,7 @@ async def test_lock_that_is_another_name_of_a_file_elsewhere_leaves_that_file_al
 
 
 class TellingFiles(Files):
-    """Tells that an archive is being opened: its lock is taken next."""
+    """Signals that an archive is being opened: its lock is taken next."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
@@ -90,7 +92,7 @@ class TellingFiles(Files):
         return root
 
 
-async def test_look_at_the_lock_does_not_keep_a_server_from_starting(tmp_path: Path) -> None:
+async def test_reading_the_lock_does_not_keep_a_server_from_starting(tmp_path: Path) -> None:
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive/.lock").touch()
     files = TellingFiles()
@@ -105,7 +107,7 @@ async def test_look_at_the_lock_does_not_keep_a_server_from_starting(tmp_path: P
 
 @asynccontextmanager
 async def opened(place: Path, files: Files) -> AsyncIterator[DirectoryArchive]:
-    """Open a context with an archive that has a model `m`."""
+    """Return a context manager with an archive that has a model `m`."""
     archive = archive_at(place, files)
     await archive.open()
     await archive.write_model(ModelInfo("m"))
@@ -131,7 +133,7 @@ class PartlyCachedFiles(Files):
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system cannot read without waiting")
 @pytest.mark.parametrize("cached_bytes", [0, 1, 100_000, 100_001, 250_000, 333_332, 333_333, MIB])
-async def test_bytes_are_the_same_however_much_of_them_is_in_memory(tmp_path: Path, cached_bytes: int) -> None:
+async def test_bytes_are_the_same_however_much_of_the_file_is_cached(tmp_path: Path, cached_bytes: int) -> None:
     data = random.Random(1).randbytes(333_333)
     files = PartlyCachedFiles(cached_bytes)
     async with opened(tmp_path, files) as archive:
@@ -183,7 +185,7 @@ async def test_large_upload_is_synced_while_it_is_received(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("failing", [1, 2, 3])
-async def test_sync_that_fails_ahead_is_not_made_up_for_by_another(tmp_path: Path, failing: int) -> None:
+async def test_failed_early_sync_is_not_hidden_by_a_later_one(tmp_path: Path, failing: int) -> None:
     files = SyncingFiles()
     async with opened(tmp_path, files) as archive:
         before = files.syncs

@@ -14,7 +14,7 @@ from cogment_model_registry.storage.filesystem import layout
 
 HASH = "jY0g3VkUK62ILPr2JuaW5g7uQi0EcJVZJu8IYp3yfhI="
 
-# Whatever a protobuf string can carry: all of Unicode but lone surrogates.
+# What a protobuf string can carry: all of Unicode except lone surrogates.
 _TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     ["yes", "1e3", "~", "null", "2021-10-01", "", "a\nb", "a: b", "- a", "#", "'", '"', "\0", "\x85", "\u2028",
      "\ufeff",
@@ -69,13 +69,13 @@ def test_a_time_keeps_its_nanoseconds(text: str, ns: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "now", "2021-13-01T00:00:00Z", "2021-10-01", "2021-10-01T20:10:05", "1633119005"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_a_malformed_time_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"year|month|day|RFC 3339"):
         parse_timestamp(text)
 
 
 @given(st.integers(1, 2**32 - 1), st.sampled_from(["m", "m-v000001", "a.yaml", "123"]))
-def test_file_names_tell_their_number(number: int, model_id: str) -> None:
+def test_file_names_contain_their_number(number: int, model_id: str) -> None:
     assert layout.parse_file_name(model_id, layout.version_file_name(model_id, number)) == (number, "yaml")
     assert layout.parse_file_name(model_id, layout.data_file_name(model_id, number)) == (number, "data")
     assert layout.parse_file_name(model_id + "x", layout.data_file_name(model_id, number)) is None
@@ -87,11 +87,11 @@ def test_file_names_tell_their_number(number: int, model_id: str) -> None:
      "m-v4294967296.yaml",
      "m-v٠٠٠٠٠١.yaml", "m-v00001x.data", ".m-v000001.yaml", "n-v000001.yaml", "m-v-00001.data"],
 )  # fmt: skip
-def test_other_names_are_no_versions(name: str) -> None:
+def test_other_names_are_not_versions(name: str) -> None:
     assert layout.parse_file_name("m", name) is None
 
 
-def test_temporary_names_mean_nothing_to_the_original() -> None:
+def test_the_original_ignores_temporary_names() -> None:
     name = layout.temporary_name()
     assert layout.is_temporary(name)
     # What the original takes for a model's directory, and for a version's metadata.
@@ -100,7 +100,7 @@ def test_temporary_names_mean_nothing_to_the_original() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_text_makes_reading_fail_in_another_way(text: bytes) -> None:
+def test_any_text_is_read_or_reported_as_bad_metadata(text: bytes) -> None:
     for parse in (lambda: layout.parse_model(text, "m"), lambda: layout.parse_version(text, "m", 1)):
         with pytest.raises(layout.BadMetadata):
             parse()

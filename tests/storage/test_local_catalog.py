@@ -82,7 +82,7 @@ async def crash_and_count(place: Path, publishes: list[int], block: int) -> list
 
 @settings(max_examples=25, deadline=None)
 @given(publishes=st.lists(st.integers(0, 12), min_size=1, max_size=5), block=st.integers(1, 8))
-def test_numbers_increase_over_any_crashes(
+def test_numbers_increase_across_any_crashes(
     tmp_path_factory: pytest.TempPathFactory, publishes: list[int], block: int
 ) -> None:
     numbers = asyncio.run(crash_and_count(tmp_path_factory.mktemp("crash"), publishes, block))
@@ -91,7 +91,7 @@ def test_numbers_increase_over_any_crashes(
     assert not numbers or numbers[-1] <= sum(publishes) + block * len(publishes)
 
 
-async def test_publishing_writes_no_mark_but_once_a_block(tmp_path: Path) -> None:
+async def test_publishing_writes_one_mark_a_block(tmp_path: Path) -> None:
     archive = archive_at(tmp_path)
     await archive.open()
     marks: list[int] = []
@@ -142,7 +142,7 @@ def damage(archive: DirectoryArchive, number: int) -> None:
     metadata_file(archive, number).write_text("")
 
 
-async def test_a_version_found_damaged_on_the_way_is_not_counted_from_the_last(archive: DirectoryArchive) -> None:
+async def test_a_version_found_damaged_is_not_counted_from_the_last(archive: DirectoryArchive) -> None:
     async with catalog_over(archive) as catalog:
         damage(archive, 4)
         assert [info.number for info in await catalog.get_versions("m", [-3, -1, -2])] == [2, 5, 3]
@@ -167,7 +167,7 @@ async def test_metadata_that_the_cache_dropped_is_read_again(archive: DirectoryA
         assert await catalog.get_versions("m", [3, -1]) == [before[2], before[4]]
 
 
-async def test_a_refresh_sees_what_came_what_went_and_what_was_mended(archive: DirectoryArchive) -> None:
+async def test_a_refresh_finds_added_removed_and_repaired_versions(archive: DirectoryArchive) -> None:
     gone: list[str] = []
 
     async def removed(model_id: str) -> None:
@@ -194,7 +194,7 @@ async def test_a_refresh_sees_what_came_what_went_and_what_was_mended(archive: D
         assert gone == ["other"]
 
 
-async def test_a_model_put_there_from_outside_keeps_its_versions_when_it_is_created(tmp_path: Path) -> None:
+async def test_a_model_added_by_hand_keeps_its_versions_when_it_is_created(tmp_path: Path) -> None:
     archive = archive_at(tmp_path)
     await archive.open()
     async with catalog_over(archive) as catalog:
@@ -208,7 +208,7 @@ async def test_a_model_put_there_from_outside_keeps_its_versions_when_it_is_crea
     await archive.close()
 
 
-async def test_the_last_numbers_are_given_once_and_survive_a_restart(tmp_path: Path) -> None:
+async def test_the_highest_numbers_are_used_once_and_survive_a_restart(tmp_path: Path) -> None:
     archive = archive_at(tmp_path)
     await archive.open()
     await archive.write_model(ModelInfo("m"))
@@ -225,7 +225,7 @@ async def test_the_last_numbers_are_given_once_and_survive_a_restart(tmp_path: P
     await archive.close()
 
 
-async def test_a_version_is_never_stored_over_one_from_outside(archive: DirectoryArchive) -> None:
+async def test_a_version_never_replaces_one_added_by_hand(archive: DirectoryArchive) -> None:
     info = describe("m", 5, b"data", True)
     with pytest.raises(UnavailableError):
         await keep(archive, describe("m", 5, b"other", True), b"other")

@@ -22,7 +22,7 @@ class TestMemoryTransientStore(TransientStoreSuite):
     def make(self, max_items: int, max_bytes: int) -> MemoryTransientStore:
         return MemoryTransientStore(max_items, max_bytes, self.executor)
 
-    async def test_slabs_are_used_again(self) -> None:
+    async def test_slabs_are_recycled(self) -> None:
         store = self.make(1, 8 * SLAB_BYTES)
         data = bytes(4 * SLAB_BYTES)
         for number in range(1, 20):
@@ -30,7 +30,7 @@ class TestMemoryTransientStore(TransientStoreSuite):
         # The slabs of one version in the store, and of the one it replaced.
         assert len(store._slabs._free) == 4
 
-    async def test_free_slabs_are_given_back_when_told(self) -> None:
+    async def test_free_slabs_are_released_on_request(self) -> None:
         store = self.make(1, 8 * SLAB_BYTES)
         data = bytes(4 * SLAB_BYTES)
         await keep(store, describe("m", 1, data, False), data)
@@ -50,7 +50,7 @@ class TestMemoryTransientStore(TransientStoreSuite):
             assert store.usage.bytes + store._slabs.free_bytes <= 8 * SLAB_BYTES
 
 
-def test_a_pool_keeps_no_more_than_it_is_told() -> None:
+def test_a_pool_keeps_at_most_the_given_bytes() -> None:
     pool = SlabPool()
     for slab in [pool.take() for _ in range(5)]:
         pool.give_back(slab)

@@ -57,7 +57,7 @@ def _fail(error: OSError) -> None:
     raise error
 
 
-def test_what_was_there_is_certain(files: RecordedFiles) -> None:
+def test_existing_files_are_certain(files: RecordedFiles) -> None:
     assert trees(files) == [{"old": b"old"}]
 
 
@@ -91,12 +91,12 @@ def test_bytes_of_a_synced_file_are_certain(files: RecordedFiles, root: int) -> 
     assert {tree.get("new", b"data") for tree in trees(files)} == {b"data"}
 
 
-def test_a_rename_is_not_lost_by_halves(files: RecordedFiles, root: int) -> None:
+def test_a_rename_is_lost_completely_or_not_at_all(files: RecordedFiles, root: int) -> None:
     files.rename(root, "old", "new")
     assert trees(files) == [{"new": b"old"}, {"old": b"old"}]
 
 
-def test_a_rename_that_is_kept_needs_no_creation(files: RecordedFiles, root: int) -> None:
+def test_a_kept_rename_implies_the_creation_of_its_file(files: RecordedFiles, root: int) -> None:
     write(files, root, "temporary", b"data", sync=True)
     files.rename(root, "temporary", "new")
     found = trees(files)
@@ -111,7 +111,7 @@ def test_later_changes_may_survive_earlier_ones(files: RecordedFiles, root: int)
     assert {"old": b"old", "second": b""} in trees(files)
 
 
-def test_a_sync_of_a_directory_is_not_one_of_its_own_name(files: RecordedFiles, root: int) -> None:
+def test_syncing_a_directory_does_not_sync_its_own_name(files: RecordedFiles, root: int) -> None:
     files.make_directory(root, "directory")
     directory = files.open_directory(root, "directory")
     write(files, directory, "file", sync=True)
@@ -140,7 +140,7 @@ def test_missing_directories_are_recorded(files: RecordedFiles, place: Path) -> 
     assert [tree.keys() for tree in trees(files)] == [{"old", "a", "a/b"}]
 
 
-def test_what_may_be_left_can_be_sampled(files: RecordedFiles, root: int) -> None:
+def test_possible_remains_can_be_sampled(files: RecordedFiles, root: int) -> None:
     for number in range(20):
         write(files, root, str(number), sync=True)
     found = trees(files, limit=100)
@@ -170,6 +170,6 @@ def test_a_process_can_be_killed_at_its_next_sync(files: RecordedFiles, root: in
     assert {"old": b"old"} in trees(files)
 
 
-def test_a_tree_is_laid_out(tmp_path: Path) -> None:
+def test_a_tree_is_written_to_disk(tmp_path: Path) -> None:
     lay_out({"a": None, "a/b": b"data"}, tmp_path / "copy")
     assert (tmp_path / "copy" / "a" / "b").read_bytes() == b"data"

@@ -31,13 +31,13 @@ def test_an_encoding_is_dropped_with_its_record() -> None:
     assert len(convert._encodings) == before
 
 
-def test_records_that_take_the_place_of_others_in_memory_have_their_own_encodings() -> None:
+def test_a_record_at_a_reused_address_gets_its_own_encoding() -> None:
     for number in range(1, 1001):
         reply = messages.CreateVersionReply.FromString(convert.encode_version(version(number)))
         assert reply.version_info.version_number == number
 
 
-def test_a_record_has_nothing_of_its_encoding() -> None:
+def test_a_record_does_not_contain_its_encoding() -> None:
     info = version(step="1")
     convert.encode_version(info)
     assert [field.name for field in dataclasses.fields(info)] == [

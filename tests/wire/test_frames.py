@@ -1,4 +1,4 @@
-"""What is split and built by hand is what protobuf reads and writes."""
+"""Messages that are split and built by hand are those that protobuf reads and writes."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,7 +36,7 @@ def test_an_embedded_message_is_built_as_protobuf_does() -> None:
         assert embed(1, info.SerializeToString()) == reply.SerializeToString()
 
 
-def test_what_is_no_plain_body_is_left_to_protobuf() -> None:
+def test_anything_but_a_plain_body_is_left_to_protobuf() -> None:
     plain = body(b"data").SerializeToString()
     inner = m.CreateVersionRequestChunk.Body(data_chunk=b"data").SerializeToString()
     for message in (

@@ -25,13 +25,13 @@ def test_a_handle_of_any_length_is_past_every_end() -> None:
 
 
 @pytest.mark.parametrize("handle", ["-1", "+1", " 1", "1 ", "1_0", "0x1", "1.0", "a", "٣", "²", "1\n", "@", "@1"])
-def test_anything_else_is_no_handle(handle: str) -> None:
+def test_a_malformed_handle_is_refused(handle: str) -> None:
     with pytest.raises(InvalidError):
         parse_handle(handle)
 
 
 @given(st.text(max_size=8))
-def test_a_handle_is_taken_exactly_when_it_has_digits_alone(handle: str) -> None:
+def test_a_handle_is_accepted_exactly_when_it_has_only_digits(handle: str) -> None:
     try:
         parse_handle(handle)
     except InvalidError:
@@ -54,7 +54,7 @@ def test_an_explicit_list_is_paged_in_its_order_with_its_duplicates(numbers: lis
     assert listed == numbers
 
 
-def test_a_number_as_handle_goes_on_behind_the_one_before_it() -> None:
+def test_a_number_as_handle_continues_after_the_number_before_it() -> None:
     assert ExplicitHandle.parse("3").start([1, 2, 3, 4]) == 2
     assert ExplicitHandle.parse("3").start([1, 4, 5]) == 1
     assert ExplicitHandle.parse("9").start([1, 4, 5]) == 3

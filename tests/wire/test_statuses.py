@@ -17,7 +17,7 @@ STATUSES = {
 
 
 @pytest.mark.parametrize(("error_type", "status"), STATUSES.items())
-def test_an_error_and_its_status_stand_for_each_other(
+def test_errors_and_statuses_map_to_each_other(
     error_type: type[errors.ModelRegistryError], status: grpc.StatusCode
 ) -> None:
     assert status_of(error_type("message")) is status
@@ -35,9 +35,9 @@ def test_an_error_outside_the_table_is_internal() -> None:
 @pytest.mark.parametrize(
     "status", [s for s in grpc.StatusCode if s not in {*STATUSES.values(), grpc.StatusCode.CANCELLED}]
 )
-def test_a_status_outside_the_table_is_an_error_of_no_further_class(status: grpc.StatusCode) -> None:
+def test_a_status_outside_the_table_is_the_base_error(status: grpc.StatusCode) -> None:
     assert error_type_of(status) is errors.ModelRegistryError
 
 
-def test_a_call_that_the_server_cancelled_can_be_made_again_later() -> None:
+def test_a_call_that_the_server_cancelled_is_unavailable() -> None:
     assert error_type_of(grpc.StatusCode.CANCELLED) is errors.UnavailableError

@@ -25,7 +25,7 @@ _COMPLETION_VARIABLE = "_COGMENT_COMPLETE"
 """What a shell sets to ask for a completion; see click's documentation."""
 
 _NoWordsError: type[click.UsageError] | tuple[()] = getattr(click.exceptions, "NoArgsIsHelpError", ())
-"""A group without a command; click has it from version 8.2 on, and prints the help itself before."""
+"""The error for a group without a command, from click 8.2 on; older versions print the help themselves."""
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -89,7 +89,7 @@ def _escape_what_cannot_be_written() -> None:
 
 
 def _flush_output() -> None:
-    """Write the rest of the output, so that Python does not report at its end that this failed once more."""
+    """Write the rest of the output now, so that Python reports no second failure when it exits."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()

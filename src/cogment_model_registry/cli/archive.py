@@ -21,6 +21,7 @@ from cogment_model_registry.cli.running import (
 )
 from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import InvalidError, UnavailableError, shown
+from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.storage.filesystem.findings import INFORMATION, MEANINGS, Finding
 from cogment_model_registry.system.replacement import Replacement
 
@@ -96,33 +97,21 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
             "that are being deleted are not reported, because that process may be using them"
         )
     for finding in report.findings:
-        click.echo(f"{'problem' if finding.is_problem else 'note'}: {finding.kind}: {_told(finding, finding.message)}")
+        click.echo(f"{'problem' if finding.is_problem else 'note'}: {finding.kind}: {_line(finding, finding.message)}")
     for outcome in outcomes:
         click.echo(
-            f"{'repaired' if outcome.is_repaired else 'not repaired'}: {_told(outcome.finding, outcome.message)}"
+            f"{'repaired' if outcome.is_repaired else 'not repaired'}: {_line(outcome.finding, outcome.message)}"
         )
     problems = sum(finding.is_problem for finding in report.findings)
     repaired = sum(outcome.is_repaired and outcome.finding.is_problem for outcome in outcomes)
-    rate = _size_text(int(report.data_bytes / max(seconds, 0.001)))
+    rate = size_text(report.data_bytes / max(seconds, 0.001))
     click.echo(
-        f"{report.models} models, {report.versions} versions, {_size_text(report.data_bytes)} read in {seconds:.1f} s "
+        f"{report.models} models, {report.versions} versions, {size_text(report.data_bytes)} read in {seconds:.1f} s "
         f"({rate}/s): {problems} problems" + (f", {repaired} of them repaired" if outcomes else "")
     )
 
 
-def _size_text(size_bytes: int) -> str:
-    """Return a size with a decimal unit, as file systems and disks have them."""
-    if size_bytes < 1000:
-        return "1 byte" if size_bytes == 1 else f"{size_bytes} bytes"
-    size = float(size_bytes)
-    for unit in ("kB", "MB", "GB", "TB", "PB", "EB"):  # noqa: B007 # the last one is used below
-        size /= 1000
-        if size < 999.95:  # what is more would be shown as 1000.0
-            break
-    return f"{size:.1f} {unit}"
-
-
-def _told(finding: Finding, message: str) -> str:
+def _line(finding: Finding, message: str) -> str:
     return f"{shown(finding.file)}: {message}"
 
 
@@ -190,12 +179,12 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
                 exported = model_export.export_model(
                     files, root, model_id, file.write, skip_damaged=skip_damaged, warn=_warn, advance=advance
                 )
-    _warn(f"exported {exported.versions} versions with {exported.data_bytes} bytes")
+    _warn(f"exported {exported.versions} versions: {size_text(exported.data_bytes)}")
 
 
 @contextlib.contextmanager
 def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
-    """Return a context manager with a file to write, which gets its name at the end, whole and durable."""
+    """Return a context manager with a file to write, which gets its name at the end, complete and durable."""
     if path == "-":
         with open_standard_output() as file:
             yield file
@@ -240,7 +229,7 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
             )
     if imported.left_out:
         _warn(f"the export had left out versions {', '.join(map(str, imported.left_out))}, which were damaged")
-    click.echo(f"imported {imported.model_id}: {imported.versions} versions with {imported.data_bytes} bytes")
+    click.echo(f"imported {imported.model_id}: {imported.versions} versions, {size_text(imported.data_bytes)}")
     if holder is not None:
         click.echo(f"process {shown(holder.process)} uses the archive: send it SIGHUP to make it load the model")
 
@@ -263,7 +252,7 @@ def _running(what: str) -> Iterator[None]:
     """Return a context manager that turns errors of the system into one line, and cleans up on signals."""
     import structlog  # noqa: PLC0415
 
-    # Errors say what goes wrong; the log of a server has no place in the output of a command.
+    # Errors are printed; log lines of a server do not belong in the output of a command.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     with telling(what), ending_on_signals():
         yield

@@ -24,14 +24,14 @@ class _WholeWords(BashComplete):
         if not line:
             return super().get_completion_args()
         words = split_arg_string(line)
-        is_begun = len(split_arg_string(line + "x")) == len(words)  # whatever is quoted or escaped at its end
+        is_begun = len(split_arg_string(line + "x")) == len(words)  # also when its end is quoted or escaped
         incomplete = words.pop() if is_begun else ""
         breaks = set(_BREAKS) & set(os.environ.get("COMP_WORDBREAKS", _BREAKS))
         self._kept = incomplete[: 1 + max(incomplete.rfind(each) for each in breaks)] if breaks else ""
         return words[1:], incomplete
 
     def format_completion(self, item: "CompletionItem[Any]") -> str:
-        """Return an answer as the script reads it, without what bash keeps of the word."""
+        """Return an answer in the format of the script, without the part of the word that bash keeps."""
         return f"{item.type},{item.value.removeprefix(self._kept)}"
 
 

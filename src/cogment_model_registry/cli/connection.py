@@ -52,12 +52,12 @@ class Flags:
 
     @property
     def retry_seconds(self) -> float:
-        """How long a registry that does not answer is tried."""
+        """How long to retry a registry that does not answer."""
         return RETRY_SECONDS if self.timeout_seconds is None else self.timeout_seconds
 
     @contextlib.contextmanager
     def connected(self) -> Iterator["ModelRegistry"]:
-        """Return a context manager with the registry; signals end it as they should end a command.
+        """Return a context manager with the registry; signals end the command cleanly in it.
 
         Raises:
             SettingError: A flag or an environment variable is malformed.
@@ -112,7 +112,7 @@ class _Seconds(click.FloatRange):
     name = "seconds"
 
     def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return the seconds that a word says."""
+        """Return a word as a number of seconds."""
         seconds = float(super().convert(value, param, ctx))
         if math.isnan(seconds):
             self.fail(f"{value!r} is not a number of seconds", param, ctx)
@@ -179,12 +179,12 @@ def _flags(parameters: dict[str, object]) -> Flags:
 
 
 def complete_model(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the ids of models that begin as a word does."""
+    """Return the ids of models that begin with a word."""
     return _asked(ctx, lambda registry: [CompletionItem(each.model_id) for each in registry.list_models()], incomplete)
 
 
 def complete_version(ctx: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Return the numbers of the versions of the model that the line has, newest first."""
+    """Return the numbers of the versions of the model on the line, newest first."""
     model_id = ctx.params.get("model_id")
     if not isinstance(model_id, str):
         return []
@@ -198,7 +198,7 @@ def complete_version(ctx: click.Context, _parameter: click.Parameter, incomplete
 def _asked(
     ctx: click.Context, question: Callable[["ModelRegistry"], list[CompletionItem]], incomplete: str
 ) -> list[CompletionItem]:
-    """Return what a registry answers soon; nothing if it does not, since a completion cannot show errors."""
+    """Return the answers of a registry; nothing on an error, which a completion cannot show."""
     flags = _flags({**ctx.params, "timeout": _COMPLETION_SECONDS})
     with contextlib.suppress(Exception), _registry(flags, retry_seconds=0) as registry:
         return [item for item in question(registry) if item.value.startswith(incomplete)]

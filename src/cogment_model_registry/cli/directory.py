@@ -213,7 +213,7 @@ def deregister(endpoint: str, token: str, as_json: bool, service_id: int, secret
 def _inquiry(
     service_id: int | None, service_type: ServiceType | None, properties: dict[str, str] | None
 ) -> Details | int:
-    """Return what to inquire, from flags of which some exclude each other."""
+    """Return the inquiry that the flags describe; some of them exclude each other."""
     if service_id is not None:
         if service_type is not None or properties is not None:
             raise click.UsageError("--service_id cannot be combined with --type or --properties")

@@ -30,6 +30,7 @@ from cogment_model_registry.cli.running import (
     telling,
 )
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, shown
+from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.records.versions import VersionInfo
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def show_model(flags: Flags, model_id: str) -> None:
             "user_data": presentation.user_data_text(model.user_data),
             "versions": str(len(versions)),
             "archived": str(archived),
-            "size": presentation.size_text(size_bytes),
+            "size": presentation.size_field(size_bytes),
         }
         if latest:
             details["latest"] = str(latest.number)
@@ -144,7 +145,7 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
     archived = sum(version.archived for version in versions)
     question = (
         f"Delete model {presentation.safe(model_id)} with {_count(len(versions), 'version')}, {archived} of them "
-        f"archived, and {presentation.human_size(_size_bytes(versions))} of data?"
+        f"archived, and {size_text(_size_bytes(versions))} of data?"
     )
     with ended_by_interruptions():
         is_wanted = click.confirm(question, err=True)
@@ -219,7 +220,7 @@ def _show_upload(flags: Flags, version: VersionInfo) -> None:
     if flags.as_json or flags.is_quiet:
         _show(flags, version)
         return
-    size = presentation.human_size(version.data_size_bytes)
+    size = size_text(version.data_size_bytes)
     done = "stored" if version.archived else "published"
     flags.say(f"{done} version {version.number} of model {presentation.safe(version.model_id)}: {size}")
 
@@ -272,7 +273,7 @@ def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bo
             version = registry.download(model_id, output, version=number, progress=progress)
         if flags.as_json:
             _show(flags, version)
-        size = presentation.human_size(version.data_size_bytes)
+        size = size_text(version.data_size_bytes)
         flags.say(f"retrieved version {version.number} of model {presentation.safe(model_id)}: {size}")
 
 

@@ -26,7 +26,7 @@ class ModelId(_Text):
     name = "model"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the id that a word is."""
+        """Return a word as an id."""
         text = str(value)
         if not text or not _is_unicode(text):
             self.fail(f"{text!r} is not the id of a model", param, ctx)
@@ -34,12 +34,12 @@ class ModelId(_Text):
 
 
 class VersionNumber(_Number):
-    """The number of a version, from 1 on, or from -1 on down for the latest and those before."""
+    """The number of a version: 1 and up, or -1 for the latest, -2 for the one before, and so on."""
 
     name = "version"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Return the number that a word says."""
+        """Return a word as a number."""
         # int() also takes spaces, underscores and the digits of other scripts.
         if not re.fullmatch(r"-?[0-9]{1,10}", str(value)) or int(str(value)) == 0:
             allowed = "a number from 1 on, or -1 for the latest, -2 for the one before, and so on"
@@ -53,7 +53,7 @@ class UserDataEntry(_Entry):
     name = "key=value"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
-        """Return the key and the value that a word says."""
+        """Return the key and the value in a word."""
         if isinstance(value, tuple):
             return value
         key, equals, text = str(value).partition("=")
@@ -65,7 +65,7 @@ class UserDataEntry(_Entry):
 def joined_user_data(
     _ctx: click.Context, _parameter: click.Parameter, entries: tuple[tuple[str, str], ...]
 ) -> dict[str, str]:
-    """Return the entries as `user_data`; each key may come once, since all but one would be lost."""
+    """Return the entries as `user_data`; refuse a key that is given twice."""
     user_data = dict(entries)
     if len(user_data) < len(entries):
         keys = [key for key, _ in entries]
@@ -83,14 +83,14 @@ def _is_unicode(text: str) -> bool:
 
 
 class NumberedCommand(click.Command):
-    """A command with a version, whose number may be negative without being a flag."""
+    """A command that takes a version number, and does not mistake a negative one for a flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse a line of words."""
         options = [option for option in self.params if isinstance(option, click.Option) and not option.is_flag]
         with_value = {name for option in options for name in option.opts}
         if ctx.resilient_parsing and args and args[-1] in with_value:
-            args = args[:-1]  # its value is being completed, which needs the model on the line
+            args = args[:-1]  # its value is being completed; the rest of the line names the model
         return super().parse_args(ctx, self._named(args, with_value))
 
     @staticmethod

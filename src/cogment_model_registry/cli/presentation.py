@@ -1,8 +1,8 @@
 """How models and versions are shown: as tables for people, as plain columns for other programs, as JSON.
 
 On a terminal a table is cut to its width, sizes have units and times are ages. Elsewhere nothing is cut or coloured:
-columns are aligned with spaces, sizes are bytes and times are absolute. Texts of users are shown so that no character
-of theirs can change the line, the column or the terminal.
+columns are aligned with spaces, sizes are bytes and times are absolute. Texts of users are escaped, so that they cannot
+break a line, a column or the terminal.
 """
 
 import json
@@ -18,16 +18,17 @@ from unicodedata import category, east_asian_width
 import click
 
 from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.records.sizes import KIB, size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _NS_PER_SECOND = 10**9
 _GAP = "  "
 
 _CUT = "…"
-"""What ends a text that was cut."""
+"""The end of a text that was cut."""
 
 _CUT_MIN_CELLS = 12
-"""What is left of a text that is cut, however narrow the terminal is."""
+"""The width that a cut text keeps on the narrowest terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +37,8 @@ class Column:
 
     Attributes:
         title: What stands above it.
-        justify: To which side its texts go.
-        may_be_cut: Whether it gives way where a terminal is narrow.
+        justify: The side on which its texts are aligned.
+        may_be_cut: Whether its texts are cut on a narrow terminal.
     """
 
     title: str
@@ -86,7 +87,7 @@ def print_versions(versions: Sequence[VersionInfo]) -> None:
             str(version.number),
             kind(version),
             created(version.created_ns),
-            size_text(version.data_size_bytes),
+            size_field(version.data_size_bytes),
             user_data_text(version.user_data),
         )
         for version in versions
@@ -109,23 +110,23 @@ def version_details(version: VersionInfo) -> dict[str, str]:
         "version": str(version.number),
         "kind": kind(version),
         "created": moment_text(version.created_ns),
-        "size": size_text(version.data_size_bytes),
+        "size": size_field(version.data_size_bytes),
         "data_hash": version.data_hash,
         "user_data": user_data_text(version.user_data),
     }
-    if is_for_people() and version.data_size_bytes >= 1024:
+    if is_for_people() and version.data_size_bytes >= KIB:
         details["size"] += f" ({version.data_size_bytes} bytes)"
     return details
 
 
 def event_line(version: VersionInfo) -> str:
-    """Return the line for a new version: the columns of the table, for a table that is never complete."""
+    """Return the line for a new version: the columns of the table, not aligned, since more lines follow."""
     return _GAP.join(
         (
             str(version.number),
             kind(version),
             time_text(version.created_ns),
-            size_text(version.data_size_bytes),
+            size_field(version.data_size_bytes),
             user_data_text(version.user_data),
         )
     ).rstrip()
@@ -186,21 +187,9 @@ def kind(version: VersionInfo) -> str:
     return "archived" if version.archived else "transient"
 
 
-def size_text(size_bytes: int) -> str:
+def size_field(size_bytes: int) -> str:
     """Return a size with a unit for people, and as a number of bytes for programs."""
-    return human_size(size_bytes) if is_for_people() else str(size_bytes)
-
-
-def human_size(size_bytes: int) -> str:
-    """Return a size with at most one digit after the point and a binary unit."""
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    size = float(size_bytes)
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):  # noqa: B007 # the last one is used below
-        size /= 1024
-        if size < 1023.95:  # what is more would be shown as 1024.0
-            break
-    return f"{size:.1f} {unit}"
+    return size_text(size_bytes) if is_for_people() else str(size_bytes)
 
 
 def age(then_ns: int, now_ns: int) -> str:
@@ -234,7 +223,7 @@ def user_data_text(user_data: Mapping[str, str]) -> str:
 
 
 def safe(text: str, special: str = "") -> str:
-    """Return a text as it is, or in quotes and escaped where it would not read as one word of one line."""
+    """Return a text unchanged if it is one printable word, otherwise escaped and in quotes."""
     if text and text.isprintable() and not set(text) & {" ", '"', "'", "\\", *special}:
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())

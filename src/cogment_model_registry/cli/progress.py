@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.client.progress import bar_of_bytes
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -15,13 +16,13 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.progress import Progress, Wish
 
 _COLUMNS = 80
-"""How wide a terminal is taken to be that does not say."""
+"""The assumed width of a terminal that does not report one."""
 
 _ROWS = 24
-"""How high one is taken to be; a bar needs one row."""
+"""The assumed height of a terminal; a bar needs one row."""
 
 DELAY_SECONDS = 0.5
-"""A transfer that is over by then shows no bar."""
+"""A shorter transfer shows no bar."""
 
 
 def is_shown() -> bool:
@@ -46,7 +47,7 @@ def progress_bar(description: str, total_bytes: int | None) -> Iterator[Callable
             bar.update(size_bytes)
 
         yield advance
-        bar.refresh()  # what came since the last redraw, before the bar goes away
+        bar.refresh()  # shows the last bytes before the bar disappears
 
 
 @contextlib.contextmanager
@@ -64,7 +65,7 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
 
         def tell(progress: "Progress") -> None:
             bar.total = progress.total_bytes
-            bar.update(progress.done_bytes - bar.n)  # less than nothing when a transfer begins again
+            bar.update(progress.done_bytes - bar.n)  # negative when a transfer starts again
 
         yield tell
 
@@ -72,17 +73,17 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
 def _bar(description: str, total_bytes: int | None, delay_seconds: float = 0.0) -> "tqdm[Any]":
     from tqdm import tqdm  # noqa: PLC0415 # slow to import
 
-    kind: Any = type("Bar", (tqdm,), {"monitor_interval": 0})  # no thread that outlives the bar
+    kind = bar_of_bytes(tqdm)
+    kind.monitor_interval = 0  # no thread that outlives the bar
     kind.set_lock(threading.RLock())  # by default it is one between processes
-    units = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-    # tqdm shows nothing on a terminal that does not say how large it is.
+    # tqdm shows nothing on a terminal that does not report its size.
     size = {"ncols": _terminal_columns(), "nrows": _ROWS}
-    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, delay=delay_seconds, **units, **size)
+    bar: tqdm[Any] = kind(total=total_bytes, desc=description, leave=False, delay=delay_seconds, **size)
     return bar
 
 
 def _terminal_columns() -> int:
-    """Return how wide the terminal is; some do not say."""
+    """Return the width of the terminal; the assumed one if it does not report any."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
     return _COLUMNS

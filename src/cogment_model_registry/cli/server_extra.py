@@ -1,4 +1,4 @@
-"""What `cogment services` and `cogment archive` need in addition to the client: one line says what is missing."""
+"""The check for what `cogment services` and `cogment archive` need in addition to the client."""
 
 import os
 import sys
@@ -19,14 +19,14 @@ _MODULES = (
 """What the extra `server` installs."""
 
 _PYTHON = (3, 11)
-"""The least version of Python, which the client does not need."""
+"""The oldest Python that servers support; the client supports older ones."""
 
 
 def check_server_extra(command: str) -> None:
-    """Refuse a command where something that it needs is missing.
+    """Refuse a command if something that it needs is missing.
 
     Args:
-        command: Its words.
+        command: The command, as it is typed.
 
     Raises:
         click.UsageError: The system is neither Linux nor macOS, Python is too old, or the extra is not installed.

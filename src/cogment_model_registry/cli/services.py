@@ -12,7 +12,7 @@ from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import shown
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
-_NEW_LINE = "\f\n"  # click would join lines that end otherwise
+_NEW_LINE = "\f\n"  # click joins lines that end in any other way
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _S = TypeVar("_S", bound=ServiceSettings)
@@ -70,8 +70,8 @@ def _load(settings_class: type[_S], flags: Mapping[str, str | None]) -> _S:
     """Return the settings that flags and environment give, with the log set up as they say."""
     given = {name: text for name, text in flags.items() if text is not None}
     settings = settings_class.load(given, os.environ)
-    # gRPC is imported after this, so that --help and a wrong flag answer without loading it, and so that its C core,
-    # which would write to standard error by itself, finds the level it is to log at.
+    # gRPC is imported after this: --help and a wrong flag answer without loading it, and its C core, which otherwise
+    # writes to standard error, reads this variable when it is loaded.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Slow to import, and no other command needs them.
     import structlog  # noqa: PLC0415

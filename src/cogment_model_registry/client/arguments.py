@@ -11,11 +11,11 @@ LATEST = -1
 """The number that stands for the latest version; -2 stands for the one before, and so on."""
 
 _LONGEST_SECONDS = 366 * 24 * 3600.0
-"""The longest wait: gRPC takes much longer times for no wait at all."""
+"""The longest wait; gRPC treats much longer ones as no wait at all."""
 
 
 def checked_seconds(name: str, seconds: float) -> float:
-    """Return how long something may take.
+    """Return a duration as a float, cut to the longest wait.
 
     Raises:
         InvalidError: It is not a number, or negative.
@@ -77,11 +77,11 @@ def checked_whole(name: str, number: SupportsIndex) -> int:
 
 
 def checked_number(model_id: str, number: SupportsIndex) -> int:
-    """Return the number of a version as a request takes it, which has only half the range of an answer.
+    """Return the number of a version for a request, where it is an int32; in replies it is a uint32.
 
     Raises:
         InvalidError: It is not a whole number.
-        NotFoundError: It is beyond that.
+        NotFoundError: It is outside of that range.
     """
     index = checked_whole("the number of a version", number)
     if not -(2**31) <= index < 2**31:
@@ -90,10 +90,10 @@ def checked_number(model_id: str, number: SupportsIndex) -> int:
 
 
 def asked_for(model: str | VersionInfo, version: SupportsIndex | VersionInfo) -> tuple[str, int, VersionInfo | None]:
-    """Return the model and the number of a version that is asked for, and the version itself where the caller has it.
+    """Return the model and the number of the requested version, and the version itself if the caller gave it.
 
     Raises:
-        InvalidError: It is not asked for in one of the ways in which it can be.
+        InvalidError: An argument has a wrong type, or the arguments contradict each other.
         NotFoundError: No version can have such a number.
     """
     if isinstance(version, VersionInfo):

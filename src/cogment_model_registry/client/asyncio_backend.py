@@ -28,7 +28,7 @@ _T = TypeVar("_T")
 class _AsyncioChannel:
     """A channel of `grpc.aio`, and a blocking one for uploads.
 
-    A call of `grpc.aio` that is written to when the server ends it may lose the status for an INTERNAL error of its own
+    A call of `grpc.aio` that is still writing when the server ends it may report INTERNAL instead of the status
     (https://github.com/grpc/grpc/issues/36066). Blocking calls are not affected, and take messages on a thread, where
     reading a file does not block an event loop. Neither channel connects before it is used.
     """
@@ -112,9 +112,10 @@ class AsyncioBackend:
 
 @contextmanager
 def _closed_not_cancelled(channel: Channel) -> Generator[None]:
-    """Return a context manager for one call that tells the closing of its channel from a cancelled task.
+    """Return a context manager for one call that raises `ClosedError` if its channel was closed.
 
-    A task may have been cancelled before, and may have continued.
+    gRPC reports that as a cancellation, too. Only a new cancellation of the task itself is passed on: the task may have
+    survived an earlier one.
     """
     before = _cancellations()
     try:

@@ -42,7 +42,7 @@ class Backend(Protocol):
     """A way of calling and waiting.
 
     All calls raise `grpc.RpcError`, with its `code()` and `details()`. Calls and waits raise `ClosedError` when their
-    channel is closed, and `StoppedError` when the backend is stopped, as far as it can be.
+    channel is closed, and `StoppedError` when the backend is stopped, if it can be.
     """
 
     def connect(self, address: str, *, secure: bool) -> Channel:
@@ -124,7 +124,7 @@ def blocking_channel(address: str, *, secure: bool) -> Channel:
 
 @contextmanager
 def refusing_closed_channels() -> Generator[None]:
-    """Return a context manager in which a call begins, unless its channel was closed since it was returned."""
+    """Return a context manager for starting a call; it raises `ClosedError` if the channel was closed."""
     try:
         yield
     except (ValueError, grpc.aio.UsageError) as error:

@@ -26,8 +26,8 @@ _T = TypeVar("_T")
 class ModelRegistry:
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
-    Any number of threads may use it. Close it, best by ``with``. A process that was forked needs its own client: there,
-    calls of this one raise `ClosedError`.
+    Several threads may use it at the same time. Close it, preferably with ``with``. A forked process needs a client of
+    its own: there, calls of this one raise `ClosedError`.
 
     All calls raise the errors of `cogment_model_registry.errors`: `UnavailableError` when the registry does not answer,
     `TimedOutError` when it takes too long, `ClosedError` when the client is closed, and those that each call names.
@@ -100,7 +100,7 @@ class ModelRegistry:
             self._run_here(close, lambda: self._backend.stop(ClosedError()))
 
     def _run(self, work: Callable[[Core], Awaitable[_T]]) -> _T:
-        """Return the result of a call, which the main thread lets another one make; see `run_interruptibly`."""
+        """Return the result of a call; another thread makes it for the main thread, see `run_interruptibly`."""
         self._core.calls.connection.check_open()
         if not _is_main_thread():
             return run(work(self._core))
@@ -143,7 +143,7 @@ class ModelRegistry:
         return self._run(lambda core: core.get_model(model_id, timeout))
 
     def list_models(self, *, timeout: float | None = None) -> list[ModelInfo]:
-        """Return all models, in the order of their ids; one created or deleted during the listing may hide another."""
+        """Return all models, ordered by id; the list may miss one if models are created or deleted during the call."""
         return self._run(lambda core: core.list_models(timeout))
 
     def get_version(
@@ -177,7 +177,7 @@ class ModelRegistry:
         """Create a transient version: everyone who watches the model is notified, and it may be evicted later.
 
         The SHA-256 of the bytes goes with them, so the server stores exactly these bytes or none. They are sent again
-        only while the server cannot have them.
+        only if the server cannot have received them.
 
         Args:
             model_id: Its model.
@@ -291,8 +291,8 @@ class ModelRegistry:
             patience_seconds: How long the registry may be unavailable once it was reached.
 
         Raises:
-            NotFoundError: The model does not exist, or was deleted; or was created again, as far as that shows.
-            UnavailableError: The registry was not reached at all, or not again; or `TimedOutError`.
+            NotFoundError: The model does not exist, was deleted, or is known to have been created again.
+            UnavailableError: The registry cannot be reached. `TimedOutError` if it does not answer.
         """
         # It has its own backend, since an interruption ends everything that a backend has under way.
         backend = BlockingBackend(within=self._backend)

@@ -25,11 +25,11 @@ _log = logging.getLogger(__name__)
 _BLOCK_BYTES = 1024 * 1024
 _TEMPORARY = ".new-"
 _ABANDONED_SECONDS = 24 * 3600.0
-"""After so long, the process of a temporary file has ended."""
+"""The process of a temporary file this old has ended."""
 
 _LOCK_ATTEMPTS = 100
 _LOCK_SECONDS = 0.01
-"""How often, and how far apart, the lock is asked for: its holder removes a few files, or was stopped."""
+"""How often to ask for the lock, and the pause in between: its holder only removes a few files."""
 
 _NAME_CHARACTERS = 64
 """The length of a SHA-256 in hexadecimal digits."""

@@ -31,7 +31,7 @@ _DIRECTORY_SECONDS = 10.0
 """How long a Directory may take to answer."""
 
 _DIRECTORY_AGAIN_SECONDS = 2.0
-"""How long it may take when a registry was found before."""
+"""How long it may take if it gave an address before."""
 
 _SILENCE_SECONDS = 5.0
 """A channel on which calls got no answer for so long is replaced: what it is connected to may have frozen, and its name
@@ -144,7 +144,7 @@ class Connection:
             raise ClosedError
 
     def is_usable(self) -> bool:
-        """Return whether gRPC, and its threads, are there: not in a process that was forked, nor while Python ends."""
+        """Return whether gRPC has its threads: not in a forked process, and not while Python exits."""
         return self._process_id == os.getpid() and not sys.is_finalizing()
 
     def _taken(self) -> _Link | None:

@@ -94,7 +94,7 @@ class Download:
             raise self._loss(f"its data_hash is {self._info.data_hash}, but the bytes received have {data_hash}")
 
     def abandon(self) -> None:
-        """Wait until no thread uses the file; the backlog is short, since the caller may be cancelled."""
+        """Block until no thread uses the file: the caller may be cancelled, and the backlog is short."""
         if self._working is not None and not self._working.cancel():
             futures.wait([self._working])
 

@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from cogment_model_registry.records.sizes import size_text
+
 _BAR_DELAY_SECONDS = 1.0
-"""A transfer that is over by then shows no bar."""
+"""A shorter transfer shows no bar."""
+
+_KNOWN = "{desc}: {percentage:3.0f}%|{bar}| {done} [{elapsed}<{remaining}, {speed}]"
+_UNKNOWN = "{desc}: {done} [{elapsed}, {speed}]"
+"""How a bar looks, with and without a known size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +77,26 @@ def reporting(text: str, total_bytes: int, wish: Wish) -> Iterator[Report]:
 
         bar: Any
         delay = 0.0 if wish else _BAR_DELAY_SECONDS
-        with tqdm(total=total_bytes, desc=text, unit="B", unit_scale=True, unit_divisor=1024, delay=delay) as bar:
+        with bar_of_bytes(tqdm)(total=total_bytes, desc=text, delay=delay) as bar:
             yield Report(text, total_bytes, lambda progress: _move(bar, progress.done_bytes))
+
+
+def bar_of_bytes(kind: Any) -> Any:
+    """Return a subclass of a class of tqdm's, whose bars have the units of `size_text`; tqdm's own look decimal."""
+
+    class Bar(kind):  # type: ignore[misc] # a class that is given
+        @property
+        def format_dict(self) -> dict[str, Any]:
+            fields: dict[str, Any] = super().format_dict
+            done_bytes, total_bytes, seconds = fields["n"], fields["total"], fields["elapsed"]
+            is_known = bool(total_bytes) and done_bytes <= total_bytes
+            rate = fields.get("rate") or (done_bytes / seconds if seconds else 0)
+            fields["done"] = size_text(done_bytes) + (f"/{size_text(total_bytes)}" if is_known else "")
+            fields["speed"] = f"{size_text(rate)}/s"
+            fields["bar_format"] = _KNOWN if is_known else _UNKNOWN
+            return fields
+
+    return Bar
 
 
 def _is_watched() -> bool:

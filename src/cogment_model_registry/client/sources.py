@@ -54,11 +54,11 @@ class Source(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Put an open file of the caller's behind what was taken of it."""
+        """Move the position of the caller's open file to the end of what was read."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what was opened for it; an open file of the caller's is where it was."""
+        """Close what was opened for it; the position of the caller's open file does not change."""
 
 
 class _Memory(Source):
@@ -66,7 +66,7 @@ class _Memory(Source):
 
     Args:
         views: The bytes, in one place or in several, one after another.
-        callers: The caller's open file that has them, if it is one.
+        callers: The caller's `BytesIO` that has them, if any.
     """
 
     def __init__(self, *views: memoryview, callers: io.BytesIO | None = None) -> None:
@@ -95,8 +95,8 @@ class _Memory(Source):
             self._callers.seek(0, io.SEEK_END)
 
     def close(self) -> None:
-        # Mapped files and arrays that grow cannot be closed or resized while someone looks at them. A thread of gRPC's
-        # may still do so, of an attempt that was given up; then it is the collector's to let go.
+        # A mapped file or a growing array cannot be closed or resized while a view of it exists. If a thread of gRPC
+        # still reads for an abandoned attempt, the garbage collector releases the view later.
         for view in (*self._parts, *self._views):
             with contextlib.suppress(BufferError):
                 view.release()
@@ -110,11 +110,11 @@ def _taken(pieces: list[memoryview]) -> memoryview | bytes:
 
 
 class _File(Source):
-    """The rest of a regular file, from a place on; read by a descriptor of its own, which moves nobody's place.
+    """The rest of a regular file from a position on, read without moving the position of the caller.
 
     Args:
         file: The file, closed with the source.
-        start: The place.
+        start: The position.
         callers: The caller's open file, if it is one.
     """
 
@@ -145,7 +145,7 @@ class _File(Source):
 
 
 class Prepared(NamedTuple):
-    """What is ready to be uploaded.
+    """Data that is ready to be uploaded.
 
     Attributes:
         source: The bytes; to be closed.
@@ -157,18 +157,18 @@ class Prepared(NamedTuple):
 
 
 class Preparation:
-    """Finds out what is to be uploaded, and its hash: at once if it is little, else on a thread.
+    """Opens the data of an upload and computes its hash: at once if it is small, else on a thread.
 
-    An open file is read from where it stands, and stays open; a regular one of the system by another descriptor, so
-    that it stands where it stood until all is done. Anything else that can be read, such as a pipe, goes to a temporary
-    file first, since a size and a hash must be known before the bytes are sent.
+    An open file is read from its position on, and stays open. A regular file keeps its position until the upload has
+    succeeded. Anything else that can be read, such as a pipe, is copied to a temporary file first, since the size and
+    the hash are sent before the bytes.
 
     Args:
-        data: What it is.
+        data: The data.
 
     Attributes:
-        prepared: The result, some day. It raises `InvalidError` for what has no bytes, and `OSError` for a file that
-            cannot be read.
+        prepared: The result. It raises `InvalidError` for data without bytes, and `OSError` for a file that cannot be
+            read.
     """
 
     def __init__(self, data: Data) -> None:
@@ -189,7 +189,7 @@ class Preparation:
             self.prepared.set_exception(error)
 
     def abandon(self) -> None:
-        """Read no further, and let go of what was opened: nobody waits for the result any more."""
+        """Stop reading, and close the source: nobody waits for the result any more."""
         self.give_up(_GivenUpError())
         if self.prepared.exception() is None:
             self.prepared.result().source.close()
@@ -240,10 +240,10 @@ class Preparation:
         return _File(open(os.dup(raw.fileno()), "rb", buffering=0), file.tell(), file)
 
     def _copied(self, file: IO[bytes]) -> Source:
-        """Return a temporary file with what another one still has."""
+        """Return a temporary file with the rest of a file."""
         raw = _raw_file(file)
         wait = self._wait_for_pipe if raw is not None and not stat.S_ISREG(_mode_of(raw)) else None
-        # From a pipe, take what it has; how other objects wait is unknown.
+        # `read1` returns what a pipe has now; how other objects wait is unknown.
         read: Callable[[int], bytes | None] = file.read
         if wait and isinstance(file, io.BufferedReader):
             read = file.read1
@@ -271,7 +271,7 @@ class Preparation:
 
     @contextlib.contextmanager
     def _turn(self, file: IO[bytes]) -> Iterator[None]:
-        """Return a context manager in which no cancelled upload still reads the same file."""
+        """Return a context manager that first waits until no cancelled upload reads the same file."""
         turn = _turns.setdefault(id(file), _Turn())
         while not turn.lock.acquire(timeout=_LOOK_MILLISECONDS / 1000):
             if self._is_given_up.is_set():
@@ -297,7 +297,7 @@ class _Turn:
 
 
 _turns: WeakValueDictionary[int, _Turn] = WeakValueDictionary()
-"""Whose turn it is to read a file, by the identity of the file."""
+"""The locks of files that are being read, by the identity of the file."""
 
 
 class _GivenUpError(Exception):
@@ -305,7 +305,7 @@ class _GivenUpError(Exception):
 
 
 def _raw_file(file: IO[bytes]) -> io.FileIO | None:
-    """Return the file of the system that an open file reads; None where something is between the two."""
+    """Return the raw file below an open file; None if it is another kind of object."""
     raw = file.raw if isinstance(file, io.BufferedReader | io.BufferedRandom) else file
     return raw if isinstance(raw, io.FileIO) else None
 
@@ -320,7 +320,7 @@ def _memory_of(data: Data) -> _Memory | None:
         return None
     if isinstance(data, io.TextIOBase):
         raise InvalidError("data is a text file; open it in binary mode")
-    if type(data) is io.BytesIO:  # and none that reads in its own way
+    if type(data) is io.BytesIO:  # not a subclass, which may read in its own way
         return _Memory(data.getbuffer()[data.tell() :], callers=data)
     if isinstance(data, Parts):
         return _Memory(*(memoryview(part) for part in data))
@@ -337,7 +337,7 @@ def _memory_of(data: Data) -> _Memory | None:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open a file for reading; a named pipe, too, without waiting for who writes into it."""
+    """Open a file for reading; do not wait for the writer of a named pipe."""
     descriptor = os.open(path, flags | _NONBLOCK)
     if _NONBLOCK:
         os.set_blocking(descriptor, True)
@@ -345,7 +345,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _read_at(descriptor: int, size_bytes: int, start: int) -> bytes:
-    """Return bytes of a file from a place on; without `os.pread`, on Windows, its own place moves while it is read."""
+    """Return bytes of a file from a position on; on Windows, which lacks `os.pread`, its position moves."""
     if hasattr(os, "pread"):
         return os.pread(descriptor, size_bytes, start)
     before = os.lseek(descriptor, 0, os.SEEK_CUR)
@@ -361,6 +361,6 @@ def _mode_of(file: io.FileIO) -> int:
 
 
 def _tells_its_size(file: io.FileIO) -> bool:
-    """Return whether a file knows how much it has; pipes do not, nor do those of /proc, which say: nothing."""
+    """Return whether the size of a file is known: not that of a pipe, nor of files of /proc, which report 0."""
     status = os.fstat(file.fileno())
     return stat.S_ISREG(status.st_mode) and status.st_size > 0

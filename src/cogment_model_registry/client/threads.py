@@ -23,7 +23,7 @@ _IDLE_MAX = 4
 """How many threads wait for more work; starting one costs a call about a tenth of its time."""
 
 _idle: "deque[queue.SimpleQueue[Callable[[], object]]]" = deque()
-"""Where the threads that wait get their work. Deques and these queues are written in C: an interruption, a signal
+"""The mailboxes of the threads that wait for work. Deques and these queues are written in C: an interruption, a signal
 handler or a finalizer never comes in the middle of an operation."""
 
 if hasattr(os, "register_at_fork"):
@@ -31,9 +31,9 @@ if hasattr(os, "register_at_fork"):
 
 
 def start_thread(work: Callable[[], object]) -> None:
-    """Do something on another thread, which no process waits for at its end; or here, when none can be started.
+    """Do something on another thread, for which the process does not wait when it exits.
 
-    From 3.12 on Python refuses to start one once the main thread has ended.
+    From 3.12 on Python refuses to start a thread once the main thread has ended; then the caller does it.
 
     Args:
         work: What is to be done; it handles its own errors.
@@ -59,7 +59,7 @@ def _serve(work: Callable[[], object]) -> None:
 
 
 def submit(work: Callable[[], _T]) -> "Future[_T]":
-    """Do something on another thread, and return its result to come."""
+    """Do something on another thread, and return a future of its result."""
     future: Future[_T] = Future()
 
     def do() -> None:
@@ -89,12 +89,12 @@ class Job(Generic[_T]):
     """
 
     def __init__(self, work: Callable[[], _T]) -> None:
-        self._work = [work]  # the one who takes it out decides
+        self._work = [work]  # whoever takes it out decides whether it is done
         self._outcome: queue.SimpleQueue[tuple[_T | None, BaseException | None]] = queue.SimpleQueue()
         self.is_over = False
 
     def revoke(self) -> bool:
-        """Return whether it will not be done: nobody had begun it."""
+        """Take the work back; return False if it was already begun."""
         try:
             self._work.pop()
         except IndexError:

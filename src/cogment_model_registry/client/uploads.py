@@ -1,4 +1,4 @@
-"""An upload of one version: sent again only while the server cannot have it."""
+"""An upload of one version: sent again only if the server cannot have received it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ CHUNK_BYTES = 2 * 1024 * 1024
 
 @dataclass(slots=True)
 class Upload:
-    """One version on its way; it can be run again when it did not arrive."""
+    """The upload of one version; it can be run again if the version did not arrive."""
 
     _calls: Calls
     _header: VersionHeader
@@ -30,7 +30,7 @@ class Upload:
     _attempt: "_Attempt | None" = None
 
     async def run(self) -> VersionInfo:
-        """Upload, and repeat while the server cannot have it."""
+        """Upload, and repeat as long as the server cannot have received it."""
         return await self._calls.retrying(self._once, self._subject, self._deadline, may_be_done=self._may_be_done)
 
     def _may_be_done(self) -> bool:
@@ -71,7 +71,7 @@ class _Attempt:
 
     Attributes:
         is_all_sent: Whether the last bytes were handed to gRPC.
-        is_over: Whether there will be no answer to it any more.
+        is_over: Whether its call has ended.
     """
 
     is_all_sent: bool = False

@@ -22,10 +22,10 @@ PATIENCE_SECONDS = 300.0
 """How long a watch goes on by default while the registry is unavailable."""
 
 _STEADY_SECONDS = 1.0
-"""A connection, or a stream, that does not last for so long does not count."""
+"""A connection or a stream that ends sooner counts as a failure."""
 
 _CHECK_SECONDS = 10.0
-"""How long a server may take to answer that call."""
+"""How long a server may take to answer the call before a stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class Known:
 
 
 async def events(calls: Calls, model_id: str, known: Known) -> AsyncGenerator[Event, None]:
-    """Yield the latest version of a model if it is newer than what is known, newer ones, and how the connection is.
+    """Yield the versions of a model that are newer than the known one, and the changes of the connection.
 
     Args:
         calls: Makes the calls.

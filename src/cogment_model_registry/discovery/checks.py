@@ -1,7 +1,7 @@
 """Health checks of registered services, as the original Directory makes them.
 
-A service is asked for its `overall_load`, with more patience each time, then for its `Version`, for services that do
-not know `Status`. For a service that cannot be asked (encrypted, or of no known type), a TCP connection must do.
+A service is asked for its `overall_load`, with a longer timeout each time, then for its `Version`, for services that do
+not know `Status`. For a service that cannot be asked (encrypted, or of no known type), a TCP connection is enough.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ async def _ask_load(channel: grpc.aio.Channel, name: str, timeout_seconds: float
     reply = messages.StatusReply.FromString(await ask(request, timeout=timeout_seconds, wait_for_ready=True))
     text = reply.statuses.get(_LOAD, "")
     if not text:
-        return 0  # it answers, but does not know the word
+        return 0  # it answers, but reports no load
     return min(int(text), LOAD_UNSERVICEABLE) if text.isascii() and text.isdigit() else LOAD_UNSERVICEABLE
 
 

@@ -186,21 +186,16 @@ class Roster:
 
     def _replace(self, entries: dict[int, Entry]) -> None:
         """Replace the services by these, durably; on an error the present ones stay."""
-        self._write(entries)
+        if self._file:
+            text = json.dumps({"services": [_entry_to_json(entry) for entry in entries.values()]}, indent=1)
+            try:
+                os.makedirs(os.path.dirname(self._file) or ".", exist_ok=True)
+                with contextlib.closing(Replacement(self._file, _FILE_MODE, keeps_mode=False)) as replacement:
+                    replacement.open().write(text.encode())
+                    replacement.commit()
+            except OSError as error:
+                raise UnavailableError(f"the Directory cannot write its persistence file: {error.strerror}") from error
         self._entries = entries
-
-    def _write(self, entries: dict[int, Entry]) -> None:
-        """Write these services to the file, atomically and durably."""
-        if not self._file:
-            return
-        text = json.dumps({"services": [_entry_to_json(entry) for entry in entries.values()]}, indent=1)
-        try:
-            os.makedirs(os.path.dirname(self._file) or ".", exist_ok=True)
-            with contextlib.closing(Replacement(self._file, _FILE_MODE, keeps_mode=False)) as replacement:
-                replacement.open().write(text.encode())
-                replacement.commit()
-        except OSError as error:
-            raise UnavailableError(f"the Directory cannot write its persistence file: {error.strerror}") from error
 
 
 def _is_duplicate(entry: Entry, details: Details, token: str) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import platform
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import grpc
@@ -46,8 +47,8 @@ class DirectoryService:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Return the handlers to add to a `grpc.aio` server."""
         methods = {
-            "Register": self._handlers.streamed("Register", self._register),
-            "Deregister": self._handlers.streamed("Deregister", self._deregister),
+            "Register": self._handlers.streamed("Register", partial(self._answer_each, self._register)),
+            "Deregister": self._handlers.streamed("Deregister", partial(self._answer_each, self._deregister)),
             "Inquire": self._handlers.streamed_reply("Inquire", self._inquire),
             "Version": self._handlers.unary("Version", self._version),
             "Status": self._handlers.unary("Status", self._status),
@@ -74,10 +75,7 @@ class DirectoryService:
 
     # The calls.
 
-    async def _register(self, call: Call) -> None:
-        await self._answer_each(call, self._register_one)
-
-    async def _register_one(self, data: bytes, call: Call) -> wire.RegisterReply:
+    async def _register(self, data: bytes, call: Call) -> wire.RegisterReply:
         token = call.metadata(wire.TOKEN_KEY)
         try:
             request = convert.decode(wire.RegisterRequest, data)
@@ -91,10 +89,7 @@ class DirectoryService:
         self._begin_checking(entry)
         return wire.register_reply(service_id=entry.service.service_id, secret=entry.secret)
 
-    async def _deregister(self, call: Call) -> None:
-        await self._answer_each(call, self._deregister_one)
-
-    async def _deregister_one(self, data: bytes, call: Call) -> wire.DeregisterReply:
+    async def _deregister(self, data: bytes, call: Call) -> wire.DeregisterReply:
         token = call.metadata(wire.TOKEN_KEY)
         try:
             request = convert.decode(wire.DeregisterRequest, data)
@@ -106,9 +101,7 @@ class DirectoryService:
         return wire.deregister_reply()
 
     async def _answer_each(
-        self,
-        call: Call,
-        answer: Callable[[bytes, Call], Awaitable[wire.RegisterReply | wire.DeregisterReply]],
+        self, answer: Callable[[bytes, Call], Awaitable[wire.RegisterReply | wire.DeregisterReply]], call: Call
     ) -> None:
         while (data := await call.read()) is not None:
             await call.write((await answer(data, call)).SerializeToString())
@@ -167,14 +160,14 @@ class DirectoryService:
         before = self._checks.get(service_id)
         if before is not None:
             before.cancel()
-        task = asyncio.create_task(self._check_again_and_again(entry))
+        task = asyncio.create_task(self._check_repeatedly(entry))
         self._checks[service_id] = task
         task.add_done_callback(
             lambda done: self._checks.pop(service_id) if self._checks.get(service_id) is done else None
         )
 
-    async def _check_again_and_again(self, entry: Entry) -> None:
-        await self._tell_change()
+    async def _check_repeatedly(self, entry: Entry) -> None:
+        await self._notify()
         while entry.is_checked and entry in self._roster:
             was_healthy = entry.healthy
             try:
@@ -182,7 +175,7 @@ class DirectoryService:
             except ModelRegistryError as error:
                 _log.error("removal of a service that does not answer failed", reason=error.message)
             if entry.healthy != was_healthy:
-                await self._tell_change()
+                await self._notify()
             await asyncio.sleep(self._settings.check_seconds)
 
     async def _check_once(self, entry: Entry) -> None:
@@ -194,6 +187,6 @@ class DirectoryService:
                 endpoint=quoted(str(entry.service.endpoint)),
             )
 
-    async def _tell_change(self) -> None:
+    async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()

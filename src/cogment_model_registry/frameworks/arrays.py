@@ -146,14 +146,14 @@ def _dtype_named(name: str) -> np.dtype[Any]:
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """Return whether elements are floating-point numbers, also of a type that NumPy does not have itself."""
+    """Return whether elements are floating-point numbers, also those of ml_dtypes."""
     return dtype.name.startswith(("float", "bfloat"))
 
 
 def may_become(stored: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Return whether elements may be copied to such of another type: of the same kind, or of one that has it within.
+    """Return whether elements of one type may be copied to another: of the same kind, or of a kind that contains it.
 
-    That is NumPy's rule for "same_kind", which does not know the types that it does not have itself.
+    This is NumPy's rule "same_kind", extended to the types of ml_dtypes.
     """
 
     def rank(dtype: np.dtype[Any]) -> int:

@@ -6,7 +6,7 @@
         jax.publish(registry, "policy", parameters)
         version, parameters = jax.load(registry, "policy", like=parameters)
 
-The bytes are safetensors, so nothing in them is ever executed. Versions that PyTorch or NumPy wrote are read just so: a
+The bytes are safetensors, so nothing in them is ever executed. Versions that PyTorch or NumPy wrote can be read too: a
 state dict is a dict whose keys have dots. With the client for asyncio, use `encode` and `decode`.
 """
 
@@ -148,14 +148,14 @@ def decode(
             `jax.eval_shape` returns. Arrays are matched by their names, which are their keys with dots between.
         dtype: What arrays of floating-point numbers are converted to, without `like`.
         prefix: Which part to take, as for `encode`; the names are then those without the prefix.
-        strict: Whether `like` must have the same names; or else what the version does not have is that of `like`, and
-            what `like` does not have is left out.
+        strict: Whether both must have the same names. Otherwise leaves that the version lacks are those of `like`, and
+            leaves that `like` lacks are left out.
 
     Returns:
-        The pytree. Elements of 64 bits become such of 32 bits unless JAX is set to use them (`jax_enable_x64`).
+        The pytree. 64-bit elements become 32-bit ones unless JAX is set to use them (`jax_enable_x64`).
 
     Raises:
-        InvalidError: The bytes are no such tree, or do not fit.
+        InvalidError: The bytes are not such a tree, or do not fit.
     """
     tree = arrays.decode(data, dtype=dtype, prefix=prefix, is_copied=like is None or bool(prefix))
     if like is None:

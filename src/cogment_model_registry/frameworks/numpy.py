@@ -6,7 +6,7 @@
         numpy.publish(registry, "policy", {"weight": weight, "bias": bias})
         version, weights = numpy.load(registry, "policy")
 
-The bytes are safetensors, so nothing in them is ever executed. Versions that PyTorch or JAX wrote are read just so: a
+The bytes are safetensors, so nothing in them is ever executed. Versions that PyTorch or JAX wrote can be read too: a
 state dict is a dict whose keys have dots. With the client for asyncio, use `encode` and `decode`.
 """
 
@@ -104,7 +104,7 @@ def decode(
         The tree, with arrays that may be written to; None with `into`.
 
     Raises:
-        InvalidError: The bytes are no such tree, or do not fit.
+        InvalidError: The bytes are not such a tree, or do not fit.
     """
     tree = arrays.decode(data, dtype=dtype, prefix=prefix, is_copied=into is None)
     if into is None:

@@ -31,8 +31,8 @@ FRAMEWORK_KEY = "framework"
 FORMAT = "safetensors"
 
 _METADATA_KEY = "cogment_model_registry"
-"""Where the header of a file has the structure: one entry, since several have no certain order, nor the file a certain
-hash."""
+"""The one entry in the header of a file, with the structure: the order of several entries, and with it the hash of the
+file, would vary."""
 
 _START_BYTES = 8
 """How many bytes of something else a message shows."""
@@ -57,7 +57,7 @@ class LoadOptions(TypedDict, total=False):
 
 
 class FitOptions(LoadOptions, total=False):
-    """Its further arguments with other parameters, which get the values or are the pattern."""
+    """Further arguments of `load` with existing parameters, which get the values or are the template."""
 
     strict: bool
 
@@ -132,7 +132,7 @@ def merged_user_data(user_data: Mapping[str, str] | None, framework: str) -> dic
     noted = dict(user_data or {})
     for key in (FORMAT_KEY, FRAMEWORK_KEY):
         if key in noted:
-            raise InvalidError(f"user_data has the key {quoted(key)}, which is reserved for what the bytes are")
+            raise InvalidError(f"user_data has the key {quoted(key)}, which is reserved")
     return {**noted, FORMAT_KEY: FORMAT, FRAMEWORK_KEY: framework}
 
 
@@ -232,7 +232,7 @@ def fetch(
         options: Those of `decode`.
 
     Raises:
-        InvalidError: The bytes mean nothing, or not what they should; the message names the version.
+        InvalidError: The bytes are malformed or do not fit; the message names the version.
         NotFoundError: The model or the version does not exist, or the version was evicted.
     """
     info = model if isinstance(model, VersionInfo) else registry.get_version(model, number, timeout=timeout)

@@ -1,4 +1,4 @@
-"""The bytes of a version on their way in: hashed as they come, and checked against what was declared."""
+"""The bytes of a version as they are received: hashed, and checked against the header."""
 
 import hashlib
 from collections.abc import Iterable
@@ -7,10 +7,10 @@ from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.versions import VersionHeader, digest_text
 
 Bytes = memoryview | bytes | bytearray
-"""What bytes come in."""
+"""The types of pieces of bytes."""
 
 INLINE_HASH_MAX_BYTES = 64 * 1024
-"""Up to so many bytes are hashed where they are: handing them to a thread costs about as much as hashing them."""
+"""Up to so many bytes are hashed in the caller's thread: handing them to another one costs about as much."""
 
 
 class PayloadHash:

@@ -35,7 +35,7 @@ _HEALTH_SECONDS = 1.0
 
 _RELEASE_SECONDS = 0.1
 _MANY_TRANSFERS = 8
-"""So many transfers at once leave enough behind to be worth some milliseconds of giving it back."""
+"""After so many transfers at once, returning freed memory is worth the milliseconds that it takes."""
 
 _IDLE_SECONDS = 10.0
 """How long after the last transfer memory is kept for the next one: trainers publish more often."""
@@ -135,7 +135,7 @@ def _grpc_server(settings: Settings, service: ModelRegistryService, health: Heal
 
 
 async def _follow_health(health: Health, archive: Archive) -> None:
-    """Say that the server does not serve once its archive takes no writes."""
+    """Report that the server does not serve while its archive takes no writes."""
     while True:
         await asyncio.sleep(_HEALTH_SECONDS)
         health.set_serving(not archive.failure)
@@ -164,7 +164,7 @@ async def _release_memory(service: ModelRegistryService, transient: TransientSto
 
 
 async def _end(task: asyncio.Task[None]) -> None:
-    """End a task that has no end of its own."""
+    """Cancel a task, and wait until it has ended."""
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task

@@ -50,7 +50,7 @@ _CALL_BUCKETS = (
 _FILE_BUCKETS = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
-# The library would add to each series the time at which it was made, which is of no use to anybody.
+# The library would add to each series the time at which it was created, which nobody needs.
 disable_created_metrics()  # type: ignore[no-untyped-call] # the library has no types for it
 
 

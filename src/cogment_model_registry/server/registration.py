@@ -1,8 +1,8 @@
 """Registration of this server with a Cogment Directory, kept alive.
 
 The server serves before it registers, since the Directory calls back at once. From then on a task maintains the
-registration: it waits for a Directory that does not answer; one that forgot this server, or that another one took the
-place of, gets it again. Every change of state is one line of the log, and nothing of this ever holds up the service.
+registration: it waits for a Directory that does not answer, and registers again with one that forgot this server or was
+replaced by another. Every change of state is one line of the log, and nothing here delays the service.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import enum
 import ipaddress
 import random
 import socket
+from dataclasses import dataclass
 from time import monotonic
 
 import structlog
@@ -31,18 +32,29 @@ from cogment_model_registry.settings import Settings, means_all_interfaces
 _log = structlog.stdlib.get_logger(__name__)
 
 _CALL_TIMEOUT_SECONDS = 5.0
-_LOOK_SECONDS = 5.0
-"""How often to check that the Directory still knows this server; with the second look and a registration, a restarted
-Directory has it again well within 30 seconds."""
 
-_SECOND_LOOK_SECONDS = 3.0
-"""A Directory returns only services whose last check passed, so one empty answer does not mean that it forgot."""
 
-_FIRST_CHECK_SECONDS = 15.0
-"""A Directory may take 14 seconds (three patient tries) for its first check, and returns nothing before."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often a registration is checked and repeated.
 
-_BACKOFF_SECONDS = (0.5, 10.0)
-"""The first and the longest pause between two tries, before jitter."""
+    With the defaults, a Directory that lost this server has it again within 30 seconds.
+
+    Attributes:
+        look_seconds: The pause before the next check that the Directory still knows this server.
+        second_look_seconds: The pause before the second look of such a check: a Directory returns only services whose
+            last check passed, so one empty answer does not mean that it forgot.
+        first_check_seconds: How long the Directory may return nothing after a registration: its first check may take
+            14 seconds (three tries).
+        first_pause_seconds: The pause after a failed call, before jitter; it doubles with each further one.
+        longest_pause_seconds: The longest of these pauses.
+    """
+
+    look_seconds: float = 5.0
+    second_look_seconds: float = 3.0
+    first_check_seconds: float = 15.0
+    first_pause_seconds: float = 0.5
+    longest_pause_seconds: float = 10.0
 
 
 class State(enum.Enum):
@@ -55,7 +67,7 @@ class State(enum.Enum):
 
 
 def registration_endpoint(settings: Settings, port: int) -> tuple[Endpoint, str]:
-    """Return the endpoint to register, and how its host came about (`Self-Command_Line` or `Self-Implicit`).
+    """Return the endpoint to register, and the source of its host (`Self-Command_Line` or `Self-Implicit`).
 
     Raises:
         StartError: No host is given, and none can be found out.
@@ -90,13 +102,15 @@ class Registration:
     Args:
         settings: Which Directory, with what token and properties.
         port: The port that the server serves on.
+        pace: How often to check and repeat the registration.
 
     Raises:
         StartError: No host can be registered.
     """
 
-    def __init__(self, settings: Settings, port: int) -> None:
+    def __init__(self, settings: Settings, port: int, pace: Pace = Pace()) -> None:
         self._settings = settings
+        self._pace = pace
         self._endpoint, source = registration_endpoint(settings, port)
         properties = {
             **settings.directory_registration_properties,
@@ -120,7 +134,7 @@ class Registration:
                 try:
                     await self._maintain(client)
                     self._tries = 0
-                    await asyncio.sleep(_LOOK_SECONDS)
+                    await asyncio.sleep(self._pace.look_seconds)
                 except InvalidError as error:
                     self._enter(State.REFUSED, error)
                     await asyncio.sleep(self._pause_seconds())
@@ -149,7 +163,7 @@ class Registration:
             self._enter(State.REGISTERED)
             return
         if self._held is not None:
-            if monotonic() - self._registered_at < _FIRST_CHECK_SECONDS * 2 ** min(self._in_vain, 4):
+            if monotonic() - self._registered_at < self._pace.first_check_seconds * 2 ** min(self._in_vain, 4):
                 return
             self._in_vain += 1
             service_id, secret = self._held
@@ -171,7 +185,7 @@ class Registration:
         """Return whether the Directory returns this server; ask twice before concluding that it does not."""
         if await self._is_handed_out(client, service_id):
             return True
-        await asyncio.sleep(_SECOND_LOOK_SECONDS)
+        await asyncio.sleep(self._pace.second_look_seconds)
         return await self._is_handed_out(client, service_id)
 
     async def _is_handed_out(self, client: DirectoryClient, service_id: int) -> bool:
@@ -198,7 +212,6 @@ class Registration:
 
     def _pause_seconds(self) -> float:
         """Return how long to wait before the next try: longer each time, and with jitter."""
-        first, longest = _BACKOFF_SECONDS
-        pause = min(first * 2.0 ** min(self._tries, 10), longest)
+        pause = min(self._pace.first_pause_seconds * 2.0 ** min(self._tries, 10), self._pace.longest_pause_seconds)
         self._tries += 1
-        return float(pause) * random.uniform(0.5, 1.0)  # noqa: S311 # no secret
+        return pause * random.uniform(0.5, 1.0)  # noqa: S311 # no secret

@@ -1,4 +1,4 @@
-"""The bytes of versions on their way over calls, in bounded memory, whatever the number of calls.
+"""Transfers of versions over calls, in bounded memory, whatever the number of calls.
 
 gRPC holds a message as a whole, and so do we: a message that is received is in memory twice for a moment (gRPC's
 pieces, then one buffer), and so is one that waits to be sent to a client that does not read. A hundred peers with
@@ -6,7 +6,7 @@ messages of 2 MiB would take 400 MiB on top of the budget of the transient store
 
 - *receiving* is by turns: an upload asks gRPC for its next message only when a share of a fixed budget is free, and
   until then gRPC's flow control holds the client back. An upload that has a turn and sends nothing soon loses the turn
-  to the next one, but not its call, so that slow clients hold up nobody;
+  to the next one, but not its call, so that slow clients delay nobody;
 - *sending* is by windows: the more retrievals are under way, the smaller are the chunks of the next one.
 """
 
@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping
 from typing import Self
 
 from cogment_model_registry.errors import TimedOutError
+from cogment_model_registry.records.sizes import KIB, MIB
 from cogment_model_registry.records.versions import VersionHeader
 from cogment_model_registry.serving.calls import Call
-from cogment_model_registry.settings import KIB, MIB, Settings
+from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import IdleTimer
 from cogment_model_registry.wire import convert
@@ -61,7 +62,7 @@ class Transfers:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # One for each tier, so that a slow disk does not hold up transient uploads.
+        # One for each tier, so that a slow disk does not delay transient uploads.
         self._receiving = {archived: ByteBudget(_RECEIVE_BYTES) for archived in (False, True)}
         self._send_bytes = _SEND_BYTES
         self._upload_idle = IdleTimer(settings.upload_idle_seconds)

@@ -122,7 +122,7 @@ Observer: TypeAlias = Callable[[Call, str, float], None]
 
 
 class Handlers:
-    """Makes gRPC handlers of a service's methods, and knows the calls under way.
+    """Makes gRPC handlers of a service's methods, and counts the calls under way.
 
     Args:
         observe: Called after each finished call.
@@ -141,39 +141,37 @@ class Handlers:
 
     def unary(self, method: str, answer: Callable[[bytes, Call], Awaitable[bytes]]) -> _Handler:
         """Return the handler of a method with one request and one reply."""
-
-        async def handle(data: bytes, context: Context) -> bytes:
-            call = Call(method, context)
-            return await self._answer(call, answer(call.count_received(data), call))
-
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return grpc.unary_unary_rpc_method_handler(self._given_one(method, answer))
 
     def streamed_request(self, method: str, answer: Callable[[Call], Awaitable[bytes]]) -> _Handler:
         """Return the handler of a method with a stream of requests, which `answer` reads, and one reply."""
-
-        async def handle(_messages: object, context: Context) -> bytes:
-            call = Call(method, context)
-            return await self._answer(call, answer(call))
-
-        return grpc.stream_unary_rpc_method_handler(handle)
+        return grpc.stream_unary_rpc_method_handler(self._given_stream(method, answer))
 
     def streamed_reply(self, method: str, answer: Callable[[bytes, Call], Awaitable[None]]) -> _Handler:
         """Return the handler of a method with one request and a stream of replies."""
-
-        async def handle(data: bytes, context: Context) -> None:
-            call = Call(method, context)
-            await self._answer(call, answer(call.count_received(data), call))
-
-        return grpc.unary_stream_rpc_method_handler(handle)
+        return grpc.unary_stream_rpc_method_handler(self._given_one(method, answer))
 
     def streamed(self, method: str, answer: Callable[[Call], Awaitable[None]]) -> _Handler:
         """Return the handler of a method with a stream each way, which `answer` reads and writes."""
+        return grpc.stream_stream_rpc_method_handler(self._given_stream(method, answer))
 
-        async def handle(_messages: object, context: Context) -> None:
+    def _given_one(self, method: str, answer: Callable[[bytes, Call], Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
+        """Return the behaviour of a method with one request."""
+
+        async def handle(data: bytes, context: Context) -> _T:
             call = Call(method, context)
-            await self._answer(call, answer(call))
+            return await self._answer(call, answer(call.count_received(data), call))
 
-        return grpc.stream_stream_rpc_method_handler(handle)
+        return handle
+
+    def _given_stream(self, method: str, answer: Callable[[Call], Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
+        """Return the behaviour of a method with a stream of requests."""
+
+        async def handle(_messages: object, context: Context) -> _T:
+            call = Call(method, context)
+            return await self._answer(call, answer(call))
+
+        return handle
 
     async def _answer(self, call: Call, answer: Awaitable[_T]) -> _T:
         """Await an answer, and end the call with the status of an error if one is raised.

@@ -1,8 +1,8 @@
 """The standard health service, `grpc.health.v1`, for the server as a whole and for each of its services.
 
-The library's own servicer holds a lock while it writes to a watcher, so that one watcher that does not read would hold
-up everyone, and its watchers hold up a stop for all of its grace. So its messages are used here, and the two calls are
-answered from a table that is replaced at each change.
+The library's own servicer holds a lock while it writes to a watcher, so one watcher that does not read would block all
+others, and its watchers delay a stop for the whole grace. So only its messages are used here; the two calls are
+answered from the present state.
 """
 
 import asyncio

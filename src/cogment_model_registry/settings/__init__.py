@@ -7,15 +7,8 @@ classes.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from cogment_model_registry.settings.kinds import (
-    ALL_INTERFACES,
-    GIB,
-    KIB,
-    LOG_FORMATS,
-    LOG_LEVELS,
-    MIB,
-    means_all_interfaces,
-)
+from cogment_model_registry.records.sizes import GIB, KIB, MIB
+from cogment_model_registry.settings.kinds import ALL_INTERFACES, LOG_FORMATS, LOG_LEVELS, means_all_interfaces
 
 if TYPE_CHECKING:
     from cogment_model_registry.settings.base import ServiceSettings, Setting, all_settings

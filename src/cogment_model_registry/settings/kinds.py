@@ -12,10 +12,7 @@ from cogment_model_registry.records.addresses import (
     parse_properties,
     parse_token,
 )
-
-KIB = 1024
-MIB = 1024 * KIB
-GIB = 1024 * MIB
+from cogment_model_registry.records.sizes import GIB, KIB, MIB, TIB
 
 LOG_LEVELS = ("off", "error", "warning", "info", "debug", "trace")
 LOG_FORMATS = ("text", "json")
@@ -79,7 +76,12 @@ def integer(least: int, most: int) -> Kind:
     return Kind("N", f"a whole number from {least} to {most}", lambda text: check(_whole_number(text)), check)
 
 
-_BYTE_UNITS = {"": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": KIB, "mib": MIB, "gib": GIB}
+_BINARY_UNITS = {"k": KIB, "m": MIB, "g": GIB, "t": TIB}
+_DECIMAL_UNITS = {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+_BYTE_UNITS = {"": 1, "b": 1, **_DECIMAL_UNITS}
+_BYTE_UNITS |= {letter + end: size for letter, size in _BINARY_UNITS.items() for end in ("", "ib")}
+"""The units of sizes, in upper or lower case. A letter alone is binary, as systemd and container engines read it; only
+kB, MB, GB and TB are decimal, as the SI defines them."""
 
 
 def _number_of_bytes(text: str) -> int:
@@ -92,7 +94,8 @@ def _number_of_bytes(text: str) -> int:
 def byte_count(least: int, most: int) -> Kind:
     """Return the kind of numbers of bytes in a range, plain or with a unit."""
     check = _check_integer(least, most)
-    allowed = f"a number of bytes from {least} to {most}, plain or with one of kB, MB, GB, KiB, MiB, GiB"
+    units = "KiB or K, MiB or M, GiB or G, TiB or T; decimal: kB, MB, GB, TB"
+    allowed = f"a number of bytes from {least} to {most}, plain or with a unit ({units})"
     return Kind("BYTES", allowed, lambda text: check(_number_of_bytes(text)), check)
 
 

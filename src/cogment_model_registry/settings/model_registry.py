@@ -6,6 +6,7 @@ Names, variables and defaults of the documented settings are those of the origin
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cogment_model_registry.records.sizes import GIB, KIB, MIB
 from cogment_model_registry.settings.base import (
     ServiceSettings,
     host_setting,
@@ -16,9 +17,6 @@ from cogment_model_registry.settings.base import (
 )
 from cogment_model_registry.settings.kinds import (
     ENDPOINT,
-    GIB,
-    KIB,
-    MIB,
     PATH,
     PROPERTIES,
     REACHABLE_HOST,

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StartError
+from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.registry.contracts import Archive
-from cogment_model_registry.settings import MIB
 from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
 from cogment_model_registry.testing.version_store import VersionStoreSuite
 
@@ -92,7 +92,7 @@ class ArchiveSuite(VersionStoreSuite):
         assert contents.info.user_data == {"c": "d"}
         assert list(contents.version_numbers) == [1]
 
-    async def test_a_removed_model_is_gone_with_all_it_had(self, store: Archive, tmp_path: Path) -> None:
+    async def test_a_removed_model_is_gone_with_its_versions(self, store: Archive, tmp_path: Path) -> None:
         info = describe("m", 1, b"data", True)
         await keep(store, info, b"data")
         await remove(store, "m")
@@ -105,7 +105,7 @@ class ArchiveSuite(VersionStoreSuite):
             [contents] = await again.scan()
             assert list(contents.version_numbers) == []
 
-    async def test_a_reader_goes_on_when_its_model_is_removed(self, store: Archive) -> None:
+    async def test_a_reader_continues_when_its_model_is_removed(self, store: Archive) -> None:
         data = bytes(range(256)) * 20_000
         info = describe("m", 1, data, True)
         await keep(store, info, data)
@@ -129,7 +129,7 @@ class ArchiveSuite(VersionStoreSuite):
         async with self.reopened(store, tmp_path) as again:
             assert await read(again, info) == b"other"
 
-    async def test_a_removal_that_a_crash_interrupted_is_over_after_a_restart(
+    async def test_a_removal_interrupted_by_a_crash_is_complete_after_a_restart(
         self, store: Archive, tmp_path: Path
     ) -> None:
         await keep(store, describe("m", 1, b"data", True), b"data")
@@ -137,7 +137,7 @@ class ArchiveSuite(VersionStoreSuite):
         async with self.reopened(store, tmp_path) as again:
             assert await again.scan() == []
 
-    async def test_an_upload_to_a_model_that_is_removed_before_its_commit_fails(self, store: Archive) -> None:
+    async def test_an_upload_fails_when_its_model_is_removed_before_the_commit(self, store: Archive) -> None:
         info = describe("m", 1, b"data", True)
         async with await store.open_upload("m", 4) as upload:
             await write_pieces(upload, b"data")
@@ -147,13 +147,13 @@ class ArchiveSuite(VersionStoreSuite):
                 await upload.commit(info)
         assert await store.read_version_infos("m", [1]) == [None]
 
-    async def test_what_needs_a_model_refuses_an_unknown_one(self, store: Archive) -> None:
+    async def test_uploads_and_removals_refuse_an_unknown_model(self, store: Archive) -> None:
         with pytest.raises(NotFoundError):
             await store.open_upload("other", 1)
         with pytest.raises(NotFoundError):
             await remove(store, "other")
 
-    async def test_an_upload_that_a_crash_interrupted_is_cleared_away(self, store: Archive, tmp_path: Path) -> None:
+    async def test_an_upload_interrupted_by_a_crash_is_removed(self, store: Archive, tmp_path: Path) -> None:
         upload = await store.open_upload("m", 100)
         await upload.write(memoryview(b"data"))
         [before] = await store.scan()
@@ -183,5 +183,5 @@ class ArchiveSuite(VersionStoreSuite):
         with pytest.raises(DataLossError):
             await store.open_version(replace(info, data_size_bytes=5))
 
-    async def test_an_archive_that_works_says_so(self, store: Archive) -> None:
+    async def test_a_working_archive_reports_no_failure(self, store: Archive) -> None:
         assert store.failure == ""

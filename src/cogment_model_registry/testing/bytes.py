@@ -1,16 +1,15 @@
 """Bytes for conformance suites: writing them to an upload in pieces, and reading them back."""
 
-import base64
 import hashlib
 from collections.abc import Iterable
 
-from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.records.versions import VersionInfo, digest_text
 from cogment_model_registry.registry.contracts import Reader, Upload, VersionStore
 
 
 def hash_of(data: bytes) -> str:
     """Return the SHA-256 of bytes as the wire and the metadata have it."""
-    return base64.b64encode(hashlib.sha256(data).digest()).decode()
+    return digest_text(hashlib.sha256(data).digest())
 
 
 def describe(model_id: str, number: int, data: bytes, archived: bool, **user_data: str) -> VersionInfo:

@@ -113,16 +113,16 @@ class CatalogSuite(ABC):
             with pytest.raises(NotFoundError):
                 await call
 
-    async def test_numbers_begin_at_one_and_follow_each_other(self, catalog: Catalog) -> None:
+    async def test_numbers_are_consecutive_from_one(self, catalog: Catalog) -> None:
         assert [(await publish(catalog, "m")).number for _ in range(300)] == list(range(1, 301))
         assert await counted(catalog) == (1, 300)
 
-    async def test_numbers_are_unique_whoever_asks_at_once(self, catalog: Catalog) -> None:
+    async def test_concurrent_publishes_get_unique_numbers(self, catalog: Catalog) -> None:
         infos = await asyncio.gather(*(publish(catalog, "m") for _ in range(300)))
         assert sorted(info.number for info in infos) == list(range(1, 301))
         assert [info.number for info in await catalog.list_versions("m", 0, 1000)] == list(range(1, 301))
 
-    async def test_numbers_go_on_after_a_clean_stop(self, tmp_path: Path) -> None:
+    async def test_numbers_continue_after_a_clean_stop(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as catalog:
             await self.put_model(catalog, "m")
             for _ in range(5):
@@ -130,7 +130,7 @@ class CatalogSuite(ABC):
         async with self.opened(tmp_path) as catalog:
             assert (await publish(catalog, "m")).number == 6
 
-    async def test_a_model_created_again_is_another_one(self, catalog: Catalog) -> None:
+    async def test_a_recreated_model_is_another_one(self, catalog: Catalog) -> None:
         await publish(catalog, "m")
         before = await catalog.find("m")
         await self.remove_model(catalog, "m")
@@ -141,14 +141,14 @@ class CatalogSuite(ABC):
             await catalog.publishing(before).__aenter__()
         assert (await publish(catalog, "m")).number == 1
 
-    async def test_versions_are_found_by_number_and_from_the_last(self, catalog: Catalog) -> None:
+    async def test_versions_are_found_by_number_and_by_position_from_the_last(self, catalog: Catalog) -> None:
         infos = [await publish(catalog, "m") for _ in range(5)]
         assert await catalog.get_versions("m", [2, -1, 2, -5]) == [infos[1], infos[4], infos[1], infos[0]]
         for number in (0, 6, -6, -(2**31), 2**31 - 1):
             with pytest.raises(NotFoundError):
                 await catalog.get_versions("m", [1, number])
 
-    async def test_a_forgotten_version_is_gone_and_not_counted(self, catalog: Catalog) -> None:
+    async def test_a_forgotten_version_is_neither_found_nor_counted(self, catalog: Catalog) -> None:
         infos = [await publish(catalog, "m") for _ in range(4)]
         for info in (infos[2], infos[3], replace(infos[1], created_ns=7), replace(infos[0], number=77)):
             await catalog.forget(info)
@@ -167,7 +167,7 @@ class CatalogSuite(ABC):
         assert await catalog.list_versions("m", 3, 10) == infos[3:]
         assert await catalog.list_versions("m", 2**70, 10) == []
 
-    async def test_a_damaged_version_leaves_the_listing_and_says_so(self, catalog: Catalog) -> None:
+    async def test_a_damaged_version_leaves_the_listing_and_raises_its_error(self, catalog: Catalog) -> None:
         infos = [await publish(catalog, "m") for _ in range(3)]
         error = DataLossError.version("m", 3, "its bytes do not match their hash")
         await catalog.mark_damaged(replace(await catalog.find("m"), life=-1), error)  # of another life: not meant
@@ -185,7 +185,7 @@ class CatalogSuite(ABC):
         async with aclosing(catalog.watch("m")) as watch:
             assert await next_number(watch) == 2
 
-    async def test_a_watch_waits_for_what_comes(self, catalog: Catalog) -> None:
+    async def test_a_watch_waits_for_the_next_version(self, catalog: Catalog) -> None:
         async with aclosing(catalog.watch("m")) as watch:
             waiting = asyncio.create_task(next_number(watch))
             await asyncio.sleep(0)
@@ -202,7 +202,7 @@ class CatalogSuite(ABC):
             await publish(catalog, "m")
             assert await next_number(watch) == 7
 
-    async def test_a_watch_is_not_told_of_other_models(self, catalog: Catalog) -> None:
+    async def test_a_watch_yields_no_versions_of_other_models(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "other")
         async with aclosing(catalog.watch("m")) as watch:
             waiting = asyncio.create_task(next_number(watch))

@@ -10,13 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Reader, TransientStore
-from cogment_model_registry.settings import MIB
 from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
 from cogment_model_registry.testing.version_store import VersionStoreSuite
-
-_MIB = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -146,10 +144,10 @@ class TransientStoreSuite(VersionStoreSuite):
     @pytest.fixture
     def store(self) -> TransientStore:
         """A store with room for 16 MiB."""
-        return self.make(100, 16 * _MIB)
+        return self.make(100, 16 * MIB)
 
     async def test_the_bound_on_items_evicts_the_least_recently_used(self) -> None:
-        store = self.make(3, _MIB)
+        store = self.make(3, MIB)
         evictions = Evictions(store)
         infos = [describe("m", number, b"x", False) for number in range(1, 6)]
         for info in infos[:3]:
@@ -163,19 +161,19 @@ class TransientStoreSuite(VersionStoreSuite):
         assert store.usage.items == 3
 
     async def test_the_bound_on_bytes_counts_exactly(self) -> None:
-        store = self.make(100, 3 * _MIB)
+        store = self.make(100, 3 * MIB)
         evictions = Evictions(store)
-        data = bytes(_MIB)
+        data = bytes(MIB)
         for number in range(1, 4):
             await keep(store, describe("m", number, data, False), data)
         assert evictions.take() == []
-        assert store.usage.bytes == 3 * _MIB
+        assert store.usage.bytes == 3 * MIB
         await keep(store, describe("m", 4, b"x", False), b"x")
         assert evictions.take() == [("m", 1)]
-        assert store.usage.bytes == 2 * _MIB + 1
+        assert store.usage.bytes == 2 * MIB + 1
 
-    async def test_what_a_commit_evicts_is_reported_when_the_upload_is_closed(self) -> None:
-        store = self.make(1, _MIB)
+    async def test_evictions_by_a_commit_are_reported_when_the_upload_is_closed(self) -> None:
+        store = self.make(1, MIB)
         evictions = Evictions(store)
         await keep(store, describe("m", 1, b"x", False), b"x")
         async with await store.open_upload("m", 1) as upload:
@@ -184,8 +182,8 @@ class TransientStoreSuite(VersionStoreSuite):
             assert evictions.take() == []
         assert evictions.take() == [("m", 1)]
 
-    async def test_the_newest_of_each_model_goes_last(self) -> None:
-        store = self.make(3, _MIB)
+    async def test_the_newest_version_of_each_model_is_evicted_last(self) -> None:
+        store = self.make(3, MIB)
         evictions = Evictions(store)
         await keep(store, describe("old", 1, b"x", False), b"x")
         for number in range(1, 4):
@@ -196,8 +194,8 @@ class TransientStoreSuite(VersionStoreSuite):
         await keep(store, describe("another", 1, b"x", False), b"x")
         assert evictions.take() == [("old", 1)]
 
-    async def test_a_version_that_an_archived_one_made_old_is_not_protected(self) -> None:
-        store = self.make(2, _MIB)
+    async def test_a_version_older_than_an_archived_one_is_not_protected(self) -> None:
+        store = self.make(2, MIB)
         evictions = Evictions(store)
         await keep(store, describe("a", 1, b"x", False), b"x")
         await keep(store, describe("b", 1, b"x", False), b"x")
@@ -205,7 +203,7 @@ class TransientStoreSuite(VersionStoreSuite):
         await keep(store, describe("c", 1, b"x", False), b"x")
         assert evictions.take() == [("b", 1)]
 
-    async def test_what_is_being_read_keeps_its_bytes_and_they_count(self) -> None:
+    async def test_a_version_being_read_keeps_its_bytes_and_they_count(self) -> None:
         store = self.make(1, 100)
         evictions = Evictions(store)
         first, second = describe("m", 1, bytes(60), False), describe("m", 2, bytes(40), False)
@@ -221,7 +219,7 @@ class TransientStoreSuite(VersionStoreSuite):
             assert [b"".join(chunk) async for chunk in reader.chunks(60, MIB)] == [bytes(60)]
         assert store.usage.bytes == 40
 
-    async def test_uploads_are_promised_their_room(self) -> None:
+    async def test_uploads_reserve_their_memory(self) -> None:
         store = self.make(100, 100)
         async with await store.open_upload("m", 60):
             assert store.usage.held_bytes == 60
@@ -231,19 +229,19 @@ class TransientStoreSuite(VersionStoreSuite):
         async with await store.open_upload("m", 100):
             pass
 
-    async def test_an_upload_evicts_only_for_bytes_that_came(self) -> None:
-        store = self.make(100, 2 * _MIB)
+    async def test_an_upload_evicts_only_for_received_bytes(self) -> None:
+        store = self.make(100, 2 * MIB)
         evictions = Evictions(store)
-        data = bytes(_MIB)
+        data = bytes(MIB)
         await keep(store, describe("m", 1, data, False), data)
-        async with await store.open_upload("m", 2 * _MIB) as upload:
+        async with await store.open_upload("m", 2 * MIB) as upload:
             await upload.write(memoryview(data))
             assert evictions.take() == []
             await upload.write(memoryview(data)[:1])
             assert evictions.take() == [("m", 1)]
         assert store.usage.bytes == 0
 
-    async def test_a_removed_model_gives_its_bytes_back(self, store: TransientStore) -> None:
+    async def test_a_removed_model_frees_its_bytes(self, store: TransientStore) -> None:
         evictions = Evictions(store)
         infos = [describe("m", number, b"data", False) for number in (1, 2)]
         for info in infos:
@@ -258,12 +256,12 @@ class TransientStoreSuite(VersionStoreSuite):
             await store.open_version(infos[1])
         await store.remove_model("m")
 
-    async def test_a_cancelled_upload_gives_its_bytes_back(self, store: TransientStore) -> None:
+    async def test_a_cancelled_upload_frees_its_bytes(self, store: TransientStore) -> None:
         started = asyncio.Event()
 
         async def upload() -> None:
-            async with await store.open_upload("m", 8 * _MIB) as upload:
-                await upload.write(memoryview(bytes(4 * _MIB)))
+            async with await store.open_upload("m", 8 * MIB) as upload:
+                await upload.write(memoryview(bytes(4 * MIB)))
                 started.set()
                 await asyncio.Event().wait()
 

@@ -5,8 +5,8 @@ from abc import ABC, abstractmethod
 import pytest
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.registry.contracts import VersionStore
-from cogment_model_registry.settings import MIB
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
 
 SIZES = [0, 1, 65_535, 65_536, 1_048_575, 1_048_576, 1_048_577, 3_000_000]
@@ -24,7 +24,7 @@ class VersionStoreSuite(ABC):
 
     @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize("piece", [1_000_000, 70_000, 2_000_000])
-    async def test_bytes_come_back_whatever_the_pieces(self, store: VersionStore, size: int, piece: int) -> None:
+    async def test_bytes_come_back_for_any_sizes_of_pieces(self, store: VersionStore, size: int, piece: int) -> None:
         data = bytes(index * 31 % 251 for index in range(1000)) * (size // 1000 + 1)
         data = data[:size]
         info = describe("m", 1, data, self.archived)
@@ -52,12 +52,12 @@ class VersionStoreSuite(ABC):
         async with await store.open_version(info) as reader:
             assert await read_chunks(reader) == [b""]
 
-    async def test_an_upload_tells_the_hash(self, store: VersionStore) -> None:
+    async def test_an_upload_returns_the_hash(self, store: VersionStore) -> None:
         data = b"chunk_1chunk_2"
         async with await store.open_upload("m", len(data)) as upload:
             assert await write_pieces(upload, data, [7]) == "jY0g3VkUK62ILPr2JuaW5g7uQi0EcJVZJu8IYp3yfhI="
 
-    async def test_an_upload_that_is_not_committed_was_never_there(self, store: VersionStore) -> None:
+    async def test_an_uncommitted_upload_leaves_nothing(self, store: VersionStore) -> None:
         info = describe("m", 1, b"data", self.archived)
         async with await store.open_upload("m", 4) as upload:
             await write_pieces(upload, b"data")
@@ -75,7 +75,7 @@ class VersionStoreSuite(ABC):
         await upload.aclose()
         await upload.aclose()
 
-    async def test_a_reader_that_is_left_early_releases_what_it_holds(self, store: VersionStore) -> None:
+    async def test_a_reader_closed_early_releases_its_resources(self, store: VersionStore) -> None:
         data = bytes(3_000_000)
         info = describe("m", 1, data, self.archived)
         await keep(store, info, data)
@@ -83,7 +83,7 @@ class VersionStoreSuite(ABC):
             await anext(reader.chunks(1000, MIB))
         assert await read(store, info) == data
 
-    async def test_uploads_at_once_do_not_mix(self, store: VersionStore) -> None:
+    async def test_concurrent_uploads_do_not_mix(self, store: VersionStore) -> None:
         datas = [bytes([number]) * 100_000 for number in range(4)]
         uploads = [await store.open_upload("m", len(data)) for data in datas]
         for start in range(0, 100_000, 30_000):
@@ -100,6 +100,6 @@ class VersionStoreSuite(ABC):
         with pytest.raises(TooLargeError):
             await store.open_upload("m", 2**62)
 
-    async def test_what_was_never_written_is_not_found(self, store: VersionStore) -> None:
+    async def test_an_unknown_version_is_not_found(self, store: VersionStore) -> None:
         with pytest.raises(NotFoundError):
             await store.open_version(describe("m", 7, b"", self.archived))

@@ -71,9 +71,7 @@ def service_from_reply(data: bytes) -> Service:
 
 def is_ok(reply: directory_pb2.RegisterReply | directory_pb2.DeregisterReply) -> bool:
     """Return whether the Directory did the request."""
-    if isinstance(reply, directory_pb2.RegisterReply):
-        return reply.status == directory_pb2.RegisterReply.OK
-    return reply.status == directory_pb2.DeregisterReply.OK
+    return reply.status == type(reply).OK
 
 
 def details_from_message(message: directory_pb2.ServiceDetails) -> Details:

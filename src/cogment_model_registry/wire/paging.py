@@ -47,25 +47,24 @@ class Page:
         return most if missing is None else min(missing, most)
 
     def extend(self, entries: Iterable[bytes]) -> int:
-        """Take entries as long as they fit; return how many. See `add`."""
-        before = len(self)
-        for entry in entries:
-            if not self.add(entry):
-                break
-        return len(self) - before
-
-    def add(self, entry: bytes) -> bool:
-        """Take one more info, encoded as a field of the reply, if it fits.
+        """Take infos, each encoded as a field of the reply, as long as they fit.
 
         A page without a count ends where the reply would pass its size, but never empty. A page with a count is never
         shorter than asked for, since many callers consider a short page the last one.
 
         Returns:
-            Whether it was taken.
+            How many were taken.
 
         Raises:
             TooLargeError: The count asked for makes a reply that cannot be sent.
         """
+        before = len(self)
+        for entry in entries:
+            if not self._add(entry):
+                break
+        return len(self) - before
+
+    def _add(self, entry: bytes) -> bool:
         size_bytes = self._size_bytes + len(entry)
         if self._count:
             if len(self._entries) == self._count:

@@ -140,14 +140,14 @@ class LocalCatalog(Catalog):
                 group.create_task(self._persist_exactly(model))
 
     async def refresh(self, on_removed: Callable[[str], Awaitable[None]]) -> None:
-        """Find what people put into the folder, or took out of it.
+        """Load what people added to the folder, or removed from it, by hand.
 
         Args:
             on_removed: Called with the id of each model that is gone, while nobody else changes it.
         """
         found = {contents.info.model_id for contents in await self._archive.scan()}
         for model_id in sorted(found | self._models.keys()):
-            # Looked at again under the lock: what the scan saw may be older than what was stored since.
+            # Scanned again under the lock, since versions may have been stored after the first scan.
             async with self.lock(model_id):
                 contents = await self._archive.scan_model(model_id)
                 if contents is None and model_id in self._models:

@@ -144,7 +144,7 @@ def read_model(files: Files, directory: int, model_id: str) -> tuple[ModelInfo, 
         FileNotFoundError: It does not exist.
     """
     name = layout.model_file_name(model_id)
-    with _told(name, Kind.MODEL_METADATA_DAMAGED, Kind.MODEL_METADATA_NOT_A_FILE):
+    with _translated(name, Kind.MODEL_METADATA_DAMAGED, Kind.MODEL_METADATA_NOT_A_FILE):
         text = read_metadata(files, directory, name)
         return layout.parse_model(text, model_id), text
 
@@ -157,7 +157,7 @@ def read_version(files: Files, directory: int, model_id: str, number: int) -> tu
         FileNotFoundError: It does not exist.
     """
     name = layout.version_file_name(model_id, number)
-    with _told(name, Kind.VERSION_METADATA_DAMAGED, Kind.VERSION_METADATA_NOT_A_FILE):
+    with _translated(name, Kind.VERSION_METADATA_DAMAGED, Kind.VERSION_METADATA_NOT_A_FILE):
         text = read_metadata(files, directory, name)
         return layout.parse_version(text, model_id, number), text
 
@@ -170,7 +170,7 @@ def read_high_water_mark(files: Files, directory: int) -> int:
         FileNotFoundError: It does not exist.
     """
     name = layout.HIGH_WATER_MARK_NAME
-    with _told(name, Kind.HIGH_WATER_MARK_DAMAGED, Kind.HIGH_WATER_MARK_NOT_A_FILE):
+    with _translated(name, Kind.HIGH_WATER_MARK_DAMAGED, Kind.HIGH_WATER_MARK_NOT_A_FILE):
         return layout.parse_high_water_mark(read_metadata(files, directory, name))
 
 
@@ -184,7 +184,7 @@ def opened_data(files: Files, directory: int, info: VersionInfo) -> Iterator[int
     """
     name = layout.data_file_name(info.model_id, info.number)
     try:
-        with _told(name, Kind.DATA_NOT_A_FILE, Kind.DATA_NOT_A_FILE):
+        with _translated(name, Kind.DATA_NOT_A_FILE, Kind.DATA_NOT_A_FILE):
             file = files.open_to_read(directory, name)
     except FileNotFoundError:
         # A version goes with its metadata first; while that exists, the data has to.
@@ -210,7 +210,7 @@ def data_blocks(files: Files, file: int, info: VersionInfo) -> Iterator[bytes]:
     payload_hash = PayloadHash()
     missing_bytes = info.data_size_bytes
     while missing_bytes:
-        with _told(name, Kind.DATA_NOT_A_FILE, Kind.DATA_NOT_A_FILE):
+        with _translated(name, Kind.DATA_NOT_A_FILE, Kind.DATA_NOT_A_FILE):
             block = files.read(file, min(BLOCK_BYTES, missing_bytes))
         if not block:
             raise Damage(Kind.DATA_WRONG_SIZE, name, "it was truncated while it was read")
@@ -235,7 +235,7 @@ def unreadable(name: str, error: OSError) -> Fault:
 
 
 @contextlib.contextmanager
-def _told(name: str, damaged: Kind, not_a_file: Kind) -> Iterator[None]:
+def _translated(name: str, damaged: Kind, not_a_file: Kind) -> Iterator[None]:
     """Translate errors of reading a file into a `Fault`, except for its absence."""
     try:
         yield

@@ -24,7 +24,7 @@ class SlabPool:
         return len(self._free) * SLAB_BYTES
 
     def take(self) -> memoryview:
-        """Return a slab of `SLAB_BYTES` bytes with whatever it had in it."""
+        """Return a slab of `SLAB_BYTES` bytes, with its old content."""
         if self._free:
             return self._free.pop()
         # Private, so that neighbours merge into one mapping: the system allows a process some 65,000 of them.

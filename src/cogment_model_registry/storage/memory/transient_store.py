@@ -5,8 +5,8 @@ A version lies in whole slabs and one buffer of the exact size of the rest. Byte
 slabs, which do not change any more.
 
 Bytes are counted when they are allocated: `bytes held` is what versions and uploads really have. What uploads have
-declared but not yet sent is promised, so that an upload that was let in is refused later only when readers have pinned
-what it was to replace.
+declared but not yet sent is promised, so that an accepted upload is refused later only if readers have pinned the bytes
+that it was to replace.
 """
 
 import asyncio
@@ -135,7 +135,7 @@ class MemoryTransientStore(TransientStore):
     # Called by uploads and readers.
 
     async def report(self, evicted: list[VersionInfo]) -> None:
-        """Let the listener know of the versions in a list, and empty it."""
+        """Report the versions in a list to the listener, and empty the list."""
         reported = [*evicted]
         evicted.clear()
         await run_to_end(self._listener(reported))
@@ -205,7 +205,7 @@ class MemoryTransientStore(TransientStore):
         numbers = self._numbers[model_id]
         numbers.discard(number)
         if self._newest.get(model_id) == number:
-            # It was the newest one that could be had; now the next one is.
+            # It was the newest one in this store; now the next one is.
             self._newest[model_id] = max(numbers, default=0)
         if not numbers:
             del self._numbers[model_id]
