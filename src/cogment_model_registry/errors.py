@@ -3,6 +3,7 @@
     ModelRegistryError
     ├── InvalidError        the request breaks a rule, now and later
     ├── NotFoundError       no such model or version
+    ├── PreconditionError   the state of the registry does not allow it: it is read-only
     ├── ConflictError       what was to change has changed in the meantime
     ├── TooLargeError       it does not fit a limit, the memory budget or the disk
     ├── DataLossError       what is stored is damaged
@@ -69,6 +70,10 @@ class NotFoundError(ModelRegistryError):
         missing = "versions" if version_number == -1 else f"version {version_number}"  # -1 is the latest
         message = f"model {quoted(model_id)} has no {missing}"
         return cls(message, model_id=model_id, version_number=version_number)
+
+
+class PreconditionError(ModelRegistryError):
+    """The state of the registry does not allow it, such as that of a read-only one; to try again does not help."""
 
 
 class ConflictError(ModelRegistryError):

@@ -15,7 +15,7 @@ in addition to the errors that it states.
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeAlias
@@ -119,6 +119,13 @@ class VersionStore(ABC):
         Raises:
             DataLossError: Its bytes are missing or damaged.
             NotFoundError: The store does not have it, or no longer.
+        """
+
+    @abstractmethod
+    async def remove_version(self, info: VersionInfo) -> None:
+        """Remove a version, in an archive durably; readers under way go on. Does nothing when it is not there.
+
+        In an archive, the caller runs it as it runs `Upload.commit`: one at a time for a model.
         """
 
 
@@ -257,6 +264,10 @@ class TransientStore(VersionStore):
         its bytes; no later than when it is closed for its commit, so that a version that replaces another is visible
         first. Versions that are removed with their model are not evicted.
         """
+
+    @abstractmethod
+    def holding(self, info: VersionInfo) -> AbstractContextManager[None]:
+        """Return the context manager in which a version is not evicted, if it is there when it is entered."""
 
     @abstractmethod
     def note_newest(self, model_id: str, number: int) -> None:

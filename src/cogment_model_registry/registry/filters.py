@@ -200,7 +200,9 @@ def _malformed(text: str, position: int, expectation: str) -> InvalidError:
 
 
 def _position(text: str, error: lark.UnexpectedInput) -> int:
-    return len(text) if _is_end(error) else error.pos_in_stream or 0
+    if isinstance(error, lark.UnexpectedToken):
+        return len(text) if _is_end(error) else error.token.start_pos or 0
+    return int(getattr(error, "pos_in_stream", None) or 0)
 
 
 def _is_end(error: lark.UnexpectedInput) -> bool:

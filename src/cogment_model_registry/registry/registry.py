@@ -176,10 +176,13 @@ class Registry:
         catalog: What exists.
         archive: Where archived versions live.
         transient: Where transient versions live; the registry becomes its listener of evictions.
+
+    Attributes:
+        limits: The limits of requests.
     """
 
     def __init__(self, limits: Limits, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
-        self._limits = limits
+        self.limits = limits
         self._catalog = catalog
         self._archive = archive
         self._transient = transient
@@ -197,8 +200,8 @@ class Registry:
             InvalidError: The id or the `user_data` breaks a rule.
             TooLargeError: No space is left.
         """
-        self._check_model_id(info.model_id)
-        check_user_data(info.user_data, self._limits.user_data_max_bytes, info.model_id)
+        self.check_model_id(info.model_id)
+        check_user_data(info.user_data, self.limits.user_data_max_bytes, info.model_id)
 
         async def create_or_update() -> None:
             async with self._catalog.writing_model(info):
@@ -213,7 +216,7 @@ class Registry:
             InvalidError: The id breaks a rule.
             NotFoundError: It does not exist.
         """
-        self._check_model_id(model_id)
+        self.check_model_id(model_id)
 
         async def delete() -> None:
             async with self._catalog.removing_model(model_id):
@@ -240,7 +243,7 @@ class Registry:
         """
         self._check_count("model_ids", len(model_ids))
         for model_id in model_ids:
-            self._check_model_id(model_id)
+            self.check_model_id(model_id)
         return [await self._catalog.get_model(model_id) for model_id in model_ids]
 
     async def create_version(self, header: VersionHeader) -> VersionUpload:
@@ -251,8 +254,8 @@ class Registry:
             NotFoundError: The model does not exist.
             TooLargeError: The version cannot fit.
         """
-        self._check_model_id(header.model_id)
-        check_user_data(header.user_data, self._limits.user_data_max_bytes, header.model_id)
+        self.check_model_id(header.model_id)
+        check_user_data(header.user_data, self.limits.user_data_max_bytes, header.model_id)
         check_data_size(header.data_size_bytes, header.model_id)
         if header.data_hash:
             check_data_hash(header.data_hash, header.model_id)
@@ -267,7 +270,7 @@ class Registry:
             InvalidError: The id breaks a rule.
             NotFoundError: The model does not exist.
         """
-        self._check_model_id(model_id)
+        self.check_model_id(model_id)
         return await self._catalog.list_versions(model_id, first_number, limit)
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
@@ -278,7 +281,7 @@ class Registry:
             InvalidError: The id breaks a rule, or the list of numbers is too long.
             NotFoundError: The model or one of the versions does not exist.
         """
-        self._check_model_id(model_id)
+        self.check_model_id(model_id)
         self._check_count("version_numbers", len(numbers))
         return await self._catalog.get_versions(model_id, numbers)
 
@@ -290,7 +293,7 @@ class Registry:
             InvalidError: The id breaks a rule.
             NotFoundError: The model or the version does not exist.
         """
-        self._check_model_id(model_id)
+        self.check_model_id(model_id)
         ref = await self._catalog.find(model_id)
         [info] = await self._catalog.get_versions(model_id, [number])
         try:
@@ -309,7 +312,7 @@ class Registry:
             NotFoundError: The model does not exist, or was deleted.
             UnavailableError: The registry stops.
         """
-        self._check_model_id(model_id)
+        self.check_model_id(model_id)
         self._watchers += 1
         try:
             async with aclosing(self._catalog.watch(model_id)) as versions:
@@ -388,9 +391,10 @@ class Registry:
         store: VersionStore = self._archive if info.archived else self._transient
         return await store.open_version(info)
 
-    def _check_model_id(self, model_id: str) -> None:
-        check_model_id(model_id, self._limits.model_id_max_bytes)
+    def check_model_id(self, model_id: str) -> None:
+        """Refuse an id that breaks a rule; see `records.versions.check_model_id`."""
+        check_model_id(model_id, self.limits.model_id_max_bytes)
 
     def _check_count(self, name: str, count: int) -> None:
-        if count > self._limits.request_max_items:
-            raise InvalidError(f"{name} has {count} entries; at most {self._limits.request_max_items} are allowed")
+        if count > self.limits.request_max_items:
+            raise InvalidError(f"{name} has {count} entries; at most {self.limits.request_max_items} are allowed")

@@ -88,6 +88,11 @@ class MemoryArchive(Archive):
             raise DataLossError.version(info.model_id, info.number, f"its data has {len(data)} bytes")
         return _MemoryReader(info, data)
 
+    async def remove_version(self, info: VersionInfo) -> None:
+        await asyncio.sleep(0)
+        if info.model_id in self.shelf:
+            self.shelf[info.model_id].versions.pop(info.number, None)
+
     def require(self, model_id: str) -> StoredModel:
         """Return a model.
 

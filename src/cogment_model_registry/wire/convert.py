@@ -14,6 +14,7 @@ from cogment_model_registry.errors import (
     InvalidError,
     ModelRegistryError,
     NotFoundError,
+    PreconditionError,
     TimedOutError,
     TooLargeError,
     UnavailableError,
@@ -30,6 +31,7 @@ DecodeError = _DecodeError
 STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
+    PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     ConflictError: grpc.StatusCode.ABORTED,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DataLossError: grpc.StatusCode.DATA_LOSS,

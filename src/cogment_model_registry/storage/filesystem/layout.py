@@ -147,6 +147,17 @@ def parse_version(text: bytes, model_id: str, number: int) -> VersionInfo:
     )
 
 
+def parse_version_number(text: bytes, model_id: str) -> int:
+    """Return the number of the version of a model that a metadata file describes.
+
+    Raises:
+        BadMetadata: It is malformed, or describes a version of another model.
+    """
+    fields = _load(text)
+    _expect(fields, "model_id", model_id)
+    return _whole_number(fields, "version_number")
+
+
 _YAML_TRUE = (
     "y",
     "Y",
