@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, quoted
-from cogment_model_registry.records.versions import VersionInfo, check_model_id
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
 
 FIRST_REVISION = 1
 """The revision of a version of which nothing was changed yet. 0 means any revision, or none, in requests."""
@@ -56,6 +56,25 @@ class Alias:
     version_number: int
     revision: int
     set_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """A model with what it has now.
+
+    Attributes:
+        info: The model.
+        aliases: Its aliases, ordered by name.
+        latest_number: The number of its newest version; 0 for none.
+        versions: How many versions it has, of both tiers.
+        archived_bytes: Bytes of its archived versions.
+    """
+
+    info: ModelInfo
+    aliases: tuple[Alias, ...] = ()
+    latest_number: int = 0
+    versions: int = 0
+    archived_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,14 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from cogment_model_registry.errors import DataLossError
-from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Annotations, Version
+from cogment_model_registry.records.lifecycle import (
+    Alias,
+    AliasChange,
+    AnnotationChange,
+    Annotations,
+    ModelSummary,
+    Version,
+)
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.filters import Filter, Order, Position
 
@@ -414,6 +421,14 @@ class Catalog(ABC):
     @abstractmethod
     async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
         """Return up to `limit` models, ordered by id, without the first `offset` ones."""
+
+    @abstractmethod
+    async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
+        """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
+
+    @abstractmethod
+    async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
+        """Return models with what they have now, in the order given; those that do not exist any more are left out."""
 
     @abstractmethod
     def writing_model(self, info: ModelInfo) -> AbstractAsyncContextManager[None]:

@@ -19,6 +19,7 @@ from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
     AnnotationChange,
+    ModelSummary,
     Version,
     check_alias,
     check_metrics,
@@ -31,9 +32,6 @@ from cogment_model_registry.system.tasks import run_to_end
 
 _CHUNK_BYTES = 1024 * 1024
 """How much of a version is handed from store to store at once."""
-
-PAGE_MAX_ITEMS = 1000
-"""The most versions on one page of a search."""
 
 VersionKey: TypeAlias = int | str
 """A version number from 1, or -n for the n-th from the last; or an alias."""
@@ -71,6 +69,19 @@ class Lifecycle:
         numbers = [await self._number_of(model_id, key) for key in keys]
         return await self._catalog.describe(await self._registry.get_versions(model_id, numbers))
 
+    async def list_models_after(self, model_id: str, limit: int) -> list[ModelSummary]:
+        """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
+        return await self._catalog.summarize(await self._catalog.list_models_after(model_id, limit))
+
+    async def get_models(self, model_ids: Sequence[str]) -> list[ModelSummary]:
+        """Return the models with these ids, in the order given.
+
+        Raises:
+            InvalidError: An id breaks a rule, or the list is too long.
+            NotFoundError: One does not exist.
+        """
+        return await self._catalog.summarize(await self._registry.get_models(model_ids))
+
     async def search(
         self, model_id: str | None, accepted: Filter, order: Order, after: Position | None, limit: int
     ) -> list[Version]:
@@ -82,7 +93,7 @@ class Lifecycle:
         """
         if model_id is not None:
             self._registry.check_model_id(model_id)
-        return await self._catalog.search(Search(model_id, accepted, order, after, min(limit, PAGE_MAX_ITEMS)))
+        return await self._catalog.search(Search(model_id, accepted, order, after, limit))
 
     async def update_version(self, model_id: str, key: VersionKey, change: AnnotationChange) -> Version:
         """Change tags and metrics of a version; durable on return if it is archived.

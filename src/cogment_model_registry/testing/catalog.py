@@ -15,6 +15,7 @@ from cogment_model_registry.records.lifecycle import (
     AliasChange,
     AnnotationChange,
     Annotations,
+    ModelSummary,
     Version,
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
@@ -95,6 +96,12 @@ class CatalogSuite(ABC):
         assert [info.model_id for info in await catalog.list_models(1, 2)] == ["a", "m"]
         assert await catalog.list_models(5, 10) == []
         assert await counted(catalog) == (5, 0)
+
+    async def test_models_are_listed_from_an_id_on(self, catalog: Catalog) -> None:
+        for model_id in ("b", "a", "c"):
+            await self.put_model(catalog, model_id)
+        for after, expected in (("", ["a", "b"]), ("a", ["b", "c"]), ("aa", ["b", "c"]), ("c", [])):
+            assert [info.model_id for info in await catalog.list_models_after(after, 2)] == expected
 
     async def test_user_data_is_replaced(self, catalog: Catalog) -> None:
         assert await catalog.get_model("m") == ModelInfo("m", {"a": "b"})
@@ -421,6 +428,15 @@ class CatalogSuite(ABC):
         assert [version.info.model_id for version in await catalog.search(everywhere)] == ["n"]
         with pytest.raises(NotFoundError):
             await catalog.search(replace(search, model_id="none"))
+
+    async def test_a_model_is_summarized(self, catalog: Catalog) -> None:
+        for model_id in ("m", "n"):
+            await self.put_model(catalog, model_id)
+        infos = [await publish_annotated(catalog, archived=archived) for archived in (True, False)]
+        aliases = await catalog.set_aliases(await catalog.find("m"), [AliasChange("best", 1)], 5)
+        models = [ModelInfo("n"), ModelInfo("none"), ModelInfo("m")]
+        expected = ModelSummary(ModelInfo("m"), tuple(aliases), 2, 2, infos[0].data_size_bytes)
+        assert await catalog.summarize(models) == [ModelSummary(ModelInfo("n")), expected]
 
     async def test_annotations_and_aliases_survive_a_clean_stop(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as catalog:

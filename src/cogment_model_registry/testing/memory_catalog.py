@@ -17,6 +17,7 @@ from cogment_model_registry.records.lifecycle import (
     AliasChange,
     AnnotationChange,
     Annotations,
+    ModelSummary,
     Version,
     check_alias_revision,
     check_revision,
@@ -45,6 +46,15 @@ class _Model:
         self.versions.pop(number, None)
         self.annotations.pop(number, None)
         self.aliases = {name: alias for name, alias in self.aliases.items() if alias.version_number != number}
+
+    def summary(self) -> ModelSummary:
+        return ModelSummary(
+            info=self.info,
+            aliases=tuple(self.aliases[name] for name in sorted(self.aliases)),
+            latest_number=max(self.versions, default=0),
+            versions=len(self.versions),
+            archived_bytes=sum(info.data_size_bytes for info in self.versions.values() if info.archived),
+        )
 
     def describe(self, info: VersionInfo) -> Version:
         names = sorted(name for name, alias in self.aliases.items() if alias.version_number == info.number)
@@ -131,6 +141,15 @@ class MemoryCatalog(Catalog):
         await asyncio.sleep(0)
         models = self._tables.models
         return [models[model_id].info for model_id in sorted(models)[offset : offset + limit]]
+
+    async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
+        await asyncio.sleep(0)
+        models = self._tables.models
+        return [models[each].info for each in sorted(models) if each > model_id][:limit]
+
+    async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
+        await asyncio.sleep(0)
+        return [model.summary() for info in models if (model := self._tables.models.get(info.model_id))]
 
     @asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:

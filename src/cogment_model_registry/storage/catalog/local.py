@@ -31,6 +31,7 @@ from cogment_model_registry.records.lifecycle import (
     AliasChange,
     AnnotationChange,
     Annotations,
+    ModelSummary,
     Version,
     check_revision,
 )
@@ -178,6 +179,22 @@ class LocalCatalog(Catalog):
 
     async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
         return [self._models[model_id].info for model_id in self._ids[offset : offset + limit]]
+
+    async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
+        return await self.list_models(bisect.bisect_right(self._ids, model_id), limit)
+
+    async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
+        found = [model for info in models if (model := self._models.get(info.model_id))]
+        return [
+            ModelSummary(
+                info=model.info,
+                aliases=tuple(self._index.aliases_of(model.model_id).values()),
+                latest_number=model.numbers[-1] if model.numbers else 0,
+                versions=len(model.numbers),
+                archived_bytes=sum(model.archived_bytes.values()),
+            )
+            for model in found
+        ]
 
     @contextlib.asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
