@@ -23,10 +23,10 @@ export PYTHONPYCACHEPREFIX := $(CURDIR)/.cache/pycache
 # Hundreds of processes that the tests start would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-frameworks test-minimum try-wheel torture bench bench-quick check format protos docs session lock clean
+.PHONY: help serve test test-frameworks test-minimum test-environments try-wheel torture bench bench-quick check format protos docs session lock clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: $(VENV)/serve.stamp ## run the model registry on port 9000, with its archive in ./models/
 	$(BIN)/cogment services model_registry --port=9000 --archive_dir=./models/ --grpc_reflection $(ARGUMENTS)
@@ -41,6 +41,9 @@ test-frameworks: ## run the tests of what needs PyTorch and JAX, in an environme
 test-minimum: ## run what depends on other packages with the lowest versions that are supported, on Python 3.11
 	@$(MAKE) --no-print-directory VENV=.venv-minimum $(if $(PYTHON_3_11),PYTHON=$(PYTHON_3_11)) .venv-minimum/minimum.stamp
 	.venv-minimum/bin/python -m pytest -n 4 --dist worksteal $(MINIMUM_TESTS) $(ARGUMENTS)
+
+test-environments: $(VENV)/develop.stamp ## run tests in other locales, with an umask, as another user, and with closed streams
+	$(BIN)/python -m tools.try_environments $(ARGUMENTS)
 
 try-wheel: $(VENV)/develop.stamp ## build the wheel, and try it in new environments with each Python at hand and each protobuf
 	$(BIN)/python tools/try_wheel.py $(ARGUMENTS)

@@ -204,7 +204,7 @@ def main() -> int:
     try:
         with ModelRegistry(options.endpoint) as registry, serving(options.port) as service:
             print(f"listening on http://127.0.0.1:{service.server_port}", flush=True)
-            follow(service, registry, options.model, options.file)
+            follow(service, registry, options.model, options.file.expanduser())
     except KeyboardInterrupt:
         print("stopped", flush=True)
     except (ModelRegistryError, OSError) as error:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,10 +29,11 @@ class ServerProcess:
         *flags: str,
         environment: dict[str, str] | None = None,
         service: str = "model_registry",
+        before: Sequence[str] = (),
     ) -> None:
         self.archive_dir = archive_dir
         self.lines: list[str] = []
-        command = [sys.executable, "-m", "cogment_model_registry", "services", service]
+        command = [*before, sys.executable, "-m", "cogment_model_registry", "services", service]
         command += ["--port=0", "--host=127.0.0.1", *flags]
         if service == "model_registry":
             command.append(f"--archive_dir={archive_dir}")
@@ -40,7 +41,8 @@ class ServerProcess:
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",  # in each locale, but for what is not the log
+            errors="backslashreplace",
             env={**clean_environment(), **(environment or {})},
         )
         self._news = threading.Condition()
@@ -113,10 +115,17 @@ def clean_environment() -> dict[str, str]:
 
 @contextmanager
 def server_process(
-    archive_dir: Path, *flags: str, environment: dict[str, str] | None = None, service: str = "model_registry"
+    archive_dir: Path,
+    *flags: str,
+    environment: dict[str, str] | None = None,
+    service: str = "model_registry",
+    before: Sequence[str] = (),
 ) -> Iterator[ServerProcess]:
-    """Return a context manager in which a server process serves; what is left of it at the end is killed."""
-    process = ServerProcess(archive_dir, *flags, environment=environment, service=service)
+    """Return a context manager in which a server process serves; what is left of it at the end is killed.
+
+    The words of `before` come before those of its command.
+    """
+    process = ServerProcess(archive_dir, *flags, environment=environment, service=service, before=before)
     try:
         yield process
     finally:

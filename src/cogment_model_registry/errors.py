@@ -115,7 +115,7 @@ class StoppingError(UnavailableError):
 
 
 class WrongServerError(ModelRegistryError):
-    """What answers at the endpoint is not what was looked for there: a model registry, or a Directory."""
+    """The server at the endpoint is not the expected one: a model registry, or a Directory."""
 
 
 class ClosedError(ModelRegistryError):

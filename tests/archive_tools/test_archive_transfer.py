@@ -50,7 +50,7 @@ def archive(tmp_path: Path) -> Path:
     write_version(directory, 1, b"data 1")
     write_version(directory, 2, b"", user_data='{step: "1e3", note: "é\\n\\0"}')
     write_version(directory, 5, bytes(range(256)) * 9, extra="kept")
-    (directory / ".high_water_mark").write_text("7\n")
+    (directory / ".high_water_mark").write_text("7\n", encoding="utf-8")
     write_version(write_model(tmp_path / "archive", "other"), 1, b"other")
     return tmp_path / "archive"
 
@@ -129,7 +129,7 @@ def test_every_model_of_the_original_can_be_moved(tmp_path: Path, target: Path) 
     for name, text in re.findall(r"^== (.+)\n((?:(?!== ).*\n)+)", ORIGINAL, re.MULTILINE):
         path = tmp_path / "original" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.removesuffix("\n") if name.endswith(".data") else text)
+        path.write_text(text.removesuffix("\n") if name.endswith(".data") else text, encoding="utf-8")
     for model in (tmp_path / "original").iterdir():
         import_(target, export(tmp_path / "original", model.name))
         expected = contents(model)
@@ -140,7 +140,7 @@ def test_every_model_of_the_original_can_be_moved(tmp_path: Path, target: Path) 
 def test_numbers_of_damaged_versions_and_of_data_without_metadata_are_not_reused(archive: Path, target: Path) -> None:
     (archive / "m/m-v000009.data").write_bytes(b"no metadata")
     import_(target, export(archive))
-    assert (target / "m/.high_water_mark").read_text() == "9\n"
+    assert (target / "m/.high_water_mark").read_text(encoding="utf-8") == "9\n"
 
 
 @pytest.mark.parametrize("new_id", ["n", "été", "m-v000001", "a.yaml", "1" * 128, "m " * 60 + "x"])
@@ -162,7 +162,7 @@ def test_model_can_be_imported_under_another_name(new_id: str, archive: Path, ta
                 old.user_data,
             )
         assert files.status(directory).st_nlink
-    assert (target / new_id / ".high_water_mark").read_text() == "7\n"
+    assert (target / new_id / ".high_water_mark").read_text(encoding="utf-8") == "7\n"
     # Long names take another form of header.
     import_(target, export(target, new_id), "back")
     assert len(os.listdir(target / "back")) == 8
@@ -377,7 +377,7 @@ def test_header_with_too_large_a_size_allocates_no_memory(target: Path) -> None:
 
 def test_damaged_version_ends_an_export_or_is_left_out_with_skip_damaged(archive: Path, target: Path) -> None:
     (archive / "m/m-v000001.data").write_bytes(b"data 7")
-    (archive / "m/m-v000002.yaml").write_text("")
+    (archive / "m/m-v000002.yaml").write_text("", encoding="utf-8")
     file = target.parent / "m.tar"
     result = run_in_process("archive", "export", str(archive), "m", "--output", str(file))
     assert (result.returncode, result.stdout) == (1, "")
@@ -392,7 +392,7 @@ def test_damaged_version_ends_an_export_or_is_left_out_with_skip_damaged(archive
     result = run_cogment("archive", "import", str(target), str(file))
     assert (result.returncode, result.stdout) == (0, "imported m: 1 versions, 2.2 KiB\n")
     assert result.stderr == "the export had left out versions 1, 2, which were damaged\n"
-    assert (target / "m/.high_water_mark").read_text() == "7\n"
+    assert (target / "m/.high_water_mark").read_text(encoding="utf-8") == "7\n"
     assert main(["archive", "verify", str(target)]) == 0
 
 
@@ -400,11 +400,13 @@ def test_damaged_version_ends_an_export_or_is_left_out_with_skip_damaged(archive
 def test_damaged_metadata_of_a_model_ends_an_export_or_is_replaced_with_skip_damaged(
     name: str, archive: Path, target: Path
 ) -> None:
-    (archive / "m" / name).write_text("")
+    (archive / "m" / name).write_text("", encoding="utf-8")
     with pytest.raises(ModelRegistryError, match="is damaged"):
         export(archive)
     assert import_(target, export(archive, skip_damaged=True)).versions == 3
-    assert (target / "m/.high_water_mark").read_text() == ("5\n" if name == ".high_water_mark" else "7\n")
+    assert (target / "m/.high_water_mark").read_text(encoding="utf-8") == (
+        "5\n" if name == ".high_water_mark" else "7\n"
+    )
 
 
 def test_bytes_that_change_during_an_export_end_it_even_with_skip_damaged(archive: Path) -> None:
@@ -444,9 +446,9 @@ def test_export_replaces_a_file_only_with_force(archive: Path, tmp_path: Path) -
     assert run_in_process(*arguments).returncode == 0
     assert file.stat().st_mode & 0o777 == 0o640 & ~current_umask()
     first = file.read_bytes()
-    file.write_text("mine")
+    file.write_text("mine", encoding="utf-8")
     result = run_in_process(*arguments)
-    assert (result.returncode, file.read_text()) == (2, "mine")
+    assert (result.returncode, file.read_text(encoding="utf-8")) == (2, "mine")
     assert run_in_process(*arguments, "--force").returncode == 0
     assert file.read_bytes() == first
     os.mkfifo(tmp_path / "fifo")
@@ -454,7 +456,7 @@ def test_export_replaces_a_file_only_with_force(archive: Path, tmp_path: Path) -
     for name in ("fifo", "archive"):
         result = run_in_process(*arguments[:-1], str(tmp_path / name), "--force")
         assert (result.returncode, result.stderr.count("\n")) == (2, 1)
-    file.write_text("mine")
+    file.write_text("mine", encoding="utf-8")
     link = str(tmp_path / "link")
     assert run_in_process(*arguments[:-1], link).returncode == 2
     assert run_in_process(*arguments[:-1], link, "--force").returncode == 0
@@ -491,7 +493,7 @@ def test_files_that_root_writes_belong_to_the_owner_of_the_archive(archive: Path
     (tmp_path / "m.tar").write_bytes(export(archive))
     os.chown(target, 12345, 23456)
     assert main(["archive", "import", str(target), str(tmp_path / "m.tar")]) == 0
-    (target / "m/.high_water_mark").write_text("x")
+    (target / "m/.high_water_mark").write_text("x", encoding="utf-8")
     assert main(["archive", "verify", str(target), "--repair"]) == 0
     assert len(list(target.rglob("*"))) == 10
     assert {(path.stat().st_uid, path.stat().st_gid) for path in target.rglob("*")} == {(12345, 23456)}
@@ -737,7 +739,7 @@ def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path, target: 
     from tests.archive_tools.test_damaged_archives import version_text  # noqa: PLC0415 # used here alone
 
     data = bytes(200 * 2**20)
-    (archive / "m/m-v000006.yaml").write_text(version_text("m", 6, data))
+    (archive / "m/m-v000006.yaml").write_text(version_text("m", 6, data), encoding="utf-8")
     with (archive / "m/m-v000006.data").open("wb") as file:
         file.truncate(len(data))
     del data

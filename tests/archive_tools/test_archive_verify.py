@@ -52,7 +52,7 @@ def outside(tmp_path: Path) -> Path:
     """A directory next to the archive, which must neither be read nor changed."""
     directory = write_model(tmp_path / "outside", "m")
     write_version(directory, 2, SECRET)
-    (directory / "mark").write_text("500\n")
+    (directory / "mark").write_text("500\n", encoding="utf-8")
     return directory
 
 
@@ -153,7 +153,7 @@ def test_wrong_byte_is_found_by_the_hash(archive: Path, verify: Verify) -> None:
 def test_all_kinds_of_damage_together_are_reported_in_order(archive: Path, verify: Verify) -> None:
     (archive / "m" / DATA).write_bytes(b"data 7")
     (archive / "m/m-v000003.data").unlink()
-    (archive / "m/m-v000001.yaml").write_text("")
+    (archive / "m/m-v000001.yaml").write_text("", encoding="utf-8")
     write_version(archive / "m", 1_000_000, b"")
     (archive / "m/m-v1000000.data").write_bytes(b"x")
     _, document = verify(archive)
@@ -162,10 +162,10 @@ def test_all_kinds_of_damage_together_are_reported_in_order(archive: Path, verif
 
 @pytest.mark.parametrize("text", ["", "cut: [", "model_id: other\nuser_data: {}\n"])
 def test_damaged_metadata_of_a_model_is_found_and_kept(text: str, archive: Path, verify: Verify) -> None:
-    (archive / "m/m.yaml").write_text(text)
+    (archive / "m/m.yaml").write_text(text, encoding="utf-8")
     code, document = verify(archive, "--repair")
     assert (code, problems(document)) == (1, [(Kind.MODEL_METADATA_DAMAGED, None, "m/m.yaml")])
-    assert (archive / "m/m.yaml").read_text() == text
+    assert (archive / "m/m.yaml").read_text(encoding="utf-8") == text
 
 
 @pytest.mark.parametrize("what", OTHER_THINGS)
@@ -190,11 +190,11 @@ async def test_missing_metadata_of_a_model_is_rebuilt(archive: Path, verify: Ver
 
 @pytest.mark.parametrize("text", ["", "x", "-7\n", "7.5\n", f"{2**32}\n", "9" * 99])
 async def test_damaged_high_water_mark_is_repaired(text: str, archive: Path, verify: Verify) -> None:
-    (archive / "m/.high_water_mark").write_text(text)
+    (archive / "m/.high_water_mark").write_text(text, encoding="utf-8")
     assert problems(verify(archive)[1]) == [(Kind.HIGH_WATER_MARK_DAMAGED, None, "m/.high_water_mark")]
     assert verify(archive, "--repair")[0] == 0
     assert verify(archive)[1]["findings"] == []
-    assert (archive / "m/.high_water_mark").read_text() == "3\n"
+    assert (archive / "m/.high_water_mark").read_text(encoding="utf-8") == "3\n"
     async with serving(archive) as server, connected(server.port) as client:
         assert (await client.publish("m", b"")).version_number == 4
 
@@ -217,11 +217,11 @@ def test_high_water_mark_that_is_not_a_regular_file_is_repaired_where_possible(
 
 
 def test_low_high_water_mark_is_not_a_problem_and_a_repair_raises_it(archive: Path, verify: Verify) -> None:
-    (archive / "m/.high_water_mark").write_text("2\n")
+    (archive / "m/.high_water_mark").write_text("2\n", encoding="utf-8")
     code, document = verify(archive)
     assert (code, [item["kind"] for item in document["findings"]]) == (0, [Kind.HIGH_WATER_MARK_LOW])
     assert verify(archive, "--repair")[0] == 0
-    assert (archive / "m/.high_water_mark").read_text() == "3\n"
+    assert (archive / "m/.high_water_mark").read_text(encoding="utf-8") == "3\n"
 
 
 def plant_leftovers(archive: Path) -> None:
@@ -229,7 +229,7 @@ def plant_leftovers(archive: Path) -> None:
     (archive / "m/.~123").write_bytes(b"part")
     (archive / "m/m-v000009.data").write_bytes(b"data 9")
     (archive / ".~77").mkdir()
-    (archive / ".~77/x.yaml").write_text("model_id: x\n")
+    (archive / ".~77/x.yaml").write_text("model_id: x\n", encoding="utf-8")
     (archive / ".~77/link").symlink_to(archive / "m")
 
 
@@ -283,13 +283,13 @@ def test_foreign_entries_are_reported_as_notes_and_left_alone(archive: Path, out
         path = archive / name
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            path.write_text("foreign")
+            path.write_text("foreign", encoding="utf-8")
     os.mkfifo(archive / "fifo")
     os.mkfifo(archive / "m/fifo")
     (archive / "linked").symlink_to(outside)
     (archive / "m/m-v000004.data").symlink_to(outside / DATA)
     (archive / "m/.~9").mkdir()
-    (archive / ".~9").write_text("a file")
+    (archive / ".~9").write_text("a file", encoding="utf-8")
     os.mkdir(os.fsencode(archive) + b"/bad\xff\x1b")
     before = tree(archive)
     code, document = verify(archive)
@@ -324,7 +324,7 @@ class Forbidding(Files):
 
 @pytest.mark.parametrize("name", ["m", "m.yaml", YAML, DATA, ".high_water_mark", ".lock"])
 def test_unreadable_files_are_reported(name: str, archive: Path) -> None:
-    (archive / "m/.high_water_mark").write_text("3\n")
+    (archive / "m/.high_water_mark").write_text("3\n", encoding="utf-8")
     (archive / ".lock").touch()
     report = look(archive, Forbidding(name))
     assert [(finding.kind, Path(finding.file).name) for finding in report.findings] == [(Kind.UNREADABLE, name)]
@@ -461,8 +461,8 @@ def test_memory_does_not_grow_with_the_size_of_a_version(archive: Path) -> None:
     size_bytes = 300 * 2**20
     with (archive / "m" / DATA).open("wb") as file:
         file.truncate(size_bytes)
-    text = (archive / "m" / YAML).read_text().replace("data_size: 6", f"data_size: {size_bytes}")
-    (archive / "m" / YAML).write_text(text)
+    text = (archive / "m" / YAML).read_text(encoding="utf-8").replace("data_size: 6", f"data_size: {size_bytes}")
+    (archive / "m" / YAML).write_text(text, encoding="utf-8")
     code = (
         "import sys; from cogment_model_registry.cli import main; main(sys.argv[1:]); "
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"

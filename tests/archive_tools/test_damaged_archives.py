@@ -41,7 +41,7 @@ def write_model(archive: Path, model_id: str) -> Path:
     """Write a model without versions, and return its directory."""
     directory = archive / model_id
     directory.mkdir(parents=True)
-    (directory / f"{model_id}.yaml").write_text(f"model_id: {model_id}\nuser_data: {{}}\n")
+    (directory / f"{model_id}.yaml").write_text(f"model_id: {model_id}\nuser_data: {{}}\n", encoding="utf-8")
     return directory
 
 
@@ -49,7 +49,7 @@ def write_version(directory: Path, number: int, data: bytes, **changes: str | No
     """Write a version of the model in a directory."""
     name = f"{directory.name}-v{number:06d}"
     (directory / f"{name}.data").write_bytes(data)
-    (directory / f"{name}.yaml").write_text(version_text(directory.name, number, data, **changes))
+    (directory / f"{name}.yaml").write_text(version_text(directory.name, number, data, **changes), encoding="utf-8")
 
 
 def sound_archive(place: Path) -> Path:
@@ -71,9 +71,9 @@ def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def outside(tmp_path: Path) -> Path:
     """A directory next to the archive, with files that look like a model, which must neither be read nor changed."""
     directory = write_model(tmp_path / "outside", "m")
-    (directory / "m.yaml").write_text(f"model_id: m\nuser_data: {{secret: {SECRET.decode()}}}\n")
+    (directory / "m.yaml").write_text(f"model_id: m\nuser_data: {{secret: {SECRET.decode()}}}\n", encoding="utf-8")
     write_version(directory, 2, SECRET, user_data=f"{{secret: {SECRET.decode()}}}")
-    (directory / "mark").write_text("500\n")
+    (directory / "mark").write_text("500\n", encoding="utf-8")
     return directory
 
 
@@ -168,11 +168,11 @@ def link_outside(path: Path, outside: Path) -> None:
     if path.name == YAML:
         path.with_name(DATA).write_bytes(SECRET)
     if path.name == DATA:
-        path.with_name(YAML).write_text(version_text("m", 2, SECRET))
+        path.with_name(YAML).write_text(version_text("m", 2, SECRET), encoding="utf-8")
 
 
 def huge_file(path: Path, _: Path) -> None:
-    path.write_text(SOUND)
+    path.write_text(SOUND, encoding="utf-8")
     os.truncate(path, 2**40)
 
 
@@ -236,7 +236,7 @@ async def test_metadata_without_permission_to_read_is_damage(archive: Path) -> N
 
 async def test_damaged_version_is_not_counted_from_the_last_even_before_it_was_requested(archive: Path) -> None:
     for number in (2, 3):
-        (archive / f"m/m-v{number:06d}.yaml").write_text("")
+        (archive / f"m/m-v{number:06d}.yaml").write_text("", encoding="utf-8")
     async with serving(archive) as server, connected(server.port) as client:
         watch = client.watching("m")
         assert (await next_version(watch)).version_number == 1
@@ -403,7 +403,10 @@ async def test_foreign_entries_are_ignored_and_left_alone(archive: Path, caplog:
         path = archive / name
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            path.write_text(version_text("m", 4, b"") if "-v" in name else "model_id: m\nuser_data: {foreign: x}\n")
+            path.write_text(
+                version_text("m", 4, b"") if "-v" in name else "model_id: m\nuser_data: {foreign: x}\n",
+                encoding="utf-8",
+            )
     (archive / "m/directory").mkdir()
     (archive / "m/m-v000004.data.d").mkdir()
     os.mkfifo(archive / "fifo")
@@ -462,7 +465,7 @@ async def test_unquoted_user_data_stays_the_text_that_was_written(tmp_path: Path
     directory = write_model(tmp_path, "m")
     expected = {f"key {number}": text for number, text in enumerate(UNQUOTED)} | {"1e3": "no", "empty": "", "last": "z"}
     lines = "".join(f"\n  {name}: {text}" for name, text in expected.items())
-    (directory / "m.yaml").write_text(f"model_id: m\nuser_data:{lines}\n")
+    (directory / "m.yaml").write_text(f"model_id: m\nuser_data:{lines}\n", encoding="utf-8")
     write_version(directory, 1, b"", user_data=f"{lines}\n  last: first\n  last: z")
     async with serving(tmp_path) as server, connected(server.port) as client:
         assert dict((await client.models("m")).model_infos[0].user_data) == expected
@@ -552,7 +555,7 @@ async def test_archive_of_the_original_is_served_unchanged_and_its_numbers_conti
     files = dict(re.findall(r"^== (.+)\n((?:(?!== ).*\n)+)", ORIGINAL, re.MULTILINE))
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(text.removesuffix("\n") if name.endswith(".data") else text)
+        (tmp_path / name).write_text(text.removesuffix("\n") if name.endswith(".data") else text, encoding="utf-8")
     before = {name: content(tmp_path / name) for name in os.listdir(tmp_path)}
     second_ns = calendar.timegm((2026, 11, 22, 16, 53, 2)) * 10**9
     async with serving(tmp_path) as server, connected(server.port) as client:
@@ -625,11 +628,11 @@ async def test_original_can_read_written_archives(tmp_path: Path) -> None:
                 call.cancel()
                 directory, name = archive / model_id, f"{model_id}-v000001"
                 assert {path for path in os.listdir(directory) if taken_for_a_version.search(path)} <= {f"{name}.yaml"}
-                assert yaml.safe_load((directory / f"{model_id}.yaml").read_text()) == {
+                assert yaml.safe_load((directory / f"{model_id}.yaml").read_text(encoding="utf-8")) == {
                     "model_id": model_id,
                     "user_data": user_data,
                 }
-                text = (directory / f"{name}.yaml").read_text()
+                text = (directory / f"{name}.yaml").read_text(encoding="utf-8")
                 fields = yaml.safe_load(text)
                 assert isinstance(fields.pop("creation_timestamp"), datetime)
                 assert "creation_timestamp: 2021-10-01T20:10:05.107454620Z\n" in text

@@ -2,7 +2,6 @@
 
 import datetime
 import json
-import logging
 import os
 import re
 import signal
@@ -20,7 +19,6 @@ import psutil
 import pytest
 
 from cogment_model_registry import __version__
-from cogment_model_registry.serving.logs import DailyFileHandler
 from cogment_model_registry.settings import Settings, all_settings
 from cogment_model_registry.wire import messages as m
 from tests.in_process import run_in_process
@@ -181,7 +179,7 @@ def test_flag_beats_the_environment(tmp_path: Path) -> None:
         ("directory_endpoint", "foo:9005"),
         ("directory_registration_properties", "a=b=c"),
         ("upload_idle_seconds", "-1"),
-        ("host", "été"),
+        ("host", "a b"),
     ],
 )
 def test_setting_that_is_not_allowed_ends_the_start_with_one_line(tmp_path: Path, name: str, text: str) -> None:
@@ -191,6 +189,24 @@ def test_setting_that_is_not_allowed_ends_the_start_with_one_line(tmp_path: Path
     by_variable = run_in_process(*REGISTRY, cwd=tmp_path, environment={setting.environment: text})
     assert is_refused(by_variable, name, setting.environment, text, setting.kind.allowed)
     assert list(tmp_path.iterdir()) == [], "nothing is created before all settings are known to be good"
+
+
+@pytest.mark.parametrize(
+    ("service", "variable", "place"),
+    [
+        ("model_registry", "COGMENT_MODEL_REGISTRY_PORT", "--archive_dir=/dev/null/archive"),
+        ("directory", "COGMENT_DIRECTORY_PORT", "--persistence_file=/dev/null/file"),
+    ],
+)
+def test_a_link_that_the_platform_set_is_ignored_with_a_warning(service: str, variable: str, place: str) -> None:
+    link = "tcp://10.0.0.1:9002"
+    result = run_cogment("services", service, place, "--log_format=json", environment={variable: link})
+    assert result.returncode == 3, "the port is not what fails, but what is served from it"
+    [line] = map(json.loads, result.stdout.splitlines())
+    assert (line["level"], line["variable"], line["value"]) == ("warning", variable, link)
+    assert "--port gives the setting" in line["event"]
+    result = run_cogment("services", service, place, "--port=0", environment={variable: link})
+    assert (result.returncode, result.stdout) == (3, "")
 
 
 def test_value_with_line_breaks_and_control_characters_is_reported_in_one_line(tmp_path: Path) -> None:
@@ -335,27 +351,6 @@ def test_log_file_has_the_local_date_in_its_name_and_is_appended_to(tmp_path: Pa
     assert {file.name for file in files} <= {f"cogment_{date.isoformat()}.log" for date in dates}
     text = "".join(file.read_text() for file in files)
     assert [int(port) for port in re.findall(r"\bport=(\d+)\b", text)] == ports
-
-
-def test_each_local_day_has_a_log_file_of_its_own(tmp_path: Path) -> None:
-    handler = DailyFileHandler(str(tmp_path / "cogment.log"))
-    noon = datetime.datetime(2026, 11, 22, 12, 0)
-    for moment in (
-        noon,
-        noon.replace(hour=23, minute=59),
-        noon + datetime.timedelta(hours=12),
-        noon.replace(year=2027),
-    ):
-        record = logging.LogRecord("", logging.INFO, "", 0, f"{moment:%H:%M}", None, None)
-        record.created = moment.timestamp()
-        handler.emit(record)
-    handler.close()
-    texts = {file.name: file.read_text() for file in tmp_path.iterdir() if file.stat().st_size}
-    assert texts == {
-        "cogment_2026-11-22.log": "12:00\n23:59\n",
-        "cogment_2026-11-23.log": "00:00\n",
-        "cogment_2027-11-22.log": "12:00\n",
-    }
 
 
 def test_log_file_that_cannot_be_written_ends_the_start_with_one_line(tmp_path: Path) -> None:

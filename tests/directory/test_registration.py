@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +31,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import directory as wire
 from tests.client import Client, connected, header
 from tests.directory.processes import DirectoryProcess, directory_process
+from tests.names import Names
 from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, run, run_cogment, server_process
 from tests.waiting import eventually, until
@@ -40,10 +41,12 @@ STOPPED_SECONDS = 4.0
 what a busy machine needs to end a process."""
 
 
-async def found(port: int, token: str = "", service_type: ServiceType = ServiceType.MODEL_REGISTRY) -> list[Service]:
+async def found(
+    port: int, token: str = "", service_type: ServiceType = ServiceType.MODEL_REGISTRY, host: str = "127.0.0.1"
+) -> list[Service]:
     """Return the services of a type that the Directory on a port returns; none while it does not answer."""
     try:
-        async with connected_to_directory(f"grpc://127.0.0.1:{port}", token) as client:
+        async with connected_to_directory(f"grpc://{host}:{port}", token) as client:
             return await client.inquire(Details(service_type), timeout_seconds=5)
     except ModelRegistryError:
         return []
@@ -65,8 +68,12 @@ async def registered(port: int, registry: ServerProcess, token: str = "") -> Ser
 def events(process: ServerProcess) -> list[tuple[str, str]]:
     """Return level and event of the lines of a JSON log that are about the Directory."""
     entries = [json.loads(line) for line in process.lines]
-    about = [(entry["level"], entry["event"]) for entry in entries]
-    return [(level, event) for level, event in about if "Directory" in event or "registration" in event]
+    return relevant((entry["level"], entry["event"]) for entry in entries)
+
+
+def relevant(events: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the events, with their levels, that are about the Directory."""
+    return [(level, event) for level, event in events if "Directory" in event or "registration" in event]
 
 
 def seconds_to_stop(process: ServerProcess) -> float:
@@ -156,6 +163,10 @@ async def test_given_host_is_registered(tmp_path: Path) -> None:
         }
 
 
+IPV6 = ("::", "0:0:0:0:0:0:0:0", "::ffff:0.0.0.0")
+ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+
+
 def own_addresses() -> set[str]:
     """Return the IPv4 addresses of this machine that others may reach."""
     every = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
@@ -164,14 +175,16 @@ def own_addresses() -> set[str]:
 
 
 @pytest.mark.skipif(not own_addresses(), reason="this machine has no address but loopback ones")
-async def test_an_address_of_the_machine_is_registered_when_all_interfaces_are_served(tmp_path: Path) -> None:
-    with (
-        directory_process() as directory,
-        server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}", "--host=*") as registry,
-    ):
-        service = await registered(directory.port, registry)
-        assert service.endpoint.host in own_addresses()
-        assert service.details.properties["__registration_source"] == "Self-Implicit"
+@pytest.mark.parametrize("host", ["*", "0.0.0.0", "00.0.0.0", *(pytest.param(host, marks=ipv6) for host in IPV6)])
+async def test_an_address_of_the_machine_is_registered_when_all_interfaces_are_served(
+    tmp_path: Path, host: str
+) -> None:
+    with directory_process() as directory:
+        flags = [f"--directory_endpoint={directory.endpoint}", f"--host={host}"]
+        with server_process(tmp_path / "archive", *flags) as registry:
+            service = await registered(directory.port, registry)
+            assert service.endpoint.host in own_addresses()
+            assert service.details.properties["__registration_source"] == "Self-Implicit"
 
 
 def without_network(*command: str) -> list[str]:
@@ -317,6 +330,32 @@ async def test_a_directory_that_gave_the_id_to_another_service_keeps_that_one_to
                 assert kept.service_id == before.service_id
 
 
+async def moved(directory: Path, stack: ExitStack, end: Callable[[ServerProcess], None]) -> None:
+    """Let a registry lose its Directory, whose name gets the address of another one, and find that one."""
+    names = Names(directory)
+    names.set("directory.example", "127.0.0.1")
+    old = stack.enter_context(directory_process())
+    flag = f"--directory_endpoint=grpc://directory.example:{old.port}"
+    registry = stack.enter_context(server_process(directory, flag, before=names.command))
+    await registered(old.port, registry)
+    end(old)
+    stack.enter_context(directory_process("--host=127.0.0.2", port=old.port))
+    names.set("directory.example", "127.0.0.2")
+    await eventually(lambda: found(old.port, host="127.0.0.2"), within_seconds=30)
+
+
+async def test_a_directory_that_moved_gets_the_registry_within_30_seconds_even_if_the_old_one_is_frozen(
+    tmp_path: Path,
+) -> None:
+    """The registry sees names of its own, which change for it as they do where a cluster moves a service."""
+    places = [tmp_path / "killed", tmp_path / "frozen"]
+    for place in places:
+        place.mkdir()
+    with ExitStack() as stack:
+        ends: list[Callable[[ServerProcess], None]] = [lambda old: old.kill(), lambda old: old.signal(signal.SIGSTOP)]
+        await asyncio.gather(*(moved(place, stack, end) for place, end in zip(places, ends, strict=True)))
+
+
 def test_a_lost_registration_is_repeated_within_30_seconds_by_default() -> None:
     pace = Pace()
     longest_pause = max(pace.look_seconds, pace.longest_pause_seconds)
@@ -371,19 +410,21 @@ async def test_each_change_of_the_registration_is_one_line_and_refusals_are_erro
     refusal = wire.register_reply(error="no room for registries")
     away = grpc.StatusCode.UNAVAILABLE
     directory = ScriptedDirectory(refusal, refusal, away, away)
-    async with directory.serving() as endpoint:
-        flags = [f"--directory_endpoint={endpoint}", "--log_format=json"]
-        with server_process(tmp_path / "archive", *flags) as registry:
-            await asyncio.to_thread(registry.wait_for_line, "registered with the Directory")
+    with structlog.testing.capture_logs() as log:
+        async with (
+            directory.serving() as endpoint,
+            local_registration(tmp_path / "archive", int(endpoint.rpartition(":")[2]), QUICK) as registration,
+        ):
+            await until(lambda: registration.state is State.REGISTERED)
             assert directory.registrations == 5
-            assert await asyncio.to_thread(registry.stop) == 0
-            assert events(registry) == [
-                ("error", "registration refused; trying again"),
-                ("warning", "Directory unreachable; trying again"),
-                ("info", "registered with the Directory"),
-                ("info", "deregistered from the Directory"),
-            ]
-            assert "no room for registries" in json.loads(registry.wait_for_line(".*refused.*")[0])["reason"]
+    assert relevant((entry["log_level"], entry["event"]) for entry in log) == [
+        ("error", "registration refused; trying again"),
+        ("warning", "Directory unreachable; trying again"),
+        ("info", "registered with the Directory"),
+        ("info", "deregistered from the Directory"),
+    ]
+    [refused] = [entry for entry in log if "refused" in entry["event"]]
+    assert "no room for registries" in refused["reason"]
 
 
 @pytest.mark.parametrize("answer", [b"\xff\xff\xff", grpc.StatusCode.INTERNAL, grpc.StatusCode.UNIMPLEMENTED])

@@ -185,10 +185,8 @@ def stateful() -> Any:
     ("parameters", "message"),
     [
         ({"a": 1}, '"a" is of type int; it must be a tensor'),
-        ({"a": {"b": torch.ones(1)}}, '"a" is of type dict'),
-        ({"a": torch.ones(2).to_sparse()}, '"a" must be a dense tensor'),
-        ({"a": torch.ones(2, device="meta")}, '"a" must be a dense tensor'),
-        ({"a": torch.ones(2, dtype=torch.complex128)}, '"a" has elements of type torch.complex128'),
+        ({"a": {"b": 1}}, '"a.b" is of type int; it must be a tensor'),
+        ({"a": torch.ones(2, dtype=torch.complex128)}, '"a" has elements of type complex128'),
         (nn.Sequential(stateful()), '"0._extra_state" is extra state'),
         ([torch.ones(1)], "a module or a state dict was expected, not a list"),
     ],
@@ -202,7 +200,7 @@ def test_unsupported_values_are_refused_by_name(parameters: Any, message: str) -
 
 
 def test_a_module_with_lazy_parameters_is_refused() -> None:
-    with pytest.raises(InvalidError, match='"weight" is not initialised yet'):
+    with pytest.raises(InvalidError, match=r'"weight".* is not initialised yet'):
         encode(nn.LazyLinear(2))
 
 

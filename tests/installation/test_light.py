@@ -110,7 +110,7 @@ def index() -> None:
 @pytest.mark.timeout(2 * RESOLVE_SECONDS)
 @pytest.mark.parametrize("others", [*[(each,) for each in OTHERS], TOGETHER], ids="+".join)
 @pytest.mark.usefixtures("index")
-def test_the_client_resolves_beside(others: tuple[str, ...]) -> None:
+def test_the_client_resolves_together_with(others: tuple[str, ...]) -> None:
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-header", "--python-version=3.11", "-"]
     wanted = "\n".join([*project["dependencies"], *others])

@@ -112,6 +112,8 @@ class Freezing:
             while data := await source.read(65536):
                 if generation == self._generation:
                     target.write(data)
+            if generation != self._generation:
+                await asyncio.Event().wait()  # a frozen server closes nothing either
 
         copies = [
             asyncio.ensure_future(copy(reader, server_writer)),

@@ -357,7 +357,7 @@ async def test_a_memory_mapped_file_can_be_published(registry: Any, tmp_path: Pa
 
 async def test_a_download_may_have_the_longest_name_that_the_system_allows(registry: Any, tmp_path: Path) -> None:
     await registry.publish("policy", b"weights")
-    for name in ("x" * 255, "\N{SNAKE}" * 63):
+    for name in ("x" * 255, os.fsdecode("\N{SNAKE}".encode() * 63)):
         await registry.download("policy", tmp_path / name)
         assert (tmp_path / name).read_bytes() == b"weights"
 

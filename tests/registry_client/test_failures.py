@@ -192,7 +192,7 @@ async def test_a_server_that_does_not_speak_grpc_is_named_at_once(flavour: str, 
 async def test_every_call_says_that_another_grpc_server_is_not_a_model_registry(flavour: str, call: Calling) -> None:
     directory = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", grace_seconds=0)
     async with running(directory) as server, opened(flavour, server.port, retry_seconds=600) as registry:
-        message = f"grpc://127.0.0.1:{server.port} is not a model registry: what is there does not know the call"
+        message = f"grpc://127.0.0.1:{server.port} is not a model registry: the server there does not know the call"
         with pytest.raises(errors.WrongServerError, match=message) as caught:
             await call(registry)
     assert not caught.value.may_be_done
@@ -200,7 +200,7 @@ async def test_every_call_says_that_another_grpc_server_is_not_a_model_registry(
 
 @pytest.mark.parametrize(("status", "kind"), [(404, errors.WrongServerError), (503, errors.UnavailableError)])
 @pytest.mark.parametrize("version", [1, 2])
-async def test_a_proxy_that_knows_no_registry_is_none_and_one_whose_server_is_away_is_unavailable(
+async def test_a_proxy_without_a_registry_is_the_wrong_server_or_unavailable(
     flavour: str, version: int, status: int, kind: type[errors.ModelRegistryError]
 ) -> None:
     proxy = http2_server(status) if version == 2 else tcp_server(f"HTTP/1.1 {status} For The Test\r\n\r\n".encode())
@@ -212,12 +212,12 @@ async def test_a_proxy_that_knows_no_registry_is_none_and_one_whose_server_is_aw
         assert f"grpc://127.0.0.1:{port} is not a model registry" in caught.value.message
 
 
-async def test_a_registry_that_is_given_as_a_directory_is_called_none(flavour: str, server: Server) -> None:
+async def test_a_registry_given_as_a_directory_is_refused_by_name(flavour: str, server: Server) -> None:
     cls = ModelRegistry if flavour == "blocking" else aio.ModelRegistry
     client: Any = cls(directory_endpoint=f"grpc://127.0.0.1:{server.port}", retry_seconds=600)
     registry = Awaited(client) if flavour == "blocking" else client
     try:
-        with pytest.raises(errors.WrongServerError, match=f"grpc://127.0.0.1:{server.port} is not a Directory: what"):
+        with pytest.raises(errors.WrongServerError, match=f"grpc://127.0.0.1:{server.port} is not a Directory: the"):
             await registry.list_models()
     finally:
         await registry.close()
@@ -680,7 +680,7 @@ def soon_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "_CHECK_SECONDS", 0.5)
 
 
-async def test_calls_reach_the_server_that_took_the_place_of_one_that_froze(
+async def test_calls_reach_the_replacement_of_a_frozen_server(
     flavour: str, server: Server, soon_replaced: None
 ) -> None:
     relay = Freezing(server.port)
@@ -700,7 +700,7 @@ async def test_calls_reach_the_server_that_took_the_place_of_one_that_froze(
         await registry.publish("policy", DATA)
 
 
-async def test_watches_and_trackers_reach_the_server_that_took_the_place_of_one_that_froze(
+async def test_watches_and_trackers_reach_the_replacement_of_a_frozen_server(
     flavour: str, server: Server, soon_replaced: None
 ) -> None:
     relay = Freezing(server.port)

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Mapping
@@ -9,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import grpc
+import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -25,6 +27,14 @@ from tests.waiting import PATIENCE_SECONDS, eventually
 
 BUDGET_BYTES = 8 * MIB
 MAX_ITEMS = 4
+PROCESS = {
+    "process_cpu_seconds",
+    "process_max_fds",
+    "process_open_fds",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "process_virtual_memory_bytes",
+}
 
 
 class Scrape:
@@ -103,7 +113,7 @@ async def test_every_family_has_our_prefix_a_type_and_a_help_text(metered: Meter
     families = (await metered.scrape()).families
     assert len({family.name for family in families}) == len(families)
     for family in families:
-        assert family.name.startswith("cogment_model_registry_")
+        assert family.name.startswith(("cogment_model_registry_", "process_"))
         assert family.type in ("counter", "gauge", "histogram"), family.name
         assert family.documentation, family.name
         assert "_created" not in {sample.name.removeprefix(family.name) for sample in family.samples}
@@ -113,7 +123,9 @@ async def test_every_metric_is_served(metered: MeteredServer) -> None:
     await metered.client.create_model("m")
     await metered.client.store("m", b"data")
     names = {family.name.removeprefix("cogment_model_registry_") for family in (await metered.scrape()).families}
-    assert names == {
+    of_the_process = {name for name in names if name.startswith("process_")}
+    assert of_the_process == (PROCESS if sys.platform == "linux" else set())
+    assert names - of_the_process == {
         "archive_operation_seconds",
         "archive_usable",
         "budget_bytes",
@@ -137,6 +149,17 @@ async def test_every_metric_is_served(metered: MeteredServer) -> None:
         "versions",
         "watchers",
     }
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the library reads them from /proc")
+async def test_metrics_of_the_process_are_those_of_this_process(metered: MeteredServer) -> None:
+    values = {sample.name: sample.value for sample in (await metered.scrape()).samples}
+    process = psutil.Process()
+    assert values["process_open_fds"] > 3
+    assert values["process_max_fds"] == process.rlimit(psutil.RLIMIT_NOFILE)[0]
+    assert values["process_start_time_seconds"] == pytest.approx(process.create_time(), abs=60)
+    assert values["process_resident_memory_bytes"] == pytest.approx(process.memory_info().rss, rel=0.5)
+    assert 0 < values["process_cpu_seconds_total"] <= sum(process.cpu_times()[:2])
 
 
 async def test_idle_server_reports_its_limits_and_no_load(metered: MeteredServer) -> None:

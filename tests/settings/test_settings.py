@@ -162,6 +162,32 @@ def test_flag_hides_an_invalid_environment_variable() -> None:
     assert settings.port == 1
 
 
+LINKS = ["tcp://10.0.0.1:9002", "tcp://[fd00::1]:9002", "udp://10.0.0.1:9002"]
+"""What Kubernetes sets for a Service that is named like the server, and Docker for a linked container."""
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("name", ["port", "host", "metrics_port", "directory_registration_host"])
+def test_a_variable_that_the_platform_set_counts_as_unset(name: str, link: str) -> None:
+    variable = SETTINGS[name].environment
+    assert Settings.load({}, {variable: link}) == Settings()
+    assert SETTINGS[name].is_link({variable: link})
+    assert not SETTINGS[name].is_link({variable: "1"})
+    assert not SETTINGS[name].is_link({})
+
+
+@pytest.mark.parametrize("link", LINKS)
+@pytest.mark.parametrize("variable", ["COGMENT_DIRECTORY_PORT", "COGMENT_DIRECTORY_HOST"])
+def test_a_variable_of_the_directory_that_the_platform_set_counts_as_unset(variable: str, link: str) -> None:
+    assert DirectorySettings.load({}, {variable: link}) == DirectorySettings()
+
+
+def test_an_endpoint_of_another_scheme_is_refused_as_always() -> None:
+    """No platform sets it."""
+    with pytest.raises(SettingError, match=r"directory_endpoint \(from COGMENT_DIRECTORY_ENDPOINT\)"):
+        Settings.load({}, {"COGMENT_DIRECTORY_ENDPOINT": LINKS[0]})
+
+
 def test_unrelated_variables_are_ignored() -> None:
     assert Settings.load({}, {"PORT": "1", "COGMENT_PORT": "1", "port": "1"}) == Settings()
 
@@ -239,7 +265,7 @@ BAD = [
     *[("host", text) for text in ("", "a b", "a/b", "-a", "grpc://a", "a:9000", "[::1]", "**", "é")],
     # An address with a port is no address.
     *[("host", text) for text in ("127.0.0.1:9000", "cafe:9000", ":", ":9000")],
-    *[("directory_registration_host", text) for text in ("*", "a b", "10.0.0.1:9000")],
+    *[("directory_registration_host", text) for text in ("*", "a b", "10.0.0.1:9000", "0.0.0.0", "::", "0::0")],
     *[("directory_endpoint", text) for text in ("foo:9005", "http://foo:9005", "cogment://foo:9005", "grpc:foo:9005")],
     *[
         ("directory_endpoint", text)

@@ -3,7 +3,6 @@
 `cogment archive ...` works on an archive directory without a server.
 """
 
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 from cogment_model_registry._version import __version__
+from cogment_model_registry.cli import streams
 from cogment_model_registry.cli.groups import LazyGroup
 from cogment_model_registry.errors import (
     ModelRegistryError,
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0 for success, 1 when a call failed, 2 for a wrong flag or setting, 3 when a server cannot start or a client
         finds nothing, 4 when the server is unavailable; one line on standard error says why.
     """
-    _escape_what_cannot_be_written()
+    streams.prepare()
     if _COMPLETION_VARIABLE in os.environ:
         from cogment_model_registry.cli import completion  # noqa: PLC0415 # few need it
 
@@ -80,12 +80,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         _flush_output()
     return result if isinstance(result, int) else 0
-
-
-def _escape_what_cannot_be_written() -> None:
-    """Show characters that a terminal's encoding lacks as escapes, instead of failing."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush_output() -> None:

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from cogment_model_registry.cli.parameters import word_text
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.cli.running import (
+    PathType,
     check_free,
+    check_open,
     ending_on_signals,
     is_terminal,
     open_standard_output,
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.storage.filesystem.repair import Outcome
     from cogment_model_registry.storage.filesystem.verification import Report
 
-_DIRECTORY = click.Path(exists=True, file_okay=False)
+_DIRECTORY = PathType(exists=True, file_okay=False)
 
 _KINDS = "\n".join(
     f"  {kind}{' (no problem)' if kind in INFORMATION else ''}:\n      {meaning}" for kind, meaning in MEANINGS.items()
@@ -146,18 +149,26 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
     from cogment_model_registry.records.versions import check_model_id  # noqa: PLC0415
     from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_BYTES  # noqa: PLC0415
 
-    if value is not None:
-        try:
-            check_model_id(value, MODEL_ID_MAX_BYTES)
-        except InvalidError as error:
-            raise click.BadParameter(error.message) from None
-    return value
+    if value is None:
+        return None
+    model_id = word_text(value) or value
+    try:
+        check_model_id(model_id, MODEL_ID_MAX_BYTES)
+    except InvalidError as error:
+        raise click.BadParameter(error.message) from None
+    return model_id
 
 
 @archive.command("export")
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("model_id", callback=_check_model_id)
-@click.option("--output", default="-", metavar="FILE", help="File to write; - (the default) is standard output.")
+@click.option(
+    "--output",
+    default="-",
+    metavar="FILE",
+    type=PathType(allow_dash=True),
+    help="File to write; - (the default) is standard output.",
+)
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--skip_damaged", is_flag=True, help="Leave out damaged versions, and report them, instead of failing.")
 def export_model(directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool) -> None:
@@ -198,7 +209,7 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
 
 @archive.command("import")
 @click.argument("directory", type=_DIRECTORY)
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("file", type=PathType(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model_id", metavar="NAME", callback=_check_model_id, help="Give the model this name.")
 def import_model(directory: str, file: str, model_id: str | None) -> None:
     """Create a model in an archive DIRECTORY from a tar FILE of `cogment archive export`; - is standard input.
@@ -237,6 +248,7 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
 @contextlib.contextmanager
 def _input(path: str) -> Iterator[BinaryIO]:
     if path == "-":
+        check_open(sys.stdin)
         yield sys.stdin.buffer
         return
     with open(path, "rb") as file:

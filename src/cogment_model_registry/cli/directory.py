@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from cogment_model_registry.cli.streams import json_text
 from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
@@ -249,7 +250,7 @@ def _show(service: Service) -> None:
 
 def _show_json(services: list[Service]) -> None:
     """Print services for programs."""
-    click.echo(json.dumps([_as_json(service) for service in services], ensure_ascii=False, indent=2))
+    click.echo(json_text([_as_json(service) for service in services], indent=2))
 
 
 def _as_json(service: Service) -> dict[str, object]:

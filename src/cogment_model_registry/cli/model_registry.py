@@ -21,6 +21,7 @@ from cogment_model_registry.cli.parameters import (
 )
 from cogment_model_registry.cli.progress import transfer_bar
 from cogment_model_registry.cli.running import (
+    PathType,
     check_free,
     ended_by_interruptions,
     ending_with_reader,
@@ -195,7 +196,7 @@ def _upload_command(name: str, doc: str, *, archived: bool) -> None:
 
     @model_registry.command(name, help=doc, context_settings=_HELP_WIDTH)
     @_model
-    @click.argument("file", type=click.Path(allow_dash=True))
+    @click.argument("file", type=PathType(allow_dash=True))
     @_user_data
     @click.option(
         "--create/--no_create",
@@ -247,7 +248,7 @@ _upload_command(
     "--output",
     default="-",
     metavar="FILE",
-    type=click.Path(allow_dash=True),
+    type=PathType(allow_dash=True),
     help="File to write; - (the default) is standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")

@@ -1,5 +1,6 @@
 """The arguments of `cogment client model_registry`: their types, and how the words of a line are parsed."""
 
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
@@ -27,9 +28,9 @@ class ModelId(_Text):
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Return a word as an id."""
-        text = str(value)
-        if not text or not _is_unicode(text):
-            self.fail(f"{text!r} is not the id of a model", param, ctx)
+        text = word_text(str(value))
+        if not text:
+            self.fail(f"{value!r} is not the id of a model", param, ctx)
         return text
 
 
@@ -56,8 +57,8 @@ class UserDataEntry(_Entry):
         """Return the key and the value in a word."""
         if isinstance(value, tuple):
             return value
-        key, equals, text = str(value).partition("=")
-        if not key or not equals or not _is_unicode(key + text):
+        key, equals, text = (word_text(str(value)) or "").partition("=")
+        if not key or not equals:
             self.fail(f"{value!r} is not allowed; it must be of the form key=value", param, ctx)
         return key, text
 
@@ -73,13 +74,19 @@ def joined_user_data(
     return user_data
 
 
-def _is_unicode(text: str) -> bool:
-    """Return whether a word of the command line, which can be any bytes, is text."""
+def word_text(word: str) -> str | None:
+    """Return a word of the command line as text; None if it is none, since it can be any bytes.
+
+    What the encoding of the locale lacks may be UTF-8: in the locale POSIX, all that is not ASCII.
+    """
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        word.encode()
+    except UnicodeEncodeError:  # Python shows such bytes as lone surrogates
+        try:
+            return os.fsencode(word).decode()
+        except UnicodeError:
+            return None
+    return word
 
 
 class NumberedCommand(click.Command):

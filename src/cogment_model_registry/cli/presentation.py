@@ -18,6 +18,7 @@ from unicodedata import category, east_asian_width
 import click
 
 from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.cli.streams import escaped, json_text
 from cogment_model_registry.records.sizes import KIB, size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -26,6 +27,9 @@ _GAP = "  "
 
 _CUT = "…"
 """The end of a text that was cut."""
+
+_ASCII_CUT = "..."
+"""The same on a terminal that lacks it."""
 
 _CUT_MIN_CELLS = 12
 """The width that a cut text keeps on the narrowest terminal."""
@@ -63,7 +67,7 @@ def is_for_people() -> bool:
 
 def print_json(document: object) -> None:
     """Print one document."""
-    click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+    click.echo(json_text(document, indent=2))
 
 
 def print_lines(lines: Iterable[str]) -> None:
@@ -133,6 +137,7 @@ def event_line(version: VersionInfo) -> str:
 
 
 def _print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    rows = [[escaped(text) for text in row] for row in rows]
     if is_for_people():
         _print_terminal_table(columns, rows)
         return
@@ -164,9 +169,10 @@ def _print_terminal_table(columns: Sequence[Column], rows: Sequence[Sequence[str
 def _fitted(text: str, column: Column, width: int) -> str:
     """Return a text in a number of cells: cut, or filled up with spaces."""
     if _cells(text) > width:
-        while _cells(text) > width - len(_CUT):
+        cut = _CUT if escaped(_CUT) == _CUT else _ASCII_CUT
+        while _cells(text) > width - len(cut):
             text = text[:-1]
-        text += _CUT
+        text += cut
     filling = " " * (width - _cells(text))
     return filling + text if column.justify == "right" else text + filling
 
@@ -250,4 +256,4 @@ def version_as_json(version: VersionInfo) -> dict[str, object]:
 
 def version_as_json_line(version: VersionInfo) -> str:
     """Return the same in one line."""
-    return json.dumps(version_as_json(version), ensure_ascii=False)
+    return json_text(version_as_json(version))

@@ -11,11 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 import click
 
 from cogment_model_registry.errors import NO_ROOM, ModelRegistryError, TooLargeError, shown
+from cogment_model_registry.system.paths import expanded
 
 _STANDARD_INPUT = 0
 _STANDARD_OUTPUT = 1
@@ -24,6 +25,14 @@ _STANDARD_OUTPUT = 1
 def is_terminal(stream: IO[str] | None) -> bool:
     """Return whether a standard stream is a terminal; a closed stream is None."""
     return stream is not None and stream.isatty()
+
+
+class PathType(click.Path):
+    """A path of the command line; a leading ``~`` is the home directory."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the path that a word is."""
+        return super().convert(expanded(value), param, ctx)
 
 
 @contextlib.contextmanager
@@ -119,8 +128,12 @@ def check_free(path: str, *, force: bool) -> None:
         raise click.UsageError(f"{shown(path)} exists: give --force to replace it")
 
 
-def _check_open(stream: IO[str] | None) -> None:
-    """Refuse a standard stream that was closed: another file may have got its number since."""
+def check_open(stream: IO[str] | None) -> None:
+    """Refuse a standard stream that was closed: the null device is in its place.
+
+    Raises:
+        OSError: It was closed.
+    """
     if stream is None:
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
@@ -133,7 +146,7 @@ def open_standard_output() -> BinaryIO:
     Raises:
         OSError: It was closed.
     """
-    _check_open(sys.stdout)
+    check_open(sys.stdout)
     return open(os.dup(_STANDARD_OUTPUT), "wb")
 
 
@@ -147,6 +160,6 @@ def open_standard_input() -> Iterator[BinaryIO]:
     """
     if is_terminal(sys.stdin):
         raise click.UsageError("a version cannot be read from a terminal: name a file, or redirect standard input")
-    _check_open(sys.stdin)
+    check_open(sys.stdin)
     with open(_STANDARD_INPUT, "rb", buffering=0, closefd=False) as source:
         yield source

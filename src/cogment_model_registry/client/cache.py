@@ -19,6 +19,7 @@ from typing import IO
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.system.file_locks import lock_soon
+from cogment_model_registry.system.paths import expanded
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Cache:
     """
 
     def __init__(self, directory: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self._directory = Path(directory)
+        self._directory = Path(expanded(directory))
         self._max_bytes = max_bytes
 
     def copy_to(self, info: VersionInfo, file: IO[bytes]) -> bool:

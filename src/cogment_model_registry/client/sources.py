@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 from cogment_model_registry.client.threads import start_thread
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
+from cogment_model_registry.system.paths import expanded
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
@@ -226,7 +227,7 @@ class Preparation:
     def _opened(self) -> Source:
         data = self._data
         if isinstance(data, str | os.PathLike):
-            opened = open(data, "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 # closed with the source
+            opened = open(expanded(data), "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 # closed with the source
             if _tells_its_size(opened):
                 return _File(opened, 0)
             with opened:

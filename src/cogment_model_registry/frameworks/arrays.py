@@ -71,7 +71,8 @@ def _tensor(name: str, leaf: object, dtype: npt.DTypeLike | None) -> tensor_file
     if isinstance(leaf, np.ndarray | np.generic):
         array = converted(array, dtype)
     versions.check_type(name, array.dtype.name)
-    array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
     # As bytes, since a buffer cannot have elements of the types that NumPy does not have itself.
     return tensor_files.Tensor(array.dtype.name, array.shape, array.reshape(-1).view(np.uint8).data)
 
@@ -108,7 +109,7 @@ def decode(data: "Buffer", *, dtype: npt.DTypeLike | None = None, prefix: str = 
 
 
 def _array_of(name: str, tensor: tensor_files.Tensor) -> Array:
-    dtype = _dtype_named(tensor.dtype).newbyteorder("<")
+    dtype = _dtype_named(tensor.dtype)
     try:
         return np.frombuffer(tensor.buffer, dtype=dtype).reshape(tensor.shape)
     except ValueError:  # NumPy 1 has 32 dimensions at most, NumPy 2 has 64

@@ -193,18 +193,30 @@ def _on_device(leaf: object) -> object:
 def _alike(name: str, leaf: object, template: Any) -> object:
     """Return a leaf with the type, and where it matters the sharding, of another one."""
     array = np.asarray(leaf)
-    if _is_key(template):
-        key = jax.random.wrap_key_data(array, impl=jax.random.key_impl(template))
-        return jax.device_put(key, getattr(template, "sharding", None))
-    if isinstance(template, bool | int | float):
+    is_scalar = isinstance(template, bool | int | float)
+    wanted = np.uint32 if _is_key(template) else type(template) if is_scalar else getattr(template, "dtype", None)
+    if wanted is None:
+        raise InvalidError(
+            f"{quoted(name)} is of type {type(template).__name__} in `like`, neither an array nor a scalar"
+        )
+    if not arrays.may_become(array.dtype, np.dtype(wanted)):
+        raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, not {np.dtype(wanted)}")
+    if is_scalar:
         return type(template)(array.item())
-    if not arrays.may_become(array.dtype, template.dtype):
-        raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, not {template.dtype}")
+    if _is_key(template):
+        return jax.device_put(_key_of_data(array, template), getattr(template, "sharding", None))
     if isinstance(template, np.ndarray | np.generic):
         array = array.astype(template.dtype)
         return array if isinstance(template, np.ndarray) else array[()]
     array = array.astype(template.dtype, copy=False)
     return jax.device_put(array, getattr(template, "sharding", None))
+
+
+def _key_of_data(array: Any, template: object) -> Any:
+    """Return a key of `jax.random` of the kind of another one, which may be abstract."""
+    kinds: list[Any] = []
+    jax.eval_shape(lambda keys: kinds.append(jax.random.key_impl(keys)), template)
+    return jax.random.wrap_key_data(array.astype(np.uint32, copy=False), impl=kinds[0])
 
 
 def publish(

@@ -25,7 +25,7 @@ RESERVED_NAME = "__metadata__"
 """The name that no tensor can have: its entry in the header is for texts."""
 
 _ADDRESSABLE_BYTES = 2**63 - 1
-"""What no array may exceed, not even with its empty dimensions left out of account."""
+"""The largest size of an array, also when its empty dimensions are ignored."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,8 @@ def _fault(tensor: torch.Tensor) -> str | None:  # noqa: PLR0911 # one for each 
     if tensor.is_meta:
         return "is on the device meta, and has no values; Module.to_empty gives it memory"
     if not _has_memory(tensor):
-        return f"has no memory on the device {tensor.device} now; cpu() copies what is on a device without addresses"
+        way = "" if tensor.device.type == "cpu" else f"; cpu() copies what is on the device {tensor.device}"
+        return f"has no memory now: it was freed, or torch.func passed it to a function{way}"
     return None
 
 

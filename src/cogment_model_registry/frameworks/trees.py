@@ -176,20 +176,23 @@ def _item(item: object, make_leaf: Callable[[str, str], object], depth: int) -> 
 
 def map_leaves(tree: object, change: Callable[[Any], object]) -> Any:
     """Return a tree of dicts, lists and tuples with other leaves; one that occurs twice is changed once."""
-    changed: dict[int, object] = {}
+    return _mapped(tree, change, {})
 
-    def visit(node: object) -> object:
-        if node is None:
-            return None
-        if isinstance(node, dict):
-            return {key: visit(child) for key, child in node.items()}
-        if isinstance(node, list | tuple):
-            return type(node)(map(visit, node))
-        if id(node) not in changed:
-            changed[id(node)] = change(node)
-        return changed[id(node)]
 
-    return visit(tree)
+# These are no functions inside of others: such a one refers to itself, so that only the garbage collector frees what
+# they saw, which may be gigabytes.
+
+
+def _mapped(node: object, change: Callable[[Any], object], changed: dict[int, object]) -> object:
+    if node is None:
+        return None
+    if isinstance(node, dict):
+        return {key: _mapped(child, change, changed) for key, child in node.items()}
+    if isinstance(node, list | tuple):
+        return type(node)(_mapped(child, change, changed) for child in node)
+    if id(node) not in changed:
+        changed[id(node)] = change(node)
+    return changed[id(node)]
 
 
 def name_leaves(tree: object, expand: Expand) -> dict[str, Any]:
@@ -199,20 +202,20 @@ def name_leaves(tree: object, expand: Expand) -> dict[str, Any]:
         InvalidError: Two leaves have the same dotted path, such as those of ``{"a.b": x, "a": {"b": y}}``.
     """
     leaves: dict[str, object] = {}
-
-    def visit(node: object, path: tuple[Key, ...]) -> None:
-        _check_depth(len(path))
-        items = [] if node is None else _children(node, expand)
-        for key, child in items or []:
-            visit(child, (*path, key))
-        if items is None:
-            name = dotted(path)
-            if name in leaves:
-                raise InvalidError(f"two leaves of the tree are called {quoted(name)}")
-            leaves[name] = node
-
-    visit(tree, ())
+    _add_leaves(tree, (), expand, leaves)
     return leaves
+
+
+def _add_leaves(node: object, path: tuple[Key, ...], expand: Expand, leaves: dict[str, object]) -> None:
+    _check_depth(len(path))
+    items = [] if node is None else _children(node, expand)
+    for key, child in items or []:
+        _add_leaves(child, (*path, key), expand, leaves)
+    if items is None:
+        name = dotted(path)
+        if name in leaves:
+            raise InvalidError(f"two leaves of the tree are called {quoted(name)}")
+        leaves[name] = node
 
 
 def select_part(tree: object, prefix: str, expand: Expand) -> Any:

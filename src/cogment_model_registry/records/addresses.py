@@ -24,7 +24,7 @@ def parse_host(text: str) -> str:
 def is_unspecified(host: str) -> bool:
     """Return whether a host is an address that stands for every interface, in any of its spellings.
 
-    Those are 0.0.0.0 and ::, and what the system takes for them, such as 0, 0x0.0 and ::ffff:0.0.0.0.
+    Those are 0.0.0.0 and ::, and what the system takes for them, such as 00.0.0.0, 0 and ::ffff:0.0.0.0.
     """
     try:
         if ":" in host:
@@ -71,6 +71,7 @@ def parse_properties(text: str) -> dict[str, str]:
     Raises:
         ValueError: It has one of these errors.
     """
+    text.encode()  # a word with bytes that are not text is a UnicodeError, which is a ValueError
     properties: dict[str, str] = {}
     for item in text.split(","):
         if not item.strip():

@@ -68,7 +68,9 @@ class ModelLifecycleService:
         if request.filter or request.order_by or request.page_token:
             raise InvalidError("ListVersions takes versions, or a filter, an order and a page_token, and not both")
         if len(request.versions) > lifecycle.PAGE_MAX_ITEMS:
-            raise InvalidError(f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed")
+            raise InvalidError(
+                f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
+            )
         versions = []
         for ref in request.versions:
             versions.append(await self._rules.get_version(ref.model_id or request.model_id, lifecycle.key_of(ref)))

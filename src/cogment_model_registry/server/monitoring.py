@@ -15,7 +15,7 @@ from cogment_model_registry.settings import ALL_INTERFACES
 
 _METRICS = "/metrics"
 _ALIVE = "/healthz"
-"""Whether the event loop runs, so that a restart of the process would help if it does not."""
+"""Whether the event loop runs; if it does not, a restart of the process helps."""
 
 _READY = "/readyz"
 """Whether the server serves, as `grpc.health.v1` says for the server as a whole."""
@@ -68,7 +68,7 @@ class _QuietHandler(WSGIRequestHandler):
 def _application(
     metrics: WSGIApplication, is_serving: Callable[[], bool], loop: asyncio.AbstractEventLoop
 ) -> WSGIApplication:
-    """Return what answers a request; called on a thread for each."""
+    """Answer a request; called on a thread of its own for each."""
 
     async def state() -> bool:
         return is_serving()

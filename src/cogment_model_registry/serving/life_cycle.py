@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from cogment_model_registry.errors import ModelRegistryError, StartError
+from cogment_model_registry.serving import logs
 from cogment_model_registry.settings import ALL_INTERFACES
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -51,6 +52,7 @@ async def serve_until_signal(
             stop.set()
 
         def on_hangup() -> None:
+            logs.reopen()
             if refresh is not None and not stop.is_set():
                 tasks.create_task(_refresh(refresh(server)))
 

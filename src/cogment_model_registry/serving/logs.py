@@ -4,24 +4,21 @@ Everything goes through the standard library's root logger, so that what librari
 the same form to the same place.
 """
 
-import contextlib
 import datetime
-import io
 import logging
-import os
 import sys
-from typing import TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from cogment_model_registry.errors import StartError
+from cogment_model_registry.serving.log_writer import DailyFile, Output, StandardOutput, ThreadHandler
 from cogment_model_registry.settings import ServiceSettings
 
 TRACE = 5
 
-_ERRORS = "backslashreplace"
-"""How to write what the encoding of the log lacks: a name on disk may be any bytes."""
+_FIELDS = ("lines", "reason")
+"""The fields of what `log_writer` says of the log itself."""
 
 _LEVELS = {
     "off": logging.CRITICAL + 1,
@@ -39,18 +36,20 @@ def configure(settings: ServiceSettings) -> None:
     Raises:
         StartError: The log file cannot be written.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors=_ERRORS)
-    handler: logging.Handler = DailyFileHandler(settings.log_file) if settings.log_file else _StdoutHandler(sys.stdout)
-    coloured = not settings.log_file and sys.stdout.isatty()
+    is_terminal = not settings.log_file and sys.stdout is not None and sys.stdout.isatty()
+    # What is not for a terminal is UTF-8, whatever the locale says.
+    handler = ThreadHandler(_output(settings.log_file), sys.stdout.encoding if is_terminal else "utf-8")
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=_SHARED,
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(settings, coloured)],
+            foreign_pre_chain=[*_SHARED, structlog.stdlib.ExtraAdder(_FIELDS)],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *_rendering(settings, is_terminal)],
         )
     )
     logging.addLevelName(TRACE, "TRACE")
     root = logging.getLogger()
+    for former in root.handlers:
+        if isinstance(former, ThreadHandler):
+            former.close()
     root.handlers = [handler]
     root.setLevel(_LEVELS[settings.log_level])
     # What these log at debug level (which selector, which loop, at each call) is of no use here.
@@ -68,6 +67,20 @@ def configure(settings: ServiceSettings) -> None:
     )
 
 
+def reopen() -> None:
+    """Let the log go on in the file that has its name now, after somebody moved the one that is open."""
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, ThreadHandler):
+            handler.reopen()
+
+
+def _output(log_file: str) -> Output:
+    try:
+        return DailyFile(log_file) if log_file else StandardOutput()
+    except OSError as error:
+        raise StartError(f"log file {log_file} cannot be written: {error.strerror}") from error
+
+
 def _add_time(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     event["timestamp"] = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
     return event
@@ -80,65 +93,3 @@ def _rendering(settings: ServiceSettings, coloured: bool) -> list[Processor]:
     if settings.log_format == "json":
         return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer(default=str)]
     return [structlog.dev.ConsoleRenderer(colors=coloured, exception_formatter=structlog.dev.plain_traceback)]
-
-
-class _StdoutHandler(logging.StreamHandler[TextIO]):
-    """Writes to standard output; when its reader is gone, the server continues without a log."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 # the name is logging's
-        if not isinstance(sys.exc_info()[1], BrokenPipeError):
-            super().handleError(record)
-
-
-def _open_for_group(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o640)
-
-
-class DailyFileHandler(logging.Handler):
-    """Writes to a file whose name has the local date, and to a new one each day.
-
-    Args:
-        base_name: The path of the file, to whose stem the date is added: ``x/cogment.log`` becomes
-            ``x/cogment_2026-11-22.log``. Its directory is created if it does not exist.
-    """
-
-    def __init__(self, base_name: str) -> None:
-        super().__init__()
-        self._stem, self._suffix = os.path.splitext(base_name)
-        self._date: datetime.date | None = None
-        self._file: TextIO | None = None
-        try:
-            os.makedirs(os.path.dirname(base_name) or ".", exist_ok=True)
-            self._switch(datetime.date.today())
-        except OSError as error:
-            raise StartError(f"log file {base_name} cannot be written: {error.strerror}") from error
-
-    def _switch(self, date: datetime.date) -> TextIO:
-        """Return the file of a day, open."""
-        if self._file is None or date != self._date:
-            self._close_file()
-            name = f"{self._stem}_{date.isoformat()}{self._suffix}"
-            self._file = open(name, "a", encoding="utf-8", errors=_ERRORS, opener=_open_for_group)  # noqa: SIM115 # kept
-            self._date = date
-        return self._file
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write a record to the file of its day."""
-        try:
-            line = self.format(record)
-            file = self._switch(datetime.date.fromtimestamp(record.created))
-            file.write(line + "\n")
-            file.flush()
-        except Exception:
-            self.handleError(record)
-
-    def close(self) -> None:
-        """Close the file."""
-        with self.lock or contextlib.nullcontext():
-            self._close_file()
-        super().close()
-
-    def _close_file(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None

@@ -53,7 +53,7 @@ class Setting:
         return self.kind is SWITCH
 
     def is_link(self, environment: Mapping[str, str]) -> bool:
-        """Return whether its variable was not set for it, but by a platform that shows a process where services are.
+        """Return whether its variable describes a service of Kubernetes or Docker, and is no value of this setting.
 
         Kubernetes does so for each Service, and Docker for each container of `--link`: for a service named
         "cogment-model-registry" they set `COGMENT_MODEL_REGISTRY_PORT` to ``tcp://10.0.0.1:9002``.

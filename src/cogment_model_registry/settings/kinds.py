@@ -13,6 +13,7 @@ from cogment_model_registry.records.addresses import (
     parse_token,
 )
 from cogment_model_registry.records.sizes import GIB, KIB, MIB, TIB
+from cogment_model_registry.system.paths import expanded
 
 LOG_LEVELS = ("off", "error", "warning", "info", "debug", "trace")
 LOG_FORMATS = ("text", "json")
@@ -134,7 +135,7 @@ def _check_switch(value: object) -> bool:
 def _parse_path(text: str) -> str:
     if not text or "\0" in text:
         raise ValueError(text)
-    return text
+    return expanded(text)
 
 
 def _parse_log_level(text: str) -> str:

@@ -8,6 +8,8 @@ import stat
 import threading
 from typing import BinaryIO
 
+from cogment_model_registry.system.paths import expanded
+
 _NAME_MAX_CHARACTERS = 40
 """How much of the file's name a temporary name repeats: in any script, that fits the 255 bytes of a name."""
 
@@ -31,7 +33,7 @@ class Replacement:
     """
 
     def __init__(self, path: str | os.PathLike[str], mode: int = 0o666, *, keeps_mode: bool = True) -> None:
-        self._directory, self._name = os.path.split(os.path.realpath(os.fsdecode(path)))
+        self._directory, self._name = os.path.split(os.path.realpath(expanded(path)))
         name = f".{self._name[:_NAME_MAX_CHARACTERS]}.{secrets.token_hex(8)}"
         self._temporary = os.path.join(self._directory, name)
         self._mode = mode

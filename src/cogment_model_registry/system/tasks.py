@@ -22,7 +22,7 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     except StopIteration as end:
         result: _T = end.value
         return result
-    task: asyncio.Task[_T] = asyncio.ensure_future(_to_the_end(_Begun(work, waited_for)))
+    task: asyncio.Future[_T] = asyncio.ensure_future(_Begun(work, waited_for))
     cancelled = False
     while not task.done():
         try:
@@ -55,10 +55,6 @@ class _Begun:
                 waited_for = self._work.throw(thrown) if thrown else self._work.send(sent)
             except StopIteration as end:
                 return end.value
-
-
-async def _to_the_end(begun: _Begun) -> Any:
-    return await begun
 
 
 async def run_to_have(work: Coroutine[Any, Any, _T], release: Callable[[_T], None]) -> _T:

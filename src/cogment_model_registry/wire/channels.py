@@ -1,7 +1,7 @@
 """Channels to other servers: the options of all of them, and what a failed call says about the other side.
 
 A channel of gRPC never ends by itself. It keeps a connection to a process that froze until a ping goes unanswered, and
-servers allow one ping in five minutes by default; so whoever uses a channel replaces it when nothing is answered. A new
+servers allow one ping in five minutes by default; so the user of a channel replaces it when nothing is answered. A new
 one resolves the name again, and shares no connection with the old one.
 """
 
@@ -16,8 +16,8 @@ from cogment_model_registry.errors import ModelRegistryError, WrongServerError
 from cogment_model_registry.wire.convert import error_type_of
 
 OPTIONS = (
-    # A server that comes back is found within seconds, not within gRPC's two minutes; an address of a name that does
-    # not answer holds up the next one for two seconds, not for 20.
+    # A server that comes back is found within seconds, not within gRPC's two minutes; an address that does not answer
+    # delays the next one of its name by two seconds, not by 20.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 2000),
     ("grpc.max_reconnect_backoff_ms", 2000),
@@ -36,7 +36,7 @@ REGISTRY = "a model registry"
 DIRECTORY = "a Directory"
 
 _UNREACHABLE = ("failed to connect to all addresses", "errors resolving ", "DNS resolution failed")
-"""How the details of a call begin that gRPC never sent; gRPC gives no other sign of that."""
+"""The beginnings of the details of calls that gRPC never sent; gRPC gives no other sign of that."""
 
 _REFUSED = "Connection refused"
 
@@ -47,7 +47,7 @@ _GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0,
 """How a client begins to speak HTTP/2: with this line, and a frame of settings, here an empty one (RFC 9113, 3.4)."""
 
 _SETTINGS = b"\x04"
-"""The type of that frame, with which a server begins too: the fourth byte."""
+"""The type of that frame, its fourth byte; a server begins with such a frame too."""
 
 _ANSWER_BYTES = len("HTTP/1.1 503")
 
@@ -85,7 +85,7 @@ def described(error: grpc.RpcError, where: str, kind: str, advice: str = "") -> 
     if status is grpc.StatusCode.UNIMPLEMENTED or (is_http and status is not grpc.StatusCode.UNAVAILABLE):
         answer = f"answers with HTTP status {http[1]}" if http else "answers without a status of gRPC"
         answer = answer if is_http else f"does not know the call ({details})"
-        return WrongServerError, _not(kind, where, f"what is there {answer}")
+        return WrongServerError, _not(kind, where, f"the server there {answer}")
     error_type = error_type_of(status)
     return error_type, f"{details} ({status.name})" if error_type is ModelRegistryError else details
 
@@ -95,7 +95,7 @@ def _not(kind: str, where: str, reason: str) -> str:
 
 
 def check_stranger(address: str, where: str, kind: str, seconds: float = 1.0) -> None:
-    """Raise an error if what answers at an address does not speak HTTP/2; block until that is known.
+    """Raise an error if a server at an address does not speak HTTP/2; block until that is known.
 
     Of a name with several addresses gRPC reports the last one only, and so "Connection refused" where a web server
     answers at the first.
@@ -114,7 +114,7 @@ def check_stranger(address: str, where: str, kind: str, seconds: float = 1.0) ->
     try:
         places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return  # a name that has no address, or that is none
+        return  # a name without an address, or not a name
     answers = [_answer((str(place[0]), int(place[1])), deadline) for *_, place in places]
     if any(each[3:4] == _SETTINGS or _AWAY.match(each) for each in answers):
         return

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory
-from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.filesystem.files import Files, on_disk
 from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_BYTES
 
 
@@ -55,7 +55,7 @@ class OwnedFiles(Files):
     def give(self, directory: int, name: str) -> None:
         """Give a file or a directory to the owner of the archive."""
         if os.geteuid() == 0:
-            os.chown(name, *self._owner, dir_fd=directory, follow_symlinks=False)
+            os.chown(on_disk(name), *self._owner, dir_fd=directory, follow_symlinks=False)
 
 
 def find_holder(files: Files, root: int) -> Holder | None:

@@ -3,6 +3,10 @@
 Names are resolved against directory descriptors and never through a symbolic link, so nothing outside the archive is
 reached, whatever is planted in it. All of them block: call them from threads. Errors are `OSError`; the archive
 translates them.
+
+A name is text here and UTF-8 on the disk, whatever the locale of the process is: only `on_disk` and `from_disk`
+convert. Python would use the encoding of the locale, so that processes with different ones would not find each other's
+models.
 """
 
 import contextlib
@@ -62,6 +66,20 @@ def cause_of(error: OSError) -> Cause:
     return _CAUSES.get(error.errno or 0, Cause.STORAGE)
 
 
+def on_disk(name: str) -> bytes:
+    """Return the bytes that a name has on the disk; the inverse of `from_disk`."""
+    return name.encode("utf-8", "surrogateescape")
+
+
+def from_disk(name: str) -> str:
+    """Return the text of a name that Python listed; bytes that are not UTF-8 become lone surrogates.
+
+    Python's own text has all bytes of a name (PEP 383), unless the encoding of the locale has two of the same meaning,
+    as Big5 has for a few characters.
+    """
+    return name if name.isascii() else os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
 class Entry(NamedTuple):
     """An entry of a directory.
 
@@ -112,17 +130,21 @@ class Files:
 
     def open_directory(self, parent: int, name: str) -> int:
         """Return a descriptor of a directory."""
-        return os.open(name, _DIRECTORY_FLAGS, dir_fd=parent)
+        return os.open(on_disk(name), _DIRECTORY_FLAGS, dir_fd=parent)
 
     def make_directory(self, parent: int, name: str) -> None:
         """Create a directory."""
-        os.mkdir(name, _DIRECTORY_MODE, dir_fd=parent)
+        os.mkdir(on_disk(name), _DIRECTORY_MODE, dir_fd=parent)
 
     def list_directory(self, directory: int) -> list[Entry]:
         """Return the entries of a directory."""
         with os.scandir(directory) as entries:
             return [
-                Entry(entry.name, is_file := entry.is_file(follow_symlinks=False), not is_file and _is_directory(entry))
+                Entry(
+                    from_disk(entry.name),
+                    is_file := entry.is_file(follow_symlinks=False),
+                    not is_file and _is_directory(entry),
+                )
                 for entry in entries
             ]
 
@@ -133,9 +155,9 @@ class Files:
             NotRegularError: The entry is not a regular file.
         """
         try:
-            file = os.open(name, _READ_FLAGS, dir_fd=directory)
+            file = os.open(on_disk(name), _READ_FLAGS, dir_fd=directory)
         except OSError as error:
-            if not stat.S_ISREG(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
+            if not stat.S_ISREG(os.stat(on_disk(name), dir_fd=directory, follow_symlinks=False).st_mode):
                 raise NotRegularError(f"{name} is not a regular file") from error
             raise
         if not stat.S_ISREG(os.fstat(file).st_mode):
@@ -145,7 +167,7 @@ class Files:
 
     def create(self, directory: int, name: str) -> int:
         """Return a descriptor of a new file, open for writing."""
-        return os.open(name, _CREATE_FLAGS, _FILE_MODE, dir_fd=directory)
+        return os.open(on_disk(name), _CREATE_FLAGS, _FILE_MODE, dir_fd=directory)
 
     def close(self, descriptor: int) -> None:
         """Close a descriptor."""
@@ -196,7 +218,7 @@ class Files:
 
     def status_of(self, directory: int, name: str) -> os.stat_result:
         """Return the status of an entry of a directory, which may be a link."""
-        return os.stat(name, dir_fd=directory, follow_symlinks=False)
+        return os.stat(on_disk(name), dir_fd=directory, follow_symlinks=False)
 
     def free_bytes(self, directory: int) -> int:
         """Return the free space of the file system for this process, in bytes."""
@@ -213,12 +235,12 @@ class Files:
 
     def rename(self, directory: int, old: str, new: str) -> None:
         """Rename a file or a directory, replacing a file of the new name."""
-        os.rename(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+        os.rename(on_disk(old), on_disk(new), src_dir_fd=directory, dst_dir_fd=directory)
 
     def remove(self, directory: int, name: str) -> None:
         """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(name, dir_fd=directory)
+            os.unlink(on_disk(name), dir_fd=directory)
 
     def remove_tree(self, parent: int, name: str, on_error: Callable[[OSError], None]) -> None:
         """Remove a directory and its contents, following no link, as far as possible."""
@@ -228,4 +250,5 @@ class Files:
             if isinstance(error, OSError):
                 on_error(error)
 
-        shutil.rmtree(name, onerror=report, dir_fd=parent)
+        # As Python would decode it: shutil joins the name with those that Python lists.
+        shutil.rmtree(os.fsdecode(on_disk(name)), onerror=report, dir_fd=parent)

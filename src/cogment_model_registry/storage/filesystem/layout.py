@@ -158,19 +158,8 @@ def parse_version_number(text: bytes, model_id: str) -> int:
     return _whole_number(fields, "version_number")
 
 
-_YAML_TRUE = (
-    "y",
-    "Y",
-    "yes",
-    "Yes",
-    "YES",
-    "true",
-    "True",
-    "TRUE",
-    "on",
-    "On",
-    "ON",
-)  # https://yaml.org/type/bool.html
+# https://yaml.org/type/bool.html
+_YAML_TRUE = ("y", "Y", "yes", "Yes", "YES", "true", "True", "TRUE", "on", "On", "ON")
 
 
 def format_high_water_mark(number: int) -> bytes:
@@ -234,15 +223,7 @@ _Fields = dict[str, str | dict[str, str]]
 """The fields of a metadata file: texts, and one level of mappings of texts."""
 
 
-_KNOWN_FIELDS = {
-    "model_id",
-    "version_number",
-    "transient",
-    "creation_timestamp",
-    "data_hash",
-    "data_size",
-    "user_data",
-}
+_KNOWN_FIELDS = {"model_id", "version_number", "transient", "creation_timestamp", "data_hash", "data_size", "user_data"}
 
 _DEPTH_MAX = 64
 """How deep an unknown field may nest."""

@@ -1,0 +1,122 @@
+"""How much memory publishing and loading parameters takes, beside the parameters: `python -m tests.frameworks.memory`.
+
+Each figure is measured in a process of its own against a server in another one, and is the peak of the resident memory
+in the call, less what was resident before it, as a multiple of the size of the parameters. Linux alone has that peak.
+"""
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cogment_model_registry import ModelRegistry
+from tests.processes import clean_environment, server_process
+
+MIB = 1024 * 1024
+_TENSORS = 16
+_WARM_UP = "warm-up"
+
+
+def torch_module(size_bytes: int) -> Any:
+    """Return a module of that size, in some tensors of which one has a third."""
+    import torch  # noqa: PLC0415 # each process needs one framework
+
+    elements = size_bytes // 4
+    sizes = [elements // 3, *[elements * 2 // 3 // _TENSORS] * _TENSORS]
+    return torch.nn.ParameterList([torch.nn.Parameter(torch.full((size,), 0.5)) for size in sizes])
+
+
+def numpy_tree(size_bytes: int) -> Any:
+    """Return a dict of arrays of that size."""
+    import numpy as np  # noqa: PLC0415 # as above
+
+    return {str(index): np.full(size_bytes // 8 // _TENSORS, 0.5) for index in range(_TENSORS)}
+
+
+def jax_tree(size_bytes: int) -> Any:
+    """Return a dict of arrays of that size."""
+    import jax.numpy as jnp  # noqa: PLC0415 # as above
+
+    tree = {str(index): jnp.full(size_bytes // 4 // _TENSORS, 0.5) for index in range(_TENSORS)}
+    return {name: array.block_until_ready() for name, array in tree.items()}
+
+
+MAKERS = {"torch": torch_module, "numpy": numpy_tree, "jax": jax_tree}
+OPTIONS = {"torch": ["load", "load into"], "numpy": ["load", "load into"], "jax": ["load", "load like"]}
+
+
+def resident_bytes(entry: str) -> int:
+    """Return the resident memory of this process: that of now (VmRSS), or the peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{entry}:")) * 1024
+
+
+def growth(call: Callable[[], object]) -> tuple[int, object]:
+    """Return by how many bytes the resident memory grew at most during a call, and its result."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now again
+    before = resident_bytes("VmRSS")
+    result = call()
+    return resident_bytes("VmHWM") - before, result
+
+
+def measure(framework: str, what: str, size_bytes: int, endpoint: str) -> int:
+    """Return by how many bytes one call makes this process grow, and not more than a hundredth after it."""
+    make = MAKERS[framework]
+    door: Any = __import__(f"cogment_model_registry.{framework}", fromlist=[framework])
+    with ModelRegistry(endpoint, progress=False) as registry:
+        # What a first call loads and starts is of the same size for parameters of any size.
+        small = make(MIB)
+        door.publish(registry, _WARM_UP, small)
+        door.load(registry, _WARM_UP)
+        parameters = make(size_bytes) if what != "load" else None
+        if what == "publish":
+            return growth(lambda: door.publish(registry, framework, parameters))[0]
+        options = {} if what == "load" else {what.removeprefix("load "): parameters}
+        grown_bytes, loaded = growth(lambda: door.load(registry, framework, **options))
+        del loaded, options, parameters
+        gc_is_needed = resident_bytes("VmRSS")
+        gc.collect()
+        assert gc_is_needed - resident_bytes("VmRSS") < size_bytes // 10, "only the garbage collector frees the memory"
+        return grown_bytes
+
+
+def multiples(framework: str, size_bytes: int) -> dict[str, float]:
+    """Return the growth in each call of a framework, as multiples of the size."""
+    found = {}
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        server_process(Path(directory) / "archive", f"--cache_max_bytes={4 * size_bytes}") as server,
+    ):
+        for what in ("publish", *OPTIONS[framework]):
+            arguments = [framework, what, str(size_bytes), f"grpc://127.0.0.1:{server.port}"]
+            command = [sys.executable, "-m", "tests.frameworks.memory", "--measure", *arguments]
+            result = subprocess.run(
+                command, stdout=subprocess.PIPE, text=True, check=True, timeout=600, env=clean_environment()
+            )
+            found[what] = round(json.loads(result.stdout) / size_bytes, 2)
+    return found
+
+
+def main() -> None:
+    """Print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mebibytes", type=int, default=1024, help="the size of the parameters")
+    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("frameworks", nargs="*", default=list(MAKERS), help="torch, jax, numpy; all by default")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        framework, what, size_bytes, endpoint = arguments.measure
+        print(measure(framework, what, int(size_bytes), endpoint))
+        return
+    for framework in arguments.frameworks:
+        print(framework, json.dumps(multiples(framework, arguments.mebibytes * MIB)))
+
+
+if __name__ == "__main__":
+    main()
