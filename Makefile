@@ -28,8 +28,8 @@ unexport PYTHONDONTWRITEBYTECODE
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-serve: $(VENV)/serve.stamp ## run the model registry on port 9000, with its archive in ./models/
-	$(BIN)/cogment services model_registry --port=9000 --archive_dir=./models/ --grpc_reflection $(ARGUMENTS)
+serve: $(VENV)/serve.stamp ## run the model registry for this machine, on its default port, with its archive in ./models/
+	$(BIN)/cogment services model_registry --host=127.0.0.1 --archive_dir=./models/ --grpc_reflection $(ARGUMENTS)
 
 test: $(VENV)/develop.stamp ## run all tests
 	$(BIN)/python -m pytest -n 4 --dist worksteal $(ARGUMENTS)
@@ -87,23 +87,24 @@ clean: ## remove everything that these commands made, except the archive in ./mo
 # The pins come first; then the package itself, without asking for anything more.
 $(VENV)/serve.stamp: requirements/serve.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 to 3.14 found; name one with PYTHON=..." >&2; exit 1; }
+	@echo "Installing the server and its pinned packages into $(VENV), which only the first run does."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/serve.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --require-hashes -r requirements/serve.txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/develop.stamp: requirements/develop.txt $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/develop.txt
+	$(BIN)/python -m pip install --require-hashes -r requirements/develop.txt
 	touch $@
 
 $(VENV)/minimum.stamp: requirements/minimum.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/minimum.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip install --require-hashes -r requirements/minimum.txt
+	$(BIN)/python -m pip install --no-deps --no-build-isolation --editable .
 	touch $@
 
 $(VENV)/bench.stamp: requirements/bench.txt $(VENV)/serve.stamp
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements/bench.txt
+	$(BIN)/python -m pip install --require-hashes -r requirements/bench.txt
 	touch $@
 
 $(VENV)/frameworks-$(TORCH).stamp: requirements/frameworks.txt tools/install_frameworks.py $(VENV)/develop.stamp

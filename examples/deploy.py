@@ -1,6 +1,6 @@
 """Serve the archived versions of a policy over HTTP: wait for the first, and switch when a newer one is stored.
 
-    python examples/deploy.py --endpoint grpc://localhost:9000 --model cartpole --port 8080
+    python examples/deploy.py --endpoint grpc://localhost:9002 --model cartpole --port 8080
     curl localhost:8080
     curl localhost:8080 -d '[0.0, 0.1, 0.02, -0.1]'
 
@@ -195,7 +195,7 @@ def follow(service: Service, registry: ModelRegistry, model_id: str, path: Path)
 def main() -> int:
     """Serve as the command line says, until SIGTERM or Ctrl-C, and return the exit code."""
     parser = argparse.ArgumentParser(description="Serve the archived versions of a policy over HTTP, on this machine.")
-    parser.add_argument("--endpoint", help="where the registry is, such as grpc://localhost:9000")
+    parser.add_argument("--endpoint", help="where the registry is, such as grpc://localhost:9002")
     parser.add_argument("--model", default="cartpole", help="the id of the model (default: cartpole)")
     parser.add_argument("--port", type=int, default=8080, help="where to listen; 0 for any free port (default: 8080)")
     parser.add_argument("--file", type=Path, default=Path("policy.safetensors"), help="where the weights go")

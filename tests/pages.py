@@ -59,7 +59,13 @@ def examples(page: str) -> list[Example]:
     return [Example(*part.split("\n", 1)) for part in parts]
 
 
-def run_session(commands: list[str], directory: Path, ports: Mapping[str, str], seconds: float) -> list[str]:
+def run_session(
+    commands: list[str],
+    directory: Path,
+    ports: Mapping[str, str],
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> list[str]:
     """Return what each command prints, all run in one shell.
 
     Args:
@@ -67,6 +73,7 @@ def run_session(commands: list[str], directory: Path, ports: Mapping[str, str], 
         directory: An empty directory for files of the session.
         ports: The port to use in place of each port of the page; the output has those of the page.
         seconds: After how long to give up.
+        environment: More environment variables.
     """
     mark = "----- end of a command -----"
     lines = []
@@ -82,7 +89,7 @@ def run_session(commands: list[str], directory: Path, ports: Mapping[str, str], 
         process = subprocess.Popen(
             ["bash", "-c", "\n".join(lines)],
             cwd=session,
-            env={**clean_environment(), "PATH": path, "LC_ALL": "C.UTF-8"},
+            env={**clean_environment(), "PATH": path, "LC_ALL": "C.UTF-8", **(environment or {})},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -109,10 +116,16 @@ def end_session(process: "subprocess.Popen[bytes]") -> bool:
     return True
 
 
-def assert_as_documented(page: str, directory: Path, ports: Mapping[str, str], seconds: float) -> None:
-    """Run the session of a page, and compare each output with the page."""
+def assert_as_documented(
+    page: str,
+    directory: Path,
+    ports: Mapping[str, str],
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run the session of a page as `run_session` does, and compare each output with the page."""
     documented = examples(page)
-    outputs = run_session([example.command for example in documented], directory, ports, seconds)
+    outputs = run_session([example.command for example in documented], directory, ports, seconds, environment)
     assert len(outputs) == len(documented), outputs[-1:]
     for example, output in zip(documented, outputs, strict=True):
         assert is_as_documented(output, example.output), f"$ {example.command}\n{output}\nnot\n{example.output}"

@@ -1,6 +1,6 @@
 """Learn to balance a pole with NumPy alone, with four actors that follow each version of the policy.
 
-    python examples/cartpole/train.py --endpoint grpc://localhost:9000 --updates 200 --plot returns.svg
+    python examples/cartpole/train.py --endpoint grpc://localhost:9002 --updates 200 --plot returns.svg
 
 The algorithm is REINFORCE: make what was done more likely where it turned out better than usual.
 """

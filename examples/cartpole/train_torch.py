@@ -1,6 +1,6 @@
 """The same with PyTorch: the trainer alone has it, and the actors play its versions with NumPy.
 
-python examples/cartpole/train_torch.py --endpoint grpc://localhost:9000 --updates 200 --plot returns.svg
+python examples/cartpole/train_torch.py --endpoint grpc://localhost:9002 --updates 200 --plot returns.svg
 """
 
 from __future__ import annotations

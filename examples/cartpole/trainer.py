@@ -157,7 +157,7 @@ def parse_options(description: str) -> argparse.Namespace:
     parser.add_argument(
         "--endpoint",
         default=os.environ.get(ENDPOINT_VARIABLE),
-        help=f"where the registry is, such as grpc://localhost:9000 (default: that of {ENDPOINT_VARIABLE}, "
+        help=f"where the registry is, such as grpc://localhost:9002 (default: that of {ENDPOINT_VARIABLE}, "
         "else one is started, and ends with the training)",
     )
     parser.add_argument("--model", default="cartpole", help="the id of the model (default: cartpole)")

@@ -4,12 +4,13 @@ from cogment_model_registry._version import __version__
 
 TYPE_CHECKING = False  # for type checkers it is true; importing `typing` takes longer than all the rest here
 if TYPE_CHECKING:
+    from cogment_model_registry import aio, errors
     from cogment_model_registry.client.blocking import ModelRegistry
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
-__all__ = ["Latest", "ModelInfo", "ModelRegistry", "Progress", "VersionInfo", "__version__"]
+__all__ = ["Latest", "ModelInfo", "ModelRegistry", "Progress", "VersionInfo", "__version__", "aio", "errors"]
 
 _MODULES = {
     "Latest": "client.tracking",
@@ -22,14 +23,15 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     # Each is loaded when it is first used: the server needs no client, and the command line loads what it runs.
-    if name not in _MODULES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib  # noqa: PLC0415 # as above
 
-    value: object = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    module = importlib.import_module(f"{__name__}.{_MODULES.get(name, name)}")
+    value: object = getattr(module, name) if name in _MODULES else module
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

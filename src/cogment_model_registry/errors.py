@@ -51,6 +51,19 @@ class ModelRegistryError(Exception):
         self.model_id = model_id
         self.version_number = version_number
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Subclasses have other arguments; and an error that cannot be unpickled makes pools of processes hang.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[ModelRegistryError], arguments: tuple[object, ...], state: dict[str, object]
+) -> ModelRegistryError:
+    """Return an error as it was pickled."""
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(state)
+    return error
+
 
 class InvalidError(ModelRegistryError):
     """The request breaks a rule, whatever the state of the registry."""

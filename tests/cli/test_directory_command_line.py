@@ -22,6 +22,8 @@ from tests.directory.processes import directory_process
 from tests.in_process import run_in_process
 from tests.ports import free_port
 from tests.processes import run_cogment
+from tests.registry_client.network import Freezing, listening
+from tests.waiting import until
 
 SETTINGS = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", check_seconds=0.1, grace_seconds=0)
 NAMED = ["--protocol=cogment", "--host=somewhere", "--type=modelregistry"]
@@ -229,6 +231,17 @@ async def test_wait_for_ready_without_a_service_waits_for_the_directory() -> Non
     port = free_port()
     waiting = asyncio.create_task(Cogment(f"grpc://127.0.0.1:{port}").output("wait_for_ready"))
     async with running(dataclasses.replace(SETTINGS, port=port)):
+        assert await waiting == "ready\n"
+
+
+async def test_wait_for_ready_reaches_the_directory_that_replaced_one_that_froze(endpoint: str) -> None:
+    relay = Freezing(int(endpoint.rpartition(":")[2]))
+    async with listening(relay.relay) as port:
+        cogment = Cogment(f"grpc://127.0.0.1:{port}")
+        waiting = asyncio.create_task(cogment.output("wait_for_ready", "--type=modelregistry"))
+        await until(lambda: relay.replies > 5)  # it was answered that there is none
+        relay.freeze()
+        await add(endpoint)
         assert await waiting == "ready\n"
 
 

@@ -348,7 +348,7 @@ async def test_both_services_return_the_nth_and_the_nth_to_last_iteration(
 
 def test_the_session_of_the_page_on_grpcurl_prints_what_the_page_shows(grpcurl: None, tmp_path: Path) -> None:
     with server_process(tmp_path / "archive", "--grpc_reflection") as running:
-        pages.assert_as_documented("docs/grpcurl.md", tmp_path, {"9000": str(running.port)}, START_SECONDS)
+        pages.assert_as_documented("docs/grpcurl.md", tmp_path, {"9002": str(running.port)}, START_SECONDS)
 
 
 def test_reflection_lists_both_services(process: ServerProcess) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cogment_model_registry.client.endpoints import ENDPOINT_VARIABLE
 from tests import pages
 from tests.processes import START_SECONDS, clean_environment, server_process
 
@@ -16,7 +17,7 @@ def test_the_trainer_and_the_actor_run_together(tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         processes = [
             subprocess.Popen(
-                [sys.executable, "-W", "error", "-c", text.replace("localhost:9000", f"127.0.0.1:{server.port}")],
+                [sys.executable, "-W", "error", "-c", text.replace("localhost:9002", f"127.0.0.1:{server.port}")],
                 env=clean_environment(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
@@ -41,7 +42,9 @@ def test_the_trainer_and_the_actor_run_together(tmp_path: Path) -> None:
 
 def test_the_session_prints_what_the_readme_shows(tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
-        pages.assert_as_documented(README, tmp_path, {"9000": str(server.port)}, START_SECONDS)
+        environment = {ENDPOINT_VARIABLE: f"grpc://127.0.0.1:{server.port}"}  # where the test's server is
+        pages.assert_as_documented(README, tmp_path, {}, START_SECONDS, environment)
+    assert not re.search(r"COGMENT_|--endpoint", "".join(pages.blocks(README, "console")))
 
 
 def test_the_readme_is_short() -> None:

@@ -38,7 +38,7 @@ def test_every_snippet_runs(framework: str, tmp_path: Path) -> None:
     script = tmp_path / "page.py"
     with server_process(tmp_path / "archive") as server:
         text = "\n".join(snippet for section in SCRIPTS[framework] for snippet in snippets(section))
-        script.write_text(text.replace("grpc://localhost:9000", f"grpc://127.0.0.1:{server.port}"))
+        script.write_text(text.replace("grpc://localhost:9002", f"grpc://127.0.0.1:{server.port}"))
         result = run(sys.executable, str(script), cwd=tmp_path)
     assert result.returncode == 0, result.stderr
 

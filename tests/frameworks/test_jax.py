@@ -1,6 +1,8 @@
 """Pytrees of JAX as versions; `make test-frameworks` runs these, and other runs skip them."""
 
 import asyncio
+import subprocess
+import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -12,6 +14,8 @@ from cogment_model_registry import ModelRegistry, aio, numpy
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.server.composition import Server
 from tests.frameworks.conftest import on_thread
+from tests.ports import free_ports
+from tests.waiting import PATIENCE_SECONDS
 
 jax: Any = pytest.importorskip("jax", reason="JAX is not installed: make test-frameworks")
 
@@ -48,6 +52,12 @@ class Pair:
     @classmethod
     def tree_unflatten(cls, _: None, children: Any) -> "Pair":
         return cls(*children)
+
+
+def deleted() -> Any:
+    array = jnp.ones(2)
+    array.delete()
+    return array
 
 
 def policy(value: float = 1.0) -> Any:
@@ -131,6 +141,19 @@ def test_a_template_with_ambiguous_names_is_refused() -> None:
         decode(encode({}).data, like={"a.b": 1, "a": {"b": 2}})
 
 
+@pytest.mark.parametrize(
+    ("leaf", "message"),
+    [
+        ("text", '"a" is of type str in `like`; it must be an array or a scalar'),
+        (1, '"a" has elements of type float32, not int64'),
+        (np.datetime64("2020-01-01"), r'"a" has elements of type float32, not datetime64\[D\]'),
+    ],
+)
+def test_a_template_with_other_leaves_is_refused(leaf: object, message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        decode(encode({"a": jnp.ones(())}).data, like={"a": leaf})
+
+
 @pytest.mark.parametrize("when", ["writing", "reading"])
 def test_a_prefix_selects_a_part_through_all_kinds_of_nodes(when: str) -> None:
     prefix = "policy.layers.1"
@@ -144,7 +167,9 @@ def test_a_prefix_selects_a_part_through_all_kinds_of_nodes(when: str) -> None:
 @pytest.mark.parametrize(
     ("leaf", "message"),
     [
-        (lambda: jax.random.key(0), r'"a" has elements of type key<fry>; convert a key with jax.random.key_data'),
+        (lambda: jnp.zeros(2, "int4"), '"a" has elements of type int4; a version can have'),
+        (lambda: np.array(["2020-01-01"], "datetime64[D]"), r'"a" has elements of type datetime64\[D\]; a version can'),
+        (deleted, '"a" was deleted'),
         (lambda: "text", '"a" is of type builtins.str'),
         (object, '"a" is of type builtins.object'),
     ],
@@ -152,6 +177,113 @@ def test_a_prefix_selects_a_part_through_all_kinds_of_nodes(when: str) -> None:
 def test_unsupported_values_are_refused_by_name(leaf: Any, message: str) -> None:
     with pytest.raises(InvalidError, match=message):
         encode({"a": leaf()})
+
+
+@pytest.mark.parametrize("kind", [None, "rbg"])
+def test_keys_come_back_as_their_numbers_or_as_keys_with_a_template(kind: str | None) -> None:
+    tree: Any = {"a": jax.random.key(3, impl=kind), "b": [jax.random.split(jax.random.key(4, impl=kind), (2, 3))]}
+    template: Any = {"a": jax.random.key(0, impl=kind), "b": [jax.random.split(jax.random.key(0, impl=kind), (2, 3))]}
+    data = encode(tree).data
+    numbers = {
+        "a": {"key_data": jax.random.key_data(tree["a"])},
+        "b": [{"key_data": jax.random.key_data(tree["b"][0])}],
+    }
+    assert same(decode(data), numbers)
+    assert same(decode(encode(numbers).data), numbers)
+    assert np.array_equal(numpy.decode(data)["a"]["key_data"], numbers["a"]["key_data"])
+    for like in (template, jax.eval_shape(lambda: template)):
+        loaded = decode(data, like=like)
+        assert loaded["a"].dtype == tree["a"].dtype
+        assert loaded["b"][0].shape == (2, 3)
+        assert same(jax.tree.map(jax.random.key_data, loaded), jax.tree.map(jax.random.key_data, tree))
+    assert decode(encode({}).data, like=template, strict=False) == template
+    with pytest.raises(InvalidError, match=r'missing are "a\.key_data"'):
+        decode(encode({"a": jnp.ones(2)}).data, like={"a": jax.random.key(0)})
+    with pytest.raises(InvalidError, match=r'"a\.key_data" has elements of type float32, not uint32'):
+        decode(encode({"a": {"key_data": jnp.ones(2)}}).data, like={"a": jax.random.key(0)})
+
+
+def test_the_state_of_a_flax_module_is_published_with_its_keys() -> None:
+    nnx = pytest.importorskip("flax.nnx", reason="Flax is not installed: make test-frameworks")
+
+    class Policy(nnx.Module):  # type: ignore[misc, name-defined] # Flax is not known to mypy
+        def __init__(self, seed: int) -> None:
+            rngs = nnx.Rngs(seed)
+            self.linear = nnx.Linear(2, 3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def numbers(module: Any) -> Any:
+        state = nnx.to_pure_dict(nnx.state(module))
+        state["dropout"]["rngs"]["key"] = jax.random.key_data(state["dropout"]["rngs"]["key"])
+        return state
+
+    source, target = Policy(1), Policy(2)
+    data = encode(nnx.state(source)).data
+    nnx.update(target, decode(data, like=nnx.state(target)))
+    assert same(numbers(target), numbers(source))
+    assert np.array_equal(decode(data)["linear"]["kernel"]["value"], source.linear.kernel[...])
+
+
+def test_publishing_in_a_traced_function_is_refused() -> None:
+    def step(array: Any) -> Any:
+        with pytest.raises(InvalidError, match=r'"a" is traced by a transformation such as jax\.jit'):
+            encode({"a": array})
+        return array
+
+    jax.jit(step)(jnp.ones(2))
+
+
+SPREAD = """
+import sys
+
+import jax
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.jax import decode, encode
+
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{sys.argv[2]}", num_processes=2, process_id=int(sys.argv[1]))
+mesh = Mesh(np.array(jax.devices()), "x")
+values = np.arange(4, dtype=np.float32)
+
+
+def placed(*parts):
+    return jax.make_array_from_callback(values.shape, NamedSharding(mesh, PartitionSpec(*parts)), values.__getitem__)
+
+
+try:
+    encode({"a": placed("x")})
+except InvalidError as error:
+    print(error.message)
+for tree in ({"a": placed()}, process_allgather({"a": placed("x")}, tiled=True)):
+    assert np.array_equal(decode(encode(tree).data)["a"], values)
+"""
+
+
+def test_arrays_that_are_spread_over_processes_are_refused_with_the_call_that_gathers_them() -> None:
+    [port] = free_ports(1)
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SPREAD, str(index), str(port)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        for process in processes:
+            output, errors = process.communicate(timeout=PATIENCE_SECONDS)
+            assert process.returncode == 0, errors
+            assert '"a" has elements on devices of other processes' in output
+            assert "process_allgather(tree, tiled=True)" in output
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
 
 
 def test_numpy_and_jax_read_each_others_versions() -> None:

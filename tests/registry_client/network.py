@@ -95,11 +95,15 @@ class Freezing:
     """A relay in front of a server; as a frozen one, it takes and keeps the connections that it has, and says nothing.
 
     Connections that are made after that are relayed again: to the server that took the place of the frozen one.
+
+    Attributes:
+        replies: How many pieces of data it has relayed from the server.
     """
 
     def __init__(self, port: int) -> None:
         self._target = port
         self._generation = 0
+        self.replies = 0
 
     def freeze(self) -> None:
         self._generation += 1
@@ -111,6 +115,7 @@ class Freezing:
         async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
             while data := await source.read(65536):
                 if generation == self._generation:
+                    self.replies += source is server_reader
                     target.write(data)
             if generation != self._generation:
                 await asyncio.Event().wait()  # a frozen server closes nothing either

@@ -13,6 +13,7 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import cogment_model_registry
@@ -137,9 +138,23 @@ async def test_a_missing_file_raises_an_os_error(registry: Any, tmp_path: Path) 
     assert await registry.list_models() == []
 
 
-async def test_user_data_must_be_texts(registry: Any) -> None:
-    with pytest.raises(errors.InvalidError, match=r"user_data\['step'\] is 1000; it must be a string"):
-        await registry.publish("policy", b"", user_data={"step": 1000})
+async def test_numbers_and_booleans_in_user_data_become_text_as_json_writes_them(registry: Any) -> None:
+    given = {"text": "é", "true": True, "int": -7, "float": 0.1, "nan": float("nan"), "large": 1e300, "whole": 2.0}
+    numpy = {"float32": np.float32(0.5), "int64": np.int64(3), "bool": np.bool_(False), "array": np.array([1.5])}
+    texts = {"text": "é", "true": "true", "int": "-7", "float": "0.1", "nan": "NaN", "large": "1e+300", "whole": "2.0"}
+    texts |= {"float32": "0.5", "int64": "3", "bool": "false", "array": "1.5"}
+    assert await registry.create_model("policy", user_data=given | numpy) == ModelInfo("policy", texts)
+    assert (await registry.get_model("policy")).user_data == texts
+    assert (await registry.publish("policy", b"", user_data=given | numpy)).user_data == texts
+    assert (await registry.store("policy", b"", user_data=numpy)).user_data["int64"] == "3"
+
+
+async def test_other_user_data_is_refused(registry: Any) -> None:
+    for value in (None, b"a", 1j, [1], np.array([1, 2]), np.datetime64("2026-01-01"), 10**5000):
+        kind = type(value).__name__
+        message = rf"user_data\['step'\] is of type {kind}; it must be a string, a number or a boolean"
+        with pytest.raises(errors.InvalidError, match=message):
+            await registry.publish("policy", b"", user_data={"step": value})
     with pytest.raises(errors.InvalidError, match="the key 1 of user_data is 1; it must be a string"):
         await registry.create_model("policy", user_data={1: "a"})
     with pytest.raises(
@@ -148,6 +163,13 @@ async def test_user_data_must_be_texts(registry: Any) -> None:
         await registry.store("policy", b"", user_data={"a": "\ud800"})
     with pytest.raises(errors.InvalidError, match="user_data is 7; it must be a mapping"):
         await registry.create_model("policy", user_data=7)
+
+
+async def test_an_existing_model_keeps_its_user_data_if_it_is_not_to_be_replaced(registry: Any) -> None:
+    first = await registry.create_model("policy", user_data={"a": "1"}, replace=False)
+    assert first == ModelInfo("policy", {"a": "1"})
+    assert await registry.create_model("policy", user_data={"b": "2"}, replace=False) == first
+    assert await registry.get_model("policy") == first
 
 
 @pytest.mark.parametrize("model_id", [None, 7, b"policy", "\ud800"])

@@ -27,7 +27,7 @@ def run(page: str, directory: Path) -> str:
     script = directory / "page.py"
     with server_process(directory / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
-        script.write_text("\n".join(snippets(page)).replace("grpc://localhost:9000", endpoint))
+        script.write_text("\n".join(snippets(page)).replace("grpc://localhost:9002", endpoint))
         environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint}
         result = processes.run(sys.executable, "-W", "error", str(script), environment=environment, cwd=directory)
     assert result.returncode == 0, textwrap.indent(result.stderr, "  ")

@@ -4,6 +4,8 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +16,12 @@ import pytest
 from cogment_model_registry import ModelRegistry, aio, errors
 from cogment_model_registry.client.endpoints import Direct, Discovered, locate
 from cogment_model_registry.records.services import Details, ServiceType
+from tests.names import Names
 from tests.ports import free_port
-from tests.processes import ServerProcess, server_process
+from tests.processes import ServerProcess, clean_environment, run, server_process
 from tests.registry_client.conftest import Awaited
-from tests.registry_client.network import listening
+from tests.registry_client.network import listening, tcp_server
+from tests.waiting import PATIENCE_SECONDS
 
 DIRECTORY = "grpc://directory:9005"
 
@@ -238,3 +242,56 @@ async def test_a_directory_that_does_not_answer_leaves_time_for_the_registry(
         for process in (directory, registered_server):
             process.signal(signal.SIGCONT)
         registered_server.kill()
+
+
+# Names with several addresses, and with changing ones, which the test decides.
+
+CALLING_TWICE = """
+import sys
+from cogment_model_registry import ModelRegistry
+
+with ModelRegistry(sys.argv[1], retry_seconds=20) as registry:
+    registry.list_models()
+    print("answered", flush=True)
+    input()
+    registry.list_models()
+"""
+
+
+def test_a_client_finds_a_server_that_moved_to_another_address_of_its_name(tmp_path: Path) -> None:
+    names = Names(tmp_path)
+    names.set("registry.example", "127.0.0.1")
+    with server_process(tmp_path / "first") as first:
+        endpoint = f"grpc://registry.example:{first.port}"
+        client = subprocess.Popen(
+            [*names.command, sys.executable, "-c", CALLING_TWICE, endpoint],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=clean_environment(),
+        )
+        try:
+            assert client.stdout
+            assert client.stdout.readline() == "answered\n"
+            first.kill()
+            with server_process(tmp_path / "second", "--host=127.0.0.2", f"--port={first.port}"):
+                names.set("registry.example", "127.0.0.2")
+                client.communicate("\n", timeout=PATIENCE_SECONDS)
+        finally:
+            client.kill()
+            client.communicate()
+    assert client.returncode == 0
+
+
+@pytest.mark.parametrize("addresses", [("127.0.0.1", "127.0.0.2"), ("127.0.0.2", "127.0.0.1")], ids=["first", "last"])
+async def test_another_server_at_one_of_the_addresses_of_a_name_is_found(
+    tmp_path: Path, addresses: tuple[str, str]
+) -> None:
+    names = Names(tmp_path)
+    names.set("server.example", *addresses)
+    async with tcp_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:  # at 127.0.0.1; nobody is at 127.0.0.2
+        endpoint = f"grpc://server.example:{port}"
+        command = ("client", "model_registry", "list_models", "--timeout=600", f"--endpoint={endpoint}")
+        result = await asyncio.to_thread(run, *names.command, sys.executable, "-m", "cogment_model_registry", *command)
+    message = f"listing the models: {endpoint} is not a model registry: an HTTP/1 server answers there"
+    assert (result.returncode, result.stderr) == (1, f"error: {message}; check the host and the port\n")

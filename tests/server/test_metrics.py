@@ -432,7 +432,7 @@ async def test_metrics_are_not_served_unless_asked_for(tmp_path: Path) -> None:
 
 def test_process_without_metrics_listens_on_one_port(tmp_path: Path) -> None:
     with server_process(tmp_path) as server:
-        assert not [line for line in server.lines if "metrics" in line]
+        assert not [line for line in server.lines if "metrics_port" in line]
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "*"])

@@ -4,6 +4,7 @@ The original's command line has no such commands; they have the names of the lib
 """
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ from cogment_model_registry.cli.running import (
 )
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, shown
 from cogment_model_registry.records.sizes import size_text
-from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry
@@ -58,6 +59,7 @@ _user_data = click.option(
     multiple=True,
     help="Entry of its user_data; may be given several times.",
 )
+_archived = click.option("--archived", is_flag=True, help="Take only archived versions into account.")
 
 
 @model_registry.command("list_models", context_settings=_HELP_WIDTH)
@@ -113,16 +115,32 @@ def show_model(flags: Flags, model_id: str) -> None:
 @model_registry.command("create_model", context_settings=_HELP_WIDTH)
 @_model
 @_user_data
+@click.option(
+    "--replace/--no_replace",
+    " /--no-replace",
+    default=True,
+    show_default=True,
+    help="Whether to replace all of the user_data of an existing model. Otherwise it stays as it is.",
+)
 @common_flags
-def create_model(flags: Flags, model_id: str, user_data: dict[str, str]) -> None:
-    """Create a MODEL, or replace the user_data of an existing one."""
+def create_model(flags: Flags, model_id: str, user_data: dict[str, str], *, replace: bool) -> None:
+    """Create a MODEL. The user_data given replaces that of an existing one."""
     with flags.connected() as registry:
         says = not flags.is_quiet and not flags.as_json
-        existed = says and _exists(registry, model_id)
-        model = registry.create_model(model_id, user_data=user_data)
+        before = _existing(registry, model_id) if says else None
+        model = registry.create_model(model_id, user_data=user_data, replace=replace)
         if flags.as_json:
             presentation.print_json(presentation.model_as_json(model))
-        flags.say(f"{'replaced the user_data of' if existed else 'created'} model {presentation.safe(model_id)}")
+        flags.say(_created_text(before, replaced=replace) if before else f"created model {presentation.safe(model_id)}")
+
+
+def _created_text(before: ModelInfo, *, replaced: bool) -> str:
+    """Return what became of a model that existed."""
+    name = presentation.safe(before.model_id)
+    if not replaced:
+        return f"model {name} exists, and stays as it is"
+    user_data = presentation.user_data_text(before.user_data) or "empty"
+    return f"replaced the user_data of model {name}, which was {user_data}"
 
 
 @model_registry.command("delete_model", context_settings=_HELP_WIDTH)
@@ -156,11 +174,12 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
 
 @model_registry.command("list_versions", context_settings=_HELP_WIDTH)
 @_model
+@_archived
 @common_flags
-def list_versions(flags: Flags, model_id: str) -> None:
+def list_versions(flags: Flags, model_id: str, *, archived: bool) -> None:
     """List the versions of a MODEL that can be retrieved. With --quiet, print only their numbers."""
     with flags.connected() as registry:
-        versions = registry.list_versions(model_id)
+        versions = registry.list_versions(model_id, archived=archived)
         if flags.as_json:
             presentation.print_json([presentation.version_as_json(version) for version in versions])
         elif flags.is_quiet:
@@ -172,14 +191,15 @@ def list_versions(flags: Flags, model_id: str) -> None:
 @model_registry.command("show_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
 @_model
 @version_argument
+@_archived
 @common_flags
-def show_version(flags: Flags, model_id: str, number: int) -> None:
+def show_version(flags: Flags, model_id: str, number: int, *, archived: bool) -> None:
     """Show a VERSION of a MODEL: a number, or -1 (the default) for the latest, -2 for the one before it.
 
-    With --quiet, print only its number.
+    With --archived, -1 is the latest archived version, and so on. With --quiet, print only its number.
     """
     with flags.connected() as registry:
-        _show(flags, registry.get_version(model_id, number))
+        _show(flags, registry.get_version(model_id, number, archived=archived))
 
 
 def _show(flags: Flags, version: VersionInfo) -> None:
@@ -252,12 +272,14 @@ _upload_command(
     help="File to write; - (the default) is standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@_archived
 @common_flags
-def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bool) -> None:
+def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bool, archived: bool) -> None:
     """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest.
 
-    The bytes are checked against their hash first. A file is written completely and durably, or not at all. For
-    standard output, the bytes are held in memory until they have been checked.
+    With --archived, -1 is the latest archived version, and so on. The bytes are checked against their hash first. A
+    file is written completely and durably, or not at all. For standard output, the bytes are held in memory until they
+    have been checked.
     """
     if output == "-":
         if is_terminal(sys.stdout):
@@ -266,23 +288,23 @@ def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bo
             )
         if flags.as_json:
             raise click.UsageError("standard output cannot have both the version and JSON: give --output")
-        _retrieve_to_standard_output(flags, model_id, number)
+        _retrieve_to_standard_output(flags, model_id, number, archived=archived)
         return
     with flags.connected() as registry, telling(f"writing {shown(output)}"):
         check_free(output, force=force)
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
-            version = registry.download(model_id, output, version=number, progress=progress)
+            version = registry.download(model_id, output, version=number, archived=archived, progress=progress)
         if flags.as_json:
             _show(flags, version)
         size = size_text(version.data_size_bytes)
         flags.say(f"retrieved version {version.number} of model {presentation.safe(model_id)}: {size}")
 
 
-def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int) -> None:
+def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int, *, archived: bool) -> None:
     with flags.connected() as registry:
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
             try:
-                data = registry.retrieve(model_id, number, progress=progress)
+                data = registry.retrieve(model_id, number, archived=archived, progress=progress)
             except MemoryError:
                 raise ModelRegistryError("the version does not fit into memory: give --output") from None
         with telling("writing standard output"), open_standard_output() as file:
@@ -295,16 +317,19 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int) -> No
     "--after", type=click.IntRange(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
 )
 @click.option("--count", type=click.IntRange(1), metavar="N", help="Stop after N versions.")
+@_archived
 @common_flags
-def watch(flags: Flags, model_id: str, *, after: int, count: int | None) -> None:
+def watch(flags: Flags, model_id: str, *, after: int, count: int | None, archived: bool) -> None:
     """Print the latest version of a MODEL, then each newer one, one per line, until Ctrl-C.
 
     A lost connection is retried for five minutes, or for --timeout seconds. With --quiet, print only numbers.
     """
     line = _event_format(flags)
     with flags.connected() as registry, ending_with_reader(registry.close):
-        patience = {} if flags.timeout_seconds is None else {"patience_seconds": flags.timeout_seconds}
-        for count_so_far, version in enumerate(registry.watch(model_id, after=after, **patience), start=1):
+        watched = functools.partial(registry.watch, model_id, after=after, archived=archived)
+        seconds = flags.timeout_seconds
+        versions = watched() if seconds is None else watched(patience_seconds=seconds)
+        for count_so_far, version in enumerate(versions, start=1):
             click.echo(line(version))
             if count_so_far == count:
                 return
@@ -330,12 +355,11 @@ def status(flags: Flags) -> None:
             presentation.print_details({safe(name): safe(value) for name, value in {**versions, **statuses}.items()})
 
 
-def _exists(registry: "ModelRegistry", model_id: str) -> bool:
+def _existing(registry: "ModelRegistry", model_id: str) -> ModelInfo | None:
     try:
-        registry.get_model(model_id)
+        return registry.get_model(model_id)
     except NotFoundError:
-        return False
-    return True
+        return None
 
 
 def _size_bytes(versions: Sequence[VersionInfo]) -> int:

@@ -1,14 +1,27 @@
 """Checks of arguments, for callers without a type checker: errors come from here, not from protobuf or gRPC."""
 
+import json
 import operator
+import os
 from collections.abc import Mapping
-from typing import SupportsIndex
+from typing import Protocol, SupportsIndex, TypeAlias
 
 from cogment_model_registry.errors import InvalidError, NotFoundError, quoted
 from cogment_model_registry.records.versions import VersionInfo
 
 LATEST = -1
 """The number that stands for the latest version; -2 stands for the one before, and so on."""
+
+
+class SupportsItem(Protocol):
+    """A number of NumPy, PyTorch or JAX, or an array with one element."""
+
+    def item(self) -> object:
+        """Return it as a number of Python."""
+
+
+UserData: TypeAlias = Mapping[str, str | float | SupportsItem]
+"""Annotations as the caller gives them; `checked_user_data` has the rule by which they become texts."""
 
 _LONGEST_SECONDS = 366 * 24 * 3600.0
 """The longest wait; gRPC treats much longer ones as no wait at all."""
@@ -23,7 +36,7 @@ def checked_seconds(name: str, seconds: float) -> float:
     try:
         if seconds >= 0:  # which NaN is not
             return float(min(seconds, _LONGEST_SECONDS))
-    except TypeError:
+    except (TypeError, ValueError):
         pass
     raise InvalidError(f"{name} is {seconds!r}; it must be a number of seconds")
 
@@ -48,20 +61,51 @@ def checked_id(model_id: object) -> str:
     return checked_text("model_id", model_id)
 
 
-def checked_user_data(user_data: Mapping[str, str] | None) -> dict[str, str]:
-    """Return `user_data` as it can be sent.
+def checked_path(name: str, path: str | os.PathLike[str]) -> str:
+    """Return the path of a file.
 
     Raises:
-        InvalidError: It is not a mapping of strings to strings.
+        InvalidError: It is no path, or has a null character, which no path has.
     """
     try:
-        checked = dict(user_data or {})
+        text = os.fsdecode(path)
+    except TypeError:
+        raise InvalidError(f"{name} is {path!r}; it must be the path of a file") from None
+    if "\0" in text:
+        raise InvalidError(f"{name} is {text!r}; a path has no null character")
+    return text
+
+
+def checked_user_data(user_data: UserData | None) -> dict[str, str]:
+    """Return `user_data` as it can be sent, which is text.
+
+    Numbers and booleans are converted as JSON writes them: ``true``, ``1000``, ``0.5``; those of NumPy, PyTorch and JAX
+    too, by their `item`.
+
+    Raises:
+        InvalidError: It is not a mapping of strings to strings, numbers or booleans.
+    """
+    try:
+        given = dict(user_data or {})
     except (TypeError, ValueError):
-        raise InvalidError(f"user_data is {user_data!r}; it must be a mapping of strings to strings") from None
-    for key, value in checked.items():
-        checked_text(f"the key {key!r} of user_data", key)
-        checked_text(f"user_data[{key!r}]", value)
-    return checked
+        allowed = "it must be a mapping of strings to strings, numbers or booleans"
+        raise InvalidError(f"user_data is {user_data!r}; {allowed}") from None
+    return {
+        checked_text(f"the key {key!r} of user_data", key): _user_data_text(key, value) for key, value in given.items()
+    }
+
+
+def _user_data_text(key: str, value: object) -> str:
+    name, item = f"user_data[{key!r}]", getattr(value, "item", None)
+    if isinstance(value, str):
+        return checked_text(name, value)
+    try:
+        plain = item() if callable(item) else value
+        if isinstance(plain, int | float):  # booleans are whole numbers
+            return json.dumps(plain)
+    except (TypeError, ValueError, RuntimeError):  # an array with several elements, or a number with too many digits
+        pass
+    raise InvalidError(f"{name} is of type {type(value).__name__}; it must be a string, a number or a boolean")
 
 
 def checked_whole(name: str, number: SupportsIndex) -> int:

@@ -1,22 +1,23 @@
 """The client for asyncio: what `cogment_model_registry.ModelRegistry` does, awaited.
 
-    async with aio.ModelRegistry("grpc://localhost:9000") as registry:
+    async with aio.ModelRegistry("grpc://localhost:9002") as registry:
         version = await registry.publish("policy", weights)
         async for version in registry.watch("policy"):
             weights = await registry.retrieve(version)
 
-A client belongs to the event loop in which it is first used. Cancelling a task ends its call and frees its resources.
+A client belongs to the event loop in which it is first used, so each `asyncio.run` needs one of its own. Cancelling a
+task ends its call and frees its resources.
 """
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
-from cogment_model_registry.client.arguments import LATEST
+from cogment_model_registry.client.arguments import LATEST, UserData
 from cogment_model_registry.client.asyncio_backend import AsyncioBackend
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
-from cogment_model_registry.client.core import RETRY_SECONDS, open_core
+from cogment_model_registry.client.core import RETRY_SECONDS, Opened, open_core
 from cogment_model_registry.client.progress import Progress, Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class ModelRegistry:
+class ModelRegistry(Opened):
     """A client for asyncio; arguments and errors are those of `cogment_model_registry.ModelRegistry`."""
+
+    _shown_as = "aio.ModelRegistry"
 
     def __init__(
         self,
@@ -46,18 +49,18 @@ class ModelRegistry:
         cache_max_bytes: int = DEFAULT_MAX_BYTES,
         progress: Wish = None,
     ) -> None:
+        self._options = {
+            "endpoint": endpoint,
+            "directory_endpoint": directory_endpoint,
+            "directory_authentication_token": directory_authentication_token,
+            "timeout": timeout,
+            "retry_seconds": retry_seconds,
+            "cache_dir": cache_dir,
+            "cache_max_bytes": cache_max_bytes,
+            "progress": progress,
+        }
         self._backend = AsyncioBackend()
-        self._core = open_core(
-            self._backend,
-            endpoint,
-            directory_endpoint=directory_endpoint,
-            directory_authentication_token=directory_authentication_token,
-            timeout=timeout,
-            retry_seconds=retry_seconds,
-            cache_dir=cache_dir,
-            cache_max_bytes=cache_max_bytes,
-            progress=progress,
-        )
+        self._core = open_core(self._backend, self._options)
 
     async def __aenter__(self) -> "Self":
         return self
@@ -69,14 +72,20 @@ class ModelRegistry:
 
     async def close(self) -> None:
         """Close the connection; calls under way end with `ClosedError`."""
-        self._backend.stop()
-        await self._core.aclose()
+        if self._core.calls.connection.is_usable():
+            self._backend.stop()
+            await self._core.aclose()
 
     async def create_model(
-        self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
+        self,
+        model_id: str,
+        *,
+        user_data: UserData | None = None,
+        replace: bool = True,
+        timeout: float | None = None,
     ) -> ModelInfo:
         """Create a model, or replace the `user_data` of an existing one; durable on return."""
-        return await self._core.create_model(model_id, user_data, timeout)
+        return await self._core.create_model(model_id, user_data, timeout, replace=replace)
 
     async def delete_model(self, model_id: str, *, timeout: float | None = None) -> None:
         """Delete a model and all its versions, archived ones too."""
@@ -91,21 +100,28 @@ class ModelRegistry:
         return await self._core.list_models(timeout)
 
     async def get_version(
-        self, model_id: str, number: SupportsIndex = LATEST, *, timeout: float | None = None
+        self,
+        model_id: str,
+        number: SupportsIndex = LATEST,
+        *,
+        archived: bool = False,
+        timeout: float | None = None,
     ) -> VersionInfo:
         """Return a version by its number; -1 is the latest, -2 the one before, and so on."""
-        return await self._core.get_version(model_id, number, timeout)
+        return await self._core.get_version(model_id, number, timeout, archived=archived)
 
-    async def list_versions(self, model_id: str, *, timeout: float | None = None) -> list[VersionInfo]:
-        """Return all versions of a model that can be retrieved, oldest first."""
-        return await self._core.list_versions(model_id, timeout)
+    async def list_versions(
+        self, model_id: str, *, archived: bool = False, timeout: float | None = None
+    ) -> list[VersionInfo]:
+        """Return all versions of a model that can be retrieved, or the archived ones alone, oldest first."""
+        return await self._core.list_versions(model_id, timeout, archived=archived)
 
     async def publish(
         self,
         model_id: str,
         data: Data,
         *,
-        user_data: Mapping[str, str] | None = None,
+        user_data: UserData | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
@@ -120,7 +136,7 @@ class ModelRegistry:
         model_id: str,
         data: Data,
         *,
-        user_data: Mapping[str, str] | None = None,
+        user_data: UserData | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
@@ -135,11 +151,12 @@ class ModelRegistry:
         model: str | VersionInfo,
         version: SupportsIndex | VersionInfo = LATEST,
         *,
+        archived: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> bytes:
         """Return the bytes of a version, checked against its hash."""
-        return await self._core.retrieve(model, version, timeout, progress)
+        return await self._core.retrieve(model, version, timeout, progress, archived=archived)
 
     async def download(
         self,
@@ -147,30 +164,38 @@ class ModelRegistry:
         path: str | os.PathLike[str],
         *,
         version: SupportsIndex | VersionInfo = LATEST,
+        archived: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
-        return await self._core.download(model, path, version, timeout, progress)
+        return await self._core.download(model, path, version, timeout, progress, archived=archived)
 
     def watch(
-        self, model_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS
+        self,
+        model_id: str,
+        *,
+        after: int = 0,
+        archived: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> AsyncGenerator[VersionInfo, None]:
         """Yield the latest version of a model, then newer ones as they appear, without end.
 
         If you leave it before its end, close it with `contextlib.aclosing`, which ends the call at once.
         """
-        return self._core.watch(model_id, after, patience_seconds)
+        return self._core.watch(model_id, after, patience_seconds, archived=archived)
 
     @overload
-    def track(self, model_id: str) -> AsyncLatest[bytes]: ...
+    def track(self, model_id: str, *, archived: bool = False) -> AsyncLatest[bytes]: ...
 
     @overload
-    def track(self, model_id: str, *, decode: Callable[[bytes], _T]) -> AsyncLatest[_T]: ...
+    def track(self, model_id: str, *, decode: Callable[[bytes], _T], archived: bool = False) -> AsyncLatest[_T]: ...
 
-    def track(self, model_id: str, *, decode: Callable[[bytes], Any] = bytes) -> AsyncLatest[Any]:
+    def track(
+        self, model_id: str, *, decode: Callable[[bytes], Any] = bytes, archived: bool = False
+    ) -> AsyncLatest[Any]:
         """Return a context manager with the latest version of a model; a task updates it, `decode` runs on a thread."""
-        return AsyncLatest(self._core, model_id, decode)
+        return AsyncLatest(self._core, model_id, decode, archived=archived)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

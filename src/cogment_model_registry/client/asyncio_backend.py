@@ -1,6 +1,8 @@
 """Calls with `grpc.aio`, and waits as asyncio does."""
 
 import asyncio
+import os
+import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -40,6 +42,21 @@ class _AsyncioChannel:
             self.calls = grpc.aio.insecure_channel(address, options=OPTIONS)
         self.uploads = blocking_channel(address, secure=secure)
         self.is_closed = False
+        _open.add(self)
+
+
+_open: "weakref.WeakSet[_AsyncioChannel]" = weakref.WeakSet()
+_was_open_at_fork = False
+"""Whether this process was forked while its parent used `grpc.aio`, whose calls then never end in this one."""
+
+
+def _note_fork() -> None:
+    global _was_open_at_fork  # noqa: PLW0603 # it is a state of the process
+    _was_open_at_fork = _was_open_at_fork or bool(_open)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_fork)
 
 
 class AsyncioBackend:
@@ -47,20 +64,52 @@ class AsyncioBackend:
 
     def __init__(self) -> None:
         self._is_stopped = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None  # that of the first call
+
+    def check_here(self) -> None:
+        """Refuse to be used outside of the event loop in which it was used first, and where gRPC would hang.
+
+        Raises:
+            ClosedError: It is used on another one, or on none, or in a process that was forked at the wrong moment.
+        """
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise ClosedError("this client needs an event loop of asyncio, and none is running here") from None
+        if _was_open_at_fork:
+            raise ClosedError(
+                "this process was forked while its parent used a client for asyncio, and gRPC cannot serve asyncio in "
+                "it: use cogment_model_registry.ModelRegistry here, or start processes with the spawn method of "
+                "multiprocessing"
+            )
+        if self._loop is None:
+            self._loop = loop
+        if self._loop is not loop:
+            raise ClosedError(
+                "this client belongs to the event loop in which it was first used, and this is another one: make "
+                "another client here (each asyncio.run has an event loop of its own)"
+            )
 
     def stop(self) -> None:
-        """End all sleeps, now and later."""
-        self._is_stopped.set()
+        """End all sleeps, now and later; there are none when the event loop has ended.
+
+        Raises:
+            ClosedError: It is called on another event loop.
+        """
+        if self._loop is None or not self._loop.is_closed():
+            self.check_here()
+            self._is_stopped.set()
 
     def connect(self, address: str, *, secure: bool) -> Channel:
         """Return a channel of the running event loop."""
         return _AsyncioChannel(address, secure=secure)
 
     async def disconnect(self, channel: Channel) -> None:
-        """Close a channel."""
+        """Close a channel; nothing of it is left to await when its event loop has ended."""
         channel.is_closed = True
         channel.uploads.close()
-        await channel.calls.close()
+        if self._loop is asyncio.get_running_loop():
+            await channel.calls.close()
 
     async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one message, and return the reply."""

@@ -45,6 +45,13 @@ class Backend(Protocol):
     channel is closed, and `StoppedError` when the backend is stopped, if it can be.
     """
 
+    def check_here(self) -> None:
+        """Refuse to be used where it cannot work.
+
+        Raises:
+            ClosedError: It is used on another event loop than the first time.
+        """
+
     def connect(self, address: str, *, secure: bool) -> Channel:
         """Return a channel, which connects when it is first needed."""
 

@@ -2,14 +2,14 @@
 
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
-from cogment_model_registry.client.arguments import LATEST
+from cogment_model_registry.client.arguments import LATEST, UserData
 from cogment_model_registry.client.blocking_backend import BlockingBackend, run, run_interruptibly
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
-from cogment_model_registry.client.core import RETRY_SECONDS, Core, open_core
+from cogment_model_registry.client.core import RETRY_SECONDS, Core, Opened, open_core
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class ModelRegistry:
+class ModelRegistry(Opened):
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
     Several threads may use it at the same time. Close it, preferably with ``with``. A forked process needs a client of
@@ -53,8 +53,10 @@ class ModelRegistry:
 
     Raises:
         SettingError: An endpoint or the token is malformed.
-        InvalidError: A time is not a number of seconds.
+        InvalidError: A time is not a number of seconds, or another argument is of the wrong type.
     """
+
+    _shown_as = "ModelRegistry"
 
     def __init__(
         self,
@@ -68,18 +70,18 @@ class ModelRegistry:
         cache_max_bytes: int = DEFAULT_MAX_BYTES,
         progress: Wish = None,
     ) -> None:
+        self._options = {
+            "endpoint": endpoint,
+            "directory_endpoint": directory_endpoint,
+            "directory_authentication_token": directory_authentication_token,
+            "timeout": timeout,
+            "retry_seconds": retry_seconds,
+            "cache_dir": cache_dir,
+            "cache_max_bytes": cache_max_bytes,
+            "progress": progress,
+        }
         self._backend = BlockingBackend()
-        self._core = open_core(
-            self._backend,
-            endpoint,
-            directory_endpoint=directory_endpoint,
-            directory_authentication_token=directory_authentication_token,
-            timeout=timeout,
-            retry_seconds=retry_seconds,
-            cache_dir=cache_dir,
-            cache_max_bytes=cache_max_bytes,
-            progress=progress,
-        )
+        self._core = open_core(self._backend, self._options)
 
     def __enter__(self) -> "Self":
         return self
@@ -101,7 +103,7 @@ class ModelRegistry:
 
     def _run(self, work: Callable[[Core], Awaitable[_T]]) -> _T:
         """Return the result of a call; another thread makes it for the main thread, see `run_interruptibly`."""
-        self._core.calls.connection.check_open()
+        self._core.calls.check_open()
         if not _is_main_thread():
             return run(work(self._core))
         backend = BlockingBackend(within=self._backend)
@@ -111,19 +113,29 @@ class ModelRegistry:
         return run_interruptibly(work, stop) if _is_main_thread() else run(work())
 
     def create_model(
-        self, model_id: str, *, user_data: Mapping[str, str] | None = None, timeout: float | None = None
+        self,
+        model_id: str,
+        *,
+        user_data: UserData | None = None,
+        replace: bool = True,
+        timeout: float | None = None,
     ) -> ModelInfo:
         """Create a model, or replace the `user_data` of an existing one; durable on return.
 
         Args:
             model_id: Its name.
-            user_data: Its annotations.
+            user_data: Its annotations. Numbers and booleans become text, as JSON writes them.
+            replace: Whether to replace all of the `user_data` of an existing model; if not, it stays as it is. A model
+                that another client creates at the same moment may be replaced nevertheless.
             timeout: How many seconds it may take.
+
+        Returns:
+            The model as it is now.
 
         Raises:
             InvalidError: The id or the `user_data` breaks a rule of the server.
         """
-        return self._run(lambda core: core.create_model(model_id, user_data, timeout))
+        return self._run(lambda core: core.create_model(model_id, user_data, timeout, replace=replace))
 
     def delete_model(self, model_id: str, *, timeout: float | None = None) -> None:
         """Delete a model and all its versions, archived ones too.
@@ -147,29 +159,42 @@ class ModelRegistry:
         return self._run(lambda core: core.list_models(timeout))
 
     def get_version(
-        self, model_id: str, number: SupportsIndex = LATEST, *, timeout: float | None = None
+        self,
+        model_id: str,
+        number: SupportsIndex = LATEST,
+        *,
+        archived: bool = False,
+        timeout: float | None = None,
     ) -> VersionInfo:
         """Return a version by its number; -1 is the latest, -2 the one before, and so on.
 
-        Raises:
-            NotFoundError: The model or the version does not exist, or the version was evicted.
-        """
-        return self._run(lambda core: core.get_version(model_id, number, timeout))
+        Args:
+            model_id: The model.
+            number: The number.
+            archived: Whether only archived versions count: -1 is then the latest of these, and so on.
+            timeout: How many seconds it may take.
 
-    def list_versions(self, model_id: str, *, timeout: float | None = None) -> list[VersionInfo]:
-        """Return all versions of a model that can be retrieved, oldest first.
+        Raises:
+            NotFoundError: The model or the version does not exist, or the version was evicted, or is not archived.
+        """
+        return self._run(lambda core: core.get_version(model_id, number, timeout, archived=archived))
+
+    def list_versions(
+        self, model_id: str, *, archived: bool = False, timeout: float | None = None
+    ) -> list[VersionInfo]:
+        """Return all versions of a model that can be retrieved, or the archived ones alone, oldest first.
 
         Raises:
             NotFoundError: The model does not exist.
         """
-        return self._run(lambda core: core.list_versions(model_id, timeout))
+        return self._run(lambda core: core.list_versions(model_id, timeout, archived=archived))
 
     def publish(
         self,
         model_id: str,
         data: Data,
         *,
-        user_data: Mapping[str, str] | None = None,
+        user_data: UserData | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
@@ -183,7 +208,7 @@ class ModelRegistry:
             model_id: Its model.
             data: Its bytes: an object with a contiguous buffer (bytes, a NumPy array), the path of a file, or an open
                 binary file, of which the rest is sent. They must not change during the call.
-            user_data: Its annotations.
+            user_data: Its annotations. Numbers and booleans become text, as JSON writes them: 1000, 0.5, true.
             create: Whether the model is created if it does not exist.
             timeout: How many seconds it may take, with the reading of a file.
             progress: How to report it, in place of the client's own way.
@@ -209,7 +234,7 @@ class ModelRegistry:
         model_id: str,
         data: Data,
         *,
-        user_data: Mapping[str, str] | None = None,
+        user_data: UserData | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
@@ -229,6 +254,7 @@ class ModelRegistry:
         model: str | VersionInfo,
         version: SupportsIndex | VersionInfo = LATEST,
         *,
+        archived: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> bytes:
@@ -237,6 +263,7 @@ class ModelRegistry:
         Args:
             model: The id of its model; or the version itself.
             version: Its number, -1 for the latest, -2 for the one before; or the version itself, which saves a call.
+            archived: Whether only archived versions count: -1 is then the latest of these, and so on.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
 
@@ -244,7 +271,7 @@ class ModelRegistry:
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
         """
-        return self._run(lambda core: core.retrieve(model, version, timeout, progress))
+        return self._run(lambda core: core.retrieve(model, version, timeout, progress, archived=archived))
 
     def download(
         self,
@@ -252,6 +279,7 @@ class ModelRegistry:
         path: str | os.PathLike[str],
         *,
         version: SupportsIndex | VersionInfo = LATEST,
+        archived: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
@@ -264,6 +292,7 @@ class ModelRegistry:
             model: As for `retrieve`.
             path: The file.
             version: As for `retrieve`.
+            archived: As for `retrieve`.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
 
@@ -275,10 +304,15 @@ class ModelRegistry:
             DataLossError: The bytes received are not those that were published.
             OSError: The file cannot be written, or the path is not a regular file.
         """
-        return self._run(lambda core: core.download(model, path, version, timeout, progress))
+        return self._run(lambda core: core.download(model, path, version, timeout, progress, archived=archived))
 
     def watch(
-        self, model_id: str, *, after: int = 0, patience_seconds: float = PATIENCE_SECONDS
+        self,
+        model_id: str,
+        *,
+        after: int = 0,
+        archived: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> Generator[VersionInfo, None, None]:
         """Yield the latest version of a model, then newer ones as they appear, without end.
 
@@ -288,6 +322,7 @@ class ModelRegistry:
             model_id: The model.
             after: The number of the version that the caller has; only newer ones are yielded, also of a model that
                 was created again since then.
+            archived: Whether only archived versions count.
             patience_seconds: How long the registry may be unavailable once it was reached.
 
         Raises:
@@ -296,14 +331,15 @@ class ModelRegistry:
         """
         # It has its own backend, since an interruption ends everything that a backend has under way.
         backend = BlockingBackend(within=self._backend)
-        return self._watched(self._core.on(backend).watch(model_id, after, patience_seconds), backend)
+        versions = self._core.on(backend).watch(model_id, after, patience_seconds, archived=archived)
+        return self._watched(versions, backend)
 
     def _watched(
         self, versions: AsyncGenerator[VersionInfo, None], backend: BlockingBackend
     ) -> Generator[VersionInfo, None, None]:
         try:
             while True:
-                self._core.calls.connection.check_open()
+                self._core.calls.check_open()
                 version = self._run_here(lambda: anext(versions, None), backend.stop)
                 if version is None:
                     return
@@ -313,12 +349,12 @@ class ModelRegistry:
                 self._run_here(versions.aclose, backend.stop)
 
     @overload
-    def track(self, model_id: str) -> Latest[bytes]: ...
+    def track(self, model_id: str, *, archived: bool = False) -> Latest[bytes]: ...
 
     @overload
-    def track(self, model_id: str, *, decode: Callable[[bytes], _T]) -> Latest[_T]: ...
+    def track(self, model_id: str, *, decode: Callable[[bytes], _T], archived: bool = False) -> Latest[_T]: ...
 
-    def track(self, model_id: str, *, decode: Callable[[bytes], Any] = bytes) -> Latest[Any]:
+    def track(self, model_id: str, *, decode: Callable[[bytes], Any] = bytes, archived: bool = False) -> Latest[Any]:
         """Return a context manager with the latest version of a model, which a thread keeps up to date.
 
         The model need not exist yet, and may be deleted and created again. Errors are in `Latest.error`. Enter it using
@@ -327,8 +363,9 @@ class ModelRegistry:
         Args:
             model_id: The model.
             decode: Turns the bytes of a version into its value, on that thread.
+            archived: Whether only archived versions count.
         """
-        return Latest(self._core, BlockingBackend(within=self._backend), model_id, decode)
+        return Latest(self._core, BlockingBackend(within=self._backend), model_id, decode, archived=archived)
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

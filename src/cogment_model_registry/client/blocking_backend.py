@@ -43,6 +43,9 @@ class BlockingBackend:
         self._lock = threading.RLock()  # a finalizer may end a call in the middle of another one
         self._calls: set[Any] = set()
 
+    def check_here(self) -> None:
+        """Do nothing: any thread may use it."""
+
     def connect(self, address: str, *, secure: bool) -> Channel:
         """Return a channel, which any thread may use."""
         return blocking_channel(address, secure=secure)
@@ -79,6 +82,7 @@ class BlockingBackend:
         """Send one message, and return the replies."""
         method = channel.unary_stream(path)
         call = self._begin(lambda: method(request, timeout=timeout_seconds, metadata=metadata_of(token)))
+        call.add_done_callback(_keep)
         return _BlockingReplies(call, self)
 
     def _begin(self, begin: Callable[[], Any]) -> Any:
@@ -130,6 +134,14 @@ class BlockingBackend:
             calls = list(self._calls)
         for call in calls:
             call.cancel()
+
+
+def _keep(_call: Any) -> None:
+    """Do nothing.
+
+    As the callback of a call, it makes gRPC's own thread keep that until it is over. When a call is finalized, gRPC
+    takes a lock; at the end of Python a thread that stands still may have it.
+    """
 
 
 class _BlockingReplies:

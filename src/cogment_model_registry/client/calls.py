@@ -32,6 +32,10 @@ class Calls:
         """Return an object that makes calls on the same connection with another backend."""
         return Calls(backend, self.connection, self.retry_seconds)
 
+    def check_open(self) -> None:
+        """Refuse to begin anything that the connection would refuse; see `Connection.check_open`."""
+        self.connection.check_open(self.backend)
+
     def without_retries(self) -> "Calls":
         """Return an object that makes each call once."""
         return Calls(self.backend, self.connection, 0.0)

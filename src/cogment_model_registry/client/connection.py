@@ -14,7 +14,7 @@ import grpc
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.endpoints import DEFAULT, ENDPOINT_VARIABLE, Direct, Discovered
-from cogment_model_registry.client.threads import submit
+from cogment_model_registry.client.threads import can_start, submit
 from cogment_model_registry.errors import (
     ClosedError,
     ModelRegistryError,
@@ -91,7 +91,7 @@ class Connection:
     def __init__(self, location: Direct | Discovered) -> None:
         self.location = location
         self.is_closed = False
-        self._process_id = os.getpid()
+        self._process_id: int | None = None  # from the first call on
         self._lock = threading.RLock()  # a finalizer may end a call in the middle of another one
         self._current: _Link | None = None
         self._is_suspect = False
@@ -110,7 +110,7 @@ class Connection:
             WrongServerError: It is no Directory.
             ClosedError: The client is closed.
         """
-        link, outdated = self._taken(), None
+        link, outdated = self._taken(backend), None
         if link is None:
             address, secure = await self._find(backend, deadline)
             link, outdated = self._moved(backend, address, secure=secure)
@@ -130,28 +130,46 @@ class Connection:
                     link.users -= 1
                 await self._disconnect_unused(backend, link)
 
-    def check_open(self) -> None:
-        """Refuse to begin anything once it is closed, and where gRPC would hang.
+    def check_open(self, backend: Backend) -> None:
+        """Refuse to begin anything once it is closed, and where gRPC would hang or fail in its own words.
+
+        The first time, the client is bound to this process, and to the event loop if there is one.
 
         Raises:
-            ClosedError: It is closed, Python is ending, or the process was forked since it was made.
+            ClosedError: It cannot be used any more, or not here.
         """
-        if not self.is_usable():
-            if sys.is_finalizing():
-                raise ClosedError("Python is ending, and calls no model registry any more")
-            raise ClosedError("this client was made before the process was forked; make another one in the new process")
+        if self._process_id is None:
+            self._process_id = os.getpid()
+        reason = self.refusal()
+        if reason is not None:
+            raise reason
+        backend.check_here()
+
+    def refusal(self) -> ClosedError | None:
+        """Return why no call can be made any more; None if one can."""
+        if self._process_id not in (None, os.getpid()):
+            return ClosedError(
+                "this client was used before the process was forked, and cannot be used in the forked one: "
+                "make another client there, or start processes with the spawn method of multiprocessing"
+            )
         if self.is_closed:
-            raise ClosedError
+            return ClosedError()
+        if not can_start():
+            return ClosedError(
+                "Python is ending, and does not start the threads any more that calls need: make the last calls before "
+                "the program ends, not in a finalizer or a function of atexit"
+            )
+        return None
 
     def is_usable(self) -> bool:
         """Return whether gRPC has its threads: not in a forked process, and not while Python exits."""
-        return self._process_id == os.getpid() and not sys.is_finalizing()
+        return self._process_id in (None, os.getpid()) and not sys.is_finalizing()
 
-    def _taken(self) -> _Link | None:
+    def _taken(self, backend: Backend) -> _Link | None:
         """Return the present link, for one more user; None if the registry must be looked up first."""
-        self.check_open()  # in a forked process the lock may stay locked
+        self.check_open(backend)  # in a forked process the lock may stay locked
         with self._lock:
-            self.check_open()
+            self.check_open(backend)
             if self._current is None or self._current.is_silent or self._is_suspect:
                 return None
             self._current.users += 1
@@ -175,7 +193,7 @@ class Connection:
 
     def _connect(self, backend: Backend, address: str, *, secure: bool) -> Channel:
         """Return a new channel; call this with the lock held."""
-        self.check_open()
+        self.check_open(backend)
         channel = backend.connect(address, secure=secure)
         self._channels.append(channel)
         return channel
@@ -257,7 +275,7 @@ class Connection:
     async def aclose(self, backend: Backend) -> None:
         """Close it; calls under way end."""
         with self._lock:
-            self.is_closed = True
+            self.is_closed, self._current = True, None
         while self._channels:
             await self._disconnect(backend, self._channels[-1])
 

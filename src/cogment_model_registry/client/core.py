@@ -1,17 +1,19 @@
 """The logic of the client, written once for both flavours; see `backends`."""
 
-import copy
+import contextlib
+import functools
 import io
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import IO, SupportsIndex, TypeVar
+from collections.abc import AsyncGenerator, Callable
+from typing import IO, ClassVar, SupportsIndex, TypedDict, TypeVar
 
-from cogment_model_registry.client import sources, watching
+from cogment_model_registry.client import lookups, sources, watching
 from cogment_model_registry.client.arguments import (
-    LATEST,
+    UserData,
     asked_for,
     checked_id,
     checked_number,
+    checked_path,
     checked_seconds,
     checked_user_data,
     checked_whole,
@@ -76,9 +78,8 @@ class Core:
 
     def on(self, backend: Backend) -> "Core":
         """Return the same client, calling and waiting in another way."""
-        other = copy.copy(self)
-        other._calls = self._calls.on(backend)  # noqa: SLF001 # it is one of us
-        other._backend = backend  # noqa: SLF001
+        other = Core(self._calls.on(backend), self._timeout_seconds, self._cache, self._progress)
+        other._preparations = self._preparations
         return other
 
     @property
@@ -95,15 +96,17 @@ class Core:
     # Models.
 
     async def create_model(
-        self, model_id: str, user_data: Mapping[str, str] | None, timeout: float | None
+        self, model_id: str, user_data: UserData | None, timeout: float | None, *, replace: bool
     ) -> ModelInfo:
         """See `ModelRegistry.create_model`."""
         info = ModelInfo(checked_id(model_id), checked_user_data(user_data))
+        deadline = self._call_deadline(timeout)
+        if not replace:
+            with contextlib.suppress(NotFoundError):
+                return await self.get_model(model_id, deadline.left_seconds())
         request = messages.CreateOrUpdateModelRequest(model_info=convert.model_message(info))
         subject = Subject(f"creating model {quoted(model_id)}", model_id)
-        await self._calls.unary(
-            "CreateOrUpdateModel", request, messages.CreateOrUpdateModelReply, subject, self._call_deadline(timeout)
-        )
+        await self._calls.unary("CreateOrUpdateModel", request, messages.CreateOrUpdateModelReply, subject, deadline)
         return info
 
     async def delete_model(self, model_id: str, timeout: float | None) -> None:
@@ -144,37 +147,18 @@ class Core:
 
     # Versions.
 
-    async def get_version(self, model_id: str, number: SupportsIndex, timeout: float | None) -> VersionInfo:
+    async def get_version(
+        self, model_id: str, number: SupportsIndex, timeout: float | None, *, archived: bool
+    ) -> VersionInfo:
         """See `ModelRegistry.get_version`."""
         number = checked_number(checked_id(model_id), number)
-        subject = Subject(f"looking up {_version_text(model_id, number)}", model_id, number)
-        request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_numbers=[number])
-        reply = await self._calls.unary(
-            "RetrieveVersionInfos",
-            request,
-            messages.RetrieveVersionInfosReply,
-            subject,
-            self._call_deadline(timeout),
-        )
-        if not reply.version_infos:
-            raise NotFoundError.version(model_id, number)
-        return convert.version_from_message(reply.version_infos[0])
+        look_up = lookups.one_archived if archived else lookups.one
+        return await look_up(self._calls, model_id, number, self._call_deadline(timeout))
 
-    async def list_versions(self, model_id: str, timeout: float | None) -> list[VersionInfo]:
+    async def list_versions(self, model_id: str, timeout: float | None, *, archived: bool) -> list[VersionInfo]:
         """See `ModelRegistry.list_versions`."""
-        versions: list[VersionInfo] = []
-        handle = ""
-        deadline = self._call_deadline(timeout)
-        while True:
-            subject = Subject(f"listing the versions of model {quoted(checked_id(model_id))}", model_id)
-            request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_handle=handle)
-            reply = await self._calls.unary(
-                "RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, deadline
-            )
-            versions += map(convert.version_from_message, reply.version_infos)
-            if not reply.version_infos or reply.next_version_handle in ("", handle):
-                return versions
-            handle = reply.next_version_handle
+        versions = await lookups.every(self._calls, checked_id(model_id), self._call_deadline(timeout))
+        return [version for version in versions if version.archived or not archived]
 
     # The server.
 
@@ -206,7 +190,7 @@ class Core:
         self,
         model_id: str,
         data: sources.Data,
-        user_data: Mapping[str, str] | None,
+        user_data: UserData | None,
         *,
         archived: bool,
         create: bool,
@@ -245,7 +229,7 @@ class Core:
             return preparation.prepared.result()
         self._preparations.add(preparation)
         try:
-            self._calls.connection.check_open()  # it may have been closed before that
+            self._calls.check_open()  # it may have been closed before that
             return await self._backend.wait(preparation.prepared, deadline.left_seconds() if deadline else None)
         except BaseException as error:
             is_late = isinstance(error, TimeoutError) and not preparation.prepared.done()
@@ -259,29 +243,38 @@ class Core:
 
     async def _create_missing(self, model_id: str, deadline: Deadline) -> None:
         """Create a model for its first version, unless another client did so, perhaps with `user_data`."""
-        try:
-            await self.get_model(model_id, deadline.left_seconds())
-        except NotFoundError:
-            await self.create_model(model_id, None, deadline.left_seconds())
+        await self.create_model(model_id, None, deadline.left_seconds(), replace=False)
 
     # Downloads.
 
     async def retrieve(
-        self, model: str | VersionInfo, version: SupportsIndex | VersionInfo, timeout: float | None, progress: Wish
+        self,
+        model: str | VersionInfo,
+        version: SupportsIndex | VersionInfo,
+        timeout: float | None,
+        progress: Wish,
+        *,
+        archived: bool,
     ) -> bytes:
         """See `ModelRegistry.retrieve`."""
         # It returns its bytes without a copy.
-        return (await self._retrieved(model, version, timeout, progress)).getvalue()
+        return (await self._retrieved(model, version, timeout, progress, archived=archived)).getvalue()
 
     async def retrieve_writable(self, version: VersionInfo, timeout: float | None, progress: Wish) -> memoryview:
         """Return the bytes of a version in memory of their own, which may be written to."""
         return (await self._retrieved(version, version, timeout, progress)).getbuffer()
 
     async def _retrieved(
-        self, model: str | VersionInfo, version: SupportsIndex | VersionInfo, timeout: float | None, progress: Wish
+        self,
+        model: str | VersionInfo,
+        version: SupportsIndex | VersionInfo,
+        timeout: float | None,
+        progress: Wish,
+        *,
+        archived: bool = False,
     ) -> io.BytesIO:
         buffer = io.BytesIO()
-        await self._download(model, version, buffer, timeout, progress)
+        await self._download(model, version, buffer, timeout, progress, archived=archived)
         return buffer
 
     async def download(
@@ -291,12 +284,14 @@ class Core:
         version: SupportsIndex | VersionInfo,
         timeout: float | None,
         progress: Wish,
+        *,
+        archived: bool,
     ) -> VersionInfo:
         """See `ModelRegistry.download`."""
-        replacement = Replacement(path)
+        replacement = Replacement(checked_path("path", path))
         try:
             file = await self._on_thread(replacement.open)
-            info = await self._download(model, version, file, timeout, progress)
+            info = await self._download(model, version, file, timeout, progress, archived=archived)
             await self._on_thread(replacement.commit)
         finally:
             replacement.close()
@@ -309,14 +304,19 @@ class Core:
         file: IO[bytes],
         timeout: float | None,
         progress: Wish,
+        *,
+        archived: bool,
     ) -> VersionInfo:
         """Write the bytes of a version to a file, and return the version."""
         deadline = self._wanted_deadline(timeout)
 
         async def looked_up() -> VersionInfo:
-            return await self.get_version(model_id, number, deadline.left_seconds() if deadline else None)
+            left_seconds = deadline.left_seconds() if deadline else None
+            return await self.get_version(model_id, number, left_seconds, archived=archived)
 
         model_id, number, known = asked_for(model, version)
+        if known and archived:
+            lookups.checked_archived(known)
         info = known or await looked_up()
         for _ in range(_RESOLVE_ATTEMPTS):
             try:
@@ -329,17 +329,16 @@ class Core:
                 info = again
             else:
                 return info
-        raise NotFoundError(
-            f"{_version_text(model_id, number)} was replaced {_RESOLVE_ATTEMPTS} times before it could be retrieved",
-            model_id=model_id,
-        )
+        wanted = lookups.version_text(model_id, number, archived=archived)
+        message = f"{wanted} was replaced {_RESOLVE_ATTEMPTS} times before it could be retrieved"
+        raise NotFoundError(message, model_id=model_id)
 
     async def _fetch(self, info: VersionInfo, file: IO[bytes], deadline: Deadline | None, progress: Wish) -> None:
         """Write the bytes of a version to a file: those in the cache, or those of the server."""
         cache = self._cache
         if cache is not None and await self._on_thread(lambda: cache.copy_to(info, file)):
             return
-        what = f"retrieving {_version_text(info.model_id, info.number)}"
+        what = f"retrieving {lookups.version_text(info.model_id, info.number)}"
         subject = Subject(what, info.model_id, info.number)
         limit = deadline or _default_deadline(info.data_size_bytes)
         wish = self._progress if progress is None else progress
@@ -362,8 +361,9 @@ class Core:
                         report.advance(len(data))
                     await download.finish()
                 finally:
-                    replies.cancel()
-                    download.abandon()
+                    if self._calls.connection.is_usable():  # elsewhere their threads stand still
+                        replies.cancel()
+                        download.abandon()
 
             await self._calls.retrying(receive, subject, limit)
         if cache is not None:
@@ -371,41 +371,62 @@ class Core:
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
         """Return the result of work that may take long."""
-        self._calls.connection.check_open()
+        self._calls.check_open()
         return await self._backend.wait(submit(work))
 
     # News.
 
-    def watch(self, model_id: str, after: int, patience_seconds: float) -> AsyncGenerator[VersionInfo, None]:
+    def watch(
+        self, model_id: str, after: int, patience_seconds: float, *, archived: bool
+    ) -> AsyncGenerator[VersionInfo, None]:
         """See `ModelRegistry.watch`."""
+        known = watching.Known(checked_whole("after", after))
         patience_seconds = checked_seconds("patience_seconds", patience_seconds)
-        return watching.versions(self._calls, checked_id(model_id), checked_whole("after", after), patience_seconds)
+        return watching.versions(self._calls, checked_id(model_id), known, patience_seconds, archived=archived)
 
 
-def open_core(
-    backend: Backend,
-    endpoint: str | None,
-    *,
-    directory_endpoint: str | None,
-    directory_authentication_token: str | None,
-    timeout: float | None,
-    retry_seconds: float,
-    cache_dir: str | os.PathLike[str] | None,
-    cache_max_bytes: int,
-    progress: Wish,
-) -> Core:
-    """Return a client with these settings; see `ModelRegistry`."""
-    location = locate(endpoint, directory_endpoint, directory_authentication_token)
-    directory = cache_dir if cache_dir is not None else os.environ.get(CACHE_VARIABLE, "")
-    cache = Cache(directory, checked_whole("cache_max_bytes", cache_max_bytes)) if directory else None
-    calls = Calls(backend, Connection(location), checked_seconds("retry_seconds", retry_seconds))
+class Options(TypedDict):
+    """The arguments of a client; see `ModelRegistry`."""
+
+    endpoint: str | None
+    directory_endpoint: str | None
+    directory_authentication_token: str | None
+    timeout: float | None
+    retry_seconds: float
+    cache_dir: str | os.PathLike[str] | None
+    cache_max_bytes: int
+    progress: Wish
+
+
+def open_core(backend: Backend, options: Options) -> Core:
+    """Return what makes the calls of a client with these arguments."""
+    location = locate(options["endpoint"], options["directory_endpoint"], options["directory_authentication_token"])
+    directory, max_bytes = options["cache_dir"], checked_whole("cache_max_bytes", options["cache_max_bytes"])
+    directory = os.environ.get(CACHE_VARIABLE, "") if directory is None else checked_path("cache_dir", directory)
+    calls = Calls(backend, Connection(location), checked_seconds("retry_seconds", options["retry_seconds"]))
+    timeout = options["timeout"]
     limit = None if timeout is None else checked_seconds("timeout", timeout)
-    return Core(calls, limit, cache, progress)
+    return Core(calls, limit, Cache(directory, max_bytes) if directory else None, options["progress"])
 
 
-def _version_text(model_id: str, number: int) -> str:
-    named = {LATEST: "the latest version"}.get(number, f"version {number}")
-    return f"{named} of model {quoted(model_id)}"
+class Opened:
+    """What both clients are besides their calls: their arguments, shown and pickled.
+
+    Unpickled, or copied, it is another client with the same arguments: a connection belongs to one process.
+    """
+
+    _shown_as: ClassVar[str]
+    _options: Options
+    _core: Core
+
+    def __repr__(self) -> str:
+        connection = self._core.calls.connection
+        state = ", closed" if connection.is_closed else ""
+        return f"<{self._shown_as}: {connection.location}{state}>"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        kind: Callable[..., Opened] = type(self)
+        return functools.partial(kind, **self._options), ()
 
 
 def _default_deadline(size_bytes: int) -> Deadline:

@@ -1,11 +1,12 @@
 """Where a registry is: a fixed address, or one that a Directory knows."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
-from cogment_model_registry.errors import SettingError
+from cogment_model_registry.errors import InvalidError, SettingError
 from cogment_model_registry.records.addresses import parse_endpoint, parse_token
 from cogment_model_registry.records.services import Details, ServiceType
 
@@ -76,6 +77,7 @@ def locate(
 
     Raises:
         SettingError: One of them is malformed, or no Directory is known.
+        InvalidError: One of them is not a string.
     """
     directory_source, directory = _given(
         "directory_endpoint", directory_endpoint, DIRECTORY_ENDPOINT_VARIABLE, environment
@@ -102,9 +104,10 @@ def locate(
 
 def _given(name: str, value: str | None, variable: str, environment: Mapping[str, str]) -> tuple[str, str]:
     """Return the source and the value of a setting; empty when it was not given."""
-    if value is not None:
-        return name, value
-    return variable, environment.get(variable, "")
+    source, text = (name, value) if value is not None else (variable, environment.get(variable, ""))
+    if not isinstance(text, str):  # without its value, which may be a token
+        raise InvalidError(f"{source} is of type {type(text).__name__}; it must be a string")
+    return source, text
 
 
 def _address(source: str, text: str, allowed: str) -> str:
@@ -117,14 +120,17 @@ def _address(source: str, text: str, allowed: str) -> str:
 def _parse_discovery(source: str, text: str) -> tuple[Details | int, str | None]:
     """Return the inquiry of a discovery endpoint, and its token, if it has one."""
     allowed = f"{DISCOVER}, {DISCOVER}?name=value&... or {DISCOVER}/service?{_ID_PROPERTY}=N"
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError:  # it has brackets as IPv6 addresses have, and no such address
+        raise SettingError(source, text, allowed) from None
     properties = dict(parse_qsl(parts.query, keep_blank_values=True))
     token = properties.pop(_TOKEN_PROPERTY, None)
-    if parts.scheme != "cogment" or parts.netloc != "discover" or parts.fragment:
+    if not text.isprintable() or parts.scheme != "cogment" or parts.netloc != "discover" or parts.fragment:
         raise SettingError(source, text, allowed)
     if parts.path.strip("/") == "service":
         service_id = properties.pop(_ID_PROPERTY, "")
-        if not service_id.isascii() or not service_id.isdecimal() or properties or not 0 < int(service_id) < 2**64:
+        if not re.fullmatch("[0-9]{1,20}", service_id) or properties or not 0 < int(service_id) < 2**64:
             raise SettingError(source, text, allowed)
         return int(service_id), token
     if parts.path.strip("/"):

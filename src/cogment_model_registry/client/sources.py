@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import select
 import stat
 import tempfile
@@ -13,6 +14,7 @@ from concurrent.futures import Future, InvalidStateError
 from typing import IO, TYPE_CHECKING, NamedTuple, TypeAlias, cast
 from weakref import WeakValueDictionary
 
+from cogment_model_registry.client.arguments import checked_path
 from cogment_model_registry.client.threads import start_thread
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
@@ -300,6 +302,9 @@ class _Turn:
 _turns: WeakValueDictionary[int, _Turn] = WeakValueDictionary()
 """The locks of files that are being read, by the identity of the file."""
 
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_turns.clear)  # the threads that read are those of the parent
+
 
 class _GivenUpError(Exception):
     """Nobody waits for the source any more."""
@@ -318,23 +323,40 @@ def _memory_of(data: Data) -> _Memory | None:
         InvalidError: It is neither.
     """
     if isinstance(data, str | os.PathLike):
+        checked_path("data", data)
         return None
     if isinstance(data, io.TextIOBase):
         raise InvalidError("data is a text file; open it in binary mode")
+    if getattr(data, "closed", False):
+        raise InvalidError("data is a closed file; open it, or give its path")
     if type(data) is io.BytesIO:  # not a subclass, which may read in its own way
         return _Memory(data.getbuffer()[data.tell() :], callers=data)
     if isinstance(data, Parts):
         return _Memory(*(memoryview(part) for part in data))
+    view = _view_of(data)
+    return None if view is None else _Memory(view)
+
+
+def _view_of(data: object) -> memoryview | None:
+    """Return the memory of an object; None for one that can be read instead.
+
+    Raises:
+        InvalidError: It is neither, or its memory says nothing without the object.
+    """
+    kind = type(data).__name__
     try:
         view = memoryview(cast("Buffer", data))
     except TypeError:
         if hasattr(data, "read"):
             return None
-        kind = type(data).__name__
         raise InvalidError(f"data is of type {kind}; it must be bytes-like, a path or a binary file") from None
+    except (ValueError, BufferError) as error:  # it was released, or has elements without a plain format
+        raise InvalidError(f"data is of type {kind}, and gives no bytes: {error}") from None
+    if "O" in re.sub(":[^:]*:", "", view.format):  # without the names of fields
+        raise InvalidError("data has elements that are objects of Python; encode them first")
     if not view.c_contiguous:
         raise InvalidError("data is not contiguous in memory; copy it first")
-    return _Memory(view)
+    return view
 
 
 def _open_at_once(path: str, flags: int) -> int:

@@ -8,6 +8,8 @@ thread has ended, though others go on.
 import _thread
 import os
 import queue
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -30,10 +32,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle.clear)  # the threads are those of the parent
 
 
+def can_start() -> bool:
+    """Return whether Python starts threads: not while it ends, and some versions not once the main thread has ended."""
+    if sys.is_finalizing():
+        return False
+    if threading.main_thread().is_alive():
+        return True
+    try:
+        _thread.start_new_thread(int, ())  # which does nothing
+    except RuntimeError:
+        return False
+    return True
+
+
 def start_thread(work: Callable[[], object]) -> None:
     """Do something on another thread, for which the process does not wait when it exits.
 
-    From 3.12 on Python refuses to start a thread once the main thread has ended; then the caller does it.
+    Python 3.12.1 refuses to start one once the main thread has ended (see `can_start`); then the caller does it.
 
     Args:
         work: What is to be done; it handles its own errors.

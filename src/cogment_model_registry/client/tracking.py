@@ -8,14 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import aclosing, suppress
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from cogment_model_registry.client import watching
 from cogment_model_registry.client.arguments import LATEST, checked_id, checked_seconds, checked_whole
 from cogment_model_registry.client.blocking_backend import BlockingBackend, StoppedError, run
 from cogment_model_registry.client.core import Core
 from cogment_model_registry.client.deadlines import Backoff, Deadline
-from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart
+from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart, submit
 from cogment_model_registry.errors import (
     ClosedError,
     DataLossError,
@@ -46,9 +46,10 @@ class _Raised:
 class _Tracked(ABC, Generic[_T]):
     """The latest known version of a model, and the work that keeps it current."""
 
-    def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T]) -> None:
+    def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T], *, archived: bool) -> None:
         self.model_id = checked_id(model_id)
         self._core = core
+        self._archived = archived
         self._decode = decode
         self._current: tuple[VersionInfo, _T] | None = None
         self._connection_error: Exception | None = None
@@ -60,6 +61,19 @@ class _Tracked(ABC, Generic[_T]):
         self._known = watching.Known()
         self._damaged: VersionInfo | None = None
         self._backoff = Backoff()
+
+    def __repr__(self) -> str:
+        version, error = self.version, self.error
+        state = f"version {version.number}" if version else "no version yet"
+        problem = f", {type(error).__name__}: {error}" if error else ""
+        where = self._core.calls.connection.location
+        return f"<{type(self).__name__}: model {quoted(self.model_id)} of {where}, {state}{problem}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"a {type(self).__name__} cannot be pickled or copied: it follows its model in the process in which it was "
+            "made; pickle the client, and call its `track` there"
+        )
 
     @property
     def value(self) -> _T | None:
@@ -83,9 +97,9 @@ class _Tracked(ABC, Generic[_T]):
         """Why `value` may not be the latest; None without a problem.
 
         The registry does not answer, the model does not exist, the version could not be fetched, `decode` raised it, or
-        the model is not tracked: not yet entered, left, or the client was closed.
+        the model is not tracked: not yet entered, left, the client was closed, or the process was forked.
         """
-        return self._end or self._connection_error or self._version_error
+        return self._end or self._core.calls.connection.refusal() or self._connection_error or self._version_error
 
     @property
     def age_seconds(self) -> float | None:
@@ -147,6 +161,7 @@ class _Tracked(ABC, Generic[_T]):
                 f"model {quoted(self.model_id)} was tracked before with this object: call `track` again",
                 model_id=self.model_id,
             )
+        self._core.calls.check_open()
         self._was_entered = True
         self._end = None
 
@@ -159,7 +174,8 @@ class _Tracked(ABC, Generic[_T]):
 
     async def _follow_one_life(self) -> None:
         """Follow the model until it is deleted, or until an error that the next version will not cure."""
-        async with aclosing(watching.events(self._core.calls, self.model_id, self._known)) as news:
+        events = watching.events(self._core.calls, self.model_id, self._known, archived=self._archived)
+        async with aclosing(events) as news:
             waiting_since = time.monotonic()
             async for event in news:
                 was_waiting = self._known.number > 0 and time.monotonic() - waiting_since < _PROMPT_SECONDS
@@ -176,9 +192,9 @@ class _Tracked(ABC, Generic[_T]):
         self._damaged = None
         try:
             if was_waiting:
-                latest = await self._core.get_version(version.model_id, LATEST, None)
+                latest = await self._core.get_version(version.model_id, LATEST, None, archived=self._archived)
                 version = latest if latest.number > version.number else version
-            data = await self._core.retrieve(version, LATEST, None, False)
+            data = await self._core.retrieve(version, LATEST, None, False, archived=self._archived)
         except NotFoundError as error:
             # It was evicted, so a newer one is on its way; or the model was deleted, which the next event reports.
             self._version_error = error
@@ -226,16 +242,21 @@ class Latest(_Tracked[_T]):
         backend: How to call and wait; stopped at the end.
         model_id: The model.
         decode: Turns the bytes of a version into its value, on the thread.
+        archived: Whether only archived versions count.
     """
 
-    def __init__(self, core: Core, backend: BlockingBackend, model_id: str, decode: Callable[[bytes], _T]) -> None:
-        super().__init__(core.on(backend), model_id, decode)
+    def __init__(
+        self, core: Core, backend: BlockingBackend, model_id: str, decode: Callable[[bytes], _T], *, archived: bool
+    ) -> None:
+        super().__init__(core.on(backend), model_id, decode, archived=archived)
         self._backend = backend
         self._waiting: list[queue.SimpleQueue[None]] = []
-        self._thread = threading.Thread(target=lambda: run(self._follow()), name=f"tracking {model_id}", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> "Self":
         self._note_begin()
+        name = f"tracking {self.model_id}"
+        self._thread = threading.Thread(target=lambda: run(self._follow()), name=name, daemon=True)
         do_apart(self._thread.start)
         return self
 
@@ -264,7 +285,7 @@ class Latest(_Tracked[_T]):
         self._waiting.append(news)
         try:
             while (version := self._newer_than(number)) is None:
-                self._core.calls.connection.check_open()
+                self._core.calls.check_open()
                 left_seconds = deadline.left_seconds() if deadline else SIGNAL_SECONDS
                 if not left_seconds:
                     raise self._timed_out(number, seconds)
@@ -283,7 +304,8 @@ class Latest(_Tracked[_T]):
 
     def _stop(self) -> None:
         self._backend.stop()
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
 
 class AsyncLatest(_Tracked[_T]):
@@ -293,10 +315,11 @@ class AsyncLatest(_Tracked[_T]):
         core: Makes the calls.
         model_id: The model.
         decode: Turns the bytes of a version into its value, on a thread.
+        archived: Whether only archived versions count.
     """
 
-    def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T]) -> None:
-        super().__init__(core, model_id, decode)
+    def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T], *, archived: bool) -> None:
+        super().__init__(core, model_id, decode, archived=archived)
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -309,8 +332,9 @@ class AsyncLatest(_Tracked[_T]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+            if self._task.get_loop() is asyncio.get_running_loop():  # otherwise it ended with its event loop
+                self._task.cancel()
+                await asyncio.wait([self._task])
             self._note_end(StoppedError())  # it may have had no turn yet
 
     async def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
@@ -324,11 +348,12 @@ class AsyncLatest(_Tracked[_T]):
 
     async def _wait_for_newer(self, number: int) -> VersionInfo:
         while (version := self._newer_than(number)) is None:
+            self._core.calls.check_open()
             await self._news.wait()
         return version
 
     async def _decoded(self, data: bytes) -> _T | _Raised:
-        return await asyncio.to_thread(self._caught, data)
+        return await self._core.calls.backend.wait(submit(lambda: self._caught(data)))
 
     def _notify(self) -> None:
         news, self._news = self._news, asyncio.Event()

@@ -7,6 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from cogment_model_registry.client import lookups
 from cogment_model_registry.client.calls import Calls, method_path
 from cogment_model_registry.client.connection import Subject, translated
 from cogment_model_registry.client.deadlines import Backoff, Deadline
@@ -85,13 +86,14 @@ class Known:
         return info.number > self.number
 
 
-async def events(calls: Calls, model_id: str, known: Known) -> AsyncGenerator[Event, None]:
+async def events(calls: Calls, model_id: str, known: Known, *, archived: bool) -> AsyncGenerator[Event, None]:
     """Yield the versions of a model that are newer than the known one, and the changes of the connection.
 
     Args:
         calls: Makes the calls.
         model_id: The model.
         known: What is known already; a version is recorded when the next event is asked for.
+        archived: Whether to yield archived versions only.
 
     Raises:
         ModelRegistryError: The model does not exist, or no longer does, or the server does not understand the call.
@@ -107,23 +109,34 @@ async def events(calls: Calls, model_id: str, known: Known) -> AsyncGenerator[Ev
                 async for info in versions:
                     if known.is_newer(info):
                         backoff = Backoff()
-                        yield info
+                        wanted = info if info.archived or not archived else await _archived_before(calls, info, known)
+                        if wanted is not None:
+                            yield wanted
+                            known.note(wanted)
                         known.note(info)
         except (UnavailableError, TimedOutError) as error:
             yield Disconnected(error)
             await calls.backend.sleep(backoff.next_seconds())
 
 
+async def _archived_before(calls: Calls, latest: VersionInfo, known: Known) -> VersionInfo | None:
+    """Return the newest archived version between what is known and a transient one: a stream skips versions."""
+    deadline = Deadline(_CHECK_SECONDS)
+    found = await lookups.newest_archived(calls.without_retries(), latest, 1, known.number, deadline)
+    return found[-1] if found else None
+
+
 async def versions(
-    calls: Calls, model_id: str, after: int, patience_seconds: float
+    calls: Calls, model_id: str, known: Known, patience_seconds: float, *, archived: bool
 ) -> AsyncGenerator[VersionInfo, None]:
-    """Yield the latest version of a model if it is newer than `after`, then newer ones.
+    """Yield the latest version of a model if it is newer than what is known, then newer ones.
 
     Args:
         calls: Makes the calls.
         model_id: The model.
-        after: The number of the newest version that the caller knows; 0 for none.
+        known: The newest version that the caller knows.
         patience_seconds: How long the registry may be unavailable once it was reached.
+        archived: Whether to yield archived versions only.
 
     Raises:
         ModelRegistryError: The model does not exist, or no longer does, or the registry was unavailable for too long.
@@ -131,7 +144,7 @@ async def versions(
     patience = Deadline(min(calls.retry_seconds, patience_seconds))
     was_reached = False
     connected_since: float | None = None
-    async with aclosing(events(calls, model_id, Known(after))) as news:
+    async with aclosing(events(calls, model_id, known, archived=archived)) as news:
         async for event in news:
             now = time.monotonic()
             if not isinstance(event, Disconnected):

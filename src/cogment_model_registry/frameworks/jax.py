@@ -2,7 +2,7 @@
 
     from cogment_model_registry import ModelRegistry, jax
 
-    with ModelRegistry("grpc://localhost:9000") as registry:
+    with ModelRegistry("grpc://localhost:9002") as registry:
         jax.publish(registry, "policy", parameters)
         version, parameters = jax.load(registry, "policy", like=parameters)
 
@@ -88,7 +88,7 @@ def _check_array(name: str, array: Any) -> None:
         raise InvalidError(f"{quoted(name)} is traced by a transformation such as jax.jit; call this outside of it")
     if array.is_deleted():
         raise InvalidError(f"{quoted(name)} was deleted, as jax.jit does with arguments that are donated")
-    if not array.is_fully_addressable:
+    if not (array.is_fully_addressable or array.is_fully_replicated):
         raise InvalidError(
             f"{quoted(name)} has elements on devices of other processes; gather it in all processes with"
             " jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
@@ -157,7 +157,7 @@ def decode(
     Raises:
         InvalidError: The bytes are not such a tree, or do not fit.
     """
-    tree = arrays.decode(data, dtype=dtype, prefix=prefix, is_copied=like is None or bool(prefix))
+    tree = arrays.decode(data, dtype=dtype, prefix=prefix, is_copied=bool(prefix))
     if like is None:
         return trees.map_leaves(tree, _on_device)
     stored = trees.name_leaves(tree, trees.expand_named_tuple)
@@ -187,7 +187,7 @@ def _shape_of(leaf: Any) -> tuple[int, ...]:
 
 
 def _on_device(leaf: object) -> object:
-    return jax.numpy.asarray(leaf) if isinstance(leaf, np.ndarray) else leaf
+    return jax.device_put(leaf) if isinstance(leaf, np.ndarray) else leaf
 
 
 def _alike(name: str, leaf: object, template: Any) -> object:
@@ -196,9 +196,8 @@ def _alike(name: str, leaf: object, template: Any) -> object:
     is_scalar = isinstance(template, bool | int | float)
     wanted = np.uint32 if _is_key(template) else type(template) if is_scalar else getattr(template, "dtype", None)
     if wanted is None:
-        raise InvalidError(
-            f"{quoted(name)} is of type {type(template).__name__} in `like`, neither an array nor a scalar"
-        )
+        kind = type(template).__name__
+        raise InvalidError(f"{quoted(name)} is of type {kind} in `like`; it must be an array or a scalar")
     if not arrays.may_become(array.dtype, np.dtype(wanted)):
         raise InvalidError(f"{quoted(name)} has elements of type {array.dtype}, not {np.dtype(wanted)}")
     if is_scalar:

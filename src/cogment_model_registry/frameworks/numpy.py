@@ -2,7 +2,7 @@
 
     from cogment_model_registry import ModelRegistry, numpy
 
-    with ModelRegistry("grpc://localhost:9000") as registry:
+    with ModelRegistry("grpc://localhost:9002") as registry:
         numpy.publish(registry, "policy", {"weight": weight, "bias": bias})
         version, weights = numpy.load(registry, "policy")
 

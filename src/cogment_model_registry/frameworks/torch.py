@@ -2,7 +2,7 @@
 
     from cogment_model_registry import ModelRegistry, torch
 
-    with ModelRegistry("grpc://localhost:9000") as registry:
+    with ModelRegistry("grpc://localhost:9002") as registry:
         torch.publish(registry, "policy", module)
         version = torch.load(registry, "policy", into=module)
 
