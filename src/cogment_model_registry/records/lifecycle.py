@@ -40,6 +40,26 @@ class Version:
     annotations: Annotations = field(default_factory=Annotations)
     aliases: tuple[str, ...] = ()
 
+    @property
+    def number(self) -> int:
+        """Its number."""
+        return self.info.number
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Texts by name."""
+        return self.annotations.tags
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Finite numbers by name."""
+        return self.annotations.metrics
+
+    @property
+    def revision(self) -> int:
+        """Changes whenever the tags, the metrics or the tier change."""
+        return self.annotations.revision
+
 
 @dataclass(frozen=True, slots=True)
 class Alias:

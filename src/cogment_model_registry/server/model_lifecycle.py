@@ -71,10 +71,10 @@ class ModelLifecycleService:
             raise InvalidError(
                 f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
             )
-        versions = []
-        for ref in request.versions:
-            versions.append(await self._rules.get_version(ref.model_id or request.model_id, lifecycle.key_of(ref)))
-        return versions
+        return [
+            await self._rules.get_version(ref.model_id or request.model_id, lifecycle.key_of(ref))
+            for ref in request.versions
+        ]
 
     def _cut(self, versions: Sequence[Version]) -> Sequence[Version]:
         """Return as many versions as fit a reply, at least one."""
