@@ -16,7 +16,7 @@ START_SECONDS = PATIENCE_SECONDS
 
 
 class ServerProcess:
-    """`cogment services model_registry`, or `directory`, in a process of its own.
+    """`cogment services model_registry`, or `directory`, in a process of its own; `before` is a command that runs it.
 
     Attributes:
         port: The port in its log.
@@ -133,10 +133,14 @@ def server_process(
 
 
 def run_cogment(
-    *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
+    *arguments: str,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+    before: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run a `cogment` command that ends by itself."""
-    return run(sys.executable, "-m", "cogment_model_registry", *arguments, environment=environment, cwd=cwd)
+    command = [*before, sys.executable, "-m", "cogment_model_registry", *arguments]
+    return run(*command, environment=environment, cwd=cwd)
 
 
 def run(

@@ -423,12 +423,17 @@ def test_bytes_that_change_during_an_export_end_it_even_with_skip_damaged(archiv
         model_export.export_model(Files(), root, "m", lambda _: None, skip_damaged=True, warn=do_nothing, advance=spoil)
 
 
+@pytest.mark.parametrize("renames", [True, False], ids=["renamed", "marked"])
 @pytest.mark.parametrize("skip_damaged", [False, True])
-def test_deleting_the_model_during_an_export_ends_it(skip_damaged: bool, archive: Path) -> None:
+def test_deleting_the_model_during_an_export_ends_it(skip_damaged: bool, renames: bool, archive: Path) -> None:
     def delete(_bytes: int) -> None:
-        if (archive / "m").exists():
-            (archive / "m").rename(archive / ".~5")
-            for path in (archive / ".~5").glob("*.data"):
+        if (archive / "m").exists() and not (archive / "m/.deleted").exists():
+            if renames:
+                doomed = (archive / "m").rename(archive / ".~5")
+            else:
+                doomed = archive / "m"
+                (doomed / ".deleted").touch()
+            for path in doomed.glob("*.data"):
                 path.unlink()
 
     with claim.opened_root(Files(), str(archive)) as root, pytest.raises(NotFoundError, match="was deleted"):
@@ -539,6 +544,25 @@ def test_import_does_not_replace_an_existing_model(archive: Path, target: Path) 
     import_(target, data, "n")
     with refused(target, message="exists already"):
         import_(target, data, "n")
+
+
+def test_model_that_was_deleted_and_not_removed_is_neither_exported_nor_replaced(archive: Path, target: Path) -> None:
+    data = export(archive)
+    (write_model(target, "m") / ".deleted").touch()
+    with refused(target, message="was deleted, but its files were not removed yet"):
+        import_(target, data)
+    with pytest.raises(NotFoundError):
+        export(target)
+
+
+def test_import_where_no_directory_can_be_renamed_is_refused_and_leaves_nothing(archive: Path, target: Path) -> None:
+    class Keeping(Unsynced):
+        def rename(self, directory: int, old: str, new: str) -> None:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    data = export(archive)
+    with refused(target, UnavailableError, "cannot rename a directory"):
+        import_(target, data, files=Keeping())
 
 
 def test_import_does_not_replace_a_model_created_during_it(archive: Path, target: Path) -> None:

@@ -255,6 +255,19 @@ async def test_leftovers_of_interrupted_work_are_removed_and_their_numbers_not_r
             assert (await client.store("m", b"next")).version_number == 10
 
 
+async def test_deletion_of_a_model_that_could_not_be_renamed_is_found_and_finished(
+    archive: Path, verify: Verify
+) -> None:
+    write_version(write_model(archive, "kept"), 1, b"kept")
+    (archive / "m/.deleted").touch()
+    expected = {(Kind.DOOMED_DIRECTORY, None, "m/.deleted")}
+    code, document = verify(archive)
+    assert (code, document["models"], set(problems(document))) == (1, 1, expected)
+    code, document = verify(archive, "--repair")
+    assert (code, set(problems(document, "repaired"))) == (0, expected)
+    assert sorted(os.listdir(archive)) == [".lock", "kept"]
+
+
 def test_data_whose_metadata_has_another_name_is_kept(archive: Path, verify: Verify) -> None:
     (archive / "m" / YAML).rename(archive / "m" / f"{YAML}.bak")
     code, document = verify(archive, "--repair")
@@ -345,21 +358,31 @@ def test_lock_that_is_not_a_regular_file_is_reported(what: str, archive: Path, o
 class Deleting(Files):
     """File operations during which a model is deleted, as a server does: renamed, then removed file by file."""
 
-    def __init__(self, archive: Path, at_name: str) -> None:
+    def __init__(self, archive: Path, at_name: str, *, renames: bool) -> None:
         self._archive = archive
         self._at_name = at_name
+        self._renames = renames
 
     def open_to_read(self, directory: int, name: str) -> int:
         if name == self._at_name:
-            (self._archive / "m").rename(self._archive / ".~5")
-            for path in (self._archive / ".~5").glob("*.data"):
+            doomed = delete(self._archive / "m", renames=self._renames)
+            for path in doomed.glob("*.data"):
                 path.unlink()
         return super().open_to_read(directory, name)
 
 
+def delete(model: Path, *, renames: bool) -> Path:
+    """Begin to delete a model as a server does, and return where its files are: renamed, or marked."""
+    if not renames:
+        (model / ".deleted").touch()
+        return model
+    return model.rename(model.with_name(".~5"))
+
+
+@pytest.mark.parametrize("renames", [True, False], ids=["renamed", "marked"])
 @pytest.mark.parametrize("name", ["m.yaml", YAML, DATA])
-def test_model_deleted_during_the_check_is_not_a_finding(name: str, archive: Path) -> None:
-    report = look(archive, Deleting(archive, name))
+def test_model_deleted_during_the_check_is_not_a_finding(name: str, renames: bool, archive: Path) -> None:
+    report = look(archive, Deleting(archive, name, renames=renames))
     assert (report.models, report.findings) == (0, [])
 
 

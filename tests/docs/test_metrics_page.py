@@ -23,7 +23,7 @@ DOCUMENTS = Path(__file__).parent.parent.parent / "docs"
 PAGE = (DOCUMENTS / "metrics.md").read_text()
 DASHBOARD: dict[str, Any] = json.loads((DOCUMENTS / "grafana-dashboard.json").read_text())
 
-NAME = r"cogment_model_registry_[a-z_]+"
+NAME = r"(?:cogment_model_registry|process)_[a-z_]+"
 ROWS = (
     "Calls and latencies",
     "Transfers",
@@ -31,6 +31,7 @@ ROWS = (
     "Watchers",
     "Archive and fsync",
     "Registration and health",
+    "Process",
 )
 
 
@@ -144,7 +145,7 @@ def test_the_dashboard_and_the_alerts_use_existing_series_and_labels(metrics: li
     asked = [*expressions(DASHBOARD["panels"]), *(("an alarm", rule) for rule in rules())]
     for title, expression in asked:
         assert expression.count("(") == expression.count(")"), (title, expression)
-        names = re.findall(r"\b(?:cogment_model_registry_[a-z_]+|up)\b", expression)
+        names = re.findall(rf"\b(?:{NAME}|up)\b", expression)
         assert names, (title, expression)
         assert {name for name in names if name != "up"} <= set(series), (title, expression)
         for name, selector in re.findall(rf"({NAME}){{([^}}]*)}}", expression):

@@ -80,10 +80,25 @@ def test_the_unit_matches_how_the_server_stops_and_fails(unit: configparser.Conf
     service = unit["Service"]
     assert float(service["TimeoutStopSec"]) >= 2 * Settings().grace_seconds
     assert service["Restart"] == "on-failure"
-    assert service["RestartPreventExitStatus"].split() == ["2", "3"]
-    assert run_cogment("services", "model_registry", "--port=no").returncode == 2
-    assert run_cogment("services", "model_registry", "--archive_dir=/dev/null/no").returncode == 3
     assert service["ExecReload"].split()[1:] == ["-HUP", "$MAINPID"]
+
+
+def test_the_unit_starts_again_what_came_too_early_and_not_what_is_set_wrongly(
+    unit: configparser.ConfigParser, tmp_path: Path
+) -> None:
+    service = unit["Service"]
+    not_again = [int(code) for code in service["RestartPreventExitStatus"].split()]
+    assert run_cogment("services", "model_registry", "--port=no").returncode in not_again
+    archive = f"--archive_dir={tmp_path}"
+    for flags in (["--archive_dir=/dev/null/no"], [archive, "--port=0", "--host=192.0.2.1"]):  # RFC 5737: nobody's
+        assert run_cogment("services", "model_registry", *flags).returncode not in (0, *not_again)
+    seconds_of_trying = int(unit["Unit"]["StartLimitBurst"]) * float(service["RestartSec"])
+    assert 120 <= seconds_of_trying < float(unit["Unit"]["StartLimitIntervalSec"])
+
+
+def test_the_unit_waits_for_the_file_system_of_the_archive(unit: configparser.ConfigParser) -> None:
+    place = unit["Unit"]["RequiresMountsFor"]
+    assert unit["Service"]["ExecStart"].endswith(f"--archive_dir={place}/archive")
 
 
 def test_the_unit_gives_few_rights(unit: configparser.ConfigParser) -> None:
@@ -113,11 +128,11 @@ def health_command() -> list[str]:
     return [sys.executable, *arguments]
 
 
-def is_healthy(port: int) -> bool:
-    environment = {**clean_environment(), "COGMENT_MODEL_REGISTRY_PORT": str(port)}
-    result = subprocess.run(
-        health_command(), env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False
-    )
+def is_healthy(port: int, variable: str = "", default_port: int = 9002) -> bool:
+    """Return what the health check says, if the variable of the port has a value and the default port is another."""
+    environment = {**clean_environment(), "COGMENT_MODEL_REGISTRY_PORT": variable or str(port)}
+    command = [word.replace("'9002'", f"'{default_port}'") for word in health_command()]
+    result = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False)
     return result.returncode == 0
 
 
@@ -127,6 +142,33 @@ def test_the_image_copies_existing_files() -> None:
     for *sources, _ in copied:
         for source in sources:
             assert (ROOT / source).exists(), source
+
+
+def is_ignored(name: str) -> bool:
+    """Return whether the build of the image gets no file or directory of this name: the last pattern decides.
+
+    The patterns are simple ones: `*` for all, `!` and a path for one that is needed, and `**/` and a name.
+    """
+    ignored = False
+    for line in (ROOT / ".containerignore").read_text().splitlines():
+        pattern = line.removeprefix("!")
+        if not line or line.startswith("#"):
+            continue
+        parts = name.split("/")
+        path, anywhere = pattern.split("/"), pattern.removeprefix("**/")
+        if pattern == "*" or parts[: len(path)] == path or (anywhere != pattern and anywhere in parts):
+            ignored = not line.startswith("!")
+    return ignored
+
+
+def test_the_build_of_the_image_gets_what_it_copies_and_nothing_else() -> None:
+    copied = [rest.split() for name, rest in instructions() if name == "COPY" and not rest.startswith("--from=")]
+    needed = {source for *sources, _ in copied for source in sources}
+    assert [source for source in needed if is_ignored(source)] == []
+    assert not is_ignored("src/cogment_model_registry/__main__.py")
+    assert is_ignored("src/cogment_model_registry/__pycache__/__main__.pyc")
+    tops = {source.split("/")[0] for source in needed}
+    assert [path.name for path in ROOT.iterdir() if path.name not in tops and not is_ignored(path.name)] == []
 
 
 def test_the_image_has_the_files_that_the_build_reads() -> None:
@@ -173,6 +215,11 @@ def test_the_health_check_fails_against_something_else_that_listens() -> None:
         other.bind(("127.0.0.1", 0))
         other.listen()
         assert not is_healthy(other.getsockname()[1])
+
+
+def test_the_health_check_ignores_a_port_that_the_platform_set(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive") as server:
+        assert is_healthy(server.port, "tcp://10.0.0.1:9002", default_port=server.port)
 
 
 def test_the_health_check_needs_only_the_contents_of_the_image() -> None:

@@ -13,6 +13,7 @@ from cogment_model_registry.errors import (
     InvalidError,
     ModelRegistryError,
     NotFoundError,
+    PreconditionError,
     TooLargeError,
     UnavailableError,
 )
@@ -87,6 +88,25 @@ async def test_a_version_of_either_tier_comes_back_under_its_number(world: World
     assert (info.number, info.archived, info.data_hash) == (1, archived, hash_of(b"0123456789"))
     assert await world.registry.get_versions("m", [1, -1]) == [info, info]
     assert await world.retrieve(-1) == b"0123456789"
+
+
+async def test_a_read_only_registry_refuses_what_writes_and_gives_no_number(world: World) -> None:
+    await world.upload(b"first", archived=True)
+    archive = MemoryArchive(world.archive.shelf, MAX_BYTES, read_only=True)
+    registry = Registry(Limits(16, 100, 3), world.catalog, archive, world.transient)
+    reading = World(registry, world.catalog, archive, world.transient)
+    for model_id in ("m", "unknown"):
+        for call in (
+            registry.create_or_update_model(ModelInfo(model_id)),
+            registry.delete_model(model_id),
+            reading.upload(b"data", model_id),
+            reading.upload(b"data", model_id, archived=True),
+        ):
+            with pytest.raises(PreconditionError, match="read-only"):
+                await call
+    assert await reading.retrieve(-1) == b"first"
+    assert (await registry.status()).is_read_only
+    assert (await world.upload(b"second")).number == 2
 
 
 async def test_versions_created_at_the_same_time_get_different_numbers(world: World) -> None:

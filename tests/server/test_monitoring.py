@@ -69,7 +69,7 @@ async def test_a_server_whose_archive_failed_is_healthy_and_not_ready(tmp_path: 
 async def test_a_server_whose_event_loop_stands_still_is_neither(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(monitoring, "_LOOP_SECONDS", 0.1)
+    monkeypatch.setattr(monitoring, "LOOP_SECONDS", 0.1)
     async with serving(tmp_path, SETTINGS) as server:
         answers: list[tuple[int, str, str]] = []
 
@@ -81,5 +81,5 @@ async def test_a_server_whose_event_loop_stands_still_is_neither(
         asking.join()  # which holds up this event loop, that of the server
         assert [each[0] for each in answers] == [503, 503]
         assert "did not answer within 0.1 seconds" in answers[0][2]
-        monkeypatch.setattr(monitoring, "_LOOP_SECONDS", PATIENCE_SECONDS)
+        monkeypatch.setattr(monitoring, "LOOP_SECONDS", PATIENCE_SECONDS)
         assert await status(server.metrics_port, "/healthz") == 200

@@ -69,6 +69,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "host": (("127.0.0.1", "127.0.0.1"), ("localhost", "localhost")),
     "grpc_reflection": (("true", True), ("false", False)),
     "archive_dir": (("a", "a"), ("b", "b")),
+    "read_only": (("true", True), ("false", False)),
     "cache_max_items": (("1", 1), ("2", 2)),
     "cache_max_bytes": (("1", 1), ("2", 2)),
     "sent_version_chunk_size": (("1", 1), ("2", 2)),

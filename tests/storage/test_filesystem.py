@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import random
+import stat
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ import pytest
 
 from cogment_model_registry.errors import NotFoundError, StartError, UnavailableError
 from cogment_model_registry.records.versions import ModelInfo
+from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.testing.archive import ArchiveSuite, remove
@@ -64,6 +66,87 @@ class TestDirectoryArchive(ArchiveSuite):
     async def test_an_unknown_model_cannot_get_a_high_water_mark(self, store: DirectoryArchive) -> None:
         with pytest.raises(NotFoundError):
             await store.write_high_water_mark("other", 1)
+
+
+class KeepingFiles(Files):
+    """Files of a file system that does not rename directories; `renames_new` says whether it does new ones."""
+
+    def __init__(self, *, renames_new: bool) -> None:
+        self.renames_new = renames_new
+
+    def rename(self, directory: int, old: str, new: str) -> None:
+        is_directory = stat.S_ISDIR(os.stat(old, dir_fd=directory, follow_symlinks=False).st_mode)
+        if is_directory and not (self.renames_new and layout.is_temporary(old)):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        super().rename(directory, old, new)
+
+
+class TestDirectoryArchiveWhoseModelsCannotBeRenamed(ArchiveSuite):
+    def make(self, place: Path) -> DirectoryArchive:
+        return archive_at(place, KeepingFiles(renames_new=True))
+
+    async def test_a_deletion_that_a_crash_interrupted_is_finished_by_the_next_start(
+        self, store: DirectoryArchive, tmp_path: Path
+    ) -> None:
+        await keep(store, describe("m", 1, b"data", True), b"data")
+        await store.begin_removal("m")
+        assert sorted(os.listdir(tmp_path / "archive/m")) == [".deleted", "m-v000001.data", "m-v000001.yaml", "m.yaml"]
+        async with self.reopened(store, tmp_path) as again:
+            assert await again.scan() == []
+            assert os.listdir(tmp_path / "archive") == [".lock"]
+
+    async def test_uploads_under_way_fail_before_the_files_are_removed(self, store: DirectoryArchive) -> None:
+        async with await store.open_upload("m", 4) as upload:
+            await write_pieces(upload, b"data")
+            removal = await store.begin_removal("m")
+            with pytest.raises(NotFoundError):
+                await upload.commit(describe("m", 1, b"data", True))
+        await removal.finish()
+
+    async def test_a_deletion_ends_once(self, store: DirectoryArchive) -> None:
+        await store.begin_removal("m")
+        with pytest.raises(NotFoundError):
+            await store.begin_removal("m")
+
+    async def test_foreign_files_and_directories_go_with_their_model(
+        self, store: DirectoryArchive, tmp_path: Path
+    ) -> None:
+        (tmp_path / "archive/m/notes/more").mkdir(parents=True)
+        (tmp_path / "archive/m/notes/more/text").touch()
+        await remove(store, "m")
+        assert os.listdir(tmp_path / "archive") == [".lock"]
+
+
+class TestDirectoryArchiveWhoseDirectoriesCannotBeRenamed(ArchiveSuite):
+    def make(self, place: Path) -> DirectoryArchive:
+        return archive_at(place, KeepingFiles(renames_new=False))
+
+
+async def test_deletion_that_was_postponed_never_touches_a_new_model_of_that_name(tmp_path: Path) -> None:
+    async with opened(tmp_path, KeepingFiles(renames_new=True)) as archive:
+        await keep(archive, describe("m", 1, b"data", True), b"data")
+        postponed = await archive.begin_removal("m")
+        await archive.write_model(ModelInfo("m", {"a": "new one"}))
+        info = describe("m", 1, b"other", True)
+        await keep(archive, info, b"other")
+        await postponed.finish()
+        assert await read(archive, info) == b"other"
+        assert (await archive.scan())[0].info.user_data == {"a": "new one"}
+
+
+async def test_directory_that_cannot_be_removed_is_no_model_and_takes_a_new_one(tmp_path: Path) -> None:
+    class MountedFiles(KeepingFiles):
+        def remove_directory(self, parent: int, name: str) -> None:
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    async with opened(tmp_path, MountedFiles(renames_new=True)) as archive:
+        await keep(archive, describe("m", 1, b"data", True), b"data")
+        await remove(archive, "m")
+        assert os.listdir(tmp_path / "archive/m") == []
+        assert await archive.scan() == []
+        await archive.write_model(ModelInfo("m", {"a": "new one"}))
+        [contents] = await archive.scan()
+        assert (contents.info.user_data, list(contents.version_numbers)) == ({"a": "new one"}, [])
 
 
 async def test_lock_file_with_a_second_hard_link_leaves_the_linked_file_unchanged(tmp_path: Path) -> None:
@@ -197,3 +280,70 @@ async def test_failed_early_sync_is_not_hidden_by_a_later_one(tmp_path: Path, fa
         assert archive.failure
         assert files.syncs - before <= max(failing, 2)  # the next one may be under way, but none follows
         assert os.listdir(tmp_path / "archive/m") == ["m.yaml"]
+
+
+class SlowFiles(Files):
+    """Lists a directory of a model only when it is allowed to."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.allowed = threading.Event()
+        self.listed = 0
+
+    def open_directory(self, parent: int, name: str) -> int:
+        self.begun.set()
+        self.allowed.wait()
+        self.listed += 1
+        return super().open_directory(parent, name)
+
+
+async def test_scan_of_many_models_ends_soon_after_it_is_cancelled(tmp_path: Path) -> None:
+    for number in range(1000):
+        (tmp_path / f"archive/m{number}").mkdir(parents=True)
+    files = SlowFiles()
+    archive = archive_at(tmp_path, files)
+    await archive.open()
+    scanning = asyncio.ensure_future(archive.scan())
+    await asyncio.to_thread(files.begun.wait)
+    scanning.cancel()
+    files.allowed.set()
+    with pytest.raises(asyncio.CancelledError):
+        await scanning
+    await archive.close()
+    assert files.listed < 200
+
+
+class UnsyncableFiles(Files):
+    """Cannot sync one directory, as a file system that is read-only answers."""
+
+    def __init__(self, path: Path, error: int) -> None:
+        self.path = path
+        self.error = error
+
+    def sync_directory(self, directory: int) -> None:
+        if os.readlink(f"/proc/self/fd/{directory}") == str(self.path):
+            raise OSError(self.error, os.strerror(self.error))
+        super().sync_directory(directory)
+
+
+@pytest.mark.parametrize("error", [errno.EINVAL, errno.EROFS, errno.ENOTSUP])
+async def test_existing_archive_needs_no_sync_of_the_directory_above_it(tmp_path: Path, error: int) -> None:
+    (tmp_path / "archive").mkdir()
+    archive = archive_at(tmp_path, UnsyncableFiles(tmp_path, error))
+    await archive.open()
+    await archive.write_model(ModelInfo("m"))
+    await archive.close()
+
+
+@pytest.mark.parametrize(
+    ("exists", "error"), [(False, errno.EINVAL), (True, errno.EIO)], ids=["missing", "disk that fails"]
+)
+async def test_sync_above_the_archive_that_counts_and_fails_is_named(tmp_path: Path, exists: bool, error: int) -> None:
+    if exists:
+        (tmp_path / "archive").mkdir()
+    archive = archive_at(tmp_path, UnsyncableFiles(tmp_path, error))
+    with pytest.raises(StartError) as raised:
+        await archive.open()
+    await archive.close()
+    path = tmp_path / "archive"
+    assert raised.value.message == f"archive directory {path} cannot be used: {os.strerror(error)}: {tmp_path}"

@@ -1,11 +1,13 @@
 """File operations of a disk that fails when it is told to: the n-th operation from then on, once or for ever."""
 
+import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.files import Entry, Files
 
 
@@ -33,10 +35,12 @@ class FailingFiles(Files):
 
     Attributes:
         failed: The names of the operations that failed, in order.
+        renames_models: Whether directories of models can be renamed, as most file systems can.
     """
 
     def __init__(self) -> None:
         self.failed: list[str] = []
+        self.renames_models = True
         self._fault: Fault | None = None
         self._operations = 0
         self._lock = threading.Lock()
@@ -126,6 +130,10 @@ class FailingFiles(Files):
         self._may_fail("status_of")
         return super().status_of(directory, name)
 
+    def status_at(self, path: str) -> os.stat_result:
+        self._may_fail("status_at")
+        return super().status_at(path)
+
     def free_bytes(self, directory: int) -> int:
         self._may_fail("free_bytes")
         return super().free_bytes(directory)
@@ -138,11 +146,17 @@ class FailingFiles(Files):
 
     def rename(self, directory: int, old: str, new: str) -> None:
         self._may_fail("rename")
+        if not self.renames_models and not layout.is_temporary(old):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         super().rename(directory, old, new)
 
     def remove(self, directory: int, name: str) -> None:
         self._may_fail("remove")
         super().remove(directory, name)
+
+    def remove_directory(self, parent: int, name: str) -> None:
+        self._may_fail("remove_directory")
+        super().remove_directory(parent, name)
 
     def remove_tree(self, parent: int, name: str, on_error: Callable[[OSError], None]) -> None:
         error = self._error("remove_tree")

@@ -134,6 +134,13 @@ async def deletions(world: World, random: Random) -> None:
         await world.store("m")
 
 
+async def deletions_without_renames(world: World, random: Random) -> None:
+    """The same where no directory of a model can be renamed, and in half of the histories no new one either."""
+    renames_new_ones = random.random() < 0.5
+    world.files.can_rename = lambda name: renames_new_ones and layout.is_temporary(name)
+    await deletions(world, random)
+
+
 async def publishes(world: World, random: Random) -> None:
     """Transient versions use up several blocks of numbers."""
     async with world.started():
@@ -174,6 +181,12 @@ async def kills(world: World, random: Random) -> None:
             await _do_anything(world, random)
 
 
+async def kills_without_renames(world: World, random: Random) -> None:
+    """The same where no model can be renamed: a new process goes on with the deletion of the old one."""
+    world.files.can_rename = layout.is_temporary
+    await kills(world, random)
+
+
 async def _do_anything(world: World, random: Random) -> None:
     model_id = random.choice("ab")
     if not await world.has(model_id) or random.random() < 0.1:
@@ -187,10 +200,12 @@ SCENARIOS: list[Callable[[World, Random], Awaitable[None]]] = [
     stores,
     updates,
     deletions,
+    deletions_without_renames,
     publishes,
     concurrency,
     restarts,
     kills,
+    kills_without_renames,
 ]
 
 
@@ -202,7 +217,7 @@ class Seen:
     faults: list[str] = field(default_factory=list)
 
 
-async def look(archive_dir: Path, model_ids: set[str]) -> Seen:
+async def look(archive_dir: Path, model_ids: set[str], *, leaves_empty_directories: bool) -> Seen:
     """Open a registry on an archive after a power cut, and return what it has; then see whether it works."""
     seen = Seen()
     async with registry_on(archive_dir, UnsyncedFiles(), 4) as (registry, archive):
@@ -211,7 +226,7 @@ async def look(archive_dir: Path, model_ids: set[str]) -> Seen:
         for model_id, model in seen.models.items():
             for info in await registry.list_versions(model_id, 0, _ALL):
                 model.versions[info.number] = await _read(archive, info, seen.faults)
-        seen.faults += _litter(archive_dir, seen)
+        seen.faults += _litter(archive_dir, seen, leaves_empty_directories)
         for model_id, model in seen.models.items():
             model.next_number = await _store_one_more(registry, archive, model_id, seen.faults)
         for model_id in sorted(model_ids - seen.models.keys())[:1]:
@@ -246,13 +261,17 @@ async def _store_one_more(registry: Registry, archive: DirectoryArchive, model_i
     return number
 
 
-def _litter(archive_dir: Path, seen: Seen) -> list[str]:
-    """Return what a start should have cleared away, and what is there that is no model."""
+def _litter(archive_dir: Path, seen: Seen, leaves_empty_directories: bool) -> list[str]:
+    """Return what a start should have cleared away, and what is there that is no model.
+
+    A directory that cannot be renamed loses its last file before it goes, and a new one comes before its first file. An
+    empty one is nothing to a server; it may also be somebody's mount point, so a start leaves it alone.
+    """
     faults = []
     for path in archive_dir.rglob("*"):
         if layout.is_temporary(path.name):
             faults.append(f"{path.name} was not cleared away")
-        elif path.is_dir() and path.name not in seen.models:
+        elif path.is_dir() and path.name not in seen.models and (any(path.iterdir()) or not leaves_empty_directories):
             faults.append(f"there is a directory {path.name} that is no model")
     return faults
 
@@ -349,6 +368,7 @@ class Aftermath:
         self._figures.count("states served over the wire")
         with laid_out(disk.tree, self._place) as place:
             again = World(place, self._world.random, self._first(disk))
+            again.files.can_rename = self._world.files.can_rename
             async with again.started():
                 for model_id in sorted(self._world.model_ids):
                     await again.create(model_id)
@@ -381,7 +401,10 @@ class Aftermath:
     async def _look_at(self, remains: Remains) -> Seen:
         with laid_out(remains.tree, self._place) as disk, without_threads():
             try:
-                return await look(disk / ARCHIVE, self._world.model_ids)
+                leaves_empty_directories = not self._world.files.can_rename("m")
+                return await look(
+                    disk / ARCHIVE, self._world.model_ids, leaves_empty_directories=leaves_empty_directories
+                )
             except (ModelRegistryError, OSError) as error:
                 return Seen(faults=[f"the registry does not work: {error!r}"])
 

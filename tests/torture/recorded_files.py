@@ -3,6 +3,7 @@
 Names are recorded with what they stand for, so that a rename can be told from a removal and a creation.
 """
 
+import errno
 import os
 import stat
 import threading
@@ -96,10 +97,12 @@ class RecordedFiles(Files):
     Attributes:
         history: The operations so far.
         root: The directory at `place`.
+        can_rename: Says whether the directory of this name can be renamed; all of them can at first.
     """
 
     def __init__(self, place: Path) -> None:
         self.history: list[Operation] = []
+        self.can_rename: Callable[[str], bool] = lambda _name: True
         self._place = str(place)
         self._one_at_a_time = threading.RLock()
         self._operations_left: int | None = None
@@ -237,8 +240,10 @@ class RecordedFiles(Files):
     def rename(self, directory: int, old: str, new: str) -> None:
         with self._one_at_a_time:
             self._require_alive()
-            super().rename(directory, old, new)
             node = self._directory(directory)
+            if isinstance(self._names[node].get(old), Directory) and not self.can_rename(old):
+                raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+            super().rename(directory, old, new)
             self._record(NameChange(node, old, new, self._names[node][old]))
 
     def remove(self, directory: int, name: str) -> None:
@@ -249,6 +254,12 @@ class RecordedFiles(Files):
             node = self._directory(directory)
             if name in self._names[node]:
                 self._record(NameChange(node, name, "", None))
+
+    def remove_directory(self, parent: int, name: str) -> None:
+        with self._one_at_a_time:
+            self._require_alive()
+            super().remove_directory(parent, name)
+            self._record(NameChange(self._directory(parent), name, "", None))
 
     def remove_tree(self, parent: int, name: str, on_error: Callable[[OSError], None]) -> None:
         with self._one_at_a_time:

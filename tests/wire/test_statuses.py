@@ -9,6 +9,7 @@ from cogment_model_registry.wire.convert import error_type_of, status_of
 STATUSES = {
     errors.InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
+    errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DataLossError: grpc.StatusCode.DATA_LOSS,
     errors.TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,

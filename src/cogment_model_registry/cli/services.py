@@ -11,6 +11,7 @@ from cogment_model_registry.cli.groups import ServicesGroup
 from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import shown
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
+from cogment_model_registry.system.signals import Signals
 
 _NEW_LINE = "\f\n"  # click joins lines that end in any other way
 
@@ -98,11 +99,12 @@ def model_registry(**flags: str | None) -> None:
     A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
     progress; a second signal ends it immediately. SIGHUP makes it read the archive directory again.
     """
+    signals = Signals()
     settings = _load(Settings, flags)
     from cogment_model_registry.server import composition as server  # noqa: PLC0415
     from cogment_model_registry.serving import life_cycle  # noqa: PLC0415
 
-    life_cycle.run(server.serve(settings))
+    life_cycle.run(server.serve(settings, signals))
 
 
 @services.command("directory", cls=_ServiceCommand, context_settings={"max_content_width": 120})
@@ -112,10 +114,11 @@ def directory(**flags: str | None) -> None:
     """Run a Directory, where services register and clients find them.
 
     A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
-    progress; a second signal ends it immediately.
+    progress; a second signal ends it immediately. SIGHUP makes it open its log file again.
     """
+    signals = Signals()
     settings = _load(DirectorySettings, flags)
     from cogment_model_registry.discovery import server  # noqa: PLC0415
     from cogment_model_registry.serving import life_cycle  # noqa: PLC0415
 
-    life_cycle.run(server.serve(settings))
+    life_cycle.run(server.serve(settings, signals))

@@ -48,8 +48,7 @@ class LifecycleCalls:
             )
         except WrongServerError as error:
             message = (
-                f"{subject.text}: the server has no {wire.SERVICE_NAME}; it is the original Cogment Model Registry, or an "
-                "older release of this one"
+                f"{subject.text}: the server has no {wire.SERVICE_NAME}; it is the original one, or an older release"
             )
             raise ModelRegistryError(message, model_id=subject.model_id) from error
 

@@ -13,6 +13,7 @@ from cogment_model_registry.discovery.service import DirectoryService
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import DirectorySettings
+from cogment_model_registry.system.signals import Signals
 from cogment_model_registry.wire.directory import SERVICE_NAME
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -67,13 +68,18 @@ async def running(settings: DirectorySettings) -> AsyncIterator[DirectoryServer]
         yield DirectoryServer(port)
 
 
-async def serve(settings: DirectorySettings) -> None:
+async def serve(settings: DirectorySettings, signals: Signals) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once.
+
+    Args:
+        settings: The settings of the server.
+        signals: The signals of the process.
 
     Raises:
         StartError: The persistence file or the port is not available.
     """
     await life_cycle.serve_until_signal(
         running(settings),
+        signals,
         lambda server: _log.info("serving", port=server.port, host=settings.host, version=__version__),
     )

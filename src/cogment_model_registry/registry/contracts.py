@@ -180,6 +180,11 @@ class Archive(VersionStore):
     def is_exclusive(self) -> bool:
         """Whether one process at a time can have the archive open."""
 
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it takes no writes: all of them raise `PreconditionError`."""
+        return False
+
     @abstractmethod
     async def open(self) -> None:
         """Open the archive, and clear away what interrupted writes left.
@@ -227,7 +232,13 @@ class Archive(VersionStore):
     @property
     @abstractmethod
     def failure(self) -> str:
-        """Why the archive takes no more writes until it is opened again; empty while it takes them."""
+        """Why the archive takes no more writes, or none for now; empty while it takes them, and where it never does."""
+
+    async def check(self) -> None:
+        """Look for changes from outside that make writes impossible, or possible again; `failure` has the result.
+
+        Called about once a second. Does nothing where there are none.
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,7 +104,7 @@ class Lifecycle:
             NotFoundError: The model or the version does not exist.
             TooLargeError: No space is left.
         """
-        self._registry.check_model_id(model_id)
+        self._require_writable(model_id)
         check_metrics(change.set_metrics, model_id)
         self._check_entries(model_id, change.set_tags, change.set_metrics)
         ref = await self._catalog.find(model_id)
@@ -129,6 +129,7 @@ class Lifecycle:
             NotFoundError: The model or the version does not exist, or it was evicted.
             TooLargeError: No space is left.
         """
+        self._require_writable(model_id)
         self._check_aliases(model_id, aliases)
         ref = await self._catalog.find(model_id)
         info = await self._promote(ref, (await self.get_version(model_id, key)).info)
@@ -177,9 +178,9 @@ class Lifecycle:
         Raises:
             InvalidError: The id or the alias breaks a rule.
             NotFoundError: The model or the version does not exist.
-            PreconditionError: An alias points to it, and `force` was not given.
+            PreconditionError: An alias points to it, and `force` was not given; or the registry is read-only.
         """
-        self._registry.check_model_id(model_id)
+        self._require_writable(model_id)
         ref = await self._catalog.find(model_id)
         number = (await self.get_version(model_id, key)).info.number
 
@@ -218,6 +219,7 @@ class Lifecycle:
             NotFoundError: The model, a version, or an alias to be removed does not exist.
             TooLargeError: No space is left.
         """
+        self._require_writable(model_id)
         self._check_aliases(model_id, [change.name for change in changes])
         ref = await self._catalog.find(model_id)
         resolved = []
@@ -231,6 +233,10 @@ class Lifecycle:
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
         return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))
+
+    def _require_writable(self, model_id: str) -> None:
+        self._registry.check_model_id(model_id)
+        self._registry.require_writable(model_id)
 
     def _check_aliases(self, model_id: str, aliases: Sequence[str]) -> None:
         self._registry.check_model_id(model_id)

@@ -18,6 +18,7 @@ from cogment_model_registry.errors import (
     DataLossError,
     InvalidError,
     NotFoundError,
+    PreconditionError,
 )
 from cogment_model_registry.records.payload import PayloadCheck
 from cogment_model_registry.records.versions import (
@@ -76,7 +77,8 @@ class RegistryStatus:
         readers: Retrievals under way.
         watchers: Watchers that wait for news.
         load: From 0 to 254, or 255 when the archive takes no writes.
-        archive_failure: Why the archive takes no writes; empty while it does.
+        archive_failure: Why the archive takes no writes; empty while it does, and when it is read-only.
+        is_read_only: Whether the registry takes no writes because it was started so.
     """
 
     models: int
@@ -88,6 +90,7 @@ class RegistryStatus:
     watchers: int
     load: int
     archive_failure: str
+    is_read_only: bool
 
 
 class VersionUpload:
@@ -198,10 +201,12 @@ class Registry:
 
         Raises:
             InvalidError: The id or the `user_data` breaks a rule.
+            PreconditionError: The registry is read-only.
             TooLargeError: No space is left.
         """
         self.check_model_id(info.model_id)
         check_user_data(info.user_data, self.limits.user_data_max_bytes, info.model_id)
+        self.require_writable(info.model_id)
 
         async def create_or_update() -> None:
             async with self._catalog.writing_model(info):
@@ -215,8 +220,10 @@ class Registry:
         Raises:
             InvalidError: The id breaks a rule.
             NotFoundError: It does not exist.
+            PreconditionError: The registry is read-only.
         """
         self.check_model_id(model_id)
+        self.require_writable(model_id)
 
         async def delete() -> None:
             async with self._catalog.removing_model(model_id):
@@ -252,6 +259,8 @@ class Registry:
         Raises:
             InvalidError: The header breaks a rule.
             NotFoundError: The model does not exist.
+            PreconditionError: The registry is read-only, so it takes no transient versions either: it could not record
+                which numbers it gave.
             TooLargeError: The version cannot fit.
         """
         self.check_model_id(header.model_id)
@@ -259,6 +268,7 @@ class Registry:
         check_data_size(header.data_size_bytes, header.model_id)
         if header.data_hash:
             check_data_hash(header.data_hash, header.model_id)
+        self.require_writable(header.model_id)
         ref = await self._catalog.find(header.model_id)
         store: VersionStore = self._archive if header.archived else self._transient
         return VersionUpload(self, header, ref, await store.open_upload(header.model_id, header.data_size_bytes))
@@ -334,6 +344,7 @@ class Registry:
             watchers=self._watchers,
             load=self._load(),
             archive_failure=self._archive.failure,
+            is_read_only=self._archive.is_read_only,
         )
 
     def _load(self) -> int:
@@ -394,6 +405,16 @@ class Registry:
     def check_model_id(self, model_id: str) -> None:
         """Refuse an id that breaks a rule; see `records.versions.check_model_id`."""
         check_model_id(model_id, self.limits.model_id_max_bytes)
+
+    def require_writable(self, model_id: str) -> None:
+        """Refuse to write where the archive is read-only.
+
+        Raises:
+            PreconditionError: It is.
+        """
+        if self._archive.is_read_only:
+            message = "this registry is read-only: it takes no versions and no changes of models"
+            raise PreconditionError(message, model_id=model_id)
 
     def _check_count(self, name: str, count: int) -> None:
         if count > self.limits.request_max_items:

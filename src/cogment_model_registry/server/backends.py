@@ -1,10 +1,14 @@
 """The choice of the backends that a server runs on, from its settings."""
 
+import asyncio
+import contextlib
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
@@ -60,14 +64,30 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
     async with AsyncExitStack() as stack:
         hashing = stack.enter_context(ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash"))
         archive = DirectoryArchive(
-            settings.archive_dir, settings.model_id_max_bytes, files, metrics.observe_archive, metrics.observe_sync
+            settings.archive_dir,
+            settings.model_id_max_bytes,
+            files,
+            metrics.observe_archive,
+            metrics.observe_sync,
+            read_only=settings.read_only,
         )
         stack.push_async_callback(archive.close)
         await archive.open()
         # Some versions in an archive of the original are transient by their own metadata.
         transient = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing, elsewhere=archive)
-        database = Database(os.path.join(settings.archive_dir, CATALOG_NAME), MIGRATIONS)
-        catalog = LocalCatalog(archive, database)
-        await catalog.open()
+        folder = settings.archive_dir
+        if settings.read_only:
+            # SQLite writes beside what it reads, and a start adds what is missing.
+            folder = stack.enter_context(TemporaryDirectory(prefix="cogment-catalog-"))
+            await asyncio.to_thread(_copy_database, settings.archive_dir, folder)
+        catalog = LocalCatalog(archive, Database(os.path.join(folder, CATALOG_NAME), MIGRATIONS))
         stack.push_async_callback(catalog.close)
+        await catalog.open()
         yield Backends(archive, transient, catalog, lambda: catalog.refresh(transient.remove_model))
+
+
+def _copy_database(source: str, target: str) -> None:
+    """Copy the database of a catalog, with the changes that are only in its write-ahead log, if there is one."""
+    for name in (CATALOG_NAME, f"{CATALOG_NAME}-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(os.path.join(source, name), os.path.join(target, name))

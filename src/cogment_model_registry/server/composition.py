@@ -7,7 +7,6 @@ no new calls, watchers notified, transfers given their grace, numbers persisted,
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
@@ -29,13 +28,15 @@ from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.machine import release_free_memory, tune_heap
+from cogment_model_registry.system.signals import Signals
+from cogment_model_registry.system.tasks import end
 from cogment_model_registry.wire import lifecycle as lifecycle_messages
 from cogment_model_registry.wire import messages
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _HEALTH_SECONDS = 1.0
-"""How often health looks at the archive."""
+"""How often the archive is checked, and health with it."""
 
 _RELEASE_SECONDS = 0.1
 _MANY_TRANSFERS = 8
@@ -108,8 +109,8 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_serving() -> None:
-            await _end(following)
-            await _end(releasing)
+            await end(following)
+            await end(releasing)
             health.stop()
             catalog.stop_watching()
             async with asyncio.TaskGroup() as group:
@@ -145,9 +146,10 @@ def _grpc_server(
 
 
 async def _follow_health(health: Health, archive: Archive) -> None:
-    """Report that the server does not serve while its archive takes no writes."""
+    """Check the archive, and report that the server does not serve while the archive takes no writes."""
     while True:
         await asyncio.sleep(_HEALTH_SECONDS)
+        await archive.check()
         health.set_serving(not archive.failure)
 
 
@@ -173,20 +175,17 @@ async def _release_memory(service: ModelRegistryService, transient: TransientSto
         was_busy = is_busy
 
 
-async def _end(task: asyncio.Task[None]) -> None:
-    """Cancel a task, and wait until it has ended."""
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
-
-
 async def _deregister(registration: Registration, registering: asyncio.Task[None]) -> None:
-    await _end(registering)
+    await end(registering)
     await registration.end(_DEREGISTER_SECONDS)
 
 
-async def serve(settings: Settings) -> None:
+async def serve(settings: Settings, signals: Signals) -> None:
     """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP rescans the archive.
+
+    Args:
+        settings: The settings of the server.
+        signals: The signals of the process.
 
     Raises:
         StartError: The archive or a port is not available, or the host to register with the Directory is unknown.
@@ -205,4 +204,4 @@ async def serve(settings: Settings) -> None:
         )
 
     tune_heap()
-    await life_cycle.serve_until_signal(running(settings), announce, Server.refresh)
+    await life_cycle.serve_until_signal(running(settings), signals, announce, Server.refresh)

@@ -206,5 +206,5 @@ class ModelRegistryService:
             "uploads": str(status.uploads),
             "retrievals": str(status.readers),
             "watchers": str(status.watchers),
-            "archive": status.archive_failure or "ok",
+            "archive": status.archive_failure or ("read-only" if status.is_read_only else "ok"),
         }

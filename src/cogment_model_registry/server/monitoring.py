@@ -13,14 +13,14 @@ from prometheus_client.exposition import ThreadingWSGIServer
 from cogment_model_registry.errors import StartError
 from cogment_model_registry.settings import ALL_INTERFACES
 
-_METRICS = "/metrics"
-_ALIVE = "/healthz"
+METRICS = "/metrics"
+ALIVE = "/healthz"
 """Whether the event loop runs; if it does not, a restart of the process helps."""
 
-_READY = "/readyz"
+READY = "/readyz"
 """Whether the server serves, as `grpc.health.v1` says for the server as a whole."""
 
-_LOOP_SECONDS = 5.0
+LOOP_SECONDS = 5.0
 """How long a probe waits for the event loop, as a scrape does."""
 
 
@@ -75,21 +75,21 @@ def _application(
 
     def health(path: str) -> tuple[str, str]:
         try:
-            serves = asyncio.run_coroutine_threadsafe(state(), loop).result(_LOOP_SECONDS)
+            serves = asyncio.run_coroutine_threadsafe(state(), loop).result(LOOP_SECONDS)
         except TimeoutError:
-            return "503 Service Unavailable", f"the server did not answer within {_LOOP_SECONDS:g} seconds"
-        if path == _READY and not serves:
+            return "503 Service Unavailable", f"the server did not answer within {LOOP_SECONDS:g} seconds"
+        if path == READY and not serves:
             return "503 Service Unavailable", "the server does not serve: it starts or stops, or its archive failed"
         return "200 OK", "ok"
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path == _METRICS:
+        if path == METRICS:
             return metrics(environ, start_response)
-        if path in (_ALIVE, _READY):
+        if path in (ALIVE, READY):
             status, text = health(path)
         else:
-            status, text = "404 Not Found", f"not found: this port has {_METRICS}, {_ALIVE} and {_READY}"
+            status, text = "404 Not Found", f"not found: this port has {METRICS}, {ALIVE} and {READY}"
         start_response(status, [("Content-Type", "text/plain; charset=utf-8")])
         return [f"{text}\n".encode()]
 

@@ -1,10 +1,9 @@
 """The life cycle of a server process: it serves until a signal, drains, and ends; a second signal ends it at once."""
 
 import asyncio
-import os
 import signal
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc.aio
@@ -14,6 +13,8 @@ import uvloop
 from cogment_model_registry.errors import ModelRegistryError, StartError
 from cogment_model_registry.serving import logs
 from cogment_model_registry.settings import ALL_INTERFACES
+from cogment_model_registry.system.signals import Signals
+from cogment_model_registry.system.tasks import end
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -28,49 +29,75 @@ def run(serving: Coroutine[Any, Any, None]) -> None:
 
 async def serve_until_signal(
     running: AbstractAsyncContextManager[_T],
+    signals: Signals,
     announce: Callable[[_T], None],
     refresh: Callable[[_T], Awaitable[None]] | None = None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT.
+    """Serve until SIGTERM or SIGINT, which also end a start.
 
     Args:
         running: The context manager that runs the server; leaving it stops the server.
+        signals: The signals of the process, also those that came already.
         announce: Called when it serves.
-        refresh: The action on SIGHUP, if any.
+        refresh: The action on SIGHUP, if any. It runs once for all signals that come before it begins, and the stop
+            cancels it.
 
     Raises:
         StartError: The server cannot start.
     """
-    async with running as server, asyncio.TaskGroup() as tasks:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
+    stop, hangup = asyncio.Event(), asyncio.Event()
+    starting = asyncio.current_task()
 
-        def on_stop(number: signal.Signals) -> None:
-            if stop.is_set():
-                os._exit(128 + number)
-            _log.info("stopping", signal=number.name)
-            stop.set()
-
-        def on_hangup() -> None:
+    def on_signal(number: signal.Signals) -> None:
+        if number == signal.SIGHUP:
             logs.reopen()
-            if refresh is not None and not stop.is_set():
-                tasks.create_task(_refresh(refresh(server)))
+            hangup.set()
+            return
+        _log.info("stopping", signal=number.name)
+        stop.set()
+        if starting is not None:
+            starting.cancel()
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, on_stop, number)
-        if refresh is not None:
-            loop.add_signal_handler(signal.SIGHUP, on_hangup)
-        announce(server)
-        await stop.wait()
+    with signals.passed_to(asyncio.get_running_loop(), on_signal):
+        try:
+            async with running as server:
+                starting = None
+                announce(server)
+                async with _refreshing(hangup, server, refresh):
+                    await stop.wait()
+        except asyncio.CancelledError:
+            if starting is None or not stop.is_set():
+                raise
+            starting.uncancel()
     _log.info("stopped")
 
 
-async def _refresh(work: Awaitable[None]) -> None:
+@asynccontextmanager
+async def _refreshing(
+    hangup: asyncio.Event, server: _T, refresh: Callable[[_T], Awaitable[None]] | None
+) -> AsyncIterator[None]:
+    """Return a context manager in which SIGHUP refreshes a server."""
+    if refresh is None:
+        yield
+        return
+    task = asyncio.create_task(_refresh_on(hangup, server, refresh))
     try:
-        await work
-        _log.info("rescanned the archive")
-    except ModelRegistryError as error:
-        _log.error("rescan of the archive failed", reason=error.message)
+        yield
+    finally:
+        await end(task)
+
+
+async def _refresh_on(hangup: asyncio.Event, server: _T, refresh: Callable[[_T], Awaitable[None]]) -> None:
+    while True:
+        await hangup.wait()
+        hangup.clear()
+        try:
+            await refresh(server)
+            _log.info("rescanned the archive")
+        except ModelRegistryError as error:
+            _log.error("rescan of the archive failed", reason=error.message)
+        except Exception:
+            _log.exception("rescan of the archive failed unexpectedly")
 
 
 def server_options(keepalive_seconds: float, keepalive_timeout_seconds: float) -> list[tuple[str, int]]:

@@ -20,6 +20,7 @@ from cogment_model_registry.settings.kinds import (
     PATH,
     PROPERTIES,
     REACHABLE_HOST,
+    SWITCH,
     TOKEN,
     byte_count,
     integer,
@@ -43,6 +44,13 @@ class Settings(ServiceSettings):
         _PREFIX + "ARCHIVE_DIR",
         PATH,
         "Directory of the archived versions and of the metadata of models. The server creates it if it is missing.",
+    )
+    read_only: bool = setting(
+        False,
+        _PREFIX + "READ_ONLY",
+        SWITCH,
+        "Whether to serve the archive directory without writing to it, as on a read-only file system.",
+        "off",
     )
     cache_max_items: int = setting(
         100,

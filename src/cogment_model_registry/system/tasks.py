@@ -1,6 +1,7 @@
 """Work that must run to its end even if its caller gives up, and waits that must end."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
@@ -75,6 +76,13 @@ async def run_to_have(work: Coroutine[Any, Any, _T], release: Callable[[_T], Non
             release(item)
         raise
     return acquired[0]
+
+
+async def end(task: "asyncio.Task[None]") -> None:
+    """End a task that has no end of its own."""
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def wait_at_most(seconds: float | None, work: Awaitable[_T]) -> _T:

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from cogment_model_registry.errors import DataLossError, NotFoundError, TooLargeError
+from cogment_model_registry.errors import DataLossError, NotFoundError, PreconditionError, TooLargeError
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Archive, ModelContents, Reader, Removal, Upload
 from cogment_model_registry.testing.bytes import hash_of
@@ -32,11 +32,17 @@ class MemoryArchive(Archive):
     Args:
         shelf: The models by id; the same one for each opener.
         max_bytes: The largest version that it takes.
+        read_only: Whether it takes no writes.
     """
 
-    def __init__(self, shelf: dict[str, StoredModel], max_bytes: int = 2**40) -> None:
+    def __init__(self, shelf: dict[str, StoredModel], max_bytes: int = 2**40, *, read_only: bool = False) -> None:
         self.shelf = shelf
         self.max_bytes = max_bytes
+        self._read_only = read_only
+
+    @property
+    def is_read_only(self) -> bool:
+        return self._read_only
 
     @property
     def is_exclusive(self) -> bool:
@@ -58,10 +64,12 @@ class MemoryArchive(Archive):
 
     async def write_model(self, info: ModelInfo) -> None:
         await asyncio.sleep(0)
+        self._require_writable()
         self.shelf.setdefault(info.model_id, StoredModel(info)).info = info
 
     async def begin_removal(self, model_id: str) -> Removal:
         await asyncio.sleep(0)
+        self._require_writable()
         self.require(model_id)
         del self.shelf[model_id]
         return _MemoryRemoval()
@@ -75,6 +83,7 @@ class MemoryArchive(Archive):
 
     async def open_upload(self, model_id: str, size_bytes: int) -> Upload:
         await asyncio.sleep(0)
+        self._require_writable()
         if size_bytes > self.max_bytes:
             raise TooLargeError(f"the archive takes at most {self.max_bytes} bytes", model_id=model_id)
         return _MemoryUpload(self, self.require(model_id))
@@ -90,8 +99,13 @@ class MemoryArchive(Archive):
 
     async def remove_version(self, info: VersionInfo) -> None:
         await asyncio.sleep(0)
+        self._require_writable()
         if info.model_id in self.shelf:
             self.shelf[info.model_id].versions.pop(info.number, None)
+
+    def _require_writable(self) -> None:
+        if self._read_only:
+            raise PreconditionError("the archive is open for reading only")
 
     def require(self, model_id: str) -> StoredModel:
         """Return a model.

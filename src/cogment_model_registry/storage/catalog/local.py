@@ -136,9 +136,12 @@ class LocalCatalog(Catalog):
     async def close(self) -> None:
         self.stop_watching()
         await self._index.close()
+        if self._archive.is_read_only:
+            return
         async with asyncio.TaskGroup() as group:
             for model in self._models.values():
-                group.create_task(self._persist_exactly(model))
+                if model.persisting is not None or model.persisted_number >= model.next_number:
+                    group.create_task(self._persist_exactly(model))
 
     async def refresh(self, on_removed: Callable[[str], Awaitable[None]]) -> None:
         """Load what people added to the folder, or removed from it, by hand.

@@ -19,9 +19,10 @@ from cogment_model_registry.errors import NO_ROOM, DataLossError, ModelRegistryE
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Reader, Removal, Upload
-from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, DoomedModel, NewFile
+from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, NewFile
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.reading import Fingerprint, fingerprint
+from cogment_model_registry.storage.filesystem.removal import DoomedModel
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import run_to_end, run_to_have
@@ -47,6 +48,10 @@ _WRITE_BYTES = 32 * 1024 * 1024
 """The memory for pieces of uploads that wait for a thread to write them."""
 
 
+_SCAN_MODELS = 64
+"""How many models a thread scans before a scan can be cancelled."""
+
+
 class DirectoryArchive(FolderArchive):
     """Archived versions in a directory of the original's layout; see `layout`.
 
@@ -56,6 +61,7 @@ class DirectoryArchive(FolderArchive):
         files: The file operations.
         observe: Called after each finished operation on a thread, with its name and the seconds that it took.
         observe_sync: Called after each sync, with its kind (`file`, `directory`) and the seconds that it took.
+        read_only: Whether to write nothing, not even a lock, as on a read-only file system.
     """
 
     def __init__(
@@ -65,8 +71,10 @@ class DirectoryArchive(FolderArchive):
         files: Files | None = None,
         observe: Callable[[str, float], None] = lambda _operation, _seconds: None,
         observe_sync: Callable[[str, float], None] = lambda _kind, _seconds: None,
+        *,
+        read_only: bool = False,
     ) -> None:
-        self.directory = ArchiveDirectory(path, model_id_max_bytes, files or Files(), observe_sync)
+        self.directory = ArchiveDirectory(path, model_id_max_bytes, files or Files(), observe_sync, read_only=read_only)
         self._executor = ThreadPoolExecutor(_THREADS, thread_name_prefix="archive")
         self._observe = observe
         self._is_open = False
@@ -76,13 +84,23 @@ class DirectoryArchive(FolderArchive):
 
     @property
     def is_exclusive(self) -> bool:
-        return True
+        return not self.is_read_only
+
+    @property
+    def is_read_only(self) -> bool:
+        return self.directory.is_read_only
 
     @property
     def failure(self) -> str:
-        return self.directory.writer.failure
+        return self.directory.failure
+
+    async def check(self) -> None:
+        await run_to_end(self.run(self.directory.check))
 
     async def open(self) -> None:
+        await run_to_end(self._open())
+
+    async def _open(self) -> None:
         await self.run(self.directory.open)
         self._is_open = True
 
@@ -93,7 +111,12 @@ class DirectoryArchive(FolderArchive):
         self._executor.shutdown()
 
     async def scan(self) -> list[FolderContents]:
-        return await self.run(self.directory.scan)
+        names = await run_to_end(self.run(self.directory.list_names))
+        models: list[FolderContents] = []
+        for start in range(0, len(names), _SCAN_MODELS):
+            models += await run_to_end(self.run(self.directory.scan, names[start : start + _SCAN_MODELS]))
+        self.directory.end_sweep()
+        return models
 
     async def scan_model(self, model_id: str) -> FolderContents | None:
         return await self.run(self.directory.scan_model, model_id)

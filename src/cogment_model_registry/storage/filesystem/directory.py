@@ -11,6 +11,7 @@ renames keeps a power cut from persisting the second without the first, which a 
 """
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +23,7 @@ from cogment_model_registry.errors import (
     DataLossError,
     InvalidError,
     NotFoundError,
+    PreconditionError,
     StartError,
     TooLargeError,
     UnavailableError,
@@ -29,16 +31,26 @@ from cogment_model_registry.errors import (
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
 from cogment_model_registry.storage.filesystem import layout, reading
-from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
-from cogment_model_registry.storage.filesystem.model_files import ModelFiles, close_quietly, list_model, read_metadata
+from cogment_model_registry.storage.filesystem.files import (
+    Cause,
+    Files,
+    NotRegularError,
+    cannot_be_renamed,
+    cause_of,
+)
+from cogment_model_registry.storage.filesystem.hold import Hold
+from cogment_model_registry.storage.filesystem.model_files import (
+    ModelFiles,
+    close_quietly,
+    is_marked,
+    list_model,
+    read_metadata,
+)
+from cogment_model_registry.storage.filesystem.removal import DoomedModel, Removals
 from cogment_model_registry.storage.filesystem.writing import DurableWriter
 from cogment_model_registry.storage.folder import FolderContents
-from cogment_model_registry.system.file_locks import lock_soon
 
 _log = structlog.stdlib.get_logger(__name__)
-
-_LOCK_ATTEMPTS = 10
-_LOCK_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,19 +68,6 @@ class NewFile:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
-class DoomedModel:
-    """A model that was taken out of the archive, and whose files still have to be removed.
-
-    Attributes:
-        name: The name of its directory now.
-        failure: Why the removal may not be durable; empty when it is.
-    """
-
-    name: str
-    failure: str = ""
-
-
 class ArchiveDirectory:
     """An archive directory, read and written by blocking calls.
 
@@ -82,83 +81,95 @@ class ArchiveDirectory:
     """
 
     def __init__(
-        self, path: str, model_id_max_bytes: int, files: Files, observe_sync: Callable[[str, float], None]
+        self,
+        path: str,
+        model_id_max_bytes: int,
+        files: Files,
+        observe_sync: Callable[[str, float], None],
+        *,
+        read_only: bool = False,
     ) -> None:
         self._path = path
         self._model_id_max_bytes = model_id_max_bytes
+        self.is_read_only = read_only
         self.files = files
         self.writer = DurableWriter(files, observe_sync)
-        self._root = -1
-        self._lock = -1
+        self._hold = Hold(path, files, read_only=read_only)
+        self._removals = Removals(files, self.writer)
         self._sweeping = False
-        self._left_models: list[str] = []
+
+    @property
+    def _root(self) -> int:
+        return self._hold.root
+
+    @property
+    def failure(self) -> str:
+        """Why nothing is written any more, or for now; empty while it is."""
+        return self.writer.failure or self._hold.loss
 
     def open(self, *, sweep: bool = True) -> None:
-        """Lock the directory for this process, and remove the leftovers of a crash unless `sweep` is false."""
+        """Lock the directory for this process, and remove the leftovers of a crash unless `sweep` is false.
+
+        A read-only archive is only opened: it is neither created nor locked, and nothing is removed.
+        """
         try:
-            self._root = self.files.open_root(self._path)
-            self._lock = self._take_lock()
+            self._hold.take()
             self.writer.failure = ""
-            if sweep:
+            if sweep and not self.is_read_only:
                 # Make the renames of a process that was killed durable before anything relies on them.
                 self.writer.sync_directory(self._root)
                 self._sweep()
         except OSError as error:
             self.close()
-            message = f"archive directory {self._path} cannot be used: {error.strerror}"
-            raise StartError(message) from error
+            advice = "; to serve it as it is, give --read_only" if sweep and error.errno == errno.EROFS else ""
+            raise StartError(f"archive directory {self._path} cannot be used: {self._reason(error)}{advice}") from error
         except StartError:
             self.close()
             raise
 
+    def _reason(self, error: OSError) -> str:
+        """Return what went wrong while the directory was opened, and with which directory if it was one above it."""
+        reason = error.strerror or str(error)
+        place = error.filename
+        is_above = isinstance(place, str) and os.path.isabs(place) and place != os.path.abspath(self._path)
+        return f"{reason}: {place}" if is_above else reason
+
     def _sweep(self) -> None:
-        """Remove models that were on their way out; temporary files are removed by the first scan."""
+        """Remove models that were on their way out; the first scan removes temporary files, and models with a mark."""
         for entry in self.files.list_directory(self._root):
             if layout.is_temporary(entry.name) and entry.is_directory:
-                self._remove_doomed(entry.name)
+                self._removals.finish(self._root, DoomedModel(entry.name))
         self._sweeping = True
 
-    def _take_lock(self) -> int:
-        """Return the descriptor of the lock file, which holds the lock until it is closed."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        lock = os.open(layout.LOCK_NAME, flags, 0o640, dir_fd=self._root)
-        try:
-            # Try more than once: a process that looks up the owner holds the lock for a moment.
-            if not lock_soon(lock, _LOCK_ATTEMPTS, _LOCK_SECONDS):
-                holder = os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
-                raise StartError(f"archive directory {self._path} is in use by process {holder}")
-            if os.fstat(lock).st_nlink > 1:
-                # A file elsewhere has this inode too, as in a backup made of hard links: leave that file alone.
-                os.unlink(layout.LOCK_NAME, dir_fd=self._root)
-                os.close(lock)
-                return self._take_lock()
-            os.ftruncate(lock, 0)
-            os.write(lock, b"%d\n" % os.getpid())
-        except StartError:
-            os.close(lock)
-            raise
-        return lock
+    def check(self) -> None:
+        """Notice if the directory or its lock are not where they were opened, or are there again; see `failure`."""
+        self._hold.check()
 
     def close(self) -> None:
         """Release the directory."""
-        for descriptor in (self._lock, self._root):
-            if descriptor >= 0:
-                self.close_file(descriptor)
-        self._lock = self._root = -1
+        self._hold.release()
         self.writer.close()
-        self._left_models.clear()
+        self._removals.forget()
 
     def close_file(self, descriptor: int) -> None:
         """Close a descriptor, ignoring errors."""
         close_quietly(self.files, descriptor)
 
-    def scan(self) -> list[FolderContents]:
-        """Return all models, ordered by id; the first time, remove temporary files that a crash left."""
+    def list_names(self) -> list[str]:
+        """Return the names of directories that may be models, sorted."""
+        self._hold.check()
+        if self._hold.loss:  # nobody knows what is at the path now
+            raise UnavailableError(f"the archive cannot be read again: {self._hold.loss}")
         self._remove_what_was_left()
-        names = [entry.name for entry in self.files.list_directory(self._root) if entry.is_directory]
-        models = [contents for name in sorted(names) if (contents := self.scan_model(name))]
+        return sorted(entry.name for entry in self.files.list_directory(self._root) if entry.is_directory)
+
+    def scan(self, names: Sequence[str]) -> list[FolderContents]:
+        """Return those of the directories that are models."""
+        return [contents for name in names if (contents := self.scan_model(name))]
+
+    def end_sweep(self) -> None:
+        """Let temporary files stay from now on: those that a crash left were removed by the first scan."""
         self._sweeping = False
-        return models
 
     def scan_model(self, model_id: str) -> FolderContents | None:
         """Return the contents of a model's directory; None when it is not one of a model, or cannot be read."""
@@ -179,12 +190,14 @@ class ArchiveDirectory:
     def _scan_model(self, model_id: str) -> FolderContents | None:
         with self._directory(model_id) as directory:
             found = list_model(self.files, directory, model_id)
-            if self._sweeping:
+            if self._sweeping and not found.is_deleted:
                 for name in found.temporary:
                     self._remove_temporary(directory, model_id, name, found)
-            if not found.is_model:
-                return None
-            return reading.read_contents(self.files, directory, model_id, found)
+            if found.is_model:
+                return reading.read_contents(self.files, directory, model_id, found)
+        if self._sweeping and found.is_deleted:
+            self._removals.finish(self._root, DoomedModel(model_id, is_marked=True))
+        return None
 
     def read_version_infos(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo | DataLossError | None]:
         """Return the versions; for each one the error if it is damaged, and None if it does not exist."""
@@ -197,6 +210,7 @@ class ArchiveDirectory:
     def write_model(self, info: ModelInfo) -> None:
         """Create the model, or replace its `user_data`, durably."""
         self._require_writable()
+        self._removals.finish_marked(self._root, info.model_id)
         try:
             with self._directory(info.model_id) as directory:
                 self._update_model(directory, info)
@@ -227,50 +241,50 @@ class ArchiveDirectory:
             with self._directory(temporary) as directory:
                 self.writer.write(directory, layout.model_file_name(info.model_id), layout.format_model(info))
             self.files.rename(self._root, temporary, info.model_id)
-        except BaseException:
-            self._remove_doomed(temporary)
+        except BaseException as error:
+            self._removals.finish(self._root, DoomedModel(temporary))
+            if isinstance(error, OSError) and cannot_be_renamed(error):
+                self._create_model_in_place(info)
+                return
             raise
         try:
             self.writer.sync_directory(self._root)
         except BaseException:
             with contextlib.suppress(OSError):
                 self.files.rename(self._root, info.model_id, temporary)
-                self._remove_doomed(temporary)
+                self._removals.finish(self._root, DoomedModel(temporary))
+            raise
+
+    def _create_model_in_place(self, info: ModelInfo) -> None:
+        """Make the directory of a model under its own name; until it has metadata, it is no model."""
+        self.files.make_directory(self._root, info.model_id)
+        try:
+            self.writer.sync_directory(self._root)
+            with self._directory(info.model_id) as directory:
+                name = layout.model_file_name(info.model_id)
+                try:
+                    self.writer.write(directory, name, layout.format_model(info))
+                except BaseException:
+                    self.writer.remove(directory, name)
+                    raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                self.files.remove_directory(self._root, info.model_id)
             raise
 
     def begin_removal(self, model_id: str) -> DoomedModel:
-        """Take the model out of the archive, durably and atomically: by a rename."""
+        """Take the model out of the archive, durably and atomically."""
         self._require_writable()
-        doomed = layout.temporary_name()
-        try:
-            self.files.rename(self._root, model_id, doomed)
-        except FileNotFoundError:
-            raise NotFoundError.model(model_id) from None
-        try:
-            self.writer.sync_directory(self._root)
-        except OSError as error:
-            try:
-                self.files.rename(self._root, doomed, model_id)
-            except OSError:
-                return DoomedModel(doomed, f"the archive failed: {error.strerror}")
-            raise
-        return DoomedModel(doomed)
+        return self._removals.begin(self._root, model_id)
 
-    def finish_removal(self, removal: DoomedModel) -> None:
+    def finish_removal(self, doomed: DoomedModel) -> None:
         """Remove, file by file, a model that was taken out of the archive."""
-        self._remove_doomed(removal.name)
+        self._removals.finish(self._root, doomed)
 
-    def _remove_doomed(self, doomed: str) -> None:
-        """Remove a model on its way out; repeat if an upload that just began left a file after the first attempt."""
-        errors: list[OSError] = []
-        for _ in range(3):
-            errors.clear()
-            self.files.remove_tree(self._root, doomed, errors.append)
-            if not errors:
-                return
-        if not isinstance(errors[-1], FileNotFoundError):
-            self._left_models.append(doomed)
-            _log.warning("removal of part of a deleted model postponed", reason=errors[-1].strerror)
+    def finish_marked_removal(self, model_id: str) -> None:
+        """Remove the files of a model that has the mark of a deleted one; nothing if it does not have it."""
+        self._require_writable()
+        self._removals.finish_marked(self._root, model_id)
 
     def write_high_water_mark(self, model_id: str, number: int) -> None:
         """Persist the number up to which no number may be given again."""
@@ -284,6 +298,8 @@ class ArchiveDirectory:
     def commit(self, new: NewFile, info: VersionInfo) -> None:
         """Give a synced temporary file its name as the data of a version, then write the version's metadata."""
         self._require_writable()
+        if is_marked(self.files, new.directory):
+            raise NotFoundError.model(info.model_id)
         data_name = layout.data_file_name(info.model_id, info.number)
         version_name = layout.version_file_name(info.model_id, info.number)
         self._require_absent(new.directory, data_name, version_name)
@@ -349,12 +365,16 @@ class ArchiveDirectory:
 
     def _remove_what_was_left(self) -> None:
         self.writer.remove_what_was_left()
-        left_models, self._left_models = self._left_models, []
-        for doomed in left_models:
-            self._remove_doomed(doomed)
+        self._removals.retry(self._root)
 
     def _require_writable(self) -> None:
+        """Refuse to write where nothing may be written, or might reach the wrong directory."""
+        if self.is_read_only:
+            raise PreconditionError("the archive is open for reading only")
         self.writer.require_writable()
+        self._hold.check()
+        if self._hold.loss:
+            raise UnavailableError(f"the archive takes no writes: {self._hold.loss}")
         self._remove_what_was_left()
 
     def create_upload(self, model_id: str, size_bytes: int, promised_bytes: int) -> NewFile:

@@ -26,6 +26,9 @@ _READ_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+_CANNOT_RENAME = {errno.EACCES, errno.EBUSY, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
+_CANNOT_SYNC = {errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EROFS}
+
 _NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 """The flag of a read that returns only cached bytes; Linux has it."""
 
@@ -64,6 +67,14 @@ def cause_of(error: OSError) -> Cause:
     if isinstance(error, NotRegularError):
         return Cause.FILE
     return _CAUSES.get(error.errno or 0, Cause.STORAGE)
+
+
+def cannot_be_renamed(error: OSError) -> bool:
+    """Return whether an error of renaming a directory means that it can never be renamed, while its files can change.
+
+    An overlay file system answers EXDEV for a directory of a lower layer; EBUSY is the answer for a mount point.
+    """
+    return error.errno in _CANNOT_RENAME
 
 
 def on_disk(name: str) -> bytes:
@@ -105,12 +116,17 @@ class Files:
         """Return a descriptor of the directory at `path`; create it durably, with its parents, if necessary."""
         path = os.path.abspath(path)
         self._make_durably(path)
+        return self.open_existing_root(path)
+
+    def open_existing_root(self, path: str) -> int:
+        """Return a descriptor of the directory at `path`, and write nothing."""
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def _make_durably(self, path: str) -> None:
         """Create a directory unless it exists, and make its name durable; its parents first.
 
-        The name of an existing one is synced too, since a process that made it may have been killed before that.
+        The name of an existing one is synced too, since a process that made it may have been killed before that. Where
+        that cannot be done, as on a read-only file system above the archive, no process has made it there.
         """
         parent = os.path.dirname(path)
         exists = os.path.isdir(path)
@@ -118,11 +134,13 @@ class Files:
             self._make_durably(parent)
             os.makedirs(path, mode=_DIRECTORY_MODE, exist_ok=True)
         try:
-            descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except PermissionError:
-            if exists:
-                return
-            raise
+            self._sync_directory_at(parent)
+        except OSError as error:
+            if not exists or error.errno not in _CANNOT_SYNC:
+                raise OSError(error.errno, error.strerror, parent) from error
+
+    def _sync_directory_at(self, path: str) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             self.sync_directory(descriptor)
         finally:
@@ -220,6 +238,10 @@ class Files:
         """Return the status of an entry of a directory, which may be a link."""
         return os.stat(on_disk(name), dir_fd=directory, follow_symlinks=False)
 
+    def status_at(self, path: str) -> os.stat_result:
+        """Return the status of what is at a path, at the end of any links."""
+        return os.stat(path)
+
     def free_bytes(self, directory: int) -> int:
         """Return the free space of the file system for this process, in bytes."""
         status = os.fstatvfs(directory)
@@ -241,6 +263,10 @@ class Files:
         """Remove a file, if it exists."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(on_disk(name), dir_fd=directory)
+
+    def remove_directory(self, parent: int, name: str) -> None:
+        """Remove an empty directory."""
+        os.rmdir(on_disk(name), dir_fd=parent)
 
     def remove_tree(self, parent: int, name: str, on_error: Callable[[OSError], None]) -> None:
         """Remove a directory and its contents, following no link, as far as possible."""

@@ -48,7 +48,7 @@ MEANINGS = {
     Kind.DATA_WITHOUT_MODEL: "a directory has data of versions but no metadata at all, so it is not a model",
     Kind.DATA_WITHOUT_METADATA: "an interrupted store left data that is not a version",
     Kind.TEMPORARY_FILE: "an interrupted store left a file that was being written",
-    Kind.DOOMED_DIRECTORY: "an interrupted deletion or import left a model under a temporary name",
+    Kind.DOOMED_DIRECTORY: "an interrupted deletion or import left a model, under a temporary name or marked",
     Kind.HIGH_WATER_MARK_LOW: "a high-water mark is below the highest number, which is used instead",
     Kind.FOREIGN_ENTRY: "something that does not belong to an archive, and is left alone",
     Kind.NOT_A_MODEL: "a directory that is not a model, and is left alone",

@@ -2,12 +2,13 @@
 
     <archive_dir>/
       .lock                       the process that owns the archive
-      .~<digits>/                 a model on its way out: renamed, then removed
+      .~<digits>/                 a model that is being created, or was deleted: renamed, then removed
       <model_id>/
         <model_id>.yaml           the model; its commit point
         <model_id>-v000001.data   the bytes of a version
         <model_id>-v000001.yaml   a version; its commit point
         .high_water_mark          no number up to this one may be given again
+        .deleted                  the model was deleted, where its directory cannot be renamed; goes last
         .~<digits>                a file being written
         .manifest.json            what `tar` unpacked from an export
 
@@ -38,6 +39,9 @@ from cogment_model_registry.records.versions import (
 LOCK_NAME = ".lock"
 HIGH_WATER_MARK_NAME = ".high_water_mark"
 TEMPORARY_PREFIX = ".~"
+
+DELETION_MARK_NAME = ".deleted"
+"""The mark of a deleted model whose directory cannot be renamed: from its creation on, the directory is no model."""
 
 MANIFEST_NAME = ".manifest.json"
 """The last file of an export; servers ignore it, and so does the original."""

@@ -56,9 +56,11 @@ class ModelFiles:
         data: Likewise of their data.
         temporary: Files that were being written.
         foreign: Names of entries that are not part of a model.
+        is_deleted: Whether the mark of a deleted model exists.
     """
 
     has_model: bool = False
+    is_deleted: bool = False
     metadata: dict[int, bool] = field(default_factory=dict)
     data: dict[int, bool] = field(default_factory=dict)
     temporary: list[str] = field(default_factory=list)
@@ -67,7 +69,7 @@ class ModelFiles:
     @property
     def is_model(self) -> bool:
         """Whether a server takes the directory for a model."""
-        return self.has_model or bool(self.metadata)
+        return not self.is_deleted and (self.has_model or bool(self.metadata))
 
     @property
     def last_number(self) -> int:
@@ -86,6 +88,8 @@ def list_model(files: Files, directory: int, model_id: str) -> ModelFiles:
             by_ending[ending][number] = is_file
         elif name == layout.model_file_name(model_id):
             found.has_model = True
+        elif name == layout.DELETION_MARK_NAME:
+            found.is_deleted = True
         elif layout.is_temporary(name) and is_file:
             found.temporary.append(name)
         elif name not in (layout.HIGH_WATER_MARK_NAME, layout.MANIFEST_NAME):
@@ -126,8 +130,19 @@ def close_quietly(files: Files, descriptor: int) -> None:
         files.close(descriptor)
 
 
+def is_marked(files: Files, directory: int) -> bool:
+    """Return whether a model was deleted, and its directory could not be renamed."""
+    try:
+        files.status_of(directory, layout.DELETION_MARK_NAME)
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def is_still(files: Files, root: int, directory: int, model_id: str) -> bool:
-    """Return whether the open directory of a model still has its name: a deletion takes the name first."""
+    """Return whether the open directory is still that of a model: a deletion first takes its name, or marks it."""
+    if is_marked(files, directory):
+        return False
     try:
         named = files.status_of(root, model_id)
     except FileNotFoundError:

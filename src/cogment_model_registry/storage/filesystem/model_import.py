@@ -19,8 +19,8 @@ from cogment_model_registry.errors import InvalidError, UnavailableError, quoted
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo, check_model_id
 from cogment_model_registry.storage.filesystem import export_format, layout
-from cogment_model_registry.storage.filesystem.files import Files
-from cogment_model_registry.storage.filesystem.model_files import BLOCK_BYTES, MODEL_ID_MAX_BYTES
+from cogment_model_registry.storage.filesystem.files import Files, cannot_be_renamed
+from cogment_model_registry.storage.filesystem.model_files import BLOCK_BYTES, MODEL_ID_MAX_BYTES, is_marked
 
 _LONG_NAME_MAX_BYTES = 1024
 _LEFT_OUT_MAX_BYTES = layout.METADATA_MAX_BYTES
@@ -106,7 +106,24 @@ def import_model(
 def _require_absent(files: Files, root: int, model_id: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         files.status_of(root, model_id)
+        if _is_deleted(files, root, model_id):
+            raise InvalidError(
+                f"model {quoted(model_id)} was deleted, but its files were not removed yet: start the server of this "
+                "archive, or run `cogment archive verify --repair`, and import the model again",
+                model_id=model_id,
+            )
         raise _exists(model_id)
+
+
+def _is_deleted(files: Files, root: int, model_id: str) -> bool:
+    try:
+        directory = files.open_directory(root, model_id)
+    except OSError:
+        return False
+    try:
+        return is_marked(files, directory)
+    finally:
+        files.close(directory)
 
 
 def _rename(files: Files, root: int, temporary: str, model_id: str) -> None:
@@ -114,8 +131,13 @@ def _rename(files: Files, root: int, temporary: str, model_id: str) -> None:
         files.rename(root, temporary, model_id)
     except FileNotFoundError:
         raise _swept() from None
-    except OSError:
+    except OSError as error:
         _require_absent(files, root, model_id)  # created during the import
+        if cannot_be_renamed(error):
+            raise UnavailableError(
+                "the file system of the archive cannot rename a directory, so the model would not appear whole: import "
+                "it into an archive on another file system, and copy its directory while the server is stopped"
+            ) from error
         raise
 
 

@@ -50,9 +50,9 @@ def repair(archive: ArchiveDirectory, root: int, findings: Sequence[Finding]) ->
     """
     for finding in findings:
         if finding.kind is Kind.DOOMED_DIRECTORY:
-            problem = _problem(partial(_remove_doomed, archive, root, finding.file))
+            problem = _problem(partial(_remove_doomed, archive, root, finding))
             yield _outcome(finding, problem, "removed with all its files")
-    in_models = [finding for finding in findings if "/" in finding.file]
+    in_models = [finding for finding in findings if "/" in finding.file and finding.kind is not Kind.DOOMED_DIRECTORY]
     for model_id, found in groupby(in_models, key=lambda finding: finding.model_id):
         directory = archive.files.open_directory(root, model_id)
         try:
@@ -61,9 +61,12 @@ def repair(archive: ArchiveDirectory, root: int, findings: Sequence[Finding]) ->
             archive.files.close(directory)
 
 
-def _remove_doomed(archive: ArchiveDirectory, root: int, name: str) -> None:
+def _remove_doomed(archive: ArchiveDirectory, root: int, finding: Finding) -> None:
+    if finding.model_id:
+        archive.finish_marked_removal(finding.model_id)
+        return
     errors: list[OSError] = []
-    archive.files.remove_tree(root, name, errors.append)
+    archive.files.remove_tree(root, finding.file, errors.append)
     if errors:
         raise errors[0]
     archive.files.sync_directory(root)

@@ -165,7 +165,10 @@ class _Verification:
             return
         try:
             found = model_files.list_model(self._files, directory, model_id)
-            if found.is_model:
+            if found.is_deleted:
+                name = f"{model_id}/{layout.DELETION_MARK_NAME}"
+                self._add(Kind.DOOMED_DIRECTORY, name, "what is left of a model that was deleted", model_id)
+            elif found.is_model:
                 self._check_model(directory, model_id, found)
             elif found.data and model_files.is_still(self._files, self._root, directory, model_id):
                 # Neither a store nor a deletion leaves this: someone removed the metadata.
