@@ -180,10 +180,9 @@ async def test_a_reader_goes_on_when_its_version_is_deleted(client: Client, life
     replies = client.streamed(
         "RetrieveVersionData", messages.RetrieveVersionDataRequest(model_id="m", version_number=1)
     )
-    first = await replies.read()
+    chunks = [convert.decode_data_chunk(await anext(replies := aiter(replies)))]
     await lifecycle.delete(1)
-    rest = [message async for message in replies]
-    chunks = [convert.decode_data_chunk(message) for message in (first, *rest)]
+    chunks += [convert.decode_data_chunk(message) async for message in replies]
     assert b"".join(chunks) == data
 
 

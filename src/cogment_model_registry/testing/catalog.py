@@ -100,7 +100,7 @@ class CatalogSuite(ABC):
     async def test_models_are_listed_from_an_id_on(self, catalog: Catalog) -> None:
         for model_id in ("b", "a", "c"):
             await self.put_model(catalog, model_id)
-        for after, expected in (("", ["a", "b"]), ("a", ["b", "c"]), ("aa", ["b", "c"]), ("c", [])):
+        for after, expected in (("", ["a", "b"]), ("a", ["b", "c"]), ("aa", ["b", "c"]), ("c", ["m"]), ("m", [])):
             assert [info.model_id for info in await catalog.list_models_after(after, 2)] == expected
 
     async def test_user_data_is_replaced(self, catalog: Catalog) -> None:
