@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import structlog
+from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 from cogment_model_registry import ModelRegistry
@@ -19,6 +20,8 @@ from tests.processes import ServerProcess, server_process
 from tests.waiting import PATIENCE_SECONDS
 
 set_hypothesis_home_dir(".cache/hypothesis")
+settings.register_profile("no deadline", deadline=None)  # a machine may be busy with something else
+settings.load_profile("no deadline")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -79,6 +79,7 @@ def on_terminal(
     *arguments: str,
     columns: int = 100,
     environment: dict[str, str] | None = None,
+    kind: dict[str, str] | None = None,
     cwd: Path | None = None,
     program: Sequence[str] = ("-m", "cogment_model_registry"),
 ) -> Iterator[Terminal]:
@@ -88,14 +89,16 @@ def on_terminal(
         arguments: The words after `cogment`.
         columns: How wide the terminal is.
         environment: Variables of its environment.
+        kind: Those that say what kind of terminal it is.
         cwd: Its working directory.
         program: What Python is to run, instead of `cogment`.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-    env = {**clean_environment(), "TERM": "xterm-256color", **(environment or {})}
+    env = {**clean_environment(), **(environment or {})}
     for name in ("COLUMNS", "LINES", "NO_COLOR"):
         env.pop(name, None)
+    env |= {"TERM": "xterm-256color", **(kind or {})}
     try:
         with subprocess.Popen(
             [sys.executable, "-ISc", _TAKE_TERMINAL, sys.executable, *program, *arguments],

@@ -18,6 +18,9 @@ PINS = pathlib.Path(__file__).parent.parent / "requirements/frameworks.txt"
 PIP_WITH_METADATA = "pip>=23.3"
 """The first one that resolves without fetching the packages."""
 
+NEED_TORCH = ("torch==", "tensordict==", "torchao==")
+"""How the pins begin of PyTorch and of what would bring it along."""
+
 LARGE = ("cuda-", "nvidia-", "triton")
 """How the names of what a build with CUDA requires begin."""
 
@@ -50,7 +53,7 @@ def main() -> None:
         print(
             f"{pin} is at hand with CUDA only, which takes gigabytes: left out, its tests skip; TORCH=any installs it"
         )
-        pins.remove(pin)
+        pins = [other for other in pins if not other.startswith(NEED_TORCH)]
     pip(*pins)
 
 

@@ -14,7 +14,7 @@ import tomllib
 
 ROOT = pathlib.Path(__file__).parent.parent
 OLDEST_PYTHON = "3.11"
-TEST_TOOLS = ("hypothesis", "pytest", "pytest-asyncio", "pytest-randomly", "pytest-timeout", "pytest-xdist")
+TEST_TOOLS = ("pytest-randomly", "pytest-timeout", "pytest-xdist", "safetensors")
 
 
 def compile_pins(names: list[str], target: pathlib.Path, *options: str) -> None:
@@ -48,6 +48,7 @@ def main() -> None:
         *needs,
         *extras["numpy"],
         *extras["jax"],
+        *[each for each in extras["testing"] if not each.startswith(project["project"]["name"])],
         *project["build-system"]["requires"],
         *pinned(("editables", *TEST_TOOLS), develop),
     ]

@@ -53,7 +53,7 @@ def server(directory: pathlib.Path, environment: dict[str, str]) -> Iterator[Non
     command = ["cogment", "services", "model_registry", f"--port={port}", "--host=127.0.0.1", "--archive_dir=models"]
     with subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.DEVNULL) as process:
         try:
-            wait = ["cogment", "client", "model_registry", "status", "--quiet", f"--timeout={RUN_SECONDS}"]
+            wait = ["cogment", "client", "model_registry", "status", "--quiet", f"--retry_seconds={RUN_SECONDS}"]
             subprocess.run(wait, env=environment, check=True)
             yield
         finally:

@@ -173,6 +173,18 @@ def quoted(text: str) -> str:
     return json.dumps(shown, ensure_ascii=not shown.isprintable())
 
 
+def counted(number: int | float, noun: str, plural: str = "") -> str:
+    """Return a number with its noun, which is in the plural unless the number is 1.
+
+    Args:
+        number: The number.
+        noun: The noun for one.
+        plural: The noun for more, where it is not the same with an s.
+    """
+    text = f"{number:g}" if isinstance(number, float) else str(number)
+    return f"{text} {noun if number == 1 else plural or noun + 's'}"
+
+
 def shown(value: object) -> object:
     """Return a value for the log; a string that is long or has control characters comes in quotes."""
     if isinstance(value, str) and not (value.isprintable() and len(value) <= _SHOWN_MAX_CHARACTERS):

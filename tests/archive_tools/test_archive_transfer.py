@@ -390,10 +390,47 @@ def test_damaged_version_ends_an_export_or_is_left_out_with_skip_damaged(archive
         "left out: version 2",
     ]
     result = run_cogment("archive", "import", str(target), str(file))
-    assert (result.returncode, result.stdout) == (0, "imported m: 1 versions, 2.2 KiB\n")
-    assert result.stderr == "the export had left out versions 1, 2, which were damaged\n"
+    assert (result.returncode, result.stdout) == (0, "imported m: 1 version, 2.2 KiB\n")
+    assert result.stderr == "the export had left out 2 damaged versions: 1, 2\n"
     assert (target / "m/.high_water_mark").read_text(encoding="utf-8") == "7\n"
     assert main(["archive", "verify", str(target)]) == 0
+
+
+@pytest.mark.parametrize("numbers", [[1], [1, 2, 5]])
+def test_an_export_that_would_leave_out_every_version_fails(
+    numbers: list[int], archive: Path, target: Path, tmp_path: Path
+) -> None:
+    for number in {1, 2, 5} - {*numbers}:
+        for path in (archive / "m").glob(f"m-v{number:06d}.*"):
+            path.unlink()
+    for number in numbers:
+        (archive / "m" / layout.version_file_name("m", number)).write_text("")
+    file = tmp_path / "m.tar"
+    words = ("archive", "export", str(archive), "m", "--skip_damaged")
+    result = run_in_process(*words, "--output", str(file))
+    count = "1 damaged version" if len(numbers) == 1 else f"{len(numbers)} damaged versions"
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == f'error: no version of model "m" is left to export: {count} left out'
+    assert not list(tmp_path.glob("*m.tar*"))
+    cut = subprocess.run(
+        [*COGMENT, *words], capture_output=True, timeout=PATIENCE_SECONDS, check=False, env=clean_environment()
+    )
+    assert cut.returncode == 1
+    with refused(target):
+        import_(target, cut.stdout)
+
+
+def test_a_model_without_versions_is_exported(archive: Path, target: Path) -> None:
+    for path in (archive / "m").glob("m-v*"):
+        path.unlink()
+    assert import_(target, export(archive, skip_damaged=True)).versions == 0
+
+
+def test_an_export_of_a_later_format_says_so(archive: Path, target: Path) -> None:
+    data = export(archive)
+    later = data.replace(b"cogment model export 1", b"cogment model export 2")
+    with refused(target, message='another format, "cogment model export 2"'):
+        import_(target, later)
 
 
 @pytest.mark.parametrize("name", ["m.yaml", ".high_water_mark"])

@@ -17,7 +17,7 @@ import pytest
 from cogment_model_registry.cli import main
 from cogment_model_registry.storage.filesystem import claim, layout, verification
 from cogment_model_registry.storage.filesystem.files import Files
-from cogment_model_registry.storage.filesystem.findings import MEANINGS, Kind
+from cogment_model_registry.storage.filesystem.findings import AFTER_REPAIR, INFORMATION, MEANINGS, REMEDIES, Kind
 from cogment_model_registry.storage.filesystem.verification import Report
 from cogment_model_registry.testing.server import serving
 from tests.archive_tools.test_damaged_archives import (
@@ -435,13 +435,36 @@ async def test_uploads_of_a_running_server_are_not_findings_and_nothing_is_repai
             assert await call
 
 
-def test_wrong_directories_are_wrong_usage(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    for name in ("missing", "file"):
-        result = run_in_process("archive", "verify", str(tmp_path / name))
-        assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr.startswith("error: ")
-        assert result.stderr.count("\n") == 1
+def test_each_kind_of_problem_that_is_left_comes_with_what_to_do(archive: Path) -> None:
+    plant_leftovers(archive)
+    (archive / "m" / DATA).write_bytes(b"data 7")
+    (archive / "m/m-v000001.data").write_bytes(b"data 7")
+
+    def advice(*flags: str) -> dict[str, str]:
+        lines = run_in_process("archive", "verify", str(archive), *flags).stdout.splitlines()
+        return dict(line.split(": ", 2)[1:] for line in lines if line.startswith("to do: "))
+
+    assert advice() == {
+        kind: REMEDIES[kind]
+        for kind in (Kind.DOOMED_DIRECTORY, Kind.TEMPORARY_FILE, Kind.DATA_WRONG_HASH, Kind.DATA_WITHOUT_METADATA)
+    }
+    assert "--repair" in advice()[Kind.TEMPORARY_FILE]
+    assert advice("--repair") == {Kind.DATA_WRONG_HASH: REMEDIES[Kind.DATA_WRONG_HASH]}
+    assert "backup" in REMEDIES[Kind.DATA_WRONG_HASH]
+
+
+def test_a_problem_that_a_repair_could_not_repair_comes_with_what_to_do(archive: Path) -> None:
+    (archive / "m" / YAML).rename(archive / "m" / f"{YAML}.bak")
+    result = run_in_process("archive", "verify", str(archive), "--repair")
+    assert f"to do: data_without_metadata: {AFTER_REPAIR}" in result.stdout.splitlines()
+
+
+def test_every_kind_of_problem_has_a_remedy(archive: Path, verify: Verify) -> None:
+    assert set(REMEDIES) == set(Kind) - INFORMATION
+    (archive / "m" / DATA).write_bytes(b"data 7")
+    (archive / "foreign").touch()
+    remedies = {item["kind"]: item["remedy"] for item in verify(archive)[1]["findings"]}
+    assert remedies == {Kind.DATA_WRONG_HASH: REMEDIES[Kind.DATA_WRONG_HASH], Kind.FOREIGN_ENTRY: None}
 
 
 def test_output_has_no_control_characters_whatever_the_file_names(archive: Path) -> None:
@@ -450,7 +473,7 @@ def test_output_has_no_control_characters_whatever_the_file_names(archive: Path)
     result = run_in_process("archive", "verify", str(archive))
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.replace("\n", "").isprintable()
-    assert "1 models, 3 versions, 18 B read" in result.stdout
+    assert "1 model, 3 versions, 18 B read" in result.stdout
 
 
 def run_on_terminal(*arguments: str) -> tuple[int, str, str]:

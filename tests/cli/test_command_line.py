@@ -233,6 +233,33 @@ def test_unknown_flag_or_argument_ends_with_one_line(tmp_path: Path, words: tupl
 
 
 @pytest.mark.parametrize(
+    ("line", "suggested"),
+    [
+        ("archiv", "cogment archive"),
+        ("archive verfy models", "cogment archive verify"),
+        ("verify models", "cogment archive verify"),
+        ("list_models", "cogment client model_registry list_models"),
+        ("client list-models", "cogment client model_registry list_models"),
+        ("client model_registry ls", "list_models, list_versions"),
+        ("client model_registry show_modle m", "cogment client model_registry show_model"),
+        ("client directory inqire", "cogment client directory inquire"),
+        ("client registri status", "cogment client model_registry"),
+        ("services modelregistry", "cogment services model_registry"),
+        ("services nonsense", "directory, model_registry"),
+        ("services orchestrator", "cogment-model-registry"),
+        ("launch run.yaml", "cogment-model-registry"),
+        ("services model_registry --prot=9000", "--port"),
+        ("services model_registry --archive-dir=models", "--archive_dir"),
+        ("client model_registry status --time-out=3", "--timeout"),
+        ("client directory inquire --typ=actor", "--type"),
+        ("archive verify models --repiar", "--repair"),
+    ],
+)
+def test_a_wrong_word_gets_a_suggestion(line: str, suggested: str, tmp_path: Path) -> None:
+    assert is_refused(run_in_process(*line.split(), cwd=tmp_path), suggested)
+
+
+@pytest.mark.parametrize(
     ("flags", "is_on"),
     [
         (["--grpc_reflection", "--cache_max_items=1"], True),

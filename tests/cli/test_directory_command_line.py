@@ -274,10 +274,21 @@ def test_a_directory_that_is_away_exits_with_4_and_one_line(arguments: list[str]
     assert failed(run_in_process("client", "directory", *arguments, environment=environment), 4)
 
 
-def test_a_directory_that_never_answers_exits_with_4_and_one_line() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["inquire", "--type=modelregistry"],
+        ["wait_for_ready"],
+        ["wait_for_ready", "--type=modelregistry"],
+        ["register", *NAMED],
+        ["deregister", "--service_id=1", "--secret=s"],
+    ],
+    ids=" ".join,
+)
+def test_a_directory_that_never_answers_exits_with_4_and_one_line_in_time(arguments: list[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         environment = {"COGMENT_DIRECTORY_ENDPOINT": f"grpc://127.0.0.1:{silent.getsockname()[1]}"}
-        result = run_in_process("client", "directory", "inquire", "--type=modelregistry", environment=environment)
+        result = run_in_process("client", "directory", *arguments, "--timeout=0.5", environment=environment)
     assert failed(result, 4)
 
 
@@ -295,6 +306,7 @@ def test_a_directory_that_never_answers_exits_with_4_and_one_line() -> None:
         (["inquire", "--type=actor", "--directory_endpoint=grpc://localhost:65536"], "grpc://host:port"),
         (["wait_for_ready", "--properties=a=1", "--timeout=1"], "--type"),
         (["wait_for_ready", "--timeout=soon"], "soon"),
+        (["inquire", "--type=actor", "--timeout=0"], "larger than 0"),
         (["register", "--type=actor"], "--host"),
         (["register", "--host=a", "--type=actor", "--port=65536"], "65536"),
         (["deregister", "--service_id=1"], "--secret"),

@@ -22,8 +22,8 @@ import pytest
 
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.cli import presentation
-from cogment_model_registry.cli.model_registry import model_registry
-from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.cli.model_registry import model_registry, summaries_of
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from tests.in_process import run_in_process
 from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, clean_environment, run, server_process
@@ -133,10 +133,18 @@ def line_of(process: "subprocess.Popen[bytes]") -> bytes:
 def test_a_model_is_created_shown_listed_and_deleted(cogment: Cogment, registry: ModelRegistry) -> None:
     assert cogment.output("create_model", "m", "--user_data", "a=1", "--user_data=b=x y=z") == "created model m\n"
     assert registry.get_model("m").user_data == {"a": "1", "b": "x y=z"}
-    assert cogment.output("list_models").splitlines() == ["MODEL  USER_DATA", 'm      a=1 b="x y=z"']
+    assert cogment.output("list_models").splitlines() == [
+        "MODEL  LATEST  VERSIONS  SIZE  UPDATED  USER_DATA",
+        'm           -         0     0  -        a=1 b="x y=z"',
+    ]
     assert "versions   0" in cogment.output("show_model", "m")
-    assert cogment.output("create_model", "m") == "replaced the user_data of model m\n"
+    assert cogment.output("create_model", "m", "--no_replace") == "model m exists, and stays as it is\n"
+    assert cogment.json("create_model", "m", "--no_replace")["user_data"] == {"a": "1", "b": "x y=z"}
+    said = cogment.output("create_model", "m")
+    assert said == 'replaced the user_data of model m, which was a=1 b="x y=z"\n'
     assert registry.get_model("m").user_data == {}
+    said = cogment.output("create_model", "m", "--user_data=a=1")
+    assert said == "replaced the user_data of model m, which was empty\n"
     assert cogment.output("delete_model", "m", "--yes") == "deleted model m\n"
     assert registry.list_models() == []
     assert cogment.output("list_models", "--quiet") == ""
@@ -144,12 +152,13 @@ def test_a_model_is_created_shown_listed_and_deleted(cogment: Cogment, registry:
 
 def test_models_as_json_have_the_documented_fields(cogment: Cogment, registry: ModelRegistry) -> None:
     assert cogment.json("create_model", "m", "--user_data=a=é") == {"model_id": "m", "user_data": {"a": "é"}}
-    assert cogment.json("list_models") == [{"model_id": "m", "user_data": {"a": "é"}}]
     shown = cogment.json("show_model", "m")
     assert shown["latest_version"] is None
+    assert cogment.json("list_models") == [shown]
     stored = registry.store("m", DATA)
     registry.publish("m", DATA)
     shown = cogment.json("show_model", "m")
+    assert cogment.json("list_models") == [shown]
     latest = shown.pop("latest_version")
     assert shown == {
         "model_id": "m",
@@ -162,6 +171,29 @@ def test_models_as_json_have_the_documented_fields(cogment: Cogment, registry: M
     assert cogment.json("delete_model", "m", "--yes") == {"model_id": "m"}
 
 
+def test_models_are_listed_with_latest_count_size_and_time(cogment: Cogment, registry: ModelRegistry) -> None:
+    for number in range(40):  # more than are asked for at once
+        registry.create_model(f"model-{number:02}")
+    registry.publish("walker", b"x" * 100)
+    registry.store("walker", b"x" * 1000)
+    latest = registry.publish("walker", b"x" * 2000, user_data={"step": "3"})
+    registry.create_model("walker", user_data={"a": "1"})
+    head, *rows = cogment.output("list_models").splitlines()
+    assert head.split() == ["MODEL", "LATEST", "VERSIONS", "SIZE", "UPDATED", "USER_DATA"]
+    assert [row.split()[0] for row in rows] == [*(f"model-{number:02}" for number in range(40)), "walker"]
+    assert rows[0].split() == ["model-00", "-", "0", "0", "-"]
+    assert rows[-1].split() == ["walker", "3", "3", "3100", presentation.time_text(latest.created_ns), "a=1"]
+    [*_, walker] = cogment.json("list_models")
+    assert walker["latest_version"]["number"] == 3
+    assert (walker["versions"], walker["archived_versions"], walker["data_size_bytes"]) == (3, 1, 3100)
+    assert cogment.output("list_models", "--quiet").splitlines()[-1] == "walker"
+
+
+def test_a_model_that_is_deleted_during_a_listing_is_left_out(registry: ModelRegistry) -> None:
+    there = registry.create_model("there")
+    assert [each.model for each in summaries_of(registry, [ModelInfo("deleted"), there])] == [there]
+
+
 def test_texts_that_could_break_a_line_or_a_terminal_are_escaped(cogment: Cogment, registry: ModelRegistry) -> None:
     user_data = {"line": "a\nb", "colour": "\x1b[31m", "empty": "", "k=": "v", "bidi": "\u202e"}
     registry.create_model("a b", user_data=user_data)
@@ -170,7 +202,8 @@ def test_texts_that_could_break_a_line_or_a_terminal_are_escaped(cogment: Cogmen
         output = cogment.output(*words)
         assert output.replace("\n", "").isprintable()
         assert r'bidi="\u202e" colour="\u001b[31m" empty="" "k="=v line="a\nb"' in output
-    assert cogment.json("list_models") == [{"model_id": "a b", "user_data": user_data}]
+    [model] = cogment.json("list_models")
+    assert (model["model_id"], model["user_data"]) == ("a b", user_data)
 
 
 # Versions.
@@ -271,6 +304,20 @@ def test_input_of_unknown_size_can_be_published(cogment: Cogment, registry: Mode
     assert registry.retrieve("empty") == b""
     cogment.output("publish", "version", "/proc/version")
     assert registry.retrieve("version") == Path("/proc/version").read_bytes()
+
+
+def test_archived_versions_are_listed_shown_retrieved_and_watched(cogment: Cogment, registry: ModelRegistry) -> None:
+    for call, data in ((registry.store, b"1"), (registry.store, b"2"), (registry.publish, b"3")):
+        call("m", data)
+    assert cogment.output("list_versions", "m", "--archived", "--quiet") == "1\n2\n"
+    assert cogment.output("show_version", "m", "--archived", "--quiet") == "2\n"
+    assert cogment.output("show_version", "m", "-2", "--archived", "--quiet") == "1\n"
+    assert failed(cogment.run("show_version", "m", "-3", "--archived"), 3, "only 2 archived versions")
+    assert failed(cogment.run("retrieve", "m", "3", "--archived"), 3, "version 3", "is transient, not archived")
+    assert cogment.piped("retrieve", "m", "--archived") == b"2"
+    said = cogment.output("retrieve", "m", "--archived", "--output=best")
+    assert said == "retrieved version 2 of model m: 1 B\n"
+    assert cogment.output("watch", "m", "--archived", "--count=1", "--quiet") == "2\n"
 
 
 def test_retrieve_replaces_a_file_only_with_force(cogment: Cogment, registry: ModelRegistry) -> None:
@@ -475,6 +522,8 @@ def test_signals_end_a_download_that_leaves_nothing(
         ["status", "--timeout=nan"],
         ["status", "--timeout=inf"],
         ["status", "--timeout=soon"],
+        ["status", "--retry_seconds=-1"],
+        ["status", "--retry_seconds=nan"],
         ["status", "--endpoint=localhost:9002"],
         ["status", "--endpoint=grpc://localhost"],
         ["status", "--endpoint=cogment://discover"],
@@ -518,7 +567,14 @@ def test_an_absent_or_silent_registry_exits_with_4(command: str) -> None:
 
 def test_a_command_waits_for_a_registry_that_starts(tmp_path: Path) -> None:
     port = free_port()
-    words = [*WORDS, "status", "--timeout=30", f"--endpoint=grpc://127.0.0.1:{port}", "--quiet"]
+    words = [
+        *WORDS,
+        "status",
+        f"--retry_seconds={START_SECONDS:g}",
+        f"--timeout={START_SECONDS:g}",
+        f"--endpoint=grpc://127.0.0.1:{port}",
+        "--quiet",
+    ]
     command = [sys.executable, "-m", "cogment_model_registry", *words]
     with (
         subprocess.Popen(command, env=clean_environment()) as waiting,
@@ -558,6 +614,52 @@ def test_a_registry_is_found_through_a_directory(tmp_path: Path) -> None:
     assert failed(run_in_process(*WORDS, "list_models", flags[0], "--timeout=0.5"), 4)
 
 
+# Time.
+
+
+LONG = "--retry_seconds=900"
+
+
+def test_timeout_ends_a_watch_for_which_nothing_comes(cogment: Cogment, registry: ModelRegistry) -> None:
+    registry.create_model("m")
+    message = "error: the command took longer than the 0.5 seconds of --timeout\n"
+    result = cogment.run("watch", "m", "--timeout=0.5", "--count=1", LONG)
+    assert (result.returncode, result.stdout, result.stderr) == (4, "", message)
+    registry.publish("m", DATA)
+    result = cogment.run("watch", "m", "--timeout=0.5", "--after=1", LONG)
+    assert (result.returncode, result.stdout, result.stderr) == (4, "", message)
+    assert cogment.output("watch", "m", f"--timeout={START_SECONDS:g}", "--count=1", "--quiet") == "1\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_timeout_ends_every_command_on_a_registry_that_is_silent(cogment: Cogment, command: str) -> None:
+    more = {"publish": ["w"], "store": ["w"], "retrieve": ["--output=out"], "delete_model": ["--yes"]}
+    words = [command, *([] if command in ("list_models", "status") else ["m"]), *more.get(command, [])]
+    with silent_server() as endpoint:
+        result = cogment.run(*words, "--timeout=0.5", LONG, f"--endpoint={endpoint}")
+    assert failed(result, 4, "the command took longer than the 0.5 seconds of --timeout")
+    assert "may have done it" not in result.stderr or command in ("delete_model", "publish", "store")
+    assert os.listdir(cogment.directory) == ["w"]
+
+
+def test_timeout_bounds_retries_and_retry_seconds_does_not_bound_the_command(cogment: Cogment) -> None:
+    absent = f"--endpoint=grpc://127.0.0.1:{free_port()}"
+    assert failed(cogment.run("status", absent, "--retry_seconds=0"), 4, "Connection refused")
+    assert failed(cogment.run("status", absent, "--timeout=0.5", LONG), 4)
+    assert failed(cogment.run("watch", "m", absent, "--timeout=0.5", LONG), 4)
+    assert cogment.run("create_model", "m", "--retry_seconds=0").returncode == 0
+
+
+def test_timeout_ends_an_upload_from_a_pipe_that_says_nothing(cogment: Cogment, registry: ModelRegistry) -> None:
+    with cogment.started("publish", "m", "-", "--timeout=0.5", stdin=subprocess.PIPE) as process:
+        assert process.wait(START_SECONDS) == 4
+        assert process.stderr
+        assert b"the command took longer than the 0.5 seconds of --timeout" in process.stderr.read()
+        assert process.stdin
+        process.stdin.close()
+    assert registry.list_models() == []
+
+
 # Help.
 
 
@@ -576,8 +678,8 @@ def test_help_loads_neither_grpc_nor_rich(words: list[str]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_the_common_flags(command: str) -> None:
     help_text = run_in_process("client", "registry", command, "-h").stdout
-    flags = ("endpoint", "directory_endpoint", "directory_authentication_token", "timeout", "json", "quiet")
-    for flag in flags:
+    connection = ("endpoint", "directory_endpoint", "directory_authentication_token", "timeout", "retry_seconds")
+    for flag in (*connection, "json", "quiet"):
         assert f"--{flag} " in help_text
 
 
@@ -596,6 +698,34 @@ def test_tables_fit_the_width_of_a_terminal(cogment: Cogment, registry: ModelReg
         assert row.endswith(("…", "..."))
         assert len(row) <= columns
         assert "\x1b[1m" in terminal.text
+
+
+@pytest.mark.parametrize("columns", [20, 40, 70, 100, 5000])
+def test_user_data_gives_way_first_where_a_terminal_is_narrow(
+    cogment: Cogment, registry: ModelRegistry, columns: int
+) -> None:
+    model_id = "walker-with-a-long-name"
+    registry.create_model(model_id, user_data={"note": "x" * 200})
+    registry.publish(model_id, b"x" * 3_000_000)
+    with on_terminal(*WORDS, "list_models", columns=columns, environment=cogment.environment) as terminal:
+        assert terminal.wait() == 0, terminal.text
+    head, row = terminal.plain.splitlines()
+    titles = ["MODEL", "LATEST", "VERSIONS", "SIZE", "UPDATED", "USER_DATA"]
+    assert head.split() == titles[: {20: 4, 40: 4, 70: 5}.get(columns, 6)]
+    assert row.startswith(f"{model_id} " if columns >= 70 else f"{model_id[:11]}… ")
+    assert re.search(r" 1 +1  2\.9 MiB", row)
+    assert bool(re.search(r"just now|\d+ s ago", row)) == (columns >= 70)
+    assert row.endswith("x") == (columns == 5000)
+    assert len(row) <= max(columns, 40)  # numbers are never cut
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_a_terminal_without_styles_gets_none(cogment: Cogment, registry: ModelRegistry, name: str, value: str) -> None:
+    registry.publish("m", DATA)
+    for words in (["list_models"], ["show_version", "m"]):
+        with on_terminal(*WORDS, *words, environment=cogment.environment, kind={name: value}) as terminal:
+            assert terminal.wait() == 0, terminal.text
+        assert "\x1b" not in terminal.text
 
 
 def test_text_is_never_interpreted_as_markup(cogment: Cogment, registry: ModelRegistry) -> None:

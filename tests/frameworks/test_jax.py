@@ -184,7 +184,7 @@ def test_keys_come_back_as_their_numbers_or_as_keys_with_a_template(kind: str | 
     tree: Any = {"a": jax.random.key(3, impl=kind), "b": [jax.random.split(jax.random.key(4, impl=kind), (2, 3))]}
     template: Any = {"a": jax.random.key(0, impl=kind), "b": [jax.random.split(jax.random.key(0, impl=kind), (2, 3))]}
     data = encode(tree).data
-    numbers = {
+    numbers: Any = {
         "a": {"key_data": jax.random.key_data(tree["a"])},
         "b": [{"key_data": jax.random.key_data(tree["b"][0])}],
     }

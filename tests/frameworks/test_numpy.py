@@ -309,7 +309,7 @@ def test_bfloat16_is_read_when_ml_dtypes_is_installed() -> None:
 
 
 def test_user_data_is_kept_and_reserved_keys_are_refused() -> None:
-    noted = numpy.encode({}, user_data={"step": "7"}).user_data
+    noted = numpy.encode({}, user_data={"step": 7}).user_data
     assert noted == {"step": "7", "format": "safetensors", "framework": "numpy"}
     for key in ("format", "framework"):
         with pytest.raises(InvalidError, match=f'key "{key}", which is reserved'):
@@ -332,8 +332,10 @@ async def test_a_tree_is_stored(registry: ModelRegistry) -> None:
     assert (await on_thread(numpy.store, registry, "policy", {"a": 1})).archived
     assert (await on_thread(numpy.publish, registry, "policy", {"a": 2}, archived=True)).archived
     assert (await on_thread(numpy.load, registry, "policy", version=-2)).value == {"a": 1}
+    await on_thread(numpy.publish, registry, "policy", {"a": 3})
+    assert (await on_thread(numpy.load, registry, "policy", archived=True)).value == {"a": 2}
     with pytest.raises(NotFoundError):
-        await on_thread(numpy.load, registry, "policy", version=3)
+        await on_thread(numpy.load, registry, "policy", version=4)
     with pytest.raises(NotFoundError):
         await on_thread(numpy.publish, registry, "critic", {}, create=False)
 

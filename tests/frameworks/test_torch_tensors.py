@@ -11,12 +11,12 @@ import pytest
 
 from cogment_model_registry import numpy
 from cogment_model_registry.errors import InvalidError
-from tests.frameworks.test_torch import same
 from tests.waiting import PATIENCE_SECONDS
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: make test-frameworks")
 
 from cogment_model_registry import torch as registry_torch  # noqa: E402 # it needs PyTorch
+from tests.frameworks.test_torch import same  # noqa: E402 # as above
 
 encode, decode = registry_torch.encode, registry_torch.decode
 nn = torch.nn

@@ -20,7 +20,6 @@ import click.shell_completion  # noqa: F401
 import google.protobuf.text_format  # noqa: F401
 import grpc.aio  # noqa: F401
 import numpy as np
-import safetensors.numpy  # noqa: F401
 import tqdm.auto  # noqa: F401
 
 MODULES = ("fcntl", "grp", "posix", "pwd", "resource", "termios", "uvloop")

@@ -19,6 +19,7 @@ from cogment_model_registry.errors import (
     StartError,
     TimedOutError,
     UnavailableError,
+    shown,
 )
 
 _COMPLETION_VARIABLE = "_COGMENT_COMPLETE"
@@ -69,14 +70,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(error, _NoWordsError):
             click.echo(error.format_message(), err=True)
             return EXIT_USAGE
-        return _fail(error.format_message() if isinstance(error, click.UsageError) else error.message, EXIT_USAGE)
+        return _fail(_usage_message(error) if isinstance(error, click.UsageError) else error.message, EXIT_USAGE)
     except ModelRegistryError as error:
         return _fail(error.message, _exit_code(error))
     except (click.exceptions.Abort, KeyboardInterrupt):
         return EXIT_INTERRUPTED
     except OSError as error:
         # The reader of our output may have closed it, which is not an error.
-        return EXIT_FAILED if isinstance(error, BrokenPipeError) else _fail(str(error), EXIT_FAILED)
+        return EXIT_FAILED if isinstance(error, BrokenPipeError) else _fail(_system_message(error), EXIT_FAILED)
     finally:
         _flush_output()
     return result if isinstance(result, int) else 0
@@ -98,6 +99,19 @@ def _exit_code(error: ModelRegistryError) -> int:
     if isinstance(error, NotFoundError):
         return EXIT_NOT_FOUND
     return EXIT_UNAVAILABLE if isinstance(error, UnavailableError | TimedOutError) else EXIT_FAILED
+
+
+def _usage_message(error: click.UsageError) -> str:
+    """Return what is wrong with a line; where a word is missing, also where to see which it takes."""
+    if isinstance(error, click.MissingParameter) and error.ctx is not None:
+        return f"{error.format_message()} See {error.ctx.command_path} --help"
+    return error.format_message()
+
+
+def _system_message(error: OSError) -> str:
+    """Return what the system says about a file, or about standard output."""
+    subject = f"{shown(error.filename)}: " if error.filename else "the command failed: "
+    return f"{subject}{error.strerror or error}"
 
 
 def _fail(message: str, code: int) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
+from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.parameters import word_text
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.cli.running import (
@@ -23,9 +24,9 @@ from cogment_model_registry.cli.running import (
     telling,
 )
 from cogment_model_registry.cli.server_extra import check_server_extra
-from cogment_model_registry.errors import InvalidError, UnavailableError, shown
+from cogment_model_registry.errors import InvalidError, NotFoundError, UnavailableError, counted, shown
 from cogment_model_registry.records.sizes import size_text
-from cogment_model_registry.storage.filesystem.findings import INFORMATION, MEANINGS, Finding
+from cogment_model_registry.storage.filesystem.findings import AFTER_REPAIR, INFORMATION, MEANINGS, Finding
 from cogment_model_registry.system.replacement import Replacement
 
 if TYPE_CHECKING:
@@ -40,40 +41,45 @@ _KINDS = "\n".join(
 )
 
 
-@click.group()
+@click.group(cls=Group, short_help="Check archive directories, and move models between them.")
 def archive() -> None:
     """Check an archive directory, or move models between two, without a server."""
     check_server_extra("cogment archive")
 
 
-@archive.command(epilog=f"\b\nFindings:\n{_KINDS}", context_settings={"max_content_width": 120})
+@archive.command(
+    short_help="Check all metadata, and all data against its hash.",
+    epilog=f"\b\nFindings:\n{_KINDS}",
+    context_settings={"max_content_width": 120},
+)
 @click.argument("directory", type=_DIRECTORY)
 @click.option("--repair", "is_repair", is_flag=True, help="Make the safe repairs; no server may use the directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     """Check an archive DIRECTORY: all metadata, and all data against its hash.
 
-    Exits with 0 if nothing is wrong, 1 if something is, 2 if the directory does not exist, and 3 if a repair finds that
-    another process uses the directory. Without --repair nothing is written, and a server may use the directory; files
-    that may be part of its current work are then not reported.
+    Exits with 0 if nothing is wrong, 1 if something is, 2 if the directory does not exist or is no archive, and 3 if
+    the archive has no model to check, is of a newer format, or is to be repaired while another process uses it. Without
+    --repair nothing is written, and a server may use the directory; files that may be part of its current work are then
+    not reported.
 
     With --repair, temporary files, models that were being deleted and data without metadata are removed, high-water
     marks are repaired, and missing metadata of models is written. Damaged versions are left as they are.
     """
-    from cogment_model_registry.storage.filesystem import claim  # noqa: PLC0415 # not needed for --help
-
     started = time.monotonic()
-    with _running("the archive"):
-        files = claim.OwnedFiles(directory)
-        with claim.opened_root(files, directory) as root:
-            report, outcomes = _repaired(directory, files, root) if is_repair else (_verified(files, root), [])
+    with _running(f"checking {shown(directory)}"), _opened(directory) as (files, root):
+        report, outcomes = _repaired(directory, files, root) if is_repair else (_verified(files, root), [])
     repaired = {outcome.finding for outcome in outcomes if outcome.is_repaired}
-    is_sound = not any(finding.is_problem and finding not in repaired for finding in report.findings)
+    left = [finding for finding in report.findings if finding.is_problem and finding not in repaired]
     if as_json:
-        click.echo(json.dumps(_as_json(directory, report, outcomes, is_sound=is_sound), indent=2))
+        click.echo(json.dumps(_as_json(directory, report, outcomes, is_sound=not left and report.models > 0), indent=2))
     else:
-        _show(report, outcomes, time.monotonic() - started)
-    return 0 if is_sound else 1
+        _show(report, outcomes, left, time.monotonic() - started)
+    if left:
+        return 1
+    if not report.models:
+        raise NotFoundError(f"archive {shown(directory)} has no model, so nothing was checked")
+    return 0
 
 
 def _verified(files: "OwnedFiles", root: int, *, is_claimed: bool = False) -> "Report":
@@ -92,8 +98,8 @@ def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, 
         return report, list(repair.repair(claimed, root, report.findings))
 
 
-def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
-    """Print the findings, for people."""
+def _show(report: "Report", outcomes: "list[Outcome]", left: list[Finding], seconds: float) -> None:
+    """Print the findings, for people, and what to do about those that are left."""
     if report.holder:
         click.echo(
             f"note: process {shown(report.holder)} uses the archive: temporary files, data without metadata and models "
@@ -105,12 +111,17 @@ def _show(report: "Report", outcomes: "list[Outcome]", seconds: float) -> None:
         click.echo(
             f"{'repaired' if outcome.is_repaired else 'not repaired'}: {_line(outcome.finding, outcome.message)}"
         )
+    tried = {outcome.finding for outcome in outcomes}
+    remedies = dict.fromkeys((each.kind, AFTER_REPAIR if each in tried else each.remedy) for each in left)
+    for kind, remedy in remedies:
+        click.echo(f"to do: {kind}: {remedy}")
     problems = sum(finding.is_problem for finding in report.findings)
     repaired = sum(outcome.is_repaired and outcome.finding.is_problem for outcome in outcomes)
     rate = size_text(report.data_bytes / max(seconds, 0.001))
     click.echo(
-        f"{report.models} models, {report.versions} versions, {size_text(report.data_bytes)} read in {seconds:.1f} s "
-        f"({rate}/s): {problems} problems" + (f", {repaired} of them repaired" if outcomes else "")
+        f"{counted(report.models, 'model')}, {counted(report.versions, 'version')}, {size_text(report.data_bytes)} "
+        f"read in {seconds:.1f} s ({rate}/s): {counted(problems, 'problem')}"
+        + (f", {repaired} of them repaired" if outcomes else "")
     )
 
 
@@ -142,6 +153,7 @@ def _finding_as_json(finding: Finding, message: str) -> dict[str, object]:
         "version_number": finding.number or None,
         "file": finding.file,
         "message": message,
+        "remedy": finding.remedy or None,
     }
 
 
@@ -159,7 +171,7 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
     return model_id
 
 
-@archive.command("export")
+@archive.command("export", short_help="Write a model to one tar file.")
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("model_id", callback=_check_model_id)
 @click.option(
@@ -175,22 +187,20 @@ def export_model(directory: str, model_id: str, *, output: str, force: bool, ski
     """Write a model of an archive DIRECTORY, with all its archived versions, to one tar file.
 
     Data is checked against its hash, and `cogment archive import` detects a file that was cut. A server may use the
-    directory. Exits with 1 if something is damaged, with 3 if the model does not exist, and with 4 if a file cannot be
-    read because its disk fails.
+    directory. Exits with 1 if something is damaged, or everything with --skip_damaged; with 2 if the directory is no
+    archive, with 3 if the model does not exist, and with 4 if a file cannot be read because its disk fails.
     """
-    from cogment_model_registry.storage.filesystem import claim, model_export  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.filesystem import model_export  # noqa: PLC0415 # not needed for --help
 
     if output == "-" and is_terminal(sys.stdout):
         raise click.UsageError("a tar file cannot be written to a terminal: give --output, or redirect standard output")
-    with _running("the export"):
-        files = claim.OwnedFiles(directory)
-        with claim.opened_root(files, directory) as root:
-            total_bytes = model_export.data_size_bytes(files, root, model_id) if is_shown() else None
-            with _output(output, force=force) as file, progress_bar("exporting", total_bytes) as advance:
-                exported = model_export.export_model(
-                    files, root, model_id, file.write, skip_damaged=skip_damaged, warn=_warn, advance=advance
-                )
-    _warn(f"exported {exported.versions} versions: {size_text(exported.data_bytes)}")
+    with _running("the export"), _opened(directory) as (files, root):
+        total_bytes = model_export.data_size_bytes(files, root, model_id) if is_shown() else None
+        with _output(output, force=force) as file, progress_bar("exporting", total_bytes) as advance:
+            exported = model_export.export_model(
+                files, root, model_id, file.write, skip_damaged=skip_damaged, warn=_warn, advance=advance
+            )
+    _warn(f"exported {counted(exported.versions, 'version')}: {size_text(exported.data_bytes)}")
 
 
 @contextlib.contextmanager
@@ -202,28 +212,31 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
         return
     check_free(path, force=force)
     with contextlib.closing(Replacement(path, 0o640)) as replacement:
-        yield replacement.open()
+        with telling(f"writing {shown(path)}"):
+            file = replacement.open()
+        yield file
         check_free(path, force=force)
-        replacement.commit()
+        with telling(f"writing {shown(path)}"):
+            replacement.commit()
 
 
-@archive.command("import")
+@archive.command("import", short_help="Create a model from a tar file of `export`.")
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("file", type=PathType(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model_id", metavar="NAME", callback=_check_model_id, help="Give the model this name.")
 def import_model(directory: str, file: str, model_id: str | None) -> None:
     """Create a model in an archive DIRECTORY from a tar FILE of `cogment archive export`; - is standard input.
 
-    The model is created completely or not at all. If a server uses the directory, send it SIGHUP afterwards; the
-    command prints its process. Exits with 1 if the file is incomplete, or if a model of that name exists.
+    The model is created completely or not at all. The directory is an archive, or is empty and becomes one. If a server
+    uses it, send it SIGHUP afterwards; the command prints its process. Exits with 1 if the file is incomplete, or if a
+    model of that name exists, and with 2 if the directory is no archive.
     """
     from cogment_model_registry.storage.filesystem import claim, model_import  # noqa: PLC0415 # not needed for --help
 
     if file == "-" and is_terminal(sys.stdin):
         raise click.UsageError("a tar file cannot be read from a terminal: name it, or redirect standard input")
     with _running("the import"), _input(file) as stream, contextlib.ExitStack() as stack:
-        files = claim.OwnedFiles(directory)
-        root = stack.enter_context(claim.opened_root(files, directory))
+        files, root = stack.enter_context(_opened(directory, may_be_unused=True))
         holder = claim.find_holder(files, root)
         if holder is None:
             stack.enter_context(claim.claimed(directory, files, root))
@@ -239,8 +252,10 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
                 files, root, stream, model_id=model_id or "", check_holder=check_holder, advance=advance
             )
     if imported.left_out:
-        _warn(f"the export had left out versions {', '.join(map(str, imported.left_out))}, which were damaged")
-    click.echo(f"imported {imported.model_id}: {imported.versions} versions, {size_text(imported.data_bytes)}")
+        numbers = ", ".join(map(str, imported.left_out))
+        _warn(f"the export had left out {counted(len(imported.left_out), 'damaged version')}: {numbers}")
+    versions = counted(imported.versions, "version")
+    click.echo(f"imported {imported.model_id}: {versions}, {size_text(imported.data_bytes)}")
     if holder is not None:
         click.echo(f"process {shown(holder.process)} uses the archive: send it SIGHUP to make it load the model")
 
@@ -253,6 +268,33 @@ def _input(path: str) -> Iterator[BinaryIO]:
         return
     with open(path, "rb") as file:
         yield file
+
+
+@contextlib.contextmanager
+def _opened(directory: str, *, may_be_unused: bool = False) -> "Iterator[tuple[OwnedFiles, int]]":
+    """Return a context manager with an archive directory: file operations, and its descriptor.
+
+    Args:
+        directory: Its path.
+        may_be_unused: Whether an empty directory will do.
+
+    Raises:
+        click.UsageError: It is no archive.
+        StartError: Its format is newer than this version.
+    """
+    from cogment_model_registry.storage.filesystem import claim, recognition  # noqa: PLC0415 # not needed for --help
+
+    files = claim.OwnedFiles(directory)
+    with claim.opened_root(files, directory) as root:
+        recognition.check_format(files, root, directory)
+        if not recognition.is_archive(files, root) and not (may_be_unused and recognition.is_unused(files, root)):
+            name = recognition.used_below(files, root)
+            found = f"did you mean {shown(os.path.join(directory, name))}?" if name else ""
+            raise click.UsageError(
+                f"{shown(directory)} is not an archive: it has no model, and no server has used it; "
+                f"{found or 'give the archive_dir of a server'}"
+            )
+        yield files, root
 
 
 def _warn(message: str) -> None:

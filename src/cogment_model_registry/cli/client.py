@@ -10,6 +10,6 @@ _COMMANDS = {
 }
 
 
-@click.group(cls=ServicesGroup, places=_COMMANDS)
+@click.group(cls=ServicesGroup, places=_COMMANDS, short_help="Use a model registry or a Directory.")
 def client() -> None:
     """Use a service."""

@@ -12,16 +12,23 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from cogment_model_registry.cli.running import ending_on_signals, telling
+from cogment_model_registry.cli.running import ending_in_time, ending_on_signals, telling
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry
+
+    _Number = click.ParamType[float]
+else:
+    _Number = click.ParamType  # before click 8.4 it takes no type
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 RETRY_SECONDS = 3.0
-"""How long a command tries to reach a registry, unless `--timeout` sets it: a person waits for the answer."""
+"""How long a command tries to reach a registry, unless `--retry_seconds` sets it: a person waits for the answer."""
+
+_SECONDS_MAX = 1_000_000
+"""The longest time that a flag takes: eleven days."""
 
 _COMPLETION_SECONDS = 1.0
 """How long a completion may take: the shell waits for it."""
@@ -38,7 +45,8 @@ class Flags:
         endpoint: Where the registry is; None to let the environment and the Directory say.
         directory_endpoint: The address of the Directory.
         directory_authentication_token: The token of the registry there.
-        timeout_seconds: How long the command may take to get an answer; None for the defaults of the library.
+        timeout_seconds: How long the command may take; None for the defaults of the library for each call.
+        retry_seconds: How long a registry that is unavailable is retried; None for the defaults.
         as_json: Whether to print JSON.
         is_quiet: Whether to print nothing but what was asked for.
     """
@@ -47,13 +55,9 @@ class Flags:
     directory_endpoint: str | None
     directory_authentication_token: str | None
     timeout_seconds: float | None
+    retry_seconds: float | None
     as_json: bool
     is_quiet: bool
-
-    @property
-    def retry_seconds(self) -> float:
-        """How long to retry a registry that does not answer."""
-        return RETRY_SECONDS if self.timeout_seconds is None else self.timeout_seconds
 
     @contextlib.contextmanager
     def connected(self) -> Iterator["ModelRegistry"]:
@@ -61,11 +65,14 @@ class Flags:
 
         Raises:
             SettingError: A flag or an environment variable is malformed.
+            TimedOutError: The command takes longer than it may.
         """
+        retry_seconds = RETRY_SECONDS if self.retry_seconds is None else self.retry_seconds
         with (
             telling("the command"),
             ending_on_signals(),
-            _registry(self, self.retry_seconds) as registry,
+            _registry(self, retry_seconds) as registry,
+            ending_in_time(self.timeout_seconds, registry.close),
         ):
             yield registry
 
@@ -106,16 +113,27 @@ def _join_threads() -> None:
             thread.join(_THREAD_SECONDS)
 
 
-class _Seconds(click.FloatRange):
-    """A finite number of seconds to wait."""
+class Seconds(_Number):
+    """A number of seconds: how long something may take.
+
+    Args:
+        may_be_zero: Whether it may be no time at all.
+    """
 
     name = "seconds"
 
-    def convert(self, value: float, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Return a word as a number of seconds."""
-        seconds = float(super().convert(value, param, ctx))
-        if math.isnan(seconds):
-            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+    def __init__(self, *, may_be_zero: bool = False) -> None:
+        self._may_be_zero = may_be_zero
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the seconds that a word says."""
+        try:
+            seconds = float(str(value))
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds <= _SECONDS_MAX or not (seconds or self._may_be_zero):
+            least = "from 0 on" if self._may_be_zero else "larger than 0"
+            self.fail(f"{value!r} is not allowed; it must be a number of seconds {least}", param, ctx)
         return seconds
 
 
@@ -140,9 +158,15 @@ _COMMON = (
     click.option(
         "--timeout",
         metavar="SECONDS",
-        type=_Seconds(0, 1_000_000, min_open=True),
-        help="How long to wait for an answer, and how long to retry a registry that does not answer.  "
-        f"[default: retry for {RETRY_SECONDS:g}; wait for 30, and for a transfer 60 plus 1 for each MiB]",
+        type=Seconds(),
+        help="How long the command may take.  [default: no limit for the whole; 30 for each call, and 60 plus 1 for "
+        "each MiB for a transfer]",
+    ),
+    click.option(
+        "--retry_seconds",
+        metavar="SECONDS",
+        type=Seconds(may_be_zero=True),
+        help=f"How long to retry while the registry is unavailable.  [default: {RETRY_SECONDS:g}]",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print JSON, with documented fields."),
     click.option("--quiet", "is_quiet", is_flag=True, help="Print only the result, and no progress."),
@@ -167,12 +191,13 @@ def _flags(parameters: dict[str, object]) -> Flags:
     endpoint = parameters.pop("endpoint", None)
     directory_endpoint = parameters.pop("directory_endpoint", None)
     token = parameters.pop("directory_authentication_token", None)
-    timeout = parameters.pop("timeout", None)
+    timeout, retry = parameters.pop("timeout", None), parameters.pop("retry_seconds", None)
     return Flags(
         endpoint if isinstance(endpoint, str) else None,
         directory_endpoint if isinstance(directory_endpoint, str) else None,
         token if isinstance(token, str) else None,
         timeout if isinstance(timeout, float) else None,
+        retry if isinstance(retry, float) else None,
         as_json=parameters.pop("as_json", False) is True,
         is_quiet=parameters.pop("is_quiet", False) is True,
     )

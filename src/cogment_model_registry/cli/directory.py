@@ -4,6 +4,7 @@ The names of commands and flags are those of the original; `--json` and `--timeo
 """
 
 import asyncio
+import functools
 import json
 import os
 from collections.abc import Awaitable, Callable
@@ -11,8 +12,11 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from cogment_model_registry.cli.connection import Seconds
+from cogment_model_registry.cli.groups import Group
+from cogment_model_registry.cli.parameters import WholeNumber
 from cogment_model_registry.cli.streams import json_text
-from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError
+from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError, counted
 from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
 from cogment_model_registry.system.tasks import wait_at_most
@@ -26,6 +30,12 @@ _T = TypeVar("_T")
 _POLL_SECONDS = 0.5
 _POLL_CALL_SECONDS = 5.0
 """How long a Directory may take to answer before it is asked again: it may have frozen, or have moved."""
+
+_ANSWER_SECONDS = 10
+"""How long a command waits for an answer by default."""
+
+_READY_SECONDS = 60
+"""How long `wait_for_ready` waits by default: longer than a Directory takes to check a service again."""
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[object]
@@ -56,10 +66,19 @@ _TOKEN = _Parsed("token", parse_token, "printable ASCII")
 _TYPE = _Parsed("type", ServiceType, f"one of {', '.join(each.value for each in ServiceType)}")
 
 
-def _common_options(command: _F) -> _F:
+def _common_options(command: _F, timeout_seconds: int = _ANSWER_SECONDS) -> _F:
     """Add the flags that all commands share."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+        click.option(
+            "--timeout",
+            "timeout_seconds",
+            metavar="SECONDS",
+            type=Seconds(),
+            default=timeout_seconds,
+            show_default=True,
+            help="How long the command may take.",
+        ),
         click.option(
             "--directory_authentication_token",
             "token",
@@ -84,20 +103,21 @@ def _common_options(command: _F) -> _F:
     return command
 
 
-@click.group()
+@click.group(cls=Group)
 def directory() -> None:
     """Use a Directory: find, add and remove services."""
 
 
 @directory.command()
 @_common_options
-@click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the one service to find.")
+@click.option("--service_id", metavar="N", type=WholeNumber(1, 2**64 - 1), help="Id of the one service to find.")
 @click.option("--type", "service_type", type=_TYPE, help="Type of the services to find.")
 @click.option("--properties", type=_PROPERTIES, help="Properties that the services must have.")
 def inquire(
     *,
     endpoint: str,
     token: str,
+    timeout_seconds: float,
     as_json: bool,
     service_id: int | None,
     service_type: ServiceType | None,
@@ -105,7 +125,7 @@ def inquire(
 ) -> None:
     """Find services, by id or by type and properties."""
     inquiry = _inquiry(service_id, service_type, properties)
-    services = _ask(endpoint, token, lambda client: client.inquire(inquiry))
+    services = _ask(endpoint, token, lambda client: client.inquire(inquiry, timeout_seconds=timeout_seconds))
     if as_json:
         _show_json(services)
         return
@@ -114,23 +134,20 @@ def inquire(
         _show(service)
 
 
-@directory.command("wait_for_ready")
-@_common_options
-@click.option("--service_id", type=click.IntRange(1, 2**64 - 1), help="Id of the service to wait for.")
+@directory.command("wait_for_ready", short_help="Wait for the Directory, or for a service in it.")
+@functools.partial(_common_options, timeout_seconds=_READY_SECONDS)
+@click.option("--service_id", metavar="N", type=WholeNumber(1, 2**64 - 1), help="Id of the service to wait for.")
 @click.option("--type", "service_type", type=_TYPE, help="Type of the service to wait for.")
 @click.option("--properties", type=_PROPERTIES, help="Properties that the service must have.")
-@click.option(
-    "--timeout", "timeout_seconds", type=click.FloatRange(0), default=60, show_default=True, help="Seconds to wait."
-)
 def wait_for_ready(
     *,
     endpoint: str,
     token: str,
+    timeout_seconds: float,
     as_json: bool,
     service_id: int | None,
     service_type: ServiceType | None,
     properties: dict[str, str] | None,
-    timeout_seconds: float,
 ) -> None:
     """Wait until the Directory answers, or until it has a service that matches."""
     if service_id is None and service_type is None and properties is None:
@@ -140,7 +157,7 @@ def wait_for_ready(
         inquiry = _inquiry(service_id, service_type, properties)
         wanted = True
 
-    last: UnavailableError | TimedOutError | None = None
+    last: UnavailableError | TimedOutError | None = TimedOutError("the Directory did not answer in time")
 
     async def poll(client: "DirectoryClient") -> list[Service]:
         nonlocal last
@@ -158,7 +175,9 @@ def wait_for_ready(
         try:
             return await wait_at_most(timeout_seconds, poll(client))
         except TimeoutError:
-            raise last or NotFoundError(f"no such service was ready within {timeout_seconds:g} seconds") from None
+            raise last or NotFoundError(
+                f"no such service was ready within {counted(timeout_seconds, 'second')}"
+            ) from None
 
     services = _ask(endpoint, token, wait)
     if as_json:
@@ -167,11 +186,11 @@ def wait_for_ready(
     click.echo("ready")
 
 
-@directory.command()
+@directory.command(short_help="Add a service, and print its id and secret.")
 @_common_options
 @click.option("--protocol", type=click.Choice(["grpc", "cogment"]), default="grpc", show_default=True)
 @click.option("--host", required=True, help="Host of the service.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="TCP port of the service.")
+@click.option("--port", metavar="N", type=WholeNumber(0, 65535), default=0, help="TCP port of the service.")
 @click.option("--ssl_required", type=bool, default=False, show_default=True, help="Whether it requires encryption.")
 @click.option("--type", "service_type", type=_TYPE, required=True, help="Type of the service.")
 @click.option("--permanent", type=bool, default=False, show_default=True, help="Whether to keep it without checks.")
@@ -180,6 +199,7 @@ def register(
     *,
     endpoint: str,
     token: str,
+    timeout_seconds: float,
     as_json: bool,
     protocol: str,
     host: str,
@@ -193,7 +213,11 @@ def register(
     over_grpc = Protocol.GRPC_SSL if ssl_required else Protocol.GRPC
     where = Endpoint(Protocol.COGMENT if protocol == "cogment" else over_grpc, host, port)
     details = Details(service_type, properties)
-    service_id, secret = _ask(endpoint, token, lambda client: client.register(where, details, permanent=permanent))
+    service_id, secret = _ask(
+        endpoint,
+        token,
+        lambda client: client.register(where, details, permanent=permanent, timeout_seconds=timeout_seconds),
+    )
     if as_json:
         click.echo(json.dumps({"service_id": service_id, "secret": secret}))
     else:
@@ -202,11 +226,13 @@ def register(
 
 @directory.command()
 @_common_options
-@click.option("--service_id", type=click.IntRange(1, 2**64 - 1), required=True, help="Id of the service.")
+@click.option("--service_id", metavar="N", type=WholeNumber(1, 2**64 - 1), required=True, help="Id of the service.")
 @click.option("--secret", required=True, help="Secret that `register` printed.")
-def deregister(endpoint: str, token: str, as_json: bool, service_id: int, secret: str) -> None:
+def deregister(
+    *, endpoint: str, token: str, timeout_seconds: float, as_json: bool, service_id: int, secret: str
+) -> None:
     """Remove a service."""
-    _ask(endpoint, token, lambda client: client.deregister(service_id, secret))
+    _ask(endpoint, token, lambda client: client.deregister(service_id, secret, timeout_seconds=timeout_seconds))
     if as_json:
         click.echo(json.dumps({"service_id": service_id}))
 

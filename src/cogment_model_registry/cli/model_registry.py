@@ -7,16 +7,19 @@ import contextlib
 import functools
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import click
 
-from cogment_model_registry.cli import presentation
+from cogment_model_registry.cli import lifecycle, presentation
 from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
+from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.parameters import (
+    Entry,
     ModelId,
     NumberedCommand,
-    UserDataEntry,
+    WholeNumber,
     joined_user_data,
     version_argument,
 )
@@ -24,14 +27,13 @@ from cogment_model_registry.cli.progress import transfer_bar
 from cogment_model_registry.cli.running import (
     PathType,
     check_free,
-    ended_by_interruptions,
     ending_with_reader,
     is_terminal,
     open_standard_input,
     open_standard_output,
     telling,
 )
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, shown
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError, counted, shown
 from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -40,8 +42,11 @@ if TYPE_CHECKING:
 
 _HELP_WIDTH = {"max_content_width": 120}
 
+_CALLS_AT_ONCE = 16
+"""How many calls a command makes at once that needs one for each model."""
 
-@click.group("model_registry")
+
+@click.group("model_registry", cls=Group, short_help="Publish, store, retrieve and watch versions.")
 def model_registry() -> None:
     """Use a model registry: create and list models; publish, store, retrieve and watch versions.
 
@@ -50,11 +55,14 @@ def model_registry() -> None:
     """
 
 
+for _command in lifecycle.COMMANDS:
+    model_registry.add_command(_command)
+
 _model = click.argument("model_id", metavar="MODEL", type=ModelId(), shell_complete=complete_model)
 _user_data = click.option(
     "--user_data",
     metavar="KEY=VALUE",
-    type=UserDataEntry(),
+    type=Entry(),
     callback=joined_user_data,
     multiple=True,
     help="Entry of its user_data; may be given several times.",
@@ -62,57 +70,65 @@ _user_data = click.option(
 _archived = click.option("--archived", is_flag=True, help="Take only archived versions into account.")
 
 
-@model_registry.command("list_models", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "list_models", short_help="List all models with latest version, count, size and age.", context_settings=_HELP_WIDTH
+)
 @common_flags
 def list_models(flags: Flags) -> None:
-    """List all models. With --quiet, print only their ids, one per line."""
+    """List all models, with the latest version of each, and the count, bytes and age of its versions.
+
+    With --quiet, print only the ids, one per line, which takes one call; otherwise there is one more for each model.
+    """
     with flags.connected() as registry:
         models = registry.list_models()
-        if flags.as_json:
-            presentation.print_json([presentation.model_as_json(model) for model in models])
-        elif flags.is_quiet:
+        if flags.is_quiet and not flags.as_json:
             presentation.print_lines(presentation.safe(model.model_id) for model in models)
+            return
+        summaries = summaries_of(registry, models)
+        if flags.as_json:
+            presentation.print_json([presentation.summary_as_json(summary) for summary in summaries])
         else:
-            presentation.print_models(models)
+            presentation.print_models(summaries)
 
 
-@model_registry.command("show_model", context_settings=_HELP_WIDTH)
+def summaries_of(registry: "ModelRegistry", models: Sequence[ModelInfo]) -> list[presentation.ModelSummary]:
+    """Return the summaries of models; those that are deleted in the meantime are left out."""
+    from cogment_model_registry.client.threads import do_apart  # noqa: PLC0415 # not needed for --help
+
+    def summarised(model: ModelInfo) -> presentation.ModelSummary | None:
+        try:
+            return presentation.ModelSummary.of(model, registry.list_versions(model.model_id))
+        except NotFoundError:
+            return None
+
+    def summarise() -> list[presentation.ModelSummary]:
+        with ThreadPoolExecutor(_CALLS_AT_ONCE) as pool:
+            return [summary for summary in pool.map(summarised, models) if summary]
+
+    # Not on the main thread, where an interruption may leave a lock of the pool locked.
+    return do_apart(summarise)
+
+
+@model_registry.command(
+    "show_model", short_help="Show a model: user_data, number of versions, bytes.", context_settings=_HELP_WIDTH
+)
 @_model
 @common_flags
 def show_model(flags: Flags, model_id: str) -> None:
     """Show a MODEL: its user_data, the number of its versions, and their bytes."""
     with flags.connected() as registry:
-        model, versions = registry.get_model(model_id), registry.list_versions(model_id)
-        latest = versions[-1] if versions else None
-        size_bytes = _size_bytes(versions)
-        archived = sum(version.archived for version in versions)
+        summary = presentation.ModelSummary.of(registry.get_model(model_id), registry.list_versions(model_id))
         if flags.as_json:
-            document = {
-                **presentation.model_as_json(model),
-                "versions": len(versions),
-                "archived_versions": archived,
-                "data_size_bytes": size_bytes,
-                "latest_version": presentation.version_as_json(latest) if latest else None,
-            }
-            presentation.print_json(document)
-            return
-        if flags.is_quiet:
-            presentation.print_lines([presentation.safe(model.model_id)])
-            return
-        details = {
-            "model": presentation.safe(model.model_id),
-            "user_data": presentation.user_data_text(model.user_data),
-            "versions": str(len(versions)),
-            "archived": str(archived),
-            "size": presentation.size_field(size_bytes),
-        }
-        if latest:
-            details["latest"] = str(latest.number)
-            details["latest_created"] = presentation.moment_text(latest.created_ns)
-        presentation.print_details(details)
+            presentation.print_json(presentation.summary_as_json(summary))
+        elif flags.is_quiet:
+            presentation.print_lines([presentation.safe(model_id)])
+        else:
+            presentation.print_details(presentation.model_details(summary))
 
 
-@model_registry.command("create_model", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "create_model", short_help="Create a model, or replace its user_data.", context_settings=_HELP_WIDTH
+)
 @_model
 @_user_data
 @click.option(
@@ -143,7 +159,9 @@ def _created_text(before: ModelInfo, *, replaced: bool) -> str:
     return f"replaced the user_data of model {name}, which was {user_data}"
 
 
-@model_registry.command("delete_model", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "delete_model", short_help="Delete a model with all its versions.", context_settings=_HELP_WIDTH
+)
 @_model
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @common_flags
@@ -162,17 +180,17 @@ def delete_model(flags: Flags, model_id: str, *, yes: bool) -> None:
 
 def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> None:
     archived = sum(version.archived for version in versions)
+    size = size_text(sum(version.data_size_bytes for version in versions))
     question = (
-        f"Delete model {presentation.safe(model_id)} with {_count(len(versions), 'version')}, {archived} of them "
-        f"archived, and {size_text(_size_bytes(versions))} of data?"
+        f"Delete model {presentation.safe(model_id)} with {counted(len(versions), 'version')}, {archived} of them "
+        f"archived, and {size} of data?"
     )
-    with ended_by_interruptions():
-        is_wanted = click.confirm(question, err=True)
-    if not is_wanted:
-        raise ModelRegistryError("nothing was deleted")
+    presentation.confirm(question, otherwise="nothing was deleted")
 
 
-@model_registry.command("list_versions", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "list_versions", short_help="List the versions of a model that can be retrieved.", context_settings=_HELP_WIDTH
+)
 @_model
 @_archived
 @common_flags
@@ -188,13 +206,18 @@ def list_versions(flags: Flags, model_id: str, *, archived: bool) -> None:
             presentation.print_versions(versions)
 
 
-@model_registry.command("show_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "show_version",
+    cls=NumberedCommand,
+    short_help="Show a version: time, size, hash, user_data.",
+    context_settings=_HELP_WIDTH,
+)
 @_model
 @version_argument
 @_archived
 @common_flags
-def show_version(flags: Flags, model_id: str, number: int, *, archived: bool) -> None:
-    """Show a VERSION of a MODEL: a number, or -1 (the default) for the latest, -2 for the one before it.
+def show_version(flags: Flags, model_id: str, number: int | str, *, archived: bool) -> None:
+    """Show a VERSION of a MODEL: a number, or -1 (the default) for the latest, -2 for the one before it; or an alias.
 
     With --archived, -1 is the latest archived version, and so on. With --quiet, print only its number.
     """
@@ -211,10 +234,10 @@ def _show(flags: Flags, version: VersionInfo) -> None:
         presentation.print_details(presentation.version_details(version))
 
 
-def _upload_command(name: str, doc: str, *, archived: bool) -> None:
+def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
     """Add the command that creates versions of one tier; the two commands differ only in that."""
 
-    @model_registry.command(name, help=doc, context_settings=_HELP_WIDTH)
+    @model_registry.command(name, short_help=short, help=doc, context_settings=_HELP_WIDTH)
     @_model
     @click.argument("file", type=PathType(allow_dash=True))
     @_user_data
@@ -248,12 +271,14 @@ def _show_upload(flags: Flags, version: VersionInfo) -> None:
 
 _upload_command(
     "publish",
+    "Publish a file as a transient version.",
     "Publish a FILE as a transient version of a MODEL; - is standard input.\n\n"
     "Watchers of the model are notified. The version may be evicted later. With --quiet, print only its number.",
     archived=False,
 )
 _upload_command(
     "store",
+    "Store a file as an archived version.",
     "Store a FILE as an archived version of a MODEL; - is standard input.\n\n"
     "The version is durable when the command ends, and kept until its model is deleted. With --quiet, print only its "
     "number.",
@@ -261,7 +286,12 @@ _upload_command(
 )
 
 
-@model_registry.command("retrieve", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "retrieve",
+    cls=NumberedCommand,
+    short_help="Write the bytes of a version to a file or a pipe.",
+    context_settings=_HELP_WIDTH,
+)
 @_model
 @version_argument
 @click.option(
@@ -274,8 +304,8 @@ _upload_command(
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @_archived
 @common_flags
-def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bool, archived: bool) -> None:
-    """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest.
+def retrieve(flags: Flags, model_id: str, number: int | str, *, output: str, force: bool, archived: bool) -> None:
+    """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest; or an alias.
 
     With --archived, -1 is the latest archived version, and so on. The bytes are checked against their hash first. A
     file is written completely and durably, or not at all. For standard output, the bytes are held in memory until they
@@ -300,7 +330,7 @@ def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bo
         flags.say(f"retrieved version {version.number} of model {presentation.safe(model_id)}: {size}")
 
 
-def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int, *, archived: bool) -> None:
+def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int | str, *, archived: bool) -> None:
     with flags.connected() as registry:
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
             try:
@@ -311,23 +341,26 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int, *, ar
             file.write(data)
 
 
-@model_registry.command("watch", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "watch", short_help="Print the latest version, then each newer one.", context_settings=_HELP_WIDTH
+)
 @_model
 @click.option(
-    "--after", type=click.IntRange(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
+    "--after", type=WholeNumber(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
 )
-@click.option("--count", type=click.IntRange(1), metavar="N", help="Stop after N versions.")
+@click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N versions.")
 @_archived
 @common_flags
 def watch(flags: Flags, model_id: str, *, after: int, count: int | None, archived: bool) -> None:
     """Print the latest version of a MODEL, then each newer one, one per line, until Ctrl-C.
 
-    A lost connection is retried for five minutes, or for --timeout seconds. With --quiet, print only numbers.
+    A connection that is lost is retried for 300 seconds, or for --retry_seconds. With --timeout, the command ends with
+    exit code 4 after that time. With --quiet, print only numbers.
     """
     line = _event_format(flags)
     with flags.connected() as registry, ending_with_reader(registry.close):
         watched = functools.partial(registry.watch, model_id, after=after, archived=archived)
-        seconds = flags.timeout_seconds
+        seconds = flags.retry_seconds
         versions = watched() if seconds is None else watched(patience_seconds=seconds)
         for count_so_far, version in enumerate(versions, start=1):
             click.echo(line(version))
@@ -341,7 +374,9 @@ def _event_format(flags: Flags) -> Callable[[VersionInfo], str]:
     return (lambda version: str(version.number)) if flags.is_quiet else presentation.event_line
 
 
-@model_registry.command("status", context_settings=_HELP_WIDTH)
+@model_registry.command(
+    "status", short_help="Show the state of the registry, and its software.", context_settings=_HELP_WIDTH
+)
 @common_flags
 def status(flags: Flags) -> None:
     """Show the state of the registry, and the versions of its software. With --quiet, print nothing."""
@@ -360,11 +395,3 @@ def _existing(registry: "ModelRegistry", model_id: str) -> ModelInfo | None:
         return registry.get_model(model_id)
     except NotFoundError:
         return None
-
-
-def _size_bytes(versions: Sequence[VersionInfo]) -> int:
-    return sum(version.data_size_bytes for version in versions)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cogment_model_registry.cli.connection import complete_version
+from cogment_model_registry.cli.groups import Command
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -16,9 +17,16 @@ _LATEST = -1
 if TYPE_CHECKING:
     _Text = click.ParamType[str]
     _Number = click.ParamType[int]
+    _Key = click.ParamType[int | str]
     _Entry = click.ParamType[tuple[str, str]]
 else:
-    _Text = _Number = _Entry = click.ParamType  # before click 8.4 it takes no type
+    _Text = _Number = _Key = _Entry = click.ParamType  # before click 8.4 it takes no type
+
+
+class WholeNumber(click.IntRange):
+    """A whole number in a range."""
+
+    name = "whole number"
 
 
 class ModelId(_Text):
@@ -48,7 +56,22 @@ class VersionNumber(_Number):
         return int(str(value))
 
 
-class UserDataEntry(_Entry):
+class VersionKey(_Key):
+    """The number of a version, or an alias."""
+
+    name = "version"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return a word as a number if it looks like one, else as an alias."""
+        if re.fullmatch("[+-]?[0-9]+", str(value)):
+            return VersionNumber().convert(value, param, ctx)
+        text = word_text(str(value))
+        if not text:
+            self.fail(f"{value!r} is neither the number of a version nor an alias", param, ctx)
+        return text
+
+
+class Entry(_Entry):
     """A key and its value."""
 
     name = "key=value"
@@ -89,7 +112,7 @@ def word_text(word: str) -> str | None:
     return word
 
 
-class NumberedCommand(click.Command):
+class NumberedCommand(Command):
     """A command that takes a version number, and does not mistake a negative one for a flag."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -119,7 +142,7 @@ def version_argument(command: _F) -> _F:
         "--version",
         "flagged",
         metavar="N",
-        type=VersionNumber(),
+        type=VersionKey(),
         multiple=True,
         expose_value=False,
         callback=_keep_flagged,
@@ -130,7 +153,7 @@ def version_argument(command: _F) -> _F:
     return click.argument(
         "number",
         metavar="[VERSION]",
-        type=VersionNumber(),
+        type=VersionKey(),
         required=False,
         callback=_version,
         shell_complete=complete_version,
@@ -140,11 +163,11 @@ def version_argument(command: _F) -> _F:
 _FLAGGED = "cogment_model_registry.flagged"
 
 
-def _keep_flagged(ctx: click.Context, _parameter: click.Parameter, numbers: tuple[int, ...]) -> None:
+def _keep_flagged(ctx: click.Context, _parameter: click.Parameter, numbers: tuple[int | str, ...]) -> None:
     ctx.meta[_FLAGGED] = numbers
 
 
-def _version(ctx: click.Context, _parameter: click.Parameter, number: int | None) -> int:
+def _version(ctx: click.Context, _parameter: click.Parameter, number: int | str | None) -> int | str:
     """Return the one number of the line, however it was given."""
     numbers = [*ctx.meta.get(_FLAGGED, ()), *([] if number is None else [number])]
     if len(numbers) > 1:

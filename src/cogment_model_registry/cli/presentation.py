@@ -6,10 +6,11 @@ break a line, a column or the terminal.
 """
 
 import json
+import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Literal
@@ -17,8 +18,10 @@ from unicodedata import category, east_asian_width
 
 import click
 
-from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.cli.running import ended_by_interruptions, is_terminal
 from cogment_model_registry.cli.streams import escaped, json_text
+from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.records.lifecycle import Alias, Version
 from cogment_model_registry.records.sizes import KIB, size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -32,7 +35,10 @@ _ASCII_CUT = "..."
 """The same on a terminal that lacks it."""
 
 _CUT_MIN_CELLS = 12
-"""The width that a cut text keeps on the narrowest terminal."""
+"""The width that a cut text keeps."""
+
+_NOTHING = "-"
+"""What a table shows where a model has no version, so that columns can be counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +48,73 @@ class Column:
     Attributes:
         title: What stands above it.
         justify: The side on which its texts are aligned.
-        may_be_cut: Whether its texts are cut on a narrow terminal.
+        gives_way: Whether its texts are cut or left out on a narrow terminal: never, first (cut, and left out if that
+            is not enough), second (cut), or last (left out).
     """
 
     title: str
     justify: Literal["left", "right"] = "left"
-    may_be_cut: bool = False
+    gives_way: Literal["never", "first", "second", "last"] = "never"
 
 
-_MODEL_COLUMNS = (Column("MODEL"), Column("USER_DATA", may_be_cut=True))
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """A model, and what its versions are together.
+
+    Attributes:
+        model: The model.
+        versions: The number of its versions.
+        archived: How many of them are archived.
+        size_bytes: The bytes of all of them.
+        latest: The latest one, if there is one.
+    """
+
+    model: ModelInfo
+    versions: int
+    archived: int
+    size_bytes: int
+    latest: VersionInfo | None
+
+    @classmethod
+    def of(cls, model: ModelInfo, versions: Sequence[VersionInfo]) -> "ModelSummary":
+        """Return the summary of a model that has these versions, oldest first."""
+        archived = sum(version.archived for version in versions)
+        size_bytes = sum(version.data_size_bytes for version in versions)
+        return cls(model, len(versions), archived, size_bytes, versions[-1] if versions else None)
+
+
+_MODEL_COLUMNS = (
+    Column("MODEL", gives_way="second"),
+    Column("LATEST", "right"),
+    Column("VERSIONS", "right"),
+    Column("SIZE", "right"),
+    Column("UPDATED", gives_way="last"),
+    Column("USER_DATA", gives_way="first"),
+)
 _VERSION_COLUMNS = (
     Column("VERSION", "right"),
     Column("KIND"),
-    Column("CREATED"),
+    Column("CREATED", gives_way="last"),
     Column("SIZE", "right"),
-    Column("USER_DATA", may_be_cut=True),
+    Column("USER_DATA", gives_way="first"),
+)
+
+
+_DESCRIBED_COLUMNS = (
+    Column("MODEL", gives_way="second"),
+    Column("VERSION", "right"),
+    Column("KIND"),
+    Column("CREATED", gives_way="last"),
+    Column("SIZE", "right"),
+    Column("ALIASES"),
+    Column("METRICS", gives_way="second"),
+    Column("TAGS", gives_way="first"),
+)
+_ALIAS_COLUMNS = (
+    Column("ALIAS"),
+    Column("VERSION", "right"),
+    Column("SET", gives_way="last"),
+    Column("REVISION", "right"),
 )
 
 
@@ -77,20 +135,52 @@ def print_lines(lines: Iterable[str]) -> None:
         click.echo(text)
 
 
-def print_models(models: Sequence[ModelInfo]) -> None:
-    """Print a table of models."""
-    _print_table(_MODEL_COLUMNS, [(safe(model.model_id), user_data_text(model.user_data)) for model in models])
+def print_models(models: Sequence[ModelSummary]) -> None:
+    """Print a table of models; the time of a model is that of its latest version."""
+    created_text = _created_text()
+    rows = [
+        (
+            safe(each.model.model_id),
+            str(each.latest.number) if each.latest else _NOTHING,
+            str(each.versions),
+            size_field(each.size_bytes),
+            created_text(each.latest.created_ns) if each.latest else _NOTHING,
+            user_data_text(each.model.user_data),
+        )
+        for each in models
+    ]
+    _print_table(_MODEL_COLUMNS, rows)
+
+
+def model_details(summary: ModelSummary) -> dict[str, str]:
+    """Return the fields of a model, by name."""
+    details = {
+        "model": safe(summary.model.model_id),
+        "user_data": user_data_text(summary.model.user_data),
+        "versions": str(summary.versions),
+        "archived": str(summary.archived),
+        "size": size_field(summary.size_bytes),
+    }
+    if summary.latest:
+        details["latest"] = str(summary.latest.number)
+        details["latest_created"] = moment_text(summary.latest.created_ns)
+    return details
+
+
+def _created_text() -> Callable[[int], str]:
+    """Return how a table shows times: as ages for people, else as they are."""
+    now_ns = time.time_ns()
+    return (lambda ns: age(ns, now_ns)) if is_for_people() else time_text
 
 
 def print_versions(versions: Sequence[VersionInfo]) -> None:
     """Print a table of versions."""
-    now_ns = time.time_ns()
-    created = (lambda ns: age(ns, now_ns)) if is_for_people() else time_text
+    created_text = _created_text()
     rows = [
         (
             str(version.number),
             kind(version),
-            created(version.created_ns),
+            created_text(version.created_ns),
             size_field(version.data_size_bytes),
             user_data_text(version.user_data),
         )
@@ -99,12 +189,59 @@ def print_versions(versions: Sequence[VersionInfo]) -> None:
     _print_table(_VERSION_COLUMNS, rows)
 
 
+def print_described(versions: Sequence[Version], *, with_model: bool) -> None:
+    """Print a table of versions with their tags, metrics and aliases."""
+    created_text = _created_text()
+    rows = [
+        (
+            safe(version.info.model_id),
+            str(version.number),
+            kind(version.info),
+            created_text(version.info.created_ns),
+            size_field(version.info.data_size_bytes),
+            ",".join(map(safe, version.aliases)) or _NOTHING,
+            metrics_text(version.metrics) or _NOTHING,
+            user_data_text(version.tags),
+        )
+        for version in versions
+    ]
+    start = 0 if with_model else 1
+    _print_table(_DESCRIBED_COLUMNS[start:], [row[start:] for row in rows])
+
+
+def print_aliases(aliases: Iterable[Alias]) -> None:
+    """Print a table of aliases."""
+    created_text = _created_text()
+    rows = [
+        (safe(alias.name), str(alias.version_number), created_text(alias.set_ns), str(alias.revision))
+        for alias in aliases
+    ]
+    _print_table(_ALIAS_COLUMNS, rows)
+
+
+def confirm(question: str, *, otherwise: str) -> None:
+    """Ask a question on the terminal.
+
+    Raises:
+        ModelRegistryError: The answer is no; the message is `otherwise`.
+    """
+    with ended_by_interruptions():
+        is_wanted = click.confirm(question, err=True)
+    if not is_wanted:
+        raise ModelRegistryError(otherwise)
+
+
 def print_details(details: Mapping[str, str]) -> None:
     """Print names with their values, one a line."""
     width = max(map(len, details), default=0)
     for name, value in details.items():
-        title = click.style(f"{name:<{width}}", dim=True) if is_for_people() else f"{name:<{width}}"
-        click.echo(f"{title}{_GAP}{value}")
+        click.echo(f"{_styled(f'{name:<{width}}', dim=True)}{_GAP}{value}")
+
+
+def _styled(text: str, *, bold: bool | None = None, dim: bool | None = None) -> str:
+    """Return a text in a style, on a terminal that has styles and whose user wants them (https://no-color.org)."""
+    has_styles = is_for_people() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return click.style(text, bold=bold, dim=dim) if has_styles else text
 
 
 def version_details(version: VersionInfo) -> dict[str, str]:
@@ -156,14 +293,30 @@ def _print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> No
 def _print_terminal_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
     titles = [column.title for column in columns]
     widths = [max(map(_cells, texts)) for texts in zip(titles, *rows, strict=True)]
-    room = shutil.get_terminal_size().columns - len(_GAP) * (len(columns) - 1)
-    room -= sum(width for column, width in zip(columns, widths, strict=True) if not column.may_be_cut)
-    room = max(room, _CUT_MIN_CELLS)
-    widths = [min(width, room) if column.may_be_cut else width for column, width in zip(columns, widths, strict=True)]
+    widths = _narrowed(columns, widths, shutil.get_terminal_size().columns)
     for row in (titles, *rows):
-        texts = [_fitted(*each) for each in zip(row, columns, widths, strict=True)]
+        texts = [_fitted(*each) for each in zip(row, columns, widths, strict=True) if each[2]]
         line = _GAP.join(texts).rstrip()
-        click.echo(click.style(line, bold=True) if row is titles else line)
+        click.echo(_styled(line, bold=True) if row is titles else line)
+
+
+def _narrowed(columns: Sequence[Column], widths: Sequence[int], room: int) -> list[int]:
+    """Return the widths of columns on a terminal with room for so many cells; 0 for one that is left out.
+
+    What never gives way may still be wider than the terminal.
+    """
+    widths = list(widths)
+    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - room
+    for when in ("first", "second", "last"):
+        for position, column in enumerate(columns):
+            if column.gives_way != when or excess <= 0:
+                continue
+            width = widths[position]
+            least = width if when == "last" else min(width, _CUT_MIN_CELLS)
+            is_left_out = when != "second" and width - least < excess
+            widths[position] = 0 if is_left_out else max(width - excess, least)
+            excess -= width - widths[position] + is_left_out * len(_GAP)
+    return widths
 
 
 def _fitted(text: str, column: Column, width: int) -> str:
@@ -228,6 +381,11 @@ def user_data_text(user_data: Mapping[str, str]) -> str:
     return " ".join(f"{safe(key, '=')}={safe(value)}" for key, value in sorted(user_data.items()))
 
 
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    """Return metrics in one line, in the order of their names."""
+    return " ".join(f"{safe(name, '=')}={value:g}" for name, value in sorted(metrics.items()))
+
+
 def safe(text: str, special: str = "") -> str:
     """Return a text unchanged if it is one printable word, otherwise escaped and in quotes."""
     if text and text.isprintable() and not set(text) & {" ", '"', "'", "\\", *special}:
@@ -238,6 +396,17 @@ def safe(text: str, special: str = "") -> str:
 def model_as_json(model: ModelInfo) -> dict[str, object]:
     """Return the object that stands for a model."""
     return {"model_id": model.model_id, "user_data": dict(sorted(model.user_data.items()))}
+
+
+def summary_as_json(summary: ModelSummary) -> dict[str, object]:
+    """Return the object that stands for a model and its versions together."""
+    return {
+        **model_as_json(summary.model),
+        "versions": summary.versions,
+        "archived_versions": summary.archived,
+        "data_size_bytes": summary.size_bytes,
+        "latest_version": version_as_json(summary.latest) if summary.latest else None,
+    }
 
 
 def version_as_json(version: VersionInfo) -> dict[str, object]:
@@ -257,3 +426,25 @@ def version_as_json(version: VersionInfo) -> dict[str, object]:
 def version_as_json_line(version: VersionInfo) -> str:
     """Return the same in one line."""
     return json_text(version_as_json(version))
+
+
+def described_as_json(version: Version) -> dict[str, object]:
+    """Return the object that stands for a version with what people may change about it."""
+    return {
+        **version_as_json(version.info),
+        "tags": dict(sorted(version.tags.items())),
+        "metrics": dict(sorted(version.metrics.items())),
+        "aliases": [*version.aliases],
+        "revision": version.revision,
+    }
+
+
+def alias_as_json(alias: Alias) -> dict[str, object]:
+    """Return the object that stands for an alias."""
+    return {
+        "alias": alias.name,
+        "version_number": alias.version_number,
+        "revision": alias.revision,
+        "set_ns": alias.set_ns,
+        "set": time_text(alias.set_ns),
+    }

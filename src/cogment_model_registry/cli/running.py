@@ -15,7 +15,7 @@ from typing import IO, Any, BinaryIO
 
 import click
 
-from cogment_model_registry.errors import NO_ROOM, ModelRegistryError, TooLargeError, shown
+from cogment_model_registry.errors import NO_ROOM, ModelRegistryError, TimedOutError, TooLargeError, counted, shown
 from cogment_model_registry.system.paths import expanded
 
 _STANDARD_INPUT = 0
@@ -104,11 +104,51 @@ def ending_with_reader(end: Callable[[], object]) -> Iterator[None]:
 
     if hasattr(select, "poll"):
         _thread.start_new_thread(look, ())  # which nothing waits for at the end
+    with _explaining(is_gone, lambda _error: BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))):
+        yield
+
+
+@contextlib.contextmanager
+def ending_in_time(seconds: float | None, end: Callable[[], object]) -> Iterator[None]:
+    """Return a context manager that raises `TimedOutError` after a time.
+
+    Args:
+        seconds: The time; None for no limit.
+        end: Ends what is waited for, with an error of any kind; called on a thread.
+    """
+    is_over = threading.Event()
+
+    if seconds is None:
+        yield
+        return
+    message = f"the command took longer than the {counted(seconds, 'second')} of --timeout"
+
+    def explain(error: Exception) -> Exception:
+        may_be_done = isinstance(error, ModelRegistryError) and error.may_be_done
+        return TimedOutError(f"{message}; the server may have done it nevertheless" if may_be_done else message)
+
+    def give_up() -> None:
+        is_over.set()
+        end()
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        with _explaining(is_over, explain):
+            yield
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _explaining(has_ended: threading.Event, explain: Callable[[Exception], Exception]) -> Iterator[None]:
+    """Return a context manager that raises the reason of an end in place of the error that the end causes."""
     try:
         yield
     except Exception as error:
-        if is_gone.is_set():
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
+        if has_ended.is_set():
+            raise explain(error) from error
         raise
 
 

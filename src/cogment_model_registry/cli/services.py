@@ -1,42 +1,30 @@
 """`cogment services`: the servers. The flags of each are made from its settings."""
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import click
 
 from cogment_model_registry._version import __version__
-from cogment_model_registry.cli.groups import ServicesGroup
+from cogment_model_registry.cli.groups import NEW_LINE, Command, ServicesGroup
 from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import shown
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 from cogment_model_registry.system.signals import Signals
 
-_NEW_LINE = "\f\n"  # click joins lines that end in any other way
-
 _F = TypeVar("_F", bound=Callable[..., object])
 _S = TypeVar("_S", bound=ServiceSettings)
 
 
-class _ServiceCommand(click.Command):
-    """A command whose help has a paragraph for each flag, so that long names of variables stay whole."""
+class _ServiceCommand(Command):
+    """A command whose help has a paragraph for each flag on every terminal."""
 
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Options"):
-            for parameter in self.get_params(ctx):
-                record = parameter.get_help_record(ctx)
-                if record is None:
-                    continue
-                flag, text = record
-                formatter.write_text(flag)
-                with formatter.indentation():
-                    for line in text.split(_NEW_LINE):
-                        formatter.write_text(line)
-                formatter.write_paragraph()
+    table_min_cells = sys.maxsize
 
 
-@click.group(cls=ServicesGroup)
+@click.group(cls=ServicesGroup, short_help="Run a model registry or a Directory.")
 def services() -> None:
     """Run a service."""
     check_server_extra("cogment services")
@@ -47,7 +35,7 @@ def _setting_option(setting: Setting) -> Callable[[_F], _F]:
 
     Its value stays text here: `Settings.load` joins it with the environment and checks both in one place.
     """
-    help_text = f"{setting.help}{_NEW_LINE}[env: {setting.environment}; default: {setting.default_text}]"
+    help_text = f"{setting.help}{NEW_LINE}[env: {setting.environment}; default: {setting.default_text}]"
     if setting.is_switch:
         # `--flag` alone switches on, `--flag=false` off, as the original's flags do.
         return click.option(
@@ -107,7 +95,12 @@ def model_registry(**flags: str | None) -> None:
     life_cycle.run(server.serve(settings, signals))
 
 
-@services.command("directory", cls=_ServiceCommand, context_settings={"max_content_width": 120})
+@services.command(
+    "directory",
+    cls=_ServiceCommand,
+    short_help="Run a Directory, where clients find services.",
+    context_settings={"max_content_width": 120},
+)
 @_setting_options(DirectorySettings)
 @click.version_option(__version__, message="cogment services directory (cogment-model-registry) %(version)s")
 def directory(**flags: str | None) -> None:

@@ -9,7 +9,7 @@ from typing import IO
 
 from cogment_model_registry.client.backends import Backend
 from cogment_model_registry.client.threads import submit
-from cogment_model_registry.errors import DataLossError
+from cogment_model_registry.errors import DataLossError, counted
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
 from cogment_model_registry.records.versions import VersionInfo
 
@@ -63,7 +63,7 @@ class Download:
         """
         self._received_bytes += len(data)
         if self._received_bytes > self._info.data_size_bytes:
-            raise self._loss(f"its {self._info.data_size_bytes} bytes were followed by more")
+            raise self._loss(f"its {counted(self._info.data_size_bytes, 'byte')} were followed by more")
         if self._is_memory:
             self._file.write(data)
         self._waiting.append(data)

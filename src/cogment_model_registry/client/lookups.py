@@ -1,8 +1,8 @@
 """Looking up versions: by number, all of them, and the newest archived ones.
 
 The API has no listing of archived versions, and its listings go up from a number. So the search for the newest archived
-ones looks right below the latest version first, and then at twice as many numbers below those, until it has enough. It
-sees each version once, and in a model whose newest versions are transient only these and a few more.
+ones looks right below the latest version first, and then at twice as many numbers below those, until it has enough: the
+calls that it takes grow with the logarithm of the distance.
 """
 
 from cogment_model_registry.client.arguments import LATEST
@@ -93,7 +93,8 @@ async def newest_archived(
     end, numbers = latest.number, _FIRST_NUMBERS
     while len(found) < count and end - 1 > after:
         first = max(end - numbers, after + 1)
-        listed = await _listed(calls, latest.model_id, str(first), end, deadline)
+        handle = str(first) if first > 1 else ""
+        listed = await _listed(calls, latest.model_id, handle, end, deadline)
         found = [info for info in listed if info.archived and info.number < end] + found
         end, numbers = first, 2 * numbers
     return found
@@ -103,7 +104,7 @@ async def _listed(calls: Calls, model_id: str, handle: str, end: int | None, dea
     """Return the versions of a model from a handle on, at least those below a number, oldest first."""
     versions: list[VersionInfo] = []
     subject = Subject(f"listing the versions of model {quoted(model_id)}", model_id)
-    count = 0 if end is None else min(end - int(handle), _PAGE_ITEMS)
+    count = 0 if end is None else min(end - int(handle or 1), _PAGE_ITEMS)
     while True:
         request = messages.RetrieveVersionInfosRequest(model_id=model_id, version_handle=handle, versions_count=count)
         reply = await calls.unary(

@@ -22,6 +22,7 @@ from cogment_model_registry.errors import (
     ModelRegistryError,
     NotFoundError,
     TimedOutError,
+    counted,
     quoted,
 )
 from cogment_model_registry.records.versions import VersionInfo
@@ -121,9 +122,8 @@ class _Tracked(ABC, Generic[_T]):
         return None
 
     def _timed_out(self, newer_than: int, timeout: float | None) -> TimedOutError:
-        message = (
-            f"model {quoted(self.model_id)} got no version newer than {newer_than} within {timeout or 0:g} seconds"
-        )
+        time_text = counted(float(timeout or 0), "second")
+        message = f"model {quoted(self.model_id)} got no version newer than {newer_than} within {time_text}"
         return TimedOutError(f"{message}: {self.error}" if self.error else message, model_id=self.model_id)
 
     async def _follow(self) -> None:

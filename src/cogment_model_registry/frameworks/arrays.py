@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from cogment_model_registry.client.arguments import UserData
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.frameworks import tensor_files, trees, versions
 
@@ -41,7 +42,7 @@ def contents(
     *,
     dtype: npt.DTypeLike | None,
     framework: str,
-    user_data: Mapping[str, str] | None,
+    user_data: UserData | None,
 ) -> versions.Contents:
     """Return a version with arrays and scalars.
 

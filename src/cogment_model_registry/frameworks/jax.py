@@ -10,10 +10,9 @@ The bytes are safetensors, so nothing in them is ever executed. Versions that Py
 state dict is a dict whose keys have dots. With the client for asyncio, use `encode` and `decode`.
 """
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from cogment_model_registry.client.arguments import LATEST
+from cogment_model_registry.client.arguments import LATEST, UserData
 from cogment_model_registry.client.blocking import ModelRegistry
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.versions import VersionInfo
@@ -47,7 +46,7 @@ def encode(
     *,
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
-    user_data: Mapping[str, str] | None = None,
+    user_data: UserData | None = None,
 ) -> Encoded:
     """Return what to upload for a pytree: the bytes of a version, and its `user_data`.
 
@@ -72,7 +71,7 @@ def _contents(
     *,
     dtype: npt.DTypeLike | None = None,
     prefix: str = "",
-    user_data: Mapping[str, str] | None = None,
+    user_data: UserData | None = None,
 ) -> Contents:
     """Return the version of a pytree; see `encode`."""
     structure, leaves = trees.take_apart(trees.select_part(tree, prefix, _expand), _expand)
@@ -276,8 +275,8 @@ def load(
         model: The id of the model; or the version itself.
         version: The number of the version, -1 for the latest, -2 for the one before.
         like: As for `decode`.
-        options: What `decode` takes: `dtype` and `prefix`, or `strict` with `like`; `timeout`, the seconds that each
-            call may take; and `progress`, how to report the transfer.
+        options: What `decode` takes: `dtype` and `prefix`, or `strict` with `like`; `archived`, whether only archived
+            versions count; `timeout`, the seconds that each call may take; and `progress`, how to report the transfer.
 
     Raises:
         InvalidError: The version is not such a tree, or does not fit.

@@ -14,7 +14,7 @@ With the client for asyncio, use `encode` and `decode`.
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, overload
 
-from cogment_model_registry.client.arguments import LATEST
+from cogment_model_registry.client.arguments import LATEST, UserData
 from cogment_model_registry.client.blocking import ModelRegistry
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.versions import VersionInfo
@@ -63,7 +63,7 @@ def encode(
     dtype: torch.dtype | None = None,
     prefix: str = "",
     gather: bool = False,
-    user_data: Mapping[str, str] | None = None,
+    user_data: UserData | None = None,
 ) -> Encoded:
     """Return what to upload for a module or a state dict: the bytes of a version, and its `user_data`.
 
@@ -92,7 +92,7 @@ def _contents(
     dtype: torch.dtype | None = None,
     prefix: str = "",
     gather: bool = False,
-    user_data: Mapping[str, str] | None = None,
+    user_data: UserData | None = None,
 ) -> Contents:
     """Return the version of a module or a state dict; see `encode`."""
     noted = versions.merged_user_data(user_data, "torch")
@@ -246,8 +246,9 @@ def load(
         model: The id of the model; or the version itself.
         version: The number of the version, -1 for the latest, -2 for the one before.
         into: As for `decode`.
-        options: What `decode` takes: `dtype`, `device` and `prefix`, or `strict` with `into`; `timeout`, the seconds
-            that each call may take; and `progress`, how to report the transfer.
+        options: What `decode` takes: `dtype`, `device` and `prefix`, or `strict` with `into`; `archived`, whether only
+            archived versions count; `timeout`, the seconds that each call may take; and `progress`, how to report the
+            transfer.
 
     Returns:
         The version and the state dict; with `into`, the version alone.

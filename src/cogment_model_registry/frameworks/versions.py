@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
 
+from cogment_model_registry.client.arguments import UserData, checked_user_data
 from cogment_model_registry.client.blocking import ModelRegistry, retrieve_writable
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Parts
@@ -42,7 +43,7 @@ class UploadOptions(TypedDict, total=False):
     """Further arguments of `publish` and `store` of each framework, next to a `dtype`."""
 
     prefix: str
-    user_data: Mapping[str, str] | None
+    user_data: UserData | None
     create: bool
     timeout: float | None
     progress: Wish
@@ -52,6 +53,7 @@ class LoadOptions(TypedDict, total=False):
     """Further arguments of `load` of each framework, next to a `dtype`."""
 
     prefix: str
+    archived: bool
     timeout: float | None
     progress: Wish
 
@@ -123,13 +125,13 @@ def check_type(name: str, dtype: str) -> None:
         raise InvalidError(f"{quoted(name)} has elements of type {dtype}; a version can have {known}")
 
 
-def merged_user_data(user_data: Mapping[str, str] | None, framework: str) -> dict[str, str]:
+def merged_user_data(user_data: UserData | None, framework: str) -> dict[str, str]:
     """Return the annotations of a version: the caller's and the reserved ones.
 
     Raises:
         InvalidError: The caller has a key that is reserved.
     """
-    noted = dict(user_data or {})
+    noted = checked_user_data(user_data)
     for key in (FORMAT_KEY, FRAMEWORK_KEY):
         if key in noted:
             raise InvalidError(f"user_data has the key {quoted(key)}, which is reserved")
@@ -216,6 +218,7 @@ def fetch(
     model: str | VersionInfo,
     number: int,
     *,
+    archived: bool = False,
     timeout: float | None = None,
     progress: Wish = None,
     **options: object,
@@ -227,6 +230,7 @@ def fetch(
         registry: The client.
         model: The id of its model; or the version itself.
         number: Its number, -1 for the latest.
+        archived: Whether only archived versions count.
         timeout: How many seconds each call may take.
         progress: How to report the progress of the transfer.
         options: Those of `decode`.
@@ -235,7 +239,11 @@ def fetch(
         InvalidError: The bytes are malformed or do not fit; the message names the version.
         NotFoundError: The model or the version does not exist, or the version was evicted.
     """
-    info = model if isinstance(model, VersionInfo) else registry.get_version(model, number, timeout=timeout)
+
+    def looked_up(model_id: str) -> VersionInfo:
+        return registry.get_version(model_id, number, archived=archived, timeout=timeout)
+
+    info = model if isinstance(model, VersionInfo) else looked_up(model)
     while True:
         _check_format(info)
         try:
@@ -245,7 +253,7 @@ def fetch(
             if isinstance(model, VersionInfo):
                 raise
             # A newer version may be the latest by now, and this one evicted, or its model deleted.
-            newer = registry.get_version(model, number, timeout=timeout)
+            newer = looked_up(model)
             if newer == info:
                 raise
             info = newer

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import sha256
 
-from cogment_model_registry.errors import InvalidError, TooLargeError, quoted
+from cogment_model_registry.errors import InvalidError, TooLargeError, counted, quoted
 
 VERSION_NUMBER_MAX = 2**32 - 1
 """The largest version number: `version_number` is a uint32 on the wire."""
@@ -150,7 +150,7 @@ def check_user_data(user_data: Mapping[str, str], max_bytes: int, model_id: str,
     """
     size_bytes = user_data_bytes(user_data)
     if size_bytes > max_bytes:
-        message = f"{name} has {size_bytes} bytes of keys and values; at most {max_bytes} are allowed"
+        message = f"{name} has {counted(size_bytes, 'byte')} of keys and values; at most {max_bytes} are allowed"
         raise InvalidError(message, model_id=model_id)
 
 

@@ -19,6 +19,7 @@ from cogment_model_registry.errors import (
     InvalidError,
     NotFoundError,
     PreconditionError,
+    counted,
 )
 from cogment_model_registry.records.payload import PayloadCheck
 from cogment_model_registry.records.versions import (
@@ -418,4 +419,6 @@ class Registry:
 
     def _check_count(self, name: str, count: int) -> None:
         if count > self.limits.request_max_items:
-            raise InvalidError(f"{name} has {count} entries; at most {self.limits.request_max_items} are allowed")
+            raise InvalidError(
+                f"{name} has {counted(count, 'entry', 'entries')}; at most {self.limits.request_max_items} are allowed"
+            )

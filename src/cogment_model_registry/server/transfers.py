@@ -14,7 +14,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from typing import Self
 
-from cogment_model_registry.errors import TimedOutError
+from cogment_model_registry.errors import TimedOutError, counted
 from cogment_model_registry.records.sizes import KIB, MIB
 from cogment_model_registry.records.versions import VersionHeader
 from cogment_model_registry.serving.calls import Call
@@ -185,7 +185,7 @@ class Receiver(_Transfer):
         try:
             message = await self._watch.wait(self._call.read())
         except TimeoutError:
-            raise TimedOutError(f"the upload sent nothing for {self._idle_seconds:g} seconds") from None
+            raise TimedOutError(f"the upload sent nothing for {counted(self._idle_seconds, 'second')}") from None
         finally:
             if turn:
                 turn.cancel()
@@ -228,7 +228,7 @@ class Sender(_Transfer):
         try:
             await self._watch.wait(self._call.write(message))
         except TimeoutError:
-            raise TimedOutError(f"the client took nothing for {self._idle_seconds:g} seconds") from None
+            raise TimedOutError(f"the client took nothing for {counted(self._idle_seconds, 'second')}") from None
 
 
 async def _is_done_soon(reading: asyncio.Future[bytes | None]) -> bool:

@@ -1,7 +1,9 @@
 """The life cycle of a server process: it serves until a signal, drains, and ends; a second signal ends it at once."""
 
 import asyncio
+import errno
 import signal
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
@@ -138,9 +140,26 @@ def listen(server: grpc.aio.Server, host: str, port: int) -> int:
     try:
         return server.add_insecure_port(f"{name}:{port}")
     except RuntimeError:
-        raise StartError(
-            f"port {port} on {host} is not available: it is in use, or not allowed; choose another port"
-        ) from None
+        raise StartError(_refusal(host, port)) from None
+
+
+def _refusal(host: str, port: int) -> str:
+    """Return why no server can listen there: gRPC does not say it, so the system is asked again."""
+    try:
+        addresses = socket.getaddrinfo(None if host == ALL_INTERFACES else host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        return f"host {host} is not available: {error.strerror}; choose a name or an address of this machine"
+    for family, kind, protocol, _, address in addresses:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(address)
+                probe.listen()
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    return f"host {host} is not available: {error.strerror}; choose an address of this machine"
+                return f"port {port} on {host} is not available: {error.strerror}; choose another port"
+    return f"port {port} on {host} is not available; try again, or choose another port"
 
 
 def enable_reflection(server: grpc.aio.Server, service_names: list[str]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
@@ -284,6 +284,7 @@ class TransientStoreSuite(VersionStoreSuite):
             await task
         assert (store.usage.bytes, store.usage.held_bytes) == (0, 0)
 
+    @settings(deadline=None)  # a machine may be busy with something else
     @given(steps=_STEPS, max_items=st.integers(1, 6), max_bytes=st.integers(1, 150))
     def test_eviction_follows_the_rule(self, steps: Sequence[Step], max_items: int, max_bytes: int) -> None:
         asyncio.run(self._follow(steps, EvictionRule(max_items, max_bytes)))

@@ -27,6 +27,7 @@ from cogment_model_registry.errors import (
     StartError,
     TooLargeError,
     UnavailableError,
+    counted,
     quoted,
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
@@ -46,6 +47,7 @@ from cogment_model_registry.storage.filesystem.model_files import (
     list_model,
     read_metadata,
 )
+from cogment_model_registry.storage.filesystem.recognition import check_format
 from cogment_model_registry.storage.filesystem.removal import DoomedModel, Removals
 from cogment_model_registry.storage.filesystem.writing import DurableWriter
 from cogment_model_registry.storage.folder import FolderContents
@@ -114,6 +116,7 @@ class ArchiveDirectory:
         """
         try:
             self._hold.take()
+            check_format(self.files, self._root, self._path)
             self.writer.failure = ""
             if sweep and not self.is_read_only:
                 # Make the renames of a process that was killed durable before anything relies on them.
@@ -129,7 +132,7 @@ class ArchiveDirectory:
 
     def _reason(self, error: OSError) -> str:
         """Return what went wrong while the directory was opened, and with which directory if it was one above it."""
-        reason = error.strerror or str(error)
+        reason = "it is not a directory" if isinstance(error, FileExistsError) else error.strerror or str(error)
         place = error.filename
         is_above = isinstance(place, str) and os.path.isabs(place) and place != os.path.abspath(self._path)
         return f"{reason}: {place}" if is_above else reason
@@ -382,7 +385,8 @@ class ArchiveDirectory:
         self._require_writable()
         available = max(self.files.free_bytes(self._root) - promised_bytes, 0)
         if size_bytes > available:
-            message = f"an archived version of {size_bytes} bytes does not fit the {available} bytes that are free"
+            free = counted(available, "byte")
+            message = f"an archived version of {counted(size_bytes, 'byte')} does not fit the free space of {free}"
             raise TooLargeError(message, model_id=model_id)
         name = layout.temporary_name()
         try:

@@ -25,7 +25,9 @@ RECORD_BYTES = tarfile.RECORDSIZE
 END_BYTES = 2 * BLOCK_BYTES
 """The end of a tar file: two blocks of zeros, and more up to a whole record."""
 
-_FORMAT = "cogment model export 1"
+FORMAT = "cogment model export 1"
+"""The first field of a manifest, with the version of this format."""
+
 _NS_PER_SECOND = 10**9
 
 
@@ -64,7 +66,7 @@ class Manifest:
 
     def __init__(self, model_id: str, high_water_mark: int, model_text: bytes) -> None:
         self._fields = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "model_id": model_id,
             "high_water_mark": high_water_mark,
             "metadata_hash": _hash(model_text),

@@ -60,6 +60,40 @@ INFORMATION = {Kind.HIGH_WATER_MARK_LOW, Kind.FOREIGN_ENTRY, Kind.NOT_A_MODEL}
 MAY_BE_UNDER_WAY = {Kind.DATA_WITHOUT_METADATA, Kind.TEMPORARY_FILE, Kind.DOOMED_DIRECTORY}
 """Kinds that a working server or import makes and removes all the time."""
 
+_REPAIR = "run the command again with --repair, while no server uses the archive"
+_VERSION = (
+    "restore both files of the version, .yaml and .data, from a backup; without one, move both out of the archive to "
+    "give the version up; then send SIGHUP to a server that uses the archive"
+)
+_MODEL = (
+    "restore the file from a backup; without one, move it out of the archive and use --repair, which writes a new "
+    "one without user_data"
+)
+
+REMEDIES = {
+    Kind.VERSION_METADATA_DAMAGED: _VERSION,
+    Kind.VERSION_METADATA_NOT_A_FILE: _VERSION,
+    Kind.DATA_MISSING: _VERSION,
+    Kind.DATA_NOT_A_FILE: _VERSION,
+    Kind.DATA_WRONG_SIZE: _VERSION,
+    Kind.DATA_WRONG_HASH: _VERSION,
+    Kind.MODEL_METADATA_DAMAGED: _MODEL,
+    Kind.MODEL_METADATA_NOT_A_FILE: _MODEL,
+    Kind.MODEL_METADATA_MISSING: _REPAIR,
+    Kind.HIGH_WATER_MARK_DAMAGED: _REPAIR,
+    Kind.HIGH_WATER_MARK_NOT_A_FILE: _REPAIR,
+    Kind.LOCK_NOT_A_FILE: "remove it while no server uses the archive; the next server makes a new one",
+    Kind.UNREADABLE: "give the user of the command and of the server the right to read it, or look at the disk",
+    Kind.DATA_WITHOUT_MODEL: "restore the metadata from a backup; without one, move the directory out of the archive",
+    Kind.DATA_WITHOUT_METADATA: _REPAIR,
+    Kind.TEMPORARY_FILE: _REPAIR,
+    Kind.DOOMED_DIRECTORY: _REPAIR,
+}
+"""What to do about each kind of problem."""
+
+AFTER_REPAIR = "remove the reason that its line gives, and repair the archive again"
+"""What to do about a problem that a repair tried to repair."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finding:
@@ -83,6 +117,11 @@ class Finding:
     def is_problem(self) -> bool:
         """Whether it is a problem."""
         return self.kind not in INFORMATION
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it; empty if it is no problem."""
+        return REMEDIES.get(self.kind, "")
 
     @property
     def position(self) -> tuple[str, int, str, str]:

@@ -2,6 +2,7 @@
 
     <archive_dir>/
       .lock                       the process that owns the archive
+      .format                     the format of the archive; without it, 1: see `recognition`
       .~<digits>/                 a model that is being created, or was deleted: renamed, then removed
       <model_id>/
         <model_id>.yaml           the model; its commit point
@@ -37,6 +38,7 @@ from cogment_model_registry.records.versions import (
 )
 
 LOCK_NAME = ".lock"
+FORMAT_NAME = ".format"
 HIGH_WATER_MARK_NAME = ".high_water_mark"
 TEMPORARY_PREFIX = ".~"
 
@@ -180,6 +182,18 @@ def parse_high_water_mark(text: bytes) -> int:
     match = re.fullmatch(rb"([0-9]{1,10})\n?", text)
     if not match or int(match[1]) > VERSION_NUMBER_MAX:
         raise BadMetadata("it is not a version number")
+    return int(match[1])
+
+
+def parse_format(text: bytes) -> int:
+    """Return the number of the format of an archive.
+
+    Raises:
+        BadMetadata: The text is not one.
+    """
+    match = re.fullmatch(rb"([1-9][0-9]{0,8})\n?", text)
+    if not match:
+        raise BadMetadata("it is not the number of a format")
     return int(match[1])
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from cogment_model_registry.errors import DataLossError, NotFoundError, UnavailableError, quoted
+from cogment_model_registry.errors import DataLossError, NotFoundError, UnavailableError, counted, quoted
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.storage.filesystem import export_format, layout, model_files
 from cogment_model_registry.storage.filesystem.files import Files
@@ -64,7 +64,8 @@ def export_model(
         advance: Called with the bytes of versions that were written.
 
     Raises:
-        DataLossError: Something is damaged; the written file is not a complete export.
+        DataLossError: Something is damaged, or every version with `skip_damaged`; the written file is not a complete
+            export.
         NotFoundError: The model does not exist, or is deleted during the export.
         UnavailableError: A file cannot be read, and may be intact.
         OSError: The directory cannot be listed, or the process is short of a resource.
@@ -132,6 +133,10 @@ class _Export:
                     raise error from None
                 warn(f"left out: {error.message}")
                 left_out.append(number)
+        if left_out and not self._exported.versions:
+            damaged = counted(len(left_out), "damaged version")
+            message = f"no version of model {quoted(self._model_id)} is left to export: {damaged} left out"
+            raise DataLossError(message, model_id=self._model_id)
         self._add(layout.MANIFEST_NAME, manifest.text(left_out))
         self._write(export_format.ending(self._offset))
         return self._exported

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from cogment_model_registry.errors import counted
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.storage.filesystem import layout
@@ -208,7 +209,7 @@ def opened_data(files: Files, directory: int, info: VersionInfo) -> Iterator[int
     try:
         size_bytes = files.status(file).st_size
         if size_bytes != info.data_size_bytes:
-            message = f"it has {size_bytes} bytes instead of {info.data_size_bytes}"
+            message = f"it has {counted(size_bytes, 'byte')} instead of {info.data_size_bytes}"
             raise Damage(Kind.DATA_WRONG_SIZE, name, message)
         yield file
     finally:

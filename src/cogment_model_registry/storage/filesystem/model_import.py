@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from cogment_model_registry.errors import InvalidError, UnavailableError, quoted
+from cogment_model_registry.errors import InvalidError, UnavailableError, counted, quoted
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo, check_model_id
 from cogment_model_registry.storage.filesystem import export_format, layout
@@ -199,7 +199,7 @@ class _Source:
         """Return exactly so many bytes; not more than fit into memory."""
         data = self._stream.read(size_bytes)
         if len(data) < size_bytes:
-            raise _bad(f"it ends after {self._offset + len(data)} bytes")
+            raise _bad(f"it ends after {counted(self._offset + len(data), 'byte')}")
         self._offset += size_bytes
         self._advance(size_bytes)
         return data
@@ -348,9 +348,12 @@ class _Import:
         """Check the manifest against the received files, and return the numbers of versions that were left out."""
         text = self._source.text(member, len(manifest.text([])) + _LEFT_OUT_MAX_BYTES)
         try:
-            left_out = json.loads(text)["left_out"]
+            fields = json.loads(text)
+            left_out, export = fields["left_out"], fields["format"]
         except (ValueError, TypeError, KeyError, RecursionError):
-            left_out = None
+            left_out = export = None
+        if isinstance(export, str) and export != export_format.FORMAT:
+            raise InvalidError(f"this is an export in another format, {quoted(export)}: import it with a newer version")
         if not _are_numbers(left_out) or manifest.text(left_out) != text or self._numbers & {*left_out}:
             raise _bad("its manifest does not match its files")
         return [*left_out]

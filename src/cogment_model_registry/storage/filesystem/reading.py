@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from cogment_model_registry.errors import DataLossError
+from cogment_model_registry.errors import DataLossError, counted
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
@@ -120,7 +120,7 @@ def data_problem(files: Files, directory: int, info: VersionInfo) -> str:
     if not stat.S_ISREG(status.st_mode):
         return "its data is not a regular file"
     if status.st_size != info.data_size_bytes:
-        return f"its data has {status.st_size} bytes instead of {info.data_size_bytes}"
+        return f"its data has {counted(status.st_size, 'byte')} instead of {info.data_size_bytes}"
     return ""
 
 

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.errors import InvalidError, counted
 from cogment_model_registry.records.versions import check_model_id
 from cogment_model_registry.storage.filesystem import layout, model_files
 from cogment_model_registry.storage.filesystem.claim import find_holder
@@ -130,6 +130,8 @@ class _Verification:
         """Check an entry of the archive directory."""
         if entry.name == layout.LOCK_NAME:
             self._check_lock()
+        elif entry.name == layout.FORMAT_NAME:
+            pass  # it was checked before anything else
         elif layout.is_temporary(entry.name) and entry.is_directory:
             self._add(Kind.DOOMED_DIRECTORY, entry.name, "what is left of a model that was deleted or imported")
         elif not entry.is_directory:
@@ -172,7 +174,7 @@ class _Verification:
                 self._check_model(directory, model_id, found)
             elif found.data and model_files.is_still(self._files, self._root, directory, model_id):
                 # Neither a store nor a deletion leaves this: someone removed the metadata.
-                message = f"it has the data of {len(found.data)} versions and no metadata at all"
+                message = f"it has the data of {counted(len(found.data), 'version')} and no metadata at all"
                 self._add(Kind.DATA_WITHOUT_MODEL, model_id, message, model_id)
             elif not found.data:
                 self._add(Kind.NOT_A_MODEL, model_id, "it has no metadata of a model or of a version")

@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
-from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.errors import NotFoundError, TooLargeError, counted
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, Bytes, PayloadHash
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import (
@@ -100,7 +100,8 @@ class MemoryTransientStore(TransientStore):
         available = self._max_bytes - self._unevictable_bytes
         if size_bytes > available:
             message = (
-                f"a transient version of {size_bytes} bytes does not fit the memory budget of {self._max_bytes} bytes, "
+                f"a transient version of {counted(size_bytes, 'byte')} does not fit the memory budget of "
+                f"{counted(self._max_bytes, 'byte')}, "
                 f"of which {max(available, 0)} are not taken by uploads and readers under way"
             )
             raise TooLargeError(message, model_id=model_id)
@@ -163,9 +164,8 @@ class MemoryTransientStore(TransientStore):
         """Move `size_bytes` promised bytes to those held for an upload's `blob`; add what is evicted to a list."""
         while self._held_bytes + size_bytes > self._max_bytes:
             if not self._evict_one("bytes", evicted, pinned_too=False):
-                message = (
-                    f"no space for {size_bytes} bytes: all memory of the budget is being read or uploaded; try later"
-                )
+                size = counted(size_bytes, "byte")
+                message = f"no space for {size}: all memory of the budget is being read or uploaded; try later"
                 raise TooLargeError(message, model_id=model_id)
         self._promised_bytes -= size_bytes
         self._uploaded_bytes += size_bytes
