@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, TypeVar
 import click
 
 from cogment_model_registry.cli import presentation
-from cogment_model_registry.cli.connection import Flags, common_flags, complete_model, complete_version
-from cogment_model_registry.cli.parameters import Entry, ModelId, NumberedCommand, VersionKey, WholeNumber, word_text
+from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
+from cogment_model_registry.cli.parameters import (
+    Entry,
+    ModelId,
+    NumberedCommand,
+    WholeNumber,
+    required_version_argument,
+    word_text,
+)
 from cogment_model_registry.cli.running import is_terminal
 from cogment_model_registry.errors import InvalidError
 
@@ -20,7 +27,6 @@ _F = TypeVar("_F", bound=Callable[..., object])
 _HELP_WIDTH = {"max_content_width": 120}
 
 _model = click.argument("model_id", metavar="MODEL", type=ModelId(), shell_complete=complete_model)
-_version = click.argument("key", metavar="VERSION", type=VersionKey(), shell_complete=complete_version)
 _alias = click.argument("alias", metavar="ALIAS", type=ModelId())
 _expected = click.option(
     "--expected",
@@ -32,22 +38,22 @@ _expected = click.option(
 
 @click.command("promote_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
 @_model
-@_version
+@required_version_argument
 @click.option("--alias", type=ModelId(), help="Alias to point to it.")
 @common_flags
-def promote_version(flags: Flags, model_id: str, key: int | str, *, alias: str | None) -> None:
+def promote_version(flags: Flags, model_id: str, number: int | str, *, alias: str | None) -> None:
     """Make a transient VERSION of a MODEL archived: durable when the command ends, and kept.
 
     VERSION is a number, -1 for the latest, or an alias. The bytes do not leave the server.
     """
     with flags.connected() as registry:
-        version = registry.promote(model_id, key, alias=alias)
+        version = registry.promote(model_id, number, alias=alias)
         _show(flags, version, f"promoted version {version.number} of model {presentation.safe(model_id)}")
 
 
 @click.command("update_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
 @_model
-@_version
+@required_version_argument
 @click.option("--tag", "tags", metavar="NAME=TEXT", type=Entry(), multiple=True, help="Tag to set.")
 @click.option("--remove_tag", "removed_tags", metavar="NAME", multiple=True, help="Tag to remove.")
 @click.option("--metric", "metrics", metavar="NAME=NUMBER", type=Entry(), multiple=True, help="Metric to set.")
@@ -57,7 +63,7 @@ def promote_version(flags: Flags, model_id: str, key: int | str, *, alias: str |
 def update_version(
     flags: Flags,
     model_id: str,
-    key: int | str,
+    number: int | str,
     *,
     tags: tuple[tuple[str, str], ...],
     removed_tags: tuple[str, ...],
@@ -74,7 +80,7 @@ def update_version(
     with flags.connected() as registry:
         version = registry.update_version(
             model_id,
-            key,
+            number,
             tags={**dict(tags), **dict.fromkeys(removed_tags)},
             metrics={**{name: _number(name, text) for name, text in metrics}, **dict.fromkeys(removed_metrics)},
             expected=expected or None,
@@ -118,11 +124,11 @@ def find_versions(flags: Flags, model_id: str | None, *, accepted: str, order_by
 
 @click.command("delete_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
 @_model
-@_version
+@required_version_argument
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @click.option("--force", is_flag=True, help="Remove the aliases that point to it too.")
 @common_flags
-def delete_version(flags: Flags, model_id: str, key: int | str, *, yes: bool, force: bool) -> None:
+def delete_version(flags: Flags, model_id: str, number: int | str, *, yes: bool, force: bool) -> None:
     """Delete a VERSION of a MODEL, after asking. Its number is never given again.
 
     VERSION is a number, -1 for the latest, or an alias.
@@ -130,7 +136,7 @@ def delete_version(flags: Flags, model_id: str, key: int | str, *, yes: bool, fo
     if not yes and not is_terminal(sys.stdin):
         raise click.UsageError("standard input is not a terminal, so nobody can confirm the deletion: give --yes")
     with flags.connected() as registry:
-        version = registry.describe_version(model_id, key)
+        version = registry.describe_version(model_id, number)
         if not yes:
             what = f"{presentation.kind(version.info)} version {version.number} of model {presentation.safe(model_id)}"
             presentation.confirm(f"Delete {what}?", otherwise="nothing was deleted")
@@ -158,16 +164,16 @@ def list_aliases(flags: Flags, model_id: str) -> None:
 @click.command("set_alias", cls=NumberedCommand, context_settings=_HELP_WIDTH)
 @_model
 @_alias
-@_version
+@required_version_argument
 @_expected
 @common_flags
-def set_alias(flags: Flags, model_id: str, alias: str, key: int | str, *, expected: int | None) -> None:
+def set_alias(flags: Flags, model_id: str, alias: str, number: int | str, *, expected: int | None) -> None:
     """Point an ALIAS of a MODEL to a VERSION, atomically and durably; a transient version is archived first.
 
     VERSION is a number, -1 for the latest, or another alias. With --quiet, print only the new revision.
     """
     with flags.connected() as registry:
-        moved = registry.set_alias(model_id, alias, key, expected=expected)
+        moved = registry.set_alias(model_id, alias, number, expected=expected)
         _show_alias(flags, moved, model_id)
 
 

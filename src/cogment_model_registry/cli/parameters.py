@@ -137,7 +137,16 @@ class NumberedCommand(Command):
 
 
 def version_argument(command: _F) -> _F:
-    """Add the number of a version: as an argument, or as the flag of the same name, which reads better in scripts."""
+    """Add a version: as an argument, or as the flag of the same name, which scripts read better; else the latest."""
+    return _with_version(command, "[VERSION]", _version)
+
+
+def required_version_argument(command: _F) -> _F:
+    """Add a version that must be given; see `version_argument`."""
+    return _with_version(command, "VERSION", _required_version)
+
+
+def _with_version(command: _F, metavar: str, callback: Callable[..., int | str]) -> _F:
     command = click.option(
         "--version",
         "flagged",
@@ -152,10 +161,10 @@ def version_argument(command: _F) -> _F:
     )(command)
     return click.argument(
         "number",
-        metavar="[VERSION]",
+        metavar=metavar,
         type=VersionKey(),
         required=False,
-        callback=_version,
+        callback=callback,
         shell_complete=complete_version,
     )(command)
 
@@ -169,7 +178,18 @@ def _keep_flagged(ctx: click.Context, _parameter: click.Parameter, numbers: tupl
 
 def _version(ctx: click.Context, _parameter: click.Parameter, number: int | str | None) -> int | str:
     """Return the one number of the line, however it was given."""
+    return _given(ctx, number) or _LATEST
+
+
+def _required_version(ctx: click.Context, parameter: click.Parameter, number: int | str | None) -> int | str:
+    given = _given(ctx, number)
+    if given is None:
+        raise click.MissingParameter(ctx=ctx, param=parameter)
+    return given
+
+
+def _given(ctx: click.Context, number: int | str | None) -> int | str | None:
     numbers = [*ctx.meta.get(_FLAGGED, ()), *([] if number is None else [number])]
     if len(numbers) > 1:
         raise click.UsageError(f"give one version, not {len(numbers)}: {', '.join(map(str, numbers))}")
-    return numbers[0] if numbers else _LATEST
+    return numbers[0] if numbers else None

@@ -166,7 +166,7 @@ def check_alias_revision(model_id: str, now: Alias | None, change: AliasChange) 
     """
     if change.expected_revision is not None and change.expected_revision != (now.revision if now else 0):
         state = f"points to version {now.version_number} with revision {now.revision}" if now else "does not exist"
-        expected = f"revision {change.expected_revision}" if change.expected_revision else "that it does not exist"
+        expected = f"revision {change.expected_revision}" if change.expected_revision else "no such alias"
         message = f"alias {quoted(change.name)} of model {quoted(model_id)} {state}; {expected} was expected"
         raise ConflictError(message, model_id=model_id, version_number=now.version_number if now else None)
     if change.version_number is None and now is None:

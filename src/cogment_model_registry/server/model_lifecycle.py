@@ -49,7 +49,8 @@ class ModelLifecycleService:
 
     async def _list_versions(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.ListVersionsRequest, data)
-        call.about(model_id=request.model_id)
+        if request.model_id:
+            call.about(model_id=request.model_id)
         if request.versions:
             return self._reply(await self._get_versions(request), "")
         question = (request.model_id, request.filter, request.order_by)
