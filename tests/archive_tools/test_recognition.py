@@ -96,6 +96,14 @@ def test_what_is_no_archive_is_wrong_usage_and_stays_as_it_is(
     assert not (tmp_path / "x.tar").exists()
 
 
+def test_the_directory_above_an_archive_leads_to_it(tmp_path: Path) -> None:
+    with server_process(tmp_path / "above/archive") as server:
+        assert server.stop() == 0
+    result = run_in_process("archive", "verify", str(tmp_path / "above"))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"did you mean {tmp_path / 'above/archive'}?" in result.stderr
+
+
 @pytest.mark.parametrize("make", EMPTY, ids=lambda make: make.__name__)
 def test_an_empty_directory_becomes_an_archive_by_an_import(make: Make, tmp_path: Path, exported: str) -> None:
     make(tmp_path / "new")
@@ -175,10 +183,12 @@ def test_an_archive_of_a_format_that_is_not_understood_is_refused_in_one_line(
         assert str(archive) in result.stderr
         assert expected in result.stderr
     assert names_below(archive) == before
-    server = run_cogment("services", "model_registry", "--port=0", "--host=127.0.0.1", f"--archive_dir={archive}")
-    assert (server.returncode, server.stdout, server.stderr.count("\n")) == (3, "", 1)
-    assert expected in server.stderr
-    assert names_below(archive) == sorted([*before, str(archive / ".lock")])
+    for flags in (["--read_only"], []):
+        place = ("--port=0", "--host=127.0.0.1", f"--archive_dir={archive}")
+        server = run_cogment("services", "model_registry", *place, *flags)
+        assert (server.returncode, server.stdout, server.stderr.count("\n")) == (3, "", 1)
+        assert expected in server.stderr
+        assert names_below(archive) == sorted(before if flags else [*before, str(archive / ".lock")])
 
 
 def test_an_archive_may_name_the_present_format(tmp_path: Path) -> None:

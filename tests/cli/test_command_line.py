@@ -24,6 +24,7 @@ from cogment_model_registry.wire import messages as m
 from tests.in_process import run_in_process
 from tests.processes import START_SECONDS, clean_environment, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS, wait_until
+from tools.generate_docs import commands
 
 COGMENT = (sys.executable, "-m", "cogment_model_registry")
 SCRIPTS = ("cogment", "cogment-model-registry")
@@ -248,6 +249,8 @@ def test_unknown_flag_or_argument_ends_with_one_line(tmp_path: Path, words: tupl
         ("services nonsense", "directory, model_registry"),
         ("services orchestrator", "cogment-model-registry"),
         ("launch run.yaml", "cogment-model-registry"),
+        ("version", "cogment --version"),
+        ("client help", "cogment client --help"),
         ("services model_registry --prot=9000", "--port"),
         ("services model_registry --archive-dir=models", "--archive_dir"),
         ("client model_registry status --time-out=3", "--timeout"),
@@ -280,7 +283,53 @@ def test_reflection_is_a_switch(tmp_path: Path, flags: list[str], is_on: bool) -
                 next(call(iter([list_services]), timeout=PATIENCE_SECONDS))
 
 
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("client model_registry show_model", ["MODEL", "cogment client model_registry show_model --help"]),
+        ("archive export models", ["MODEL_ID", "cogment archive export --help"]),
+        ("client model_registry watch m --count=soon", ["--count", "'soon' is not a valid whole number"]),
+        ("client directory inquire --service_id=x", ["--service_id", "'x' is not a valid whole number"]),
+    ],
+)
+def test_a_line_that_lacks_a_word_says_where_to_look(line: str, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    assert is_refused(run_in_process(*line.split(), cwd=tmp_path), *words)
+
+
+@pytest.mark.parametrize("words", [words[1:] for words in commands()], ids=lambda words: " ".join(words) or "cogment")
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_every_help_fits_a_terminal_and_breaks_no_variable(words: tuple[str, ...], columns: str) -> None:
+    text = run_in_process(*words, "--help", environment={"COLUMNS": columns}).stdout
+    width = max(int(columns), 50)  # click's least
+    assert [line for line in text.splitlines() if len(line.rstrip()) > width] == []
+    wide = run_in_process(*words, "--help", environment={"COLUMNS": "500"}).stdout
+    variables = {name for name in re.findall(r"COGMENT_[A-Z_]+", wide) if len(name) < width - 10}
+    assert {name for name in variables if name not in text} == set()
+    assert [line for line in text.partition("Commands:")[2].splitlines() if line.endswith("...")] == [] or width < 80
+
+
 # Interfaces.
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--host=nohost.invalid", ["host nohost.invalid", "choose"]),
+        ("--host=192.0.2.1", ["host 192.0.2.1", "Cannot assign requested address"]),
+        ("--port=TAKEN", ["port TAKEN on 127.0.0.1", "Address already in use", "choose another port"]),
+        ("--archive_dir=file", ["archive directory file", "not a directory"]),
+    ],
+)
+def test_a_start_that_fails_says_with_what_and_why(flag: str, words: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        flags = {"--host": "127.0.0.1", "--port": "0", "--archive_dir": "models"}
+        flags |= dict([flag.replace("TAKEN", port).split("=")])
+        result = run_cogment(*REGISTRY, *(f"{name}={value}" for name, value in flags.items()), cwd=tmp_path)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (3, "", 1)
+    assert all(word.replace("TAKEN", port) in result.stderr for word in words), result.stderr
 
 
 def has_ipv6() -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import click
 
-from cogment_model_registry.cli.groups import Group
+from cogment_model_registry.cli.groups import Command, Group
 from cogment_model_registry.cli.parameters import word_text
 from cogment_model_registry.cli.progress import is_shown, progress_bar
 from cogment_model_registry.cli.running import (
@@ -36,9 +36,18 @@ if TYPE_CHECKING:
 
 _DIRECTORY = PathType(exists=True, file_okay=False)
 
-_KINDS = "\n".join(
-    f"  {kind}{' (no problem)' if kind in INFORMATION else ''}:\n      {meaning}" for kind, meaning in MEANINGS.items()
-)
+
+class _VerifyCommand(Command):
+    """A command whose help has the kinds of findings."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the kinds, with what they mean."""
+        notes = [(f"{kind} (no problem)" if kind in INFORMATION else kind, text) for kind, text in MEANINGS.items()]
+        with formatter.section("Findings"):
+            for name, meaning in notes:
+                formatter.write_text(f"{name}:")
+                with formatter.indentation():
+                    formatter.write_text(meaning)
 
 
 @click.group(cls=Group, short_help="Check archive directories, and move models between them.")
@@ -48,8 +57,8 @@ def archive() -> None:
 
 
 @archive.command(
+    cls=_VerifyCommand,
     short_help="Check all metadata, and all data against its hash.",
-    epilog=f"\b\nFindings:\n{_KINDS}",
     context_settings={"max_content_width": 120},
 )
 @click.argument("directory", type=_DIRECTORY)
