@@ -28,6 +28,7 @@ import grpc.aio
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire.convert import status_of
@@ -440,7 +441,7 @@ def describe(world: World) -> str:
 
 def left_over(archive: Path, world: World) -> list[str]:
     """Return the files and directories in an archive that its world does not need."""
-    needed = {".lock"}
+    needed = {".lock", *layout.CATALOG_NAMES}
     for model_id, model in world.items():
         needed |= {model_id, f"{model_id}/{model_id}.yaml", f"{model_id}/.high_water_mark"}
         for number, (_, is_archived) in model.versions.items():

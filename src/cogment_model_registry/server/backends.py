@@ -16,9 +16,10 @@ from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
-from cogment_model_registry.storage.catalog.tables import CATALOG_NAME, MIGRATIONS
+from cogment_model_registry.storage.catalog.tables import MIGRATIONS
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 
 _HASH_THREADS = max(2, os.cpu_count() or 2)

@@ -17,7 +17,7 @@ from cogment_model_registry.records.lifecycle import Alias, AliasChange, Annotat
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
 from cogment_model_registry.storage.catalog import tables
-from cogment_model_registry.storage.catalog.database import Database
+from cogment_model_registry.storage.catalog.database import Database, Operation
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -39,6 +39,7 @@ class VersionIndex:
         self._archive = archive
         self._aliases: dict[str, dict[str, Alias]] = {}
         self._missing: dict[str, list[int]] = {}
+        self._stale: set[str] = set()
         self._indexing: asyncio.Task[None] | None = None
 
     @property
@@ -104,16 +105,41 @@ class VersionIndex:
 
         await self._database.change(annotate)
 
-    async def remove_versions(self, model_id: str, numbers: Sequence[int]) -> None:
-        """Remove versions with their aliases and annotations."""
-        await self._database.change(lambda connection: tables.remove_versions(connection, model_id, numbers))
-        await self._load_aliases(model_id)
+    async def remove_version(self, info: VersionInfo) -> None:
+        """Remove a version with its aliases and annotations, after its files.
+
+        Never fails: a full disk must not keep people from deleting. The next start removes what stays now.
+        """
+        aliases = self._aliases.get(info.model_id, {})
+        self._aliases[info.model_id] = {
+            name: alias for name, alias in aliases.items() if alias.version_number != info.number
+        }
+        await self._remove(lambda connection: tables.remove_versions(connection, info.model_id, [info.number]))
 
     async def remove_model(self, model_id: str) -> None:
-        """Remove a model with everything that belongs to it, durably: a later one of its name must not inherit it."""
+        """Remove a model with everything that belongs to it, after its files; never fails, see `remove_version`."""
         self._missing.pop(model_id, None)
-        await self._database.change(lambda connection: tables.remove_model(connection, model_id))
         self._aliases.pop(model_id, None)
+        if not await self._remove(lambda connection: tables.remove_model(connection, model_id)):
+            self._stale.add(model_id)
+
+    async def make_room_for(self, model_id: str) -> None:
+        """Remove what is left of a deleted model, before another one of its name could inherit it.
+
+        Raises:
+            TooLargeError: No space is left.
+        """
+        if model_id in self._stale:
+            await self._database.change(lambda connection: tables.remove_model(connection, model_id))
+            self._stale.discard(model_id)
+
+    async def _remove(self, operation: Operation[None]) -> bool:
+        try:
+            await self._database.change(operation)
+        except ModelRegistryError as error:
+            _log.warning("removal from the catalog postponed", reason=error.message)
+            return False
+        return True
 
     async def annotations_of(self, infos: Sequence[VersionInfo]) -> list[Annotations]:
         """Return the annotations of archived versions, in the order given."""

@@ -206,6 +206,7 @@ class LocalCatalog(Catalog):
             if info.model_id not in self._models:
                 # Its directory may have been put there by hand, with versions whose numbers are taken.
                 found = await self._archive.scan_model(info.model_id)
+                await self._index.make_room_for(info.model_id)
             yield
             model = self._models.get(info.model_id)
             if model is not None:
@@ -294,7 +295,7 @@ class LocalCatalog(Catalog):
                 await self._persist(model, number)
             yield info
             if info.archived:
-                await self._index.remove_versions(ref.model_id, [number])
+                await self._index.remove_version(info)
             self._drop(model, number)
 
     async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:

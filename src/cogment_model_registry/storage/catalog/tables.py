@@ -26,9 +26,6 @@ from cogment_model_registry.registry.contracts import Search
 from cogment_model_registry.registry.filters import And, Comparison, Field, Filter, Has, Not, Or, Value
 from cogment_model_registry.storage.catalog.database import Migration
 
-CATALOG_NAME = ".catalog.sqlite3"
-"""The database in the folder of an archive. SQLite adds ``-wal`` and ``-shm`` to the names of two more files."""
-
 _TIME_OFFSET = 2**63
 
 MIGRATIONS = (

@@ -2,6 +2,7 @@
 
     <archive_dir>/
       .lock                       the process that owns the archive
+      .catalog.sqlite3            what is not in the other files: aliases, tags, metrics; and an index of the versions
       .format                     the format of the archive; without it, 1: see `recognition`
       .~<digits>/                 a model that is being created, or was deleted: renamed, then removed
       <model_id>/
@@ -38,6 +39,13 @@ from cogment_model_registry.records.versions import (
 )
 
 LOCK_NAME = ".lock"
+
+CATALOG_NAME = ".catalog.sqlite3"
+"""The database of the catalog, which a server that is not read-only makes."""
+
+CATALOG_NAMES = frozenset(f"{CATALOG_NAME}{ending}" for ending in ("", "-journal", "-wal", "-shm"))
+"""The files of the database (https://www.sqlite.org/tempfiles.html)."""
+
 FORMAT_NAME = ".format"
 HIGH_WATER_MARK_NAME = ".high_water_mark"
 TEMPORARY_PREFIX = ".~"
