@@ -360,7 +360,9 @@ class Filling:
             }
         found = {str(path.relative_to(self.archive)) for path in self.archive.rglob("*")}
         assert found <= expected, f"left behind: {sorted(found - expected)}"
-        assert found >= {name for name in expected - layout.CATALOG_NAMES if not name.endswith(".high_water_mark")}, "a file is missing"
+        assert found >= {name for name in expected - layout.CATALOG_NAMES if not name.endswith(".high_water_mark")}, (
+            "a file is missing"
+        )
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
