@@ -34,7 +34,7 @@ from tests.directory.processes import DirectoryProcess, directory_process
 from tests.names import Names
 from tests.ports import free_port
 from tests.processes import START_SECONDS, ServerProcess, run, run_cogment, server_process
-from tests.waiting import eventually, until
+from tests.waiting import PATIENCE_SECONDS, eventually, until
 
 STOPPED_SECONDS = 4.0
 """How long a registry may take to end when only an absent Directory could delay it: 1.5 s for that, and
@@ -410,10 +410,11 @@ async def test_each_change_of_the_registration_is_one_line_and_refusals_are_erro
     refusal = wire.register_reply(error="no room for registries")
     away = grpc.StatusCode.UNAVAILABLE
     directory = ScriptedDirectory(refusal, refusal, away, away)
+    once = replace(QUICK, look_seconds=PATIENCE_SECONDS)  # this Directory answers no question of a later look
     with structlog.testing.capture_logs() as log:
         async with (
             directory.serving() as endpoint,
-            local_registration(tmp_path / "archive", int(endpoint.rpartition(":")[2]), QUICK) as registration,
+            local_registration(tmp_path / "archive", int(endpoint.rpartition(":")[2]), once) as registration,
         ):
             await until(lambda: registration.state is State.REGISTERED)
             assert directory.registrations == 5

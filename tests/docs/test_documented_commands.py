@@ -353,7 +353,8 @@ def test_the_session_of_the_page_on_grpcurl_prints_what_the_page_shows(grpcurl: 
 
 def test_reflection_lists_both_services(process: ServerProcess) -> None:
     names = output_of("grpcurl -plaintext localhost:9000 list", process).split()
-    assert sorted(names) == sorted([*SERVICES, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"])
+    reflection = [f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")]
+    assert sorted(names) == sorted([*SERVICES, "grpc.health.v1.Health", *reflection])
 
 
 @pytest.mark.parametrize("service", SERVICES)

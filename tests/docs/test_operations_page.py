@@ -157,9 +157,9 @@ def test_the_numbers_on_the_page_match_the_unit_and_the_settings() -> None:
     settings = Settings()
     assert "TimeoutStopSec=30\n" in unit
     assert "waits 30 seconds" in PAGE
-    for part in ("RestartSec=2\n", "StartLimitBurst=10\n", "StartLimitIntervalSec=300\n"):
+    for part in ("RestartSec=5\n", "StartLimitBurst=60\n", "StartLimitIntervalSec=600\n"):
         assert part in unit
-    assert "after two seconds, up to ten times in five minutes" in PAGE
+    assert "after five seconds, up to 60 times in ten minutes" in PAGE
     assert f"`grace_seconds` ({settings.grace_seconds:g} by default)" in PAGE
     assert f"| `keepalive_seconds` + `keepalive_timeout_seconds` | {settings.keepalive_seconds:g} + " in PAGE
     assert f"| `max_connections` | {settings.max_connections} |" in PAGE

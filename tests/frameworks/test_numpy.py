@@ -102,6 +102,47 @@ def test_the_names_in_the_file_are_readable_by_other_tools() -> None:
     assert sorted(safetensors.numpy.load(data)) == ["actor.0.bias", "step"]
 
 
+def test_the_types_of_numpy_itself_need_no_further_package() -> None:
+    program = """
+import sys
+sys.modules["ml_dtypes"] = None
+import numpy as np
+from cogment_model_registry.numpy import decode, encode
+
+for kind in [bool, "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f2", "f4", "f8", "c8"]:
+    tree = {"array": np.ones(2, kind), "scalar": np.dtype(kind).type(1), "empty": np.ones((0, 2), kind)}
+    decoded = decode(encode(tree).data)
+    assert all(np.array_equal(decoded[name], value) for name, value in tree.items())
+    assert all(decoded[name].dtype == value.dtype for name, value in tree.items())
+"""
+    result = run(sys.executable, "-c", program)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("prefix", ["", "part"])
+def test_arrays_refer_to_bytes_that_can_be_written_to_and_are_copied_from_others(prefix: str) -> None:
+    data = bytearray(numpy.encode({"part": {"a": np.zeros(2)}}).data)
+    shared, copied = numpy.decode(data, prefix=prefix), numpy.decode(bytes(data), prefix=prefix)
+    data[-1] = 1
+    arrays = [tree["a"] if prefix else tree["part"]["a"] for tree in (shared, copied)]
+    assert arrays[0].any() != bool(prefix)  # with a prefix the rest is let go
+    assert not arrays[1].any()
+    assert all(array.flags.writeable for array in arrays)
+
+
+async def test_parameters_that_change_while_they_are_published_are_refused(registry: ModelRegistry) -> None:
+    tree = {"a": np.zeros(1_000_000), "b": np.zeros(1)}
+
+    def change(_progress: object) -> None:
+        tree["b"][0] = 1
+
+    with pytest.raises(InvalidError, match="data_hash"):
+        await on_thread(numpy.publish, registry, "policy", tree, progress=change)
+    assert await on_thread(registry.list_versions, "policy") == []
+    data, user_data = numpy.encode(tree)
+    await on_thread(registry.publish, "policy", data, user_data=user_data, progress=change)
+
+
 def test_equal_trees_are_equal_bytes() -> None:
     assert numpy.encode(AWKWARD).data == numpy.encode(AWKWARD).data
 

@@ -15,9 +15,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import cogment_model_registry
 from cogment_model_registry import ModelInfo, ModelRegistry, aio, errors
+from cogment_model_registry.client.sources import Parts, Preparation
 from cogment_model_registry.client.uploads import CHUNK_BYTES
 from cogment_model_registry.records.versions import digest_text
 from tests.client import Client
@@ -75,7 +78,9 @@ async def test_the_hash_goes_with_an_upload(registry: Any, client: Client) -> No
     assert (await client.infos("policy")).version_infos == []
 
 
-@pytest.mark.parametrize("kind", ["bytes", "bytearray", "memoryview", "path", "text path", "BytesIO", "file", "pipe"])
+@pytest.mark.parametrize(
+    "kind", ["bytes", "bytearray", "memoryview", "path", "text path", "BytesIO", "parts", "file", "pipe"]
+)
 async def test_data_may_be_anything_that_has_bytes(registry: Any, tmp_path: Path, kind: str) -> None:
     data = os.urandom(100_000)
     path = tmp_path / "weights"
@@ -99,9 +104,20 @@ async def test_data_may_be_anything_that_has_bytes(registry: Any, tmp_path: Path
             "path": path,
             "text path": str(path),
             "BytesIO": io.BytesIO(data),
+            "parts": Parts((data[:7], b"", memoryview(data)[7:])),
         }
         version = await registry.publish("policy", sources[kind])
     assert await registry.retrieve(version) == data
+
+
+@given(st.lists(st.binary(max_size=9)), st.integers(1, 12))
+def test_data_in_several_places_is_sent_in_full_blocks(parts: list[bytes], block_bytes: int) -> None:
+    source = Preparation(Parts(parts)).prepared.result().source
+    for _attempt in range(2):
+        blocks = [bytes(block) for block in source.blocks(block_bytes)]
+        assert b"".join(blocks) == b"".join(parts)
+        assert all(len(block) == block_bytes for block in blocks[:-1])
+    source.close()
 
 
 async def test_an_open_file_is_read_from_its_position(registry: Any, tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry
 
+_SHOWN_CHARACTERS = 200
+"""How much of the `user_data` that it replaces a command shows."""
+
 _HELP_WIDTH = {"max_content_width": 120}
 
 _CALLS_AT_ONCE = 16
@@ -156,7 +159,8 @@ def _created_text(before: ModelInfo, *, replaced: bool) -> str:
     if not replaced:
         return f"model {name} exists, and stays as it is"
     user_data = presentation.user_data_text(before.user_data) or "empty"
-    return f"replaced the user_data of model {name}, which was {user_data}"
+    cut = "" if len(user_data) <= _SHOWN_CHARACTERS else "…"
+    return f"replaced the user_data of model {name}, which was {user_data[:_SHOWN_CHARACTERS]}{cut}"
 
 
 @model_registry.command(

@@ -182,7 +182,12 @@ class _StateCollector(Collector):
         yield _gauge(
             "load", "The load that Status reports: 0 to 254; 255 if the archive is not writable.", {}, status.load
         )
-        yield _gauge("archive_usable", "Whether the archive accepts writes.", {}, int(not status.archive_failure))
+        yield _gauge(
+            "archive_usable",
+            "Whether the archive works: 0 when it accepts no writes and is not read-only.",
+            {},
+            int(not status.archive_failure),
+        )
         state = self._registration()
         yield _family(
             "registration",
