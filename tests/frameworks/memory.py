@@ -101,7 +101,7 @@ def multiples(framework: str, size_bytes: int) -> dict[str, float]:
             arguments = [framework, what, str(size_bytes), f"grpc://127.0.0.1:{server.port}"]
             command = [sys.executable, "-m", "tests.frameworks.memory", "--measure", *arguments]
             result = subprocess.run(
-                command, stdout=subprocess.PIPE, text=True, check=True, timeout=600, env=clean_environment()
+                command, stdout=subprocess.PIPE, text=True, check=True, timeout=300, env=clean_environment()
             )
             found[what] = round(json.loads(result.stdout) / size_bytes, 2)
     return found

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.frameworks import versions
+from tests.frameworks.conftest import FRAMEWORK_SECONDS, on_slow_machines
 from tests.processes import run, server_process
 
 PAGE = (Path(__file__).parent.parent.parent / "docs/frameworks.md").read_text()
@@ -31,6 +32,7 @@ def test_every_snippet_is_run_by_a_test() -> None:
     assert PAGE.count("```python") == sum(len(snippets(section)) for section in covered)
 
 
+@on_slow_machines
 @pytest.mark.parametrize("framework", SCRIPTS)
 def test_every_snippet_runs(framework: str, tmp_path: Path) -> None:
     if importlib.util.find_spec(framework) is None:
@@ -39,7 +41,7 @@ def test_every_snippet_runs(framework: str, tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         text = "\n".join(snippet for section in SCRIPTS[framework] for snippet in snippets(section))
         script.write_text(text.replace("grpc://localhost:9002", f"grpc://127.0.0.1:{server.port}"))
-        result = run(sys.executable, str(script), cwd=tmp_path)
+        result = run(sys.executable, str(script), cwd=tmp_path, within_seconds=FRAMEWORK_SECONDS)
     assert result.returncode == 0, result.stderr
 
 

@@ -1,8 +1,6 @@
 """Pytrees of JAX as versions; `make test-frameworks` runs these, and other runs skip them."""
 
 import asyncio
-import subprocess
-import sys
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,9 +11,8 @@ import pytest
 from cogment_model_registry import ModelRegistry, aio, numpy
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.server.composition import Server
-from tests.frameworks.conftest import on_thread
+from tests.frameworks.conftest import on_slow_machines, on_thread, run_two
 from tests.ports import free_ports
-from tests.waiting import PATIENCE_SECONDS
 
 jax: Any = pytest.importorskip("jax", reason="JAX is not installed: make test-frameworks")
 
@@ -263,27 +260,11 @@ for tree in ({"a": placed()}, process_allgather({"a": placed("x")}, tiled=True))
 """
 
 
+@on_slow_machines
 def test_arrays_that_are_spread_over_processes_are_refused_with_the_call_that_gathers_them() -> None:
-    [port] = free_ports(1)
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SPREAD, str(index), str(port)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        for process in processes:
-            output, errors = process.communicate(timeout=PATIENCE_SECONDS)
-            assert process.returncode == 0, errors
-            assert '"a" has elements on devices of other processes' in output
-            assert "process_allgather(tree, tiled=True)" in output
-    finally:
-        for process in processes:
-            process.kill()
-            process.communicate()
+    for output in run_two(SPREAD, str(free_ports(1)[0])):
+        assert '"a" has elements on devices of other processes' in output
+        assert "process_allgather(tree, tiled=True)" in output
 
 
 def test_numpy_and_jax_read_each_others_versions() -> None:

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from tests.frameworks import memory
+from tests.frameworks.conftest import on_slow_machines
 
 SIZE_BYTES = 256 * memory.MIB
 MESSAGES = 0.6
 """What messages in transfer may take: at most some 100 MiB were measured, also for other sizes."""
 
 
+@on_slow_machines
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="the system does not show the peak")
 @pytest.mark.parametrize(("framework", "copies"), [("numpy", 1), ("torch", 1), ("jax", 2)])
 def test_parameters_are_published_without_a_copy_and_loaded_with_one(framework: str, copies: int) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry import ModelRegistry
+from tests.frameworks.conftest import FRAMEWORK_SECONDS, on_slow_machines
 from tests.processes import run, server_process
 
 torch = pytest.importorskip("torch")
@@ -14,6 +15,7 @@ torch = pytest.importorskip("torch")
 TRAIN = Path(__file__).parent.parent.parent / "examples/cartpole/train_torch.py"
 
 
+@on_slow_machines
 def test_pytorch_trains_actors_that_do_not_have_pytorch(tmp_path: Path) -> None:
     from cogment_model_registry import torch as versions  # noqa: PLC0415 # PyTorch is installed, as checked above
 
@@ -22,7 +24,7 @@ def test_pytorch_trains_actors_that_do_not_have_pytorch(tmp_path: Path) -> None:
         endpoint = f"grpc://127.0.0.1:{server.port}"
         command = [sys.executable, str(TRAIN), f"--endpoint={endpoint}", f"--plot={plot}"]
         command += ["--updates=10", "--episodes=4", "--actors=2"]
-        result = run(*command)
+        result = run(*command, within_seconds=FRAMEWORK_SECONDS)
         assert result.returncode == 0, result.stdout + result.stderr
         with ModelRegistry(endpoint, progress=False) as registry:
             published = registry.list_versions("cartpole")

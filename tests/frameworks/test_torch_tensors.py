@@ -1,7 +1,5 @@
 """Which tensors of PyTorch are written and read, and under which names; `make test-frameworks` runs these."""
 
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +9,7 @@ import pytest
 
 from cogment_model_registry import numpy
 from cogment_model_registry.errors import InvalidError
-from tests.waiting import PATIENCE_SECONDS
+from tests.frameworks.conftest import on_slow_machines, run_two
 
 torch: Any = pytest.importorskip("torch", reason="PyTorch is not installed: make test-frameworks")
 
@@ -70,6 +68,7 @@ WITHOUT_MEMORY: list[tuple[Callable[[], Any], str]] = [
 ]
 
 
+@on_slow_machines
 @pytest.mark.parametrize(("make", "message"), WITHOUT_MEMORY)
 def test_a_tensor_without_memory_of_its_own_is_named_and_nothing_changes(make: Any, message: str) -> None:
     tensor = made(make)
@@ -219,6 +218,7 @@ def test_nested_mappings_have_names_with_dots() -> None:
         encode({"a": {"b": torch.ones(1)}, "a.b": torch.ones(1)})
 
 
+@on_slow_machines
 def test_a_tensor_dict_is_a_nested_state_dict() -> None:
     tensordict = pytest.importorskip("tensordict", reason="tensordict is not installed: make test-frameworks")
     source, target = Agent(1), Agent(2)
@@ -275,26 +275,11 @@ print("done")
 """
 
 
+@on_slow_machines
 def test_distributed_tensors_are_refused_unless_gathering_is_requested(tmp_path: Path) -> None:
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("this PyTorch cannot connect processes")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", SPREAD, str(rank), str(tmp_path / "store")],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        results = [(*rank.communicate(timeout=PATIENCE_SECONDS), rank.returncode) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.communicate()
-    for output, errors, code in results:
-        assert code == 0, errors
+    for output in run_two(SPREAD, str(tmp_path / "store")):
         source, target, end = output.splitlines()
         assert source.startswith('"0.weight", of type torch.distributed.tensor.DTensor, is spread over processes')
         assert source.endswith("call encode(..., gather=True) in all of them")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cogment_model_registry.errors import NotFoundError, StartError, UnavailableError
+from cogment_model_registry.errors import InvalidError, NotFoundError, StartError, UnavailableError
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
@@ -347,3 +347,35 @@ async def test_sync_above_the_archive_that_counts_and_fails_is_named(tmp_path: P
     await archive.close()
     path = tmp_path / "archive"
     assert raised.value.message == f"archive directory {path} cannot be used: {os.strerror(error)}: {tmp_path}"
+
+
+class FoldingFiles(Files):
+    """Files of a file system that ignores upper and lower case, and keeps that of the first name."""
+
+    def _existing(self, directory: int, name: str) -> str:
+        return next((each for each in os.listdir(directory) if each.casefold() == name.casefold()), name)
+
+    def open_directory(self, parent: int, name: str) -> int:
+        return super().open_directory(parent, self._existing(parent, name))
+
+    def open_to_read(self, directory: int, name: str) -> int:
+        return super().open_to_read(directory, self._existing(directory, name))
+
+    def rename(self, directory: int, old: str, new: str) -> None:
+        super().rename(directory, old, self._existing(directory, new))
+
+    def status_of(self, directory: int, name: str) -> os.stat_result:
+        return super().status_of(directory, self._existing(directory, name))
+
+
+async def test_model_whose_id_differs_only_in_case_is_refused_where_the_file_system_ignores_it(tmp_path: Path) -> None:
+    async with opened(tmp_path, FoldingFiles()) as archive:
+        await archive.write_model(ModelInfo("Policy", {"a": "b"}))
+        with pytest.raises(InvalidError, match='"policy" cannot be created: model "Policy" exists'):
+            await archive.write_model(ModelInfo("policy", {"c": "d"}))
+        assert [contents.info for contents in await archive.scan()] == [
+            ModelInfo("Policy", {"a": "b"}),
+            ModelInfo("m", {}),
+        ]
+        await archive.write_model(ModelInfo("Policy", {"e": "f"}))
+        assert (await archive.scan())[0].info.user_data == {"e": "f"}

@@ -226,12 +226,25 @@ class ArchiveDirectory:
             old = read_metadata(self.files, directory, name)
         except (FileNotFoundError, layout.BadMetadata, NotRegularError):
             old = b""  # damaged, so no old text to restore
+        self._refuse_other_case(directory, name, old, info.model_id)
         try:
             self.writer.write(directory, name, layout.format_model(info))
         except OSError:
             if old and self.writer.failure:  # only a sync may have failed after the rename
                 self.writer.restore(directory, name, old)
             raise
+
+    def _refuse_other_case(self, directory: int, name: str, text: bytes, model_id: str) -> None:
+        """Refuse to overwrite a model whose id differs in case only, where the file system takes both for one name."""
+        other_id = layout.model_id_in(text)
+        if other_id == model_id or other_id.casefold() != model_id.casefold():
+            return
+        if all(entry.name != name for entry in self.files.list_directory(directory)):
+            message = (
+                f"model {quoted(model_id)} cannot be created: model {quoted(other_id)} exists, and the file system of "
+                "the archive does not distinguish upper and lower case"
+            )
+            raise InvalidError(message, model_id=model_id)
 
     def _create_model(self, info: ModelInfo) -> None:
         """Make the directory of a model under a temporary name, and rename it when it is complete.

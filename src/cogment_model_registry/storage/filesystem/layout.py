@@ -121,6 +121,14 @@ def parse_model(text: bytes, model_id: str) -> ModelInfo:
     return ModelInfo(model_id, _user_data(fields))
 
 
+def model_id_in(text: bytes) -> str:
+    """Return the id in a model's metadata file; empty if it is malformed."""
+    try:
+        return _scalar(_load(text), "model_id")
+    except BadMetadata:
+        return ""
+
+
 def format_version(info: VersionInfo) -> bytes:
     """Return the text of a version's metadata file."""
     return _dump(
