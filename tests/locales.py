@@ -1,5 +1,6 @@
 """Locales whose encoding is not UTF-8, as environments of processes."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -8,6 +9,11 @@ UTF_8 = {"LC_ALL": "C.UTF-8", "PYTHONUTF8": "0"}
 C = {"LC_ALL": "C"}
 POSIX = {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 """Python takes it for ASCII."""
+
+
+def utf_8(text: str) -> str:
+    """Return a name or a word that is UTF-8 to the system, in whatever locale the tests run."""
+    return os.fsdecode(text.encode())
 
 
 class MissingLocaleError(Exception):

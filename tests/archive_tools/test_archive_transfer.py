@@ -36,6 +36,7 @@ from tests.archive_tools.test_archive_verify import COGMENT, run_on_terminal, tr
 from tests.archive_tools.test_damaged_archives import ORIGINAL, write_model, write_version
 from tests.client import connected
 from tests.in_process import run_in_process
+from tests.locales import utf_8
 from tests.processes import START_SECONDS, clean_environment, run, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
@@ -147,12 +148,13 @@ def test_numbers_of_damaged_versions_and_of_data_without_metadata_are_not_reused
 def test_model_can_be_imported_under_another_name(new_id: str, archive: Path, target: Path) -> None:
     import_(target, export(archive), new_id)
     files = Files()
-    with claim.opened_root(files, str(target / new_id)) as directory:
+    model = target / utf_8(new_id)
+    with claim.opened_root(files, str(model)) as directory:
         for number in (1, 2, 5):
             name = layout.version_file_name("m", number)
             old = layout.parse_version((archive / "m" / name).read_bytes(), "m", number)
             new = layout.parse_version(
-                (target / new_id / layout.version_file_name(new_id, number)).read_bytes(), new_id, number
+                (model / utf_8(layout.version_file_name(new_id, number))).read_bytes(), new_id, number
             )
             assert (new.number, new.created_ns, new.data_hash, new.data_size_bytes, new.user_data) == (
                 old.number,
@@ -162,7 +164,7 @@ def test_model_can_be_imported_under_another_name(new_id: str, archive: Path, ta
                 old.user_data,
             )
         assert files.status(directory).st_nlink
-    assert (target / new_id / ".high_water_mark").read_text(encoding="utf-8") == "7\n"
+    assert (model / ".high_water_mark").read_text(encoding="utf-8") == "7\n"
     # Long names take another form of header.
     import_(target, export(target, new_id), "back")
     assert len(os.listdir(target / "back")) == 8

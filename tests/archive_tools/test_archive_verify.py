@@ -35,6 +35,7 @@ from tests.archive_tools.test_damaged_archives import (
 )
 from tests.client import body, connected, header
 from tests.in_process import run_in_process
+from tests.locales import utf_8
 from tests.processes import clean_environment, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -293,7 +294,7 @@ def test_data_in_a_directory_without_any_metadata_is_reported_and_kept(archive: 
 
 def test_foreign_entries_are_reported_as_notes_and_left_alone(archive: Path, outside: Path, verify: Verify) -> None:
     for name in FOREIGN_FILES:
-        path = archive / name
+        path = archive / utf_8(name)
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
             path.write_text("foreign", encoding="utf-8")

@@ -18,6 +18,7 @@ import yaml
 from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected, header, next_version, refused
+from tests.locales import utf_8
 
 WAIT_SECONDS = 20
 SECRET = b"what lies outside of the archive"
@@ -400,7 +401,7 @@ FOREIGN_FILES = [
 
 async def test_foreign_entries_are_ignored_and_left_alone(archive: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in FOREIGN_FILES:
-        path = archive / name
+        path = archive / utf_8(name)
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
             path.write_text(

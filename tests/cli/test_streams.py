@@ -1,6 +1,5 @@
 """Standard streams that are closed, and terminals whose encoding has not all characters."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ import psutil
 import pytest
 
 from cogment_model_registry import ModelRegistry
-from tests.locales import POSIX
+from tests.locales import POSIX, utf_8
 from tests.processes import START_SECONDS, clean_environment, server_process
 from tests.terminal import on_terminal
 from tests.waiting import wait_until
@@ -97,17 +96,12 @@ def endpoint(tmp_path: Path) -> Iterator[str]:
         yield f"--endpoint=grpc://127.0.0.1:{server.port}"
 
 
-def typed(text: str) -> str:
-    """Return a word of a command line whose bytes are UTF-8, in any locale of the tests."""
-    return os.fsdecode(text.encode())
-
-
 def test_a_terminal_without_unicode_shows_escapes(endpoint: str) -> None:
     for words, shown in (
         (("list_models",), r"caf\xe9"),
         (("list_models", "--json"), r'"caf\u00e9"'),
-        (("show_model", typed("café")), r"\xdb"),
-        (("show_model", typed("cafés")), r'model "caf\xe9s" does not exist'),
+        (("show_model", utf_8("café")), r"\xdb"),
+        (("show_model", utf_8("cafés")), r'model "caf\xe9s" does not exist'),
     ):
         with on_terminal("client", "model_registry", *words, endpoint, environment=POSIX) as terminal:
             terminal.wait()

@@ -24,6 +24,7 @@ from cogment_model_registry.client.sources import Parts, Preparation
 from cogment_model_registry.client.uploads import CHUNK_BYTES
 from cogment_model_registry.records.versions import digest_text
 from tests.client import Client
+from tests.locales import utf_8
 
 SIZES = [0, 1, 1000, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES - 1]
 
@@ -395,7 +396,7 @@ async def test_a_memory_mapped_file_can_be_published(registry: Any, tmp_path: Pa
 
 async def test_a_download_may_have_the_longest_name_that_the_system_allows(registry: Any, tmp_path: Path) -> None:
     await registry.publish("policy", b"weights")
-    for name in ("x" * 255, os.fsdecode("\N{SNAKE}".encode() * 63)):
+    for name in ("x" * 255, utf_8("\N{SNAKE}" * 63)):
         await registry.download("policy", tmp_path / name)
         assert (tmp_path / name).read_bytes() == b"weights"
 
