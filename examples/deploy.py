@@ -121,25 +121,6 @@ def serving(port: int) -> Iterator[Service]:
             thread.join()
 
 
-def archived_versions(registry: ModelRegistry, model_id: str) -> Iterator[VersionInfo]:
-    """Yield the newest archived version of a model, then newer ones as they are stored, for ever.
-
-    Raises:
-        NotFoundError: There is no such model, or no more.
-        UnavailableError: The registry does not answer, for longer than a restart takes.
-    """
-    last = None
-    for latest in registry.watch(model_id):
-        # A watch always tells the latest version, but not each one before it; so an archived one that is followed by a
-        # transient one at once may be known to the listing alone.
-        archived = latest if latest.archived else None
-        if archived is None:
-            archived = next((each for each in reversed(registry.list_versions(model_id)) if each.archived), None)
-        if archived is not None and archived != last:
-            last = archived
-            yield archived
-
-
 def switch(service: Service, registry: ModelRegistry, version: VersionInfo, path: Path) -> None:
     """Download a version, and serve it from the next request on.
 
@@ -163,8 +144,8 @@ def switch(service: Service, registry: ModelRegistry, version: VersionInfo, path
 
 
 def switch_to_newest_of(service: Service, registry: ModelRegistry, versions: Sequence[VersionInfo], path: Path) -> None:
-    """Serve the newest archived version that is a policy; what is served already stays if there is no newer one."""
-    for version in reversed([each for each in versions if each.archived]):
+    """Serve the newest of these versions that is a policy; what is served already stays if there is no newer one."""
+    for version in reversed(versions):
         if service.policy is not None and version == service.policy.version:
             return
         try:
@@ -180,10 +161,10 @@ def follow(service: Service, registry: ModelRegistry, model_id: str, path: Path)
     trouble = ""
     while True:
         try:
-            for version in archived_versions(registry, model_id):
+            for version in registry.watch(model_id, archived=True):
                 trouble = ""
                 if service.policy is None or version != service.policy.version:
-                    switch_to_newest_of(service, registry, registry.list_versions(model_id), path)
+                    switch_to_newest_of(service, registry, registry.list_versions(model_id, archived=True), path)
         except ModelRegistryError as error:
             # What is served stays; what went wrong is told once.
             if str(error) != trouble:

@@ -11,7 +11,7 @@
     ├── UnavailableError    the registry cannot do it now: its archive fails
     │   └── StoppingError   the server is stopping
     ├── WrongServerError    what answers is not a model registry, or not a Directory
-    ├── ClosedError         the client was closed, or the model is not tracked
+    ├── ClosedError         the client was closed, or cannot be used here, or the model is not tracked
     ├── SettingError        a setting has a value that is not allowed
     └── StartError          the server cannot start
 
@@ -132,7 +132,11 @@ class WrongServerError(ModelRegistryError):
 
 
 class ClosedError(ModelRegistryError):
-    """The program closed the client, or the model is not tracked, or not any more."""
+    """The program closed the client, or it cannot be used here, or the model is not tracked, or not any more.
+
+    A client cannot be used in a process that was forked after its first call, on another event loop, or while Python
+    ends.
+    """
 
     def __init__(
         self,

@@ -21,14 +21,16 @@ from grpc_health.v1 import health_pb2
 from cogment_model_registry import __version__
 from cogment_model_registry.discovery.client import DirectoryClient, connected
 from cogment_model_registry.discovery.server import running
-from cogment_model_registry.errors import InvalidError, StartError
+from cogment_model_registry.errors import InvalidError, StartError, WrongServerError
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, ServiceType
 from cogment_model_registry.settings import DirectorySettings
+from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import directory as wire
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire._generated.cogment.api import directory_pb2 as pb
 from tests.client import refused
 from tests.ports import free_port
+from tests.registry_client.network import http2_server, tcp_server
 from tests.waiting import PATIENCE_SECONDS, eventually
 
 SETTINGS = DirectorySettings(port=0, host="127.0.0.1", persistence_file="", check_seconds=0.1, grace_seconds=0)
@@ -764,3 +766,21 @@ async def test_checks_continue_after_a_removal_that_could_not_be_persisted(tmp_p
         await eventually(lambda: is_asked(ill, 15))  # three calls of Status a check, so five checks
         folder.unlink()
         await eventually(lambda: has_services(raw, 0))
+
+
+# Servers that are no Directory.
+
+
+async def test_another_server_is_called_no_directory(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path / "archive") as registry,
+        tcp_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as web,
+        http2_server(404) as proxy,
+    ):
+        for port, reason in ((registry.port, "call"), (web, "an HTTP/1 server"), (proxy, "HTTP status 404")):
+            where = f"grpc://127.0.0.1:{port}"
+            async with connected(where) as client:
+                with pytest.raises(WrongServerError, match=f"{where} is not a Directory: .*{reason}"):
+                    await client.inquire(Details(ServiceType.MODEL_REGISTRY))
+                with pytest.raises(WrongServerError, match=f"{where} is not a Directory: .*{reason}"):
+                    await client.register(NAMED, Details(ServiceType.MODEL_REGISTRY))

@@ -204,6 +204,13 @@ def test_names_that_would_collide_without_parts_added_by_wrappers_are_kept() -> 
     assert same(target, state)
 
 
+@pytest.mark.parametrize("added", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_names_in_a_state_dict_lose_parts_that_only_wrappers_have(added: str) -> None:
+    data = encode({f"{added}.actor.{added}.weight": torch.ones(1)}).data
+    assert list(decode(data)) == ["actor.weight"]
+    assert list(decode(data, prefix=f"{added}.actor")) == ["weight"]
+
+
 # Other kinds of parameters.
 
 

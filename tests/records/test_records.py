@@ -1,4 +1,4 @@
-"""The rules of ids, hashes and annotations."""
+"""The rules of ids, hashes and annotations, and the words of messages."""
 
 import unicodedata
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.errors import InvalidError, counted
 from cogment_model_registry.records.versions import check_data_hash, check_model_id, check_user_data
 
 GOOD_IDS = [
@@ -103,3 +103,19 @@ def test_user_data_is_limited_in_bytes_of_keys_and_values_together() -> None:
     check_user_data({"é": "xx"}, 4, "m")
     with pytest.raises(InvalidError):
         check_user_data({"é": "xxx"}, 4, "m")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (counted(0, "model"), "0 models"),
+        (counted(1, "model"), "1 model"),
+        (counted(2, "model"), "2 models"),
+        (counted(1, "entry", "entries"), "1 entry"),
+        (counted(10_000_000, "entry", "entries"), "10000000 entries"),
+        (counted(1.0, "second"), "1 second"),
+        (counted(0.5, "second"), "0.5 seconds"),
+    ],
+)
+def test_a_noun_is_in_the_plural_unless_there_is_one(text: str, words: str) -> None:
+    assert text == words

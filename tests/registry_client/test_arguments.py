@@ -43,6 +43,7 @@ NOT_DATA: list[Any] = [
     *(np.array(["2026-01-01"], "datetime64[D]"), np.array([object()]), np.zeros((2, 3)).T),
     np.zeros(1, [("a", object)]),
 ]
+NOT_FUNCTIONS: list[Any] = [1, "bar", b"", [print], np.array([1, 2])]
 NOT_TEXTS: list[Any] = [7, b"grpc://localhost:1", Path("a"), ["a"], object()]
 NOT_ENDPOINTS = [
     "grpc://h",
@@ -78,6 +79,8 @@ CALLS: dict[str, tuple[Callable[[Any, Any], Any], list[Any]]] = {
     "watch after": (lambda registry, wrong: registry.watch("policy", after=wrong), NOT_WHOLE),
     "watch patience": (lambda registry, wrong: registry.watch("policy", patience_seconds=wrong), NOT_SECONDS),
     "track": (lambda registry, wrong: registry.track(wrong), NOT_IDS),
+    "track decode": (lambda registry, wrong: registry.track("policy", decode=wrong), NOT_FUNCTIONS),
+    "publish progress": (lambda registry, wrong: registry.publish("a", b"", progress=wrong), NOT_FUNCTIONS),
 }
 CASES = [(name, call, wrong) for name, (call, all_wrong) in CALLS.items() for wrong in all_wrong]
 

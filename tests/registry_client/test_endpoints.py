@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry, aio, errors
-from cogment_model_registry.client.endpoints import Direct, Discovered, locate
-from cogment_model_registry.records.services import Details, ServiceType
+from cogment_model_registry.client import connection, endpoints
+from cogment_model_registry.client.endpoints import DEFAULT, ENDPOINT_VARIABLE, Direct, Discovered, locate
+from cogment_model_registry.discovery.client import connected
+from cogment_model_registry.records.services import Details, Endpoint, Protocol, ServiceType
+from cogment_model_registry.settings import Settings
 from tests.names import Names
 from tests.ports import free_port
 from tests.processes import ServerProcess, clean_environment, run, server_process
@@ -242,6 +245,42 @@ async def test_a_directory_that_does_not_answer_leaves_time_for_the_registry(
         for process in (directory, registered_server):
             process.signal(signal.SIGCONT)
         registered_server.kill()
+
+
+def test_the_default_address_is_where_a_server_serves_and_an_error_says_how_to_start_one_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert f"localhost:{Settings().port}" == DEFAULT.address
+    nobody = Direct(f"127.0.0.1:{free_port()}")
+    for module in (connection, endpoints):
+        monkeypatch.setattr(module, "DEFAULT", nobody)
+    advice = f"start a server there with `cogment services model_registry`, or name its endpoint in {ENDPOINT_VARIABLE}"
+    message = f"cannot connect to {nobody}: Connection refused; {advice}$"
+    with ModelRegistry(retry_seconds=0.1) as registry, pytest.raises(errors.UnavailableError, match=message):
+        registry.list_models()
+
+
+async def test_a_registry_of_the_directory_that_is_not_there_is_named_and_asked_for_again(
+    directory: ServerProcess, tmp_path: Path
+) -> None:
+    """The Directory may know a better address by now, so that what answers at the old one decides nothing."""
+    where = f"grpc://127.0.0.1:{directory.port}"
+    async with tcp_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
+        async with connected(where) as client:
+            details = Details(ServiceType.MODEL_REGISTRY)
+            service_id, secret = await client.register(
+                Endpoint(Protocol.GRPC, "127.0.0.1", port), details, permanent=True
+            )
+        async with aio.ModelRegistry(directory_endpoint=where, retry_seconds=0.1) as registry:
+            with pytest.raises(errors.UnavailableError, match=f"cannot connect to grpc://127.0.0.1:{port}: "):
+                await registry.list_models()
+            process = await asyncio.to_thread(registered, directory, tmp_path / "archive")
+            try:
+                async with connected(where) as client:
+                    await client.deregister(service_id, secret)
+                assert await registry.list_models() == []
+            finally:
+                await asyncio.to_thread(process.kill)
 
 
 # Names with several addresses, and with changing ones, which the test decides.

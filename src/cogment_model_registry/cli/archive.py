@@ -67,10 +67,10 @@ def archive() -> None:
 def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     """Check an archive DIRECTORY: all metadata, and all data against its hash.
 
-    Exits with 0 if nothing is wrong, 1 if something is, 2 if the directory does not exist or is no archive, and 3 if
-    the archive has no model to check, is of a newer format, or is to be repaired while another process uses it. Without
-    --repair nothing is written, and a server may use the directory; files that may be part of its current work are then
-    not reported.
+    Exits with 0 if nothing is wrong, 1 if something is, 2 if the directory does not exist, cannot be read or is not an
+    archive, and 3 if the archive has no model to check, is of a newer format, or is to be repaired while another
+    process uses it. Without --repair nothing is written, and a server may use the directory; files that may be part of
+    its current work are then not reported.
 
     With --repair, temporary files, models that were being deleted and data without metadata are removed, high-water
     marks are repaired, and missing metadata of models is written. Damaged versions are left as they are.

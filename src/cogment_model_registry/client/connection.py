@@ -72,8 +72,8 @@ class _Link:
         """Record that a call was answered."""
         self._unanswered_since = None
 
-    def note_timeout(self, began: float) -> None:
-        """Record that a call was not answered in time, and when it began."""
+    def note_failure(self, began: float) -> None:
+        """Record that a call reached no server, or was not answered in time, and when it began."""
         self._unanswered_since = self._unanswered_since or began
         self.is_silent = time.monotonic() - self._unanswered_since >= _SILENCE_SECONDS
 
@@ -121,8 +121,8 @@ class Connection:
             link.note_answer()
         except (UnavailableError, TimedOutError, WrongServerError) as error:
             self._is_suspect = isinstance(self.location, Discovered)
-            if isinstance(error, TimedOutError):
-                link.note_timeout(began)
+            if not isinstance(error, WrongServerError):
+                link.note_failure(began)
             raise
         finally:
             if self.is_usable():
@@ -169,7 +169,8 @@ class Connection:
         """Return the present link, for one more user; None if the registry must be looked up first."""
         self.check_open(backend)  # in a forked process the lock may stay locked
         with self._lock:
-            self.check_open(backend)
+            if self.is_closed:
+                raise ClosedError
             if self._current is None or self._current.is_silent or self._is_suspect:
                 return None
             self._current.users += 1
@@ -252,12 +253,13 @@ class Connection:
     async def check_stranger(self, backend: Backend, subject: Subject, error: UnavailableError) -> None:
         """Check what answers where the registry should be, after a call that failed.
 
+        If a Directory gave the address, it may know a better one by now, so the call is tried again.
+
         Raises:
             WrongServerError: Another server, so that it is of no use to try again.
         """
-        link = self._current
-        if link is not None and not link.secure:
-            await self._check_stranger(backend, subject, error, link.address, channels.REGISTRY)
+        if isinstance(self.location, Direct):
+            await self._check_stranger(backend, subject, error, self.location.address, channels.REGISTRY)
 
     async def _check_stranger(
         self, backend: Backend, subject: Subject, error: UnavailableError, address: str, kind: str

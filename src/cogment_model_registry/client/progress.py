@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.sizes import size_text
 
 _BAR_DELAY_SECONDS = 1.0
@@ -68,6 +69,8 @@ def reporting(text: str, total_bytes: int, wish: Wish) -> Iterator[Report]:
         total_bytes: The size of the transfer.
         wish: How to report progress.
     """
+    if not (wish is None or isinstance(wish, bool) or callable(wish)):
+        raise InvalidError(f"progress is {wish!r}; it must be a function, True, False or None")
     if callable(wish):
         yield Report(text, total_bytes, wish)
     elif wish is False or (wish is None and not _is_watched()):

@@ -19,6 +19,7 @@ from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart, subm
 from cogment_model_registry.errors import (
     ClosedError,
     DataLossError,
+    InvalidError,
     ModelRegistryError,
     NotFoundError,
     TimedOutError,
@@ -49,6 +50,8 @@ class _Tracked(ABC, Generic[_T]):
 
     def __init__(self, core: Core, model_id: str, decode: Callable[[bytes], _T], *, archived: bool) -> None:
         self.model_id = checked_id(model_id)
+        if not callable(decode):
+            raise InvalidError(f"decode is {decode!r}; it must be a function that takes the bytes of a version")
         self._core = core
         self._archived = archived
         self._decode = decode

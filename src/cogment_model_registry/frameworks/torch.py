@@ -96,7 +96,8 @@ def _contents(
 ) -> Contents:
     """Return the version of a module or a state dict; see `encode`."""
     noted = versions.merged_user_data(user_data, "torch")
-    part = torch_tensors.part_of(torch_tensors.state_of(parameters, is_gathered=gather), prefix)
+    part = torch_tensors.part_of(torch_tensors.state_of(parameters), prefix)
+    part = torch_tensors.gathered(part) if gather else part
     for name, tensor in part.items():
         torch_tensors.check_source(name, tensor)
     structure, leaves = trees.take_apart(part, torch_tensors.no_node, torch_tensors.memory_of)
@@ -148,8 +149,8 @@ def decode(
     """
     structure, tensors = versions.read(data)
     tree = trees.put_together(structure, lambda _, name: versions.look_up(tensors, name))
-    named = trees.name_leaves(tree, torch_tensors.no_node)
-    stored: dict[str, Tensor] = torch_tensors.part_of(torch_tensors.state_of(named), prefix)
+    named: dict[str, Tensor] = trees.name_leaves(tree, torch_tensors.no_node)
+    stored = torch_tensors.part_of(torch_tensors.bare(named), prefix)
     if into is not None:
         _copy(stored, torch_tensors.state_of(into), strict=strict)
         return None

@@ -34,12 +34,11 @@ _MODULE = "module"
 """The part that DataParallel and DistributedDataParallel add; somebody's own module may have it, too."""
 
 
-def state_of(parameters: Parameters, *, is_gathered: bool = False) -> StateDict:
+def state_of(parameters: Parameters) -> StateDict:
     """Return the tensors of a module or a state dict, under their names without what wrappers added.
 
     Args:
         parameters: The module or the state dict; a nested one has names with dots.
-        is_gathered: Whether to gather tensors that are spread over processes, all of which must do so.
 
     Raises:
         InvalidError: It is neither, or two tensors have the same name.
@@ -48,17 +47,34 @@ def state_of(parameters: Parameters, *, is_gathered: bool = False) -> StateDict:
     if isinstance(parameters, Mapping):
         state = trees.name_leaves(parameters, no_node)
     elif isinstance(parameters, torch.nn.Module):
-        # The parameters themselves, rather than a new object for each name: so tied ones are gathered once.
-        state = parameters.state_dict(keep_vars=is_gathered)
+        # The parameters themselves, rather than a new object for each name: so that tied ones are one object.
+        state = parameters.state_dict(keep_vars=True)
         parts = parameters.named_modules(remove_duplicate=False)
         wrappers = [name for name, part in parts if isinstance(part, DataParallel | DistributedDataParallel)]
         held = {f"{name}.{_MODULE}" if name else _MODULE for name in wrappers}
     else:
         raise InvalidError(f"a module or a state dict was expected, not a {type(parameters).__name__}")
-    if is_gathered:
-        whole = {id(tensor): tensor.full_tensor() for tensor in state.values() if _is_spread(tensor)}
-        state = {name: whole.get(id(tensor), tensor) for name, tensor in state.items()}
-    return _renamed(state, {name: _without(name, _ADDED, held) for name in state})
+    return bare(state, held)
+
+
+def gathered(state: StateDict) -> StateDict:
+    """Return the same with whole tensors in place of those that are spread over processes, all of which must call this.
+
+    Which of them are one is known by the objects alone, since a process may have no element of a tensor.
+    """
+    spread = {id(tensor): tensor for tensor in state.values() if _is_spread(tensor)}
+    whole = {key: tensor.full_tensor() for key, tensor in spread.items()}
+    return {name: whole.get(id(tensor), tensor) for name, tensor in state.items()}
+
+
+def bare(named: Mapping[str, _T], held: Collection[str] = ()) -> dict[str, _T]:
+    """Return the same under names without what wrappers added, unless two would then have the same one.
+
+    Args:
+        named: What has the names.
+        held: The names of modules that a wrapper calls `module`.
+    """
+    return _renamed(named, {name: _without(name, _ADDED, held) for name in named})
 
 
 def no_node(_: object) -> None:
@@ -74,8 +90,8 @@ def part_of(named: Mapping[str, _T], prefix: str) -> dict[str, _T]:
     if not prefix:
         return dict(named)
     head = f"{_without(prefix, _ADDED).removesuffix('.')}."
-    bare = _renamed(named, {name: _without(name, {*_ADDED, _MODULE}) for name in named})
-    for names in (named, bare):
+    shorter = _renamed(named, {name: _without(name, {*_ADDED, _MODULE}) for name in named})
+    for names in (named, shorter):
         part = {name.removeprefix(head): value for name, value in names.items() if name.startswith(head)}
         if part:
             return part

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.errors import InvalidError, counted, quoted
 from cogment_model_registry.records.versions import VersionHeader, digest_text
 
 Bytes = memoryview | bytes | bytearray
@@ -75,6 +75,6 @@ class PayloadCheck:
             raise InvalidError(message, model_id=self._header.model_id)
 
     def _mismatch(self, bound: str = "") -> InvalidError:
-        declared = self._header.data_size_bytes
-        message = f"data_size is {declared} bytes, but {bound}{self.received_bytes} were received"
+        declared = counted(self._header.data_size_bytes, "byte")
+        message = f"data_size is {declared}, but {bound}{self.received_bytes} were received"
         return InvalidError(message, model_id=self._header.model_id)

@@ -193,4 +193,6 @@ class ArchiveSuite(VersionStoreSuite):
             await store.open_version(replace(info, data_size_bytes=5))
 
     async def test_a_working_archive_reports_no_failure(self, store: Archive) -> None:
+        await store.check()
         assert store.failure == ""
+        assert not store.is_read_only

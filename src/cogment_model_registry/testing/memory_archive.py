@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
-from cogment_model_registry.errors import DataLossError, NotFoundError, PreconditionError, TooLargeError
+from cogment_model_registry.errors import DataLossError, NotFoundError, PreconditionError, TooLargeError, counted
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Archive, ModelContents, Reader, Removal, Upload
 from cogment_model_registry.testing.bytes import hash_of
@@ -94,7 +94,7 @@ class MemoryArchive(Archive):
         if data is None:
             raise NotFoundError.version(info.model_id, info.number)
         if len(data) != info.data_size_bytes:
-            raise DataLossError.version(info.model_id, info.number, f"its data has {len(data)} bytes")
+            raise DataLossError.version(info.model_id, info.number, f"its data has {counted(len(data), 'byte')}")
         return _MemoryReader(info, data)
 
     async def remove_version(self, info: VersionInfo) -> None:

@@ -80,6 +80,7 @@ class ArchiveDirectory:
         model_id_max_bytes: Directories with longer names are not models.
         files: The file operations.
         observe_sync: Called after each sync, with its kind (`file`, `directory`) and the seconds that it took.
+        read_only: Whether to write nothing, not even a lock; the directory must exist then.
     """
 
     def __init__(

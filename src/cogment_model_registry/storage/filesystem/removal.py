@@ -162,6 +162,7 @@ class Removals:
             close_quietly(self._files, directory)
 
     def _remove_marked(self, root: int, directory: int, model_id: str) -> None:
+        self._writer.sync_directory(directory)  # a process that made the mark may have been killed before its sync
         self._empty(directory)
         self._writer.sync_directory(directory)
         self._files.remove(directory, layout.DELETION_MARK_NAME)
