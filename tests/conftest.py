@@ -32,7 +32,7 @@ def nothing_left_behind() -> Iterator[None]:
     children = psutil.Process().children(recursive=True)
     assert not children, f"processes left behind: {children}"
     for thread in threading.enumerate():
-        if thread.name.startswith(("archive", "hash", "log", "server", "model registry client", "tracking")):
+        if thread.name.startswith(("archive", "catalog", "hash", "log", "server", "model registry client", "tracking")):
             thread.join(PATIENCE_SECONDS)  # one that is ending may need a moment
             assert not thread.is_alive(), f"thread left behind: {thread.name}"
     files = [file.path for file in psutil.Process().open_files() if "/.cache/tests/" in file.path]

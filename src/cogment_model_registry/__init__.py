@@ -8,15 +8,29 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.blocking import ModelRegistry
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
+    from cogment_model_registry.records.lifecycle import Alias, Version
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
-__all__ = ["Latest", "ModelInfo", "ModelRegistry", "Progress", "VersionInfo", "__version__", "aio", "errors"]
+__all__ = [
+    "Alias",
+    "Latest",
+    "ModelInfo",
+    "ModelRegistry",
+    "Progress",
+    "Version",
+    "VersionInfo",
+    "__version__",
+    "aio",
+    "errors",
+]
 
 _MODULES = {
+    "Alias": "records.lifecycle",
     "Latest": "client.tracking",
     "ModelInfo": "records.versions",
     "ModelRegistry": "client.blocking",
     "Progress": "client.progress",
+    "Version": "records.lifecycle",
     "VersionInfo": "records.versions",
 }
 

@@ -4,6 +4,7 @@
     ├── InvalidError        the request breaks a rule, now and later
     ├── NotFoundError       no such model or version
     ├── PreconditionError   the state of the registry does not allow it: it is read-only
+    ├── ConflictError       what was to change has changed in the meantime
     ├── TooLargeError       it does not fit a limit, the memory budget or the disk
     ├── DataLossError       what is stored is damaged
     ├── TimedOutError       the other side took too long
@@ -86,6 +87,10 @@ class NotFoundError(ModelRegistryError):
 
 class PreconditionError(ModelRegistryError):
     """The state of the registry does not allow it, such as that of a read-only one; to try again does not help."""
+
+
+class ConflictError(ModelRegistryError):
+    """What was to change has another revision than the caller expected. The message has the current state."""
 
 
 class TooLargeError(ModelRegistryError):

@@ -351,10 +351,11 @@ def test_the_session_of_the_page_on_grpcurl_prints_what_the_page_shows(grpcurl: 
         pages.assert_as_documented("docs/grpcurl.md", tmp_path, {"9002": str(running.port)}, START_SECONDS)
 
 
-def test_reflection_lists_both_services(process: ServerProcess) -> None:
+def test_reflection_lists_all_services(process: ServerProcess) -> None:
     names = output_of("grpcurl -plaintext localhost:9000 list", process).split()
     reflection = [f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")]
-    assert sorted(names) == sorted([*SERVICES, "grpc.health.v1.Health", *reflection])
+    lifecycle = "cogment_model_registry.v1.ModelLifecycle"
+    assert sorted(names) == sorted([*SERVICES, lifecycle, "grpc.health.v1.Health", *reflection])
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -42,6 +42,12 @@ def test_every_snippet_runs(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "cache")
 
 
+def test_every_snippet_on_the_life_of_versions_runs(tmp_path: Path) -> None:
+    output = run("docs/lifecycle.md", tmp_path)
+    assert "points to version 3 with revision" in output
+    assert 'has the alias "production": remove it first' in output
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

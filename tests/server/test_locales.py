@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry import ModelRegistry
+from cogment_model_registry.storage.filesystem import layout
 from tests.locales import POSIX, UTF_8, MissingLocaleError, latin_1
 from tests.processes import START_SECONDS, clean_environment, server_process
 
@@ -49,7 +50,8 @@ def archive(tmp_path: Path) -> Path:
 
 
 def names(directory: Path) -> set[bytes]:
-    return set(os.listdir(os.fsencode(directory)))
+    """Return the names in a directory, without those of the catalog's database."""
+    return set(os.listdir(os.fsencode(directory))) - set(map(os.fsencode, layout.CATALOG_NAMES))
 
 
 def cogment(locale: Locale, *words: str | bytes, **streams: bytes) -> "subprocess.CompletedProcess[bytes]":

@@ -16,7 +16,7 @@ from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, next_version, refused, status_of, upload
-from tests.server.under_way import under_way
+from tests.server.under_way import BEHIND, under_way
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 MIB = 1024 * 1024
@@ -70,9 +70,8 @@ def ids_of(reply: m.RetrieveModelsReply) -> list[str]:
 
 
 def entries(directory: Path) -> set[str]:
-    """Return the contents of an archive, without the lock and the marks that are written in the background."""
-    behind = {".lock", ".high_water_mark"}
-    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.name not in behind}
+    """Return the contents of an archive, without what is written in the background."""
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.name not in BEHIND}
 
 
 # Ids.

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from cogment_model_registry.storage.filesystem import layout
 from tests.client import Client, body, connected, header
 from tests.processes import ServerProcess, server_process
 from tests.waiting import eventually
@@ -60,6 +61,10 @@ async def until_refused(client: Client) -> None:
     await eventually(is_refused)
 
 
+BEHIND = {".lock", ".high_water_mark", *layout.CATALOG_NAMES}
+"""The names of files that a server writes in the background."""
+
+
 def leftovers(archive: Path) -> list[Path]:
     """Return what in an archive has a temporary name."""
-    return [path for path in archive.rglob(".*") if path.name not in (".lock", ".high_water_mark")]
+    return [path for path in archive.rglob(".*") if path.name not in BEHIND]

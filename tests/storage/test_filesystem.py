@@ -17,7 +17,7 @@ import pytest
 from cogment_model_registry.errors import InvalidError, NotFoundError, StartError, UnavailableError
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.storage.filesystem import layout
-from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
+from cogment_model_registry.storage.filesystem.archive import DirectoryArchive, _FileUpload
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.testing.archive import ArchiveSuite, remove
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
@@ -261,10 +261,12 @@ async def test_large_upload_is_synced_while_it_is_received(tmp_path: Path) -> No
         before = files.finished_syncs
         piece = memoryview(bytes(2 * MIB))
         async with await archive.open_upload("m", 20 * len(piece)) as upload:
+            assert isinstance(upload, _FileUpload)
             for number in range(20):
                 await upload.write(piece)
                 if number in (8, 17):  # a piece after each 16 MiB; while a sync runs, no other one begins
                     await until(partial(_has_synced, files, before + number // 8))
+                    await asyncio.wait(upload._syncing)
             await upload.finish()
             assert files.syncs - before == 3
 

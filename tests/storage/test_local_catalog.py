@@ -11,13 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, TooLargeError, UnavailableError
-from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo
+from cogment_model_registry.records.lifecycle import Annotations
+from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Catalog
+from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
+from cogment_model_registry.storage.catalog.tables import MIGRATIONS
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.testing.archive import remove
 from cogment_model_registry.testing.bytes import describe, keep, read
 from cogment_model_registry.testing.catalog import CatalogSuite, counted, publish
+
+
+def database_at(place: Path) -> Database:
+    return Database(str(place / "catalog.db"), MIGRATIONS)
 
 
 def archive_at(place: Path) -> DirectoryArchive:
@@ -29,7 +36,7 @@ class TestLocalCatalog(CatalogSuite):
     async def opened(self, place: Path) -> AsyncIterator[Catalog]:
         archive = archive_at(place)
         await archive.open()
-        catalog = LocalCatalog(archive)
+        catalog = LocalCatalog(archive, database_at(place))
         await catalog.open()
         yield catalog
         await catalog.close()
@@ -43,6 +50,15 @@ class TestLocalCatalog(CatalogSuite):
         assert isinstance(catalog, LocalCatalog)
         await remove(catalog._archive, model_id)
 
+    async def publish_archived(self, catalog: Catalog, annotations: Annotations) -> VersionInfo:
+        assert isinstance(catalog, LocalCatalog)
+        async with catalog.publishing(await catalog.find("m")) as slot:
+            info = describe("m", slot.number, b"data", True)
+            await slot.annotate(info, annotations)
+            await keep(catalog._archive, info, b"data")
+            slot.show(info)
+        return info
+
 
 async def crash_and_count(place: Path, publishes: list[int], block: int) -> list[int]:
     """Publish so many versions in each life of a catalog, each ended by a crash, and return all numbers."""
@@ -50,7 +66,7 @@ async def crash_and_count(place: Path, publishes: list[int], block: int) -> list
     for count in publishes:
         archive = archive_at(place)
         await archive.open()
-        catalog = LocalCatalog(archive, number_block=block)
+        catalog = LocalCatalog(archive, database_at(place), number_block=block)
         await catalog.open()
         if not await catalog.list_models(0, 1):
             async with catalog.writing_model(ModelInfo("m")):
@@ -86,7 +102,8 @@ async def test_publishing_writes_one_mark_a_block(tmp_path: Path) -> None:
         await write(model_id, number)
 
     archive.write_high_water_mark = recorded  # type: ignore[method-assign] # looked at, not replaced
-    catalog = LocalCatalog(archive, number_block=10)
+    catalog = LocalCatalog(archive, database_at(tmp_path), number_block=10)
+    await catalog.open()
     async with catalog.writing_model(ModelInfo("m")):
         await archive.write_model(ModelInfo("m"))
     for _ in range(100):
@@ -99,7 +116,7 @@ async def test_publishing_writes_one_mark_a_block(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def catalog_over(archive: DirectoryArchive) -> AsyncIterator[LocalCatalog]:
-    catalog = LocalCatalog(archive)
+    catalog = LocalCatalog(archive, database_at(Path(archive.directory._path)))
     await catalog.open()
     yield catalog
     await catalog.close()

@@ -28,6 +28,7 @@ import grpc.aio
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire.convert import status_of
@@ -414,9 +415,14 @@ class Trial:
 
     async def _wait_for_open(self, expected: list[str]) -> None:
         """Wait until nothing else of the archive is open: a reply may overtake the close of a file."""
+        kept = layout.CATALOG_NAMES if expected else frozenset[str]()  # those of the catalog, while a server runs
+
+        def names() -> list[str]:
+            return [name for name in open_below(self._archive) if name not in kept]
+
         await until(
-            lambda: open_below(self._archive) == expected,
-            lambda: f"{self}: {open_below(self._archive)} are open instead of {expected}",
+            lambda: names() == expected,
+            lambda: f"{self}: {names()} are open instead of {expected}",
             WAIT_SECONDS,
         )
 
@@ -440,7 +446,7 @@ def describe(world: World) -> str:
 
 def left_over(archive: Path, world: World) -> list[str]:
     """Return the files and directories in an archive that its world does not need."""
-    needed = {".lock"}
+    needed = {".lock", *layout.CATALOG_NAMES}
     for model_id, model in world.items():
         needed |= {model_id, f"{model_id}/{model_id}.yaml", f"{model_id}/.high_water_mark"}
         for number, (_, is_archived) in model.versions.items():

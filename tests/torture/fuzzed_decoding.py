@@ -24,6 +24,9 @@ atheris: Any = importlib.import_module("atheris")  # not there on every platform
 with atheris.instrument_imports(include=["cogment_model_registry"]):
     from cogment_model_registry.errors import InvalidError, ModelRegistryError
     from cogment_model_registry.records import versions as records
+    from cogment_model_registry.records.lifecycle import Annotations, Version
+    from cogment_model_registry.records.timestamps import format_timestamp, parse_timestamp
+    from cogment_model_registry.registry import filters
     from cogment_model_registry.storage.filesystem import layout
     from cogment_model_registry.wire import convert, frames, paging
     from cogment_model_registry.wire import messages as m
@@ -38,6 +41,13 @@ _REQUESTS: list[Any] = [
     m.VersionRequest,
     m.StatusRequest,
 ]
+
+
+_VERSION = Version(
+    records.VersionInfo("m", 1, 1, True, records.digest_text(bytes(32)), 5, {"key": "yes"}),
+    Annotations(tags={"stage": "best"}, metrics={"return": 487.5}, revision=1),
+    aliases=("production",),
+)
 
 
 def _text(data: bytes) -> str:
@@ -133,9 +143,12 @@ def parse_a_model(data: bytes) -> None:
 
 def parse_a_time(data: bytes) -> None:
     """Read the time of a version, and write it again."""
-    created_ns = layout.parse_timestamp(_text(data))
+    try:
+        created_ns = parse_timestamp(_text(data))
+    except ValueError:
+        return
     assert 0 <= created_ns <= records.CREATED_MAX_NS, "the wire cannot say this time"
-    assert layout.parse_timestamp(layout.format_timestamp(created_ns)) == created_ns, "rewritten as another"
+    assert parse_timestamp(format_timestamp(created_ns)) == created_ns, "rewritten as another"
 
 
 def check_a_hash(data: bytes) -> None:
@@ -143,6 +156,16 @@ def check_a_hash(data: bytes) -> None:
     text = _text(data)
     records.check_data_hash(text, "m")
     assert records.digest_text(base64.b64decode(text)) == text, "what is no hash passes for one"
+
+
+def parse_a_filter(data: bytes) -> None:
+    """Read a filter, and evaluate it."""
+    filters.matches(filters.parse_filter(_text(data)), _VERSION)
+
+
+def parse_an_order(data: bytes) -> None:
+    """Read an order, and apply it."""
+    filters.arranged(filters.parse_order(_text(data)), [_VERSION])
 
 
 def parse_a_mark(data: bytes) -> None:
@@ -180,6 +203,8 @@ _DECODERS: list[Callable[[bytes], None]] = [
     parse_a_version,
     parse_a_model,
     parse_a_time,
+    parse_a_filter,
+    parse_an_order,
     parse_a_mark,
     parse_a_file_name,
     check_a_hash,
@@ -219,6 +244,9 @@ def _seeds() -> list[tuple[Callable[[bytes], None], bytes]]:
         (parse_a_model, layout.format_model(records.ModelInfo("m", {"a": "\0", "b": "~"}))),
         (parse_a_time, b"2026-11-22T16:53:02.313162077Z"),
         (parse_a_time, b"2021-1-2 3:04:05.6 -07:30"),
+        (parse_a_filter, b"metrics.return > 480 AND (tags.stage = 'best' OR aliases:production) NOT archived = true"),
+        (parse_a_filter, b"-creation_timestamp >= 2026-11-22T16:53:02Z OR user_data.key:*"),
+        (parse_an_order, b"metrics.return desc"),
         (check_a_hash, hash_of.encode()),
         (parse_a_mark, b"128\n"),
         (parse_a_file_name, b"m-v000001.yaml"),

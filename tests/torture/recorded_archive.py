@@ -16,7 +16,9 @@ from cogment_model_registry.errors import NotFoundError
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
+from cogment_model_registry.storage.catalog.tables import MIGRATIONS
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
@@ -157,7 +159,8 @@ async def registry_on(
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing:
         try:
             await archive.open()
-            catalog = LocalCatalog(archive, number_block)
+            # Its own durability is SQLite's; here it is lost in each power cut, which may lose nothing of the archive.
+            catalog = LocalCatalog(archive, Database(f"{archive_dir}.catalog", MIGRATIONS), number_block)
             await catalog.open()
             transient = MemoryTransientStore(SETTINGS.cache_max_items, SETTINGS.cache_max_bytes, hashing)
             yield Registry(LIMITS, catalog, archive, transient), archive

@@ -10,6 +10,7 @@ STATUSES = {
     errors.InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ConflictError: grpc.StatusCode.ABORTED,
     errors.TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DataLossError: grpc.StatusCode.DATA_LOSS,
     errors.TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,

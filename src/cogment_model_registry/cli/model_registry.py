@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cogment_model_registry.cli import presentation
+from cogment_model_registry.cli import lifecycle, presentation
 from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.parameters import (
+    Entry,
     ModelId,
     NumberedCommand,
-    UserDataEntry,
     WholeNumber,
     joined_user_data,
     version_argument,
@@ -27,7 +27,6 @@ from cogment_model_registry.cli.progress import transfer_bar
 from cogment_model_registry.cli.running import (
     PathType,
     check_free,
-    ended_by_interruptions,
     ending_with_reader,
     is_terminal,
     open_standard_input,
@@ -59,11 +58,14 @@ def model_registry() -> None:
     """
 
 
+for _command in lifecycle.COMMANDS:
+    model_registry.add_command(_command)
+
 _model = click.argument("model_id", metavar="MODEL", type=ModelId(), shell_complete=complete_model)
 _user_data = click.option(
     "--user_data",
     metavar="KEY=VALUE",
-    type=UserDataEntry(),
+    type=Entry(),
     callback=joined_user_data,
     multiple=True,
     help="Entry of its user_data; may be given several times.",
@@ -187,10 +189,7 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
         f"Delete model {presentation.safe(model_id)} with {counted(len(versions), 'version')}, {archived} of them "
         f"archived, and {size} of data?"
     )
-    with ended_by_interruptions():
-        is_wanted = click.confirm(question, err=True)
-    if not is_wanted:
-        raise ModelRegistryError("nothing was deleted")
+    presentation.confirm(question, otherwise="nothing was deleted")
 
 
 @model_registry.command(
@@ -221,8 +220,8 @@ def list_versions(flags: Flags, model_id: str, *, archived: bool) -> None:
 @version_argument
 @_archived
 @common_flags
-def show_version(flags: Flags, model_id: str, number: int, *, archived: bool) -> None:
-    """Show a VERSION of a MODEL: a number, or -1 (the default) for the latest, -2 for the one before it.
+def show_version(flags: Flags, model_id: str, number: int | str, *, archived: bool) -> None:
+    """Show a VERSION of a MODEL: a number, or -1 (the default) for the latest, -2 for the one before it; or an alias.
 
     With --archived, -1 is the latest archived version, and so on. With --quiet, print only its number.
     """
@@ -309,8 +308,8 @@ _upload_command(
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @_archived
 @common_flags
-def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bool, archived: bool) -> None:
-    """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest.
+def retrieve(flags: Flags, model_id: str, number: int | str, *, output: str, force: bool, archived: bool) -> None:
+    """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest; or an alias.
 
     With --archived, -1 is the latest archived version, and so on. The bytes are checked against their hash first. A
     file is written completely and durably, or not at all. For standard output, the bytes are held in memory until they
@@ -335,7 +334,7 @@ def retrieve(flags: Flags, model_id: str, number: int, *, output: str, force: bo
         flags.say(f"retrieved version {version.number} of model {presentation.safe(model_id)}: {size}")
 
 
-def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int, *, archived: bool) -> None:
+def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int | str, *, archived: bool) -> None:
     with flags.connected() as registry:
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
             try:

@@ -17,9 +17,10 @@ _LATEST = -1
 if TYPE_CHECKING:
     _Text = click.ParamType[str]
     _Number = click.ParamType[int]
+    _Key = click.ParamType[int | str]
     _Entry = click.ParamType[tuple[str, str]]
 else:
-    _Text = _Number = _Entry = click.ParamType  # before click 8.4 it takes no type
+    _Text = _Number = _Key = _Entry = click.ParamType  # before click 8.4 it takes no type
 
 
 class WholeNumber(click.IntRange):
@@ -55,7 +56,22 @@ class VersionNumber(_Number):
         return int(str(value))
 
 
-class UserDataEntry(_Entry):
+class VersionKey(_Key):
+    """The number of a version, or an alias."""
+
+    name = "version"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
+        """Return a word as a number if it looks like one, else as an alias."""
+        if re.fullmatch("[+-]?[0-9]+", str(value)):
+            return VersionNumber().convert(value, param, ctx)
+        text = word_text(str(value))
+        if not text:
+            self.fail(f"{value!r} is neither the number of a version nor an alias", param, ctx)
+        return text
+
+
+class Entry(_Entry):
     """A key and its value."""
 
     name = "key=value"
@@ -121,12 +137,21 @@ class NumberedCommand(Command):
 
 
 def version_argument(command: _F) -> _F:
-    """Add the number of a version: as an argument, or as the flag of the same name, which reads better in scripts."""
+    """Add a version: as an argument, or as the flag of the same name, which scripts read better; else the latest."""
+    return _with_version(command, "[VERSION]", _version)
+
+
+def required_version_argument(command: _F) -> _F:
+    """Add a version that must be given; see `version_argument`."""
+    return _with_version(command, "VERSION", _required_version)
+
+
+def _with_version(command: _F, metavar: str, callback: Callable[..., int | str]) -> _F:
     command = click.option(
         "--version",
         "flagged",
         metavar="N",
-        type=VersionNumber(),
+        type=VersionKey(),
         multiple=True,
         expose_value=False,
         callback=_keep_flagged,
@@ -136,10 +161,10 @@ def version_argument(command: _F) -> _F:
     )(command)
     return click.argument(
         "number",
-        metavar="[VERSION]",
-        type=VersionNumber(),
+        metavar=metavar,
+        type=VersionKey(),
         required=False,
-        callback=_version,
+        callback=callback,
         shell_complete=complete_version,
     )(command)
 
@@ -147,13 +172,24 @@ def version_argument(command: _F) -> _F:
 _FLAGGED = "cogment_model_registry.flagged"
 
 
-def _keep_flagged(ctx: click.Context, _parameter: click.Parameter, numbers: tuple[int, ...]) -> None:
+def _keep_flagged(ctx: click.Context, _parameter: click.Parameter, numbers: tuple[int | str, ...]) -> None:
     ctx.meta[_FLAGGED] = numbers
 
 
-def _version(ctx: click.Context, _parameter: click.Parameter, number: int | None) -> int:
+def _version(ctx: click.Context, _parameter: click.Parameter, number: int | str | None) -> int | str:
     """Return the one number of the line, however it was given."""
+    return _given(ctx, number) or _LATEST
+
+
+def _required_version(ctx: click.Context, parameter: click.Parameter, number: int | str | None) -> int | str:
+    given = _given(ctx, number)
+    if given is None:
+        raise click.MissingParameter(ctx=ctx, param=parameter)
+    return given
+
+
+def _given(ctx: click.Context, number: int | str | None) -> int | str | None:
     numbers = [*ctx.meta.get(_FLAGGED, ()), *([] if number is None else [number])]
     if len(numbers) > 1:
         raise click.UsageError(f"give one version, not {len(numbers)}: {', '.join(map(str, numbers))}")
-    return numbers[0] if numbers else _LATEST
+    return numbers[0] if numbers else None

@@ -18,8 +18,10 @@ from unicodedata import category, east_asian_width
 
 import click
 
-from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.cli.running import ended_by_interruptions, is_terminal
 from cogment_model_registry.cli.streams import escaped, json_text
+from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.records.lifecycle import Alias, Version
 from cogment_model_registry.records.sizes import KIB, size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -98,6 +100,24 @@ _VERSION_COLUMNS = (
 )
 
 
+_DESCRIBED_COLUMNS = (
+    Column("MODEL", gives_way="second"),
+    Column("VERSION", "right"),
+    Column("KIND"),
+    Column("CREATED", gives_way="last"),
+    Column("SIZE", "right"),
+    Column("ALIASES"),
+    Column("METRICS", gives_way="second"),
+    Column("TAGS", gives_way="first"),
+)
+_ALIAS_COLUMNS = (
+    Column("ALIAS"),
+    Column("VERSION", "right"),
+    Column("SET", gives_way="last"),
+    Column("REVISION", "right"),
+)
+
+
 def is_for_people() -> bool:
     """Return whether standard output is a terminal."""
     return is_terminal(sys.stdout)
@@ -167,6 +187,48 @@ def print_versions(versions: Sequence[VersionInfo]) -> None:
         for version in versions
     ]
     _print_table(_VERSION_COLUMNS, rows)
+
+
+def print_described(versions: Sequence[Version], *, with_model: bool) -> None:
+    """Print a table of versions with their tags, metrics and aliases."""
+    created_text = _created_text()
+    rows = [
+        (
+            safe(version.info.model_id),
+            str(version.number),
+            kind(version.info),
+            created_text(version.info.created_ns),
+            size_field(version.info.data_size_bytes),
+            ",".join(map(safe, version.aliases)) or _NOTHING,
+            metrics_text(version.metrics) or _NOTHING,
+            user_data_text(version.tags),
+        )
+        for version in versions
+    ]
+    start = 0 if with_model else 1
+    _print_table(_DESCRIBED_COLUMNS[start:], [row[start:] for row in rows])
+
+
+def print_aliases(aliases: Iterable[Alias]) -> None:
+    """Print a table of aliases."""
+    created_text = _created_text()
+    rows = [
+        (safe(alias.name), str(alias.version_number), created_text(alias.set_ns), str(alias.revision))
+        for alias in aliases
+    ]
+    _print_table(_ALIAS_COLUMNS, rows)
+
+
+def confirm(question: str, *, otherwise: str) -> None:
+    """Ask a question on the terminal.
+
+    Raises:
+        ModelRegistryError: The answer is no; the message is `otherwise`.
+    """
+    with ended_by_interruptions():
+        is_wanted = click.confirm(question, err=True)
+    if not is_wanted:
+        raise ModelRegistryError(otherwise)
 
 
 def print_details(details: Mapping[str, str]) -> None:
@@ -319,6 +381,11 @@ def user_data_text(user_data: Mapping[str, str]) -> str:
     return " ".join(f"{safe(key, '=')}={safe(value)}" for key, value in sorted(user_data.items()))
 
 
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    """Return metrics in one line, in the order of their names."""
+    return " ".join(f"{safe(name, '=')}={value:g}" for name, value in sorted(metrics.items()))
+
+
 def safe(text: str, special: str = "") -> str:
     """Return a text unchanged if it is one printable word, otherwise escaped and in quotes."""
     if text and text.isprintable() and not set(text) & {" ", '"', "'", "\\", *special}:
@@ -359,3 +426,25 @@ def version_as_json(version: VersionInfo) -> dict[str, object]:
 def version_as_json_line(version: VersionInfo) -> str:
     """Return the same in one line."""
     return json_text(version_as_json(version))
+
+
+def described_as_json(version: Version) -> dict[str, object]:
+    """Return the object that stands for a version with what people may change about it."""
+    return {
+        **version_as_json(version.info),
+        "tags": dict(sorted(version.tags.items())),
+        "metrics": dict(sorted(version.metrics.items())),
+        "aliases": [*version.aliases],
+        "revision": version.revision,
+    }
+
+
+def alias_as_json(alias: Alias) -> dict[str, object]:
+    """Return the object that stands for an alias."""
+    return {
+        "alias": alias.name,
+        "version_number": alias.version_number,
+        "revision": alias.revision,
+        "set_ns": alias.set_ns,
+        "set": time_text(alias.set_ns),
+    }

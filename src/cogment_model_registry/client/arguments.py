@@ -1,12 +1,14 @@
 """Checks of arguments, for callers without a type checker: errors come from here, not from protobuf or gRPC."""
 
 import json
+import math
 import operator
 import os
 from collections.abc import Mapping
 from typing import Protocol, SupportsIndex, TypeAlias
 
 from cogment_model_registry.errors import InvalidError, NotFoundError, quoted
+from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import VersionInfo
 
 LATEST = -1
@@ -133,20 +135,82 @@ def checked_number(model_id: str, number: SupportsIndex) -> int:
     return index
 
 
-def asked_for(model: str | VersionInfo, version: SupportsIndex | VersionInfo) -> tuple[str, int, VersionInfo | None]:
-    """Return the model and the number of the requested version, and the version itself if the caller gave it.
+def checked_key(model_id: str, key: "SupportsIndex | str | VersionInfo | Version") -> int | str:
+    """Return the number of a version, or -n for the n-th from the last, or an alias.
+
+    Raises:
+        InvalidError: It has another type, or is a version of another model.
+        NotFoundError: No version can have such a number.
+    """
+    if isinstance(key, str):
+        return checked_text("the alias", key)
+    if isinstance(key, Version):
+        key = key.info
+    if isinstance(key, VersionInfo):
+        if key.model_id != model_id:
+            raise InvalidError(f"the version belongs to model {quoted(key.model_id)}, not to {quoted(model_id)}")
+        return key.number
+    return checked_number(model_id, key)
+
+
+def checked_tags(tags: Mapping[str, str | None]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return the tags to set, and those to remove, which are None.
+
+    Raises:
+        InvalidError: It is not a mapping of strings to strings or None.
+    """
+    entries = _mapping("tags", tags)
+    removed = tuple(key for key, value in entries.items() if value is None)
+    kept = {key: checked_text(f"tags[{key!r}]", value) for key, value in entries.items() if value is not None}
+    return kept, removed
+
+
+def checked_metrics(metrics: "Mapping[str, float | SupportsItem | None]") -> tuple[dict[str, float], tuple[str, ...]]:
+    """Return the metrics to set, and those to remove, which are None.
+
+    Raises:
+        InvalidError: It is not a mapping of strings to finite numbers or None.
+    """
+    entries = _mapping("metrics", metrics)
+    removed = tuple(key for key, value in entries.items() if value is None)
+    return {key: _metric(key, value) for key, value in entries.items() if value is not None}, removed
+
+
+def _mapping(name: str, given: object) -> dict[str, object]:
+    if not isinstance(given, Mapping):
+        raise InvalidError(f"{name} is {given!r}; it must be a mapping")
+    return {checked_text(f"the key {key!r} of {name}", key): value for key, value in given.items()}
+
+
+def _metric(key: str, value: object) -> float:
+    item = getattr(value, "item", None)
+    try:
+        plain = item() if callable(item) else value
+        if isinstance(plain, int | float) and math.isfinite(plain):
+            return float(plain)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # an array with several elements, or a huge number
+        pass
+    raise InvalidError(f"metrics[{key!r}] is {value!r}; it must be a finite number")
+
+
+def asked_for(
+    model: "str | VersionInfo | Version", version: "SupportsIndex | str | VersionInfo | Version"
+) -> tuple[str, int | str, VersionInfo | None]:
+    """Return the model and the number or alias of the requested version, and the version itself if the caller gave it.
 
     Raises:
         InvalidError: An argument has a wrong type, or the arguments contradict each other.
         NotFoundError: No version can have such a number.
     """
+    model = model.info if isinstance(model, Version) else model
+    version = version.info if isinstance(version, Version) else version
     if isinstance(version, VersionInfo):
         model_id = model.model_id if isinstance(model, VersionInfo) else checked_id(model)
         if model_id != version.model_id:
             raise InvalidError(f"the version belongs to model {quoted(version.model_id)}, not to {quoted(model_id)}")
         model = version
     elif not isinstance(model, VersionInfo):
-        return checked_id(model), checked_number(model, version), None
-    elif checked_number(model.model_id, version) not in (LATEST, model.number):
+        return checked_id(model), checked_key(model, version), None
+    elif checked_key(model.model_id, version) not in (LATEST, model.number):
         raise InvalidError(f"both version {model.number} and version {version} are asked for; give one of them")
     return model.model_id, model.number, model

@@ -10,18 +10,19 @@ task ends its call and frees its resources.
 """
 
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
-from cogment_model_registry.client.arguments import LATEST, UserData
+from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
 from cogment_model_registry.client.asyncio_backend import AsyncioBackend
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
-from cogment_model_registry.client.core import RETRY_SECONDS, Opened, open_core
+from cogment_model_registry.client.core import RETRY_SECONDS, Key, Opened, open_core
 from cogment_model_registry.client.progress import Progress, Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
+from cogment_model_registry.records.lifecycle import Alias, Version
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = ["AsyncLatest", "ModelRegistry", "Progress"]
@@ -102,7 +103,7 @@ class ModelRegistry(Opened):
     async def get_version(
         self,
         model_id: str,
-        number: SupportsIndex = LATEST,
+        number: SupportsIndex | str = LATEST,
         *,
         archived: bool = False,
         timeout: float | None = None,
@@ -148,8 +149,8 @@ class ModelRegistry(Opened):
 
     async def retrieve(
         self,
-        model: str | VersionInfo,
-        version: SupportsIndex | VersionInfo = LATEST,
+        model: str | VersionInfo | Version,
+        version: Key = LATEST,
         *,
         archived: bool = False,
         timeout: float | None = None,
@@ -160,10 +161,10 @@ class ModelRegistry(Opened):
 
     async def download(
         self,
-        model: str | VersionInfo,
+        model: str | VersionInfo | Version,
         path: str | os.PathLike[str],
         *,
-        version: SupportsIndex | VersionInfo = LATEST,
+        version: Key = LATEST,
         archived: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
@@ -196,6 +197,71 @@ class ModelRegistry(Opened):
     ) -> AsyncLatest[Any]:
         """Return a context manager with the latest version of a model; a task updates it, `decode` runs on a thread."""
         return AsyncLatest(self._core, model_id, decode, archived=archived)
+
+    async def describe_version(self, model_id: str, version: Key = LATEST, *, timeout: float | None = None) -> Version:
+        """Return a version with its tags, metrics and aliases."""
+        return await self._core.describe_version(model_id, version, timeout)
+
+    async def find_versions(
+        self,
+        model_id: str | None = None,
+        filter: str = "",  # noqa: A002 # what the server calls it
+        *,
+        order_by: str = "",
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> list[Version]:
+        """Return the versions that a filter accepts."""
+        return await self._core.find_versions(model_id, filter, order_by, limit, timeout)
+
+    async def update_version(
+        self,
+        model_id: str,
+        version: Key,
+        *,
+        tags: Mapping[str, str | None] | None = None,
+        metrics: Mapping[str, float | SupportsItem | None] | None = None,
+        expected: int | None = None,
+        timeout: float | None = None,
+    ) -> Version:
+        """Set tags and metrics of a version, those that are given; durable on return if it is archived."""
+        return await self._core.update_version(
+            model_id, version, timeout, tags=tags or {}, metrics=metrics or {}, expected=expected
+        )
+
+    async def promote(
+        self, model_id: str, version: Key, *, alias: str | None = None, timeout: float | None = None
+    ) -> Version:
+        """Make a transient version archived, durably on return; does nothing with an archived one."""
+        return await self._core.promote(model_id, version, alias, timeout)
+
+    async def delete_version(
+        self, model_id: str, version: Key, *, force: bool = False, timeout: float | None = None
+    ) -> None:
+        """Delete a version, durably. Its number is never given again; who is reading it goes on."""
+        await self._core.delete_version(model_id, version, timeout, force=force)
+
+    async def aliases(self, model_id: str, *, timeout: float | None = None) -> dict[str, Alias]:
+        """Return the aliases of a model by name."""
+        return await self._core.aliases(model_id, timeout)
+
+    async def set_alias(
+        self,
+        model_id: str,
+        alias: str,
+        version: Key,
+        *,
+        expected: int | None = None,
+        timeout: float | None = None,
+    ) -> Alias:
+        """Point an alias to a version, atomically and durably; a transient version is promoted first."""
+        return await self._core.set_alias(model_id, alias, version, expected, timeout)
+
+    async def remove_alias(
+        self, model_id: str, alias: str, *, expected: int | None = None, timeout: float | None = None
+    ) -> None:
+        """Remove an alias of a model, durably."""
+        await self._core.remove_alias(model_id, alias, expected, timeout)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

@@ -2,19 +2,20 @@
 
 import os
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
-from cogment_model_registry.client.arguments import LATEST, UserData
+from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
 from cogment_model_registry.client.blocking_backend import BlockingBackend, run, run_interruptibly
 from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
-from cogment_model_registry.client.core import RETRY_SECONDS, Core, Opened, open_core
+from cogment_model_registry.client.core import RETRY_SECONDS, Core, Key, Opened, open_core
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.errors import ClosedError
+from cogment_model_registry.records.lifecycle import Alias, Version
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class ModelRegistry(Opened):
     def get_version(
         self,
         model_id: str,
-        number: SupportsIndex = LATEST,
+        number: SupportsIndex | str = LATEST,
         *,
         archived: bool = False,
         timeout: float | None = None,
@@ -170,7 +171,7 @@ class ModelRegistry(Opened):
 
         Args:
             model_id: The model.
-            number: The number.
+            number: The number; or an alias.
             archived: Whether only archived versions count: -1 is then the latest of these, and so on.
             timeout: How many seconds it may take.
 
@@ -251,8 +252,8 @@ class ModelRegistry(Opened):
 
     def retrieve(
         self,
-        model: str | VersionInfo,
-        version: SupportsIndex | VersionInfo = LATEST,
+        model: str | VersionInfo | Version,
+        version: Key = LATEST,
         *,
         archived: bool = False,
         timeout: float | None = None,
@@ -262,7 +263,8 @@ class ModelRegistry(Opened):
 
         Args:
             model: The id of its model; or the version itself.
-            version: Its number, -1 for the latest, -2 for the one before; or the version itself, which saves a call.
+            version: Its number, -1 for the latest, -2 for the one before; an alias; or the version itself, which saves
+                a call.
             archived: Whether only archived versions count: -1 is then the latest of these, and so on.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
@@ -275,10 +277,10 @@ class ModelRegistry(Opened):
 
     def download(
         self,
-        model: str | VersionInfo,
+        model: str | VersionInfo | Version,
         path: str | os.PathLike[str],
         *,
-        version: SupportsIndex | VersionInfo = LATEST,
+        version: Key = LATEST,
         archived: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
@@ -366,6 +368,169 @@ class ModelRegistry(Opened):
             archived: Whether only archived versions count.
         """
         return Latest(self._core, BlockingBackend(within=self._backend), model_id, decode, archived=archived)
+
+    def describe_version(self, model_id: str, version: Key = LATEST, *, timeout: float | None = None) -> Version:
+        """Return a version with its tags, metrics and aliases.
+
+        Args:
+            model_id: The model.
+            version: Its number, -1 for the latest, -2 for the one before; or an alias.
+            timeout: How many seconds it may take.
+
+        Raises:
+            NotFoundError: The model, the version or the alias does not exist.
+        """
+        return self._run(lambda core: core.describe_version(model_id, version, timeout))
+
+    def find_versions(
+        self,
+        model_id: str | None = None,
+        filter: str = "",  # noqa: A002 # what the server calls it
+        *,
+        order_by: str = "",
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> list[Version]:
+        """Return the versions that a filter accepts.
+
+        Args:
+            model_id: The model; None for all models.
+            filter: Such as ``metrics.return > 480 AND NOT tags:broken``; empty for all versions.
+            order_by: Such as ``metrics.return desc``; by number if empty.
+            limit: The most versions to return; None for all.
+            timeout: How many seconds it may take.
+
+        Raises:
+            InvalidError: The filter or the order is malformed; the message points at the position.
+            NotFoundError: The model does not exist.
+        """
+        return self._run(lambda core: core.find_versions(model_id, filter, order_by, limit, timeout))
+
+    def update_version(
+        self,
+        model_id: str,
+        version: Key,
+        *,
+        tags: Mapping[str, str | None] | None = None,
+        metrics: Mapping[str, float | SupportsItem | None] | None = None,
+        expected: int | None = None,
+        timeout: float | None = None,
+    ) -> Version:
+        """Set tags and metrics of a version, those that are given; durable on return if it is archived.
+
+        Args:
+            model_id: The model.
+            version: Its number, -1 for the latest; or an alias.
+            tags: Texts by name; None removes a tag.
+            metrics: Finite numbers by name; None removes a metric.
+            expected: The revision that the version must have now; None for any.
+            timeout: How many seconds it may take.
+
+        Returns:
+            The version as it is now.
+
+        Raises:
+            ConflictError: It has another revision than was expected.
+            InvalidError: A metric is not finite, or there is too much.
+            NotFoundError: The model, the version or the alias does not exist.
+        """
+        return self._run(
+            lambda core: core.update_version(
+                model_id, version, timeout, tags=tags or {}, metrics=metrics or {}, expected=expected
+            )
+        )
+
+    def promote(
+        self, model_id: str, version: Key, *, alias: str | None = None, timeout: float | None = None
+    ) -> Version:
+        """Make a transient version archived, durably on return; does nothing with an archived one.
+
+        Its bytes do not move to the client. Number, hash and time stay, and it is visible at every moment.
+
+        Args:
+            model_id: The model.
+            version: Its number, -1 for the latest; or an alias.
+            alias: An alias to point to it.
+            timeout: How many seconds it may take; an hour by default.
+
+        Returns:
+            The version as it is now.
+
+        Raises:
+            NotFoundError: The model or the version does not exist, or it was evicted.
+            TooLargeError: The archive has no space left.
+        """
+        return self._run(lambda core: core.promote(model_id, version, alias, timeout))
+
+    def delete_version(self, model_id: str, version: Key, *, force: bool = False, timeout: float | None = None) -> None:
+        """Delete a version, durably. Its number is never given again; who is reading it goes on.
+
+        Args:
+            model_id: The model.
+            version: Its number, -1 for the latest; or an alias.
+            force: Whether to remove the aliases that point to it too.
+            timeout: How many seconds it may take.
+
+        Raises:
+            NotFoundError: The model, the version or the alias does not exist.
+            PreconditionError: An alias points to it, and `force` is false.
+            ModelRegistryError: With `may_be_done` when it is not known whether it was done; then it is not repeated.
+        """
+        self._run(lambda core: core.delete_version(model_id, version, timeout, force=force))
+
+    def aliases(self, model_id: str, *, timeout: float | None = None) -> dict[str, Alias]:
+        """Return the aliases of a model by name.
+
+        Raises:
+            NotFoundError: The model does not exist.
+        """
+        return self._run(lambda core: core.aliases(model_id, timeout))
+
+    def set_alias(
+        self,
+        model_id: str,
+        alias: str,
+        version: Key,
+        *,
+        expected: int | None = None,
+        timeout: float | None = None,
+    ) -> Alias:
+        """Point an alias to a version, atomically and durably; a transient version is promoted first.
+
+        Args:
+            model_id: The model.
+            alias: The alias, which obeys the rules of model ids; ``latest`` and numbers are none.
+            version: The version's number, -1 for the latest; or another alias.
+            expected: The revision that the alias must have now, 0 if it must not exist; None for any.
+            timeout: How many seconds it may take; an hour by default.
+
+        Returns:
+            The alias as it is now. To undo the change, set it back with this revision expected.
+
+        Raises:
+            ConflictError: The alias has another revision than was expected.
+            NotFoundError: The model or the version does not exist.
+            ModelRegistryError: With `may_be_done` when it is not known whether it was done; then it is not repeated.
+        """
+        return self._run(lambda core: core.set_alias(model_id, alias, version, expected, timeout))
+
+    def remove_alias(
+        self, model_id: str, alias: str, *, expected: int | None = None, timeout: float | None = None
+    ) -> None:
+        """Remove an alias of a model, durably.
+
+        Args:
+            model_id: The model.
+            alias: The alias.
+            expected: The revision that the alias must have now; None for any.
+            timeout: How many seconds it may take.
+
+        Raises:
+            ConflictError: The alias has another revision than was expected.
+            NotFoundError: The model or the alias does not exist.
+            ModelRegistryError: With `may_be_done` when it is not known whether it was done; then it is not repeated.
+        """
+        self._run(lambda core: core.remove_alias(model_id, alias, expected, timeout))
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

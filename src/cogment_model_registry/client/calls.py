@@ -49,6 +49,7 @@ class Calls:
         deadline: Deadline,
         *,
         is_idempotent: bool = True,
+        service: str = messages.SERVICE_NAMES[0],
     ) -> _Reply:
         """Make a call with one request and one reply, and return the reply.
 
@@ -59,11 +60,12 @@ class Calls:
             subject: What it is about.
             deadline: When to give up, with all retries.
             is_idempotent: Whether to repeat it when it is not known whether it was done.
+            service: The service of the method.
         """
         data = request.SerializeToString()
 
         async def call(channel: Channel) -> _Reply:
-            reply = await self.backend.unary(channel, method_path(method), data, deadline.left_seconds())
+            reply = await self.backend.unary(channel, method_path(method, service), data, deadline.left_seconds())
             return reply_type.FromString(reply)
 
         return await self.retrying(call, subject, deadline, may_be_done=lambda: not is_idempotent)
@@ -126,6 +128,6 @@ def _uncertain(error: ModelRegistryError) -> ModelRegistryError:
     return uncertain
 
 
-def method_path(method: str) -> str:
+def method_path(method: str, service: str = messages.SERVICE_NAMES[0]) -> str:
     """Return the path of a method of the registry."""
-    return f"/{messages.SERVICE_NAMES[0]}/{method}"
+    return f"/{service}/{method}"

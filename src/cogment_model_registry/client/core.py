@@ -4,17 +4,22 @@ import contextlib
 import functools
 import io
 import os
-from collections.abc import AsyncGenerator, Callable
-from typing import IO, ClassVar, SupportsIndex, TypedDict, TypeVar
+from collections.abc import AsyncGenerator, Callable, Mapping
+from typing import IO, ClassVar, SupportsIndex, TypeAlias, TypedDict, TypeVar
 
 from cogment_model_registry.client import lookups, sources, watching
 from cogment_model_registry.client.arguments import (
+    SupportsItem,
     UserData,
     asked_for,
     checked_id,
+    checked_key,
+    checked_metrics,
     checked_number,
     checked_path,
     checked_seconds,
+    checked_tags,
+    checked_text,
     checked_user_data,
     checked_whole,
 )
@@ -25,10 +30,12 @@ from cogment_model_registry.client.connection import Connection, Subject
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.downloads import Download
 from cogment_model_registry.client.endpoints import locate
+from cogment_model_registry.client.lifecycle import LifecycleCalls
 from cogment_model_registry.client.progress import Wish, reporting
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.client.uploads import Upload
 from cogment_model_registry.errors import ClosedError, DataLossError, NotFoundError, TimedOutError, quoted
+from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Version
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.system.replacement import Replacement
 from cogment_model_registry.wire import convert, messages
@@ -45,6 +52,12 @@ _TRANSFER_SECONDS = 60.0
 _TRANSFER_BYTES_PER_SECOND = 1024 * 1024
 _TRANSFER_MAX_SECONDS = 7 * 24 * 3600.0
 """How long a transfer may take by default: a minute, and what it takes at 1 MiB in a second; a week at most."""
+
+_PROMOTE_SECONDS = 3600.0
+"""How long a promotion may take by default: the server copies the bytes, however many, and sends none."""
+
+Key: TypeAlias = SupportsIndex | str | VersionInfo | Version
+"""What names a version: its number, -n for the n-th from the last, an alias, or a record of it."""
 
 _RESOLVE_ATTEMPTS = 5
 """How often to look up a version again that was evicted, replaced or damaged before it could be fetched."""
@@ -148,17 +161,95 @@ class Core:
     # Versions.
 
     async def get_version(
-        self, model_id: str, number: SupportsIndex, timeout: float | None, *, archived: bool
+        self, model_id: str, number: SupportsIndex | str, timeout: float | None, *, archived: bool
     ) -> VersionInfo:
         """See `ModelRegistry.get_version`."""
-        number = checked_number(checked_id(model_id), number)
+        key = checked_key(checked_id(model_id), number)
+        deadline = self._call_deadline(timeout)
+        if isinstance(key, str):  # an alias, which only archived versions have
+            return (await LifecycleCalls(self._calls, deadline).get_version(model_id, key)).info
         look_up = lookups.one_archived if archived else lookups.one
-        return await look_up(self._calls, model_id, number, self._call_deadline(timeout))
+        return await look_up(self._calls, model_id, key, deadline)
 
     async def list_versions(self, model_id: str, timeout: float | None, *, archived: bool) -> list[VersionInfo]:
         """See `ModelRegistry.list_versions`."""
         versions = await lookups.every(self._calls, checked_id(model_id), self._call_deadline(timeout))
         return [version for version in versions if version.archived or not archived]
+
+    # The life of versions.
+
+    async def describe_version(self, model_id: str, key: Key, timeout: float | None) -> Version:
+        """See `ModelRegistry.describe_version`."""
+        checked = checked_key(checked_id(model_id), key)
+        return await LifecycleCalls(self._calls, self._call_deadline(timeout)).get_version(model_id, checked)
+
+    async def find_versions(
+        self, model_id: str | None, accepted: str, order_by: str, limit: int | None, timeout: float | None
+    ) -> list[Version]:
+        """See `ModelRegistry.find_versions`."""
+        return await LifecycleCalls(self._calls, self._call_deadline(timeout)).find_versions(
+            None if model_id is None else checked_id(model_id),
+            checked_text("the filter", accepted),
+            checked_text("order_by", order_by),
+            None if limit is None else checked_whole("limit", limit),
+        )
+
+    async def update_version(
+        self,
+        model_id: str,
+        key: Key,
+        timeout: float | None,
+        *,
+        tags: Mapping[str, str | None],
+        metrics: Mapping[str, float | SupportsItem | None],
+        expected: int | None,
+    ) -> Version:
+        """See `ModelRegistry.update_version`."""
+        checked = checked_key(checked_id(model_id), key)
+        set_tags, remove_tags = checked_tags(tags)
+        set_metrics, remove_metrics = checked_metrics(metrics)
+        revision = 0 if expected is None else checked_whole("expected", expected)
+        change = AnnotationChange(set_tags, remove_tags, set_metrics, remove_metrics, revision)
+        return await LifecycleCalls(self._calls, self._call_deadline(timeout)).update_version(model_id, checked, change)
+
+    async def promote(self, model_id: str, key: Key, alias: str | None, timeout: float | None) -> Version:
+        """See `ModelRegistry.promote`."""
+        checked = checked_key(checked_id(model_id), key)
+        aliases = [] if alias is None else [checked_text("the alias", alias)]
+        deadline = self._wanted_deadline(timeout) or Deadline(_PROMOTE_SECONDS)
+        return await LifecycleCalls(self._calls, deadline).promote_version(model_id, checked, aliases)
+
+    async def delete_version(self, model_id: str, key: Key, timeout: float | None, *, force: bool) -> None:
+        """See `ModelRegistry.delete_version`."""
+        checked = checked_key(checked_id(model_id), key)
+        deadline = self._call_deadline(timeout)
+        await LifecycleCalls(self._calls, deadline).delete_version(model_id, checked, force=force)
+
+    async def aliases(self, model_id: str, timeout: float | None) -> dict[str, Alias]:
+        """See `ModelRegistry.aliases`."""
+        what = f"listing the aliases of model {quoted(checked_id(model_id))}"
+        summary = await LifecycleCalls(self._calls, self._call_deadline(timeout)).summarize(model_id, what)
+        return {alias.name: alias for alias in summary.aliases}
+
+    async def set_alias(
+        self, model_id: str, alias: str, key: Key, expected: int | None, timeout: float | None
+    ) -> Alias:
+        """See `ModelRegistry.set_alias`."""
+        checked = checked_key(checked_id(model_id), key)
+        what = f"setting alias {quoted(checked_text('the alias', alias))} of model {quoted(model_id)}"
+        deadline = self._wanted_deadline(timeout) or Deadline(_PROMOTE_SECONDS)
+        if isinstance(checked, str):
+            checked = (await LifecycleCalls(self._calls, deadline).get_version(model_id, checked)).number
+        revision = None if expected is None else checked_whole("expected", expected)
+        changes = [AliasChange(alias, checked, revision)]
+        return (await LifecycleCalls(self._calls, deadline).change_aliases(model_id, changes, what))[alias]
+
+    async def remove_alias(self, model_id: str, alias: str, expected: int | None, timeout: float | None) -> None:
+        """See `ModelRegistry.remove_alias`."""
+        what = f"removing alias {quoted(checked_text('the alias', alias))} of model {quoted(checked_id(model_id))}"
+        revision = None if expected is None else checked_whole("expected", expected)
+        changes = [AliasChange(alias, None, revision)]
+        await LifecycleCalls(self._calls, self._call_deadline(timeout)).change_aliases(model_id, changes, what)
 
     # The server.
 
@@ -249,8 +340,8 @@ class Core:
 
     async def retrieve(
         self,
-        model: str | VersionInfo,
-        version: SupportsIndex | VersionInfo,
+        model: str | VersionInfo | Version,
+        version: Key,
         timeout: float | None,
         progress: Wish,
         *,
@@ -266,8 +357,8 @@ class Core:
 
     async def _retrieved(
         self,
-        model: str | VersionInfo,
-        version: SupportsIndex | VersionInfo,
+        model: str | VersionInfo | Version,
+        version: Key,
         timeout: float | None,
         progress: Wish,
         *,
@@ -279,9 +370,9 @@ class Core:
 
     async def download(
         self,
-        model: str | VersionInfo,
+        model: str | VersionInfo | Version,
         path: str | os.PathLike[str],
-        version: SupportsIndex | VersionInfo,
+        version: Key,
         timeout: float | None,
         progress: Wish,
         *,
@@ -299,8 +390,8 @@ class Core:
 
     async def _download(
         self,
-        model: str | VersionInfo,
-        version: SupportsIndex | VersionInfo,
+        model: str | VersionInfo | Version,
+        version: Key,
         file: IO[bytes],
         timeout: float | None,
         progress: Wish,

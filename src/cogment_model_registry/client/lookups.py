@@ -20,10 +20,12 @@ _PAGE_ITEMS = 128
 """How many versions it asks for at once. A server sends as many in one reply, whatever their `user_data`."""
 
 
-def version_text(model_id: str, number: int, *, archived: bool = False) -> str:
-    """Return a description of a version that is asked for by its number."""
+def version_text(model_id: str, key: int | str, *, archived: bool = False) -> str:
+    """Return a description of a version that is asked for by its number or by an alias."""
+    if isinstance(key, str):
+        return f"version {quoted(key)} of model {quoted(model_id)}"
     tier = "archived " if archived else ""
-    named = {LATEST: f"the latest {tier}version"}.get(number, f"{tier}version {number}")
+    named = {LATEST: f"the latest {tier}version"}.get(key, f"{tier}version {key}")
     return f"{named} of model {quoted(model_id)}"
 
 

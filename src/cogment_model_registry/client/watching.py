@@ -58,26 +58,28 @@ class Known:
     def __init__(self, number: int = 0) -> None:
         self.number = number
         self._data_hash = ""
-        self._archived_number = 0
+        self._archived: VersionInfo | None = None
 
     def note(self, info: VersionInfo) -> None:
         """Record a version, unless a newer one is known."""
         if info.number > self.number:
             self.number, self._data_hash = info.number, info.data_hash
             if info.archived:
-                self._archived_number = info.number
+                self._archived = info
 
     def is_newer(self, info: VersionInfo) -> bool:
         """Return whether the latest version is newer than what is known.
 
         Raises:
             NotFoundError: It belongs to a model that was deleted and created again. That cannot always be detected: a
-                registry that was killed comes back with its archived versions only, and so with an older one as the
-                latest. But archived ones stay, and no number is given twice.
+                registry that was killed comes back with its archived versions only, and an archived version may be
+                deleted, so the latest may be an older one. But no number is given twice, and a version that is newer
+                than an archived one does not have a lower number.
         """
         proof = ""
-        if info.number < self._archived_number:
-            proof = f"version {self._archived_number}, which was archived, is gone"
+        archived = self._archived
+        if archived is not None and info.number < archived.number and info.created_ns > archived.created_ns:
+            proof = f"version {info.number} is newer than version {archived.number}, which was archived"
         elif self._data_hash and info.number == self.number and info.data_hash != self._data_hash:
             proof = f"version {info.number} has other bytes"
         if proof:

@@ -142,15 +142,15 @@ def _may_stand_in_id(character: str) -> bool:
     )
 
 
-def check_user_data(user_data: Mapping[str, str], max_bytes: int, model_id: str) -> None:
-    """Refuse `user_data` whose keys and values together have more than `max_bytes` bytes of UTF-8.
+def check_user_data(user_data: Mapping[str, str], max_bytes: int, model_id: str, name: str = "user_data") -> None:
+    """Refuse `user_data`, or what `name` says, with more than `max_bytes` bytes of UTF-8 in its keys and values.
 
     Raises:
         InvalidError: They are larger.
     """
     size_bytes = user_data_bytes(user_data)
     if size_bytes > max_bytes:
-        message = f"user_data has {counted(size_bytes, 'byte')} of keys and values; at most {max_bytes} are allowed"
+        message = f"{name} has {counted(size_bytes, 'byte')} of keys and values; at most {max_bytes} are allowed"
         raise InvalidError(message, model_id=model_id)
 
 

@@ -15,13 +15,22 @@ in addition to the errors that it states.
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from cogment_model_registry.errors import DataLossError
+from cogment_model_registry.records.lifecycle import (
+    Alias,
+    AliasChange,
+    AnnotationChange,
+    Annotations,
+    ModelSummary,
+    Version,
+)
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.registry.filters import Filter, Order, Position
 
 
 class _Closable(ABC):
@@ -117,6 +126,13 @@ class VersionStore(ABC):
         Raises:
             DataLossError: Its bytes are missing or damaged.
             NotFoundError: The store does not have it, or no longer.
+        """
+
+    @abstractmethod
+    async def remove_version(self, info: VersionInfo) -> None:
+        """Remove a version, in an archive durably; readers under way go on. Does nothing when it is not there.
+
+        In an archive, the caller runs it as it runs `Upload.commit`: one at a time for a model.
         """
 
 
@@ -268,6 +284,10 @@ class TransientStore(VersionStore):
         """
 
     @abstractmethod
+    def holding(self, info: VersionInfo) -> AbstractContextManager[None]:
+        """Return the context manager in which a version is not evicted, if it is there when it is entered."""
+
+    @abstractmethod
     def note_newest(self, model_id: str, number: int) -> None:
         """Record that another store has a version of the model with this number: older ones are not the newest."""
 
@@ -322,8 +342,53 @@ class Slot(ABC):
     number: int
 
     @abstractmethod
+    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+        """Keep annotations for the version, before its store commits it; durable on return if it is archived.
+
+        Raises:
+            TooLargeError: No space is left.
+        """
+
+    @abstractmethod
     def show(self, info: VersionInfo) -> None:
         """Make `info` visible when the context is left. Its number is that of the slot."""
+
+
+class Promotion(ABC):
+    """A transient version that is being archived. Made by `Catalog.promoting`.
+
+    Attributes:
+        info: The version as it is now; archived already if nothing is to be done.
+    """
+
+    info: VersionInfo
+
+    @abstractmethod
+    async def annotate(self, info: VersionInfo) -> None:
+        """Keep the annotations that the version has for `info`, its archived record, before the archive commits it."""
+
+    @abstractmethod
+    def show(self, info: VersionInfo) -> None:
+        """Put `info` in the place of the transient version when the context is left. Its number stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What to look for.
+
+    Attributes:
+        model_id: The model; None for all of them.
+        accepted: Which versions.
+        order: In which order.
+        after: Where the last page ended; None for the first one.
+        limit: The most versions to return.
+    """
+
+    model_id: str | None
+    accepted: Filter
+    order: Order
+    after: Position | None
+    limit: int
 
 
 class Catalog(ABC):
@@ -369,6 +434,14 @@ class Catalog(ABC):
         """Return up to `limit` models, ordered by id, without the first `offset` ones."""
 
     @abstractmethod
+    async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
+        """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
+
+    @abstractmethod
+    async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
+        """Return models with what they have now, in the order given; those that do not exist any more are left out."""
+
+    @abstractmethod
     def writing_model(self, info: ModelInfo) -> AbstractAsyncContextManager[None]:
         """Return the change that creates the model, or replaces its `user_data`."""
 
@@ -389,6 +462,74 @@ class Catalog(ABC):
         Raises:
             NotFoundError: That life of the model is over. Raised on entering.
             TooLargeError: The numbers are used up, or no space is left to persist them. Raised on entering.
+        """
+
+    @abstractmethod
+    def promoting(self, ref: ModelRef, number: int) -> AbstractAsyncContextManager[Promotion]:
+        """Return the change that makes a transient version archived. Watchers are not notified.
+
+        Raises:
+            NotFoundError: That life of the model is over, or it has no such version. Raised on entering.
+        """
+
+    @abstractmethod
+    def removing_version(self, ref: ModelRef, number: int) -> AbstractAsyncContextManager[VersionInfo]:
+        """Return the change that removes a version, with its annotations and the aliases that point to it.
+
+        Its number is durably used up when the context is entered, and never given again.
+
+        Raises:
+            NotFoundError: That life of the model is over, or it has no such version. Raised on entering.
+        """
+
+    @abstractmethod
+    async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
+        """Return versions with what people may change about them, in the order given."""
+
+    @abstractmethod
+    async def change_annotations(self, ref: ModelRef, number: int, change: AnnotationChange) -> Version:
+        """Change tags and metrics of a version; durable on return if it is archived.
+
+        Raises:
+            ConflictError: It has another revision than was expected.
+            NotFoundError: That life of the model is over, or it has no such version.
+            TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    async def get_aliases(self, model_id: str) -> list[Alias]:
+        """Return the aliases of a model, ordered by name.
+
+        Raises:
+            NotFoundError: The model does not exist.
+        """
+
+    @abstractmethod
+    async def set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange], now_ns: int) -> list[Alias]:
+        """Make changes of the aliases of a model, all or none; durable on return.
+
+        Revisions of aliases never repeat while the model exists.
+
+        Args:
+            ref: The model.
+            changes: The changes, to archived versions.
+            now_ns: The time of the change, in nanoseconds since the Unix epoch.
+
+        Returns:
+            All aliases of the model afterwards, ordered by name.
+
+        Raises:
+            ConflictError: An alias has another revision than was expected.
+            NotFoundError: That life of the model is over, a version does not exist or is not archived, or an alias to
+                be removed does not exist.
+            TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    async def search(self, search: Search) -> list[Version]:
+        """Return visible versions that a filter accepts, in order; fewer than the limit only at the end.
+
+        Versions that come or go between two pages appear or not; all others appear exactly once.
         """
 
     @abstractmethod

@@ -180,10 +180,13 @@ class Registry:
         catalog: What exists.
         archive: Where archived versions live.
         transient: Where transient versions live; the registry becomes its listener of evictions.
+
+    Attributes:
+        limits: The limits of requests.
     """
 
     def __init__(self, limits: Limits, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
-        self._limits = limits
+        self.limits = limits
         self._catalog = catalog
         self._archive = archive
         self._transient = transient
@@ -202,9 +205,9 @@ class Registry:
             PreconditionError: The registry is read-only.
             TooLargeError: No space is left.
         """
-        self._check_model_id(info.model_id)
-        check_user_data(info.user_data, self._limits.user_data_max_bytes, info.model_id)
-        self._require_writable(info.model_id)
+        self.check_model_id(info.model_id)
+        check_user_data(info.user_data, self.limits.user_data_max_bytes, info.model_id)
+        self.require_writable(info.model_id)
 
         async def create_or_update() -> None:
             async with self._catalog.writing_model(info):
@@ -220,8 +223,8 @@ class Registry:
             NotFoundError: It does not exist.
             PreconditionError: The registry is read-only.
         """
-        self._check_model_id(model_id)
-        self._require_writable(model_id)
+        self.check_model_id(model_id)
+        self.require_writable(model_id)
 
         async def delete() -> None:
             async with self._catalog.removing_model(model_id):
@@ -248,7 +251,7 @@ class Registry:
         """
         self._check_count("model_ids", len(model_ids))
         for model_id in model_ids:
-            self._check_model_id(model_id)
+            self.check_model_id(model_id)
         return [await self._catalog.get_model(model_id) for model_id in model_ids]
 
     async def create_version(self, header: VersionHeader) -> VersionUpload:
@@ -261,12 +264,12 @@ class Registry:
                 which numbers it gave.
             TooLargeError: The version cannot fit.
         """
-        self._check_model_id(header.model_id)
-        check_user_data(header.user_data, self._limits.user_data_max_bytes, header.model_id)
+        self.check_model_id(header.model_id)
+        check_user_data(header.user_data, self.limits.user_data_max_bytes, header.model_id)
         check_data_size(header.data_size_bytes, header.model_id)
         if header.data_hash:
             check_data_hash(header.data_hash, header.model_id)
-        self._require_writable(header.model_id)
+        self.require_writable(header.model_id)
         ref = await self._catalog.find(header.model_id)
         store: VersionStore = self._archive if header.archived else self._transient
         return VersionUpload(self, header, ref, await store.open_upload(header.model_id, header.data_size_bytes))
@@ -278,7 +281,7 @@ class Registry:
             InvalidError: The id breaks a rule.
             NotFoundError: The model does not exist.
         """
-        self._check_model_id(model_id)
+        self.check_model_id(model_id)
         return await self._catalog.list_versions(model_id, first_number, limit)
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
@@ -289,7 +292,7 @@ class Registry:
             InvalidError: The id breaks a rule, or the list of numbers is too long.
             NotFoundError: The model or one of the versions does not exist.
         """
-        self._check_model_id(model_id)
+        self.check_model_id(model_id)
         self._check_count("version_numbers", len(numbers))
         return await self._catalog.get_versions(model_id, numbers)
 
@@ -301,7 +304,7 @@ class Registry:
             InvalidError: The id breaks a rule.
             NotFoundError: The model or the version does not exist.
         """
-        self._check_model_id(model_id)
+        self.check_model_id(model_id)
         ref = await self._catalog.find(model_id)
         [info] = await self._catalog.get_versions(model_id, [number])
         try:
@@ -320,7 +323,7 @@ class Registry:
             NotFoundError: The model does not exist, or was deleted.
             UnavailableError: The registry stops.
         """
-        self._check_model_id(model_id)
+        self.check_model_id(model_id)
         self._watchers += 1
         try:
             async with aclosing(self._catalog.watch(model_id)) as versions:
@@ -400,16 +403,22 @@ class Registry:
         store: VersionStore = self._archive if info.archived else self._transient
         return await store.open_version(info)
 
-    def _check_model_id(self, model_id: str) -> None:
-        check_model_id(model_id, self._limits.model_id_max_bytes)
+    def check_model_id(self, model_id: str) -> None:
+        """Refuse an id that breaks a rule; see `records.versions.check_model_id`."""
+        check_model_id(model_id, self.limits.model_id_max_bytes)
 
-    def _require_writable(self, model_id: str) -> None:
+    def require_writable(self, model_id: str) -> None:
+        """Refuse to write where the archive is read-only.
+
+        Raises:
+            PreconditionError: It is.
+        """
         if self._archive.is_read_only:
             message = "this registry is read-only: it takes no versions and no changes of models"
             raise PreconditionError(message, model_id=model_id)
 
     def _check_count(self, name: str, count: int) -> None:
-        if count > self._limits.request_max_items:
+        if count > self.limits.request_max_items:
             raise InvalidError(
-                f"{name} has {counted(count, 'entry', 'entries')}; at most {self._limits.request_max_items} are allowed"
+                f"{name} has {counted(count, 'entry', 'entries')}; at most {self.limits.request_max_items} are allowed"
             )

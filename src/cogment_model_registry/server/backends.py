@@ -1,18 +1,25 @@
 """The choice of the backends that a server runs on, from its settings."""
 
+import asyncio
+import contextlib
 import os
+import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.settings import Settings
+from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
+from cogment_model_registry.storage.catalog.tables import MIGRATIONS
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 
 _HASH_THREADS = max(2, os.cpu_count() or 2)
@@ -69,7 +76,19 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
         await archive.open()
         # Some versions in an archive of the original are transient by their own metadata.
         transient = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing, elsewhere=archive)
-        catalog = LocalCatalog(archive)
-        await catalog.open()
+        folder = settings.archive_dir
+        if settings.read_only:
+            # SQLite writes beside what it reads, and a start adds what is missing.
+            folder = stack.enter_context(TemporaryDirectory(prefix="cogment-catalog-"))
+            await asyncio.to_thread(_copy_database, settings.archive_dir, folder)
+        catalog = LocalCatalog(archive, Database(os.path.join(folder, CATALOG_NAME), MIGRATIONS))
         stack.push_async_callback(catalog.close)
+        await catalog.open()
         yield Backends(archive, transient, catalog, lambda: catalog.refresh(transient.remove_model))
+
+
+def _copy_database(source: str, target: str) -> None:
+    """Copy the database of a catalog, with the changes that are only in its write-ahead log, if there is one."""
+    for name in (CATALOG_NAME, f"{CATALOG_NAME}-wal"):
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(os.path.join(source, name), os.path.join(target, name))

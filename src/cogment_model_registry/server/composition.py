@@ -7,17 +7,20 @@ no new calls, watchers notified, transfers given their grace, numbers persisted,
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import grpc
 import grpc.aio
 import structlog
 
 from cogment_model_registry._version import __version__
 from cogment_model_registry.registry.contracts import Archive, TransientStore
+from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.metrics import Metrics
+from cogment_model_registry.server.model_lifecycle import ModelLifecycleService
 from cogment_model_registry.server.model_registry import ModelRegistryService
 from cogment_model_registry.server.monitoring import MonitoringServer
 from cogment_model_registry.server.registration import Registration, State
@@ -27,6 +30,7 @@ from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.machine import release_free_memory, tune_heap
 from cogment_model_registry.system.signals import Signals
 from cogment_model_registry.system.tasks import end
+from cogment_model_registry.wire import lifecycle as lifecycle_messages
 from cogment_model_registry.wire import messages
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -82,8 +86,11 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         limits = Limits(settings.model_id_max_bytes, settings.user_data_max_bytes, settings.request_max_items)
         registry = Registry(limits, catalog, archive, transient)
         service = ModelRegistryService(registry, settings, metrics.observe_call)
-        health = Health(messages.SERVICE_NAMES)
-        grpc_server = _grpc_server(settings, service, health)
+        rules = Lifecycle(registry, catalog, archive, transient)
+        lifecycle = ModelLifecycleService(rules, settings, metrics.observe_call)
+        names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
+        health = Health(names)
+        grpc_server = _grpc_server(settings, [*service.handlers(), lifecycle.handlers()], names, health)
         port = life_cycle.listen(grpc_server, settings.host, settings.port)
         registration = Registration(settings, port) if settings.directory_endpoint else None
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
@@ -111,12 +118,15 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
                     group.create_task(_deregister(registration, registering))
                 group.create_task(grpc_server.stop(settings.grace_seconds))
             await service.drained()
+            await lifecycle.drained()
 
         stack.push_async_callback(stop_serving)
         yield Server(port, metrics_port, backends)
 
 
-def _grpc_server(settings: Settings, service: ModelRegistryService, health: Health) -> grpc.aio.Server:
+def _grpc_server(
+    settings: Settings, handlers: Sequence[grpc.GenericRpcHandler], names: Sequence[str], health: Health
+) -> grpc.aio.Server:
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", settings.request_max_bytes),
@@ -128,10 +138,10 @@ def _grpc_server(settings: Settings, service: ModelRegistryService, health: Heal
             ("grpc.max_allowed_incoming_connections", settings.max_connections),
         ]
     )
-    server.add_generic_rpc_handlers(service.handlers())
+    server.add_generic_rpc_handlers(handlers)
     health.add_to(server)
     if settings.grpc_reflection:
-        life_cycle.enable_reflection(server, [*messages.SERVICE_NAMES, *health.service_names])
+        life_cycle.enable_reflection(server, [*names, *health.service_names])
     return server
 
 

@@ -105,6 +105,15 @@ class ArchiveSuite(VersionStoreSuite):
             [contents] = await again.scan()
             assert list(contents.version_numbers) == []
 
+    async def test_a_removed_version_stays_removed_after_a_restart(self, store: Archive, tmp_path: Path) -> None:
+        for number in (1, 2):
+            await keep(store, describe("m", number, b"data", True), b"data")
+        await store.remove_version(describe("m", 2, b"data", True))
+        async with self.reopened(store, tmp_path) as again:
+            [contents] = await again.scan()
+            assert list(contents.version_numbers) == [1]
+            assert await again.read_version_infos("m", [2]) == [None]
+
     async def test_a_reader_continues_when_its_model_is_removed(self, store: Archive) -> None:
         data = bytes(range(256)) * 20_000
         info = describe("m", 1, data, True)

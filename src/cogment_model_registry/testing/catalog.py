@@ -9,9 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from cogment_model_registry.errors import DataLossError, NotFoundError, UnavailableError
+from cogment_model_registry.errors import ConflictError, DataLossError, NotFoundError, UnavailableError
+from cogment_model_registry.records.lifecycle import (
+    FIRST_REVISION,
+    AliasChange,
+    AnnotationChange,
+    Annotations,
+    ModelSummary,
+    Version,
+)
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-from cogment_model_registry.registry.contracts import Catalog
+from cogment_model_registry.registry.contracts import Catalog, Search
+from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_filter, parse_order, position_of
 from cogment_model_registry.testing.bytes import describe
 
 _WAIT_SECONDS = 20
@@ -21,6 +30,18 @@ async def publish(catalog: Catalog, model_id: str) -> VersionInfo:
     """Publish a transient version under the next number."""
     async with catalog.publishing(await catalog.find(model_id)) as slot:
         info = describe(model_id, slot.number, b"data", False)
+        slot.show(info)
+    return info
+
+
+async def publish_annotated(
+    catalog: Catalog, annotations: Annotations | None = None, model_id: str = "m", *, archived: bool = False
+) -> VersionInfo:
+    """Make a version with annotations visible, and return it."""
+    async with catalog.publishing(await catalog.find(model_id)) as slot:
+        info = describe(model_id, slot.number, b"data", archived)
+        if annotations is not None:
+            await slot.annotate(info, annotations)
         slot.show(info)
     return info
 
@@ -75,6 +96,12 @@ class CatalogSuite(ABC):
         assert [info.model_id for info in await catalog.list_models(1, 2)] == ["a", "m"]
         assert await catalog.list_models(5, 10) == []
         assert await counted(catalog) == (5, 0)
+
+    async def test_models_are_listed_from_an_id_on(self, catalog: Catalog) -> None:
+        for model_id in ("b", "a", "c"):
+            await self.put_model(catalog, model_id)
+        for after, expected in (("", ["a", "b"]), ("a", ["b", "c"]), ("aa", ["b", "c"]), ("c", ["m"]), ("m", [])):
+            assert [info.model_id for info in await catalog.list_models_after(after, 2)] == expected
 
     async def test_user_data_is_replaced(self, catalog: Catalog) -> None:
         assert await catalog.get_model("m") == ModelInfo("m", {"a": "b"})
@@ -266,3 +293,161 @@ class CatalogSuite(ABC):
         assert await catalog.list_models(0, 10) == [ModelInfo("m", {"a": "b"})]
         assert await catalog.get_versions("m", [-1]) == [info]
         assert (await publish(catalog, "m")).number == 2
+
+    # What people change about versions.
+
+    async def test_annotations_are_kept_for_either_tier(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        annotations = Annotations({"stage": "candidate"}, {"return": 487.5})
+        infos = [await publish_annotated(catalog, annotations, archived=archived) for archived in (False, True)]
+        assert [version.annotations for version in await catalog.describe(infos)] == [annotations, annotations]
+        plain = await publish(catalog, "m")
+        assert await catalog.describe([plain]) == [Version(plain)]
+
+    async def test_annotations_change_only_from_the_expected_revision(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        ref = await catalog.find("m")
+        for archived in (False, True):
+            info = await publish_annotated(catalog, Annotations({"a": "1"}), archived=archived)
+            change = AnnotationChange({"b": "2"}, ["a", "none"], {"return": 5}, expected_revision=FIRST_REVISION)
+            changed = await catalog.change_annotations(ref, info.number, change)
+            assert (changed.annotations.tags, changed.annotations.metrics) == ({"b": "2"}, {"return": 5})
+            assert changed.annotations.revision > FIRST_REVISION
+            with pytest.raises(ConflictError, match=f"revision {changed.annotations.revision}"):
+                await catalog.change_annotations(ref, info.number, change)
+            assert await catalog.describe([info]) == [changed]
+        with pytest.raises(NotFoundError):
+            await catalog.change_annotations(ref, 99, AnnotationChange())
+
+    async def test_an_alias_moves_only_from_the_expected_revision(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        ref = await catalog.find("m")
+        infos = [await publish_annotated(catalog, archived=True) for _ in range(2)]
+        [first] = await catalog.set_aliases(ref, [AliasChange("best", 1, 0)], 5)
+        assert (first.version_number, first.set_ns) == (1, 5)
+        for stale in (0, first.revision + 1):
+            with pytest.raises(ConflictError, match=f"version 1 with revision {first.revision}"):
+                await catalog.set_aliases(ref, [AliasChange("other", 1), AliasChange("best", 2, stale)], 6)
+        [second] = await catalog.set_aliases(ref, [AliasChange("best", 2, first.revision)], 7)
+        assert second.revision > first.revision
+        assert await catalog.get_aliases("m") == [second]
+        assert [version.aliases for version in await catalog.describe(infos)] == [(), ("best",)]
+        assert await catalog.set_aliases(ref, [AliasChange("best", None, second.revision)], 8) == []
+        [third] = await catalog.set_aliases(ref, [AliasChange("best", 1, 0)], 9)
+        assert third.revision > second.revision
+
+    async def test_an_alias_points_to_an_archived_version(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        ref = await catalog.find("m")
+        transient = await publish(catalog, "m")
+        for change in (AliasChange("best", transient.number), AliasChange("best", 99), AliasChange("best", None)):
+            with pytest.raises(NotFoundError):
+                await catalog.set_aliases(ref, [change], 0)
+        assert await catalog.get_aliases("m") == []
+
+    async def test_one_of_many_moves_of_an_alias_wins(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        ref = await catalog.find("m")
+        await publish_annotated(catalog, archived=True)
+        [alias] = await catalog.set_aliases(ref, [AliasChange("best", 1)], 0)
+        moves = [catalog.set_aliases(ref, [AliasChange("best", 1, alias.revision)], ns) for ns in range(1, 21)]
+        outcomes = await asyncio.gather(*moves, return_exceptions=True)
+        assert sum(not isinstance(outcome, ConflictError) for outcome in outcomes) == 1
+
+    async def test_a_promoted_version_keeps_its_place_and_its_annotations(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        info = await publish_annotated(catalog, Annotations({"a": "1"}, {"return": 5}))
+        await publish(catalog, "m")
+        before = await counted(catalog)
+        promoted = replace(info, archived=True)
+        async with catalog.promoting(await catalog.find("m"), info.number) as promotion:
+            assert promotion.info == info
+            await promotion.annotate(promoted)
+            assert await catalog.get_versions("m", [1]) == [info]
+            promotion.show(promoted)
+        assert await catalog.get_versions("m", [1]) == [promoted]
+        assert await counted(catalog) == before
+        [version] = await catalog.describe([promoted])
+        assert (version.annotations.tags, version.annotations.metrics) == ({"a": "1"}, {"return": 5})
+        assert version.annotations.revision > FIRST_REVISION
+
+    async def test_a_promotion_that_fails_changes_nothing(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        info = await publish(catalog, "m")
+        with pytest.raises(RuntimeError):
+            await self._fail_to_promote(catalog, info)
+        assert await catalog.get_versions("m", [1]) == [info]
+
+    async def _fail_to_promote(self, catalog: Catalog, info: VersionInfo) -> None:
+        async with catalog.promoting(await catalog.find("m"), info.number) as promotion:
+            promotion.show(replace(info, archived=True))
+            raise RuntimeError
+
+    async def test_a_removed_version_is_gone_with_its_alias_and_its_number(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        ref = await catalog.find("m")
+        for archived in (True, False, True):
+            await publish_annotated(catalog, Annotations({"a": "1"}), archived=archived)
+        await catalog.set_aliases(ref, [AliasChange("best", 3), AliasChange("other", 1)], 0)
+        for number in (3, 2):
+            async with catalog.removing_version(ref, number) as info:
+                assert info.number == number
+            with pytest.raises(NotFoundError):
+                await catalog.get_versions("m", [number])
+            with pytest.raises(NotFoundError):
+                async with catalog.removing_version(ref, number):
+                    pass
+        assert [alias.name for alias in await catalog.get_aliases("m")] == ["other"]
+        assert await counted(catalog) == (1, 1)
+        assert (await publish(catalog, "m")).number == 4
+
+    async def test_a_model_created_again_inherits_nothing(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        await publish_annotated(catalog, Annotations({"a": "1"}), archived=True)
+        await catalog.set_aliases(await catalog.find("m"), [AliasChange("best", 1)], 0)
+        await self.remove_model(catalog, "m")
+        await self.put_model(catalog, "m")
+        info = await publish_annotated(catalog, archived=True)
+        assert await catalog.get_aliases("m") == []
+        assert await catalog.describe([info]) == [Version(info)]
+
+    async def test_a_search_finds_what_is_visible_page_by_page(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "m")
+        await self.put_model(catalog, "n")
+        for number in range(1, 11):
+            annotations = Annotations(metrics={"return": number % 4} if number % 5 else {})
+            await publish_annotated(catalog, annotations, archived=number % 2 == 0)
+        await publish_annotated(catalog, Annotations(metrics={"return": 9}), "n")
+        search = Search("m", parse_filter("version_number > 1"), parse_order("metrics.return desc"), None, 3)
+        found: list[Version] = []
+        while page := await catalog.search(search):
+            found += page
+            search = replace(search, after=position_of(search.order, page[-1]))
+        assert [version.info.number for version in found] == [7, 3, 6, 2, 9, 8, 4, 10, 5]
+        everywhere = Search(None, EVERYTHING, parse_order("metrics.return desc"), None, 1)
+        assert [version.info.model_id for version in await catalog.search(everywhere)] == ["n"]
+        with pytest.raises(NotFoundError):
+            await catalog.search(replace(search, model_id="none"))
+
+    async def test_a_model_is_summarized(self, catalog: Catalog) -> None:
+        for model_id in ("m", "n"):
+            await self.put_model(catalog, model_id)
+        infos = [await publish_annotated(catalog, archived=archived) for archived in (True, False)]
+        aliases = await catalog.set_aliases(await catalog.find("m"), [AliasChange("best", 1)], 5)
+        models = [ModelInfo("n"), ModelInfo("none"), ModelInfo("m")]
+        expected = ModelSummary(ModelInfo("m"), tuple(aliases), 2, 2, infos[0].data_size_bytes)
+        assert await catalog.summarize(models) == [ModelSummary(ModelInfo("n")), expected]
+
+    async def test_annotations_and_aliases_survive_a_clean_stop(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as catalog:
+            await self.put_model(catalog, "m")
+            info = await self.publish_archived(catalog, Annotations({"a": "1"}, {"return": 5}))
+            aliases = await catalog.set_aliases(await catalog.find("m"), [AliasChange("best", 1)], 5)
+        async with self.opened(tmp_path) as catalog:
+            assert await catalog.get_aliases("m") == aliases
+            [version] = await catalog.search(Search("m", EVERYTHING, BY_NUMBER, None, 10))
+            assert version == Version(info, Annotations({"a": "1"}, {"return": 5}), ("best",))
+
+    async def publish_archived(self, catalog: Catalog, annotations: Annotations) -> VersionInfo:
+        """Publish an archived version of ``m`` as its archive would keep it; a subclass adds what that takes."""
+        return await publish_annotated(catalog, annotations, archived=True)

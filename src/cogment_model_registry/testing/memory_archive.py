@@ -97,6 +97,12 @@ class MemoryArchive(Archive):
             raise DataLossError.version(info.model_id, info.number, f"its data has {counted(len(data), 'byte')}")
         return _MemoryReader(info, data)
 
+    async def remove_version(self, info: VersionInfo) -> None:
+        await asyncio.sleep(0)
+        self._require_writable()
+        if info.model_id in self.shelf:
+            self.shelf[info.model_id].versions.pop(info.number, None)
+
     def _require_writable(self) -> None:
         if self._read_only:
             raise PreconditionError("the archive is open for reading only")

@@ -8,11 +8,23 @@ import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StoppingError
+from cogment_model_registry.records.lifecycle import (
+    FIRST_REVISION,
+    Alias,
+    AliasChange,
+    AnnotationChange,
+    Annotations,
+    ModelSummary,
+    Version,
+    check_alias_revision,
+    check_revision,
+)
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_version_number
-from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Slot
+from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Promotion, Search, Slot
+from cogment_model_registry.registry.filters import arranged, matches
 
 
 @dataclass(eq=False, slots=True)
@@ -20,8 +32,33 @@ class _Model:
     info: ModelInfo
     life: int
     last_number: int = 0
+    last_revision: int = FIRST_REVISION
+    annotations: dict[int, Annotations] = field(default_factory=dict)
+    aliases: dict[str, Alias] = field(default_factory=dict)
     versions: dict[int, VersionInfo] = field(default_factory=dict)
     damaged: dict[int, DataLossError] = field(default_factory=dict)
+
+    def next_revision(self) -> int:
+        self.last_revision += 1
+        return self.last_revision
+
+    def remove(self, number: int) -> None:
+        self.versions.pop(number, None)
+        self.annotations.pop(number, None)
+        self.aliases = {name: alias for name, alias in self.aliases.items() if alias.version_number != number}
+
+    def summary(self) -> ModelSummary:
+        return ModelSummary(
+            info=self.info,
+            aliases=tuple(self.aliases[name] for name in sorted(self.aliases)),
+            latest_number=max(self.versions, default=0),
+            versions=len(self.versions),
+            archived_bytes=sum(info.data_size_bytes for info in self.versions.values() if info.archived),
+        )
+
+    def describe(self, info: VersionInfo) -> Version:
+        names = sorted(name for name, alias in self.aliases.items() if alias.version_number == info.number)
+        return Version(info, self.annotations.get(info.number, Annotations()), tuple(names))
 
 
 @dataclass(eq=False, slots=True)
@@ -38,12 +75,32 @@ class Tables:
 
 
 class _MemorySlot(Slot):
-    def __init__(self, number: int) -> None:
+    def __init__(self, model: _Model, number: int) -> None:
         self.number = number
         self.info: VersionInfo | None = None
+        self._model = model
+
+    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+        await asyncio.sleep(0)
+        self._model.annotations[info.number] = annotations
 
     def show(self, info: VersionInfo) -> None:
         self.info = info
+
+
+class _MemoryPromotion(Promotion):
+    def __init__(self, model: _Model, info: VersionInfo) -> None:
+        self.info = info
+        self.shown: VersionInfo | None = None
+        self._model = model
+
+    async def annotate(self, info: VersionInfo) -> None:
+        await asyncio.sleep(0)
+        before = self._model.annotations.get(info.number, Annotations())
+        self._model.annotations[info.number] = replace(before, revision=self._model.next_revision())
+
+    def show(self, info: VersionInfo) -> None:
+        self.shown = info
 
 
 class MemoryCatalog(Catalog):
@@ -85,6 +142,15 @@ class MemoryCatalog(Catalog):
         models = self._tables.models
         return [models[model_id].info for model_id in sorted(models)[offset : offset + limit]]
 
+    async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
+        await asyncio.sleep(0)
+        models = self._tables.models
+        return [models[each].info for each in sorted(models) if each > model_id][:limit]
+
+    async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
+        await asyncio.sleep(0)
+        return [model.summary() for info in models if (model := self._tables.models.get(info.model_id))]
+
     @asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
         async with self._locks[info.model_id]:
@@ -112,23 +178,78 @@ class MemoryCatalog(Catalog):
     @asynccontextmanager
     async def _publishing(self, ref: ModelRef) -> AsyncGenerator[Slot, None]:
         async with self._locks[ref.model_id]:
-            model = await self._require(ref.model_id)
-            if model.life != ref.life:
-                raise NotFoundError.model(ref.model_id)
+            model = await self._require_life(ref)
             check_version_number(model.last_number + 1, ref.model_id)
             model.last_number += 1
-            slot = _MemorySlot(model.last_number)
+            slot = _MemorySlot(model, model.last_number)
             yield slot
             if slot.info is not None:
                 await self.before_visible(slot.info)
                 model.versions[slot.number] = slot.info
                 await self._notify()
 
+    @asynccontextmanager
+    async def promoting(self, ref: ModelRef, number: int) -> AsyncGenerator[Promotion, None]:
+        async with self._locks[ref.model_id]:
+            model = await self._require_life(ref)
+            promotion = _MemoryPromotion(model, _version(model, number))
+            yield promotion
+            await asyncio.sleep(0)
+            if promotion.shown is not None:
+                model.versions[number] = promotion.shown
+
+    @asynccontextmanager
+    async def removing_version(self, ref: ModelRef, number: int) -> AsyncGenerator[VersionInfo, None]:
+        async with self._locks[ref.model_id]:
+            model = await self._require_life(ref)
+            yield _version(model, number)
+            await asyncio.sleep(0)
+            model.remove(number)
+
+    async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
+        await asyncio.sleep(0)
+        models = self._tables.models
+        return [models[i.model_id].describe(i) if i.model_id in models else Version(i) for i in infos]
+
+    async def change_annotations(self, ref: ModelRef, number: int, change: AnnotationChange) -> Version:
+        async with self._locks[ref.model_id]:
+            model = await self._require_life(ref)
+            version = model.describe(_version(model, number))
+            check_revision(version.info, version.annotations, change)
+            model.annotations[number] = change.apply_to(version.annotations, model.next_revision())
+            return model.describe(version.info)
+
+    async def get_aliases(self, model_id: str) -> list[Alias]:
+        aliases = (await self._require(model_id)).aliases
+        return [aliases[name] for name in sorted(aliases)]
+
+    async def set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange], now_ns: int) -> list[Alias]:
+        async with self._locks[ref.model_id]:
+            model = await self._require_life(ref)
+            aliases = dict(model.aliases)
+            for change in changes:
+                check_alias_revision(ref.model_id, aliases.get(change.name), change)
+                if change.version_number is None:
+                    del aliases[change.name]
+                    continue
+                if not _version(model, change.version_number).archived:
+                    raise NotFoundError.version(ref.model_id, change.version_number)
+                aliases[change.name] = Alias(change.name, change.version_number, model.next_revision(), now_ns)
+            model.aliases = aliases
+        return await self.get_aliases(ref.model_id)
+
+    async def search(self, search: Search) -> list[Version]:
+        models = [await self._require(search.model_id)] if search.model_id else [*self._tables.models.values()]
+        await asyncio.sleep(0)
+        versions = [model.describe(info) for model in models for info in model.versions.values()]
+        accepted = [version for version in versions if matches(search.accepted, version)]
+        return arranged(search.order, accepted, search.after)[: search.limit]
+
     async def forget(self, info: VersionInfo) -> None:
         await asyncio.sleep(0)
         model = self._tables.models.get(info.model_id)
         if model is not None and model.versions.get(info.number) == info:
-            del model.versions[info.number]
+            model.remove(info.number)
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
         await asyncio.sleep(0)
@@ -174,6 +295,12 @@ class MemoryCatalog(Catalog):
         if model_id not in self._tables.models:
             raise NotFoundError.model(model_id)
         return self._tables.models[model_id]
+
+    async def _require_life(self, ref: ModelRef) -> _Model:
+        model = await self._require(ref.model_id)
+        if model.life != ref.life:
+            raise NotFoundError.model(ref.model_id)
+        return model
 
     async def _notify(self) -> None:
         async with self._changed:

@@ -219,6 +219,18 @@ class TransientStoreSuite(VersionStoreSuite):
             assert [b"".join(chunk) async for chunk in reader.chunks(60, MIB)] == [bytes(60)]
         assert store.usage.bytes == 40
 
+    async def test_a_version_that_is_held_is_not_evicted(self) -> None:
+        store = self.make(1, 100)
+        evictions = Evictions(store)
+        first = describe("m", 1, bytes(60), False)
+        await keep(store, first, bytes(60))
+        with store.holding(first), store.holding(describe("m", 9, b"", False)):
+            await keep(store, describe("m", 2, bytes(40), False), bytes(40))
+            assert evictions.take() == []
+            assert await read(store, first) == bytes(60)
+        await keep(store, describe("m", 3, bytes(40), False), bytes(40))
+        assert evictions.take() == [("m", 1), ("m", 2)]
+
     async def test_uploads_reserve_their_memory(self) -> None:
         store = self.make(100, 100)
         async with await store.open_upload("m", 60):

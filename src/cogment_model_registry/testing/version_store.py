@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 
 import pytest
 
-from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.errors import DataLossError, NotFoundError, TooLargeError
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.registry.contracts import VersionStore
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
@@ -103,3 +103,15 @@ class VersionStoreSuite(ABC):
     async def test_an_unknown_version_is_not_found(self, store: VersionStore) -> None:
         with pytest.raises(NotFoundError):
             await store.open_version(describe("m", 7, b"", self.archived))
+
+    async def test_a_removed_version_is_gone_and_its_readers_go_on(self, store: VersionStore) -> None:
+        infos = [describe("m", number, bytes([number]) * 100_000, self.archived) for number in (1, 2)]
+        for info in infos:
+            await keep(store, info, bytes([info.number]) * 100_000)
+        async with await store.open_version(infos[0]) as reader:
+            await store.remove_version(infos[0])
+            await store.remove_version(infos[0])
+            with pytest.raises((NotFoundError, DataLossError)):
+                await read(store, infos[0])
+            assert b"".join(await read_chunks(reader)) == b"\1" * 100_000
+        assert await read(store, infos[1]) == b"\2" * 100_000

@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError as _DecodeError
 from google.protobuf.message import Message
 
 from cogment_model_registry.errors import (
+    ConflictError,
     DataLossError,
     InvalidError,
     ModelRegistryError,
@@ -31,6 +32,7 @@ STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    ConflictError: grpc.StatusCode.ABORTED,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DataLossError: grpc.StatusCode.DATA_LOSS,
     TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -135,6 +137,19 @@ def version_from_message(message: messages.ModelVersionInfo) -> VersionInfo:
     )
 
 
+def version_message(info: VersionInfo) -> messages.ModelVersionInfo:
+    """Return the message that describes a version."""
+    return messages.ModelVersionInfo(
+        model_id=info.model_id,
+        version_number=info.number,
+        creation_timestamp=info.created_ns,
+        archived=info.archived,
+        data_hash=info.data_hash,
+        data_size=info.data_size_bytes,
+        user_data=info.user_data,
+    )
+
+
 def version_from_reply(data: bytes) -> VersionInfo:
     """Return the version in a CreateVersionReply or a VersionUpdateReply, which are alike.
 
@@ -198,14 +213,6 @@ def encode_version(info: VersionInfo) -> bytes:
     """
     encoding = _encodings.get(id(info))
     if encoding is None:
-        message = messages.ModelVersionInfo(
-            model_id=info.model_id,
-            version_number=info.number,
-            creation_timestamp=info.created_ns,
-            archived=info.archived,
-            data_hash=info.data_hash,
-            data_size=info.data_size_bytes,
-            user_data=info.user_data,
-        )
-        encoding = _encodings[id(info)] = _Encoding(info, embed(_INFO_FIELD, message.SerializeToString()))
+        message = version_message(info).SerializeToString()
+        encoding = _encodings[id(info)] = _Encoding(info, embed(_INFO_FIELD, message))
     return encoding.data

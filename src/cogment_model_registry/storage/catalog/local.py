@@ -26,6 +26,15 @@ from cogment_model_registry.errors import (
     NotFoundError,
     StoppingError,
 )
+from cogment_model_registry.records.lifecycle import (
+    Alias,
+    AliasChange,
+    AnnotationChange,
+    Annotations,
+    ModelSummary,
+    Version,
+    check_revision,
+)
 from cogment_model_registry.records.versions import (
     VERSION_NUMBER_MAX,
     ModelInfo,
@@ -33,7 +42,10 @@ from cogment_model_registry.records.versions import (
     check_version_number,
     user_data_bytes,
 )
-from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Slot
+from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Promotion, Search, Slot
+from cogment_model_registry.registry.filters import arranged, matches, position_of
+from cogment_model_registry.storage.catalog.database import Database
+from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -54,7 +66,8 @@ class _Model:
     """One life of a model.
 
     `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info stays in memory;
-    `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others.
+    `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
+    those of transient versions.
     """
 
     info: ModelInfo
@@ -66,6 +79,7 @@ class _Model:
     unread: set[int] = field(default_factory=set)
     archived_bytes: dict[int, int] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
+    annotations: dict[int, Annotations] = field(default_factory=dict)
     watchers: set[asyncio.Event] = field(default_factory=set)
     removed: bool = False
     persisting: asyncio.Task[None] | None = None
@@ -82,6 +96,7 @@ class _Model:
         """Make a visible version invisible."""
         del self.numbers[bisect.bisect_left(self.numbers, number)]
         self.transient.pop(number, None)
+        self.annotations.pop(number, None)
         self.unread.discard(number)
         self.archived_bytes.pop(number, None)
 
@@ -95,11 +110,13 @@ class LocalCatalog(Catalog):
 
     Args:
         archive: Where models and archived versions live; open.
+        database: Where what people may change about them is kept.
         number_block: How many numbers to persist ahead.
     """
 
-    def __init__(self, archive: FolderArchive, number_block: int = NUMBER_BLOCK) -> None:
+    def __init__(self, archive: FolderArchive, database: Database, number_block: int = NUMBER_BLOCK) -> None:
         self._archive = archive
+        self._index = VersionIndex(database, archive)
         self._number_block = number_block
         self._models: dict[str, _Model] = {}
         self._ids: list[str] = []  # ascending
@@ -111,11 +128,14 @@ class LocalCatalog(Catalog):
         self._stopping = False
 
     async def open(self) -> None:
-        for contents in await self._archive.scan():
+        found = await self._archive.scan()
+        for contents in found:
             self._add_model(contents)
+        await self._index.open(found)
 
     async def close(self) -> None:
         self.stop_watching()
+        await self._index.close()
         if self._archive.is_read_only:
             return
         async with asyncio.TaskGroup() as group:
@@ -135,10 +155,12 @@ class LocalCatalog(Catalog):
             async with self.lock(model_id):
                 contents = await self._archive.scan_model(model_id)
                 if contents is None and model_id in self._models:
+                    await self._index.remove_model(model_id)
                     self._forget_model(self._models[model_id])
                     await on_removed(model_id)
                 elif contents is not None:
                     self._refresh_model(contents)
+                    await self._index.compare(contents)
 
     def stop_watching(self) -> None:
         self._stopping = True
@@ -161,6 +183,22 @@ class LocalCatalog(Catalog):
     async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
         return [self._models[model_id].info for model_id in self._ids[offset : offset + limit]]
 
+    async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
+        return await self.list_models(bisect.bisect_right(self._ids, model_id), limit)
+
+    async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
+        found = [model for info in models if (model := self._models.get(info.model_id))]
+        return [
+            ModelSummary(
+                info=model.info,
+                aliases=tuple(self._index.aliases_of(model.model_id).values()),
+                latest_number=model.numbers[-1] if model.numbers else 0,
+                versions=len(model.numbers),
+                archived_bytes=sum(model.archived_bytes.values()),
+            )
+            for model in found
+        ]
+
     @contextlib.asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
         async with self.lock(info.model_id):
@@ -168,6 +206,7 @@ class LocalCatalog(Catalog):
             if info.model_id not in self._models:
                 # Its directory may have been put there by hand, with versions whose numbers are taken.
                 found = await self._archive.scan_model(info.model_id)
+                await self._index.make_room_for(info.model_id)
             yield
             model = self._models.get(info.model_id)
             if model is not None:
@@ -180,6 +219,7 @@ class LocalCatalog(Catalog):
         async with self.lock(model_id):
             model = self._require(model_id)
             yield
+            await self._index.remove_model(model_id)
             self._forget_model(model)
             if model.persisting is not None:
                 # Its mark must not be written into the directory of a later model of this name.
@@ -192,9 +232,7 @@ class LocalCatalog(Catalog):
 
     async def take_number(self, ref: ModelRef) -> int:
         """Return the next number of a model, whose lock the caller holds."""
-        model = self._require(ref.model_id)
-        if model.life != ref.life:
-            raise NotFoundError.model(ref.model_id)
+        model = self._require_life(ref)
         number = model.next_number
         check_version_number(number, ref.model_id)
         if number > model.persisted_number and model.persisting is not None:
@@ -211,12 +249,119 @@ class LocalCatalog(Catalog):
         model.numbers.append(info.number)
         self._versions_count += 1
         if info.archived:
-            self._infos[model.life, info.number] = info
-            model.archived_bytes[info.number] = info.data_size_bytes
-            self._archived_bytes += info.data_size_bytes
+            self._add_archived(model, info)
         else:
             model.transient[info.number] = info
         model.wake_watchers()
+
+    def _add_archived(self, model: _Model, info: VersionInfo) -> None:
+        self._infos[model.life, info.number] = info
+        model.archived_bytes[info.number] = info.data_size_bytes
+        self._archived_bytes += info.data_size_bytes
+        self._index.add(info)
+
+    async def next_revision(self, model_id: str) -> int:
+        """Return a revision that no change of the model had before."""
+        return await self._index.next_revision(model_id)
+
+    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+        """Keep annotations of a version that is not visible yet; the caller holds the lock of its model."""
+        if info.archived:
+            await self._index.annotate(info, annotations)
+        else:
+            self._require(info.model_id).annotations[info.number] = annotations
+
+    def promoting(self, ref: ModelRef, number: int) -> contextlib.AbstractAsyncContextManager[Promotion]:
+        return self._promoting(ref, number)
+
+    @contextlib.asynccontextmanager
+    async def _promoting(self, ref: ModelRef, number: int) -> AsyncGenerator[Promotion, None]:
+        async with self.lock(ref.model_id):
+            model = self._require_life(ref)
+            promotion = _Promotion(self, await self._require_version(model, number))
+            yield promotion
+            if promotion.shown is not None:
+                del model.transient[number]
+                model.annotations.pop(number, None)
+                self._add_archived(model, promotion.shown)
+
+    @contextlib.asynccontextmanager
+    async def removing_version(self, ref: ModelRef, number: int) -> AsyncGenerator[VersionInfo, None]:
+        async with self.lock(ref.model_id):
+            model = self._require_life(ref)
+            info = await self._require_version(model, number)
+            if info.archived and model.persisted_number < number:
+                # An archive of the original has no mark, and its newest file says which number comes next.
+                await self._persist(model, number)
+            yield info
+            if info.archived:
+                await self._index.remove_version(info)
+            self._drop(model, number)
+
+    async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
+        archived = [info for info in infos if info.archived]
+        kept = (
+            dict(zip(map(_key, archived), await self._index.annotations_of(archived), strict=True)) if archived else {}
+        )
+        return [
+            Version(info, kept.get(_key(info)) or self._transient_annotations(info), self._index.names_of(info))
+            for info in infos
+        ]
+
+    def _transient_annotations(self, info: VersionInfo) -> Annotations:
+        model = self._models.get(info.model_id)
+        return model.annotations.get(info.number, Annotations()) if model else Annotations()
+
+    async def change_annotations(self, ref: ModelRef, number: int, change: AnnotationChange) -> Version:
+        async with self.lock(ref.model_id):
+            model = self._require_life(ref)
+            info = await self._require_version(model, number)
+            if info.archived:
+                annotations = await self._index.change_annotations(info, change)
+            else:
+                before = model.annotations.get(number, Annotations())
+                check_revision(info, before, change)
+                annotations = change.apply_to(before, await self._index.next_revision(ref.model_id))
+                if model.has(number):  # not evicted in the meantime
+                    model.annotations[number] = annotations
+            return Version(info, annotations, self._index.names_of(info))
+
+    async def get_aliases(self, model_id: str) -> list[Alias]:
+        self._require(model_id)
+        return [*self._index.aliases_of(model_id).values()]
+
+    async def set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange], now_ns: int) -> list[Alias]:
+        async with self.lock(ref.model_id):
+            model = self._require_life(ref)
+            targets = []
+            for change in changes:
+                if change.version_number is not None:
+                    info = await self._require_version(model, change.version_number)
+                    if not info.archived:
+                        raise NotFoundError.version(ref.model_id, change.version_number)
+                    targets.append(info)
+            return await self._index.set_aliases(ref.model_id, changes, targets, now_ns)
+
+    async def search(self, search: Search) -> list[Version]:
+        if search.model_id is not None:
+            self._require(search.model_id)
+        found: list[Version] = []
+        after, is_more = search.after, True
+        while is_more and len(found) < search.limit:
+            page = await self._index.find(replace(search, after=after))
+            is_more = len(page) == search.limit
+            # What the index has may be invisible: damaged, or about to be published or removed.
+            found += [version for version in page if self._is_visible(version.info)]
+            if page:
+                after = position_of(search.order, page[-1])
+        models = [self._models[search.model_id]] if search.model_id is not None else self._models.values()
+        transient = [info for model in models for info in model.transient.values()]
+        accepted = [version for version in await self.describe(transient) if matches(search.accepted, version)]
+        return arranged(search.order, [*found, *accepted], search.after)[: search.limit]
+
+    def _is_visible(self, info: VersionInfo) -> bool:
+        model = self._models.get(info.model_id)
+        return model is not None and info.number not in model.transient and model.has(info.number)
 
     async def forget(self, info: VersionInfo) -> None:
         model = self._models.get(info.model_id)
@@ -286,6 +431,20 @@ class LocalCatalog(Catalog):
         if model is None:
             raise NotFoundError.model(model_id)
         return model
+
+    def _require_life(self, ref: ModelRef) -> _Model:
+        model = self._require(ref.model_id)
+        if model.life != ref.life:
+            raise NotFoundError.model(ref.model_id)
+        return model
+
+    async def _require_version(self, model: _Model, number: int) -> VersionInfo:
+        info = await self._get(model, number)
+        if info is None:
+            if number in model.damaged:
+                raise DataLossError.version(model.model_id, number, model.damaged[number])
+            raise NotFoundError.version(model.model_id, number)
+        return info
 
     def _add_model(self, contents: FolderContents) -> _Model:
         self._lives += 1
@@ -461,6 +620,9 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
             raise
         return self
 
+    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+        await self._catalog.annotate(info, annotations)
+
     def show(self, info: VersionInfo) -> None:
         self._info = info
 
@@ -472,3 +634,24 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
                 self._catalog.show(self._info)
         finally:
             self._lock.release()
+
+
+class _Promotion(Promotion):
+    """A change of `LocalCatalog`."""
+
+    def __init__(self, catalog: LocalCatalog, info: VersionInfo) -> None:
+        self.info = info
+        self.shown: VersionInfo | None = None
+        self._catalog = catalog
+
+    async def annotate(self, info: VersionInfo) -> None:
+        [version] = await self._catalog.describe([self.info])
+        revision = await self._catalog.next_revision(info.model_id)
+        await self._catalog.annotate(info, replace(version.annotations, revision=revision))
+
+    def show(self, info: VersionInfo) -> None:
+        self.shown = info
+
+
+def _key(info: VersionInfo) -> tuple[str, int]:
+    return info.model_id, info.number

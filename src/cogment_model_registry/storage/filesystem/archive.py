@@ -157,6 +157,10 @@ class DirectoryArchive(FolderArchive):
         file, fingerprint = await run_to_have(opening, lambda opened: self.directory.close_file(opened[0]))
         return _FileReader(self, info, file, fingerprint)
 
+    async def remove_version(self, info: VersionInfo) -> None:
+        await run_to_end(self.run(self.directory.remove_version, info.model_id, info.number))
+        self._checked.pop((info.model_id, info.number), None)
+
     # Called by uploads and readers.
 
     async def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

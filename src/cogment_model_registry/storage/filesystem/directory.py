@@ -40,7 +40,13 @@ from cogment_model_registry.storage.filesystem.files import (
     cause_of,
 )
 from cogment_model_registry.storage.filesystem.hold import Hold
-from cogment_model_registry.storage.filesystem.model_files import close_quietly, is_marked, list_model, read_metadata
+from cogment_model_registry.storage.filesystem.model_files import (
+    ModelFiles,
+    close_quietly,
+    is_marked,
+    list_model,
+    read_metadata,
+)
 from cogment_model_registry.storage.filesystem.recognition import check_format
 from cogment_model_registry.storage.filesystem.removal import DoomedModel, Removals
 from cogment_model_registry.storage.filesystem.writing import DurableWriter
@@ -190,7 +196,7 @@ class ArchiveDirectory:
             found = list_model(self.files, directory, model_id)
             if self._sweeping and not found.is_deleted:
                 for name in found.temporary:
-                    self.files.remove(directory, name)
+                    self._remove_temporary(directory, model_id, name, found)
             if found.is_model:
                 return reading.read_contents(self.files, directory, model_id, found)
         if self._sweeping and found.is_deleted:
@@ -324,6 +330,46 @@ class ArchiveDirectory:
             for name in (version_name, data_name):
                 self.writer.remove(new.directory, name)
             raise
+
+    def remove_version(self, model_id: str, number: int) -> None:
+        """Remove a version, durably: first its metadata, under a temporary name until its data is gone too.
+
+        If the process ends before the data is gone, the temporary name still leads to it: see `_remove_temporary`.
+        """
+        self._require_writable()
+        try:
+            with self._directory(model_id) as directory:
+                doomed = layout.temporary_name()
+                self.files.rename(directory, layout.version_file_name(model_id, number), doomed)
+                try:
+                    self.writer.sync_directory(directory)
+                except BaseException:
+                    with contextlib.suppress(OSError):
+                        self.files.rename(directory, doomed, layout.version_file_name(model_id, number))
+                    raise
+                with contextlib.suppress(OSError):  # what is left now goes at the next start
+                    self._remove_data(directory, layout.data_file_name(model_id, number))
+                    self.files.remove(directory, doomed)
+        except FileNotFoundError:
+            return
+
+    def _remove_data(self, directory: int, name: str) -> None:
+        """Remove the data of a version, durably: what leads to it must not be lost before."""
+        with contextlib.suppress(FileNotFoundError):
+            self.files.remove(directory, name)
+            self.writer.sync_directory(directory)
+
+    def _remove_temporary(self, directory: int, model_id: str, name: str, found: ModelFiles) -> None:
+        """Remove a temporary file that a crash left, and the data of the version that it describes, if it does.
+
+        Metadata under a temporary name is that of a version that was not stored to the end, or not removed to the end.
+        Either way the version does not exist, and its data must not stay.
+        """
+        with contextlib.suppress(layout.BadMetadata, NotRegularError):
+            number = layout.parse_version_number(read_metadata(self.files, directory, name), model_id)
+            if number in found.data and number not in found.metadata:
+                self._remove_data(directory, layout.data_file_name(model_id, number))
+        self.files.remove(directory, name)
 
     def _require_absent(self, directory: int, *names: str) -> None:
         """Refuse to replace files that someone put there from outside under a free number."""

@@ -2,6 +2,7 @@
 
     <archive_dir>/
       .lock                       the process that owns the archive
+      .catalog.sqlite3            what is not in the other files: aliases, tags, metrics; and an index of the versions
       .format                     the format of the archive; without it, 1: see `recognition`
       .~<digits>/                 a model that is being created, or was deleted: renamed, then removed
       <model_id>/
@@ -22,8 +23,6 @@ text, and a timestamp keeps its nanoseconds. Reading builds no objects, follows 
 layout does.
 """
 
-import calendar
-import datetime
 import re
 import secrets
 from collections.abc import Iterator, Mapping
@@ -31,8 +30,8 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.timestamps import format_timestamp, parse_timestamp
 from cogment_model_registry.records.versions import (
-    CREATED_MAX_NS,
     VERSION_NUMBER_MAX,
     ModelInfo,
     VersionInfo,
@@ -40,6 +39,13 @@ from cogment_model_registry.records.versions import (
 )
 
 LOCK_NAME = ".lock"
+
+CATALOG_NAME = ".catalog.sqlite3"
+"""The database of the catalog, which a server that is not read-only makes."""
+
+CATALOG_NAMES = frozenset(f"{CATALOG_NAME}{ending}" for ending in ("", "-journal", "-wal", "-shm"))
+"""The files of the database (https://www.sqlite.org/tempfiles.html)."""
+
 FORMAT_NAME = ".format"
 HIGH_WATER_MARK_NAME = ".high_water_mark"
 TEMPORARY_PREFIX = ".~"
@@ -55,8 +61,6 @@ LOST_AND_FOUND = "lost+found"
 
 METADATA_MAX_BYTES = 8 * 1024 * 1024
 """The largest metadata file that is read: several times the largest `user_data` allowed, with all of it escaped."""
-
-_NS_PER_SECOND = 10**9
 
 
 class BadMetadata(Exception):
@@ -157,12 +161,23 @@ def parse_version(text: bytes, model_id: str, number: int) -> VersionInfo:
     return VersionInfo(
         model_id=model_id,
         number=number,
-        created_ns=parse_timestamp(_scalar(fields, "creation_timestamp")),
+        created_ns=_timestamp(fields),
         archived=fields.get("transient", "false") not in _YAML_TRUE,
         data_hash=data_hash,
         data_size_bytes=_whole_number(fields, "data_size"),
         user_data=_user_data(fields),
     )
+
+
+def parse_version_number(text: bytes, model_id: str) -> int:
+    """Return the number of the version of a model that a metadata file describes.
+
+    Raises:
+        BadMetadata: It is malformed, or describes a version of another model.
+    """
+    fields = _load(text)
+    _expect(fields, "model_id", model_id)
+    return _whole_number(fields, "version_number")
 
 
 # https://yaml.org/type/bool.html
@@ -196,43 +211,6 @@ def parse_format(text: bytes) -> int:
     if not match:
         raise BadMetadata("it is not the number of a format")
     return int(match[1])
-
-
-def format_timestamp(ns: int) -> str:
-    """Return nanoseconds since the Unix epoch as RFC 3339, in UTC."""
-    seconds, fraction_ns = divmod(ns, _NS_PER_SECOND)
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction_ns:09d}Z"
-
-
-_TIMESTAMP = re.compile(
-    r"([0-9]{4})-([0-9]{1,2})-([0-9]{1,2})(?:[Tt]|[ \t]+)([0-9]{1,2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{0,9}))?"
-    r"[ \t]*(?:[Zz]|([+-])([0-9]{1,2}):?([0-9]{2}))"
-)
-
-
-def parse_timestamp(text: str) -> int:
-    """Return the nanoseconds since the Unix epoch of an RFC 3339 text, within the range of the wire.
-
-    A time before the epoch, such as the one that the original writes for "none", is 0.
-
-    Raises:
-        BadMetadata: The text is malformed.
-    """
-    match = _TIMESTAMP.fullmatch(text)
-    if not match:
-        raise BadMetadata("its creation_timestamp is not a time")
-    year, month, day, hour, minute, second, fraction, sign, hours, minutes = match.groups()
-    try:
-        moment = datetime.datetime(
-            int(year), int(month), int(day), int(hour), int(minute), int(second), tzinfo=datetime.UTC
-        )
-    except ValueError:
-        raise BadMetadata("its creation_timestamp is not a time") from None
-    offset_seconds = (int(hours or 0) * 60 + int(minutes or 0)) * (-60 if sign == "-" else 60)
-    seconds = calendar.timegm(moment.utctimetuple()) - offset_seconds
-    fraction_ns = int((fraction or "0").ljust(9, "0"))
-    return min(max(seconds * _NS_PER_SECOND + fraction_ns, 0), CREATED_MAX_NS)
 
 
 class _Timestamp(str):
@@ -359,6 +337,13 @@ def _whole_number(fields: _Fields, name: str) -> int:
     if not re.fullmatch(r"[0-9]{1,19}", value):
         raise BadMetadata(f"its metadata has a {name} that is not a whole number")
     return int(value)
+
+
+def _timestamp(fields: _Fields) -> int:
+    try:
+        return parse_timestamp(_scalar(fields, "creation_timestamp"))
+    except ValueError:
+        raise BadMetadata("its creation_timestamp is not a time") from None
 
 
 def _user_data(fields: _Fields) -> dict[str, str]:

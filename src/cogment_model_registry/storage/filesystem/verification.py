@@ -132,6 +132,8 @@ class _Verification:
             self._check_lock()
         elif entry.name == layout.FORMAT_NAME:
             pass  # it was checked before anything else
+        elif entry.name in layout.CATALOG_NAMES and not entry.is_directory:
+            pass  # without it, or with one of other content, a server starts all the same
         elif layout.is_temporary(entry.name) and entry.is_directory:
             self._add(Kind.DOOMED_DIRECTORY, entry.name, "what is left of a model that was deleted or imported")
         elif not entry.is_directory:

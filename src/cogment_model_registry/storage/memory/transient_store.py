@@ -10,6 +10,7 @@ that it was to replace.
 """
 
 import asyncio
+import contextlib
 from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import Executor
@@ -40,6 +41,7 @@ class _Blob:
     rest: bytearray = field(default_factory=bytearray)
     size_bytes: int = 0
     readers: int = 0
+    holds: int = 0
     is_gone: bool = False
     info: VersionInfo | None = None
 
@@ -118,6 +120,23 @@ class MemoryTransientStore(TransientStore):
             self._pinned_bytes += blob.size_bytes
         blob.readers += 1
         return _MemoryReader(self, blob)
+
+    async def remove_version(self, info: VersionInfo) -> None:
+        key = (info.model_id, info.number)
+        if key in self._blobs:
+            self._take(key)
+
+    @contextlib.contextmanager
+    def holding(self, info: VersionInfo) -> Iterator[None]:
+        blob = self._blobs.get((info.model_id, info.number))
+        if blob is None:
+            yield
+            return
+        blob.holds += 1
+        try:
+            yield
+        finally:
+            blob.holds -= 1
 
     def note_newest(self, model_id: str, number: int) -> None:
         self._newest[model_id] = max(number, self._newest.get(model_id, 0))
@@ -200,27 +219,32 @@ class MemoryTransientStore(TransientStore):
             key = self._victim(pinned_too=True)
         if key is None:
             return False
+        blob = self._take(key)
+        if blob.info is not None:
+            evicted.append(blob.info)
+        self._evictions[reason] += 1
+        return True
+
+    def _take(self, key: _Key) -> _Blob:
+        """Take a version out, and free it when its last reader is done."""
         blob = self._blobs.pop(key)
         model_id, number = key
         numbers = self._numbers[model_id]
         numbers.discard(number)
         if self._newest.get(model_id) == number:
-            # It was the newest one in this store; now the next one is.
+            # It was the newest available version; now the next one is.
             self._newest[model_id] = max(numbers, default=0)
         if not numbers:
             del self._numbers[model_id]
             del self._newest[model_id]
-        if blob.info is not None:
-            evicted.append(blob.info)
-        self._evictions[reason] += 1
         self._release(blob)
-        return True
+        return blob
 
     def _victim(self, *, pinned_too: bool) -> _Key | None:
         """Return the least recently used version that is no model's newest, else the least recently used one."""
         newest = None
         for key, blob in self._blobs.items():
-            if blob.readers and not pinned_too:
+            if blob.holds or (blob.readers and not pinned_too):
                 continue
             if key[1] < self._newest[key[0]]:
                 return key

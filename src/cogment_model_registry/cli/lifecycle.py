@@ -1,0 +1,221 @@
+"""`cogment client model_registry`: promotion, aliases, tags, metrics, search and deletion."""
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import click
+
+from cogment_model_registry.cli import presentation
+from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
+from cogment_model_registry.cli.parameters import (
+    Entry,
+    ModelId,
+    NumberedCommand,
+    WholeNumber,
+    required_version_argument,
+    word_text,
+)
+from cogment_model_registry.cli.running import is_terminal
+from cogment_model_registry.errors import InvalidError
+
+if TYPE_CHECKING:
+    from cogment_model_registry.records.lifecycle import Alias, Version
+
+_F = TypeVar("_F", bound=Callable[..., object])
+
+_HELP_WIDTH = {"max_content_width": 120}
+
+_model = click.argument("model_id", metavar="MODEL", type=ModelId(), shell_complete=complete_model)
+_alias = click.argument("alias", metavar="ALIAS", type=ModelId())
+_expected = click.option(
+    "--expected",
+    metavar="REVISION",
+    type=WholeNumber(0),
+    help="Change it only if it has this revision now; 0 for an alias that must not exist.",
+)
+
+
+@click.command("promote_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@_model
+@required_version_argument
+@click.option("--alias", type=ModelId(), help="Alias to point to it.")
+@common_flags
+def promote_version(flags: Flags, model_id: str, number: int | str, *, alias: str | None) -> None:
+    """Make a transient VERSION of a MODEL archived: durable when the command ends, and kept.
+
+    VERSION is a number, -1 for the latest, or an alias. The bytes do not leave the server.
+    """
+    with flags.connected() as registry:
+        version = registry.promote(model_id, number, alias=alias)
+        _show(flags, version, f"promoted version {version.number} of model {presentation.safe(model_id)}")
+
+
+@click.command("update_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@_model
+@required_version_argument
+@click.option("--tag", "tags", metavar="NAME=TEXT", type=Entry(), multiple=True, help="Tag to set.")
+@click.option("--remove_tag", "removed_tags", metavar="NAME", multiple=True, help="Tag to remove.")
+@click.option("--metric", "metrics", metavar="NAME=NUMBER", type=Entry(), multiple=True, help="Metric to set.")
+@click.option("--remove_metric", "removed_metrics", metavar="NAME", multiple=True, help="Metric to remove.")
+@_expected
+@common_flags
+def update_version(
+    flags: Flags,
+    model_id: str,
+    number: int | str,
+    *,
+    tags: tuple[tuple[str, str], ...],
+    removed_tags: tuple[str, ...],
+    metrics: tuple[tuple[str, str], ...],
+    removed_metrics: tuple[str, ...],
+    expected: int | None,
+) -> None:
+    """Set and remove tags and metrics of a VERSION of a MODEL.
+
+    VERSION is a number, -1 for the latest, or an alias. Each flag may be given several times.
+    """
+    if not (tags or removed_tags or metrics or removed_metrics):
+        raise click.UsageError("give at least one of --tag, --remove_tag, --metric and --remove_metric")
+    with flags.connected() as registry:
+        version = registry.update_version(
+            model_id,
+            number,
+            tags={**dict(tags), **dict.fromkeys(removed_tags)},
+            metrics={**{name: _number(name, text) for name, text in metrics}, **dict.fromkeys(removed_metrics)},
+            expected=expected or None,
+        )
+        _show(flags, version, f"updated version {version.number} of model {presentation.safe(model_id)}")
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise click.UsageError(f"the metric {name!r} must be a number, not {text!r}") from None
+
+
+@click.command("find_versions", context_settings=_HELP_WIDTH)
+@click.argument("model_id", metavar="[MODEL]", type=ModelId(), required=False, shell_complete=complete_model)
+@click.option("--filter", "accepted", default="", metavar="FILTER", help="Such as 'metrics.return > 480'.")
+@click.option("--order_by", default="", metavar="FIELD", help="Such as 'metrics.return desc'; by number without it.")
+@click.option("--limit", type=WholeNumber(1), metavar="N", help="Print at most N versions.")
+@common_flags
+def find_versions(flags: Flags, model_id: str | None, *, accepted: str, order_by: str, limit: int | None) -> None:
+    """List the versions of a MODEL, or of all models, that a filter accepts, with tags, metrics and aliases.
+
+    docs/lifecycle.md describes filters. With --quiet, print only numbers, after the model if none was given.
+    """
+    with flags.connected() as registry:
+        accepted_text, order_text = (word_text(text) for text in (accepted, order_by))
+        if accepted_text is None or order_text is None:
+            raise InvalidError("the filter and the order must be text")
+        versions = registry.find_versions(model_id, accepted_text, order_by=order_text, limit=limit)
+        if flags.as_json:
+            presentation.print_json([presentation.described_as_json(version) for version in versions])
+        elif flags.is_quiet:
+            prefix = "" if model_id else "{} "
+            presentation.print_lines(
+                prefix.format(presentation.safe(version.info.model_id)) + str(version.number) for version in versions
+            )
+        else:
+            presentation.print_described(versions, with_model=model_id is None)
+
+
+@click.command("delete_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@_model
+@required_version_argument
+@click.option("--yes", is_flag=True, help="Delete without asking.")
+@click.option("--force", is_flag=True, help="Remove the aliases that point to it too.")
+@common_flags
+def delete_version(flags: Flags, model_id: str, number: int | str, *, yes: bool, force: bool) -> None:
+    """Delete a VERSION of a MODEL, after asking. Its number is never given again.
+
+    VERSION is a number, -1 for the latest, or an alias.
+    """
+    if not yes and not is_terminal(sys.stdin):
+        raise click.UsageError("standard input is not a terminal, so nobody can confirm the deletion: give --yes")
+    with flags.connected() as registry:
+        version = registry.describe_version(model_id, number)
+        if not yes:
+            what = f"{presentation.kind(version.info)} version {version.number} of model {presentation.safe(model_id)}"
+            presentation.confirm(f"Delete {what}?", otherwise="nothing was deleted")
+        registry.delete_version(model_id, version.number, force=force)
+        if flags.as_json:
+            presentation.print_json({"model_id": model_id, "number": version.number})
+        flags.say(f"deleted version {version.number} of model {presentation.safe(model_id)}")
+
+
+@click.command("list_aliases", context_settings=_HELP_WIDTH)
+@_model
+@common_flags
+def list_aliases(flags: Flags, model_id: str) -> None:
+    """List the aliases of a MODEL, with the versions that they point to. With --quiet, print only their names."""
+    with flags.connected() as registry:
+        aliases = registry.aliases(model_id)
+        if flags.as_json:
+            presentation.print_json([presentation.alias_as_json(alias) for alias in aliases.values()])
+        elif flags.is_quiet:
+            presentation.print_lines(map(presentation.safe, aliases))
+        else:
+            presentation.print_aliases(aliases.values())
+
+
+@click.command("set_alias", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@_model
+@_alias
+@required_version_argument
+@_expected
+@common_flags
+def set_alias(flags: Flags, model_id: str, alias: str, number: int | str, *, expected: int | None) -> None:
+    """Point an ALIAS of a MODEL to a VERSION, atomically and durably; a transient version is archived first.
+
+    VERSION is a number, -1 for the latest, or another alias. With --quiet, print only the new revision.
+    """
+    with flags.connected() as registry:
+        moved = registry.set_alias(model_id, alias, number, expected=expected)
+        _show_alias(flags, moved, model_id)
+
+
+def _show_alias(flags: Flags, alias: "Alias", model_id: str) -> None:
+    if flags.as_json:
+        presentation.print_json(presentation.alias_as_json(alias))
+    elif flags.is_quiet:
+        presentation.print_lines([str(alias.revision)])
+    else:
+        target = f"version {alias.version_number} of model {presentation.safe(model_id)}"
+        flags.say(f"alias {presentation.safe(alias.name)} points to {target}; revision {alias.revision}")
+
+
+@click.command("remove_alias", context_settings=_HELP_WIDTH)
+@_model
+@_alias
+@_expected
+@common_flags
+def remove_alias(flags: Flags, model_id: str, alias: str, *, expected: int | None) -> None:
+    """Remove an ALIAS of a MODEL."""
+    with flags.connected() as registry:
+        registry.remove_alias(model_id, alias, expected=expected)
+        if flags.as_json:
+            presentation.print_json({"model_id": model_id, "alias": alias})
+        flags.say(f"removed alias {presentation.safe(alias)} of model {presentation.safe(model_id)}")
+
+
+def _show(flags: Flags, version: "Version", done: str) -> None:
+    if flags.as_json:
+        presentation.print_json(presentation.described_as_json(version))
+    elif flags.is_quiet:
+        presentation.print_lines([str(version.number)])
+    else:
+        flags.say(f"{done}; revision {version.revision}")
+
+
+COMMANDS = (
+    promote_version,
+    update_version,
+    find_versions,
+    delete_version,
+    list_aliases,
+    set_alias,
+    remove_alias,
+)

@@ -1,0 +1,200 @@
+"""What changes about a model and its versions: aliases, tags, metrics, and their revisions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, quoted
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
+
+FIRST_REVISION = 1
+"""The revision of a version of which nothing was changed yet. 0 means any revision, or none, in requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Annotations:
+    """What people may change about a version.
+
+    Attributes:
+        tags: Texts by name.
+        metrics: Finite numbers by name.
+        revision: Changes whenever the tags, the metrics or the tier change.
+    """
+
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    revision: int = FIRST_REVISION
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version with all that is known of it.
+
+    Attributes:
+        info: What never changes.
+        annotations: What people may change.
+        aliases: The aliases that point to it now, in the order of their names.
+    """
+
+    info: VersionInfo
+    annotations: Annotations = field(default_factory=Annotations)
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def number(self) -> int:
+        """Its number."""
+        return self.info.number
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Texts by name."""
+        return self.annotations.tags
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Finite numbers by name."""
+        return self.annotations.metrics
+
+    @property
+    def revision(self) -> int:
+        """Changes whenever the tags, the metrics or the tier change."""
+        return self.annotations.revision
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A name that points to a version of a model, by which people deploy.
+
+    Attributes:
+        name: The alias.
+        version_number: The version that it points to.
+        revision: Changes whenever the alias is set; never repeats while the model exists.
+        set_ns: When it was set, in nanoseconds since the Unix epoch.
+    """
+
+    name: str
+    version_number: int
+    revision: int
+    set_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """A model with what it has now.
+
+    Attributes:
+        info: The model.
+        aliases: Its aliases, ordered by name.
+        latest_number: The number of its newest version; 0 for none.
+        versions: How many versions it has, of both tiers.
+        archived_bytes: Bytes of its archived versions.
+    """
+
+    info: ModelInfo
+    aliases: tuple[Alias, ...] = ()
+    latest_number: int = 0
+    versions: int = 0
+    archived_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class AliasChange:
+    """A change of one alias.
+
+    Attributes:
+        name: The alias.
+        version_number: The version to point to; None to remove the alias.
+        expected_revision: The revision that the alias must have now; 0 if it must not exist; None for any.
+    """
+
+    name: str
+    version_number: int | None
+    expected_revision: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AnnotationChange:
+    """A change of the annotations of one version.
+
+    Attributes:
+        set_tags: Tags to add or replace.
+        remove_tags: Tags to remove; those that do not exist are ignored.
+        set_metrics: Metrics to add or replace.
+        remove_metrics: Metrics to remove; those that do not exist are ignored.
+        expected_revision: The revision that the version must have now; 0 for any.
+    """
+
+    set_tags: Mapping[str, str] = field(default_factory=dict)
+    remove_tags: Sequence[str] = ()
+    set_metrics: Mapping[str, float] = field(default_factory=dict)
+    remove_metrics: Sequence[str] = ()
+    expected_revision: int = 0
+
+    def apply_to(self, annotations: Annotations, revision: int) -> Annotations:
+        """Return the annotations after the change."""
+        tags = {name: text for name, text in annotations.tags.items() if name not in self.remove_tags}
+        metrics = {name: value for name, value in annotations.metrics.items() if name not in self.remove_metrics}
+        return Annotations({**tags, **self.set_tags}, {**metrics, **self.set_metrics}, revision)
+
+
+def check_revision(info: VersionInfo, annotations: Annotations, change: AnnotationChange) -> None:
+    """Refuse a change that expects another revision.
+
+    Raises:
+        ConflictError: It does.
+    """
+    if change.expected_revision not in (0, annotations.revision):
+        raise ConflictError(
+            f"version {info.number} of model {quoted(info.model_id)} has revision {annotations.revision}; "
+            f"{change.expected_revision} was expected",
+            model_id=info.model_id,
+            version_number=info.number,
+        )
+
+
+def check_alias_revision(model_id: str, now: Alias | None, change: AliasChange) -> None:
+    """Refuse a change of an alias that expects another revision, or removes what does not exist.
+
+    Args:
+        model_id: The model.
+        now: The alias as it is; None when it does not exist.
+        change: The change.
+
+    Raises:
+        ConflictError: It expects another revision.
+        NotFoundError: It removes an alias that does not exist.
+    """
+    if change.expected_revision is not None and change.expected_revision != (now.revision if now else 0):
+        state = f"points to version {now.version_number} with revision {now.revision}" if now else "does not exist"
+        expected = f"revision {change.expected_revision}" if change.expected_revision else "no such alias"
+        message = f"alias {quoted(change.name)} of model {quoted(model_id)} {state}; {expected} was expected"
+        raise ConflictError(message, model_id=model_id, version_number=now.version_number if now else None)
+    if change.version_number is None and now is None:
+        raise NotFoundError(f"model {quoted(model_id)} has no alias {quoted(change.name)}", model_id=model_id)
+
+
+def check_alias(alias: str, model_id: str, max_bytes: int) -> None:
+    """Refuse a name that is no alias: the rules of model ids hold, and it is neither a number nor ``latest``.
+
+    Raises:
+        InvalidError: It breaks a rule.
+    """
+    try:
+        check_model_id(alias, max_bytes)
+    except InvalidError as error:
+        problem = error.message.removeprefix(f"model_id {quoted(alias)} ")
+        raise InvalidError(f"alias {quoted(alias)} {problem}", model_id=model_id) from None
+    if alias == "latest" or alias.lstrip("+-").isdecimal():
+        message = f"alias {quoted(alias)} is not allowed: 'latest' and numbers name versions by themselves"
+        raise InvalidError(message, model_id=model_id)
+
+
+def check_metrics(metrics: Mapping[str, float], model_id: str) -> None:
+    """Refuse metrics that are not finite numbers: they have no order, and JSON has no word for them.
+
+    Raises:
+        InvalidError: One is not.
+    """
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise InvalidError(f"metric {quoted(name)} must be a finite number, not {value}", model_id=model_id)

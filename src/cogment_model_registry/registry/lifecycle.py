@@ -1,0 +1,254 @@
+"""The rules of the life of versions: promotion, aliases, tags, metrics, search and deletion.
+
+A promotion copies the bytes from one store to the other while the model goes on, and takes the model's turn only to
+commit:
+
+    hold the transient version  ->  bytes  ->  finish (durable)  ->  turn of the model: annotations, commit, visible
+
+A version keeps its number, its hash and its time, and is visible at every moment.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from time import time_ns
+from typing import TypeAlias
+
+from cogment_model_registry.errors import DataLossError, NotFoundError, PreconditionError, quoted
+from cogment_model_registry.records.lifecycle import (
+    Alias,
+    AliasChange,
+    AnnotationChange,
+    ModelSummary,
+    Version,
+    check_alias,
+    check_metrics,
+)
+from cogment_model_registry.records.versions import VersionInfo, check_user_data
+from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
+from cogment_model_registry.registry.filters import Filter, Order, Position
+from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.system.tasks import run_to_end
+
+_CHUNK_BYTES = 1024 * 1024
+"""How much of a version is handed from store to store at once."""
+
+VersionKey: TypeAlias = int | str
+"""A version number from 1, or -n for the n-th from the last; or an alias."""
+
+
+class Lifecycle:
+    """What people do with versions that exist.
+
+    Args:
+        registry: The registry, whose limits hold.
+        catalog: What exists.
+        archive: Where archived versions live.
+        transient: Where transient versions live.
+    """
+
+    def __init__(self, registry: Registry, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
+        self._registry = registry
+        self._catalog = catalog
+        self._archive = archive
+        self._transient = transient
+
+    async def get_version(self, model_id: str, key: VersionKey) -> Version:
+        """Return a version.
+
+        Raises:
+            DataLossError: It is damaged.
+            InvalidError: The id or the alias breaks a rule.
+            NotFoundError: The model, the version or the alias does not exist.
+        """
+        [version] = await self.get_versions(model_id, [key])
+        return version
+
+    async def get_versions(self, model_id: str, keys: Sequence[VersionKey]) -> list[Version]:
+        """Return versions in the order given; see `get_version`."""
+        numbers = [await self._number_of(model_id, key) for key in keys]
+        return await self._catalog.describe(await self._registry.get_versions(model_id, numbers))
+
+    async def list_models_after(self, model_id: str, limit: int) -> list[ModelSummary]:
+        """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
+        return await self._catalog.summarize(await self._catalog.list_models_after(model_id, limit))
+
+    async def get_models(self, model_ids: Sequence[str]) -> list[ModelSummary]:
+        """Return the models with these ids, in the order given.
+
+        Raises:
+            InvalidError: An id breaks a rule, or the list is too long.
+            NotFoundError: One does not exist.
+        """
+        return await self._catalog.summarize(await self._registry.get_models(model_ids))
+
+    async def search(
+        self, model_id: str | None, accepted: Filter, order: Order, after: Position | None, limit: int
+    ) -> list[Version]:
+        """Return up to `limit` versions of a model, or of all for None, that a filter accepts, in order.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: The model does not exist.
+        """
+        if model_id is not None:
+            self._registry.check_model_id(model_id)
+        return await self._catalog.search(Search(model_id, accepted, order, after, limit))
+
+    async def update_version(self, model_id: str, key: VersionKey, change: AnnotationChange) -> Version:
+        """Change tags and metrics of a version; durable on return if it is archived.
+
+        Raises:
+            ConflictError: It has another revision than was expected.
+            InvalidError: The change breaks a rule.
+            NotFoundError: The model or the version does not exist.
+            TooLargeError: No space is left.
+        """
+        self._require_writable(model_id)
+        check_metrics(change.set_metrics, model_id)
+        self._check_entries(model_id, change.set_tags, change.set_metrics)
+        ref = await self._catalog.find(model_id)
+        number = (await self.get_version(model_id, key)).info.number
+        return await run_to_end(self._catalog.change_annotations(ref, number, change))
+
+    def _check_entries(self, model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
+        entries = {**tags, **dict.fromkeys(metrics, "12345678")}
+        check_user_data(entries, self._registry.limits.user_data_max_bytes, model_id, name="tags and metrics")
+
+    async def promote_version(self, model_id: str, key: VersionKey, aliases: Sequence[str] = ()) -> Version:
+        """Make a transient version archived, durably on return; does nothing with an archived one.
+
+        Args:
+            model_id: The model.
+            key: The version.
+            aliases: Aliases to point to it afterwards.
+
+        Raises:
+            DataLossError: Its bytes are damaged.
+            InvalidError: The id or an alias breaks a rule.
+            NotFoundError: The model or the version does not exist, or it was evicted.
+            TooLargeError: No space is left.
+        """
+        self._require_writable(model_id)
+        self._check_aliases(model_id, aliases)
+        ref = await self._catalog.find(model_id)
+        info = await self._promote(ref, (await self.get_version(model_id, key)).info)
+        if aliases:
+            await self._set_aliases(ref, [AliasChange(alias, info.number) for alias in aliases])
+        [version] = await self._catalog.describe([info])
+        return version
+
+    async def _promote(self, ref: ModelRef, info: VersionInfo) -> VersionInfo:
+        if info.archived:
+            return info
+        promoted = replace(info, archived=True)
+        with self._transient.holding(info):
+            async with (
+                await self._transient.open_version(info) as reader,
+                await self._archive.open_upload(info.model_id, info.data_size_bytes) as upload,
+            ):
+                async with aclosing(reader.chunks(_CHUNK_BYTES, 2 * _CHUNK_BYTES)) as chunks:
+                    async for parts in chunks:
+                        for part in parts:
+                            await upload.write(part)
+                if await upload.finish() != info.data_hash:
+                    raise DataLossError.version(info.model_id, info.number, "its bytes do not match their hash")
+
+                async def commit() -> VersionInfo:
+                    async with self._catalog.promoting(ref, info.number) as promotion:
+                        if promotion.info.archived:
+                            return promotion.info
+                        await promotion.annotate(promoted)
+                        await upload.commit(promoted)
+                        promotion.show(promoted)
+                    return promoted
+
+                promoted = await run_to_end(commit())
+        await self._transient.remove_version(info)
+        return promoted
+
+    async def delete_version(self, model_id: str, key: VersionKey, *, force: bool = False) -> None:
+        """Delete a version of either tier, durably. Its number is never given again; readers under way go on.
+
+        Args:
+            model_id: The model.
+            key: The version.
+            force: Whether to remove the aliases that point to it too.
+
+        Raises:
+            InvalidError: The id or the alias breaks a rule.
+            NotFoundError: The model or the version does not exist.
+            PreconditionError: An alias points to it, and `force` was not given; or the registry is read-only.
+        """
+        self._require_writable(model_id)
+        ref = await self._catalog.find(model_id)
+        number = (await self.get_version(model_id, key)).info.number
+
+        async def delete() -> None:
+            async with self._catalog.removing_version(ref, number) as info:
+                [version] = await self._catalog.describe([info])
+                if version.aliases and not force:
+                    names = ", ".join(quoted(alias) for alias in version.aliases)
+                    message = f"version {number} of model {quoted(model_id)} has the alias {names}: remove it first"
+                    raise PreconditionError(message, model_id=model_id, version_number=number)
+                await (self._archive if info.archived else self._transient).remove_version(info)
+
+        await run_to_end(delete())
+
+    async def get_aliases(self, model_id: str) -> list[Alias]:
+        """Return the aliases of a model, ordered by name.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: The model does not exist.
+        """
+        self._registry.check_model_id(model_id)
+        return await self._catalog.get_aliases(model_id)
+
+    async def set_aliases(self, model_id: str, changes: Sequence[AliasChange]) -> list[Alias]:
+        """Set, move and remove aliases of a model, all or none; durable on return.
+
+        A transient version that an alias will point to is promoted first. Numbers below 0 count from the last.
+
+        Returns:
+            All aliases of the model afterwards, ordered by name.
+
+        Raises:
+            ConflictError: An alias has another revision than was expected.
+            InvalidError: The id or an alias breaks a rule.
+            NotFoundError: The model, a version, or an alias to be removed does not exist.
+            TooLargeError: No space is left.
+        """
+        self._require_writable(model_id)
+        self._check_aliases(model_id, [change.name for change in changes])
+        ref = await self._catalog.find(model_id)
+        resolved = []
+        for change in changes:
+            if change.version_number is None:
+                resolved.append(change)
+                continue
+            [info] = await self._registry.get_versions(model_id, [change.version_number])
+            resolved.append(replace(change, version_number=(await self._promote(ref, info)).number))
+        return await self._set_aliases(ref, resolved)
+
+    async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
+        return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))
+
+    def _require_writable(self, model_id: str) -> None:
+        self._registry.check_model_id(model_id)
+        self._registry.require_writable(model_id)
+
+    def _check_aliases(self, model_id: str, aliases: Sequence[str]) -> None:
+        self._registry.check_model_id(model_id)
+        for alias in aliases:
+            check_alias(alias, model_id, self._registry.limits.model_id_max_bytes)
+
+    async def _number_of(self, model_id: str, key: VersionKey) -> int:
+        """Return the number of a version, or -n as it is."""
+        if isinstance(key, int):
+            return key
+        self._check_aliases(model_id, [key])
+        for alias in await self._catalog.get_aliases(model_id):
+            if alias.name == key:
+                return alias.version_number
+        raise NotFoundError(f"model {quoted(model_id)} has no alias {quoted(key)}", model_id=model_id)

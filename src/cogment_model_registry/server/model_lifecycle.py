@@ -1,0 +1,164 @@
+"""The calls of ModelLifecycle: decode the request, call the rules, encode the reply."""
+
+from collections.abc import Sequence
+
+import grpc
+import structlog
+
+from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.registry.filters import Position, parse_filter, parse_order, position_of
+from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.serving.calls import Call, Handlers, Observer
+from cogment_model_registry.settings import Settings
+from cogment_model_registry.wire import convert, lifecycle
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class ModelLifecycleService:
+    """Answers ModelLifecycle.
+
+    Args:
+        rules: What answers.
+        settings: The limits of messages.
+        observe: Called after each finished call.
+    """
+
+    def __init__(self, rules: Lifecycle, settings: Settings, observe: Observer) -> None:
+        self._rules = rules
+        self._settings = settings
+        self._handlers = Handlers(observe)
+
+    async def drained(self) -> None:
+        """Wait until no call is in progress."""
+        await self._handlers.drained()
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        """Return the handler to add to a `grpc.aio` server."""
+        answers = {
+            "ListVersions": self._list_versions,
+            "UpdateVersion": self._update_version,
+            "PromoteVersion": self._promote_version,
+            "DeleteVersion": self._delete_version,
+            "SetAliases": self._set_aliases,
+            "ListModels": self._list_models,
+        }
+        methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
+        return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
+
+    async def _list_versions(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(lifecycle.ListVersionsRequest, data)
+        if request.model_id:
+            call.about(model_id=request.model_id)
+        if request.versions:
+            return self._reply(await self._get_versions(request), "")
+        question = (request.model_id, request.filter, request.order_by)
+        accepted, order = parse_filter(request.filter), parse_order(request.order_by)
+        after = _position(lifecycle.parse_token(request.page_token, question, 3))
+        limit = lifecycle.page_size(request.page_size)
+        versions = await self._rules.search(request.model_id or None, accepted, order, after, limit)
+        page = self._cut(versions)
+        token = ""
+        if len(page) < len(versions) or len(versions) == limit:
+            last = position_of(order, page[-1])
+            token = lifecycle.build_token(question, (last.value, last.model_id, last.number))
+        return self._reply(page, token)
+
+    async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> Sequence[Version]:
+        if request.filter or request.order_by or request.page_token:
+            raise InvalidError("ListVersions takes versions, or a filter, an order and a page_token, and not both")
+        if len(request.versions) > lifecycle.PAGE_MAX_ITEMS:
+            raise InvalidError(
+                f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
+            )
+        return [
+            await self._rules.get_version(ref.model_id or request.model_id, lifecycle.key_of(ref))
+            for ref in request.versions
+        ]
+
+    def _cut(self, versions: Sequence[Version]) -> Sequence[Version]:
+        """Return as many versions as fit a reply, at least one."""
+        size_bytes, count = 0, 0
+        for version in versions:
+            size_bytes += lifecycle.version_message(version).ByteSize()
+            if count and size_bytes > self._settings.reply_max_bytes:
+                break
+            count += 1
+        return versions[:count]
+
+    def _reply(self, versions: Sequence[Version], token: str) -> bytes:
+        messages = [lifecycle.version_message(version) for version in versions]
+        return lifecycle.ListVersionsReply(versions=messages, next_page_token=token).SerializeToString()
+
+    async def _update_version(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(lifecycle.UpdateVersionRequest, data)
+        model_id, key = _about(call, request.version)
+        change = lifecycle.annotation_change(request)
+        return _encode(await self._rules.update_version(model_id, key, change))
+
+    async def _promote_version(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(lifecycle.PromoteVersionRequest, data)
+        model_id, key = _about(call, request.version)
+        version = await self._rules.promote_version(model_id, key, request.aliases)
+        call.about(number=version.info.number)
+        if request.aliases:
+            self._log_aliases(model_id, [*request.aliases], version.info.number, call)
+        return _encode(version)
+
+    async def _delete_version(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(lifecycle.DeleteVersionRequest, data)
+        model_id, key = _about(call, request.version)
+        await self._rules.delete_version(model_id, key, force=request.force)
+        _log.info("version deleted", model_id=model_id, version=key, peer=call.context.peer())
+        return lifecycle.DeleteVersionReply().SerializeToString()
+
+    async def _set_aliases(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(lifecycle.SetAliasesRequest, data)
+        call.about(model_id=request.model_id)
+        changes = lifecycle.alias_changes(request)
+        aliases = await self._rules.set_aliases(request.model_id, changes)
+        for change in changes:
+            self._log_aliases(request.model_id, [change.name], change.version_number, call)
+        return lifecycle.SetAliasesReply(aliases=lifecycle.alias_messages(aliases)).SerializeToString()
+
+    def _log_aliases(self, model_id: str, names: Sequence[str], number: int | None, call: Call) -> None:
+        event = "alias removed" if number is None else "alias set"
+        fields = {} if number is None else {"number": number}
+        for name in names:
+            _log.info(event, model_id=model_id, alias=name, **fields, peer=call.context.peer())
+
+    async def _list_models(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(lifecycle.ListModelsRequest, data)
+        token = ""
+        if request.model_ids:
+            models = await self._rules.get_models(request.model_ids)
+        else:
+            # A model that is created or deleted in the meantime moves no page: the next one begins after an id.
+            after = lifecycle.parse_token(request.page_token, (), 1)
+            limit = lifecycle.page_size(request.page_size)
+            models = await self._rules.list_models_after(str(after[0]) if after else "", limit)
+            if len(models) == limit:
+                token = lifecycle.build_token((), (models[-1].info.model_id,))
+        messages = [lifecycle.model_message(model) for model in models]
+        return lifecycle.ListModelsReply(models=messages, next_page_token=token).SerializeToString()
+
+
+def _about(call: Call, ref: lifecycle.VersionRef) -> tuple[str, int | str]:
+    """Return the model and the key of a version, noted for the log."""
+    key = lifecycle.key_of(ref)
+    call.about(model_id=ref.model_id, version=key)
+    return ref.model_id, key
+
+
+def _encode(version: Version) -> bytes:
+    return lifecycle.version_message(version).SerializeToString()
+
+
+def _position(parts: list[str | int | float | bool | None] | None) -> Position | None:
+    if parts is None:
+        return None
+    value, model_id, number = parts
+    if not isinstance(model_id, str) or not isinstance(number, int):
+        raise InvalidError("page_token is malformed")
+    return Position(value, model_id, number)

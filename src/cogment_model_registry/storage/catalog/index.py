@@ -1,0 +1,235 @@
+"""What a database knows of the versions in a folder: an index for searches, and what people change about them.
+
+The files are what counts. A start compares the index with them: versions that are new in the folder are read and added
+in the background, and searches wait for that; those that are gone leave the index, with their aliases. So the database
+may be lost, and then nothing is lost but aliases, tags and metrics.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from sqlite3 import Connection
+
+import structlog
+
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError
+from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Annotations, Version
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.registry.contracts import Search
+from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.storage.catalog.database import Database, Operation
+from cogment_model_registry.storage.folder import FolderArchive, FolderContents
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_BATCH = 256
+"""How many versions are read and added at once: a publish waits for no more than that."""
+
+
+class VersionIndex:
+    """The index of a folder.
+
+    Args:
+        database: Where it is kept.
+        archive: The folder.
+    """
+
+    def __init__(self, database: Database, archive: FolderArchive) -> None:
+        self._database = database
+        self._archive = archive
+        self._aliases: dict[str, dict[str, Alias]] = {}
+        self._missing: dict[str, list[int]] = {}
+        self._stale: set[str] = set()
+        self._indexing: asyncio.Task[None] | None = None
+
+    @property
+    def failure(self) -> str:
+        """Why nothing can be changed any more; empty while it can."""
+        return self._database.failure
+
+    async def open(self, contents: Sequence[FolderContents]) -> None:
+        """Open the database, and compare it with what the folder has.
+
+        Raises:
+            StartError: The database is not usable.
+        """
+        await self._database.open()
+        known = await self._database.read(tables.numbers)
+        for model_id in known.keys() - {each.info.model_id for each in contents}:
+            await self.remove_model(model_id)
+        for each in contents:
+            await self._compare(each, known.get(each.info.model_id, set()))
+        self._aliases = await self._database.read(tables.all_aliases)
+        self._begin_indexing()
+
+    async def compare(self, contents: FolderContents) -> None:
+        """Compare what the index has of a model with what its folder has now."""
+        model_id = contents.info.model_id
+        await self._compare(
+            contents, await self._database.read(lambda connection: tables.numbers_of(connection, model_id))
+        )
+        await self._load_aliases(model_id)
+        self._begin_indexing()
+
+    async def _compare(self, contents: FolderContents, known: set[int]) -> None:
+        model_id = contents.info.model_id
+        found = {*contents.version_numbers}
+        # A damaged version may be repaired, so what people said of it stays.
+        gone = known - found - contents.damaged.keys()
+        if gone:
+            _log.warning("versions gone from the archive", model_id=model_id, count=len(gone), newest=max(gone))
+            await self._database.change(lambda connection: tables.remove_versions(connection, model_id, gone))
+        if missing := found - known:
+            self._missing[model_id] = sorted(missing)
+
+    async def close(self) -> None:
+        """Commit what waits, and close the database. Closing twice does nothing."""
+        if self._indexing is not None:
+            self._indexing.cancel()
+            await asyncio.wait([self._indexing])
+        await self._database.close()
+
+    # Versions.
+
+    def add(self, info: VersionInfo) -> None:
+        """Add an archived version that has become visible; a start makes up for it if the process ends before."""
+        with contextlib.suppress(ModelRegistryError):  # a failed index fails searches and no publish
+            self._database.change_later(lambda connection: tables.put_versions(connection, [info]))
+
+    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+        """Keep annotations of an archived version, durably, whether it is visible or not."""
+
+        def annotate(connection: Connection) -> None:
+            tables.put_versions(connection, [info])
+            tables.put_annotations(connection, info.model_id, info.number, annotations)
+
+        await self._database.change(annotate)
+
+    async def remove_version(self, info: VersionInfo) -> None:
+        """Remove a version with its aliases and annotations, after its files.
+
+        Never fails: a full disk must not keep people from deleting. The next start removes what stays now.
+        """
+        aliases = self._aliases.get(info.model_id, {})
+        self._aliases[info.model_id] = {
+            name: alias for name, alias in aliases.items() if alias.version_number != info.number
+        }
+        await self._remove(lambda connection: tables.remove_versions(connection, info.model_id, [info.number]))
+
+    async def remove_model(self, model_id: str) -> None:
+        """Remove a model with everything that belongs to it, after its files; never fails, see `remove_version`."""
+        self._missing.pop(model_id, None)
+        self._aliases.pop(model_id, None)
+        if not await self._remove(lambda connection: tables.remove_model(connection, model_id)):
+            self._stale.add(model_id)
+
+    async def make_room_for(self, model_id: str) -> None:
+        """Remove what is left of a deleted model, before another one of its name could inherit it.
+
+        Raises:
+            TooLargeError: No space is left.
+        """
+        if model_id in self._stale:
+            await self._database.change(lambda connection: tables.remove_model(connection, model_id))
+            self._stale.discard(model_id)
+
+    async def _remove(self, operation: Operation[None]) -> bool:
+        try:
+            await self._database.change(operation)
+        except ModelRegistryError as error:
+            _log.warning("removal from the catalog postponed", reason=error.message)
+            return False
+        return True
+
+    async def annotations_of(self, infos: Sequence[VersionInfo]) -> list[Annotations]:
+        """Return the annotations of archived versions, in the order given."""
+        return await self._database.read(
+            lambda connection: [tables.annotations_of(connection, info.model_id, info.number) for info in infos]
+        )
+
+    async def change_annotations(self, info: VersionInfo, change: AnnotationChange) -> Annotations:
+        """Change the annotations of an archived version; see `Catalog.change_annotations`."""
+
+        def change_annotations(connection: Connection) -> Annotations:
+            tables.put_versions(connection, [info])
+            return tables.change_annotations(connection, info, change)
+
+        return await self._database.change(change_annotations)
+
+    async def next_revision(self, model_id: str) -> int:
+        """Return a revision that no change of the model had before."""
+        return await self._database.change(lambda connection: tables.next_revision(connection, model_id))
+
+    async def find(self, search: Search) -> list[Version]:
+        """Return archived versions that a search accepts, visible or not."""
+        if self._indexing is not None:
+            await asyncio.wait([self._indexing])
+        return await self._database.read(lambda connection: tables.find_versions(connection, search))
+
+    # Aliases.
+
+    def aliases_of(self, model_id: str) -> Mapping[str, Alias]:
+        """Return the aliases of a model by name, in the order of their names."""
+        return self._aliases.get(model_id, {})
+
+    def names_of(self, info: VersionInfo) -> tuple[str, ...]:
+        """Return the aliases that point to a version, in order."""
+        aliases = self._aliases.get(info.model_id, {})
+        return tuple(name for name, alias in aliases.items() if alias.version_number == info.number)
+
+    async def set_aliases(
+        self, model_id: str, changes: Sequence[AliasChange], targets: Sequence[VersionInfo], now_ns: int
+    ) -> list[Alias]:
+        """Change aliases of a model; see `Catalog.set_aliases`.
+
+        Args:
+            model_id: The model.
+            changes: The changes.
+            targets: The archived versions that aliases will point to.
+            now_ns: The time, in nanoseconds since the Unix epoch.
+        """
+
+        def set_aliases(connection: Connection) -> list[Alias]:
+            tables.put_versions(connection, targets)
+            return tables.set_aliases(connection, model_id, changes, now_ns)
+
+        aliases = await self._database.change(set_aliases)
+        self._aliases[model_id] = {alias.name: alias for alias in aliases}
+        return aliases
+
+    async def _load_aliases(self, model_id: str) -> None:
+        aliases = await self._database.read(lambda connection: tables.aliases_of(connection, model_id))
+        self._aliases[model_id] = {alias.name: alias for alias in aliases}
+
+    # Indexing.
+
+    def _begin_indexing(self) -> None:
+        if self._missing and self._indexing is None:
+            self._indexing = asyncio.ensure_future(self._index())
+
+    async def _index(self) -> None:
+        """Read the versions that are missing in the index, and add them."""
+        count = sum(len(numbers) for numbers in self._missing.values())
+        _log.info("indexing the archive", versions=count)
+        try:
+            while self._missing:
+                model_id, numbers = next(iter(self._missing.items()))
+                batch, rest = numbers[:_BATCH], numbers[_BATCH:]
+                await self._add_batch(model_id, batch)
+                if model_id in self._missing:
+                    self._missing[model_id] = rest
+                    if not rest:
+                        del self._missing[model_id]
+            _log.info("archive indexed", versions=count)
+        except ModelRegistryError as error:
+            _log.error("indexing of the archive stopped: searches are incomplete", reason=error.message)
+        finally:
+            self._indexing = None
+
+    async def _add_batch(self, model_id: str, numbers: Sequence[int]) -> None:
+        try:
+            found = await self._archive.read_version_infos(model_id, numbers)
+        except NotFoundError:
+            return
+        infos = [each for each in found if isinstance(each, VersionInfo) and each.archived]
+        await self._database.change(lambda connection: tables.put_versions(connection, infos))

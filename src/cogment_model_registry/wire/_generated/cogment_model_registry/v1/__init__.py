@@ -1,0 +1,1 @@
+"""Generated from `wire/protos/` by `tools/generate_protos.py`: never edited."""

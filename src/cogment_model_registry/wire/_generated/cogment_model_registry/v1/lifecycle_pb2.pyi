@@ -1,0 +1,189 @@
+from cogment_model_registry.wire._generated.cogment.api import model_registry_pb2 as _model_registry_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class VersionRef(_message.Message):
+    __slots__ = ("model_id", "version_number", "alias")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    version_number: int
+    alias: str
+    def __init__(self, model_id: _Optional[str] = ..., version_number: _Optional[int] = ..., alias: _Optional[str] = ...) -> None: ...
+
+class Version(_message.Message):
+    __slots__ = ("version_info", "tags", "metrics", "aliases", "revision")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VERSION_INFO_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    version_info: _model_registry_pb2.ModelVersionInfo
+    tags: _containers.ScalarMap[str, str]
+    metrics: _containers.ScalarMap[str, float]
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    revision: int
+    def __init__(self, version_info: _Optional[_Union[_model_registry_pb2.ModelVersionInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., aliases: _Optional[_Iterable[str]] = ..., revision: _Optional[int] = ...) -> None: ...
+
+class Alias(_message.Message):
+    __slots__ = ("alias", "version_number", "revision", "set_timestamp")
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    SET_TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    alias: str
+    version_number: int
+    revision: int
+    set_timestamp: int
+    def __init__(self, alias: _Optional[str] = ..., version_number: _Optional[int] = ..., revision: _Optional[int] = ..., set_timestamp: _Optional[int] = ...) -> None: ...
+
+class Model(_message.Message):
+    __slots__ = ("model_info", "aliases", "latest_version_number", "versions", "archived_bytes")
+    MODEL_INFO_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    LATEST_VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    ARCHIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    model_info: _model_registry_pb2.ModelInfo
+    aliases: _containers.RepeatedCompositeFieldContainer[Alias]
+    latest_version_number: int
+    versions: int
+    archived_bytes: int
+    def __init__(self, model_info: _Optional[_Union[_model_registry_pb2.ModelInfo, _Mapping]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., latest_version_number: _Optional[int] = ..., versions: _Optional[int] = ..., archived_bytes: _Optional[int] = ...) -> None: ...
+
+class ListVersionsRequest(_message.Message):
+    __slots__ = ("model_id", "versions", "filter", "order_by", "page_size", "page_token")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    ORDER_BY_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    versions: _containers.RepeatedCompositeFieldContainer[VersionRef]
+    filter: str
+    order_by: str
+    page_size: int
+    page_token: str
+    def __init__(self, model_id: _Optional[str] = ..., versions: _Optional[_Iterable[_Union[VersionRef, _Mapping]]] = ..., filter: _Optional[str] = ..., order_by: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListVersionsReply(_message.Message):
+    __slots__ = ("versions", "next_page_token")
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    versions: _containers.RepeatedCompositeFieldContainer[Version]
+    next_page_token: str
+    def __init__(self, versions: _Optional[_Iterable[_Union[Version, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UpdateVersionRequest(_message.Message):
+    __slots__ = ("version", "set_tags", "remove_tags", "set_metrics", "remove_metrics", "expected_revision")
+    class SetTagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class SetMetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SET_TAGS_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_TAGS_FIELD_NUMBER: _ClassVar[int]
+    SET_METRICS_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_METRICS_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    version: VersionRef
+    set_tags: _containers.ScalarMap[str, str]
+    remove_tags: _containers.RepeatedScalarFieldContainer[str]
+    set_metrics: _containers.ScalarMap[str, float]
+    remove_metrics: _containers.RepeatedScalarFieldContainer[str]
+    expected_revision: int
+    def __init__(self, version: _Optional[_Union[VersionRef, _Mapping]] = ..., set_tags: _Optional[_Mapping[str, str]] = ..., remove_tags: _Optional[_Iterable[str]] = ..., set_metrics: _Optional[_Mapping[str, float]] = ..., remove_metrics: _Optional[_Iterable[str]] = ..., expected_revision: _Optional[int] = ...) -> None: ...
+
+class PromoteVersionRequest(_message.Message):
+    __slots__ = ("version", "aliases")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    version: VersionRef
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, version: _Optional[_Union[VersionRef, _Mapping]] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class DeleteVersionRequest(_message.Message):
+    __slots__ = ("version", "force")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
+    version: VersionRef
+    force: bool
+    def __init__(self, version: _Optional[_Union[VersionRef, _Mapping]] = ..., force: _Optional[bool] = ...) -> None: ...
+
+class DeleteVersionReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SetAliasesRequest(_message.Message):
+    __slots__ = ("model_id", "changes")
+    class Change(_message.Message):
+        __slots__ = ("alias", "version_number", "removed", "expected_revision")
+        ALIAS_FIELD_NUMBER: _ClassVar[int]
+        VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+        REMOVED_FIELD_NUMBER: _ClassVar[int]
+        EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+        alias: str
+        version_number: int
+        removed: bool
+        expected_revision: int
+        def __init__(self, alias: _Optional[str] = ..., version_number: _Optional[int] = ..., removed: _Optional[bool] = ..., expected_revision: _Optional[int] = ...) -> None: ...
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    changes: _containers.RepeatedCompositeFieldContainer[SetAliasesRequest.Change]
+    def __init__(self, model_id: _Optional[str] = ..., changes: _Optional[_Iterable[_Union[SetAliasesRequest.Change, _Mapping]]] = ...) -> None: ...
+
+class SetAliasesReply(_message.Message):
+    __slots__ = ("aliases",)
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    aliases: _containers.RepeatedCompositeFieldContainer[Alias]
+    def __init__(self, aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ("model_ids", "page_size", "page_token")
+    MODEL_IDS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    model_ids: _containers.RepeatedScalarFieldContainer[str]
+    page_size: int
+    page_token: str
+    def __init__(self, model_ids: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListModelsReply(_message.Message):
+    __slots__ = ("models", "next_page_token")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[Model]
+    next_page_token: str
+    def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...

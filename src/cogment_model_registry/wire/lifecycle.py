@@ -1,0 +1,232 @@
+"""Between the records of the life of versions and the messages of ModelLifecycle."""
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+
+from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.records.lifecycle import (
+    Alias,
+    AliasChange,
+    AnnotationChange,
+    Annotations,
+    ModelSummary,
+    Version,
+)
+from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
+from cogment_model_registry.wire import convert
+from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
+
+SERVICE_NAME = lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycle"].full_name
+
+ListVersionsRequest = lifecycle_pb2.ListVersionsRequest
+ListVersionsReply = lifecycle_pb2.ListVersionsReply
+UpdateVersionRequest = lifecycle_pb2.UpdateVersionRequest
+PromoteVersionRequest = lifecycle_pb2.PromoteVersionRequest
+DeleteVersionRequest = lifecycle_pb2.DeleteVersionRequest
+DeleteVersionReply = lifecycle_pb2.DeleteVersionReply
+SetAliasesRequest = lifecycle_pb2.SetAliasesRequest
+SetAliasesReply = lifecycle_pb2.SetAliasesReply
+ListModelsRequest = lifecycle_pb2.ListModelsRequest
+ListModelsReply = lifecycle_pb2.ListModelsReply
+VersionMessage = lifecycle_pb2.Version
+VersionRef = lifecycle_pb2.VersionRef
+
+PAGE_DEFAULT_ITEMS = 100
+"""The size of a page when the caller gives none."""
+
+PAGE_MAX_ITEMS = 1000
+"""The largest page; a caller that asks for more gets this many."""
+
+_TOKEN_MAX_CHARACTERS = 1_000_000  # a value of `user_data` may be in it
+
+
+def page_size(asked: int) -> int:
+    """Return how many entries a page has at most."""
+    return min(asked, PAGE_MAX_ITEMS) if asked else PAGE_DEFAULT_ITEMS
+
+
+# Versions.
+
+
+def version_message(version: Version) -> lifecycle_pb2.Version:
+    """Return the message that describes a version."""
+    return lifecycle_pb2.Version(
+        version_info=convert.version_message(version.info),
+        tags=version.annotations.tags,
+        metrics=version.annotations.metrics,
+        aliases=version.aliases,
+        revision=version.annotations.revision,
+    )
+
+
+def version_from_message(message: lifecycle_pb2.Version) -> Version:
+    """Return the version that a message describes."""
+    annotations = Annotations(dict(message.tags), dict(message.metrics), message.revision)
+    return Version(convert.version_from_message(message.version_info), annotations, tuple(message.aliases))
+
+
+def version_ref(model_id: str, key: int | str) -> lifecycle_pb2.VersionRef:
+    """Return the message that names a version by its number, by -n for the n-th from the last, or by an alias."""
+    if isinstance(key, str):
+        return lifecycle_pb2.VersionRef(model_id=model_id, alias=key)
+    return lifecycle_pb2.VersionRef(model_id=model_id, version_number=key)
+
+
+def key_of(ref: lifecycle_pb2.VersionRef) -> int | str:
+    """Return the number, or -n, or the alias in a message.
+
+    Raises:
+        InvalidError: It has none.
+    """
+    kind = ref.WhichOneof("version")
+    if kind is None:
+        raise InvalidError("a version must be named by version_number or by alias", model_id=ref.model_id)
+    if kind == "alias":
+        return ref.alias
+    if not ref.version_number or abs(ref.version_number) > VERSION_NUMBER_MAX:
+        message = f"version_number {ref.version_number} is none; it must be from 1, or -n for the n-th from the last"
+        raise InvalidError(message, model_id=ref.model_id)
+    return ref.version_number
+
+
+def annotation_change(request: lifecycle_pb2.UpdateVersionRequest) -> AnnotationChange:
+    """Return the change that a request describes."""
+    return AnnotationChange(
+        set_tags=dict(request.set_tags),
+        remove_tags=tuple(request.remove_tags),
+        set_metrics=dict(request.set_metrics),
+        remove_metrics=tuple(request.remove_metrics),
+        expected_revision=request.expected_revision,
+    )
+
+
+def update_request(model_id: str, key: int | str, change: AnnotationChange) -> lifecycle_pb2.UpdateVersionRequest:
+    """Return the request for a change of annotations."""
+    return lifecycle_pb2.UpdateVersionRequest(
+        version=version_ref(model_id, key),
+        set_tags=change.set_tags,
+        remove_tags=change.remove_tags,
+        set_metrics=change.set_metrics,
+        remove_metrics=change.remove_metrics,
+        expected_revision=change.expected_revision,
+    )
+
+
+# Aliases.
+
+
+def alias_messages(aliases: Iterable[Alias]) -> list[lifecycle_pb2.Alias]:
+    """Return the messages that describe aliases."""
+    return [
+        lifecycle_pb2.Alias(
+            alias=alias.name, version_number=alias.version_number, revision=alias.revision, set_timestamp=alias.set_ns
+        )
+        for alias in aliases
+    ]
+
+
+def aliases_from_messages(messages: Iterable[lifecycle_pb2.Alias]) -> list[Alias]:
+    """Return the aliases that messages describe."""
+    return [Alias(each.alias, each.version_number, each.revision, each.set_timestamp) for each in messages]
+
+
+def alias_changes(request: lifecycle_pb2.SetAliasesRequest) -> list[AliasChange]:
+    """Return the changes that a request describes.
+
+    Raises:
+        InvalidError: One neither sets nor removes its alias, or two are about the same one.
+    """
+    changes = [_alias_change(request.model_id, change) for change in request.changes]
+    names = [change.name for change in changes]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidError(f"alias {quoted(twice)} is changed twice in one request", model_id=request.model_id)
+    return changes
+
+
+def _alias_change(model_id: str, change: lifecycle_pb2.SetAliasesRequest.Change) -> AliasChange:
+    expected = change.expected_revision if change.HasField("expected_revision") else None
+    if change.WhichOneof("to") == "version_number":
+        key = key_of(lifecycle_pb2.VersionRef(model_id=model_id, version_number=change.version_number))
+        return AliasChange(change.alias, int(key), expected)
+    if not change.removed:
+        raise InvalidError(f"alias {quoted(change.alias)} must get a version_number, or be removed", model_id=model_id)
+    return AliasChange(change.alias, None, expected)
+
+
+def set_aliases_request(model_id: str, changes: Sequence[AliasChange]) -> lifecycle_pb2.SetAliasesRequest:
+    """Return the request for changes of aliases."""
+    request = lifecycle_pb2.SetAliasesRequest(model_id=model_id)
+    for change in changes:
+        message = request.changes.add(alias=change.name)
+        if change.version_number is None:
+            message.removed = True
+        else:
+            message.version_number = change.version_number
+        if change.expected_revision is not None:
+            message.expected_revision = change.expected_revision
+    return request
+
+
+# Models.
+
+
+def model_message(summary: ModelSummary) -> lifecycle_pb2.Model:
+    """Return the message that describes a model."""
+    return lifecycle_pb2.Model(
+        model_info=convert.model_message(summary.info),
+        aliases=alias_messages(summary.aliases),
+        latest_version_number=summary.latest_number,
+        versions=summary.versions,
+        archived_bytes=summary.archived_bytes,
+    )
+
+
+def model_from_message(message: lifecycle_pb2.Model) -> ModelSummary:
+    """Return the model that a message describes."""
+    return ModelSummary(
+        info=convert.model_from_message(message.model_info),
+        aliases=tuple(aliases_from_messages(message.aliases)),
+        latest_number=message.latest_version_number,
+        versions=message.versions,
+        archived_bytes=message.archived_bytes,
+    )
+
+
+# Pages.
+
+
+def build_token(question: Sequence[str], position: Sequence[str | int | float | bool | None]) -> str:
+    """Return the token of the page that begins after a position.
+
+    Args:
+        question: What was asked for: a token is good for nothing else.
+        position: The place of the last entry.
+    """
+    text = json.dumps([_digest(question), *position], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def parse_token(token: str, question: Sequence[str], length: int) -> list[str | int | float | bool | None] | None:
+    """Return the position in a token; None for the empty one, with which a listing begins.
+
+    Raises:
+        InvalidError: It is no token, or one of another question.
+    """
+    if not token:
+        return None
+    try:
+        if len(token) > _TOKEN_MAX_CHARACTERS:
+            raise ValueError
+        digest, *position = json.loads(base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True))
+    except (ValueError, TypeError, RecursionError):
+        digest, position = "", []
+    parts = [each for each in position if each is None or isinstance(each, str | int | float | bool)]
+    if digest != _digest(question) or len(parts) != length:
+        raise InvalidError(f"page_token {quoted(token)} is not one that an earlier reply to the same request gave")
+    return parts
+
+
+def _digest(question: Sequence[str]) -> str:
+    return sha256("\0".join(question).encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,225 @@
+"""The tables of a catalog: searches agree with the rules, and changes compare before they set."""
+
+import sqlite3
+import string
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cogment_model_registry.errors import ConflictError
+from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange, Annotations, Version
+from cogment_model_registry.records.versions import CREATED_MAX_NS, VersionInfo
+from cogment_model_registry.registry import filters
+from cogment_model_registry.registry.contracts import Search
+from cogment_model_registry.registry.filters import (
+    BY_NUMBER,
+    EVERYTHING,
+    Field,
+    Filter,
+    Order,
+    arranged,
+    matches,
+    position_of,
+)
+from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.testing.bytes import hash_of
+
+NOW_NS = 1_795_773_600_000_000_000
+HASHES = [hash_of(bytes([number])) for number in range(3)]
+KEYS = ["a", "b.c", "d e"]
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
+numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-3, 3).map(float)
+times = st.integers(0, CREATED_MAX_NS) | st.sampled_from([0, 2**63 - 1, 2**63, CREATED_MAX_NS])
+
+
+def connect() -> sqlite3.Connection:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.execute("PRAGMA foreign_keys = ON")
+    for migration in tables.MIGRATIONS:
+        connection.executescript(migration.statements)
+    return connection
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    with closing(connect()) as connection:
+        yield connection
+
+
+@st.composite
+def versions(draw: st.DrawFn) -> list[Version]:
+    found = []
+    for model_id in draw(st.sets(st.sampled_from(["m", "n", "policy"]), min_size=1)):
+        for number in draw(st.sets(st.integers(1, 2**32 - 1) | st.integers(1, 4), max_size=5)):
+            user_data = draw(st.dictionaries(st.sampled_from(KEYS), texts, max_size=2))
+            info = VersionInfo(
+                model_id,
+                number,
+                draw(times),
+                True,
+                draw(st.sampled_from(HASHES)),
+                draw(st.integers(0, 2**63 - 1)),
+                user_data,
+            )
+            tags = draw(st.dictionaries(st.sampled_from(KEYS), texts, max_size=2))
+            metrics = draw(st.dictionaries(st.sampled_from(KEYS), numbers, max_size=2))
+            aliases = draw(st.sets(st.sampled_from(["best", "production"])))
+            found.append(Version(info, Annotations(tags, metrics, draw(st.integers(0, 9))), tuple(sorted(aliases))))
+    return found
+
+
+def fields(*, with_aliases: bool = False) -> st.SearchStrategy[Field]:
+    plain = st.sampled_from(["version_number", "archived", "data_size", "creation_timestamp", "data_hash"]).map(Field)
+    keyed = st.builds(Field, st.sampled_from(["user_data", "tags", "metrics"]), st.sampled_from(KEYS))
+    return plain | keyed
+
+
+@st.composite
+def comparisons(draw: st.DrawFn) -> Filter:
+    field = draw(fields())
+    operators = ["=", "!="] if field.name == "archived" else ["=", "!=", "<", "<=", ">", ">="]
+    values: dict[str, st.SearchStrategy[filters.Value]] = {
+        "version_number": st.integers(1, 5),
+        "archived": st.booleans(),
+        "data_size": st.integers(0, 2**63 - 1),
+        "creation_timestamp": times,
+        "data_hash": st.sampled_from(HASHES),
+        "metrics": numbers,
+    }
+    value = values.get(field.name, texts)
+    return filters.Comparison(field, draw(st.sampled_from(operators)), draw(value))
+
+
+having = st.builds(filters.Has, st.sampled_from(["tags", "metrics", "user_data"]), st.sampled_from(KEYS)) | st.builds(
+    filters.Has, st.just("aliases"), st.sampled_from(["best", "production", "none"])
+)
+accepted = st.recursive(
+    comparisons() | having,
+    lambda parts: (
+        parts.map(filters.Not)
+        | st.lists(parts, max_size=3).map(lambda each: filters.And(tuple(each)))
+        | st.lists(parts, min_size=1, max_size=3).map(lambda each: filters.Or(tuple(each)))
+    ),
+    max_leaves=5,
+)
+orders = st.builds(Order, fields(), st.booleans())
+
+
+def fill(connection: sqlite3.Connection, content: list[Version]) -> None:
+    """Put versions into the tables, with their aliases; each model's aliases end on one of its versions."""
+    tables.put_versions(connection, [version.info for version in content])
+    for version in content:
+        info = version.info
+        tables.put_annotations(connection, info.model_id, info.number, version.annotations)
+
+
+def with_aliases(connection: sqlite3.Connection, content: list[Version]) -> list[Version]:
+    """Set the aliases of versions in turn, and return the versions with what the aliases point to in the end."""
+    owners: dict[tuple[str, str], int] = {}
+    for version in content:
+        for alias in version.aliases:
+            change = AliasChange(alias, version.info.number)
+            tables.set_aliases(connection, version.info.model_id, [change], NOW_NS)
+            owners[version.info.model_id, alias] = version.info.number
+    return [
+        Version(
+            version.info,
+            version.annotations,
+            tuple(a for a in ("best", "production") if owners.get((version.info.model_id, a)) == version.info.number),
+        )
+        for version in content
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(versions(), accepted, orders, st.sampled_from([None, "m", "none"]), st.integers(1, 4))
+def test_a_search_in_sql_agrees_with_the_rules(
+    content: list[Version], accepted: Filter, order: Order, model_id: str | None, limit: int
+) -> None:
+    with closing(connect()) as connection:
+        fill(connection, content)
+        content = with_aliases(connection, content)
+        candidates = [v for v in content if model_id in (None, v.info.model_id) and matches(accepted, v)]
+        expected = arranged(order, candidates)
+        after: filters.Position | None = None
+        found: list[Version] = []
+        while page := tables.find_versions(connection, Search(model_id, accepted, order, after, limit)):
+            assert len(page) <= limit
+            assert len(found) <= len(expected), "a page began where an earlier one did"
+            found += page
+            after = position_of(order, page[-1])
+        assert found == expected
+
+
+def info_of(number: int = 1, model_id: str = "m") -> VersionInfo:
+    return VersionInfo(model_id, number, NOW_NS, True, HASHES[0], 4, {"seed": "12"})
+
+
+def test_an_alias_moves_only_from_the_expected_revision(connection: sqlite3.Connection) -> None:
+    tables.put_versions(connection, [info_of(1), info_of(2)])
+    [first] = tables.set_aliases(connection, "m", [AliasChange("production", 1, 0)], NOW_NS)
+    assert (first.version_number, first.set_ns) == (1, NOW_NS)
+    for stale in (0, first.revision + 1):
+        with pytest.raises(ConflictError, match=f"points to version 1 with revision {first.revision}"):
+            tables.set_aliases(connection, "m", [AliasChange("production", 2, stale)], NOW_NS)
+    [second] = tables.set_aliases(connection, "m", [AliasChange("production", 2, first.revision)], NOW_NS)
+    assert second.version_number == 2
+    assert second.revision > first.revision
+
+
+def test_a_revision_never_repeats_after_an_alias_was_removed(connection: sqlite3.Connection) -> None:
+    tables.put_versions(connection, [info_of(1)])
+    [first] = tables.set_aliases(connection, "m", [AliasChange("production", 1)], NOW_NS)
+    assert tables.set_aliases(connection, "m", [AliasChange("production", None, first.revision)], NOW_NS) == []
+    [again] = tables.set_aliases(connection, "m", [AliasChange("production", 1, 0)], NOW_NS)
+    assert again.revision > first.revision
+
+
+def test_annotations_change_only_from_the_expected_revision(connection: sqlite3.Connection) -> None:
+    tables.put_versions(connection, [info_of(1)])
+    change = AnnotationChange(set_tags={"stage": "candidate"}, set_metrics={"return": 487.5})
+    first = tables.change_annotations(connection, info_of(1), change)
+    assert (first.tags, first.metrics) == ({"stage": "candidate"}, {"return": 487.5})
+    with pytest.raises(ConflictError, match=f"has revision {first.revision}"):
+        tables.change_annotations(connection, info_of(1), AnnotationChange(expected_revision=first.revision + 1))
+    change = AnnotationChange(remove_tags=["stage", "none"], set_metrics={"loss": 1}, expected_revision=first.revision)
+    second = tables.change_annotations(connection, info_of(1), change)
+    assert (second.tags, second.metrics) == ({}, {"return": 487.5, "loss": 1})
+    assert tables.annotations_of(connection, "m", 1) == second
+
+
+def test_a_version_found_again_in_the_files_keeps_its_annotations(connection: sqlite3.Connection) -> None:
+    tables.put_versions(connection, [info_of(1)])
+    annotations = tables.change_annotations(connection, info_of(1), AnnotationChange(set_tags={"stage": "candidate"}))
+    tables.set_aliases(connection, "m", [AliasChange("production", 1)], NOW_NS)
+    tables.put_versions(connection, [info_of(1)])
+    [version] = tables.find_versions(connection, Search("m", EVERYTHING, BY_NUMBER, None, 10))
+    assert version == Version(info_of(1), annotations, ("production",))
+
+
+def test_a_removed_version_takes_its_aliases_and_annotations_along(connection: sqlite3.Connection) -> None:
+    tables.put_versions(connection, [info_of(1), info_of(2), info_of(1, "n")])
+    for number in (1, 2):
+        tables.change_annotations(connection, info_of(number), AnnotationChange(set_tags={"stage": "candidate"}))
+        tables.set_aliases(connection, "m", [AliasChange(f"alias{number}", number)], NOW_NS)
+    tables.remove_versions(connection, "m", [1])
+    assert [alias.name for alias in tables.aliases_of(connection, "m")] == ["alias2"]
+    assert tables.numbers(connection) == {"m": {2}, "n": {1}}
+    tables.remove_model(connection, "m")
+    assert tables.all_aliases(connection) == {}
+    assert tables.numbers(connection) == {"n": {1}}
+    assert connection.execute("SELECT count(*) FROM tags").fetchone() == (0,)
+
+
+def test_a_search_orders_a_hundred_thousand_versions_by_the_index_of_a_metric(connection: sqlite3.Connection) -> None:
+    search = Search(
+        None, filters.parse_filter("metrics.return > 480"), filters.parse_order("metrics.return desc"), None, 10
+    )
+    [plan, _] = tables.plans(search)
+    steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {plan.sql()}", [*plan.parameters, 10])]
+    assert any("metrics_by_value" in step for step in steps)
+    assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), string.whitespace.join(steps)
