@@ -302,7 +302,8 @@ def test_a_line_that_lacks_a_word_says_where_to_look(line: str, words: list[str]
 def test_every_help_fits_a_terminal_and_breaks_no_variable(words: tuple[str, ...], columns: str) -> None:
     text = run_in_process(*words, "--help", environment={"COLUMNS": columns}).stdout
     width = max(int(columns), 50)  # click's least
-    assert [line for line in text.splitlines() if len(line.rstrip()) > width] == []
+    usage = f"Usage: cogment {' '.join(words)}"  # which has no place for a break
+    assert [line for line in text.splitlines() if len(line.rstrip()) > width and line.rstrip() != usage] == []
     wide = run_in_process(*words, "--help", environment={"COLUMNS": "500"}).stdout
     variables = {name for name in re.findall(r"COGMENT_[A-Z_]+", wide) if len(name) < width - 10}
     assert {name for name in variables if name not in text} == set()

@@ -507,7 +507,6 @@ def test_signals_end_a_download_that_leaves_nothing(
         ["show_model"],
         ["show_model", ""],
         ["show_version", "m", "0"],
-        ["show_version", "m", "one"],
         ["show_version", "m", "1", "-1"],
         ["show_version", "m", "--version=1", "--version=2"],
         ["show_version", "m", "-x"],
@@ -633,12 +632,22 @@ def test_timeout_ends_a_watch_for_which_nothing_comes(cogment: Cogment, registry
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_timeout_ends_every_command_on_a_registry_that_is_silent(cogment: Cogment, command: str) -> None:
-    more = {"publish": ["w"], "store": ["w"], "retrieve": ["--output=out"], "delete_model": ["--yes"]}
+    more = {
+        "publish": ["w"],
+        "store": ["w"],
+        "retrieve": ["--output=out"],
+        "delete_model": ["--yes"],
+        "promote_version": ["1"],
+        "update_version": ["1", "--tag=a=b"],
+        "delete_version": ["1", "--yes"],
+        "set_alias": ["production", "1"],
+        "remove_alias": ["production"],
+    }
     words = [command, *([] if command in ("list_models", "status") else ["m"]), *more.get(command, [])]
     with silent_server() as endpoint:
         result = cogment.run(*words, "--timeout=0.5", LONG, f"--endpoint={endpoint}")
     assert failed(result, 4, "the command took longer than the 0.5 seconds of --timeout")
-    assert "may have done it" not in result.stderr or command in ("delete_model", "publish", "store")
+    assert "may have done it" not in result.stderr or command in ("delete_model", "publish", "remove_alias", "store")
     assert os.listdir(cogment.directory) == ["w"]
 
 
@@ -821,7 +830,11 @@ def completed(words: str, environment: dict[str, str] | None = None, shell: str 
 
 def test_commands_and_flags_are_completed() -> None:
     assert completed("cogment client mod") == ["plain,model_registry"]
-    assert set(completed("cogment client model_registry list")) == {"plain,list_models", "plain,list_versions"}
+    assert set(completed("cogment client model_registry list")) == {
+        "plain,list_aliases",
+        "plain,list_models",
+        "plain,list_versions",
+    }
     assert completed("cogment client model_registry publish --user") == ["plain,--user_data"]
     assert completed("cogment client model_registry publish m ") == ["file,"]
 

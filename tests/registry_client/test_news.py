@@ -156,10 +156,14 @@ def telling(*told: Any) -> Answer:
 @pytest.mark.parametrize(
     ("before", "after", "proof"),
     [
-        (version_message(9, HASH, archived=True), version_message(8, HASH), "version 9, which was archived, is gone"),
+        (
+            version_message(9, HASH, archived=True, creation_timestamp=1),
+            version_message(8, HASH, creation_timestamp=2),
+            "version 8 is newer than version 9, which was archived",
+        ),
         (version_message(9, HASH), version_message(9, OTHER_HASH), "version 9 has other bytes"),
     ],
-    ids=["an archived one is gone", "another one of the same number"],
+    ids=["a newer one has a lower number", "another one of the same number"],
 )
 async def test_a_model_recreated_during_a_disconnection_is_detected(
     flavour: str, before: Any, after: Any, proof: str
@@ -180,6 +184,20 @@ async def test_an_older_version_does_not_prove_that_the_model_was_recreated(flav
         version_message(9, HASH, creation_timestamp=1),
         version_message(8, OTHER_HASH, creation_timestamp=2),
         version_message(10, HASH, creation_timestamp=0),
+    )
+    async with (
+        scripted(RetrieveModels=has_model, VersionUpdate=telling(*told)) as server,
+        opened(flavour, server.port) as registry,
+        aclosing(registry.watch("policy")) as versions,
+    ):
+        assert [(await next_of(versions)).number for _ in range(2)] == [9, 10]
+
+
+async def test_a_deleted_archived_version_does_not_prove_that_the_model_was_recreated(flavour: str) -> None:
+    told = (
+        version_message(9, HASH, archived=True, creation_timestamp=2),
+        version_message(8, OTHER_HASH, archived=True, creation_timestamp=1),
+        version_message(10, HASH, creation_timestamp=3),
     )
     async with (
         scripted(RetrieveModels=has_model, VersionUpdate=telling(*told)) as server,

@@ -12,12 +12,20 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
+from cogment_model_registry.wire import lifecycle
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected
 from tests.waiting import PATIENCE_SECONDS
 
 VERSIONS = ["grpc.reflection.v1alpha", "grpc.reflection.v1"]
-SERVICES = sorted([*m.SERVICE_NAMES, "grpc.health.v1.Health", *(f"{name}.ServerReflection" for name in VERSIONS)])
+SERVICES = sorted(
+    [
+        *m.SERVICE_NAMES,
+        lifecycle.SERVICE_NAME,
+        "grpc.health.v1.Health",
+        *(f"{name}.ServerReflection" for name in VERSIONS),
+    ]
+)
 
 
 async def asked(client: Client, version: str, **question: Any) -> reflection_pb2.ServerReflectionResponse:

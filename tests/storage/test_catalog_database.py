@@ -98,7 +98,7 @@ async def test_a_closed_database_keeps_its_content_and_takes_no_more(tmp_path: P
         await database.change(numbers)
     with closing(sqlite3.connect(path)) as connection:
         assert numbers(connection) == [7]
-    assert os.stat(path).st_mode & 0o077 == 0
+    assert os.stat(path).st_mode & 0o037 == 0
     assert os.listdir(tmp_path) == ["a %41?#.db"]
 
 

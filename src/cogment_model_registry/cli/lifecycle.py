@@ -8,6 +8,7 @@ import click
 
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
+from cogment_model_registry.cli.groups import Command
 from cogment_model_registry.cli.parameters import (
     Entry,
     ModelId,
@@ -36,7 +37,12 @@ _expected = click.option(
 )
 
 
-@click.command("promote_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@click.command(
+    "promote_version",
+    cls=NumberedCommand,
+    short_help="Make a transient version archived.",
+    context_settings=_HELP_WIDTH,
+)
 @_model
 @required_version_argument
 @click.option("--alias", type=ModelId(), help="Alias to point to it.")
@@ -51,7 +57,9 @@ def promote_version(flags: Flags, model_id: str, number: int | str, *, alias: st
         _show(flags, version, f"promoted version {version.number} of model {presentation.safe(model_id)}")
 
 
-@click.command("update_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@click.command(
+    "update_version", cls=NumberedCommand, short_help="Set tags and metrics of a version.", context_settings=_HELP_WIDTH
+)
 @_model
 @required_version_argument
 @click.option("--tag", "tags", metavar="NAME=TEXT", type=Entry(), multiple=True, help="Tag to set.")
@@ -95,7 +103,9 @@ def _number(name: str, text: str) -> float:
         raise click.UsageError(f"the metric {name!r} must be a number, not {text!r}") from None
 
 
-@click.command("find_versions", context_settings=_HELP_WIDTH)
+@click.command(
+    "find_versions", cls=Command, short_help="List the versions that a filter accepts.", context_settings=_HELP_WIDTH
+)
 @click.argument("model_id", metavar="[MODEL]", type=ModelId(), required=False, shell_complete=complete_model)
 @click.option("--filter", "accepted", default="", metavar="FILTER", help="Such as 'metrics.return > 480'.")
 @click.option("--order_by", default="", metavar="FIELD", help="Such as 'metrics.return desc'; by number without it.")
@@ -122,7 +132,7 @@ def find_versions(flags: Flags, model_id: str | None, *, accepted: str, order_by
             presentation.print_described(versions, with_model=model_id is None)
 
 
-@click.command("delete_version", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@click.command("delete_version", cls=NumberedCommand, short_help="Delete a version.", context_settings=_HELP_WIDTH)
 @_model
 @required_version_argument
 @click.option("--yes", is_flag=True, help="Delete without asking.")
@@ -146,7 +156,7 @@ def delete_version(flags: Flags, model_id: str, number: int | str, *, yes: bool,
         flags.say(f"deleted version {version.number} of model {presentation.safe(model_id)}")
 
 
-@click.command("list_aliases", context_settings=_HELP_WIDTH)
+@click.command("list_aliases", cls=Command, short_help="List the aliases of a model.", context_settings=_HELP_WIDTH)
 @_model
 @common_flags
 def list_aliases(flags: Flags, model_id: str) -> None:
@@ -161,7 +171,9 @@ def list_aliases(flags: Flags, model_id: str) -> None:
             presentation.print_aliases(aliases.values())
 
 
-@click.command("set_alias", cls=NumberedCommand, context_settings=_HELP_WIDTH)
+@click.command(
+    "set_alias", cls=NumberedCommand, short_help="Point an alias to a version.", context_settings=_HELP_WIDTH
+)
 @_model
 @_alias
 @required_version_argument
@@ -187,7 +199,7 @@ def _show_alias(flags: Flags, alias: "Alias", model_id: str) -> None:
         flags.say(f"alias {presentation.safe(alias.name)} points to {target}; revision {alias.revision}")
 
 
-@click.command("remove_alias", context_settings=_HELP_WIDTH)
+@click.command("remove_alias", cls=Command, short_help="Remove an alias.", context_settings=_HELP_WIDTH)
 @_model
 @_alias
 @_expected

@@ -143,6 +143,8 @@ def checked_key(model_id: str, key: "SupportsIndex | str | VersionInfo | Version
         NotFoundError: No version can have such a number.
     """
     if isinstance(key, str):
+        if key.lstrip("+-").isdecimal():
+            raise InvalidError(f"the number of a version is {key!r}, which is text; it must be a whole number")
         return checked_text("the alias", key)
     if isinstance(key, Version):
         key = key.info

@@ -204,8 +204,8 @@ class Database:
     def _open_for_writing(self) -> sqlite3.Connection:
         connection = None
         try:
-            # Others must not read what access control will protect.
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            # With the mode of the other files of an archive; SQLite gives the same to those that it adds.
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640))
             connection = self._connect("rw")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
