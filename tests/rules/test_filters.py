@@ -7,12 +7,10 @@ import pytest
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Annotations, Version
 from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.registry.filter_text import DEPTH_MAX, FILTER_MAX_CHARACTERS, parse_filter
 from cogment_model_registry.registry.filters import (
-    DEPTH_MAX,
-    FILTER_MAX_CHARACTERS,
     arranged,
     matches,
-    parse_filter,
     parse_order,
     position_of,
 )

@@ -17,7 +17,8 @@ from cogment_model_registry.errors import (
 )
 from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
-from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_filter
+from cogment_model_registry.registry.filter_text import parse_filter
+from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore

@@ -14,6 +14,7 @@ from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChan
 from cogment_model_registry.records.versions import CREATED_MAX_NS, VersionInfo
 from cogment_model_registry.registry import filters
 from cogment_model_registry.registry.contracts import Search
+from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import (
     BY_NUMBER,
     EVERYTHING,
@@ -216,9 +217,7 @@ def test_a_removed_version_takes_its_aliases_and_annotations_along(connection: s
 
 
 def test_a_search_orders_a_hundred_thousand_versions_by_the_index_of_a_metric(connection: sqlite3.Connection) -> None:
-    search = Search(
-        None, filters.parse_filter("metrics.return > 480"), filters.parse_order("metrics.return desc"), None, 10
-    )
+    search = Search(None, parse_filter("metrics.return > 480"), filters.parse_order("metrics.return desc"), None, 10)
     [plan, _] = tables.plans(search)
     steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {plan.sql()}", [*plan.parameters, 10])]
     assert any("metrics_by_value" in step for step in steps)

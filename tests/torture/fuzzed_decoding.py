@@ -26,7 +26,7 @@ with atheris.instrument_imports(include=["cogment_model_registry"]):
     from cogment_model_registry.records import versions as records
     from cogment_model_registry.records.lifecycle import Annotations, Version
     from cogment_model_registry.records.timestamps import format_timestamp, parse_timestamp
-    from cogment_model_registry.registry import filters
+    from cogment_model_registry.registry import filter_text, filters
     from cogment_model_registry.storage.filesystem import layout
     from cogment_model_registry.wire import convert, frames, paging
     from cogment_model_registry.wire import messages as m
@@ -160,7 +160,7 @@ def check_a_hash(data: bytes) -> None:
 
 def parse_a_filter(data: bytes) -> None:
     """Read a filter, and evaluate it."""
-    filters.matches(filters.parse_filter(_text(data)), _VERSION)
+    filters.matches(filter_text.parse_filter(_text(data)), _VERSION)
 
 
 def parse_an_order(data: bytes) -> None:

@@ -7,7 +7,7 @@ import structlog
 
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.registry.filters import Position, parse_filter, parse_order, position_of
+from cogment_model_registry.registry.filters import Position, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
@@ -54,6 +54,8 @@ class ModelLifecycleService:
         if request.versions:
             return self._reply(await self._get_versions(request), "")
         question = (request.model_id, request.filter, request.order_by)
+        from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
+
         accepted, order = parse_filter(request.filter), parse_order(request.order_by)
         after = _position(lifecycle.parse_token(request.page_token, question, 3))
         limit = lifecycle.page_size(request.page_size)

@@ -20,7 +20,8 @@ from cogment_model_registry.records.lifecycle import (
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Catalog, Search
-from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_filter, parse_order, position_of
+from cogment_model_registry.registry.filter_text import parse_filter
+from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_order, position_of
 from cogment_model_registry.testing.bytes import describe
 
 _WAIT_SECONDS = 20
