@@ -108,9 +108,16 @@ class ServerProcess:
         return self._process.poll() is None
 
 
+WITHOUT_RICH = os.path.join(os.path.dirname(__file__), "without_rich")
+
+
 def clean_environment() -> dict[str, str]:
-    """Return the environment without the settings that a developer may have in it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")}
+    """Return the environment as users have it: without a developer's settings, and without rich.
+
+    structlog imports rich wherever it is installed, which takes most of the time of a start.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")}
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, (WITHOUT_RICH, os.environ.get("PYTHONPATH"))))}
 
 
 @contextmanager
