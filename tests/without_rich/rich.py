@@ -1,3 +1,3 @@
-"""Hides the package rich, which the tools of developers bring and a server does not install: see `clean_environment`."""
+"""Hides the package rich, which tools of developers install and the server does not need: see `clean_environment`."""
 
 raise ImportError("it is hidden from the programs that tests run")
