@@ -31,7 +31,8 @@ def latin_1(folder: Path) -> dict[str, str]:
     if localedef is None:
         raise MissingLocaleError("there is no localedef (on Debian, it is in the package libc-bin)")
     command = [localedef, "-i", "de_DE", "-f", "ISO-8859-1", str(folder / name)]
-    built = subprocess.run(command, capture_output=True, check=False)
+    # With a standard input, which it may be missing here: localedef takes the first file that it opens for it.
+    built = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if not (folder / name).is_dir():
         raise MissingLocaleError(
             f"localedef failed (on Debian, it takes the package locales): {built.stderr.decode(errors='replace')}"
