@@ -16,7 +16,7 @@ FIGURES = json.loads((ROOT / "docs/benchmarks/figures.json").read_text())
 
 
 def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-m", "benchmarks", *arguments, cwd=ROOT)
+    return run(sys.executable, "-m", "benchmarks", *arguments, cwd=ROOT, environment={"PYTHONPATH": ""})  # with rich
 
 
 def test_a_quick_run_prints_a_table_and_writes_its_measurements(tmp_path: Path) -> None:

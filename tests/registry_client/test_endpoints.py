@@ -24,7 +24,7 @@ from tests.ports import free_port
 from tests.processes import ServerProcess, clean_environment, run, server_process
 from tests.registry_client.conftest import Awaited
 from tests.registry_client.network import listening, tcp_server
-from tests.waiting import PATIENCE_SECONDS
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 DIRECTORY = "grpc://directory:9005"
 
@@ -111,11 +111,22 @@ def directory(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 def registered(directory: ServerProcess, archive: Path, port: int = 0) -> ServerProcess:
-    """Return a registry that has registered itself."""
-    endpoint = f"--directory_endpoint=grpc://127.0.0.1:{directory.port}"
+    """Return a registry that the Directory returns: it is registered, and the Directory has found it ready."""
+    where = f"grpc://127.0.0.1:{directory.port}"
+    endpoint = f"--directory_endpoint={where}"
     flags = ["--directory_registration_host=127.0.0.1", "--directory_registration_properties=room=7"]
     process = ServerProcess(archive, f"--port={port}", endpoint, *flags)
     process.wait_for_line(r"registered")
+
+    def is_returned() -> bool:
+        with ModelRegistry("cogment://discover?room=7", directory_endpoint=where, retry_seconds=0) as registry:
+            try:
+                registry.status()
+            except (errors.NotFoundError, errors.UnavailableError):
+                return False
+        return True
+
+    wait_until(is_returned)
     return process
 
 

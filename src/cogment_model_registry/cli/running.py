@@ -9,6 +9,7 @@ import signal
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import IO, Any, BinaryIO
@@ -116,11 +117,11 @@ def ending_in_time(seconds: float | None, end: Callable[[], object]) -> Iterator
         seconds: The time; None for no limit.
         end: Ends what is waited for, with an error of any kind; called on a thread.
     """
-    is_over = threading.Event()
-
     if seconds is None:
         yield
         return
+    is_over = threading.Event()
+    ends_at = time.monotonic() + seconds
     message = f"the command took longer than the {counted(seconds, 'second')} of --timeout"
 
     def explain(error: Exception) -> Exception:
@@ -136,7 +137,12 @@ def ending_in_time(seconds: float | None, end: Callable[[], object]) -> Iterator
     timer.start()
     try:
         with _explaining(is_over, explain):
-            yield
+            try:
+                yield
+            except TimedOutError:
+                if time.monotonic() >= ends_at:  # a call may notice the end of its time before the timer does
+                    is_over.set()
+                raise
     finally:
         timer.cancel()
 

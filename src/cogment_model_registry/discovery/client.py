@@ -90,9 +90,13 @@ class DirectoryClient:
             await channel.close()
 
     async def _exchange(self, channel: grpc.aio.Channel, method: str, request: bytes, timeout_seconds: float) -> bytes:
-        """Send one request on a stream of its own, and return the one reply."""
-        multi_callable: Any = channel.stream_stream(f"/{wire.SERVICE_NAME}/{method}")
-        async for reply in multi_callable(iter([request]), timeout=timeout_seconds, metadata=self._metadata):
+        """Send one request on a stream of its own, and return the one reply.
+
+        A call with one request is the same on the wire. `grpc.aio` sends that with the beginning of the call, and so
+        reports the status of a server that refuses it; see https://github.com/grpc/grpc/issues/36066.
+        """
+        multi_callable: Any = channel.unary_stream(f"/{wire.SERVICE_NAME}/{method}")
+        async for reply in multi_callable(request, timeout=timeout_seconds, metadata=self._metadata):
             return bytes(reply)
         raise UnavailableError("the Directory ended the call without a reply")
 
