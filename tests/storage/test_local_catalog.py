@@ -66,7 +66,8 @@ async def crash_and_count(place: Path, publishes: list[int], block: int) -> list
     for count in publishes:
         archive = archive_at(place)
         await archive.open()
-        catalog = LocalCatalog(archive, database_at(place), number_block=block)
+        database = database_at(place)
+        catalog = LocalCatalog(archive, database, number_block=block)
         await catalog.open()
         if not await catalog.list_models(0, 1):
             async with catalog.writing_model(ModelInfo("m")):
@@ -76,6 +77,7 @@ async def crash_and_count(place: Path, publishes: list[int], block: int) -> list
         persisting = catalog._models["m"].persisting
         if persisting is not None:
             await asyncio.wait([persisting])
+        await database.close()
         await archive.close()
     return numbers
 

@@ -156,11 +156,12 @@ async def registry_on(
 ) -> AsyncIterator[tuple[Registry, DirectoryArchive]]:
     """Open a context with a registry on an archive directory, which stops cleanly unless its process was killed."""
     archive = DirectoryArchive(str(archive_dir), SETTINGS.model_id_max_bytes, files)
+    # Its own durability is SQLite's; what a power cut loses of it may lose nothing of the archive.
+    database = Database(f"{archive_dir}.catalog", MIGRATIONS)
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing:
         try:
             await archive.open()
-            # Its own durability is SQLite's; here it is lost in each power cut, which may lose nothing of the archive.
-            catalog = LocalCatalog(archive, Database(f"{archive_dir}.catalog", MIGRATIONS), number_block)
+            catalog = LocalCatalog(archive, database, number_block)
             await catalog.open()
             transient = MemoryTransientStore(SETTINGS.cache_max_items, SETTINGS.cache_max_bytes, hashing)
             yield Registry(LIMITS, catalog, archive, transient), archive
@@ -168,6 +169,7 @@ async def registry_on(
         finally:
             # A process that was killed leaves tasks that persist numbers.
             await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
+            await database.close()
             await archive.close()
             archive.directory.close()  # one that was killed while it was opened holds the lock
 

@@ -364,7 +364,7 @@ class Core:
         *,
         archived: bool = False,
     ) -> io.BytesIO:
-        buffer = io.BytesIO()
+        buffer = _Memory()
         await self._download(model, version, buffer, timeout, progress, archived=archived)
         return buffer
 
@@ -518,6 +518,15 @@ class Opened:
     def __reduce__(self) -> tuple[object, ...]:
         kind: Callable[..., Opened] = type(self)
         return functools.partial(kind, **self._options), ()
+
+
+class _Memory(io.BytesIO):
+    """Bytes whose views may outlive it: the garbage collector closes it, and may do so before it frees a view."""
+
+    def close(self) -> None:
+        """Free the bytes, unless views of them are left, which free them later."""
+        with contextlib.suppress(BufferError):
+            super().close()
 
 
 def _default_deadline(size_bytes: int) -> Deadline:
