@@ -144,7 +144,7 @@ def signals() -> Iterator[Signals]:
 
 @asynccontextmanager
 async def serving(signals: Signals, server: Rescans) -> AsyncIterator["asyncio.Task[None]"]:
-    """Open a context in which a server serves; at its end it is stopped."""
+    """Run a server in a context manager, which stops it."""
     served = asyncio.Event()
     task = asyncio.create_task(
         life_cycle.serve_until_signal(_running(server), signals, lambda _: served.set(), Rescans.rescan)

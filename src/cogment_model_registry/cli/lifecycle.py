@@ -10,10 +10,12 @@ from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
 from cogment_model_registry.cli.groups import Command
 from cogment_model_registry.cli.parameters import (
+    HELP_WIDTH,
     Entry,
     ModelId,
     NumberedCommand,
     WholeNumber,
+    model_argument,
     required_version_argument,
     word_text,
 )
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
-_HELP_WIDTH = {"max_content_width": 120}
-
-_model = click.argument("model_id", metavar="MODEL", type=ModelId(), shell_complete=complete_model)
 _alias = click.argument("alias", metavar="ALIAS", type=ModelId())
 _expected = click.option(
     "--expected",
@@ -41,9 +40,9 @@ _expected = click.option(
     "promote_version",
     cls=NumberedCommand,
     short_help="Make a transient version archived.",
-    context_settings=_HELP_WIDTH,
+    context_settings=HELP_WIDTH,
 )
-@_model
+@model_argument
 @required_version_argument
 @click.option("--alias", type=ModelId(), help="Alias to point to it.")
 @common_flags
@@ -58,9 +57,9 @@ def promote_version(flags: Flags, model_id: str, number: int | str, *, alias: st
 
 
 @click.command(
-    "update_version", cls=NumberedCommand, short_help="Set tags and metrics of a version.", context_settings=_HELP_WIDTH
+    "update_version", cls=NumberedCommand, short_help="Set tags and metrics of a version.", context_settings=HELP_WIDTH
 )
-@_model
+@model_argument
 @required_version_argument
 @click.option("--tag", "tags", metavar="NAME=TEXT", type=Entry(), multiple=True, help="Tag to set.")
 @click.option("--remove_tag", "removed_tags", metavar="NAME", multiple=True, help="Tag to remove.")
@@ -104,7 +103,7 @@ def _number(name: str, text: str) -> float:
 
 
 @click.command(
-    "find_versions", cls=Command, short_help="List the versions that a filter accepts.", context_settings=_HELP_WIDTH
+    "find_versions", cls=Command, short_help="List the versions that a filter accepts.", context_settings=HELP_WIDTH
 )
 @click.argument("model_id", metavar="[MODEL]", type=ModelId(), required=False, shell_complete=complete_model)
 @click.option("--filter", "accepted", default="", metavar="FILTER", help="Such as 'metrics.return > 480'.")
@@ -132,8 +131,8 @@ def find_versions(flags: Flags, model_id: str | None, *, accepted: str, order_by
             presentation.print_described(versions, with_model=model_id is None)
 
 
-@click.command("delete_version", cls=NumberedCommand, short_help="Delete a version.", context_settings=_HELP_WIDTH)
-@_model
+@click.command("delete_version", cls=NumberedCommand, short_help="Delete a version.", context_settings=HELP_WIDTH)
+@model_argument
 @required_version_argument
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @click.option("--force", is_flag=True, help="Remove the aliases that point to it too.")
@@ -156,8 +155,8 @@ def delete_version(flags: Flags, model_id: str, number: int | str, *, yes: bool,
         flags.say(f"deleted version {version.number} of model {presentation.safe(model_id)}")
 
 
-@click.command("list_aliases", cls=Command, short_help="List the aliases of a model.", context_settings=_HELP_WIDTH)
-@_model
+@click.command("list_aliases", cls=Command, short_help="List the aliases of a model.", context_settings=HELP_WIDTH)
+@model_argument
 @common_flags
 def list_aliases(flags: Flags, model_id: str) -> None:
     """List the aliases of a MODEL, with the versions that they point to. With --quiet, print only their names."""
@@ -171,10 +170,8 @@ def list_aliases(flags: Flags, model_id: str) -> None:
             presentation.print_aliases(aliases.values())
 
 
-@click.command(
-    "set_alias", cls=NumberedCommand, short_help="Point an alias to a version.", context_settings=_HELP_WIDTH
-)
-@_model
+@click.command("set_alias", cls=NumberedCommand, short_help="Point an alias to a version.", context_settings=HELP_WIDTH)
+@model_argument
 @_alias
 @required_version_argument
 @_expected
@@ -199,8 +196,8 @@ def _show_alias(flags: Flags, alias: "Alias", model_id: str) -> None:
         flags.say(f"alias {presentation.safe(alias.name)} points to {target}; revision {alias.revision}")
 
 
-@click.command("remove_alias", cls=Command, short_help="Remove an alias.", context_settings=_HELP_WIDTH)
-@_model
+@click.command("remove_alias", cls=Command, short_help="Remove an alias.", context_settings=HELP_WIDTH)
+@model_argument
 @_alias
 @_expected
 @common_flags

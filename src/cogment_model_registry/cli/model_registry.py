@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING
 import click
 
 from cogment_model_registry.cli import lifecycle, presentation
-from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
+from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.parameters import (
+    HELP_WIDTH,
     Entry,
-    ModelId,
     NumberedCommand,
     WholeNumber,
     joined_user_data,
+    model_argument,
     version_argument,
 )
 from cogment_model_registry.cli.progress import transfer_bar
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 _SHOWN_CHARACTERS = 200
 """How much of the `user_data` that it replaces a command shows."""
 
-_HELP_WIDTH = {"max_content_width": 120}
-
 _CALLS_AT_ONCE = 16
 """How many calls a command makes at once that needs one for each model."""
 
@@ -61,7 +60,6 @@ def model_registry() -> None:
 for _command in lifecycle.COMMANDS:
     model_registry.add_command(_command)
 
-_model = click.argument("model_id", metavar="MODEL", type=ModelId(), shell_complete=complete_model)
 _user_data = click.option(
     "--user_data",
     metavar="KEY=VALUE",
@@ -74,7 +72,7 @@ _archived = click.option("--archived", is_flag=True, help="Take only archived ve
 
 
 @model_registry.command(
-    "list_models", short_help="List all models with latest version, count, size and age.", context_settings=_HELP_WIDTH
+    "list_models", short_help="List all models with latest version, count, size and age.", context_settings=HELP_WIDTH
 )
 @common_flags
 def list_models(flags: Flags) -> None:
@@ -113,9 +111,9 @@ def summaries_of(registry: "ModelRegistry", models: Sequence[ModelInfo]) -> list
 
 
 @model_registry.command(
-    "show_model", short_help="Show a model: user_data, number of versions, bytes.", context_settings=_HELP_WIDTH
+    "show_model", short_help="Show a model: user_data, number of versions, bytes.", context_settings=HELP_WIDTH
 )
-@_model
+@model_argument
 @common_flags
 def show_model(flags: Flags, model_id: str) -> None:
     """Show a MODEL: its user_data, the number of its versions, and their bytes."""
@@ -130,9 +128,9 @@ def show_model(flags: Flags, model_id: str) -> None:
 
 
 @model_registry.command(
-    "create_model", short_help="Create a model, or replace its user_data.", context_settings=_HELP_WIDTH
+    "create_model", short_help="Create a model, or replace its user_data.", context_settings=HELP_WIDTH
 )
-@_model
+@model_argument
 @_user_data
 @click.option(
     "--replace/--no_replace",
@@ -163,10 +161,8 @@ def _created_text(before: ModelInfo, *, replaced: bool) -> str:
     return f"replaced the user_data of model {name}, which was {user_data[:_SHOWN_CHARACTERS]}{cut}"
 
 
-@model_registry.command(
-    "delete_model", short_help="Delete a model with all its versions.", context_settings=_HELP_WIDTH
-)
-@_model
+@model_registry.command("delete_model", short_help="Delete a model with all its versions.", context_settings=HELP_WIDTH)
+@model_argument
 @click.option("--yes", is_flag=True, help="Delete without asking.")
 @common_flags
 def delete_model(flags: Flags, model_id: str, *, yes: bool) -> None:
@@ -193,9 +189,9 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
 
 
 @model_registry.command(
-    "list_versions", short_help="List the versions of a model that can be retrieved.", context_settings=_HELP_WIDTH
+    "list_versions", short_help="List the versions of a model that can be retrieved.", context_settings=HELP_WIDTH
 )
-@_model
+@model_argument
 @_archived
 @common_flags
 def list_versions(flags: Flags, model_id: str, *, archived: bool) -> None:
@@ -214,9 +210,9 @@ def list_versions(flags: Flags, model_id: str, *, archived: bool) -> None:
     "show_version",
     cls=NumberedCommand,
     short_help="Show a version: time, size, hash, user_data.",
-    context_settings=_HELP_WIDTH,
+    context_settings=HELP_WIDTH,
 )
-@_model
+@model_argument
 @version_argument
 @_archived
 @common_flags
@@ -241,8 +237,8 @@ def _show(flags: Flags, version: VersionInfo) -> None:
 def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
     """Add the command that creates versions of one tier; the two commands differ only in that."""
 
-    @model_registry.command(name, short_help=short, help=doc, context_settings=_HELP_WIDTH)
-    @_model
+    @model_registry.command(name, short_help=short, help=doc, context_settings=HELP_WIDTH)
+    @model_argument
     @click.argument("file", type=PathType(allow_dash=True))
     @_user_data
     @click.option(
@@ -294,9 +290,9 @@ _upload_command(
     "retrieve",
     cls=NumberedCommand,
     short_help="Write the bytes of a version to a file or a pipe.",
-    context_settings=_HELP_WIDTH,
+    context_settings=HELP_WIDTH,
 )
-@_model
+@model_argument
 @version_argument
 @click.option(
     "--output",
@@ -346,9 +342,9 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int | str,
 
 
 @model_registry.command(
-    "watch", short_help="Print the latest version, then each newer one.", context_settings=_HELP_WIDTH
+    "watch", short_help="Print the latest version, then each newer one.", context_settings=HELP_WIDTH
 )
-@_model
+@model_argument
 @click.option(
     "--after", type=WholeNumber(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
 )
@@ -379,7 +375,7 @@ def _event_format(flags: Flags) -> Callable[[VersionInfo], str]:
 
 
 @model_registry.command(
-    "status", short_help="Show the state of the registry, and its software.", context_settings=_HELP_WIDTH
+    "status", short_help="Show the state of the registry, and its software.", context_settings=HELP_WIDTH
 )
 @common_flags
 def status(flags: Flags) -> None:

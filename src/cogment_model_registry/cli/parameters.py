@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cogment_model_registry.cli.connection import complete_version
+from cogment_model_registry.cli.connection import complete_model, complete_version
 from cogment_model_registry.cli.groups import Command
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
 _LATEST = -1
+
+HELP_WIDTH = {"max_content_width": 120}
+"""The context of commands with many flags."""
 
 if TYPE_CHECKING:
     _Text = click.ParamType[str]
@@ -134,6 +137,9 @@ class NumberedCommand(Command):
             is_number = re.fullmatch(r"-[0-9]+", word) and not is_value
             named.append(f"--version={word}" if is_number else word)
         return named
+
+
+model_argument = click.argument("model_id", metavar="MODEL", type=ModelId(), shell_complete=complete_model)
 
 
 def version_argument(command: _F) -> _F:

@@ -178,16 +178,19 @@ class Core:
 
     # The life of versions.
 
+    def _lifecycle(self, timeout: float | None) -> LifecycleCalls:
+        return LifecycleCalls(self._calls, self._call_deadline(timeout))
+
     async def describe_version(self, model_id: str, key: Key, timeout: float | None) -> Version:
         """See `ModelRegistry.describe_version`."""
         checked = checked_key(checked_id(model_id), key)
-        return await LifecycleCalls(self._calls, self._call_deadline(timeout)).get_version(model_id, checked)
+        return await self._lifecycle(timeout).get_version(model_id, checked)
 
     async def find_versions(
         self, model_id: str | None, accepted: str, order_by: str, limit: int | None, timeout: float | None
     ) -> list[Version]:
         """See `ModelRegistry.find_versions`."""
-        return await LifecycleCalls(self._calls, self._call_deadline(timeout)).find_versions(
+        return await self._lifecycle(timeout).find_versions(
             None if model_id is None else checked_id(model_id),
             checked_text("the filter", accepted),
             checked_text("order_by", order_by),
@@ -210,7 +213,7 @@ class Core:
         set_metrics, remove_metrics = checked_metrics(metrics)
         revision = 0 if expected is None else checked_whole("expected", expected)
         change = AnnotationChange(set_tags, remove_tags, set_metrics, remove_metrics, revision)
-        return await LifecycleCalls(self._calls, self._call_deadline(timeout)).update_version(model_id, checked, change)
+        return await self._lifecycle(timeout).update_version(model_id, checked, change)
 
     async def promote(self, model_id: str, key: Key, alias: str | None, timeout: float | None) -> Version:
         """See `ModelRegistry.promote`."""
@@ -222,13 +225,12 @@ class Core:
     async def delete_version(self, model_id: str, key: Key, timeout: float | None, *, force: bool) -> None:
         """See `ModelRegistry.delete_version`."""
         checked = checked_key(checked_id(model_id), key)
-        deadline = self._call_deadline(timeout)
-        await LifecycleCalls(self._calls, deadline).delete_version(model_id, checked, force=force)
+        await self._lifecycle(timeout).delete_version(model_id, checked, force=force)
 
     async def aliases(self, model_id: str, timeout: float | None) -> dict[str, Alias]:
         """See `ModelRegistry.aliases`."""
         what = f"listing the aliases of model {quoted(checked_id(model_id))}"
-        summary = await LifecycleCalls(self._calls, self._call_deadline(timeout)).summarize(model_id, what)
+        summary = await self._lifecycle(timeout).summarize(model_id, what)
         return {alias.name: alias for alias in summary.aliases}
 
     async def set_alias(
@@ -249,7 +251,7 @@ class Core:
         what = f"removing alias {quoted(checked_text('the alias', alias))} of model {quoted(checked_id(model_id))}"
         revision = None if expected is None else checked_whole("expected", expected)
         changes = [AliasChange(alias, None, revision)]
-        await LifecycleCalls(self._calls, self._call_deadline(timeout)).change_aliases(model_id, changes, what)
+        await self._lifecycle(timeout).change_aliases(model_id, changes, what)
 
     # The server.
 

@@ -139,7 +139,7 @@ def publish(
     archived: bool = False,
     **options: "Unpack[arrays.PublishOptions]",
 ) -> VersionInfo:
-    """Publish a tree as a version of a model, from the memory where its arrays are: they must not change meanwhile.
+    """Publish a tree as a version of a model, from the memory of its arrays: they must not change during the call.
 
     Args:
         registry: The client.

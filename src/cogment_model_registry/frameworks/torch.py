@@ -197,7 +197,7 @@ def publish(
 ) -> VersionInfo:
     """Publish the parameters and buffers of a module as a version of a model.
 
-    They are read from the memory where they are, and must not change meanwhile; to upload a copy, use `encode`.
+    They are read from the memory where they are, and must not change during the call; to upload a copy, use `encode`.
 
     Args:
         registry: The client.

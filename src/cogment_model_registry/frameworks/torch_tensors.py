@@ -167,7 +167,7 @@ def _fault(tensor: torch.Tensor) -> str | None:  # noqa: PLR0911 # one for each 
     """Return why a tensor has no memory of its own, and what helps; None if it has."""
     if torch.nn.parameter.is_lazy(tensor):
         return "is not initialised yet; call the module once"
-    # What defines all operations anew gets its elements from elsewhere: from other tensors, or not at all.
+    # A class that redefines all operations has its elements elsewhere: in other tensors, or nowhere.
     if type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
         has_way = type(tensor).dequantize is not torch.Tensor.dequantize
         return f"has no memory of its own; {'dequantize() converts it' if has_way else 'convert it to a plain tensor'}"

@@ -42,11 +42,6 @@ class VersionIndex:
         self._stale: set[str] = set()
         self._indexing: asyncio.Task[None] | None = None
 
-    @property
-    def failure(self) -> str:
-        """Why nothing can be changed any more; empty while it can."""
-        return self._database.failure
-
     async def open(self, contents: Sequence[FolderContents]) -> None:
         """Open the database, and compare it with what the folder has.
 

@@ -1,6 +1,6 @@
 """The tables of a catalog, and what is asked of them.
 
-An archived version has a row, which can be made again from its files. What people may change (tags, metrics, aliases)
+An archived version has a row, which can be rebuilt from its files. What people may change (tags, metrics, aliases)
 is only here. Transient versions are not: they end with the process.
 
 Times are nanoseconds since the Unix epoch less 2^63, since their range is that of an unsigned integer of 64 bits, and
@@ -45,7 +45,6 @@ MIGRATIONS = (
             revision INTEGER NOT NULL DEFAULT 1,
             PRIMARY KEY (model, number)
         ) WITHOUT ROWID;
-        CREATE INDEX versions_by_hash ON versions (model, data_hash);
         CREATE TABLE user_data (
             model INTEGER NOT NULL,
             number INTEGER NOT NULL,
