@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from cogment_model_registry.errors import (
     ConflictError,
     DataLossError,
+    ExistsError,
     InvalidError,
     ModelRegistryError,
     NotFoundError,
@@ -33,6 +34,7 @@ STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     ConflictError: grpc.StatusCode.ABORTED,
+    ExistsError: grpc.StatusCode.ALREADY_EXISTS,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DataLossError: grpc.StatusCode.DATA_LOSS,
     TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,
