@@ -32,6 +32,11 @@ class UploadHeader:
     create_model: bool = False
 
     @property
+    def model_id(self) -> str:
+        """The model that gets the version."""
+        return self.version.model_id
+
+    @property
     def archived(self) -> bool:
         """Whether the version will be archived."""
         return self.version.archived

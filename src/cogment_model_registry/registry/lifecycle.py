@@ -8,8 +8,7 @@ commit:
 A version keeps its number, its hash and its time, and is visible at every moment.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import replace
 from time import time_ns
 from typing import TypeAlias
@@ -22,16 +21,15 @@ from cogment_model_registry.records.lifecycle import (
     ModelSummary,
     Version,
     check_alias,
+    check_entries,
     check_metrics,
 )
-from cogment_model_registry.records.versions import VersionInfo, check_user_data
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
+from cogment_model_registry.registry.copying import copy_bytes
 from cogment_model_registry.registry.filters import Filter, Order, Position
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.system.tasks import run_to_end
-
-_CHUNK_BYTES = 1024 * 1024
-"""How much of a version is handed from store to store at once."""
 
 VersionKey: TypeAlias = int | str
 """A version number from 1, or -n for the n-th from the last; or an alias."""
@@ -106,14 +104,10 @@ class Lifecycle:
         """
         self._require_writable(model_id)
         check_metrics(change.set_metrics, model_id)
-        self._check_entries(model_id, change.set_tags, change.set_metrics)
+        check_entries(change.set_tags, change.set_metrics, self._registry.limits.user_data_max_bytes, model_id)
         ref = await self._catalog.find(model_id)
         number = (await self.get_version(model_id, key)).info.number
         return await run_to_end(self._catalog.change_annotations(ref, number, change))
-
-    def _check_entries(self, model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-        entries = {**tags, **dict.fromkeys(metrics, "12345678")}
-        check_user_data(entries, self._registry.limits.user_data_max_bytes, model_id, name="tags and metrics")
 
     async def promote_version(self, model_id: str, key: VersionKey, aliases: Sequence[str] = ()) -> Version:
         """Make a transient version archived, durably on return; does nothing with an archived one.
@@ -145,12 +139,9 @@ class Lifecycle:
         with self._transient.holding(info):
             async with (
                 await self._transient.open_version(info) as reader,
-                await self._archive.open_upload(info.model_id, info.data_size_bytes) as upload,
+                await self._registry.open_upload(self._archive, info.model_id, info.data_size_bytes) as upload,
             ):
-                async with aclosing(reader.chunks(_CHUNK_BYTES, 2 * _CHUNK_BYTES)) as chunks:
-                    async for parts in chunks:
-                        for part in parts:
-                            await upload.write(part)
+                await copy_bytes(reader, upload.write)
                 if await upload.finish() != info.data_hash:
                     raise DataLossError.version(info.model_id, info.number, "its bytes do not match their hash")
 

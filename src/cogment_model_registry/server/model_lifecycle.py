@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import grpc
 import structlog
 
-from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
 from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.registry.filters import Position, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.registry.resuming import RepeatableUploads
+from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, lifecycle
@@ -21,13 +24,24 @@ class ModelLifecycleService:
 
     Args:
         rules: What answers.
+        uploads: What answers uploads.
         settings: The limits of messages.
+        transfers: The limits of transfers.
         observe: Called after each finished call.
     """
 
-    def __init__(self, rules: Lifecycle, settings: Settings, observe: Observer) -> None:
+    def __init__(
+        self,
+        rules: Lifecycle,
+        uploads: RepeatableUploads,
+        settings: Settings,
+        transfers: Transfers,
+        observe: Observer,
+    ) -> None:
         self._rules = rules
+        self._uploads = uploads
         self._settings = settings
+        self._transfers = transfers
         self._handlers = Handlers(observe)
 
     async def drained(self) -> None:
@@ -45,7 +59,33 @@ class ModelLifecycleService:
             "ListModels": self._list_models,
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
+        methods["UploadVersion"] = self._handlers.streamed("UploadVersion", self._upload_version)
         return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
+
+    async def _upload_version(self, call: Call) -> None:
+        with self._transfers.receiving(call, lifecycle.decode_upload) as receiver:
+            try:
+                await self._receive_version(receiver, call)
+            except TimedOutError:
+                raise  # nothing has to be discarded
+            except ModelRegistryError:
+                await receiver.discard()
+                raise
+
+    async def _receive_version(self, receiver: Receiver[UploadHeader], call: Call) -> None:
+        """Create a version from the bytes that are received, or find the one that the upload made before."""
+        async with self._uploads.begin(await receiver.header()) as upload:
+            await call.write(lifecycle.UploadVersionReply(next_offset=upload.next_offset).SerializeToString())
+            if not upload.is_complete:
+                await receiver.pass_on(upload.write)
+            version = await upload.commit()
+        call.about(number=version.number)
+        if upload.has_moved_aliases:
+            self._log_aliases(version.info.model_id, upload.header.aliases, version.number, call)
+        reply = lifecycle.UploadVersionReply(version=lifecycle.version_message(version))
+        await call.write(reply.SerializeToString())
+        if upload.is_complete and not upload.header.version.data_hash:
+            await receiver.discard()  # without a hash, the client sent the bytes without being asked
 
     async def _list_versions(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.ListVersionsRequest, data)
