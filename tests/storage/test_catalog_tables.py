@@ -25,7 +25,7 @@ from cogment_model_registry.registry.filters import (
     matches,
     position_of,
 )
-from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.storage.catalog import searches, tables
 from cogment_model_registry.testing.bytes import hash_of
 
 NOW_NS = 1_795_773_600_000_000_000
@@ -148,7 +148,7 @@ def test_a_search_in_sql_agrees_with_the_rules(
         expected = arranged(order, candidates)
         after: filters.Position | None = None
         found: list[Version] = []
-        while page := tables.find_versions(connection, Search(model_id, accepted, order, after, limit)):
+        while page := searches.find_versions(connection, Search(model_id, accepted, order, after, limit)):
             assert len(page) <= limit
             assert len(found) <= len(expected), "a page began where an earlier one did"
             found += page
@@ -198,7 +198,7 @@ def test_a_version_found_again_in_the_files_keeps_its_annotations(connection: sq
     annotations = tables.change_annotations(connection, info_of(1), AnnotationChange(set_tags={"stage": "candidate"}))
     tables.set_aliases(connection, "m", [AliasChange("production", 1)], NOW_NS)
     tables.put_versions(connection, [info_of(1)])
-    [version] = tables.find_versions(connection, Search("m", EVERYTHING, BY_NUMBER, None, 10))
+    [version] = searches.find_versions(connection, Search("m", EVERYTHING, BY_NUMBER, None, 10))
     assert version == Version(info_of(1), annotations, ("production",))
 
 
@@ -218,7 +218,7 @@ def test_a_removed_version_takes_its_aliases_and_annotations_along(connection: s
 
 def test_a_search_orders_a_hundred_thousand_versions_by_the_index_of_a_metric(connection: sqlite3.Connection) -> None:
     search = Search(None, parse_filter("metrics.return > 480"), filters.parse_order("metrics.return desc"), None, 10)
-    [plan, _] = tables.plans(search)
+    [plan, _] = searches.plans(search)
     steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {plan.sql()}", [*plan.parameters, 10])]
     assert any("metrics_by_value" in step for step in steps)
     assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), string.whitespace.join(steps)

@@ -18,6 +18,7 @@ from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
 from cogment_model_registry.storage.catalog import tables
 from cogment_model_registry.storage.catalog.database import Database, Operation
+from cogment_model_registry.storage.catalog.searches import find_versions
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -159,7 +160,7 @@ class VersionIndex:
         """Return archived versions that a search accepts, visible or not."""
         if self._indexing is not None:
             await asyncio.wait([self._indexing])
-        return await self._database.read(lambda connection: tables.find_versions(connection, search))
+        return await self._database.read(lambda connection: find_versions(connection, search))
 
     # Aliases.
 

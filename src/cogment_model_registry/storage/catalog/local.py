@@ -3,10 +3,6 @@
 It starts from names alone. The metadata of an archived version is read on the first request for it, and kept in a
 bounded cache; until then the catalog knows only its number. A version whose metadata turns out to be damaged leaves the
 listing at that moment.
-
-Numbers are persisted ahead in blocks: the folder holds a number up to which none may be given again, and the next block
-is persisted in the background when half of the last one is used up. A clean stop persists the exact number, so that
-only a crash skips the rest of a block.
 """
 
 import asyncio
@@ -14,7 +10,7 @@ import bisect
 import contextlib
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from types import TracebackType
 
 import structlog
@@ -22,7 +18,6 @@ from cachetools import LRUCache
 
 from cogment_model_registry.errors import (
     DataLossError,
-    ModelRegistryError,
     NotFoundError,
     StoppingError,
 )
@@ -36,22 +31,19 @@ from cogment_model_registry.records.lifecycle import (
     check_revision,
 )
 from cogment_model_registry.records.versions import (
-    VERSION_NUMBER_MAX,
     ModelInfo,
     VersionInfo,
-    check_version_number,
     user_data_bytes,
 )
 from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Promotion, Search, Slot
 from cogment_model_registry.registry.filters import arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
+from cogment_model_registry.storage.catalog.model import Model
+from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)
-
-NUMBER_BLOCK = 128
-"""Numbers persisted ahead: one sync for 64 publishes, and at most 128 numbers skipped after a crash."""
 
 _INFO_CACHE_BYTES = 32 * 1024 * 1024
 _INFO_BYTES = 900  # what a cached version and its encoding take without user_data, measured with tracemalloc
@@ -59,50 +51,6 @@ _INFO_BYTES = 900  # what a cached version and its encoding take without user_da
 
 def _info_bytes(info: VersionInfo) -> int:
     return _INFO_BYTES + 2 * user_data_bytes(info.user_data)
-
-
-@dataclass(eq=False, slots=True)
-class _Model:
-    """One life of a model.
-
-    `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info stays in memory;
-    `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
-    those of transient versions.
-    """
-
-    info: ModelInfo
-    life: int
-    next_number: int = 1
-    persisted_number: int = 0
-    numbers: list[int] = field(default_factory=list)
-    transient: dict[int, VersionInfo] = field(default_factory=dict)
-    unread: set[int] = field(default_factory=set)
-    archived_bytes: dict[int, int] = field(default_factory=dict)
-    damaged: dict[int, str] = field(default_factory=dict)
-    annotations: dict[int, Annotations] = field(default_factory=dict)
-    watchers: set[asyncio.Event] = field(default_factory=set)
-    removed: bool = False
-    persisting: asyncio.Task[None] | None = None
-
-    @property
-    def model_id(self) -> str:
-        return self.info.model_id
-
-    def has(self, number: int) -> bool:
-        position = bisect.bisect_left(self.numbers, number)
-        return position < len(self.numbers) and self.numbers[position] == number
-
-    def drop(self, number: int) -> None:
-        """Make a visible version invisible."""
-        del self.numbers[bisect.bisect_left(self.numbers, number)]
-        self.transient.pop(number, None)
-        self.annotations.pop(number, None)
-        self.unread.discard(number)
-        self.archived_bytes.pop(number, None)
-
-    def wake_watchers(self) -> None:
-        for watcher in self.watchers:
-            watcher.set()
 
 
 class LocalCatalog(Catalog):
@@ -117,8 +65,8 @@ class LocalCatalog(Catalog):
     def __init__(self, archive: FolderArchive, database: Database, number_block: int = NUMBER_BLOCK) -> None:
         self._archive = archive
         self._index = VersionIndex(database, archive)
-        self._number_block = number_block
-        self._models: dict[str, _Model] = {}
+        self._numbers = Numbers(archive, number_block)
+        self._models: dict[str, Model] = {}
         self._ids: list[str] = []  # ascending
         self._lives = 0
         self._versions_count = 0
@@ -141,7 +89,7 @@ class LocalCatalog(Catalog):
         async with asyncio.TaskGroup() as group:
             for model in self._models.values():
                 if model.persisting is not None or model.persisted_number >= model.next_number:
-                    group.create_task(self._persist_exactly(model))
+                    group.create_task(self._numbers.persist_exactly(model))
 
     async def refresh(self, on_removed: Callable[[str], Awaitable[None]]) -> None:
         """Load what people added to the folder, or removed from it, by hand.
@@ -212,7 +160,7 @@ class LocalCatalog(Catalog):
             if model is not None:
                 model.info = info
             else:
-                self._persist_ahead(self._add_model(replace(found or FolderContents(info), info=info)))
+                self._numbers.persist_ahead(self._add_model(replace(found or FolderContents(info), info=info)))
 
     @contextlib.asynccontextmanager
     async def removing_model(self, model_id: str) -> AsyncGenerator[None, None]:
@@ -232,16 +180,7 @@ class LocalCatalog(Catalog):
 
     async def take_number(self, ref: ModelRef) -> int:
         """Return the next number of a model, whose lock the caller holds."""
-        model = self._require_life(ref)
-        number = model.next_number
-        check_version_number(number, ref.model_id)
-        if number > model.persisted_number and model.persisting is not None:
-            await asyncio.wait([model.persisting])
-        if number > model.persisted_number:
-            await self._persist(model, self._block_end(number))
-        model.next_number = number + 1
-        self._persist_ahead(model)
-        return number
+        return await self._numbers.take(self._require_life(ref))
 
     def show(self, info: VersionInfo) -> None:
         """Make a version visible; the caller holds the lock of its model."""
@@ -254,7 +193,7 @@ class LocalCatalog(Catalog):
             model.transient[info.number] = info
         model.wake_watchers()
 
-    def _add_archived(self, model: _Model, info: VersionInfo) -> None:
+    def _add_archived(self, model: Model, info: VersionInfo) -> None:
         self._infos[model.life, info.number] = info
         model.archived_bytes[info.number] = info.data_size_bytes
         self._archived_bytes += info.data_size_bytes
@@ -292,7 +231,7 @@ class LocalCatalog(Catalog):
             info = await self._require_version(model, number)
             if info.archived and model.persisted_number < number:
                 # An archive of the original has no mark, and its newest file says which number comes next.
-                await self._persist(model, number)
+                await self._numbers.persist(model, number)
             yield info
             if info.archived:
                 await self._index.remove_version(info)
@@ -426,19 +365,19 @@ class LocalCatalog(Catalog):
 
     # Models.
 
-    def _require(self, model_id: str) -> _Model:
+    def _require(self, model_id: str) -> Model:
         model = self._models.get(model_id)
         if model is None:
             raise NotFoundError.model(model_id)
         return model
 
-    def _require_life(self, ref: ModelRef) -> _Model:
+    def _require_life(self, ref: ModelRef) -> Model:
         model = self._require(ref.model_id)
         if model.life != ref.life:
             raise NotFoundError.model(ref.model_id)
         return model
 
-    async def _require_version(self, model: _Model, number: int) -> VersionInfo:
+    async def _require_version(self, model: Model, number: int) -> VersionInfo:
         info = await self._get(model, number)
         if info is None:
             if number in model.damaged:
@@ -446,16 +385,16 @@ class LocalCatalog(Catalog):
             raise NotFoundError.version(model.model_id, number)
         return info
 
-    def _add_model(self, contents: FolderContents) -> _Model:
+    def _add_model(self, contents: FolderContents) -> Model:
         self._lives += 1
         last = max(contents.last_number, contents.high_water_mark)
-        model = _Model(contents.info, self._lives, next_number=last + 1, persisted_number=contents.high_water_mark)
+        model = Model(contents.info, self._lives, next_number=last + 1, persisted_number=contents.high_water_mark)
         self._models[model.model_id] = model
         bisect.insort(self._ids, model.model_id)
         self._take_contents(model, contents)
         return model
 
-    def _take_contents(self, model: _Model, contents: FolderContents) -> None:
+    def _take_contents(self, model: Model, contents: FolderContents) -> None:
         """Replace the archived versions of a model by those of its folder; transient ones stay."""
         for number in [*model.numbers]:
             if number not in model.transient:
@@ -471,7 +410,7 @@ class LocalCatalog(Catalog):
         for number, reason in contents.damaged.items():
             self._mark_damaged(model, number, reason)
 
-    def _forget_model(self, model: _Model) -> None:
+    def _forget_model(self, model: Model) -> None:
         """Make a model invisible, and end its watchers."""
         del self._models[model.model_id]
         self._ids.pop(bisect.bisect_left(self._ids, model.model_id))
@@ -495,34 +434,34 @@ class LocalCatalog(Catalog):
 
     # Versions.
 
-    def _drop(self, model: _Model, number: int) -> None:
+    def _drop(self, model: Model, number: int) -> None:
         if model.has(number):
             self._versions_count -= 1
             self._archived_bytes -= model.archived_bytes.get(number, 0)
             model.drop(number)
         self._infos.pop((model.life, number), None)
 
-    def _mark_damaged(self, model: _Model, number: int, reason: str) -> None:
+    def _mark_damaged(self, model: Model, number: int, reason: str) -> None:
         if number not in model.damaged:
             _log.error("damaged version found", model_id=model.model_id, number=number, reason=reason)
             model.damaged[number] = reason
         self._drop(model, number)
 
-    def _cached(self, model: _Model, number: int) -> VersionInfo | None:
+    def _cached(self, model: Model, number: int) -> VersionInfo | None:
         return model.transient.get(number) or self._infos.get((model.life, number))
 
-    async def _get(self, model: _Model, number: int) -> VersionInfo | None:
+    async def _get(self, model: Model, number: int) -> VersionInfo | None:
         """Return a visible version; None if it does not exist or turns out to be damaged."""
         info = self._cached(model, number)
         if info is None and model.has(number):
             [info] = await self._read(model, [number])
         return info
 
-    async def _read_missing(self, model: _Model, numbers: Sequence[int]) -> None:
+    async def _read_missing(self, model: Model, numbers: Sequence[int]) -> None:
         """Read at once the metadata of those versions that are not in the cache."""
         await self._read(model, [number for number in dict.fromkeys(numbers) if self._cached(model, number) is None])
 
-    async def _nth_last(self, model: _Model, n: int) -> VersionInfo | None:
+    async def _nth_last(self, model: Model, n: int) -> VersionInfo | None:
         """Return the n-th version from the last of those that can be retrieved."""
         while n <= len(model.numbers):
             # Whether a version counts is known when its metadata was read; what is damaged leaves `numbers`.
@@ -535,7 +474,7 @@ class LocalCatalog(Catalog):
                 return info
         return None
 
-    async def _read(self, model: _Model, numbers: Sequence[int]) -> list[VersionInfo | None]:
+    async def _read(self, model: Model, numbers: Sequence[int]) -> list[VersionInfo | None]:
         """Read the metadata of archived versions; return what is sound, and take the rest out of the listing."""
         if not numbers:
             return []
@@ -553,7 +492,7 @@ class LocalCatalog(Catalog):
             results.append(None)
         return results
 
-    async def _read_sure(self, model: _Model, numbers: Sequence[int]) -> Sequence[VersionInfo | DataLossError | None]:
+    async def _read_sure(self, model: Model, numbers: Sequence[int]) -> Sequence[VersionInfo | DataLossError | None]:
         """Read the metadata of archived versions; what is missing is read again while nobody changes the model.
 
         Raises:
@@ -567,39 +506,6 @@ class LocalCatalog(Catalog):
         if model.removed:
             raise NotFoundError.model(model.model_id)
         return found
-
-    # Numbers.
-
-    def _persist_ahead(self, model: _Model) -> None:
-        """Let a new block be persisted when half of the last one is used up."""
-        left = model.persisted_number - model.next_number + 1
-        if left * 2 < self._number_block and (model.persisting is None or model.persisting.done()):
-            target = self._block_end(model.next_number)
-            if target > model.persisted_number:
-                model.persisting = asyncio.ensure_future(self._persist_quietly(model, target))
-
-    def _block_end(self, number: int) -> int:
-        """Return the last number of the block that begins at `number`."""
-        return min(number + self._number_block - 1, VERSION_NUMBER_MAX)
-
-    async def _persist_quietly(self, model: _Model, number: int) -> None:
-        # What fails here fails again, and is reported, when the number is needed.
-        with contextlib.suppress(ModelRegistryError):
-            await self._persist(model, number)
-
-    async def _persist(self, model: _Model, number: int) -> None:
-        await self._archive.write_high_water_mark(model.model_id, number)
-        model.persisted_number = number
-
-    async def _persist_exactly(self, model: _Model) -> None:
-        """Take back the numbers that were persisted ahead and not given."""
-        if model.persisting is not None:
-            await asyncio.wait([model.persisting])
-        if model.persisted_number > model.next_number - 1:
-            try:
-                await self._persist(model, model.next_number - 1)
-            except ModelRegistryError as error:
-                _log.warning("numbers will be skipped after the restart", model_id=model.model_id, reason=error.message)
 
 
 class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):

@@ -1,0 +1,288 @@
+"""The contract of what exists: Catalog, with its changes."""
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+
+from cogment_model_registry.errors import DataLossError
+from cogment_model_registry.records.lifecycle import (
+    Alias,
+    AliasChange,
+    AnnotationChange,
+    Annotations,
+    ModelSummary,
+    Version,
+)
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.registry.filters import Filter, Order, Position
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """One life of a model: a model that is deleted and created again is another one.
+
+    Attributes:
+        model_id: The model's id.
+        life: Differs between two models that had the same id.
+    """
+
+    model_id: str
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogCounts:
+    """How much a catalog has.
+
+    Attributes:
+        models: Models.
+        versions: Versions of both tiers.
+        archived_bytes: Bytes of archived versions.
+    """
+
+    models: int
+    versions: int
+    archived_bytes: int
+
+
+class Slot(ABC):
+    """The place of a version that is being published. Made by `Catalog.publishing`.
+
+    Attributes:
+        number: The number of the version: larger than all that the model has had, even after a crash.
+    """
+
+    number: int
+
+    @abstractmethod
+    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+        """Keep annotations for the version, before its store commits it; durable on return if it is archived.
+
+        Raises:
+            TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    def show(self, info: VersionInfo) -> None:
+        """Make `info` visible when the context is left. Its number is that of the slot."""
+
+
+class Promotion(ABC):
+    """A transient version that is being archived. Made by `Catalog.promoting`.
+
+    Attributes:
+        info: The version as it is now; archived already if nothing is to be done.
+    """
+
+    info: VersionInfo
+
+    @abstractmethod
+    async def annotate(self, info: VersionInfo) -> None:
+        """Keep the annotations that the version has for `info`, its archived record, before the archive commits it."""
+
+    @abstractmethod
+    def show(self, info: VersionInfo) -> None:
+        """Put `info` in the place of the transient version when the context is left. Its number stays."""
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What to look for.
+
+    Attributes:
+        model_id: The model; None for all of them.
+        accepted: Which versions.
+        order: In which order.
+        after: Where the last page ended; None for the first one.
+        limit: The most versions to return.
+    """
+
+    model_id: str | None
+    accepted: Filter
+    order: Order
+    after: Position | None
+    limit: int
+
+
+class Catalog(ABC):
+    """What exists: models, versions, their numbers and order, and who watches them.
+
+    Visibility is atomic: a call sees a version or does not, and all calls that begin after its `publishing` was left
+    see it. The versions of a model become visible in the order of their numbers.
+
+    A change of a model is a context manager: while one is entered, nobody else changes the model, on this server or
+    another one. Left without an error, the change is visible, in one step; left with an error, nothing has changed.
+    """
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Load what exists."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Persist which numbers were given. Watchers that are left end with `UnavailableError`."""
+
+    @abstractmethod
+    def stop_watching(self) -> None:
+        """End all watchers, and later ones, with `UnavailableError`."""
+
+    @abstractmethod
+    async def find(self, model_id: str) -> ModelRef:
+        """Return the life of the model that exists now.
+
+        Raises:
+            NotFoundError: It does not exist.
+        """
+
+    @abstractmethod
+    async def get_model(self, model_id: str) -> ModelInfo:
+        """Return a model.
+
+        Raises:
+            NotFoundError: It does not exist.
+        """
+
+    @abstractmethod
+    async def list_models(self, offset: int, limit: int) -> list[ModelInfo]:
+        """Return up to `limit` models, ordered by id, without the first `offset` ones."""
+
+    @abstractmethod
+    async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
+        """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
+
+    @abstractmethod
+    async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
+        """Return models with what they have now, in the order given; those that do not exist any more are left out."""
+
+    @abstractmethod
+    def writing_model(self, info: ModelInfo) -> AbstractAsyncContextManager[None]:
+        """Return the change that creates the model, or replaces its `user_data`."""
+
+    @abstractmethod
+    def removing_model(self, model_id: str) -> AbstractAsyncContextManager[None]:
+        """Return the change that removes the model with its versions; its watchers end with `NotFoundError`.
+
+        Raises:
+            NotFoundError: It does not exist. Raised on entering.
+        """
+
+    @abstractmethod
+    def publishing(self, ref: ModelRef) -> AbstractAsyncContextManager[Slot]:
+        """Return the change that makes a version visible under the next number, and wakes the watchers of its model.
+
+        A number is used up even when the context is left with an error, or without `Slot.show`.
+
+        Raises:
+            NotFoundError: That life of the model is over. Raised on entering.
+            TooLargeError: The numbers are used up, or no space is left to persist them. Raised on entering.
+        """
+
+    @abstractmethod
+    def promoting(self, ref: ModelRef, number: int) -> AbstractAsyncContextManager[Promotion]:
+        """Return the change that makes a transient version archived. Watchers are not notified.
+
+        Raises:
+            NotFoundError: That life of the model is over, or it has no such version. Raised on entering.
+        """
+
+    @abstractmethod
+    def removing_version(self, ref: ModelRef, number: int) -> AbstractAsyncContextManager[VersionInfo]:
+        """Return the change that removes a version, with its annotations and the aliases that point to it.
+
+        Its number is durably used up when the context is entered, and never given again.
+
+        Raises:
+            NotFoundError: That life of the model is over, or it has no such version. Raised on entering.
+        """
+
+    @abstractmethod
+    async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
+        """Return versions with what people may change about them, in the order given."""
+
+    @abstractmethod
+    async def change_annotations(self, ref: ModelRef, number: int, change: AnnotationChange) -> Version:
+        """Change tags and metrics of a version; durable on return if it is archived.
+
+        Raises:
+            ConflictError: It has another revision than was expected.
+            NotFoundError: That life of the model is over, or it has no such version.
+            TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    async def get_aliases(self, model_id: str) -> list[Alias]:
+        """Return the aliases of a model, ordered by name.
+
+        Raises:
+            NotFoundError: The model does not exist.
+        """
+
+    @abstractmethod
+    async def set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange], now_ns: int) -> list[Alias]:
+        """Make changes of the aliases of a model, all or none; durable on return.
+
+        Revisions of aliases never repeat while the model exists.
+
+        Args:
+            ref: The model.
+            changes: The changes, to archived versions.
+            now_ns: The time of the change, in nanoseconds since the Unix epoch.
+
+        Returns:
+            All aliases of the model afterwards, ordered by name.
+
+        Raises:
+            ConflictError: An alias has another revision than was expected.
+            NotFoundError: That life of the model is over, a version does not exist or is not archived, or an alias to
+                be removed does not exist.
+            TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    async def search(self, search: Search) -> list[Version]:
+        """Return visible versions that a filter accepts, in order; fewer than the limit only at the end.
+
+        Versions that come or go between two pages appear or not; all others appear exactly once.
+        """
+
+    @abstractmethod
+    async def forget(self, info: VersionInfo) -> None:
+        """Make a version invisible that was evicted. Does nothing when exactly this version is not visible."""
+
+    @abstractmethod
+    async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
+        """Take a version of that life of its model out of the listing; `get_versions` raises `error` from then on."""
+
+    @abstractmethod
+    async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
+        """Return versions by their numbers, or by -n for the n-th from the last, in the order given.
+
+        Raises:
+            DataLossError: One is damaged.
+            NotFoundError: The model or one of the versions does not exist.
+        """
+
+    @abstractmethod
+    async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
+        """Return up to `limit` versions, ordered by number, from `first_number` on.
+
+        Raises:
+            NotFoundError: The model does not exist.
+        """
+
+    @abstractmethod
+    def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
+        """Yield the latest version of the model if it has any, then newer ones as they become visible.
+
+        Numbers strictly increase. A slow watcher gets the latest and not those between; the latest always arrives.
+        To be closed with `contextlib.aclosing`.
+
+        Raises:
+            NotFoundError: The model does not exist, or was removed.
+            UnavailableError: The catalog stops.
+        """
+
+    @abstractmethod
+    async def count(self) -> CatalogCounts:
+        """Return how much is visible."""
