@@ -241,6 +241,13 @@ async def test_an_upload_that_sent_nothing_for_too_long_can_be_resumed(world: Wo
     assert (await world.upload(header_of()))[1] == 70
 
 
+async def test_an_upload_that_ends_too_early_can_be_resumed(world: World) -> None:
+    """gRPC may report a lost client as the end of its stream."""
+    with pytest.raises(InvalidError, match="but 30 were received"):
+        await world.upload(header_of(), DATA[:30])
+    assert (await world.upload(header_of()))[1] == 70
+
+
 async def test_an_upload_without_a_hash_begins_anew(world: World) -> None:
     await world.interrupt(without_hash(header_of()), 30)
     assert world.transient.usage.held_bytes == 0

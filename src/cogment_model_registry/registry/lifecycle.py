@@ -8,12 +8,20 @@ commit:
 A version keeps its number, its hash and its time, and is visible at every moment.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from time import time_ns
 from typing import TypeAlias
 
-from cogment_model_registry.errors import DataLossError, NotFoundError, PreconditionError, quoted
+from cogment_model_registry.errors import (
+    DataLossError,
+    NotFoundError,
+    OutOfRangeError,
+    PreconditionError,
+    counted,
+    quoted,
+)
 from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
@@ -21,14 +29,13 @@ from cogment_model_registry.records.lifecycle import (
     ModelSummary,
     Version,
     check_alias,
-    check_entries,
     check_metrics,
 )
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
 from cogment_model_registry.registry.copying import copy_bytes
 from cogment_model_registry.registry.filters import Filter, Order, Position
-from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.system.tasks import run_to_end
 
 VersionKey: TypeAlias = int | str
@@ -67,6 +74,30 @@ class Lifecycle:
         numbers = [await self._number_of(model_id, key) for key in keys]
         return await self._catalog.describe(await self._registry.get_versions(model_id, numbers))
 
+    @asynccontextmanager
+    async def reading(
+        self, model_id: str, key: VersionKey, offset: int = 0, expected_hash: str = ""
+    ) -> AsyncIterator[tuple[Version, VersionReader]]:
+        """Return a context manager with a version and the reader of its bytes.
+
+        Args:
+            model_id: The model.
+            key: The version.
+            offset: Where the caller will begin to read.
+            expected_hash: The hash that the version must have; empty for any.
+
+        Raises:
+            DataLossError: It is damaged.
+            InvalidError: The id or the alias breaks a rule.
+            NotFoundError: The model, the version or the alias does not exist.
+            OutOfRangeError: The offset is past its end.
+            PreconditionError: It has another hash than was expected.
+        """
+        async with await self._registry.open_version(model_id, await self._number_of(model_id, key)) as reader:
+            _check_part(reader.info, offset, expected_hash)
+            [version] = await self._catalog.describe([reader.info])
+            yield version, reader
+
     async def list_models_after(self, model_id: str, limit: int) -> list[ModelSummary]:
         """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
         return await self._catalog.summarize(await self._catalog.list_models_after(model_id, limit))
@@ -104,9 +135,9 @@ class Lifecycle:
         """
         self._require_writable(model_id)
         check_metrics(change.set_metrics, model_id)
-        check_entries(change.set_tags, change.set_metrics, self._registry.limits.user_data_max_bytes, model_id)
         ref = await self._catalog.find(model_id)
         number = (await self.get_version(model_id, key)).info.number
+        change = replace(change, max_bytes=self._registry.limits.user_data_max_bytes)
         return await run_to_end(self._catalog.change_annotations(ref, number, change))
 
     async def promote_version(self, model_id: str, key: VersionKey, aliases: Sequence[str] = ()) -> Version:
@@ -223,6 +254,8 @@ class Lifecycle:
         return await self._set_aliases(ref, resolved)
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
+        names = [change.name for change in changes if change.version_number is not None]
+        await self._registry.check_alias_count(ref.model_id, names)
         return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))
 
     def _require_writable(self, model_id: str) -> None:
@@ -243,3 +276,13 @@ class Lifecycle:
             if alias.name == key:
                 return alias.version_number
         raise NotFoundError(f"model {quoted(model_id)} has no alias {quoted(key)}", model_id=model_id)
+
+
+def _check_part(info: VersionInfo, offset: int, expected_hash: str) -> None:
+    what = f"version {info.number} of model {quoted(info.model_id)}"
+    if expected_hash not in ("", info.data_hash):
+        message = f"{what} has data_hash {info.data_hash}; {quoted(expected_hash)} was expected"
+        raise PreconditionError(message, model_id=info.model_id, version_number=info.number)
+    if offset > info.data_size_bytes:
+        message = f"offset {offset} is past the end of {what}, which has {counted(info.data_size_bytes, 'byte')}"
+        raise OutOfRangeError(message, model_id=info.model_id, version_number=info.number)

@@ -23,6 +23,7 @@ from cogment_model_registry.errors import (
     PreconditionError,
     TooLargeError,
     counted,
+    quoted,
 )
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import (
@@ -63,11 +64,13 @@ class Limits:
         model_id_max_bytes: Bytes of a model id in UTF-8.
         user_data_max_bytes: Bytes of the keys and values of `user_data` in UTF-8.
         request_max_items: Entries of a list in a request.
+        model_aliases_max: Aliases of one model.
     """
 
     model_id_max_bytes: int
     user_data_max_bytes: int
     request_max_items: int
+    model_aliases_max: int = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +127,16 @@ class VersionReader:
         self._registry.readers_under_way -= 1
         await self._reader.aclose()
 
-    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
-        """Yield the bytes; see `Reader.chunks`.
+    async def chunks(
+        self, max_bytes: int, buffer_bytes: int, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[memoryview], None]:
+        """Yield the bytes, or a part of them; see `Reader.chunks`.
 
         Raises:
             DataLossError: They are not those that were stored.
         """
         try:
-            async with aclosing(self._reader.chunks(max_bytes, buffer_bytes)) as chunks:
+            async with aclosing(self._reader.chunks(max_bytes, buffer_bytes, offset, limit)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except DataLossError as error:
@@ -449,6 +454,22 @@ class Registry:
         if self._archive.is_read_only:
             message = "this registry is read-only: it takes no versions and no changes of models"
             raise PreconditionError(message, model_id=model_id)
+
+    async def check_alias_count(self, model_id: str, names: Sequence[str]) -> None:
+        """Refuse aliases by which a model would get too many.
+
+        Raises:
+            NotFoundError: The model does not exist.
+            TooLargeError: It would get too many.
+        """
+        if not names:
+            return
+        known = {alias.name for alias in await self._catalog.get_aliases(model_id)}
+        most = self.limits.model_aliases_max
+        if not known.issuperset(names) and len(known.union(names)) > most:
+            has = counted(len(known), "alias", "aliases")
+            message = f"model {quoted(model_id)} has {has}; at most {most} are allowed"
+            raise TooLargeError(message, model_id=model_id)
 
     def check_count(self, name: str, count: int) -> None:
         """Refuse a list that is too long.

@@ -121,7 +121,7 @@ class RepeatableUpload:
             header = self.header
             annotations = Annotations(header.tags, header.metrics) if header.tags or header.metrics else None
             committing = self._upload.commit(annotations, _request_of(header))
-            self._is_committing = True
+            self._is_committing = self._upload.received_bytes == header.data_size_bytes
             # A client that repeats an upload finds it finished, even if it was gone in the meantime.
             info = await (run_to_end(committing) if header.request_id else committing)
             self.has_moved_aliases = bool(header.aliases)
@@ -154,8 +154,11 @@ class RepeatableUpload:
         upload, self._upload = self._upload, None
         if upload is None:
             return
-        is_interrupted = isinstance(error, asyncio.CancelledError | TimedOutError) and not self._is_committing
-        if is_interrupted and self._can_wait and upload.received_bytes:
+        is_interrupted = isinstance(error, asyncio.CancelledError | TimedOutError)
+        if isinstance(error, InvalidError):
+            # gRPC may report a lost client as the end of its stream, and only later as a cancellation.
+            is_interrupted = upload.received_bytes < self.header.data_size_bytes
+        if is_interrupted and self._can_wait and upload.received_bytes and not self._is_committing:
             await self._uploads.parking.park(self.header, upload)
         else:
             await upload.aclose()
@@ -284,6 +287,7 @@ class RepeatableUploads:
         version = header.version
         if header.create_model:
             await self._registry.find_or_create_model(version.model_id)
+        await self._registry.check_alias_count(version.model_id, header.aliases)
         if not version.data_hash:
             return None
         try:

@@ -85,14 +85,19 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics = Metrics()
         backends = await stack.enter_async_context(open_backends(settings, metrics))
         archive, transient, catalog = backends.archive, backends.transient, backends.catalog
-        limits = Limits(settings.model_id_max_bytes, settings.user_data_max_bytes, settings.request_max_items)
+        limits = Limits(
+            settings.model_id_max_bytes,
+            settings.user_data_max_bytes,
+            settings.request_max_items,
+            settings.model_aliases_max,
+        )
         registry = Registry(limits, catalog, archive, transient, settings.upload_resume_seconds)
         stack.push_async_callback(registry.parking.close)
         transfers = Transfers(settings)
-        service = ModelRegistryService(registry, settings, transfers, metrics.observe_call)
+        service = ModelRegistryService(registry, transfers, settings, metrics.observe_call)
         rules = Lifecycle(registry, catalog, archive, transient)
         uploads = RepeatableUploads(registry, catalog, archive, transient)
-        lifecycle = ModelLifecycleService(rules, uploads, settings, transfers, metrics.observe_call)
+        lifecycle = ModelLifecycleService(rules, uploads, transfers, settings, metrics.observe_call)
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
         health = Health(names)
         grpc_server = _grpc_server(settings, [*service.handlers(), lifecycle.handlers()], names, health)

@@ -1,6 +1,8 @@
 """The calls of ModelLifecycle: decode the request, call the rules, encode the reply."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import grpc
 import structlog
@@ -15,6 +17,7 @@ from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, lifecycle
+from cogment_model_registry.wire.frames import build_read_chunk
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -25,8 +28,8 @@ class ModelLifecycleService:
     Args:
         rules: What answers.
         uploads: What answers uploads.
-        settings: The limits of messages.
         transfers: The limits of transfers.
+        settings: The limits of messages.
         observe: Called after each finished call.
     """
 
@@ -34,14 +37,14 @@ class ModelLifecycleService:
         self,
         rules: Lifecycle,
         uploads: RepeatableUploads,
-        settings: Settings,
         transfers: Transfers,
+        settings: Settings,
         observe: Observer,
     ) -> None:
         self._rules = rules
         self._uploads = uploads
-        self._settings = settings
         self._transfers = transfers
+        self._settings = settings
         self._handlers = Handlers(observe)
 
     async def drained(self) -> None:
@@ -60,7 +63,19 @@ class ModelLifecycleService:
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
         methods["UploadVersion"] = self._handlers.streamed("UploadVersion", self._upload_version)
+        methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
         return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
+
+    async def _read_version(self, data: bytes, call: Call) -> None:
+        request = convert.decode(lifecycle.ReadVersionRequest, data)
+        model_id, key = _about(call, request.version)
+        call.about(offset=request.offset, limit=request.limit)
+        with self._transfers.sending(call) as sender:
+            async with self._rules.reading(model_id, key, request.offset, request.expected_hash) as (version, reader):
+                call.about(number=version.number, size_bytes=version.info.data_size_bytes)
+                first = lifecycle.ReadVersionReply(version=lifecycle.version_message(version))
+                await sender.send(first.SerializeToString())
+                await sender.send_version(reader, build_read_chunk, request.offset, request.limit or None)
 
     async def _upload_version(self, call: Call) -> None:
         with self._transfers.receiving(call, lifecycle.decode_upload) as receiver:
@@ -92,7 +107,7 @@ class ModelLifecycleService:
         if request.model_id:
             call.about(model_id=request.model_id)
         if request.versions:
-            return self._reply(await self._get_versions(request), "")
+            return await self._get_versions(request)
         question = (request.model_id, request.filter, request.order_by)
         from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
 
@@ -107,17 +122,26 @@ class ModelLifecycleService:
             token = lifecycle.build_token(question, (last.value, last.model_id, last.number))
         return self._reply(page, token)
 
-    async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> Sequence[Version]:
-        if request.filter or request.order_by or request.page_token:
-            raise InvalidError("ListVersions takes versions, or a filter, an order and a page_token, and not both")
+    async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> bytes:
+        """Return the page of the versions that are named."""
+        if request.filter or request.order_by:
+            raise InvalidError("ListVersions takes versions, or a filter and an order, and not both")
         if len(request.versions) > lifecycle.PAGE_MAX_ITEMS:
             raise InvalidError(
                 f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
             )
-        return [
-            await self._rules.get_version(ref.model_id or request.model_id, lifecycle.key_of(ref))
-            for ref in request.versions
-        ]
+        keys = [(ref.model_id or request.model_id, lifecycle.key_of(ref)) for ref in request.versions]
+        question = [part for model_id, key in keys for part in (model_id, repr(key))]
+        [start] = lifecycle.parse_token(request.page_token, question, 1) or [0]
+        if not isinstance(start, int) or not 0 <= start < len(keys):
+            raise InvalidError("page_token is malformed")
+        versions: list[Version] = []
+        # Those of one model at once, in the order of the request.
+        for model_id, group in groupby(keys[start:], key=itemgetter(0)):
+            versions += await self._rules.get_versions(model_id, [key for _, key in group])
+        page = self._cut(versions)
+        end = start + len(page)
+        return self._reply(page, lifecycle.build_token(question, [end]) if end < len(keys) else "")
 
     def _cut(self, versions: Sequence[Version]) -> Sequence[Version]:
         """Return as many versions as fit a reply, at least one."""

@@ -31,16 +31,16 @@ class ModelRegistryService:
 
     Args:
         registry: What answers.
-        settings: The limits of messages.
         transfers: The limits of transfers.
+        settings: The limits of messages.
         observe: Called after each finished call.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, transfers: Transfers, observe: Observer) -> None:
+    def __init__(self, registry: Registry, transfers: Transfers, settings: Settings, observe: Observer) -> None:
         self._registry = registry
+        self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
-        self._transfers = transfers
 
     async def drained(self) -> None:
         """Wait until no call is under way."""
@@ -138,13 +138,9 @@ class ModelRegistryService:
         request = convert.decode(messages.RetrieveVersionDataRequest, data)
         call.about(model_id=request.model_id, number=request.version_number)
         with self._transfers.sending(call) as sender:
-            async with (
-                await self._registry.open_version(request.model_id, request.version_number) as reader,
-                aclosing(reader.chunks(sender.chunk_bytes, sender.buffer_bytes)) as chunks,
-            ):
+            async with await self._registry.open_version(request.model_id, request.version_number) as reader:
                 call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
-                async for parts in chunks:
-                    await sender.send(build_data_chunk(parts))
+                await sender.send_version(reader, build_data_chunk)
 
     async def _version_update(self, data: bytes, call: Call) -> None:
         request = convert.decode(messages.VersionUpdateRequest, data)

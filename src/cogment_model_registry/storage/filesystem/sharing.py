@@ -77,7 +77,7 @@ class SharedUpload(Upload):
 def hash_of_file(files: Files, file: int) -> str:
     """Return the hash of all bytes of an open file."""
     payload_hash = PayloadHash()
-    files.rewind(file)
+    files.seek(file, 0)
     while block := files.read(file, _BLOCK_BYTES):
         payload_hash.update([block])
     return payload_hash.digest_text()

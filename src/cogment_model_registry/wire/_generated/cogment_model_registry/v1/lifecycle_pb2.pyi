@@ -116,6 +116,26 @@ class UploadVersionReply(_message.Message):
     version: Version
     def __init__(self, next_offset: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
 
+class ReadVersionRequest(_message.Message):
+    __slots__ = ("version", "offset", "limit", "expected_hash")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_HASH_FIELD_NUMBER: _ClassVar[int]
+    version: VersionRef
+    offset: int
+    limit: int
+    expected_hash: str
+    def __init__(self, version: _Optional[_Union[VersionRef, _Mapping]] = ..., offset: _Optional[int] = ..., limit: _Optional[int] = ..., expected_hash: _Optional[str] = ...) -> None: ...
+
+class ReadVersionReply(_message.Message):
+    __slots__ = ("version", "data_chunk")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DATA_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    data_chunk: bytes
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., data_chunk: _Optional[bytes] = ...) -> None: ...
+
 class ListVersionsRequest(_message.Message):
     __slots__ = ("model_id", "versions", "filter", "order_by", "page_size", "page_token")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
