@@ -89,8 +89,11 @@ class ModelLifecycleService:
 
     async def _receive_version(self, receiver: Receiver[UploadHeader], call: Call) -> None:
         """Create a version from the bytes that are received, or find the one that the upload made before."""
-        async with self._uploads.begin(await receiver.header()) as upload:
-            await call.write(lifecycle.UploadVersionReply(next_offset=upload.next_offset).SerializeToString())
+        [(key, value)] = lifecycle.WHOLE_UPLOAD
+        is_whole = call.metadata(key) == value
+        async with self._uploads.begin(await receiver.header(), is_whole=is_whole) as upload:
+            if not is_whole:
+                await call.write(lifecycle.UploadVersionReply(next_offset=upload.next_offset).SerializeToString())
             if not upload.is_complete:
                 await receiver.pass_on(upload.write)
             version = await upload.commit()
@@ -99,8 +102,8 @@ class ModelLifecycleService:
             self._log_aliases(version.info.model_id, upload.header.aliases, version.number, call)
         reply = lifecycle.UploadVersionReply(version=lifecycle.version_message(version))
         await call.write(reply.SerializeToString())
-        if upload.is_complete and not upload.header.version.data_hash:
-            await receiver.discard()  # without a hash, the client sent the bytes without being asked
+        if upload.is_complete and upload.is_whole:
+            await receiver.discard()  # the client sent the bytes without being asked
 
     async def _list_versions(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.ListVersionsRequest, data)

@@ -39,6 +39,10 @@ ListModelsReply = lifecycle_pb2.ListModelsReply
 VersionMessage = lifecycle_pb2.Version
 VersionRef = lifecycle_pb2.VersionRef
 
+WHOLE_UPLOAD = (("cogment-whole-upload", "1"),)
+"""Metadata of an UploadVersion call whose client sends all bytes without waiting: the first reply is left out, so that
+the call takes no longer than one with a single reply."""
+
 PAGE_DEFAULT_ITEMS = 100
 """The size of a page when the caller gives none."""
 
