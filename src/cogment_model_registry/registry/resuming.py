@@ -223,13 +223,16 @@ class RepeatableUploads:
         version, limits = header.version, self._registry.limits
         self._registry.check_header(version)
         check_request_id(header.request_id, version.model_id)
-        check_metrics(header.metrics, version.model_id)
-        check_entries(header.tags, header.metrics, limits.user_data_max_bytes, version.model_id)
+        if header.tags or header.metrics:
+            check_metrics(header.metrics, version.model_id)
+            check_entries(header.tags, header.metrics, limits.user_data_max_bytes, version.model_id)
         self._registry.check_count("aliases", len(header.aliases))
         for alias in header.aliases:
             check_alias(alias, version.model_id, limits.model_id_max_bytes)
+        if not header.aliases:
+            return header
         aliases = tuple(sorted(set(header.aliases)))
-        return replace(header, version=replace(version, archived=version.archived or bool(aliases)), aliases=aliases)
+        return replace(header, version=replace(version, archived=True), aliases=aliases)
 
     # Called by uploads.
 
@@ -287,7 +290,7 @@ class RepeatableUploads:
 
     async def open(self, header: VersionHeader) -> VersionUpload:
         """Return an upload that takes all bytes."""
-        return await self._registry.create_version(header)
+        return await self._registry.open_version_upload(header)
 
     async def prepare_model(self, header: UploadHeader) -> None:
         """Create the model if that is asked for, and refuse what it cannot have.
