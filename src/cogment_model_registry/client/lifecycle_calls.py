@@ -13,6 +13,7 @@ from cogment_model_registry.records.lifecycle import Alias, AliasChange, Annotat
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import lifecycle as wire
 from cogment_model_registry.wire import messages
+from cogment_model_registry.wire import models as wire_models
 
 _Reply = TypeVar("_Reply", bound=messages.Message)
 
@@ -113,9 +114,9 @@ class LifecycleCalls:
 
     async def summarize(self, model_id: str, what: str) -> ModelSummary:
         """Return a model with what it has."""
-        request = wire.ListModelsRequest(model_ids=[model_id])
-        reply = await self._call("ListModels", request, wire.ListModelsReply, Subject(what, model_id))
-        return wire.model_from_message(reply.models[0])
+        request = wire_models.ListModelsRequest(model_ids=[model_id])
+        reply = await self._call("ListModels", request, wire_models.ListModelsReply, Subject(what, model_id))
+        return wire_models.model_from_message(reply.models[0])
 
 
 async def look_up(

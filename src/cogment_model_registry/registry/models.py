@@ -1,10 +1,10 @@
 """The rules of what people decide about models: tags, rules of retention, and shares of the transient store."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from cogment_model_registry.records.lifecycle import ModelSummary
 from cogment_model_registry.records.retention import NO_SHARE, ModelChange, check_share
-from cogment_model_registry.records.versions import check_user_data
 from cogment_model_registry.registry.contracts import Catalog, TransientStore
 from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches
 from cogment_model_registry.registry.registry import Registry
@@ -71,12 +71,12 @@ class Models:
         """
         self._registry.check_model_id(model_id)
         self._registry.require_writable(model_id)
-        check_user_data(change.set_tags, self._registry.limits.user_data_max_bytes, model_id, name="tags")
         if change.retention is not None:
             Rules(change.retention, model_id)
         if change.share is not None:
             check_share(change.share, model_id)
         ref = await self._catalog.find(model_id)
+        change = replace(change, max_bytes=self._registry.limits.user_data_max_bytes)
 
         async def update() -> ModelSummary:
             async with self._catalog.changing_model(ref, change) as model:

@@ -57,8 +57,8 @@ class Application:
         freed_bytes: How many bytes these had.
     """
 
-    def __init__(self, backends: "Backends", ref: ModelRef, trial: Sequence[RetentionRule] | None) -> None:
-        self._backends = backends
+    def __init__(self, retention: "Retention", ref: ModelRef, trial: Sequence[RetentionRule] | None) -> None:
+        self._retention = retention
         self._ref = ref
         self._trial = trial
         self._rules = Rules((), ref.model_id)
@@ -85,23 +85,23 @@ class Application:
         listed = [*verdicts]
         for start in range(0, len(listed), _PAGE):
             page = {verdict.number: verdict for verdict in listed[start : start + _PAGE]}
-            for version in await self._backends.describe(self._ref, [*page]):
+            for version in await self._retention.describe(self._ref, [*page]):
                 verdict = page[version.number]
                 yield Decision(version, verdict.is_deleted, verdict.reason)
 
     async def decide(self) -> None:
         """Look at all versions, and decide about them."""
-        state = await self._backends.catalog.get_state(self._ref)
+        state = await self._retention.catalog.get_state(self._ref)
         self._numbers, self._changes = [*state.numbers], state.changes
-        rules = await self._backends.rules_of(self._ref.model_id) if self._trial is None else self._trial
+        rules = await self._retention.rules_of(self._ref.model_id) if self._trial is None else self._trial
         self._rules = Rules(rules, self._ref.model_id)
-        self._candidates = await self._backends.look_at(self._ref, self._rules, set(state.numbers))
+        self._candidates = await self._retention.look_at(self._ref, self._rules, set(state.numbers))
         await self._decide()
 
     async def _decide(self) -> None:
         newest = self._numbers[-1] if self._numbers else 0
-        held = self._backends.holds.of(self._ref.model_id)
-        arguments = self._rules.rules, [*self._candidates.values()], newest, held, self._backends.now_ns()
+        held = self._retention.holds.of(self._ref.model_id)
+        arguments = self._rules.rules, [*self._candidates.values()], newest, held, self._retention.now_ns()
         if len(self._candidates) > _INLINE_MAX:
             verdicts = await asyncio.to_thread(decide, *arguments)
         else:
@@ -136,10 +136,10 @@ class Application:
     async def _delete(self, number: int) -> Decision | None:
         """Delete a version if that is still right in the turn of the model; None if it is not."""
         try:
-            async with self._backends.catalog.removing_version(self._ref, number) as info:
-                [version] = await self._backends.catalog.describe([info])
+            async with self._retention.catalog.removing_version(self._ref, number) as info:
+                [version] = await self._retention.catalog.describe([info])
                 await self._require_doomed(number)
-                await self._backends.store_of(info).remove_version(info)
+                await self._retention.store_of(info).remove_version(info)
         except (_OutdatedError, NotFoundError, DataLossError):
             return None
         verdict = self._verdicts.pop(number)
@@ -151,8 +151,8 @@ class Application:
         return Decision(version, True, verdict.reason)
 
     async def _require_doomed(self, number: int) -> None:
-        state = await self._backends.catalog.get_state(self._ref)
-        if state.changes != self._changes or number in self._backends.holds.of(self._ref.model_id):
+        state = await self._retention.catalog.get_state(self._ref)
+        if state.changes != self._changes or number in self._retention.holds.of(self._ref.model_id):
             raise _OutdatedError
         if bisect.bisect_right(state.numbers, self._numbers[-1]) != len(self._numbers):
             await self._drop_others(state)
@@ -160,7 +160,7 @@ class Application:
             raise _OutdatedError
 
     async def _decide_again(self) -> None:
-        state = await self._backends.catalog.get_state(self._ref)
+        state = await self._retention.catalog.get_state(self._ref)
         if state.changes != self._changes:
             await self.decide()
         else:
@@ -174,10 +174,11 @@ class Application:
         await self._decide()
 
 
-class Backends:
-    """What rules are applied to.
+class Retention:
+    """Applies rules to models.
 
     Args:
+        registry: The registry, whose limits hold.
         catalog: What exists.
         archive: Where archived versions live.
         transient: Where transient versions live.
@@ -187,17 +188,42 @@ class Backends:
 
     def __init__(
         self,
+        registry: Registry,
         catalog: Catalog,
         archive: Archive,
         transient: TransientStore,
+        *,
         holds: Holds,
         now_ns: Callable[[], int] = time_ns,
     ) -> None:
         self.catalog = catalog
         self.holds = holds
         self.now_ns = now_ns
+        self._registry = registry
         self._archive = archive
         self._transient = transient
+
+    async def plan(self, model_id: str, rules: Sequence[RetentionRule] | None = None) -> Application:
+        """Decide about the versions of a model, and delete nothing yet.
+
+        Args:
+            model_id: The model.
+            rules: Rules to try; None for those of the model.
+
+        Raises:
+            InvalidError: The id or a rule breaks a rule.
+            NotFoundError: The model does not exist.
+        """
+        self._registry.check_model_id(model_id)
+        application = Application(self, await self.catalog.find(model_id), rules)
+        await application.decide()
+        return application
+
+    def require_writable(self, model_id: str) -> None:
+        """Refuse to delete where the registry is read-only; see `Registry.require_writable`."""
+        self._registry.require_writable(model_id)
+
+    # What applications call.
 
     def store_of(self, info: VersionInfo) -> VersionStore:
         """Return the store that has a version."""
@@ -227,32 +253,3 @@ class Backends:
                 with suppress(NotFoundError, DataLossError):
                     infos += await self.catalog.get_versions(ref.model_id, [number])
         return await self.catalog.describe(infos)
-
-
-class Retention:
-    """Applies rules to models.
-
-    Args:
-        registry: The registry, whose limits hold.
-        backends: What they are applied to.
-    """
-
-    def __init__(self, registry: Registry, backends: Backends) -> None:
-        self._registry = registry
-        self._backends = backends
-
-    async def plan(self, model_id: str, rules: Sequence[RetentionRule] | None = None) -> Application:
-        """Decide about the versions of a model, and delete nothing yet.
-
-        Args:
-            model_id: The model.
-            rules: Rules to try; None for those of the model.
-
-        Raises:
-            InvalidError: The id or a rule breaks a rule.
-            NotFoundError: The model does not exist.
-        """
-        self._registry.check_model_id(model_id)
-        application = Application(self._backends, await self._backends.catalog.find(model_id), rules)
-        await application.decide()
-        return application

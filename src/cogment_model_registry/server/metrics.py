@@ -19,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cogment_model_registry._version import __version__
+from cogment_model_registry.records.lifecycle import Decision
 from cogment_model_registry.registry.registry import RegistryStatus
 from cogment_model_registry.server.registration import State
 from cogment_model_registry.serving.calls import Call
@@ -83,6 +84,12 @@ class Metrics:
         )
         self._sync_seconds = self._histogram("sync_seconds", "Duration of fsync.", ["kind"], _FILE_BUCKETS)
 
+        self._retention_deletions = self._counter(
+            "retention_deletions", "Versions that rules of retention deleted.", ["tier"]
+        )
+        for tier in ("transient", "archived"):
+            self._retention_deletions.labels(tier)
+
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
         return Counter(name, text, labels, namespace=_NAMESPACE, registry=self.registry)
 
@@ -101,6 +108,10 @@ class Metrics:
         received_messages.inc(call.received_messages)
         sent_bytes.inc(call.sent_bytes)
         sent_messages.inc(call.sent_messages)
+
+    def observe_retention(self, decision: Decision) -> None:
+        """Record a version that rules deleted."""
+        self._retention_deletions.labels("archived" if decision.version.info.archived else "transient").inc()
 
     def _series_of(self, method: str, status: str) -> _Series:
         """Return the counter of calls of a method that end with a status; looking it up each time costs 10 us."""

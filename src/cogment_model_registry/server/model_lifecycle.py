@@ -1,6 +1,8 @@
 """The calls of ModelLifecycle: decode the request, call the rules, encode the reply."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import grpc
 import structlog
@@ -9,6 +11,7 @@ from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.registry.filters import Position, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
@@ -23,13 +26,17 @@ class ModelLifecycleService:
 
     Args:
         rules: What answers.
+        models: What answers the calls for models.
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
     """
 
-    def __init__(self, rules: Lifecycle, transfers: Transfers, settings: Settings, observe: Observer) -> None:
+    def __init__(
+        self, rules: Lifecycle, models: ModelCalls, transfers: Transfers, settings: Settings, observe: Observer
+    ) -> None:
         self._rules = rules
+        self._models = models
         self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
@@ -46,7 +53,7 @@ class ModelLifecycleService:
             "PromoteVersion": self._promote_version,
             "DeleteVersion": self._delete_version,
             "SetAliases": self._set_aliases,
-            "ListModels": self._list_models,
+            **self._models.answers(),
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
         methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
@@ -68,7 +75,7 @@ class ModelLifecycleService:
         if request.model_id:
             call.about(model_id=request.model_id)
         if request.versions:
-            return self._reply(await self._get_versions(request), "")
+            return await self._get_versions(request)
         question = (request.model_id, request.filter, request.order_by)
         from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
 
@@ -83,17 +90,26 @@ class ModelLifecycleService:
             token = lifecycle.build_token(question, (last.value, last.model_id, last.number))
         return self._reply(page, token)
 
-    async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> Sequence[Version]:
-        if request.filter or request.order_by or request.page_token:
-            raise InvalidError("ListVersions takes versions, or a filter, an order and a page_token, and not both")
+    async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> bytes:
+        """Return the page of the versions that are named."""
+        if request.filter or request.order_by:
+            raise InvalidError("ListVersions takes versions, or a filter and an order, and not both")
         if len(request.versions) > lifecycle.PAGE_MAX_ITEMS:
             raise InvalidError(
                 f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
             )
-        return [
-            await self._rules.get_version(ref.model_id or request.model_id, lifecycle.key_of(ref))
-            for ref in request.versions
-        ]
+        keys = [(ref.model_id or request.model_id, lifecycle.key_of(ref)) for ref in request.versions]
+        question = [part for model_id, key in keys for part in (model_id, repr(key))]
+        [start] = lifecycle.parse_token(request.page_token, question, 1) or [0]
+        if not isinstance(start, int) or not 0 <= start < len(keys):
+            raise InvalidError("page_token is malformed")
+        versions: list[Version] = []
+        # Those of one model at once, in the order of the request.
+        for model_id, group in groupby(keys[start:], key=itemgetter(0)):
+            versions += await self._rules.get_versions(model_id, [key for _, key in group])
+        page = self._cut(versions)
+        end = start + len(page)
+        return self._reply(page, lifecycle.build_token(question, [end]) if end < len(keys) else "")
 
     def _cut(self, versions: Sequence[Version]) -> Sequence[Version]:
         """Return as many versions as fit a reply, at least one."""
@@ -145,21 +161,6 @@ class ModelLifecycleService:
         fields = {} if number is None else {"number": number}
         for name in names:
             _log.info(event, model_id=model_id, alias=name, **fields, peer=call.context.peer())
-
-    async def _list_models(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(lifecycle.ListModelsRequest, data)
-        token = ""
-        if request.model_ids:
-            models = await self._rules.get_models(request.model_ids)
-        else:
-            # A model that is created or deleted in the meantime moves no page: the next one begins after an id.
-            after = lifecycle.parse_token(request.page_token, (), 1)
-            limit = lifecycle.page_size(request.page_size)
-            models = await self._rules.list_models_after(str(after[0]) if after else "", limit)
-            if len(models) == limit:
-                token = lifecycle.build_token((), (models[-1].info.model_id,))
-        messages = [lifecycle.model_message(model) for model in models]
-        return lifecycle.ListModelsReply(models=messages, next_page_token=token).SerializeToString()
 
 
 def _about(call: Call, ref: lifecycle.VersionRef) -> tuple[str, int | str]:

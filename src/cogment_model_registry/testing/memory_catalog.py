@@ -168,7 +168,7 @@ class MemoryCatalog(Catalog):
         async with self._locks[ref.model_id]:
             model = await self._require_life(ref)
             check_model_revision(ref.model_id, model.decided, change)
-            model.decided = change.apply_to(model.decided, model.next_revision())
+            model.decided = change.apply_to(ref.model_id, model.decided, model.next_revision())
             model.changes += 1
             yield model.summary()
 
@@ -242,7 +242,7 @@ class MemoryCatalog(Catalog):
             model = await self._require_life(ref)
             version = model.describe(_version(model, number))
             check_revision(version.info, version.annotations, change)
-            model.annotations[number] = change.apply_to(version.annotations, model.next_revision())
+            model.annotations[number] = change.apply_to(version.info, version.annotations, model.next_revision())
             model.changes += 1
             return model.describe(version.info)
 

@@ -25,7 +25,7 @@ def change_model(connection: Connection, model_id: str, change: ModelChange) -> 
     """
     before = annotations_of_model(connection, model_id)
     check_model_revision(model_id, before, change)
-    after = change.apply_to(before, next_revision(connection, model_id))
+    after = change.apply_to(model_id, before, next_revision(connection, model_id))
     put_model(connection, model_id, after)
     return after
 
