@@ -77,7 +77,7 @@ def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     """
     started = time.monotonic()
     with _running(f"checking {shown(directory)}"), _opened(directory) as (files, root):
-        report, outcomes = _repaired(directory, files, root) if is_repair else (_verified(files, root), [])
+        report, outcomes = _repaired(directory, files, root) if is_repair else (_verified(directory, files, root), [])
     repaired = {outcome.finding for outcome in outcomes if outcome.is_repaired}
     left = [finding for finding in report.findings if finding.is_problem and finding not in repaired]
     if as_json:
@@ -91,20 +91,23 @@ def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     return 0
 
 
-def _verified(files: "OwnedFiles", root: int, *, is_claimed: bool = False) -> "Report":
+def _verified(directory: str, files: "OwnedFiles", root: int, *, is_claimed: bool = False) -> "Report":
     from cogment_model_registry.storage.filesystem import verification  # noqa: PLC0415
+    from cogment_model_registry.storage.tools import catalog_check  # noqa: PLC0415
 
     total_bytes = verification.data_size_bytes(files, root) if is_shown() else None
     with progress_bar("verifying", total_bytes) as advance:
-        return verification.verify(files, root, is_claimed=is_claimed, advance=advance)
+        return catalog_check.verify(files, root, directory, is_claimed=is_claimed, advance=advance)
 
 
 def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, list[Outcome]]":
     from cogment_model_registry.storage.filesystem import claim, repair  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.tools import catalog_repair  # noqa: PLC0415
 
     with claim.claimed(directory, files, root) as claimed:
-        report = _verified(files, root, is_claimed=True)
-        return report, list(repair.repair(claimed, root, report.findings))
+        report = _verified(directory, files, root, is_claimed=True)
+        outcomes = list(repair.repair(claimed, root, report.findings))
+        return report, [*outcomes, *catalog_repair.repair(files, root, directory, report.findings)]
 
 
 def _show(report: "Report", outcomes: "list[Outcome]", left: list[Finding], seconds: float) -> None:
