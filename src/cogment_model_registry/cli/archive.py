@@ -195,22 +195,37 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--skip_damaged", is_flag=True, help="Leave out damaged versions, and report them, instead of failing.")
-def export_model(directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool) -> None:
+@click.option(
+    "--without_annotations",
+    is_flag=True,
+    help="Leave out aliases, tags and metrics: older releases can import such a file.",
+)
+def export_model(
+    directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool, without_annotations: bool
+) -> None:
     """Write a model of an archive DIRECTORY, with all its archived versions, to one tar file.
 
+    The file has the aliases of the model, and the tags and metrics of its versions.
     Data is checked against its hash, and `cogment archive import` detects a file that was cut. A server may use the
     directory. Exits with 1 if something is damaged, or everything with --skip_damaged; with 2 if the directory is no
     archive, with 3 if the model does not exist, and with 4 if a file cannot be read because its disk fails.
     """
     from cogment_model_registry.storage.filesystem import model_export  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.tools import model_transfer  # noqa: PLC0415
 
     if output == "-" and is_terminal(sys.stdout):
         raise click.UsageError("a tar file cannot be written to a terminal: give --output, or redirect standard output")
     with _running("the export"), _opened(directory) as (files, root):
         total_bytes = model_export.data_size_bytes(files, root, model_id) if is_shown() else None
         with _output(output, force=force) as file, progress_bar("exporting", total_bytes) as advance:
-            exported = model_export.export_model(
-                files, root, model_id, file.write, skip_damaged=skip_damaged, warn=_warn, advance=advance
+            exported = model_transfer.export_model(
+                model_transfer.ArchivePlace(files, root, directory),
+                model_id,
+                file.write,
+                skip_damaged=skip_damaged,
+                annotations=not without_annotations,
+                warn=_warn,
+                advance=advance,
             )
     _warn(f"exported {counted(exported.versions, 'version')}: {size_text(exported.data_bytes)}")
 
@@ -236,14 +251,17 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("file", type=PathType(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model_id", metavar="NAME", callback=_check_model_id, help="Give the model this name.")
-def import_model(directory: str, file: str, model_id: str | None) -> None:
+@click.option("--without_annotations", is_flag=True, help="Leave out the aliases, tags and metrics in the file.")
+def import_model(directory: str, file: str, *, model_id: str | None, without_annotations: bool) -> None:
     """Create a model in an archive DIRECTORY from a tar FILE of `cogment archive export`; - is standard input.
 
     The model is created completely or not at all. The directory is an archive, or is empty and becomes one. If a server
-    uses it, send it SIGHUP afterwards; the command prints its process. Exits with 1 if the file is incomplete, or if a
-    model of that name exists, and with 2 if the directory is no archive.
+    uses it, send it SIGHUP afterwards; the command prints its process. Aliases, tags and metrics can be imported only
+    while no server uses the directory. Exits with 1 if the file is incomplete, if a model of that name exists, or if
+    the file has aliases, tags or metrics and a server uses the directory; and with 2 if the directory is no archive.
     """
-    from cogment_model_registry.storage.filesystem import claim, model_import  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.filesystem import claim  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.tools import model_transfer  # noqa: PLC0415
 
     if file == "-" and is_terminal(sys.stdin):
         raise click.UsageError("a tar file cannot be read from a terminal: name it, or redirect standard input")
@@ -260,14 +278,24 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
         status = os.fstat(stream.fileno())
         total_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
         with progress_bar("importing", total_bytes) as advance:
-            imported = model_import.import_model(
-                files, root, stream, model_id=model_id or "", check_holder=check_holder, advance=advance
+            imported = model_transfer.import_model(
+                model_transfer.ArchivePlace(files, root, directory),
+                stream,
+                model_id=model_id or "",
+                annotations=not without_annotations,
+                holder=holder,
+                check_holder=check_holder,
+                advance=advance,
             )
     if imported.left_out:
         numbers = ", ".join(map(str, imported.left_out))
         _warn(f"the export had left out {counted(len(imported.left_out), 'damaged version')}: {numbers}")
     versions = counted(imported.versions, "version")
-    click.echo(f"imported {imported.model_id}: {versions}, {size_text(imported.data_bytes)}")
+    annotations = "" if without_annotations else model_transfer.summary(imported.annotations)
+    click.echo(
+        f"imported {imported.model_id}: {versions}, {size_text(imported.data_bytes)}"
+        + (f", {annotations}" if annotations else "")
+    )
     if holder is not None:
         click.echo(f"process {shown(holder.process)} uses the archive: send it SIGHUP to make it load the model")
 

@@ -201,7 +201,7 @@ def from_fields(fields: Fields, model_id: str) -> ModelNotes:
             notes.versions[_whole(version["version_number"], VERSION_NUMBER_MAX)] = VersionNotes(annotations)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidError("what it says about aliases, tags and metrics is malformed", model_id=model_id) from error
-    if to_fields(notes) != fields:
+    if to_fields(notes) != fields or len({alias.name for alias in notes.aliases}) < len(notes.aliases):
         raise InvalidError("what it says about aliases, tags and metrics is malformed", model_id=model_id)
     return notes
 
