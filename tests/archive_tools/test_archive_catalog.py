@@ -118,7 +118,7 @@ WITHOUT_3 = {**NOT_ALIASED, "metrics": {}}
         ),
         (
             lambda archive: write_version(archive / "m", 9, b"from elsewhere"),
-            [("high_water_mark_low", None), ("catalog_lacks_versions", None)],
+            [("catalog_lacks_versions", None), ("high_water_mark_low", None)],
             False,
             {**ALL, "versions": [1, 2, 3, 9]},
         ),

@@ -94,20 +94,23 @@ def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
 def _verified(directory: str, files: "OwnedFiles", root: int, *, is_claimed: bool = False) -> "Report":
     from cogment_model_registry.storage.filesystem import verification  # noqa: PLC0415
     from cogment_model_registry.storage.tools import catalog_check  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
     total_bytes = verification.data_size_bytes(files, root) if is_shown() else None
     with progress_bar("verifying", total_bytes) as advance:
-        return catalog_check.verify(files, root, directory, is_claimed=is_claimed, advance=advance)
+        return catalog_check.verify(ArchivePlace(files, root, directory), is_claimed=is_claimed, advance=advance)
 
 
 def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, list[Outcome]]":
     from cogment_model_registry.storage.filesystem import claim, repair  # noqa: PLC0415 # not needed for --help
     from cogment_model_registry.storage.tools import catalog_repair  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
     with claim.claimed(directory, files, root) as claimed:
         report = _verified(directory, files, root, is_claimed=True)
         outcomes = list(repair.repair(claimed, root, report.findings))
-        return report, [*outcomes, *catalog_repair.repair(files, root, directory, report.findings)]
+        place = ArchivePlace(files, root, directory)
+        return report, [*outcomes, *catalog_repair.repair(place, report.findings)]
 
 
 def _show(report: "Report", outcomes: "list[Outcome]", left: list[Finding], seconds: float) -> None:
@@ -212,6 +215,7 @@ def export_model(
     """
     from cogment_model_registry.storage.filesystem import model_export  # noqa: PLC0415 # not needed for --help
     from cogment_model_registry.storage.tools import model_transfer  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
     if output == "-" and is_terminal(sys.stdout):
         raise click.UsageError("a tar file cannot be written to a terminal: give --output, or redirect standard output")
@@ -219,7 +223,7 @@ def export_model(
         total_bytes = model_export.data_size_bytes(files, root, model_id) if is_shown() else None
         with _output(output, force=force) as file, progress_bar("exporting", total_bytes) as advance:
             exported = model_transfer.export_model(
-                model_transfer.ArchivePlace(files, root, directory),
+                ArchivePlace(files, root, directory),
                 model_id,
                 file.write,
                 skip_damaged=skip_damaged,
@@ -262,6 +266,7 @@ def import_model(directory: str, file: str, *, model_id: str | None, without_ann
     """
     from cogment_model_registry.storage.filesystem import claim  # noqa: PLC0415 # not needed for --help
     from cogment_model_registry.storage.tools import model_transfer  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
     if file == "-" and is_terminal(sys.stdin):
         raise click.UsageError("a tar file cannot be read from a terminal: name it, or redirect standard input")
@@ -279,7 +284,7 @@ def import_model(directory: str, file: str, *, model_id: str | None, without_ann
         total_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
         with progress_bar("importing", total_bytes) as advance:
             imported = model_transfer.import_model(
-                model_transfer.ArchivePlace(files, root, directory),
+                ArchivePlace(files, root, directory),
                 stream,
                 model_id=model_id or "",
                 annotations=not without_annotations,
@@ -298,6 +303,46 @@ def import_model(directory: str, file: str, *, model_id: str | None, without_ann
     )
     if holder is not None:
         click.echo(f"process {shown(holder.process)} uses the archive: send it SIGHUP to make it load the model")
+
+
+@archive.command(short_help="Copy an archive that may be in use, or update such a copy.")
+@click.argument("directory", type=_DIRECTORY)
+@click.argument("target", type=PathType(file_okay=False))
+@click.option("--quick", is_flag=True, help="Do not read again what the backup had already.")
+def backup(directory: str, target: str, *, quick: bool) -> int:
+    """Make TARGET a backup of an archive DIRECTORY, or bring a backup up to date.
+
+    A server may use the directory, and is not disturbed. TARGET is an archive directory itself: it has all models and
+    archived versions, and the aliases, tags and metrics as they are at one moment. Versions that it has already are not
+    copied again, and those that were deleted in the archive leave it. Data is checked against its hash while it is
+    copied, and at the end the whole backup is checked as by `cogment archive verify`, unless --quick is given.
+
+    What is damaged in the archive is reported, and replaces nothing in the backup. Exits with 1 if something is
+    damaged; with 2 if the directory is no archive; and with 3 if it has no model or if another process uses TARGET.
+    TARGET must be new, empty, or written by this command; once a server has used it, it is no backup any more.
+    """
+    from cogment_model_registry.storage.filesystem import verification  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.tools import backup as tool  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
+
+    with _running("the backup"), _opened(directory) as (files, root), tool.opened_target(target, directory) as copy:
+        total_bytes = verification.data_size_bytes(files, root) if is_shown() else None
+        with progress_bar("copying", total_bytes) as advance:
+            copied = tool.back_up(ArchivePlace(files, root, directory), copy, advance)
+        findings = copied.findings
+        if not quick:
+            findings = [*findings, *_verified(target, copy.files, copy.root, is_claimed=True).findings]
+    problems = [finding for finding in findings if finding.is_problem]
+    for finding in problems:
+        click.echo(f"problem: {finding.kind}: {_line(finding, finding.message)}")
+    for kind, remedy in dict.fromkeys((finding.kind, finding.remedy) for finding in problems):
+        click.echo(f"to do: {kind}: {remedy}")
+    click.echo(
+        f"{counted(copied.models, 'model')}: {counted(copied.versions, 'version')} copied "
+        f"({size_text(copied.data_bytes)}), {copied.unchanged} unchanged, {copied.removed} removed: "
+        f"{counted(len(problems), 'problem')}"
+    )
+    return 1 if problems else 0
 
 
 @contextlib.contextmanager

@@ -67,11 +67,11 @@ def opened_snapshot(
         if not copy_database(path, copy, is_in_use):
             yield None
             return
-        with _translated():
-            connection = stack.enter_context(contextlib.closing(_opened(copy)))
+        with translated():
+            connection = stack.enter_context(contextlib.closing(opened_copy(copy)))
             schema = connections.schema_of(connection)
             if not is_salvage:
-                _check_integrity(connection)
+                check_integrity(connection)
         yield connection if schema else None
 
 
@@ -87,7 +87,7 @@ def copy_database(path: str, target: str, is_in_use: Callable[[], bool]) -> bool
         UnusableCatalogError: It is not readable.
     """
     for _ in range(_ATTEMPTS):
-        with _translated():
+        with translated():
             if not _is_there(path):
                 return False
             if is_in_use():
@@ -144,7 +144,13 @@ def _statuses(path: str) -> dict[str, tuple[int, int, int]]:
     return found
 
 
-def _opened(copy: str) -> sqlite3.Connection:
+def opened_copy(copy: str) -> sqlite3.Connection:
+    """Return a connection to a copy, with the schema of this release.
+
+    Raises:
+        UnusableCatalogError: It is one of another program, or of a newer release.
+        sqlite3.Error: It is not readable.
+    """
     connection = connections.connect(copy, "rw")
     try:
         schema = connections.schema_of(connection)
@@ -161,7 +167,12 @@ def _opened(copy: str) -> sqlite3.Connection:
     return connection
 
 
-def _check_integrity(connection: sqlite3.Connection) -> None:
+def check_integrity(connection: sqlite3.Connection) -> None:
+    """Refuse a database in which something is damaged.
+
+    Raises:
+        UnusableCatalogError: Something is.
+    """
     problems = [row[0] for row in connection.execute("PRAGMA integrity_check(1)") if row[0] != "ok"]
     problems += [
         f"a row of {table} belongs to no row of {parent}"
@@ -172,7 +183,8 @@ def _check_integrity(connection: sqlite3.Connection) -> None:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def translated() -> Iterator[None]:
+    """Return a context manager that turns errors of SQLite and of the system into `UnusableCatalogError`."""
     try:
         yield
     except sqlite3.Error as error:

@@ -141,8 +141,8 @@ class _Verification:
         """Check an entry of the archive directory."""
         if entry.name == layout.LOCK_NAME:
             self._check_lock()
-        elif entry.name == layout.FORMAT_NAME:
-            pass  # it was checked before anything else
+        elif entry.name in (layout.FORMAT_NAME, layout.BACKUP_NAME):
+            pass  # the format was checked before anything else
         elif entry.name in layout.CATALOG_NAMES:
             pass  # it is compared with the files: see `storage.tools.catalog_check`
         elif layout.is_temporary(entry.name) and entry.is_directory:

@@ -8,7 +8,6 @@ A database that a server uses runs ahead of the files or behind them for a momen
 """
 
 import contextlib
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -19,11 +18,10 @@ from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.catalog import tables
 from cogment_model_registry.storage.catalog.snapshot import Flaw, UnusableCatalogError, opened_snapshot
 from cogment_model_registry.storage.filesystem import layout, model_files, verification
-from cogment_model_registry.storage.filesystem.claim import find_holder
-from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.findings import Finding, Kind
 from cogment_model_registry.storage.filesystem.model_files import Fault
 from cogment_model_registry.storage.filesystem.verification import Report
+from cogment_model_registry.storage.tools.place import ArchivePlace
 
 _COMPARISONS = 4
 _PAUSE_SECONDS = 0.5
@@ -41,41 +39,34 @@ Versions = dict[str, set[int]]
 """Numbers of versions by model."""
 
 
-def verify(files: Files, root: int, path: str, *, is_claimed: bool = False, advance: Callable[[int], None]) -> Report:
+def verify(place: ArchivePlace, *, is_claimed: bool = False, advance: Callable[[int], None]) -> Report:
     """Verify an archive, its database included; nothing is written.
 
     Args:
-        files: The file operations.
-        root: Descriptor of the archive directory.
-        path: Its path.
+        place: The archive.
         is_claimed: Whether this process owns the archive, so that nothing in it changes.
         advance: Called with the bytes of versions that were read.
 
     Raises:
         OSError: The directory cannot be listed, or the process is short of a resource.
     """
-    check = _CatalogCheck(files, root, path, is_claimed=is_claimed)
+    check = _CatalogCheck(place, is_claimed=is_claimed)
     with check.opened():
-        report = verification.verify(files, root, is_claimed=is_claimed, advance=advance, on_version=check.see)
+        report = verification.verify(
+            place.files, place.root, is_claimed=is_claimed, advance=advance, on_version=check.see
+        )
         report.findings += check.findings()
     report.findings.sort(key=lambda finding: finding.position)
     return report
 
 
-def is_in_use(files: Files, root: int) -> bool:
-    """Return whether a server uses an archive."""
-    with contextlib.suppress(OSError):  # a lock that is no file becomes a finding of its own
-        return find_holder(files, root) is not None
-    return False
-
-
 class _CatalogCheck:
     """One comparison of a database with the files."""
 
-    def __init__(self, files: Files, root: int, path: str, *, is_claimed: bool) -> None:
-        self._files = files
-        self._root = root
-        self._path = os.path.join(path, layout.CATALOG_NAME)
+    def __init__(self, place: ArchivePlace, *, is_claimed: bool) -> None:
+        self._place = place
+        self._files = place.files
+        self._root = place.root
         self._is_claimed = is_claimed
         self._copy: Connection | None = None
         self._flaw: Finding | None = None
@@ -88,14 +79,14 @@ class _CatalogCheck:
         """Return a context manager for the verification of the files."""
         with contextlib.ExitStack() as stack:
             try:
-                self._copy = stack.enter_context(opened_snapshot(self._path, self._is_in_use))
+                self._copy = stack.enter_context(opened_snapshot(self._place.database, self._is_in_use))
                 self._recorded = tables.numbers(self._copy) if self._copy is not None else {}
             except UnusableCatalogError as error:
-                self._flaw = _flaw(error)
+                self._flaw = finding_of(error)
             yield
 
     def _is_in_use(self) -> bool:
-        return not self._is_claimed and is_in_use(self._files, self._root)
+        return not self._is_claimed and self._place.is_in_use()
 
     def see(self, info: VersionInfo) -> None:
         """Compare a version, whose metadata is sound, with its record."""
@@ -121,10 +112,10 @@ class _CatalogCheck:
                     break
                 time.sleep(_PAUSE_SECONDS)
                 self._suspicious = {(each.model_id, each.number) for each in found if each.number}
-                with opened_snapshot(self._path, self._is_in_use) as copy:
+                with opened_snapshot(self._place.database, self._is_in_use) as copy:
                     found = self._compare(copy) if copy is not None else []
         except UnusableCatalogError as error:
-            return [_flaw(error)]
+            return [finding_of(error)]
         return found
 
     def _log_without_database(self) -> Iterator[Finding]:
@@ -197,7 +188,8 @@ def _without_files(copy: Connection, model_id: str, number: int) -> Iterator[Fin
         yield Finding(Kind.CATALOG_VERSION_GONE, layout.CATALOG_NAME, message, model_id, number)
 
 
-def _flaw(error: UnusableCatalogError) -> Finding:
+def finding_of(error: UnusableCatalogError) -> Finding:
+    """Return the finding that the database is not readable."""
     return Finding(_KINDS[error.flaw], layout.CATALOG_NAME, error.message)
 
 

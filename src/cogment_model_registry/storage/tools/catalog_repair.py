@@ -19,10 +19,10 @@ from cogment_model_registry.storage.catalog.connections import open_for_writing
 from cogment_model_registry.storage.catalog.notes import ModelNotes, VersionNotes, put_notes, read_notes
 from cogment_model_registry.storage.catalog.snapshot import UnusableCatalogError, opened_snapshot
 from cogment_model_registry.storage.filesystem import layout, model_files
-from cogment_model_registry.storage.filesystem.claim import OwnedFiles
 from cogment_model_registry.storage.filesystem.findings import Finding, Kind
 from cogment_model_registry.storage.filesystem.model_files import Fault
 from cogment_model_registry.storage.filesystem.repair import Outcome
+from cogment_model_registry.storage.tools.place import ArchivePlace
 
 _OUT_OF_LINE = {
     Kind.CATALOG_VERSION_DIFFERS,
@@ -39,19 +39,17 @@ _UNUSABLE = {
 _FILES = ("", "-journal", "-wal")
 
 
-def repair(files: OwnedFiles, root: int, path: str, findings: Sequence[Finding]) -> Iterator[Outcome]:
+def repair(place: ArchivePlace, findings: Sequence[Finding]) -> Iterator[Outcome]:
     """Repair the database of an archive, and yield the result for each finding that was tried.
 
     Args:
-        files: The file operations.
-        root: Descriptor of the archive directory, which this process owns since before the verification.
-        path: Its path.
+        place: The archive, which this process owns since before the verification.
         findings: The findings of the verification, of which some are about the database.
 
     Raises:
         OSError: A directory cannot be read any more.
     """
-    repair = _CatalogRepair(files, root, path)
+    repair = _CatalogRepair(place)
     out_of_line = [finding for finding in findings if finding.kind in _OUT_OF_LINE]
     if out_of_line:
         problem = _problem(partial(repair.bring_in_line, out_of_line))
@@ -91,17 +89,17 @@ class _CatalogRepair:
         summary: What became of the database, once it was built again.
     """
 
-    def __init__(self, files: OwnedFiles, root: int, path: str) -> None:
-        self._files = files
-        self._root = root
-        self._path = path
+    def __init__(self, place: ArchivePlace) -> None:
+        self._database = place.database
+        self._files = place.files
+        self._root = place.root
         self._lost: list[str] = []
         self.summary = ""
 
     def bring_in_line(self, findings: Sequence[Finding]) -> None:
         """Let the database have the versions of the files, in one transaction."""
         gone = [each for each in findings if each.kind in (Kind.ALIAS_WITHOUT_VERSION, Kind.CATALOG_VERSION_GONE)]
-        with contextlib.closing(self._open(os.path.join(self._path, layout.CATALOG_NAME))) as connection:
+        with contextlib.closing(self._open(self._database)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             for finding in gone:
                 tables.remove_versions(connection, finding.model_id, [finding.number])
@@ -115,14 +113,14 @@ class _CatalogRepair:
         temporary = layout.temporary_name()  # a directory, so that the next start removes what a crash leaves
         self._files.make_directory(self._root, temporary)
         try:
-            with contextlib.closing(self._open(os.path.join(self._path, temporary, layout.CATALOG_NAME))) as new:
+            with contextlib.closing(
+                self._open(os.path.join(os.path.dirname(self._database), temporary, layout.CATALOG_NAME))
+            ) as new:
                 new.execute("BEGIN IMMEDIATE")
                 kept = self._fill(new, notes)
                 new.execute("COMMIT")
             aside = self._move_aside()
-            os.rename(
-                os.path.join(self._path, temporary, layout.CATALOG_NAME), os.path.join(self._path, layout.CATALOG_NAME)
-            )
+            os.rename(os.path.join(os.path.dirname(self._database), temporary, layout.CATALOG_NAME), self._database)
             self._files.give(self._root, layout.CATALOG_NAME)
             self._files.sync_directory(self._root)
         finally:
@@ -137,7 +135,7 @@ class _CatalogRepair:
         """Return what can be read of the old database."""
         damaged: set[str] = set()
         try:
-            with opened_snapshot(os.path.join(self._path, layout.CATALOG_NAME), lambda: False, is_salvage=True) as old:
+            with opened_snapshot(self._database, lambda: False, is_salvage=True) as old:
                 notes = read_notes(old, on_loss=damaged.add) if old is not None else {}
         except UnusableCatalogError as error:
             self._lost.append(f"all aliases, tags and metrics, because {error.message}")

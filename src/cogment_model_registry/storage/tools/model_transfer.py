@@ -7,7 +7,6 @@ there is no such model; so the model is imported with all of it or not at all.
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import BinaryIO
 
 from cogment_model_registry.errors import DataLossError, InvalidError, PreconditionError, counted, quoted
@@ -16,30 +15,10 @@ from cogment_model_registry.storage.catalog.connections import open_for_writing
 from cogment_model_registry.storage.catalog.notes import ModelNotes, from_fields, put_notes, read_notes, to_fields
 from cogment_model_registry.storage.catalog.snapshot import Flaw, UnusableCatalogError, opened_snapshot
 from cogment_model_registry.storage.filesystem import export_format, layout, model_export, model_files, model_import
-from cogment_model_registry.storage.filesystem.claim import Holder, OwnedFiles
+from cogment_model_registry.storage.filesystem.claim import Holder
 from cogment_model_registry.storage.filesystem.model_export import Exported, Identity
 from cogment_model_registry.storage.filesystem.model_import import Imported
-from cogment_model_registry.storage.tools.catalog_check import is_in_use
-
-
-@dataclass(frozen=True, slots=True)
-class ArchivePlace:
-    """An open archive directory.
-
-    Attributes:
-        files: The file operations.
-        root: Descriptor of the directory.
-        path: Its path.
-    """
-
-    files: OwnedFiles
-    root: int
-    path: str
-
-    @property
-    def database(self) -> str:
-        """The path of its database."""
-        return os.path.join(self.path, layout.CATALOG_NAME)
+from cogment_model_registry.storage.tools.place import ArchivePlace
 
 
 def export_model(
@@ -92,7 +71,7 @@ def export_model(
 def _notes(place: ArchivePlace, model_id: str, warn: Callable[[str], object] | None) -> ModelNotes:
     """Return what the database has on a model; a damaged one has nothing when `warn` is given."""
     try:
-        with opened_snapshot(place.database, lambda: is_in_use(place.files, place.root)) as copy:
+        with opened_snapshot(place.database, place.is_in_use) as copy:
             return read_notes(copy, model_id).get(model_id, ModelNotes()) if copy is not None else ModelNotes()
     except UnusableCatalogError as error:
         message = f"the aliases, tags and metrics of model {quoted(model_id)} cannot be read: {error.message}"
