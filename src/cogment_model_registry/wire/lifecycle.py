@@ -13,13 +13,16 @@ from cogment_model_registry.records.lifecycle import (
     Annotations,
     Version,
 )
+from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
-from cogment_model_registry.wire.frames import split_read_chunk
+from cogment_model_registry.wire.frames import split_read_chunk, split_upload_data
 
 SERVICE_NAME = lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycle"].full_name
 
+UploadVersionRequest = lifecycle_pb2.UploadVersionRequest
+UploadVersionReply = lifecycle_pb2.UploadVersionReply
 ReadVersionRequest = lifecycle_pb2.ReadVersionRequest
 ReadVersionReply = lifecycle_pb2.ReadVersionReply
 ListVersionsRequest = lifecycle_pb2.ListVersionsRequest
@@ -137,6 +140,50 @@ def update_request(model_id: str, key: int | str, change: AnnotationChange) -> l
         remove_metrics=change.remove_metrics,
         expected_revision=change.expected_revision,
     )
+
+
+# Uploads.
+
+
+def decode_upload(data: bytes) -> UploadHeader | memoryview:
+    """Return the content of an `UploadVersionRequest`: the header of an upload, or a view of some of its bytes.
+
+    Raises:
+        InvalidError: It has neither, or a header without `version_info`.
+    """
+    view = split_upload_data(data)
+    if view is not None:
+        return view
+    request = convert.decode(UploadVersionRequest, data)
+    kind = request.WhichOneof("data")
+    if kind == "data_chunk":
+        return memoryview(request.data_chunk)
+    if kind is None:
+        raise InvalidError("a message of UploadVersion must have a header or a data_chunk; this one has neither")
+    header = request.header
+    if not header.HasField("version_info"):
+        raise InvalidError("the header of UploadVersion must have a version_info")
+    return UploadHeader(
+        version=convert.header_from_message(header.version_info),
+        tags=dict(header.tags),
+        metrics=dict(header.metrics),
+        aliases=tuple(header.aliases),
+        request_id=header.request_id,
+        create_model=header.create_model,
+    )
+
+
+def encode_upload_header(header: UploadHeader) -> bytes:
+    """Return the first message of an upload."""
+    message = UploadVersionRequest.Header(
+        version_info=convert.header_message(header.version),
+        tags=header.tags,
+        metrics=header.metrics,
+        aliases=header.aliases,
+        request_id=header.request_id,
+        create_model=header.create_model,
+    )
+    return UploadVersionRequest(header=message).SerializeToString()
 
 
 # Aliases.
