@@ -98,7 +98,7 @@ def check_request_id(request_id: str, model_id: str) -> None:
     """
     if len(request_id) > REQUEST_ID_MAX_CHARACTERS:
         problem = f"has {len(request_id)} characters; at most {REQUEST_ID_MAX_CHARACTERS} are allowed"
-    elif not all("!" <= character <= "~" for character in request_id):
+    elif not (request_id.isascii() and request_id.isprintable() and " " not in request_id):
         problem = "must have printable characters of ASCII only, and no spaces"
     else:
         return

@@ -272,6 +272,10 @@ class Registry:
             TooLargeError: The version cannot fit.
         """
         self.check_header(header)
+        return await self.open_version_upload(header)
+
+    async def open_version_upload(self, header: VersionHeader) -> VersionUpload:
+        """Return the upload of a new version whose header was checked; see `create_version`."""
         ref = await self._catalog.find(header.model_id)
         store: VersionStore = self._archive if header.archived else self._transient
         upload = await self.open_upload(store, header.model_id, header.data_size_bytes)

@@ -49,14 +49,16 @@ class RepeatableUpload:
     Attributes:
         next_offset: From where the bytes are wanted.
         is_complete: Whether none are wanted, since the version exists, or its bytes do.
+        is_whole: Whether the client sends all bytes without being asked.
         has_moved_aliases: Whether it has set its aliases: not if it was finished before.
     """
 
-    def __init__(self, uploads: "RepeatableUploads", header: UploadHeader) -> None:
+    def __init__(self, uploads: "RepeatableUploads", header: UploadHeader, *, is_whole: bool) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("no task is running that could be ended")
         self.header = header
+        self.is_whole = is_whole or not header.version.data_hash
         self.next_offset = 0
         self.is_complete = False
         self.has_moved_aliases = False
@@ -81,9 +83,10 @@ class RepeatableUpload:
     async def _open(self) -> None:
         header, uploads = self.header, self._uploads
         self._version = await uploads.find_finished(header)
-        self._upload = None if self._version else uploads.take_interrupted(header)
+        self._upload = None if self._version else await uploads.take_interrupted(header, is_whole=self.is_whole)
         if self._version is None and self._upload is None:
-            self._upload = await uploads.copy_of(header)
+            await uploads.prepare_model(header)
+            self._upload = None if self.is_whole else await uploads.copy_of(header.version)
             self.is_complete = self._upload is not None
             self._upload = self._upload or await uploads.open(header.version)
         self.is_complete = self.is_complete or self._version is not None
@@ -132,8 +135,8 @@ class RepeatableUpload:
 
     @property
     def _can_wait(self) -> bool:
-        """Whether it can be resumed: without a hash, nobody knows whether the rest belongs to what was received."""
-        return bool(self.header.request_id and self.header.version.data_hash) and not self.is_complete
+        """Whether it can be resumed. Without a hash, nobody knows whether the rest belongs to what was received."""
+        return bool(self.header.request_id) and not self.is_whole and not self.is_complete
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -199,8 +202,12 @@ class RepeatableUploads:
         self.parking = registry.parking
         self.under_way = registry.under_way
 
-    def begin(self, header: UploadHeader) -> RepeatableUpload:
+    def begin(self, header: UploadHeader, *, is_whole: bool = False) -> RepeatableUpload:
         """Return an upload, to be entered, which raises all errors but the first.
+
+        Args:
+            header: The declaration of the version.
+            is_whole: Whether the client sends all bytes without being asked.
 
         Raises:
             InvalidError: The header breaks a rule.
@@ -209,20 +216,23 @@ class RepeatableUploads:
             PreconditionError: The registry is read-only.
             TooLargeError: The version cannot fit.
         """
-        return RepeatableUpload(self, self._checked(header))
+        return RepeatableUpload(self, self._checked(header), is_whole=is_whole)
 
     def _checked(self, header: UploadHeader) -> UploadHeader:
         """Return a header that obeys the rules; an alias points to an archived version."""
         version, limits = header.version, self._registry.limits
         self._registry.check_header(version)
         check_request_id(header.request_id, version.model_id)
-        check_metrics(header.metrics, version.model_id)
-        check_entries(header.tags, header.metrics, limits.user_data_max_bytes, version.model_id)
+        if header.tags or header.metrics:
+            check_metrics(header.metrics, version.model_id)
+            check_entries(header.tags, header.metrics, limits.user_data_max_bytes, version.model_id)
         self._registry.check_count("aliases", len(header.aliases))
         for alias in header.aliases:
             check_alias(alias, version.model_id, limits.model_id_max_bytes)
+        if not header.aliases:
+            return header
         aliases = tuple(sorted(set(header.aliases)))
-        return replace(header, version=replace(version, archived=version.archived or bool(aliases)), aliases=aliases)
+        return replace(header, version=replace(version, archived=True), aliases=aliases)
 
     # Called by uploads.
 
@@ -262,8 +272,8 @@ class RepeatableUploads:
         message = f"{what} that this upload made of model {quoted(finished.model_id)} was evicted or deleted since"
         raise NotFoundError(message, model_id=finished.model_id, version_number=finished.number or None)
 
-    def take_interrupted(self, header: UploadHeader) -> VersionUpload | None:
-        """Return this upload as it was interrupted before.
+    async def take_interrupted(self, header: UploadHeader, *, is_whole: bool) -> VersionUpload | None:
+        """Return this upload as it was interrupted before; drop it if it begins from the start.
 
         Raises:
             ExistsError: The id is that of another upload.
@@ -272,24 +282,34 @@ class RepeatableUploads:
         if waiting is None:
             return None
         _require_same(header, waiting.digest())
-        return self.parking.take(header.request_id)
+        upload = self.parking.take(header.request_id)
+        if upload is None or not is_whole:
+            return upload
+        await upload.aclose()
+        return None
 
     async def open(self, header: VersionHeader) -> VersionUpload:
         """Return an upload that takes all bytes."""
-        return await self._registry.create_version(header)
+        return await self._registry.open_version_upload(header)
 
-    async def copy_of(self, header: UploadHeader) -> VersionUpload | None:
-        """Return an upload that has the bytes of a version with the same hash, if there is one; create the model.
+    async def prepare_model(self, header: UploadHeader) -> None:
+        """Create the model if that is asked for, and refuse what it cannot have.
 
         Raises:
+            NotFoundError: It does not exist.
+            TooLargeError: It would get too many aliases, or no space is left for it.
+        """
+        if header.create_model:
+            await self._registry.find_or_create_model(header.model_id)
+        await self._registry.check_alias_count(header.model_id, header.aliases)
+
+    async def copy_of(self, version: VersionHeader) -> VersionUpload | None:
+        """Return an upload that has the bytes of a version with the same hash, if there is one.
+
+        Raises:
+            NotFoundError: The model does not exist.
             TooLargeError: The version cannot fit.
         """
-        version = header.version
-        if header.create_model:
-            await self._registry.find_or_create_model(version.model_id)
-        await self._registry.check_alias_count(version.model_id, header.aliases)
-        if not version.data_hash:
-            return None
         try:
             found = await self._catalog.find_copies(version.model_id, version.data_hash, version.data_size_bytes)
         except UnavailableError:

@@ -67,7 +67,8 @@ class ModelLifecycleService:
             **self._models.answers(),
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
-        methods["UploadVersion"] = self._handlers.streamed("UploadVersion", self._upload_version)
+        # With one reply at its end and those before written by itself, the last one goes with the status.
+        methods["UploadVersion"] = self._handlers.streamed_request("UploadVersion", self._upload_version)
         methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
         return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
 
@@ -82,30 +83,33 @@ class ModelLifecycleService:
                 await sender.send(first.SerializeToString())
                 await sender.send_version(reader, build_read_chunk, request.offset, request.limit or None)
 
-    async def _upload_version(self, call: Call) -> None:
+    async def _upload_version(self, call: Call) -> bytes:
         with self._transfers.receiving(call, lifecycle.decode_upload) as receiver:
             try:
-                await self._receive_version(receiver, call)
+                version = await self._receive_version(receiver, call)
             except TimedOutError:
                 raise  # nothing has to be discarded
             except ModelRegistryError:
                 await receiver.discard()
                 raise
+        call.about(number=version.number)
+        return lifecycle.encode_uploaded(version)
 
-    async def _receive_version(self, receiver: Receiver[UploadHeader], call: Call) -> None:
+    async def _receive_version(self, receiver: Receiver[UploadHeader], call: Call) -> Version:
         """Create a version from the bytes that are received, or find the one that the upload made before."""
-        async with self._uploads.begin(await receiver.header()) as upload:
-            await call.write(lifecycle.UploadVersionReply(next_offset=upload.next_offset).SerializeToString())
+        [(key, value)] = lifecycle.WHOLE_UPLOAD
+        is_whole = call.metadata(key) == value
+        async with self._uploads.begin(await receiver.header(), is_whole=is_whole) as upload:
+            if not is_whole:
+                await call.write(lifecycle.encode_next_offset(upload.next_offset))
             if not upload.is_complete:
                 await receiver.pass_on(upload.write)
             version = await upload.commit()
-        call.about(number=version.number)
         if upload.has_moved_aliases:
             self._log_aliases(version.info.model_id, upload.header.aliases, version.number, call)
-        reply = lifecycle.UploadVersionReply(version=lifecycle.version_message(version))
-        await call.write(reply.SerializeToString())
-        if upload.is_complete and not upload.header.version.data_hash:
-            await receiver.discard()  # without a hash, the client sent the bytes without being asked
+        if upload.is_complete and upload.is_whole:
+            await receiver.discard()  # the client sent the bytes without being asked
+        return version
 
     async def _list_versions(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.ListVersionsRequest, data)
