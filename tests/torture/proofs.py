@@ -9,6 +9,7 @@ from tests.torture import (
     http2_abuse,
     isolation,
     kills,
+    lost_replies,
     memory,
     numbers,
     power_cut,
@@ -20,6 +21,7 @@ from tests.torture.proof import Proof
 
 PROOFS: list[Proof] = [
     kills.PROOF,
+    lost_replies.PROOF,
     power_cut.PROOF,
     file_system_shutdown.PROOF,
     failing_io.PROOF,
