@@ -78,6 +78,37 @@ async def test_concurrent_changes_share_transactions(database: Database) -> None
     assert commits < 20
 
 
+async def test_reads_do_not_wait_until_changes_stop_coming(database: Database) -> None:
+    is_read = False
+    made = 0
+
+    async def go_on_changing() -> None:
+        nonlocal made
+        while not is_read and made < 10_000:
+            made += 1
+            await database.change(partial(insert, number=made))
+
+    changing = [asyncio.create_task(go_on_changing()) for _ in range(4)]
+    await asyncio.sleep(0)  # so that there is a change in progress at each moment from now on
+    assert await database.read(numbers)
+    is_read = True
+    await asyncio.gather(*changing)
+    assert made < 10_000
+
+
+async def test_all_that_a_read_sees_is_of_one_moment(database: Database) -> None:
+    await database.change(partial(insert, number=1))
+    loop = asyncio.get_running_loop()
+
+    def look_twice(connection: sqlite3.Connection) -> tuple[list[int], list[int]]:
+        first = numbers(connection)
+        asyncio.run_coroutine_threadsafe(database.change(partial(insert, number=2)), loop).result()
+        return first, numbers(connection)
+
+    assert await database.read(look_twice) == ([1], [1])
+    assert await database.read(numbers) == [1, 2]
+
+
 async def test_a_caller_that_gives_up_leaves_the_change_whole(database: Database) -> None:
     changing = asyncio.ensure_future(database.change(lambda connection: insert(connection, 1)))
     await asyncio.sleep(0)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, quoted
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id, user_data_bytes
 
 FIRST_REVISION = 1
 """The revision of a version of which nothing was changed yet. 0 means any revision, or none, in requests."""
@@ -122,6 +122,7 @@ class AnnotationChange:
         set_metrics: Metrics to add or replace.
         remove_metrics: Metrics to remove; those that do not exist are ignored.
         expected_revision: The revision that the version must have now; 0 for any.
+        max_bytes: The bytes that all tags and metrics may have afterwards; see `annotation_bytes`.
     """
 
     set_tags: Mapping[str, str] = field(default_factory=dict)
@@ -129,12 +130,31 @@ class AnnotationChange:
     set_metrics: Mapping[str, float] = field(default_factory=dict)
     remove_metrics: Sequence[str] = ()
     expected_revision: int = 0
+    max_bytes: int | None = None
 
-    def apply_to(self, annotations: Annotations, revision: int) -> Annotations:
-        """Return the annotations after the change."""
-        tags = {name: text for name, text in annotations.tags.items() if name not in self.remove_tags}
-        metrics = {name: value for name, value in annotations.metrics.items() if name not in self.remove_metrics}
-        return Annotations({**tags, **self.set_tags}, {**metrics, **self.set_metrics}, revision)
+    def apply_to(self, info: VersionInfo, annotations: Annotations, revision: int) -> Annotations:
+        """Return the annotations of a version after the change.
+
+        Raises:
+            InvalidError: They are too large, and larger than before.
+        """
+        removed_tags, removed_metrics = {*self.remove_tags}, {*self.remove_metrics}
+        tags = {name: text for name, text in annotations.tags.items() if name not in removed_tags}
+        metrics = {name: value for name, value in annotations.metrics.items() if name not in removed_metrics}
+        after = Annotations({**tags, **self.set_tags}, {**metrics, **self.set_metrics}, revision)
+        size_bytes = annotation_bytes(after)
+        if self.max_bytes is not None and size_bytes > max(self.max_bytes, annotation_bytes(annotations)):
+            message = (
+                f"tags and metrics of version {info.number} of model {quoted(info.model_id)} would have {size_bytes} "
+                f"bytes; at most {self.max_bytes} are allowed: remove some"
+            )
+            raise InvalidError(message, model_id=info.model_id, version_number=info.number)
+        return after
+
+
+def annotation_bytes(annotations: Annotations) -> int:
+    """Return the bytes of UTF-8 of all tags and of the names of all metrics, with 8 for the value of each metric."""
+    return user_data_bytes(annotations.tags) + sum(len(name.encode()) + 8 for name in annotations.metrics)
 
 
 def check_revision(info: VersionInfo, annotations: Annotations, change: AnnotationChange) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.versions import CREATED_MAX_NS
 
 Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
 Value: TypeAlias = str | int | float | bool
@@ -164,6 +165,14 @@ def value_of(field: Field, version: Version) -> Value | None:
             return info.data_hash
         case _:
             return _map(field.name, version).get(field.key)
+
+
+def may_have(field: Field, value: Value | None) -> bool:
+    """Return whether a version may have a value in a field."""
+    if field.name in MAPS:
+        return value is None or type(value) is MAPS[field.name]
+    largest = CREATED_MAX_NS if field.name == "creation_timestamp" else 2**63 - 1
+    return type(value) is KINDS[field.name] and (not isinstance(value, int) or 0 <= value <= largest)
 
 
 def _map(name: str, version: Version) -> Mapping[str, Value]:

@@ -8,8 +8,8 @@ commit:
 A version keeps its number, its hash and its time, and is visible at every moment.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from time import time_ns
 from typing import TypeAlias
@@ -22,9 +22,10 @@ from cogment_model_registry.records.lifecycle import (
     ModelSummary,
     Version,
     check_alias,
+    check_alias_revision,
     check_metrics,
 )
-from cogment_model_registry.records.versions import VersionInfo, check_user_data
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
 from cogment_model_registry.registry.filters import Filter, Order, Position
 from cogment_model_registry.registry.registry import Registry
@@ -61,13 +62,17 @@ class Lifecycle:
             InvalidError: The id or the alias breaks a rule.
             NotFoundError: The model, the version or the alias does not exist.
         """
-        [version] = await self.get_versions(model_id, [key])
+        [version] = await self.get_versions([(model_id, key)])
         return version
 
-    async def get_versions(self, model_id: str, keys: Sequence[VersionKey]) -> list[Version]:
-        """Return versions in the order given; see `get_version`."""
-        numbers = [await self._number_of(model_id, key) for key in keys]
-        return await self._catalog.describe(await self._registry.get_versions(model_id, numbers))
+    async def get_versions(self, refs: Sequence[tuple[str, VersionKey]]) -> list[Version]:
+        """Return versions of any models in the order given, as they are at one moment; see `get_version`."""
+        infos = [await self._find(model_id, key) for model_id, key in refs]
+        return await self._catalog.describe(infos)
+
+    async def _find(self, model_id: str, key: VersionKey) -> VersionInfo:
+        [info] = await self._registry.get_versions(model_id, [await self._number_of(model_id, key)])
+        return info
 
     async def list_models_after(self, model_id: str, limit: int) -> list[ModelSummary]:
         """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
@@ -106,14 +111,10 @@ class Lifecycle:
         """
         self._require_writable(model_id)
         check_metrics(change.set_metrics, model_id)
-        self._check_entries(model_id, change.set_tags, change.set_metrics)
+        bounded = replace(change, max_bytes=self._registry.limits.user_data_max_bytes)
         ref = await self._catalog.find(model_id)
         number = (await self.get_version(model_id, key)).info.number
-        return await run_to_end(self._catalog.change_annotations(ref, number, change))
-
-    def _check_entries(self, model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-        entries = {**tags, **dict.fromkeys(metrics, "12345678")}
-        check_user_data(entries, self._registry.limits.user_data_max_bytes, model_id, name="tags and metrics")
+        return await run_to_end(self._catalog.change_annotations(ref, number, bounded))
 
     async def promote_version(self, model_id: str, key: VersionKey, aliases: Sequence[str] = ()) -> Version:
         """Make a transient version archived, durably on return; does nothing with an archived one.
@@ -161,11 +162,12 @@ class Lifecycle:
                         await promotion.annotate(promoted)
                         await upload.commit(promoted)
                         promotion.show(promoted)
+                    # Before anything else is awaited, so that a call that is cancelled leaves no bytes in memory.
+                    await self._transient.remove_version(info)
+                    self._transient.note_newest(info.model_id, info.number)
                     return promoted
 
-                promoted = await run_to_end(commit())
-        await self._transient.remove_version(info)
-        return promoted
+                return await run_to_end(commit())
 
     async def delete_version(self, model_id: str, key: VersionKey, *, force: bool = False) -> None:
         """Delete a version of either tier, durably. Its number is never given again; readers under way go on.
@@ -192,6 +194,9 @@ class Lifecycle:
                     message = f"version {number} of model {quoted(model_id)} has the alias {names}: remove it first"
                     raise PreconditionError(message, model_id=model_id, version_number=number)
                 await (self._archive if info.archived else self._transient).remove_version(info)
+            with suppress(NotFoundError):  # it may have no version left
+                [newest] = await self._catalog.get_versions(model_id, [-1])
+                self._transient.note_removed(model_id, number, newest.number)
 
         await run_to_end(delete())
 
@@ -222,14 +227,20 @@ class Lifecycle:
         self._require_writable(model_id)
         self._check_aliases(model_id, [change.name for change in changes])
         ref = await self._catalog.find(model_id)
-        resolved = []
-        for change in changes:
-            if change.version_number is None:
-                resolved.append(change)
-                continue
-            [info] = await self._registry.get_versions(model_id, [change.version_number])
-            resolved.append(replace(change, version_number=(await self._promote(ref, info)).number))
-        return await self._set_aliases(ref, resolved)
+        numbers = [change.version_number for change in changes if change.version_number is not None]
+        targets = iter(await self._catalog.get_versions(model_id, numbers))
+        resolved = [(change, None if change.version_number is None else next(targets)) for change in changes]
+        # What will be refused must not promote anything.
+        now = {alias.name: alias for alias in await self._catalog.get_aliases(model_id)}
+        for change, _ in resolved:
+            check_alias_revision(model_id, now.get(change.name), change)
+        return await self._set_aliases(
+            ref,
+            [
+                replace(change, version_number=(await self._promote(ref, info)).number) if info else change
+                for change, info in resolved
+            ],
+        )
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
         return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))
@@ -240,6 +251,7 @@ class Lifecycle:
 
     def _check_aliases(self, model_id: str, aliases: Sequence[str]) -> None:
         self._registry.check_model_id(model_id)
+        self._registry.check_count("aliases", len(aliases))
         for alias in aliases:
             check_alias(alias, model_id, self._registry.limits.model_id_max_bytes)
 

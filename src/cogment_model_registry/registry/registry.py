@@ -249,7 +249,7 @@ class Registry:
             InvalidError: An id breaks a rule, or the list is too long.
             NotFoundError: One does not exist.
         """
-        self._check_count("model_ids", len(model_ids))
+        self.check_count("model_ids", len(model_ids))
         for model_id in model_ids:
             self.check_model_id(model_id)
         return [await self._catalog.get_model(model_id) for model_id in model_ids]
@@ -293,7 +293,7 @@ class Registry:
             NotFoundError: The model or one of the versions does not exist.
         """
         self.check_model_id(model_id)
-        self._check_count("version_numbers", len(numbers))
+        self.check_count("version_numbers", len(numbers))
         return await self._catalog.get_versions(model_id, numbers)
 
     async def open_version(self, model_id: str, number: int) -> VersionReader:
@@ -306,12 +306,20 @@ class Registry:
         """
         self.check_model_id(model_id)
         ref = await self._catalog.find(model_id)
-        [info] = await self._catalog.get_versions(model_id, [number])
-        try:
-            return VersionReader(self, info, ref, await self._open(info))
-        except DataLossError as error:
-            await self.mark_damaged(ref, error)
-            raise
+        gone: VersionInfo | None = None
+        while True:
+            [info] = await self._catalog.get_versions(model_id, [number])
+            try:
+                return VersionReader(self, info, ref, await self._open(info))
+            except DataLossError as error:
+                await self.mark_damaged(ref, error)
+                raise
+            except NotFoundError:
+                # Perhaps it is being deleted in this moment, and then another version is the n-th from the last.
+                if number > 0 or info == gone:
+                    raise
+                gone = info
+                await self._catalog.settled(model_id)
 
     async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
         """Yield the latest version of the model if it has any, then newer ones; see `Catalog.watch`.
@@ -417,7 +425,12 @@ class Registry:
             message = "this registry is read-only: it takes no versions and no changes of models"
             raise PreconditionError(message, model_id=model_id)
 
-    def _check_count(self, name: str, count: int) -> None:
+    def check_count(self, name: str, count: int) -> None:
+        """Refuse a list with too many entries.
+
+        Raises:
+            InvalidError: It has.
+        """
         if count > self.limits.request_max_items:
             raise InvalidError(
                 f"{name} has {counted(count, 'entry', 'entries')}; at most {self.limits.request_max_items} are allowed"

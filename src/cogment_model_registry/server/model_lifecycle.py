@@ -1,17 +1,21 @@
 """The calls of ModelLifecycle: decode the request, call the rules, encode the reply."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import grpc
 import structlog
 
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.registry.filters import Position, parse_order, position_of
+from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
+from cogment_model_registry.registry.filters import Order, Position, may_have, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, lifecycle
+
+_MessageT = TypeVar("_MessageT", lifecycle.VersionMessage, lifecycle.ModelMessage)
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -52,20 +56,21 @@ class ModelLifecycleService:
         if request.model_id:
             call.about(model_id=request.model_id)
         if request.versions:
-            return self._reply(await self._get_versions(request), "")
+            messages = map(lifecycle.version_message, await self._get_versions(request))
+            return lifecycle.ListVersionsReply(versions=messages).SerializeToString()
         question = (request.model_id, request.filter, request.order_by)
         from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
 
         accepted, order = parse_filter(request.filter), parse_order(request.order_by)
-        after = _position(lifecycle.parse_token(request.page_token, question, 3))
+        after = _position(order, lifecycle.parse_token(request.page_token, question, 3))
         limit = lifecycle.page_size(request.page_size)
         versions = await self._rules.search(request.model_id or None, accepted, order, after, limit)
-        page = self._cut(versions)
+        page = self._cut(map(lifecycle.version_message, versions))
         token = ""
         if len(page) < len(versions) or len(versions) == limit:
-            last = position_of(order, page[-1])
+            last = position_of(order, versions[len(page) - 1])
             token = lifecycle.build_token(question, (last.value, last.model_id, last.number))
-        return self._reply(page, token)
+        return lifecycle.ListVersionsReply(versions=page, next_page_token=token).SerializeToString()
 
     async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> Sequence[Version]:
         if request.filter or request.order_by or request.page_token:
@@ -74,24 +79,18 @@ class ModelLifecycleService:
             raise InvalidError(
                 f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
             )
-        return [
-            await self._rules.get_version(ref.model_id or request.model_id, lifecycle.key_of(ref))
-            for ref in request.versions
-        ]
+        refs = [(ref.model_id or request.model_id, lifecycle.key_of(ref)) for ref in request.versions]
+        return await self._rules.get_versions(refs)
 
-    def _cut(self, versions: Sequence[Version]) -> Sequence[Version]:
-        """Return as many versions as fit a reply, at least one."""
-        size_bytes, count = 0, 0
-        for version in versions:
-            size_bytes += lifecycle.version_message(version).ByteSize()
-            if count and size_bytes > self._settings.reply_max_bytes:
+    def _cut(self, messages: Iterable[_MessageT]) -> list[_MessageT]:
+        """Return as many messages as fit a reply, at least one."""
+        size_bytes, page = 0, list[_MessageT]()
+        for message in messages:
+            size_bytes += message.ByteSize()
+            if page and size_bytes > self._settings.reply_max_bytes:
                 break
-            count += 1
-        return versions[:count]
-
-    def _reply(self, versions: Sequence[Version], token: str) -> bytes:
-        messages = [lifecycle.version_message(version) for version in versions]
-        return lifecycle.ListVersionsReply(versions=messages, next_page_token=token).SerializeToString()
+            page.append(message)
+        return page
 
     async def _update_version(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.UpdateVersionRequest, data)
@@ -132,18 +131,18 @@ class ModelLifecycleService:
 
     async def _list_models(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.ListModelsRequest, data)
-        token = ""
         if request.model_ids:
-            models = await self._rules.get_models(request.model_ids)
-        else:
-            # A model that is created or deleted in the meantime moves no page: the next one begins after an id.
-            after = lifecycle.parse_token(request.page_token, (), 1)
-            limit = lifecycle.page_size(request.page_size)
-            models = await self._rules.list_models_after(str(after[0]) if after else "", limit)
-            if len(models) == limit:
-                token = lifecycle.build_token((), (models[-1].info.model_id,))
-        messages = [lifecycle.model_message(model) for model in models]
-        return lifecycle.ListModelsReply(models=messages, next_page_token=token).SerializeToString()
+            messages = map(lifecycle.model_message, await self._rules.get_models(request.model_ids))
+            return lifecycle.ListModelsReply(models=messages).SerializeToString()
+        # A model that is created or deleted in the meantime moves no page: the next one begins after an id.
+        after = lifecycle.parse_token(request.page_token, (), 1)
+        limit = lifecycle.page_size(request.page_size)
+        models = await self._rules.list_models_after(str(after[0]) if after else "", limit)
+        page = self._cut(map(lifecycle.model_message, models))
+        token = ""
+        if len(page) < len(models) or len(models) == limit:
+            token = lifecycle.build_token((), (models[len(page) - 1].info.model_id,))
+        return lifecycle.ListModelsReply(models=page, next_page_token=token).SerializeToString()
 
 
 def _about(call: Call, ref: lifecycle.VersionRef) -> tuple[str, int | str]:
@@ -157,10 +156,11 @@ def _encode(version: Version) -> bytes:
     return lifecycle.version_message(version).SerializeToString()
 
 
-def _position(parts: list[str | int | float | bool | None] | None) -> Position | None:
+def _position(order: Order, parts: list[str | int | float | bool | None] | None) -> Position | None:
     if parts is None:
         return None
     value, model_id, number = parts
-    if not isinstance(model_id, str) or not isinstance(number, int):
+    is_number = isinstance(number, int) and 0 < number <= VERSION_NUMBER_MAX
+    if not isinstance(model_id, str) or not is_number or not may_have(order.field, value):
         raise InvalidError("page_token is malformed")
-    return Position(value, model_id, number)
+    return Position(value, model_id, int(number or 0))

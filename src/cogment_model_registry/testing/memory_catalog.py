@@ -216,7 +216,7 @@ class MemoryCatalog(Catalog):
             model = await self._require_life(ref)
             version = model.describe(_version(model, number))
             check_revision(version.info, version.annotations, change)
-            model.annotations[number] = change.apply_to(version.annotations, model.next_revision())
+            model.annotations[number] = change.apply_to(version.info, version.annotations, model.next_revision())
             return model.describe(version.info)
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
@@ -261,6 +261,10 @@ class MemoryCatalog(Catalog):
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
         model = await self._require(model_id)
         return [_version(model, number) for number in numbers]
+
+    async def settled(self, model_id: str) -> None:
+        async with self._locks[model_id]:
+            pass
 
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
         versions = (await self._require(model_id)).versions

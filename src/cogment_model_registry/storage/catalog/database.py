@@ -9,6 +9,7 @@ Reads have a connection and a thread of their own. SQLite's write-ahead log lets
 """
 
 import asyncio
+import contextlib
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -118,12 +119,15 @@ class Database:
             self._later = asyncio.get_running_loop().call_later(_LATER_SECONDS, self._commit_now)
 
     async def read(self, operation: Operation[_T]) -> _T:
-        """Run an operation that only reads.
+        """Run an operation that only reads; all that it reads is of one moment.
 
         Raises:
             UnavailableError: The database failed.
         """
-        await self._commit_all()
+        if self._changes or self._committing is not None:
+            # Behind those that wait now, and before those that come later: they may never stop coming.
+            with contextlib.suppress(ModelRegistryError):
+                await self.change(lambda _: None)
         return await run_to_end(self._read(operation))
 
     async def _read(self, operation: Operation[_T]) -> _T:
@@ -267,7 +271,11 @@ def _in_savepoint(connection: sqlite3.Connection, operation: Operation[Any]) -> 
 def _translating(operation: Operation[_T], connection: sqlite3.Connection) -> Callable[[], _T]:
     def call() -> _T:
         try:
-            return operation(connection)
+            connection.execute("BEGIN")
+            try:
+                return operation(connection)
+            finally:
+                connection.execute("ROLLBACK")
         except sqlite3.Error as error:
             raise UnavailableError(f"the catalog failed: {error}") from error
 

@@ -229,13 +229,13 @@ class LocalCatalog(Catalog):
         async with self.lock(ref.model_id):
             model = self._require_life(ref)
             info = await self._require_version(model, number)
-            if info.archived and model.persisted_number < number:
+            if info.archived:
                 # An archive of the original has no mark, and its newest file says which number comes next.
-                await self._numbers.persist(model, number)
+                await self._numbers.persist_used(model, number)
             yield info
+            self._drop(model, number)
             if info.archived:
                 await self._index.remove_version(info)
-            self._drop(model, number)
 
     async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
         archived = [info for info in infos if info.archived]
@@ -260,7 +260,7 @@ class LocalCatalog(Catalog):
             else:
                 before = model.annotations.get(number, Annotations())
                 check_revision(info, before, change)
-                annotations = change.apply_to(before, await self._index.next_revision(ref.model_id))
+                annotations = change.apply_to(info, before, await self._index.next_revision(ref.model_id))
                 if model.has(number):  # not evicted in the meantime
                     model.annotations[number] = annotations
             return Version(info, annotations, self._index.names_of(info))
@@ -282,8 +282,8 @@ class LocalCatalog(Catalog):
             return await self._index.set_aliases(ref.model_id, changes, targets, now_ns)
 
     async def search(self, search: Search) -> list[Version]:
-        if search.model_id is not None:
-            self._require(search.model_id)
+        # A version may be promoted while the index is read: then it is neither there nor transient afterwards.
+        before = self._transient_versions(search.model_id)
         found: list[Version] = []
         after, is_more = search.after, True
         while is_more and len(found) < search.limit:
@@ -293,10 +293,23 @@ class LocalCatalog(Catalog):
             found += [version for version in page if self._is_visible(version.info)]
             if page:
                 after = position_of(search.order, page[-1])
-        models = [self._models[search.model_id]] if search.model_id is not None else self._models.values()
-        transient = [info for model in models for info in model.transient.values()]
-        accepted = [version for version in await self.describe(transient) if matches(search.accepted, version)]
+        known = {_key(version.info) for version in found}
+        others = {**before, **self._transient_versions(search.model_id)}
+        visible = [info for key, each in others.items() if key not in known and (info := self._current(each))]
+        accepted = [version for version in await self.describe(visible) if matches(search.accepted, version)]
         return arranged(search.order, [*found, *accepted], search.after)[: search.limit]
+
+    def _transient_versions(self, model_id: str | None) -> dict[tuple[str, int], VersionInfo]:
+        models = self._models.values() if model_id is None else [self._require(model_id)]
+        return {_key(info): info for model in models for info in model.transient.values()}
+
+    def _current(self, info: VersionInfo) -> VersionInfo | None:
+        """Return what is visible of a version that is or was transient."""
+        model = self._models.get(info.model_id)
+        if model is None or not model.has(info.number):
+            return None
+        found = self._cached(model, info.number)
+        return found if found is not None and replace(found, archived=False) == info else None
 
     def _is_visible(self, info: VersionInfo) -> bool:
         model = self._models.get(info.model_id)
@@ -324,6 +337,10 @@ class LocalCatalog(Catalog):
                 raise NotFoundError.version(model_id, number)
             infos.append(info)
         return infos
+
+    async def settled(self, model_id: str) -> None:
+        async with self.lock(model_id):
+            pass
 
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
         model = self._require(model_id)

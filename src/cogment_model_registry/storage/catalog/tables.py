@@ -144,7 +144,7 @@ def change_annotations(connection: Connection, info: VersionInfo, change: Annota
     """
     before = annotations_of(connection, info.model_id, info.number)
     check_revision(info, before, change)
-    after = change.apply_to(before, next_revision(connection, info.model_id))
+    after = change.apply_to(info, before, next_revision(connection, info.model_id))
     put_annotations(connection, info.model_id, info.number, after)
     return after
 

@@ -109,26 +109,29 @@ class MemoryTransientStore(TransientStore):
         return _MemoryUpload(self, model_id, size_bytes)
 
     async def open_version(self, info: VersionInfo) -> Reader:
-        key = (info.model_id, info.number)
-        blob = self._blobs.get(key)
+        blob = self._find(info)
         if blob is None:
             if self._elsewhere is not None:
                 return await self._elsewhere.open_version(info)
             raise NotFoundError.version(info.model_id, info.number)
-        self._blobs.move_to_end(key)
+        self._blobs.move_to_end((info.model_id, info.number))
         if not blob.readers:
             self._pinned_bytes += blob.size_bytes
         blob.readers += 1
         return _MemoryReader(self, blob)
 
     async def remove_version(self, info: VersionInfo) -> None:
-        key = (info.model_id, info.number)
-        if key in self._blobs:
-            self._take(key)
+        if self._find(info) is not None:
+            self._take((info.model_id, info.number))
+
+    def _find(self, info: VersionInfo) -> _Blob | None:
+        """Return the bytes of a version; None when a later model of the same id has its number now."""
+        blob = self._blobs.get((info.model_id, info.number))
+        return blob if blob is not None and (blob.info is info or blob.info == info) else None
 
     @contextlib.contextmanager
     def holding(self, info: VersionInfo) -> Iterator[None]:
-        blob = self._blobs.get((info.model_id, info.number))
+        blob = self._find(info)
         if blob is None:
             yield
             return
@@ -140,6 +143,10 @@ class MemoryTransientStore(TransientStore):
 
     def note_newest(self, model_id: str, number: int) -> None:
         self._newest[model_id] = max(number, self._newest.get(model_id, 0))
+
+    def note_removed(self, model_id: str, number: int, newest: int) -> None:
+        if self._newest.get(model_id, 0) <= max(number, newest):
+            self._newest[model_id] = newest
 
     async def remove_model(self, model_id: str) -> None:
         for number in self._numbers.pop(model_id, ()):
@@ -236,7 +243,6 @@ class MemoryTransientStore(TransientStore):
             self._newest[model_id] = max(numbers, default=0)
         if not numbers:
             del self._numbers[model_id]
-            del self._newest[model_id]
         self._release(blob)
         return blob
 
