@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry, aio
-from cogment_model_registry.client import blocking
+from cogment_model_registry.client import blocking_client
 from cogment_model_registry.server.composition import Server
 from tests.waiting import eventually
 
@@ -83,7 +83,7 @@ async def counted(registry: Any, **counts: int) -> None:
 @pytest.fixture(params=["blocking", "asyncio"])
 def flavour(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The flavours; the blocking one behaves as on the main thread, as in most programs."""
-    monkeypatch.setattr(blocking, "_is_main_thread", lambda: True)
+    monkeypatch.setattr(blocking_client, "_is_main_thread", lambda: True)
     return str(request.param)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, VersionInfo, errors
 from cogment_model_registry.client.cache import Cache
-from cogment_model_registry.client.core import CACHE_VARIABLE
+from cogment_model_registry.client.opening import CACHE_VARIABLE
 from cogment_model_registry.records.versions import digest_text
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.wire import messages as m

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry import errors
-from cogment_model_registry.client import cache, core, watching
+from cogment_model_registry.client import cache, deadlines, opening, watching
 from tests import processes
 from tests.processes import server_process
 
@@ -51,11 +51,11 @@ def test_every_snippet_on_the_life_of_versions_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("`retry_seconds` (10,", core.RETRY_SECONDS == 10),
+        ("`retry_seconds` (10,", opening.RETRY_SECONDS == 10),
         ("`patience_seconds` (300)", watching.PATIENCE_SECONDS == 300),
         ("`cache_max_bytes` (10 GiB)", cache.DEFAULT_MAX_BYTES == 10 * 2**30),
-        ("The default is 30 seconds;", core.CALL_SECONDS == 30),
-        (f"`{core.CACHE_VARIABLE}`", True),
+        ("The default is 30 seconds;", deadlines.CALL_SECONDS == 30),
+        (f"`{opening.CACHE_VARIABLE}`", True),
     ],
 )
 def test_the_numbers_on_the_page_match_the_code(text: str, value: bool) -> None:

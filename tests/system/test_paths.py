@@ -11,7 +11,7 @@ import pytest
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.cli import cogment
 from cogment_model_registry.cli.running import PathType
-from cogment_model_registry.client.core import CACHE_VARIABLE
+from cogment_model_registry.client.opening import CACHE_VARIABLE
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Settings, all_settings
 from cogment_model_registry.system.paths import expanded
 from tests.in_process import run_in_process

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
 from cogment_model_registry.client.asyncio_backend import AsyncioBackend
-from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
-from cogment_model_registry.client.core import RETRY_SECONDS, Key, Opened, open_core
+from cogment_model_registry.client.lifecycle import Key
+from cogment_model_registry.client.opening import Client
 from cogment_model_registry.client.progress import Progress, Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest
@@ -33,35 +33,13 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class ModelRegistry(Opened):
+class ModelRegistry(Client[AsyncioBackend]):
     """A client for asyncio; arguments and errors are those of `cogment_model_registry.ModelRegistry`."""
 
     _shown_as = "aio.ModelRegistry"
 
-    def __init__(
-        self,
-        endpoint: str | None = None,
-        *,
-        directory_endpoint: str | None = None,
-        directory_authentication_token: str | None = None,
-        timeout: float | None = None,
-        retry_seconds: float = RETRY_SECONDS,
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_max_bytes: int = DEFAULT_MAX_BYTES,
-        progress: Wish = None,
-    ) -> None:
-        self._options = {
-            "endpoint": endpoint,
-            "directory_endpoint": directory_endpoint,
-            "directory_authentication_token": directory_authentication_token,
-            "timeout": timeout,
-            "retry_seconds": retry_seconds,
-            "cache_dir": cache_dir,
-            "cache_max_bytes": cache_max_bytes,
-            "progress": progress,
-        }
-        self._backend = AsyncioBackend()
-        self._core = open_core(self._backend, self._options)
+    def _make_backend(self) -> AsyncioBackend:
+        return AsyncioBackend()
 
     async def __aenter__(self) -> "Self":
         return self
@@ -128,7 +106,7 @@ class ModelRegistry(Opened):
         progress: Wish = None,
     ) -> VersionInfo:
         """Create a transient version: everyone who watches the model is notified, and it may be evicted later."""
-        return await self._core.upload(
+        return await self._core.uploads.upload(
             model_id, data, user_data, archived=False, create=create, timeout=timeout, progress=progress
         )
 
@@ -143,7 +121,7 @@ class ModelRegistry(Opened):
         progress: Wish = None,
     ) -> VersionInfo:
         """Create an archived version: durable on return, and kept until its model is deleted."""
-        return await self._core.upload(
+        return await self._core.uploads.upload(
             model_id, data, user_data, archived=True, create=create, timeout=timeout, progress=progress
         )
 
@@ -157,7 +135,7 @@ class ModelRegistry(Opened):
         progress: Wish = None,
     ) -> bytes:
         """Return the bytes of a version, checked against its hash."""
-        return await self._core.retrieve(model, version, timeout, progress, archived=archived)
+        return await self._core.retrievals.retrieve(model, version, timeout, progress, archived=archived)
 
     async def download(
         self,
@@ -170,7 +148,7 @@ class ModelRegistry(Opened):
         progress: Wish = None,
     ) -> VersionInfo:
         """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
-        return await self._core.download(model, path, version, timeout, progress, archived=archived)
+        return await self._core.retrievals.download(model, path, version, timeout, progress, archived=archived)
 
     def watch(
         self,
@@ -200,7 +178,7 @@ class ModelRegistry(Opened):
 
     async def describe_version(self, model_id: str, version: Key = LATEST, *, timeout: float | None = None) -> Version:
         """Return a version with its tags, metrics and aliases."""
-        return await self._core.describe_version(model_id, version, timeout)
+        return await self._core.lifecycle.describe_version(model_id, version, timeout)
 
     async def find_versions(
         self,
@@ -212,7 +190,7 @@ class ModelRegistry(Opened):
         timeout: float | None = None,
     ) -> list[Version]:
         """Return the versions that a filter accepts."""
-        return await self._core.find_versions(model_id, filter, order_by, limit, timeout)
+        return await self._core.lifecycle.find_versions(model_id, filter, order_by, limit, timeout)
 
     async def update_version(
         self,
@@ -225,7 +203,7 @@ class ModelRegistry(Opened):
         timeout: float | None = None,
     ) -> Version:
         """Set tags and metrics of a version, those that are given; durable on return if it is archived."""
-        return await self._core.update_version(
+        return await self._core.lifecycle.update_version(
             model_id, version, timeout, tags=tags or {}, metrics=metrics or {}, expected=expected
         )
 
@@ -233,17 +211,17 @@ class ModelRegistry(Opened):
         self, model_id: str, version: Key, *, alias: str | None = None, timeout: float | None = None
     ) -> Version:
         """Make a transient version archived, durably on return; does nothing with an archived one."""
-        return await self._core.promote(model_id, version, alias, timeout)
+        return await self._core.lifecycle.promote(model_id, version, alias, timeout)
 
     async def delete_version(
         self, model_id: str, version: Key, *, force: bool = False, timeout: float | None = None
     ) -> None:
         """Delete a version, durably. Its number is never given again; who is reading it goes on."""
-        await self._core.delete_version(model_id, version, timeout, force=force)
+        await self._core.lifecycle.delete_version(model_id, version, timeout, force=force)
 
     async def aliases(self, model_id: str, *, timeout: float | None = None) -> dict[str, Alias]:
         """Return the aliases of a model by name."""
-        return await self._core.aliases(model_id, timeout)
+        return await self._core.lifecycle.aliases(model_id, timeout)
 
     async def set_alias(
         self,
@@ -255,13 +233,13 @@ class ModelRegistry(Opened):
         timeout: float | None = None,
     ) -> Alias:
         """Point an alias to a version, atomically and durably; a transient version is promoted first."""
-        return await self._core.set_alias(model_id, alias, version, expected, timeout)
+        return await self._core.lifecycle.set_alias(model_id, alias, version, expected, timeout)
 
     async def remove_alias(
         self, model_id: str, alias: str, *, expected: int | None = None, timeout: float | None = None
     ) -> None:
         """Remove an alias of a model, durably."""
-        await self._core.remove_alias(model_id, alias, expected, timeout)
+        await self._core.lifecycle.remove_alias(model_id, alias, expected, timeout)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

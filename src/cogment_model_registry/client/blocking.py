@@ -1,30 +1,27 @@
 """The blocking client."""
 
 import os
-import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
-from types import TracebackType
+from collections.abc import AsyncGenerator, Callable, Generator
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
-from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
-from cogment_model_registry.client.blocking_backend import BlockingBackend, run, run_interruptibly
-from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES
-from cogment_model_registry.client.core import RETRY_SECONDS, Core, Key, Opened, open_core
+from cogment_model_registry.client.arguments import LATEST, UserData
+from cogment_model_registry.client.blocking_backend import BlockingBackend
+from cogment_model_registry.client.blocking_lifecycle import LifecycleMethods
+from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
-from cogment_model_registry.errors import ClosedError
-from cogment_model_registry.records.lifecycle import Alias, Version
+from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
-    from typing import Self  # from Python 3.11 on
+    pass  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
 
-class ModelRegistry(Opened):
+class ModelRegistry(LifecycleMethods):
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
     Several threads may use it at the same time. Close it, preferably with ``with``. A forked process needs a client of
@@ -58,60 +55,6 @@ class ModelRegistry(Opened):
     """
 
     _shown_as = "ModelRegistry"
-
-    def __init__(
-        self,
-        endpoint: str | None = None,
-        *,
-        directory_endpoint: str | None = None,
-        directory_authentication_token: str | None = None,
-        timeout: float | None = None,
-        retry_seconds: float = RETRY_SECONDS,
-        cache_dir: str | os.PathLike[str] | None = None,
-        cache_max_bytes: int = DEFAULT_MAX_BYTES,
-        progress: Wish = None,
-    ) -> None:
-        self._options = {
-            "endpoint": endpoint,
-            "directory_endpoint": directory_endpoint,
-            "directory_authentication_token": directory_authentication_token,
-            "timeout": timeout,
-            "retry_seconds": retry_seconds,
-            "cache_dir": cache_dir,
-            "cache_max_bytes": cache_max_bytes,
-            "progress": progress,
-        }
-        self._backend = BlockingBackend()
-        self._core = open_core(self._backend, self._options)
-
-    def __enter__(self) -> "Self":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection; the calls of other threads end with `ClosedError`."""
-
-        async def close() -> None:
-            self._backend.stop(ClosedError())
-            await self._core.aclose()
-
-        if self._core.calls.connection.is_usable():
-            self._run_here(close, lambda: self._backend.stop(ClosedError()))
-
-    def _run(self, work: Callable[[Core], Awaitable[_T]]) -> _T:
-        """Return the result of a call; another thread makes it for the main thread, see `run_interruptibly`."""
-        self._core.calls.check_open()
-        if not _is_main_thread():
-            return run(work(self._core))
-        backend = BlockingBackend(within=self._backend)
-        return run_interruptibly(lambda: work(self._core.on(backend)), backend.stop)
-
-    def _run_here(self, work: Callable[[], Awaitable[_T]], stop: Callable[[], None]) -> _T:
-        return run_interruptibly(work, stop) if _is_main_thread() else run(work())
 
     def create_model(
         self,
@@ -225,7 +168,7 @@ class ModelRegistry(Opened):
             OSError: The file cannot be read.
         """
         return self._run(
-            lambda core: core.upload(
+            lambda core: core.uploads.upload(
                 model_id, data, user_data, archived=False, create=create, timeout=timeout, progress=progress
             )
         )
@@ -245,7 +188,7 @@ class ModelRegistry(Opened):
         Arguments, result and errors are those of `publish`; `TooLargeError` says that the disk is full.
         """
         return self._run(
-            lambda core: core.upload(
+            lambda core: core.uploads.upload(
                 model_id, data, user_data, archived=True, create=create, timeout=timeout, progress=progress
             )
         )
@@ -273,7 +216,7 @@ class ModelRegistry(Opened):
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
         """
-        return self._run(lambda core: core.retrieve(model, version, timeout, progress, archived=archived))
+        return self._run(lambda core: core.retrievals.retrieve(model, version, timeout, progress, archived=archived))
 
     def download(
         self,
@@ -306,7 +249,9 @@ class ModelRegistry(Opened):
             DataLossError: The bytes received are not those that were published.
             OSError: The file cannot be written, or the path is not a regular file.
         """
-        return self._run(lambda core: core.download(model, path, version, timeout, progress, archived=archived))
+        return self._run(
+            lambda core: core.retrievals.download(model, path, version, timeout, progress, archived=archived)
+        )
 
     def watch(
         self,
@@ -369,169 +314,6 @@ class ModelRegistry(Opened):
         """
         return Latest(self._core, BlockingBackend(within=self._backend), model_id, decode, archived=archived)
 
-    def describe_version(self, model_id: str, version: Key = LATEST, *, timeout: float | None = None) -> Version:
-        """Return a version with its tags, metrics and aliases.
-
-        Args:
-            model_id: The model.
-            version: Its number, -1 for the latest, -2 for the one before; or an alias.
-            timeout: How many seconds it may take.
-
-        Raises:
-            NotFoundError: The model, the version or the alias does not exist.
-        """
-        return self._run(lambda core: core.describe_version(model_id, version, timeout))
-
-    def find_versions(
-        self,
-        model_id: str | None = None,
-        filter: str = "",  # noqa: A002 # what the server calls it
-        *,
-        order_by: str = "",
-        limit: int | None = None,
-        timeout: float | None = None,
-    ) -> list[Version]:
-        """Return the versions that a filter accepts.
-
-        Args:
-            model_id: The model; None for all models.
-            filter: Such as ``metrics.return > 480 AND NOT tags:broken``; empty for all versions.
-            order_by: Such as ``metrics.return desc``; by number if empty.
-            limit: The most versions to return; None for all.
-            timeout: How many seconds it may take.
-
-        Raises:
-            InvalidError: The filter or the order is malformed; the message points at the position.
-            NotFoundError: The model does not exist.
-        """
-        return self._run(lambda core: core.find_versions(model_id, filter, order_by, limit, timeout))
-
-    def update_version(
-        self,
-        model_id: str,
-        version: Key,
-        *,
-        tags: Mapping[str, str | None] | None = None,
-        metrics: Mapping[str, float | SupportsItem | None] | None = None,
-        expected: int | None = None,
-        timeout: float | None = None,
-    ) -> Version:
-        """Set tags and metrics of a version, those that are given; durable on return if it is archived.
-
-        Args:
-            model_id: The model.
-            version: Its number, -1 for the latest; or an alias.
-            tags: Texts by name; None removes a tag.
-            metrics: Finite numbers by name; None removes a metric.
-            expected: The revision that the version must have now; None for any.
-            timeout: How many seconds it may take.
-
-        Returns:
-            The version as it is now.
-
-        Raises:
-            ConflictError: It has another revision than was expected.
-            InvalidError: A metric is not finite, or there is too much.
-            NotFoundError: The model, the version or the alias does not exist.
-        """
-        return self._run(
-            lambda core: core.update_version(
-                model_id, version, timeout, tags=tags or {}, metrics=metrics or {}, expected=expected
-            )
-        )
-
-    def promote(
-        self, model_id: str, version: Key, *, alias: str | None = None, timeout: float | None = None
-    ) -> Version:
-        """Make a transient version archived, durably on return; does nothing with an archived one.
-
-        Its bytes do not move to the client. Number, hash and time stay, and it is visible at every moment.
-
-        Args:
-            model_id: The model.
-            version: Its number, -1 for the latest; or an alias.
-            alias: An alias to point to it.
-            timeout: How many seconds it may take; an hour by default.
-
-        Returns:
-            The version as it is now.
-
-        Raises:
-            NotFoundError: The model or the version does not exist, or it was evicted.
-            TooLargeError: The archive has no space left.
-        """
-        return self._run(lambda core: core.promote(model_id, version, alias, timeout))
-
-    def delete_version(self, model_id: str, version: Key, *, force: bool = False, timeout: float | None = None) -> None:
-        """Delete a version, durably. Its number is never given again; who is reading it goes on.
-
-        Args:
-            model_id: The model.
-            version: Its number, -1 for the latest; or an alias.
-            force: Whether to remove the aliases that point to it too.
-            timeout: How many seconds it may take.
-
-        Raises:
-            NotFoundError: The model, the version or the alias does not exist.
-            PreconditionError: An alias points to it, and `force` is false.
-            ModelRegistryError: With `may_be_done` when it is not known whether it was done; then it is not repeated.
-        """
-        self._run(lambda core: core.delete_version(model_id, version, timeout, force=force))
-
-    def aliases(self, model_id: str, *, timeout: float | None = None) -> dict[str, Alias]:
-        """Return the aliases of a model by name.
-
-        Raises:
-            NotFoundError: The model does not exist.
-        """
-        return self._run(lambda core: core.aliases(model_id, timeout))
-
-    def set_alias(
-        self,
-        model_id: str,
-        alias: str,
-        version: Key,
-        *,
-        expected: int | None = None,
-        timeout: float | None = None,
-    ) -> Alias:
-        """Point an alias to a version, atomically and durably; a transient version is promoted first.
-
-        Args:
-            model_id: The model.
-            alias: The alias, which obeys the rules of model ids; ``latest`` and numbers are none.
-            version: The version's number, -1 for the latest; or another alias.
-            expected: The revision that the alias must have now, 0 if it must not exist; None for any.
-            timeout: How many seconds it may take; an hour by default.
-
-        Returns:
-            The alias as it is now. To undo the change, set it back with this revision expected.
-
-        Raises:
-            ConflictError: The alias has another revision than was expected.
-            NotFoundError: The model or the version does not exist.
-            ModelRegistryError: With `may_be_done` when it is not known whether it was done; then it is not repeated.
-        """
-        return self._run(lambda core: core.set_alias(model_id, alias, version, expected, timeout))
-
-    def remove_alias(
-        self, model_id: str, alias: str, *, expected: int | None = None, timeout: float | None = None
-    ) -> None:
-        """Remove an alias of a model, durably.
-
-        Args:
-            model_id: The model.
-            alias: The alias.
-            expected: The revision that the alias must have now; None for any.
-            timeout: How many seconds it may take.
-
-        Raises:
-            ConflictError: The alias has another revision than was expected.
-            NotFoundError: The model or the alias does not exist.
-            ModelRegistryError: With `may_be_done` when it is not known whether it was done; then it is not repeated.
-        """
-        self._run(lambda core: core.remove_alias(model_id, alias, expected, timeout))
-
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""
         return self._run(lambda core: core.status(timeout))
@@ -545,8 +327,4 @@ def retrieve_writable(
     registry: ModelRegistry, version: VersionInfo, *, timeout: float | None, progress: Wish
 ) -> memoryview:
     """Return the bytes of a version as `ModelRegistry.retrieve` does, in memory that may be written to."""
-    return registry._run(lambda core: core.retrieve_writable(version, timeout, progress))  # noqa: SLF001 # it is one of us
-
-
-def _is_main_thread() -> bool:
-    return threading.get_ident() == threading.main_thread().ident
+    return registry._run(lambda core: core.retrievals.retrieve_writable(version, timeout, progress))  # noqa: SLF001 # it is one of us

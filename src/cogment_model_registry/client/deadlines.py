@@ -3,6 +3,16 @@
 import random
 import time
 
+from cogment_model_registry.client.arguments import checked_seconds
+
+CALL_SECONDS = 30.0
+"""How long a call that moves no data may take by default, with all retries."""
+
+_TRANSFER_SECONDS = 60.0
+_TRANSFER_BYTES_PER_SECOND = 1024 * 1024
+_TRANSFER_MAX_SECONDS = 7 * 24 * 3600.0
+"""How long a transfer may take by default: a minute, and what it takes at 1 MiB in a second; a week at most."""
+
 _BACKOFF_FIRST_SECONDS = 0.1
 _BACKOFF_MAX_SECONDS = 2.0
 
@@ -20,6 +30,31 @@ class Deadline:
     def left_seconds(self) -> float:
         """Return the seconds until then; never negative."""
         return max(self._moment - time.monotonic(), 0.0)
+
+
+class Timeouts:
+    """How long calls may take.
+
+    Args:
+        seconds: What the client was given; None for the defaults.
+    """
+
+    def __init__(self, seconds: float | None) -> None:
+        self._seconds = seconds
+
+    def of_call(self, timeout: float | None, default_seconds: float = CALL_SECONDS) -> Deadline:
+        """Return the deadline of a call that moves no data, for the argument of the caller."""
+        return self.wanted(timeout) or Deadline(default_seconds)
+
+    def wanted(self, timeout: float | None) -> Deadline | None:
+        """Return the deadline that the caller or the client was given, if any."""
+        seconds = self._seconds if timeout is None else checked_seconds("timeout", timeout)
+        return None if seconds is None else Deadline(seconds)
+
+
+def transfer_deadline(size_bytes: int) -> Deadline:
+    """Return the deadline of a transfer for which none was given."""
+    return Deadline(min(_TRANSFER_SECONDS + size_bytes / _TRANSFER_BYTES_PER_SECOND, _TRANSFER_MAX_SECONDS))
 
 
 class Backoff:

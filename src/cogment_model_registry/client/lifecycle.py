@@ -1,116 +1,114 @@
-"""The calls of ModelLifecycle. Servers of the original do not have them, which errors say."""
+"""What the client offers for the life of versions: checks of arguments, and the calls."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import SupportsIndex, TypeAlias
 
+from cogment_model_registry.client.arguments import (
+    SupportsItem,
+    checked_id,
+    checked_key,
+    checked_metrics,
+    checked_tags,
+    checked_text,
+    checked_whole,
+)
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import Subject
-from cogment_model_registry.client.deadlines import Deadline
-from cogment_model_registry.client.lookups import version_text
-from cogment_model_registry.errors import ModelRegistryError, WrongServerError
-from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, ModelSummary, Version
-from cogment_model_registry.wire import lifecycle as wire
-from cogment_model_registry.wire import messages
+from cogment_model_registry.client.deadlines import CALL_SECONDS, Timeouts
+from cogment_model_registry.client.lifecycle_calls import LifecycleCalls
+from cogment_model_registry.errors import quoted
+from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Version
+from cogment_model_registry.records.versions import VersionInfo
 
-_Reply = TypeVar("_Reply", bound=messages.Message)
+Key: TypeAlias = SupportsIndex | str | VersionInfo | Version
+"""What names a version: its number, -n for the n-th from the last, an alias, or a record of it."""
+
+_PROMOTE_SECONDS = 3600.0
+"""How long a promotion may take by default: the server copies the bytes, however many, and sends none."""
 
 
-class LifecycleCalls:
-    """Makes the calls.
+class Lifecycle:
+    """The calls of a client for versions that exist.
 
     Args:
         calls: Makes calls.
-        deadline: When to give up.
+        timeouts: How long they may take.
     """
 
-    def __init__(self, calls: Calls, deadline: Deadline) -> None:
+    def __init__(self, calls: Calls, timeouts: Timeouts) -> None:
         self._calls = calls
-        self._deadline = deadline
+        self._timeouts = timeouts
 
-    async def _call(
-        self,
-        method: str,
-        request: messages.Message,
-        reply_type: type[_Reply],
-        subject: Subject,
-        *,
-        is_idempotent: bool = True,
-    ) -> _Reply:
-        try:
-            return await self._calls.unary(
-                method,
-                request,
-                reply_type,
-                subject,
-                self._deadline,
-                is_idempotent=is_idempotent,
-                service=wire.SERVICE_NAME,
-            )
-        except WrongServerError as error:
-            message = (
-                f"{subject.text}: the server has no {wire.SERVICE_NAME}; it is the original one, or an older release"
-            )
-            raise ModelRegistryError(message, model_id=subject.model_id) from error
+    def _calls_within(self, timeout: float | None, default_seconds: float = CALL_SECONDS) -> LifecycleCalls:
+        return LifecycleCalls(self._calls, self._timeouts.of_call(timeout, default_seconds))
 
-    async def get_version(self, model_id: str, key: int | str) -> Version:
-        """Return a version by its number, by -n for the n-th from the last, or by an alias."""
-        subject = Subject(f"looking up {version_text(model_id, key)}", model_id)
-        request = wire.ListVersionsRequest(versions=[wire.version_ref(model_id, key)])
-        reply = await self._call("ListVersions", request, wire.ListVersionsReply, subject)
-        return wire.version_from_message(reply.versions[0])
+    async def describe_version(self, model_id: str, key: Key, timeout: float | None) -> Version:
+        """See `ModelRegistry.describe_version`."""
+        checked = checked_key(checked_id(model_id), key)
+        return await self._calls_within(timeout).get_version(model_id, checked)
 
     async def find_versions(
-        self, model_id: str | None, accepted: str, order_by: str, limit: int | None
+        self, model_id: str | None, accepted: str, order_by: str, limit: int | None, timeout: float | None
     ) -> list[Version]:
-        """Return the versions that a filter accepts, in order; all of them for a limit of None."""
-        found: list[Version] = []
-        token = ""
-        subject = Subject("looking for versions", model_id)
-        while limit is None or len(found) < limit:
-            size = wire.PAGE_MAX_ITEMS if limit is None else min(limit - len(found), wire.PAGE_MAX_ITEMS)
-            request = wire.ListVersionsRequest(
-                model_id=model_id or "", filter=accepted, order_by=order_by, page_size=size, page_token=token
-            )
-            reply = await self._call("ListVersions", request, wire.ListVersionsReply, subject)
-            found += map(wire.version_from_message, reply.versions)
-            token = reply.next_page_token
-            if not token:
-                break
-        return found
-
-    async def update_version(self, model_id: str, key: int | str, change: AnnotationChange) -> Version:
-        """Change tags and metrics of a version."""
-        subject = Subject(f"updating {version_text(model_id, key)}", model_id)
-        request = wire.update_request(model_id, key, change)
-        is_idempotent = not change.expected_revision
-        reply = await self._call("UpdateVersion", request, wire.VersionMessage, subject, is_idempotent=is_idempotent)
-        return wire.version_from_message(reply)
-
-    async def promote_version(self, model_id: str, key: int | str, aliases: Sequence[str]) -> Version:
-        """Make a transient version archived."""
-        subject = Subject(f"promoting {version_text(model_id, key)}", model_id)
-        request = wire.PromoteVersionRequest(version=wire.version_ref(model_id, key), aliases=aliases)
-        reply = await self._call("PromoteVersion", request, wire.VersionMessage, subject)
-        return wire.version_from_message(reply)
-
-    async def delete_version(self, model_id: str, key: int | str, *, force: bool) -> None:
-        """Delete a version."""
-        subject = Subject(f"deleting {version_text(model_id, key)}", model_id)
-        request = wire.DeleteVersionRequest(version=wire.version_ref(model_id, key), force=force)
-        await self._call("DeleteVersion", request, wire.DeleteVersionReply, subject, is_idempotent=False)
-
-    async def change_aliases(self, model_id: str, changes: Sequence[AliasChange], what: str) -> Mapping[str, Alias]:
-        """Change aliases of a model, and return all of them by name."""
-        request = wire.set_aliases_request(model_id, changes)
-        is_idempotent = all(
-            change.expected_revision is None and change.version_number is not None for change in changes
+        """See `ModelRegistry.find_versions`."""
+        return await self._calls_within(timeout).find_versions(
+            None if model_id is None else checked_id(model_id),
+            checked_text("the filter", accepted),
+            checked_text("order_by", order_by),
+            None if limit is None else checked_whole("limit", limit),
         )
-        subject = Subject(what, model_id)
-        reply = await self._call("SetAliases", request, wire.SetAliasesReply, subject, is_idempotent=is_idempotent)
-        return {alias.name: alias for alias in wire.aliases_from_messages(reply.aliases)}
 
-    async def summarize(self, model_id: str, what: str) -> ModelSummary:
-        """Return a model with what it has."""
-        request = wire.ListModelsRequest(model_ids=[model_id])
-        reply = await self._call("ListModels", request, wire.ListModelsReply, Subject(what, model_id))
-        return wire.model_from_message(reply.models[0])
+    async def update_version(
+        self,
+        model_id: str,
+        key: Key,
+        timeout: float | None,
+        *,
+        tags: Mapping[str, str | None],
+        metrics: Mapping[str, float | SupportsItem | None],
+        expected: int | None,
+    ) -> Version:
+        """See `ModelRegistry.update_version`."""
+        checked = checked_key(checked_id(model_id), key)
+        set_tags, remove_tags = checked_tags(tags)
+        set_metrics, remove_metrics = checked_metrics(metrics)
+        revision = 0 if expected is None else checked_whole("expected", expected)
+        change = AnnotationChange(set_tags, remove_tags, set_metrics, remove_metrics, revision)
+        return await self._calls_within(timeout).update_version(model_id, checked, change)
+
+    async def promote(self, model_id: str, key: Key, alias: str | None, timeout: float | None) -> Version:
+        """See `ModelRegistry.promote`."""
+        checked = checked_key(checked_id(model_id), key)
+        aliases = [] if alias is None else [checked_text("the alias", alias)]
+        calls = self._calls_within(timeout, _PROMOTE_SECONDS)
+        return await calls.promote_version(model_id, checked, aliases)
+
+    async def delete_version(self, model_id: str, key: Key, timeout: float | None, *, force: bool) -> None:
+        """See `ModelRegistry.delete_version`."""
+        checked = checked_key(checked_id(model_id), key)
+        await self._calls_within(timeout).delete_version(model_id, checked, force=force)
+
+    async def aliases(self, model_id: str, timeout: float | None) -> dict[str, Alias]:
+        """See `ModelRegistry.aliases`."""
+        what = f"listing the aliases of model {quoted(checked_id(model_id))}"
+        summary = await self._calls_within(timeout).summarize(model_id, what)
+        return {alias.name: alias for alias in summary.aliases}
+
+    async def set_alias(
+        self, model_id: str, alias: str, key: Key, expected: int | None, timeout: float | None
+    ) -> Alias:
+        """See `ModelRegistry.set_alias`."""
+        checked = checked_key(checked_id(model_id), key)
+        what = f"setting alias {quoted(checked_text('the alias', alias))} of model {quoted(model_id)}"
+        calls = self._calls_within(timeout, _PROMOTE_SECONDS)
+        if isinstance(checked, str):
+            checked = (await calls.get_version(model_id, checked)).number
+        revision = None if expected is None else checked_whole("expected", expected)
+        changes = [AliasChange(alias, checked, revision)]
+        return (await calls.change_aliases(model_id, changes, what))[alias]
+
+    async def remove_alias(self, model_id: str, alias: str, expected: int | None, timeout: float | None) -> None:
+        """See `ModelRegistry.remove_alias`."""
+        what = f"removing alias {quoted(checked_text('the alias', alias))} of model {quoted(checked_id(model_id))}"
+        revision = None if expected is None else checked_whole("expected", expected)
+        changes = [AliasChange(alias, None, revision)]
+        await self._calls_within(timeout).change_aliases(model_id, changes, what)

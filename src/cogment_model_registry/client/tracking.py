@@ -197,7 +197,7 @@ class _Tracked(ABC, Generic[_T]):
             if was_waiting:
                 latest = await self._core.get_version(version.model_id, LATEST, None, archived=self._archived)
                 version = latest if latest.number > version.number else version
-            data = await self._core.retrieve(version, LATEST, None, False, archived=self._archived)
+            data = await self._core.retrievals.retrieve(version, LATEST, None, False, archived=self._archived)
         except NotFoundError as error:
             # It was evicted, so a newer one is on its way; or the model was deleted, which the next event reports.
             self._version_error = error

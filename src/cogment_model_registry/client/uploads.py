@@ -1,20 +1,109 @@
-"""An upload of one version: sent again only if the server cannot have received it."""
+"""Uploads of versions: sent again only if the server cannot have received them."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 
+from cogment_model_registry.client import sources
+from cogment_model_registry.client.arguments import (
+    UserData,
+    checked_id,
+    checked_user_data,
+)
 from cogment_model_registry.client.backends import Channel
 from cogment_model_registry.client.calls import Calls, method_path
 from cogment_model_registry.client.connection import Subject
-from cogment_model_registry.client.deadlines import Deadline
-from cogment_model_registry.client.progress import Report
+from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer_deadline
+from cogment_model_registry.client.progress import Report, Wish, reporting
 from cogment_model_registry.client.sources import Source
+from cogment_model_registry.errors import DataLossError, NotFoundError, TimedOutError, quoted
 from cogment_model_registry.records.versions import VersionHeader, VersionInfo
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire.frames import build_body
 
 CHUNK_BYTES = 2 * 1024 * 1024
 """The size of the chunks of an upload: that of the stock SDK, which all servers accept."""
+
+
+class Uploads:
+    """Publishes and stores versions.
+
+    Args:
+        calls: Makes calls.
+        timeouts: How long they may take.
+        progress: How to report the progress by default.
+        create_missing: Creates a model for its first version.
+        preparations: Those under way, so that `close` ends them.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        timeouts: Timeouts,
+        progress: Wish,
+        create_missing: Callable[[str, Deadline], Awaitable[None]],
+        preparations: set[sources.Preparation],
+    ) -> None:
+        self._calls = calls
+        self._backend = calls.backend
+        self._timeouts = timeouts
+        self._progress = progress
+        self._create_missing = create_missing
+        self._preparations = preparations
+
+    async def upload(
+        self,
+        model_id: str,
+        data: sources.Data,
+        user_data: UserData | None,
+        *,
+        archived: bool,
+        create: bool,
+        timeout: float | None,
+        progress: Wish,
+    ) -> VersionInfo:
+        """See `ModelRegistry.publish` and `ModelRegistry.store`."""
+        noted = checked_user_data(user_data)
+        what = f"{'storing' if archived else 'publishing'} a version of model {quoted(checked_id(model_id))}"
+        subject = Subject(what, model_id)
+        deadline = self._timeouts.wanted(timeout)
+        source, data_hash = await self._prepared(data, subject, deadline)
+        deadline = deadline or transfer_deadline(source.size_bytes)
+        try:
+            header = VersionHeader(model_id, archived, source.size_bytes, data_hash, user_data=noted)
+            with reporting(what, source.size_bytes, self._progress if progress is None else progress) as report:
+                upload = Upload(self._calls, header, source, subject, deadline, report)
+                try:
+                    info = await upload.run()
+                except NotFoundError:
+                    if not create:
+                        raise
+                    await self._create_missing(model_id, deadline)
+                    info = await upload.run()
+            source.finish()
+        finally:
+            source.close()
+        if info.data_hash != data_hash or info.data_size_bytes != source.size_bytes:
+            raise DataLossError.version(model_id, info.number, "the server stored other bytes than were sent")
+        return info
+
+    async def _prepared(self, data: sources.Data, subject: Subject, deadline: Deadline | None) -> sources.Prepared:
+        """Return the data to upload, once its size and hash are known."""
+        preparation = sources.Preparation(data)
+        if preparation.prepared.done():
+            return preparation.prepared.result()
+        self._preparations.add(preparation)
+        try:
+            self._calls.check_open()  # it may have been closed before that
+            return await self._backend.wait(preparation.prepared, deadline.left_seconds() if deadline else None)
+        except BaseException as error:
+            is_late = isinstance(error, TimeoutError) and not preparation.prepared.done()
+            preparation.abandon()
+            if is_late:
+                message = f"{subject.text}: its bytes could not be read in time"
+                raise TimedOutError(message, model_id=subject.model_id) from None
+            raise
+        finally:
+            self._preparations.discard(preparation)
 
 
 @dataclass(slots=True)

@@ -1,0 +1,128 @@
+"""The calls of ModelLifecycle. Servers of the original do not have them, which errors say."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+from cogment_model_registry.client import lookups
+from cogment_model_registry.client.calls import Calls
+from cogment_model_registry.client.connection import Subject
+from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.lookups import version_text
+from cogment_model_registry.errors import ModelRegistryError, WrongServerError
+from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, ModelSummary, Version
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.wire import lifecycle as wire
+from cogment_model_registry.wire import messages
+
+_Reply = TypeVar("_Reply", bound=messages.Message)
+
+
+class LifecycleCalls:
+    """Makes the calls.
+
+    Args:
+        calls: Makes calls.
+        deadline: When to give up.
+    """
+
+    def __init__(self, calls: Calls, deadline: Deadline) -> None:
+        self._calls = calls
+        self._deadline = deadline
+
+    async def _call(
+        self,
+        method: str,
+        request: messages.Message,
+        reply_type: type[_Reply],
+        subject: Subject,
+        *,
+        is_idempotent: bool = True,
+    ) -> _Reply:
+        try:
+            return await self._calls.unary(
+                method,
+                request,
+                reply_type,
+                subject,
+                self._deadline,
+                is_idempotent=is_idempotent,
+                service=wire.SERVICE_NAME,
+            )
+        except WrongServerError as error:
+            message = (
+                f"{subject.text}: the server has no {wire.SERVICE_NAME}; it is the original one, or an older release"
+            )
+            raise ModelRegistryError(message, model_id=subject.model_id) from error
+
+    async def get_version(self, model_id: str, key: int | str) -> Version:
+        """Return a version by its number, by -n for the n-th from the last, or by an alias."""
+        subject = Subject(f"looking up {version_text(model_id, key)}", model_id)
+        request = wire.ListVersionsRequest(versions=[wire.version_ref(model_id, key)])
+        reply = await self._call("ListVersions", request, wire.ListVersionsReply, subject)
+        return wire.version_from_message(reply.versions[0])
+
+    async def find_versions(
+        self, model_id: str | None, accepted: str, order_by: str, limit: int | None
+    ) -> list[Version]:
+        """Return the versions that a filter accepts, in order; all of them for a limit of None."""
+        found: list[Version] = []
+        token = ""
+        subject = Subject("looking for versions", model_id)
+        while limit is None or len(found) < limit:
+            size = wire.PAGE_MAX_ITEMS if limit is None else min(limit - len(found), wire.PAGE_MAX_ITEMS)
+            request = wire.ListVersionsRequest(
+                model_id=model_id or "", filter=accepted, order_by=order_by, page_size=size, page_token=token
+            )
+            reply = await self._call("ListVersions", request, wire.ListVersionsReply, subject)
+            found += map(wire.version_from_message, reply.versions)
+            token = reply.next_page_token
+            if not token:
+                break
+        return found
+
+    async def update_version(self, model_id: str, key: int | str, change: AnnotationChange) -> Version:
+        """Change tags and metrics of a version."""
+        subject = Subject(f"updating {version_text(model_id, key)}", model_id)
+        request = wire.update_request(model_id, key, change)
+        is_idempotent = not change.expected_revision
+        reply = await self._call("UpdateVersion", request, wire.VersionMessage, subject, is_idempotent=is_idempotent)
+        return wire.version_from_message(reply)
+
+    async def promote_version(self, model_id: str, key: int | str, aliases: Sequence[str]) -> Version:
+        """Make a transient version archived."""
+        subject = Subject(f"promoting {version_text(model_id, key)}", model_id)
+        request = wire.PromoteVersionRequest(version=wire.version_ref(model_id, key), aliases=aliases)
+        reply = await self._call("PromoteVersion", request, wire.VersionMessage, subject)
+        return wire.version_from_message(reply)
+
+    async def delete_version(self, model_id: str, key: int | str, *, force: bool) -> None:
+        """Delete a version."""
+        subject = Subject(f"deleting {version_text(model_id, key)}", model_id)
+        request = wire.DeleteVersionRequest(version=wire.version_ref(model_id, key), force=force)
+        await self._call("DeleteVersion", request, wire.DeleteVersionReply, subject, is_idempotent=False)
+
+    async def change_aliases(self, model_id: str, changes: Sequence[AliasChange], what: str) -> Mapping[str, Alias]:
+        """Change aliases of a model, and return all of them by name."""
+        request = wire.set_aliases_request(model_id, changes)
+        is_idempotent = all(
+            change.expected_revision is None and change.version_number is not None for change in changes
+        )
+        subject = Subject(what, model_id)
+        reply = await self._call("SetAliases", request, wire.SetAliasesReply, subject, is_idempotent=is_idempotent)
+        return {alias.name: alias for alias in wire.aliases_from_messages(reply.aliases)}
+
+    async def summarize(self, model_id: str, what: str) -> ModelSummary:
+        """Return a model with what it has."""
+        request = wire.ListModelsRequest(model_ids=[model_id])
+        reply = await self._call("ListModels", request, wire.ListModelsReply, Subject(what, model_id))
+        return wire.model_from_message(reply.models[0])
+
+
+async def look_up(
+    calls: Calls, model_id: str, key: int | str, deadline: Deadline, *, archived: bool = False
+) -> VersionInfo:
+    """Return a version by its number, by -n for the n-th from the last, or by an alias, of archived ones or of all."""
+    if isinstance(key, str):  # an alias, which only archived versions have
+        return (await LifecycleCalls(calls, deadline).get_version(model_id, key)).info
+    find = lookups.one_archived if archived else lookups.one
+    return await find(calls, model_id, key, deadline)

@@ -1,0 +1,188 @@
+"""Retrievals: the bytes of versions, into memory or a file, from the cache or from the server."""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable
+from typing import IO, TypeVar
+
+from cogment_model_registry.client import lookups
+from cogment_model_registry.client.arguments import (
+    asked_for,
+    checked_number,
+    checked_path,
+)
+from cogment_model_registry.client.backends import Channel
+from cogment_model_registry.client.cache import Cache
+from cogment_model_registry.client.calls import Calls, method_path
+from cogment_model_registry.client.connection import Subject
+from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer_deadline
+from cogment_model_registry.client.downloads import Download
+from cogment_model_registry.client.lifecycle import Key
+from cogment_model_registry.client.lifecycle_calls import look_up
+from cogment_model_registry.client.progress import Wish, reporting
+from cogment_model_registry.client.threads import submit
+from cogment_model_registry.errors import DataLossError, NotFoundError
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.system.replacement import Replacement
+from cogment_model_registry.wire import convert, messages
+
+_T = TypeVar("_T")
+
+_RESOLVE_ATTEMPTS = 5
+"""How often to look up a version again that was evicted, replaced or damaged before it could be fetched."""
+
+
+class Retrievals:
+    """Retrieves versions.
+
+    Args:
+        calls: Makes calls.
+        timeouts: How long they may take.
+        cache: The cache of bytes, if any.
+        progress: How to report the progress by default.
+    """
+
+    def __init__(self, calls: Calls, timeouts: Timeouts, cache: Cache | None, progress: Wish) -> None:
+        self._calls = calls
+        self._backend = calls.backend
+        self._timeouts = timeouts
+        self._cache = cache
+        self._progress = progress
+
+    async def retrieve(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key,
+        timeout: float | None,
+        progress: Wish,
+        *,
+        archived: bool,
+    ) -> bytes:
+        """See `ModelRegistry.retrieve`."""
+        # It returns its bytes without a copy.
+        return (await self._retrieved(model, version, timeout, progress, archived=archived)).getvalue()
+
+    async def retrieve_writable(self, version: VersionInfo, timeout: float | None, progress: Wish) -> memoryview:
+        """Return the bytes of a version in memory of their own, which may be written to."""
+        return (await self._retrieved(version, version, timeout, progress)).getbuffer()
+
+    async def _retrieved(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key,
+        timeout: float | None,
+        progress: Wish,
+        *,
+        archived: bool = False,
+    ) -> io.BytesIO:
+        buffer = _Memory()
+        await self._download(model, version, buffer, timeout, progress, archived=archived)
+        return buffer
+
+    async def download(
+        self,
+        model: str | VersionInfo | Version,
+        path: str | os.PathLike[str],
+        version: Key,
+        timeout: float | None,
+        progress: Wish,
+        *,
+        archived: bool,
+    ) -> VersionInfo:
+        """See `ModelRegistry.download`."""
+        replacement = Replacement(checked_path("path", path))
+        try:
+            file = await self._on_thread(replacement.open)
+            info = await self._download(model, version, file, timeout, progress, archived=archived)
+            await self._on_thread(replacement.commit)
+        finally:
+            replacement.close()
+        return info
+
+    async def _download(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key,
+        file: IO[bytes],
+        timeout: float | None,
+        progress: Wish,
+        *,
+        archived: bool,
+    ) -> VersionInfo:
+        """Write the bytes of a version to a file, and return the version."""
+        deadline = self._timeouts.wanted(timeout)
+
+        async def looked_up() -> VersionInfo:
+            limit = deadline or self._timeouts.of_call(None)
+            return await look_up(self._calls, model_id, number, limit, archived=archived)
+
+        model_id, number, known = asked_for(model, version)
+        if known and archived:
+            lookups.checked_archived(known)
+        info = known or await looked_up()
+        for _ in range(_RESOLVE_ATTEMPTS):
+            try:
+                await self._fetch(info, file, deadline, progress)
+            except (NotFoundError, DataLossError):
+                # A given version never changes, but another one may be the latest by now.
+                again = known or await looked_up()
+                if again == info:
+                    raise
+                info = again
+            else:
+                return info
+        wanted = lookups.version_text(model_id, number, archived=archived)
+        message = f"{wanted} was replaced {_RESOLVE_ATTEMPTS} times before it could be retrieved"
+        raise NotFoundError(message, model_id=model_id)
+
+    async def _fetch(self, info: VersionInfo, file: IO[bytes], deadline: Deadline | None, progress: Wish) -> None:
+        """Write the bytes of a version to a file: those in the cache, or those of the server."""
+        cache = self._cache
+        if cache is not None and await self._on_thread(lambda: cache.copy_to(info, file)):
+            return
+        what = f"retrieving {lookups.version_text(info.model_id, info.number)}"
+        subject = Subject(what, info.model_id, info.number)
+        limit = deadline or transfer_deadline(info.data_size_bytes)
+        wish = self._progress if progress is None else progress
+        number = checked_number(info.model_id, info.number)
+        request = messages.RetrieveVersionDataRequest(model_id=info.model_id, version_number=number)
+        with reporting(what, info.data_size_bytes, wish) as report:
+
+            async def receive(channel: Channel) -> None:
+                report.restart()
+                file.seek(0)
+                file.truncate()
+                replies = self._backend.stream(
+                    channel, method_path("RetrieveVersionData"), request.SerializeToString(), limit.left_seconds()
+                )
+                download = Download(info, file, self._backend)
+                try:
+                    while (message := await replies.read()) is not None:
+                        data = convert.decode_data_chunk(message)
+                        await download.write(data)
+                        report.advance(len(data))
+                    await download.finish()
+                finally:
+                    if self._calls.connection.is_usable():  # elsewhere their threads stand still
+                        replies.cancel()
+                        download.abandon()
+
+            await self._calls.retrying(receive, subject, limit)
+        if cache is not None:
+            await self._on_thread(lambda: cache.keep(info, file))
+
+    async def _on_thread(self, work: Callable[[], _T]) -> _T:
+        """Return the result of work that may take long."""
+        self._calls.check_open()
+        return await self._backend.wait(submit(work))
+
+
+class _Memory(io.BytesIO):
+    """Bytes whose views may outlive it: the garbage collector closes it, and may do so before it frees a view."""
+
+    def close(self) -> None:
+        """Free the bytes, unless views of them are left, which free them later."""
+        with contextlib.suppress(BufferError):
+            super().close()
