@@ -1,6 +1,7 @@
 """All proofs, in the order of the table."""
 
 from tests.torture import (
+    aliases,
     containment,
     failing_io,
     file_system_shutdown,
@@ -26,6 +27,7 @@ PROOFS: list[Proof] = [
     full_disk.PROOF,
     wrong_bytes.PROOF,
     numbers.PROOF,
+    aliases.PROOF,
     isolation.PROOF,
     wake_ups.PROOF,
     memory.PROOF,
