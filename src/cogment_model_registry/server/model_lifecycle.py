@@ -62,7 +62,7 @@ class ModelLifecycleService:
         from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
 
         accepted, order = parse_filter(request.filter), parse_order(request.order_by)
-        after = _position(order, lifecycle.parse_token(request.page_token, question, 3))
+        after = position_in(order, lifecycle.parse_token(request.page_token, question, 3))
         limit = lifecycle.page_size(request.page_size)
         versions = await self._rules.search(request.model_id or None, accepted, order, after, limit)
         page = self._cut(map(lifecycle.version_message, versions))
@@ -156,7 +156,12 @@ def _encode(version: Version) -> bytes:
     return lifecycle.version_message(version).SerializeToString()
 
 
-def _position(order: Order, parts: list[str | int | float | bool | None] | None) -> Position | None:
+def position_in(order: Order, parts: list[str | int | float | bool | None] | None) -> Position | None:
+    """Return the position in an order that a page token has; None for the first page.
+
+    Raises:
+        InvalidError: No version could be there.
+    """
     if parts is None:
         return None
     value, model_id, number = parts
