@@ -2,6 +2,7 @@
 
     ModelRegistryError
     ├── InvalidError        the request breaks a rule, now and later
+    │   └── OutOfRangeError a part of a version begins past its end
     ├── NotFoundError       no such model or version
     ├── PreconditionError   the state of the registry does not allow it: it is read-only
     ├── ConflictError       what was to change has changed in the meantime
@@ -67,6 +68,10 @@ def _restored(
 
 class InvalidError(ModelRegistryError):
     """The request breaks a rule, whatever the state of the registry."""
+
+
+class OutOfRangeError(InvalidError):
+    """A part of a version was asked for that begins past its end."""
 
 
 class NotFoundError(ModelRegistryError):

@@ -1,11 +1,14 @@
 """Messages that are split and built by hand are those that protobuf reads and writes."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.wire import convert, lifecycle
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.convert import decode_upload_chunk
-from cogment_model_registry.wire.frames import build_data_chunk, embed, split_body
+from cogment_model_registry.wire.frames import build_data_chunk, build_read_chunk, embed, split_body, split_read_chunk
 from tests.client import body, header
 
 # Around each size at which one more byte of length is needed.
@@ -27,6 +30,27 @@ def test_a_data_chunk_is_built_as_protobuf_does() -> None:
         data = bytes(size)
         parts = [memoryview(data)[: size // 3], memoryview(data)[size // 3 :]]
         assert build_data_chunk(parts) == m.RetrieveVersionDataReplyChunk(data_chunk=data).SerializeToString()
+
+
+def test_a_chunk_of_a_part_is_built_and_split_as_protobuf_does() -> None:
+    for size in _SIZES:
+        data = bytes(size)
+        message = build_read_chunk([memoryview(data)[: size // 3], memoryview(data)[size // 3 :]])
+        assert message == lifecycle.ReadVersionReply(data_chunk=data).SerializeToString()
+        view = split_read_chunk(message)
+        assert view is not None
+        assert view.obj is message
+
+
+def test_the_version_before_a_part_is_left_to_protobuf() -> None:
+    info = m.ModelVersionInfo(model_id="m", version_number=1)
+    message = lifecycle.ReadVersionReply(version=lifecycle.VersionMessage(version_info=info)).SerializeToString()
+    assert split_read_chunk(message) is None
+    version = lifecycle.read_reply(message)
+    assert isinstance(version, Version)
+    assert version.number == 1
+    with pytest.raises(convert.DecodeError):
+        lifecycle.read_reply(b"")
 
 
 def test_an_embedded_message_is_built_as_protobuf_does() -> None:

@@ -8,13 +8,20 @@ commit:
 A version keeps its number, its hash and its time, and is visible at every moment.
 """
 
-from collections.abc import Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from time import time_ns
 from typing import TypeAlias
 
-from cogment_model_registry.errors import DataLossError, NotFoundError, PreconditionError, quoted
+from cogment_model_registry.errors import (
+    DataLossError,
+    NotFoundError,
+    OutOfRangeError,
+    PreconditionError,
+    counted,
+    quoted,
+)
 from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
@@ -28,7 +35,7 @@ from cogment_model_registry.records.lifecycle import (
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
 from cogment_model_registry.registry.filters import Filter, Order, Position
-from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.system.tasks import run_to_end
 
 _CHUNK_BYTES = 1024 * 1024
@@ -73,6 +80,30 @@ class Lifecycle:
     async def _find(self, model_id: str, key: VersionKey) -> VersionInfo:
         [info] = await self._registry.get_versions(model_id, [await self._number_of(model_id, key)])
         return info
+
+    @asynccontextmanager
+    async def reading(
+        self, model_id: str, key: VersionKey, offset: int = 0, expected_hash: str = ""
+    ) -> AsyncIterator[tuple[Version, VersionReader]]:
+        """Return a context manager with a version and the reader of its bytes.
+
+        Args:
+            model_id: The model.
+            key: The version.
+            offset: Where the caller will begin to read.
+            expected_hash: The hash that the version must have; empty for any.
+
+        Raises:
+            DataLossError: It is damaged.
+            InvalidError: The id or the alias breaks a rule.
+            NotFoundError: The model, the version or the alias does not exist.
+            OutOfRangeError: The offset is past its end.
+            PreconditionError: It has another hash than was expected.
+        """
+        async with await self._registry.open_version(model_id, await self._number_of(model_id, key)) as reader:
+            _check_part(reader.info, offset, expected_hash)
+            [version] = await self._catalog.describe([reader.info])
+            yield version, reader
 
     async def list_models_after(self, model_id: str, limit: int) -> list[ModelSummary]:
         """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
@@ -264,3 +295,13 @@ class Lifecycle:
             if alias.name == key:
                 return alias.version_number
         raise NotFoundError(f"model {quoted(model_id)} has no alias {quoted(key)}", model_id=model_id)
+
+
+def _check_part(info: VersionInfo, offset: int, expected_hash: str) -> None:
+    what = f"version {info.number} of model {quoted(info.model_id)}"
+    if expected_hash not in ("", info.data_hash):
+        message = f"{what} has data_hash {info.data_hash}; {quoted(expected_hash)} was expected"
+        raise PreconditionError(message, model_id=info.model_id, version_number=info.number)
+    if offset > info.data_size_bytes:
+        message = f"offset {offset} is past the end of {what}, which has {counted(info.data_size_bytes, 'byte')}"
+        raise OutOfRangeError(message, model_id=info.model_id, version_number=info.number)

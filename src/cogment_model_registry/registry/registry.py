@@ -157,14 +157,16 @@ class VersionReader:
         self._registry.readers_under_way -= 1
         await self._reader.aclose()
 
-    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
-        """Yield the bytes; see `Reader.chunks`.
+    async def chunks(
+        self, max_bytes: int, buffer_bytes: int, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[memoryview], None]:
+        """Yield the bytes, or a part of them; see `Reader.chunks`.
 
         Raises:
             DataLossError: They are not those that were stored.
         """
         try:
-            async with aclosing(self._reader.chunks(max_bytes, buffer_bytes)) as chunks:
+            async with aclosing(self._reader.chunks(max_bytes, buffer_bytes, offset, limit)) as chunks:
                 async for chunk in chunks:
                     yield chunk
         except DataLossError as error:

@@ -24,6 +24,7 @@ from cogment_model_registry.server.model_lifecycle import ModelLifecycleService
 from cogment_model_registry.server.model_registry import ModelRegistryService
 from cogment_model_registry.server.monitoring import MonitoringServer
 from cogment_model_registry.server.registration import Registration, State
+from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings
@@ -85,9 +86,10 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         archive, transient, catalog = backends.archive, backends.transient, backends.catalog
         limits = Limits(settings.model_id_max_bytes, settings.user_data_max_bytes, settings.request_max_items)
         registry = Registry(limits, catalog, archive, transient)
-        service = ModelRegistryService(registry, settings, metrics.observe_call)
+        transfers = Transfers(settings)
+        service = ModelRegistryService(registry, transfers, settings, metrics.observe_call)
         rules = Lifecycle(registry, catalog, archive, transient)
-        lifecycle = ModelLifecycleService(rules, settings, metrics.observe_call)
+        lifecycle = ModelLifecycleService(rules, transfers, settings, metrics.observe_call)
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
         health = Health(names)
         grpc_server = _grpc_server(settings, [*service.handlers(), lifecycle.handlers()], names, health)
@@ -105,7 +107,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
 
         health.set_serving(not archive.failure)
         following = asyncio.create_task(_follow_health(health, archive))
-        releasing = asyncio.create_task(_release_memory(service, transient))
+        releasing = asyncio.create_task(_release_memory(transfers, transient))
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_serving() -> None:
@@ -153,7 +155,7 @@ async def _follow_health(health: Health, archive: Archive) -> None:
         health.set_serving(not archive.failure)
 
 
-async def _release_memory(service: ModelRegistryService, transient: TransientStore) -> None:
+async def _release_memory(transfers: Transfers, transient: TransientStore) -> None:
     """Return the memory that is kept for the next transfer to the system when none comes for long.
 
     While many transfers are under way, and after they were, what the heap keeps is given back at once, since it piles
@@ -163,9 +165,9 @@ async def _release_memory(service: ModelRegistryService, transient: TransientSto
     was_busy, begun, idle_since, is_released = False, 0, now(), True
     while True:
         await asyncio.sleep(_RELEASE_SECONDS)
-        if service.transfers or service.transfers_begun > begun:
-            begun, idle_since, is_released = service.transfers_begun, now(), False
-        is_busy = service.transfers >= _MANY_TRANSFERS
+        if transfers.count or transfers.begun > begun:
+            begun, idle_since, is_released = transfers.begun, now(), False
+        is_busy = transfers.count >= _MANY_TRANSFERS
         is_idle = not is_released and now() - idle_since >= _IDLE_SECONDS
         if is_idle:
             transient.release_memory()

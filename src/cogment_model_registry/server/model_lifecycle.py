@@ -11,9 +11,11 @@ from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.registry.filters import Order, Position, may_have, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, lifecycle
+from cogment_model_registry.wire.frames import build_read_chunk
 
 _MessageT = TypeVar("_MessageT", lifecycle.VersionMessage, lifecycle.ModelMessage)
 
@@ -25,12 +27,14 @@ class ModelLifecycleService:
 
     Args:
         rules: What answers.
+        transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
     """
 
-    def __init__(self, rules: Lifecycle, settings: Settings, observe: Observer) -> None:
+    def __init__(self, rules: Lifecycle, transfers: Transfers, settings: Settings, observe: Observer) -> None:
         self._rules = rules
+        self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
 
@@ -49,7 +53,19 @@ class ModelLifecycleService:
             "ListModels": self._list_models,
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
+        methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
         return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
+
+    async def _read_version(self, data: bytes, call: Call) -> None:
+        request = convert.decode(lifecycle.ReadVersionRequest, data)
+        model_id, key = _about(call, request.version)
+        call.about(offset=request.offset, limit=request.limit)
+        with self._transfers.sending(call) as sender:
+            async with self._rules.reading(model_id, key, request.offset, request.expected_hash) as (version, reader):
+                call.about(number=version.number, size_bytes=version.info.data_size_bytes)
+                first = lifecycle.ReadVersionReply(version=lifecycle.version_message(version))
+                await sender.send(first.SerializeToString())
+                await sender.send_version(reader, build_read_chunk, request.offset, request.limit or None)
 
     async def _list_versions(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.ListVersionsRequest, data)

@@ -32,25 +32,16 @@ class ModelRegistryService:
 
     Args:
         registry: What answers.
+        transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
     """
 
-    def __init__(self, registry: Registry, settings: Settings, observe: Observer) -> None:
+    def __init__(self, registry: Registry, transfers: Transfers, settings: Settings, observe: Observer) -> None:
         self._registry = registry
+        self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
-        self._transfers = Transfers(settings)
-
-    @property
-    def transfers(self) -> int:
-        """The number of uploads and retrievals under way."""
-        return self._transfers.count
-
-    @property
-    def transfers_begun(self) -> int:
-        """The number of uploads and retrievals so far, including those under way."""
-        return self._transfers.begun
 
     async def drained(self) -> None:
         """Wait until no call is under way."""
@@ -165,13 +156,9 @@ class ModelRegistryService:
         request = convert.decode(messages.RetrieveVersionDataRequest, data)
         call.about(model_id=request.model_id, number=request.version_number)
         with self._transfers.sending(call) as sender:
-            async with (
-                await self._registry.open_version(request.model_id, request.version_number) as reader,
-                aclosing(reader.chunks(sender.chunk_bytes, sender.buffer_bytes)) as chunks,
-            ):
+            async with await self._registry.open_version(request.model_id, request.version_number) as reader:
                 call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
-                async for parts in chunks:
-                    await sender.send(build_data_chunk(parts))
+                await sender.send_version(reader, build_data_chunk)
 
     async def _version_update(self, data: bytes, call: Call) -> None:
         request = convert.decode(messages.VersionUpdateRequest, data)

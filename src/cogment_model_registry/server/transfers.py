@@ -11,12 +11,14 @@ messages of 2 MiB would take 400 MiB on top of the budget of the transient store
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import aclosing
 from typing import Self
 
 from cogment_model_registry.errors import TimedOutError, counted
 from cogment_model_registry.records.sizes import KIB, MIB
 from cogment_model_registry.records.versions import VersionHeader
+from cogment_model_registry.registry.registry import VersionReader
 from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.byte_budget import ByteBudget
@@ -218,6 +220,29 @@ class Sender(_Transfer):
         super().__init__(call, idle, on_end)
         self.chunk_bytes = min(chunk_max_bytes, window_bytes // _COPIES)
         self.buffer_bytes = window_bytes // 2
+
+    async def send_version(
+        self,
+        reader: VersionReader,
+        encode: Callable[[Sequence[memoryview]], bytes],
+        offset: int = 0,
+        limit: int | None = None,
+    ) -> None:
+        """Send the bytes of a version, or a part of them.
+
+        Args:
+            reader: The version.
+            encode: Returns the message with the bytes of some views.
+            offset: Where to begin.
+            limit: How many bytes to send at most; None for all that follow.
+
+        Raises:
+            DataLossError: They are not those that were stored.
+            TimedOutError: The client took nothing for too long.
+        """
+        async with aclosing(reader.chunks(self.chunk_bytes, self.buffer_bytes, offset, limit)) as chunks:
+            async for parts in chunks:
+                await self.send(encode(parts))
 
     async def send(self, message: bytes) -> None:
         """Send a message.

@@ -12,7 +12,7 @@ from cogment_model_registry.errors import DataLossError, NotFoundError, StartErr
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.registry.contracts import Archive
-from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
+from cogment_model_registry.testing.bytes import describe, keep, read, read_part, write_pieces
 from cogment_model_registry.testing.version_store import VersionStoreSuite
 
 
@@ -185,6 +185,14 @@ class ArchiveSuite(VersionStoreSuite):
         with pytest.raises(DataLossError):
             await receive()
         assert sum(received) < len(data)
+
+    async def test_a_part_is_read_without_the_rest(self, store: Archive) -> None:
+        data = bytes(3_000_000)
+        info = describe("m", 1, data, True)
+        await keep(store, info, data)
+        wrong = replace(info, data_hash=describe("m", 1, b"", True).data_hash)
+        parts = [await read_part(store, wrong, *part) for part in ((0, 2_999_999), (1, None), (1_000_000, 1))]
+        assert [sum(map(len, chunks)) for chunks in parts] == [2_999_999, 2_999_999, 1]
 
     async def test_bytes_of_another_size_are_refused(self, store: Archive) -> None:
         info = describe("m", 1, b"data", True)

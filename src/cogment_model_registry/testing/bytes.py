@@ -54,6 +54,15 @@ async def read_chunks(reader: Reader, max_bytes: int = 1024 * 1024) -> list[byte
     return [b"".join(chunk) async for chunk in reader.chunks(max_bytes, 2 * max_bytes)]
 
 
+async def read_part(
+    store: VersionStore, info: VersionInfo, offset: int, limit: int | None, max_bytes: int = 1024 * 1024
+) -> list[bytes]:
+    """Return the chunks of a part of a version."""
+    async with await store.open_version(info) as reader:
+        chunks = reader.chunks(max_bytes, 2 * max_bytes, offset, limit)
+        return [b"".join(chunk) async for chunk in chunks]
+
+
 async def read(store: VersionStore, info: VersionInfo, max_bytes: int = 1024 * 1024) -> bytes:
     """Return the bytes of a version."""
     async with await store.open_version(info) as reader:

@@ -162,14 +162,18 @@ class _MemoryReader(Reader):
         self._info = info
         self._data = memoryview(data)
 
-    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+    async def chunks(
+        self, max_bytes: int, buffer_bytes: int, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[memoryview], None]:
         del buffer_bytes  # nothing is copied
-        starts = range(0, max(len(self._data), 1), max_bytes)
+        data = self._data[offset : None if limit is None else offset + limit]
+        is_whole = len(data) == len(self._data)
+        starts = range(0, max(len(data), 1), max_bytes)
         for start in starts:
             await asyncio.sleep(0)
-            if start == starts[-1] and hash_of(bytes(self._data)) != self._info.data_hash:
+            if is_whole and start == starts[-1] and hash_of(bytes(data)) != self._info.data_hash:
                 raise DataLossError.version(self._info.model_id, self._info.number, "its bytes do not match their hash")
-            yield [self._data[start : start + max_bytes]]
+            yield [data[start : start + max_bytes]]
 
     async def aclose(self) -> None:
         await asyncio.sleep(0)

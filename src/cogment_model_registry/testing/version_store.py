@@ -7,7 +7,7 @@ import pytest
 from cogment_model_registry.errors import DataLossError, NotFoundError, TooLargeError
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.registry.contracts import VersionStore
-from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, write_pieces
+from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, read_part, write_pieces
 
 SIZES = [0, 1, 65_535, 65_536, 1_048_575, 1_048_576, 1_048_577, 3_000_000]
 
@@ -51,6 +51,28 @@ class VersionStoreSuite(ABC):
         await keep(store, info, b"")
         async with await store.open_version(info) as reader:
             assert await read_chunks(reader) == [b""]
+
+    @pytest.mark.parametrize("max_bytes", [999, 65_536, 1_048_576])
+    async def test_parts_are_those_of_the_bytes(self, store: VersionStore, max_bytes: int) -> None:
+        size = 3_000_000
+        data = bytes(index * 31 % 251 for index in range(1000)) * 3000
+        info = describe("m", 1, data, self.archived)
+        await keep(store, info, data)
+        edges = [0, 1, 65_535, 65_536, 65_537, 1_048_576, 2_500_000, size - 1, size]
+        for _ in range(2):  # what was read as a whole in between may be read in another way
+            for offset in edges:
+                for limit in (None, 0, 1, 70_000, 2**60):
+                    chunks = await read_part(store, info, offset, limit, max_bytes)
+                    end = size if limit is None else offset + limit
+                    assert b"".join(chunks) == data[offset:end], (offset, limit)
+                    assert all(len(chunk) == max_bytes for chunk in chunks[:-1])
+            assert await read(store, info) == data
+
+    async def test_no_bytes_are_one_chunk_without_bytes(self, store: VersionStore) -> None:
+        info = describe("m", 1, b"data", self.archived)
+        await keep(store, info, b"data")
+        assert await read_part(store, info, 4, None) == [b""]
+        assert await read_part(store, info, 2, 0) == [b""]
 
     async def test_an_upload_returns_the_hash(self, store: VersionStore) -> None:
         data = b"chunk_1chunk_2"

@@ -14,6 +14,7 @@ from cogment_model_registry.errors import (
     InvalidError,
     ModelRegistryError,
     NotFoundError,
+    OutOfRangeError,
     PreconditionError,
     TimedOutError,
     TooLargeError,
@@ -30,6 +31,7 @@ DecodeError = _DecodeError
 
 STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
+    OutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     ConflictError: grpc.StatusCode.ABORTED,

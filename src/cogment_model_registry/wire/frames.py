@@ -12,6 +12,7 @@ from collections.abc import Sequence
 _LENGTH_DELIMITED = 2
 _BODY_TAG = 2 << 3 | _LENGTH_DELIMITED  # CreateVersionRequestChunk.body
 _DATA_CHUNK_TAG = 1 << 3 | _LENGTH_DELIMITED  # Body.data_chunk, RetrieveVersionDataReplyChunk.data_chunk
+_READ_CHUNK_TAG = 2 << 3 | _LENGTH_DELIMITED  # ReadVersionReply.data_chunk
 _VARINT_MAX_BYTES = 5  # lengths stay below 2 GiB
 
 
@@ -57,6 +58,12 @@ def split_data_chunk(message: bytes) -> memoryview | None:
     return None if start is None else memoryview(message)[start:]
 
 
+def split_read_chunk(message: bytes) -> memoryview | None:
+    """Return the data of a `ReadVersionReply` that has some, without a copy; None for protobuf to judge."""
+    start = _sole_field(message, 0, _READ_CHUNK_TAG)
+    return None if start is None else memoryview(message)[start:]
+
+
 def build_body(data: memoryview | bytes) -> bytes:
     """Return the encoded `CreateVersionRequestChunk` that has `data` as its body, copied once."""
     tag, size = bytes((_DATA_CHUNK_TAG,)), _varint(len(data))
@@ -66,10 +73,16 @@ def build_body(data: memoryview | bytes) -> bytes:
 
 def build_data_chunk(parts: Sequence[memoryview | bytes]) -> bytes:
     """Return the encoded `RetrieveVersionDataReplyChunk` with the bytes of `parts`, copied once."""
-    size_bytes = sum(len(part) for part in parts)
-    if not size_bytes:
-        return b""  # proto3 leaves out an empty field
-    return b"".join((bytes((_DATA_CHUNK_TAG,)), _varint(size_bytes), *parts))
+    return _built(_DATA_CHUNK_TAG, parts) if any(parts) else b""  # proto3 leaves out an empty field
+
+
+def build_read_chunk(parts: Sequence[memoryview | bytes]) -> bytes:
+    """Return the encoded `ReadVersionReply` with the bytes of `parts`, copied once."""
+    return _built(_READ_CHUNK_TAG, parts)
+
+
+def _built(tag: int, parts: Sequence[memoryview | bytes]) -> bytes:
+    return b"".join((bytes((tag,)), _varint(sum(len(part) for part in parts)), *parts))
 
 
 def embed(field_number: int, payload: bytes) -> bytes:

@@ -18,9 +18,12 @@ from cogment_model_registry.records.lifecycle import (
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
+from cogment_model_registry.wire.frames import split_read_chunk
 
 SERVICE_NAME = lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycle"].full_name
 
+ReadVersionRequest = lifecycle_pb2.ReadVersionRequest
+ReadVersionReply = lifecycle_pb2.ReadVersionReply
 ListVersionsRequest = lifecycle_pb2.ListVersionsRequest
 ListVersionsReply = lifecycle_pb2.ListVersionsReply
 UpdateVersionRequest = lifecycle_pb2.UpdateVersionRequest
@@ -91,6 +94,31 @@ def key_of(ref: lifecycle_pb2.VersionRef) -> int | str:
         message = f"version_number {ref.version_number} is none; it must be from 1, or -n for the n-th from the last"
         raise InvalidError(message, model_id=ref.model_id)
     return ref.version_number
+
+
+def read_request(
+    model_id: str, key: int | str, offset: int, limit: int | None, expected_hash: str
+) -> lifecycle_pb2.ReadVersionRequest:
+    """Return the request for a part of a version; a limit of None is all that follows."""
+    return lifecycle_pb2.ReadVersionRequest(
+        version=version_ref(model_id, key), offset=offset, limit=limit or 0, expected_hash=expected_hash
+    )
+
+
+def read_reply(message: bytes) -> Version | memoryview:
+    """Return the content of a ReadVersionReply: the version, or a view of some of its bytes.
+
+    Raises:
+        DecodeError: The bytes are malformed, or have neither.
+    """
+    data = split_read_chunk(message)
+    if data is not None:
+        return data
+    reply = lifecycle_pb2.ReadVersionReply.FromString(message)
+    kind = reply.WhichOneof("reply")
+    if kind is None:
+        raise convert.DecodeError("a ReadVersionReply must have a version or data")
+    return version_from_message(reply.version) if kind == "version" else memoryview(reply.data_chunk)
 
 
 def annotation_change(request: lifecycle_pb2.UpdateVersionRequest) -> AnnotationChange:

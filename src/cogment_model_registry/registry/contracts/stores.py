@@ -69,16 +69,23 @@ class Reader(_Closable):
     """A version being read. What it reads stays readable until it is closed, even when the version is removed."""
 
     @abstractmethod
-    def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
-        """Yield the bytes in order, in chunks of `max_bytes` bytes; the last one has what remains.
+    def chunks(
+        self, max_bytes: int, buffer_bytes: int, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[memoryview], None]:
+        """Yield the bytes in order, or a part of them, in chunks of `max_bytes` bytes; the last one has what remains.
 
         Each chunk comes as the views that make it up, to be joined or written one after the other; they are valid until
-        the next chunk is asked for. A version without bytes yields one chunk without bytes. Once per reader.
+        the next chunk is asked for. No bytes are one chunk without bytes. Once per reader.
+
+        All of a version is checked against its hash. For a part, nothing else is read, so only what needs no bytes is
+        checked, such as the size of a file.
 
         Args:
             max_bytes: The size of a chunk.
             buffer_bytes: How many bytes may be in buffers that were made for this reader, the chunk's own included; at
                 least two chunks are allowed.
+            offset: Where to begin; at most the size of the version.
+            limit: How many bytes to yield, unless the version ends before; None for all that follow.
 
         Raises:
             DataLossError: The bytes are not those of the version's hash. Raised before the last chunk is yielded.

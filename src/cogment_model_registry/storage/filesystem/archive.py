@@ -297,7 +297,10 @@ class _FileUpload(Upload):
 
 
 class _FileReader(Reader):
-    """Reads one block ahead, and hashes what it reads unless that was done since the file last changed."""
+    """Reads one block ahead, and hashes what it reads unless that was done since the file last changed.
+
+    Of a part it computes no hash: that would take the rest of the file.
+    """
 
     def __init__(self, archive: DirectoryArchive, info: VersionInfo, file: int, fingerprint: Fingerprint) -> None:
         self._archive = archive
@@ -306,10 +309,14 @@ class _FileReader(Reader):
         self._fingerprint = fingerprint
         self._hash = None if archive.is_checked(info, fingerprint) else PayloadHash()
         self._missing_bytes = info.data_size_bytes
+        self._is_whole = True
         self._reading: asyncio.Future[bytes] | None = None
         self._open = True
 
-    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+    async def chunks(
+        self, max_bytes: int, buffer_bytes: int, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[memoryview], None]:
+        self._choose(offset, limit)
         if not self._hash and self._missing_bytes:
             async with aclosing(self._cached_chunks(max_bytes)) as chunks:
                 async for chunk in chunks:
@@ -325,6 +332,15 @@ class _FileReader(Reader):
             for start in range(0, max(len(block), 1), max_bytes):
                 yield [block[start : start + max_bytes]]
             del block  # release it before the block after the next is read
+
+    def _choose(self, offset: int, limit: int | None) -> None:
+        """Choose the bytes to read."""
+        follow_bytes = self._info.data_size_bytes - offset
+        self._missing_bytes = follow_bytes if limit is None else min(limit, follow_bytes)
+        self._is_whole = self._missing_bytes == self._info.data_size_bytes
+        if not self._is_whole:
+            self._hash = None
+            self._archive.directory.files.seek(self._file, offset)
 
     async def _cached_chunks(self, max_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
         """Yield chunks as long as the system has them cached.
@@ -379,20 +395,19 @@ class _FileReader(Reader):
         # `changed_ns` changes with the bytes, even if someone sets the other times back; but also when the version
         # is deleted, which leaves its readers alone, and when its file is linked to, as backups do.
         is_touched = not self._hash and now.changed_ns != self._fingerprint.changed_ns and now.links
-        if is_touched:
+        if is_touched and self._is_whole:
             self._hash = self._hash_again()
-        if self._hash:
-            if self._hash.digest_text() != self._info.data_hash:
-                raise self._damage("its bytes do not match their hash")
-            if is_touched:  # they do now, but may not have when they were sent
-                raise UnavailableError("the data file was modified while it was read; retrieve the version again")
-            if self._fingerprint.is_settled:
-                self._archive.note_checked(self._info, self._fingerprint)
+        if self._hash and self._hash.digest_text() != self._info.data_hash:
+            raise self._damage("its bytes do not match their hash")
+        if is_touched:  # they may match now, but may not have when they were sent
+            raise UnavailableError("the data file was modified while it was read; retrieve the version again")
+        if self._hash and self._fingerprint.is_settled:
+            self._archive.note_checked(self._info, self._fingerprint)
 
     def _hash_again(self) -> PayloadHash:
         payload_hash = PayloadHash()
         files = self._archive.directory.files
-        files.rewind(self._file)
+        files.seek(self._file, 0)
         while block := files.read(self._file, _BLOCK_BYTES):
             payload_hash.update([block])
         return payload_hash

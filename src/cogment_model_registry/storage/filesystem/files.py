@@ -226,9 +226,9 @@ class Files:
                 count += more
         return count
 
-    def rewind(self, file: int) -> None:
-        """Let the next read begin at the start of a file."""
-        os.lseek(file, 0, os.SEEK_SET)
+    def seek(self, file: int, position: int) -> None:
+        """Let the next read begin at a position of a file. It never waits for the disk."""
+        os.lseek(file, position, os.SEEK_SET)
 
     def status(self, file: int) -> os.stat_result:
         """Return the status of an open file."""

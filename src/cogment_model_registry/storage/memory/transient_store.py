@@ -12,7 +12,7 @@ that it was to replace.
 import asyncio
 import contextlib
 from collections import OrderedDict, defaultdict
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
@@ -384,12 +384,16 @@ class _MemoryReader(Reader):
         self._store = store
         self._blob: _Blob | None = blob
 
-    async def chunks(self, max_bytes: int, buffer_bytes: int) -> AsyncGenerator[Sequence[memoryview], None]:
+    async def chunks(
+        self, max_bytes: int, buffer_bytes: int, offset: int = 0, limit: int | None = None
+    ) -> AsyncGenerator[Sequence[memoryview], None]:
         if self._blob is None:
             raise RuntimeError("the reader is closed")
+        follow_bytes = self._blob.size_bytes - offset
+        size_bytes = follow_bytes if limit is None else min(limit, follow_bytes)
         chunk: list[memoryview] = []
         space = max_bytes
-        for part in self._blob.parts():
+        for part in _cut(self._blob.parts(), offset, size_bytes):
             rest = part
             while len(rest) >= space:
                 chunk.append(rest[:space])
@@ -399,10 +403,20 @@ class _MemoryReader(Reader):
             if len(rest):
                 chunk.append(rest)
                 space -= len(rest)
-        if chunk or not self._blob.size_bytes:
+        if chunk or not size_bytes:
             yield chunk
 
     async def aclose(self) -> None:
         if self._blob is not None:
             blob, self._blob = self._blob, None
             self._store.unpin(blob)
+
+
+def _cut(parts: Iterable[memoryview], offset: int, size_bytes: int) -> Iterator[memoryview]:
+    """Yield the views of so many bytes from an offset on."""
+    for part in parts:
+        view = part[offset : offset + size_bytes]
+        offset = max(offset - len(part), 0)
+        size_bytes -= len(view)
+        if view:
+            yield view

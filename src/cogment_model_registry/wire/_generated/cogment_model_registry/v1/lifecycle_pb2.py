@@ -16,7 +16,7 @@ _sym_db = _symbol_database.Default()
 from cogment_model_registry.wire._generated.cogment.api import model_registry_pb2 as cogment_dot_api_dot_model__registry__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)cogment_model_registry/v1/lifecycle.proto\x12\x19\x63ogment_model_registry.v1\x1a cogment/api/model_registry.proto\"T\n\nVersionRef\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x18\n\x0eversion_number\x18\x02 \x01(\x12H\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x42\t\n\x07version\"\xbb\x02\n\x07Version\x12\x32\n\x0cversion_info\x18\x01 \x01(\x0b\x32\x1c.cogmentAPI.ModelVersionInfo\x12:\n\x04tags\x18\x02 \x03(\x0b\x32,.cogment_model_registry.v1.Version.TagsEntry\x12@\n\x07metrics\x18\x03 \x03(\x0b\x32/.cogment_model_registry.v1.Version.MetricsEntry\x12\x0f\n\x07\x61liases\x18\x04 \x03(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"W\n\x05\x41lias\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x16\n\x0eversion_number\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x15\n\rset_timestamp\x18\x04 \x01(\x06\"\xae\x01\n\x05Model\x12)\n\nmodel_info\x18\x01 \x01(\x0b\x32\x15.cogmentAPI.ModelInfo\x12\x31\n\x07\x61liases\x18\x03 \x03(\x0b\x32 .cogment_model_registry.v1.Alias\x12\x1d\n\x15latest_version_number\x18\x06 \x01(\x04\x12\x10\n\x08versions\x18\x07 \x01(\x04\x12\x16\n\x0e\x61rchived_bytes\x18\x08 \x01(\x04\"\xa9\x01\n\x13ListVersionsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x37\n\x08versions\x18\x02 \x03(\x0b\x32%.cogment_model_registry.v1.VersionRef\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\"b\n\x11ListVersionsReply\x12\x34\n\x08versions\x18\x01 \x03(\x0b\x32\".cogment_model_registry.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9f\x03\n\x14UpdateVersionRequest\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.cogment_model_registry.v1.VersionRef\x12N\n\x08set_tags\x18\x02 \x03(\x0b\x32<.cogment_model_registry.v1.UpdateVersionRequest.SetTagsEntry\x12\x13\n\x0bremove_tags\x18\x03 \x03(\t\x12T\n\x0bset_metrics\x18\x04 \x03(\x0b\x32?.cogment_model_registry.v1.UpdateVersionRequest.SetMetricsEntry\x12\x16\n\x0eremove_metrics\x18\x05 \x03(\t\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\x04\x1a.\n\x0cSetTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fSetMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"`\n\x15PromoteVersionRequest\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.cogment_model_registry.v1.VersionRef\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\"]\n\x14\x44\x65leteVersionRequest\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.cogment_model_registry.v1.VersionRef\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x14\n\x12\x44\x65leteVersionReply\"\xee\x01\n\x11SetAliasesRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x44\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x33.cogment_model_registry.v1.SetAliasesRequest.Change\x1a\x80\x01\n\x06\x43hange\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x18\n\x0eversion_number\x18\x02 \x01(\x12H\x00\x12\x11\n\x07removed\x18\x03 \x01(\x08H\x00\x12\x1e\n\x11\x65xpected_revision\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\x04\n\x02toB\x14\n\x12_expected_revision\"D\n\x0fSetAliasesReply\x12\x31\n\x07\x61liases\x18\x01 \x03(\x0b\x32 .cogment_model_registry.v1.Alias\"M\n\x11ListModelsRequest\x12\x11\n\tmodel_ids\x18\x01 \x03(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"\\\n\x0fListModelsReply\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .cogment_model_registry.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\x8d\x05\n\x0eModelLifecycle\x12l\n\x0cListVersions\x12..cogment_model_registry.v1.ListVersionsRequest\x1a,.cogment_model_registry.v1.ListVersionsReply\x12\x64\n\rUpdateVersion\x12/.cogment_model_registry.v1.UpdateVersionRequest\x1a\".cogment_model_registry.v1.Version\x12\x66\n\x0ePromoteVersion\x12\x30.cogment_model_registry.v1.PromoteVersionRequest\x1a\".cogment_model_registry.v1.Version\x12o\n\rDeleteVersion\x12/.cogment_model_registry.v1.DeleteVersionRequest\x1a-.cogment_model_registry.v1.DeleteVersionReply\x12\x66\n\nSetAliases\x12,.cogment_model_registry.v1.SetAliasesRequest\x1a*.cogment_model_registry.v1.SetAliasesReply\x12\x66\n\nListModels\x12,.cogment_model_registry.v1.ListModelsRequest\x1a*.cogment_model_registry.v1.ListModelsReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n)cogment_model_registry/v1/lifecycle.proto\x12\x19\x63ogment_model_registry.v1\x1a cogment/api/model_registry.proto\"T\n\nVersionRef\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x18\n\x0eversion_number\x18\x02 \x01(\x12H\x00\x12\x0f\n\x05\x61lias\x18\x03 \x01(\tH\x00\x42\t\n\x07version\"\xbb\x02\n\x07Version\x12\x32\n\x0cversion_info\x18\x01 \x01(\x0b\x32\x1c.cogmentAPI.ModelVersionInfo\x12:\n\x04tags\x18\x02 \x03(\x0b\x32,.cogment_model_registry.v1.Version.TagsEntry\x12@\n\x07metrics\x18\x03 \x03(\x0b\x32/.cogment_model_registry.v1.Version.MetricsEntry\x12\x0f\n\x07\x61liases\x18\x04 \x03(\t\x12\x10\n\x08revision\x18\x05 \x01(\x04\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"W\n\x05\x41lias\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x16\n\x0eversion_number\x18\x02 \x01(\x04\x12\x10\n\x08revision\x18\x03 \x01(\x04\x12\x15\n\rset_timestamp\x18\x04 \x01(\x06\"\xae\x01\n\x05Model\x12)\n\nmodel_info\x18\x01 \x01(\x0b\x32\x15.cogmentAPI.ModelInfo\x12\x31\n\x07\x61liases\x18\x03 \x03(\x0b\x32 .cogment_model_registry.v1.Alias\x12\x1d\n\x15latest_version_number\x18\x06 \x01(\x04\x12\x10\n\x08versions\x18\x07 \x01(\x04\x12\x16\n\x0e\x61rchived_bytes\x18\x08 \x01(\x04\"\x82\x01\n\x12ReadVersionRequest\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.cogment_model_registry.v1.VersionRef\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\r\n\x05limit\x18\x03 \x01(\x04\x12\x15\n\rexpected_hash\x18\x04 \x01(\t\"h\n\x10ReadVersionReply\x12\x35\n\x07version\x18\x01 \x01(\x0b\x32\".cogment_model_registry.v1.VersionH\x00\x12\x14\n\ndata_chunk\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05reply\"\xa9\x01\n\x13ListVersionsRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x37\n\x08versions\x18\x02 \x03(\x0b\x32%.cogment_model_registry.v1.VersionRef\x12\x0e\n\x06\x66ilter\x18\x03 \x01(\t\x12\x10\n\x08order_by\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\r\x12\x12\n\npage_token\x18\x06 \x01(\t\"b\n\x11ListVersionsReply\x12\x34\n\x08versions\x18\x01 \x03(\x0b\x32\".cogment_model_registry.v1.Version\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9f\x03\n\x14UpdateVersionRequest\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.cogment_model_registry.v1.VersionRef\x12N\n\x08set_tags\x18\x02 \x03(\x0b\x32<.cogment_model_registry.v1.UpdateVersionRequest.SetTagsEntry\x12\x13\n\x0bremove_tags\x18\x03 \x03(\t\x12T\n\x0bset_metrics\x18\x04 \x03(\x0b\x32?.cogment_model_registry.v1.UpdateVersionRequest.SetMetricsEntry\x12\x16\n\x0eremove_metrics\x18\x05 \x03(\t\x12\x19\n\x11\x65xpected_revision\x18\x06 \x01(\x04\x1a.\n\x0cSetTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fSetMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"`\n\x15PromoteVersionRequest\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.cogment_model_registry.v1.VersionRef\x12\x0f\n\x07\x61liases\x18\x02 \x03(\t\"]\n\x14\x44\x65leteVersionRequest\x12\x36\n\x07version\x18\x01 \x01(\x0b\x32%.cogment_model_registry.v1.VersionRef\x12\r\n\x05\x66orce\x18\x02 \x01(\x08\"\x14\n\x12\x44\x65leteVersionReply\"\xee\x01\n\x11SetAliasesRequest\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x44\n\x07\x63hanges\x18\x02 \x03(\x0b\x32\x33.cogment_model_registry.v1.SetAliasesRequest.Change\x1a\x80\x01\n\x06\x43hange\x12\r\n\x05\x61lias\x18\x01 \x01(\t\x12\x18\n\x0eversion_number\x18\x02 \x01(\x12H\x00\x12\x11\n\x07removed\x18\x03 \x01(\x08H\x00\x12\x1e\n\x11\x65xpected_revision\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\x04\n\x02toB\x14\n\x12_expected_revision\"D\n\x0fSetAliasesReply\x12\x31\n\x07\x61liases\x18\x01 \x03(\x0b\x32 .cogment_model_registry.v1.Alias\"M\n\x11ListModelsRequest\x12\x11\n\tmodel_ids\x18\x01 \x03(\t\x12\x11\n\tpage_size\x18\x03 \x01(\r\x12\x12\n\npage_token\x18\x04 \x01(\t\"\\\n\x0fListModelsReply\x12\x30\n\x06models\x18\x01 \x03(\x0b\x32 .cogment_model_registry.v1.Model\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xfa\x05\n\x0eModelLifecycle\x12k\n\x0bReadVersion\x12-.cogment_model_registry.v1.ReadVersionRequest\x1a+.cogment_model_registry.v1.ReadVersionReply0\x01\x12l\n\x0cListVersions\x12..cogment_model_registry.v1.ListVersionsRequest\x1a,.cogment_model_registry.v1.ListVersionsReply\x12\x64\n\rUpdateVersion\x12/.cogment_model_registry.v1.UpdateVersionRequest\x1a\".cogment_model_registry.v1.Version\x12\x66\n\x0ePromoteVersion\x12\x30.cogment_model_registry.v1.PromoteVersionRequest\x1a\".cogment_model_registry.v1.Version\x12o\n\rDeleteVersion\x12/.cogment_model_registry.v1.DeleteVersionRequest\x1a-.cogment_model_registry.v1.DeleteVersionReply\x12\x66\n\nSetAliases\x12,.cogment_model_registry.v1.SetAliasesRequest\x1a*.cogment_model_registry.v1.SetAliasesReply\x12\x66\n\nListModels\x12,.cogment_model_registry.v1.ListModelsRequest\x1a*.cogment_model_registry.v1.ListModelsReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,32 +43,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ALIAS']._serialized_end=597
   _globals['_MODEL']._serialized_start=600
   _globals['_MODEL']._serialized_end=774
-  _globals['_LISTVERSIONSREQUEST']._serialized_start=777
-  _globals['_LISTVERSIONSREQUEST']._serialized_end=946
-  _globals['_LISTVERSIONSREPLY']._serialized_start=948
-  _globals['_LISTVERSIONSREPLY']._serialized_end=1046
-  _globals['_UPDATEVERSIONREQUEST']._serialized_start=1049
-  _globals['_UPDATEVERSIONREQUEST']._serialized_end=1464
-  _globals['_UPDATEVERSIONREQUEST_SETTAGSENTRY']._serialized_start=1367
-  _globals['_UPDATEVERSIONREQUEST_SETTAGSENTRY']._serialized_end=1413
-  _globals['_UPDATEVERSIONREQUEST_SETMETRICSENTRY']._serialized_start=1415
-  _globals['_UPDATEVERSIONREQUEST_SETMETRICSENTRY']._serialized_end=1464
-  _globals['_PROMOTEVERSIONREQUEST']._serialized_start=1466
-  _globals['_PROMOTEVERSIONREQUEST']._serialized_end=1562
-  _globals['_DELETEVERSIONREQUEST']._serialized_start=1564
-  _globals['_DELETEVERSIONREQUEST']._serialized_end=1657
-  _globals['_DELETEVERSIONREPLY']._serialized_start=1659
-  _globals['_DELETEVERSIONREPLY']._serialized_end=1679
-  _globals['_SETALIASESREQUEST']._serialized_start=1682
-  _globals['_SETALIASESREQUEST']._serialized_end=1920
-  _globals['_SETALIASESREQUEST_CHANGE']._serialized_start=1792
-  _globals['_SETALIASESREQUEST_CHANGE']._serialized_end=1920
-  _globals['_SETALIASESREPLY']._serialized_start=1922
-  _globals['_SETALIASESREPLY']._serialized_end=1990
-  _globals['_LISTMODELSREQUEST']._serialized_start=1992
-  _globals['_LISTMODELSREQUEST']._serialized_end=2069
-  _globals['_LISTMODELSREPLY']._serialized_start=2071
-  _globals['_LISTMODELSREPLY']._serialized_end=2163
-  _globals['_MODELLIFECYCLE']._serialized_start=2166
-  _globals['_MODELLIFECYCLE']._serialized_end=2819
+  _globals['_READVERSIONREQUEST']._serialized_start=777
+  _globals['_READVERSIONREQUEST']._serialized_end=907
+  _globals['_READVERSIONREPLY']._serialized_start=909
+  _globals['_READVERSIONREPLY']._serialized_end=1013
+  _globals['_LISTVERSIONSREQUEST']._serialized_start=1016
+  _globals['_LISTVERSIONSREQUEST']._serialized_end=1185
+  _globals['_LISTVERSIONSREPLY']._serialized_start=1187
+  _globals['_LISTVERSIONSREPLY']._serialized_end=1285
+  _globals['_UPDATEVERSIONREQUEST']._serialized_start=1288
+  _globals['_UPDATEVERSIONREQUEST']._serialized_end=1703
+  _globals['_UPDATEVERSIONREQUEST_SETTAGSENTRY']._serialized_start=1606
+  _globals['_UPDATEVERSIONREQUEST_SETTAGSENTRY']._serialized_end=1652
+  _globals['_UPDATEVERSIONREQUEST_SETMETRICSENTRY']._serialized_start=1654
+  _globals['_UPDATEVERSIONREQUEST_SETMETRICSENTRY']._serialized_end=1703
+  _globals['_PROMOTEVERSIONREQUEST']._serialized_start=1705
+  _globals['_PROMOTEVERSIONREQUEST']._serialized_end=1801
+  _globals['_DELETEVERSIONREQUEST']._serialized_start=1803
+  _globals['_DELETEVERSIONREQUEST']._serialized_end=1896
+  _globals['_DELETEVERSIONREPLY']._serialized_start=1898
+  _globals['_DELETEVERSIONREPLY']._serialized_end=1918
+  _globals['_SETALIASESREQUEST']._serialized_start=1921
+  _globals['_SETALIASESREQUEST']._serialized_end=2159
+  _globals['_SETALIASESREQUEST_CHANGE']._serialized_start=2031
+  _globals['_SETALIASESREQUEST_CHANGE']._serialized_end=2159
+  _globals['_SETALIASESREPLY']._serialized_start=2161
+  _globals['_SETALIASESREPLY']._serialized_end=2229
+  _globals['_LISTMODELSREQUEST']._serialized_start=2231
+  _globals['_LISTMODELSREQUEST']._serialized_end=2308
+  _globals['_LISTMODELSREPLY']._serialized_start=2310
+  _globals['_LISTMODELSREPLY']._serialized_end=2402
+  _globals['_MODELLIFECYCLE']._serialized_start=2405
+  _globals['_MODELLIFECYCLE']._serialized_end=3167
 # @@protoc_insertion_point(module_scope)

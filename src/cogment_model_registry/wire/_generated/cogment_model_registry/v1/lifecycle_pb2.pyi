@@ -71,6 +71,26 @@ class Model(_message.Message):
     archived_bytes: int
     def __init__(self, model_info: _Optional[_Union[_model_registry_pb2.ModelInfo, _Mapping]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., latest_version_number: _Optional[int] = ..., versions: _Optional[int] = ..., archived_bytes: _Optional[int] = ...) -> None: ...
 
+class ReadVersionRequest(_message.Message):
+    __slots__ = ("version", "offset", "limit", "expected_hash")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_HASH_FIELD_NUMBER: _ClassVar[int]
+    version: VersionRef
+    offset: int
+    limit: int
+    expected_hash: str
+    def __init__(self, version: _Optional[_Union[VersionRef, _Mapping]] = ..., offset: _Optional[int] = ..., limit: _Optional[int] = ..., expected_hash: _Optional[str] = ...) -> None: ...
+
+class ReadVersionReply(_message.Message):
+    __slots__ = ("version", "data_chunk")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DATA_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    version: Version
+    data_chunk: bytes
+    def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., data_chunk: _Optional[bytes] = ...) -> None: ...
+
 class ListVersionsRequest(_message.Message):
     __slots__ = ("model_id", "versions", "filter", "order_by", "page_size", "page_token")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
