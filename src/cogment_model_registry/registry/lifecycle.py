@@ -9,7 +9,7 @@ A version keeps its number, its hash and its time, and is visible at every momen
 """
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from time import time_ns
 from typing import TypeAlias
@@ -32,7 +32,7 @@ from cogment_model_registry.records.lifecycle import (
     check_alias_revision,
     check_metrics,
 )
-from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
 from cogment_model_registry.registry.filters import Filter, Order, Position
 from cogment_model_registry.registry.registry import Registry, VersionReader
@@ -225,9 +225,8 @@ class Lifecycle:
                     message = f"version {number} of model {quoted(model_id)} has the alias {names}: remove it first"
                     raise PreconditionError(message, model_id=model_id, version_number=number)
                 await (self._archive if info.archived else self._transient).remove_version(info)
-            with suppress(NotFoundError):  # it may have no version left
-                [newest] = await self._catalog.get_versions(model_id, [-1])
-                self._transient.note_removed(model_id, number, newest.number)
+            for model in await self._catalog.summarize([ModelInfo(model_id)]):
+                self._transient.note_removed(model_id, number, model.latest_number)
 
         await run_to_end(delete())
 
