@@ -83,7 +83,8 @@ class World:
         assert self.shelf["m"].versions.keys() == archived, "the archive and the catalog have other versions"
         for alias in await self.lifecycle.get_aliases("m"):
             assert alias.version_number in archived, f"{alias} points to what is not archived"
-        assert self.transient._newest.get("m", 0) in (0, max([0, *[info.number for info in infos]]))
+        line = self.transient._lines.find("m")
+        assert line is None or line.newest == infos[-1].number, "another version than the newest is evicted last"
 
 
 Call = Callable[[World], Awaitable[object]]

@@ -221,28 +221,31 @@ def parse_a_token(data: bytes) -> None:
         if isinstance(values, list) and all(isinstance(each, str | int | float | None) for each in values):
             parts = lifecycle.parse_token(lifecycle.build_token((), values), (), 3)
             after = model_lifecycle.position_in(order, parts)
-            filters.arranged(order, [_VERSION], after)
-            query(Search(None, filters.EVERYTHING, order, after, 10))
+            ask(filters.EVERYTHING, order, after)
 
 
-def query(search: Search) -> None:
-    """Ask a database without versions."""
-    for plan in searches.plans(search):
-        _DATABASE.execute(plan.sql(), [*plan.parameters, 10]).fetchall()
+def ask(accepted: filters.Filter, order: filters.Order, after: filters.Position | None = None) -> None:
+    """Ask a database for its one version, and compare the answer with that of the evaluation in memory."""
+    found = searches.find_versions(_DATABASE, Search(None, accepted, order, after, 10))
+    expected = filters.arranged(order, [_VERSION] if filters.matches(accepted, _VERSION) else [], after)
+    assert found == expected, f"the database finds {found} for {accepted} {order} {after}"
 
 
 _ORDERS = ["version_number", "archived", "data_size desc", "creation_timestamp", "data_hash", "metrics.return desc"]
 _ORDERS += ["tags.stage", "user_data.key desc"]
 
 
-def _empty_database() -> sqlite3.Connection:
+def _database_of_one() -> sqlite3.Connection:
     database = sqlite3.connect(":memory:")
     for migration in tables.MIGRATIONS:
         database.executescript(migration.statements)
+    tables.put_versions(database, [_VERSION.info])
+    tables.put_annotations(database, "m", 1, _VERSION.annotations)
+    tables.set_aliases(database, "m", [AliasChange(_VERSION.aliases[0], 1)], 0)
     return database
 
 
-_DATABASE = _empty_database()
+_DATABASE = _database_of_one()
 
 
 def parse_a_filter(data: bytes) -> None:
@@ -251,7 +254,8 @@ def parse_a_filter(data: bytes) -> None:
     accepted = filter_text.parse_filter(text)
     filters.matches(accepted, _VERSION)
     if text == data.decode(errors="ignore"):  # protobuf lets nothing else through
-        query(Search(None, accepted, filters.BY_NUMBER, None, 10))
+        for order in _ORDERS:
+            ask(accepted, filters.parse_order(order))
 
 
 def parse_an_order(data: bytes) -> None:

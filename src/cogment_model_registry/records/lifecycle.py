@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, quoted
+from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, counted, quoted
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id, user_data_bytes
 
 FIRST_REVISION = 1
@@ -24,6 +24,11 @@ class Annotations:
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     revision: int = FIRST_REVISION
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of UTF-8 in the tags and metrics; a metric counts as its name and 8 bytes."""
+        return user_data_bytes(self.tags) + sum(len(name.encode()) + 8 for name in self.metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +127,7 @@ class AnnotationChange:
         set_metrics: Metrics to add or replace.
         remove_metrics: Metrics to remove; those that do not exist are ignored.
         expected_revision: The revision that the version must have now; 0 for any.
-        max_bytes: The bytes that all tags and metrics may have afterwards; see `annotation_bytes`.
+        max_bytes: The most bytes of UTF-8 in the tags and metrics afterwards; a metric counts as its name and 8 bytes.
     """
 
     set_tags: Mapping[str, str] = field(default_factory=dict)
@@ -136,25 +141,20 @@ class AnnotationChange:
         """Return the annotations of a version after the change.
 
         Raises:
-            InvalidError: They are too large, and larger than before.
+            InvalidError: They grow beyond what is allowed.
         """
         removed_tags, removed_metrics = {*self.remove_tags}, {*self.remove_metrics}
         tags = {name: text for name, text in annotations.tags.items() if name not in removed_tags}
         metrics = {name: value for name, value in annotations.metrics.items() if name not in removed_metrics}
         after = Annotations({**tags, **self.set_tags}, {**metrics, **self.set_metrics}, revision)
-        size_bytes = annotation_bytes(after)
-        if self.max_bytes is not None and size_bytes > max(self.max_bytes, annotation_bytes(annotations)):
-            message = (
-                f"tags and metrics of version {info.number} of model {quoted(info.model_id)} would have {size_bytes} "
-                f"bytes; at most {self.max_bytes} are allowed: remove some"
+        if self.max_bytes is not None and annotations.size_bytes < after.size_bytes > self.max_bytes:
+            raise InvalidError(
+                f"the tags and metrics of version {info.number} of model {quoted(info.model_id)} would have "
+                f"{counted(after.size_bytes, 'byte')}; at most {self.max_bytes} are allowed",
+                model_id=info.model_id,
+                version_number=info.number,
             )
-            raise InvalidError(message, model_id=info.model_id, version_number=info.number)
         return after
-
-
-def annotation_bytes(annotations: Annotations) -> int:
-    """Return the bytes of UTF-8 of all tags and of the names of all metrics, with 8 for the value of each metric."""
-    return user_data_bytes(annotations.tags) + sum(len(name.encode()) + 8 for name in annotations.metrics)
 
 
 def check_revision(info: VersionInfo, annotations: Annotations, change: AnnotationChange) -> None:

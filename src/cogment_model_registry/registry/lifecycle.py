@@ -19,6 +19,7 @@ from cogment_model_registry.errors import (
     NotFoundError,
     OutOfRangeError,
     PreconditionError,
+    TooLargeError,
     counted,
     quoted,
 )
@@ -142,10 +143,10 @@ class Lifecycle:
         """
         self._require_writable(model_id)
         check_metrics(change.set_metrics, model_id)
-        bounded = replace(change, max_bytes=self._registry.limits.user_data_max_bytes)
         ref = await self._catalog.find(model_id)
         number = (await self.get_version(model_id, key)).info.number
-        return await run_to_end(self._catalog.change_annotations(ref, number, bounded))
+        change = replace(change, max_bytes=self._registry.limits.user_data_max_bytes)
+        return await run_to_end(self._catalog.change_annotations(ref, number, change))
 
     async def promote_version(self, model_id: str, key: VersionKey, aliases: Sequence[str] = ()) -> Version:
         """Make a transient version archived, durably on return; does nothing with an archived one.
@@ -164,9 +165,12 @@ class Lifecycle:
         self._require_writable(model_id)
         self._check_aliases(model_id, aliases)
         ref = await self._catalog.find(model_id)
-        info = await self._promote(ref, (await self.get_version(model_id, key)).info)
-        if aliases:
-            await self._set_aliases(ref, [AliasChange(alias, info.number) for alias in aliases])
+        info = (await self.get_version(model_id, key)).info
+        changes = [AliasChange(alias, info.number) for alias in aliases]
+        await self._check_alias_count(ref, changes)
+        info = await self._promote(ref, info)
+        if changes:
+            await self._set_aliases(ref, changes)
         [version] = await self._catalog.describe([info])
         return version
 
@@ -264,6 +268,7 @@ class Lifecycle:
         now = {alias.name: alias for alias in await self._catalog.get_aliases(model_id)}
         for change, _ in resolved:
             check_alias_revision(model_id, now.get(change.name), change)
+        await self._check_alias_count(ref, changes)
         return await self._set_aliases(
             ref,
             [
@@ -274,6 +279,15 @@ class Lifecycle:
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
         return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))
+
+    async def _check_alias_count(self, ref: ModelRef, changes: Sequence[AliasChange]) -> None:
+        names = {alias.name for alias in await self._catalog.get_aliases(ref.model_id)}
+        added = {change.name for change in changes if change.version_number is not None} - names
+        most = self._registry.limits.model_aliases_max
+        if added and len(names | added) > most:
+            has = counted(len(names), "alias", "aliases")
+            message = f"model {quoted(ref.model_id)} has {has}; at most {most} are allowed"
+            raise TooLargeError(message, model_id=ref.model_id)
 
     def _require_writable(self, model_id: str) -> None:
         self._registry.check_model_id(model_id)

@@ -72,8 +72,7 @@ class ModelLifecycleService:
         if request.model_id:
             call.about(model_id=request.model_id)
         if request.versions:
-            messages = map(lifecycle.version_message, await self._get_versions(request))
-            return lifecycle.ListVersionsReply(versions=messages).SerializeToString()
+            return await self._get_versions(request)
         question = (request.model_id, request.filter, request.order_by)
         from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
 
@@ -88,15 +87,23 @@ class ModelLifecycleService:
             token = lifecycle.build_token(question, (last.value, last.model_id, last.number))
         return lifecycle.ListVersionsReply(versions=page, next_page_token=token).SerializeToString()
 
-    async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> Sequence[Version]:
-        if request.filter or request.order_by or request.page_token:
-            raise InvalidError("ListVersions takes versions, or a filter, an order and a page_token, and not both")
+    async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> bytes:
+        """Return the page of the versions that are named."""
+        if request.filter or request.order_by:
+            raise InvalidError("ListVersions takes versions, or a filter and an order, and not both")
         if len(request.versions) > lifecycle.PAGE_MAX_ITEMS:
             raise InvalidError(
                 f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
             )
         refs = [(ref.model_id or request.model_id, lifecycle.key_of(ref)) for ref in request.versions]
-        return await self._rules.get_versions(refs)
+        question = [part for model_id, key in refs for part in (model_id, repr(key))]
+        [start] = lifecycle.parse_token(request.page_token, question, 1) or [0]
+        if not isinstance(start, int) or not 0 <= start < len(refs):
+            raise InvalidError("page_token is malformed")
+        page = self._cut(map(lifecycle.version_message, await self._rules.get_versions(refs[start:])))
+        end = start + len(page)
+        token = lifecycle.build_token(question, [end]) if end < len(refs) else ""
+        return lifecycle.ListVersionsReply(versions=page, next_page_token=token).SerializeToString()
 
     def _cut(self, messages: Iterable[_MessageT]) -> list[_MessageT]:
         """Return as many messages as fit a reply, at least one."""
