@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cogment_model_registry.errors import ConflictError, StartError, UnavailableError
+from cogment_model_registry.errors import ConflictError, StartError, StoppingError, TooLargeError, UnavailableError
 from cogment_model_registry.storage.catalog.connections import Migration
 from cogment_model_registry.storage.catalog.database import Database
 
@@ -108,6 +108,30 @@ async def test_all_that_a_read_sees_is_of_one_moment(database: Database) -> None
 
     assert await database.read(look_twice) == ([1], [1])
     assert await database.read(numbers) == [1, 2]
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+async def test_a_search_without_end_is_ended_and_delays_no_read(tmp_path: Path) -> None:
+    database = Database(str(tmp_path / "catalog.db"), [FIRST], search_seconds=0.3)
+    await database.open()
+    searching = asyncio.create_task(database.search(lambda connection: connection.execute(ENDLESS).fetchone()))
+    await database.change(partial(insert, number=1))
+    assert await database.read(numbers) == [1]
+    with pytest.raises(TooLargeError, match=r"took longer than 0\.3 seconds"):
+        await searching
+    assert await database.search(numbers) == [1]
+    await database.close()
+
+
+async def test_a_stop_does_not_wait_for_a_search(tmp_path: Path) -> None:
+    database = Database(str(tmp_path / "catalog.db"), [FIRST], search_seconds=3600)
+    await database.open()
+    searching = asyncio.create_task(database.search(lambda connection: connection.execute(ENDLESS).fetchone()))
+    await database.read(numbers)  # by now the search is with its thread
+    await database.close()
+    assert isinstance((await asyncio.gather(searching, return_exceptions=True))[0], StoppingError)
 
 
 async def test_a_caller_that_gives_up_leaves_the_change_whole(database: Database) -> None:

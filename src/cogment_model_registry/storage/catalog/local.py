@@ -36,7 +36,7 @@ from cogment_model_registry.records.versions import (
     user_data_bytes,
 )
 from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Promotion, Search, Slot
-from cogment_model_registry.registry.filters import arranged, matches, position_of
+from cogment_model_registry.registry.filters import Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Model
@@ -47,6 +47,9 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _INFO_CACHE_BYTES = 32 * 1024 * 1024
 _INFO_BYTES = 900  # what a cached version and its encoding take without user_data, measured with tracemalloc
+
+_EVALUATED_AT_ONCE = 256
+"""How many transient versions a search looks at before other calls get their turn: some milliseconds at most."""
 
 
 def _info_bytes(info: VersionInfo) -> int:
@@ -296,7 +299,7 @@ class LocalCatalog(Catalog):
         known = {_key(version.info) for version in found}
         others = {**before, **self._transient_versions(search.model_id)}
         visible = [info for key, each in others.items() if key not in known and (info := self._current(each))]
-        accepted = [version for version in await self.describe(visible) if matches(search.accepted, version)]
+        accepted = await _accepted(search.accepted, await self.describe(visible))
         return arranged(search.order, [*found, *accepted], search.after)[: search.limit]
 
     def _transient_versions(self, model_id: str | None) -> dict[tuple[str, int], VersionInfo]:
@@ -574,6 +577,15 @@ class _Promotion(Promotion):
 
     def show(self, info: VersionInfo) -> None:
         self.shown = info
+
+
+async def _accepted(accepted: Filter, versions: Sequence[Version]) -> list[Version]:
+    """Return the versions that a filter accepts; other calls go on in the meantime."""
+    found: list[Version] = []
+    for start in range(0, len(versions), _EVALUATED_AT_ONCE):
+        found += [each for each in versions[start : start + _EVALUATED_AT_ONCE] if matches(accepted, each)]
+        await asyncio.sleep(0)
+    return found
 
 
 def _key(info: VersionInfo) -> tuple[str, int]:
