@@ -153,6 +153,17 @@ async def retrieve_latest(world: World) -> None:
     await world.retrieve(-1)
 
 
+async def read_stable(world: World) -> None:
+    async with world.lifecycle.reading("m", "stable") as (version, reader):
+        data = b"".join([b"".join(chunk) async for chunk in reader.chunks(4, 100)])
+        assert world.sent[version.info.data_hash] == data
+
+
+async def move_stable_and_delete(world: World) -> None:
+    await world.lifecycle.set_aliases("m", [AliasChange("stable", 3)])
+    await world.lifecycle.delete_version("m", 2)
+
+
 async def search(world: World) -> None:
     found = await world.lifecycle.search("m", parse_filter("version_number > 0"), BY_NUMBER, None, 10)
     numbers = [version.number for version in found]
@@ -175,6 +186,8 @@ CALLS: list[Call] = [
     create_model_again,
     retrieve_first,
     retrieve_latest,
+    read_stable,
+    move_stable_and_delete,
     search,
 ]
 RENEWING = (delete_model, create_model_again)
@@ -204,6 +217,8 @@ async def test_no_schedule_of_two_calls_breaks_anything(hashing: ThreadPoolExecu
                 await running
                 if second is retrieve_latest and first not in RENEWING:
                     assert outcome is None, "there is a latest version at each moment"
+                if second is read_stable and first not in (*RENEWING, delete_stable):
+                    assert outcome is None, "the alias points to a version at each moment"
                 await world.check()
             except Exception as error:
                 error.add_note(f"{second.__name__} began after {steps} steps of {first.__name__}")

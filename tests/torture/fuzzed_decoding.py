@@ -34,13 +34,14 @@ with atheris.instrument_imports(include=["cogment_model_registry"]):
         check_alias,
         check_metrics,
     )
+    from cogment_model_registry.records.retention import ModelChange
     from cogment_model_registry.records.timestamps import format_timestamp, parse_timestamp
     from cogment_model_registry.registry import filter_text, filters
     from cogment_model_registry.registry.contracts import Search
     from cogment_model_registry.server import model_lifecycle
     from cogment_model_registry.storage.catalog import searches, tables
     from cogment_model_registry.storage.filesystem import layout
-    from cogment_model_registry.wire import convert, frames, lifecycle, paging
+    from cogment_model_registry.wire import convert, frames, lifecycle, models, paging
     from cogment_model_registry.wire import messages as m
 
 _REQUESTS: list[Any] = [
@@ -68,7 +69,12 @@ _LIFECYCLE_REQUESTS: list[tuple[Any, Callable[[Any], object]]] = [
     (lifecycle.PromoteVersionRequest, lambda request: lifecycle.key_of(request.version)),
     (lifecycle.DeleteVersionRequest, lambda request: lifecycle.key_of(request.version)),
     (lifecycle.SetAliasesRequest, lifecycle.alias_changes),
-    (lifecycle.ListModelsRequest, lambda request: lifecycle.parse_token(request.page_token, (), 1)),
+    (lifecycle.ReadVersionRequest, lambda request: lifecycle.key_of(request.version)),
+    (models.ListModelsRequest, lambda request: lifecycle.parse_token(request.page_token, (), 1)),
+    (models.UpdateModelRequest, models.model_change),
+    (models.ApplyRetentionRequest, models.trial_of),
+    (models.ModelMessage, models.model_from_message),
+    (models.ApplyRetentionReply, models.report_from_message),
     (lifecycle.ListVersionsRequest, lambda request: [lifecycle.key_of(ref) for ref in request.versions]),
     (lifecycle.VersionMessage, lifecycle.version_from_message),
 ]
@@ -197,9 +203,12 @@ def decode_a_lifecycle_request(data: bytes) -> None:
             before = lifecycle.version_message(_VERSION).ByteSize()
             after = converted.apply_to(_VERSION.info, _VERSION.annotations, 2)
             assert lifecycle.version_message(Version(_VERSION.info, after)).ByteSize() < before + 8 * len(data) + 100
+    elif isinstance(converted, ModelChange):
+        again = models.update_model_request("m", converted)
+        assert repr(models.model_change(again)) == repr(converted), "a change of a model is another one on the wire"
     elif isinstance(request, lifecycle.SetAliasesRequest):
-        again = lifecycle.set_aliases_request("m", converted)
-        assert lifecycle.alias_changes(again) == converted, "a change of aliases is another one on the wire"
+        changes = lifecycle.set_aliases_request("m", converted)
+        assert lifecycle.alias_changes(changes) == converted, "a change of aliases is another one on the wire"
         for change in converted:
             with contextlib.suppress(ModelRegistryError):
                 check_alias(change.name, "m", 128)

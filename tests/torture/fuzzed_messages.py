@@ -61,7 +61,12 @@ _MEANINGFUL = {
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DATA_LOSS,
 }
-_LIFECYCLE_MEANINGFUL = {*_MEANINGFUL, grpc.StatusCode.ABORTED, grpc.StatusCode.FAILED_PRECONDITION}
+_LIFECYCLE_MEANINGFUL = {
+    *_MEANINGFUL,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.OUT_OF_RANGE,
+}
 _WATCH_SECONDS = 0.1
 """How long to wait for a watch to tell something; it may have nothing to tell."""
 
@@ -217,6 +222,16 @@ def filter_text(random: Random) -> str:
     return made
 
 
+def accepting(number: int) -> Field:
+    """Return how the text of a filter is made up."""
+    return lambda random: delimited(number, filter_text(random).encode())
+
+
+def flag(number: int) -> Field:
+    """Return how a truth value is made up."""
+    return lambda random: varint(number << 3) + varint(random.choice((1, 1, 0)))
+
+
 def search(random: Random) -> bytes:
     """Return a search, often with a page token that fits what is asked for, and says whatever it likes."""
     model_id = random.choice((*_IDS, b"", b"m")).decode()
@@ -239,6 +254,9 @@ def search(random: Random) -> bytes:
 
 _VERSION_REF = (text(1), one_of(small(2), alias(3)))
 _TAG, _METRIC = (text(1), text(2)), (text(1), number(2))
+_RULE = message(1, small(1), accepting(2), small(3), small(4), text(5), flag(6), small(7), small(8))
+_RETENTION = one_of(message(4, some(_RULE)), lambda _: b"")
+_SHARE = (small(1), small(2), small(3), small(4))
 _CHANGE = message(2, alias(1), one_of(small(2), small(2), integer(3)), small(4))
 _LIFECYCLE_SHAPES: dict[str, Sequence[Field]] = {
     "ListVersions": (some(message(2, *_VERSION_REF)), text(1), one_of(text(3), text(4), integer(5), text(6))),
@@ -253,7 +271,10 @@ _LIFECYCLE_SHAPES: dict[str, Sequence[Field]] = {
     "PromoteVersion": (message(1, *_VERSION_REF), some(alias(2))),
     "DeleteVersion": (message(1, *_VERSION_REF), small(2)),
     "SetAliases": (text(1), some(_CHANGE)),
-    "ListModels": (some(text(1)), one_of(text(2), lambda _: b""), integer(3), one_of(text(4), lambda _: b"")),
+    "ListModels": (some(text(1)), one_of(accepting(2), lambda _: b""), integer(3), one_of(text(4), lambda _: b"")),
+    "UpdateModel": (text(1), some(message(2, *_TAG)), some(text(3)), _RETENTION, small(5), message(6, *_SHARE)),
+    "ApplyRetention": (text(1), flag(2), one_of(message(3, some(_RULE)), lambda _: b"")),
+    "ReadVersion": (message(1, *_VERSION_REF), small(2), small(3), one_of(text(4), lambda _: b"", lambda _: b"")),
 }
 _LIFECYCLE_METHODS = [*_LIFECYCLE_SHAPES, "ListVersions", "UpdateVersion", "PromoteVersion", "SetAliases"]
 _METHODS = [*_SHAPES, "RetrieveVersionData", "CreateVersion", "CreateVersion", *_LIFECYCLE_METHODS]
@@ -363,7 +384,7 @@ class _Sender:
                 path = f"/{lifecycle.SERVICE_NAME if method in _LIFECYCLE_SHAPES else service}/{method}"
                 if method == "CreateVersion":
                     call: Any = channel.stream_unary(path)
-                elif method in ("RetrieveVersionData", "VersionUpdate"):
+                elif method in ("RetrieveVersionData", "ReadVersion", "VersionUpdate"):
                     call = channel.unary_stream(path)
                 else:
                     call = channel.unary_unary(path)
@@ -413,7 +434,7 @@ async def _upload(invoke: Any, chunks: Sequence[bytes]) -> tuple[grpc.StatusCode
 async def _ask(invoke: Any, data: bytes, method: str) -> tuple[grpc.StatusCode, str]:
     if method == "VersionUpdate":
         return await _watch(invoke(data, timeout=_WATCH_SECONDS))
-    if method == "RetrieveVersionData":
+    if method in ("RetrieveVersionData", "ReadVersion"):
         return await _read(invoke(data, timeout=60))
     return await _outcome(invoke(data, timeout=60))
 

@@ -8,11 +8,11 @@ commit:
 A version keeps its number, its hash and its time, and is visible at every moment.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from time import time_ns
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from cogment_model_registry.errors import (
     DataLossError,
@@ -27,7 +27,6 @@ from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
     AnnotationChange,
-    ModelSummary,
     Version,
     check_alias,
     check_alias_revision,
@@ -36,11 +35,14 @@ from cogment_model_registry.records.lifecycle import (
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
 from cogment_model_registry.registry.filters import Filter, Order, Position
+from cogment_model_registry.registry.holds import Holds
 from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.system.tasks import run_to_end
 
 _CHUNK_BYTES = 1024 * 1024
 """How much of a version is handed from store to store at once."""
+
+_T = TypeVar("_T")
 
 VersionKey: TypeAlias = int | str
 """A version number from 1, or -n for the n-th from the last; or an alias."""
@@ -54,6 +56,9 @@ class Lifecycle:
         catalog: What exists.
         archive: Where archived versions live.
         transient: Where transient versions live.
+
+    Attributes:
+        holds: The versions that calls under way need: retention keeps them.
     """
 
     def __init__(self, registry: Registry, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
@@ -61,6 +66,7 @@ class Lifecycle:
         self._catalog = catalog
         self._archive = archive
         self._transient = transient
+        self.holds = Holds()
 
     async def get_version(self, model_id: str, key: VersionKey) -> Version:
         """Return a version.
@@ -79,8 +85,23 @@ class Lifecycle:
         return await self._catalog.describe(infos)
 
     async def _find(self, model_id: str, key: VersionKey) -> VersionInfo:
-        [info] = await self._registry.get_versions(model_id, [await self._number_of(model_id, key)])
-        return info
+        async def find(number: int) -> VersionInfo:
+            [info] = await self._registry.get_versions(model_id, [number])
+            return info
+
+        return await self._with_number(model_id, key, find)
+
+    async def _with_number(self, model_id: str, key: VersionKey, act: Callable[[int], Awaitable[_T]]) -> _T:
+        """Act on the number of a version; again if its alias was moved, and the version deleted, in the meantime."""
+        number = await self._number_of(model_id, key)
+        while True:
+            try:
+                return await act(number)
+            except NotFoundError:
+                again = await self._number_of(model_id, key)
+                if again == number:
+                    raise
+                number = again
 
     @asynccontextmanager
     async def reading(
@@ -101,23 +122,14 @@ class Lifecycle:
             OutOfRangeError: The offset is past its end.
             PreconditionError: It has another hash than was expected.
         """
-        async with await self._registry.open_version(model_id, await self._number_of(model_id, key)) as reader:
+
+        async def open_version(number: int) -> VersionReader:
+            return await self._registry.open_version(model_id, number)
+
+        async with await self._with_number(model_id, key, open_version) as reader:
             _check_part(reader.info, offset, expected_hash)
             [version] = await self._catalog.describe([reader.info])
             yield version, reader
-
-    async def list_models_after(self, model_id: str, limit: int) -> list[ModelSummary]:
-        """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
-        return await self._catalog.summarize(await self._catalog.list_models_after(model_id, limit))
-
-    async def get_models(self, model_ids: Sequence[str]) -> list[ModelSummary]:
-        """Return the models with these ids, in the order given.
-
-        Raises:
-            InvalidError: An id breaks a rule, or the list is too long.
-            NotFoundError: One does not exist.
-        """
-        return await self._catalog.summarize(await self._registry.get_models(model_ids))
 
     async def search(
         self, model_id: str | None, accepted: Filter, order: Order, after: Position | None, limit: int
@@ -168,9 +180,10 @@ class Lifecycle:
         info = (await self.get_version(model_id, key)).info
         changes = [AliasChange(alias, info.number) for alias in aliases]
         await self._check_alias_count(ref, changes)
-        info = await self._promote(ref, info)
-        if changes:
-            await self._set_aliases(ref, changes)
+        with self.holds.holding(model_id, info.number, "it is being promoted"):
+            info = await self._promote(ref, info)
+            if changes:
+                await self._set_aliases(ref, changes)
         [version] = await self._catalog.describe([info])
         return version
 
@@ -269,13 +282,13 @@ class Lifecycle:
         for change, _ in resolved:
             check_alias_revision(model_id, now.get(change.name), change)
         await self._check_alias_count(ref, changes)
-        return await self._set_aliases(
-            ref,
-            [
-                replace(change, version_number=(await self._promote(ref, info)).number) if info else change
-                for change, info in resolved
-            ],
-        )
+        with ExitStack() as held:
+            for index, (change, info) in enumerate(resolved):
+                if info is not None:
+                    held.enter_context(self.holds.holding(model_id, info.number, "it is getting an alias"))
+                    promoted = await self._promote(ref, info)
+                    resolved[index] = (replace(change, version_number=promoted.number), promoted)
+            return await self._set_aliases(ref, [change for change, _ in resolved])
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
         return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))

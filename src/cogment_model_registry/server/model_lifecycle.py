@@ -1,7 +1,6 @@
 """The calls of ModelLifecycle: decode the request, call the rules, encode the reply."""
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
 
 import grpc
 import structlog
@@ -11,13 +10,12 @@ from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.registry.filters import Order, Position, may_have, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, lifecycle
 from cogment_model_registry.wire.frames import build_read_chunk
-
-_MessageT = TypeVar("_MessageT", lifecycle.VersionMessage, lifecycle.ModelMessage)
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -27,13 +25,17 @@ class ModelLifecycleService:
 
     Args:
         rules: What answers.
+        models: What answers the calls for models.
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
     """
 
-    def __init__(self, rules: Lifecycle, transfers: Transfers, settings: Settings, observe: Observer) -> None:
+    def __init__(
+        self, rules: Lifecycle, models: ModelCalls, transfers: Transfers, settings: Settings, observe: Observer
+    ) -> None:
         self._rules = rules
+        self._models = models
         self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
@@ -50,7 +52,7 @@ class ModelLifecycleService:
             "PromoteVersion": self._promote_version,
             "DeleteVersion": self._delete_version,
             "SetAliases": self._set_aliases,
-            "ListModels": self._list_models,
+            **self._models.answers(),
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
         methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
@@ -105,9 +107,9 @@ class ModelLifecycleService:
         token = lifecycle.build_token(question, [end]) if end < len(refs) else ""
         return lifecycle.ListVersionsReply(versions=page, next_page_token=token).SerializeToString()
 
-    def _cut(self, messages: Iterable[_MessageT]) -> list[_MessageT]:
+    def _cut(self, messages: Iterable[lifecycle.VersionMessage]) -> list[lifecycle.VersionMessage]:
         """Return as many messages as fit a reply, at least one."""
-        size_bytes, page = 0, list[_MessageT]()
+        size_bytes, page = 0, list[lifecycle.VersionMessage]()
         for message in messages:
             size_bytes += message.ByteSize()
             if page and size_bytes > self._settings.reply_max_bytes:
@@ -151,21 +153,6 @@ class ModelLifecycleService:
         fields = {} if number is None else {"number": number}
         for name in names:
             _log.info(event, model_id=model_id, alias=name, **fields, peer=call.context.peer())
-
-    async def _list_models(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(lifecycle.ListModelsRequest, data)
-        if request.model_ids:
-            messages = map(lifecycle.model_message, await self._rules.get_models(request.model_ids))
-            return lifecycle.ListModelsReply(models=messages).SerializeToString()
-        # A model that is created or deleted in the meantime moves no page: the next one begins after an id.
-        after = lifecycle.parse_token(request.page_token, (), 1)
-        limit = lifecycle.page_size(request.page_size)
-        models = await self._rules.list_models_after(str(after[0]) if after else "", limit)
-        page = self._cut(map(lifecycle.model_message, models))
-        token = ""
-        if len(page) < len(models) or len(models) == limit:
-            token = lifecycle.build_token((), (models[len(page) - 1].info.model_id,))
-        return lifecycle.ListModelsReply(models=page, next_page_token=token).SerializeToString()
 
 
 def _about(call: Call, ref: lifecycle.VersionRef) -> tuple[str, int | str]:

@@ -14,9 +14,10 @@ import structlog
 
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Annotations, Version
+from cogment_model_registry.records.retention import ModelAnnotations, ModelChange
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
-from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.storage.catalog import model_tables, tables
 from cogment_model_registry.storage.catalog.database import Database, Operation
 from cogment_model_registry.storage.catalog.searches import find_versions
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
@@ -39,6 +40,7 @@ class VersionIndex:
         self._database = database
         self._archive = archive
         self._aliases: dict[str, dict[str, Alias]] = {}
+        self._models: dict[str, ModelAnnotations] = {}  # those of which people decided anything
         self._missing: dict[str, list[int]] = {}
         self._stale: set[str] = set()
         self._indexing: asyncio.Task[None] | None = None
@@ -56,6 +58,7 @@ class VersionIndex:
         for each in contents:
             await self._compare(each, known.get(each.info.model_id, set()))
         self._aliases = await self._database.read(tables.all_aliases)
+        self._models = await self._database.read(model_tables.all_model_annotations)
         self._begin_indexing()
 
     async def compare(self, contents: FolderContents) -> None:
@@ -120,6 +123,7 @@ class VersionIndex:
         """Remove a model with everything that belongs to it, after its files; never fails, see `remove_version`."""
         self._missing.pop(model_id, None)
         self._aliases.pop(model_id, None)
+        self._models.pop(model_id, None)
         if not await self._remove(lambda connection: tables.remove_model(connection, model_id)):
             self._stale.add(model_id)
 
@@ -165,6 +169,18 @@ class VersionIndex:
         if self._indexing is not None:
             await asyncio.wait([self._indexing])
         return await self._database.search(lambda connection: find_versions(connection, search))
+
+    # Models.
+
+    def annotations_of_model(self, model_id: str) -> ModelAnnotations:
+        """Return what people decided about a model."""
+        return self._models.get(model_id) or ModelAnnotations()
+
+    async def change_model(self, model_id: str, change: ModelChange) -> None:
+        """Change what people decided about a model; see `Catalog.changing_model`."""
+        self._models[model_id] = await self._database.change(
+            lambda connection: model_tables.change_model(connection, model_id, change)
+        )
 
     # Aliases.
 
