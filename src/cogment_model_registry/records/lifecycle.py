@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, counted, quoted
 from cogment_model_registry.records.retention import ModelAnnotations, RetentionRule, TransientShare
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id, user_data_bytes
+from cogment_model_registry.records.versions import (
+    ModelInfo,
+    VersionInfo,
+    check_model_id,
+    check_user_data,
+    user_data_bytes,
+)
 
 FIRST_REVISION = 1
 """The revision of a version of which nothing was changed yet. 0 means any revision, or none, in requests."""
@@ -278,3 +284,13 @@ def check_metrics(metrics: Mapping[str, float], model_id: str) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise InvalidError(f"metric {quoted(name)} must be a finite number, not {value}", model_id=model_id)
+
+
+def check_entries(tags: Mapping[str, str], metrics: Mapping[str, float], max_bytes: int, model_id: str) -> None:
+    """Refuse tags and metrics that have more than `max_bytes` bytes together; a metric has 8 next to its name.
+
+    Raises:
+        InvalidError: They are larger.
+    """
+    entries = {**tags, **dict.fromkeys(metrics, "12345678")}
+    check_user_data(entries, max_bytes, model_id, name="tags and metrics")

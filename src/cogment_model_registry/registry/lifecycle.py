@@ -9,7 +9,7 @@ A version keeps its number, its hash and its time, and is visible at every momen
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from time import time_ns
 from typing import TypeAlias, TypeVar
@@ -19,7 +19,6 @@ from cogment_model_registry.errors import (
     NotFoundError,
     OutOfRangeError,
     PreconditionError,
-    TooLargeError,
     counted,
     quoted,
 )
@@ -34,13 +33,11 @@ from cogment_model_registry.records.lifecycle import (
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
+from cogment_model_registry.registry.copying import copy_bytes
 from cogment_model_registry.registry.filters import Filter, Order, Position
 from cogment_model_registry.registry.holds import Holds
 from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.system.tasks import run_to_end
-
-_CHUNK_BYTES = 1024 * 1024
-"""How much of a version is handed from store to store at once."""
 
 _T = TypeVar("_T")
 
@@ -179,7 +176,7 @@ class Lifecycle:
         ref = await self._catalog.find(model_id)
         info = (await self.get_version(model_id, key)).info
         changes = [AliasChange(alias, info.number) for alias in aliases]
-        await self._check_alias_count(ref, changes)
+        await self._registry.check_alias_count(model_id, aliases)
         with self.holds.holding(model_id, info.number, "it is being promoted"):
             info = await self._promote(ref, info)
             if changes:
@@ -194,12 +191,9 @@ class Lifecycle:
         with self._transient.holding(info):
             async with (
                 await self._transient.open_version(info) as reader,
-                await self._archive.open_upload(info.model_id, info.data_size_bytes) as upload,
+                await self._registry.open_upload(self._archive, info.model_id, info.data_size_bytes) as upload,
             ):
-                async with aclosing(reader.chunks(_CHUNK_BYTES, 2 * _CHUNK_BYTES)) as chunks:
-                    async for parts in chunks:
-                        for part in parts:
-                            await upload.write(part)
+                await copy_bytes(reader, upload.write)
                 if await upload.finish() != info.data_hash:
                     raise DataLossError.version(info.model_id, info.number, "its bytes do not match their hash")
 
@@ -281,7 +275,8 @@ class Lifecycle:
         now = {alias.name: alias for alias in await self._catalog.get_aliases(model_id)}
         for change, _ in resolved:
             check_alias_revision(model_id, now.get(change.name), change)
-        await self._check_alias_count(ref, changes)
+        names = [change.name for change in changes if change.version_number is not None]
+        await self._registry.check_alias_count(model_id, names)
         with ExitStack() as held:
             for index, (change, info) in enumerate(resolved):
                 if info is not None:
@@ -292,15 +287,6 @@ class Lifecycle:
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
         return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))
-
-    async def _check_alias_count(self, ref: ModelRef, changes: Sequence[AliasChange]) -> None:
-        names = {alias.name for alias in await self._catalog.get_aliases(ref.model_id)}
-        added = {change.name for change in changes if change.version_number is not None} - names
-        most = self._registry.limits.model_aliases_max
-        if added and len(names | added) > most:
-            has = counted(len(names), "alias", "aliases")
-            message = f"model {quoted(ref.model_id)} has {has}; at most {most} are allowed"
-            raise TooLargeError(message, model_id=ref.model_id)
 
     def _require_writable(self, model_id: str) -> None:
         self._registry.check_model_id(model_id)

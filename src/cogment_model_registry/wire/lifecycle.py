@@ -14,13 +14,16 @@ from cogment_model_registry.records.lifecycle import (
     Annotations,
     Version,
 )
+from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
-from cogment_model_registry.wire.frames import split_read_chunk
+from cogment_model_registry.wire.frames import embed, split_read_chunk, split_upload_data
 
 SERVICE_NAME = lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycle"].full_name
 
+UploadVersionRequest = lifecycle_pb2.UploadVersionRequest
+UploadVersionReply = lifecycle_pb2.UploadVersionReply
 ReadVersionRequest = lifecycle_pb2.ReadVersionRequest
 ReadVersionReply = lifecycle_pb2.ReadVersionReply
 ListVersionsRequest = lifecycle_pb2.ListVersionsRequest
@@ -33,6 +36,10 @@ SetAliasesRequest = lifecycle_pb2.SetAliasesRequest
 SetAliasesReply = lifecycle_pb2.SetAliasesReply
 VersionMessage = lifecycle_pb2.Version
 VersionRef = lifecycle_pb2.VersionRef
+
+WHOLE_UPLOAD = (("cogment-whole-upload", "1"),)
+"""Metadata of an UploadVersion call whose client sends all bytes without waiting: the first reply is left out, so that
+the call takes no longer than one with a single reply."""
 
 PAGE_DEFAULT_ITEMS = 100
 """The size of a page when the caller gives none."""
@@ -138,6 +145,71 @@ def update_request(model_id: str, key: int | str, change: AnnotationChange) -> l
         remove_metrics=change.remove_metrics,
         expected_revision=change.expected_revision,
     )
+
+
+# Uploads.
+
+
+_HEADER_FIELD = UploadVersionRequest.HEADER_FIELD_NUMBER
+_VERSION_FIELD = UploadVersionReply.VERSION_FIELD_NUMBER
+
+
+def decode_upload(data: bytes) -> UploadHeader | memoryview:
+    """Return the content of an `UploadVersionRequest`: the header of an upload, or a view of some of its bytes.
+
+    Raises:
+        InvalidError: It has neither, or a header without `version_info`.
+    """
+    view = split_upload_data(data)
+    if view is not None:
+        return view
+    request = convert.decode(UploadVersionRequest, data)
+    kind = request.WhichOneof("data")
+    if kind == "data_chunk":
+        return memoryview(request.data_chunk)
+    if kind is None:
+        raise InvalidError("a message of UploadVersion must have a header or a data_chunk; this one has neither")
+    header = request.header
+    if not header.HasField("version_info"):
+        raise InvalidError("the header of UploadVersion must have a version_info")
+    return UploadHeader(
+        version=convert.header_from_message(header.version_info),
+        tags=dict(header.tags),
+        metrics=dict(header.metrics),
+        aliases=tuple(header.aliases),
+        request_id=header.request_id,
+        create_model=header.create_model,
+    )
+
+
+def encode_upload_header(header: UploadHeader) -> bytes:
+    """Return the first message of an upload."""
+    message = UploadVersionRequest.Header(
+        version_info=convert.header_message(header.version),
+        tags=header.tags or None,
+        metrics=header.metrics or None,
+        aliases=header.aliases,
+        request_id=header.request_id,
+        create_model=header.create_model,
+    )
+    return embed(_HEADER_FIELD, message.SerializeToString())
+
+
+def encode_next_offset(offset: int) -> bytes:
+    """Return the first reply to an upload."""
+    return UploadVersionReply(next_offset=offset).SerializeToString()
+
+
+def encode_uploaded(version: Version) -> bytes:
+    """Return the last reply to an upload."""
+    mutable = lifecycle_pb2.Version(
+        tags=version.tags or None,
+        metrics=version.metrics or None,
+        aliases=version.aliases,
+        revision=version.revision,
+    )
+    # The record of a version has the same field in all messages, and its encoding is kept for listings and watchers.
+    return embed(_VERSION_FIELD, convert.encode_version(version.info) + mutable.SerializeToString())
 
 
 # Aliases.

@@ -8,6 +8,7 @@ listing at that moment.
 import asyncio
 import bisect
 import contextlib
+import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from cogment_model_registry.records.lifecycle import (
     check_revision,
 )
 from cogment_model_registry.records.retention import ModelChange
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import (
     ModelInfo,
     VersionInfo,
@@ -50,6 +52,7 @@ from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Model
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
+from cogment_model_registry.storage.catalog.requests import Entry, RequestLog
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -85,6 +88,7 @@ class LocalCatalog(Catalog):
         self._archived_bytes = 0
         self._infos: LRUCache[tuple[int, int], VersionInfo] = LRUCache(_INFO_CACHE_BYTES, _info_bytes)
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._requests = {archived: RequestLog() for archived in (False, True)}
         self._stopping = False
 
     async def open(self) -> None:
@@ -92,6 +96,10 @@ class LocalCatalog(Catalog):
         for contents in found:
             self._add_model(contents)
         await self._index.open(found)
+        for request_id, entry in await self._index.finished_uploads():
+            if entry.number and entry.model_id in self._models:
+                entry.life = self._models[entry.model_id].life
+            self._requests[True].add(request_id, entry)
 
     async def close(self) -> None:
         self.stop_watching()
@@ -227,12 +235,42 @@ class LocalCatalog(Catalog):
         """Return a revision that no change of the model had before."""
         return await self._index.next_revision(model_id)
 
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
         """Keep annotations of a version that is not visible yet; the caller holds the lock of its model."""
+        forgotten = self._requests[info.archived].forget_old(time.time_ns()) if request else []
         if info.archived:
-            await self._index.annotate(info, annotations)
+            await self._index.annotate(info, annotations, request, forgotten)
         else:
             self._require(info.model_id).annotations[info.number] = annotations
+
+    async def finish_upload(self, info: VersionInfo, request: UploadRequest) -> None:
+        """Record the upload of a version that was committed; the caller holds the lock of its model."""
+        life = self._require(info.model_id).life
+        now_ns = time.time_ns()
+        entry = Entry(request.digest, info.model_id, life, info.number, now_ns, request.aliases)
+        self._requests[info.archived].add(request.request_id, entry)
+        if request.aliases:
+            await self._index.finish_upload(request.request_id, entry, now_ns)
+
+    async def find_upload(self, request_id: str) -> FinishedUpload | None:
+        entry = self._requests[False].find(request_id) or self._requests[True].find(request_id)
+        if entry is None:
+            return None
+        model = self._models.get(entry.model_id)
+        if model is None or model.life != entry.life:
+            return FinishedUpload(entry.digest, entry.model_id, 0)
+        if entry.pending:
+            async with self.lock(entry.model_id):
+                if entry.pending and model.has(entry.number):
+                    await self._index.finish_upload(request_id, entry, time.time_ns())
+        return FinishedUpload(entry.digest, entry.model_id, entry.number)
+
+    async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
+        model = self._require(model_id)
+        archived = [number for number in await self._index.find_copies(model_id, data_hash) if model.has(number)]
+        await self._read_missing(model, archived)
+        infos = [*model.transient.values(), *[await self._get(model, number) for number in archived]]
+        return [info for info in infos if info and (info.data_hash, info.data_size_bytes) == (data_hash, size_bytes)]
 
     def promoting(self, ref: ModelRef, number: int) -> contextlib.AbstractAsyncContextManager[Promotion]:
         return self._promoting(ref, number)
@@ -563,6 +601,7 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
         self._ref = ref
         self._lock = catalog.lock(ref.model_id)
         self._info: VersionInfo | None = None
+        self._request: UploadRequest | None = None
 
     async def __aenter__(self) -> Slot:
         await self._lock.acquire()
@@ -573,8 +612,9 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
             raise
         return self
 
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
-        await self._catalog.annotate(info, annotations)
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
+        self._request = request
+        await self._catalog.annotate(info, annotations, request)
 
     def show(self, info: VersionInfo) -> None:
         self._info = info
@@ -584,9 +624,16 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
     ) -> None:
         try:
             if error is None and self._info is not None:
-                self._catalog.show(self._info)
+                await self._leave(self._info)
         finally:
             self._lock.release()
+
+    async def _leave(self, info: VersionInfo) -> None:
+        try:
+            if self._request is not None:
+                await self._catalog.finish_upload(info, self._request)
+        finally:
+            self._catalog.show(info)  # it is committed, even if its aliases could not be set
 
 
 class _Promotion(Promotion):
