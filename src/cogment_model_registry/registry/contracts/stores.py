@@ -297,6 +297,13 @@ class TransientStore(VersionStore):
         """Record that another store has a version of the model with this number: older ones are not the newest."""
 
     @abstractmethod
+    def note_removed(self, model_id: str, number: int, newest: int) -> None:
+        """Record that a version was removed, from whatever store, and which one of the model is the newest then.
+
+        Does nothing when a newer version than both came in the meantime.
+        """
+
+    @abstractmethod
     async def set_share(self, model_id: str, share: TransientShare) -> None:
         """Bound what a model may have, and what is reserved for it, until the model is removed.
 
