@@ -15,6 +15,7 @@ from tests.torture import (
     memory,
     numbers,
     power_cut,
+    retention,
     wake_ups,
     wrong_bytes,
 )
@@ -35,6 +36,7 @@ PROOFS: list[Proof] = [
     memory.PROOF,
     containment.PROOF,
     lifecycle_machine.PROOF,
+    retention.PROOF,
     fuzzed_messages.PROOF_MESSAGES,
     fuzzed_messages.PROOF_DECODING,
     http2_abuse.PROOF,
