@@ -76,6 +76,7 @@ class Calls:
         subject: Subject,
         deadline: Deadline,
         may_be_done: Callable[[], bool] = lambda: False,
+        progress: Callable[[], int] = lambda: 0,
     ) -> _T:
         """Make a call, and repeat it while the registry is unavailable.
 
@@ -85,12 +86,14 @@ class Calls:
             deadline: When to give up.
             may_be_done: Returns whether the server may have done the call, which it must not do twice; called after
                 a failure that does not say.
+            progress: Returns how far it has come. When that grows between two failures, patience begins again.
 
         Raises:
             ModelRegistryError: It failed; with `may_be_done` when the server may have done it nevertheless.
         """
         backoff = Backoff()
         patience: Deadline | None = None
+        furthest = 0
         while True:
             is_begun = False
             try:
@@ -105,7 +108,9 @@ class Calls:
                     raise
                 if patience is None:
                     await self.connection.check_stranger(self.backend, subject, error)
-                patience = patience or Deadline(min(self.retry_seconds, deadline.left_seconds()))
+                if patience is None or progress() > furthest:
+                    patience, backoff = Deadline(min(self.retry_seconds, deadline.left_seconds())), Backoff()
+                    furthest = progress()
                 seconds = backoff.next_seconds()
                 if patience.left_seconds() < seconds:
                     raise
