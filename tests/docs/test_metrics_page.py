@@ -104,7 +104,7 @@ def test_the_label_values_on_the_page_match_the_server(metrics: list[Metric]) ->
         for label in labels_of(metric)
     }
     assert values["versions", "tier"] == values["version_bytes", "tier"] == {"transient", "archived"}
-    assert values["evictions_total", "reason"] == {"items", "bytes"}
+    assert values["evictions_total", "reason"] == {"items", "bytes", "share"}
     assert values["sync_seconds", "kind"] == {"file", "directory"}
     assert values["archive_operation_seconds", "operation"] >= {"write", "commit", "read", "write_model"}
 

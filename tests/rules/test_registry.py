@@ -171,9 +171,9 @@ async def test_a_newer_archived_version_ends_the_protection_of_the_newest_transi
     await world.upload(model_id="other")
     await world.upload()
     await world.upload(archived=True)
-    for _ in range(MAX_ITEMS - 1):
-        await world.registry.create_or_update_model(ModelInfo("third"))
-        await world.upload(model_id="third")
+    for position in range(MAX_ITEMS - 1):
+        await world.registry.create_or_update_model(ModelInfo(f"new {position}"))
+        await world.upload(model_id=f"new {position}")
     assert await world.numbers() == [2]
     assert await world.numbers("other") == [1]
 

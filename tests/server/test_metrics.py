@@ -171,7 +171,7 @@ async def test_idle_server_reports_its_limits_and_no_load(metered: MeteredServer
         assert scrape(name) == 0, name
     for name in ("versions", "version_bytes"):
         assert scrape.by("tier", name) == {"transient": 0, "archived": 0}
-    assert scrape.by("reason", "evictions_total") == {"items": 0, "bytes": 0}
+    assert scrape.by("reason", "evictions_total") == {"items": 0, "bytes": 0, "share": 0}
 
 
 async def test_server_without_a_directory_reports_that_it_is_not_registered(metered: MeteredServer) -> None:
@@ -298,10 +298,10 @@ async def test_versions_and_their_bytes_are_reported_by_tier(metered: MeteredSer
     assert await told() == (2, {"transient": 2, "archived": 2}, {"transient": 1200, "archived": 34})
     for _ in range(MAX_ITEMS):
         await client.publish("n", bytes(5))
-    # The first ones of "m" gave way: its archived version is its newest.
-    assert await told() == (2, {"transient": 4, "archived": 2}, {"transient": 20, "archived": 34})
+    # Those of "n" gave way to each other: "m" has its fair share.
+    assert await told() == (2, {"transient": 4, "archived": 2}, {"transient": 1210, "archived": 34})
     await client.delete_model("m")
-    assert await told() == (1, {"transient": 4, "archived": 1}, {"transient": 20, "archived": 4})
+    assert await told() == (1, {"transient": 2, "archived": 1}, {"transient": 10, "archived": 4})
     await client.delete_model("n")
     assert await told() == (0, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
 
@@ -322,9 +322,9 @@ async def test_evictions_are_counted_by_the_bound_that_was_reached(metered: Mete
     await metered.client.create_model("m")
     for _ in range(MAX_ITEMS + 2):
         await metered.client.publish("m", b"small")
-    assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 0}
+    assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 0, "share": 0}
     await metered.client.publish("m", bytes(BUDGET_BYTES - 11))  # leaves room for two small ones
-    assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 2}
+    assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 2, "share": 0}
 
 
 # Calls under way.

@@ -1,12 +1,11 @@
 """The tables of a catalog: searches agree with the rules, and changes compare before they set."""
 
 import sqlite3
-import string
 from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import ConflictError
@@ -136,11 +135,25 @@ def with_aliases(connection: sqlite3.Connection, content: list[Version]) -> list
     ]
 
 
-@settings(max_examples=60, deadline=None)
-@given(versions(), accepted, orders, st.sampled_from([None, "m", "none"]), st.integers(1, 4))
-def test_a_search_in_sql_agrees_with_the_rules(
-    content: list[Version], accepted: Filter, order: Order, model_id: str | None, limit: int
+@pytest.mark.parametrize("few", [-1, 2, 2000])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=versions(),
+    accepted=accepted,
+    order=orders,
+    model_id=st.sampled_from([None, "m", "none"]),
+    limit=st.integers(1, 4),
+)
+def test_a_search_in_sql_agrees_with_the_rules(  # noqa: PLR0917 # hypothesis gives them by name
+    monkeypatch: pytest.MonkeyPatch,
+    few: int,
+    content: list[Version],
+    accepted: Filter,
+    order: Order,
+    model_id: str | None,
+    limit: int,
 ) -> None:
+    monkeypatch.setattr(searches, "FEW", few)
     with closing(connect()) as connection:
         fill(connection, content)
         content = with_aliases(connection, content)
@@ -216,9 +229,47 @@ def test_a_removed_version_takes_its_aliases_and_annotations_along(connection: s
     assert connection.execute("SELECT count(*) FROM tags").fetchone() == (0,)
 
 
-def test_a_search_orders_a_hundred_thousand_versions_by_the_index_of_a_metric(connection: sqlite3.Connection) -> None:
-    search = Search(None, parse_filter("metrics.return > 480"), filters.parse_order("metrics.return desc"), None, 10)
-    [plan, _] = searches.plans(search)
-    steps = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {plan.sql()}", [*plan.parameters, 10])]
-    assert any("metrics_by_value" in step for step in steps)
-    assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), string.whitespace.join(steps)
+def steps_of(connection: sqlite3.Connection, search: Search) -> list[list[str]]:
+    """Return the steps of each query of a search, as SQLite plans them."""
+    return [
+        [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query.sql()}", [*query.parameters, 10])]
+        for query in searches.queries(connection, search)
+    ]
+
+
+@pytest.mark.parametrize("model_id", [None, "m"])
+@pytest.mark.parametrize("direction", ["", " desc"])
+@pytest.mark.parametrize("field", ["metrics.return", "tags.stage"])
+def test_a_search_goes_through_the_index_of_what_it_is_ordered_by(
+    connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch, model_id: str | None, direction: str, field: str
+) -> None:
+    monkeypatch.setattr(searches, "FEW", -1)
+    tables.put_versions(connection, [info_of()])
+    search = Search(model_id, parse_filter("metrics.return > 480"), filters.parse_order(field + direction), None, 10)
+    steps, *_ = steps_of(connection, search)
+    table = field.partition(".")[0]
+    assert any((f"{table}_of_model" if model_id else f"{table}_by_value") in step for step in steps), steps
+    assert not any("TEMP B-TREE FOR ORDER BY" in step for step in steps), steps
+
+
+@pytest.mark.parametrize("order", ["version_number", "version_number desc", "creation_timestamp desc"])
+def test_a_search_of_a_model_sorts_nothing_to_order_it_by_number_or_time(
+    connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    monkeypatch.setattr(searches, "FEW", -1)
+    tables.put_versions(connection, [info_of()])
+    search = Search(
+        "m", parse_filter('user_data.seed = "12" AND NOT tags:broken'), filters.parse_order(order), None, 10
+    )
+    [steps] = steps_of(connection, search)
+    assert not any("TEMP B-TREE" in step for step in steps), steps
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["metrics.return > 480", "aliases:production AND data_size > 1", "tags:a OR metrics:b", "version_number = 3"],
+)
+def test_a_search_begins_with_the_few_versions_that_an_index_finds(connection: sqlite3.Connection, text: str) -> None:
+    tables.put_versions(connection, [info_of()])
+    [query] = searches.queries(connection, Search("m", parse_filter(text), filters.parse_order("data_size"), None, 10))
+    assert query.source.startswith("(SELECT")

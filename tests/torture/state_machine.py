@@ -12,6 +12,7 @@ other, each of which begins by deleting what the last one left.
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -148,17 +149,21 @@ class Expected:
             self.used.remove(key)
             self.used.append(key)
 
-    def evict_one(self) -> None:
-        """Evict the least recently used version that is not the newest of its model, or else the least recent one."""
+    def evict_one(self, amounts: dict[str, int]) -> None:
+        """Evict a version of the model that has most, the least recently used one; the newest of each model last."""
         old = [key for key in self.used if key[1] != max(self.models[key[0]].versions)]
-        model_id, number = (old or self.used)[0]
+        most = max((amounts[model_id] for model_id, _ in old), default=0)
+        model_id, number = next((key for key in old if amounts[key[0]] == most), self.used[0])
         del self.models[model_id].versions[number]
         self.used.remove((model_id, number))
 
-    def make_room(self, size_bytes: int) -> None:
-        """Evict until so many bytes of an upload fit."""
+    def make_room(self, model_id: str, size_bytes: int) -> None:
+        """Evict until so many bytes of an upload fit; they count as its model's."""
         while self.transient_bytes + size_bytes > _BYTES_MAX:
-            self.evict_one()
+            amounts = Counter({model_id: size_bytes})
+            for key in self.used:
+                amounts[key[0]] += len(self.models[key[0]].versions[key[1]].data)
+            self.evict_one(amounts)
 
     def add(self, version: Version) -> None:
         """Take note of a version that was created."""
@@ -169,7 +174,7 @@ class Expected:
         if not info.archived:
             # The new one is its model's newest already, and may not go itself.
             while len(self.used) >= _ITEMS_MAX:
-                self.evict_one()
+                self.evict_one(Counter([info.model_id, *(model_id for model_id, _ in self.used)]))
             self.used.append((info.model_id, info.version_number))
 
     def forget_transient(self) -> None:
@@ -189,7 +194,7 @@ class Expected:
             if len(data) > declared.data_size:
                 raise Refused(INVALID)
             if not declared.archived and data and wanted_bytes:
-                self.make_room(wanted_bytes)  # less than a slab is allocated at once
+                self.make_room(declared.model_id, wanted_bytes)  # less than a slab is allocated at once
                 wanted_bytes = 0
         if len(data) < declared.data_size or declared.data_hash not in ("", hash_of(data)):
             raise Refused(INVALID)
@@ -476,7 +481,7 @@ class RegistryMachine(RuleBasedStateMachine):
         if model_id not in self._expected.models:
             return
         if not archived:
-            self._expected.make_room(size)
+            self._expected.make_room(model_id, size)
         self._world.figures.count("uploads cancelled")
         self._world.do(self._cancel_upload(header(model_id, size, archived), body(b"x")))
 

@@ -3,117 +3,19 @@
 import asyncio
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError
+from cogment_model_registry.records.retention import TransientShare
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Reader, TransientStore
 from cogment_model_registry.testing.bytes import describe, keep, read, write_pieces
+from cogment_model_registry.testing.eviction_rule import STEPS, EvictionRule, Pin, Publish, Share, Step, Unpin, Use
 from cogment_model_registry.testing.version_store import VersionStoreSuite
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Publish a version of a model."""
-
-    model_id: str
-    size: int
-
-
-@dataclass(frozen=True)
-class Use:
-    """Read one of the versions published so far."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class Pin:
-    """Open a reader for one of the versions published so far, and keep it open."""
-
-    position: int
-
-
-@dataclass(frozen=True)
-class Unpin:
-    """Close the reader that is open for longest."""
-
-
-Step = Publish | Use | Pin | Unpin
-
-_STEPS = st.lists(
-    st.one_of(
-        st.builds(Publish, st.sampled_from("abc"), st.integers(0, 70)),
-        st.builds(Use, st.integers(0, 30)),
-        st.builds(Pin, st.integers(0, 30)),
-        st.builds(Unpin),
-    ),
-    max_size=40,
-)
-
-
-class EvictionRule:
-    """The rule of eviction, slow and plain."""
-
-    def __init__(self, max_items: int, max_bytes: int) -> None:
-        self.max_items = max_items
-        self.max_bytes = max_bytes
-        self.used: list[tuple[str, int]] = []  # least recently first
-        self.sizes: dict[tuple[str, int], int] = {}
-        self.pins: list[tuple[str, int]] = []
-        self.lingering: dict[tuple[str, int], int] = {}  # evicted while being read
-        self.numbers: dict[str, int] = {}
-        self.coming: dict[str, int] = {}  # the version that is being published
-
-    @property
-    def held(self) -> int:
-        """Bytes of versions, those that linger included."""
-        return sum(self.sizes.values()) + sum(self.lingering.values())
-
-    @property
-    def pinned(self) -> int:
-        """Bytes that no eviction frees."""
-        return sum({**self.sizes, **self.lingering}[key] for key in set(self.pins))
-
-    def victim(self, pinned_too: bool) -> tuple[str, int] | None:
-        """Return the version that goes first."""
-        candidates = [key for key in self.used if pinned_too or key not in self.pins]
-        newest = {model_id: max(n for m, n in self.used if m == model_id) for model_id, _ in self.used}
-        ordinary = [key for key in candidates if key[1] < max(newest[key[0]], self.coming.get(key[0], 0))]
-        return next(iter(ordinary or candidates), None)
-
-    def evict(self, key: tuple[str, int]) -> None:
-        """Take a version out."""
-        self.used.remove(key)
-        size = self.sizes.pop(key)
-        if key in self.pins:
-            self.lingering[key] = size
-
-    def publish(self, model_id: str, size: int) -> tuple[str, int] | None:
-        """Return the version that a publish makes; None when it is refused."""
-        self.coming = {}
-        if size > self.max_bytes - self.pinned:
-            return None
-        while self.held + size > self.max_bytes:
-            victim = self.victim(pinned_too=False)
-            assert victim
-            self.evict(victim)
-        number = self.numbers.get(model_id, 0) + 1
-        self.numbers[model_id] = number
-        self.coming = {model_id: number}
-        while len(self.used) >= self.max_items:
-            victim = self.victim(pinned_too=False) or self.victim(pinned_too=True)
-            assert victim
-            self.evict(victim)
-        key = (model_id, number)
-        self.used.append(key)
-        self.sizes[key] = size
-        return key
 
 
 class Evictions:
@@ -193,6 +95,80 @@ class TransientStoreSuite(VersionStoreSuite):
         assert evictions.take() == [("m", 2)]
         await keep(store, describe("another", 1, b"x", False), b"x")
         assert evictions.take() == [("old", 1)]
+
+    async def publish_many(self, store: TransientStore, model_id: str, count: int, data: bytes = b"x") -> None:
+        """Keep versions of a model, numbered from 1."""
+        for number in range(1, count + 1):
+            await keep(store, describe(model_id, number, data, False), data)
+
+    async def test_a_sweep_takes_its_fair_share_and_leaves_the_others_theirs(self) -> None:
+        store = self.make(100, MIB)
+        evictions = Evictions(store)
+        for model_id in "abc":
+            await self.publish_many(store, model_id, 30)
+        await self.publish_many(store, "sweep", 300)
+        evicted = evictions.take()
+        left = {model_id: 30 - sum(each[0] == model_id for each in evicted) for model_id in "abc"}
+        assert left == {"a": 25, "b": 25, "c": 25}
+        assert ("sweep", 275) in evicted
+        assert ("sweep", 276) not in evicted
+        assert ("a", 6) not in evicted  # the least recently used went
+
+    async def test_a_model_that_needs_less_than_its_share_loses_nothing(self) -> None:
+        store = self.make(10, MIB)
+        evictions = Evictions(store)
+        await self.publish_many(store, "small", 2)
+        for model_id in ("a", "b"):
+            await self.publish_many(store, model_id, 20)
+        evicted = evictions.take()
+        assert not [each for each in evicted if each[0] == "small"]
+        assert 40 - len(evicted) == 10 - 2
+
+    async def test_bytes_are_shared_by_bytes_and_not_by_items(self) -> None:
+        store = self.make(100, 100)
+        evictions = Evictions(store)
+        await self.publish_many(store, "many", 30, b"x")
+        await self.publish_many(store, "large", 20, bytes(10))
+        assert {model_id for model_id, _ in evictions.take()} == {"large"}
+
+    async def test_an_own_bound_evicts_only_own_older_versions(self) -> None:
+        store = self.make(100, MIB)
+        evictions = Evictions(store)
+        await self.publish_many(store, "other", 5)
+        await store.set_share("m", TransientShare(max_items=2))
+        await self.publish_many(store, "m", 4)
+        assert evictions.take() == [("m", 1), ("m", 2)]
+        await store.set_share("m", TransientShare(max_items=1))
+        assert evictions.take() == [("m", 3)]
+        assert store.usage.evictions["share"] == 3
+        await store.set_share("m", TransientShare(max_bytes=3))
+        await keep(store, describe("m", 5, b"1234", False), b"1234")
+        assert evictions.take() == [("m", 4)]
+        assert await read(store, describe("m", 5, b"1234", False)) == b"1234"
+
+    async def test_a_reserve_is_kept_for_its_model(self) -> None:
+        store = self.make(10, MIB)
+        evictions = Evictions(store)
+        await store.set_share("m", TransientShare(reserved_items=6))
+        await self.publish_many(store, "m", 8)
+        await self.publish_many(store, "other", 20)
+        evicted = evictions.take()
+        assert [each for each in evicted if each[0] == "m"] == [("m", 1), ("m", 2)]
+        await store.remove_model("m")
+        await self.publish_many(store, "m", 8)
+        await self.publish_many(store, "third", 20)
+        assert len([each for each in evictions.take() if each[0] == "m"]) > 2
+
+    async def test_the_newest_version_of_another_model_outlives_a_reserve(self) -> None:
+        store = self.make(3, MIB)
+        evictions = Evictions(store)
+        await store.set_share("m", TransientShare(reserved_items=3))
+        await self.publish_many(store, "m", 3)
+        for model_id in "ab":
+            await self.publish_many(store, model_id, 1)
+        assert evictions.take() == [("m", 1), ("m", 2)]
+        await self.publish_many(store, "c", 1)
+        assert evictions.take() == [("a", 1)]
 
     async def test_a_version_older_than_an_archived_one_is_not_protected(self) -> None:
         store = self.make(2, MIB)
@@ -285,7 +261,7 @@ class TransientStoreSuite(VersionStoreSuite):
         assert (store.usage.bytes, store.usage.held_bytes) == (0, 0)
 
     @settings(deadline=None)  # a machine may be busy with something else
-    @given(steps=_STEPS, max_items=st.integers(1, 6), max_bytes=st.integers(1, 150))
+    @given(steps=STEPS, max_items=st.integers(1, 6), max_bytes=st.integers(1, 150))
     def test_eviction_follows_the_rule(self, steps: Sequence[Step], max_items: int, max_bytes: int) -> None:
         asyncio.run(self._follow(steps, EvictionRule(max_items, max_bytes)))
 
@@ -301,6 +277,8 @@ class TransientStoreSuite(VersionStoreSuite):
                     await follower.open(position, pin=True)
                 case Unpin():
                     await follower.unpin()
+                case Share(model_id, share):
+                    await follower.set_share(model_id, share)
             follower.check()
         await follower.finish()
 
@@ -326,6 +304,12 @@ class _Follower:
         info = describe(*key, data, False)
         await keep(self.store, info, data)
         self.published.append(info)
+        assert set(self.evictions.take()) == before - set(self.rule.used)
+
+    async def set_share(self, model_id: str, share: TransientShare) -> None:
+        before = set(self.rule.used)
+        self.rule.set_share(model_id, share)
+        await self.store.set_share(model_id, share)
         assert set(self.evictions.take()) == before - set(self.rule.used)
 
     async def open(self, position: int, *, pin: bool) -> None:

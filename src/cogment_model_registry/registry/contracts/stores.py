@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias
 
 from cogment_model_registry.errors import DataLossError
+from cogment_model_registry.records.retention import TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 
@@ -236,7 +237,8 @@ class TransientUsage:
         held_bytes: Those of them that cannot be evicted now: being read, or promised to uploads.
         max_items: The bound on items.
         max_bytes: The bound on bytes.
-        evictions: How many versions were evicted so far, by the bound that was reached: ``items`` or ``bytes``.
+        evictions: How many versions were evicted so far, by the bound that was reached: ``items``, ``bytes``,
+            or the ``share`` of the model.
     """
 
     items: int
@@ -254,9 +256,14 @@ EvictionListener: TypeAlias = Callable[[Sequence[VersionInfo]], Coroutine[Any, A
 class TransientStore(VersionStore):
     """Where transient versions live, within a bound on their count and one on their bytes.
 
-    To make room, versions are evicted least recently used first; opening a version is a use. The newest version of a
-    model goes only when nothing else is left that is not being read and would help. A version being read keeps its
-    bytes until the last reader is closed, and they count.
+    To make room, a version goes of the model that has most of what is scarce, items or bytes; its uploads count, and of
+    models that have the same, the one whose version was used least recently. Of a model, the least recently used
+    version goes first; opening a version is a use. So what many models publish approaches fair shares, and what one
+    publishes is evicted as it is used.
+
+    A model within its reserve gives up versions only to models that have no older version of their own, when no model
+    beyond its reserve has any. The newest version of a model goes only when nothing else is left that is not being read
+    and would help. A version being read keeps its bytes until the last reader is closed, and they count.
     """
 
     @abstractmethod
@@ -277,8 +284,15 @@ class TransientStore(VersionStore):
         """Record that another store has a version of the model with this number: older ones are not the newest."""
 
     @abstractmethod
+    async def set_share(self, model_id: str, share: TransientShare) -> None:
+        """Bound what a model may have, and what is reserved for it, until the model is removed.
+
+        Its own bounds evict its least recently used versions, never the newest one: now, and with each commit.
+        """
+
+    @abstractmethod
     async def remove_model(self, model_id: str) -> None:
-        """Remove all versions of a model; readers under way go on. Does nothing if it has none."""
+        """Remove all versions of a model and its share; readers under way go on. Does nothing if it has none."""
 
     def release_memory(self) -> None:
         """Return memory that is kept for the next versions to the system. Does nothing where none is kept."""

@@ -42,6 +42,7 @@ MIGRATIONS = (
             revision INTEGER NOT NULL DEFAULT 1,
             PRIMARY KEY (model, number)
         ) WITHOUT ROWID;
+        CREATE INDEX versions_by_time ON versions (model, created, number);
         CREATE TABLE user_data (
             model INTEGER NOT NULL,
             number INTEGER NOT NULL,
@@ -59,6 +60,7 @@ MIGRATIONS = (
             FOREIGN KEY (model, number) REFERENCES versions ON DELETE CASCADE
         ) WITHOUT ROWID;
         CREATE INDEX tags_by_value ON tags (key, value, model, number);
+        CREATE INDEX tags_of_model ON tags (model, key, value, number);
         CREATE TABLE metrics (
             model INTEGER NOT NULL,
             number INTEGER NOT NULL,
@@ -68,6 +70,7 @@ MIGRATIONS = (
             FOREIGN KEY (model, number) REFERENCES versions ON DELETE CASCADE
         ) WITHOUT ROWID;
         CREATE INDEX metrics_by_value ON metrics (key, value, model, number);
+        CREATE INDEX metrics_of_model ON metrics (model, key, value, number);
         CREATE TABLE aliases (
             model INTEGER NOT NULL,
             name TEXT NOT NULL,
@@ -103,7 +106,7 @@ def put_versions(connection: Connection, infos: Iterable[VersionInfo]) -> None:
 
 def remove_versions(connection: Connection, model_id: str, numbers: Iterable[int]) -> None:
     """Remove versions, with the aliases that point to them."""
-    model = _find_model(connection, model_id)
+    model = find_model(connection, model_id)
     keys = [(model, number) for number in numbers]
     connection.executemany("DELETE FROM aliases WHERE model = ? AND number = ?", keys)
     connection.executemany("DELETE FROM versions WHERE model = ? AND number = ?", keys)
@@ -111,7 +114,7 @@ def remove_versions(connection: Connection, model_id: str, numbers: Iterable[int
 
 def remove_model(connection: Connection, model_id: str) -> None:
     """Remove a model and all that belongs to it; does nothing when it has no rows."""
-    model = _find_model(connection, model_id)
+    model = find_model(connection, model_id)
     connection.execute("DELETE FROM aliases WHERE model = ?", (model,))
     connection.execute("DELETE FROM models WHERE model = ?", (model,))
 
@@ -151,7 +154,7 @@ def change_annotations(connection: Connection, info: VersionInfo, change: Annota
 
 def put_annotations(connection: Connection, model_id: str, number: int, annotations: Annotations) -> None:
     """Replace the tags, the metrics and the revision of an archived version."""
-    key = (_find_model(connection, model_id), number)
+    key = (find_model(connection, model_id), number)
     connection.execute("UPDATE versions SET revision = ? WHERE model = ? AND number = ?", (annotations.revision, *key))
     _put_entries(connection, "tags", key, annotations.tags)
     _put_entries(connection, "metrics", key, annotations.metrics)
@@ -190,7 +193,7 @@ def numbers(connection: Connection) -> dict[str, set[int]]:
 
 def numbers_of(connection: Connection, model_id: str) -> set[int]:
     """Return the numbers of the versions of a model."""
-    key = (_find_model(connection, model_id),)
+    key = (find_model(connection, model_id),)
     return {number for (number,) in connection.execute("SELECT number FROM versions WHERE model = ?", key)}
 
 
@@ -209,14 +212,14 @@ def aliases_of(connection: Connection, model_id: str) -> list[Alias]:
     """Return the aliases of a model, ordered by name."""
     rows = connection.execute(
         "SELECT name, number, revision, set_at FROM aliases WHERE model = ? ORDER BY name",
-        (_find_model(connection, model_id),),
+        (find_model(connection, model_id),),
     )
     return [_alias(row) for row in rows]
 
 
 def annotations_of(connection: Connection, model_id: str, number: int) -> Annotations:
     """Return the annotations of an archived version; none for one that has no row."""
-    key = (_find_model(connection, model_id), number)
+    key = (find_model(connection, model_id), number)
     row = connection.execute("SELECT revision FROM versions WHERE model = ? AND number = ?", key).fetchone()
     if row is None:
         return Annotations()
@@ -234,14 +237,15 @@ def _alias(row: Sequence[Any]) -> Alias:
     return Alias(name, number, revision, set_at + TIME_OFFSET)
 
 
-def _find_model(connection: Connection, model_id: str) -> int | None:
+def find_model(connection: Connection, model_id: str) -> int | None:
+    """Return the key of a model; None when it has no row."""
     row = connection.execute("SELECT model FROM models WHERE model_id = ?", (model_id,)).fetchone()
     return int(row[0]) if row else None
 
 
 def _model_of(connection: Connection, model_id: str) -> int:
     """Return the key of a model, which gets a row when it has none."""
-    found = _find_model(connection, model_id)
+    found = find_model(connection, model_id)
     if found is not None:
         return found
     cursor = connection.execute("INSERT INTO models (model_id) VALUES (?)", (model_id,))

@@ -11,13 +11,12 @@ that it was to replace.
 
 import asyncio
 import contextlib
-from collections import OrderedDict, defaultdict
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
 
 from cogment_model_registry.errors import NotFoundError, TooLargeError, counted
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, Bytes, PayloadHash
+from cogment_model_registry.records.retention import NO_SHARE, TransientShare
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import (
     EvictionListener,
@@ -27,29 +26,9 @@ from cogment_model_registry.registry.contracts import (
     Upload,
     VersionStore,
 )
+from cogment_model_registry.storage.memory.evictions import Blob, Bound, Line, Lines
 from cogment_model_registry.storage.memory.slabs import SLAB_BYTES, SlabPool
 from cogment_model_registry.system.tasks import run_to_end
-
-_Key = tuple[str, int]
-
-
-@dataclass(eq=False, slots=True)
-class _Blob:
-    """The memory of one version: full slabs, then a buffer for the rest. `size_bytes` counts what is allocated."""
-
-    slabs: list[memoryview] = field(default_factory=list)
-    rest: bytearray = field(default_factory=bytearray)
-    size_bytes: int = 0
-    readers: int = 0
-    holds: int = 0
-    is_gone: bool = False
-    info: VersionInfo | None = None
-
-    def parts(self) -> Iterator[memoryview]:
-        """Yield the views that make up the bytes."""
-        yield from self.slabs
-        if self.rest:
-            yield memoryview(self.rest)
 
 
 class MemoryTransientStore(TransientStore):
@@ -71,10 +50,9 @@ class MemoryTransientStore(TransientStore):
         self._elsewhere = elsewhere
         self._listener: EvictionListener = _ignore
         self._slabs = SlabPool()
-        self._blobs: OrderedDict[_Key, _Blob] = OrderedDict()  # least recently used first
-        self._numbers: defaultdict[str, set[int]] = defaultdict(set)
-        self._newest: dict[str, int] = {}
-        self._evictions = {"items": 0, "bytes": 0}
+        self._lines = Lines()
+        self._items = 0
+        self._evictions = {"items": 0, "bytes": 0, "share": 0}
         self._held_bytes = 0
         self._pinned_bytes = 0
         self._promised_bytes = 0
@@ -84,7 +62,7 @@ class MemoryTransientStore(TransientStore):
     def usage(self) -> TransientUsage:
         """How full it is."""
         return TransientUsage(
-            items=len(self._blobs),
+            items=self._items,
             bytes=self._held_bytes,
             held_bytes=self._unevictable_bytes,
             max_items=self._max_items,
@@ -109,27 +87,29 @@ class MemoryTransientStore(TransientStore):
         return _MemoryUpload(self, model_id, size_bytes)
 
     async def open_version(self, info: VersionInfo) -> Reader:
-        key = (info.model_id, info.number)
-        blob = self._blobs.get(key)
-        if blob is None:
+        line = self._lines.find(info.model_id)
+        blob = line.blobs.get(info.number) if line else None
+        if line is None or blob is None:
             if self._elsewhere is not None:
                 return await self._elsewhere.open_version(info)
             raise NotFoundError.version(info.model_id, info.number)
-        self._blobs.move_to_end(key)
+        line.blobs.move_to_end(info.number)
+        self._lines.use(blob)
         if not blob.readers:
             self._pinned_bytes += blob.size_bytes
         blob.readers += 1
-        return _MemoryReader(self, blob)
+        return _MemoryReader(self, info.model_id, blob)
 
     async def remove_version(self, info: VersionInfo) -> None:
-        key = (info.model_id, info.number)
-        if key in self._blobs:
-            self._take(key)
+        line = self._lines.find(info.model_id)
+        if line is not None and info.number in line.blobs:
+            self._take(line, info.number)
 
     @contextlib.contextmanager
     def holding(self, info: VersionInfo) -> Iterator[None]:
-        blob = self._blobs.get((info.model_id, info.number))
-        if blob is None:
+        line = self._lines.find(info.model_id)
+        blob = line.blobs.get(info.number) if line else None
+        if line is None or blob is None:
             yield
             return
         blob.holds += 1
@@ -137,14 +117,33 @@ class MemoryTransientStore(TransientStore):
             yield
         finally:
             blob.holds -= 1
+            self._lines.note(line)
 
     def note_newest(self, model_id: str, number: int) -> None:
-        self._newest[model_id] = max(number, self._newest.get(model_id, 0))
+        # Whatever a model without a line gets later is newer still.
+        line = self._lines.find(model_id)
+        if line is not None and number > line.newest:
+            line.newest = number
+            self._lines.note(line)
+
+    async def set_share(self, model_id: str, share: TransientShare) -> None:
+        line = self._lines.get(model_id)
+        line.share = share
+        evicted: list[VersionInfo] = []
+        self._enforce_share(line, evicted)
+        self._lines.note(line)
+        self._lines.tidy(line)
+        if evicted:
+            await self.report(evicted)
 
     async def remove_model(self, model_id: str) -> None:
-        for number in self._numbers.pop(model_id, ()):
-            self._release(self._blobs.pop((model_id, number)))
-        self._newest.pop(model_id, None)
+        line = self._lines.find(model_id)
+        if line is not None:
+            line.share = NO_SHARE
+            line.newest = 0
+            for number in [*line.blobs]:
+                self._take(line, number)
+            self._lines.tidy(line)
 
     def on_evicted(self, listener: EvictionListener) -> None:
         self._listener = listener
@@ -160,10 +159,15 @@ class MemoryTransientStore(TransientStore):
         evicted.clear()
         await run_to_end(self._listener(reported))
 
-    def allocate(self, blob: _Blob, size_bytes: int, model_id: str, evicted: list[VersionInfo]) -> None:
+    def allocate(self, blob: Blob, size_bytes: int, model_id: str, evicted: list[VersionInfo]) -> None:
         """Move `size_bytes` promised bytes to those held for an upload's `blob`; add what is evicted to a list."""
+        line = self._lines.get(model_id)
+        line.upload_bytes += size_bytes
+        self._lines.note(line)
         while self._held_bytes + size_bytes > self._max_bytes:
-            if not self._evict_one("bytes", evicted, pinned_too=False):
+            if not self._evict_one("bytes", line, evicted, pinned_too=False):
+                line.upload_bytes -= size_bytes
+                self._lines.tidy(line)
                 size = counted(size_bytes, "byte")
                 message = f"no space for {size}: all memory of the budget is being read or uploaded; try later"
                 raise TooLargeError(message, model_id=model_id)
@@ -181,83 +185,94 @@ class MemoryTransientStore(TransientStore):
         self._slabs.trim(self._max_bytes - self._held_bytes)
         return bytearray(size_bytes)
 
-    def keep(self, info: VersionInfo, blob: _Blob, evicted: list[VersionInfo]) -> None:
+    def keep(self, info: VersionInfo, blob: Blob, evicted: list[VersionInfo]) -> None:
         """Make an uploaded version readable; add to a list the versions that are evicted for it."""
         blob.info = info
-        key = (info.model_id, info.number)
+        replaced = self._lines.find(info.model_id)
+        if replaced is not None and info.number in replaced.blobs:
+            self._take(replaced, info.number)
+        line = self._lines.get(info.model_id)
         self._uploaded_bytes -= blob.size_bytes
-        self.note_newest(info.model_id, info.number)
-        self._numbers[info.model_id].add(info.number)
-        replaced = self._blobs.pop(key, None)
-        if replaced is not None:
-            self._release(replaced)
-        while len(self._blobs) >= self._max_items and self._evict_one("items", evicted, pinned_too=True):
+        line.add(info.number, blob)
+        self._items += 1
+        self._lines.use(blob)
+        blob.holds += 1  # it may not go for itself
+        self._lines.note(line)
+        if line.share is not NO_SHARE:
+            self._enforce_share(line, evicted)
+        while self._items > self._max_items and self._evict_one("items", line, evicted, pinned_too=True):
             pass
-        self._blobs[key] = blob
+        blob.holds -= 1
+        self._lines.note(line)
 
-    def abandon(self, blob: _Blob, declared_bytes: int) -> None:
+    def _enforce_share(self, line: Line, evicted: list[VersionInfo]) -> None:
+        """Evict what exceeds the share of a model, the newest version excepted."""
+        share = line.share
+        while share.max_items and len(line.blobs) > share.max_items:
+            number = line.oldest() or line.oldest(pinned_too=True)
+            if number is None:
+                break
+            self._evict(line, number, "share", evicted)
+        while share.max_bytes and line.version_bytes > share.max_bytes:
+            number = line.oldest()
+            if number is None:
+                break
+            self._evict(line, number, "share", evicted)
+
+    def abandon(self, model_id: str, blob: Blob, declared_bytes: int) -> None:
         """Free what an upload that was not kept has, and what it was promised."""
         self._promised_bytes -= declared_bytes - blob.size_bytes
         self._uploaded_bytes -= blob.size_bytes
+        line = self._lines.get(model_id)
+        line.upload_bytes -= blob.size_bytes
+        self._lines.tidy(line)
         self._free(blob)
 
-    def unpin(self, blob: _Blob) -> None:
+    def unpin(self, model_id: str, blob: Blob) -> None:
         """End the claim of a reader."""
         blob.readers -= 1
         if not blob.readers:
             self._pinned_bytes -= blob.size_bytes
+            line = self._lines.find(model_id)
             if blob.is_gone:
                 self._free(blob)
+            elif line is not None:
+                self._lines.note(line)
 
-    def _evict_one(self, reason: str, evicted: list[VersionInfo], *, pinned_too: bool) -> bool:
-        """Evict the version that may go first, and add it to a list; return whether one was evicted.
+    def _evict_one(self, bound: Bound, taker: Line, evicted: list[VersionInfo], *, pinned_too: bool) -> bool:
+        """Evict the version that goes first, and add it to a list; return whether one was evicted.
 
         Evicting a version that is being read makes room for another version, but not for its bytes.
         """
-        key = self._victim(pinned_too=False)
-        if key is None and pinned_too:
-            key = self._victim(pinned_too=True)
-        if key is None:
+        victim = self._lines.victim(bound, taker, pinned_too=pinned_too)
+        if victim is None:
             return False
-        blob = self._take(key)
+        self._evict(*victim, bound, evicted)
+        return True
+
+    def _evict(self, line: Line, number: int, reason: str, evicted: list[VersionInfo]) -> None:
+        blob = self._take(line, number)
         if blob.info is not None:
             evicted.append(blob.info)
         self._evictions[reason] += 1
-        return True
 
-    def _take(self, key: _Key) -> _Blob:
+    def _take(self, line: Line, number: int) -> Blob:
         """Take a version out, and free it when its last reader is done."""
-        blob = self._blobs.pop(key)
-        model_id, number = key
-        numbers = self._numbers[model_id]
-        numbers.discard(number)
-        if self._newest.get(model_id) == number:
-            # It was the newest available version; now the next one is.
-            self._newest[model_id] = max(numbers, default=0)
-        if not numbers:
-            del self._numbers[model_id]
-            del self._newest[model_id]
+        blob = line.take(number)
+        self._items -= 1
+        self._lines.note(line)
+        if not line.blobs:
+            self._lines.tidy(line)
         self._release(blob)
         return blob
 
-    def _victim(self, *, pinned_too: bool) -> _Key | None:
-        """Return the least recently used version that is no model's newest, else the least recently used one."""
-        newest = None
-        for key, blob in self._blobs.items():
-            if blob.holds or (blob.readers and not pinned_too):
-                continue
-            if key[1] < self._newest[key[0]]:
-                return key
-            newest = newest or key
-        return newest
-
-    def _release(self, blob: _Blob) -> None:
+    def _release(self, blob: Blob) -> None:
         """Free a version that is not kept any more, now or when its last reader is done."""
         blob.is_gone = True
         if not blob.readers:
             self._free(blob)
 
-    def _free(self, blob: _Blob) -> None:
+    def _free(self, blob: Blob) -> None:
         self._held_bytes -= blob.size_bytes
         for slab in blob.slabs:
             self._slabs.give_back(slab)
@@ -278,7 +293,7 @@ class _MemoryUpload(Upload):
         self._store = store
         self._model_id = model_id
         self._declared_bytes = size_bytes
-        self._blob: _Blob | None = _Blob()
+        self._blob: Blob | None = Blob()
         self._space = memoryview(b"")  # what is left of the last slab, or of the rest
         self._hash = PayloadHash()
         self._hashed_slabs = 0
@@ -317,7 +332,7 @@ class _MemoryUpload(Upload):
         except (OSError, MemoryError):
             raise TooLargeError("the system has no memory left", model_id=self._model_id) from None
 
-    def _open_blob(self) -> _Blob:
+    def _open_blob(self) -> Blob:
         if self._blob is None:
             raise RuntimeError("the upload is closed")
         return self._blob
@@ -368,15 +383,16 @@ class _MemoryUpload(Upload):
         if self._blob is not None:
             self._space = memoryview(b"")
             blob, self._blob = self._blob, None
-            self._store.abandon(blob, self._declared_bytes)
+            self._store.abandon(self._model_id, blob, self._declared_bytes)
 
 
 class _MemoryReader(Reader):
     """Yields views of slabs."""
 
-    def __init__(self, store: MemoryTransientStore, blob: _Blob) -> None:
+    def __init__(self, store: MemoryTransientStore, model_id: str, blob: Blob) -> None:
         self._store = store
-        self._blob: _Blob | None = blob
+        self._model_id = model_id
+        self._blob: Blob | None = blob
 
     async def chunks(
         self, max_bytes: int, buffer_bytes: int, offset: int = 0, limit: int | None = None
@@ -403,7 +419,7 @@ class _MemoryReader(Reader):
     async def aclose(self) -> None:
         if self._blob is not None:
             blob, self._blob = self._blob, None
-            self._store.unpin(blob)
+            self._store.unpin(self._model_id, blob)
 
 
 def _cut(parts: Iterable[memoryview], offset: int, size_bytes: int) -> Iterator[memoryview]:
