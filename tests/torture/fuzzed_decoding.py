@@ -43,7 +43,7 @@ _REQUESTS: list[Any] = [
 ]
 
 
-_VERSION = Version(
+_VERSION = Version.of(
     records.VersionInfo("m", 1, 1, True, records.digest_text(bytes(32)), 5, {"key": "yes"}),
     Annotations(tags={"stage": "best"}, metrics={"return": 487.5}, revision=1),
     aliases=("production",),

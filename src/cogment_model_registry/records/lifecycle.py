@@ -2,10 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, quoted
+from cogment_model_registry.records.notebooks import Shown
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 FIRST_REVISION = 1
 """The revision of a version of which nothing was changed yet. 0 means any revision, or none, in requests."""
@@ -27,42 +32,41 @@ class Annotations:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """A version with all that is known of it.
+class Version(VersionInfo):
+    """A version with all that is known of it. Its fields are flat, so that lists of it make tables.
 
     Attributes:
-        info: What never changes.
-        annotations: What people may change.
+        tags: Texts by name.
+        metrics: Finite numbers by name.
         aliases: The aliases that point to it now, in the order of their names.
+        revision: Changes whenever the tags, the metrics or the tier change.
     """
 
-    info: VersionInfo
-    annotations: Annotations = field(default_factory=Annotations)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    revision: int = FIRST_REVISION
+
+    @classmethod
+    def of(cls, info: VersionInfo, annotations: Annotations | None = None, aliases: tuple[str, ...] = ()) -> "Self":
+        """Return a version with its annotations and aliases."""
+        noted = annotations or Annotations()
+        fixed = {each.name: getattr(info, each.name) for each in fields(VersionInfo)}
+        return cls(**fixed, tags=noted.tags, metrics=noted.metrics, aliases=aliases, revision=noted.revision)
 
     @property
-    def number(self) -> int:
-        """Its number."""
-        return self.info.number
+    def info(self) -> VersionInfo:
+        """What never changes."""
+        return VersionInfo(*(getattr(self, each.name) for each in fields(VersionInfo)))
 
     @property
-    def tags(self) -> Mapping[str, str]:
-        """Texts by name."""
-        return self.annotations.tags
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Finite numbers by name."""
-        return self.annotations.metrics
-
-    @property
-    def revision(self) -> int:
-        """Changes whenever the tags, the metrics or the tier change."""
-        return self.annotations.revision
+    def annotations(self) -> Annotations:
+        """What people may change."""
+        return Annotations(self.tags, self.metrics, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
-class Alias:
+class Alias(Shown):
     """A name that points to a version of a model, by which people deploy.
 
     Attributes:
@@ -79,7 +83,7 @@ class Alias:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSummary:
+class ModelSummary(Shown):
     """A model with what it has now.
 
     Attributes:

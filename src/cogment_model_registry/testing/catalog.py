@@ -303,7 +303,7 @@ class CatalogSuite(ABC):
         infos = [await publish_annotated(catalog, annotations, archived=archived) for archived in (False, True)]
         assert [version.annotations for version in await catalog.describe(infos)] == [annotations, annotations]
         plain = await publish(catalog, "m")
-        assert await catalog.describe([plain]) == [Version(plain)]
+        assert await catalog.describe([plain]) == [Version.of(plain)]
 
     async def test_annotations_change_only_from_the_expected_revision(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "m")
@@ -410,7 +410,7 @@ class CatalogSuite(ABC):
         await self.put_model(catalog, "m")
         info = await publish_annotated(catalog, archived=True)
         assert await catalog.get_aliases("m") == []
-        assert await catalog.describe([info]) == [Version(info)]
+        assert await catalog.describe([info]) == [Version.of(info)]
 
     async def test_a_search_finds_what_is_visible_page_by_page(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "m")
@@ -447,7 +447,7 @@ class CatalogSuite(ABC):
         async with self.opened(tmp_path) as catalog:
             assert await catalog.get_aliases("m") == aliases
             [version] = await catalog.search(Search("m", EVERYTHING, BY_NUMBER, None, 10))
-            assert version == Version(info, Annotations({"a": "1"}, {"return": 5}), ("best",))
+            assert version == Version.of(info, Annotations({"a": "1"}, {"return": 5}), ("best",))
 
     async def publish_archived(self, catalog: Catalog, annotations: Annotations) -> VersionInfo:
         """Publish an archived version of ``m`` as its archive would keep it; a subclass adds what that takes."""

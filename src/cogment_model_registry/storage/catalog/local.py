@@ -243,7 +243,7 @@ class LocalCatalog(Catalog):
             dict(zip(map(_key, archived), await self._index.annotations_of(archived), strict=True)) if archived else {}
         )
         return [
-            Version(info, kept.get(_key(info)) or self._transient_annotations(info), self._index.names_of(info))
+            Version.of(info, kept.get(_key(info)) or self._transient_annotations(info), self._index.names_of(info))
             for info in infos
         ]
 
@@ -263,7 +263,7 @@ class LocalCatalog(Catalog):
                 annotations = change.apply_to(before, await self._index.next_revision(ref.model_id))
                 if model.has(number):  # not evicted in the meantime
                     model.annotations[number] = annotations
-            return Version(info, annotations, self._index.names_of(info))
+            return Version.of(info, annotations, self._index.names_of(info))
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
         self._require(model_id)
