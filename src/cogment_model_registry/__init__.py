@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.blocking import ModelRegistry
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
-    from cogment_model_registry.records.lifecycle import Alias, Version
+    from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Latest",
     "ModelInfo",
     "ModelRegistry",
+    "ModelSummary",
     "Progress",
     "Version",
     "VersionInfo",
@@ -29,6 +30,7 @@ _MODULES = {
     "Latest": "client.tracking",
     "ModelInfo": "records.versions",
     "ModelRegistry": "client.blocking",
+    "ModelSummary": "records.lifecycle",
     "Progress": "client.progress",
     "Version": "records.lifecycle",
     "VersionInfo": "records.versions",

@@ -22,7 +22,7 @@ from cogment_model_registry.client.progress import Progress, Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
-from cogment_model_registry.records.lifecycle import Alias, Version
+from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = ["AsyncLatest", "ModelRegistry", "Progress"]
@@ -175,6 +175,10 @@ class ModelRegistry(Client[AsyncioBackend]):
     ) -> AsyncLatest[Any]:
         """Return a context manager with the latest version of a model; a task updates it, `decode` runs on a thread."""
         return AsyncLatest(self._core, model_id, decode, archived=archived)
+
+    async def describe_models(self, model_id: str | None = None, *, timeout: float | None = None) -> list[ModelSummary]:
+        """Return all models with their aliases, latest numbers and counts, in the order of their ids."""
+        return await self._core.lifecycle.describe_models(model_id, timeout)
 
     async def describe_version(self, model_id: str, version: Key = LATEST, *, timeout: float | None = None) -> Version:
         """Return a version with its tags, metrics and aliases."""

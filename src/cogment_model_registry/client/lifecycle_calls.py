@@ -117,6 +117,18 @@ class LifecycleCalls:
         reply = await self._call("ListModels", request, wire.ListModelsReply, Subject(what, model_id))
         return wire.model_from_message(reply.models[0])
 
+    async def summarize_all(self) -> list[ModelSummary]:
+        """Return all models with what they have."""
+        found: list[ModelSummary] = []
+        token = ""
+        while True:
+            request = wire.ListModelsRequest(page_size=wire.PAGE_MAX_ITEMS, page_token=token)
+            reply = await self._call("ListModels", request, wire.ListModelsReply, Subject("listing the models"))
+            found += map(wire.model_from_message, reply.models)
+            token = reply.next_page_token
+            if not token:
+                return found
+
 
 async def look_up(
     calls: Calls, model_id: str, key: int | str, deadline: Deadline, *, archived: bool = False
