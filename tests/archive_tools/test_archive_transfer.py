@@ -430,8 +430,8 @@ def test_a_model_without_versions_is_exported(archive: Path, target: Path) -> No
 
 def test_an_export_of_a_later_format_says_so(archive: Path, target: Path) -> None:
     data = export(archive)
-    later = data.replace(b"cogment model export 1", b"cogment model export 2")
-    with refused(target, message='another format, "cogment model export 2"'):
+    later = data.replace(b"cogment model export 1", b"cogment model export 3")
+    with refused(target, message='another format, "cogment model export 3"'):
         import_(target, later)
 
 

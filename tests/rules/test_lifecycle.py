@@ -27,6 +27,7 @@ from cogment_model_registry.testing.memory_catalog import MemoryCatalog, Tables
 
 MAX_ITEMS = 4
 MAX_BYTES = 1000
+ALIASES_MAX = 3
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +63,7 @@ async def world(hashing: ThreadPoolExecutor) -> AsyncIterator[World]:
     """A registry with the model ``m``."""
     catalog, archive = MemoryCatalog(Tables()), MemoryArchive({}, MAX_BYTES)
     transient = MemoryTransientStore(MAX_ITEMS, MAX_BYTES, hashing)
-    registry = Registry(Limits(16, 100, 3), catalog, archive, transient)
+    registry = Registry(Limits(16, 100, 3, ALIASES_MAX), catalog, archive, transient)
     await registry.create_or_update_model(ModelInfo("m"))
     yield World(registry, Lifecycle(registry, catalog, archive, transient), archive, transient)
     await catalog.close()
@@ -77,6 +78,30 @@ async def test_a_promoted_version_keeps_its_number_its_bytes_and_its_time(world:
     assert await world.numbers() == [1, 2]
     assert world.transient.usage.items == 1
     assert await world.lifecycle.promote_version("m", 1) == await world.lifecycle.get_version("m", 1)
+
+
+async def test_tags_and_metrics_of_a_version_do_not_grow_beyond_the_limit(world: World) -> None:
+    for archived in (False, True):
+        number = (await world.upload(archived=archived)).number
+        await world.lifecycle.update_version("m", number, AnnotationChange({"a": "x" * 90}))
+        with pytest.raises(InvalidError, match="would have 104 bytes; at most 100 are allowed"):
+            await world.lifecycle.update_version("m", number, AnnotationChange({"b": "y" * 12}))
+        with pytest.raises(InvalidError, match="would have 108 bytes"):
+            await world.lifecycle.update_version("m", number, AnnotationChange(set_metrics={"r": 1.0, "": 2.0}))
+        changed = await world.lifecycle.update_version("m", number, AnnotationChange({"b": "y" * 99}, ["a"]))
+        assert changed.tags == {"b": "y" * 99}
+
+
+async def test_a_model_has_so_many_aliases_and_no_more(world: World) -> None:
+    await world.upload(archived=True)
+    names = [f"alias{index}" for index in range(ALIASES_MAX)]
+    await world.lifecycle.set_aliases("m", [AliasChange(name, 1) for name in names])
+    with pytest.raises(TooLargeError, match=f"has {ALIASES_MAX} aliases; at most {ALIASES_MAX} are allowed"):
+        await world.lifecycle.promote_version("m", 1, ["another"])
+    await world.lifecycle.set_aliases("m", [AliasChange(names[0], 1)])
+    await world.lifecycle.set_aliases("m", [AliasChange(names[0], None)])
+    aliases = await world.lifecycle.set_aliases("m", [AliasChange("another", 1)])
+    assert {alias.name for alias in aliases} == {"another", *names[1:]}
 
 
 async def test_a_promoted_version_carries_its_annotations_along(world: World) -> None:

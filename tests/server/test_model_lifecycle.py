@@ -11,6 +11,7 @@ from grpc_health.v1 import health_pb2
 
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Version
 from cogment_model_registry.server.composition import Server
+from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire import lifecycle as m
@@ -203,6 +204,29 @@ async def test_a_search_goes_page_by_page(client: Client, lifecycle: Lifecycle) 
     assert numbers == [7, 6, 5, 4, 3]
     with refused(INVALID, "page_token"):
         await lifecycle.find(**{**search, "filter": "metrics.return > 21"}, page_token=first_token)
+
+
+async def test_versions_that_are_named_come_in_as_many_replies_as_they_need(tmp_path: Path) -> None:
+    settings = Settings(reply_max_bytes=1024, grace_seconds=0)
+    async with serving(tmp_path, settings) as server, connected(server.port) as client:
+        lifecycle = Lifecycle(client)
+        for model_id in ("m", "n"):
+            await client.create_model(model_id)
+            for number in range(3):
+                await client.store(model_id, bytes([number]), user_data={"note": "x" * 300})
+        await lifecycle.set_aliases(AliasChange("production", 2), model_id="n")
+        keys: list[tuple[str, int | str]] = [("n", "production"), ("m", -1), ("m", 1), ("n", 3), ("n", 3)]
+        refs = [m.version_ref(model_id, key) for model_id, key in keys]
+        found, token, replies = [], "", 0
+        while token or not replies:
+            reply = await lifecycle.find(versions=refs, page_token=token)
+            found += [(each.version_info.model_id, each.version_info.version_number) for each in reply.versions]
+            token, replies = reply.next_page_token, replies + 1
+            assert reply.ByteSize() < 1500
+        assert found == [("n", 2), ("m", 3), ("m", 1), ("n", 3), ("n", 3)]
+        assert replies > 1
+        with refused(INVALID, "page_token"):
+            await lifecycle.find(versions=refs[1:], page_token=(await lifecycle.find(versions=refs)).next_page_token)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ LIMITS = {
     "user_data_max_bytes": 256 * KIB,
     "model_id_max_bytes": 128,
     "request_max_items": 10_000,
+    "model_aliases_max": 1000,
     "reply_max_bytes": 4 * MIB,
     "upload_idle_seconds": 60.0,
     "retrieval_idle_seconds": 60.0,
@@ -82,6 +83,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "directory_registration_properties": (("a", {"a": ""}), ("b=c", {"b": "c"})),
     "request_max_bytes": (("100000", 100_000), ("1MiB", MIB)),
     "request_max_items": (("1", 1), ("2", 2)),
+    "model_aliases_max": (("1", 1), ("2", 2)),
     "reply_max_bytes": (("2048", 2048), ("4KiB", 4096)),
     "model_id_max_bytes": (("1", 1), ("2", 2)),
     "user_data_max_bytes": (("0", 0), ("1", 1)),
@@ -250,6 +252,7 @@ BAD = [
     *[("port", text) for text in ("", "x", "-1", "+1", " 1", "1 ", "1.0", "0x1", "1_0", "٣", "65536", "9" * 30)],
     *[("cache_max_items", text) for text in ("", "0", "-1", "1e3", "1000000001", "all")],
     *[("request_max_items", text) for text in ("0", "1000001")],
+    *[("model_aliases_max", text) for text in ("0", "100001")],
     *[("model_id_max_bytes", text) for text in ("0", "239")],
     *[
         ("cache_max_bytes", text)

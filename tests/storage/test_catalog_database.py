@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry.errors import ConflictError, StartError, UnavailableError
-from cogment_model_registry.storage.catalog.database import Database, Migration
+from cogment_model_registry.storage.catalog.connections import Migration
+from cogment_model_registry.storage.catalog.database import Database
 
 FIRST = Migration("CREATE TABLE numbers (number INTEGER PRIMARY KEY)")
 SECOND = Migration("ALTER TABLE numbers ADD COLUMN name TEXT NOT NULL DEFAULT 'none'")
@@ -153,7 +154,8 @@ async def test_a_failed_write_ends_all_writes_and_no_reads(database: Database) -
 
 WRITER = """
 import asyncio, sys
-from cogment_model_registry.storage.catalog.database import Database, Migration
+from cogment_model_registry.storage.catalog.connections import Migration
+from cogment_model_registry.storage.catalog.database import Database
 
 async def main():
     database = Database(sys.argv[1], [Migration("CREATE TABLE numbers (number INTEGER PRIMARY KEY)")])

@@ -77,7 +77,7 @@ def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     """
     started = time.monotonic()
     with _running(f"checking {shown(directory)}"), _opened(directory) as (files, root):
-        report, outcomes = _repaired(directory, files, root) if is_repair else (_verified(files, root), [])
+        report, outcomes = _repaired(directory, files, root) if is_repair else (_verified(directory, files, root), [])
     repaired = {outcome.finding for outcome in outcomes if outcome.is_repaired}
     left = [finding for finding in report.findings if finding.is_problem and finding not in repaired]
     if as_json:
@@ -91,20 +91,26 @@ def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     return 0
 
 
-def _verified(files: "OwnedFiles", root: int, *, is_claimed: bool = False) -> "Report":
+def _verified(directory: str, files: "OwnedFiles", root: int, *, is_claimed: bool = False) -> "Report":
     from cogment_model_registry.storage.filesystem import verification  # noqa: PLC0415
+    from cogment_model_registry.storage.tools import catalog_check  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
     total_bytes = verification.data_size_bytes(files, root) if is_shown() else None
     with progress_bar("verifying", total_bytes) as advance:
-        return verification.verify(files, root, is_claimed=is_claimed, advance=advance)
+        return catalog_check.verify(ArchivePlace(files, root, directory), is_claimed=is_claimed, advance=advance)
 
 
 def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, list[Outcome]]":
     from cogment_model_registry.storage.filesystem import claim, repair  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.tools import catalog_repair  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
     with claim.claimed(directory, files, root) as claimed:
-        report = _verified(files, root, is_claimed=True)
-        return report, list(repair.repair(claimed, root, report.findings))
+        report = _verified(directory, files, root, is_claimed=True)
+        outcomes = list(repair.repair(claimed, root, report.findings))
+        place = ArchivePlace(files, root, directory)
+        return report, [*outcomes, *catalog_repair.repair(place, report.findings)]
 
 
 def _show(report: "Report", outcomes: "list[Outcome]", left: list[Finding], seconds: float) -> None:
@@ -192,22 +198,38 @@ def _check_model_id(_ctx: click.Context, _parameter: click.Parameter, value: str
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 @click.option("--skip_damaged", is_flag=True, help="Leave out damaged versions, and report them, instead of failing.")
-def export_model(directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool) -> None:
+@click.option(
+    "--without_annotations",
+    is_flag=True,
+    help="Leave out aliases, tags and metrics: older releases can import such a file.",
+)
+def export_model(
+    directory: str, model_id: str, *, output: str, force: bool, skip_damaged: bool, without_annotations: bool
+) -> None:
     """Write a model of an archive DIRECTORY, with all its archived versions, to one tar file.
 
+    The file has the aliases of the model, and the tags and metrics of its versions.
     Data is checked against its hash, and `cogment archive import` detects a file that was cut. A server may use the
     directory. Exits with 1 if something is damaged, or everything with --skip_damaged; with 2 if the directory is no
     archive, with 3 if the model does not exist, and with 4 if a file cannot be read because its disk fails.
     """
     from cogment_model_registry.storage.filesystem import model_export  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.tools import model_transfer  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
     if output == "-" and is_terminal(sys.stdout):
         raise click.UsageError("a tar file cannot be written to a terminal: give --output, or redirect standard output")
     with _running("the export"), _opened(directory) as (files, root):
         total_bytes = model_export.data_size_bytes(files, root, model_id) if is_shown() else None
         with _output(output, force=force) as file, progress_bar("exporting", total_bytes) as advance:
-            exported = model_export.export_model(
-                files, root, model_id, file.write, skip_damaged=skip_damaged, warn=_warn, advance=advance
+            exported = model_transfer.export_model(
+                ArchivePlace(files, root, directory),
+                model_id,
+                file.write,
+                skip_damaged=skip_damaged,
+                annotations=not without_annotations,
+                warn=_warn,
+                advance=advance,
             )
     _warn(f"exported {counted(exported.versions, 'version')}: {size_text(exported.data_bytes)}")
 
@@ -233,14 +255,18 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
 @click.argument("directory", type=_DIRECTORY)
 @click.argument("file", type=PathType(exists=True, dir_okay=False, allow_dash=True))
 @click.option("--model_id", metavar="NAME", callback=_check_model_id, help="Give the model this name.")
-def import_model(directory: str, file: str, model_id: str | None) -> None:
+@click.option("--without_annotations", is_flag=True, help="Leave out the aliases, tags and metrics in the file.")
+def import_model(directory: str, file: str, *, model_id: str | None, without_annotations: bool) -> None:
     """Create a model in an archive DIRECTORY from a tar FILE of `cogment archive export`; - is standard input.
 
     The model is created completely or not at all. The directory is an archive, or is empty and becomes one. If a server
-    uses it, send it SIGHUP afterwards; the command prints its process. Exits with 1 if the file is incomplete, or if a
-    model of that name exists, and with 2 if the directory is no archive.
+    uses it, send it SIGHUP afterwards; the command prints its process. Aliases, tags and metrics can be imported only
+    while no server uses the directory. Exits with 1 if the file is incomplete, if a model of that name exists, or if
+    the file has aliases, tags or metrics and a server uses the directory; and with 2 if the directory is no archive.
     """
-    from cogment_model_registry.storage.filesystem import claim, model_import  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.filesystem import claim  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.tools import model_transfer  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
 
     if file == "-" and is_terminal(sys.stdin):
         raise click.UsageError("a tar file cannot be read from a terminal: name it, or redirect standard input")
@@ -257,16 +283,66 @@ def import_model(directory: str, file: str, model_id: str | None) -> None:
         status = os.fstat(stream.fileno())
         total_bytes = status.st_size if stat.S_ISREG(status.st_mode) else None
         with progress_bar("importing", total_bytes) as advance:
-            imported = model_import.import_model(
-                files, root, stream, model_id=model_id or "", check_holder=check_holder, advance=advance
+            imported = model_transfer.import_model(
+                ArchivePlace(files, root, directory),
+                stream,
+                model_id=model_id or "",
+                annotations=not without_annotations,
+                holder=holder,
+                check_holder=check_holder,
+                advance=advance,
             )
     if imported.left_out:
         numbers = ", ".join(map(str, imported.left_out))
         _warn(f"the export had left out {counted(len(imported.left_out), 'damaged version')}: {numbers}")
     versions = counted(imported.versions, "version")
-    click.echo(f"imported {imported.model_id}: {versions}, {size_text(imported.data_bytes)}")
+    annotations = "" if without_annotations else model_transfer.summary(imported.annotations)
+    click.echo(
+        f"imported {imported.model_id}: {versions}, {size_text(imported.data_bytes)}"
+        + (f", {annotations}" if annotations else "")
+    )
     if holder is not None:
         click.echo(f"process {shown(holder.process)} uses the archive: send it SIGHUP to make it load the model")
+
+
+@archive.command(short_help="Copy an archive that may be in use, or update such a copy.")
+@click.argument("directory", type=_DIRECTORY)
+@click.argument("target", type=PathType(file_okay=False))
+@click.option("--quick", is_flag=True, help="Do not read again what the backup had already.")
+def backup(directory: str, target: str, *, quick: bool) -> int:
+    """Make TARGET a backup of an archive DIRECTORY, or bring a backup up to date.
+
+    A server may use the directory, and is not disturbed. TARGET is an archive directory itself: it has all models and
+    archived versions, and the aliases, tags and metrics as they are at one moment. Versions that it has already are not
+    copied again, and those that were deleted in the archive leave it. Data is checked against its hash while it is
+    copied, and at the end the whole backup is checked as by `cogment archive verify`, unless --quick is given.
+
+    What is damaged in the archive is reported, and replaces nothing in the backup. Exits with 1 if something is
+    damaged; with 2 if the directory is no archive; and with 3 if it has no model or if another process uses TARGET.
+    TARGET must be new, empty, or written by this command; once a server has used it, it is no backup any more.
+    """
+    from cogment_model_registry.storage.filesystem import verification  # noqa: PLC0415 # not needed for --help
+    from cogment_model_registry.storage.tools import backup as tool  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
+
+    with _running("the backup"), _opened(directory) as (files, root), tool.opened_target(target, directory) as copy:
+        total_bytes = verification.data_size_bytes(files, root) if is_shown() else None
+        with progress_bar("copying", total_bytes) as advance:
+            copied = tool.back_up(ArchivePlace(files, root, directory), copy, advance)
+        findings = copied.findings
+        if not quick:
+            findings = [*findings, *_verified(target, copy.files, copy.root, is_claimed=True).findings]
+    problems = [finding for finding in findings if finding.is_problem]
+    for finding in problems:
+        click.echo(f"problem: {finding.kind}: {_line(finding, finding.message)}")
+    for kind, remedy in dict.fromkeys((finding.kind, finding.remedy) for finding in problems):
+        click.echo(f"to do: {kind}: {remedy}")
+    click.echo(
+        f"{counted(copied.models, 'model')}: {counted(copied.versions, 'version')} copied "
+        f"({size_text(copied.data_bytes)}), {copied.unchanged} unchanged, {copied.removed} removed: "
+        f"{counted(len(problems), 'problem')}"
+    )
+    return 1 if problems else 0
 
 
 @contextlib.contextmanager

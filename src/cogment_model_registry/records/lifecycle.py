@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
-from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, quoted
+from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, counted, quoted
 from cogment_model_registry.records.notebooks import Shown
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id, user_data_bytes
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
@@ -29,6 +29,11 @@ class Annotations:
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     revision: int = FIRST_REVISION
+
+    @property
+    def size_bytes(self) -> int:
+        """The bytes of UTF-8 in the tags and metrics; a metric counts as its name and 8 bytes."""
+        return user_data_bytes(self.tags) + sum(len(name.encode()) + 8 for name in self.metrics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +131,7 @@ class AnnotationChange:
         set_metrics: Metrics to add or replace.
         remove_metrics: Metrics to remove; those that do not exist are ignored.
         expected_revision: The revision that the version must have now; 0 for any.
+        max_bytes: The most bytes of UTF-8 in the tags and metrics afterwards; a metric counts as its name and 8 bytes.
     """
 
     set_tags: Mapping[str, str] = field(default_factory=dict)
@@ -133,12 +139,25 @@ class AnnotationChange:
     set_metrics: Mapping[str, float] = field(default_factory=dict)
     remove_metrics: Sequence[str] = ()
     expected_revision: int = 0
+    max_bytes: int | None = None
 
-    def apply_to(self, annotations: Annotations, revision: int) -> Annotations:
-        """Return the annotations after the change."""
+    def apply_to(self, info: VersionInfo, annotations: Annotations, revision: int) -> Annotations:
+        """Return the annotations of a version after the change.
+
+        Raises:
+            InvalidError: They grow beyond what is allowed.
+        """
         tags = {name: text for name, text in annotations.tags.items() if name not in self.remove_tags}
         metrics = {name: value for name, value in annotations.metrics.items() if name not in self.remove_metrics}
-        return Annotations({**tags, **self.set_tags}, {**metrics, **self.set_metrics}, revision)
+        after = Annotations({**tags, **self.set_tags}, {**metrics, **self.set_metrics}, revision)
+        if self.max_bytes is not None and annotations.size_bytes < after.size_bytes > self.max_bytes:
+            raise InvalidError(
+                f"the tags and metrics of version {info.number} of model {quoted(info.model_id)} would have "
+                f"{counted(after.size_bytes, 'byte')}; at most {self.max_bytes} are allowed",
+                model_id=info.model_id,
+                version_number=info.number,
+            )
+        return after
 
 
 def check_revision(info: VersionInfo, annotations: Annotations, change: AnnotationChange) -> None:

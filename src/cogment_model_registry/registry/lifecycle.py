@@ -8,7 +8,7 @@ commit:
 A version keeps its number, its hash and its time, and is visible at every moment.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from time import time_ns
@@ -19,6 +19,7 @@ from cogment_model_registry.errors import (
     NotFoundError,
     OutOfRangeError,
     PreconditionError,
+    TooLargeError,
     counted,
     quoted,
 )
@@ -31,7 +32,7 @@ from cogment_model_registry.records.lifecycle import (
     check_alias,
     check_metrics,
 )
-from cogment_model_registry.records.versions import VersionInfo, check_user_data
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
 from cogment_model_registry.registry.filters import Filter, Order, Position
 from cogment_model_registry.registry.registry import Registry, VersionReader
@@ -137,14 +138,10 @@ class Lifecycle:
         """
         self._require_writable(model_id)
         check_metrics(change.set_metrics, model_id)
-        self._check_entries(model_id, change.set_tags, change.set_metrics)
         ref = await self._catalog.find(model_id)
         number = (await self.get_version(model_id, key)).info.number
+        change = replace(change, max_bytes=self._registry.limits.user_data_max_bytes)
         return await run_to_end(self._catalog.change_annotations(ref, number, change))
-
-    def _check_entries(self, model_id: str, tags: Mapping[str, str], metrics: Mapping[str, float]) -> None:
-        entries = {**tags, **dict.fromkeys(metrics, "12345678")}
-        check_user_data(entries, self._registry.limits.user_data_max_bytes, model_id, name="tags and metrics")
 
     async def promote_version(self, model_id: str, key: VersionKey, aliases: Sequence[str] = ()) -> Version:
         """Make a transient version archived, durably on return; does nothing with an archived one.
@@ -263,7 +260,17 @@ class Lifecycle:
         return await self._set_aliases(ref, resolved)
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
+        await self._check_alias_count(ref, changes)
         return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))
+
+    async def _check_alias_count(self, ref: ModelRef, changes: Sequence[AliasChange]) -> None:
+        names = {alias.name for alias in await self._catalog.get_aliases(ref.model_id)}
+        added = {change.name for change in changes if change.version_number is not None} - names
+        most = self._registry.limits.model_aliases_max
+        if added and len(names | added) > most:
+            has = counted(len(names), "alias", "aliases")
+            message = f"model {quoted(ref.model_id)} has {has}; at most {most} are allowed"
+            raise TooLargeError(message, model_id=ref.model_id)
 
     def _require_writable(self, model_id: str) -> None:
         self._registry.check_model_id(model_id)

@@ -58,11 +58,13 @@ class Limits:
         model_id_max_bytes: Bytes of a model id in UTF-8.
         user_data_max_bytes: Bytes of the keys and values of `user_data` in UTF-8.
         request_max_items: Entries of a list in a request.
+        model_aliases_max: Aliases of one model.
     """
 
     model_id_max_bytes: int
     user_data_max_bytes: int
     request_max_items: int
+    model_aliases_max: int = 1000
 
 
 @dataclass(frozen=True, slots=True)

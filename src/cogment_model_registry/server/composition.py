@@ -84,7 +84,12 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics = Metrics()
         backends = await stack.enter_async_context(open_backends(settings, metrics))
         archive, transient, catalog = backends.archive, backends.transient, backends.catalog
-        limits = Limits(settings.model_id_max_bytes, settings.user_data_max_bytes, settings.request_max_items)
+        limits = Limits(
+            settings.model_id_max_bytes,
+            settings.user_data_max_bytes,
+            settings.request_max_items,
+            settings.model_aliases_max,
+        )
         registry = Registry(limits, catalog, archive, transient)
         transfers = Transfers(settings)
         service = ModelRegistryService(registry, transfers, settings, metrics.observe_call)

@@ -1,6 +1,8 @@
 """The calls of ModelLifecycle: decode the request, call the rules, encode the reply."""
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
 import grpc
 import structlog
@@ -68,7 +70,7 @@ class ModelLifecycleService:
         if request.model_id:
             call.about(model_id=request.model_id)
         if request.versions:
-            return self._reply(await self._get_versions(request), "")
+            return await self._get_versions(request)
         question = (request.model_id, request.filter, request.order_by)
         from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
 
@@ -83,17 +85,26 @@ class ModelLifecycleService:
             token = lifecycle.build_token(question, (last.value, last.model_id, last.number))
         return self._reply(page, token)
 
-    async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> Sequence[Version]:
-        if request.filter or request.order_by or request.page_token:
-            raise InvalidError("ListVersions takes versions, or a filter, an order and a page_token, and not both")
+    async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> bytes:
+        """Return the page of the versions that are named."""
+        if request.filter or request.order_by:
+            raise InvalidError("ListVersions takes versions, or a filter and an order, and not both")
         if len(request.versions) > lifecycle.PAGE_MAX_ITEMS:
             raise InvalidError(
                 f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
             )
-        return [
-            await self._rules.get_version(ref.model_id or request.model_id, lifecycle.key_of(ref))
-            for ref in request.versions
-        ]
+        keys = [(ref.model_id or request.model_id, lifecycle.key_of(ref)) for ref in request.versions]
+        question = [part for model_id, key in keys for part in (model_id, repr(key))]
+        [start] = lifecycle.parse_token(request.page_token, question, 1) or [0]
+        if not isinstance(start, int) or not 0 <= start < len(keys):
+            raise InvalidError("page_token is malformed")
+        versions: list[Version] = []
+        # Those of one model at once, in the order of the request.
+        for model_id, group in groupby(keys[start:], key=itemgetter(0)):
+            versions += await self._rules.get_versions(model_id, [key for _, key in group])
+        page = self._cut(versions)
+        end = start + len(page)
+        return self._reply(page, lifecycle.build_token(question, [end]) if end < len(keys) else "")
 
     def _cut(self, versions: Sequence[Version]) -> Sequence[Version]:
         """Return as many versions as fit a reply, at least one."""

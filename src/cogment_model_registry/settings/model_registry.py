@@ -136,7 +136,14 @@ class Settings(ServiceSettings):
         _PREFIX + "USER_DATA_MAX_BYTES",
         # Its metadata file must stay below what the archive reads back.
         byte_count(0, MIB),
-        "Largest number of bytes in the user_data of one model or version, keys and values together.",
+        "Largest number of bytes in the user_data of one model or version, keys and values together; "
+        "its tags and metrics together may have as many.",
+    )
+    model_aliases_max: int = setting(
+        1000,
+        _PREFIX + "MODEL_ALIASES_MAX",
+        integer(1, 100_000),
+        "Largest number of aliases of one model.",
     )
     upload_idle_seconds: float = setting(
         60.0,

@@ -216,7 +216,7 @@ class MemoryCatalog(Catalog):
             model = await self._require_life(ref)
             version = model.describe(_version(model, number))
             check_revision(version.info, version.annotations, change)
-            model.annotations[number] = change.apply_to(version.annotations, model.next_revision())
+            model.annotations[number] = change.apply_to(version.info, version.annotations, model.next_revision())
             return model.describe(version.info)
 
     async def get_aliases(self, model_id: str) -> list[Alias]:

@@ -9,7 +9,6 @@ Reads have a connection and a thread of their own. SQLite's write-ahead log lets
 """
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,9 @@ from typing import Any, TypeAlias, TypeVar
 
 import structlog
 
-from cogment_model_registry.errors import ModelRegistryError, StartError, TooLargeError, UnavailableError
+from cogment_model_registry.errors import ModelRegistryError, TooLargeError, UnavailableError
+from cogment_model_registry.storage.catalog import connections
+from cogment_model_registry.storage.catalog.connections import Migration
 from cogment_model_registry.system.tasks import run_to_end
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -26,27 +27,8 @@ _log = structlog.stdlib.get_logger(__name__)
 _T = TypeVar("_T")
 Operation: TypeAlias = Callable[[sqlite3.Connection], _T]
 
-APPLICATION_ID = 0x436F674D  # "CogM", so that `file` and people recognise the database
-
-_BUSY_SECONDS = 10.0
-"""How long to wait for another process that looks at the database, such as `sqlite3` in a terminal."""
-
-_CACHE_KIB = 32 * 1024
-"""The memory of a connection for pages of the database: a search looks at many, in the order of an index."""
-
 _LATER_SECONDS = 0.2
 """How long a change that nobody awaits may wait for others to share its sync."""
-
-
-@dataclass(frozen=True, slots=True)
-class Migration:
-    """One step of the schema.
-
-    Attributes:
-        statements: SQL that leads from the version before to this one.
-    """
-
-    statements: str
 
 
 @dataclass(eq=False, slots=True)
@@ -82,8 +64,10 @@ class Database:
             StartError: It is no such database, it is of a newer release, or the system refuses it.
         """
         loop = asyncio.get_running_loop()
-        self._writing = await loop.run_in_executor(self._writer, self._open_for_writing)
-        self._reading = await loop.run_in_executor(self._reader, self._connect, "ro")
+        self._writing = await loop.run_in_executor(
+            self._writer, connections.open_for_writing, self._path, self._migrations
+        )
+        self._reading = await loop.run_in_executor(self._reader, connections.connect, self._path, "ro")
 
     async def close(self) -> None:
         """Commit what waits, and close the file. Closing twice does nothing."""
@@ -204,57 +188,6 @@ class Database:
             _log.error("catalog failed", path=self._path, reason=str(error))
         return UnavailableError(f"the catalog failed: {error}")
 
-    def _open_for_writing(self) -> sqlite3.Connection:
-        connection = None
-        try:
-            # With the mode of the other files of an archive; SQLite gives the same to those that it adds.
-            file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-            if hasattr(os, "posix_fadvise"):  # read all of it now, in order, and not page by page for the first search
-                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
-            os.close(file)
-            connection = self._connect("rw")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            self._migrate(connection)
-        except StartError:
-            if connection is not None:
-                connection.close()
-            raise
-        except (sqlite3.Error, OSError) as error:
-            if connection is not None:
-                connection.close()
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise StartError(f"the catalog {self._path} is not usable: {reason}") from error
-        return connection
-
-    def _connect(self, mode: str) -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            f"file:{_uri_path(self._path)}?mode={mode}",
-            uri=True,
-            timeout=_BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,  # closed on the thread that uses it, but opened by the pool's choice
-        )
-        connection.execute("PRAGMA foreign_keys = ON")
-        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
-        return connection
-
-    def _migrate(self, connection: sqlite3.Connection) -> None:
-        [application_id] = connection.execute("PRAGMA application_id").fetchone()
-        [version] = connection.execute("PRAGMA user_version").fetchone()
-        [tables] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        if application_id != APPLICATION_ID and (application_id or tables):
-            raise StartError(f"{self._path} is a database of another program; move it away")
-        if version > len(self._migrations):
-            raise StartError(
-                f"the catalog {self._path} was written by a newer release (schema {version}; this one knows "
-                f"{len(self._migrations)}): start that release, or move the file away, which loses aliases, tags and "
-                "metrics"
-            )
-        for number, migration in enumerate(self._migrations[version:], version + 1):
-            script = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
-            connection.executescript(f"BEGIN IMMEDIATE; {migration.statements}; {script} COMMIT;")
-
 
 def _in_savepoint(connection: sqlite3.Connection, operation: Operation[Any]) -> Any:
     """Return the result of an operation, or the error with which it was taken back."""
@@ -279,8 +212,3 @@ def _translating(operation: Operation[_T], connection: sqlite3.Connection) -> Ca
             raise UnavailableError(f"the catalog failed: {error}") from error
 
     return call
-
-
-def _uri_path(path: str) -> str:
-    """Return a path as part of a URI of SQLite (https://www.sqlite.org/uri.html)."""
-    return os.path.abspath(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")

@@ -89,8 +89,12 @@ class VersionIndex:
 
     def add(self, info: VersionInfo) -> None:
         """Add an archived version that has become visible; a start makes up for it if the process ends before."""
+
+        def add(connection: Connection) -> None:
+            tables.put_versions(connection, [info])
+
         with contextlib.suppress(ModelRegistryError):  # a failed index fails searches and no publish
-            self._database.change_later(lambda connection: tables.put_versions(connection, [info]))
+            self._database.change_later(add)
 
     async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
         """Keep annotations of an archived version, durably, whether it is visible or not."""

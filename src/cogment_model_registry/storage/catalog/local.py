@@ -260,7 +260,7 @@ class LocalCatalog(Catalog):
             else:
                 before = model.annotations.get(number, Annotations())
                 check_revision(info, before, change)
-                annotations = change.apply_to(before, await self._index.next_revision(ref.model_id))
+                annotations = change.apply_to(info, before, await self._index.next_revision(ref.model_id))
                 if model.has(number):  # not evicted in the meantime
                     model.annotations[number] = annotations
             return Version.of(info, annotations, self._index.names_of(info))

@@ -12,6 +12,7 @@ from sqlite3 import Connection
 from typing import Any
 
 from cogment_model_registry.records.lifecycle import (
+    FIRST_REVISION,
     Alias,
     AliasChange,
     AnnotationChange,
@@ -20,7 +21,7 @@ from cogment_model_registry.records.lifecycle import (
     check_revision,
 )
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.storage.catalog.database import Migration
+from cogment_model_registry.storage.catalog.connections import Migration
 
 TIME_OFFSET = 2**63
 """What is taken from a time before it is stored."""
@@ -90,18 +91,29 @@ MIGRATIONS = (
 # Changes. Each is an operation of `Database.change`, with the connection first.
 
 
-def put_versions(connection: Connection, infos: Iterable[VersionInfo]) -> None:
-    """Add archived versions; those that exist with the same record keep what people changed about them."""
+def put_versions(connection: Connection, infos: Iterable[VersionInfo]) -> list[int]:
+    """Add archived versions, or replace their records; return the numbers of those that are another version now.
+
+    A number whose hash or time differs from its record was given to another version, by a program that deleted the
+    model and created it again: what people said of the old version goes, and so do its aliases.
+    """
+    others = []
     for info in infos:
         model = _model_of(connection, info.model_id)
-        row = (model, info.number, info.created_ns - TIME_OFFSET, info.data_hash, info.data_size_bytes)
+        key, created = (model, info.number), info.created_ns - TIME_OFFSET
+        found = connection.execute("SELECT created, data_hash FROM versions WHERE model = ? AND number = ?", key)
+        is_other = found.fetchone() not in (None, (created, info.data_hash))
+        if is_other:
+            remove_versions(connection, info.model_id, [info.number])
+            others.append(info.number)
+        revision = _next_revision(connection, model) if is_other else FIRST_REVISION
         connection.execute(
-            "INSERT INTO versions (model, number, created, data_hash, data_size) VALUES (?, ?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET created = excluded.created, data_hash = excluded.data_hash,"
-            " data_size = excluded.data_size",
-            row,
+            "INSERT INTO versions (model, number, created, data_hash, data_size, revision) VALUES (?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET data_size = excluded.data_size",
+            (*key, created, info.data_hash, info.data_size_bytes, revision),
         )
-        _put_entries(connection, "user_data", (model, info.number), info.user_data)
+        _put_entries(connection, "user_data", key, info.user_data)
+    return others
 
 
 def remove_versions(connection: Connection, model_id: str, numbers: Iterable[int]) -> None:
@@ -133,10 +145,22 @@ def set_aliases(connection: Connection, model_id: str, changes: Sequence[AliasCh
         connection.execute("DELETE FROM aliases WHERE model = ? AND name = ?", (model, change.name))
         if change.version_number is not None:
             alias = Alias(change.name, change.version_number, _next_revision(connection, model), now_ns)
-            row = (model, alias.name, alias.version_number, alias.revision, now_ns - TIME_OFFSET)
-            connection.execute("INSERT INTO aliases VALUES (?, ?, ?, ?, ?)", row)
+            put_aliases(connection, model_id, [alias])
             aliases[alias.name] = alias
     return [aliases[name] for name in sorted(aliases)]
+
+
+def put_aliases(connection: Connection, model_id: str, aliases: Iterable[Alias]) -> None:
+    """Add aliases with the revisions that they have; the model has a row, and none of them."""
+    model = find_model(connection, model_id)
+    rows = [(model, each.name, each.version_number, each.revision, each.set_ns - TIME_OFFSET) for each in aliases]
+    connection.executemany("INSERT INTO aliases VALUES (?, ?, ?, ?, ?)", rows)
+
+
+def raise_revision(connection: Connection, model_id: str, revision: int) -> None:
+    """Let no change of a model have this revision, or one below it, again."""
+    key = (revision, find_model(connection, model_id))
+    connection.execute("UPDATE models SET last_revision = max(last_revision, ?) WHERE model = ?", key)
 
 
 def change_annotations(connection: Connection, info: VersionInfo, change: AnnotationChange) -> Annotations:
@@ -147,7 +171,7 @@ def change_annotations(connection: Connection, info: VersionInfo, change: Annota
     """
     before = annotations_of(connection, info.model_id, info.number)
     check_revision(info, before, change)
-    after = change.apply_to(before, next_revision(connection, info.model_id))
+    after = change.apply_to(info, before, next_revision(connection, info.model_id))
     put_annotations(connection, info.model_id, info.number, after)
     return after
 
@@ -181,6 +205,19 @@ def _next_revision(connection: Connection, model: int | None) -> int:
 
 
 # Questions. Each is an operation of `Database.read`.
+
+
+def info_of(connection: Connection, model_id: str, number: int) -> VersionInfo | None:
+    """Return the record of an archived version; None when there is none."""
+    key = (find_model(connection, model_id), number)
+    row = connection.execute(
+        "SELECT created, data_hash, data_size FROM versions WHERE model = ? AND number = ?", key
+    ).fetchone()
+    if row is None:
+        return None
+    created, data_hash, data_size = row
+    user_data = entries(connection, "user_data", key)
+    return VersionInfo(model_id, number, created + TIME_OFFSET, True, data_hash, data_size, user_data)
 
 
 def numbers(connection: Connection) -> dict[str, set[int]]:

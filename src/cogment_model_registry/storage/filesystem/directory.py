@@ -120,6 +120,7 @@ class ArchiveDirectory:
             check_format(self.files, self._root, self._path)
             self.writer.failure = ""
             if sweep and not self.is_read_only:
+                self.files.remove(self._root, layout.BACKUP_NAME)  # from here on it is no backup any more
                 # Make the renames of a process that was killed durable before anything relies on them.
                 self.writer.sync_directory(self._root)
                 self._sweep()

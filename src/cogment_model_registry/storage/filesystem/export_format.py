@@ -7,6 +7,9 @@
     <model_id>/.manifest.json              the versions, with sizes and hashes, and a hash over the manifest itself
 
 These are the files of an archive directory under their names there, so `tar --extract` in one gives the model as well.
+With something that is not in these files, which is aliases, tags and metrics, the format is the second one, and the
+manifest has it too. Releases that know only the first format say so, and refuse the file: they would lose it silently.
+
 Each header can be written in exactly one way, and the files before a manifest have exactly one manifest. An import
 rebuilds both from the received files and compares them byte for byte.
 """
@@ -14,7 +17,8 @@ rebuilds both from the received files and compares them byte for byte.
 import hashlib
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from cogment_model_registry.records.versions import VersionInfo, digest_text
 
@@ -27,6 +31,14 @@ END_BYTES = 2 * BLOCK_BYTES
 
 FORMAT = "cogment model export 1"
 """The first field of a manifest, with the version of this format."""
+
+FORMAT_WITH_ANNOTATIONS = "cogment model export 2"
+"""The same where the manifest has annotations."""
+
+FORMATS = (FORMAT, FORMAT_WITH_ANNOTATIONS)
+
+Annotations: TypeAlias = Mapping[str, object]
+"""What the files do not have, as values of JSON; this format does not know what it means."""
 
 _NS_PER_SECOND = 10**9
 
@@ -83,15 +95,19 @@ class Manifest:
         }
         self._versions.append(json.dumps(version))
 
-    def text(self, left_out: Sequence[int]) -> bytes:
+    def text(self, left_out: Sequence[int], annotations: Annotations | None = None) -> bytes:
         """Return the manifest.
 
         Args:
             left_out: The numbers of the versions that were left out because they are damaged.
+            annotations: What the files do not have; None for nothing.
         """
-        start = json.dumps({**self._fields, "left_out": list(left_out)}, indent=1).removesuffix("\n}")
+        fields = {**self._fields, "format": FORMAT if annotations is None else FORMAT_WITH_ANNOTATIONS}
+        start = json.dumps({**fields, "left_out": list(left_out)}, indent=1).removesuffix("\n}")
         versions = ",\n  ".join(self._versions)
         text = f'{start},\n "versions": [\n  {versions}\n ]' if versions else f'{start},\n "versions": []'
+        if annotations is not None:
+            text += f',\n "annotations": {json.dumps(annotations)}'
         return f'{text},\n "manifest_hash": "{_hash(text.encode())}"\n}}\n'.encode()
 
 

@@ -27,6 +27,15 @@ class Kind(str, Enum):
     HIGH_WATER_MARK_LOW = "high_water_mark_low"
     FOREIGN_ENTRY = "foreign_entry"
     NOT_A_MODEL = "not_a_model"
+    CATALOG_DAMAGED = "catalog_damaged"
+    CATALOG_NOT_A_FILE = "catalog_not_a_file"
+    CATALOG_OF_ANOTHER_PROGRAM = "catalog_of_another_program"
+    CATALOG_NEWER = "catalog_newer"
+    CATALOG_LOG_ALONE = "catalog_log_alone"
+    CATALOG_VERSION_DIFFERS = "catalog_version_differs"
+    ALIAS_WITHOUT_VERSION = "alias_without_version"
+    CATALOG_VERSION_GONE = "catalog_version_gone"
+    CATALOG_LACKS_VERSIONS = "catalog_lacks_versions"
 
     __str__ = str.__str__
 
@@ -52,9 +61,24 @@ MEANINGS = {
     Kind.HIGH_WATER_MARK_LOW: "a high-water mark is below the highest number, which is used instead",
     Kind.FOREIGN_ENTRY: "something that does not belong to an archive, and is left alone",
     Kind.NOT_A_MODEL: "a directory that is not a model, and is left alone",
+    Kind.CATALOG_DAMAGED: "the database of aliases, tags and metrics is damaged, so no server starts",
+    Kind.CATALOG_NOT_A_FILE: "the database is a link, a FIFO, a directory or a device",
+    Kind.CATALOG_OF_ANOTHER_PROGRAM: "the database is one of another program, so no server starts",
+    Kind.CATALOG_NEWER: "the database was written by a newer release, so no server of this one starts",
+    Kind.CATALOG_LOG_ALONE: "the database is missing, and its log is there: its aliases, tags and metrics are lost",
+    Kind.CATALOG_VERSION_DIFFERS: "the database has another version under the number; the next start forgets that one",
+    Kind.ALIAS_WITHOUT_VERSION: "an alias points to a version without files; the next start removes the alias",
+    Kind.CATALOG_VERSION_GONE: "the database has a version without files and aliases; the next start forgets it",
+    Kind.CATALOG_LACKS_VERSIONS: "the database lacks versions, which the next start adds",
 }
 
-INFORMATION = {Kind.HIGH_WATER_MARK_LOW, Kind.FOREIGN_ENTRY, Kind.NOT_A_MODEL}
+INFORMATION = {
+    Kind.HIGH_WATER_MARK_LOW,
+    Kind.FOREIGN_ENTRY,
+    Kind.NOT_A_MODEL,
+    Kind.CATALOG_VERSION_GONE,
+    Kind.CATALOG_LACKS_VERSIONS,
+}
 """Kinds that are not problems: a server works the same with and without them."""
 
 MAY_BE_UNDER_WAY = {Kind.DATA_WITHOUT_METADATA, Kind.TEMPORARY_FILE, Kind.DOOMED_DIRECTORY}
@@ -68,6 +92,11 @@ _VERSION = (
 _MODEL = (
     "restore the file from a backup; without one, move it out of the archive and use --repair, which writes a new "
     "one without user_data"
+)
+
+_CATALOG = (
+    "restore the database from a backup; without one, run the command again with --repair, while no server uses the "
+    "archive: it saves what can be read"
 )
 
 REMEDIES = {
@@ -88,6 +117,16 @@ REMEDIES = {
     Kind.DATA_WITHOUT_METADATA: _REPAIR,
     Kind.TEMPORARY_FILE: _REPAIR,
     Kind.DOOMED_DIRECTORY: _REPAIR,
+    Kind.CATALOG_DAMAGED: _CATALOG,
+    Kind.CATALOG_NOT_A_FILE: _CATALOG,
+    Kind.CATALOG_OF_ANOTHER_PROGRAM: _CATALOG,
+    Kind.CATALOG_NEWER: "start the newer release; or move the file away, which loses aliases, tags and metrics",
+    Kind.CATALOG_LOG_ALONE: _CATALOG,
+    Kind.CATALOG_VERSION_DIFFERS: _REPAIR,
+    Kind.ALIAS_WITHOUT_VERSION: (
+        "restore both files of the version, .yaml and .data, from a backup; without one, run the command again with "
+        "--repair, which removes the alias"
+    ),
 }
 """What to do about each kind of problem."""
 

@@ -3,6 +3,7 @@
     <archive_dir>/
       .lock                       the process that owns the archive
       .catalog.sqlite3            what is not in the other files: aliases, tags, metrics; and an index of the versions
+      .backup                     `cogment archive backup` may update the directory; the first server on it removes this
       .format                     the format of the archive; without it, 1: see `recognition`
       .~<digits>/                 a model that is being created, or was deleted: renamed, then removed
       <model_id>/
@@ -45,6 +46,9 @@ CATALOG_NAME = ".catalog.sqlite3"
 
 CATALOG_NAMES = frozenset(f"{CATALOG_NAME}{ending}" for ending in ("", "-journal", "-wal", "-shm"))
 """The files of the database (https://www.sqlite.org/tempfiles.html)."""
+
+BACKUP_NAME = ".backup"
+"""The mark of a backup. A server that may write removes it: what it stores must not be lost to an update."""
 
 FORMAT_NAME = ".format"
 HIGH_WATER_MARK_NAME = ".high_water_mark"

@@ -5,8 +5,9 @@ one of them disappears during it, because the model is deleted, the export ends.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, UnavailableError, counted, quoted
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
@@ -14,6 +15,9 @@ from cogment_model_registry.storage.filesystem import export_format, layout, mod
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.findings import Kind
 from cogment_model_registry.storage.filesystem.model_files import Damage, ModelFiles, Unreadable
+
+Identity: TypeAlias = tuple[int, str]
+"""The time of a version, in nanoseconds since the Unix epoch, and its hash."""
 
 
 @dataclass(slots=True)
@@ -49,6 +53,7 @@ def export_model(
     write: Callable[[bytes], object],
     *,
     skip_damaged: bool = False,
+    annotate: Callable[[Mapping[int, Identity]], export_format.Annotations | None] = lambda _exported: None,
     warn: Callable[[str], object],
     advance: Callable[[int], None],
 ) -> Exported:
@@ -60,6 +65,7 @@ def export_model(
         model_id: The model; an id that obeys the rules.
         write: Takes the next bytes of the tar file.
         skip_damaged: Whether to leave out what is damaged; data is read twice then, to know before it is written.
+        annotate: Returns what else the file has to have, for the versions that it has.
         warn: Called with a line for each thing that is left out.
         advance: Called with the bytes of versions that were written.
 
@@ -75,7 +81,7 @@ def export_model(
         found = model_files.list_model(files, directory, model_id)
         if not found.is_model:
             raise NotFoundError.model(model_id)
-        export = _Export(files, root, directory, model_id, write=write, advance=advance)
+        export = _Export(files, root, directory, model_id, write=write, annotate=annotate, advance=advance)
         return export.run(found, warn if skip_damaged else None)
     except Unreadable as fault:
         # It may be intact, so it is not left out as what is damaged is.
@@ -103,6 +109,7 @@ class _Export:
         model_id: str,
         *,
         write: Callable[[bytes], object],
+        annotate: Callable[[Mapping[int, Identity]], export_format.Annotations | None],
         advance: Callable[[int], None],
     ) -> None:
         self._files = files
@@ -110,9 +117,11 @@ class _Export:
         self._directory = directory
         self._model_id = model_id
         self._write_bytes = write
+        self._annotate = annotate
         self._advance = advance
         self._offset = 0
         self._exported = Exported()
+        self._identities: dict[int, Identity] = {}
 
     def run(self, found: ModelFiles, warn: Callable[[str], object] | None) -> Exported:
         """Write everything; `warn` is given when damage is left out."""
@@ -137,7 +146,7 @@ class _Export:
             damaged = counted(len(left_out), "damaged version")
             message = f"no version of model {quoted(self._model_id)} is left to export: {damaged} left out"
             raise DataLossError(message, model_id=self._model_id)
-        self._add(layout.MANIFEST_NAME, manifest.text(left_out))
+        self._add(layout.MANIFEST_NAME, manifest.text(left_out, self._annotate(self._identities)))
         self._write(export_format.ending(self._offset))
         return self._exported
 
@@ -188,6 +197,7 @@ class _Export:
                 raise self._damaged(number, damage) from None  # part of it is written already
         self._add(layout.version_file_name(self._model_id, number), text, export_format.mtime_seconds(info))
         manifest.add(info, text)
+        self._identities[number] = (info.created_ns, info.data_hash)
         self._exported.versions += 1
         self._exported.data_bytes += info.data_size_bytes
 

@@ -9,9 +9,9 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from cogment_model_registry.errors import counted
+from cogment_model_registry.errors import InvalidError, counted
 from cogment_model_registry.records.payload import PayloadHash
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id
 from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
 from cogment_model_registry.storage.filesystem.findings import Kind
@@ -21,6 +21,15 @@ BLOCK_BYTES = 2**20
 
 MODEL_ID_MAX_BYTES = 255 - len("-v4294967295.yaml")
 """The longest id with valid file names; a server may allow less."""
+
+
+def is_model_id(name: str) -> bool:
+    """Return whether the name of a directory may be that of a model."""
+    try:
+        check_model_id(name, MODEL_ID_MAX_BYTES)
+    except InvalidError:
+        return False
+    return True
 
 
 class Fault(Exception):

@@ -13,7 +13,7 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 from cogment_model_registry.errors import InvalidError, UnavailableError, counted, quoted
 from cogment_model_registry.records.payload import PayloadHash
@@ -35,12 +35,20 @@ class Imported:
         versions: How many versions it has.
         data_bytes: How many bytes they have.
         left_out: The numbers of versions that the export had left out.
+        numbers: The numbers of the versions.
+        annotations: What the files do not have, as the export has it, unchecked; None for nothing.
     """
 
     model_id: str
     versions: int
     data_bytes: int
     left_out: list[int]
+    numbers: frozenset[int] = frozenset()
+    annotations: export_format.Annotations | None = None
+
+
+Annotate: TypeAlias = Callable[[Imported, Callable[[], int]], contextlib.AbstractContextManager[None]]
+"""Keeps what the files do not have; gets a function that opens the directory of the model under its temporary name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +66,7 @@ def import_model(
     stream: BinaryIO,
     *,
     model_id: str = "",
+    annotate: Annotate = lambda _imported, _directory: contextlib.nullcontext(),
     check_holder: Callable[[], object],
     advance: Callable[[int], None],
 ) -> Imported:
@@ -68,6 +77,8 @@ def import_model(
         root: Descriptor of the archive directory.
         stream: The tar file.
         model_id: Its new name, an id that obeys the rules; empty for the one that it has.
+        annotate: Returns a context manager for the moment in which the model gets its name: it keeps, durably, what the
+            files do not have, and takes it back if the body fails.
         check_holder: Raises an error when another process took the archive since the import began.
         advance: Called with the bytes that were read from the stream.
 
@@ -87,20 +98,25 @@ def import_model(
             target.finish()
         finally:
             files.close(directory)
-        check_holder()
-        _require_absent(files, root, imported.model_id)
-        _rename(files, root, temporary, imported.model_id)
-        try:
-            check_holder()
-            files.sync_directory(root)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                files.rename(root, imported.model_id, temporary)
-            raise
+        with annotate(imported, lambda: files.open_directory(root, temporary)):
+            _give_name(files, root, temporary, imported.model_id, check_holder)
     except BaseException:
         files.remove_tree(root, temporary, lambda _error: None)
         raise
     return imported
+
+
+def _give_name(files: Files, root: int, temporary: str, model_id: str, check_holder: Callable[[], object]) -> None:
+    check_holder()
+    _require_absent(files, root, model_id)
+    _rename(files, root, temporary, model_id)
+    try:
+        check_holder()
+        files.sync_directory(root)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            files.rename(root, model_id, temporary)
+        raise
 
 
 def _require_absent(files: Files, root: int, model_id: str) -> None:
@@ -281,9 +297,10 @@ class _Import:
         last_number = 0
         while (member := self._source.next_member()).name != f"{self._old_id}/{layout.MANIFEST_NAME}":
             last_number = self._take_version(member, last_number, manifest)
-        left_out = self._take_manifest(member, manifest)
+        left_out, annotations = self._take_manifest(member, manifest)
         self._source.finish()
-        return Imported(self._new_id, len(self._numbers), self._data_bytes, left_out)
+        numbers = frozenset(self._numbers)
+        return Imported(self._new_id, len(numbers), self._data_bytes, left_out, numbers, annotations)
 
     def _take_model(self, first: _Member) -> export_format.Manifest:
         """Take the high-water mark and the metadata of the model."""
@@ -344,19 +361,28 @@ class _Import:
             raise _bad(f"{quoted(member.name)} is where {quoted(name)} is expected")
         return member
 
-    def _take_manifest(self, member: _Member, manifest: export_format.Manifest) -> list[int]:
-        """Check the manifest against the received files, and return the numbers of versions that were left out."""
-        text = self._source.text(member, len(manifest.text([])) + _LEFT_OUT_MAX_BYTES)
+    def _take_manifest(
+        self, member: _Member, manifest: export_format.Manifest
+    ) -> tuple[list[int], export_format.Annotations | None]:
+        """Check the manifest against the received files; return what it says besides.
+
+        Returns:
+            The numbers of versions that were left out, and what the files do not have.
+        """
+        annotations_max_bytes = layout.METADATA_MAX_BYTES * (1 + len(self._numbers))
+        text = self._source.text(member, len(manifest.text([])) + _LEFT_OUT_MAX_BYTES + annotations_max_bytes)
         try:
             fields = json.loads(text)
-            left_out, export = fields["left_out"], fields["format"]
-        except (ValueError, TypeError, KeyError, RecursionError):
-            left_out = export = None
-        if isinstance(export, str) and export != export_format.FORMAT:
-            raise InvalidError(f"this is an export in another format, {quoted(export)}: import it with a newer version")
-        if not _are_numbers(left_out) or manifest.text(left_out) != text or self._numbers & {*left_out}:
+            left_out, export, annotations = fields["left_out"], fields["format"], fields.get("annotations")
+            if isinstance(export, str) and export not in export_format.FORMATS:
+                message = f"this is an export in another format, {quoted(export)}: import it with a newer version"
+                raise InvalidError(message)
+            is_exact = _are_numbers(left_out) and manifest.text(left_out, annotations) == text
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            is_exact = False
+        if not is_exact or not isinstance(annotations, dict | None) or self._numbers & {*left_out}:
             raise _bad("its manifest does not match its files")
-        return [*left_out]
+        return [*left_out], annotations
 
 
 def _are_numbers(value: object) -> bool:

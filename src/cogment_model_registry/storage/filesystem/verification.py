@@ -9,13 +9,13 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cogment_model_registry.errors import InvalidError, counted
-from cogment_model_registry.records.versions import check_model_id
+from cogment_model_registry.errors import counted
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.filesystem import layout, model_files
 from cogment_model_registry.storage.filesystem.claim import find_holder
 from cogment_model_registry.storage.filesystem.files import Entry, Files, NotRegularError
 from cogment_model_registry.storage.filesystem.findings import MAY_BE_UNDER_WAY, Finding, Kind
-from cogment_model_registry.storage.filesystem.model_files import MODEL_ID_MAX_BYTES, Fault, ModelFiles
+from cogment_model_registry.storage.filesystem.model_files import Fault, ModelFiles
 
 
 @dataclass(slots=True)
@@ -41,7 +41,7 @@ def data_size_bytes(files: Files, root: int) -> int:
     """Return about how many bytes of versions an archive has, for a progress bar."""
     total = 0
     for entry in files.list_directory(root):
-        if not entry.is_directory or not _is_model_id(entry.name):
+        if not entry.is_directory or not model_files.is_model_id(entry.name):
             continue
         try:
             directory = files.open_directory(root, entry.name)
@@ -55,29 +55,40 @@ def data_size_bytes(files: Files, root: int) -> int:
     return total
 
 
-def verify(files: Files, root: int, *, is_claimed: bool = False, advance: Callable[[int], None]) -> Report:
-    """Verify an archive.
+def verify(
+    files: Files,
+    root: int,
+    *,
+    is_claimed: bool = False,
+    advance: Callable[[int], None],
+    on_version: Callable[[VersionInfo], None] = lambda _info: None,
+) -> Report:
+    """Verify an archive, without its database.
 
     Args:
         files: The file operations.
         root: Descriptor of the archive directory.
         is_claimed: Whether this process owns the archive, so that nothing in it changes.
         advance: Called with the bytes of versions that were read.
+        on_version: Called with each version whose metadata is sound.
 
     Raises:
         OSError: The directory cannot be listed, or the process is short of a resource.
     """
-    verification = _Verification(files, root, advance)
+    verification = _Verification(files, root, advance, on_version)
     return verification.run(is_claimed=is_claimed)
 
 
 class _Verification:
     """One verification of an archive."""
 
-    def __init__(self, files: Files, root: int, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self, files: Files, root: int, advance: Callable[[int], None], on_version: Callable[[VersionInfo], None]
+    ) -> None:
         self._files = files
         self._root = root
         self._advance = advance
+        self._on_version = on_version
         self._report = Report()
 
     def run(self, *, is_claimed: bool) -> Report:
@@ -130,15 +141,15 @@ class _Verification:
         """Check an entry of the archive directory."""
         if entry.name == layout.LOCK_NAME:
             self._check_lock()
-        elif entry.name == layout.FORMAT_NAME:
-            pass  # it was checked before anything else
-        elif entry.name in layout.CATALOG_NAMES and not entry.is_directory:
-            pass  # without it, or with one of other content, a server starts all the same
+        elif entry.name in (layout.FORMAT_NAME, layout.BACKUP_NAME):
+            pass  # the format was checked before anything else
+        elif entry.name in layout.CATALOG_NAMES:
+            pass  # it is compared with the files: see `storage.tools.catalog_check`
         elif layout.is_temporary(entry.name) and entry.is_directory:
             self._add(Kind.DOOMED_DIRECTORY, entry.name, "what is left of a model that was deleted or imported")
         elif not entry.is_directory:
             self._add(Kind.FOREIGN_ENTRY, entry.name, "it is not part of an archive")
-        elif not _is_model_id(entry.name):
+        elif not model_files.is_model_id(entry.name):
             self._add(Kind.NOT_A_MODEL, entry.name, "its name is not a model id")
         else:
             self._check_directory(entry.name)
@@ -184,7 +195,7 @@ class _Verification:
             self._files.close(directory)
 
     def _check_model(self, directory: int, model_id: str, found: ModelFiles) -> None:
-        check = _ModelCheck(self._files, directory, model_id, self._advance)
+        check = _ModelCheck(self._files, directory, model_id, self._advance, self._on_version)
         check.run(found)
         if check.findings and not model_files.is_still(self._files, self._root, directory, model_id):
             return  # it was deleted during the check, and so were its files, one by one
@@ -200,11 +211,19 @@ class _Verification:
 class _ModelCheck:
     """One verification of a model."""
 
-    def __init__(self, files: Files, directory: int, model_id: str, advance: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        files: Files,
+        directory: int,
+        model_id: str,
+        advance: Callable[[int], None],
+        on_version: Callable[[VersionInfo], None],
+    ) -> None:
         self._files = files
         self._directory = directory
         self._model_id = model_id
         self._advance = advance
+        self._on_version = on_version
         self.versions = 0
         self.data_bytes = 0
         self.findings: list[Finding] = []
@@ -254,6 +273,7 @@ class _ModelCheck:
     def _check_version(self, number: int) -> None:
         try:
             info, _ = model_files.read_version(self._files, self._directory, self._model_id, number)
+            self._on_version(info)
             with model_files.opened_data(self._files, self._directory, info) as file:
                 for block in model_files.data_blocks(self._files, file, info):
                     self.data_bytes += len(block)
@@ -269,11 +289,3 @@ class _ModelCheck:
 
     def _add(self, kind: Kind, name: str, message: str, number: int = 0) -> None:
         self.findings.append(Finding(kind, f"{self._model_id}/{name}", message, self._model_id, number))
-
-
-def _is_model_id(name: str) -> bool:
-    try:
-        check_model_id(name, MODEL_ID_MAX_BYTES)
-    except InvalidError:
-        return False
-    return True

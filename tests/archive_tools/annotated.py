@@ -1,0 +1,69 @@
+"""Archives with aliases, tags and metrics."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
+from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
+from cogment_model_registry.testing.server import serving
+from tests.client import connected
+from tests.server.test_model_lifecycle import Lifecycle
+
+
+def annotated_archive(place: Path) -> Path:
+    """Let a server make an archive with the model `m`: versions 1 to 3, a tag, a metric, and the aliases `a` and `b`.
+
+    `a` points to version 3, whose metric is 0.5; `b` to version 1; the tag is that of version 2.
+    """
+    archive = place / "archive"
+
+    async def work() -> None:
+        async with serving(archive) as server, connected(server.port) as client:
+            await client.create_model("m", key="of the model")
+            lifecycle = Lifecycle(client)
+            for number in (1, 2, 3):
+                await client.store("m", b"data %d" % number, user_data={"step": str(number)})
+            await lifecycle.update(2, AnnotationChange(set_tags={"stage": "candidate"}))
+            await lifecycle.update(3, AnnotationChange(set_metrics={"return": 0.5}))
+            await lifecycle.set_aliases(AliasChange("a", 3), AliasChange("b", 1))
+
+    asyncio.run(work())
+    return archive
+
+
+def described(archive: Path, model_id: str = "m") -> dict[str, Any]:
+    """Return what a server says of the aliases and annotations in an archive."""
+
+    async def ask() -> dict[str, Any]:
+        async with serving(archive) as server, connected(server.port) as client:
+            lifecycle = Lifecycle(client)
+            versions = (await lifecycle.find(model_id=model_id)).versions
+            [model] = (await lifecycle.models(model_id)).models
+            return {
+                "aliases": {alias.alias: (alias.version_number, alias.revision) for alias in model.aliases},
+                "tags": {each.version_info.version_number: dict(each.tags) for each in versions if each.tags},
+                "metrics": {each.version_info.version_number: dict(each.metrics) for each in versions if each.metrics},
+                "versions": [each.version_info.version_number for each in versions],
+            }
+
+    return asyncio.run(ask())
+
+
+def change_database(archive: Path, *statements: str) -> None:
+    """Change the database of an archive behind its server's back."""
+    with closing(sqlite3.connect(archive / CATALOG_NAME, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+def remove_version(archive: Path, number: int) -> None:
+    """Remove the files of a version of `m`."""
+    for ending in ("yaml", "data"):
+        (archive / "m" / f"m-v{number:06d}.{ending}").unlink()
+
+
+Damage = Callable[[Path], None]
