@@ -175,7 +175,10 @@ def load(
 
 @overload
 def load(
-    registry: ModelRegistry, model: str | VersionInfo, version: int | str = LATEST, **options: "Unpack[arrays.LoadOptions]"
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    version: int | str = LATEST,
+    **options: "Unpack[arrays.LoadOptions]",
 ) -> Loaded[Any]: ...
 
 
