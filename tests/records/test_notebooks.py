@@ -16,7 +16,7 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 INFO = VersionInfo("policy", 3, 1_795_773_600_000_000_000, True, "the hash", 5_000_000, {"step": "7", "seed": "12"})
 VERSION = Version.of(INFO, Annotations({"stage": "candidate"}, {"return": 487.5}, 9), ("best", "production"))
 ALIAS = Alias("production", 3, 2, 1_795_773_600_000_000_000)
-SUMMARY = ModelSummary(ModelInfo("policy", {"task": "walk"}), (ALIAS,), 3, 2, 5_000_000)
+SUMMARY = ModelSummary("policy", {"task": "walk"}, (ALIAS,), 3, 2, 5_000_000)
 LABELS = {
     "VersionInfo": ["model_id", "number", "created", "archived", "data_hash", "data_size_bytes", "user_data"],
     "Alias": ["name", "version_number", "revision", "set"],

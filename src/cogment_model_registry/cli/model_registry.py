@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import click
 
-from cogment_model_registry.cli import lifecycle, presentation
+from cogment_model_registry.cli import lifecycle, presentation, retention
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.lifecycle import lacks_lifecycle
@@ -62,7 +62,7 @@ def model_registry() -> None:
     """
 
 
-for _command in lifecycle.COMMANDS:
+for _command in (*lifecycle.COMMANDS, *retention.COMMANDS):
     model_registry.add_command(_command)
 
 _user_data = click.option(
@@ -100,7 +100,7 @@ def list_models(flags: Flags) -> None:
 def _listed(registry: "ModelRegistry", model_id: str | None = None) -> list[presentation.ListedModel]:
     """Return all models or one, with what they have."""
     try:
-        summaries = registry.describe_models(model_id)
+        summaries = registry.find_models() if model_id is None else [registry.describe_model(model_id)]
     except ModelRegistryError as error:
         if not lacks_lifecycle(error):
             raise

@@ -75,7 +75,12 @@ class ListedModel:
         """Return a model that has these versions, oldest first, of a registry that does not summarise models."""
         latest = versions[-1] if versions else None
         archived_bytes = sum(version.data_size_bytes for version in versions if version.archived)
-        summary = ModelSummary(model, (), latest.number if latest else 0, len(versions), archived_bytes)
+        summary = ModelSummary.of(
+            model,
+            latest_number=latest.number if latest else 0,
+            versions=len(versions),
+            archived_bytes=archived_bytes,
+        )
         return cls(summary, latest)
 
 
@@ -118,17 +123,17 @@ def print_models(models: Sequence[ListedModel]) -> None:
     created_text = _created_text()
     rows = [
         (
-            safe(each.summary.info.model_id),
+            safe(each.summary.model_id),
             str(each.latest.number) if each.latest else _NOTHING,
             str(each.summary.versions),
             size_field(each.summary.archived_bytes),
             created_text(each.latest.created_ns) if each.latest else _NOTHING,
             _targets_text(each.summary.aliases) or _NOTHING,
-            user_data_text(each.summary.info.user_data),
+            user_data_text(each.summary.user_data),
         )
         for each in models
     ]
-    _print_table(_MODEL_COLUMNS, rows)
+    print_table(_MODEL_COLUMNS, rows)
 
 
 def _targets_text(aliases: Iterable[Alias]) -> str:
@@ -140,8 +145,8 @@ def model_details(model: ListedModel) -> dict[str, str]:
     """Return the fields of a model, by name."""
     summary = model.summary
     details = {
-        "model": safe(summary.info.model_id),
-        "user_data": user_data_text(summary.info.user_data),
+        "model": safe(summary.model_id),
+        "user_data": user_data_text(summary.user_data),
         "versions": str(summary.versions),
         "archived": size_field(summary.archived_bytes),
         "aliases": _targets_text(summary.aliases),
@@ -163,7 +168,7 @@ def print_versions(versions: Sequence[VersionInfo], *, with_model: bool = False)
     columns = _version_columns([each for each in versions if isinstance(each, Version)])
     if with_model:
         columns = {Column("MODEL", gives_way="second"): lambda version: safe(version.model_id), **columns}
-    _print_table([*columns], [[text_of(version) for text_of in columns.values()] for version in versions])
+    print_table([*columns], [[text_of(version) for text_of in columns.values()] for version in versions])
 
 
 def _version_columns(described: Sequence[Version]) -> dict[Column, Callable[[VersionInfo], str]]:
@@ -201,7 +206,7 @@ def print_aliases(aliases: Iterable[Alias]) -> None:
         (safe(alias.name), str(alias.version_number), created_text(alias.set_ns), str(alias.revision))
         for alias in aliases
     ]
-    _print_table(_ALIAS_COLUMNS, rows)
+    print_table(_ALIAS_COLUMNS, rows)
 
 
 def confirm(question: str, *, otherwise: str) -> None:
@@ -258,7 +263,8 @@ def event_line(version: VersionInfo) -> str:
     ).rstrip()
 
 
-def _print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; on a terminal, cut to its width."""
     rows = [[escaped(text) for text in row] for row in rows]
     if is_for_people():
         _print_terminal_table(columns, rows)
@@ -373,6 +379,11 @@ def safe(text: str, special: str = "") -> str:
     return json.dumps(text, ensure_ascii=not text.isprintable())
 
 
+def printable(text: str) -> str:
+    """Return a line of text unchanged if it is printable, otherwise escaped and in quotes."""
+    return text if text.isprintable() else json.dumps(text, ensure_ascii=True)
+
+
 def model_as_json(model: ModelInfo) -> dict[str, object]:
     """Return the object that stands for a model."""
     return {"model_id": model.model_id, "user_data": dict(sorted(model.user_data.items()))}
@@ -382,7 +393,7 @@ def listed_as_json(model: ListedModel) -> dict[str, object]:
     """Return the object that stands for a model with what it has."""
     summary = model.summary
     return {
-        **model_as_json(summary.info),
+        **model_as_json(summary),
         "versions": summary.versions,
         "archived_bytes": summary.archived_bytes,
         "latest_version": version_as_json(model.latest) if model.latest else None,

@@ -10,7 +10,7 @@ task ends its call and frees its resources.
 """
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
@@ -21,8 +21,10 @@ from cogment_model_registry.client.opening import Client
 from cogment_model_registry.client.progress import Progress, Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest
+from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
-from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
+from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
+from cogment_model_registry.records.retention import RetentionRule, TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = ["AsyncLatest", "ModelRegistry", "Progress"]
@@ -101,14 +103,18 @@ class ModelRegistry(Client[AsyncioBackend]):
         data: Data,
         *,
         user_data: UserData | None = None,
+        tags: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float | SupportsItem] | None = None,
+        alias: str | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Create a transient version: everyone who watches the model is notified, and it may be evicted later."""
-        return await self._core.uploads.upload(
-            model_id, data, user_data, archived=False, create=create, timeout=timeout, progress=progress
+        options = UploadOptions(
+            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
         )
+        return await self._core.uploads.upload(model_id, data, user_data, archived=False, options=options)
 
     async def store(
         self,
@@ -116,14 +122,18 @@ class ModelRegistry(Client[AsyncioBackend]):
         data: Data,
         *,
         user_data: UserData | None = None,
+        tags: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float | SupportsItem] | None = None,
+        alias: str | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Create an archived version: durable on return, and kept until its model is deleted."""
-        return await self._core.uploads.upload(
-            model_id, data, user_data, archived=True, create=create, timeout=timeout, progress=progress
+        options = UploadOptions(
+            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
         )
+        return await self._core.uploads.upload(model_id, data, user_data, archived=True, options=options)
 
     async def retrieve(
         self,
@@ -175,10 +185,6 @@ class ModelRegistry(Client[AsyncioBackend]):
     ) -> AsyncLatest[Any]:
         """Return a context manager with the latest version of a model; a task updates it, `decode` runs on a thread."""
         return AsyncLatest(self._core, model_id, decode, archived=archived)
-
-    async def describe_models(self, model_id: str | None = None, *, timeout: float | None = None) -> list[ModelSummary]:
-        """Return all models with their aliases, latest numbers and counts, in the order of their ids."""
-        return await self._core.lifecycle.describe_models(model_id, timeout)
 
     async def describe_version(self, model_id: str, version: Key = LATEST, *, timeout: float | None = None) -> Version:
         """Return a version with its tags, metrics and aliases."""
@@ -244,6 +250,59 @@ class ModelRegistry(Client[AsyncioBackend]):
     ) -> None:
         """Remove an alias of a model, durably."""
         await self._core.lifecycle.remove_alias(model_id, alias, expected, timeout)
+
+    async def describe_model(self, model_id: str, *, timeout: float | None = None) -> ModelSummary:
+        """Return a model with its tags, aliases, rules of retention, share and counts."""
+        return await self._core.models.describe_model(model_id, timeout)
+
+    async def find_models(
+        self,
+        filter: str = "",  # noqa: A002 # what the server calls it
+        *,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> list[ModelSummary]:
+        """Return the models that a filter accepts, ordered by id."""
+        return await self._core.models.find_models(filter, limit, timeout)
+
+    async def update_model(
+        self,
+        model_id: str,
+        *,
+        tags: Mapping[str, str | None],
+        expected: int | None = None,
+        timeout: float | None = None,
+    ) -> ModelSummary:
+        """Change tags of a model, durably."""
+        return await self._core.models.update_model(model_id, tags, expected, timeout)
+
+    async def set_retention(
+        self,
+        model_id: str,
+        rules: Iterable[RetentionRule],
+        *,
+        expected: int | None = None,
+        timeout: float | None = None,
+    ) -> ModelSummary:
+        """Replace the rules that keep and delete the versions of a model, durably."""
+        return await self._core.models.set_retention(model_id, rules, expected, timeout)
+
+    async def set_share(
+        self, model_id: str, share: TransientShare, *, expected: int | None = None, timeout: float | None = None
+    ) -> ModelSummary:
+        """Bound what a model takes of the transient store, or reserve some of it; at once, and durably."""
+        return await self._core.models.set_share(model_id, share, expected, timeout)
+
+    async def apply_retention(
+        self,
+        model_id: str | None = None,
+        *,
+        dry_run: bool = False,
+        rules: Iterable[RetentionRule] | None = None,
+        timeout: float | None = None,
+    ) -> RetentionReport:
+        """Delete the versions that the rules of a model do not keep, or find out which those are."""
+        return await self._core.models.apply_retention(model_id, rules, timeout, dry_run=dry_run)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

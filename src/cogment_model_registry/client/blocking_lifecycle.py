@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from cogment_model_registry.client.arguments import LATEST, SupportsItem
 from cogment_model_registry.client.blocking_client import BlockingClient
 from cogment_model_registry.client.lifecycle import Key
-from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
+from cogment_model_registry.records.lifecycle import Alias, Version
 
 if TYPE_CHECKING:
     pass  # from Python 3.11 on
@@ -14,18 +14,6 @@ if TYPE_CHECKING:
 
 class LifecycleMethods(BlockingClient):
     """What is done with versions that exist; a part of `ModelRegistry`."""
-
-    def describe_models(self, model_id: str | None = None, *, timeout: float | None = None) -> list[ModelSummary]:
-        """Return all models with their aliases, latest numbers and counts, in the order of their ids.
-
-        Args:
-            model_id: The one model to return; None for all.
-            timeout: How many seconds it may take.
-
-        Raises:
-            NotFoundError: The model does not exist.
-        """
-        return self._run(lambda core: core.lifecycle.describe_models(model_id, timeout))
 
     def describe_version(self, model_id: str, version: Key = LATEST, *, timeout: float | None = None) -> Version:
         """Return a version with its tags, metrics and aliases.

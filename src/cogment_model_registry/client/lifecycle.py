@@ -16,7 +16,7 @@ from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.deadlines import CALL_SECONDS, Timeouts
 from cogment_model_registry.client.lifecycle_calls import LifecycleCalls
 from cogment_model_registry.errors import quoted
-from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, ModelSummary, Version
+from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Version
 from cogment_model_registry.records.versions import VersionInfo
 
 Key: TypeAlias = SupportsIndex | str | VersionInfo | Version
@@ -40,13 +40,6 @@ class Lifecycle:
 
     def _calls_within(self, timeout: float | None, default_seconds: float = CALL_SECONDS) -> LifecycleCalls:
         return LifecycleCalls(self._calls, self._timeouts.of_call(timeout, default_seconds))
-
-    async def describe_models(self, model_id: str | None, timeout: float | None) -> list[ModelSummary]:
-        """See `ModelRegistry.describe_models`."""
-        calls = self._calls_within(timeout)
-        if model_id is None:
-            return await calls.summarize_all()
-        return [await calls.summarize(model_id, f"looking up model {quoted(checked_id(model_id))}")]
 
     async def describe_version(self, model_id: str, key: Key, timeout: float | None) -> Version:
         """See `ModelRegistry.describe_version`."""

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, counted, quoted
 from cogment_model_registry.records.notebooks import Shown
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id, user_data_bytes
+from cogment_model_registry.records.retention import NO_SHARE, ModelAnnotations, RetentionRule, TransientShare
+from cogment_model_registry.records.versions import (
+    ModelInfo,
+    VersionInfo,
+    check_model_id,
+    check_user_data,
+    user_data_bytes,
+)
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
@@ -88,22 +95,96 @@ class Alias(Shown):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSummary(Shown):
-    """A model with what it has now.
+class ModelSummary(ModelInfo):
+    """A model with what it has now. Its fields are flat, so that lists of it make tables.
 
     Attributes:
-        info: The model.
         aliases: Its aliases, ordered by name.
         latest_number: The number of its newest version; 0 for none.
         versions: How many versions it has, of both tiers.
         archived_bytes: Bytes of its archived versions.
+        tags: Texts by name.
+        retention: The rules that keep and delete its versions.
+        share: Its share of the transient store.
+        revision: Changes whenever its tags, its rules or its share change.
     """
 
-    info: ModelInfo
     aliases: tuple[Alias, ...] = ()
     latest_number: int = 0
     versions: int = 0
     archived_bytes: int = 0
+    tags: Mapping[str, str] = field(default_factory=dict)
+    retention: tuple[RetentionRule, ...] = ()
+    share: TransientShare = NO_SHARE
+    revision: int = FIRST_REVISION
+
+    @classmethod
+    def of(
+        cls,
+        info: ModelInfo,
+        annotations: ModelAnnotations | None = None,
+        *,
+        aliases: tuple[Alias, ...] = (),
+        latest_number: int = 0,
+        versions: int = 0,
+        archived_bytes: int = 0,
+    ) -> "Self":
+        """Return a model with what people decided about it and what it has."""
+        decided = annotations or ModelAnnotations()
+        return cls(
+            info.model_id,
+            info.user_data,
+            aliases=aliases,
+            latest_number=latest_number,
+            versions=versions,
+            archived_bytes=archived_bytes,
+            tags=decided.tags,
+            retention=decided.retention,
+            share=decided.share,
+            revision=decided.revision,
+        )
+
+    @property
+    def info(self) -> ModelInfo:
+        """What its owner said about it."""
+        return ModelInfo(self.model_id, self.user_data)
+
+    @property
+    def annotations(self) -> ModelAnnotations:
+        """What people decided about it."""
+        return ModelAnnotations(self.tags, self.retention, self.share, self.revision)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What retention does with a version, and why.
+
+    Attributes:
+        version: The version; as it was, if it is deleted.
+        deleted: Whether it is deleted.
+        reason: Why it is kept or deleted, such as ``alias production``.
+    """
+
+    version: Version
+    deleted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionReport:
+    """What applying rules of retention did, or would do.
+
+    Attributes:
+        decisions: What happens to each version, those that are deleted first; as many as fit a reply.
+        deleted_versions: How many versions are deleted.
+        kept_versions: How many are kept.
+        freed_bytes: Bytes of those that are deleted.
+    """
+
+    decisions: tuple[Decision, ...]
+    deleted_versions: int
+    kept_versions: int
+    freed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,3 +302,13 @@ def check_metrics(metrics: Mapping[str, float], model_id: str) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise InvalidError(f"metric {quoted(name)} must be a finite number, not {value}", model_id=model_id)
+
+
+def check_entries(tags: Mapping[str, str], metrics: Mapping[str, float], max_bytes: int, model_id: str) -> None:
+    """Refuse tags and metrics that have more than `max_bytes` bytes together; a metric has 8 next to its name.
+
+    Raises:
+        InvalidError: They are larger.
+    """
+    entries = {**tags, **dict.fromkeys(metrics, "12345678")}
+    check_user_data(entries, max_bytes, model_id, name="tags and metrics")

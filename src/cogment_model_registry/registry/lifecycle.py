@@ -9,7 +9,7 @@ A version keeps its number, its hash and its time, and is visible at every momen
 """
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from time import time_ns
 from typing import TypeAlias
@@ -19,7 +19,6 @@ from cogment_model_registry.errors import (
     NotFoundError,
     OutOfRangeError,
     PreconditionError,
-    TooLargeError,
     counted,
     quoted,
 )
@@ -27,19 +26,17 @@ from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
     AnnotationChange,
-    ModelSummary,
     Version,
     check_alias,
     check_metrics,
 )
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
+from cogment_model_registry.registry.copying import copy_bytes
 from cogment_model_registry.registry.filters import Filter, Order, Position
+from cogment_model_registry.registry.holds import Holds
 from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.system.tasks import run_to_end
-
-_CHUNK_BYTES = 1024 * 1024
-"""How much of a version is handed from store to store at once."""
 
 VersionKey: TypeAlias = int | str
 """A version number from 1, or -n for the n-th from the last; or an alias."""
@@ -53,6 +50,9 @@ class Lifecycle:
         catalog: What exists.
         archive: Where archived versions live.
         transient: Where transient versions live.
+
+    Attributes:
+        holds: The versions that calls under way need: retention keeps them.
     """
 
     def __init__(self, registry: Registry, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
@@ -60,6 +60,7 @@ class Lifecycle:
         self._catalog = catalog
         self._archive = archive
         self._transient = transient
+        self.holds = Holds()
 
     async def get_version(self, model_id: str, key: VersionKey) -> Version:
         """Return a version.
@@ -100,19 +101,6 @@ class Lifecycle:
             _check_part(reader.info, offset, expected_hash)
             [version] = await self._catalog.describe([reader.info])
             yield version, reader
-
-    async def list_models_after(self, model_id: str, limit: int) -> list[ModelSummary]:
-        """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
-        return await self._catalog.summarize(await self._catalog.list_models_after(model_id, limit))
-
-    async def get_models(self, model_ids: Sequence[str]) -> list[ModelSummary]:
-        """Return the models with these ids, in the order given.
-
-        Raises:
-            InvalidError: An id breaks a rule, or the list is too long.
-            NotFoundError: One does not exist.
-        """
-        return await self._catalog.summarize(await self._registry.get_models(model_ids))
 
     async def search(
         self, model_id: str | None, accepted: Filter, order: Order, after: Position | None, limit: int
@@ -160,9 +148,11 @@ class Lifecycle:
         self._require_writable(model_id)
         self._check_aliases(model_id, aliases)
         ref = await self._catalog.find(model_id)
-        info = await self._promote(ref, (await self.get_version(model_id, key)).info)
-        if aliases:
-            await self._set_aliases(ref, [AliasChange(alias, info.number) for alias in aliases])
+        info = (await self.get_version(model_id, key)).info
+        with self.holds.holding(model_id, info.number, "it is being promoted"):
+            info = await self._promote(ref, info)
+            if aliases:
+                await self._set_aliases(ref, [AliasChange(alias, info.number) for alias in aliases])
         [version] = await self._catalog.describe([info])
         return version
 
@@ -173,12 +163,9 @@ class Lifecycle:
         with self._transient.holding(info):
             async with (
                 await self._transient.open_version(info) as reader,
-                await self._archive.open_upload(info.model_id, info.data_size_bytes) as upload,
+                await self._registry.open_upload(self._archive, info.model_id, info.data_size_bytes) as upload,
             ):
-                async with aclosing(reader.chunks(_CHUNK_BYTES, 2 * _CHUNK_BYTES)) as chunks:
-                    async for parts in chunks:
-                        for part in parts:
-                            await upload.write(part)
+                await copy_bytes(reader, upload.write)
                 if await upload.finish() != info.data_hash:
                     raise DataLossError.version(info.model_id, info.number, "its bytes do not match their hash")
 
@@ -251,26 +238,20 @@ class Lifecycle:
         self._check_aliases(model_id, [change.name for change in changes])
         ref = await self._catalog.find(model_id)
         resolved = []
-        for change in changes:
-            if change.version_number is None:
-                resolved.append(change)
-                continue
-            [info] = await self._registry.get_versions(model_id, [change.version_number])
-            resolved.append(replace(change, version_number=(await self._promote(ref, info)).number))
-        return await self._set_aliases(ref, resolved)
+        with ExitStack() as held:
+            for change in changes:
+                if change.version_number is None:
+                    resolved.append(change)
+                    continue
+                [info] = await self._registry.get_versions(model_id, [change.version_number])
+                held.enter_context(self.holds.holding(model_id, info.number, "it is getting an alias"))
+                resolved.append(replace(change, version_number=(await self._promote(ref, info)).number))
+            return await self._set_aliases(ref, resolved)
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
-        await self._check_alias_count(ref, changes)
+        names = [change.name for change in changes if change.version_number is not None]
+        await self._registry.check_alias_count(ref.model_id, names)
         return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))
-
-    async def _check_alias_count(self, ref: ModelRef, changes: Sequence[AliasChange]) -> None:
-        names = {alias.name for alias in await self._catalog.get_aliases(ref.model_id)}
-        added = {change.name for change in changes if change.version_number is not None} - names
-        most = self._registry.limits.model_aliases_max
-        if added and len(names | added) > most:
-            has = counted(len(names), "alias", "aliases")
-            message = f"model {quoted(ref.model_id)} has {has}; at most {most} are allowed"
-            raise TooLargeError(message, model_id=ref.model_id)
 
     def _require_writable(self, model_id: str) -> None:
         self._registry.check_model_id(model_id)

@@ -7,11 +7,14 @@ from operator import itemgetter
 import grpc
 import structlog
 
-from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
 from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.registry.filters import Position, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
-from cogment_model_registry.server.transfers import Transfers
+from cogment_model_registry.registry.resuming import RepeatableUploads
+from cogment_model_registry.server.model_calls import ModelCalls
+from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, lifecycle
@@ -25,13 +28,26 @@ class ModelLifecycleService:
 
     Args:
         rules: What answers.
+        uploads: What answers uploads.
+        models: What answers the calls for models.
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
     """
 
-    def __init__(self, rules: Lifecycle, transfers: Transfers, settings: Settings, observe: Observer) -> None:
+    def __init__(
+        self,
+        rules: Lifecycle,
+        *,
+        uploads: RepeatableUploads,
+        models: ModelCalls,
+        transfers: Transfers,
+        settings: Settings,
+        observe: Observer,
+    ) -> None:
         self._rules = rules
+        self._uploads = uploads
+        self._models = models
         self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
@@ -48,9 +64,11 @@ class ModelLifecycleService:
             "PromoteVersion": self._promote_version,
             "DeleteVersion": self._delete_version,
             "SetAliases": self._set_aliases,
-            "ListModels": self._list_models,
+            **self._models.answers(),
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
+        # With one reply at its end and those before written by itself, the last one goes with the status.
+        methods["UploadVersion"] = self._handlers.streamed_request("UploadVersion", self._upload_version)
         methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
         return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
 
@@ -64,6 +82,34 @@ class ModelLifecycleService:
                 first = lifecycle.ReadVersionReply(version=lifecycle.version_message(version))
                 await sender.send(first.SerializeToString())
                 await sender.send_version(reader, build_read_chunk, request.offset, request.limit or None)
+
+    async def _upload_version(self, call: Call) -> bytes:
+        with self._transfers.receiving(call, lifecycle.decode_upload) as receiver:
+            try:
+                version = await self._receive_version(receiver, call)
+            except TimedOutError:
+                raise  # nothing has to be discarded
+            except ModelRegistryError:
+                await receiver.discard()
+                raise
+        call.about(number=version.number)
+        return lifecycle.encode_uploaded(version)
+
+    async def _receive_version(self, receiver: Receiver[UploadHeader], call: Call) -> Version:
+        """Create a version from the bytes that are received, or find the one that the upload made before."""
+        [(key, value)] = lifecycle.WHOLE_UPLOAD
+        is_whole = call.metadata(key) == value
+        async with self._uploads.begin(await receiver.header(), is_whole=is_whole) as upload:
+            if not is_whole:
+                await call.write(lifecycle.encode_next_offset(upload.next_offset))
+            if not upload.is_complete:
+                await receiver.pass_on(upload.write)
+            version = await upload.commit()
+        if upload.has_moved_aliases:
+            self._log_aliases(version.info.model_id, upload.header.aliases, version.number, call)
+        if upload.is_complete and upload.is_whole:
+            await receiver.discard()  # the client sent the bytes without being asked
+        return version
 
     async def _list_versions(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.ListVersionsRequest, data)
@@ -156,21 +202,6 @@ class ModelLifecycleService:
         fields = {} if number is None else {"number": number}
         for name in names:
             _log.info(event, model_id=model_id, alias=name, **fields, peer=call.context.peer())
-
-    async def _list_models(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(lifecycle.ListModelsRequest, data)
-        token = ""
-        if request.model_ids:
-            models = await self._rules.get_models(request.model_ids)
-        else:
-            # A model that is created or deleted in the meantime moves no page: the next one begins after an id.
-            after = lifecycle.parse_token(request.page_token, (), 1)
-            limit = lifecycle.page_size(request.page_size)
-            models = await self._rules.list_models_after(str(after[0]) if after else "", limit)
-            if len(models) == limit:
-                token = lifecycle.build_token((), (models[-1].info.model_id,))
-        messages = [lifecycle.model_message(model) for model in models]
-        return lifecycle.ListModelsReply(models=messages, next_page_token=token).SerializeToString()
 
 
 def _about(call: Call, ref: lifecycle.VersionRef) -> tuple[str, int | str]:

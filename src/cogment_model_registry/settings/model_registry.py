@@ -151,11 +151,23 @@ class Settings(ServiceSettings):
         seconds(0.01, 86_400),
         "How long an upload may send nothing before it ends with DEADLINE_EXCEEDED.",
     )
+    upload_resume_seconds: float = setting(
+        600.0,
+        _PREFIX + "UPLOAD_RESUME_SECONDS",
+        seconds(0, 86_400),
+        "How long an interrupted upload keeps what it received, to be resumed by its request_id; 0 for not at all.",
+    )
     retrieval_idle_seconds: float = setting(
         60.0,
         _PREFIX + "RETRIEVAL_IDLE_SECONDS",
         seconds(0.01, 86_400),
         "How long a client may receive nothing of a retrieval before it ends with DEADLINE_EXCEEDED.",
+    )
+    retention_seconds: float = setting(
+        60.0,
+        _PREFIX + "RETENTION_SECONDS",
+        seconds(0, 86_400),
+        "How often the server applies the rules of retention by itself; 0 for never.",
     )
     grace_seconds: float = setting(
         5.0,

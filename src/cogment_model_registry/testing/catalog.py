@@ -18,8 +18,10 @@ from cogment_model_registry.records.lifecycle import (
     ModelSummary,
     Version,
 )
+from cogment_model_registry.records.retention import ModelChange, RetentionRule, TransientShare
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-from cogment_model_registry.registry.contracts import Catalog, Search
+from cogment_model_registry.registry.contracts import Catalog, ModelRef, ModelState, Search
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_order, position_of
 from cogment_model_registry.testing.bytes import describe
@@ -36,15 +38,26 @@ async def publish(catalog: Catalog, model_id: str) -> VersionInfo:
 
 
 async def publish_annotated(
-    catalog: Catalog, annotations: Annotations | None = None, model_id: str = "m", *, archived: bool = False
+    catalog: Catalog,
+    annotations: Annotations | None = None,
+    model_id: str = "m",
+    *,
+    archived: bool = False,
+    request: UploadRequest | None = None,
 ) -> VersionInfo:
     """Make a version with annotations visible, and return it."""
     async with catalog.publishing(await catalog.find(model_id)) as slot:
         info = describe(model_id, slot.number, b"data", archived)
         if annotations is not None:
-            await slot.annotate(info, annotations)
+            await slot.annotate(info, annotations, request)
         slot.show(info)
     return info
+
+
+async def change_model(catalog: Catalog, ref: ModelRef, change: ModelChange) -> ModelSummary:
+    """Change what people decide about a model, and return it."""
+    async with catalog.changing_model(ref, change) as summary:
+        return summary
 
 
 async def counted(catalog: Catalog) -> tuple[int, int]:
@@ -436,8 +449,74 @@ class CatalogSuite(ABC):
         infos = [await publish_annotated(catalog, archived=archived) for archived in (True, False)]
         aliases = await catalog.set_aliases(await catalog.find("m"), [AliasChange("best", 1)], 5)
         models = [ModelInfo("n"), ModelInfo("none"), ModelInfo("m")]
-        expected = ModelSummary(ModelInfo("m"), tuple(aliases), 2, 2, infos[0].data_size_bytes)
-        assert await catalog.summarize(models) == [ModelSummary(ModelInfo("n")), expected]
+        expected = ModelSummary(
+            "m", aliases=tuple(aliases), latest_number=2, versions=2, archived_bytes=infos[0].data_size_bytes
+        )
+        assert await catalog.summarize(models) == [ModelSummary("n"), expected]
+
+    async def test_a_model_changes_only_from_the_expected_revision(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        rules = (RetentionRule("archived", "tags.a = x", 3, 2, "return", True, 60, 10), RetentionRule(keep_last=1))
+        share = TransientShare(1, 2, 3, 4)
+        first = await change_model(catalog, ref, ModelChange({"a": "1"}, (), rules, share, FIRST_REVISION))
+        assert (first.tags, first.retention, first.share) == ({"a": "1"}, rules, share)
+        assert first.revision > FIRST_REVISION
+        with pytest.raises(ConflictError, match=f"revision {first.revision}"):
+            await change_model(catalog, ref, ModelChange({"a": "2"}, expected_revision=first.revision + 1))
+        second = await change_model(catalog, ref, ModelChange({"b": "2"}, ["a", "none"], (), None, first.revision))
+        assert (second.tags, second.retention, second.share) == ({"b": "2"}, (), share)
+        assert second.revision > first.revision
+        assert await catalog.summarize([ModelInfo("m")]) == [second]
+        await publish_annotated(catalog, archived=True)
+        [alias] = await catalog.set_aliases(ref, [AliasChange("best", 1)], 0)
+        assert alias.revision not in (first.revision, second.revision)
+
+    async def test_a_deleted_model_loses_what_was_decided_about_it(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        await change_model(catalog, ref, ModelChange({"a": "1"}, (), (RetentionRule(keep_last=1),), TransientShare(1)))
+        await self.remove_model(catalog, "m")
+        await self.put_model(catalog, "m")
+        assert await catalog.summarize([ModelInfo("m")]) == [ModelSummary("m")]
+        with pytest.raises(NotFoundError):
+            await change_model(catalog, ref, ModelChange({"a": "1"}))
+
+    async def test_the_state_of_a_model_shows_whether_a_decision_still_holds(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        for archived in (True, False, False):
+            await publish_annotated(catalog, archived=archived)
+        before = await catalog.get_state(ref)
+        assert before.numbers == (1, 2, 3)
+        info = await publish(catalog, "m")
+        assert await catalog.get_state(ref) == ModelState((1, 2, 3, 4), before.changes)
+        await catalog.forget(info)
+        assert await catalog.get_state(ref) == before
+
+        async def promote() -> None:
+            async with catalog.promoting(ref, 2) as promotion:
+                promotion.show(replace(promotion.info, archived=True))
+
+        for change in (
+            catalog.change_annotations(ref, 1, AnnotationChange({"a": "1"})),
+            catalog.change_annotations(ref, 3, AnnotationChange({"a": "1"})),
+            catalog.set_aliases(ref, [AliasChange("best", 1)], 0),
+            change_model(catalog, ref, ModelChange({"a": "1"})),
+            promote(),
+        ):
+            seen = (await catalog.get_state(ref)).changes
+            await change
+            assert (await catalog.get_state(ref)).changes > seen
+        async with catalog.removing_version(ref, 3):
+            seen = (await catalog.get_state(ref)).changes
+        assert await catalog.get_state(ref) == ModelState((1, 2), seen)
+
+    async def test_what_was_decided_about_a_model_survives_a_clean_stop(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as catalog:
+            await self.put_model(catalog, "m")
+            rules = (RetentionRule("transient", keep_seconds=5), RetentionRule(keep_every=10))
+            change = ModelChange({"a": "1"}, (), rules, TransientShare(0, 2**40))
+            changed = await change_model(catalog, await catalog.find("m"), change)
+        async with self.opened(tmp_path) as catalog:
+            assert await catalog.summarize([ModelInfo("m")]) == [changed]
 
     async def test_annotations_and_aliases_survive_a_clean_stop(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as catalog:
@@ -449,6 +528,74 @@ class CatalogSuite(ABC):
             [version] = await catalog.search(Search("m", EVERYTHING, BY_NUMBER, None, 10))
             assert version == Version.of(info, Annotations({"a": "1"}, {"return": 5}), ("best",))
 
-    async def publish_archived(self, catalog: Catalog, annotations: Annotations) -> VersionInfo:
+    async def publish_archived(
+        self, catalog: Catalog, annotations: Annotations, request: UploadRequest | None = None
+    ) -> VersionInfo:
         """Publish an archived version of ``m`` as its archive would keep it; a subclass adds what that takes."""
-        return await publish_annotated(catalog, annotations, archived=True)
+        return await publish_annotated(catalog, annotations, archived=True, request=request)
+
+    @pytest.mark.parametrize("archived", [False, True])
+    async def test_a_finished_upload_is_found_by_its_id(self, catalog: Catalog, archived: bool) -> None:
+        assert await catalog.find_upload("id") is None
+        request = UploadRequest("id", "digest")
+        info = await publish_annotated(catalog, Annotations({"a": "1"}), archived=archived, request=request)
+        assert await catalog.find_upload("id") == FinishedUpload("digest", "m", info.number)
+        assert await catalog.find_upload("other") is None
+        assert (await catalog.describe([info]))[0].tags == {"a": "1"}
+
+    async def test_an_upload_that_failed_is_unknown_and_may_be_made_again(self, catalog: Catalog) -> None:
+        request = UploadRequest("id", "digest", ("best",))
+
+        async def fail() -> None:
+            async with catalog.publishing(await catalog.find("m")) as slot:
+                await slot.annotate(describe("m", slot.number, b"data", True), Annotations(), request)
+                raise UnavailableError("for the test")
+
+        with pytest.raises(UnavailableError):
+            await fail()
+        assert await catalog.find_upload("id") is None
+        assert await catalog.get_aliases("m") == []
+        info = await publish_annotated(catalog, Annotations(), archived=True, request=request)
+        assert await catalog.find_upload("id") == FinishedUpload("digest", "m", info.number)
+
+    async def test_aliases_of_an_upload_are_set_with_its_version(self, catalog: Catalog) -> None:
+        first = await publish_annotated(
+            catalog, Annotations(), archived=True, request=UploadRequest("1", "a", ("best", "last"))
+        )
+        second = await publish_annotated(
+            catalog, Annotations(), archived=True, request=UploadRequest("2", "b", ("last",))
+        )
+        aliases = await catalog.get_aliases("m")
+        assert [(alias.name, alias.version_number) for alias in aliases] == [
+            ("best", first.number),
+            ("last", second.number),
+        ]
+        assert len({alias.revision for alias in aliases}) == 2
+        assert (await catalog.describe([second]))[0].aliases == ("last",)
+
+    async def test_an_upload_of_a_deleted_model_is_known_without_a_number(self, catalog: Catalog) -> None:
+        await publish_annotated(catalog, Annotations(), archived=True, request=UploadRequest("id", "digest"))
+        await self.remove_model(catalog, "m")
+        assert await catalog.find_upload("id") == FinishedUpload("digest", "m", 0)
+        await self.put_model(catalog, "m")
+        assert await catalog.find_upload("id") == FinishedUpload("digest", "m", 0)
+
+    async def test_uploads_of_archived_versions_survive_a_clean_stop(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as catalog:
+            await self.put_model(catalog, "m")
+            info = await self.publish_archived(catalog, Annotations(), UploadRequest("id", "digest", ("best",)))
+        async with self.opened(tmp_path) as catalog:
+            assert await catalog.find_upload("id") == FinishedUpload("digest", "m", info.number)
+            [alias] = await catalog.get_aliases("m")
+            assert (alias.name, alias.version_number) == ("best", info.number)
+
+    async def test_versions_with_the_same_bytes_are_found(self, catalog: Catalog) -> None:
+        transient = await publish(catalog, "m")
+        assert await catalog.find_copies("m", transient.data_hash, transient.data_size_bytes) == [transient]
+        archived = await self.publish_archived(catalog, Annotations())
+        found = await catalog.find_copies("m", transient.data_hash, transient.data_size_bytes)
+        assert sorted(found, key=lambda info: info.number) == [transient, archived]
+        assert await catalog.find_copies("m", transient.data_hash, 5) == []
+        assert await catalog.find_copies("m", describe("m", 1, b"", True).data_hash, 0) == []
+        with pytest.raises(NotFoundError):
+            await catalog.find_copies("other", transient.data_hash, transient.data_size_bytes)

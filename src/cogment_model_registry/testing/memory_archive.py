@@ -12,6 +12,8 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Archive, ModelContents, Reader, Removal, Upload
 from cogment_model_registry.testing.bytes import hash_of
 
+_CHUNK_BYTES = 1024
+
 
 @dataclass(eq=False, slots=True)
 class StoredModel:
@@ -87,6 +89,13 @@ class MemoryArchive(Archive):
         if size_bytes > self.max_bytes:
             raise TooLargeError(f"the archive takes at most {self.max_bytes} bytes", model_id=model_id)
         return _MemoryUpload(self, self.require(model_id))
+
+    async def open_copy(self, info: VersionInfo) -> Upload:
+        upload = await self.open_upload(info.model_id, info.data_size_bytes)
+        async with await self.open_version(info) as reader:
+            async for parts in reader.chunks(_CHUNK_BYTES, 2 * _CHUNK_BYTES):
+                await upload.write(memoryview(b"".join(parts)))
+        return upload
 
     async def open_version(self, info: VersionInfo) -> Reader:
         await asyncio.sleep(0)

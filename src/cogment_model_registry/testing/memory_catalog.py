@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from time import time_ns
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StoppingError
 from cogment_model_registry.records.lifecycle import (
@@ -22,8 +23,18 @@ from cogment_model_registry.records.lifecycle import (
     check_alias_revision,
     check_revision,
 )
+from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, check_model_revision
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_version_number
-from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Promotion, Search, Slot
+from cogment_model_registry.registry.contracts import (
+    Catalog,
+    CatalogCounts,
+    ModelRef,
+    ModelState,
+    Promotion,
+    Search,
+    Slot,
+)
 from cogment_model_registry.registry.filters import arranged, matches
 
 
@@ -37,6 +48,8 @@ class _Model:
     aliases: dict[str, Alias] = field(default_factory=dict)
     versions: dict[int, VersionInfo] = field(default_factory=dict)
     damaged: dict[int, DataLossError] = field(default_factory=dict)
+    decided: ModelAnnotations = field(default_factory=ModelAnnotations)
+    changes: int = 0
 
     def next_revision(self) -> int:
         self.last_revision += 1
@@ -48,12 +61,13 @@ class _Model:
         self.aliases = {name: alias for name, alias in self.aliases.items() if alias.version_number != number}
 
     def summary(self) -> ModelSummary:
-        return ModelSummary(
+        return ModelSummary.of(
             info=self.info,
             aliases=tuple(self.aliases[name] for name in sorted(self.aliases)),
             latest_number=max(self.versions, default=0),
             versions=len(self.versions),
             archived_bytes=sum(info.data_size_bytes for info in self.versions.values() if info.archived),
+            annotations=self.decided,
         )
 
     def describe(self, info: VersionInfo) -> Version:
@@ -68,21 +82,25 @@ class Tables:
     Attributes:
         models: Models by id.
         lives: How many models were created so far.
+        uploads: Finished uploads by the ids of their requests, with the life of the model.
     """
 
     models: dict[str, _Model] = field(default_factory=dict)
     lives: int = 0
+    uploads: dict[str, tuple[int, FinishedUpload]] = field(default_factory=dict)
 
 
 class _MemorySlot(Slot):
     def __init__(self, model: _Model, number: int) -> None:
         self.number = number
         self.info: VersionInfo | None = None
+        self.request: UploadRequest | None = None
         self._model = model
 
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
         await asyncio.sleep(0)
         self._model.annotations[info.number] = annotations
+        self.request = request
 
     def show(self, info: VersionInfo) -> None:
         self.info = info
@@ -152,6 +170,19 @@ class MemoryCatalog(Catalog):
         return [model.summary() for info in models if (model := self._tables.models.get(info.model_id))]
 
     @asynccontextmanager
+    async def changing_model(self, ref: ModelRef, change: ModelChange) -> AsyncGenerator[ModelSummary, None]:
+        async with self._locks[ref.model_id]:
+            model = await self._require_life(ref)
+            check_model_revision(ref.model_id, model.decided, change)
+            model.decided = change.apply_to(ref.model_id, model.decided, model.next_revision())
+            model.changes += 1
+            yield model.summary()
+
+    async def get_state(self, ref: ModelRef) -> ModelState:
+        model = await self._require_life(ref)
+        return ModelState(tuple(sorted(model.versions)), model.changes)
+
+    @asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
         async with self._locks[info.model_id]:
             yield
@@ -186,7 +217,27 @@ class MemoryCatalog(Catalog):
             if slot.info is not None:
                 await self.before_visible(slot.info)
                 model.versions[slot.number] = slot.info
+                if slot.request is not None:
+                    self._finish_upload(model, slot.number, slot.request)
                 await self._notify()
+
+    def _finish_upload(self, model: _Model, number: int, request: UploadRequest) -> None:
+        finished = FinishedUpload(request.digest, model.info.model_id, number)
+        self._tables.uploads[request.request_id] = (model.life, finished)
+        for name in request.aliases:
+            model.aliases[name] = Alias(name, number, model.next_revision(), time_ns())
+
+    async def find_upload(self, request_id: str) -> FinishedUpload | None:
+        await asyncio.sleep(0)
+        life, finished = self._tables.uploads.get(request_id, (0, None))
+        if finished is None:
+            return None
+        model = self._tables.models.get(finished.model_id)
+        return finished if model and model.life == life else replace(finished, number=0)
+
+    async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
+        infos = (await self._require(model_id)).versions.values()
+        return [info for info in infos if (info.data_hash, info.data_size_bytes) == (data_hash, size_bytes)]
 
     @asynccontextmanager
     async def promoting(self, ref: ModelRef, number: int) -> AsyncGenerator[Promotion, None]:
@@ -197,6 +248,7 @@ class MemoryCatalog(Catalog):
             await asyncio.sleep(0)
             if promotion.shown is not None:
                 model.versions[number] = promotion.shown
+                model.changes += 1
 
     @asynccontextmanager
     async def removing_version(self, ref: ModelRef, number: int) -> AsyncGenerator[VersionInfo, None]:
@@ -217,6 +269,7 @@ class MemoryCatalog(Catalog):
             version = model.describe(_version(model, number))
             check_revision(version.info, version.annotations, change)
             model.annotations[number] = change.apply_to(version.info, version.annotations, model.next_revision())
+            model.changes += 1
             return model.describe(version.info)
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
@@ -236,6 +289,7 @@ class MemoryCatalog(Catalog):
                     raise NotFoundError.version(ref.model_id, change.version_number)
                 aliases[change.name] = Alias(change.name, change.version_number, model.next_revision(), now_ns)
             model.aliases = aliases
+            model.changes += 1
         return await self.get_aliases(ref.model_id)
 
     async def search(self, search: Search) -> list[Version]:

@@ -11,16 +11,18 @@ from cogment_model_registry.records.lifecycle import (
     AliasChange,
     AnnotationChange,
     Annotations,
-    ModelSummary,
     Version,
 )
+from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
-from cogment_model_registry.wire.frames import split_read_chunk
+from cogment_model_registry.wire.frames import embed, split_read_chunk, split_upload_data
 
 SERVICE_NAME = lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycle"].full_name
 
+UploadVersionRequest = lifecycle_pb2.UploadVersionRequest
+UploadVersionReply = lifecycle_pb2.UploadVersionReply
 ReadVersionRequest = lifecycle_pb2.ReadVersionRequest
 ReadVersionReply = lifecycle_pb2.ReadVersionReply
 ListVersionsRequest = lifecycle_pb2.ListVersionsRequest
@@ -31,10 +33,12 @@ DeleteVersionRequest = lifecycle_pb2.DeleteVersionRequest
 DeleteVersionReply = lifecycle_pb2.DeleteVersionReply
 SetAliasesRequest = lifecycle_pb2.SetAliasesRequest
 SetAliasesReply = lifecycle_pb2.SetAliasesReply
-ListModelsRequest = lifecycle_pb2.ListModelsRequest
-ListModelsReply = lifecycle_pb2.ListModelsReply
 VersionMessage = lifecycle_pb2.Version
 VersionRef = lifecycle_pb2.VersionRef
+
+WHOLE_UPLOAD = (("cogment-whole-upload", "1"),)
+"""Metadata of an UploadVersion call whose client sends all bytes without waiting: the first reply is left out, so that
+the call takes no longer than one with a single reply."""
 
 PAGE_DEFAULT_ITEMS = 100
 """The size of a page when the caller gives none."""
@@ -142,6 +146,71 @@ def update_request(model_id: str, key: int | str, change: AnnotationChange) -> l
     )
 
 
+# Uploads.
+
+
+_HEADER_FIELD = UploadVersionRequest.HEADER_FIELD_NUMBER
+_VERSION_FIELD = UploadVersionReply.VERSION_FIELD_NUMBER
+
+
+def decode_upload(data: bytes) -> UploadHeader | memoryview:
+    """Return the content of an `UploadVersionRequest`: the header of an upload, or a view of some of its bytes.
+
+    Raises:
+        InvalidError: It has neither, or a header without `version_info`.
+    """
+    view = split_upload_data(data)
+    if view is not None:
+        return view
+    request = convert.decode(UploadVersionRequest, data)
+    kind = request.WhichOneof("data")
+    if kind == "data_chunk":
+        return memoryview(request.data_chunk)
+    if kind is None:
+        raise InvalidError("a message of UploadVersion must have a header or a data_chunk; this one has neither")
+    header = request.header
+    if not header.HasField("version_info"):
+        raise InvalidError("the header of UploadVersion must have a version_info")
+    return UploadHeader(
+        version=convert.header_from_message(header.version_info),
+        tags=dict(header.tags),
+        metrics=dict(header.metrics),
+        aliases=tuple(header.aliases),
+        request_id=header.request_id,
+        create_model=header.create_model,
+    )
+
+
+def encode_upload_header(header: UploadHeader) -> bytes:
+    """Return the first message of an upload."""
+    message = UploadVersionRequest.Header(
+        version_info=convert.header_message(header.version),
+        tags=header.tags or None,
+        metrics=header.metrics or None,
+        aliases=header.aliases,
+        request_id=header.request_id,
+        create_model=header.create_model,
+    )
+    return embed(_HEADER_FIELD, message.SerializeToString())
+
+
+def encode_next_offset(offset: int) -> bytes:
+    """Return the first reply to an upload."""
+    return UploadVersionReply(next_offset=offset).SerializeToString()
+
+
+def encode_uploaded(version: Version) -> bytes:
+    """Return the last reply to an upload."""
+    mutable = lifecycle_pb2.Version(
+        tags=version.tags or None,
+        metrics=version.metrics or None,
+        aliases=version.aliases,
+        revision=version.revision,
+    )
+    # The record of a version has the same field in all messages, and its encoding is kept for listings and watchers.
+    return embed(_VERSION_FIELD, convert.encode_version(version.info) + mutable.SerializeToString())
+
+
 # Aliases.
 
 
@@ -195,31 +264,6 @@ def set_aliases_request(model_id: str, changes: Sequence[AliasChange]) -> lifecy
         if change.expected_revision is not None:
             message.expected_revision = change.expected_revision
     return request
-
-
-# Models.
-
-
-def model_message(summary: ModelSummary) -> lifecycle_pb2.Model:
-    """Return the message that describes a model."""
-    return lifecycle_pb2.Model(
-        model_info=convert.model_message(summary.info),
-        aliases=alias_messages(summary.aliases),
-        latest_version_number=summary.latest_number,
-        versions=summary.versions,
-        archived_bytes=summary.archived_bytes,
-    )
-
-
-def model_from_message(message: lifecycle_pb2.Model) -> ModelSummary:
-    """Return the model that a message describes."""
-    return ModelSummary(
-        info=convert.model_from_message(message.model_info),
-        aliases=tuple(aliases_from_messages(message.aliases)),
-        latest_number=message.latest_version_number,
-        versions=message.versions,
-        archived_bytes=message.archived_bytes,
-    )
 
 
 # Pages.

@@ -14,6 +14,8 @@ from cogment_model_registry.records.lifecycle import (
     ModelSummary,
     Version,
 )
+from cogment_model_registry.records.retention import ModelChange
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.filters import Filter, Order, Position
 
@@ -46,6 +48,20 @@ class CatalogCounts:
     archived_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What a decision about the versions of a model depends on, to find out whether it still holds.
+
+    Attributes:
+        numbers: The numbers of its visible versions, ascending.
+        changes: Grows with each change of tags, metrics, aliases and tiers of its versions, and of what people decide
+            about the model; not with new versions, and not when versions disappear, which `numbers` shows.
+    """
+
+    numbers: Sequence[int]
+    changes: int
+
+
 class Slot(ABC):
     """The place of a version that is being published. Made by `Catalog.publishing`.
 
@@ -56,8 +72,11 @@ class Slot(ABC):
     number: int
 
     @abstractmethod
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
         """Keep annotations for the version, before its store commits it; durable on return if it is archived.
+
+        With a request, `Catalog.find_upload` finds the version once it is committed, even after a crash if it is
+        archived; and the request's aliases point to it when the context is left, or after the crash.
 
         Raises:
             TooLargeError: No space is left.
@@ -156,6 +175,29 @@ class Catalog(ABC):
         """Return models with what they have now, in the order given; those that do not exist any more are left out."""
 
     @abstractmethod
+    def changing_model(self, ref: ModelRef, change: ModelChange) -> AbstractAsyncContextManager[ModelSummary]:
+        """Return the change of what people decide about a model. A model that is deleted loses it.
+
+        It is made, visible and durable when the context is entered, which yields the model as it is then; what else
+        follows from it is done before the context is left. Revisions never repeat while the model exists.
+
+        Raises:
+            ConflictError: It has another revision than was expected. Raised on entering, as the others.
+            NotFoundError: That life of the model is over.
+            TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    async def get_state(self, ref: ModelRef) -> ModelState:
+        """Return what decisions about the versions of a model depend on.
+
+        A change that was made while nobody was looking shows; one that is under way may show before it has been made.
+
+        Raises:
+            NotFoundError: That life of the model is over.
+        """
+
+    @abstractmethod
     def writing_model(self, info: ModelInfo) -> AbstractAsyncContextManager[None]:
         """Return the change that creates the model, or replaces its `user_data`."""
 
@@ -237,6 +279,24 @@ class Catalog(ABC):
             NotFoundError: That life of the model is over, a version does not exist or is not archived, or an alias to
                 be removed does not exist.
             TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    async def find_upload(self, request_id: str) -> FinishedUpload | None:
+        """Return the upload with an id whose version was committed; None if none is known.
+
+        Uploads are known for a day, but only some 50,000 of each tier; those of transient versions until a restart.
+
+        Raises:
+            TooLargeError: Its aliases could not be set before, and there is still no space left.
+        """
+
+    @abstractmethod
+    async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
+        """Return visible versions of a model that have a hash and a size: of each tier one at least, if it has any.
+
+        Raises:
+            NotFoundError: The model does not exist.
         """
 
     @abstractmethod

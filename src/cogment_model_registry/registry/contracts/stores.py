@@ -215,6 +215,19 @@ class Archive(VersionStore):
             For each number, in order: the version, or its error if it is damaged, or None if it does not exist.
         """
 
+    @abstractmethod
+    async def open_copy(self, info: VersionInfo) -> Upload:
+        """Begin to write another version of the same model with the bytes of `info`, of which none are to be written.
+
+        The bytes are shared where that is possible; either version keeps them when the other one is removed. `finish`
+        returns the hash of the bytes that there are, which the caller compares: the version may be damaged.
+
+        Raises:
+            DataLossError: The bytes of the version are missing or damaged.
+            NotFoundError: The archive does not have the version.
+            TooLargeError: No space is left.
+        """
+
     @property
     @abstractmethod
     def failure(self) -> str:

@@ -8,6 +8,7 @@ listing at that moment.
 import asyncio
 import bisect
 import contextlib
+import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -30,17 +31,28 @@ from cogment_model_registry.records.lifecycle import (
     Version,
     check_revision,
 )
+from cogment_model_registry.records.retention import ModelChange
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import (
     ModelInfo,
     VersionInfo,
     user_data_bytes,
 )
-from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Promotion, Search, Slot
+from cogment_model_registry.registry.contracts import (
+    Catalog,
+    CatalogCounts,
+    ModelRef,
+    ModelState,
+    Promotion,
+    Search,
+    Slot,
+)
 from cogment_model_registry.registry.filters import arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Model
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
+from cogment_model_registry.storage.catalog.requests import Entry, RequestLog
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -73,6 +85,7 @@ class LocalCatalog(Catalog):
         self._archived_bytes = 0
         self._infos: LRUCache[tuple[int, int], VersionInfo] = LRUCache(_INFO_CACHE_BYTES, _info_bytes)
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._requests = {archived: RequestLog() for archived in (False, True)}
         self._stopping = False
 
     async def open(self) -> None:
@@ -80,6 +93,10 @@ class LocalCatalog(Catalog):
         for contents in found:
             self._add_model(contents)
         await self._index.open(found)
+        for request_id, entry in await self._index.finished_uploads():
+            if entry.number and entry.model_id in self._models:
+                entry.life = self._models[entry.model_id].life
+            self._requests[True].add(request_id, entry)
 
     async def close(self) -> None:
         self.stop_watching()
@@ -135,17 +152,29 @@ class LocalCatalog(Catalog):
         return await self.list_models(bisect.bisect_right(self._ids, model_id), limit)
 
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
-        found = [model for info in models if (model := self._models.get(info.model_id))]
-        return [
-            ModelSummary(
-                info=model.info,
-                aliases=tuple(self._index.aliases_of(model.model_id).values()),
-                latest_number=model.numbers[-1] if model.numbers else 0,
-                versions=len(model.numbers),
-                archived_bytes=sum(model.archived_bytes.values()),
-            )
-            for model in found
-        ]
+        return [self._summary(model) for info in models if (model := self._models.get(info.model_id))]
+
+    def _summary(self, model: Model) -> ModelSummary:
+        return ModelSummary.of(
+            info=model.info,
+            aliases=tuple(self._index.aliases_of(model.model_id).values()),
+            latest_number=model.numbers[-1] if model.numbers else 0,
+            versions=len(model.numbers),
+            archived_bytes=sum(model.archived_bytes.values()),
+            annotations=self._index.annotations_of_model(model.model_id),
+        )
+
+    @contextlib.asynccontextmanager
+    async def changing_model(self, ref: ModelRef, change: ModelChange) -> AsyncGenerator[ModelSummary, None]:
+        async with self.lock(ref.model_id):
+            model = self._require_life(ref)
+            await self._index.change_model(ref.model_id, change)
+            model.changes += 1
+            yield self._summary(model)
+
+    async def get_state(self, ref: ModelRef) -> ModelState:
+        model = self._require_life(ref)
+        return ModelState(tuple(model.numbers), model.changes)
 
     @contextlib.asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
@@ -203,12 +232,42 @@ class LocalCatalog(Catalog):
         """Return a revision that no change of the model had before."""
         return await self._index.next_revision(model_id)
 
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
         """Keep annotations of a version that is not visible yet; the caller holds the lock of its model."""
+        forgotten = self._requests[info.archived].forget_old(time.time_ns()) if request else []
         if info.archived:
-            await self._index.annotate(info, annotations)
+            await self._index.annotate(info, annotations, request, forgotten)
         else:
             self._require(info.model_id).annotations[info.number] = annotations
+
+    async def finish_upload(self, info: VersionInfo, request: UploadRequest) -> None:
+        """Record the upload of a version that was committed; the caller holds the lock of its model."""
+        life = self._require(info.model_id).life
+        now_ns = time.time_ns()
+        entry = Entry(request.digest, info.model_id, life, info.number, now_ns, request.aliases)
+        self._requests[info.archived].add(request.request_id, entry)
+        if request.aliases:
+            await self._index.finish_upload(request.request_id, entry, now_ns)
+
+    async def find_upload(self, request_id: str) -> FinishedUpload | None:
+        entry = self._requests[False].find(request_id) or self._requests[True].find(request_id)
+        if entry is None:
+            return None
+        model = self._models.get(entry.model_id)
+        if model is None or model.life != entry.life:
+            return FinishedUpload(entry.digest, entry.model_id, 0)
+        if entry.pending:
+            async with self.lock(entry.model_id):
+                if entry.pending and model.has(entry.number):
+                    await self._index.finish_upload(request_id, entry, time.time_ns())
+        return FinishedUpload(entry.digest, entry.model_id, entry.number)
+
+    async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
+        model = self._require(model_id)
+        archived = [number for number in await self._index.find_copies(model_id, data_hash) if model.has(number)]
+        await self._read_missing(model, archived)
+        infos = [*model.transient.values(), *[await self._get(model, number) for number in archived]]
+        return [info for info in infos if info and (info.data_hash, info.data_size_bytes) == (data_hash, size_bytes)]
 
     def promoting(self, ref: ModelRef, number: int) -> contextlib.AbstractAsyncContextManager[Promotion]:
         return self._promoting(ref, number)
@@ -222,6 +281,7 @@ class LocalCatalog(Catalog):
             if promotion.shown is not None:
                 del model.transient[number]
                 model.annotations.pop(number, None)
+                model.changes += 1
                 self._add_archived(model, promotion.shown)
 
     @contextlib.asynccontextmanager
@@ -257,12 +317,14 @@ class LocalCatalog(Catalog):
             info = await self._require_version(model, number)
             if info.archived:
                 annotations = await self._index.change_annotations(info, change)
+                model.changes += 1
             else:
                 before = model.annotations.get(number, Annotations())
                 check_revision(info, before, change)
                 annotations = change.apply_to(info, before, await self._index.next_revision(ref.model_id))
                 if model.has(number):  # not evicted in the meantime
                     model.annotations[number] = annotations
+                    model.changes += 1
             return Version.of(info, annotations, self._index.names_of(info))
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
@@ -279,7 +341,9 @@ class LocalCatalog(Catalog):
                     if not info.archived:
                         raise NotFoundError.version(ref.model_id, change.version_number)
                     targets.append(info)
-            return await self._index.set_aliases(ref.model_id, changes, targets, now_ns)
+            aliases = await self._index.set_aliases(ref.model_id, changes, targets, now_ns)
+            model.changes += 1
+            return aliases
 
     async def search(self, search: Search) -> list[Version]:
         if search.model_id is not None:
@@ -426,6 +490,7 @@ class LocalCatalog(Catalog):
             self._add_model(contents)
             return
         model.info = contents.info
+        model.changes += 1
         model.next_number = max(model.next_number, contents.last_number + 1)
         # A folder that was replaced by hand may have a lower mark, or none: the next number persists it again.
         model.persisted_number = contents.high_water_mark
@@ -516,6 +581,7 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
         self._ref = ref
         self._lock = catalog.lock(ref.model_id)
         self._info: VersionInfo | None = None
+        self._request: UploadRequest | None = None
 
     async def __aenter__(self) -> Slot:
         await self._lock.acquire()
@@ -526,8 +592,9 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
             raise
         return self
 
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
-        await self._catalog.annotate(info, annotations)
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
+        self._request = request
+        await self._catalog.annotate(info, annotations, request)
 
     def show(self, info: VersionInfo) -> None:
         self._info = info
@@ -537,9 +604,16 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
     ) -> None:
         try:
             if error is None and self._info is not None:
-                self._catalog.show(self._info)
+                await self._leave(self._info)
         finally:
             self._lock.release()
+
+    async def _leave(self, info: VersionInfo) -> None:
+        try:
+            if self._request is not None:
+                await self._catalog.finish_upload(info, self._request)
+        finally:
+            self._catalog.show(info)  # it is committed, even if its aliases could not be set
 
 
 class _Promotion(Promotion):

@@ -32,8 +32,32 @@ MIGRATIONS = (
         CREATE TABLE models (
             model INTEGER PRIMARY KEY,
             model_id TEXT NOT NULL UNIQUE,
-            last_revision INTEGER NOT NULL DEFAULT 1
+            last_revision INTEGER NOT NULL DEFAULT 1,
+            revision INTEGER NOT NULL DEFAULT 1,
+            max_items INTEGER NOT NULL DEFAULT 0,
+            max_bytes INTEGER NOT NULL DEFAULT 0,
+            reserved_items INTEGER NOT NULL DEFAULT 0,
+            reserved_bytes INTEGER NOT NULL DEFAULT 0
         );
+        CREATE TABLE model_tags (
+            model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
+            key TEXT NOT NULL,
+            value TEXT NOT NULL,
+            PRIMARY KEY (model, key)
+        ) WITHOUT ROWID;
+        CREATE TABLE rules (
+            model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
+            position INTEGER NOT NULL,
+            tier TEXT NOT NULL,
+            filter TEXT NOT NULL,
+            keep_last INTEGER NOT NULL,
+            keep_best INTEGER NOT NULL,
+            metric TEXT NOT NULL,
+            lower_is_better INTEGER NOT NULL,
+            keep_seconds INTEGER NOT NULL,
+            keep_every INTEGER NOT NULL,
+            PRIMARY KEY (model, position)
+        ) WITHOUT ROWID;
         CREATE TABLE versions (
             model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
             number INTEGER NOT NULL,
@@ -82,6 +106,16 @@ MIGRATIONS = (
             FOREIGN KEY (model, number) REFERENCES versions
         ) WITHOUT ROWID;
         CREATE INDEX aliases_by_version ON aliases (model, number);
+        CREATE INDEX versions_by_hash ON versions (model, data_hash);
+        CREATE TABLE requests (
+            request_id TEXT PRIMARY KEY,
+            digest TEXT NOT NULL,
+            model_id TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            finished INTEGER NOT NULL,
+            pending TEXT NOT NULL
+        ) WITHOUT ROWID;
+        CREATE INDEX requests_by_version ON requests (model_id, number);
         """
     ),
 )
@@ -234,11 +268,21 @@ def numbers_of(connection: Connection, model_id: str) -> set[int]:
     return {number for (number,) in connection.execute("SELECT number FROM versions WHERE model = ?", key)}
 
 
+def find_copies(connection: Connection, model_id: str, data_hash: str) -> list[int]:
+    """Return the numbers of the newest versions of a model that have a hash, newest first."""
+    rows = connection.execute(
+        "SELECT number FROM versions WHERE model = ? AND data_hash = ? ORDER BY number DESC LIMIT 8",
+        (find_model(connection, model_id), data_hash),
+    )
+    return [number for (number,) in rows]
+
+
 def all_aliases(connection: Connection) -> dict[str, dict[str, Alias]]:
     """Return all aliases by model and name, in the order of their names."""
     found: dict[str, dict[str, Alias]] = {}
     for model_id, *row in connection.execute(
-        "SELECT model_id, name, number, revision, set_at FROM aliases JOIN models USING (model) ORDER BY model, name"
+        "SELECT model_id, name, number, a.revision, set_at FROM aliases a JOIN models USING (model)"
+        " ORDER BY model, name"
     ):
         alias = _alias(row)
         found.setdefault(model_id, {})[alias.name] = alias

@@ -36,6 +36,7 @@ from cogment_model_registry.storage.filesystem.files import (
     Cause,
     Files,
     NotRegularError,
+    cannot_be_linked,
     cannot_be_renamed,
     cause_of,
 )
@@ -49,6 +50,7 @@ from cogment_model_registry.storage.filesystem.model_files import (
 )
 from cogment_model_registry.storage.filesystem.recognition import check_format
 from cogment_model_registry.storage.filesystem.removal import DoomedModel, Removals
+from cogment_model_registry.storage.filesystem.touches import OwnTouches
 from cogment_model_registry.storage.filesystem.writing import DurableWriter
 from cogment_model_registry.storage.folder import FolderContents
 
@@ -63,11 +65,13 @@ class NewFile:
         directory: Descriptor of the model's directory.
         file: Descriptor of the file.
         name: Its temporary name.
+        is_shared: Whether it is a second name of the data of a version.
     """
 
     directory: int
     file: int
     name: str
+    is_shared: bool = False
 
 
 class ArchiveDirectory:
@@ -100,6 +104,7 @@ class ArchiveDirectory:
         self._hold = Hold(path, files, read_only=read_only)
         self._removals = Removals(files, self.writer)
         self._sweeping = False
+        self.touches = OwnTouches()
 
     @property
     def _root(self) -> int:
@@ -322,7 +327,8 @@ class ArchiveDirectory:
         version_name = layout.version_file_name(info.model_id, info.number)
         self._require_absent(new.directory, data_name, version_name)
         try:
-            self.files.rename(new.directory, new.name, data_name)
+            with self._touching(new):
+                self.files.rename(new.directory, new.name, data_name)
             self.writer.sync_directory(new.directory)
             self.writer.write(new.directory, version_name, layout.format_version(info))
         except FileNotFoundError:
@@ -357,8 +363,24 @@ class ArchiveDirectory:
     def _remove_data(self, directory: int, name: str) -> None:
         """Remove the data of a version, durably: what leads to it must not be lost before."""
         with contextlib.suppress(FileNotFoundError):
-            self.files.remove(directory, name)
+            if self.files.status_of(directory, name).st_nlink > 1:
+                self._remove_shared(directory, name)
+            else:
+                self.files.remove(directory, name)
             self.writer.sync_directory(directory)
+
+    def _remove_shared(self, directory: int, name: str) -> None:
+        """Remove a name of a file that another version may have too, whose readers go on."""
+        file = self.files.open_to_read(directory, name)
+        try:
+            with self.touches.touching(self.files, file):
+                self.files.remove(directory, name)
+        finally:
+            self.close_file(file)
+
+    def _touching(self, new: NewFile) -> contextlib.AbstractContextManager[None]:
+        """Return the context manager for an operation on the name of a file that may be that of a version too."""
+        return self.touches.touching(self.files, new.file) if new.is_shared else contextlib.nullcontext()
 
     def _remove_temporary(self, directory: int, model_id: str, name: str, found: ModelFiles) -> None:
         """Remove a temporary file that a crash left, and the data of the version that it describes, if it does.
@@ -417,10 +439,39 @@ class ArchiveDirectory:
             self.close_file(directory)
             raise
 
+    def share_data(self, info: VersionInfo) -> NewFile | None:
+        """Return the data of a version under a second, temporary name; None where a file can have only one."""
+        self._require_writable()
+        try:
+            directory = self.files.open_directory(self._root, info.model_id)
+        except FileNotFoundError:
+            raise NotFoundError.version(info.model_id, info.number) from None
+        try:
+            file = reading.open_data(self.files, directory, info)
+        except FileNotFoundError:
+            self.close_file(directory)
+            raise NotFoundError.version(info.model_id, info.number) from None
+        except BaseException:
+            self.close_file(directory)
+            raise
+        new = NewFile(directory, file, layout.temporary_name(), is_shared=True)
+        try:
+            with self._touching(new):
+                self.files.link(directory, layout.data_file_name(info.model_id, info.number), new.name)
+        except BaseException as error:
+            self.discard_upload(new)
+            if isinstance(error, OSError) and cannot_be_linked(error):
+                return None
+            if isinstance(error, FileNotFoundError):
+                raise NotFoundError.version(info.model_id, info.number) from None
+            raise
+        return new
+
     def discard_upload(self, new: NewFile) -> None:
         """Close a temporary file, and remove it unless it was committed."""
+        with contextlib.suppress(OSError), self._touching(new):
+            self.writer.remove(new.directory, new.name)
         self.close_file(new.file)
-        self.writer.remove(new.directory, new.name)
         self.close_file(new.directory)
 
     def open_data(self, info: VersionInfo) -> tuple[int, reading.Fingerprint]:
