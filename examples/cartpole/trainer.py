@@ -32,7 +32,9 @@ class Learner(Protocol):
     def update(self, episodes: Sequence[Episode]) -> None:
         """Take one step of learning."""
 
-    def publish(self, registry: ModelRegistry, model_id: str, user_data: dict[str, str]) -> VersionInfo:
+    def publish(
+        self, registry: ModelRegistry, model_id: str, user_data: dict[str, str], metrics: dict[str, float]
+    ) -> VersionInfo:
         """Publish the policy as a transient version."""
 
 
@@ -54,7 +56,7 @@ class Trainer:
         self._model_id = model_id
         self._learner = learner
         self._steps = 0
-        self._latest = learner.publish(registry, model_id, {"step": "0"})
+        self._latest = learner.publish(registry, model_id, {"step": "0"}, {})
 
     def train(self, episodes: Iterator[Episode], updates: int, episodes_per_update: int) -> None:
         """Learn from episodes until there are no more, and print how it goes about twenty times."""
@@ -83,10 +85,9 @@ class Trainer:
 
     def _publish(self, mean_return: float) -> None:
         """Publish what was learned, with the mean return of the episodes that it was learned from."""
+        user_data, metrics = {"step": str(self._steps)}, {"training_return": mean_return}
         try:
-            self._latest = self._learner.publish(self._registry, self._model_id, {"step": str(self._steps)})
-            metrics = {"training_return": mean_return}
-            self._registry.update_version(self._model_id, self._latest, metrics=metrics)
+            self._latest = self._learner.publish(self._registry, self._model_id, user_data, metrics)
         except UnavailableError as error:
             # The registry is away for longer than the client tries. The actors play on with what they have, and the
             # next update is another chance.

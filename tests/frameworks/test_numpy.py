@@ -381,6 +381,15 @@ async def test_a_tree_is_stored(registry: ModelRegistry) -> None:
         await on_thread(numpy.publish, registry, "critic", {}, create=False)
 
 
+async def test_a_tree_is_published_with_tags_metrics_and_an_alias(registry: ModelRegistry) -> None:
+    metrics = {"return": np.float32(487.5)}
+    await on_thread(
+        numpy.publish, registry, "policy", {"a": 1}, tags={"stage": "candidate"}, metrics=metrics, alias="production"
+    )
+    version = await on_thread(registry.describe_version, "policy", "production")
+    assert (version.tags, version.metrics, version.archived) == ({"stage": "candidate"}, {"return": 487.5}, True)
+
+
 async def test_an_alias_names_the_version_to_load(registry: ModelRegistry) -> None:
     for number in (1, 2):
         await on_thread(numpy.publish, registry, "policy", {"a": number})

@@ -63,8 +63,10 @@ class Fetch:
             DataLossError: They are not those of the version.
             NotFoundError: It does not exist any more.
         """
+        is_large = self._info.archived and self._info.data_size_bytes >= _LARGE_BYTES
+        self._has_parts = self._calls.connection.has_lifecycle
         try:
-            if not self._info.archived or self._info.data_size_bytes < _LARGE_BYTES or not await self._in_parts():
+            if not (is_large and self._has_parts and await self._in_parts()):
                 await self._as_a_whole()
         except PreconditionError as error:
             message = f"{self._subject.text}: the model was created again, and another version has this number"

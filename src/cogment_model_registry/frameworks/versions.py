@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
 
-from cogment_model_registry.client.arguments import UserData, checked_user_data
+from cogment_model_registry.client.arguments import SupportsItem, UserData, checked_user_data
 from cogment_model_registry.client.blocking import ModelRegistry, retrieve_writable
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Parts
@@ -39,11 +39,18 @@ _START_BYTES = 8
 """How many bytes of something else a message shows."""
 
 
+_OF_UPLOAD = frozenset({"tags", "metrics", "alias", "create", "timeout", "progress"})
+"""Those of the following options that `ModelRegistry.publish` takes."""
+
+
 class UploadOptions(TypedDict, total=False):
     """Further arguments of `publish` and `store` of each framework, next to a `dtype`."""
 
     prefix: str
     user_data: UserData | None
+    tags: Mapping[str, str] | None
+    metrics: Mapping[str, float | SupportsItem] | None
+    alias: str | None
     create: bool
     timeout: float | None
     progress: Wish
@@ -206,7 +213,7 @@ def upload(
         archived: Whether to store it.
         options: Those of `contents_of` and of the upload.
     """
-    of_upload = {name: options[name] for name in options.keys() & {"create", "timeout", "progress"}}
+    of_upload = {name: options[name] for name in options.keys() & _OF_UPLOAD}
     found = contents_of(parameters, **{name: options[name] for name in options.keys() - of_upload.keys()})
     call = registry.store if archived else registry.publish
     return call(model_id, Parts(found.parts), user_data=found.user_data, **of_upload)
