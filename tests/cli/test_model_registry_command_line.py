@@ -229,6 +229,19 @@ def test_versions_are_published_stored_listed_and_shown(cogment: Cogment) -> Non
 
 
 @pytest.mark.parametrize("call", ["publish", "store"])
+def test_a_version_comes_with_its_tags_metrics_and_alias(cogment: Cogment, call: str) -> None:
+    flags = ["--tag=stage=new", "--tag=by=me", "--metric=return=480.5", "--alias=best"]
+    assert "version 1 of model m" in cogment.output(call, "m", "w", *flags)
+    [version] = cogment.json("find_versions", "m")
+    assert (version["tags"], version["metrics"], version["aliases"]) == (
+        {"stage": "new", "by": "me"},
+        {"return": 480.5},
+        ["best"],
+    )
+    assert failed(cogment.run(call, "m", "w", "--metric=return=high"), 2, "'return'", "must be a number")
+
+
+@pytest.mark.parametrize("call", ["publish", "store"])
 def test_a_quiet_upload_prints_only_the_number(cogment: Cogment, call: str) -> None:
     assert [cogment.output(call, "m", "w", "--quiet") for _ in range(2)] == ["1\n", "2\n"]
 

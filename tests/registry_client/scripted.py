@@ -67,14 +67,14 @@ class Scripted:
         self.calls: dict[str, int] = dict.fromkeys(answers, 0)
         self.port = 0
 
-    def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
         # Both sides of each call are streams here, which is the same on the wire as any other shape.
         methods: dict[str, Any] = {
             name: grpc.stream_stream_rpc_method_handler(self._handler(name, answer))
             for name, answer in self.answers.items()
         }
-        services = (SERVICE, lifecycle.SERVICE_NAME)  # no name is that of a method of both
-        return tuple(grpc.method_handlers_generic_handler(service, methods) for service in services)
+        # No method is in both services.
+        return [grpc.method_handlers_generic_handler(name, methods) for name in (SERVICE, lifecycle.SERVICE_NAME)]
 
     def _handler(self, name: str, answer: Answer) -> Callable[..., Awaitable[None]]:
         async def handle(_requests: object, context: Any) -> None:

@@ -8,7 +8,7 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -19,11 +19,15 @@ from cogment_model_registry.cli.lifecycle import lacks_lifecycle
 from cogment_model_registry.cli.parameters import (
     HELP_WIDTH,
     Entry,
+    ModelId,
     NumberedCommand,
     WholeNumber,
     archived_flag,
     joined_user_data,
+    metrics_of,
+    metrics_option,
     model_argument,
+    tags_option,
     version_argument,
 )
 from cogment_model_registry.cli.progress import transfer_bar
@@ -249,6 +253,9 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
     @model_argument
     @click.argument("file", type=PathType(allow_dash=True))
     @_user_data
+    @tags_option
+    @metrics_option
+    @click.option("--alias", type=ModelId(), help="Alias to point to the version, which is archived then.")
     @click.option(
         "--create/--no_create",
         " /--no-create",
@@ -257,14 +264,25 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
         help="Whether to create the model if it does not exist.",
     )
     @common_flags
-    def upload(flags: Flags, model_id: str, file: str, user_data: dict[str, str], *, create: bool) -> None:
+    def upload(
+        flags: Flags,
+        model_id: str,
+        file: str,
+        user_data: dict[str, str],
+        *,
+        tags: tuple[tuple[str, str], ...],
+        metrics: tuple[tuple[str, str], ...],
+        alias: str | None,
+        create: bool,
+    ) -> None:
+        options: dict[str, Any] = {"tags": dict(tags), "metrics": metrics_of(metrics), "alias": alias, "create": create}
         with contextlib.ExitStack() as stack:
             registry = stack.enter_context(flags.connected())
             with telling(f"reading {'standard input' if file == '-' else shown(file)}"):
                 source = stack.enter_context(open_standard_input()) if file == "-" else file
                 call = registry.store if archived else registry.publish
                 with transfer_bar("storing" if archived else "publishing", is_quiet=flags.is_quiet) as progress:
-                    version = call(model_id, source, user_data=user_data, create=create, progress=progress)
+                    version = call(model_id, source, user_data=user_data, progress=progress, **options)
             _show_upload(flags, version)
 
 

@@ -39,10 +39,6 @@ _START_BYTES = 8
 """How many bytes of something else a message shows."""
 
 
-_OF_UPLOAD = frozenset({"tags", "metrics", "alias", "create", "timeout", "progress"})
-"""Those of the following options that `ModelRegistry.publish` takes."""
-
-
 class UploadOptions(TypedDict, total=False):
     """Further arguments of `publish` and `store` of each framework, next to a `dtype`."""
 
@@ -213,7 +209,8 @@ def upload(
         archived: Whether to store it.
         options: Those of `contents_of` and of the upload.
     """
-    of_upload = {name: options[name] for name in options.keys() & _OF_UPLOAD}
+    passed_on = {"tags", "metrics", "alias", "create", "timeout", "progress"}
+    of_upload = {name: options[name] for name in options.keys() & passed_on}
     found = contents_of(parameters, **{name: options[name] for name in options.keys() - of_upload.keys()})
     call = registry.store if archived else registry.publish
     return call(model_id, Parts(found.parts), user_data=found.user_data, **of_upload)

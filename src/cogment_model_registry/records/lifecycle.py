@@ -228,8 +228,9 @@ class AnnotationChange:
         Raises:
             InvalidError: They grow beyond what is allowed.
         """
-        tags = {name: text for name, text in annotations.tags.items() if name not in self.remove_tags}
-        metrics = {name: value for name, value in annotations.metrics.items() if name not in self.remove_metrics}
+        removed_tags, removed_metrics = {*self.remove_tags}, {*self.remove_metrics}
+        tags = {name: text for name, text in annotations.tags.items() if name not in removed_tags}
+        metrics = {name: value for name, value in annotations.metrics.items() if name not in removed_metrics}
         after = Annotations({**tags, **self.set_tags}, {**metrics, **self.set_metrics}, revision)
         if self.max_bytes is not None and annotations.size_bytes < after.size_bytes > self.max_bytes:
             raise InvalidError(

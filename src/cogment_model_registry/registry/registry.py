@@ -346,12 +346,20 @@ class Registry:
         """
         self.check_model_id(model_id)
         ref = await self._catalog.find(model_id)
-        [info] = await self._catalog.get_versions(model_id, [number])
-        try:
-            return VersionReader(self, info, ref, await self._open(info))
-        except DataLossError as error:
-            await self.mark_damaged(ref, error)
-            raise
+        gone: VersionInfo | None = None
+        while True:
+            [info] = await self._catalog.get_versions(model_id, [number])
+            try:
+                return VersionReader(self, info, ref, await self._open(info))
+            except DataLossError as error:
+                await self.mark_damaged(ref, error)
+                raise
+            except NotFoundError:
+                # Perhaps it is being deleted in this moment, and then another version is the n-th from the last.
+                if number > 0 or info == gone:
+                    raise
+                gone = info
+                await self._catalog.settled(model_id)
 
     async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
         """Yield the latest version of the model if it has any, then newer ones; see `Catalog.watch`.

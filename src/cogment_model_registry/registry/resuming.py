@@ -340,7 +340,7 @@ class RepeatableUploads:
             opened = await self._registry.open_upload(stores[header.archived], header.model_id, header.data_size_bytes)
             upload = self._registry.uploading(header, ref, opened)
             try:
-                await copy_bytes(reader, upload.write)
+                await copy_bytes(reader, upload)
             except BaseException:
                 await upload.aclose()
                 raise

@@ -316,6 +316,10 @@ class MemoryCatalog(Catalog):
         model = await self._require(model_id)
         return [_version(model, number) for number in numbers]
 
+    async def settled(self, model_id: str) -> None:
+        async with self._locks[model_id]:
+            pass
+
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
         versions = (await self._require(model_id)).versions
         return [versions[number] for number in sorted(versions) if number >= first_number][:limit]

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
@@ -46,7 +47,7 @@ PAGE_DEFAULT_ITEMS = 100
 PAGE_MAX_ITEMS = 1000
 """The largest page; a caller that asks for more gets this many."""
 
-_TOKEN_MAX_CHARACTERS = 1_000_000  # a value of `user_data` may be in it
+_TOKEN_MAX_CHARACTERS = 4_000_000  # a value of `user_data` may be in it, with most of its characters escaped
 
 
 def page_size(asked: int) -> int:
@@ -236,8 +237,8 @@ def alias_changes(request: lifecycle_pb2.SetAliasesRequest) -> list[AliasChange]
         InvalidError: One neither sets nor removes its alias, or two are about the same one.
     """
     changes = [_alias_change(request.model_id, change) for change in request.changes]
-    names = [change.name for change in changes]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    counts = Counter(change.name for change in changes)
+    if twice := next((name for name, count in counts.items() if count > 1), None):
         raise InvalidError(f"alias {quoted(twice)} is changed twice in one request", model_id=request.model_id)
     return changes
 
@@ -292,6 +293,7 @@ def parse_token(token: str, question: Sequence[str], length: int) -> list[str | 
         if len(token) > _TOKEN_MAX_CHARACTERS:
             raise ValueError
         digest, *position = json.loads(base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True))
+        json.dumps(position, ensure_ascii=False).encode()  # fails where it has half of a character
     except (ValueError, TypeError, RecursionError):
         digest, position = "", []
     parts = [each for each in position if each is None or isinstance(each, str | int | float | bool)]

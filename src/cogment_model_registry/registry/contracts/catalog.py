@@ -324,6 +324,10 @@ class Catalog(ABC):
         """
 
     @abstractmethod
+    async def settled(self, model_id: str) -> None:
+        """Wait until the changes of a model that are under way are over."""
+
+    @abstractmethod
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
         """Return up to `limit` versions, ordered by number, from `first_number` on.
 

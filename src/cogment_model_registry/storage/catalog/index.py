@@ -190,7 +190,7 @@ class VersionIndex:
         """Return archived versions that a search accepts, visible or not."""
         if self._indexing is not None:
             await asyncio.wait([self._indexing])
-        return await self._database.read(lambda connection: find_versions(connection, search))
+        return await self._database.search(lambda connection: find_versions(connection, search))
 
     # Models.
 

@@ -47,7 +47,7 @@ from cogment_model_registry.registry.contracts import (
     Search,
     Slot,
 )
-from cogment_model_registry.registry.filters import arranged, matches, position_of
+from cogment_model_registry.registry.filters import Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Model
@@ -59,6 +59,9 @@ _log = structlog.stdlib.get_logger(__name__)
 
 _INFO_CACHE_BYTES = 32 * 1024 * 1024
 _INFO_BYTES = 900  # what a cached version and its encoding take without user_data, measured with tracemalloc
+
+_EVALUATED_AT_ONCE = 256
+"""How many transient versions a search looks at before other calls get their turn: some milliseconds at most."""
 
 
 def _info_bytes(info: VersionInfo) -> int:
@@ -289,13 +292,13 @@ class LocalCatalog(Catalog):
         async with self.lock(ref.model_id):
             model = self._require_life(ref)
             info = await self._require_version(model, number)
-            if info.archived and model.persisted_number < number:
+            if info.archived:
                 # An archive of the original has no mark, and its newest file says which number comes next.
-                await self._numbers.persist(model, number)
+                await self._numbers.persist_used(model, number)
             yield info
+            self._drop(model, number)
             if info.archived:
                 await self._index.remove_version(info)
-            self._drop(model, number)
 
     async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
         archived = [info for info in infos if info.archived]
@@ -346,8 +349,8 @@ class LocalCatalog(Catalog):
             return aliases
 
     async def search(self, search: Search) -> list[Version]:
-        if search.model_id is not None:
-            self._require(search.model_id)
+        # A version may be promoted while the index is read: then it is neither there nor transient afterwards.
+        before = self._transient_versions(search.model_id)
         found: list[Version] = []
         after, is_more = search.after, True
         while is_more and len(found) < search.limit:
@@ -357,10 +360,23 @@ class LocalCatalog(Catalog):
             found += [version for version in page if self._is_visible(version.info)]
             if page:
                 after = position_of(search.order, page[-1])
-        models = [self._models[search.model_id]] if search.model_id is not None else self._models.values()
-        transient = [info for model in models for info in model.transient.values()]
-        accepted = [version for version in await self.describe(transient) if matches(search.accepted, version)]
+        known = {_key(version.info) for version in found}
+        others = {**before, **self._transient_versions(search.model_id)}
+        visible = [info for key, each in others.items() if key not in known and (info := self._current(each))]
+        accepted = await _accepted(search.accepted, await self.describe(visible))
         return arranged(search.order, [*found, *accepted], search.after)[: search.limit]
+
+    def _transient_versions(self, model_id: str | None) -> dict[tuple[str, int], VersionInfo]:
+        models = self._models.values() if model_id is None else [self._require(model_id)]
+        return {_key(info): info for model in models for info in model.transient.values()}
+
+    def _current(self, info: VersionInfo) -> VersionInfo | None:
+        """Return what is visible of a version that is or was transient."""
+        model = self._models.get(info.model_id)
+        if model is None or not model.has(info.number):
+            return None
+        found = self._cached(model, info.number)
+        return found if found is not None and replace(found, archived=False) == info else None
 
     def _is_visible(self, info: VersionInfo) -> bool:
         model = self._models.get(info.model_id)
@@ -388,6 +404,10 @@ class LocalCatalog(Catalog):
                 raise NotFoundError.version(model_id, number)
             infos.append(info)
         return infos
+
+    async def settled(self, model_id: str) -> None:
+        async with self.lock(model_id):
+            pass
 
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
         model = self._require(model_id)
@@ -631,6 +651,15 @@ class _Promotion(Promotion):
 
     def show(self, info: VersionInfo) -> None:
         self.shown = info
+
+
+async def _accepted(accepted: Filter, versions: Sequence[Version]) -> list[Version]:
+    """Return the versions that a filter accepts; other calls go on in the meantime."""
+    found: list[Version] = []
+    for start in range(0, len(versions), _EVALUATED_AT_ONCE):
+        found += [each for each in versions[start : start + _EVALUATED_AT_ONCE] if matches(accepted, each)]
+        await asyncio.sleep(0)
+    return found
 
 
 def _key(info: VersionInfo) -> tuple[str, int]:

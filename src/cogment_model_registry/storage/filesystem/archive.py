@@ -247,13 +247,15 @@ class _FileUpload(Upload):
         self._unsynced_bytes = 0
         self._open = True
 
-    async def write(self, data: memoryview) -> None:
-        self._missing_bytes -= len(data)
-        self._archive.promise(-len(data))
-        if len(data) >= _BUFFER_BYTES:
-            await self._pass_on(self._buffer, data)
+    async def write(self, *parts: memoryview) -> None:
+        size_bytes = sum(map(len, parts))
+        self._missing_bytes -= size_bytes
+        self._archive.promise(-size_bytes)
+        if size_bytes >= _BUFFER_BYTES:
+            await self._pass_on(self._buffer, *parts)
         else:
-            self._buffer += data
+            for part in parts:
+                self._buffer += part
             if len(self._buffer) >= _BUFFER_BYTES:
                 await self._pass_on(self._buffer)
 

@@ -74,6 +74,21 @@ class NewFile:
     is_shared: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DoomedVersion:
+    """A version that does not exist any more, and whose files are still there.
+
+    Attributes:
+        model_id: Its model.
+        number: Its number.
+        name: The temporary name of its metadata.
+    """
+
+    model_id: str
+    number: int
+    name: str
+
+
 class ArchiveDirectory:
     """An archive directory, read and written by blocking calls.
 
@@ -103,6 +118,7 @@ class ArchiveDirectory:
         self.writer = DurableWriter(files, observe_sync)
         self._hold = Hold(path, files, read_only=read_only)
         self._removals = Removals(files, self.writer)
+        self._left: list[DoomedVersion] = []
         self._sweeping = False
         self.touches = OwnTouches()
 
@@ -160,6 +176,7 @@ class ArchiveDirectory:
         self._hold.release()
         self.writer.close()
         self._removals.forget()
+        self._left.clear()
 
     def close_file(self, descriptor: int) -> None:
         """Close a descriptor, ignoring errors."""
@@ -341,7 +358,8 @@ class ArchiveDirectory:
     def remove_version(self, model_id: str, number: int) -> None:
         """Remove a version, durably: first its metadata, under a temporary name until its data is gone too.
 
-        If the process ends before the data is gone, the temporary name still leads to it: see `_remove_temporary`.
+        If the process ends before the data is gone, the temporary name still leads to it: see `_remove_temporary`. What
+        cannot be removed is removed before the next write.
         """
         self._require_writable()
         try:
@@ -354,11 +372,38 @@ class ArchiveDirectory:
                     with contextlib.suppress(OSError):
                         self.files.rename(directory, doomed, layout.version_file_name(model_id, number))
                     raise
-                with contextlib.suppress(OSError):  # what is left now goes at the next start
-                    self._remove_data(directory, layout.data_file_name(model_id, number))
-                    self.files.remove(directory, doomed)
+                self._finish_version(directory, DoomedVersion(model_id, number, doomed))
         except FileNotFoundError:
             return
+
+    def _finish_version(self, directory: int, doomed: DoomedVersion) -> None:
+        """Remove the files of a version that does not exist any more; try again before the next write if that fails."""
+        try:
+            # A later model of the same id may have a version of this number, but not this temporary file.
+            self.files.status_of(directory, doomed.name)
+            self._remove_data(directory, layout.data_file_name(doomed.model_id, doomed.number))
+            self.files.remove(directory, doomed.name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._left.append(doomed)
+            _log.warning(
+                "removal of a deleted version postponed",
+                model_id=doomed.model_id,
+                number=doomed.number,
+                reason=error.strerror,
+            )
+
+    def _finish_left_versions(self) -> None:
+        left, self._left = self._left, []
+        for doomed in left:
+            try:
+                with self._directory(doomed.model_id) as directory:
+                    self._finish_version(directory, doomed)
+            except FileNotFoundError:
+                pass  # it went with its model
+            except OSError:
+                self._left.append(doomed)
 
     def _remove_data(self, directory: int, name: str) -> None:
         """Remove the data of a version, durably: what leads to it must not be lost before."""
@@ -405,6 +450,7 @@ class ArchiveDirectory:
 
     def _remove_what_was_left(self) -> None:
         self.writer.remove_what_was_left()
+        self._finish_left_versions()
         self._removals.retry(self._root)
 
     def _require_writable(self) -> None:
