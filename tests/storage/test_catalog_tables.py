@@ -68,7 +68,7 @@ def versions(draw: st.DrawFn) -> list[Version]:
             tags = draw(st.dictionaries(st.sampled_from(KEYS), texts, max_size=2))
             metrics = draw(st.dictionaries(st.sampled_from(KEYS), numbers, max_size=2))
             aliases = draw(st.sets(st.sampled_from(["best", "production"])))
-            found.append(Version(info, Annotations(tags, metrics, draw(st.integers(0, 9))), tuple(sorted(aliases))))
+            found.append(Version.of(info, Annotations(tags, metrics, draw(st.integers(0, 9))), tuple(sorted(aliases))))
     return found
 
 
@@ -126,7 +126,7 @@ def with_aliases(connection: sqlite3.Connection, content: list[Version]) -> list
             tables.set_aliases(connection, version.info.model_id, [change], NOW_NS)
             owners[version.info.model_id, alias] = version.info.number
     return [
-        Version(
+        Version.of(
             version.info,
             version.annotations,
             tuple(a for a in ("best", "production") if owners.get((version.info.model_id, a)) == version.info.number),
@@ -212,7 +212,7 @@ def test_a_version_found_again_in_the_files_keeps_its_annotations(connection: sq
     tables.set_aliases(connection, "m", [AliasChange("production", 1)], NOW_NS)
     tables.put_versions(connection, [info_of(1)])
     [version] = searches.find_versions(connection, Search("m", EVERYTHING, BY_NUMBER, None, 10))
-    assert version == Version(info_of(1), annotations, ("production",))
+    assert version == Version.of(info_of(1), annotations, ("production",))
 
 
 def test_a_removed_version_takes_its_aliases_and_annotations_along(connection: sqlite3.Connection) -> None:

@@ -158,7 +158,7 @@ class LocalCatalog(Catalog):
         return [self._summary(model) for info in models if (model := self._models.get(info.model_id))]
 
     def _summary(self, model: Model) -> ModelSummary:
-        return ModelSummary(
+        return ModelSummary.of(
             info=model.info,
             aliases=tuple(self._index.aliases_of(model.model_id).values()),
             latest_number=model.numbers[-1] if model.numbers else 0,
@@ -306,7 +306,7 @@ class LocalCatalog(Catalog):
             dict(zip(map(_key, archived), await self._index.annotations_of(archived), strict=True)) if archived else {}
         )
         return [
-            Version(info, kept.get(_key(info)) or self._transient_annotations(info), self._index.names_of(info))
+            Version.of(info, kept.get(_key(info)) or self._transient_annotations(info), self._index.names_of(info))
             for info in infos
         ]
 
@@ -328,7 +328,7 @@ class LocalCatalog(Catalog):
                 if model.has(number):  # not evicted in the meantime
                     model.annotations[number] = annotations
                     model.changes += 1
-            return Version(info, annotations, self._index.names_of(info))
+            return Version.of(info, annotations, self._index.names_of(info))
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
         self._require(model_id)
