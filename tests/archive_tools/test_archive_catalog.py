@@ -150,6 +150,16 @@ def test_a_difference_is_found_and_repaired(
     assert described(archive) == after
 
 
+def test_a_server_that_starts_makes_up_for_the_same_differences(archive: Path, verify: Verify) -> None:
+    replace_version(archive)
+    remove_version(archive, 2)
+    write_version(archive / "m", 9, b"from elsewhere")
+    expected = {"aliases": {"b": (1, 5)}, "tags": {}, "metrics": {}, "versions": [1, 3, 9]}
+    assert described(archive) == expected
+    code, document = verify(archive)
+    assert (code, kinds(document)) == (0, [("high_water_mark_low", None)])
+
+
 def test_a_damaged_version_keeps_what_people_said_of_it(archive: Path, verify: Verify) -> None:
     path = archive / "m" / "m-v000003.yaml"
     text = path.read_text(encoding="utf-8")

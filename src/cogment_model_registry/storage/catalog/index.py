@@ -5,26 +5,23 @@ in the background, and searches wait for that; those that are gone leave the ind
 may be lost, and then nothing is lost but aliases, tags and metrics.
 """
 
-import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from sqlite3 import Connection
 
 import structlog
 
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError
+from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Annotations, Version
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
 from cogment_model_registry.storage.catalog import tables
 from cogment_model_registry.storage.catalog.database import Database, Operation
+from cogment_model_registry.storage.catalog.following import Following
 from cogment_model_registry.storage.catalog.searches import find_versions
-from cogment_model_registry.storage.folder import FolderArchive, FolderContents
+from cogment_model_registry.storage.folder import FolderArchive, FolderContents, KnownFolder
 
 _log = structlog.stdlib.get_logger(__name__)
-
-_BATCH = 256
-"""How many versions are read and added at once: a publish waits for no more than that."""
 
 
 class VersionIndex:
@@ -39,50 +36,45 @@ class VersionIndex:
         self._database = database
         self._archive = archive
         self._aliases: dict[str, dict[str, Alias]] = {}
-        self._missing: dict[str, list[int]] = {}
         self._stale: set[str] = set()
-        self._indexing: asyncio.Task[None] | None = None
+        self._following = Following(database, archive, self._load_aliases)
 
-    async def open(self, contents: Sequence[FolderContents]) -> None:
-        """Open the database, and compare it with what the folder has.
+    async def open(self) -> dict[str, KnownFolder]:
+        """Open the database; return what is known of the folders.
 
         Raises:
             StartError: The database is not usable.
         """
         await self._database.open()
-        known = await self._database.read(tables.numbers)
+        return await self._following.known()
+
+    async def compare_all(self, contents: Sequence[FolderContents], known: Mapping[str, KnownFolder]) -> None:
+        """Compare what the index has with what the folder has; see `following`."""
         for model_id in known.keys() - {each.info.model_id for each in contents}:
             await self.remove_model(model_id)
-        for each in contents:
-            await self._compare(each, known.get(each.info.model_id, set()))
         self._aliases = await self._database.read(tables.all_aliases)
-        self._begin_indexing()
+        for each in contents:
+            model_id = each.info.model_id
+            await self._compare(each, known.get(model_id, KnownFolder()))
+        self._aliases = await self._database.read(tables.all_aliases)
 
-    async def compare(self, contents: FolderContents) -> None:
+    async def known_of(self, model_id: str) -> KnownFolder:
+        """Return what is known of the folder of a model."""
+        return await self._following.known_of(model_id)
+
+    async def compare(self, contents: FolderContents, known: KnownFolder) -> None:
         """Compare what the index has of a model with what its folder has now."""
-        model_id = contents.info.model_id
-        await self._compare(
-            contents, await self._database.read(lambda connection: tables.numbers_of(connection, model_id))
-        )
-        await self._load_aliases(model_id)
-        self._begin_indexing()
+        await self._load_aliases(contents.info.model_id)
+        await self._compare(contents, known)
+        await self._load_aliases(contents.info.model_id)
 
-    async def _compare(self, contents: FolderContents, known: set[int]) -> None:
-        model_id = contents.info.model_id
-        found = {*contents.version_numbers}
-        # A damaged version may be repaired, so what people said of it stays.
-        gone = known - found - contents.damaged.keys()
-        if gone:
-            _log.warning("versions gone from the archive", model_id=model_id, count=len(gone), newest=max(gone))
-            await self._database.change(lambda connection: tables.remove_versions(connection, model_id, gone))
-        if missing := found - known:
-            self._missing[model_id] = sorted(missing)
+    async def _compare(self, contents: FolderContents, known: KnownFolder) -> None:
+        aliases = self._aliases.get(contents.info.model_id, {}).values()
+        await self._following.compare(contents, known.size_bytes.keys(), {alias.version_number for alias in aliases})
 
     async def close(self) -> None:
         """Commit what waits, and close the database. Closing twice does nothing."""
-        if self._indexing is not None:
-            self._indexing.cancel()
-            await asyncio.wait([self._indexing])
+        await self._following.close()
         await self._database.close()
 
     # Versions.
@@ -118,7 +110,7 @@ class VersionIndex:
 
     async def remove_model(self, model_id: str) -> None:
         """Remove a model with everything that belongs to it, after its files; never fails, see `remove_version`."""
-        self._missing.pop(model_id, None)
+        self._following.forget(model_id)
         self._aliases.pop(model_id, None)
         if not await self._remove(lambda connection: tables.remove_model(connection, model_id)):
             self._stale.add(model_id)
@@ -143,9 +135,7 @@ class VersionIndex:
 
     async def annotations_of(self, infos: Sequence[VersionInfo]) -> list[Annotations]:
         """Return the annotations of archived versions, in the order given."""
-        return await self._database.read(
-            lambda connection: [tables.annotations_of(connection, info.model_id, info.number) for info in infos]
-        )
+        return await self._database.read(lambda connection: [tables.annotations_of(connection, info) for info in infos])
 
     async def change_annotations(self, info: VersionInfo, change: AnnotationChange) -> Annotations:
         """Change the annotations of an archived version; see `Catalog.change_annotations`."""
@@ -162,8 +152,7 @@ class VersionIndex:
 
     async def find(self, search: Search) -> list[Version]:
         """Return archived versions that a search accepts, visible or not."""
-        if self._indexing is not None:
-            await asyncio.wait([self._indexing])
+        await self._following.wait()
         return await self._database.read(lambda connection: find_versions(connection, search))
 
     # Aliases.
@@ -200,36 +189,3 @@ class VersionIndex:
     async def _load_aliases(self, model_id: str) -> None:
         aliases = await self._database.read(lambda connection: tables.aliases_of(connection, model_id))
         self._aliases[model_id] = {alias.name: alias for alias in aliases}
-
-    # Indexing.
-
-    def _begin_indexing(self) -> None:
-        if self._missing and self._indexing is None:
-            self._indexing = asyncio.ensure_future(self._index())
-
-    async def _index(self) -> None:
-        """Read the versions that are missing in the index, and add them."""
-        count = sum(len(numbers) for numbers in self._missing.values())
-        _log.info("indexing the archive", versions=count)
-        try:
-            while self._missing:
-                model_id, numbers = next(iter(self._missing.items()))
-                batch, rest = numbers[:_BATCH], numbers[_BATCH:]
-                await self._add_batch(model_id, batch)
-                if model_id in self._missing:
-                    self._missing[model_id] = rest
-                    if not rest:
-                        del self._missing[model_id]
-            _log.info("archive indexed", versions=count)
-        except ModelRegistryError as error:
-            _log.error("indexing of the archive stopped: searches are incomplete", reason=error.message)
-        finally:
-            self._indexing = None
-
-    async def _add_batch(self, model_id: str, numbers: Sequence[int]) -> None:
-        try:
-            found = await self._archive.read_version_infos(model_id, numbers)
-        except NotFoundError:
-            return
-        infos = [each for each in found if isinstance(each, VersionInfo) and each.archived]
-        await self._database.change(lambda connection: tables.put_versions(connection, infos))
