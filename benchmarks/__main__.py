@@ -11,7 +11,19 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from benchmarks import control_path, data_path, library, lifecycle, listing, memory, peers, plots, trials, watching
+from benchmarks import (
+    control_path,
+    data_path,
+    library,
+    lifecycle,
+    listing,
+    memory,
+    peers,
+    plots,
+    small_path,
+    trials,
+    watching,
+)
 from benchmarks.bench import Bench, Benchmark, NotHereError
 from benchmarks.machine import Machine
 from benchmarks.measures import Result
@@ -26,6 +38,7 @@ _FIGURES = [
     *memory.BENCHMARKS,
     *library.BENCHMARKS,
     *lifecycle.BENCHMARKS,
+    *small_path.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
 _WIDTH = 130
