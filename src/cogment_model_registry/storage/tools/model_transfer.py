@@ -183,6 +183,9 @@ def summary(annotations: export_format.Annotations | None) -> str:
     if annotations is None:
         return ""
     notes = from_fields(dict(annotations), "")
-    aliases = counted(len(notes.aliases), "alias", "aliases")
     annotated = sum(bool(each.annotations.tags or each.annotations.metrics) for each in notes.versions.values())
-    return f"{aliases}, tags and metrics of {counted(annotated, 'version')}"
+    parts = [
+        counted(len(notes.aliases), "alias", "aliases") if notes.aliases else "",
+        f"tags and metrics of {counted(annotated, 'version')}" if annotated else "",
+    ]
+    return ", ".join(part for part in parts if part)
