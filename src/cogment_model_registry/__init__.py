@@ -8,15 +8,21 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.blocking import ModelRegistry
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
-    from cogment_model_registry.records.lifecycle import Alias, Version
+    from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
+    from cogment_model_registry.records.retention import RetentionRule, TransientShare
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = [
     "Alias",
+    "Decision",
     "Latest",
     "ModelInfo",
     "ModelRegistry",
+    "ModelSummary",
     "Progress",
+    "RetentionReport",
+    "RetentionRule",
+    "TransientShare",
     "Version",
     "VersionInfo",
     "__version__",
@@ -26,10 +32,15 @@ __all__ = [
 
 _MODULES = {
     "Alias": "records.lifecycle",
+    "Decision": "records.lifecycle",
     "Latest": "client.tracking",
     "ModelInfo": "records.versions",
     "ModelRegistry": "client.blocking",
+    "ModelSummary": "records.lifecycle",
     "Progress": "client.progress",
+    "RetentionReport": "records.lifecycle",
+    "RetentionRule": "records.retention",
+    "TransientShare": "records.retention",
     "Version": "records.lifecycle",
     "VersionInfo": "records.versions",
 }

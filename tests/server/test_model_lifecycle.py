@@ -15,6 +15,7 @@ from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire import lifecycle as m
+from cogment_model_registry.wire import models as wire_models
 from tests.client import Client, connected, next_version, refused, status_of
 
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
@@ -53,9 +54,11 @@ class Lifecycle:
         request = m.set_aliases_request(model_id, changes)
         return m.aliases_from_messages((await self._client.unary("SetAliases", request, m.SetAliasesReply)).aliases)
 
-    async def models(self, *model_ids: str, **page: Any) -> m.ListModelsReply:
-        request = m.ListModelsRequest(model_ids=model_ids, **page)
-        reply: m.ListModelsReply = await self._client.unary("ListModels", request, m.ListModelsReply)
+    async def models(self, *model_ids: str, **page: Any) -> wire_models.ListModelsReply:
+        request = wire_models.ListModelsRequest(model_ids=model_ids, **page)
+        reply: wire_models.ListModelsReply = await self._client.unary(
+            "ListModels", request, wire_models.ListModelsReply
+        )
         return reply
 
 

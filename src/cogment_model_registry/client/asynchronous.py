@@ -10,7 +10,7 @@ task ends its call and frees its resources.
 """
 
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 
@@ -22,7 +22,8 @@ from cogment_model_registry.client.progress import Progress, Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
-from cogment_model_registry.records.lifecycle import Alias, Version
+from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
+from cogment_model_registry.records.retention import RetentionRule, TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = ["AsyncLatest", "ModelRegistry", "Progress"]
@@ -240,6 +241,59 @@ class ModelRegistry(Client[AsyncioBackend]):
     ) -> None:
         """Remove an alias of a model, durably."""
         await self._core.lifecycle.remove_alias(model_id, alias, expected, timeout)
+
+    async def describe_model(self, model_id: str, *, timeout: float | None = None) -> ModelSummary:
+        """Return a model with its tags, aliases, rules of retention, share and counts."""
+        return await self._core.models.describe_model(model_id, timeout)
+
+    async def find_models(
+        self,
+        filter: str = "",  # noqa: A002 # what the server calls it
+        *,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> list[ModelSummary]:
+        """Return the models that a filter accepts, ordered by id."""
+        return await self._core.models.find_models(filter, limit, timeout)
+
+    async def update_model(
+        self,
+        model_id: str,
+        *,
+        tags: Mapping[str, str | None],
+        expected: int | None = None,
+        timeout: float | None = None,
+    ) -> ModelSummary:
+        """Change tags of a model, durably."""
+        return await self._core.models.update_model(model_id, tags, expected, timeout)
+
+    async def set_retention(
+        self,
+        model_id: str,
+        rules: Iterable[RetentionRule],
+        *,
+        expected: int | None = None,
+        timeout: float | None = None,
+    ) -> ModelSummary:
+        """Replace the rules that keep and delete the versions of a model, durably."""
+        return await self._core.models.set_retention(model_id, rules, expected, timeout)
+
+    async def set_share(
+        self, model_id: str, share: TransientShare, *, expected: int | None = None, timeout: float | None = None
+    ) -> ModelSummary:
+        """Bound what a model takes of the transient store, or reserve some of it; at once, and durably."""
+        return await self._core.models.set_share(model_id, share, expected, timeout)
+
+    async def apply_retention(
+        self,
+        model_id: str | None = None,
+        *,
+        dry_run: bool = False,
+        rules: Iterable[RetentionRule] | None = None,
+        timeout: float | None = None,
+    ) -> RetentionReport:
+        """Delete the versions that the rules of a model do not keep, or find out which those are."""
+        return await self._core.models.apply_retention(model_id, rules, timeout, dry_run=dry_run)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

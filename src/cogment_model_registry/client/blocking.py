@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
 from cogment_model_registry.client.arguments import LATEST, UserData
 from cogment_model_registry.client.blocking_backend import BlockingBackend
 from cogment_model_registry.client.blocking_lifecycle import LifecycleMethods
+from cogment_model_registry.client.blocking_models import ModelMethods
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Data
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 
-class ModelRegistry(LifecycleMethods):
+class ModelRegistry(LifecycleMethods, ModelMethods):
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
     Several threads may use it at the same time. Close it, preferably with ``with``. A forked process needs a client of

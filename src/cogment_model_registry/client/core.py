@@ -20,6 +20,7 @@ from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline, Timeouts
 from cogment_model_registry.client.lifecycle import Lifecycle
 from cogment_model_registry.client.lifecycle_calls import look_up
+from cogment_model_registry.client.models import Models
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.retrievals import Retrievals
 from cogment_model_registry.client.uploads import Uploads
@@ -42,6 +43,7 @@ class Core:
         uploads: Publishes and stores.
         retrievals: Retrieves and downloads.
         lifecycle: What is done with versions that exist.
+        models: What people decide about models.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Core:
         self.uploads = Uploads(calls, timeouts, progress, self._create_missing, self._preparations)
         self.retrievals = Retrievals(calls, timeouts, cache, progress)
         self.lifecycle = Lifecycle(calls, timeouts)
+        self.models = Models(calls, timeouts)
 
     def on(self, backend: Backend) -> "Core":
         """Return the same client, calling and waiting in another way."""

@@ -8,11 +8,20 @@ from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.lookups import version_text
-from cogment_model_registry.errors import ModelRegistryError, WrongServerError
-from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, ModelSummary, Version
+from cogment_model_registry.errors import ModelRegistryError, WrongServerError, quoted
+from cogment_model_registry.records.lifecycle import (
+    Alias,
+    AliasChange,
+    AnnotationChange,
+    ModelSummary,
+    RetentionReport,
+    Version,
+)
+from cogment_model_registry.records.retention import ModelChange, RetentionRule
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import lifecycle as wire
 from cogment_model_registry.wire import messages
+from cogment_model_registry.wire import models as wire_models
 
 _Reply = TypeVar("_Reply", bound=messages.Message)
 
@@ -113,9 +122,48 @@ class LifecycleCalls:
 
     async def summarize(self, model_id: str, what: str) -> ModelSummary:
         """Return a model with what it has."""
-        request = wire.ListModelsRequest(model_ids=[model_id])
-        reply = await self._call("ListModels", request, wire.ListModelsReply, Subject(what, model_id))
-        return wire.model_from_message(reply.models[0])
+        request = wire_models.ListModelsRequest(model_ids=[model_id])
+        reply = await self._call("ListModels", request, wire_models.ListModelsReply, Subject(what, model_id))
+        return wire_models.model_from_message(reply.models[0])
+
+    async def find_models(self, accepted: str, limit: int | None) -> list[ModelSummary]:
+        """Return the models that a filter accepts, ordered by id; all of them for a limit of None."""
+        found: list[ModelSummary] = []
+        token = ""
+        while limit is None or len(found) < limit:
+            size = wire.PAGE_MAX_ITEMS if limit is None else min(limit - len(found), wire.PAGE_MAX_ITEMS)
+            request = wire_models.ListModelsRequest(filter=accepted, page_size=size, page_token=token)
+            subject = Subject("looking for models", None)
+            reply = await self._call("ListModels", request, wire_models.ListModelsReply, subject)
+            found += map(wire_models.model_from_message, reply.models)
+            token = reply.next_page_token
+            if not token:
+                break
+        return found
+
+    async def update_model(self, model_id: str, change: ModelChange) -> ModelSummary:
+        """Change tags, rules or the share of a model."""
+        subject = Subject(f"updating model {quoted(model_id)}", model_id)
+        request = wire_models.update_model_request(model_id, change)
+        is_idempotent = not change.expected_revision
+        reply = await self._call("UpdateModel", request, wire_models.ModelMessage, subject, is_idempotent=is_idempotent)
+        return wire_models.model_from_message(reply)
+
+    async def apply_retention(
+        self, model_id: str, rules: Sequence[RetentionRule] | None, *, is_dry_run: bool
+    ) -> RetentionReport:
+        """Apply rules to a model, or to all for the empty id. A second try would report less than both deleted."""
+        subject = Subject(f"applying retention to {model_text(model_id)}", model_id or None)
+        request = wire_models.apply_retention_request(model_id, rules, is_dry_run=is_dry_run)
+        reply = await self._call(
+            "ApplyRetention", request, wire_models.ApplyRetentionReply, subject, is_idempotent=is_dry_run
+        )
+        return wire_models.report_from_message(reply)
+
+
+def model_text(model_id: str) -> str:
+    """Return a model, or all of them for the empty id, as errors name it."""
+    return f"model {quoted(model_id)}" if model_id else "all models"
 
 
 async def look_up(

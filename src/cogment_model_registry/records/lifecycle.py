@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, counted, quoted
+from cogment_model_registry.records.retention import ModelAnnotations, RetentionRule, TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id, user_data_bytes
 
 FIRST_REVISION = 1
@@ -93,6 +94,7 @@ class ModelSummary:
         latest_number: The number of its newest version; 0 for none.
         versions: How many versions it has, of both tiers.
         archived_bytes: Bytes of its archived versions.
+        annotations: What people decided about it.
     """
 
     info: ModelInfo
@@ -100,6 +102,64 @@ class ModelSummary:
     latest_number: int = 0
     versions: int = 0
     archived_bytes: int = 0
+    annotations: ModelAnnotations = field(default_factory=ModelAnnotations)
+
+    @property
+    def model_id(self) -> str:
+        """Its id."""
+        return self.info.model_id
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """Texts by name."""
+        return self.annotations.tags
+
+    @property
+    def retention(self) -> tuple[RetentionRule, ...]:
+        """The rules that keep and delete its versions."""
+        return self.annotations.retention
+
+    @property
+    def share(self) -> TransientShare:
+        """Its share of the transient store."""
+        return self.annotations.share
+
+    @property
+    def revision(self) -> int:
+        """Changes whenever its tags, its rules or its share change."""
+        return self.annotations.revision
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What retention does with a version, and why.
+
+    Attributes:
+        version: The version; as it was, if it is deleted.
+        deleted: Whether it is deleted.
+        reason: Why it is kept or deleted, such as ``alias production``.
+    """
+
+    version: Version
+    deleted: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionReport:
+    """What applying rules of retention did, or would do.
+
+    Attributes:
+        decisions: What happens to each version, those that are deleted first; as many as fit a reply.
+        deleted_versions: How many versions are deleted.
+        kept_versions: How many are kept.
+        freed_bytes: Bytes of those that are deleted.
+    """
+
+    decisions: tuple[Decision, ...]
+    deleted_versions: int
+    kept_versions: int
+    freed_bytes: int
 
 
 @dataclass(frozen=True, slots=True)

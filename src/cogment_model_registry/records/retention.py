@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
-from cogment_model_registry.errors import ConflictError, InvalidError, quoted
+from cogment_model_registry.errors import ConflictError, InvalidError, counted, quoted
+from cogment_model_registry.records.versions import user_data_bytes
 
 RULES_MAX = 32
 """How many rules a model may have: each of them looks at each version."""
@@ -111,6 +112,7 @@ class ModelChange:
         retention: The rules that replace all others; None to leave them.
         share: The share of the transient store; None to leave it.
         expected_revision: The revision that the model must have now; 0 for any.
+        max_bytes: The most bytes of UTF-8 in the tags afterwards, if they grow.
     """
 
     set_tags: Mapping[str, str] = field(default_factory=dict)
@@ -118,12 +120,25 @@ class ModelChange:
     retention: tuple[RetentionRule, ...] | None = None
     share: TransientShare | None = None
     expected_revision: int = 0
+    max_bytes: int | None = None
 
-    def apply_to(self, before: ModelAnnotations, revision: int) -> ModelAnnotations:
-        """Return the annotations after the change."""
-        tags = {name: text for name, text in before.tags.items() if name not in self.remove_tags}
+    def apply_to(self, model_id: str, before: ModelAnnotations, revision: int) -> ModelAnnotations:
+        """Return the annotations of a model after the change.
+
+        Raises:
+            InvalidError: The tags grow beyond what is allowed.
+        """
+        left = {name: text for name, text in before.tags.items() if name not in self.remove_tags}
+        tags = {**left, **self.set_tags}
+        size_bytes = user_data_bytes(tags)
+        if self.max_bytes is not None and user_data_bytes(before.tags) < size_bytes > self.max_bytes:
+            raise InvalidError(
+                f"the tags of model {quoted(model_id)} would have {counted(size_bytes, 'byte')}; "
+                f"at most {self.max_bytes} are allowed",
+                model_id=model_id,
+            )
         return ModelAnnotations(
-            {**tags, **self.set_tags},
+            tags,
             before.retention if self.retention is None else self.retention,
             before.share if self.share is None else self.share,
             revision,

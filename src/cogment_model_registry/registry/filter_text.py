@@ -14,6 +14,7 @@ A comparison with something that a version does not have is false, with ``!=`` t
 
 import math
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import TypeAlias, get_args
 
@@ -23,11 +24,8 @@ from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.timestamps import parse_timestamp
 from cogment_model_registry.records.versions import CREATED_MAX_NS
 from cogment_model_registry.registry.filters import (
-    COLLECTIONS,
     EVERYTHING,
-    FIELDS,
-    KINDS,
-    MAPS,
+    VERSIONS,
     And,
     Comparison,
     Field,
@@ -37,6 +35,7 @@ from cogment_model_registry.registry.filters import (
     Operator,
     Or,
     Value,
+    Vocabulary,
 )
 
 FILTER_MAX_CHARACTERS = 4096
@@ -80,8 +79,12 @@ _EXPECTED = {
 
 
 @lru_cache(256)  # a program that searches asks for the same again and again
-def parse_filter(text: str) -> Filter:
-    """Return the filter that a text describes; the empty text accepts every version.
+def parse_filter(text: str, vocabulary: Vocabulary = VERSIONS) -> Filter:
+    """Return the filter that a text describes; the empty text accepts everything.
+
+    Args:
+        text: The filter.
+        vocabulary: What it may ask for.
 
     Raises:
         InvalidError: The text is malformed; the message points at the position.
@@ -94,7 +97,7 @@ def parse_filter(text: str) -> Filter:
         tree = _PARSER.parse(text)
     except lark.UnexpectedInput as error:
         raise _malformed(text, _position(text, error), _expectation(error)) from None
-    return _build(tree, text, 0)
+    return _build(tree, text, vocabulary, 0)
 
 
 def _malformed(text: str, position: int, expectation: str) -> InvalidError:
@@ -124,14 +127,14 @@ def _expectation(error: lark.UnexpectedInput) -> str:
 _Node: TypeAlias = lark.Tree[lark.Token] | lark.Token
 
 
-def _build(node: _Node, text: str, depth: int) -> Filter:
+def _build(node: _Node, text: str, vocabulary: Vocabulary, depth: int) -> Filter:
     if not isinstance(node, lark.Tree):
         raise TypeError("a filter is made of trees")
     if depth > DEPTH_MAX:
         raise InvalidError(f"filter nests deeper than {DEPTH_MAX} levels")
     if node.data == "restriction":
-        return _restriction(node, text)
-    parts = tuple(_build(child, text, depth + 1) for child in node.children)
+        return _restriction(node, text, vocabulary)
+    parts = tuple(_build(child, text, vocabulary, depth + 1) for child in node.children)
     if node.data == "not_":
         return Not(parts[0])
     if len(parts) == 1:
@@ -139,7 +142,7 @@ def _build(node: _Node, text: str, depth: int) -> Filter:
     return And(parts) if node.data == "and_" else Or(parts)
 
 
-def _restriction(node: lark.Tree[lark.Token], text: str) -> Filter:
+def _restriction(node: lark.Tree[lark.Token], text: str, vocabulary: Vocabulary) -> Filter:
     member, comparator, argument = node.children
     if not isinstance(member, lark.Tree) or isinstance(comparator, lark.Tree) or isinstance(argument, lark.Tree):
         raise TypeError("a comparison has a field, an operator and a value")
@@ -147,19 +150,20 @@ def _restriction(node: lark.Tree[lark.Token], text: str) -> Filter:
     field = Field(_text(names[0]), ".".join(_text(name) for name in names[1:]))
     position = names[0].start_pos or 0
     if comparator == ":":
-        return _has(field, argument, text, position)
-    kind: type[Value] | None = MAPS.get(field.name) if field.key else KINDS.get(field.name)
+        return _has(field, argument, text, vocabulary, position)
+    kinds: Mapping[str, type[Value]] = vocabulary.maps if field.key else vocabulary.kinds
+    kind = kinds.get(field.name)
     if kind is None:
-        raise _malformed(text, position, f"there is no field {quoted(str(field))} to compare; {FIELDS}")
+        raise _malformed(text, position, f"there is no field {quoted(str(field))} to compare; {vocabulary}")
     symbol = next(each for each in get_args(Operator) if each == comparator)
     if kind is bool and symbol not in ("=", "!="):
         raise _malformed(text, comparator.start_pos or 0, f"{field} is true or false, and has no order")
     return Comparison(field, symbol, _value(field, kind, argument, text))
 
 
-def _has(field: Field, argument: lark.Token, text: str, position: int) -> Filter:
-    if field.name not in COLLECTIONS:
-        expectation = f"':' asks what {', '.join(COLLECTIONS)} have, not for {quoted(str(field))}"
+def _has(field: Field, argument: lark.Token, text: str, vocabulary: Vocabulary, position: int) -> Filter:
+    if field.name not in vocabulary.collections:
+        expectation = f"':' asks what {', '.join(vocabulary.collections)} have, not for {quoted(str(field))}"
         raise _malformed(text, position, expectation)
     if not field.key:
         if argument.type == "STAR":
@@ -167,9 +171,9 @@ def _has(field: Field, argument: lark.Token, text: str, position: int) -> Filter
         return Has(field.name, _text(argument))
     if argument.type == "STAR":
         return Has(field.name, field.key)
-    if field.name not in MAPS:
+    if field.name not in vocabulary.maps:
         raise _malformed(text, position, f"{field.name} have no values; write {field.name}:{field.key}")
-    return Comparison(field, "=", _value(field, MAPS[field.name], argument, text))
+    return Comparison(field, "=", _value(field, vocabulary.maps[field.name], argument, text))
 
 
 def _value(field: Field, kind: type[Value], token: lark.Token, text: str) -> Value:

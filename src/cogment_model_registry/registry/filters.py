@@ -6,30 +6,57 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from cogment_model_registry.errors import InvalidError, quoted
-from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.lifecycle import ModelSummary, Version
 
 Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
 Value: TypeAlias = str | int | float | bool
 
-KINDS: Mapping[str, type[str | int | bool]] = {
-    "version_number": int,
-    "archived": bool,
-    "data_size": int,
-    "creation_timestamp": int,
-    "data_hash": str,
-}
-MAPS: Mapping[str, type[str | float]] = {"user_data": str, "tags": str, "metrics": float}
-COLLECTIONS = ("aliases", *MAPS)
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Vocabulary:
+    """What filters may ask of records of one kind.
+
+    Attributes:
+        kinds: Fields, and the types of their values.
+        maps: Fields with keys, and the types of the values.
+    """
+
+    kinds: Mapping[str, type[str | int | bool]]
+    maps: Mapping[str, type[str | float]]
+
+    @property
+    def collections(self) -> tuple[str, ...]:
+        """Fields of which `:` asks whether they have an entry."""
+        return ("aliases", *self.maps)
+
+    def __str__(self) -> str:
+        maps = [*self.maps]
+        listed = f"{', '.join(maps[:-1])} and {maps[-1]}"
+        return f"fields are {', '.join(self.kinds)}, and {listed} with a key, as in {maps[-1]}.name"
+
+
+VERSIONS = Vocabulary(
+    {"version_number": int, "archived": bool, "data_size": int, "creation_timestamp": int, "data_hash": str},
+    {"user_data": str, "tags": str, "metrics": float},
+)
+"""What a search for versions may ask for."""
+
+MODELS = Vocabulary(
+    {"model_id": str, "latest_version_number": int, "versions": int, "archived_bytes": int},
+    {"user_data": str, "tags": str},
+)
+"""What a search for models may ask for."""
 
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """What of a version is compared, or ordered by.
+    """What of a record is compared, or ordered by.
 
     Attributes:
-        name: ``version_number``, ``archived``, ``data_size`` (bytes), ``creation_timestamp`` (nanoseconds since the
-            Unix epoch), ``data_hash``, ``user_data``, ``tags`` or ``metrics``.
-        key: The key in one of the last three; empty for the others.
+        name: Of a version ``version_number``, ``archived``, ``data_size`` (bytes), ``creation_timestamp`` (nanoseconds
+            since the Unix epoch), ``data_hash``, ``user_data``, ``tags`` or ``metrics``; of a model ``model_id``,
+            ``latest_version_number``, ``versions``, ``archived_bytes``, ``user_data`` or ``tags``.
+        key: The key in ``user_data``, ``tags`` or ``metrics``; empty for the others.
     """
 
     name: str
@@ -114,12 +141,9 @@ def parse_order(text: str) -> Order:
         raise InvalidError(f"order_by {quoted(text)} must be one field, which 'desc' may follow")
     name, _, key = words[0].partition(".")
     field = Field(name, key)
-    if (name in KINDS and not key) or (name in MAPS and key):
+    if (name in VERSIONS.kinds and not key) or (name in VERSIONS.maps and key):
         return Order(field, direction == "desc")
-    raise InvalidError(f"order_by {quoted(text)} names no field; {FIELDS}")
-
-
-FIELDS = f"fields are {', '.join(KINDS)}, and user_data, tags and metrics with a key, as in metrics.return"
+    raise InvalidError(f"order_by {quoted(text)} names no field; {VERSIONS}")
 
 
 _COMPARE: Mapping[Operator, Callable[[Any, Any], bool]] = {
@@ -132,24 +156,36 @@ _COMPARE: Mapping[Operator, Callable[[Any, Any], bool]] = {
 }
 
 
-def matches(accepted: Filter, version: Version) -> bool:
-    """Return whether a filter accepts a version. Texts compare by code point."""
+Record: TypeAlias = Version | ModelSummary
+"""What a filter accepts or not."""
+
+
+def matches(accepted: Filter, record: Record) -> bool:
+    """Return whether a filter accepts a version or a model. Texts compare by code point."""
     match accepted:
         case Comparison(field, symbol, value):
-            found = value_of(field, version)
+            found = value_of(field, record)
             return found is not None and _COMPARE[symbol](found, value)
+        case Has("aliases", key):
+            return key in (each if isinstance(each, str) else each.name for each in record.aliases)
         case Has(name, key):
-            return key in (version.aliases if name == "aliases" else _map(name, version))
+            return key in _map(name, record)
         case Not(part):
-            return not matches(part, version)
+            return not matches(part, record)
         case And(parts):
-            return all(matches(part, version) for part in parts)
+            return all(matches(part, record) for part in parts)
         case Or(parts):
-            return any(matches(part, version) for part in parts)
+            return any(matches(part, record) for part in parts)
 
 
-def value_of(field: Field, version: Version) -> Value | None:
-    """Return what a version has in a field; None for nothing."""
+def value_of(field: Field, record: Record) -> Value | None:
+    """Return what a version or a model has in a field; None for nothing."""
+    if field.key:
+        return _map(field.name, record).get(field.key)
+    return _version_value(field, record) if isinstance(record, Version) else _model_value(field, record)
+
+
+def _version_value(field: Field, version: Version) -> Value | None:
     info = version.info
     match field.name:
         case "version_number":
@@ -163,13 +199,29 @@ def value_of(field: Field, version: Version) -> Value | None:
         case "data_hash":
             return info.data_hash
         case _:
-            return _map(field.name, version).get(field.key)
+            return None
 
 
-def _map(name: str, version: Version) -> Mapping[str, Value]:
+def _model_value(field: Field, model: ModelSummary) -> Value | None:
+    match field.name:
+        case "model_id":
+            return model.model_id
+        case "latest_version_number":
+            return model.latest_number
+        case "versions":
+            return model.versions
+        case "archived_bytes":
+            return model.archived_bytes
+        case _:
+            return None
+
+
+def _map(name: str, record: Record) -> Mapping[str, Value]:
     if name == "user_data":
-        return version.info.user_data
-    return version.annotations.tags if name == "tags" else version.annotations.metrics
+        return record.info.user_data
+    if name == "metrics":
+        return record.metrics if isinstance(record, Version) else {}
+    return record.tags
 
 
 @dataclass(frozen=True, slots=True)

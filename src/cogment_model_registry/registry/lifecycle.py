@@ -9,7 +9,7 @@ A version keeps its number, its hash and its time, and is visible at every momen
 """
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
 from time import time_ns
 from typing import TypeAlias
@@ -27,7 +27,6 @@ from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
     AnnotationChange,
-    ModelSummary,
     Version,
     check_alias,
     check_metrics,
@@ -35,6 +34,7 @@ from cogment_model_registry.records.lifecycle import (
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
 from cogment_model_registry.registry.filters import Filter, Order, Position
+from cogment_model_registry.registry.holds import Holds
 from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.system.tasks import run_to_end
 
@@ -53,6 +53,9 @@ class Lifecycle:
         catalog: What exists.
         archive: Where archived versions live.
         transient: Where transient versions live.
+
+    Attributes:
+        holds: The versions that calls under way need: retention keeps them.
     """
 
     def __init__(self, registry: Registry, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
@@ -60,6 +63,7 @@ class Lifecycle:
         self._catalog = catalog
         self._archive = archive
         self._transient = transient
+        self.holds = Holds()
 
     async def get_version(self, model_id: str, key: VersionKey) -> Version:
         """Return a version.
@@ -100,19 +104,6 @@ class Lifecycle:
             _check_part(reader.info, offset, expected_hash)
             [version] = await self._catalog.describe([reader.info])
             yield version, reader
-
-    async def list_models_after(self, model_id: str, limit: int) -> list[ModelSummary]:
-        """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
-        return await self._catalog.summarize(await self._catalog.list_models_after(model_id, limit))
-
-    async def get_models(self, model_ids: Sequence[str]) -> list[ModelSummary]:
-        """Return the models with these ids, in the order given.
-
-        Raises:
-            InvalidError: An id breaks a rule, or the list is too long.
-            NotFoundError: One does not exist.
-        """
-        return await self._catalog.summarize(await self._registry.get_models(model_ids))
 
     async def search(
         self, model_id: str | None, accepted: Filter, order: Order, after: Position | None, limit: int
@@ -160,9 +151,11 @@ class Lifecycle:
         self._require_writable(model_id)
         self._check_aliases(model_id, aliases)
         ref = await self._catalog.find(model_id)
-        info = await self._promote(ref, (await self.get_version(model_id, key)).info)
-        if aliases:
-            await self._set_aliases(ref, [AliasChange(alias, info.number) for alias in aliases])
+        info = (await self.get_version(model_id, key)).info
+        with self.holds.holding(model_id, info.number, "it is being promoted"):
+            info = await self._promote(ref, info)
+            if aliases:
+                await self._set_aliases(ref, [AliasChange(alias, info.number) for alias in aliases])
         [version] = await self._catalog.describe([info])
         return version
 
@@ -251,13 +244,15 @@ class Lifecycle:
         self._check_aliases(model_id, [change.name for change in changes])
         ref = await self._catalog.find(model_id)
         resolved = []
-        for change in changes:
-            if change.version_number is None:
-                resolved.append(change)
-                continue
-            [info] = await self._registry.get_versions(model_id, [change.version_number])
-            resolved.append(replace(change, version_number=(await self._promote(ref, info)).number))
-        return await self._set_aliases(ref, resolved)
+        with ExitStack() as held:
+            for change in changes:
+                if change.version_number is None:
+                    resolved.append(change)
+                    continue
+                [info] = await self._registry.get_versions(model_id, [change.version_number])
+                held.enter_context(self.holds.holding(model_id, info.number, "it is getting an alias"))
+                resolved.append(replace(change, version_number=(await self._promote(ref, info)).number))
+            return await self._set_aliases(ref, resolved)
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
         await self._check_alias_count(ref, changes)

@@ -17,13 +17,17 @@ import structlog
 from cogment_model_registry._version import __version__
 from cogment_model_registry.registry.contracts import Archive, TransientStore
 from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.registry import Limits, Registry
+from cogment_model_registry.registry.retention import Retention
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.metrics import Metrics
+from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.model_lifecycle import ModelLifecycleService
 from cogment_model_registry.server.model_registry import ModelRegistryService
 from cogment_model_registry.server.monitoring import MonitoringServer
 from cogment_model_registry.server.registration import Registration, State
+from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
@@ -94,7 +98,13 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         transfers = Transfers(settings)
         service = ModelRegistryService(registry, transfers, settings, metrics.observe_call)
         rules = Lifecycle(registry, catalog, archive, transient)
-        lifecycle = ModelLifecycleService(rules, transfers, settings, metrics.observe_call)
+        models = Models(registry, catalog, transient)
+        await models.apply_shares()
+        retention = RetentionWork(
+            Retention(registry, catalog, archive, transient, holds=rules.holds), models, metrics.observe_retention
+        )
+        model_calls = ModelCalls(models, retention, settings.reply_max_bytes)
+        lifecycle = ModelLifecycleService(rules, model_calls, transfers, settings, metrics.observe_call)
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
         health = Health(names)
         grpc_server = _grpc_server(settings, [*service.handlers(), lifecycle.handlers()], names, health)
@@ -113,11 +123,16 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         health.set_serving(not archive.failure)
         following = asyncio.create_task(_follow_health(health, archive))
         releasing = asyncio.create_task(_release_memory(transfers, transient))
+        retaining = None
+        if settings.retention_seconds and not settings.read_only:
+            retaining = asyncio.create_task(retention.run(settings.retention_seconds))
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_serving() -> None:
             await end(following)
             await end(releasing)
+            if retaining:
+                await end(retaining)
             health.stop()
             catalog.stop_watching()
             async with asyncio.TaskGroup() as group:

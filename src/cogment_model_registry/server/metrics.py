@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
+    Counter,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
@@ -18,6 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from cogment_model_registry._version import __version__
+from cogment_model_registry.records.lifecycle import Decision
 from cogment_model_registry.registry.registry import RegistryStatus
 from cogment_model_registry.server.call_metrics import CallMetrics
 from cogment_model_registry.server.registration import State
@@ -55,12 +57,26 @@ class Metrics:
         )
         self._sync_seconds = self._histogram("sync_seconds", "Duration of fsync.", ["kind"], _FILE_BUCKETS)
 
+        self._retention_deletions = Counter(
+            "retention_deletions",
+            "Versions that rules of retention deleted.",
+            ["tier"],
+            namespace=_NAMESPACE,
+            registry=self.registry,
+        )
+        for tier in ("transient", "archived"):
+            self._retention_deletions.labels(tier)
+
     def _histogram(self, name: str, text: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, labels, namespace=_NAMESPACE, registry=self.registry, buckets=buckets)
 
     def observe_call(self, call: Call, status: str, seconds: float) -> None:
         """Record a finished call. Called on the event loop."""
         self._calls.observe(call, status, seconds)
+
+    def observe_retention(self, decision: Decision) -> None:
+        """Record a version that rules deleted."""
+        self._retention_deletions.labels("archived" if decision.version.info.archived else "transient").inc()
 
     def observe_archive(self, operation: str, seconds: float) -> None:
         """Record a finished operation on the archive. Called from its threads."""

@@ -11,6 +11,7 @@ from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.registry.filters import Position, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
@@ -25,13 +26,17 @@ class ModelLifecycleService:
 
     Args:
         rules: What answers.
+        models: What answers the calls for models.
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
     """
 
-    def __init__(self, rules: Lifecycle, transfers: Transfers, settings: Settings, observe: Observer) -> None:
+    def __init__(
+        self, rules: Lifecycle, models: ModelCalls, transfers: Transfers, settings: Settings, observe: Observer
+    ) -> None:
         self._rules = rules
+        self._models = models
         self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
@@ -48,7 +53,7 @@ class ModelLifecycleService:
             "PromoteVersion": self._promote_version,
             "DeleteVersion": self._delete_version,
             "SetAliases": self._set_aliases,
-            "ListModels": self._list_models,
+            **self._models.answers(),
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
         methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
@@ -156,21 +161,6 @@ class ModelLifecycleService:
         fields = {} if number is None else {"number": number}
         for name in names:
             _log.info(event, model_id=model_id, alias=name, **fields, peer=call.context.peer())
-
-    async def _list_models(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(lifecycle.ListModelsRequest, data)
-        token = ""
-        if request.model_ids:
-            models = await self._rules.get_models(request.model_ids)
-        else:
-            # A model that is created or deleted in the meantime moves no page: the next one begins after an id.
-            after = lifecycle.parse_token(request.page_token, (), 1)
-            limit = lifecycle.page_size(request.page_size)
-            models = await self._rules.list_models_after(str(after[0]) if after else "", limit)
-            if len(models) == limit:
-                token = lifecycle.build_token((), (models[-1].info.model_id,))
-        messages = [lifecycle.model_message(model) for model in models]
-        return lifecycle.ListModelsReply(models=messages, next_page_token=token).SerializeToString()
 
 
 def _about(call: Call, ref: lifecycle.VersionRef) -> tuple[str, int | str]:

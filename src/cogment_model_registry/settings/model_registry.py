@@ -157,6 +157,12 @@ class Settings(ServiceSettings):
         seconds(0.01, 86_400),
         "How long a client may receive nothing of a retrieval before it ends with DEADLINE_EXCEEDED.",
     )
+    retention_seconds: float = setting(
+        60.0,
+        _PREFIX + "RETENTION_SECONDS",
+        seconds(0, 86_400),
+        "How often the server applies the rules of retention by itself; 0 for never.",
+    )
     grace_seconds: float = setting(
         5.0,
         _PREFIX + "GRACE_SECONDS",

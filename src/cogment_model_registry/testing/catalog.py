@@ -18,8 +18,9 @@ from cogment_model_registry.records.lifecycle import (
     ModelSummary,
     Version,
 )
+from cogment_model_registry.records.retention import ModelChange, RetentionRule, TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-from cogment_model_registry.registry.contracts import Catalog, Search
+from cogment_model_registry.registry.contracts import Catalog, ModelRef, ModelState, Search
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_order, position_of
 from cogment_model_registry.testing.bytes import describe
@@ -45,6 +46,12 @@ async def publish_annotated(
             await slot.annotate(info, annotations)
         slot.show(info)
     return info
+
+
+async def change_model(catalog: Catalog, ref: ModelRef, change: ModelChange) -> ModelSummary:
+    """Change what people decide about a model, and return it."""
+    async with catalog.changing_model(ref, change) as summary:
+        return summary
 
 
 async def counted(catalog: Catalog) -> tuple[int, int]:
@@ -438,6 +445,70 @@ class CatalogSuite(ABC):
         models = [ModelInfo("n"), ModelInfo("none"), ModelInfo("m")]
         expected = ModelSummary(ModelInfo("m"), tuple(aliases), 2, 2, infos[0].data_size_bytes)
         assert await catalog.summarize(models) == [ModelSummary(ModelInfo("n")), expected]
+
+    async def test_a_model_changes_only_from_the_expected_revision(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        rules = (RetentionRule("archived", "tags.a = x", 3, 2, "return", True, 60, 10), RetentionRule(keep_last=1))
+        share = TransientShare(1, 2, 3, 4)
+        first = await change_model(catalog, ref, ModelChange({"a": "1"}, (), rules, share, FIRST_REVISION))
+        assert (first.tags, first.retention, first.share) == ({"a": "1"}, rules, share)
+        assert first.revision > FIRST_REVISION
+        with pytest.raises(ConflictError, match=f"revision {first.revision}"):
+            await change_model(catalog, ref, ModelChange({"a": "2"}, expected_revision=first.revision + 1))
+        second = await change_model(catalog, ref, ModelChange({"b": "2"}, ["a", "none"], (), None, first.revision))
+        assert (second.tags, second.retention, second.share) == ({"b": "2"}, (), share)
+        assert second.revision > first.revision
+        assert await catalog.summarize([ModelInfo("m")]) == [second]
+        await publish_annotated(catalog, archived=True)
+        [alias] = await catalog.set_aliases(ref, [AliasChange("best", 1)], 0)
+        assert alias.revision not in (first.revision, second.revision)
+
+    async def test_a_deleted_model_loses_what_was_decided_about_it(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        await change_model(catalog, ref, ModelChange({"a": "1"}, (), (RetentionRule(keep_last=1),), TransientShare(1)))
+        await self.remove_model(catalog, "m")
+        await self.put_model(catalog, "m")
+        assert await catalog.summarize([ModelInfo("m")]) == [ModelSummary(ModelInfo("m"))]
+        with pytest.raises(NotFoundError):
+            await change_model(catalog, ref, ModelChange({"a": "1"}))
+
+    async def test_the_state_of_a_model_shows_whether_a_decision_still_holds(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        for archived in (True, False, False):
+            await publish_annotated(catalog, archived=archived)
+        before = await catalog.get_state(ref)
+        assert before.numbers == (1, 2, 3)
+        info = await publish(catalog, "m")
+        assert await catalog.get_state(ref) == ModelState((1, 2, 3, 4), before.changes)
+        await catalog.forget(info)
+        assert await catalog.get_state(ref) == before
+
+        async def promote() -> None:
+            async with catalog.promoting(ref, 2) as promotion:
+                promotion.show(replace(promotion.info, archived=True))
+
+        for change in (
+            catalog.change_annotations(ref, 1, AnnotationChange({"a": "1"})),
+            catalog.change_annotations(ref, 3, AnnotationChange({"a": "1"})),
+            catalog.set_aliases(ref, [AliasChange("best", 1)], 0),
+            change_model(catalog, ref, ModelChange({"a": "1"})),
+            promote(),
+        ):
+            seen = (await catalog.get_state(ref)).changes
+            await change
+            assert (await catalog.get_state(ref)).changes > seen
+        async with catalog.removing_version(ref, 3):
+            seen = (await catalog.get_state(ref)).changes
+        assert await catalog.get_state(ref) == ModelState((1, 2), seen)
+
+    async def test_what_was_decided_about_a_model_survives_a_clean_stop(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as catalog:
+            await self.put_model(catalog, "m")
+            rules = (RetentionRule("transient", keep_seconds=5), RetentionRule(keep_every=10))
+            change = ModelChange({"a": "1"}, (), rules, TransientShare(0, 2**40))
+            changed = await change_model(catalog, await catalog.find("m"), change)
+        async with self.opened(tmp_path) as catalog:
+            assert await catalog.summarize([ModelInfo("m")]) == [changed]
 
     async def test_annotations_and_aliases_survive_a_clean_stop(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as catalog:

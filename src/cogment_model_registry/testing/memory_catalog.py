@@ -22,8 +22,17 @@ from cogment_model_registry.records.lifecycle import (
     check_alias_revision,
     check_revision,
 )
+from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, check_model_revision
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_version_number
-from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Promotion, Search, Slot
+from cogment_model_registry.registry.contracts import (
+    Catalog,
+    CatalogCounts,
+    ModelRef,
+    ModelState,
+    Promotion,
+    Search,
+    Slot,
+)
 from cogment_model_registry.registry.filters import arranged, matches
 
 
@@ -37,6 +46,8 @@ class _Model:
     aliases: dict[str, Alias] = field(default_factory=dict)
     versions: dict[int, VersionInfo] = field(default_factory=dict)
     damaged: dict[int, DataLossError] = field(default_factory=dict)
+    decided: ModelAnnotations = field(default_factory=ModelAnnotations)
+    changes: int = 0
 
     def next_revision(self) -> int:
         self.last_revision += 1
@@ -54,6 +65,7 @@ class _Model:
             latest_number=max(self.versions, default=0),
             versions=len(self.versions),
             archived_bytes=sum(info.data_size_bytes for info in self.versions.values() if info.archived),
+            annotations=self.decided,
         )
 
     def describe(self, info: VersionInfo) -> Version:
@@ -152,6 +164,19 @@ class MemoryCatalog(Catalog):
         return [model.summary() for info in models if (model := self._tables.models.get(info.model_id))]
 
     @asynccontextmanager
+    async def changing_model(self, ref: ModelRef, change: ModelChange) -> AsyncGenerator[ModelSummary, None]:
+        async with self._locks[ref.model_id]:
+            model = await self._require_life(ref)
+            check_model_revision(ref.model_id, model.decided, change)
+            model.decided = change.apply_to(ref.model_id, model.decided, model.next_revision())
+            model.changes += 1
+            yield model.summary()
+
+    async def get_state(self, ref: ModelRef) -> ModelState:
+        model = await self._require_life(ref)
+        return ModelState(tuple(sorted(model.versions)), model.changes)
+
+    @asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
         async with self._locks[info.model_id]:
             yield
@@ -197,6 +222,7 @@ class MemoryCatalog(Catalog):
             await asyncio.sleep(0)
             if promotion.shown is not None:
                 model.versions[number] = promotion.shown
+                model.changes += 1
 
     @asynccontextmanager
     async def removing_version(self, ref: ModelRef, number: int) -> AsyncGenerator[VersionInfo, None]:
@@ -217,6 +243,7 @@ class MemoryCatalog(Catalog):
             version = model.describe(_version(model, number))
             check_revision(version.info, version.annotations, change)
             model.annotations[number] = change.apply_to(version.info, version.annotations, model.next_revision())
+            model.changes += 1
             return model.describe(version.info)
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
@@ -236,6 +263,7 @@ class MemoryCatalog(Catalog):
                     raise NotFoundError.version(ref.model_id, change.version_number)
                 aliases[change.name] = Alias(change.name, change.version_number, model.next_revision(), now_ns)
             model.aliases = aliases
+            model.changes += 1
         return await self.get_aliases(ref.model_id)
 
     async def search(self, search: Search) -> list[Version]:

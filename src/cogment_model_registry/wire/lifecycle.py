@@ -11,7 +11,6 @@ from cogment_model_registry.records.lifecycle import (
     AliasChange,
     AnnotationChange,
     Annotations,
-    ModelSummary,
     Version,
 )
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
@@ -31,8 +30,6 @@ DeleteVersionRequest = lifecycle_pb2.DeleteVersionRequest
 DeleteVersionReply = lifecycle_pb2.DeleteVersionReply
 SetAliasesRequest = lifecycle_pb2.SetAliasesRequest
 SetAliasesReply = lifecycle_pb2.SetAliasesReply
-ListModelsRequest = lifecycle_pb2.ListModelsRequest
-ListModelsReply = lifecycle_pb2.ListModelsReply
 VersionMessage = lifecycle_pb2.Version
 VersionRef = lifecycle_pb2.VersionRef
 
@@ -195,31 +192,6 @@ def set_aliases_request(model_id: str, changes: Sequence[AliasChange]) -> lifecy
         if change.expected_revision is not None:
             message.expected_revision = change.expected_revision
     return request
-
-
-# Models.
-
-
-def model_message(summary: ModelSummary) -> lifecycle_pb2.Model:
-    """Return the message that describes a model."""
-    return lifecycle_pb2.Model(
-        model_info=convert.model_message(summary.info),
-        aliases=alias_messages(summary.aliases),
-        latest_version_number=summary.latest_number,
-        versions=summary.versions,
-        archived_bytes=summary.archived_bytes,
-    )
-
-
-def model_from_message(message: lifecycle_pb2.Model) -> ModelSummary:
-    """Return the model that a message describes."""
-    return ModelSummary(
-        info=convert.model_from_message(message.model_info),
-        aliases=tuple(aliases_from_messages(message.aliases)),
-        latest_number=message.latest_version_number,
-        versions=message.versions,
-        archived_bytes=message.archived_bytes,
-    )
 
 
 # Pages.

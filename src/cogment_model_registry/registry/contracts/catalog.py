@@ -14,6 +14,7 @@ from cogment_model_registry.records.lifecycle import (
     ModelSummary,
     Version,
 )
+from cogment_model_registry.records.retention import ModelChange
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.filters import Filter, Order, Position
 
@@ -44,6 +45,20 @@ class CatalogCounts:
     models: int
     versions: int
     archived_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """What a decision about the versions of a model depends on, to find out whether it still holds.
+
+    Attributes:
+        numbers: The numbers of its visible versions, ascending.
+        changes: Grows with each change of tags, metrics, aliases and tiers of its versions, and of what people decide
+            about the model; not with new versions, and not when versions disappear, which `numbers` shows.
+    """
+
+    numbers: Sequence[int]
+    changes: int
 
 
 class Slot(ABC):
@@ -154,6 +169,29 @@ class Catalog(ABC):
     @abstractmethod
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         """Return models with what they have now, in the order given; those that do not exist any more are left out."""
+
+    @abstractmethod
+    def changing_model(self, ref: ModelRef, change: ModelChange) -> AbstractAsyncContextManager[ModelSummary]:
+        """Return the change of what people decide about a model. A model that is deleted loses it.
+
+        It is made, visible and durable when the context is entered, which yields the model as it is then; what else
+        follows from it is done before the context is left. Revisions never repeat while the model exists.
+
+        Raises:
+            ConflictError: It has another revision than was expected. Raised on entering, as the others.
+            NotFoundError: That life of the model is over.
+            TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    async def get_state(self, ref: ModelRef) -> ModelState:
+        """Return what decisions about the versions of a model depend on.
+
+        A change that was made while nobody was looking shows; one that is under way may show before it has been made.
+
+        Raises:
+            NotFoundError: That life of the model is over.
+        """
 
     @abstractmethod
     def writing_model(self, info: ModelInfo) -> AbstractAsyncContextManager[None]:

@@ -9,12 +9,14 @@ The state of each folder is recorded when all of that is done. A start reads no 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
+from sqlite3 import Connection
 
 import structlog
 
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError
+from cogment_model_registry.records.lifecycle import Alias
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.catalog import tables
 from cogment_model_registry.storage.catalog.database import Database
@@ -32,11 +34,12 @@ class Following:
     Args:
         database: Where they are kept.
         archive: The folder.
-        on_replaced: Called with a model of which numbers were given to other versions, whose aliases are gone.
+        on_replaced: Called with a model of which numbers were given to other versions, and with the aliases that it has
+            left.
     """
 
     def __init__(
-        self, database: Database, archive: FolderArchive, on_replaced: Callable[[str], Awaitable[None]]
+        self, database: Database, archive: FolderArchive, on_replaced: Callable[[str, Sequence[Alias]], None]
     ) -> None:
         self._database = database
         self._archive = archive
@@ -124,10 +127,14 @@ class Following:
         except NotFoundError:
             return
         infos = [each for each in found if isinstance(each, VersionInfo) and each.archived]
-        replaced = await self._database.change(lambda connection: tables.put_versions(connection, infos))
+
+        def add(connection: Connection) -> tuple[list[int], list[Alias]]:
+            return tables.put_versions(connection, infos), tables.aliases_of(connection, model_id)
+
+        replaced, aliases = await self._database.change(add)
         if replaced:
             _log.warning("versions replaced in the archive", model_id=model_id, count=len(replaced))
-            await self._on_replaced(model_id)
+            self._on_replaced(model_id, aliases)
 
     def _record_folder(self, model_id: str) -> None:
         contents = self._contents.pop(model_id, None)

@@ -13,9 +13,10 @@ import structlog
 
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Annotations, Version
+from cogment_model_registry.records.retention import ModelAnnotations, ModelChange
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
-from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.storage.catalog import model_tables, tables
 from cogment_model_registry.storage.catalog.database import Database, Operation
 from cogment_model_registry.storage.catalog.following import Following
 from cogment_model_registry.storage.catalog.searches import find_versions
@@ -36,8 +37,9 @@ class VersionIndex:
         self._database = database
         self._archive = archive
         self._aliases: dict[str, dict[str, Alias]] = {}
+        self._models: dict[str, ModelAnnotations] = {}  # those of which people decided anything
         self._stale: set[str] = set()
-        self._following = Following(database, archive, self._load_aliases)
+        self._following = Following(database, archive, self._take_aliases)
 
     async def open(self) -> dict[str, KnownFolder]:
         """Open the database; return what is known of the folders.
@@ -57,6 +59,7 @@ class VersionIndex:
             model_id = each.info.model_id
             await self._compare(each, known.get(model_id, KnownFolder()))
         self._aliases = await self._database.read(tables.all_aliases)
+        self._models = await self._database.read(model_tables.all_model_annotations)
 
     async def known_of(self, model_id: str) -> KnownFolder:
         """Return what is known of the folder of a model."""
@@ -64,9 +67,13 @@ class VersionIndex:
 
     async def compare(self, contents: FolderContents, known: KnownFolder) -> None:
         """Compare what the index has of a model with what its folder has now."""
-        await self._load_aliases(contents.info.model_id)
+        model_id = contents.info.model_id
+        await self._load_aliases(model_id)
         await self._compare(contents, known)
-        await self._load_aliases(contents.info.model_id)
+        await self._load_aliases(model_id)
+        self._models[model_id] = await self._database.read(
+            lambda connection: model_tables.annotations_of_model(connection, model_id)
+        )
 
     async def _compare(self, contents: FolderContents, known: KnownFolder) -> None:
         aliases = self._aliases.get(contents.info.model_id, {}).values()
@@ -112,6 +119,7 @@ class VersionIndex:
         """Remove a model with everything that belongs to it, after its files; never fails, see `remove_version`."""
         self._following.forget(model_id)
         self._aliases.pop(model_id, None)
+        self._models.pop(model_id, None)
         if not await self._remove(lambda connection: tables.remove_model(connection, model_id)):
             self._stale.add(model_id)
 
@@ -155,6 +163,18 @@ class VersionIndex:
         await self._following.wait()
         return await self._database.read(lambda connection: find_versions(connection, search))
 
+    # Models.
+
+    def annotations_of_model(self, model_id: str) -> ModelAnnotations:
+        """Return what people decided about a model."""
+        return self._models.get(model_id) or ModelAnnotations()
+
+    async def change_model(self, model_id: str, change: ModelChange) -> None:
+        """Change what people decided about a model; see `Catalog.changing_model`."""
+        self._models[model_id] = await self._database.change(
+            lambda connection: model_tables.change_model(connection, model_id, change)
+        )
+
     # Aliases.
 
     def aliases_of(self, model_id: str) -> Mapping[str, Alias]:
@@ -183,9 +203,13 @@ class VersionIndex:
             return tables.set_aliases(connection, model_id, changes, now_ns)
 
         aliases = await self._database.change(set_aliases)
-        self._aliases[model_id] = {alias.name: alias for alias in aliases}
+        self._take_aliases(model_id, aliases)
         return aliases
 
     async def _load_aliases(self, model_id: str) -> None:
-        aliases = await self._database.read(lambda connection: tables.aliases_of(connection, model_id))
+        self._take_aliases(
+            model_id, await self._database.read(lambda connection: tables.aliases_of(connection, model_id))
+        )
+
+    def _take_aliases(self, model_id: str, aliases: Sequence[Alias]) -> None:
         self._aliases[model_id] = {alias.name: alias for alias in aliases}

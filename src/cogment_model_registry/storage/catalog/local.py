@@ -30,12 +30,21 @@ from cogment_model_registry.records.lifecycle import (
     Version,
     check_revision,
 )
+from cogment_model_registry.records.retention import ModelChange
 from cogment_model_registry.records.versions import (
     ModelInfo,
     VersionInfo,
     user_data_bytes,
 )
-from cogment_model_registry.registry.contracts import Catalog, CatalogCounts, ModelRef, Promotion, Search, Slot
+from cogment_model_registry.registry.contracts import (
+    Catalog,
+    CatalogCounts,
+    ModelRef,
+    ModelState,
+    Promotion,
+    Search,
+    Slot,
+)
 from cogment_model_registry.registry.filters import arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
@@ -137,17 +146,29 @@ class LocalCatalog(Catalog):
         return await self.list_models(bisect.bisect_right(self._ids, model_id), limit)
 
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
-        found = [model for info in models if (model := self._models.get(info.model_id))]
-        return [
-            ModelSummary(
-                info=model.info,
-                aliases=tuple(self._index.aliases_of(model.model_id).values()),
-                latest_number=model.numbers[-1] if model.numbers else 0,
-                versions=len(model.numbers),
-                archived_bytes=sum(model.archived_bytes.values()),
-            )
-            for model in found
-        ]
+        return [self._summary(model) for info in models if (model := self._models.get(info.model_id))]
+
+    def _summary(self, model: Model) -> ModelSummary:
+        return ModelSummary(
+            info=model.info,
+            aliases=tuple(self._index.aliases_of(model.model_id).values()),
+            latest_number=model.numbers[-1] if model.numbers else 0,
+            versions=len(model.numbers),
+            archived_bytes=sum(model.archived_bytes.values()),
+            annotations=self._index.annotations_of_model(model.model_id),
+        )
+
+    @contextlib.asynccontextmanager
+    async def changing_model(self, ref: ModelRef, change: ModelChange) -> AsyncGenerator[ModelSummary, None]:
+        async with self.lock(ref.model_id):
+            model = self._require_life(ref)
+            await self._index.change_model(ref.model_id, change)
+            model.changes += 1
+            yield self._summary(model)
+
+    async def get_state(self, ref: ModelRef) -> ModelState:
+        model = self._require_life(ref)
+        return ModelState(tuple(model.numbers), model.changes)
 
     @contextlib.asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
@@ -224,6 +245,7 @@ class LocalCatalog(Catalog):
             if promotion.shown is not None:
                 del model.transient[number]
                 model.annotations.pop(number, None)
+                model.changes += 1
                 self._add_archived(model, promotion.shown)
 
     @contextlib.asynccontextmanager
@@ -259,12 +281,14 @@ class LocalCatalog(Catalog):
             info = await self._require_version(model, number)
             if info.archived:
                 annotations = await self._index.change_annotations(info, change)
+                model.changes += 1
             else:
                 before = model.annotations.get(number, Annotations())
                 check_revision(info, before, change)
                 annotations = change.apply_to(info, before, await self._index.next_revision(ref.model_id))
                 if model.has(number):  # not evicted in the meantime
                     model.annotations[number] = annotations
+                    model.changes += 1
             return Version(info, annotations, self._index.names_of(info))
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
@@ -281,7 +305,9 @@ class LocalCatalog(Catalog):
                     if not info.archived:
                         raise NotFoundError.version(ref.model_id, change.version_number)
                     targets.append(info)
-            return await self._index.set_aliases(ref.model_id, changes, targets, now_ns)
+            aliases = await self._index.set_aliases(ref.model_id, changes, targets, now_ns)
+            model.changes += 1
+            return aliases
 
     async def search(self, search: Search) -> list[Version]:
         if search.model_id is not None:
@@ -428,6 +454,7 @@ class LocalCatalog(Catalog):
             self._add_model(contents)
             return
         model.info = contents.info
+        model.changes += 1
         model.next_number = max(model.next_number, contents.last_number + 1)
         # A folder that was replaced by hand may have a lower mark, or none: the next number persists it again.
         model.persisted_number = contents.high_water_mark

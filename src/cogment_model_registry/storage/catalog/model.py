@@ -14,7 +14,7 @@ class Model:
 
     `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info stays in memory;
     `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
-    those of transient versions.
+    those of transient versions. `changes` counts what `ModelState.changes` tells of.
     """
 
     info: ModelInfo
@@ -27,6 +27,7 @@ class Model:
     archived_bytes: dict[int, int] = field(default_factory=dict)
     damaged: dict[int, str] = field(default_factory=dict)
     annotations: dict[int, Annotations] = field(default_factory=dict)
+    changes: int = 0
     watchers: set[asyncio.Event] = field(default_factory=set)
     removed: bool = False
     persisting: asyncio.Task[None] | None = None

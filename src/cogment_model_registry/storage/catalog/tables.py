@@ -34,10 +34,34 @@ MIGRATIONS = (
             model INTEGER PRIMARY KEY,
             model_id TEXT NOT NULL UNIQUE,
             last_revision INTEGER NOT NULL DEFAULT 1,
+            revision INTEGER NOT NULL DEFAULT 1,
+            max_items INTEGER NOT NULL DEFAULT 0,
+            max_bytes INTEGER NOT NULL DEFAULT 0,
+            reserved_items INTEGER NOT NULL DEFAULT 0,
+            reserved_bytes INTEGER NOT NULL DEFAULT 0,
             folder_inode TEXT NOT NULL DEFAULT '',
             folder_changed INTEGER NOT NULL DEFAULT 0,
             folder_complete INTEGER NOT NULL DEFAULT 0
         );
+        CREATE TABLE model_tags (
+            model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
+            key TEXT NOT NULL,
+            value TEXT NOT NULL,
+            PRIMARY KEY (model, key)
+        ) WITHOUT ROWID;
+        CREATE TABLE rules (
+            model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
+            position INTEGER NOT NULL,
+            tier TEXT NOT NULL,
+            filter TEXT NOT NULL,
+            keep_last INTEGER NOT NULL,
+            keep_best INTEGER NOT NULL,
+            metric TEXT NOT NULL,
+            lower_is_better INTEGER NOT NULL,
+            keep_seconds INTEGER NOT NULL,
+            keep_every INTEGER NOT NULL,
+            PRIMARY KEY (model, position)
+        ) WITHOUT ROWID;
         CREATE TABLE versions (
             model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
             number INTEGER NOT NULL,
@@ -180,6 +204,11 @@ def put_aliases(connection: Connection, model_id: str, aliases: Iterable[Alias])
     connection.executemany("INSERT INTO aliases VALUES (?, ?, ?, ?, ?)", rows)
 
 
+def put_model_row(connection: Connection, model_id: str) -> None:
+    """Give a model a row, unless it has one."""
+    _model_of(connection, model_id)
+
+
 def raise_revision(connection: Connection, model_id: str, revision: int) -> None:
     """Let no change of a model have this revision, or one below it, again."""
     key = (revision, find_model(connection, model_id))
@@ -283,7 +312,8 @@ def all_aliases(connection: Connection) -> dict[str, dict[str, Alias]]:
     """Return all aliases by model and name, in the order of their names."""
     found: dict[str, dict[str, Alias]] = {}
     for model_id, *row in connection.execute(
-        "SELECT model_id, name, number, revision, set_at FROM aliases JOIN models USING (model) ORDER BY model, name"
+        "SELECT model_id, name, number, a.revision, set_at FROM aliases a JOIN models USING (model)"
+        " ORDER BY model, name"
     ):
         alias = _alias(row)
         found.setdefault(model_id, {})[alias.name] = alias

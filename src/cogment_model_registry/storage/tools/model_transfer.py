@@ -12,7 +12,8 @@ from typing import BinaryIO
 from cogment_model_registry.errors import DataLossError, InvalidError, PreconditionError, counted, quoted
 from cogment_model_registry.storage.catalog import tables
 from cogment_model_registry.storage.catalog.connections import open_for_writing
-from cogment_model_registry.storage.catalog.notes import ModelNotes, from_fields, put_notes, read_notes, to_fields
+from cogment_model_registry.storage.catalog.note_tables import put_notes, read_notes
+from cogment_model_registry.storage.catalog.notes import ModelNotes, from_fields, to_fields
 from cogment_model_registry.storage.catalog.snapshot import Flaw, UnusableCatalogError, opened_snapshot
 from cogment_model_registry.storage.filesystem import export_format, layout, model_export, model_files, model_import
 from cogment_model_registry.storage.filesystem.claim import Holder
@@ -185,6 +186,7 @@ def summary(annotations: export_format.Annotations | None) -> str:
     notes = from_fields(dict(annotations), "")
     annotated = sum(bool(each.annotations.tags or each.annotations.metrics) for each in notes.versions.values())
     parts = [
+        counted(len(notes.model.retention), "rule") if notes.model.retention else "",
         counted(len(notes.aliases), "alias", "aliases") if notes.aliases else "",
         f"tags and metrics of {counted(annotated, 'version')}" if annotated else "",
     ]

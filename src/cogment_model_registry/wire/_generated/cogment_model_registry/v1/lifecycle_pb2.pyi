@@ -1,5 +1,6 @@
 from cogment_model_registry.wire._generated.cogment.api import model_registry_pb2 as _model_registry_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
@@ -57,19 +58,74 @@ class Alias(_message.Message):
     set_timestamp: int
     def __init__(self, alias: _Optional[str] = ..., version_number: _Optional[int] = ..., revision: _Optional[int] = ..., set_timestamp: _Optional[int] = ...) -> None: ...
 
+class RetentionRule(_message.Message):
+    __slots__ = ("tier", "filter", "keep_last", "keep_best", "metric", "lower_is_better", "keep_seconds", "keep_every")
+    class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        TIER_ANY: _ClassVar[RetentionRule.Tier]
+        TIER_TRANSIENT: _ClassVar[RetentionRule.Tier]
+        TIER_ARCHIVED: _ClassVar[RetentionRule.Tier]
+    TIER_ANY: RetentionRule.Tier
+    TIER_TRANSIENT: RetentionRule.Tier
+    TIER_ARCHIVED: RetentionRule.Tier
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    KEEP_LAST_FIELD_NUMBER: _ClassVar[int]
+    KEEP_BEST_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    LOWER_IS_BETTER_FIELD_NUMBER: _ClassVar[int]
+    KEEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_EVERY_FIELD_NUMBER: _ClassVar[int]
+    tier: RetentionRule.Tier
+    filter: str
+    keep_last: int
+    keep_best: int
+    metric: str
+    lower_is_better: bool
+    keep_seconds: int
+    keep_every: int
+    def __init__(self, tier: _Optional[_Union[RetentionRule.Tier, str]] = ..., filter: _Optional[str] = ..., keep_last: _Optional[int] = ..., keep_best: _Optional[int] = ..., metric: _Optional[str] = ..., lower_is_better: _Optional[bool] = ..., keep_seconds: _Optional[int] = ..., keep_every: _Optional[int] = ...) -> None: ...
+
+class TransientShare(_message.Message):
+    __slots__ = ("max_items", "max_bytes", "reserved_items", "reserved_bytes")
+    MAX_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    max_items: int
+    max_bytes: int
+    reserved_items: int
+    reserved_bytes: int
+    def __init__(self, max_items: _Optional[int] = ..., max_bytes: _Optional[int] = ..., reserved_items: _Optional[int] = ..., reserved_bytes: _Optional[int] = ...) -> None: ...
+
 class Model(_message.Message):
-    __slots__ = ("model_info", "aliases", "latest_version_number", "versions", "archived_bytes")
+    __slots__ = ("model_info", "tags", "aliases", "retention", "revision", "latest_version_number", "versions", "archived_bytes", "transient_share")
+    class TagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     MODEL_INFO_FIELD_NUMBER: _ClassVar[int]
+    TAGS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
     LATEST_VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     ARCHIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRANSIENT_SHARE_FIELD_NUMBER: _ClassVar[int]
     model_info: _model_registry_pb2.ModelInfo
+    tags: _containers.ScalarMap[str, str]
     aliases: _containers.RepeatedCompositeFieldContainer[Alias]
+    retention: _containers.RepeatedCompositeFieldContainer[RetentionRule]
+    revision: int
     latest_version_number: int
     versions: int
     archived_bytes: int
-    def __init__(self, model_info: _Optional[_Union[_model_registry_pb2.ModelInfo, _Mapping]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., latest_version_number: _Optional[int] = ..., versions: _Optional[int] = ..., archived_bytes: _Optional[int] = ...) -> None: ...
+    transient_share: TransientShare
+    def __init__(self, model_info: _Optional[_Union[_model_registry_pb2.ModelInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., retention: _Optional[_Iterable[_Union[RetentionRule, _Mapping]]] = ..., revision: _Optional[int] = ..., latest_version_number: _Optional[int] = ..., versions: _Optional[int] = ..., archived_bytes: _Optional[int] = ..., transient_share: _Optional[_Union[TransientShare, _Mapping]] = ...) -> None: ...
 
 class ReadVersionRequest(_message.Message):
     __slots__ = ("version", "offset", "limit", "expected_hash")
@@ -191,14 +247,16 @@ class SetAliasesReply(_message.Message):
     def __init__(self, aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ...) -> None: ...
 
 class ListModelsRequest(_message.Message):
-    __slots__ = ("model_ids", "page_size", "page_token")
+    __slots__ = ("model_ids", "filter", "page_size", "page_token")
     MODEL_IDS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
     PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     model_ids: _containers.RepeatedScalarFieldContainer[str]
+    filter: str
     page_size: int
     page_token: str
-    def __init__(self, model_ids: _Optional[_Iterable[str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+    def __init__(self, model_ids: _Optional[_Iterable[str]] = ..., filter: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListModelsReply(_message.Message):
     __slots__ = ("models", "next_page_token")
@@ -207,3 +265,62 @@ class ListModelsReply(_message.Message):
     models: _containers.RepeatedCompositeFieldContainer[Model]
     next_page_token: str
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class UpdateModelRequest(_message.Message):
+    __slots__ = ("model_id", "set_tags", "remove_tags", "retention", "expected_revision", "transient_share")
+    class Retention(_message.Message):
+        __slots__ = ("rules",)
+        RULES_FIELD_NUMBER: _ClassVar[int]
+        rules: _containers.RepeatedCompositeFieldContainer[RetentionRule]
+        def __init__(self, rules: _Optional[_Iterable[_Union[RetentionRule, _Mapping]]] = ...) -> None: ...
+    class SetTagsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    SET_TAGS_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_TAGS_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
+    TRANSIENT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    set_tags: _containers.ScalarMap[str, str]
+    remove_tags: _containers.RepeatedScalarFieldContainer[str]
+    retention: UpdateModelRequest.Retention
+    expected_revision: int
+    transient_share: TransientShare
+    def __init__(self, model_id: _Optional[str] = ..., set_tags: _Optional[_Mapping[str, str]] = ..., remove_tags: _Optional[_Iterable[str]] = ..., retention: _Optional[_Union[UpdateModelRequest.Retention, _Mapping]] = ..., expected_revision: _Optional[int] = ..., transient_share: _Optional[_Union[TransientShare, _Mapping]] = ...) -> None: ...
+
+class ApplyRetentionRequest(_message.Message):
+    __slots__ = ("model_id", "validate_only", "retention")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VALIDATE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    RETENTION_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    validate_only: bool
+    retention: UpdateModelRequest.Retention
+    def __init__(self, model_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., retention: _Optional[_Union[UpdateModelRequest.Retention, _Mapping]] = ...) -> None: ...
+
+class ApplyRetentionReply(_message.Message):
+    __slots__ = ("decisions", "freed_bytes", "deleted_versions", "kept_versions")
+    class Decision(_message.Message):
+        __slots__ = ("version", "deleted", "reason")
+        VERSION_FIELD_NUMBER: _ClassVar[int]
+        DELETED_FIELD_NUMBER: _ClassVar[int]
+        REASON_FIELD_NUMBER: _ClassVar[int]
+        version: Version
+        deleted: bool
+        reason: str
+        def __init__(self, version: _Optional[_Union[Version, _Mapping]] = ..., deleted: _Optional[bool] = ..., reason: _Optional[str] = ...) -> None: ...
+    DECISIONS_FIELD_NUMBER: _ClassVar[int]
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DELETED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    KEPT_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    decisions: _containers.RepeatedCompositeFieldContainer[ApplyRetentionReply.Decision]
+    freed_bytes: int
+    deleted_versions: int
+    kept_versions: int
+    def __init__(self, decisions: _Optional[_Iterable[_Union[ApplyRetentionReply.Decision, _Mapping]]] = ..., freed_bytes: _Optional[int] = ..., deleted_versions: _Optional[int] = ..., kept_versions: _Optional[int] = ...) -> None: ...
