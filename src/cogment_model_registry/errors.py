@@ -6,6 +6,7 @@
     ├── NotFoundError       no such model or version
     ├── PreconditionError   the state of the registry does not allow it: it is read-only
     ├── ConflictError       what was to change has changed in the meantime
+    ├── ExistsError         the id of an upload is taken by another upload
     ├── TooLargeError       it does not fit a limit, the memory budget or the disk
     ├── DataLossError       what is stored is damaged
     ├── TimedOutError       the other side took too long
@@ -96,6 +97,10 @@ class PreconditionError(ModelRegistryError):
 
 class ConflictError(ModelRegistryError):
     """What was to change has another revision than the caller expected. The message has the current state."""
+
+
+class ExistsError(ModelRegistryError):
+    """The id of an upload is that of an earlier upload with another header."""
 
 
 class TooLargeError(ModelRegistryError):

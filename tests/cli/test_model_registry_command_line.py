@@ -226,6 +226,19 @@ def test_versions_are_published_stored_listed_and_shown(cogment: Cogment) -> Non
 
 
 @pytest.mark.parametrize("call", ["publish", "store"])
+def test_a_version_comes_with_its_tags_metrics_and_alias(cogment: Cogment, call: str) -> None:
+    flags = ["--tag=stage=new", "--tag=by=me", "--metric=return=480.5", "--alias=best"]
+    assert "version 1 of model m" in cogment.output(call, "m", "w", *flags)
+    [version] = cogment.json("find_versions", "m")
+    assert (version["tags"], version["metrics"], version["aliases"]) == (
+        {"stage": "new", "by": "me"},
+        {"return": 480.5},
+        ["best"],
+    )
+    assert failed(cogment.run(call, "m", "w", "--metric=return=high"), 2, "'return'", "must be a number")
+
+
+@pytest.mark.parametrize("call", ["publish", "store"])
 def test_a_quiet_upload_prints_only_the_number(cogment: Cogment, call: str) -> None:
     assert [cogment.output(call, "m", "w", "--quiet") for _ in range(2)] == ["1\n", "2\n"]
 
@@ -642,12 +655,15 @@ def test_timeout_ends_every_command_on_a_registry_that_is_silent(cogment: Cogmen
         "delete_version": ["1", "--yes"],
         "set_alias": ["production", "1"],
         "remove_alias": ["production"],
+        "update_model": ["--tag=a=b"],
+        "set_retention": ["--none"],
     }
-    words = [command, *([] if command in ("list_models", "status") else ["m"]), *more.get(command, [])]
+    words = [command, *([] if command in ("find_models", "list_models", "status") else ["m"]), *more.get(command, [])]
     with silent_server() as endpoint:
         result = cogment.run(*words, "--timeout=0.5", LONG, f"--endpoint={endpoint}")
     assert failed(result, 4, "the command took longer than the 0.5 seconds of --timeout")
-    assert "may have done it" not in result.stderr or command in ("delete_model", "publish", "remove_alias", "store")
+    once = ("apply_retention", "delete_model", "publish", "remove_alias", "store")
+    assert "may have done it" not in result.stderr or command in once
     assert os.listdir(cogment.directory) == ["w"]
 
 

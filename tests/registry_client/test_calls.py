@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 import cogment_model_registry
 from cogment_model_registry import ModelInfo, ModelRegistry, aio, errors
+from cogment_model_registry.client.attempts import CHUNK_BYTES
 from cogment_model_registry.client.sources import Parts, Preparation
-from cogment_model_registry.client.uploads import CHUNK_BYTES
 from cogment_model_registry.records.versions import digest_text
 from tests.client import Client
 from tests.locales import utf_8

@@ -691,6 +691,7 @@ async def test_calls_reach_the_replacement_of_a_frozen_server(
     relay = Freezing(server.port)
     async with listening(relay.relay) as port, opened(flavour, port) as registry:
         await registry.publish("policy", DATA)
+        assert await registry.retrieve("policy") == DATA  # which has a connection of its own
         relay.freeze()
 
         async def is_answered() -> bool:

@@ -555,6 +555,39 @@ async def test_a_tracker_fetches_a_version_that_failed_at_first(flavour: str, mo
         assert server.calls["RetrieveVersionData"] == 3
 
 
+@pytest.mark.parametrize("has_older", [False, True])
+async def test_a_tracker_has_the_latest_version_after_a_newer_one_was_deleted(flavour: str, has_older: bool) -> None:
+    """Version 3 is deleted after the stream reported it and before it is fetched; then version 2 is the latest."""
+
+    async def told(call: Call) -> None:
+        for number in (2, 3) if has_older else (3,):
+            await call.send(m.VersionUpdateReply(version_info=version_message(number, HASH, len(DATA))))
+        await silence(call)
+
+    async def latest_info(call: Call) -> None:
+        await infos(call, number=2)
+
+    async def data(call: Call) -> None:
+        request = m.RetrieveVersionDataRequest.FromString(await call.receive() or b"")
+        if request.version_number == 3:
+            is_tried.set()
+            await call.fail(grpc.StatusCode.NOT_FOUND)
+        await chunks(DATA)(call)
+
+    is_tried = asyncio.Event()
+    async with (
+        scripted(
+            RetrieveModels=has_model, VersionUpdate=told, RetrieveVersionInfos=latest_info, RetrieveVersionData=data
+        ) as server,
+        opened(flavour, server.port, retry_seconds=0) as registry,
+        registry.track("policy") as latest,
+    ):
+        await is_tried.wait()
+        assert (await latest.wait_for(newer_than=1, timeout=PATIENT)).number == 2
+        await until(lambda: latest.error is None, latest)
+        assert server.calls["RetrieveVersionData"] == 2
+
+
 @pytest.mark.parametrize("status", [None, grpc.StatusCode.UNAVAILABLE])
 async def test_a_server_that_ends_each_stream_at_once_is_unavailable(
     flavour: str, status: grpc.StatusCode | None

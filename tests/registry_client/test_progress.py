@@ -12,7 +12,7 @@ import pytest
 
 from cogment_model_registry import Progress
 from cogment_model_registry.client import progress as progress_module
-from cogment_model_registry.client.uploads import CHUNK_BYTES
+from cogment_model_registry.client.attempts import CHUNK_BYTES
 from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.server.composition import Server
 from tests.registry_client.conftest import opened

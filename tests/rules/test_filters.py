@@ -7,7 +7,7 @@ import pytest
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Annotations, Version
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.registry.filter_text import DEPTH_MAX, FILTER_MAX_CHARACTERS, parse_filter
+from cogment_model_registry.registry.filter_text import COMPARISONS_MAX, DEPTH_MAX, FILTER_MAX_CHARACTERS, parse_filter
 from cogment_model_registry.registry.filters import (
     arranged,
     matches,
@@ -121,13 +121,16 @@ def test_a_malformed_filter_is_refused_with_its_position(text: str, position: in
     assert words in refusal.value.message
 
 
-def test_a_filter_is_bounded_in_length_and_depth() -> None:
+def test_a_filter_is_bounded_in_length_depth_and_comparisons() -> None:
     deepest = DEPTH_MAX // 2 - 1
     parse_filter("NOT (" * deepest + "tags:x" + ")" * deepest)
     with pytest.raises(InvalidError, match="deeper than"):
         parse_filter("NOT (" * 500 + "tags:x" + ")" * 500)
     with pytest.raises(InvalidError, match="characters; at most"):
         parse_filter("x" * (FILTER_MAX_CHARACTERS + 1))
+    parse_filter(" OR ".join(["tags:x"] * COMPARISONS_MAX))
+    with pytest.raises(InvalidError, match="65 comparisons; at most 64"):
+        parse_filter(" OR ".join(["tags:x"] * (COMPARISONS_MAX + 1)))
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ async def test_an_alias_stands_wherever_a_version_may(world: World) -> None:
     for _ in range(3):
         await world.upload(archived=True)
     await world.lifecycle.set_aliases("m", [AliasChange("production", 2)])
-    versions = await world.lifecycle.get_versions("m", ["production", -1, 1])
+    versions = await world.lifecycle.get_versions([("m", "production"), ("m", -1), ("m", 1)])
     assert [version.info.number for version in versions] == [2, 3, 1]
     assert versions[0].aliases == ("production",)
     with pytest.raises(NotFoundError, match='no alias "canary"'):
@@ -201,6 +201,18 @@ async def test_aliases_change_all_or_none(world: World) -> None:
     assert await world.lifecycle.get_aliases("m") == []
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [AliasChange("best", 1, 7), AliasChange("best", 2), AliasChange("best", None)],
+    ids=["another revision", "no such version", "no such alias"],
+)
+async def test_a_refused_change_of_aliases_promotes_nothing(world: World, refused: AliasChange) -> None:
+    info = await world.upload()
+    with pytest.raises((ConflictError, NotFoundError)):
+        await world.lifecycle.set_aliases("m", [AliasChange("production", 1), refused])
+    assert await world.registry.get_versions("m", [1]) == [info]
+
+
 @pytest.mark.parametrize("alias", ["latest", "7", "-1", "", "a/b", ".hidden", "x" * 17])
 async def test_a_name_that_is_no_alias_is_refused(world: World, alias: str) -> None:
     await world.upload(archived=True)
@@ -218,6 +230,18 @@ async def test_annotations_obey_the_limits(world: World) -> None:
         with pytest.raises(InvalidError):
             await world.lifecycle.update_version("m", 1, change)
     assert (await world.lifecycle.get_version("m", 1)).annotations.metrics == {}
+
+
+@pytest.mark.parametrize("archived", [False, True])
+async def test_tags_and_metrics_of_a_version_are_bounded_whatever_the_number_of_changes(
+    world: World, archived: bool
+) -> None:
+    await world.upload(archived=archived)
+    await world.lifecycle.update_version("m", 1, AnnotationChange({"a": "x" * 49}, (), {"b": 1.0}))
+    with pytest.raises(InvalidError, match="would have 110 bytes; at most 100 are allowed"):
+        await world.lifecycle.update_version("m", 1, AnnotationChange({"c": "x" * 50}))
+    version = await world.lifecycle.update_version("m", 1, AnnotationChange({"c": "x" * 50}, ("a",)))
+    assert version.tags == {"c": "x" * 50}
 
 
 async def test_a_search_finds_versions_of_either_tier(world: World) -> None:

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2
 
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Version
 from cogment_model_registry.server.composition import Server
-from cogment_model_registry.settings import Settings
+from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire import lifecycle as m
@@ -250,6 +250,51 @@ async def test_versions_that_are_named_come_in_as_many_replies_as_they_need(tmp_
 async def test_a_malformed_search_is_refused(lifecycle: Lifecycle, fields: dict[str, object], words: str) -> None:
     with refused(INVALID, words):
         await lifecycle.find(**fields)
+
+
+@pytest.mark.parametrize(
+    ("order", "value", "number"),
+    [
+        ("version_number", "7", 1),
+        ("version_number", True, 1),
+        ("version_number", 2**64, 1),
+        ("creation_timestamp", -1, 1),
+        ("creation_timestamp", 2**64, 1),
+        ("data_hash", 1, 1),
+        ("metrics.return", "high", 1),
+        ("tags.stage", "\ud800", 1),
+        ("tags.stage", None, 2**64),
+        ("tags.stage", None, False),
+    ],
+)
+async def test_a_page_token_that_somebody_made_up_is_refused(
+    client: Client, lifecycle: Lifecycle, order: str, value: str | int | None, number: int
+) -> None:
+    await client.create_model("m")
+    await client.store("m", b"x")
+    await client.publish("m", b"x")
+    token = m.build_token(("m", "", order), (value, "m", number))
+    with refused(INVALID, "page_token"):
+        await lifecycle.find(model_id="m", order_by=order, page_token=token)
+
+
+async def test_a_reply_has_a_bounded_size_whatever_is_listed(tmp_path: Path) -> None:
+    settings = Settings(cache_max_bytes=MIB, grace_seconds=0, reply_max_bytes=2000)
+    async with serving(tmp_path, settings) as server, connected(server.port) as client:
+        lifecycle = Lifecycle(client)
+        for number in range(5):
+            await client.create_model(f"m{number}", text="x" * 1000)
+            await client.publish("m0", b"x", user_data={"text": "x" * 1000})
+        found: list[str] = []
+        reply = await lifecycle.models()
+        while reply.models:
+            assert reply.ByteSize() < 2500
+            found += [model.model_info.model_id for model in reply.models]
+            if not reply.next_page_token:
+                break
+            reply = await lifecycle.models(page_token=reply.next_page_token)
+        assert found == ["m0", "m1", "m2", "m3", "m4"]
+        assert len((await lifecycle.find(model_id="m0")).versions) == 1
 
 
 async def test_models_are_listed_with_what_they_have(client: Client, lifecycle: Lifecycle) -> None:

@@ -59,6 +59,7 @@ LIMITS = {
     "model_id_max_bytes": 128,
     "request_max_items": 10_000,
     "model_aliases_max": 1000,
+    "retention_seconds": 60.0,
     "reply_max_bytes": 4 * MIB,
     "upload_idle_seconds": 60.0,
     "retrieval_idle_seconds": 60.0,
@@ -84,6 +85,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "request_max_bytes": (("100000", 100_000), ("1MiB", MIB)),
     "request_max_items": (("1", 1), ("2", 2)),
     "model_aliases_max": (("1", 1), ("2", 2)),
+    "retention_seconds": (("0", 0.0), ("0.5", 0.5)),
     "reply_max_bytes": (("2048", 2048), ("4KiB", 4096)),
     "model_id_max_bytes": (("1", 1), ("2", 2)),
     "user_data_max_bytes": (("0", 0), ("1", 1)),
@@ -253,6 +255,7 @@ BAD = [
     *[("cache_max_items", text) for text in ("", "0", "-1", "1e3", "1000000001", "all")],
     *[("request_max_items", text) for text in ("0", "1000001")],
     *[("model_aliases_max", text) for text in ("0", "100001")],
+    *[("retention_seconds", text) for text in ("-1", "86401")],
     *[("model_id_max_bytes", text) for text in ("0", "239")],
     *[
         ("cache_max_bytes", text)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cogment_model_registry.errors import ConflictError, StartError, UnavailableError
+from cogment_model_registry.errors import ConflictError, StartError, StoppingError, TooLargeError, UnavailableError
 from cogment_model_registry.storage.catalog.connections import Migration
 from cogment_model_registry.storage.catalog.database import Database
 
@@ -77,6 +77,61 @@ async def test_concurrent_changes_share_transactions(database: Database) -> None
     await database.change(lambda connection: connection.set_trace_callback(None))
     assert len(await database.read(numbers)) == 1000
     assert commits < 20
+
+
+async def test_reads_do_not_wait_until_changes_stop_coming(database: Database) -> None:
+    is_read = False
+    made = 0
+
+    async def go_on_changing() -> None:
+        nonlocal made
+        while not is_read and made < 10_000:
+            made += 1
+            await database.change(partial(insert, number=made))
+
+    changing = [asyncio.create_task(go_on_changing()) for _ in range(4)]
+    await asyncio.sleep(0)  # so that there is a change in progress at each moment from now on
+    assert await database.read(numbers)
+    is_read = True
+    await asyncio.gather(*changing)
+    assert made < 10_000
+
+
+async def test_all_that_a_read_sees_is_of_one_moment(database: Database) -> None:
+    await database.change(partial(insert, number=1))
+    loop = asyncio.get_running_loop()
+
+    def look_twice(connection: sqlite3.Connection) -> tuple[list[int], list[int]]:
+        first = numbers(connection)
+        asyncio.run_coroutine_threadsafe(database.change(partial(insert, number=2)), loop).result()
+        return first, numbers(connection)
+
+    assert await database.read(look_twice) == ([1], [1])
+    assert await database.read(numbers) == [1, 2]
+
+
+ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
+
+
+async def test_a_search_without_end_is_ended_and_delays_no_read(tmp_path: Path) -> None:
+    database = Database(str(tmp_path / "catalog.db"), [FIRST], search_seconds=0.3)
+    await database.open()
+    searching = asyncio.create_task(database.search(lambda connection: connection.execute(ENDLESS).fetchone()))
+    await database.change(partial(insert, number=1))
+    assert await database.read(numbers) == [1]
+    with pytest.raises(TooLargeError, match=r"took longer than 0\.3 seconds"):
+        await searching
+    assert await database.search(numbers) == [1]
+    await database.close()
+
+
+async def test_a_stop_does_not_wait_for_a_search(tmp_path: Path) -> None:
+    database = Database(str(tmp_path / "catalog.db"), [FIRST], search_seconds=3600)
+    await database.open()
+    searching = asyncio.create_task(database.search(lambda connection: connection.execute(ENDLESS).fetchone()))
+    await database.read(numbers)  # by now the search is with its thread
+    await database.close()
+    assert isinstance((await asyncio.gather(searching, return_exceptions=True))[0], StoppingError)
 
 
 async def test_a_caller_that_gives_up_leaves_the_change_whole(database: Database) -> None:

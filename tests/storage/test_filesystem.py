@@ -9,13 +9,14 @@ import stat
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from cogment_model_registry.errors import InvalidError, NotFoundError, StartError, UnavailableError
-from cogment_model_registry.records.versions import ModelInfo
+from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, StartError, UnavailableError
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive, _FileUpload
 from cogment_model_registry.storage.filesystem.files import Files
@@ -225,7 +226,7 @@ async def test_bytes_are_the_same_however_much_of_the_file_is_cached(tmp_path: P
         os.utime(tmp_path / "archive/m/m-v000001.data", ns=(1, 1))
         file, fingerprint = archive.directory.open_data(info)
         archive.directory.close_file(file)
-        while not archive.is_checked(info, fingerprint):
+        while not archive.checked.has(info, fingerprint):
             assert await read(archive, info) == data  # until a change would show
         assert files.read_in_place_bytes == 0
         async with await archive.open_version(info) as reader:
@@ -233,6 +234,79 @@ async def test_bytes_are_the_same_however_much_of_the_file_is_cached(tmp_path: P
         assert b"".join(chunks) == data
         assert [len(chunk) for chunk in chunks] == [100_000] * 3 + [33_333]
         assert files.read_in_place_bytes == min(cached_bytes, len(data))
+
+
+class UnlinkableFiles(Files):
+    """Files of a file system on which a file has one name."""
+
+    def link(self, directory: int, old: str, new: str) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+
+class TestDirectoryArchiveWithoutLinks(ArchiveSuite):
+    def make(self, place: Path) -> DirectoryArchive:
+        return archive_at(place, UnlinkableFiles())
+
+
+async def copy(archive: DirectoryArchive, source: VersionInfo, number: int) -> VersionInfo:
+    info = replace(source, number=number)
+    async with await archive.open_copy(source) as upload:
+        assert await upload.finish() == source.data_hash
+        await upload.commit(info)
+    return info
+
+
+async def test_a_copy_is_a_second_name_of_the_same_file(tmp_path: Path) -> None:
+    async with opened(tmp_path, Files()) as archive:
+        info = describe("m", 1, b"data", True)
+        await keep(archive, info, b"data")
+        await copy(archive, info, 2)
+        numbers = {os.stat(tmp_path / f"archive/m/m-v00000{number}.data").st_ino for number in (1, 2)}
+        assert len(numbers) == 1
+
+
+async def test_damaged_bytes_are_not_shared_unnoticed(tmp_path: Path) -> None:
+    async with opened(tmp_path, Files()) as archive:
+        info = describe("m", 1, b"data", True)
+        await keep(archive, info, b"data")
+        assert await read(archive, info) == b"data"
+        (tmp_path / "archive/m/m-v000001.data").write_bytes(b"atad")
+        async with await archive.open_copy(info) as upload:
+            assert await upload.finish() == describe("m", 1, b"atad", True).data_hash
+        (tmp_path / "archive/m/m-v000001.data").write_bytes(b"too long")
+        with pytest.raises(DataLossError):
+            await archive.open_copy(info)
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+async def test_names_that_the_archive_gives_do_not_make_checked_bytes_suspect(tmp_path: Path, is_changed: bool) -> None:
+    """But other changes of the file do, also when they come between those of its names."""
+    data = random.Random(1).randbytes(333_333)
+    path = tmp_path / "archive/m/m-v000001.data"
+    async with opened(tmp_path, Files()) as archive:
+        info = describe("m", 1, data, True)
+        await keep(archive, info, data)
+        os.utime(path, ns=(1, 1))
+
+        def is_checked() -> bool:
+            file, fingerprint = archive.directory.open_data(info)
+            archive.directory.close_file(file)
+            return archive.checked.has(info, fingerprint)
+
+        while not is_checked():
+            assert await read(archive, info) == data  # until a change would show
+        second = await copy(archive, info, 2)
+        if is_changed:
+            path.write_bytes(data[::-1])
+            os.utime(path, ns=(1, 1))
+        third = await copy(archive, info, 3) if not is_changed else None
+        await archive.remove_version(second)
+        assert is_checked() is not is_changed
+        if third is not None:
+            assert await read(archive, third) == data
+        else:
+            with pytest.raises(DataLossError):
+                await read(archive, info)
 
 
 class SyncingFiles(Files):

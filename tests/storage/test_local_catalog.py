@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, TooLargeError, UnavailableError
 from cogment_model_registry.records.lifecycle import Annotations
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Catalog
+from cogment_model_registry.storage.catalog import requests
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
 from cogment_model_registry.storage.catalog.tables import MIGRATIONS
@@ -50,14 +52,72 @@ class TestLocalCatalog(CatalogSuite):
         assert isinstance(catalog, LocalCatalog)
         await remove(catalog._archive, model_id)
 
-    async def publish_archived(self, catalog: Catalog, annotations: Annotations) -> VersionInfo:
+    async def publish_archived(
+        self, catalog: Catalog, annotations: Annotations, request: UploadRequest | None = None
+    ) -> VersionInfo:
         assert isinstance(catalog, LocalCatalog)
         async with catalog.publishing(await catalog.find("m")) as slot:
             info = describe("m", slot.number, b"data", True)
-            await slot.annotate(info, annotations)
+            await slot.annotate(info, annotations, request)
             await keep(catalog._archive, info, b"data")
             slot.show(info)
         return info
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+async def test_a_crash_leaves_all_of_an_upload_or_nothing(tmp_path: Path, is_committed: bool) -> None:
+    """It comes after the upload was noted: before its version exists, or before its aliases are set."""
+    request = UploadRequest("id", "digest", ("best", "last"))
+    archive, database = archive_at(tmp_path), database_at(tmp_path)
+    await archive.open()
+    catalog = LocalCatalog(archive, database)
+    await catalog.open()
+    async with catalog.writing_model(ModelInfo("m")):
+        await archive.write_model(ModelInfo("m"))
+    slot = await catalog.publishing(await catalog.find("m")).__aenter__()
+    info = describe("m", slot.number, b"data", True)
+    await slot.annotate(info, Annotations(), request)
+    if is_committed:
+        await keep(archive, info, b"data")
+    await catalog._index.close()  # a crash persists no numbers
+    await archive.close()
+
+    for _ in range(2):
+        again = archive_at(tmp_path)
+        await again.open()
+        catalog = LocalCatalog(again, database_at(tmp_path))
+        await catalog.open()
+        aliases = [(alias.name, alias.version_number) for alias in await catalog.get_aliases("m")]
+        assert aliases == ([("best", 1), ("last", 1)] if is_committed else [])
+        assert await catalog.find_upload("id") == (FinishedUpload("digest", "m", 1) if is_committed else None)
+        await catalog.close()
+        await again.close()
+
+
+async def test_the_upload_of_a_deleted_version_is_known_after_a_restart(tmp_path: Path) -> None:
+    suite = TestLocalCatalog()
+    async with suite.opened(tmp_path) as catalog:
+        await suite.put_model(catalog, "m")
+        info = await suite.publish_archived(catalog, Annotations(), UploadRequest("id", "digest"))
+        assert isinstance(catalog, LocalCatalog)
+        async with catalog.removing_version(await catalog.find("m"), info.number):
+            await catalog._archive.remove_version(info)
+    async with suite.opened(tmp_path) as catalog:
+        assert await catalog.find_upload("id") == FinishedUpload("digest", "m", 0)
+
+
+async def test_old_uploads_are_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "_KEPT_MAX", 2)
+    suite = TestLocalCatalog()
+    ids = [str(number) for number in range(5)]
+    async with suite.opened(tmp_path) as catalog:
+        await suite.put_model(catalog, "m")
+        for request_id in ids:
+            await suite.publish_archived(catalog, Annotations(), UploadRequest(request_id, "digest"))
+        known = [request_id for request_id in ids if await catalog.find_upload(request_id)]
+    async with suite.opened(tmp_path) as catalog:
+        assert [request_id for request_id in ids if await catalog.find_upload(request_id)] == known
+    assert known == ids[2:]
 
 
 async def crash_and_count(place: Path, publishes: list[int], block: int) -> list[int]:

@@ -150,6 +150,10 @@ class FailingFiles(Files):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         super().rename(directory, old, new)
 
+    def link(self, directory: int, old: str, new: str) -> None:
+        self._may_fail("link")
+        super().link(directory, old, new)
+
     def remove(self, directory: int, name: str) -> None:
         self._may_fail("remove")
         super().remove(directory, name)

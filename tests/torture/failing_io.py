@@ -26,6 +26,7 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.errors import ModelRegistryError
+from cogment_model_registry.records.lifecycle import AliasChange
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.storage.filesystem import layout
@@ -34,6 +35,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire.convert import status_of
 from tests.client import Client, connected, upload
 from tests.server.test_health import NOT_SERVING, check
+from tests.server.test_model_lifecycle import Lifecycle
 from tests.torture.failing_files import FailingFiles, Fault, open_below
 from tests.torture.proof import Figures, Proof
 from tests.waiting import eventually, until
@@ -109,12 +111,16 @@ class Scenario:
         act: Makes it.
         effect: What it changes; nothing, for one that reads.
         renames_models: Whether the file system can rename the directory of a model.
+        publishes: Whether there is a transient version, the third of `m`, before the call.
+        arrange: Changes the archive before the server starts.
     """
 
     name: str
     act: Act
     effect: Effect = lambda _world, _number: None
     renames_models: bool = True
+    publishes: bool = False
+    arrange: Callable[[Path], None] = lambda _archive: None
 
 
 def storing(name: str, data: bytes, archive: bool = True, chunk_size: int = 2**21) -> Scenario:
@@ -152,7 +158,8 @@ def forget_doomed(world: World, _: int) -> None:
 
 
 async def retrieve(_: Server, client: Client, world: World) -> int:
-    assert await client.data("m", 2) == world["m"].versions[2][0], "wrong bytes were served with OK"
+    number = NEWEST if NEWEST in world["m"].versions else 1
+    assert await client.data("m", number) == world["m"].versions[number][0], "wrong bytes were served with OK"
     return 0
 
 
@@ -163,8 +170,9 @@ async def list_infos(_: Server, client: Client, world: World) -> int:
 
 
 async def look_up(_: Server, client: Client, world: World) -> int:
-    found = [info.version_number for info in (await client.infos("m", -1, 1, 2)).version_infos]
-    assert found == [last_number(world, "m"), 1, 2], f"{found} were found, with OK"
+    wanted = [-1, *world["m"].versions]
+    found = [info.version_number for info in (await client.infos("m", *wanted)).version_infos]
+    assert found == [last_number(world, "m"), *wanted[1:]], f"{found} were found, with OK"
     return 0
 
 
@@ -173,6 +181,48 @@ async def refresh(server: Server, _: Client, __: World) -> int:
     return 0
 
 
+async def promote(_: Server, client: Client, __: World) -> int:
+    version = await Lifecycle(client).promote(TRANSIENT)
+    assert version.info.archived, f"promoted was {version}, with OK"
+    return 0
+
+
+async def set_alias(_: Server, client: Client, __: World) -> int:
+    await Lifecycle(client).set_aliases(AliasChange("production", TRANSIENT))
+    return 0
+
+
+def archive_it(world: World, _: int) -> None:
+    world["m"].versions[TRANSIENT] = (SMALL, True)
+
+
+async def delete_transient(_: Server, client: Client, __: World) -> int:
+    await Lifecycle(client).delete(TRANSIENT)
+    return 0
+
+
+async def delete_newest(_: Server, client: Client, __: World) -> int:
+    await Lifecycle(client).delete(NEWEST)
+    return 0
+
+
+def forget(number: int) -> Effect:
+    """Return the effect of a deletion of a version of `m`."""
+
+    def effect(world: World, _: int) -> None:
+        world["m"].versions.pop(number, None)
+
+    return effect
+
+
+def without_mark(archive: Path) -> None:
+    """Leave an archive as the original does: its newest file alone says which number comes next."""
+    (archive / "m" / layout.HIGH_WATER_MARK_NAME).unlink()
+
+
+NEWEST, TRANSIENT = 2, 3
+DELETE_NEWEST = Scenario("deletion of a version", delete_newest, forget(NEWEST))
+DELETE_ORIGINAL = replace(DELETE_NEWEST, name="deletion of a version of the original", arrange=without_mark)
 STORE = storing("store", SMALL[::-1])
 UPDATE = putting("update of a model", "m", "y" * 1000)
 DELETE = Scenario("deletion of a model", delete, forget_doomed)
@@ -190,6 +240,11 @@ SCENARIOS = [
     putting("creation of a model", "new", "new"),
     DELETE,
     DELETE_BY_MARK,
+    Scenario("promotion", promote, archive_it, publishes=True),
+    Scenario("alias of a transient version", set_alias, archive_it, publishes=True),
+    Scenario("deletion of a transient version", delete_transient, forget(TRANSIENT), publishes=True),
+    DELETE_NEWEST,
+    DELETE_ORIGINAL,
     RETRIEVE,
     Scenario("listing", list_infos),
     Scenario("lookup", look_up),
@@ -247,6 +302,7 @@ class Trial:
         self._last_number = last_number(world, "m")  # the highest one that a client was told
         self._may_be_done = False
         self._figures = figures
+        self.scenario.arrange(archive)
 
     def __str__(self) -> str:
         return f"{self._name}, operation {self._fault.operation} ({', '.join(self.files.failed[:5])})"
@@ -297,7 +353,7 @@ class Trial:
         """Serve, make the call with the fault, and look at what became of it."""
         try:
             async with self._serving(self.files) as (server, client):
-                if self.scenario in (REFRESH, STOP):
+                if self.scenario in (REFRESH, STOP) or self.scenario.publishes:
                     await self._act(storing("", SMALL, archive=False), server, client)
                 self.files.arm(self._fault)
                 if self.scenario is not STOP:

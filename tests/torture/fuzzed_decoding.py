@@ -12,7 +12,9 @@ anything else that it raises, and any disagreement with protobuf or with its own
 import base64
 import contextlib
 import importlib
+import json
 import os
+import sqlite3
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -24,11 +26,22 @@ atheris: Any = importlib.import_module("atheris")  # not there on every platform
 with atheris.instrument_imports(include=["cogment_model_registry"]):
     from cogment_model_registry.errors import InvalidError, ModelRegistryError
     from cogment_model_registry.records import versions as records
-    from cogment_model_registry.records.lifecycle import Annotations, Version
+    from cogment_model_registry.records.lifecycle import (
+        AliasChange,
+        AnnotationChange,
+        Annotations,
+        Version,
+        check_alias,
+        check_metrics,
+    )
+    from cogment_model_registry.records.retention import ModelChange
     from cogment_model_registry.records.timestamps import format_timestamp, parse_timestamp
     from cogment_model_registry.registry import filter_text, filters
+    from cogment_model_registry.registry.contracts import Search
+    from cogment_model_registry.server import model_lifecycle
+    from cogment_model_registry.storage.catalog import searches, tables
     from cogment_model_registry.storage.filesystem import layout
-    from cogment_model_registry.wire import convert, frames, paging
+    from cogment_model_registry.wire import convert, frames, lifecycle, models, paging
     from cogment_model_registry.wire import messages as m
 
 _REQUESTS: list[Any] = [
@@ -48,6 +61,23 @@ _VERSION = Version(
     Annotations(tags={"stage": "best"}, metrics={"return": 487.5}, revision=1),
     aliases=("production",),
 )
+
+
+_LIFECYCLE_REQUESTS: list[tuple[Any, Callable[[Any], object]]] = [
+    (lifecycle.UpdateVersionRequest, lifecycle.annotation_change),
+    (lifecycle.UpdateVersionRequest, lambda request: lifecycle.key_of(request.version)),
+    (lifecycle.PromoteVersionRequest, lambda request: lifecycle.key_of(request.version)),
+    (lifecycle.DeleteVersionRequest, lambda request: lifecycle.key_of(request.version)),
+    (lifecycle.SetAliasesRequest, lifecycle.alias_changes),
+    (lifecycle.ReadVersionRequest, lambda request: lifecycle.key_of(request.version)),
+    (models.ListModelsRequest, lambda request: lifecycle.parse_token(request.page_token, (), 1)),
+    (models.UpdateModelRequest, models.model_change),
+    (models.ApplyRetentionRequest, models.trial_of),
+    (models.ModelMessage, models.model_from_message),
+    (models.ApplyRetentionReply, models.report_from_message),
+    (lifecycle.ListVersionsRequest, lambda request: [lifecycle.key_of(ref) for ref in request.versions]),
+    (lifecycle.VersionMessage, lifecycle.version_from_message),
+]
 
 
 def _text(data: bytes) -> str:
@@ -158,9 +188,83 @@ def check_a_hash(data: bytes) -> None:
     assert records.digest_text(base64.b64decode(text)) == text, "what is no hash passes for one"
 
 
+def decode_a_lifecycle_request(data: bytes) -> None:
+    """Decode a request of the second service; what changes something is the same after it was encoded and decoded."""
+    if not data:
+        return
+    kind, convert_request = _LIFECYCLE_REQUESTS[data[0] % len(_LIFECYCLE_REQUESTS)]
+    request = convert.decode(kind, data[1:])
+    converted: Any = convert_request(request)
+    if isinstance(converted, AnnotationChange):
+        update = lifecycle.update_request("m", 1, converted)
+        assert repr(lifecycle.annotation_change(update)) == repr(converted), "a change is another one on the wire"
+        with contextlib.suppress(ModelRegistryError):
+            check_metrics(converted.set_metrics, "m")
+            before = lifecycle.version_message(_VERSION).ByteSize()
+            after = converted.apply_to(_VERSION.info, _VERSION.annotations, 2)
+            assert lifecycle.version_message(Version(_VERSION.info, after)).ByteSize() < before + 8 * len(data) + 100
+    elif isinstance(converted, ModelChange):
+        again = models.update_model_request("m", converted)
+        assert repr(models.model_change(again)) == repr(converted), "a change of a model is another one on the wire"
+    elif isinstance(request, lifecycle.SetAliasesRequest):
+        changes = lifecycle.set_aliases_request("m", converted)
+        assert lifecycle.alias_changes(changes) == converted, "a change of aliases is another one on the wire"
+        for change in converted:
+            with contextlib.suppress(ModelRegistryError):
+                check_alias(change.name, "m", 128)
+                assert os.path.basename(change.name) == change.name, "a path passes for an alias"
+                assert not change.name.lstrip("+-").isnumeric(), "a number passes for an alias"
+
+
+def parse_a_token(data: bytes) -> None:
+    """Read a page token that was made up, and look for where it leads; its values may be anything."""
+    if data:
+        order = filters.parse_order(_ORDERS[data[0] % len(_ORDERS)])
+        for token in (base64.urlsafe_b64encode(data[1:]).decode(), _text(data[1:])):
+            with contextlib.suppress(ModelRegistryError):
+                lifecycle.parse_token(token, (), 3)
+        try:
+            values = json.loads(data[1:])
+        except (ValueError, RecursionError):
+            return
+        if isinstance(values, list) and all(isinstance(each, str | int | float | None) for each in values):
+            parts = lifecycle.parse_token(lifecycle.build_token((), values), (), 3)
+            after = model_lifecycle.position_in(order, parts)
+            ask(filters.EVERYTHING, order, after)
+
+
+def ask(accepted: filters.Filter, order: filters.Order, after: filters.Position | None = None) -> None:
+    """Ask a database for its one version, and compare the answer with that of the evaluation in memory."""
+    found = searches.find_versions(_DATABASE, Search(None, accepted, order, after, 10))
+    expected = filters.arranged(order, [_VERSION] if filters.matches(accepted, _VERSION) else [], after)
+    assert found == expected, f"the database finds {found} for {accepted} {order} {after}"
+
+
+_ORDERS = ["version_number", "archived", "data_size desc", "creation_timestamp", "data_hash", "metrics.return desc"]
+_ORDERS += ["tags.stage", "user_data.key desc"]
+
+
+def _database_of_one() -> sqlite3.Connection:
+    database = sqlite3.connect(":memory:")
+    for migration in tables.MIGRATIONS:
+        database.executescript(migration.statements)
+    tables.put_versions(database, [_VERSION.info])
+    tables.put_annotations(database, "m", 1, _VERSION.annotations)
+    tables.set_aliases(database, "m", [AliasChange(_VERSION.aliases[0], 1)], 0)
+    return database
+
+
+_DATABASE = _database_of_one()
+
+
 def parse_a_filter(data: bytes) -> None:
-    """Read a filter, and evaluate it."""
-    filters.matches(filter_text.parse_filter(_text(data)), _VERSION)
+    """Read a filter, evaluate it, and ask a database with it."""
+    text = _text(data)
+    accepted = filter_text.parse_filter(text)
+    filters.matches(accepted, _VERSION)
+    if text == data.decode(errors="ignore"):  # protobuf lets nothing else through
+        for order in _ORDERS:
+            ask(accepted, filters.parse_order(order))
 
 
 def parse_an_order(data: bytes) -> None:
@@ -205,6 +309,8 @@ _DECODERS: list[Callable[[bytes], None]] = [
     parse_a_time,
     parse_a_filter,
     parse_an_order,
+    parse_a_token,
+    decode_a_lifecycle_request,
     parse_a_mark,
     parse_a_file_name,
     check_a_hash,
@@ -230,6 +336,10 @@ def _seeds() -> list[tuple[Callable[[bytes], None], bytes]]:
     header = chunk(header=chunk.Header(version_info=info)).SerializeToString()
     request = m.CreateOrUpdateModelRequest(model_info=model).SerializeToString()
     infos = m.RetrieveVersionInfosRequest(model_id="m", version_numbers=[-1, 2], version_handle="3").SerializeToString()
+    change = AnnotationChange({"stage": "best"}, ("note",), {"return": 1.5}, ("loss",), 7)
+    update = lifecycle.update_request("m", "production", change).SerializeToString()
+    changes = [AliasChange("production", 1, 2), AliasChange("canary", None)]
+    aliases = lifecycle.set_aliases_request("m", changes).SerializeToString()
     return [
         (split_a_body, body),
         (split_a_body, header),
@@ -247,6 +357,11 @@ def _seeds() -> list[tuple[Callable[[bytes], None], bytes]]:
         (parse_a_filter, b"metrics.return > 480 AND (tags.stage = 'best' OR aliases:production) NOT archived = true"),
         (parse_a_filter, b"-creation_timestamp >= 2026-11-22T16:53:02Z OR user_data.key:*"),
         (parse_an_order, b"metrics.return desc"),
+        *((parse_a_token, bytes((index,)) + b'[487.5, "m", 1]') for index in range(len(_ORDERS))),
+        (parse_a_token, bytes((6,)) + b'[null, "m", 4294967295]'),
+        *((decode_a_lifecycle_request, bytes((index,)) + update) for index in (0, 1)),
+        (decode_a_lifecycle_request, b"\4" + aliases),
+        (decode_a_lifecycle_request, b"\7" + lifecycle.version_message(_VERSION).SerializeToString()),
         (check_a_hash, hash_of.encode()),
         (parse_a_mark, b"128\n"),
         (parse_a_file_name, b"m-v000001.yaml"),

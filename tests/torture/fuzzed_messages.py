@@ -1,6 +1,6 @@
 """Messages of any bytes: on the wire, and in the decoders alone.
 
-The first proof sends all nine calls, under both names of the service, to a real server process over several connections
+The first proof sends all calls of both services to a real server process over several connections
 at once: messages of random bytes, messages whose fields have hostile texts and extreme integers, come twice or are
 missing, and messages that were spoilt after that. Every one must be answered with a status that means something, while
 a well-behaved client stores and retrieves, and the server must have nothing to complain about and grow no memory.
@@ -10,8 +10,10 @@ process of its own, `fuzzed_decoding`.
 """
 
 import asyncio
+import base64
 import importlib.util
 import itertools
+import math
 import os
 import re
 import struct
@@ -27,9 +29,12 @@ import grpc
 import grpc.aio
 import psutil
 
+from cogment_model_registry.records.lifecycle import AnnotationChange
+from cogment_model_registry.wire import lifecycle
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected
 from tests.processes import ServerProcess, clean_environment
+from tests.server.test_model_lifecycle import Lifecycle
 from tests.torture.oracle import unharmed_server
 from tests.torture.proof import Figures, Proof
 
@@ -55,6 +60,12 @@ _MEANINGFUL = {
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
     grpc.StatusCode.DATA_LOSS,
+}
+_LIFECYCLE_MEANINGFUL = {
+    *_MEANINGFUL,
+    grpc.StatusCode.ABORTED,
+    grpc.StatusCode.FAILED_PRECONDITION,
+    grpc.StatusCode.OUT_OF_RANGE,
 }
 _WATCH_SECONDS = 0.1
 """How long to wait for a watch to tell something; it may have nothing to tell."""
@@ -142,7 +153,131 @@ _SHAPES: dict[str, Sequence[Field]] = {
     "Status": (text(1), text(1)),
 }
 _VERSION_INFO = (text(1), integer(2), fixed(3), integer(4), text(5), fixed(6), message(7, text(1), text(2)))
-_METHODS = [*_SHAPES, "RetrieveVersionData", "CreateVersion", "CreateVersion"]
+
+
+# The second service. See wire/protos/cogment_model_registry/v1/lifecycle.proto.
+
+
+def number(number: int) -> Field:
+    """Return how a floating-point number is made up."""
+    doubles = (0.0, -0.0, 1.5, 487.5, -1e308, 5e-324, math.nan, math.inf, -math.inf)
+    return lambda random: varint(number << 3 | 1) + struct.pack("<d", random.choice(doubles))
+
+
+def alias(number: int) -> Field:
+    """Return how the name of an alias is made up."""
+    return lambda random: delimited(number, random.choice((*_ALIASES, *_ALIASES, *_TEXTS)))
+
+
+def small(number: int) -> Field:
+    """Return how an integer is made up that often means something: a number of a version, a revision, or a flag."""
+    return lambda random: varint(number << 3) + varint(random.choice((*range(8), *_INTEGERS)))
+
+
+def one_of(*fields: Field) -> Field:
+    """Return how a choice of fields is made up."""
+    return lambda random: random.choice(fields)(random)
+
+
+def some(field: Field) -> Field:
+    """Return how a list is made up."""
+    return lambda random: b"".join(field(random) for _ in range(random.choice((0, 1, 1, 2, 3, 50))))
+
+
+_ALIASES = [b"production", b"canary", b"best", b"latest", b"-1", b"7"]
+_FIELDS = ["version_number", "archived", "data_size", "creation_timestamp", "data_hash"]
+_FIELDS += ["metrics.return", "tags.stage", "user_data.key", 'tags."a b"', "aliases", "metrics", "nothing.at_all"]
+_OPERATORS = ["=", "!=", "<", "<=", ">", ">=", ":", "=~", "=="]
+_VALUES = ["1", "-1", "0", "3.5", "1e9", "1e999", "9" * 25, "true", "FALSE", "best", "*", '"a b"', "'\\'", '"\\"']
+_VALUES += ["2026-11-27T10:00:00Z", "2026-11-27T10:00:00+23:59", "9999-99-99T99:99:99Z", "0001-01-01T00:00:00Z", "NaN"]
+_VALUES += ["é", '"é\0\u202e"', "-0", "2" * 20, "A" * 43 + "=", "production", "x" * 300]
+
+
+def made_up_filter(random: Random, depth: int = 0) -> str:
+    """Return a filter, which may be wrong in some places."""
+    dice = random.random()
+    if depth > 5 or dice < 0.5:
+        gap = random.choice(("", " "))
+        return gap.join((random.choice(_FIELDS), random.choice(_OPERATORS), random.choice(_VALUES)))
+    parts = [made_up_filter(random, depth + 1) for _ in range(random.choice((1, 2, 2, 3)))]
+    if dice < 0.65:
+        return "(" + random.choice((" AND ", " OR ", " ", " NOT ")).join(parts) + ")"
+    if dice < 0.75:
+        return random.choice(("NOT ", "-", "NOT NOT ")) + parts[0]
+    if dice < 0.97:
+        return random.choice((" AND ", " OR ", " ")).join(parts)
+    return random.choice(
+        ("(" * 4000, "(" * 2000 + "archived=true" + ")" * 2000, "NOT " * 1000 + parts[0], parts[0] * 99)
+    )
+
+
+def filter_text(random: Random) -> str:
+    """Return a filter that is often right, and seldom spoilt in any place."""
+    made = made_up_filter(random) if random.random() < 0.8 else ""
+    if made and random.random() < 0.1:
+        position = random.randrange(len(made))
+        made = (
+            made[:position] + random.choice(("(", ")", '"', "'", "\0", "\n", ".", "-", "OR", "")) + made[position + 1 :]
+        )
+    return made
+
+
+def accepting(number: int) -> Field:
+    """Return how the text of a filter is made up."""
+    return lambda random: delimited(number, filter_text(random).encode())
+
+
+def flag(number: int) -> Field:
+    """Return how a truth value is made up."""
+    return lambda random: varint(number << 3) + varint(random.choice((1, 1, 0)))
+
+
+def search(random: Random) -> bytes:
+    """Return a search, often with a page token that fits what is asked for, and says whatever it likes."""
+    model_id = random.choice((*_IDS, b"", b"m")).decode()
+    order = random.choice(_FIELDS) + random.choice(("", " desc", " asc", " down", " desc desc"))
+    question = (model_id, filter_text(random), random.choice(("", order)))
+    values = (None, True, 1, -1, 2**63, 2**64 - 1, 2**64, 10**400, 1.5, math.inf, math.nan, "", "best", "\0", "\ud800")
+    position = (random.choice(values), random.choice((*values, "m")), random.choice((*values, 1, 2)))
+    token = lifecycle.build_token(question, position) if random.random() < 0.5 else ""
+    if token and random.random() < 0.2:
+        token = random.choice((token[:-4], token + "AAAA", base64.b64encode(random.randbytes(30)).decode(), "é" * 9))
+    request = lifecycle.ListVersionsRequest(
+        model_id=question[0],
+        filter=question[1],
+        order_by=question[2],
+        page_size=random.choice((0, 1, 2, 1000, 2**32 - 1)),
+        page_token=token,
+    )
+    return request.SerializeToString()
+
+
+_VERSION_REF = (text(1), one_of(small(2), alias(3)))
+_TAG, _METRIC = (text(1), text(2)), (text(1), number(2))
+_RULE = message(1, small(1), accepting(2), small(3), small(4), text(5), flag(6), small(7), small(8))
+_RETENTION = one_of(message(4, some(_RULE)), lambda _: b"")
+_SHARE = (small(1), small(2), small(3), small(4))
+_CHANGE = message(2, alias(1), one_of(small(2), small(2), integer(3)), small(4))
+_LIFECYCLE_SHAPES: dict[str, Sequence[Field]] = {
+    "ListVersions": (some(message(2, *_VERSION_REF)), text(1), one_of(text(3), text(4), integer(5), text(6))),
+    "UpdateVersion": (
+        message(1, *_VERSION_REF),
+        some(message(2, *_TAG)),
+        some(text(3)),
+        some(message(4, *_METRIC)),
+        some(text(5)),
+        one_of(small(6), lambda _: b""),
+    ),
+    "PromoteVersion": (message(1, *_VERSION_REF), some(alias(2))),
+    "DeleteVersion": (message(1, *_VERSION_REF), small(2)),
+    "SetAliases": (text(1), some(_CHANGE)),
+    "ListModels": (some(text(1)), one_of(accepting(2), lambda _: b""), integer(3), one_of(text(4), lambda _: b"")),
+    "UpdateModel": (text(1), some(message(2, *_TAG)), some(text(3)), _RETENTION, small(5), message(6, *_SHARE)),
+    "ApplyRetention": (text(1), flag(2), one_of(message(3, some(_RULE)), lambda _: b"")),
+    "ReadVersion": (message(1, *_VERSION_REF), small(2), small(3), one_of(text(4), lambda _: b"", lambda _: b"")),
+}
+_LIFECYCLE_METHODS = [*_LIFECYCLE_SHAPES, "ListVersions", "UpdateVersion", "PromoteVersion", "SetAliases"]
+_METHODS = [*_SHAPES, "RetrieveVersionData", "CreateVersion", "CreateVersion", *_LIFECYCLE_METHODS]
 
 _ODD_FIELDS = [
     b"\x0b\x0c",  # an empty group
@@ -246,10 +381,10 @@ class _Sender:
         self._calls: dict[tuple[str, int], Any] = {}
         for number, (channel, service) in enumerate(itertools.product(channels, m.SERVICE_NAMES)):
             for method in {*_METHODS}:
-                path = f"/{service}/{method}"
+                path = f"/{lifecycle.SERVICE_NAME if method in _LIFECYCLE_SHAPES else service}/{method}"
                 if method == "CreateVersion":
                     call: Any = channel.stream_unary(path)
-                elif method in ("RetrieveVersionData", "VersionUpdate"):
+                elif method in ("RetrieveVersionData", "ReadVersion", "VersionUpdate"):
                     call = channel.unary_stream(path)
                 else:
                     call = channel.unary_unary(path)
@@ -267,8 +402,11 @@ class _Sender:
         if method == "CreateVersion":
             sent = made_up_upload(self._random)
             code, details = await _upload(invoke, sent)
+        elif method == "ListVersions" and self._random.random() < 0.8:
+            sent = [search(self._random)]
+            code, details = await _ask(invoke, sent[0], method)
         else:
-            sent = [made_up(self._random, _SHAPES[method])]
+            sent = [made_up(self._random, {**_SHAPES, **_LIFECYCLE_SHAPES}[method])]
             code, details = await _ask(invoke, sent[0], method)
         self._figures.count("calls")
         if details == "Internal error from Core":
@@ -276,7 +414,8 @@ class _Sender:
             # (https://github.com/grpc/grpc/issues/36066).
             self._figures.count("refused with a status that the client made up")
             return
-        assert code in _MEANINGFUL, f"{method} of {_shown(sent)} ended with {code}: {details}"
+        meaningful = _LIFECYCLE_MEANINGFUL if method in _LIFECYCLE_SHAPES else _MEANINGFUL
+        assert code in meaningful, f"{method} of {_shown(sent)} ended with {code}: {details}"
         self._figures.count("answered with OK", code == grpc.StatusCode.OK)
 
 
@@ -295,7 +434,7 @@ async def _upload(invoke: Any, chunks: Sequence[bytes]) -> tuple[grpc.StatusCode
 async def _ask(invoke: Any, data: bytes, method: str) -> tuple[grpc.StatusCode, str]:
     if method == "VersionUpdate":
         return await _watch(invoke(data, timeout=_WATCH_SECONDS))
-    if method == "RetrieveVersionData":
+    if method in ("RetrieveVersionData", "ReadVersion"):
         return await _read(invoke(data, timeout=60))
     return await _outcome(invoke(data, timeout=60))
 
@@ -329,9 +468,11 @@ async def _watch(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 async def _behave_well(client: Client, random: Random, figures: Figures) -> None:
-    """Store and retrieve until cancelled, and delete what the others made when it is much."""
+    """Store, promote and retrieve until cancelled, and delete what the others made when it is much."""
     await client.create_model(_GOOD_ID)
+    lifecycle_calls = Lifecycle(client)
     while True:
+        await _promote_one(client, lifecycle_calls, random)
         data = random.randbytes(random.choice((0, 10, 5000)))
         info = await client.store(_GOOD_ID, data)
         assert await client.data(_GOOD_ID, info.version_number) == data, "a well-behaved client got other bytes back"
@@ -340,6 +481,23 @@ async def _behave_well(client: Client, random: Random, figures: Figures) -> None
             for model in (await client.models()).model_infos:
                 if model.model_id != _GOOD_ID:
                     await _delete_if_there(client, model.model_id)
+
+
+async def _promote_one(client: Client, lifecycle_calls: Lifecycle, random: Random) -> None:
+    """Promote a version with an alias and a tag, find it by them, and delete it."""
+    data = random.randbytes(random.choice((0, 10, 5000)))
+    number = (await client.publish(_GOOD_ID, data)).version_number
+    try:
+        await lifecycle_calls.promote(number, "good", model_id=_GOOD_ID)
+    except grpc.aio.AioRpcError as error:
+        if error.code() == grpc.StatusCode.NOT_FOUND:
+            return  # evicted, when each model of the others has its newest version in memory
+        raise
+    await lifecycle_calls.update("good", AnnotationChange({"number": str(number)}), _GOOD_ID)
+    found = await lifecycle_calls.find(model_id=_GOOD_ID, filter=f'aliases:good AND tags.number = "{number}"')
+    assert [each.version_info.version_number for each in found.versions] == [number], f"a search found {found}"
+    assert await client.data(_GOOD_ID, number) == data, "a well-behaved client got other bytes back"
+    await lifecycle_calls.delete(number, force=True, model_id=_GOOD_ID)
 
 
 async def _delete_if_there(client: Client, model_id: str) -> None:

@@ -1,8 +1,9 @@
 """An acknowledged archived version survives a killed process: whole, under its number, with all that was said of it.
 
-Writers store, publish, update and delete while the server is killed at some moment. What was sent and what was
-acknowledged is kept here, and the next server's archive is held against it. What was sent and not acknowledged may be
-there or not, but only whole, and what was seen once stays.
+Writers store, publish, promote, tag, update and delete, and move aliases, while others read, versions are evicted, and
+the server is killed at some moment. What was sent and what was acknowledged is kept here, and the next server's archive
+is compared with it. What was sent and not acknowledged may be there or not, but only whole, and what was seen once
+stays. Each version is changed by the writer that created it, and each alias by one writer, so the order is known.
 """
 
 import asyncio
@@ -18,13 +19,18 @@ from random import Random
 import grpc
 import grpc.aio
 
+from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange, Version
 from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.testing.bytes import hash_of
+from cogment_model_registry.wire import convert
+from cogment_model_registry.wire import lifecycle as lifecycle_messages
 from cogment_model_registry.wire import messages as m
-from tests.client import Client, connected, upload
+from tests.client import Client, connected, status_of, upload
 from tests.processes import ServerProcess, clean_environment, server_process
+from tests.server.test_model_lifecycle import PRECONDITION, Lifecycle
 from tests.torture.oracle import (
     NOT_FOUND,
+    UNAVAILABLE,
     check_ascending,
     fork,
     going_on,
@@ -44,6 +50,8 @@ OWN_IDS = ("w", "w-v000001", "w.yaml", "été")
 TEXTS = ("", "yes", "1e3", "~", "null", "2021-10-01", "line\nbreak", " 'quoted\" ", "\0\x85", "名前: [a, b]")
 SHARED_MAX_BYTES = 48 * MIB
 CHUNK_BYTES = 256 * KIB
+FLAGS = ("--cache_max_items=12",)
+"""Few enough that versions are evicted while others are promoted."""
 
 
 @dataclass
@@ -59,6 +67,13 @@ class Model:
         unread: The numbers of those whose bytes were not read back yet.
         highest: The highest number that was given.
         settled: The highest number that was given at the last check.
+        transient: The transient versions that were acknowledged by this server, by number.
+        owners: Who created each version that was acknowledged.
+        promoting: The transient versions whose promotion was sent, as they are afterwards.
+        deleting: The archived versions whose deletion was sent.
+        removed: The numbers of versions that were deleted.
+        tags: What the tags of each version may be.
+        aliases: Where each alias may point; None for nowhere.
     """
 
     model_id: str
@@ -70,6 +85,13 @@ class Model:
     given: set[int] = field(default_factory=set)
     highest: int = 0
     settled: int = 0
+    transient: dict[int, m.ModelVersionInfo] = field(default_factory=dict)
+    owners: dict[int, str] = field(default_factory=dict)
+    promoting: dict[int, m.ModelVersionInfo] = field(default_factory=dict)
+    deleting: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
+    tags: dict[int, list[dict[str, str]]] = field(default_factory=dict)
+    aliases: dict[str, list[int | None]] = field(default_factory=dict)
 
     def learn(self, info: m.ModelVersionInfo, floor: int) -> None:
         """Take note of a version that the server has acknowledged or listed for the first time."""
@@ -87,11 +109,42 @@ class Model:
         if info.archived:
             self.known[info.version_number] = info
             self.unread.add(info.version_number)
+        else:
+            self.transient[info.version_number] = info
+
+    def begin_promotion(self, number: int) -> None:
+        """Record that a transient version is about to be promoted; does nothing with an archived one."""
+        if number in self.transient:
+            self.promoting[number] = as_archived(self.transient[number])
+
+    def note_promotion(self, number: int) -> None:
+        """Record that a version is archived, if it was transient."""
+        if number in self.promoting:
+            self.known[number] = self.promoting.pop(number)
+            self.unread.add(number)
+        self.transient.pop(number, None)
+
+    def note_deletion(self, number: int) -> None:
+        """Record that a version is gone, with the aliases that pointed to it."""
+        for versions in (self.transient, self.promoting, self.known, self.tags, self.owners):
+            versions.pop(number, None)
+        self.unread.discard(number)
+        self.deleting.discard(number)
+        self.removed.add(number)
+        self.aliases = {name: [None] if number in where else where for name, where in self.aliases.items()}
 
     def give(self, number: int) -> None:
         """Take note of a number that must not be given again."""
         self.given.add(number)
         self.highest = max(self.highest, number)
+
+
+def as_archived(info: m.ModelVersionInfo) -> m.ModelVersionInfo:
+    """Return a version as it is after its promotion."""
+    promoted = m.ModelVersionInfo()
+    promoted.CopyFrom(info)
+    promoted.archived = True
+    return promoted
 
 
 class World:
@@ -110,7 +163,8 @@ class World:
         self.figures = figures
         self._tags = 0
         lost = ("lost", "torn", "found but not acknowledged")
-        for name in ("kills", "kills during a start", "acknowledged versions", *lost):
+        changes = ("acknowledged promotions", "acknowledged tags", "acknowledged aliases", "acknowledged deletions")
+        for name in ("kills", "kills during a start", "acknowledged versions", *changes, *lost):
             figures.count(name, 0)
 
     def next_tag(self) -> str:
@@ -189,7 +243,9 @@ class Writer:
     def __init__(self, world: World, client: Client, own_id: str, fuse: Fuse) -> None:
         self._world = world
         self._client = client
+        self._lifecycle = Lifecycle(client)
         self._own_id = own_id
+        self._alias = f"alias of {own_id}"
         self._fuse = fuse
         self._random = fork(world.random)
 
@@ -212,7 +268,75 @@ class Writer:
             await world.renew_shared(self._client, random)
         else:
             shared = world.models.get(world.shared)
-            await self._create_version(shared if shared and random.random() < 0.6 else own)
+            model = shared if shared and random.random() < 0.6 else own
+            numbers = [number for number, owner in model.owners.items() if owner == self._own_id]
+            if numbers and random.random() < 0.6:
+                await self._change_version(model, random.choice([random.choice(numbers), numbers[-1]]))
+            else:
+                await self._create_version(model)
+
+    async def _change_version(self, model: Model, number: int) -> None:
+        """Promote, tag or delete a version of its own, or let its alias point to it."""
+        changes = [self._promote, self._promote, self._tag, self._tag, self._move_alias, self._move_alias, self._delete]
+        was_transient = number in model.transient
+        try:
+            await self._random.choice(changes)(model, number)
+        except grpc.aio.AioRpcError as error:
+            if error.code() != NOT_FOUND or not (model.may_be_absent or was_transient):
+                raise
+            # The model is being deleted, or the version was evicted.
+            if not model.may_be_absent:
+                model.note_deletion(number)
+                self._world.figures.count("evicted before they were changed")
+
+    async def _promote(self, model: Model, number: int) -> None:
+        model.begin_promotion(number)
+        version = await self._lifecycle.promote(number, model_id=model.model_id)
+        model.note_promotion(number)
+        assert convert.version_message(version.info) == model.known[number], f"promoted was {model.known[number]}"
+        self._check_tags(model, version)
+        self._world.figures.count("acknowledged promotions")
+
+    async def _tag(self, model: Model, number: int) -> None:
+        tags = {"tag": self._world.next_tag()}
+        model.tags.setdefault(number, [{}]).append(tags)
+        version = await self._lifecycle.update(number, AnnotationChange(tags), model.model_id)
+        model.tags[number] = [tags]
+        self._check_tags(model, version)
+        self._world.figures.count("acknowledged tags")
+
+    def _check_tags(self, model: Model, version: Version) -> None:
+        possible = model.tags.get(version.number, [{}])
+        assert version.tags in possible, f"{version} has not the tags {possible}"
+
+    async def _move_alias(self, model: Model, number: int) -> None:
+        where = model.aliases.setdefault(self._alias, [None])
+        target = None if where[0] and self._random.random() < 0.1 else number
+        where.append(target)
+        if target:
+            model.begin_promotion(target)
+        aliases = await self._lifecycle.set_aliases(AliasChange(self._alias, target), model_id=model.model_id)
+        model.aliases[self._alias] = [target]
+        if target:
+            model.note_promotion(target)
+        found = {alias.name: alias.version_number for alias in aliases}
+        assert found.get(self._alias) == target, f"{self._alias} was moved to {target}; the reply has {found}"
+        self._world.figures.count("acknowledged aliases")
+
+    async def _delete(self, model: Model, number: int) -> None:
+        has_alias = model.aliases.get(self._alias) == [number]
+        force = has_alias and self._random.random() < 0.5
+        if has_alias and not force:
+            code = await status_of(self._lifecycle.delete(number, model_id=model.model_id))
+            assert code in (PRECONDITION, UNAVAILABLE, NOT_FOUND), f"a deletion of a version with an alias is {code}"
+            return
+        if number in model.known:
+            model.deleting.add(number)
+        if has_alias:
+            model.aliases[self._alias].append(None)
+        await self._lifecycle.delete(number, force=force, model_id=model.model_id)
+        model.note_deletion(number)
+        self._world.figures.count("acknowledged deletions")
 
     def _shared_is_full(self) -> bool:
         shared = self._world.models.get(self._world.shared)
@@ -231,6 +355,7 @@ class Writer:
                 return
             raise
         model.learn(acknowledged, floor)
+        model.owners[acknowledged.version_number] = self._own_id
         tier = "acknowledged versions" if info.archived else "acknowledged transient versions"
         self._world.figures.count(tier)
 
@@ -240,13 +365,44 @@ class Writer:
         data = payload(user_data["tag"], new_size_bytes(random))
         info = m.ModelVersionInfo(
             model_id=model_id,
-            archived=random.random() < 0.8,
+            archived=random.random() < 0.6,
             data_hash=hash_of(data),
             data_size=len(data),
             user_data=user_data,
             creation_timestamp=random.randrange(1, 2**62) if random.random() < 0.3 else 0,
         )
         return data, info
+
+
+async def read(client: Client, world: World) -> None:
+    """Retrieve what is listed, as long as the server is there; versions are promoted and deleted in the meantime."""
+    random = fork(world.random)
+    while True:
+        model = random.choice([*world.models.values(), None])
+        if model is None:
+            await asyncio.sleep(0.01)  # there may be nothing yet
+            continue
+        try:
+            infos = (await client.infos(model.model_id)).version_infos
+            if infos:
+                await read_one(client, model, random.choice(infos))
+                world.figures.count("retrievals in the meantime")
+        except grpc.aio.AioRpcError as error:
+            if error.code() != NOT_FOUND or (world.models.get(model.model_id) is model and not model.may_be_absent):
+                raise
+
+
+async def read_one(client: Client, model: Model, info: m.ModelVersionInfo) -> None:
+    """Retrieve a version, which may be gone by now only if it is transient or was deleted."""
+    number = info.version_number
+    try:
+        data = await client.data(model.model_id, number)
+    except grpc.aio.AioRpcError as error:
+        may_be_gone = number in model.deleting | model.removed or number not in model.known
+        if error.code() != NOT_FOUND or not (may_be_gone or model.may_be_absent):
+            raise
+        return
+    assert hash_of(data) == info.data_hash or model.may_be_absent, f"{info} has other bytes"
 
 
 def new_size_bytes(random: Random) -> int:
@@ -259,7 +415,8 @@ async def write_until_killed(server: ServerProcess, world: World) -> None:
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(server.port)) for _ in OWN_IDS]
         writers = [Writer(world, client, own_id, fuse) for client, own_id in zip(clients, OWN_IDS, strict=True)]
-        async with going_on(*[until_gone(server, writer.write()) for writer in writers]):
+        works = [writer.write() for writer in writers] + [read(client, world) for client in clients[:2]]
+        async with going_on(*[until_gone(server, work) for work in works]):
             await fuse.kill(server)
     world.figures.count("kills")
 
@@ -283,6 +440,7 @@ async def check(client: Client, world: World, archive: Path, *, all_bytes: bool)
     await check_models(client, world)
     for model in world.models.values():
         await check_versions(client, model, world.figures)
+        await check_annotations(Lifecycle(client), model)
         await together(*[check_bytes(client, model, part) for part in parts_to_read(model, all_bytes)])
         world.figures.count("versions read back", len(model.known if all_bytes else model.unread))
         model.unread.clear()
@@ -312,14 +470,55 @@ async def check_versions(client: Client, model: Model, figures: Figures) -> None
     listed = await listed_versions(client, model.model_id)
     check_ascending(listed)
     by_number = {info.version_number: info for info in listed}
-    for number, info in model.known.items():
+    for number, info in [*model.known.items()]:
+        if number in model.deleting and number not in by_number:
+            model.note_deletion(number)
+            continue
         assert number in by_number, f"{model.model_id!r} version {number} was acknowledged, and is lost: {info}"
         assert by_number[number] == info, f"acknowledged was {info}, and now it is {by_number[number]}"
     for number in sorted(by_number.keys() - model.known.keys()):
-        assert by_number[number].archived, f"a transient version survived: {by_number[number]}"
-        model.learn(by_number[number], model.settled)
+        info = by_number[number]
+        assert info.archived, f"a transient version survived: {info}"
+        assert number not in model.removed, f"a deleted version is back: {info}"
+        if number in model.promoting:
+            assert info == model.promoting[number], f"promoted was {model.promoting[number]}, and now it is {info}"
+            model.note_promotion(number)
+        else:
+            model.learn(info, model.settled)
         figures.count("found but not acknowledged")
     model.sent.clear()
+    model.promoting.clear()
+    model.deleting.clear()
+    for number in [*model.transient]:
+        model.transient.pop(number)
+        model.owners.pop(number, None)
+
+
+async def check_annotations(lifecycle: Lifecycle, model: Model) -> None:
+    """Compare what the second service has of a model: the same versions, with the tags and aliases that they had."""
+    found: dict[int, Version] = {}
+    token = ""
+    while True:
+        reply = await lifecycle.find(model_id=model.model_id, page_token=token)
+        found |= {each.number: each for each in map(lifecycle_messages.version_from_message, reply.versions)}
+        token = reply.next_page_token
+        if not token:
+            break
+    listed = {number: convert.version_message(version.info) for number, version in found.items()}
+    assert listed == model.known, f"a search finds {listed}, and not {model.known}"
+    for number, version in found.items():
+        possible = model.tags.get(number, [{}])
+        assert version.tags in possible, f"{version} has not the tags {possible}"
+        model.tags[number] = [dict(version.tags)]
+    [summary] = (await lifecycle.models(model.model_id)).models
+    aliases = {alias.alias: alias.version_number for alias in summary.aliases}
+    for name, number in aliases.items():
+        assert name in found[number].aliases, f"{name} points to version {number}, which is {found.get(number)}"
+    assert sum(len(version.aliases) for version in found.values()) == len(aliases), f"{found} have not {aliases}"
+    for name in aliases.keys() | model.aliases.keys():
+        possible_targets = model.aliases.get(name, [None])
+        assert aliases.get(name) in possible_targets, f"{name} points to {aliases.get(name)}, not to {possible_targets}"
+        model.aliases[name] = [aliases.get(name)]
 
 
 async def listed_versions(client: Client, model_id: str) -> list[m.ModelVersionInfo]:
@@ -364,6 +563,7 @@ def check_file(path: Path, model: Model, figures: Figures) -> None:
     number_text = path.stem.removeprefix(f"{model.model_id}-v")
     assert number_text.isdecimal(), f"left over: {path}"
     number = int(number_text)
+    assert number not in model.removed, f"left over of a deleted version: {path}"
     assert path.suffix in ([".yaml", ".data"] if number in model.known else [".data"]), f"left over: {path}"
     if number not in model.given:
         assert number > model.settled, f"left over: {path}"
@@ -384,7 +584,7 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
                 kill_a_start(archive, random.uniform(0.3, 1.1) * start_seconds)
                 figures.count("kills during a start")
             began = time.perf_counter()
-            with server_process(archive) as server:
+            with server_process(archive, *FLAGS) as server:
                 start_seconds = time.perf_counter() - began
                 async with connected(server.port) as client:
                     await check(client, world, archive, all_bytes=False)

@@ -168,6 +168,50 @@ async def restarts(world: World, random: Random) -> None:
                 await (world.store if random.random() < 0.3 else world.publish)("m")
 
 
+async def promotions(world: World, random: Random) -> None:
+    """Transient versions are promoted, between publishes."""
+    async with world.started():
+        await world.create("m")
+        for _ in range(random.randint(1, 3)):
+            await world.publish("m")
+        for _ in range(random.randint(2, 4)):
+            await random.choice([world.publish, world.promote, world.promote])("m")
+        await world.promote("m")
+
+
+async def version_deletions(world: World, random: Random) -> None:
+    """Versions of either tier are deleted, the newest one among them, and others come after them."""
+    for _ in range(2):
+        async with world.started():
+            if not await world.has("m"):
+                await world.create("m")
+            for _ in range(random.randint(2, 6)):
+                await random.choice([world.publish, world.store, world.delete_version, world.delete_version])("m")
+            await world.store("m")
+            await world.delete_version("m")
+
+
+async def deletions_in_an_original(world: World, random: Random) -> None:
+    """An archive of the original, in which only the newest version says which number comes next, loses that version."""
+    await world.adopt_original("m", random.randint(1, 3))
+    async with world.started():
+        await world.delete_version("m")
+        await random.choice([world.publish, world.store, world.delete_version])("m")
+    async with world.started():
+        await world.delete_version("m")
+
+
+async def changes_at_once(world: World, random: Random) -> None:
+    """Versions are promoted, deleted and published at the same time."""
+    async with world.started():
+        await world.create("m")
+        for _ in range(3):
+            await world.publish("m")
+        await world.store("m")
+        calls = [world.promote("m"), world.delete_version("m"), world.publish("m"), world.store("m")]
+        await asyncio.gather(*random.sample(calls, 4), return_exceptions=True)
+
+
 async def kills(world: World, random: Random) -> None:
     """The process is killed anywhere and started anew before the power is cut: syncs that it owed were never made."""
     for _ in range(3):
@@ -191,8 +235,8 @@ async def _do_anything(world: World, random: Random) -> None:
     model_id = random.choice("ab")
     if not await world.has(model_id) or random.random() < 0.1:
         await world.create(model_id)
-    deed = random.choice([world.store, world.store, world.publish, world.publish, world.publish, world.delete])
-    await deed(model_id)
+    often = [world.store, world.store, world.publish, world.publish, world.publish, world.promote, world.delete_version]
+    await random.choice([*often, world.delete])(model_id)
 
 
 SCENARIOS: list[Callable[[World, Random], Awaitable[None]]] = [
@@ -204,6 +248,10 @@ SCENARIOS: list[Callable[[World, Random], Awaitable[None]]] = [
     publishes,
     concurrency,
     restarts,
+    promotions,
+    version_deletions,
+    deletions_in_an_original,
+    changes_at_once,
     kills,
     kills_without_renames,
 ]
@@ -220,10 +268,12 @@ class Seen:
 async def look(archive_dir: Path, model_ids: set[str], *, leaves_empty_directories: bool) -> Seen:
     """Open a registry on an archive after a power cut, and return what it has; then see whether it works."""
     seen = Seen()
-    async with registry_on(archive_dir, UnsyncedFiles(), 4) as (registry, archive):
+    async with registry_on(archive_dir, UnsyncedFiles(), 4) as (registry, _, archive):
         listed = await registry.list_models(0, _ALL)
         seen.models = {info.model_id: SeenModel(info.user_data) for info in listed}
         for model_id, model in seen.models.items():
+            found = [layout.parse_file_name(model_id, path.name) for path in (archive_dir / model_id).iterdir()]
+            model.files = {each[0] for each in found if each}
             for info in await registry.list_versions(model_id, 0, _ALL):
                 model.versions[info.number] = await _read(archive, info, seen.faults)
         seen.faults += _litter(archive_dir, seen, leaves_empty_directories)
@@ -297,15 +347,23 @@ def laid_out(tree: Tree, place: Path) -> Iterator[Path]:
 
 
 def _essence(tree: Tree) -> frozenset[tuple[str, bytes | None]]:
-    """Return what of a tree makes a difference: of temporary files and directories, only whether there are any."""
+    """Return what makes a difference in a tree: of temporary files, only whether there are any and of which version."""
     essence = set()
     for path, content in tree.items():
         directory, _, name = path.rpartition("/")
         if layout.is_temporary(name):
-            essence.add((f"{directory}/{layout.TEMPORARY_PREFIX}", None if content is None else b""))
+            version = None if content is None else _described(content, directory.rpartition("/")[2])
+            essence.add((f"{directory}/{layout.TEMPORARY_PREFIX}", version))
         elif not layout.is_temporary(directory.rpartition("/")[2]):
             essence.add((path, content))
     return frozenset(essence)
+
+
+def _described(content: bytes, model_id: str) -> bytes:
+    """Return the number of the version of which a file has the metadata; empty when it has none."""
+    with suppress(layout.BadMetadata):
+        return b"%d" % layout.parse_version_number(content, model_id)
+    return b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -441,7 +499,7 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
         (place / "world").mkdir()
         world = World(place / "world", random)
         # Only what is concurrent needs threads; the rest can be made to happen again without them.
-        with nullcontext() if scenario is concurrency else without_threads():
+        with nullcontext() if scenario in (concurrency, changes_at_once) else without_threads():
             await scenario(world, random)
         aftermath = Aftermath(world, place / "disk", figures, f"round {round_number}, {scenario.__name__}")
         await aftermath.look()

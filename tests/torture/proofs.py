@@ -1,6 +1,7 @@
 """All proofs, in the order of the table."""
 
 from tests.torture import (
+    aliases,
     containment,
     failing_io,
     file_system_shutdown,
@@ -9,10 +10,10 @@ from tests.torture import (
     http2_abuse,
     isolation,
     kills,
+    lifecycle_machine,
     memory,
     numbers,
     power_cut,
-    state_machine,
     wake_ups,
     wrong_bytes,
 )
@@ -26,11 +27,12 @@ PROOFS: list[Proof] = [
     full_disk.PROOF,
     wrong_bytes.PROOF,
     numbers.PROOF,
+    aliases.PROOF,
     isolation.PROOF,
     wake_ups.PROOF,
     memory.PROOF,
     containment.PROOF,
-    state_machine.PROOF,
+    lifecycle_machine.PROOF,
     fuzzed_messages.PROOF_MESSAGES,
     fuzzed_messages.PROOF_DECODING,
     http2_abuse.PROOF,

@@ -14,11 +14,13 @@ from random import Random
 
 from cogment_model_registry.errors import NotFoundError
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
+from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
 from cogment_model_registry.storage.catalog.tables import MIGRATIONS
+from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
@@ -41,12 +43,14 @@ class State:
         versions: The archived versions that were completed, by number.
         unsure: Those that were begun, with whatever number.
         given: The numbers that were given, to transient versions too.
+        removed: The numbers of versions that were deleted.
     """
 
     user_data: Mapping[str, str]
     versions: Mapping[int, VersionInfo] = field(default_factory=dict)
     unsure: Sequence[VersionInfo] = ()
     given: frozenset[int] = frozenset()
+    removed: frozenset[int] = frozenset()
 
 
 @dataclass(eq=False, slots=True)
@@ -109,6 +113,29 @@ class Upload(Deed):
         return [replace(before, unsure=(*before.unsure, self.info))] if self.info.archived else [before]
 
 
+@dataclass(eq=False, slots=True)
+class Promotion(Deed):
+    """A transient version is promoted; `info` is what it is afterwards."""
+
+    info: VersionInfo = field(kw_only=True)
+
+    def after(self, before: State | None) -> list[State | None]:
+        return [replace(before, versions={**before.versions, self.info.number: self.info})] if before else []
+
+
+@dataclass(eq=False, slots=True)
+class VersionDeletion(Deed):
+    """A version of either tier is deleted."""
+
+    number: int = field(kw_only=True)
+
+    def after(self, before: State | None) -> list[State | None]:
+        if before is None:
+            return []
+        versions = {number: info for number, info in before.versions.items() if number != self.number}
+        return [replace(before, versions=versions, removed=before.removed | {self.number})]
+
+
 @dataclass(slots=True)
 class SeenModel:
     """A model as a registry had it after a power cut.
@@ -117,11 +144,13 @@ class SeenModel:
         user_data: Its own.
         versions: Its versions, by number, as they are listed and as their bytes are.
         next_number: The number that the next version got.
+        files: The numbers of which there are files.
     """
 
     user_data: Mapping[str, str]
     versions: dict[int, VersionInfo] = field(default_factory=dict)
     next_number: int = 0
+    files: set[int] = field(default_factory=set)
 
 
 def difference(state: State | None, seen: SeenModel | None) -> str:
@@ -134,6 +163,8 @@ def difference(state: State | None, seen: SeenModel | None) -> str:
         return f"user_data of the model is {dict(seen.user_data)} instead of {dict(state.user_data)}"
     if seen.next_number <= max([0, *state.given, *seen.versions]):
         return f"number {seen.next_number} is given again"
+    if left := seen.files & state.removed:
+        return f"files of deleted versions are left: {left}"
     return _difference_of_versions(state, seen.versions)
 
 
@@ -153,7 +184,7 @@ def _difference_of_versions(state: State, seen: Mapping[int, VersionInfo]) -> st
 @asynccontextmanager
 async def registry_on(
     archive_dir: Path, files: Files, number_block: int
-) -> AsyncIterator[tuple[Registry, DirectoryArchive]]:
+) -> AsyncIterator[tuple[Registry, Lifecycle, DirectoryArchive]]:
     """Open a context with a registry on an archive directory, which stops cleanly unless its process was killed."""
     archive = DirectoryArchive(str(archive_dir), SETTINGS.model_id_max_bytes, files)
     # Its own durability is SQLite's; what a power cut loses of it may lose nothing of the archive.
@@ -163,8 +194,9 @@ async def registry_on(
             await archive.open()
             catalog = LocalCatalog(archive, database, number_block)
             await catalog.open()
-            transient = MemoryTransientStore(SETTINGS.cache_max_items, SETTINGS.cache_max_bytes, hashing)
-            yield Registry(LIMITS, catalog, archive, transient), archive
+            transient = MemoryTransientStore(SETTINGS.cache_max_items, SETTINGS.cache_max_bytes, hashing, archive)
+            registry = Registry(LIMITS, catalog, archive, transient)
+            yield registry, Lifecycle(registry, catalog, archive, transient), archive
             await catalog.close()
         finally:
             # A process that was killed leaves tasks that persist numbers.
@@ -186,9 +218,11 @@ class World:
         files: Its file operations.
         deeds: What was done, in the order in which it began.
         registry: The registry that is at work.
+        lifecycle: What changes its versions.
     """
 
     registry: Registry
+    lifecycle: Lifecycle
 
     def __init__(self, place: Path, random: Random, first: Mapping[str, State] | None = None) -> None:
         self.place = place
@@ -202,7 +236,8 @@ class World:
     async def started(self) -> AsyncIterator[None]:
         """Open a context in which a registry is at work."""
         try:
-            async with registry_on(self.place / ARCHIVE, self.files, self._number_block) as (self.registry, _):
+            opening = registry_on(self.place / ARCHIVE, self.files, self._number_block)
+            async with opening as (self.registry, self.lifecycle, _):
                 yield
         finally:
             self.files.revive()
@@ -247,6 +282,42 @@ class World:
         deed = Upload(model_id, 0, info=info)
         async with self._doing(deed):
             deed.info = replace(info, number=await upload(self.registry, info, pieces))
+
+    async def promote(self, model_id: str) -> None:
+        """Promote one of the transient versions of a model, if it has any."""
+        transient = [info for info in await self.versions(model_id) if not info.archived]
+        if transient:
+            info = self.random.choice(transient)
+            async with self._doing(Promotion(model_id, 0, info=replace(info, archived=True))):
+                await self.lifecycle.promote_version(model_id, info.number)
+
+    async def delete_version(self, model_id: str) -> None:
+        """Delete a version of a model, often the newest, if it has any."""
+        numbers = [info.number for info in await self.versions(model_id)]
+        if numbers:
+            number = self.random.choice([self.random.choice(numbers), numbers[-1]])
+            async with self._doing(VersionDeletion(model_id, 0, number=number)):
+                await self.lifecycle.delete_version(model_id, number)
+
+    async def versions(self, model_id: str) -> list[VersionInfo]:
+        """Return the versions of a model."""
+        return await self.registry.list_versions(model_id, 0, 10**6)
+
+    async def adopt_original(self, model_id: str, count: int) -> None:
+        """Begin with an archive of the original, which has no high-water marks, in place of an empty one."""
+        first = World(self.place, self.random)
+        async with first.started():
+            await first.create(model_id)
+            for _ in range(count):
+                await first.store(model_id)
+        archive_dir = self.place / ARCHIVE
+        for left in (archive_dir / model_id / layout.HIGH_WATER_MARK_NAME, archive_dir / ".lock"):
+            left.unlink()
+        for name in (f"{archive_dir.name}.catalog{ending}" for ending in ("", "-wal", "-shm")):
+            archive_dir.with_name(name).unlink(missing_ok=True)
+        [state] = first.states(model_id, len(first.files.history))
+        self._first = {model_id: state} if state else {}
+        self.files = RecordedFiles(self.place)
 
     async def has(self, model_id: str) -> bool:
         """Return whether there is a model."""

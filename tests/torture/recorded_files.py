@@ -246,6 +246,13 @@ class RecordedFiles(Files):
             super().rename(directory, old, new)
             self._record(NameChange(node, old, new, self._names[node][old]))
 
+    def link(self, directory: int, old: str, new: str) -> None:
+        with self._one_at_a_time:
+            self._require_alive()
+            super().link(directory, old, new)
+            node = self._directory(directory)
+            self._record(NameChange(node, "", new, self._names[node][old]))
+
     def remove(self, directory: int, name: str) -> None:
         with self._one_at_a_time:
             if self._is_killed():

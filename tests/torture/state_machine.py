@@ -1,4 +1,4 @@
-"""The nine calls in any order, held against a plain model of the registry.
+"""The nine calls in any order, compared with a plain model of the registry; `lifecycle_machine` adds the others.
 
 Hypothesis makes up sequences of calls, good ones and bad ones, with clean restarts and crashes of the server between
 them. A model of the registry in a few dictionaries says of each call which status and which reply it must have, to the
@@ -17,50 +17,46 @@ from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import grpc
 import grpc.aio
-from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
-from hypothesis.configuration import set_hypothesis_home_dir
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
 from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version
 from tests.processes import ServerProcess
-from tests.torture.proof import Figures, Proof
+from tests.torture.proof import Figures
 from tests.waiting import eventually
 
 OK, INVALID, MISSING = grpc.StatusCode.OK, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 EXHAUSTED, UNAVAILABLE = grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE
 
-_STEPS = 40
+STEPS = 40
 _ITEMS_MAX = 4
 _BYTES_MAX = 6000
 _CHUNK_BYTES = 700
-_USER_DATA_MAX_BYTES = 60
+USER_DATA_MAX_BYTES = 60
 _LISTED_MAX = 8
 _FLAGS = (
     f"--cache_max_items={_ITEMS_MAX}",
     f"--cache_max_bytes={_BYTES_MAX}",
     f"--sent_version_chunk_size={_CHUNK_BYTES}",
-    f"--user_data_max_bytes={_USER_DATA_MAX_BYTES}",
+    f"--user_data_max_bytes={USER_DATA_MAX_BYTES}",
     f"--request_max_items={_LISTED_MAX}",
 )
 _SKIPPED_MAX = 128
 """How many numbers a crash may skip."""
 
-_GOOD_IDS = ("m", "m-v000001", "été.yaml")
-_BAD_IDS = ("", "..", "m/../m", "m\0", ".lock", "m%2f", "m ", "e\u0301")
+GOOD_IDS = ("m", "m-v000001", "été.yaml")
+BAD_IDS = ("", "..", "m/../m", "m\0", ".lock", "m%2f", "m ", "e\u0301")
 _SIZES_BYTES = (0, 1, 10, _CHUNK_BYTES - 1, _CHUNK_BYTES, _CHUNK_BYTES + 1, 1500, 3000, _BYTES_MAX - 1, _BYTES_MAX)
 
 Chunk = m.CreateVersionRequestChunk | bytes
@@ -81,16 +77,22 @@ class Version:
 
     info: m.ModelVersionInfo
     data: bytes
+    tags: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    aliases: set[str] = field(default_factory=set)
+    revision: int = 1
 
 
 @dataclass
 class Model:
-    """A model, with its versions in the order of their numbers."""
+    """A model, with its versions in the order of their numbers; aliases have the number and the revision of each."""
 
     user_data: dict[str, str]
     versions: dict[int, Version] = field(default_factory=dict)
     last_number: int = 0
     may_skip: int = 0
+    aliases: dict[str, tuple[int, int]] = field(default_factory=dict)
+    alias_revision: int = 0
 
     def resolve(self, number: int) -> Version | None:
         """Return a version by number, or the n-th from the last by -n."""
@@ -124,7 +126,7 @@ class Expected:
 
     def find(self, model_id: str) -> Model:
         """Return a model that a call is about."""
-        if model_id in _BAD_IDS:
+        if model_id in BAD_IDS:
             raise Refused(INVALID)
         if model_id not in self.models:
             raise Refused(MISSING)
@@ -132,7 +134,7 @@ class Expected:
 
     def put(self, model_id: str, user_data: dict[str, str]) -> None:
         """Create a model, or replace its `user_data`."""
-        if model_id in _BAD_IDS or user_data_bytes(user_data) > _USER_DATA_MAX_BYTES:
+        if model_id in BAD_IDS or user_data_bytes(user_data) > USER_DATA_MAX_BYTES:
             raise Refused(INVALID)
         self.models.setdefault(model_id, Model({})).user_data = user_data
 
@@ -177,6 +179,20 @@ class Expected:
                 self.evict_one(Counter([info.model_id, *(model_id for model_id, _ in self.used)]))
             self.used.append((info.model_id, info.version_number))
 
+    def archive(self, model_id: str, version: Version) -> None:
+        """Take note that a transient version was promoted."""
+        promoted = m.ModelVersionInfo()
+        promoted.CopyFrom(version.info)
+        promoted.archived = True
+        version.info = promoted
+        self.used.remove((model_id, promoted.version_number))
+
+    def remove(self, model_id: str, version: Version) -> None:
+        """Take note that a version was deleted."""
+        key = (model_id, version.info.version_number)
+        del self.models[model_id].versions[version.info.version_number]
+        self.used = [each for each in self.used if each != key]
+
     def forget_transient(self) -> None:
         """Take note that the process ended."""
         for model_id, number in self.used:
@@ -206,7 +222,7 @@ class Expected:
             raise Refused(INVALID)
         declared = chunk.header.version_info
         is_hash = declared.data_hash == "" or len(declared.data_hash) == len(hash_of(b""))
-        if user_data_bytes(dict(declared.user_data)) > _USER_DATA_MAX_BYTES or declared.data_size >= 2**63:
+        if user_data_bytes(dict(declared.user_data)) > USER_DATA_MAX_BYTES or declared.data_size >= 2**63:
             raise Refused(INVALID)
         if not is_hash:
             raise Refused(INVALID)
@@ -218,7 +234,7 @@ class Expected:
 
 # What is made up.
 
-ids = st.sampled_from([*_GOOD_IDS * 8, *_BAD_IDS])
+ids = st.sampled_from([*GOOD_IDS * 8, *BAD_IDS])
 texts = st.sampled_from(["", "yes", "1e3", "~", "é\u2028", "a: b\n", "\0", '"', "x" * 50]) | st.text(max_size=5)
 user_datas = st.dictionaries(texts, texts, max_size=2)
 counts = st.sampled_from([0, 0, 1, 2, 3, 2**32 - 1])
@@ -242,7 +258,7 @@ def uploads(draw: st.DrawFn, bad: bool) -> list[Chunk]:
     }
     cuts = sorted(draw(st.lists(st.integers(0, size_bytes), max_size=3)))
     pieces = [body(data[start:end]) for start, end in zip([0, *cuts], [*cuts, size_bytes], strict=True)]
-    first = header(draw(ids if bad else st.sampled_from(_GOOD_IDS)), size_bytes, draw(st.booleans()), **fields)
+    first = header(draw(ids if bad else st.sampled_from(GOOD_IDS)), size_bytes, draw(st.booleans()), **fields)
     return draw(spoilt(first, pieces)) if bad else [first, *pieces]
 
 
@@ -355,9 +371,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     # Models.
 
-    @initialize(
-        restarts=st.sampled_from([0, 0, 0, 1]), model_ids=st.sampled_from([_GOOD_IDS, _GOOD_IDS, _GOOD_IDS[:1]])
-    )
+    @initialize(restarts=st.sampled_from([0, 0, 0, 1]), model_ids=st.sampled_from([GOOD_IDS, GOOD_IDS, GOOD_IDS[:1]]))
     def begin(self, restarts: int, model_ids: Sequence[str]) -> None:
         """Delete what is there, and create some models."""
         self._restarts_left = restarts
@@ -395,7 +409,7 @@ class RegistryMachine(RuleBasedStateMachine):
     @rule(model_ids=st.lists(ids, min_size=1, max_size=_LISTED_MAX + 1), count=counts, handle=handles)
     def get_models(self, model_ids: list[str], count: int, handle: str) -> None:
         expected = self._models_page(model_ids, count, handle)
-        if any(model_id in _BAD_IDS for model_id in model_ids) or len(model_ids) > _LISTED_MAX:
+        if any(model_id in BAD_IDS for model_id in model_ids) or len(model_ids) > _LISTED_MAX:
             expected = INVALID
         elif expected != INVALID and not self._expected.models.keys() >= set(model_ids):
             expected = MISSING
@@ -475,7 +489,7 @@ class RegistryMachine(RuleBasedStateMachine):
             if model_id == reply.model_id:
                 self._check(self._world.do(next_version(watch)), reply)
 
-    @rule(model_id=st.sampled_from(_GOOD_IDS), archived=st.booleans(), size=st.sampled_from(_SIZES_BYTES[2:]))
+    @rule(model_id=st.sampled_from(GOOD_IDS), archived=st.booleans(), size=st.sampled_from(_SIZES_BYTES[2:]))
     def cancel_upload(self, model_id: str, archived: bool, size: int) -> None:
         """Cancel an upload of which some bytes have arrived; one that has all of them may be done already."""
         if model_id not in self._expected.models:
@@ -620,7 +634,7 @@ class RegistryMachine(RuleBasedStateMachine):
     def compare_everything(self) -> None:
         """Look at everything that there is. This uses no version, so that it changes nothing."""
         self.list_models(0, "")
-        for model_id in _GOOD_IDS:
+        for model_id in GOOD_IDS:
             self.list_versions(model_id, 0, "")
             self.get_versions(model_id, [-1], 0)
         self.ask_status()
@@ -639,40 +653,3 @@ class RegistryMachine(RuleBasedStateMachine):
 def _chunks(data: bytes) -> list[bytes]:
     """Return the chunks in which bytes must be sent."""
     return [data[start : start + _CHUNK_BYTES] for start in range(0, max(len(data), 1), _CHUNK_BYTES)]
-
-
-def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Make up sequences of calls, and hold each answer against the model."""
-    set_hypothesis_home_dir(".cache/hypothesis")
-    limits = settings(
-        max_examples=rounds,
-        stateful_step_count=_STEPS,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],  # making a failure smaller may take hundreds of sequences
-        suppress_health_check=list(HealthCheck),
-    )
-    with asyncio.Runner() as runner:
-        world = World(place, runner, figures)
-        try:
-
-            @seed(random.getrandbits(64))
-            class Sequences(RegistryMachine):
-                def __init__(self) -> None:
-                    super().__init__(world)
-
-            run_state_machine_as_test(Sequences, settings=limits)
-            world.end(kill=False)
-        finally:
-            world.close()
-
-
-PROOF = Proof(
-    name="state_machine",
-    promise="Every call answers as documented, after any sequence of other calls",
-    attempt=attempt,
-    unit="sequences",
-    short=8,
-    long=1_000,
-    batch=100,
-)

@@ -12,6 +12,7 @@ STATUSES = {
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     errors.ConflictError: grpc.StatusCode.ABORTED,
+    errors.ExistsError: grpc.StatusCode.ALREADY_EXISTS,
     errors.TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     errors.DataLossError: grpc.StatusCode.DATA_LOSS,
     errors.TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -11,12 +11,14 @@ from cogment_model_registry.cli.connection import Flags, common_flags, complete_
 from cogment_model_registry.cli.groups import Command
 from cogment_model_registry.cli.parameters import (
     HELP_WIDTH,
-    Entry,
     ModelId,
     NumberedCommand,
     WholeNumber,
+    metrics_of,
+    metrics_option,
     model_argument,
     required_version_argument,
+    tags_option,
     word_text,
 )
 from cogment_model_registry.cli.running import is_terminal
@@ -61,9 +63,9 @@ def promote_version(flags: Flags, model_id: str, number: int | str, *, alias: st
 )
 @model_argument
 @required_version_argument
-@click.option("--tag", "tags", metavar="NAME=TEXT", type=Entry(), multiple=True, help="Tag to set.")
+@tags_option
 @click.option("--remove_tag", "removed_tags", metavar="NAME", multiple=True, help="Tag to remove.")
-@click.option("--metric", "metrics", metavar="NAME=NUMBER", type=Entry(), multiple=True, help="Metric to set.")
+@metrics_option
 @click.option("--remove_metric", "removed_metrics", metavar="NAME", multiple=True, help="Metric to remove.")
 @_expected
 @common_flags
@@ -89,17 +91,10 @@ def update_version(
             model_id,
             number,
             tags={**dict(tags), **dict.fromkeys(removed_tags)},
-            metrics={**{name: _number(name, text) for name, text in metrics}, **dict.fromkeys(removed_metrics)},
+            metrics={**metrics_of(metrics), **dict.fromkeys(removed_metrics)},
             expected=expected or None,
         )
         _show(flags, version, f"updated version {version.number} of model {presentation.safe(model_id)}")
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise click.UsageError(f"the metric {name!r} must be a number, not {text!r}") from None
 
 
 @click.command(

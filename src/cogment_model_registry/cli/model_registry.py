@@ -8,20 +8,24 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from cogment_model_registry.cli import lifecycle, presentation
+from cogment_model_registry.cli import lifecycle, presentation, retention
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.parameters import (
     HELP_WIDTH,
     Entry,
+    ModelId,
     NumberedCommand,
     WholeNumber,
     joined_user_data,
+    metrics_of,
+    metrics_option,
     model_argument,
+    tags_option,
     version_argument,
 )
 from cogment_model_registry.cli.progress import transfer_bar
@@ -57,7 +61,7 @@ def model_registry() -> None:
     """
 
 
-for _command in lifecycle.COMMANDS:
+for _command in (*lifecycle.COMMANDS, *retention.COMMANDS):
     model_registry.add_command(_command)
 
 _user_data = click.option(
@@ -241,6 +245,9 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
     @model_argument
     @click.argument("file", type=PathType(allow_dash=True))
     @_user_data
+    @tags_option
+    @metrics_option
+    @click.option("--alias", type=ModelId(), help="Alias to point to the version, which is archived then.")
     @click.option(
         "--create/--no_create",
         " /--no-create",
@@ -249,14 +256,25 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
         help="Whether to create the model if it does not exist.",
     )
     @common_flags
-    def upload(flags: Flags, model_id: str, file: str, user_data: dict[str, str], *, create: bool) -> None:
+    def upload(
+        flags: Flags,
+        model_id: str,
+        file: str,
+        user_data: dict[str, str],
+        *,
+        tags: tuple[tuple[str, str], ...],
+        metrics: tuple[tuple[str, str], ...],
+        alias: str | None,
+        create: bool,
+    ) -> None:
+        options: dict[str, Any] = {"tags": dict(tags), "metrics": metrics_of(metrics), "alias": alias, "create": create}
         with contextlib.ExitStack() as stack:
             registry = stack.enter_context(flags.connected())
             with telling(f"reading {'standard input' if file == '-' else shown(file)}"):
                 source = stack.enter_context(open_standard_input()) if file == "-" else file
                 call = registry.store if archived else registry.publish
                 with transfer_bar("storing" if archived else "publishing", is_quiet=flags.is_quiet) as progress:
-                    version = call(model_id, source, user_data=user_data, create=create, progress=progress)
+                    version = call(model_id, source, user_data=user_data, progress=progress, **options)
             _show_upload(flags, version)
 
 

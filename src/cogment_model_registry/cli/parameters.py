@@ -9,6 +9,7 @@ import click
 
 from cogment_model_registry.cli.connection import complete_model, complete_version
 from cogment_model_registry.cli.groups import Command
+from cogment_model_registry.settings.kinds import byte_count
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -30,6 +31,23 @@ class WholeNumber(click.IntRange):
     """A whole number in a range."""
 
     name = "whole number"
+
+
+class ByteCount(_Number):
+    """A number of bytes, plain or with a unit, as settings have it."""
+
+    name = "bytes"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return a word as a number of bytes."""
+        kind = byte_count(0, 2**60)
+        try:
+            size_bytes = kind.parse(str(value))
+        except ValueError:
+            size_bytes = None
+        if not isinstance(size_bytes, int):
+            self.fail(f"{value!r} is not allowed; it must be {kind.allowed}", param, ctx)
+        return size_bytes
 
 
 class ModelId(_Text):
@@ -98,6 +116,24 @@ def joined_user_data(
         keys = [key for key, _ in entries]
         raise click.BadParameter(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
     return user_data
+
+
+tags_option = click.option("--tag", "tags", metavar="NAME=TEXT", type=Entry(), multiple=True, help="Tag to set.")
+metrics_option = click.option(
+    "--metric", "metrics", metavar="NAME=NUMBER", type=Entry(), multiple=True, help="Metric to set."
+)
+
+
+def metrics_of(entries: tuple[tuple[str, str], ...]) -> dict[str, float]:
+    """Return metrics as numbers."""
+    return {name: _metric(name, text) for name, text in entries}
+
+
+def _metric(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise click.UsageError(f"the metric {name!r} must be a number, not {text!r}") from None
 
 
 def word_text(word: str) -> str | None:

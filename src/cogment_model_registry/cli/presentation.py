@@ -149,7 +149,7 @@ def print_models(models: Sequence[ModelSummary]) -> None:
         )
         for each in models
     ]
-    _print_table(_MODEL_COLUMNS, rows)
+    print_table(_MODEL_COLUMNS, rows)
 
 
 def model_details(summary: ModelSummary) -> dict[str, str]:
@@ -186,7 +186,7 @@ def print_versions(versions: Sequence[VersionInfo]) -> None:
         )
         for version in versions
     ]
-    _print_table(_VERSION_COLUMNS, rows)
+    print_table(_VERSION_COLUMNS, rows)
 
 
 def print_described(versions: Sequence[Version], *, with_model: bool) -> None:
@@ -206,7 +206,7 @@ def print_described(versions: Sequence[Version], *, with_model: bool) -> None:
         for version in versions
     ]
     start = 0 if with_model else 1
-    _print_table(_DESCRIBED_COLUMNS[start:], [row[start:] for row in rows])
+    print_table(_DESCRIBED_COLUMNS[start:], [row[start:] for row in rows])
 
 
 def print_aliases(aliases: Iterable[Alias]) -> None:
@@ -216,7 +216,7 @@ def print_aliases(aliases: Iterable[Alias]) -> None:
         (safe(alias.name), str(alias.version_number), created_text(alias.set_ns), str(alias.revision))
         for alias in aliases
     ]
-    _print_table(_ALIAS_COLUMNS, rows)
+    print_table(_ALIAS_COLUMNS, rows)
 
 
 def confirm(question: str, *, otherwise: str) -> None:
@@ -273,7 +273,8 @@ def event_line(version: VersionInfo) -> str:
     ).rstrip()
 
 
-def _print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; on a terminal, cut to its width."""
     rows = [[escaped(text) for text in row] for row in rows]
     if is_for_people():
         _print_terminal_table(columns, rows)
@@ -391,6 +392,11 @@ def safe(text: str, special: str = "") -> str:
     if text and text.isprintable() and not set(text) & {" ", '"', "'", "\\", *special}:
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())
+
+
+def printable(text: str) -> str:
+    """Return a line of text unchanged if it is printable, otherwise escaped and in quotes."""
+    return text if text.isprintable() else json.dumps(text, ensure_ascii=True)
 
 
 def model_as_json(model: ModelInfo) -> dict[str, object]:

@@ -21,6 +21,7 @@ from cogment_model_registry.client.opening import Client
 from cogment_model_registry.client.progress import Progress, Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest
+from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
@@ -102,14 +103,18 @@ class ModelRegistry(Client[AsyncioBackend]):
         data: Data,
         *,
         user_data: UserData | None = None,
+        tags: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float | SupportsItem] | None = None,
+        alias: str | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Create a transient version: everyone who watches the model is notified, and it may be evicted later."""
-        return await self._core.uploads.upload(
-            model_id, data, user_data, archived=False, create=create, timeout=timeout, progress=progress
+        options = UploadOptions(
+            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
         )
+        return await self._core.uploads.upload(model_id, data, user_data, archived=False, options=options)
 
     async def store(
         self,
@@ -117,14 +122,18 @@ class ModelRegistry(Client[AsyncioBackend]):
         data: Data,
         *,
         user_data: UserData | None = None,
+        tags: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float | SupportsItem] | None = None,
+        alias: str | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Create an archived version: durable on return, and kept until its model is deleted."""
-        return await self._core.uploads.upload(
-            model_id, data, user_data, archived=True, create=create, timeout=timeout, progress=progress
+        options = UploadOptions(
+            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
         )
+        return await self._core.uploads.upload(model_id, data, user_data, archived=True, options=options)
 
     async def retrieve(
         self,

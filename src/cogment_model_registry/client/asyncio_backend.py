@@ -14,13 +14,16 @@ import grpc.aio
 from cogment_model_registry.client.backends import (
     OPTIONS,
     Channel,
+    Metadata,
     Replies,
     blocking_channel,
     checked_requests,
     metadata_of,
+    read_replies,
     refusing_closed_channels,
     reply_of,
 )
+from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.system.tasks import wait_at_most
 
@@ -119,7 +122,9 @@ class AsyncioBackend:
             reply: bytes = await call
             return reply
 
-    async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
+    async def upload(
+        self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float, metadata: Metadata = None
+    ) -> bytes:
         """Send messages, and return the reply."""
         failures: list[BaseException] = []
         is_over = asyncio.Event()
@@ -131,11 +136,29 @@ class AsyncioBackend:
 
         method = channel.uploads.stream_unary(path)
         with refusing_closed_channels():
-            call = method.future(checked_requests(requests, failures), timeout=timeout_seconds)
+            call = method.future(checked_requests(requests, failures), timeout=timeout_seconds, metadata=metadata)
         try:
             call.add_done_callback(end)
             await is_over.wait()
             return reply_of(call, failures)
+        finally:
+            call.cancel()
+
+    async def exchange(
+        self,
+        channel: Channel,
+        path: str,
+        requests: Iterator[bytes],
+        on_reply: Callable[[bytes], None],
+        timeout_seconds: float,
+    ) -> None:
+        """Send messages, and pass on each reply as it comes, on a thread."""
+        failures: list[BaseException] = []
+        method = channel.uploads.stream_stream(path)
+        with refusing_closed_channels():
+            call = method(checked_requests(requests, failures), timeout=timeout_seconds)
+        try:
+            await self.wait(submit(lambda: read_replies(call, failures, on_reply)))
         finally:
             call.cancel()
 

@@ -4,7 +4,7 @@ The logic is written once, as coroutines. `asyncio_backend` runs them as any oth
 they await ever suspends.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -17,6 +17,9 @@ from cogment_model_registry.wire import channels
 from cogment_model_registry.wire.directory import TOKEN_KEY
 
 _T = TypeVar("_T")
+
+Metadata: TypeAlias = tuple[tuple[str, str], ...] | None
+"""Metadata that goes with a call."""
 
 Channel: TypeAlias = Any
 """A connection of the backend that made it."""
@@ -61,10 +64,25 @@ class Backend(Protocol):
     async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
         """Send one message, and return the reply."""
 
-    async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
+    async def upload(
+        self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float, metadata: Metadata = None
+    ) -> bytes:
         """Send messages, and return the reply.
 
         The iterator may be used from another thread; an error that it raises ends the call, and is raised here.
+        """
+
+    async def exchange(
+        self,
+        channel: Channel,
+        path: str,
+        requests: Iterator[bytes],
+        on_reply: Callable[[bytes], None],
+        timeout_seconds: float,
+    ) -> None:
+        """Send messages, and pass on each reply as it comes, perhaps on another thread; see `upload`.
+
+        The iterator may wait for a reply; it must end soon after the call is over.
         """
 
     def stream(self, channel: Channel, path: str, request: bytes, timeout_seconds: float, token: str = "") -> Replies:
@@ -120,6 +138,17 @@ def reply_of(call: Any, failures: list[BaseException]) -> bytes:
         # gRPC also raises this when the server answers CANCELLED.
         raise call from None
     return reply
+
+
+def read_replies(call: Any, failures: list[BaseException], on_reply: Callable[[bytes], None]) -> None:
+    """Pass on the replies of a call until it is over."""
+    try:
+        for reply in call:
+            on_reply(reply)
+    except grpc.RpcError:
+        if failures:
+            raise failures[0] from None
+        raise
 
 
 def blocking_channel(address: str, *, secure: bool) -> Channel:

@@ -1,10 +1,10 @@
 """The blocking client."""
 
 import os
-from collections.abc import AsyncGenerator, Callable, Generator
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from typing import Any, SupportsIndex, TypeVar, overload
 
-from cogment_model_registry.client.arguments import LATEST, UserData
+from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
 from cogment_model_registry.client.blocking_backend import BlockingBackend
 from cogment_model_registry.client.blocking_lifecycle import LifecycleMethods
 from cogment_model_registry.client.blocking_models import ModelMethods
@@ -12,12 +12,10 @@ from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
+from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-
-if TYPE_CHECKING:
-    pass  # from Python 3.11 on
 
 _T = TypeVar("_T")
 
@@ -140,20 +138,28 @@ class ModelRegistry(LifecycleMethods, ModelMethods):
         data: Data,
         *,
         user_data: UserData | None = None,
+        tags: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float | SupportsItem] | None = None,
+        alias: str | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Create a transient version: everyone who watches the model is notified, and it may be evicted later.
 
-        The SHA-256 of the bytes goes with them, so the server stores exactly these bytes or none. They are sent again
-        only if the server cannot have received them.
+        The SHA-256 of the bytes goes with them, so the server stores exactly these bytes or none. If the connection or
+        the reply is lost, the upload is repeated, which never creates a second version; large uploads go on where they
+        stopped, and bytes that the model has already are not sent. Servers of the original get the bytes again only if
+        they cannot have received them.
 
         Args:
             model_id: Its model.
             data: Its bytes: an object with a contiguous buffer (bytes, a NumPy array), the path of a file, or an open
                 binary file, of which the rest is sent. They must not change during the call.
             user_data: Its annotations. Numbers and booleans become text, as JSON writes them: 1000, 0.5, true.
+            tags: Texts by name, which can be changed later.
+            metrics: Finite numbers by name, which can be changed later.
+            alias: An alias to point to it, in the same step; with one, the version is archived.
             create: Whether the model is created if it does not exist.
             timeout: How many seconds it may take, with the reading of a file.
             progress: How to report it, in place of the client's own way.
@@ -168,11 +174,10 @@ class ModelRegistry(LifecycleMethods, ModelMethods):
             InvalidError: The id or the `user_data` breaks a rule, or the bytes changed during the call.
             OSError: The file cannot be read.
         """
-        return self._run(
-            lambda core: core.uploads.upload(
-                model_id, data, user_data, archived=False, create=create, timeout=timeout, progress=progress
-            )
+        options = UploadOptions(
+            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
         )
+        return self._run(lambda core: core.uploads.upload(model_id, data, user_data, archived=False, options=options))
 
     def store(
         self,
@@ -180,6 +185,9 @@ class ModelRegistry(LifecycleMethods, ModelMethods):
         data: Data,
         *,
         user_data: UserData | None = None,
+        tags: Mapping[str, str] | None = None,
+        metrics: Mapping[str, float | SupportsItem] | None = None,
+        alias: str | None = None,
         create: bool = True,
         timeout: float | None = None,
         progress: Wish = None,
@@ -188,11 +196,10 @@ class ModelRegistry(LifecycleMethods, ModelMethods):
 
         Arguments, result and errors are those of `publish`; `TooLargeError` says that the disk is full.
         """
-        return self._run(
-            lambda core: core.uploads.upload(
-                model_id, data, user_data, archived=True, create=create, timeout=timeout, progress=progress
-            )
+        options = UploadOptions(
+            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
         )
+        return self._run(lambda core: core.uploads.upload(model_id, data, user_data, archived=True, options=options))
 
     def retrieve(
         self,

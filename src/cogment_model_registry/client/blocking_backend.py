@@ -14,10 +14,12 @@ import grpc
 
 from cogment_model_registry.client.backends import (
     Channel,
+    Metadata,
     Replies,
     blocking_channel,
     checked_requests,
     metadata_of,
+    read_replies,
     refusing_closed_channels,
     reply_of,
 )
@@ -59,14 +61,30 @@ class BlockingBackend:
         with self._under_way(lambda: channel.unary_unary(path).future(request, timeout=timeout_seconds)) as call:
             return reply_of(call, [])
 
-    async def upload(self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float) -> bytes:
+    async def upload(
+        self, channel: Channel, path: str, requests: Iterator[bytes], timeout_seconds: float, metadata: Metadata = None
+    ) -> bytes:
         """Send messages, and return the reply."""
         failures: list[BaseException] = []
         method = channel.stream_unary(path)
         with self._under_way(
-            lambda: method.future(checked_requests(requests, failures), timeout=timeout_seconds)
+            lambda: method.future(checked_requests(requests, failures), timeout=timeout_seconds, metadata=metadata)
         ) as call:
             return reply_of(call, failures)
+
+    async def exchange(
+        self,
+        channel: Channel,
+        path: str,
+        requests: Iterator[bytes],
+        on_reply: Callable[[bytes], None],
+        timeout_seconds: float,
+    ) -> None:
+        """Send messages, and pass on each reply as it comes."""
+        failures: list[BaseException] = []
+        method = channel.stream_stream(path)
+        with self._under_way(lambda: method(checked_requests(requests, failures), timeout=timeout_seconds)) as call:
+            read_replies(call, failures, on_reply)
 
     @contextmanager
     def _under_way(self, begin: Callable[[], Any]) -> Generator[Any]:

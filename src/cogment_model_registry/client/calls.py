@@ -6,7 +6,13 @@ from typing import TypeVar
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.connection import Connection, Subject, translated
 from cogment_model_registry.client.deadlines import Backoff, Deadline
-from cogment_model_registry.errors import ClosedError, ModelRegistryError, TimedOutError, UnavailableError
+from cogment_model_registry.errors import (
+    ClosedError,
+    ModelRegistryError,
+    TimedOutError,
+    UnavailableError,
+    WrongServerError,
+)
 from cogment_model_registry.wire import messages
 from cogment_model_registry.wire.channels import was_sent
 
@@ -76,6 +82,8 @@ class Calls:
         subject: Subject,
         deadline: Deadline,
         may_be_done: Callable[[], bool] = lambda: False,
+        *,
+        is_repeatable: bool = False,
     ) -> _T:
         """Make a call, and repeat it while the registry is unavailable.
 
@@ -85,12 +93,14 @@ class Calls:
             deadline: When to give up.
             may_be_done: Returns whether the server may have done the call, which it must not do twice; called after
                 a failure that does not say.
+            is_repeatable: Whether the server does it once even if it is made again, so that it is repeated then too.
 
         Raises:
             ModelRegistryError: It failed; with `may_be_done` when the server may have done it nevertheless.
         """
         backoff = Backoff()
         patience: Deadline | None = None
+        is_uncertain = False
         while True:
             is_begun = False
             try:
@@ -100,15 +110,17 @@ class Calls:
                         return await call(channel)
             except ModelRegistryError as error:
                 if is_begun and was_sent(error.__cause__) and _is_vague(error) and may_be_done():
-                    raise _uncertain(error) from error.__cause__
-                if not isinstance(error, UnavailableError):
-                    raise
+                    is_uncertain = True
+                # What an earlier attempt did is told by an answer to this one, and by nothing else.
+                raised = _uncertain(error) if is_uncertain and not _is_answer(error) else error
+                if not isinstance(error, UnavailableError) or (is_uncertain and not is_repeatable):
+                    raise raised from error.__cause__
                 if patience is None:
                     await self.connection.check_stranger(self.backend, subject, error)
                 patience = patience or Deadline(min(self.retry_seconds, deadline.left_seconds()))
                 seconds = backoff.next_seconds()
                 if patience.left_seconds() < seconds:
-                    raise
+                    raise raised from error.__cause__
             await self.backend.sleep(seconds)
 
 
@@ -118,6 +130,11 @@ def _is_vague(error: ModelRegistryError) -> bool:
     The base class stands for a status of no certain meaning, such as of a stream that broke, or a malformed reply.
     """
     return type(error) is ModelRegistryError or isinstance(error, UnavailableError | TimedOutError | ClosedError)
+
+
+def _is_answer(error: ModelRegistryError) -> bool:
+    """Return whether an error is the registry's answer to a call, and not that of a network or of another server."""
+    return not _is_vague(error) and not isinstance(error, WrongServerError)
 
 
 def _uncertain(error: ModelRegistryError) -> ModelRegistryError:

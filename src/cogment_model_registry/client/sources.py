@@ -52,8 +52,8 @@ class Source(ABC):
     size_bytes: int
 
     @abstractmethod
-    def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
-        """Yield all bytes, in blocks of at most a size. May be called again."""
+    def blocks(self, size_bytes: int, start: int = 0) -> Iterator[memoryview | bytes]:
+        """Yield all bytes from a position on, in blocks of at most a size. May be called again."""
 
     @abstractmethod
     def finish(self) -> None:
@@ -78,11 +78,10 @@ class _Memory(Source):
         self._parts = [view.cast("B") for view in views if view.nbytes]
         self.size_bytes = sum(map(len, self._parts))
 
-    def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
+    def blocks(self, size_bytes: int, start: int = 0) -> Iterator[memoryview | bytes]:
         pieces: list[memoryview] = []
         room_bytes = size_bytes
         for part in self._parts:
-            start = 0
             while start < len(part):
                 pieces.append(part[start : start + room_bytes])
                 start += len(pieces[-1])
@@ -90,6 +89,7 @@ class _Memory(Source):
                 if not room_bytes:
                     yield _taken(pieces)
                     room_bytes = size_bytes
+            start -= len(part)
         if pieces:
             yield _taken(pieces)
 
@@ -127,8 +127,8 @@ class _File(Source):
         self._callers = callers
         self.size_bytes = max(os.fstat(file.fileno()).st_size - start, 0)
 
-    def blocks(self, size_bytes: int) -> Iterator[memoryview | bytes]:
-        done_bytes = 0
+    def blocks(self, size_bytes: int, start: int = 0) -> Iterator[memoryview | bytes]:
+        done_bytes = start
         while left_bytes := self.size_bytes - done_bytes:
             block = _read_at(self._file.fileno(), min(size_bytes, left_bytes), self._start + done_bytes)
             if not block:

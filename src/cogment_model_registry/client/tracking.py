@@ -201,6 +201,7 @@ class _Tracked(ABC, Generic[_T]):
         except NotFoundError as error:
             # It was evicted, so a newer one is on its way; or the model was deleted, which the next event reports.
             self._version_error = error
+            await self._take_older(version)
             return
         except DataLossError as error:
             self._damaged, self._version_error = version, error
@@ -218,6 +219,18 @@ class _Tracked(ABC, Generic[_T]):
             self._current = (version, value)
             self._version_error = None
             self._notify()
+
+    async def _take_older(self, gone: VersionInfo) -> None:
+        """Fetch the version that is the latest after a newer one was deleted, unless it or a later one is there."""
+        try:
+            latest = await self._core.get_version(gone.model_id, LATEST, None, archived=self._archived)
+        except ModelRegistryError:
+            return
+        current = self._current[0].number if self._current else 0
+        if current == latest.number:
+            self._version_error = None
+        elif current < latest.number < gone.number:
+            await self._take(latest, was_waiting=False)
 
     def _caught(self, data: bytes) -> _T | _Raised:
         """Call the caller's function, which may raise anything: a Rust library that panics raises no `Exception`."""

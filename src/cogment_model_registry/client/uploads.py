@@ -1,27 +1,45 @@
-"""Uploads of versions: sent again only if the server cannot have received them."""
+"""Uploads of versions: what callers give, checked and read."""
 
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypedDict
+from uuid import uuid4
 
 from cogment_model_registry.client import sources
 from cogment_model_registry.client.arguments import (
+    SupportsItem,
     UserData,
     checked_id,
+    checked_metrics,
+    checked_tags,
+    checked_text,
     checked_user_data,
 )
-from cogment_model_registry.client.backends import Channel
-from cogment_model_registry.client.calls import Calls, method_path
+from cogment_model_registry.client.attempts import Upload
+from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer_deadline
-from cogment_model_registry.client.progress import Report, Wish, reporting
-from cogment_model_registry.client.sources import Source
-from cogment_model_registry.errors import DataLossError, NotFoundError, TimedOutError, quoted
+from cogment_model_registry.client.progress import Wish, reporting
+from cogment_model_registry.errors import (
+    DataLossError,
+    InvalidError,
+    NotFoundError,
+    TimedOutError,
+    WrongServerError,
+    quoted,
+)
+from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VersionHeader, VersionInfo
-from cogment_model_registry.wire import convert
-from cogment_model_registry.wire.frames import build_body
 
-CHUNK_BYTES = 2 * 1024 * 1024
-"""The size of the chunks of an upload: that of the stock SDK, which all servers accept."""
+
+class UploadOptions(TypedDict):
+    """Arguments of `ModelRegistry.publish` and `ModelRegistry.store`."""
+
+    tags: Mapping[str, str] | None
+    metrics: Mapping[str, float | SupportsItem] | None
+    alias: str | None
+    create: bool
+    timeout: float | None
+    progress: Wish
 
 
 class Uploads:
@@ -57,33 +75,54 @@ class Uploads:
         user_data: UserData | None,
         *,
         archived: bool,
-        create: bool,
-        timeout: float | None,
-        progress: Wish,
+        options: UploadOptions,
     ) -> VersionInfo:
         """See `ModelRegistry.publish` and `ModelRegistry.store`."""
         noted = checked_user_data(user_data)
+        tags, metrics, alias = _checked_belongings(options)
+        create, timeout, progress = options["create"], options["timeout"], options["progress"]
         what = f"{'storing' if archived else 'publishing'} a version of model {quoted(checked_id(model_id))}"
         subject = Subject(what, model_id)
         deadline = self._timeouts.wanted(timeout)
         source, data_hash = await self._prepared(data, subject, deadline)
         deadline = deadline or transfer_deadline(source.size_bytes)
         try:
-            header = VersionHeader(model_id, archived, source.size_bytes, data_hash, user_data=noted)
+            header = UploadHeader(
+                version=VersionHeader(model_id, archived, source.size_bytes, data_hash, user_data=noted),
+                tags=tags,
+                metrics=metrics,
+                aliases=alias,
+                request_id=uuid4().hex,
+                create_model=create,
+            )
             with reporting(what, source.size_bytes, self._progress if progress is None else progress) as report:
-                upload = Upload(self._calls, header, source, subject, deadline, report)
-                try:
-                    info = await upload.run()
-                except NotFoundError:
-                    if not create:
-                        raise
-                    await self._create_missing(model_id, deadline)
-                    info = await upload.run()
+                upload = Upload(self._calls, header, source, subject=subject, deadline=deadline, report=report)
+                info = await self._run(upload, deadline)
             source.finish()
         finally:
             source.close()
         if info.data_hash != data_hash or info.data_size_bytes != source.size_bytes:
             raise DataLossError.version(model_id, info.number, "the server stored other bytes than were sent")
+        return info
+
+    async def _run(self, upload: Upload, deadline: Deadline) -> VersionInfo:
+        """Make an upload by the call that the server has."""
+        if self._calls.connection.has_lifecycle:
+            try:
+                return await upload.run()
+            except WrongServerError as error:
+                if error.may_be_done:
+                    raise
+                upload.require_plain(error)
+        header = upload.header
+        try:
+            info = await upload.run_plain()
+        except NotFoundError:
+            if not header.create_model:
+                raise
+            await self._create_missing(header.model_id, deadline)
+            info = await upload.run_plain()
+        self._calls.connection.has_lifecycle = False
         return info
 
     async def _prepared(self, data: sources.Data, subject: Subject, deadline: Deadline | None) -> sources.Prepared:
@@ -106,62 +145,15 @@ class Uploads:
             self._preparations.discard(preparation)
 
 
-@dataclass(slots=True)
-class Upload:
-    """The upload of one version; it can be run again if the version did not arrive."""
+def _checked_belongings(options: UploadOptions) -> tuple[dict[str, str], dict[str, float], tuple[str, ...]]:
+    """Return tags, metrics and aliases.
 
-    _calls: Calls
-    _header: VersionHeader
-    _source: Source
-    _subject: Subject
-    _deadline: Deadline
-    _report: Report
-    _attempt: "_Attempt | None" = None
-
-    async def run(self) -> VersionInfo:
-        """Upload, and repeat as long as the server cannot have received it."""
-        return await self._calls.retrying(self._once, self._subject, self._deadline, may_be_done=self._may_be_done)
-
-    def _may_be_done(self) -> bool:
-        return self._attempt is not None and self._attempt.is_all_sent
-
-    async def _once(self, channel: Channel) -> VersionInfo:
-        attempt = self._attempt = _Attempt()
-        self._report.restart()
-        try:
-            reply = await self._calls.backend.upload(
-                channel, method_path("CreateVersion"), self._messages(attempt), self._deadline.left_seconds()
-            )
-        finally:
-            attempt.is_over = True
-        return convert.version_from_reply(reply)
-
-    def _messages(self, attempt: "_Attempt") -> Iterator[bytes]:
-        left_bytes = self._source.size_bytes
-        attempt.is_all_sent = not left_bytes
-        yield convert.encode_header(self._header)
-        try:
-            for block in self._source.blocks(CHUNK_BYTES):
-                left_bytes -= len(block)
-                # From here on it is not known what the server has, until it answers.
-                attempt.is_all_sent = not left_bytes
-                yield build_body(block)
-                if attempt.is_over:
-                    return  # gRPC's thread may still be here although the call is over
-                self._report.advance(len(block))
-        except (OSError, ValueError):
-            if not attempt.is_over:  # otherwise the source was closed in the meantime
-                raise
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """One of the attempts of an upload.
-
-    Attributes:
-        is_all_sent: Whether the last bytes were handed to gRPC.
-        is_over: Whether its call has ended.
+    Raises:
+        InvalidError: One has a wrong type.
     """
-
-    is_all_sent: bool = False
-    is_over: bool = False
+    tags, removed_tags = checked_tags(options["tags"] or {})
+    metrics, removed_metrics = checked_metrics(options["metrics"] or {})
+    if nothing := [*removed_tags, *removed_metrics]:
+        raise InvalidError(f"{nothing[0]!r} is None; a new version has nothing to be removed")
+    alias = options["alias"]
+    return tags, metrics, () if alias is None else (checked_text("the alias", alias),)

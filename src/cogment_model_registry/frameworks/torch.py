@@ -205,7 +205,7 @@ def publish(
         parameters: As for `encode`.
         archived: Whether to archive the version, as `store` does.
         options: What `encode` takes: `dtype`, `prefix` and `user_data`; and what `ModelRegistry.publish` takes:
-            `create`, `timeout` and `progress`.
+            `tags`, `metrics`, `alias`, `create`, `timeout` and `progress`.
 
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.

@@ -6,7 +6,13 @@ from dataclasses import dataclass, field
 
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, counted, quoted
 from cogment_model_registry.records.retention import ModelAnnotations, RetentionRule, TransientShare
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_model_id, user_data_bytes
+from cogment_model_registry.records.versions import (
+    ModelInfo,
+    VersionInfo,
+    check_model_id,
+    check_user_data,
+    user_data_bytes,
+)
 
 FIRST_REVISION = 1
 """The revision of a version of which nothing was changed yet. 0 means any revision, or none, in requests."""
@@ -203,8 +209,9 @@ class AnnotationChange:
         Raises:
             InvalidError: They grow beyond what is allowed.
         """
-        tags = {name: text for name, text in annotations.tags.items() if name not in self.remove_tags}
-        metrics = {name: value for name, value in annotations.metrics.items() if name not in self.remove_metrics}
+        removed_tags, removed_metrics = {*self.remove_tags}, {*self.remove_metrics}
+        tags = {name: text for name, text in annotations.tags.items() if name not in removed_tags}
+        metrics = {name: value for name, value in annotations.metrics.items() if name not in removed_metrics}
         after = Annotations({**tags, **self.set_tags}, {**metrics, **self.set_metrics}, revision)
         if self.max_bytes is not None and annotations.size_bytes < after.size_bytes > self.max_bytes:
             raise InvalidError(
@@ -277,3 +284,13 @@ def check_metrics(metrics: Mapping[str, float], model_id: str) -> None:
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise InvalidError(f"metric {quoted(name)} must be a finite number, not {value}", model_id=model_id)
+
+
+def check_entries(tags: Mapping[str, str], metrics: Mapping[str, float], max_bytes: int, model_id: str) -> None:
+    """Refuse tags and metrics that have more than `max_bytes` bytes together; a metric has 8 next to its name.
+
+    Raises:
+        InvalidError: They are larger.
+    """
+    entries = {**tags, **dict.fromkeys(metrics, "12345678")}
+    check_user_data(entries, max_bytes, model_id, name="tags and metrics")

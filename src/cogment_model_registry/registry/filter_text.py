@@ -44,6 +44,9 @@ FILTER_MAX_CHARACTERS = 4096
 DEPTH_MAX = 32
 """How deep parentheses and negations may nest."""
 
+COMPARISONS_MAX = 64
+"""How many comparisons a filter may have: each of them may be made with every version."""
+
 _GRAMMAR = r"""
     ?filter: and_
     ?and_: sequence ("AND" sequence)*
@@ -97,6 +100,9 @@ def parse_filter(text: str, vocabulary: Vocabulary = VERSIONS) -> Filter:
         tree = _PARSER.parse(text)
     except lark.UnexpectedInput as error:
         raise _malformed(text, _position(text, error), _expectation(error)) from None
+    comparisons = sum(1 for _ in tree.find_data("restriction"))
+    if comparisons > COMPARISONS_MAX:
+        raise InvalidError(f"filter has {comparisons} comparisons; at most {COMPARISONS_MAX} are allowed")
     return _build(tree, text, vocabulary, 0)
 
 

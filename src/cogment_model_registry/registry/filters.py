@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
+from cogment_model_registry.records.versions import CREATED_MAX_NS
 
 Operator: TypeAlias = Literal["=", "!=", "<", "<=", ">", ">="]
 Value: TypeAlias = str | int | float | bool
@@ -214,6 +215,14 @@ def _model_value(field: Field, model: ModelSummary) -> Value | None:
             return model.archived_bytes
         case _:
             return None
+
+
+def may_have(field: Field, value: Value | None) -> bool:
+    """Return whether a version may have a value in a field."""
+    if field.key:
+        return value is None or type(value) is VERSIONS.maps[field.name]
+    largest = CREATED_MAX_NS if field.name == "creation_timestamp" else 2**63 - 1
+    return type(value) is VERSIONS.kinds[field.name] and (not isinstance(value, int) or 0 <= value <= largest)
 
 
 def _map(name: str, record: Record) -> Mapping[str, Value]:

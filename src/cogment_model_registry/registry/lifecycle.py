@@ -8,18 +8,17 @@ commit:
 A version keeps its number, its hash and its time, and is visible at every moment.
 """
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from time import time_ns
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from cogment_model_registry.errors import (
     DataLossError,
     NotFoundError,
     OutOfRangeError,
     PreconditionError,
-    TooLargeError,
     counted,
     quoted,
 )
@@ -29,17 +28,18 @@ from cogment_model_registry.records.lifecycle import (
     AnnotationChange,
     Version,
     check_alias,
+    check_alias_revision,
     check_metrics,
 )
-from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
+from cogment_model_registry.registry.copying import copy_bytes
 from cogment_model_registry.registry.filters import Filter, Order, Position
 from cogment_model_registry.registry.holds import Holds
 from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.system.tasks import run_to_end
 
-_CHUNK_BYTES = 1024 * 1024
-"""How much of a version is handed from store to store at once."""
+_T = TypeVar("_T")
 
 VersionKey: TypeAlias = int | str
 """A version number from 1, or -n for the n-th from the last; or an alias."""
@@ -73,13 +73,32 @@ class Lifecycle:
             InvalidError: The id or the alias breaks a rule.
             NotFoundError: The model, the version or the alias does not exist.
         """
-        [version] = await self.get_versions(model_id, [key])
+        [version] = await self.get_versions([(model_id, key)])
         return version
 
-    async def get_versions(self, model_id: str, keys: Sequence[VersionKey]) -> list[Version]:
-        """Return versions in the order given; see `get_version`."""
-        numbers = [await self._number_of(model_id, key) for key in keys]
-        return await self._catalog.describe(await self._registry.get_versions(model_id, numbers))
+    async def get_versions(self, refs: Sequence[tuple[str, VersionKey]]) -> list[Version]:
+        """Return versions of any models in the order given, as they are at one moment; see `get_version`."""
+        infos = [await self._find(model_id, key) for model_id, key in refs]
+        return await self._catalog.describe(infos)
+
+    async def _find(self, model_id: str, key: VersionKey) -> VersionInfo:
+        async def find(number: int) -> VersionInfo:
+            [info] = await self._registry.get_versions(model_id, [number])
+            return info
+
+        return await self._with_number(model_id, key, find)
+
+    async def _with_number(self, model_id: str, key: VersionKey, act: Callable[[int], Awaitable[_T]]) -> _T:
+        """Act on the number of a version; again if its alias was moved, and the version deleted, in the meantime."""
+        number = await self._number_of(model_id, key)
+        while True:
+            try:
+                return await act(number)
+            except NotFoundError:
+                again = await self._number_of(model_id, key)
+                if again == number:
+                    raise
+                number = again
 
     @asynccontextmanager
     async def reading(
@@ -100,7 +119,11 @@ class Lifecycle:
             OutOfRangeError: The offset is past its end.
             PreconditionError: It has another hash than was expected.
         """
-        async with await self._registry.open_version(model_id, await self._number_of(model_id, key)) as reader:
+
+        async def open_version(number: int) -> VersionReader:
+            return await self._registry.open_version(model_id, number)
+
+        async with await self._with_number(model_id, key, open_version) as reader:
             _check_part(reader.info, offset, expected_hash)
             [version] = await self._catalog.describe([reader.info])
             yield version, reader
@@ -152,10 +175,12 @@ class Lifecycle:
         self._check_aliases(model_id, aliases)
         ref = await self._catalog.find(model_id)
         info = (await self.get_version(model_id, key)).info
+        changes = [AliasChange(alias, info.number) for alias in aliases]
+        await self._registry.check_alias_count(model_id, aliases)
         with self.holds.holding(model_id, info.number, "it is being promoted"):
             info = await self._promote(ref, info)
-            if aliases:
-                await self._set_aliases(ref, [AliasChange(alias, info.number) for alias in aliases])
+            if changes:
+                await self._set_aliases(ref, changes)
         [version] = await self._catalog.describe([info])
         return version
 
@@ -166,12 +191,9 @@ class Lifecycle:
         with self._transient.holding(info):
             async with (
                 await self._transient.open_version(info) as reader,
-                await self._archive.open_upload(info.model_id, info.data_size_bytes) as upload,
+                await self._registry.open_upload(self._archive, info.model_id, info.data_size_bytes) as upload,
             ):
-                async with aclosing(reader.chunks(_CHUNK_BYTES, 2 * _CHUNK_BYTES)) as chunks:
-                    async for parts in chunks:
-                        for part in parts:
-                            await upload.write(part)
+                await copy_bytes(reader, upload)
                 if await upload.finish() != info.data_hash:
                     raise DataLossError.version(info.model_id, info.number, "its bytes do not match their hash")
 
@@ -182,11 +204,12 @@ class Lifecycle:
                         await promotion.annotate(promoted)
                         await upload.commit(promoted)
                         promotion.show(promoted)
+                    # Before anything else is awaited, so that a call that is cancelled leaves no bytes in memory.
+                    await self._transient.remove_version(info)
+                    self._transient.note_newest(info.model_id, info.number)
                     return promoted
 
-                promoted = await run_to_end(commit())
-        await self._transient.remove_version(info)
-        return promoted
+                return await run_to_end(commit())
 
     async def delete_version(self, model_id: str, key: VersionKey, *, force: bool = False) -> None:
         """Delete a version of either tier, durably. Its number is never given again; readers under way go on.
@@ -213,6 +236,8 @@ class Lifecycle:
                     message = f"version {number} of model {quoted(model_id)} has the alias {names}: remove it first"
                     raise PreconditionError(message, model_id=model_id, version_number=number)
                 await (self._archive if info.archived else self._transient).remove_version(info)
+            for model in await self._catalog.summarize([ModelInfo(model_id)]):
+                self._transient.note_removed(model_id, number, model.latest_number)
 
         await run_to_end(delete())
 
@@ -243,29 +268,25 @@ class Lifecycle:
         self._require_writable(model_id)
         self._check_aliases(model_id, [change.name for change in changes])
         ref = await self._catalog.find(model_id)
-        resolved = []
+        numbers = [change.version_number for change in changes if change.version_number is not None]
+        targets = iter(await self._catalog.get_versions(model_id, numbers))
+        resolved = [(change, None if change.version_number is None else next(targets)) for change in changes]
+        # What will be refused must not promote anything.
+        now = {alias.name: alias for alias in await self._catalog.get_aliases(model_id)}
+        for change, _ in resolved:
+            check_alias_revision(model_id, now.get(change.name), change)
+        names = [change.name for change in changes if change.version_number is not None]
+        await self._registry.check_alias_count(model_id, names)
         with ExitStack() as held:
-            for change in changes:
-                if change.version_number is None:
-                    resolved.append(change)
-                    continue
-                [info] = await self._registry.get_versions(model_id, [change.version_number])
-                held.enter_context(self.holds.holding(model_id, info.number, "it is getting an alias"))
-                resolved.append(replace(change, version_number=(await self._promote(ref, info)).number))
-            return await self._set_aliases(ref, resolved)
+            for index, (change, info) in enumerate(resolved):
+                if info is not None:
+                    held.enter_context(self.holds.holding(model_id, info.number, "it is getting an alias"))
+                    promoted = await self._promote(ref, info)
+                    resolved[index] = (replace(change, version_number=promoted.number), promoted)
+            return await self._set_aliases(ref, [change for change, _ in resolved])
 
     async def _set_aliases(self, ref: ModelRef, changes: Sequence[AliasChange]) -> list[Alias]:
-        await self._check_alias_count(ref, changes)
         return await run_to_end(self._catalog.set_aliases(ref, changes, time_ns()))
-
-    async def _check_alias_count(self, ref: ModelRef, changes: Sequence[AliasChange]) -> None:
-        names = {alias.name for alias in await self._catalog.get_aliases(ref.model_id)}
-        added = {change.name for change in changes if change.version_number is not None} - names
-        most = self._registry.limits.model_aliases_max
-        if added and len(names | added) > most:
-            has = counted(len(names), "alias", "aliases")
-            message = f"model {quoted(ref.model_id)} has {has}; at most {most} are allowed"
-            raise TooLargeError(message, model_id=ref.model_id)
 
     def _require_writable(self, model_id: str) -> None:
         self._registry.check_model_id(model_id)
@@ -273,6 +294,7 @@ class Lifecycle:
 
     def _check_aliases(self, model_id: str, aliases: Sequence[str]) -> None:
         self._registry.check_model_id(model_id)
+        self._registry.check_count("aliases", len(aliases))
         for alias in aliases:
             check_alias(alias, model_id, self._registry.limits.model_id_max_bytes)
 

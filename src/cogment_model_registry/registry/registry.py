@@ -8,6 +8,8 @@ where the last three are one change of the catalog, so that numbers become visib
 before leaves nothing.
 """
 
+import contextlib
+import functools
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -19,9 +21,11 @@ from cogment_model_registry.errors import (
     InvalidError,
     NotFoundError,
     PreconditionError,
+    TooLargeError,
     counted,
+    quoted,
 )
-from cogment_model_registry.records.payload import PayloadCheck
+from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import (
     ModelInfo,
     VersionHeader,
@@ -41,6 +45,8 @@ from cogment_model_registry.registry.contracts import (
     Upload,
     VersionStore,
 )
+from cogment_model_registry.registry.parking import Parking
+from cogment_model_registry.registry.uploads import Belongings, UploadsUnderWay, VersionUpload
 from cogment_model_registry.system.tasks import run_to_end
 
 _BUSY_TRANSFERS = 64
@@ -96,46 +102,8 @@ class RegistryStatus:
     is_read_only: bool
 
 
-class VersionUpload:
-    """A version being created: bytes, then one `commit`. Made by `Registry.create_version`; to be entered."""
-
-    def __init__(self, registry: "Registry", header: VersionHeader, ref: ModelRef, upload: Upload) -> None:
-        self._registry = registry
-        self._header = header
-        self._ref = ref
-        self._upload = upload
-        self._check = PayloadCheck(header)
-
-    async def __aenter__(self) -> Self:
-        self._registry.uploads_under_way += 1
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._registry.uploads_under_way -= 1
-        await self._upload.aclose()
-
-    async def write(self, data: memoryview) -> None:
-        """Write the next bytes, which must not change until the upload is over.
-
-        Raises:
-            InvalidError: They are more than were declared.
-            TooLargeError: No space is left for them.
-        """
-        self._check.accept(len(data))
-        await self._upload.write(data)
-
-    async def commit(self) -> VersionInfo:
-        """Make the version visible, and durable before that when it is archived.
-
-        Raises:
-            InvalidError: Fewer bytes came than were declared, or others.
-            NotFoundError: The model was deleted in the meantime.
-            TooLargeError: No space is left.
-        """
-        self._check.finish()
-        data_hash = await self._upload.finish()
-        self._check.check_hash(data_hash)
-        return await run_to_end(self._registry.publish(self._header, data_hash, self._ref, self._upload))
+class _ModelExistsError(Exception):
+    """A model that was to be created exists."""
 
 
 class VersionReader:
@@ -184,17 +152,28 @@ class Registry:
         catalog: What exists.
         archive: Where archived versions live.
         transient: Where transient versions live; the registry becomes its listener of evictions.
+        resume_seconds: How long an interrupted upload may wait to be resumed.
 
     Attributes:
         limits: The limits of requests.
+        parking: The interrupted uploads.
+        under_way: Counts the others.
     """
 
-    def __init__(self, limits: Limits, catalog: Catalog, archive: Archive, transient: TransientStore) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        catalog: Catalog,
+        archive: Archive,
+        transient: TransientStore,
+        resume_seconds: float = 0.0,
+    ) -> None:
         self.limits = limits
+        self.parking = Parking(resume_seconds)
         self._catalog = catalog
         self._archive = archive
         self._transient = transient
-        self.uploads_under_way = 0
+        self.under_way = UploadsUnderWay()
         self.readers_under_way = 0
         self._watchers = 0
         # Versions that are committed and not visible yet, and whether they were evicted already.
@@ -219,6 +198,29 @@ class Registry:
 
         await run_to_end(create_or_update())
 
+    async def find_or_create_model(self, model_id: str) -> ModelRef:
+        """Return the model, which is created without `user_data` if it does not exist; durable on return.
+
+        Raises:
+            PreconditionError: The registry is read-only.
+            TooLargeError: No space is left.
+        """
+        with contextlib.suppress(NotFoundError):
+            return await self._catalog.find(model_id)
+        self.require_writable(model_id)
+        info = ModelInfo(model_id)
+
+        async def create() -> None:
+            with contextlib.suppress(_ModelExistsError):
+                async with self._catalog.writing_model(info):
+                    with contextlib.suppress(NotFoundError):
+                        await self._catalog.get_model(model_id)
+                        raise _ModelExistsError  # someone else was faster, perhaps with `user_data`
+                    await self._archive.write_model(info)
+
+        await run_to_end(create())
+        return await self._catalog.find(model_id)
+
     async def delete_model(self, model_id: str) -> None:
         """Delete the model and all its versions. Readers under way go on.
 
@@ -237,6 +239,7 @@ class Registry:
                 except NotFoundError:
                     removal = None  # someone removed its files by hand
                 await self._transient.remove_model(model_id)
+            await self.parking.drop_model(model_id)
             if removal is not None:
                 await removal.finish()
 
@@ -253,7 +256,7 @@ class Registry:
             InvalidError: An id breaks a rule, or the list is too long.
             NotFoundError: One does not exist.
         """
-        self._check_count("model_ids", len(model_ids))
+        self.check_count("model_ids", len(model_ids))
         for model_id in model_ids:
             self.check_model_id(model_id)
         return [await self._catalog.get_model(model_id) for model_id in model_ids]
@@ -268,15 +271,48 @@ class Registry:
                 which numbers it gave.
             TooLargeError: The version cannot fit.
         """
+        self.check_header(header)
+        return await self.open_version_upload(header)
+
+    async def open_version_upload(self, header: VersionHeader) -> VersionUpload:
+        """Return the upload of a new version whose header was checked; see `create_version`."""
+        ref = await self._catalog.find(header.model_id)
+        store: VersionStore = self._archive if header.archived else self._transient
+        upload = await self.open_upload(store, header.model_id, header.data_size_bytes)
+        return self.uploading(header, ref, upload)
+
+    def uploading(self, header: VersionHeader, ref: ModelRef, upload: Upload) -> VersionUpload:
+        """Return the upload of a version whose bytes go to an upload of the store of its tier."""
+        publish = functools.partial(self._publish, header, ref, upload)
+        return VersionUpload(header, upload, publish, self.under_way)
+
+    def check_header(self, header: VersionHeader) -> None:
+        """Refuse a header that breaks a rule, or any where the registry is read-only.
+
+        Raises:
+            InvalidError: It breaks a rule.
+            PreconditionError: The registry is read-only.
+        """
         self.check_model_id(header.model_id)
         check_user_data(header.user_data, self.limits.user_data_max_bytes, header.model_id)
         check_data_size(header.data_size_bytes, header.model_id)
         if header.data_hash:
             check_data_hash(header.data_hash, header.model_id)
         self.require_writable(header.model_id)
-        ref = await self._catalog.find(header.model_id)
-        store: VersionStore = self._archive if header.archived else self._transient
-        return VersionUpload(self, header, ref, await store.open_upload(header.model_id, header.data_size_bytes))
+
+    async def open_upload(self, store: VersionStore, model_id: str, size_bytes: int) -> Upload:
+        """Begin to write a version of `size_bytes` bytes; interrupted uploads make room if there is none.
+
+        Raises:
+            NotFoundError: The model does not exist.
+            TooLargeError: It cannot fit.
+        """
+        while True:
+            try:
+                return await store.open_upload(model_id, size_bytes)
+            except TooLargeError:
+                if not await self.parking.drop_oldest():
+                    raise
 
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
         """Return up to `limit` versions, ordered by number, from `first_number` on.
@@ -297,7 +333,7 @@ class Registry:
             NotFoundError: The model or one of the versions does not exist.
         """
         self.check_model_id(model_id)
-        self._check_count("version_numbers", len(numbers))
+        self.check_count("version_numbers", len(numbers))
         return await self._catalog.get_versions(model_id, numbers)
 
     async def open_version(self, model_id: str, number: int) -> VersionReader:
@@ -310,12 +346,20 @@ class Registry:
         """
         self.check_model_id(model_id)
         ref = await self._catalog.find(model_id)
-        [info] = await self._catalog.get_versions(model_id, [number])
-        try:
-            return VersionReader(self, info, ref, await self._open(info))
-        except DataLossError as error:
-            await self.mark_damaged(ref, error)
-            raise
+        gone: VersionInfo | None = None
+        while True:
+            [info] = await self._catalog.get_versions(model_id, [number])
+            try:
+                return VersionReader(self, info, ref, await self._open(info))
+            except DataLossError as error:
+                await self.mark_damaged(ref, error)
+                raise
+            except NotFoundError:
+                # Perhaps it is being deleted in this moment, and then another version is the n-th from the last.
+                if number > 0 or info == gone:
+                    raise
+                gone = info
+                await self._catalog.settled(model_id)
 
     async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
         """Yield the latest version of the model if it has any, then newer ones; see `Catalog.watch`.
@@ -344,7 +388,7 @@ class Registry:
             versions=counts.versions,
             archived_bytes=counts.archived_bytes,
             transient=self._transient.usage,
-            uploads=self.uploads_under_way,
+            uploads=self.under_way.count,
             readers=self.readers_under_way,
             watchers=self._watchers,
             load=self._load(),
@@ -358,12 +402,12 @@ class Registry:
             return LOAD_MAX + 1
         usage = self._transient.usage
         memory_share = usage.held_bytes / usage.max_bytes
-        transfer_share = (self.uploads_under_way + self.readers_under_way) / _BUSY_TRANSFERS
+        transfer_share = (self.under_way.count + self.readers_under_way) / _BUSY_TRANSFERS
         return round(min(max(memory_share, transfer_share), 1) * LOAD_MAX)
 
-    # Called by uploads and readers.
-
-    async def publish(self, header: VersionHeader, data_hash: str, ref: ModelRef, upload: Upload) -> VersionInfo:
+    async def _publish(
+        self, header: VersionHeader, ref: ModelRef, upload: Upload, belongings: Belongings
+    ) -> VersionInfo:
         """Number a finished upload, commit it and make it visible."""
         created_ns = header.created_ns or time_ns()
         key = None
@@ -374,12 +418,14 @@ class Registry:
                     number=slot.number,
                     created_ns=created_ns,
                     archived=header.archived,
-                    data_hash=data_hash,
+                    data_hash=belongings.data_hash,
                     data_size_bytes=header.data_size_bytes,
                     user_data=header.user_data,
                 )
                 key = info.model_id, info.number
                 self._publishing[key] = False
+                if belongings.annotations is not None or belongings.request is not None:
+                    await slot.annotate(info, belongings.annotations or Annotations(), belongings.request)
                 await upload.commit(info)
                 slot.show(info)
                 if info.archived:
@@ -421,7 +467,28 @@ class Registry:
             message = "this registry is read-only: it takes no versions and no changes of models"
             raise PreconditionError(message, model_id=model_id)
 
-    def _check_count(self, name: str, count: int) -> None:
+    async def check_alias_count(self, model_id: str, names: Sequence[str]) -> None:
+        """Refuse aliases by which a model would get too many.
+
+        Raises:
+            NotFoundError: The model does not exist.
+            TooLargeError: It would get too many.
+        """
+        if not names:
+            return
+        known = {alias.name for alias in await self._catalog.get_aliases(model_id)}
+        most = self.limits.model_aliases_max
+        if not known.issuperset(names) and len(known.union(names)) > most:
+            has = counted(len(known), "alias", "aliases")
+            message = f"model {quoted(model_id)} has {has}; at most {most} are allowed"
+            raise TooLargeError(message, model_id=model_id)
+
+    def check_count(self, name: str, count: int) -> None:
+        """Refuse a list that is too long.
+
+        Raises:
+            InvalidError: It is.
+        """
         if count > self.limits.request_max_items:
             raise InvalidError(
                 f"{name} has {counted(count, 'entry', 'entries')}; at most {self.limits.request_max_items} are allowed"

@@ -19,6 +19,7 @@ from cogment_model_registry.registry.contracts import Archive, TransientStore
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.registry import Limits, Registry
+from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.registry.retention import Retention
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.metrics import Metrics
@@ -88,13 +89,8 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics = Metrics()
         backends = await stack.enter_async_context(open_backends(settings, metrics))
         archive, transient, catalog = backends.archive, backends.transient, backends.catalog
-        limits = Limits(
-            settings.model_id_max_bytes,
-            settings.user_data_max_bytes,
-            settings.request_max_items,
-            settings.model_aliases_max,
-        )
-        registry = Registry(limits, catalog, archive, transient)
+        registry = Registry(_limits(settings), catalog, archive, transient, settings.upload_resume_seconds)
+        stack.push_async_callback(registry.parking.close)
         transfers = Transfers(settings)
         service = ModelRegistryService(registry, transfers, settings, metrics.observe_call)
         rules = Lifecycle(registry, catalog, archive, transient)
@@ -103,8 +99,14 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         retention = RetentionWork(
             Retention(registry, catalog, archive, transient, holds=rules.holds), models, metrics.observe_retention
         )
-        model_calls = ModelCalls(models, retention, settings.reply_max_bytes)
-        lifecycle = ModelLifecycleService(rules, model_calls, transfers, settings, metrics.observe_call)
+        lifecycle = ModelLifecycleService(
+            rules,
+            uploads=RepeatableUploads(registry, catalog, archive, transient),
+            models=ModelCalls(models, retention, settings.reply_max_bytes),
+            transfers=transfers,
+            settings=settings,
+            observe=metrics.observe_call,
+        )
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
         health = Health(names)
         grpc_server = _grpc_server(settings, [*service.handlers(), lifecycle.handlers()], names, health)
@@ -144,6 +146,15 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
 
         stack.push_async_callback(stop_serving)
         yield Server(port, metrics_port, backends)
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        settings.model_id_max_bytes,
+        settings.user_data_max_bytes,
+        settings.request_max_items,
+        settings.model_aliases_max,
+    )
 
 
 def _grpc_server(

@@ -1,18 +1,19 @@
 """The calls of ModelLifecycle: decode the request, call the rules, encode the reply."""
 
-from collections.abc import Sequence
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Iterable, Sequence
 
 import grpc
 import structlog
 
-from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.registry.filters import Position, parse_order, position_of
+from cogment_model_registry.records.uploads import UploadHeader
+from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
+from cogment_model_registry.registry.filters import Order, Position, may_have, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.server.model_calls import ModelCalls
-from cogment_model_registry.server.transfers import Transfers
+from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, lifecycle
@@ -26,6 +27,7 @@ class ModelLifecycleService:
 
     Args:
         rules: What answers.
+        uploads: What answers uploads.
         models: What answers the calls for models.
         transfers: The limits of transfers.
         settings: The limits of messages.
@@ -33,9 +35,17 @@ class ModelLifecycleService:
     """
 
     def __init__(
-        self, rules: Lifecycle, models: ModelCalls, transfers: Transfers, settings: Settings, observe: Observer
+        self,
+        rules: Lifecycle,
+        *,
+        uploads: RepeatableUploads,
+        models: ModelCalls,
+        transfers: Transfers,
+        settings: Settings,
+        observe: Observer,
     ) -> None:
         self._rules = rules
+        self._uploads = uploads
         self._models = models
         self._transfers = transfers
         self._settings = settings
@@ -56,6 +66,8 @@ class ModelLifecycleService:
             **self._models.answers(),
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
+        # With one reply at its end and those before written by itself, the last one goes with the status.
+        methods["UploadVersion"] = self._handlers.streamed_request("UploadVersion", self._upload_version)
         methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
         return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
 
@@ -70,6 +82,34 @@ class ModelLifecycleService:
                 await sender.send(first.SerializeToString())
                 await sender.send_version(reader, build_read_chunk, request.offset, request.limit or None)
 
+    async def _upload_version(self, call: Call) -> bytes:
+        with self._transfers.receiving(call, lifecycle.decode_upload) as receiver:
+            try:
+                version = await self._receive_version(receiver, call)
+            except TimedOutError:
+                raise  # nothing has to be discarded
+            except ModelRegistryError:
+                await receiver.discard()
+                raise
+        call.about(number=version.number)
+        return lifecycle.encode_uploaded(version)
+
+    async def _receive_version(self, receiver: Receiver[UploadHeader], call: Call) -> Version:
+        """Create a version from the bytes that are received, or find the one that the upload made before."""
+        [(key, value)] = lifecycle.WHOLE_UPLOAD
+        is_whole = call.metadata(key) == value
+        async with self._uploads.begin(await receiver.header(), is_whole=is_whole) as upload:
+            if not is_whole:
+                await call.write(lifecycle.encode_next_offset(upload.next_offset))
+            if not upload.is_complete:
+                await receiver.pass_on(upload.write)
+            version = await upload.commit()
+        if upload.has_moved_aliases:
+            self._log_aliases(version.info.model_id, upload.header.aliases, version.number, call)
+        if upload.is_complete and upload.is_whole:
+            await receiver.discard()  # the client sent the bytes without being asked
+        return version
+
     async def _list_versions(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.ListVersionsRequest, data)
         if request.model_id:
@@ -80,15 +120,15 @@ class ModelLifecycleService:
         from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
 
         accepted, order = parse_filter(request.filter), parse_order(request.order_by)
-        after = _position(lifecycle.parse_token(request.page_token, question, 3))
+        after = position_in(order, lifecycle.parse_token(request.page_token, question, 3))
         limit = lifecycle.page_size(request.page_size)
         versions = await self._rules.search(request.model_id or None, accepted, order, after, limit)
-        page = self._cut(versions)
+        page = self._cut(map(lifecycle.version_message, versions))
         token = ""
         if len(page) < len(versions) or len(versions) == limit:
-            last = position_of(order, page[-1])
+            last = position_of(order, versions[len(page) - 1])
             token = lifecycle.build_token(question, (last.value, last.model_id, last.number))
-        return self._reply(page, token)
+        return lifecycle.ListVersionsReply(versions=page, next_page_token=token).SerializeToString()
 
     async def _get_versions(self, request: lifecycle.ListVersionsRequest) -> bytes:
         """Return the page of the versions that are named."""
@@ -98,32 +138,25 @@ class ModelLifecycleService:
             raise InvalidError(
                 f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
             )
-        keys = [(ref.model_id or request.model_id, lifecycle.key_of(ref)) for ref in request.versions]
-        question = [part for model_id, key in keys for part in (model_id, repr(key))]
+        refs = [(ref.model_id or request.model_id, lifecycle.key_of(ref)) for ref in request.versions]
+        question = [part for model_id, key in refs for part in (model_id, repr(key))]
         [start] = lifecycle.parse_token(request.page_token, question, 1) or [0]
-        if not isinstance(start, int) or not 0 <= start < len(keys):
+        if not isinstance(start, int) or not 0 <= start < len(refs):
             raise InvalidError("page_token is malformed")
-        versions: list[Version] = []
-        # Those of one model at once, in the order of the request.
-        for model_id, group in groupby(keys[start:], key=itemgetter(0)):
-            versions += await self._rules.get_versions(model_id, [key for _, key in group])
-        page = self._cut(versions)
+        page = self._cut(map(lifecycle.version_message, await self._rules.get_versions(refs[start:])))
         end = start + len(page)
-        return self._reply(page, lifecycle.build_token(question, [end]) if end < len(keys) else "")
+        token = lifecycle.build_token(question, [end]) if end < len(refs) else ""
+        return lifecycle.ListVersionsReply(versions=page, next_page_token=token).SerializeToString()
 
-    def _cut(self, versions: Sequence[Version]) -> Sequence[Version]:
-        """Return as many versions as fit a reply, at least one."""
-        size_bytes, count = 0, 0
-        for version in versions:
-            size_bytes += lifecycle.version_message(version).ByteSize()
-            if count and size_bytes > self._settings.reply_max_bytes:
+    def _cut(self, messages: Iterable[lifecycle.VersionMessage]) -> list[lifecycle.VersionMessage]:
+        """Return as many messages as fit a reply, at least one."""
+        size_bytes, page = 0, list[lifecycle.VersionMessage]()
+        for message in messages:
+            size_bytes += message.ByteSize()
+            if page and size_bytes > self._settings.reply_max_bytes:
                 break
-            count += 1
-        return versions[:count]
-
-    def _reply(self, versions: Sequence[Version], token: str) -> bytes:
-        messages = [lifecycle.version_message(version) for version in versions]
-        return lifecycle.ListVersionsReply(versions=messages, next_page_token=token).SerializeToString()
+            page.append(message)
+        return page
 
     async def _update_version(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.UpdateVersionRequest, data)
@@ -174,10 +207,16 @@ def _encode(version: Version) -> bytes:
     return lifecycle.version_message(version).SerializeToString()
 
 
-def _position(parts: list[str | int | float | bool | None] | None) -> Position | None:
+def position_in(order: Order, parts: list[str | int | float | bool | None] | None) -> Position | None:
+    """Return the position in an order that a page token has; None for the first page.
+
+    Raises:
+        InvalidError: No version could be there.
+    """
     if parts is None:
         return None
     value, model_id, number = parts
-    if not isinstance(model_id, str) or not isinstance(number, int):
+    is_number = isinstance(number, int) and 0 < number <= VERSION_NUMBER_MAX
+    if not isinstance(model_id, str) or not is_number or not may_have(order.field, value):
         raise InvalidError("page_token is malformed")
-    return Position(value, model_id, number)
+    return Position(value, model_id, int(number or 0))

@@ -11,9 +11,8 @@ import grpc
 
 from cogment_model_registry._version import __version__
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
-from cogment_model_registry.records.versions import VersionHeader, VersionInfo
 from cogment_model_registry.registry.registry import Registry
-from cogment_model_registry.server.transfers import Receiver, Transfers
+from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, messages
@@ -92,35 +91,18 @@ class ModelRegistryService:
         return page.reply(str(start + len(page)) if len(page) else request.model_handle or "0")
 
     async def _create_version(self, call: Call) -> bytes:
-        with self._transfers.receiving(call) as receiver:
+        with self._transfers.receiving(call, convert.decode_upload_chunk) as receiver:
             try:
-                info = await self._receive_version(receiver, call)
+                async with await self._registry.create_version(await receiver.header()) as upload:
+                    await receiver.pass_on(upload.write)
+                    info = await upload.commit()
             except TimedOutError:
                 raise  # nothing has to be discarded
             except ModelRegistryError:
                 await receiver.discard()
                 raise
-        return convert.encode_version(info)
-
-    async def _receive_version(self, receiver: Receiver, call: Call) -> VersionInfo:
-        """Create a version from the bytes that are received."""
-        first = await receiver.next_chunk()
-        if first is None:
-            raise InvalidError("CreateVersion must begin with a header; the stream was empty")
-        if not isinstance(first, VersionHeader):
-            raise InvalidError("CreateVersion must begin with a header; a body came first")
-        call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
-        async with await self._registry.create_version(first) as upload:
-            while (chunk := await receiver.next_chunk()) is not None:
-                if isinstance(chunk, VersionHeader):
-                    raise InvalidError("CreateVersion must have one header; a second one came")
-                await upload.write(chunk)
-                del chunk  # with its message, before the next turn is waited for
-            # gRPC reports a cancellation as an end first, and only then as a cancellation.
-            await asyncio.sleep(0)
-            info = await upload.commit()
         call.about(number=info.number)
-        return info
+        return convert.encode_version(info)
 
     async def _retrieve_version_infos(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.RetrieveVersionInfosRequest, data)

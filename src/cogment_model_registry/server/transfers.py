@@ -11,19 +11,17 @@ messages of 2 MiB would take 400 MiB on top of the budget of the transient store
 """
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Self
+from typing import Generic, Protocol, Self, TypeVar
 
-from cogment_model_registry.errors import TimedOutError, counted
+from cogment_model_registry.errors import InvalidError, TimedOutError, counted
 from cogment_model_registry.records.sizes import KIB, MIB
-from cogment_model_registry.records.versions import VersionHeader
 from cogment_model_registry.registry.registry import VersionReader
 from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import IdleTimer
-from cogment_model_registry.wire import convert
 
 _RECEIVE_BYTES = 8 * MIB
 """The memory for messages of uploads of one tier while they are received: four of the usual size, more than two cores
@@ -51,6 +49,25 @@ _DISCARD_QUIET_SECONDS = 0.05
 _DISCARD_MAX_SECONDS = 2.0
 
 
+class Header(Protocol):
+    """What a header of an upload says, of either service."""
+
+    @property
+    def model_id(self) -> str:
+        """The model."""
+
+    @property
+    def archived(self) -> bool:
+        """Whether the version will be archived."""
+
+    @property
+    def data_size_bytes(self) -> int:
+        """How many bytes it will have."""
+
+
+_Header = TypeVar("_Header", bound=Header)
+
+
 class Transfers:
     """The limits that all transfers of a server share.
 
@@ -71,10 +88,15 @@ class Transfers:
         self._retrieval_idle = IdleTimer(settings.retrieval_idle_seconds)
         self.count = self.begun = 0
 
-    def receiving(self, call: Call) -> "Receiver":
-        """Return the context manager that receives an upload."""
+    def receiving(self, call: Call, decode: Callable[[bytes], _Header | memoryview]) -> "Receiver[_Header]":
+        """Return the context manager that receives an upload.
+
+        Args:
+            call: Its call.
+            decode: Returns the content of a message: the header, or bytes.
+        """
         self._note_begin()
-        return Receiver(call, self._receiving, self._upload_idle, self._note_end)
+        return Receiver(call, decode, self._receiving, self._upload_idle, self._note_end)
 
     def sending(self, call: Call) -> "Sender":
         """Return the context manager that sends a version."""
@@ -121,19 +143,56 @@ class _Transfer:
         self._on_end()
 
 
-class Receiver(_Transfer):
+class Receiver(_Transfer, Generic[_Header]):
     """Receives the messages of one upload. Made by `Transfers.receiving`."""
 
     def __init__(
-        self, call: Call, budgets: Mapping[bool, ByteBudget], idle: IdleTimer, on_end: Callable[[], None]
+        self,
+        call: Call,
+        decode: Callable[[bytes], _Header | memoryview],
+        budgets: Mapping[bool, ByteBudget],
+        idle: IdleTimer,
+        on_end: Callable[[], None],
     ) -> None:
         super().__init__(call, idle, on_end)
+        self._decode = decode
         self._budgets = budgets
         self._budget = budgets[False]
         self._expected_bytes = 0
         self._taken_bytes = 0
 
-    async def next_chunk(self) -> VersionHeader | memoryview | None:
+    async def header(self) -> _Header:
+        """Return the content of the first message.
+
+        Raises:
+            InvalidError: It is not a header.
+            TimedOutError: The client sent nothing for too long.
+        """
+        method = self._call.method
+        first = await self.next_chunk()
+        if first is None:
+            raise InvalidError(f"{method} must begin with a header; the stream was empty")
+        if isinstance(first, memoryview):
+            raise InvalidError(f"{method} must begin with a header; a body came first")
+        self._call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
+        return first
+
+    async def pass_on(self, write: Callable[[memoryview], Awaitable[None]]) -> None:
+        """Pass on the bytes of all messages up to the end of the stream.
+
+        Raises:
+            InvalidError: One is not a chunk of bytes.
+            TimedOutError: The client sent nothing for too long.
+        """
+        while (chunk := await self.next_chunk()) is not None:
+            if not isinstance(chunk, memoryview):
+                raise InvalidError(f"{self._call.method} must have one header; a second one came")
+            await write(chunk)
+            del chunk  # with its message, before the next turn is waited for
+        # gRPC reports a cancellation as an end first, and only then as a cancellation.
+        await asyncio.sleep(0)
+
+    async def next_chunk(self) -> _Header | memoryview | None:
         """Return the content of the next chunk; None at the end. The previous content must have been used.
 
         Raises:
@@ -144,12 +203,12 @@ class Receiver(_Transfer):
         message = await self._next_message()
         if message is None:
             return None
-        chunk = convert.decode_upload_chunk(message)
-        if isinstance(chunk, VersionHeader):
+        chunk = self._decode(message)
+        if isinstance(chunk, memoryview):
+            self._expected_bytes = len(message)
+        else:
             self._budget = self._budgets[chunk.archived]
             self._expected_bytes = min(chunk.data_size_bytes, _USUAL_MESSAGE_BYTES)
-        else:
-            self._expected_bytes = len(message)
         return chunk
 
     async def discard(self) -> None:

@@ -151,6 +151,12 @@ class Settings(ServiceSettings):
         seconds(0.01, 86_400),
         "How long an upload may send nothing before it ends with DEADLINE_EXCEEDED.",
     )
+    upload_resume_seconds: float = setting(
+        600.0,
+        _PREFIX + "UPLOAD_RESUME_SECONDS",
+        seconds(0, 86_400),
+        "How long an interrupted upload keeps what it received, to be resumed by its request_id; 0 for not at all.",
+    )
     retrieval_idle_seconds: float = setting(
         60.0,
         _PREFIX + "RETRIEVAL_IDLE_SECONDS",

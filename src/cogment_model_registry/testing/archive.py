@@ -200,6 +200,70 @@ class ArchiveSuite(VersionStoreSuite):
         with pytest.raises(DataLossError):
             await store.open_version(replace(info, data_size_bytes=5))
 
+    async def test_a_copy_has_the_bytes_of_its_source_whichever_of_them_is_removed(
+        self, store: Archive, tmp_path: Path
+    ) -> None:
+        data = bytes(range(256)) * 10_000
+        infos = [describe("m", number, data, True) for number in (1, 2, 3)]
+        await keep(store, infos[0], data)
+        for source, copy in ((infos[0], infos[1]), (infos[1], infos[2])):
+            assert await read(store, source) == data
+            async with await store.open_copy(source) as upload:
+                assert await upload.finish() == source.data_hash
+                await upload.commit(copy)
+        assert [await read(store, info) for info in infos] == [data] * 3
+        await store.remove_version(infos[0])
+        assert [await read(store, info) for info in infos[1:]] == [data] * 2
+        await store.remove_version(infos[2])
+        async with self.reopened(store, tmp_path) as again:
+            [contents] = await again.scan()
+            assert list(contents.version_numbers) == [2]
+            assert await again.read_version_infos("m", [2]) == [infos[1]]
+            assert await read(again, infos[1]) == data
+
+    async def test_an_uncommitted_copy_leaves_nothing(self, store: Archive, tmp_path: Path) -> None:
+        info = describe("m", 1, b"data", True)
+        await keep(store, info, b"data")
+        async with await store.open_copy(info) as upload:
+            await upload.finish()
+        async with self.reopened(store, tmp_path) as again:
+            [contents] = await again.scan()
+            assert list(contents.version_numbers) == [1]
+            assert await read(again, info) == b"data"
+
+    async def test_a_copy_fails_when_its_model_is_removed_before_the_commit(self, store: Archive) -> None:
+        info = describe("m", 1, b"data", True)
+        await keep(store, info, b"data")
+        async with await store.open_copy(info) as upload:
+            await upload.finish()
+            await remove(store, "m")
+            await store.write_model(ModelInfo("m"))
+            with pytest.raises(NotFoundError):
+                await upload.commit(describe("m", 2, b"data", True))
+        assert await store.read_version_infos("m", [1, 2]) == [None, None]
+
+    async def test_readers_continue_while_their_version_is_copied_and_copies_are_removed(self, store: Archive) -> None:
+        data = bytes(range(256)) * 20_000
+        infos = [describe("m", number, data, True) for number in (1, 2)]
+        await keep(store, infos[0], data)
+        assert await read(store, infos[0]) == data
+        async with await store.open_version(infos[0]) as reader, aclosing(reader.chunks(100_000, MIB)) as chunks:
+            received = b"".join(await anext(chunks))
+            async with await store.open_copy(infos[0]) as upload:
+                await upload.finish()
+                await upload.commit(infos[1])
+            await store.remove_version(infos[1])
+            async with await store.open_copy(infos[0]) as upload:
+                await upload.finish()
+            async for chunk in chunks:
+                received += b"".join(chunk)
+        assert received == data
+
+    async def test_only_versions_that_exist_can_be_copied(self, store: Archive) -> None:
+        for info in (describe("m", 7, b"", True), describe("other", 1, b"", True)):
+            with pytest.raises(NotFoundError):
+                await store.open_copy(info)
+
     async def test_a_working_archive_reports_no_failure(self, store: Archive) -> None:
         await store.check()
         assert store.failure == ""

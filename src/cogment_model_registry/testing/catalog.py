@@ -19,6 +19,7 @@ from cogment_model_registry.records.lifecycle import (
     Version,
 )
 from cogment_model_registry.records.retention import ModelChange, RetentionRule, TransientShare
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Catalog, ModelRef, ModelState, Search
 from cogment_model_registry.registry.filter_text import parse_filter
@@ -37,13 +38,18 @@ async def publish(catalog: Catalog, model_id: str) -> VersionInfo:
 
 
 async def publish_annotated(
-    catalog: Catalog, annotations: Annotations | None = None, model_id: str = "m", *, archived: bool = False
+    catalog: Catalog,
+    annotations: Annotations | None = None,
+    model_id: str = "m",
+    *,
+    archived: bool = False,
+    request: UploadRequest | None = None,
 ) -> VersionInfo:
     """Make a version with annotations visible, and return it."""
     async with catalog.publishing(await catalog.find(model_id)) as slot:
         info = describe(model_id, slot.number, b"data", archived)
         if annotations is not None:
-            await slot.annotate(info, annotations)
+            await slot.annotate(info, annotations, request)
         slot.show(info)
     return info
 
@@ -520,6 +526,74 @@ class CatalogSuite(ABC):
             [version] = await catalog.search(Search("m", EVERYTHING, BY_NUMBER, None, 10))
             assert version == Version(info, Annotations({"a": "1"}, {"return": 5}), ("best",))
 
-    async def publish_archived(self, catalog: Catalog, annotations: Annotations) -> VersionInfo:
+    async def publish_archived(
+        self, catalog: Catalog, annotations: Annotations, request: UploadRequest | None = None
+    ) -> VersionInfo:
         """Publish an archived version of ``m`` as its archive would keep it; a subclass adds what that takes."""
-        return await publish_annotated(catalog, annotations, archived=True)
+        return await publish_annotated(catalog, annotations, archived=True, request=request)
+
+    @pytest.mark.parametrize("archived", [False, True])
+    async def test_a_finished_upload_is_found_by_its_id(self, catalog: Catalog, archived: bool) -> None:
+        assert await catalog.find_upload("id") is None
+        request = UploadRequest("id", "digest")
+        info = await publish_annotated(catalog, Annotations({"a": "1"}), archived=archived, request=request)
+        assert await catalog.find_upload("id") == FinishedUpload("digest", "m", info.number)
+        assert await catalog.find_upload("other") is None
+        assert (await catalog.describe([info]))[0].tags == {"a": "1"}
+
+    async def test_an_upload_that_failed_is_unknown_and_may_be_made_again(self, catalog: Catalog) -> None:
+        request = UploadRequest("id", "digest", ("best",))
+
+        async def fail() -> None:
+            async with catalog.publishing(await catalog.find("m")) as slot:
+                await slot.annotate(describe("m", slot.number, b"data", True), Annotations(), request)
+                raise UnavailableError("for the test")
+
+        with pytest.raises(UnavailableError):
+            await fail()
+        assert await catalog.find_upload("id") is None
+        assert await catalog.get_aliases("m") == []
+        info = await publish_annotated(catalog, Annotations(), archived=True, request=request)
+        assert await catalog.find_upload("id") == FinishedUpload("digest", "m", info.number)
+
+    async def test_aliases_of_an_upload_are_set_with_its_version(self, catalog: Catalog) -> None:
+        first = await publish_annotated(
+            catalog, Annotations(), archived=True, request=UploadRequest("1", "a", ("best", "last"))
+        )
+        second = await publish_annotated(
+            catalog, Annotations(), archived=True, request=UploadRequest("2", "b", ("last",))
+        )
+        aliases = await catalog.get_aliases("m")
+        assert [(alias.name, alias.version_number) for alias in aliases] == [
+            ("best", first.number),
+            ("last", second.number),
+        ]
+        assert len({alias.revision for alias in aliases}) == 2
+        assert (await catalog.describe([second]))[0].aliases == ("last",)
+
+    async def test_an_upload_of_a_deleted_model_is_known_without_a_number(self, catalog: Catalog) -> None:
+        await publish_annotated(catalog, Annotations(), archived=True, request=UploadRequest("id", "digest"))
+        await self.remove_model(catalog, "m")
+        assert await catalog.find_upload("id") == FinishedUpload("digest", "m", 0)
+        await self.put_model(catalog, "m")
+        assert await catalog.find_upload("id") == FinishedUpload("digest", "m", 0)
+
+    async def test_uploads_of_archived_versions_survive_a_clean_stop(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as catalog:
+            await self.put_model(catalog, "m")
+            info = await self.publish_archived(catalog, Annotations(), UploadRequest("id", "digest", ("best",)))
+        async with self.opened(tmp_path) as catalog:
+            assert await catalog.find_upload("id") == FinishedUpload("digest", "m", info.number)
+            [alias] = await catalog.get_aliases("m")
+            assert (alias.name, alias.version_number) == ("best", info.number)
+
+    async def test_versions_with_the_same_bytes_are_found(self, catalog: Catalog) -> None:
+        transient = await publish(catalog, "m")
+        assert await catalog.find_copies("m", transient.data_hash, transient.data_size_bytes) == [transient]
+        archived = await self.publish_archived(catalog, Annotations())
+        found = await catalog.find_copies("m", transient.data_hash, transient.data_size_bytes)
+        assert sorted(found, key=lambda info: info.number) == [transient, archived]
+        assert await catalog.find_copies("m", transient.data_hash, 5) == []
+        assert await catalog.find_copies("m", describe("m", 1, b"", True).data_hash, 0) == []
+        with pytest.raises(NotFoundError):
+            await catalog.find_copies("other", transient.data_hash, transient.data_size_bytes)

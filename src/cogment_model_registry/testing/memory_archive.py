@@ -12,6 +12,8 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Archive, ModelContents, Reader, Removal, Upload
 from cogment_model_registry.testing.bytes import hash_of
 
+_CHUNK_BYTES = 1024
+
 
 @dataclass(eq=False, slots=True)
 class StoredModel:
@@ -88,6 +90,13 @@ class MemoryArchive(Archive):
             raise TooLargeError(f"the archive takes at most {self.max_bytes} bytes", model_id=model_id)
         return _MemoryUpload(self, self.require(model_id))
 
+    async def open_copy(self, info: VersionInfo) -> Upload:
+        upload = await self.open_upload(info.model_id, info.data_size_bytes)
+        async with await self.open_version(info) as reader:
+            async for parts in reader.chunks(_CHUNK_BYTES, 2 * _CHUNK_BYTES):
+                await upload.write(memoryview(b"".join(parts)))
+        return upload
+
     async def open_version(self, info: VersionInfo) -> Reader:
         await asyncio.sleep(0)
         _, data = self.require(info.model_id).versions.get(info.number, (None, None))
@@ -139,9 +148,10 @@ class _MemoryUpload(Upload):
         self._model = model
         self._data = bytearray()
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, *parts: memoryview) -> None:
         await asyncio.sleep(0)
-        self._data += data
+        for part in parts:
+            self._data += part
 
     async def finish(self) -> str:
         await asyncio.sleep(0)

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
+from time import time_ns
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StoppingError
 from cogment_model_registry.records.lifecycle import (
@@ -23,6 +24,7 @@ from cogment_model_registry.records.lifecycle import (
     check_revision,
 )
 from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, check_model_revision
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_version_number
 from cogment_model_registry.registry.contracts import (
     Catalog,
@@ -80,21 +82,25 @@ class Tables:
     Attributes:
         models: Models by id.
         lives: How many models were created so far.
+        uploads: Finished uploads by the ids of their requests, with the life of the model.
     """
 
     models: dict[str, _Model] = field(default_factory=dict)
     lives: int = 0
+    uploads: dict[str, tuple[int, FinishedUpload]] = field(default_factory=dict)
 
 
 class _MemorySlot(Slot):
     def __init__(self, model: _Model, number: int) -> None:
         self.number = number
         self.info: VersionInfo | None = None
+        self.request: UploadRequest | None = None
         self._model = model
 
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
         await asyncio.sleep(0)
         self._model.annotations[info.number] = annotations
+        self.request = request
 
     def show(self, info: VersionInfo) -> None:
         self.info = info
@@ -211,7 +217,27 @@ class MemoryCatalog(Catalog):
             if slot.info is not None:
                 await self.before_visible(slot.info)
                 model.versions[slot.number] = slot.info
+                if slot.request is not None:
+                    self._finish_upload(model, slot.number, slot.request)
                 await self._notify()
+
+    def _finish_upload(self, model: _Model, number: int, request: UploadRequest) -> None:
+        finished = FinishedUpload(request.digest, model.info.model_id, number)
+        self._tables.uploads[request.request_id] = (model.life, finished)
+        for name in request.aliases:
+            model.aliases[name] = Alias(name, number, model.next_revision(), time_ns())
+
+    async def find_upload(self, request_id: str) -> FinishedUpload | None:
+        await asyncio.sleep(0)
+        life, finished = self._tables.uploads.get(request_id, (0, None))
+        if finished is None:
+            return None
+        model = self._tables.models.get(finished.model_id)
+        return finished if model and model.life == life else replace(finished, number=0)
+
+    async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
+        infos = (await self._require(model_id)).versions.values()
+        return [info for info in infos if (info.data_hash, info.data_size_bytes) == (data_hash, size_bytes)]
 
     @asynccontextmanager
     async def promoting(self, ref: ModelRef, number: int) -> AsyncGenerator[Promotion, None]:
@@ -289,6 +315,10 @@ class MemoryCatalog(Catalog):
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
         model = await self._require(model_id)
         return [_version(model, number) for number in numbers]
+
+    async def settled(self, model_id: str) -> None:
+        async with self._locks[model_id]:
+            pass
 
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
         versions = (await self._require(model_id)).versions

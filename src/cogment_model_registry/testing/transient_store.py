@@ -179,6 +179,27 @@ class TransientStoreSuite(VersionStoreSuite):
         await keep(store, describe("c", 1, b"x", False), b"x")
         assert evictions.take() == [("b", 1)]
 
+    async def test_after_the_newest_was_removed_the_one_before_is_evicted_last(self) -> None:
+        store = self.make(2, MIB)
+        evictions = Evictions(store)
+        await keep(store, describe("a", 1, b"x", False), b"x")
+        await keep(store, describe("b", 1, b"x", False), b"x")
+        store.note_newest("a", 2)
+        store.note_removed("a", 2, 1)
+        store.note_newest("b", 3)
+        store.note_removed("b", 2, 1)  # says nothing: a newer one came in the meantime
+        await keep(store, describe("c", 1, b"x", False), b"x")
+        assert evictions.take() == [("b", 1)]
+
+    async def test_a_version_of_a_deleted_model_is_not_the_one_that_has_its_number_now(self) -> None:
+        store = self.make(1, MIB)
+        old, new = describe("m", 1, b"old", False), describe("m", 1, b"new", False)
+        await keep(store, new, b"new")
+        with store.holding(old), pytest.raises(NotFoundError):
+            await store.open_version(old)
+        await store.remove_version(old)
+        assert await read(store, new) == b"new"
+
     async def test_a_version_being_read_keeps_its_bytes_and_they_count(self) -> None:
         store = self.make(1, 100)
         evictions = Evictions(store)

@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 from cogment_model_registry.errors import (
     ConflictError,
     DataLossError,
+    ExistsError,
     InvalidError,
     ModelRegistryError,
     NotFoundError,
@@ -35,6 +36,7 @@ STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
     ConflictError: grpc.StatusCode.ABORTED,
+    ExistsError: grpc.StatusCode.ALREADY_EXISTS,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DataLossError: grpc.StatusCode.DATA_LOSS,
     TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -91,7 +93,11 @@ def decode_upload_chunk(data: bytes) -> VersionHeader | memoryview:
         raise InvalidError("a chunk of CreateVersion must be a header or a body; this one is neither")
     if not chunk.header.HasField("version_info"):
         raise InvalidError("the header of CreateVersion must have a version_info")
-    info = chunk.header.version_info
+    return header_from_message(chunk.header.version_info)
+
+
+def header_from_message(info: messages.ModelVersionInfo) -> VersionHeader:
+    """Return the declaration of a version that a message has."""
     return VersionHeader(
         model_id=info.model_id,
         archived=info.archived,
@@ -99,6 +105,18 @@ def decode_upload_chunk(data: bytes) -> VersionHeader | memoryview:
         data_hash=info.data_hash,
         created_ns=info.creation_timestamp,
         user_data=dict(info.user_data),
+    )
+
+
+def header_message(header: VersionHeader) -> messages.ModelVersionInfo:
+    """Return the message that declares a version."""
+    return messages.ModelVersionInfo(
+        model_id=header.model_id,
+        archived=header.archived,
+        data_size=header.data_size_bytes,
+        data_hash=header.data_hash,
+        creation_timestamp=header.created_ns,
+        user_data=header.user_data,
     )
 
 
@@ -114,15 +132,8 @@ def decode_data_chunk(message: bytes) -> memoryview:
 
 def encode_header(header: VersionHeader) -> bytes:
     """Return the first message of an upload."""
-    info = messages.ModelVersionInfo(
-        model_id=header.model_id,
-        archived=header.archived,
-        data_size=header.data_size_bytes,
-        data_hash=header.data_hash,
-        creation_timestamp=header.created_ns,
-        user_data=header.user_data,
-    )
-    chunk = messages.CreateVersionRequestChunk(header=messages.CreateVersionRequestChunk.Header(version_info=info))
+    declared = messages.CreateVersionRequestChunk.Header(version_info=header_message(header))
+    chunk = messages.CreateVersionRequestChunk(header=declared)
     return chunk.SerializeToString()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 _LENGTH_DELIMITED = 2
 _BODY_TAG = 2 << 3 | _LENGTH_DELIMITED  # CreateVersionRequestChunk.body
 _DATA_CHUNK_TAG = 1 << 3 | _LENGTH_DELIMITED  # Body.data_chunk, RetrieveVersionDataReplyChunk.data_chunk
+_UPLOAD_DATA_TAG = 2 << 3 | _LENGTH_DELIMITED  # UploadVersionRequest.data_chunk
 _READ_CHUNK_TAG = 2 << 3 | _LENGTH_DELIMITED  # ReadVersionReply.data_chunk
 _VARINT_MAX_BYTES = 5  # lengths stay below 2 GiB
 
@@ -56,6 +57,17 @@ def split_data_chunk(message: bytes) -> memoryview | None:
         return memoryview(b"")
     start = _sole_field(message, 0, _DATA_CHUNK_TAG)
     return None if start is None else memoryview(message)[start:]
+
+
+def split_upload_data(message: bytes) -> memoryview | None:
+    """Return the data of an `UploadVersionRequest`, without a copy; None for protobuf to judge."""
+    start = _sole_field(message, 0, _UPLOAD_DATA_TAG)
+    return None if start is None else memoryview(message)[start:]
+
+
+def build_upload_data(data: memoryview | bytes) -> bytes:
+    """Return the encoded `UploadVersionRequest` that has `data`, copied once."""
+    return b"".join((bytes((_UPLOAD_DATA_TAG,)), _varint(len(data)), data))
 
 
 def split_read_chunk(message: bytes) -> memoryview | None:

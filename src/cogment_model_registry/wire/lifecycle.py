@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
@@ -13,13 +14,16 @@ from cogment_model_registry.records.lifecycle import (
     Annotations,
     Version,
 )
+from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
-from cogment_model_registry.wire.frames import split_read_chunk
+from cogment_model_registry.wire.frames import embed, split_read_chunk, split_upload_data
 
 SERVICE_NAME = lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycle"].full_name
 
+UploadVersionRequest = lifecycle_pb2.UploadVersionRequest
+UploadVersionReply = lifecycle_pb2.UploadVersionReply
 ReadVersionRequest = lifecycle_pb2.ReadVersionRequest
 ReadVersionReply = lifecycle_pb2.ReadVersionReply
 ListVersionsRequest = lifecycle_pb2.ListVersionsRequest
@@ -33,13 +37,17 @@ SetAliasesReply = lifecycle_pb2.SetAliasesReply
 VersionMessage = lifecycle_pb2.Version
 VersionRef = lifecycle_pb2.VersionRef
 
+WHOLE_UPLOAD = (("cogment-whole-upload", "1"),)
+"""Metadata of an UploadVersion call whose client sends all bytes without waiting: the first reply is left out, so that
+the call takes no longer than one with a single reply."""
+
 PAGE_DEFAULT_ITEMS = 100
 """The size of a page when the caller gives none."""
 
 PAGE_MAX_ITEMS = 1000
 """The largest page; a caller that asks for more gets this many."""
 
-_TOKEN_MAX_CHARACTERS = 1_000_000  # a value of `user_data` may be in it
+_TOKEN_MAX_CHARACTERS = 4_000_000  # a value of `user_data` may be in it, with most of its characters escaped
 
 
 def page_size(asked: int) -> int:
@@ -139,6 +147,71 @@ def update_request(model_id: str, key: int | str, change: AnnotationChange) -> l
     )
 
 
+# Uploads.
+
+
+_HEADER_FIELD = UploadVersionRequest.HEADER_FIELD_NUMBER
+_VERSION_FIELD = UploadVersionReply.VERSION_FIELD_NUMBER
+
+
+def decode_upload(data: bytes) -> UploadHeader | memoryview:
+    """Return the content of an `UploadVersionRequest`: the header of an upload, or a view of some of its bytes.
+
+    Raises:
+        InvalidError: It has neither, or a header without `version_info`.
+    """
+    view = split_upload_data(data)
+    if view is not None:
+        return view
+    request = convert.decode(UploadVersionRequest, data)
+    kind = request.WhichOneof("data")
+    if kind == "data_chunk":
+        return memoryview(request.data_chunk)
+    if kind is None:
+        raise InvalidError("a message of UploadVersion must have a header or a data_chunk; this one has neither")
+    header = request.header
+    if not header.HasField("version_info"):
+        raise InvalidError("the header of UploadVersion must have a version_info")
+    return UploadHeader(
+        version=convert.header_from_message(header.version_info),
+        tags=dict(header.tags),
+        metrics=dict(header.metrics),
+        aliases=tuple(header.aliases),
+        request_id=header.request_id,
+        create_model=header.create_model,
+    )
+
+
+def encode_upload_header(header: UploadHeader) -> bytes:
+    """Return the first message of an upload."""
+    message = UploadVersionRequest.Header(
+        version_info=convert.header_message(header.version),
+        tags=header.tags or None,
+        metrics=header.metrics or None,
+        aliases=header.aliases,
+        request_id=header.request_id,
+        create_model=header.create_model,
+    )
+    return embed(_HEADER_FIELD, message.SerializeToString())
+
+
+def encode_next_offset(offset: int) -> bytes:
+    """Return the first reply to an upload."""
+    return UploadVersionReply(next_offset=offset).SerializeToString()
+
+
+def encode_uploaded(version: Version) -> bytes:
+    """Return the last reply to an upload."""
+    mutable = lifecycle_pb2.Version(
+        tags=version.tags or None,
+        metrics=version.metrics or None,
+        aliases=version.aliases,
+        revision=version.revision,
+    )
+    # The record of a version has the same field in all messages, and its encoding is kept for listings and watchers.
+    return embed(_VERSION_FIELD, convert.encode_version(version.info) + mutable.SerializeToString())
+
+
 # Aliases.
 
 
@@ -164,8 +237,8 @@ def alias_changes(request: lifecycle_pb2.SetAliasesRequest) -> list[AliasChange]
         InvalidError: One neither sets nor removes its alias, or two are about the same one.
     """
     changes = [_alias_change(request.model_id, change) for change in request.changes]
-    names = [change.name for change in changes]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    counts = Counter(change.name for change in changes)
+    if twice := next((name for name, count in counts.items() if count > 1), None):
         raise InvalidError(f"alias {quoted(twice)} is changed twice in one request", model_id=request.model_id)
     return changes
 
@@ -220,6 +293,7 @@ def parse_token(token: str, question: Sequence[str], length: int) -> list[str | 
         if len(token) > _TOKEN_MAX_CHARACTERS:
             raise ValueError
         digest, *position = json.loads(base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True))
+        json.dumps(position, ensure_ascii=False).encode()  # fails where it has half of a character
     except (ValueError, TypeError, RecursionError):
         digest, position = "", []
     parts = [each for each in position if each is None or isinstance(each, str | int | float | bool)]

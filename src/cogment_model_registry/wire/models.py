@@ -77,7 +77,7 @@ def _rule_message(rule: RetentionRule) -> lifecycle_pb2.RetentionRule:
 def _rules_from_messages(messages: Iterable[lifecycle_pb2.RetentionRule], model_id: str) -> tuple[RetentionRule, ...]:
     rules = []
     for position, message in enumerate(messages, 1):
-        if message.tier >= len(TIERS):  # of a newer release
+        if not 0 <= message.tier < len(TIERS):  # of a newer release, perhaps
             text = f"retention rule {position}: tier {message.tier} is unknown; the tiers are {', '.join(TIERS)}"
             raise InvalidError(text, model_id=model_id)
         rules.append(

@@ -15,6 +15,7 @@ from cogment_model_registry.records.lifecycle import (
     Version,
 )
 from cogment_model_registry.records.retention import ModelChange
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.filters import Filter, Order, Position
 
@@ -71,8 +72,11 @@ class Slot(ABC):
     number: int
 
     @abstractmethod
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
         """Keep annotations for the version, before its store commits it; durable on return if it is archived.
+
+        With a request, `Catalog.find_upload` finds the version once it is committed, even after a crash if it is
+        archived; and the request's aliases point to it when the context is left, or after the crash.
 
         Raises:
             TooLargeError: No space is left.
@@ -278,6 +282,24 @@ class Catalog(ABC):
         """
 
     @abstractmethod
+    async def find_upload(self, request_id: str) -> FinishedUpload | None:
+        """Return the upload with an id whose version was committed; None if none is known.
+
+        Uploads are known for a day, but only some 50,000 of each tier; those of transient versions until a restart.
+
+        Raises:
+            TooLargeError: Its aliases could not be set before, and there is still no space left.
+        """
+
+    @abstractmethod
+    async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
+        """Return visible versions of a model that have a hash and a size: of each tier one at least, if it has any.
+
+        Raises:
+            NotFoundError: The model does not exist.
+        """
+
+    @abstractmethod
     async def search(self, search: Search) -> list[Version]:
         """Return visible versions that a filter accepts, in order; fewer than the limit only at the end.
 
@@ -300,6 +322,10 @@ class Catalog(ABC):
             DataLossError: One is damaged.
             NotFoundError: The model or one of the versions does not exist.
         """
+
+    @abstractmethod
+    async def settled(self, model_id: str) -> None:
+        """Wait until the changes of a model that are under way are over."""
 
     @abstractmethod
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:

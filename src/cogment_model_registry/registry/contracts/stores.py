@@ -32,10 +32,10 @@ class Upload(_Closable):
     """A version being written. Closed before `commit` has returned, it leaves nothing behind."""
 
     @abstractmethod
-    async def write(self, data: memoryview) -> None:
+    async def write(self, *parts: memoryview) -> None:
         """Take the next bytes.
 
-        The bytes under `data` must not change until the upload is closed, since they may be processed while the caller
+        The bytes under `parts` must not change until the upload is closed, since they may be processed while the caller
         receives the next ones. One call at a time.
 
         Raises:
@@ -215,6 +215,19 @@ class Archive(VersionStore):
             For each number, in order: the version, or its error if it is damaged, or None if it does not exist.
         """
 
+    @abstractmethod
+    async def open_copy(self, info: VersionInfo) -> Upload:
+        """Begin to write another version of the same model with the bytes of `info`, of which none are to be written.
+
+        The bytes are shared where that is possible; either version keeps them when the other one is removed. `finish`
+        returns the hash of the bytes that there are, which the caller compares: the version may be damaged.
+
+        Raises:
+            DataLossError: The bytes of the version are missing or damaged.
+            NotFoundError: The archive does not have the version.
+            TooLargeError: No space is left.
+        """
+
     @property
     @abstractmethod
     def failure(self) -> str:
@@ -282,6 +295,13 @@ class TransientStore(VersionStore):
     @abstractmethod
     def note_newest(self, model_id: str, number: int) -> None:
         """Record that another store has a version of the model with this number: older ones are not the newest."""
+
+    @abstractmethod
+    def note_removed(self, model_id: str, number: int, newest: int) -> None:
+        """Record that a version was removed, from whatever store, and which one of the model is the newest then.
+
+        Does nothing when a newer version than both came in the meantime.
+        """
 
     @abstractmethod
     async def set_share(self, model_id: str, share: TransientShare) -> None:

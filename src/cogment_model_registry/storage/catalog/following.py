@@ -18,7 +18,7 @@ import structlog
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError
 from cogment_model_registry.records.lifecycle import Alias
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.storage.catalog import requests, tables
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents, KnownFolder
 
@@ -129,7 +129,10 @@ class Following:
         infos = [each for each in found if isinstance(each, VersionInfo) and each.archived]
 
         def add(connection: Connection) -> tuple[list[int], list[Alias]]:
-            return tables.put_versions(connection, infos), tables.aliases_of(connection, model_id)
+            others = tables.put_versions(connection, infos)
+            for number in others:
+                requests.mark_gone(connection, model_id, number)
+            return others, tables.aliases_of(connection, model_id)
 
         replaced, aliases = await self._database.change(add)
         if replaced:

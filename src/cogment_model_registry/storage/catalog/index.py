@@ -6,6 +6,7 @@ may be lost, and then nothing is lost but aliases, tags and metrics.
 """
 
 import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from sqlite3 import Connection
 
@@ -14,9 +15,10 @@ import structlog
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Annotations, Version
 from cogment_model_registry.records.retention import ModelAnnotations, ModelChange
+from cogment_model_registry.records.uploads import UploadRequest
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
-from cogment_model_registry.storage.catalog import model_tables, tables
+from cogment_model_registry.storage.catalog import model_tables, requests, tables
 from cogment_model_registry.storage.catalog.database import Database, Operation
 from cogment_model_registry.storage.catalog.following import Following
 from cogment_model_registry.storage.catalog.searches import find_versions
@@ -95,12 +97,27 @@ class VersionIndex:
         with contextlib.suppress(ModelRegistryError):  # a failed index fails searches and no publish
             self._database.change_later(add)
 
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
-        """Keep annotations of an archived version, durably, whether it is visible or not."""
+    async def annotate(
+        self,
+        info: VersionInfo,
+        annotations: Annotations,
+        request: UploadRequest | None = None,
+        forgotten: Sequence[str] = (),
+    ) -> None:
+        """Keep annotations of an archived version, durably, whether it is visible or not.
+
+        Args:
+            info: The version.
+            annotations: Its annotations.
+            request: The upload that makes it, if it can be repeated.
+            forgotten: The ids of earlier uploads that are too old.
+        """
 
         def annotate(connection: Connection) -> None:
             tables.put_versions(connection, [info])
             tables.put_annotations(connection, info.model_id, info.number, annotations)
+            if request is not None:
+                requests.put(connection, info, request, forgotten)
 
         await self._database.change(annotate)
 
@@ -113,14 +130,19 @@ class VersionIndex:
         self._aliases[info.model_id] = {
             name: alias for name, alias in aliases.items() if alias.version_number != info.number
         }
-        await self._remove(lambda connection: tables.remove_versions(connection, info.model_id, [info.number]))
+
+        def remove(connection: Connection) -> None:
+            tables.remove_versions(connection, info.model_id, [info.number])
+            requests.mark_gone(connection, info.model_id, info.number)
+
+        await self._remove(remove)
 
     async def remove_model(self, model_id: str) -> None:
         """Remove a model with everything that belongs to it, after its files; never fails, see `remove_version`."""
         self._following.forget(model_id)
         self._aliases.pop(model_id, None)
         self._models.pop(model_id, None)
-        if not await self._remove(lambda connection: tables.remove_model(connection, model_id)):
+        if not await self._remove(lambda connection: _remove_model(connection, model_id)):
             self._stale.add(model_id)
 
     async def make_room_for(self, model_id: str) -> None:
@@ -130,7 +152,7 @@ class VersionIndex:
             TooLargeError: No space is left.
         """
         if model_id in self._stale:
-            await self._database.change(lambda connection: tables.remove_model(connection, model_id))
+            await self._database.change(lambda connection: _remove_model(connection, model_id))
             self._stale.discard(model_id)
 
     async def _remove(self, operation: Operation[None]) -> bool:
@@ -161,7 +183,7 @@ class VersionIndex:
     async def find(self, search: Search) -> list[Version]:
         """Return archived versions that a search accepts, visible or not."""
         await self._following.wait()
-        return await self._database.read(lambda connection: find_versions(connection, search))
+        return await self._database.search(lambda connection: find_versions(connection, search))
 
     # Models.
 
@@ -174,6 +196,40 @@ class VersionIndex:
         self._models[model_id] = await self._database.change(
             lambda connection: model_tables.change_model(connection, model_id, change)
         )
+
+    async def find_copies(self, model_id: str, data_hash: str) -> list[int]:
+        """Return the numbers of the newest archived versions of a model with a hash, visible or not, newest first."""
+        return await self._database.read(lambda connection: tables.find_copies(connection, model_id, data_hash))
+
+    # Uploads.
+
+    async def finished_uploads(self) -> list[tuple[str, requests.Entry]]:
+        """Return the uploads of archived versions that exist with their ids, oldest first; called once, at the start.
+
+        Aliases that a crash kept from being set are set.
+        """
+        await self._database.change(requests.drop_unfinished)
+        found = await self._database.read(requests.finished)
+        for request_id, entry in found:
+            if entry.pending:
+                await self.finish_upload(request_id, entry, time.time_ns())
+        return found
+
+    async def finish_upload(self, request_id: str, entry: requests.Entry, now_ns: int) -> None:
+        """Set the aliases of an upload whose version is committed, durably.
+
+        Raises:
+            TooLargeError: No space is left; it can be tried again.
+        """
+        changes = [AliasChange(name, entry.number) for name in entry.pending]
+
+        def finish(connection: Connection) -> list[Alias]:
+            requests.clear_pending(connection, request_id)
+            return tables.set_aliases(connection, entry.model_id, changes, now_ns)
+
+        aliases = await self._database.change(finish)
+        self._aliases[entry.model_id] = {alias.name: alias for alias in aliases}
+        entry.pending = ()
 
     # Aliases.
 
@@ -213,3 +269,8 @@ class VersionIndex:
 
     def _take_aliases(self, model_id: str, aliases: Sequence[Alias]) -> None:
         self._aliases[model_id] = {alias.name: alias for alias in aliases}
+
+
+def _remove_model(connection: Connection, model_id: str) -> None:
+    tables.remove_model(connection, model_id)
+    requests.mark_gone(connection, model_id)

@@ -8,6 +8,7 @@ listing at that moment.
 import asyncio
 import bisect
 import contextlib
+import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -31,6 +32,7 @@ from cogment_model_registry.records.lifecycle import (
     check_revision,
 )
 from cogment_model_registry.records.retention import ModelChange
+from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import (
     ModelInfo,
     VersionInfo,
@@ -45,17 +47,21 @@ from cogment_model_registry.registry.contracts import (
     Search,
     Slot,
 )
-from cogment_model_registry.registry.filters import arranged, matches, position_of
+from cogment_model_registry.registry.filters import Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Model
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
+from cogment_model_registry.storage.catalog.requests import Entry, RequestLog
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _INFO_CACHE_BYTES = 32 * 1024 * 1024
 _INFO_BYTES = 900  # what a cached version and its encoding take without user_data, measured with tracemalloc
+
+_EVALUATED_AT_ONCE = 256
+"""How many transient versions a search looks at before other calls get their turn: some milliseconds at most."""
 
 
 def _info_bytes(info: VersionInfo) -> int:
@@ -82,6 +88,7 @@ class LocalCatalog(Catalog):
         self._archived_bytes = 0
         self._infos: LRUCache[tuple[int, int], VersionInfo] = LRUCache(_INFO_CACHE_BYTES, _info_bytes)
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._requests = {archived: RequestLog() for archived in (False, True)}
         self._stopping = False
 
     async def open(self) -> None:
@@ -90,6 +97,10 @@ class LocalCatalog(Catalog):
         for contents in found:
             self._add_model(contents)
         await self._index.compare_all(found, known)
+        for request_id, entry in await self._index.finished_uploads():
+            if entry.number and entry.model_id in self._models:
+                entry.life = self._models[entry.model_id].life
+            self._requests[True].add(request_id, entry)
 
     async def close(self) -> None:
         self.stop_watching()
@@ -226,12 +237,42 @@ class LocalCatalog(Catalog):
         """Return a revision that no change of the model had before."""
         return await self._index.next_revision(model_id)
 
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
         """Keep annotations of a version that is not visible yet; the caller holds the lock of its model."""
+        forgotten = self._requests[info.archived].forget_old(time.time_ns()) if request else []
         if info.archived:
-            await self._index.annotate(info, annotations)
+            await self._index.annotate(info, annotations, request, forgotten)
         else:
             self._require(info.model_id).annotations[info.number] = annotations
+
+    async def finish_upload(self, info: VersionInfo, request: UploadRequest) -> None:
+        """Record the upload of a version that was committed; the caller holds the lock of its model."""
+        life = self._require(info.model_id).life
+        now_ns = time.time_ns()
+        entry = Entry(request.digest, info.model_id, life, info.number, now_ns, request.aliases)
+        self._requests[info.archived].add(request.request_id, entry)
+        if request.aliases:
+            await self._index.finish_upload(request.request_id, entry, now_ns)
+
+    async def find_upload(self, request_id: str) -> FinishedUpload | None:
+        entry = self._requests[False].find(request_id) or self._requests[True].find(request_id)
+        if entry is None:
+            return None
+        model = self._models.get(entry.model_id)
+        if model is None or model.life != entry.life:
+            return FinishedUpload(entry.digest, entry.model_id, 0)
+        if entry.pending:
+            async with self.lock(entry.model_id):
+                if entry.pending and model.has(entry.number):
+                    await self._index.finish_upload(request_id, entry, time.time_ns())
+        return FinishedUpload(entry.digest, entry.model_id, entry.number)
+
+    async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
+        model = self._require(model_id)
+        archived = [number for number in await self._index.find_copies(model_id, data_hash) if model.has(number)]
+        await self._read_missing(model, archived)
+        infos = [*model.transient.values(), *[await self._get(model, number) for number in archived]]
+        return [info for info in infos if info and (info.data_hash, info.data_size_bytes) == (data_hash, size_bytes)]
 
     def promoting(self, ref: ModelRef, number: int) -> contextlib.AbstractAsyncContextManager[Promotion]:
         return self._promoting(ref, number)
@@ -253,13 +294,13 @@ class LocalCatalog(Catalog):
         async with self.lock(ref.model_id):
             model = self._require_life(ref)
             info = await self._require_version(model, number)
-            if info.archived and model.persisted_number < number:
+            if info.archived:
                 # An archive of the original has no mark, and its newest file says which number comes next.
-                await self._numbers.persist(model, number)
+                await self._numbers.persist_used(model, number)
             yield info
+            self._drop(model, number)
             if info.archived:
                 await self._index.remove_version(info)
-            self._drop(model, number)
 
     async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
         archived = [info for info in infos if info.archived]
@@ -310,8 +351,8 @@ class LocalCatalog(Catalog):
             return aliases
 
     async def search(self, search: Search) -> list[Version]:
-        if search.model_id is not None:
-            self._require(search.model_id)
+        # A version may be promoted while the index is read: then it is neither there nor transient afterwards.
+        before = self._transient_versions(search.model_id)
         found: list[Version] = []
         after, is_more = search.after, True
         while is_more and len(found) < search.limit:
@@ -321,10 +362,23 @@ class LocalCatalog(Catalog):
             found += [version for version in page if self._is_visible(version.info)]
             if page:
                 after = position_of(search.order, page[-1])
-        models = [self._models[search.model_id]] if search.model_id is not None else self._models.values()
-        transient = [info for model in models for info in model.transient.values()]
-        accepted = [version for version in await self.describe(transient) if matches(search.accepted, version)]
+        known = {_key(version.info) for version in found}
+        others = {**before, **self._transient_versions(search.model_id)}
+        visible = [info for key, each in others.items() if key not in known and (info := self._current(each))]
+        accepted = await _accepted(search.accepted, await self.describe(visible))
         return arranged(search.order, [*found, *accepted], search.after)[: search.limit]
+
+    def _transient_versions(self, model_id: str | None) -> dict[tuple[str, int], VersionInfo]:
+        models = self._models.values() if model_id is None else [self._require(model_id)]
+        return {_key(info): info for model in models for info in model.transient.values()}
+
+    def _current(self, info: VersionInfo) -> VersionInfo | None:
+        """Return what is visible of a version that is or was transient."""
+        model = self._models.get(info.model_id)
+        if model is None or not model.has(info.number):
+            return None
+        found = self._cached(model, info.number)
+        return found if found is not None and replace(found, archived=False) == info else None
 
     def _is_visible(self, info: VersionInfo) -> bool:
         model = self._models.get(info.model_id)
@@ -352,6 +406,10 @@ class LocalCatalog(Catalog):
                 raise NotFoundError.version(model_id, number)
             infos.append(info)
         return infos
+
+    async def settled(self, model_id: str) -> None:
+        async with self.lock(model_id):
+            pass
 
     async def list_versions(self, model_id: str, first_number: int, limit: int) -> list[VersionInfo]:
         model = self._require(model_id)
@@ -545,6 +603,7 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
         self._ref = ref
         self._lock = catalog.lock(ref.model_id)
         self._info: VersionInfo | None = None
+        self._request: UploadRequest | None = None
 
     async def __aenter__(self) -> Slot:
         await self._lock.acquire()
@@ -555,8 +614,9 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
             raise
         return self
 
-    async def annotate(self, info: VersionInfo, annotations: Annotations) -> None:
-        await self._catalog.annotate(info, annotations)
+    async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
+        self._request = request
+        await self._catalog.annotate(info, annotations, request)
 
     def show(self, info: VersionInfo) -> None:
         self._info = info
@@ -566,9 +626,16 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
     ) -> None:
         try:
             if error is None and self._info is not None:
-                self._catalog.show(self._info)
+                await self._leave(self._info)
         finally:
             self._lock.release()
+
+    async def _leave(self, info: VersionInfo) -> None:
+        try:
+            if self._request is not None:
+                await self._catalog.finish_upload(info, self._request)
+        finally:
+            self._catalog.show(info)  # it is committed, even if its aliases could not be set
 
 
 class _Promotion(Promotion):
@@ -586,6 +653,15 @@ class _Promotion(Promotion):
 
     def show(self, info: VersionInfo) -> None:
         self.shown = info
+
+
+async def _accepted(accepted: Filter, versions: Sequence[Version]) -> list[Version]:
+    """Return the versions that a filter accepts; other calls go on in the meantime."""
+    found: list[Version] = []
+    for start in range(0, len(versions), _EVALUATED_AT_ONCE):
+        found += [each for each in versions[start : start + _EVALUATED_AT_ONCE] if matches(accepted, each)]
+        await asyncio.sleep(0)
+    return found
 
 
 def _key(info: VersionInfo) -> tuple[str, int]:

@@ -75,6 +75,13 @@ class Numbers:
         await self._archive.write_high_water_mark(model.model_id, number)
         model.persisted_number = number
 
+    async def persist_used(self, model: Model, number: int) -> None:
+        """Persist that a number was given, unless that is known; see `persist`."""
+        if number > model.persisted_number and model.persisting is not None:
+            await asyncio.wait([model.persisting])  # it writes a higher one, which must not be lowered
+        if number > model.persisted_number:
+            await self.persist(model, number)
+
     async def persist_exactly(self, model: Model) -> None:
         """Take back the numbers that were persisted ahead and not given."""
         if model.persisting is not None:

@@ -110,6 +110,16 @@ MIGRATIONS = (
             FOREIGN KEY (model, number) REFERENCES versions
         ) WITHOUT ROWID;
         CREATE INDEX aliases_by_version ON aliases (model, number);
+        CREATE INDEX versions_by_hash ON versions (model, data_hash);
+        CREATE TABLE requests (
+            request_id TEXT PRIMARY KEY,
+            digest TEXT NOT NULL,
+            model_id TEXT NOT NULL,
+            number INTEGER NOT NULL,
+            finished INTEGER NOT NULL,
+            pending TEXT NOT NULL
+        ) WITHOUT ROWID;
+        CREATE INDEX requests_by_version ON requests (model_id, number);
         """
     ),
 )
@@ -306,6 +316,15 @@ def numbers_of(connection: Connection, model_id: str) -> set[int]:
     """Return the numbers of the versions of a model."""
     key = (find_model(connection, model_id),)
     return {number for (number,) in connection.execute("SELECT number FROM versions WHERE model = ?", key)}
+
+
+def find_copies(connection: Connection, model_id: str, data_hash: str) -> list[int]:
+    """Return the numbers of the newest versions of a model that have a hash, newest first."""
+    rows = connection.execute(
+        "SELECT number FROM versions WHERE model = ? AND data_hash = ? ORDER BY number DESC LIMIT 8",
+        (find_model(connection, model_id), data_hash),
+    )
+    return [number for (number,) in rows]
 
 
 def all_aliases(connection: Connection) -> dict[str, dict[str, Alias]]:

@@ -19,10 +19,12 @@ from cogment_model_registry.errors import NO_ROOM, DataLossError, ModelRegistryE
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Reader, Removal, Upload
+from cogment_model_registry.storage.filesystem.checks import CheckedData
 from cogment_model_registry.storage.filesystem.directory import ArchiveDirectory, NewFile
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.reading import Fingerprint, fingerprint
 from cogment_model_registry.storage.filesystem.removal import DoomedModel
+from cogment_model_registry.storage.filesystem.sharing import SharedUpload, hash_of_file
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents, KnownFolder
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import run_to_end, run_to_have
@@ -80,7 +82,7 @@ class DirectoryArchive(FolderArchive):
         self._is_open = False
         self._promised_bytes = 0
         self.writing = ByteBudget(_WRITE_BYTES)
-        self._checked: dict[tuple[str, int], tuple[str, Fingerprint]] = {}
+        self.checked = CheckedData(self.directory.touches)
 
     @property
     def is_exclusive(self) -> bool:
@@ -130,8 +132,7 @@ class DirectoryArchive(FolderArchive):
 
     async def _begin_removal(self, model_id: str) -> "_DirectoryRemoval":
         doomed = await self.run(self.directory.begin_removal, model_id)
-        for key in [key for key in self._checked if key[0] == model_id]:
-            del self._checked[key]
+        self.checked.forget(model_id)
         return _DirectoryRemoval(self, doomed)
 
     async def write_high_water_mark(self, model_id: str, number: int) -> None:
@@ -158,9 +159,31 @@ class DirectoryArchive(FolderArchive):
         file, fingerprint = await run_to_have(opening, lambda opened: self.directory.close_file(opened[0]))
         return _FileReader(self, info, file, fingerprint)
 
+    async def open_copy(self, info: VersionInfo) -> Upload:
+        new = await run_to_have(self.run(self.directory.share_data, info), self._discard_shared)
+        if new is not None:
+            return SharedUpload(self.directory, self.checked, self.run, new, info)
+        upload = await self.open_upload(info.model_id, info.data_size_bytes)
+        try:
+            async with (
+                await self.open_version(info) as reader,
+                aclosing(reader.chunks(_BLOCK_BYTES, 2 * _BLOCK_BYTES)) as chunks,
+            ):
+                async for parts in chunks:
+                    for part in parts:
+                        await upload.write(memoryview(bytes(part)))  # the reader fills its buffer again
+        except BaseException:
+            await upload.aclose()
+            raise
+        return upload
+
+    def _discard_shared(self, new: NewFile | None) -> None:
+        if new is not None:
+            self.directory.discard_upload(new)
+
     async def remove_version(self, info: VersionInfo) -> None:
         await run_to_end(self.run(self.directory.remove_version, info.model_id, info.number))
-        self._checked.pop((info.model_id, info.number), None)
+        self.checked.forget(info.model_id, info.number)
 
     # Called by uploads and readers.
 
@@ -183,14 +206,6 @@ class DirectoryArchive(FolderArchive):
     def promise(self, size_bytes: int) -> None:
         """Reserve room for bytes that an upload will write; give room back for a negative number."""
         self._promised_bytes += size_bytes
-
-    def is_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> bool:
-        """Return whether the bytes in the file with this fingerprint were already checked against their hash."""
-        return self._checked.get((info.model_id, info.number)) == (info.data_hash, fingerprint)
-
-    def note_checked(self, info: VersionInfo, fingerprint: Fingerprint) -> None:
-        """Record that the bytes in the file with this fingerprint match the hash."""
-        self._checked[info.model_id, info.number] = (info.data_hash, fingerprint)
 
 
 def _translating_errors(function: Callable[[], _T]) -> _T:
@@ -233,13 +248,15 @@ class _FileUpload(Upload):
         self._unsynced_bytes = 0
         self._open = True
 
-    async def write(self, data: memoryview) -> None:
-        self._missing_bytes -= len(data)
-        self._archive.promise(-len(data))
-        if len(data) >= _BUFFER_BYTES:
-            await self._pass_on(self._buffer, data)
+    async def write(self, *parts: memoryview) -> None:
+        size_bytes = sum(map(len, parts))
+        self._missing_bytes -= size_bytes
+        self._archive.promise(-size_bytes)
+        if size_bytes >= _BUFFER_BYTES:
+            await self._pass_on(self._buffer, *parts)
         else:
-            self._buffer += data
+            for part in parts:
+                self._buffer += part
             if len(self._buffer) >= _BUFFER_BYTES:
                 await self._pass_on(self._buffer)
 
@@ -308,7 +325,7 @@ class _FileReader(Reader):
         self._info = info
         self._file = file
         self._fingerprint = fingerprint
-        self._hash = None if archive.is_checked(info, fingerprint) else PayloadHash()
+        self._hash = None if archive.checked.has(info, fingerprint) else PayloadHash()
         self._missing_bytes = info.data_size_bytes
         self._is_whole = True
         self._reading: asyncio.Future[bytes] | None = None
@@ -395,23 +412,16 @@ class _FileReader(Reader):
             raise self._damage("its data was changed while it was read")
         # `changed_ns` changes with the bytes, even if someone sets the other times back; but also when the version
         # is deleted, which leaves its readers alone, and when its file is linked to, as backups do.
-        is_touched = not self._hash and now.changed_ns != self._fingerprint.changed_ns and now.links
+        is_touched = not self._hash and now.links and not self._archive.checked.is_unchanged(self._fingerprint, now)
+        data_hash = self._hash.digest_text() if self._hash else ""
         if is_touched and self._is_whole:
-            self._hash = self._hash_again()
-        if self._hash and self._hash.digest_text() != self._info.data_hash:
+            data_hash = hash_of_file(self._archive.directory.files, self._file)
+        if data_hash and data_hash != self._info.data_hash:
             raise self._damage("its bytes do not match their hash")
         if is_touched:  # they may match now, but may not have when they were sent
             raise UnavailableError("the data file was modified while it was read; retrieve the version again")
-        if self._hash and self._fingerprint.is_settled:
-            self._archive.note_checked(self._info, self._fingerprint)
-
-    def _hash_again(self) -> PayloadHash:
-        payload_hash = PayloadHash()
-        files = self._archive.directory.files
-        files.seek(self._file, 0)
-        while block := files.read(self._file, _BLOCK_BYTES):
-            payload_hash.update([block])
-        return payload_hash
+        if data_hash and self._fingerprint.is_settled:
+            self._archive.checked.add(self._info, self._fingerprint)
 
     def _damage(self, reason: str) -> DataLossError:
         return DataLossError.version(self._info.model_id, self._info.number, reason)

@@ -36,6 +36,7 @@ from cogment_model_registry.storage.filesystem.files import (
     Cause,
     Files,
     NotRegularError,
+    cannot_be_linked,
     cannot_be_renamed,
     cause_of,
 )
@@ -49,6 +50,7 @@ from cogment_model_registry.storage.filesystem.model_files import (
 )
 from cogment_model_registry.storage.filesystem.recognition import check_format
 from cogment_model_registry.storage.filesystem.removal import DoomedModel, Removals
+from cogment_model_registry.storage.filesystem.touches import OwnTouches
 from cogment_model_registry.storage.filesystem.writing import DurableWriter
 from cogment_model_registry.storage.folder import FolderContents, KnownFolder
 
@@ -63,10 +65,27 @@ class NewFile:
         directory: Descriptor of the model's directory.
         file: Descriptor of the file.
         name: Its temporary name.
+        is_shared: Whether it is a second name of the data of a version.
     """
 
     directory: int
     file: int
+    name: str
+    is_shared: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DoomedVersion:
+    """A version that does not exist any more, and whose files are still there.
+
+    Attributes:
+        model_id: Its model.
+        number: Its number.
+        name: The temporary name of its metadata.
+    """
+
+    model_id: str
+    number: int
     name: str
 
 
@@ -99,7 +118,9 @@ class ArchiveDirectory:
         self.writer = DurableWriter(files, observe_sync)
         self._hold = Hold(path, files, read_only=read_only)
         self._removals = Removals(files, self.writer)
+        self._left: list[DoomedVersion] = []
         self._sweeping = False
+        self.touches = OwnTouches()
 
     @property
     def _root(self) -> int:
@@ -155,6 +176,7 @@ class ArchiveDirectory:
         self._hold.release()
         self.writer.close()
         self._removals.forget()
+        self._left.clear()
 
     def close_file(self, descriptor: int) -> None:
         """Close a descriptor, ignoring errors."""
@@ -325,7 +347,8 @@ class ArchiveDirectory:
         version_name = layout.version_file_name(info.model_id, info.number)
         self._require_absent(new.directory, data_name, version_name)
         try:
-            self.files.rename(new.directory, new.name, data_name)
+            with self._touching(new):
+                self.files.rename(new.directory, new.name, data_name)
             self.writer.sync_directory(new.directory)
             self.writer.write(new.directory, version_name, layout.format_version(info))
         except FileNotFoundError:
@@ -338,7 +361,8 @@ class ArchiveDirectory:
     def remove_version(self, model_id: str, number: int) -> None:
         """Remove a version, durably: first its metadata, under a temporary name until its data is gone too.
 
-        If the process ends before the data is gone, the temporary name still leads to it: see `_remove_temporary`.
+        If the process ends before the data is gone, the temporary name still leads to it: see `_remove_temporary`. What
+        cannot be removed is removed before the next write.
         """
         self._require_writable()
         try:
@@ -351,17 +375,60 @@ class ArchiveDirectory:
                     with contextlib.suppress(OSError):
                         self.files.rename(directory, doomed, layout.version_file_name(model_id, number))
                     raise
-                with contextlib.suppress(OSError):  # what is left now goes at the next start
-                    self._remove_data(directory, layout.data_file_name(model_id, number))
-                    self.files.remove(directory, doomed)
+                self._finish_version(directory, DoomedVersion(model_id, number, doomed))
         except FileNotFoundError:
             return
+
+    def _finish_version(self, directory: int, doomed: DoomedVersion) -> None:
+        """Remove the files of a version that does not exist any more; try again before the next write if that fails."""
+        try:
+            # A later model of the same id may have a version of this number, but not this temporary file.
+            self.files.status_of(directory, doomed.name)
+            self._remove_data(directory, layout.data_file_name(doomed.model_id, doomed.number))
+            self.files.remove(directory, doomed.name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._left.append(doomed)
+            _log.warning(
+                "removal of a deleted version postponed",
+                model_id=doomed.model_id,
+                number=doomed.number,
+                reason=error.strerror,
+            )
+
+    def _finish_left_versions(self) -> None:
+        left, self._left = self._left, []
+        for doomed in left:
+            try:
+                with self._directory(doomed.model_id) as directory:
+                    self._finish_version(directory, doomed)
+            except FileNotFoundError:
+                pass  # it went with its model
+            except OSError:
+                self._left.append(doomed)
 
     def _remove_data(self, directory: int, name: str) -> None:
         """Remove the data of a version, durably: what leads to it must not be lost before."""
         with contextlib.suppress(FileNotFoundError):
-            self.files.remove(directory, name)
+            if self.files.status_of(directory, name).st_nlink > 1:
+                self._remove_shared(directory, name)
+            else:
+                self.files.remove(directory, name)
             self.writer.sync_directory(directory)
+
+    def _remove_shared(self, directory: int, name: str) -> None:
+        """Remove a name of a file that another version may have too, whose readers go on."""
+        file = self.files.open_to_read(directory, name)
+        try:
+            with self.touches.touching(self.files, file):
+                self.files.remove(directory, name)
+        finally:
+            self.close_file(file)
+
+    def _touching(self, new: NewFile) -> contextlib.AbstractContextManager[None]:
+        """Return the context manager for an operation on the name of a file that may be that of a version too."""
+        return self.touches.touching(self.files, new.file) if new.is_shared else contextlib.nullcontext()
 
     def _remove_temporary(self, directory: int, model_id: str, name: str, found: ModelFiles) -> None:
         """Remove a temporary file that a crash left, and the data of the version that it describes, if it does.
@@ -386,6 +453,7 @@ class ArchiveDirectory:
 
     def _remove_what_was_left(self) -> None:
         self.writer.remove_what_was_left()
+        self._finish_left_versions()
         self._removals.retry(self._root)
 
     def _require_writable(self) -> None:
@@ -420,10 +488,39 @@ class ArchiveDirectory:
             self.close_file(directory)
             raise
 
+    def share_data(self, info: VersionInfo) -> NewFile | None:
+        """Return the data of a version under a second, temporary name; None where a file can have only one."""
+        self._require_writable()
+        try:
+            directory = self.files.open_directory(self._root, info.model_id)
+        except FileNotFoundError:
+            raise NotFoundError.version(info.model_id, info.number) from None
+        try:
+            file = reading.open_data(self.files, directory, info)
+        except FileNotFoundError:
+            self.close_file(directory)
+            raise NotFoundError.version(info.model_id, info.number) from None
+        except BaseException:
+            self.close_file(directory)
+            raise
+        new = NewFile(directory, file, layout.temporary_name(), is_shared=True)
+        try:
+            with self._touching(new):
+                self.files.link(directory, layout.data_file_name(info.model_id, info.number), new.name)
+        except BaseException as error:
+            self.discard_upload(new)
+            if isinstance(error, OSError) and cannot_be_linked(error):
+                return None
+            if isinstance(error, FileNotFoundError):
+                raise NotFoundError.version(info.model_id, info.number) from None
+            raise
+        return new
+
     def discard_upload(self, new: NewFile) -> None:
         """Close a temporary file, and remove it unless it was committed."""
+        with contextlib.suppress(OSError), self._touching(new):
+            self.writer.remove(new.directory, new.name)
         self.close_file(new.file)
-        self.writer.remove(new.directory, new.name)
         self.close_file(new.directory)
 
     def open_data(self, info: VersionInfo) -> tuple[int, reading.Fingerprint]:

@@ -27,6 +27,7 @@ _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOE
 _DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _CANNOT_RENAME = {errno.EACCES, errno.EBUSY, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
+_CANNOT_LINK = {errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EXDEV}
 _CANNOT_SYNC = {errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EROFS}
 
 _NO_WAIT: int | None = getattr(os, "RWF_NOWAIT", None)
@@ -75,6 +76,14 @@ def cannot_be_renamed(error: OSError) -> bool:
     An overlay file system answers EXDEV for a directory of a lower layer; EBUSY is the answer for a mount point.
     """
     return error.errno in _CANNOT_RENAME
+
+
+def cannot_be_linked(error: OSError) -> bool:
+    """Return whether an error of giving a file a second name means that it can have none.
+
+    File systems without links answer EPERM, a file with too many of them EMLINK, an overlay file system EXDEV.
+    """
+    return error.errno in _CANNOT_LINK
 
 
 def on_disk(name: str) -> bytes:
@@ -258,6 +267,11 @@ class Files:
     def rename(self, directory: int, old: str, new: str) -> None:
         """Rename a file or a directory, replacing a file of the new name."""
         os.rename(on_disk(old), on_disk(new), src_dir_fd=directory, dst_dir_fd=directory)
+
+    def link(self, directory: int, old: str, new: str) -> None:
+        """Give a file a second, new name in its directory."""
+        # The name itself, even if it is a symbolic link.
+        os.link(on_disk(old), on_disk(new), src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
 
     def remove(self, directory: int, name: str) -> None:
         """Remove a file, if it exists."""

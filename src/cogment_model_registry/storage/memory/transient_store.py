@@ -87,8 +87,7 @@ class MemoryTransientStore(TransientStore):
         return _MemoryUpload(self, model_id, size_bytes)
 
     async def open_version(self, info: VersionInfo) -> Reader:
-        line = self._lines.find(info.model_id)
-        blob = line.blobs.get(info.number) if line else None
+        line, blob = self._find(info)
         if line is None or blob is None:
             if self._elsewhere is not None:
                 return await self._elsewhere.open_version(info)
@@ -101,14 +100,19 @@ class MemoryTransientStore(TransientStore):
         return _MemoryReader(self, info.model_id, blob)
 
     async def remove_version(self, info: VersionInfo) -> None:
-        line = self._lines.find(info.model_id)
-        if line is not None and info.number in line.blobs:
+        line, blob = self._find(info)
+        if line is not None and blob is not None:
             self._take(line, info.number)
+
+    def _find(self, info: VersionInfo) -> tuple[Line | None, Blob | None]:
+        """Return the line and the bytes of a version; no bytes when a later model of the same id has its number now."""
+        line = self._lines.find(info.model_id)
+        blob = line.blobs.get(info.number) if line else None
+        return line, blob if blob is not None and (blob.info is info or blob.info == info) else None
 
     @contextlib.contextmanager
     def holding(self, info: VersionInfo) -> Iterator[None]:
-        line = self._lines.find(info.model_id)
-        blob = line.blobs.get(info.number) if line else None
+        line, blob = self._find(info)
         if line is None or blob is None:
             yield
             return
@@ -135,6 +139,12 @@ class MemoryTransientStore(TransientStore):
         self._lines.tidy(line)
         if evicted:
             await self.report(evicted)
+
+    def note_removed(self, model_id: str, number: int, newest: int) -> None:
+        line = self._lines.find(model_id)
+        if line is not None and line.newest <= max(number, newest):
+            line.newest = newest
+            self._lines.note(line)
 
     async def remove_model(self, model_id: str) -> None:
         line = self._lines.find(model_id)
@@ -300,9 +310,10 @@ class _MemoryUpload(Upload):
         self._hashing: asyncio.Future[None] | None = None
         self._evicted: list[VersionInfo] = []
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, *parts: memoryview) -> None:
         try:
-            self._copy(data)
+            for part in parts:
+                self._copy(part)
         finally:
             if self._evicted:
                 await self._store.report(self._evicted)

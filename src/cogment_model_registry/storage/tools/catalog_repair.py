@@ -14,7 +14,7 @@ from sqlite3 import Connection, Error
 
 from cogment_model_registry.errors import ModelRegistryError, counted, quoted
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.storage.catalog import requests, tables
 from cogment_model_registry.storage.catalog.connections import open_for_writing
 from cogment_model_registry.storage.catalog.note_tables import put_notes, read_notes
 from cogment_model_registry.storage.catalog.notes import ModelNotes, VersionNotes
@@ -104,8 +104,10 @@ class _CatalogRepair:
             connection.execute("BEGIN IMMEDIATE")
             for finding in gone:
                 tables.remove_versions(connection, finding.model_id, [finding.number])
+                requests.mark_gone(connection, finding.model_id, finding.number)
             for model_id in sorted({finding.model_id for finding in findings}):
-                tables.put_versions(connection, self._versions(model_id))
+                for number in tables.put_versions(connection, self._versions(model_id)):
+                    requests.mark_gone(connection, model_id, number)
             connection.execute("COMMIT")
 
     def rebuild(self) -> None:

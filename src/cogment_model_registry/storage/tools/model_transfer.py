@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 from cogment_model_registry.errors import DataLossError, InvalidError, PreconditionError, counted, quoted
-from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.storage.catalog import requests, tables
 from cogment_model_registry.storage.catalog.connections import open_for_writing
 from cogment_model_registry.storage.catalog.note_tables import put_notes, read_notes
 from cogment_model_registry.storage.catalog.notes import ModelNotes, from_fields, to_fields
@@ -162,6 +162,7 @@ def _kept(place: ArchivePlace, model_id: str, notes: ModelNotes, open_directory:
         place.files.give(place.root, layout.CATALOG_NAME)
         connection.execute("BEGIN IMMEDIATE")
         tables.remove_model(connection, model_id)
+        requests.mark_gone(connection, model_id)
         directory = open_directory()
         try:
             for number in notes.versions:

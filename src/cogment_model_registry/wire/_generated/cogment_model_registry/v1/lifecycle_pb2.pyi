@@ -127,6 +127,51 @@ class Model(_message.Message):
     transient_share: TransientShare
     def __init__(self, model_info: _Optional[_Union[_model_registry_pb2.ModelInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., retention: _Optional[_Iterable[_Union[RetentionRule, _Mapping]]] = ..., revision: _Optional[int] = ..., latest_version_number: _Optional[int] = ..., versions: _Optional[int] = ..., archived_bytes: _Optional[int] = ..., transient_share: _Optional[_Union[TransientShare, _Mapping]] = ...) -> None: ...
 
+class UploadVersionRequest(_message.Message):
+    __slots__ = ("header", "data_chunk")
+    class Header(_message.Message):
+        __slots__ = ("version_info", "tags", "metrics", "aliases", "request_id", "create_model")
+        class TagsEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: str
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+        class MetricsEntry(_message.Message):
+            __slots__ = ("key", "value")
+            KEY_FIELD_NUMBER: _ClassVar[int]
+            VALUE_FIELD_NUMBER: _ClassVar[int]
+            key: str
+            value: float
+            def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+        VERSION_INFO_FIELD_NUMBER: _ClassVar[int]
+        TAGS_FIELD_NUMBER: _ClassVar[int]
+        METRICS_FIELD_NUMBER: _ClassVar[int]
+        ALIASES_FIELD_NUMBER: _ClassVar[int]
+        REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+        CREATE_MODEL_FIELD_NUMBER: _ClassVar[int]
+        version_info: _model_registry_pb2.ModelVersionInfo
+        tags: _containers.ScalarMap[str, str]
+        metrics: _containers.ScalarMap[str, float]
+        aliases: _containers.RepeatedScalarFieldContainer[str]
+        request_id: str
+        create_model: bool
+        def __init__(self, version_info: _Optional[_Union[_model_registry_pb2.ModelVersionInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., aliases: _Optional[_Iterable[str]] = ..., request_id: _Optional[str] = ..., create_model: _Optional[bool] = ...) -> None: ...
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_CHUNK_FIELD_NUMBER: _ClassVar[int]
+    header: UploadVersionRequest.Header
+    data_chunk: bytes
+    def __init__(self, header: _Optional[_Union[UploadVersionRequest.Header, _Mapping]] = ..., data_chunk: _Optional[bytes] = ...) -> None: ...
+
+class UploadVersionReply(_message.Message):
+    __slots__ = ("next_offset", "version")
+    NEXT_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    next_offset: int
+    version: Version
+    def __init__(self, next_offset: _Optional[int] = ..., version: _Optional[_Union[Version, _Mapping]] = ...) -> None: ...
+
 class ReadVersionRequest(_message.Message):
     __slots__ = ("version", "offset", "limit", "expected_hash")
     VERSION_FIELD_NUMBER: _ClassVar[int]

@@ -1,0 +1,244 @@
+"""Two calls on one version at the same time, in each order that their steps may have.
+
+The backends in memory let other tasks run at each of their steps. So the second call begins after the first step of
+the first one, then after its second step, and so on, until the first call is over before the second one begins. After
+each race, everything that exists is compared: what is listed, what the stores have, and what aliases point to.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError, PreconditionError
+from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
+from cogment_model_registry.records.versions import ModelInfo, VersionHeader
+from cogment_model_registry.registry.filter_text import parse_filter
+from cogment_model_registry.registry.filters import BY_NUMBER
+from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.registry.registry import Limits, Registry
+from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
+from cogment_model_registry.testing.bytes import hash_of
+from cogment_model_registry.testing.memory_archive import MemoryArchive, StoredModel
+from cogment_model_registry.testing.memory_catalog import MemoryCatalog, Tables
+
+MAX_ITEMS = 3
+STEPS_MAX = 500
+
+
+@pytest.fixture(scope="module")
+def hashing() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as executor:
+        yield executor
+
+
+class World:
+    """A registry of the model ``m`` with a transient, an archived and another transient version."""
+
+    def __init__(self, hashing: ThreadPoolExecutor) -> None:
+        self.shelf: dict[str, StoredModel] = {}
+        self.catalog = MemoryCatalog(Tables())
+        archive = MemoryArchive(self.shelf)
+        self.transient = MemoryTransientStore(MAX_ITEMS, 1000, hashing, elsewhere=archive)
+        self.registry = Registry(Limits(16, 100, 10), self.catalog, archive, self.transient)
+        self.lifecycle = Lifecycle(self.registry, self.catalog, archive, self.transient)
+        self.sent: dict[str, bytes] = {}
+        """The bytes of each version that was sent, by their hash."""
+
+    async def begin(self) -> None:
+        await self.registry.create_or_update_model(ModelInfo("m"))
+        await self.upload(archived=False)
+        await self.upload(archived=True)
+        await self.upload(archived=False)
+        await self.lifecycle.set_aliases("m", [AliasChange("stable", 2)])
+
+    async def upload(self, *, archived: bool) -> None:
+        data = b"version %d" % len(self.sent)
+        self.sent[hash_of(data)] = data
+        async with await self.registry.create_version(VersionHeader("m", archived, len(data))) as upload:
+            await upload.write(memoryview(data))
+            await upload.commit()
+
+    async def retrieve(self, number: int) -> None:
+        async with await self.registry.open_version("m", number) as reader:
+            data = b"".join([b"".join(chunk) async for chunk in reader.chunks(4, 100)])
+            assert self.sent[reader.info.data_hash] == data
+
+    async def check(self) -> None:
+        """Compare all that exists."""
+        try:
+            infos = await self.registry.list_versions("m", 0, 100)
+        except NotFoundError:
+            assert not self.shelf
+            assert self.transient.usage.items == 0
+            assert self.transient.usage.bytes == 0
+            return
+        for info in infos:
+            await self.retrieve(info.number)
+        transient = [info for info in infos if not info.archived]
+        assert self.transient.usage.items == len(transient), "the transient store and the catalog have other versions"
+        assert self.transient.usage.bytes == sum(info.data_size_bytes for info in transient)
+        archived = {info.number for info in infos if info.archived}
+        assert self.shelf["m"].versions.keys() == archived, "the archive and the catalog have other versions"
+        for alias in await self.lifecycle.get_aliases("m"):
+            assert alias.version_number in archived, f"{alias} points to what is not archived"
+        line = self.transient._lines.find("m")
+        assert line is None or line.newest == infos[-1].number, "another version than the newest is evicted last"
+
+
+Call = Callable[[World], Awaitable[object]]
+
+
+async def promote(world: World) -> None:
+    await world.lifecycle.promote_version("m", 1)
+
+
+async def promote_with_alias(world: World) -> None:
+    version = await world.lifecycle.promote_version("m", 1, ["production"])
+    assert version.info.archived
+
+
+async def promote_newest(world: World) -> None:
+    await world.lifecycle.promote_version("m", -1)
+
+
+async def set_alias(world: World) -> None:
+    aliases = await world.lifecycle.set_aliases("m", [AliasChange("canary", 1)])
+    assert {"canary": 1}.items() <= {alias.name: alias.version_number for alias in aliases}.items()
+
+
+async def move_stable(world: World) -> None:
+    await world.lifecycle.set_aliases("m", [AliasChange("stable", 3)])
+
+
+async def update(world: World) -> None:
+    version = await world.lifecycle.update_version("m", 1, AnnotationChange({"stage": "new"}))
+    assert version.tags == {"stage": "new"}
+
+
+async def delete(world: World) -> None:
+    await world.lifecycle.delete_version("m", 1)
+
+
+async def delete_newest(world: World) -> None:
+    await world.lifecycle.delete_version("m", -1, force=True)
+
+
+async def delete_stable(world: World) -> None:
+    await world.lifecycle.delete_version("m", "stable", force=True)
+
+
+async def evict(world: World) -> None:
+    for _ in range(MAX_ITEMS):
+        await world.upload(archived=False)
+
+
+async def delete_model(world: World) -> None:
+    await world.registry.delete_model("m")
+
+
+async def create_model_again(world: World) -> None:
+    await world.registry.delete_model("m")
+    await world.registry.create_or_update_model(ModelInfo("m"))
+    for _ in range(2):
+        await world.upload(archived=False)
+
+
+async def retrieve_first(world: World) -> None:
+    await world.retrieve(1)
+
+
+async def retrieve_latest(world: World) -> None:
+    await world.retrieve(-1)
+
+
+async def read_stable(world: World) -> None:
+    async with world.lifecycle.reading("m", "stable") as (version, reader):
+        data = b"".join([b"".join(chunk) async for chunk in reader.chunks(4, 100)])
+        assert world.sent[version.info.data_hash] == data
+
+
+async def move_stable_and_delete(world: World) -> None:
+    await world.lifecycle.set_aliases("m", [AliasChange("stable", 3)])
+    await world.lifecycle.delete_version("m", 2)
+
+
+async def search(world: World) -> None:
+    found = await world.lifecycle.search("m", parse_filter("version_number > 0"), BY_NUMBER, None, 10)
+    numbers = [version.number for version in found]
+    assert numbers == sorted(set(numbers))
+    assert sum("stable" in version.aliases for version in found) <= 1
+
+
+CALLS: list[Call] = [
+    promote,
+    promote_with_alias,
+    promote_newest,
+    set_alias,
+    move_stable,
+    update,
+    delete,
+    delete_newest,
+    delete_stable,
+    evict,
+    delete_model,
+    create_model_again,
+    retrieve_first,
+    retrieve_latest,
+    read_stable,
+    move_stable_and_delete,
+    search,
+]
+RENEWING = (delete_model, create_model_again)
+
+
+async def finish(call: Call, world: World) -> ModelRegistryError | None:
+    """Make a call; return what it was refused with, which may be the loss of its version alone."""
+    try:
+        await call(world)
+    except (NotFoundError, PreconditionError) as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize("first", CALLS, ids=lambda call: call.__name__)
+async def test_no_schedule_of_two_calls_breaks_anything(hashing: ThreadPoolExecutor, first: Call) -> None:
+    for second in CALLS:
+        for steps in range(STEPS_MAX):
+            world = World(hashing)
+            await world.begin()
+            running = asyncio.create_task(finish(first, world))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            is_over = running.done()
+            outcome = await finish(second, world)
+            try:
+                await running
+                if second is retrieve_latest and first not in RENEWING:
+                    assert outcome is None, "there is a latest version at each moment"
+                if second is read_stable and first not in (*RENEWING, delete_stable):
+                    assert outcome is None, "the alias points to a version at each moment"
+                await world.check()
+            except Exception as error:
+                error.add_note(f"{second.__name__} began after {steps} steps of {first.__name__}")
+                raise
+            await world.catalog.close()
+            if is_over:
+                break
+        else:
+            raise AssertionError(f"{first.__name__} has no end")
+
+
+@pytest.mark.parametrize("steps", range(0, 60, 3))
+async def test_a_promotion_whose_client_is_gone_is_whole_or_not_done(hashing: ThreadPoolExecutor, steps: int) -> None:
+    world = World(hashing)
+    await world.begin()
+    promoting = asyncio.create_task(world.lifecycle.promote_version("m", 1))
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    promoting.cancel()
+    await asyncio.wait([promoting])
+    await world.check()
+    assert (await world.registry.list_versions("m", 0, 100))[0].number == 1
+    await world.catalog.close()
