@@ -92,10 +92,11 @@ class LocalCatalog(Catalog):
         self._stopping = False
 
     async def open(self) -> None:
-        found = await self._archive.scan()
+        known = await self._index.open()
+        found = await self._archive.scan(known)
         for contents in found:
             self._add_model(contents)
-        await self._index.open(found)
+        await self._index.compare_all(found, known)
         for request_id, entry in await self._index.finished_uploads():
             if entry.number and entry.model_id in self._models:
                 entry.life = self._models[entry.model_id].life
@@ -121,14 +122,15 @@ class LocalCatalog(Catalog):
         for model_id in sorted(found | self._models.keys()):
             # Scanned again under the lock, since versions may have been stored after the first scan.
             async with self.lock(model_id):
-                contents = await self._archive.scan_model(model_id)
+                known = await self._index.known_of(model_id)
+                contents = await self._archive.scan_model(model_id, known)
                 if contents is None and model_id in self._models:
                     await self._index.remove_model(model_id)
                     self._forget_model(self._models[model_id])
                     await on_removed(model_id)
                 elif contents is not None:
                     self._refresh_model(contents)
-                    await self._index.compare(contents)
+                    await self._index.compare(contents, known)
 
     def stop_watching(self) -> None:
         self._stopping = True
