@@ -3,6 +3,7 @@
 from tests.torture import (
     aliases,
     containment,
+    delays,
     failing_io,
     file_system_shutdown,
     full_disk,
@@ -32,6 +33,7 @@ PROOFS: list[Proof] = [
     numbers.PROOF,
     aliases.PROOF,
     isolation.PROOF,
+    delays.PROOF,
     wake_ups.PROOF,
     memory.PROOF,
     containment.PROOF,
