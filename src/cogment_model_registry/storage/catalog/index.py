@@ -7,7 +7,7 @@ may be lost, and then nothing is lost but aliases, tags and metrics.
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from sqlite3 import Connection
 
 import structlog
@@ -33,14 +33,18 @@ class VersionIndex:
     Args:
         database: Where it is kept.
         archive: The folder.
+        on_aliases_changed: Called with a model whose aliases were changed.
     """
 
-    def __init__(self, database: Database, archive: FolderArchive) -> None:
+    def __init__(
+        self, database: Database, archive: FolderArchive, on_aliases_changed: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._database = database
         self._archive = archive
         self._aliases: dict[str, dict[str, Alias]] = {}
         self._models: dict[str, ModelAnnotations] = {}  # those of which people decided anything
         self._stale: set[str] = set()
+        self._on_aliases_changed = on_aliases_changed
         self._following = Following(database, archive, self._take_aliases)
 
     async def open(self) -> dict[str, KnownFolder]:
@@ -145,15 +149,25 @@ class VersionIndex:
         if not await self._remove(lambda connection: _remove_model(connection, model_id)):
             self._stale.add(model_id)
 
-    async def make_room_for(self, model_id: str) -> None:
-        """Remove what is left of a deleted model, before another one of its name could inherit it.
+    async def begin_lives(self, model_ids: Sequence[str]) -> dict[str, int]:
+        """Return the numbers of the lives of models, of which some may be new."""
+        return await self._database.change(lambda connection: tables.begin_lives(connection, model_ids))
+
+    async def begin_life(self, model_id: str) -> int:
+        """Remove what is left of a deleted model, before another one could inherit it; return the number of its life.
 
         Raises:
             TooLargeError: No space is left.
         """
-        if model_id in self._stale:
-            await self._database.change(lambda connection: _remove_model(connection, model_id))
-            self._stale.discard(model_id)
+
+        def begin(connection: Connection) -> int:
+            if model_id in self._stale:
+                _remove_model(connection, model_id)
+            return tables.begin_life(connection, model_id)
+
+        life = await self._database.change(begin)
+        self._stale.discard(model_id)
+        return life
 
     async def _remove(self, operation: Operation[None]) -> bool:
         try:
@@ -228,8 +242,8 @@ class VersionIndex:
             return tables.set_aliases(connection, entry.model_id, changes, now_ns)
 
         aliases = await self._database.change(finish)
-        self._aliases[entry.model_id] = {alias.name: alias for alias in aliases}
         entry.pending = ()
+        self._take_aliases(entry.model_id, aliases)
 
     # Aliases.
 
@@ -268,7 +282,10 @@ class VersionIndex:
         )
 
     def _take_aliases(self, model_id: str, aliases: Sequence[Alias]) -> None:
-        self._aliases[model_id] = {alias.name: alias for alias in aliases}
+        before, after = self._aliases.get(model_id, {}), {alias.name: alias for alias in aliases}
+        self._aliases[model_id] = after
+        if after != before:
+            self._on_aliases_changed(model_id)
 
 
 def _remove_model(connection: Connection, model_id: str) -> None:

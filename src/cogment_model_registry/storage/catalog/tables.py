@@ -33,6 +33,7 @@ MIGRATIONS = (
         CREATE TABLE models (
             model INTEGER PRIMARY KEY,
             model_id TEXT NOT NULL UNIQUE,
+            life INTEGER NOT NULL DEFAULT (random() >> 10 & 9007199254740991),
             last_revision INTEGER NOT NULL DEFAULT 1,
             revision INTEGER NOT NULL DEFAULT 1,
             max_items INTEGER NOT NULL DEFAULT 0,
@@ -217,6 +218,19 @@ def put_aliases(connection: Connection, model_id: str, aliases: Iterable[Alias])
 def put_model_row(connection: Connection, model_id: str) -> None:
     """Give a model a row, unless it has one."""
     _model_of(connection, model_id)
+
+
+def begin_lives(connection: Connection, model_ids: Iterable[str]) -> dict[str, int]:
+    """Give models rows, unless they have some; return the number that each life of a model has by chance."""
+    connection.executemany("INSERT INTO models (model_id) VALUES (?) ON CONFLICT DO NOTHING", [(i,) for i in model_ids])
+    return dict(connection.execute("SELECT model_id, life FROM models").fetchall())
+
+
+def begin_life(connection: Connection, model_id: str) -> int:
+    """Give a model a row, unless it has one; return the number of its life."""
+    model = _model_of(connection, model_id)
+    [life] = connection.execute("SELECT life FROM models WHERE model = ?", (model,)).fetchone()
+    return int(life)
 
 
 def raise_revision(connection: Connection, model_id: str, revision: int) -> None:
