@@ -3,10 +3,11 @@
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+from uuid import uuid4
 
 import grpc
 import grpc.aio
@@ -33,6 +34,7 @@ from benchmarks.measures import (
 from benchmarks.processes import ServerProcess
 from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
 from cogment_model_registry.wire import lifecycle as wire
+from cogment_model_registry.wire import messages as m
 
 MODEL_ID = "walker"
 _PROMOTION_EXTRA_MIB = 64
@@ -67,16 +69,16 @@ async def _calls(port: int) -> AsyncIterator[Any]:
         yield call
 
 
-async def promotion(port: int, size_bytes: int) -> tuple[float, int]:
+async def promotion(port: int, upload: Upload) -> tuple[float, int]:
     """Promote the latest version; return the seconds, and the bytes that this process read and wrote."""
     async with _calls(port) as call:
-        request = wire.PromoteVersionRequest(version=wire.version_ref(MODEL_ID, -1))
+        request = wire.PromoteVersionRequest(version=wire.version_ref(upload.model_id, -1))
         before = _moved_bytes()
         started = time.perf_counter()
         reply = await call("PromoteVersion", request, wire.VersionMessage)
         seconds = time.perf_counter() - started
         moved = _moved_bytes() - before
-    if not reply.version_info.archived or reply.version_info.data_size != size_bytes:
+    if not reply.version_info.archived or reply.version_info.data_size != upload.size_bytes:
         raise RuntimeError("another version was promoted")
     return seconds, moved
 
@@ -96,32 +98,41 @@ async def publish(port: int, upload: Upload) -> None:
 
 def _promote(bench: Bench) -> Sequence[Outcome]:
     """Measure promotions of a large version, each in turns with a write of the same bytes."""
+    return _without_bytes(bench, "promote", "promote", promotion)
+
+
+_Archiving: TypeAlias = Callable[[int, Upload], Coroutine[Any, Any, tuple[float, int]]]
+
+
+def _without_bytes(bench: Bench, name: str, verb: str, archive: _Archiving) -> Sequence[Outcome]:
+    """Measure what archives a large version that was published, without its bytes moving to or from the client."""
     size_bytes = bench.choose(GIB, 64 * MIB)
     repetitions = bench.choose(5, 2)
     bench.require_room(3 * repetitions * size_bytes)
     if psutil.virtual_memory().available < 3 * size_bytes:
         raise RuntimeError("too little memory is free")
-    upload = Upload(MODEL_ID, size_bytes)
     blocks: Blocks = []
     written: Blocks = []
     extra: list[float] = []
     moved: list[float] = []
     with bench.registry(budget_mib=3 * size_bytes // (2 * MIB)) as registry, bench.place() as place:
         writing = job(floors.write_seconds, str(place), size_bytes, SDK_CHUNK_BYTES, 1, sync=True)
-        for _ in range(repetitions):
+        for index in range(repetitions):
+            # Each has a model of its own: a version of the same bytes in the archive would be shared.
+            upload = Upload(f"{MODEL_ID}{index}", size_bytes)
             bench.load(0).run(job(publish, registry.port, upload))
             before_mib = registry.resident_mib()
             registry.forget_peak()
-            seconds, moved_bytes = bench.load(0).run(job(promotion, registry.port, size_bytes))
+            seconds, moved_bytes = bench.load(0).run(job(archive, registry.port, upload))
             extra.append(registry.peak_mib() - before_mib)
             blocks.append([seconds])
             moved.append(moved_bytes / KIB)
             written.append(bench.load(0).run(writing))
     rate = mib_per_second(size_bytes)
-    what = f"promote {size_bytes // MIB:,} MiB"
+    what = f"{verb}, {size_bytes // MIB:,} MiB"
     return [
         compared(
-            "promote",
+            name,
             what,
             "MiB/s",
             converted(blocks, rate),
@@ -130,14 +141,14 @@ def _promote(bench: Bench) -> Sequence[Outcome]:
             target=at_least(0.85),
         ),
         Result(
-            "promote memory",
+            f"{name} memory",
             f"memory of the server on top of the version's bytes: {what}",
             "MiB",
             Spread.of(extra),
             target=no_more_than(_PROMOTION_EXTRA_MIB, "MiB"),
         ),
         Result(
-            "promote wire",
+            f"{name} wire",
             f"bytes between client and server, both ways: {what}",
             "KiB",
             Spread.of(moved),
@@ -145,6 +156,34 @@ def _promote(bench: Bench) -> Sequence[Outcome]:
             note="all that the client's process read and wrote during the call",
         ),
     ]
+
+
+async def stored_again(port: int, upload: Upload) -> tuple[float, int]:
+    """Store what was just published; return the seconds, and the bytes that this process read and wrote."""
+    async with connected(port) as client:
+        [published] = m.RetrieveVersionInfosReply.FromString(await client.infos(upload.model_id, -1)).version_infos
+    info = m.ModelVersionInfo(
+        model_id=upload.model_id, archived=True, data_hash=published.data_hash, data_size=published.data_size
+    )
+    header = wire.UploadVersionRequest.Header(version_info=info, request_id=uuid4().hex)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        await channel.channel_ready()
+        method: Any = channel.stream_stream(f"/{wire.SERVICE_NAME}/UploadVersion")
+        before = _moved_bytes()
+        started = time.perf_counter()
+        call = method()
+        await call.write(wire.UploadVersionRequest(header=header).SerializeToString())
+        await call.done_writing()
+        replies = [wire.UploadVersionReply.FromString(message) async for message in call]
+        seconds, moved = time.perf_counter() - started, _moved_bytes() - before
+    if replies[0].next_offset != published.data_size or not replies[-1].version.version_info.archived:
+        raise RuntimeError("the server asked for the bytes")
+    return seconds, moved
+
+
+def _store_again(bench: Bench) -> Sequence[Outcome]:
+    """Measure stores of what was just published, each in turns with a write of the same bytes."""
+    return _without_bytes(bench, "store again", "store what was just published", stored_again)
 
 
 async def search_seconds(port: int, question: tuple[str, str], count: int) -> list[float]:
@@ -246,5 +285,6 @@ def _forget(path: Path) -> None:
 
 BENCHMARKS = [
     Benchmark("promote", "promotion of 1 GiB, compared with a synced file of the same bytes", _promote),
+    Benchmark("store-again", "store of 1 GiB that was just published, compared with a synced file", _store_again),
     Benchmark("search", "searches among 100,000 versions, in a server that runs and in one that starts", _search),
 ]

@@ -23,8 +23,7 @@ from cogment_model_registry.storage.filesystem.claim import OwnedFiles
 from cogment_model_registry.storage.filesystem.layout import BACKUP_NAME, CATALOG_NAME
 from cogment_model_registry.storage.filesystem.model_copy import ModelCopy
 from cogment_model_registry.testing.server import serving
-from tests.archive_tools.annotated import annotated_archive, described, remove_version
-from tests.archive_tools.test_archive_catalog import ALL
+from tests.archive_tools.annotated import ALL, annotated_archive, described, remove_version
 from tests.archive_tools.test_archive_verify import tree
 from tests.archive_tools.test_damaged_archives import write_model, write_version
 from tests.client import Client, connected
@@ -100,7 +99,7 @@ def test_a_model_that_was_created_again_replaces_the_one_in_the_backup(
     code, output, _ = run("backup", archive, target)
     assert (code, output[:9]) == (0, "1 model: ")
     assert contents(target) == contents(archive)
-    assert described(target) == {"aliases": {}, "tags": {}, "metrics": {}, "versions": [1]}
+    assert described(target) == {**ALL, "aliases": {}, "tags": {}, "metrics": {}, "versions": [1]}
 
 
 def test_generations_that_share_files_stay_as_they_were(archive: Path, target: Path, run: Command) -> None:

@@ -136,14 +136,18 @@ class Freezing:
 
 
 class Cutting:
-    """A relay in front of a server that cuts each of its first connections after so many bytes of one direction."""
+    """A relay in front of a server that cuts each of its first connections after so many bytes of one direction.
+
+    Attributes:
+        relayed_bytes: How many bytes it has relayed in that direction.
+    """
 
     def __init__(self, port: int, *, cuts: int, after_bytes: int, upwards: bool) -> None:
         self._target = port
         self._cuts_left = cuts
         self._after_bytes = after_bytes
         self._upwards = upwards
-        self.port = 0
+        self.relayed_bytes = 0
 
     async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
@@ -168,6 +172,7 @@ class Cutting:
                 target.write(data)
                 await target.drain()
                 copied_bytes += len(data)
+                self.relayed_bytes += len(data) if counted else 0
                 if counted and self._cuts_left and copied_bytes > self._after_bytes:
                     self._cuts_left -= 1
                     return

@@ -12,6 +12,7 @@ import grpc.aio
 
 from cogment_model_registry.records.versions import digest_text
 from cogment_model_registry.settings import MIB
+from cogment_model_registry.wire import lifecycle
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.frames import split_body
 from tests.client import SERVICE
@@ -66,13 +67,14 @@ class Scripted:
         self.calls: dict[str, int] = dict.fromkeys(answers, 0)
         self.port = 0
 
-    def handlers(self) -> grpc.GenericRpcHandler:
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
         # Both sides of each call are streams here, which is the same on the wire as any other shape.
         methods: dict[str, Any] = {
             name: grpc.stream_stream_rpc_method_handler(self._handler(name, answer))
             for name, answer in self.answers.items()
         }
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        # No method is in both services.
+        return [grpc.method_handlers_generic_handler(name, methods) for name in (SERVICE, lifecycle.SERVICE_NAME)]
 
     def _handler(self, name: str, answer: Answer) -> Callable[..., Awaitable[None]]:
         async def handle(_requests: object, context: Any) -> None:
@@ -87,7 +89,7 @@ async def scripted(**answers: Answer) -> AsyncIterator[Scripted]:
     """Return a context manager with a server that answers these methods, by name."""
     script = Scripted(answers)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
-    server.add_generic_rpc_handlers((script.handlers(),))
+    server.add_generic_rpc_handlers(script.handlers())
     script.port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

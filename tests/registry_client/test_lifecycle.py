@@ -10,7 +10,9 @@ import pytest
 
 from cogment_model_registry import Alias, Version, errors
 from tests.registry_client.conftest import opened
-from tests.registry_client.scripted import scripted
+from tests.registry_client.scripted import created, scripted
+
+LARGE = os.urandom(3_000_000)
 
 
 async def test_a_published_version_is_promoted_without_its_bytes_moving(registry: Any) -> None:
@@ -105,6 +107,36 @@ async def test_a_watch_goes_on_when_the_newest_archived_version_is_deleted(regis
         assert (await anext(versions)).number == 3
 
 
+@pytest.mark.parametrize("call", ["publish", "store"])
+@pytest.mark.parametrize("data", [b"weights", LARGE], ids=["small", "large"])
+async def test_a_version_comes_with_its_tags_and_metrics(registry: Any, call: str, data: bytes) -> None:
+    belongings = {"tags": {"stage": "new"}, "metrics": {"return": np.float32(480.5)}, "user_data": {"step": 1000}}
+    info = await getattr(registry, call)("policy", data, **belongings)
+    assert (info.archived, info.user_data) == (call == "store", {"step": "1000"})
+    version = await registry.describe_version("policy")
+    assert (version.info, version.tags, version.metrics) == (info, {"stage": "new"}, {"return": 480.5})
+    assert await registry.retrieve(info) == data
+
+
+async def test_an_alias_is_set_with_the_version_that_it_archives(registry: Any) -> None:
+    for number in (1, 2):
+        info = await registry.publish("policy", bytes([number]), alias="production")
+        assert (info.number, info.archived) == (number, True)
+        assert (await registry.aliases("policy"))["production"].version_number == number
+    assert await registry.retrieve("policy", "production") == b"\2"
+
+
+async def test_the_original_takes_no_tags_metrics_and_aliases(flavour: str) -> None:
+    async with scripted(CreateVersion=created) as server, opened(flavour, server.port) as registry:
+        for belongings in ({"tags": {"a": "1"}}, {"metrics": {"a": 1}}, {"alias": "a"}):
+            with pytest.raises(
+                errors.ModelRegistryError, match=r"the server takes no tags, metrics and aliases.*the original one"
+            ):
+                await registry.publish("policy", b"weights", **belongings)
+        assert server.calls["CreateVersion"] == 0
+        assert (await registry.publish("policy", b"weights")).number == 1
+
+
 async def test_a_server_without_the_service_is_named_as_such(flavour: str) -> None:
     async with scripted() as server, opened(flavour, server.port, retry_seconds=0) as registry:
         with pytest.raises(
@@ -124,6 +156,10 @@ async def test_a_server_without_the_service_is_named_as_such(flavour: str) -> No
         ("update_version", ("policy", 1), {"metrics": {"return": float("nan")}}),
         ("update_version", ("policy", 1), {"metrics": {"return": np.zeros(2)}}),
         ("update_version", ("policy", 1.5), {}),
+        ("publish", ("policy", b""), {"tags": {"a": None}}),
+        ("publish", ("policy", b""), {"metrics": {"a": float("inf")}}),
+        ("store", ("policy", b""), {"alias": 5}),
+        ("store", ("policy", b""), {"alias": "latest"}),
         ("find_versions", ("policy", 5), {}),
         ("find_versions", ("policy",), {"limit": "all"}),
         ("set_alias", ("policy", "latest", 1), {}),

@@ -141,6 +141,7 @@ async def test_every_metric_is_served(metered: MeteredServer) -> None:
         "received_bytes",
         "received_messages",
         "registration",
+        "retention_deletions",
         "sent_bytes",
         "sent_messages",
         "sync_seconds",

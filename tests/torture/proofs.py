@@ -12,9 +12,11 @@ from tests.torture import (
     isolation,
     kills,
     lifecycle_machine,
+    lost_replies,
     memory,
     numbers,
     power_cut,
+    retention,
     wake_ups,
     wrong_bytes,
 )
@@ -22,6 +24,7 @@ from tests.torture.proof import Proof
 
 PROOFS: list[Proof] = [
     kills.PROOF,
+    lost_replies.PROOF,
     power_cut.PROOF,
     file_system_shutdown.PROOF,
     failing_io.PROOF,
@@ -35,6 +38,7 @@ PROOFS: list[Proof] = [
     memory.PROOF,
     containment.PROOF,
     lifecycle_machine.PROOF,
+    retention.PROOF,
     fuzzed_messages.PROOF_MESSAGES,
     fuzzed_messages.PROOF_DECODING,
     http2_abuse.PROOF,

@@ -118,6 +118,24 @@ def joined_user_data(
     return user_data
 
 
+tags_option = click.option("--tag", "tags", metavar="NAME=TEXT", type=Entry(), multiple=True, help="Tag to set.")
+metrics_option = click.option(
+    "--metric", "metrics", metavar="NAME=NUMBER", type=Entry(), multiple=True, help="Metric to set."
+)
+
+
+def metrics_of(entries: tuple[tuple[str, str], ...]) -> dict[str, float]:
+    """Return metrics as numbers."""
+    return {name: _metric(name, text) for name, text in entries}
+
+
+def _metric(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise click.UsageError(f"the metric {name!r} must be a number, not {text!r}") from None
+
+
 def word_text(word: str) -> str | None:
     """Return a word of the command line as text; None if it is none, since it can be any bytes.
 
@@ -217,3 +235,6 @@ def _given(ctx: click.Context, number: int | str | None) -> int | str | None:
     if len(numbers) > 1:
         raise click.UsageError(f"give one version, not {len(numbers)}: {', '.join(map(str, numbers))}")
     return numbers[0] if numbers else None
+
+
+archived_flag = click.option("--archived", is_flag=True, help="Take only archived versions into account.")

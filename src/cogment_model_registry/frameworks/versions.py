@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
 
-from cogment_model_registry.client.arguments import UserData, checked_user_data
+from cogment_model_registry.client.arguments import SupportsItem, UserData, checked_user_data
 from cogment_model_registry.client.blocking import ModelRegistry, retrieve_writable
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.sources import Parts
@@ -44,6 +44,9 @@ class UploadOptions(TypedDict, total=False):
 
     prefix: str
     user_data: UserData | None
+    tags: Mapping[str, str] | None
+    metrics: Mapping[str, float | SupportsItem] | None
+    alias: str | None
     create: bool
     timeout: float | None
     progress: Wish
@@ -206,7 +209,8 @@ def upload(
         archived: Whether to store it.
         options: Those of `contents_of` and of the upload.
     """
-    of_upload = {name: options[name] for name in options.keys() & {"create", "timeout", "progress"}}
+    passed_on = {"tags", "metrics", "alias", "create", "timeout", "progress"}
+    of_upload = {name: options[name] for name in options.keys() & passed_on}
     found = contents_of(parameters, **{name: options[name] for name in options.keys() - of_upload.keys()})
     call = registry.store if archived else registry.publish
     return call(model_id, Parts(found.parts), user_data=found.user_data, **of_upload)
@@ -216,7 +220,7 @@ def fetch(
     decode: Callable[..., Any],
     registry: ModelRegistry,
     model: str | VersionInfo,
-    number: int,
+    number: int | str,
     *,
     archived: bool = False,
     timeout: float | None = None,
@@ -229,7 +233,7 @@ def fetch(
         decode: That of the framework.
         registry: The client.
         model: The id of its model; or the version itself.
-        number: Its number, -1 for the latest.
+        number: Its number, -1 for the latest; or an alias.
         archived: Whether only archived versions count.
         timeout: How many seconds each call may take.
         progress: How to report the progress of the transfer.

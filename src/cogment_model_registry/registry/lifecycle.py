@@ -193,7 +193,7 @@ class Lifecycle:
                 await self._transient.open_version(info) as reader,
                 await self._registry.open_upload(self._archive, info.model_id, info.data_size_bytes) as upload,
             ):
-                await copy_bytes(reader, upload.write)
+                await copy_bytes(reader, upload)
                 if await upload.finish() != info.data_hash:
                     raise DataLossError.version(info.model_id, info.number, "its bytes do not match their hash")
 

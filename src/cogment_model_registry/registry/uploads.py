@@ -78,15 +78,15 @@ class VersionUpload:
         """How many bytes were written."""
         return self._check.received_bytes
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, *parts: memoryview) -> None:
         """Write the next bytes, which must not change until the upload is over.
 
         Raises:
             InvalidError: They are more than were declared.
             TooLargeError: No space is left for them.
         """
-        self._check.accept(len(data))
-        await self._upload.write(data)
+        self._check.accept(sum(map(len, parts)))
+        await self._upload.write(*parts)
 
     def accept_all(self) -> None:
         """Count all bytes, which the upload has without a write."""

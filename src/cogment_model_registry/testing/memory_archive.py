@@ -148,9 +148,10 @@ class _MemoryUpload(Upload):
         self._model = model
         self._data = bytearray()
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, *parts: memoryview) -> None:
         await asyncio.sleep(0)
-        self._data += data
+        for part in parts:
+            self._data += part
 
     async def finish(self) -> str:
         await asyncio.sleep(0)

@@ -118,6 +118,17 @@ class VersionStoreSuite(ABC):
             await upload.aclose()
         assert [await read(store, info) for info in infos] == datas
 
+    async def test_bytes_may_come_in_several_parts_at_once(self, store: VersionStore) -> None:
+        data = bytes(range(256)) * 12_000
+        info = describe("m", 1, data, self.archived)
+        view = memoryview(data)
+        async with await store.open_upload("m", len(data)) as upload:
+            await upload.write(view[:10], view[10:20], view[20:20])
+            await upload.write(view[20:1_000_000], view[1_000_000:])
+            assert await upload.finish() == info.data_hash
+            await upload.commit(info)
+        assert await read(store, info) == data
+
     async def test_a_version_that_can_never_fit_is_refused_before_its_bytes(self, store: VersionStore) -> None:
         with pytest.raises(TooLargeError):
             await store.open_upload("m", 2**62)

@@ -32,10 +32,10 @@ class Upload(_Closable):
     """A version being written. Closed before `commit` has returned, it leaves nothing behind."""
 
     @abstractmethod
-    async def write(self, data: memoryview) -> None:
+    async def write(self, *parts: memoryview) -> None:
         """Take the next bytes.
 
-        The bytes under `data` must not change until the upload is closed, since they may be processed while the caller
+        The bytes under `parts` must not change until the upload is closed, since they may be processed while the caller
         receives the next ones. One call at a time.
 
         Raises:

@@ -47,7 +47,7 @@ class SharedUpload(Upload):
         self._data_hash = ""
         self._open = True
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, *parts: memoryview) -> None:
         raise RuntimeError("the upload has all its bytes")
 
     async def finish(self) -> str:

@@ -310,9 +310,10 @@ class _MemoryUpload(Upload):
         self._hashing: asyncio.Future[None] | None = None
         self._evicted: list[VersionInfo] = []
 
-    async def write(self, data: memoryview) -> None:
+    async def write(self, *parts: memoryview) -> None:
         try:
-            self._copy(data)
+            for part in parts:
+                self._copy(part)
         finally:
             if self._evicted:
                 await self._store.report(self._evicted)
