@@ -3,6 +3,7 @@
 from tests.torture import (
     aliases,
     containment,
+    delays,
     failing_io,
     file_system_shutdown,
     full_disk,
@@ -15,6 +16,7 @@ from tests.torture import (
     memory,
     numbers,
     power_cut,
+    retention,
     wake_ups,
     wrong_bytes,
 )
@@ -31,10 +33,12 @@ PROOFS: list[Proof] = [
     numbers.PROOF,
     aliases.PROOF,
     isolation.PROOF,
+    delays.PROOF,
     wake_ups.PROOF,
     memory.PROOF,
     containment.PROOF,
     lifecycle_machine.PROOF,
+    retention.PROOF,
     fuzzed_messages.PROOF_MESSAGES,
     fuzzed_messages.PROOF_DECODING,
     http2_abuse.PROOF,

@@ -47,7 +47,7 @@ from cogment_model_registry.registry.contracts import (
     Search,
     Slot,
 )
-from cogment_model_registry.registry.filters import Filter, arranged, matches, position_of
+from cogment_model_registry.registry.filters import ARCHIVED, Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Model
@@ -92,10 +92,11 @@ class LocalCatalog(Catalog):
         self._stopping = False
 
     async def open(self) -> None:
-        found = await self._archive.scan()
+        known = await self._index.open()
+        found = await self._archive.scan(known)
         for contents in found:
             self._add_model(contents)
-        await self._index.open(found)
+        await self._index.compare_all(found, known)
         for request_id, entry in await self._index.finished_uploads():
             if entry.number and entry.model_id in self._models:
                 entry.life = self._models[entry.model_id].life
@@ -121,14 +122,15 @@ class LocalCatalog(Catalog):
         for model_id in sorted(found | self._models.keys()):
             # Scanned again under the lock, since versions may have been stored after the first scan.
             async with self.lock(model_id):
-                contents = await self._archive.scan_model(model_id)
+                known = await self._index.known_of(model_id)
+                contents = await self._archive.scan_model(model_id, known)
                 if contents is None and model_id in self._models:
                     await self._index.remove_model(model_id)
                     self._forget_model(self._models[model_id])
                     await on_removed(model_id)
                 elif contents is not None:
                     self._refresh_model(contents)
-                    await self._index.compare(contents)
+                    await self._index.compare(contents, known)
 
     def stop_watching(self) -> None:
         self._stopping = True
@@ -158,7 +160,7 @@ class LocalCatalog(Catalog):
         return [self._summary(model) for info in models if (model := self._models.get(info.model_id))]
 
     def _summary(self, model: Model) -> ModelSummary:
-        return ModelSummary(
+        return ModelSummary.of(
             info=model.info,
             aliases=tuple(self._index.aliases_of(model.model_id).values()),
             latest_number=model.numbers[-1] if model.numbers else 0,
@@ -251,6 +253,7 @@ class LocalCatalog(Catalog):
         self._requests[info.archived].add(request.request_id, entry)
         if request.aliases:
             await self._index.finish_upload(request.request_id, entry, now_ns)
+            self._require(info.model_id).changes += 1
 
     async def find_upload(self, request_id: str) -> FinishedUpload | None:
         entry = self._requests[False].find(request_id) or self._requests[True].find(request_id)
@@ -263,6 +266,7 @@ class LocalCatalog(Catalog):
             async with self.lock(entry.model_id):
                 if entry.pending and model.has(entry.number):
                     await self._index.finish_upload(request_id, entry, time.time_ns())
+                    model.changes += 1
         return FinishedUpload(entry.digest, entry.model_id, entry.number)
 
     async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
@@ -306,7 +310,7 @@ class LocalCatalog(Catalog):
             dict(zip(map(_key, archived), await self._index.annotations_of(archived), strict=True)) if archived else {}
         )
         return [
-            Version(info, kept.get(_key(info)) or self._transient_annotations(info), self._index.names_of(info))
+            Version.of(info, kept.get(_key(info)) or self._transient_annotations(info), self._index.names_of(info))
             for info in infos
         ]
 
@@ -328,7 +332,7 @@ class LocalCatalog(Catalog):
                 if model.has(number):  # not evicted in the meantime
                     model.annotations[number] = annotations
                     model.changes += 1
-            return Version(info, annotations, self._index.names_of(info))
+            return Version.of(info, annotations, self._index.names_of(info))
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
         self._require(model_id)
@@ -360,6 +364,8 @@ class LocalCatalog(Catalog):
             found += [version for version in page if self._is_visible(version.info)]
             if page:
                 after = position_of(search.order, page[-1])
+        if search.accepted == ARCHIVED:
+            return found[: search.limit]
         known = {_key(version.info) for version in found}
         others = {**before, **self._transient_versions(search.model_id)}
         visible = [info for key, each in others.items() if key not in known and (info := self._current(each))]
