@@ -1,4 +1,4 @@
-"""Serve the archived versions of a policy over HTTP: wait for the first, and switch when a newer one is stored.
+"""Serve the version of a policy that an alias points to over HTTP, and switch when the alias moves.
 
     python examples/deploy.py --endpoint grpc://localhost:9002 --model cartpole --port 8080
     curl localhost:8080
@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cogment_model_registry import ModelRegistry, VersionInfo, numpy
-from cogment_model_registry.errors import DataLossError, InvalidError, ModelRegistryError
+from cogment_model_registry.errors import InvalidError, ModelRegistryError
 
-RETRY_SECONDS = 1.0
+LOOK_SECONDS = 1.0
+"""How often to look where the alias points to."""
+
 REQUEST_SECONDS = 10.0
 REQUEST_MAX_BYTES = 64 * 1024
 
@@ -55,7 +57,7 @@ class Service(ThreadingHTTPServer):
     """Answers requests, each on a thread, with the policy that is there when it begins.
 
     Attributes:
-        policy: What is served; None until there is an archived version.
+        policy: What is served; None until the alias points to a version.
     """
 
     daemon_threads = False  # closing it waits for the answers that are under way
@@ -135,49 +137,38 @@ def switch(service: Service, registry: ModelRegistry, version: VersionInfo, path
         size = policy.weights["hidden.weight"].shape[1]
         policy.act([0.0] * size)
         candidate.replace(path)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
-        raise InvalidError(f"it is no policy: {error!r}") from error
+    except (InvalidError, KeyError, IndexError, TypeError, ValueError) as error:
+        raise InvalidError(f"version {version.number} is no policy: {error!r}") from error
     finally:
         candidate.unlink(missing_ok=True)
     service.policy = policy
     print(f"serving version {version.number}, {version.data_size_bytes} bytes in {path}", flush=True)
 
 
-def switch_to_newest_of(service: Service, registry: ModelRegistry, versions: Sequence[VersionInfo], path: Path) -> None:
-    """Serve the newest of these versions that is a policy; what is served already stays if there is no newer one."""
-    for version in reversed(versions):
-        if service.policy is not None and version == service.policy.version:
-            return
-        try:
-            switch(service, registry, version, path)
-        except (InvalidError, DataLossError) as error:
-            print(f"refused version {version.number}: {error}", flush=True)
-        else:
-            return
-
-
-def follow(service: Service, registry: ModelRegistry, model_id: str, path: Path) -> None:
-    """Serve the newest archived version for ever, whatever happens to the registry and the model."""
-    trouble = ""
+def follow(service: Service, registry: ModelRegistry, model_id: str, alias: str, path: Path) -> None:
+    """Serve the version that the alias points to for ever, whatever happens to the registry and the model."""
+    told = ""
     while True:
+        trouble = ""
         try:
-            for version in registry.watch(model_id, archived=True):
-                trouble = ""
-                if service.policy is None or version != service.policy.version:
-                    switch_to_newest_of(service, registry, registry.list_versions(model_id, archived=True), path)
+            version = registry.get_version(model_id, alias)
+            if service.policy is None or version != service.policy.version:
+                switch(service, registry, version, path)
         except ModelRegistryError as error:
-            # What is served stays; what went wrong is told once.
-            if str(error) != trouble:
-                trouble = str(error)
-                print(f"waiting: {trouble}", flush=True)
-        time.sleep(RETRY_SECONDS)
+            trouble = str(error)
+        # What is served stays; what went wrong is told once.
+        if trouble and trouble != told:
+            print(f"waiting: {trouble}", flush=True)
+        told = trouble
+        time.sleep(LOOK_SECONDS)
 
 
 def main() -> int:
     """Serve as the command line says, until SIGTERM or Ctrl-C, and return the exit code."""
-    parser = argparse.ArgumentParser(description="Serve the archived versions of a policy over HTTP, on this machine.")
+    parser = argparse.ArgumentParser(description="Serve a version of a policy over HTTP, on this machine.")
     parser.add_argument("--endpoint", help="where the registry is, such as grpc://localhost:9002")
     parser.add_argument("--model", default="cartpole", help="the id of the model (default: cartpole)")
+    parser.add_argument("--alias", default="production", help="which version to serve (default: production)")
     parser.add_argument("--port", type=int, default=8080, help="where to listen; 0 for any free port (default: 8080)")
     parser.add_argument("--file", type=Path, default=Path("policy.safetensors"), help="where the weights go")
     options = parser.parse_args()
@@ -185,7 +176,7 @@ def main() -> int:
     try:
         with ModelRegistry(options.endpoint) as registry, serving(options.port) as service:
             print(f"listening on http://127.0.0.1:{service.server_port}", flush=True)
-            follow(service, registry, options.model, options.file.expanduser())
+            follow(service, registry, options.model, options.alias, options.file.expanduser())
     except KeyboardInterrupt:
         print("stopped", flush=True)
     except (ModelRegistryError, OSError) as error:

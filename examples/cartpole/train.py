@@ -44,9 +44,11 @@ class NumpyLearner:
         self._square = {name: np.zeros_like(array) for name, array in self._weights.items()}
         self._updates = 0
 
-    def publish(self, registry: ModelRegistry, model_id: str, user_data: dict[str, str]) -> VersionInfo:
+    def publish(
+        self, registry: ModelRegistry, model_id: str, user_data: dict[str, str], metrics: dict[str, float]
+    ) -> VersionInfo:
         """Publish the weights as a transient version."""
-        return numpy.publish(registry, model_id, self._weights, user_data=user_data)
+        return numpy.publish(registry, model_id, self._weights, user_data=user_data, metrics=metrics)
 
     def update(self, episodes: Sequence[Episode]) -> None:
         """Take one step of learning."""

@@ -44,9 +44,11 @@ class TorchLearner:
         )
         self._optimiser = torch.optim.Adam(self._policy.parameters(), LEARNING_RATE)
 
-    def publish(self, registry: ModelRegistry, model_id: str, user_data: dict[str, str]) -> VersionInfo:
+    def publish(
+        self, registry: ModelRegistry, model_id: str, user_data: dict[str, str], metrics: dict[str, float]
+    ) -> VersionInfo:
         """Publish the weights as a transient version."""
-        return torch_versions.publish(registry, model_id, self._policy, user_data=user_data)
+        return torch_versions.publish(registry, model_id, self._policy, user_data=user_data, metrics=metrics)
 
     def update(self, episodes: Sequence[Episode]) -> None:
         """Take one step of learning."""

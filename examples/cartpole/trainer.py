@@ -1,4 +1,4 @@
-"""The trainer: starts actors, learns from what they play, publishes each update, and stores the best version.
+"""The trainer: starts actors, learns from what they play, and publishes each update, with its return as a metric.
 
 What learns is `train.py`'s or `train_torch.py`'s; everything that has to do with the registry and the actors is here.
 """
@@ -20,16 +20,10 @@ from typing import Protocol
 import numpy as np
 from actors import Episode, playing
 
-from cogment_model_registry import ModelRegistry, VersionInfo
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, UnavailableError
+from cogment_model_registry import ModelRegistry, Version, VersionInfo
+from cogment_model_registry.errors import ModelRegistryError, UnavailableError
 
 ENDPOINT_VARIABLE = "COGMENT_MODEL_REGISTRY_ENDPOINT"
-
-CANDIDATES = 5
-"""How many of the newest versions may be stored: older ones are played with no more."""
-
-BETTER = 1.05
-"""A version is stored when it is so many times as good as the last one that was."""
 
 
 class Learner(Protocol):
@@ -38,7 +32,9 @@ class Learner(Protocol):
     def update(self, episodes: Sequence[Episode]) -> None:
         """Take one step of learning."""
 
-    def publish(self, registry: ModelRegistry, model_id: str, user_data: dict[str, str]) -> VersionInfo:
+    def publish(
+        self, registry: ModelRegistry, model_id: str, user_data: dict[str, str], metrics: dict[str, float]
+    ) -> VersionInfo:
         """Publish the policy as a transient version."""
 
 
@@ -52,19 +48,15 @@ class Trainer:
 
     Attributes:
         returns: The returns of all episodes by the number of the version that they were played with.
-        stored: The versions that were stored for good: how good each was when that was decided, by its number.
     """
 
     def __init__(self, registry: ModelRegistry, model_id: str, learner: Learner) -> None:
         self.returns: dict[int, list[float]] = defaultdict(list)
-        self.stored: dict[int, float] = {}
-        self._judged: set[int] = set()  # versions that were stored, copies of them, and lost ones
         self._registry = registry
         self._model_id = model_id
         self._learner = learner
-        self._best_return = 0.0
         self._steps = 0
-        self._latest = learner.publish(registry, model_id, {"step": "0"})
+        self._latest = learner.publish(registry, model_id, {"step": "0"}, {})
 
     def train(self, episodes: Iterator[Episode], updates: int, episodes_per_update: int) -> None:
         """Learn from episodes until there are no more, and print how it goes about twenty times."""
@@ -74,7 +66,6 @@ class Trainer:
                 return
             mean_return = float(np.mean([episode.total_return for episode in batch]))
             self._learner.update(batch)
-            self._store_best(min_episodes=episodes_per_update)
             self._publish(mean_return)
             if update % max(updates // 20, 1) == 0:
                 numbers = [episode.version_number for episode in batch]
@@ -93,43 +84,14 @@ class Trainer:
         return batch
 
     def _publish(self, mean_return: float) -> None:
-        """Publish what was learned."""
-        user_data = {"step": str(self._steps), "mean_return": f"{mean_return:.1f}"}
+        """Publish what was learned, with the mean return of the episodes that it was learned from."""
+        user_data, metrics = {"step": str(self._steps)}, {"training_return": mean_return}
         try:
-            self._latest = self._learner.publish(self._registry, self._model_id, user_data)
+            self._latest = self._learner.publish(self._registry, self._model_id, user_data, metrics)
         except UnavailableError as error:
             # The registry is away for longer than the client tries. The actors play on with what they have, and the
             # next update is another chance.
             print(f"not published: {error}", flush=True)
-
-    def _store_best(self, min_episodes: int) -> None:
-        """Store the best of the recent versions, if it is clearly better than the one that was stored last.
-
-        How good a version is shows only when it has been played with. By then it is transient, and is retrieved once
-        more to be stored.
-        """
-        recent = range(self._latest.number - CANDIDATES + 1, self._latest.number + 1)
-        scores = {
-            number: float(np.mean(self.returns[number]))
-            for number in recent
-            if number in self.returns and number not in self._judged and len(self.returns[number]) >= min_episodes
-        }
-        best = max(scores, key=scores.__getitem__, default=0)
-        if not best or scores[best] <= self._best_return * BETTER:
-            return
-        self._judged.add(best)
-        try:
-            version = self._registry.get_version(self._model_id, best)
-            user_data = {**version.user_data, "copy_of": str(best), "mean_return": f"{scores[best]:.1f}"}
-            copy = self._registry.store(self._model_id, self._registry.retrieve(version), user_data=user_data)
-        except (NotFoundError, UnavailableError) as error:
-            # A registry that was restarted has lost its transient versions; better ones will come.
-            print(f"not stored: {error}", flush=True)
-            return
-        self._best_return = scores[best]
-        self._judged.add(copy.number)
-        self.stored[copy.number] = scores[best]
-        print(f"stored version {best} as version {copy.number}: mean return {scores[best]:.1f}", flush=True)
 
 
 @contextmanager
@@ -187,13 +149,13 @@ def interruption() -> threading.Event:
     return interrupted
 
 
-def plotter(path: str, model_id: str) -> Callable[[Trainer], None]:
-    """Return what plots a run to a file."""
+def plotter(path: str, model_id: str) -> Callable[[Trainer, Sequence[Version]], None]:
+    """Return what plots a run, and the versions that were promoted, to a file."""
     # Actors load this module too, and plot nothing. Whoever has no matplotlib learns it before the training.
     from plot import plot_returns  # noqa: PLC0415
 
-    def write(trainer: Trainer) -> None:
-        plot_returns(path, trainer.returns, trainer.stored, f"{model_id}: return by version")
+    def write(trainer: Trainer, promoted: Sequence[Version]) -> None:
+        plot_returns(path, trainer.returns, promoted, f"{model_id}: return by version")
         print(f"plotted {path}", flush=True)
 
     return write
@@ -219,13 +181,16 @@ def run(description: str, new_learner: Callable[[int], Learner]) -> int:
                 playing(options.actors, endpoint, options.model, options.seed, interrupted),
             )
             trainer.train(episodes, options.updates, options.episodes)
+            # An evaluator may have run at the same time; see evaluate.py.
+            promoted = registry.find_versions(options.model, "archived = true AND metrics:return")
     except (EOFError, ModelRegistryError) as error:
         print(f"error: {str(error) or 'an actor ended'}", file=sys.stderr)
         return 1
     if write_plot is not None and trainer.returns:
-        write_plot(trainer)
-    if trainer.stored:
-        print(f"the best version is {max(trainer.stored)}, which is archived", flush=True)
+        write_plot(trainer, promoted)
+    for version in promoted:
+        for alias in version.aliases:
+            print(f"{alias} is version {version.number}, with return {version.metrics['return']:.1f}", flush=True)
     if interrupted.is_set():
         print("interrupted", flush=True)
         return 130

@@ -15,14 +15,21 @@ import pytest
 
 from cogment_model_registry.cli import main
 from cogment_model_registry.records.lifecycle import Alias, Annotations
+from cogment_model_registry.records.retention import ModelAnnotations, RetentionRule, TransientShare
 from cogment_model_registry.records.versions import digest_text
 from cogment_model_registry.storage.catalog.connections import open_for_writing
 from cogment_model_registry.storage.catalog.notes import ModelNotes, VersionNotes, from_fields, to_fields
 from cogment_model_registry.storage.catalog.tables import MIGRATIONS, all_aliases
 from cogment_model_registry.storage.filesystem import export_format
 from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
-from tests.archive_tools.annotated import annotated_archive, change_database, described, remove_version
-from tests.archive_tools.test_archive_catalog import ALL
+from tests.archive_tools.annotated import (
+    ALL,
+    NOTHING,
+    annotated_archive,
+    change_database,
+    described,
+    remove_version,
+)
 from tests.processes import server_process
 
 Command = Callable[..., tuple[int, str, str]]
@@ -69,7 +76,7 @@ def test_an_import_has_what_people_said_of_the_exported_model(
     assert manifest(file)["format"] == "cogment model export 2"
     code, output, _ = run("import", target, file, *(["--model_id", new_id] if new_id else []))
     assert code == 0
-    assert "2 aliases, tags and metrics of 2 versions" in output
+    assert "2 rules, 2 aliases, tags and metrics of 2 versions" in output
     assert described(target, new_id or "m") == ALL
     assert run("verify", target)[0] == 0
 
@@ -86,7 +93,7 @@ def test_a_running_server_does_not_disturb_an_export_and_refuses_an_import(
         assert run("import", archive, file, "--model_id", "n", "--without_annotations")[0] == 0
     assert run("import", target, file)[0] == 0
     assert described(target) == ALL
-    assert described(archive, "n") == {**ALL, "aliases": {}, "tags": {}, "metrics": {}}
+    assert described(archive, "n") == NOTHING
 
 
 def test_without_annotations_the_file_is_one_of_older_releases(
@@ -108,7 +115,7 @@ def test_what_a_former_model_of_the_name_left_in_the_database_goes(archive: Path
         path.unlink()
     (archive / "m").rmdir()
     assert run("import", archive, file)[0] == 0
-    assert described(archive)["aliases"] == {}
+    assert described(archive) == NOTHING
 
 
 def test_a_damaged_version_is_left_out_with_its_aliases(archive: Path, target: Path, file: Path, run: Command) -> None:
@@ -119,6 +126,7 @@ def test_a_damaged_version_is_left_out_with_its_aliases(archive: Path, target: P
     assert 'left out: alias "a", whose version 3 is not in the export' in errors
     assert run("import", target, file)[0] == 0
     assert described(target) == {
+        **ALL,
         "aliases": {"b": (1, 5)},
         "tags": {2: {"stage": "candidate"}},
         "metrics": {},
@@ -201,6 +209,14 @@ def changed(file: Path, old: str, new: str) -> None:
         ('"last_revision": [0-9]+', '"last_revision": true'),
         ('"last_revision": [0-9]+, ', ""),
         ('"last_revision"', '"more": 1, "last_revision"'),
+        ('"max_items": 7', '"max_items": -1'),
+        ('"max_items": 7', '"most_items": 7'),
+        ('"tier": "archived"', '"tier": "some"'),
+        ('"tier": "archived"', '"tier": 7'),
+        ('"filter": ""', '"filter": "AND"'),
+        ('"keep_last": 2', '"keep_last": "2"'),
+        ('"keep_last": 2', '"keep_last": 0'),
+        ('"lower_is_better": false', '"lower_is_better": 0'),
         ('"annotations": {.*}', '"annotations": []'),
         ('"annotations": {.*}', '"annotations": {}'),
         ('"annotations": {.*}', '"annotations": "x"'),
@@ -226,8 +242,10 @@ def test_an_export_of_a_newer_format_says_so(archive: Path, target: Path, file: 
 
 
 def test_notes_survive_the_way_through_a_file() -> None:
+    rules = (RetentionRule("archived", "metrics.m > 1", keep_best=3, metric="m"), RetentionRule(keep_last=1))
     notes = ModelNotes(
         9,
+        ModelAnnotations({"team": "é"}, rules, TransientShare(9, 8, 7, 6), 5),
         [Alias("é", 1, 9, 2**64 - 1)],
         {1: VersionNotes(Annotations({"k": 'v\n"é'}, {"m": 1e-300, "n": -0.0}, 3))},
     )

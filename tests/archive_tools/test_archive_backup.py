@@ -23,8 +23,7 @@ from cogment_model_registry.storage.filesystem.claim import OwnedFiles
 from cogment_model_registry.storage.filesystem.layout import BACKUP_NAME, CATALOG_NAME
 from cogment_model_registry.storage.filesystem.model_copy import ModelCopy
 from cogment_model_registry.testing.server import serving
-from tests.archive_tools.annotated import annotated_archive, described, remove_version
-from tests.archive_tools.test_archive_catalog import ALL
+from tests.archive_tools.annotated import ALL, annotated_archive, described, remove_version
 from tests.archive_tools.test_archive_verify import tree
 from tests.archive_tools.test_damaged_archives import write_model, write_version
 from tests.client import Client, connected
@@ -100,7 +99,7 @@ def test_a_model_that_was_created_again_replaces_the_one_in_the_backup(
     code, output, _ = run("backup", archive, target)
     assert (code, output[:9]) == (0, "1 model: ")
     assert contents(target) == contents(archive)
-    assert described(target) == {"aliases": {}, "tags": {}, "metrics": {}, "versions": [1]}
+    assert described(target) == {**ALL, "aliases": {}, "tags": {}, "metrics": {}, "versions": [1]}
 
 
 def test_generations_that_share_files_stay_as_they_were(archive: Path, target: Path, run: Command) -> None:
@@ -114,6 +113,21 @@ def test_generations_that_share_files_stay_as_they_were(archive: Path, target: P
     assert run("verify", old)[0] == 0
     assert described(old) == ALL
     assert described(target)["versions"] == [1]
+
+
+def test_versions_that_share_bytes_share_them_in_the_backup(archive: Path, target: Path, run: Command) -> None:
+    write_version(archive / "m", 4, b"data 1")
+    (archive / "m" / "m-v000004.data").unlink()
+    os.link(archive / "m" / "m-v000001.data", archive / "m" / "m-v000004.data")
+    for _ in range(2):
+        assert run("backup", archive, target)[0] == 0
+        first, last = (target / "m" / f"m-v{number:06d}.data" for number in (1, 4))
+        assert first.samefile(last)
+        assert contents(target) == contents(archive)
+        (target / "m" / "m-v000004.yaml").unlink()
+    (target / "m" / "m-v000001.yaml").unlink()
+    assert run("backup", archive, target)[0] == 0
+    assert contents(target) == contents(archive)
 
 
 def test_a_target_that_is_no_backup_is_refused(archive: Path, target: Path, run: Command) -> None:

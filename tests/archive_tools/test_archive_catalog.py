@@ -16,7 +16,7 @@ from cogment_model_registry.cli import main
 from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
 from cogment_model_registry.storage.filesystem.findings import Kind
 from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
-from tests.archive_tools.annotated import annotated_archive, change_database, described, remove_version
+from tests.archive_tools.annotated import ALL, NOTHING, annotated_archive, change_database, described, remove_version
 from tests.archive_tools.test_archive_verify import tree
 from tests.archive_tools.test_damaged_archives import write_version
 from tests.client import connected
@@ -24,13 +24,6 @@ from tests.processes import run_cogment, server_process
 from tests.server.test_model_lifecycle import Lifecycle
 
 Verify = Callable[..., tuple[int, dict[str, Any]]]
-
-ALL = {
-    "aliases": {"a": (3, 4), "b": (1, 5)},
-    "tags": {2: {"stage": "candidate"}},
-    "metrics": {3: {"return": 0.5}},
-    "versions": [1, 2, 3],
-}
 
 
 @pytest.fixture
@@ -126,7 +119,7 @@ WITHOUT_3 = {**NOT_ALIASED, "metrics": {}}
             lambda archive: (archive / CATALOG_NAME).unlink(),
             [],
             False,
-            {"aliases": {}, "tags": {}, "metrics": {}, "versions": [1, 2, 3]},
+            NOTHING,
         ),
     ],
 )
@@ -148,6 +141,16 @@ def test_a_difference_is_found_and_repaired(
     assert (code, sorted(kinds(document, "repaired"), key=str)) == (0, sorted(expected, key=str))
     assert verify(archive)[1]["findings"] == []
     assert described(archive) == after
+
+
+def test_a_server_that_starts_makes_up_for_the_same_differences(archive: Path, verify: Verify) -> None:
+    replace_version(archive)
+    remove_version(archive, 2)
+    write_version(archive / "m", 9, b"from elsewhere")
+    expected = {**ALL, "aliases": {"b": (1, 5)}, "tags": {}, "metrics": {}, "versions": [1, 3, 9]}
+    assert described(archive) == expected
+    code, document = verify(archive)
+    assert (code, kinds(document)) == (0, [("high_water_mark_low", None)])
 
 
 def test_a_damaged_version_keeps_what_people_said_of_it(archive: Path, verify: Verify) -> None:
@@ -242,7 +245,7 @@ def test_a_repair_says_what_is_lost(archive: Path, verify: Verify) -> None:
     message = document["repaired"][0]["message"]
     assert "kept 1 alias, and tags and metrics of 0 versions" in message
     assert 'lost: a part of the table tags; alias "a" of model "m", whose version 3 has no files' in message
-    assert described(archive) == {"aliases": {"b": (1, 5)}, "tags": {}, "metrics": {}, "versions": [1, 2]}
+    assert described(archive) == {**ALL, "aliases": {"b": (1, 5)}, "tags": {}, "metrics": {}, "versions": [1, 2]}
 
 
 def test_a_database_of_a_newer_release_is_reported_and_left_alone(archive: Path, verify: Verify) -> None:

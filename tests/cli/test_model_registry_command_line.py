@@ -22,7 +22,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.cli import presentation
-from cogment_model_registry.cli.model_registry import model_registry, summaries_of
+from cogment_model_registry.cli.model_registry import for_each, model_registry
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from tests.in_process import run_in_process
 from tests.ports import free_port
@@ -134,8 +134,8 @@ def test_a_model_is_created_shown_listed_and_deleted(cogment: Cogment, registry:
     assert cogment.output("create_model", "m", "--user_data", "a=1", "--user_data=b=x y=z") == "created model m\n"
     assert registry.get_model("m").user_data == {"a": "1", "b": "x y=z"}
     assert cogment.output("list_models").splitlines() == [
-        "MODEL  LATEST  VERSIONS  SIZE  UPDATED  USER_DATA",
-        'm           -         0     0  -        a=1 b="x y=z"',
+        "MODEL  LATEST  VERSIONS  ARCHIVED  UPDATED  ALIASES  USER_DATA",
+        'm           -         0         0  -        -        a=1 b="x y=z"',
     ]
     assert "versions   0" in cogment.output("show_model", "m")
     assert cogment.output("create_model", "m", "--no_replace") == "model m exists, and stays as it is\n"
@@ -157,6 +157,7 @@ def test_models_as_json_have_the_documented_fields(cogment: Cogment, registry: M
     assert cogment.json("list_models") == [shown]
     stored = registry.store("m", DATA)
     registry.publish("m", DATA)
+    registry.set_alias("m", "production", stored)
     shown = cogment.json("show_model", "m")
     assert cogment.json("list_models") == [shown]
     latest = shown.pop("latest_version")
@@ -164,8 +165,8 @@ def test_models_as_json_have_the_documented_fields(cogment: Cogment, registry: M
         "model_id": "m",
         "user_data": {"a": "é"},
         "versions": 2,
-        "archived_versions": 1,
-        "data_size_bytes": 2 * len(DATA),
+        "archived_bytes": len(DATA),
+        "aliases": {"production": stored.number},
     }
     assert latest["number"] == stored.number + 1
     assert cogment.json("delete_model", "m", "--yes") == {"model_id": "m"}
@@ -178,20 +179,22 @@ def test_models_are_listed_with_latest_count_size_and_time(cogment: Cogment, reg
     registry.store("walker", b"x" * 1000)
     latest = registry.publish("walker", b"x" * 2000, user_data={"step": "3"})
     registry.create_model("walker", user_data={"a": "1"})
+    registry.set_alias("walker", "production", 2)
     head, *rows = cogment.output("list_models").splitlines()
-    assert head.split() == ["MODEL", "LATEST", "VERSIONS", "SIZE", "UPDATED", "USER_DATA"]
+    assert head.split() == ["MODEL", "LATEST", "VERSIONS", "ARCHIVED", "UPDATED", "ALIASES", "USER_DATA"]
     assert [row.split()[0] for row in rows] == [*(f"model-{number:02}" for number in range(40)), "walker"]
-    assert rows[0].split() == ["model-00", "-", "0", "0", "-"]
-    assert rows[-1].split() == ["walker", "3", "3", "3100", presentation.time_text(latest.created_ns), "a=1"]
+    assert rows[0].split() == ["model-00", "-", "0", "0", "-", "-"]
+    created = presentation.time_text(latest.created_ns)
+    assert rows[-1].split() == ["walker", "3", "3", "1000", created, "production=2", "a=1"]
     [*_, walker] = cogment.json("list_models")
     assert walker["latest_version"]["number"] == 3
-    assert (walker["versions"], walker["archived_versions"], walker["data_size_bytes"]) == (3, 1, 3100)
+    assert (walker["versions"], walker["archived_bytes"], walker["aliases"]) == (3, 1000, {"production": 2})
     assert cogment.output("list_models", "--quiet").splitlines()[-1] == "walker"
 
 
 def test_a_model_that_is_deleted_during_a_listing_is_left_out(registry: ModelRegistry) -> None:
     there = registry.create_model("there")
-    assert [each.model for each in summaries_of(registry, [ModelInfo("deleted"), there])] == [there]
+    assert for_each([ModelInfo("deleted"), there], lambda model: registry.get_model(model.model_id)) == [there]
 
 
 def test_texts_that_could_break_a_line_or_a_terminal_are_escaped(cogment: Cogment, registry: ModelRegistry) -> None:
@@ -258,7 +261,9 @@ def test_versions_as_json_have_the_documented_fields(cogment: Cogment, registry:
     }
     stored = cogment.json("store", "m", "w")
     assert stored["archived"] is True
-    assert cogment.json("list_versions", "m") == [published, stored]
+    listed = cogment.json("list_versions", "m")
+    known = {"tags": {}, "metrics": {}, "aliases": [], "revision": 1}
+    assert listed == [{**published, **known}, {**stored, **known}]
     assert cogment.json("show_version", "m", "1") == published
     assert cogment.json("retrieve", "m", "1", "--output=out") == published
     lines = cogment.output("watch", "m", "--json", "--count=1").splitlines()
@@ -725,24 +730,25 @@ def test_tables_fit_the_width_of_a_terminal(cogment: Cogment, registry: ModelReg
         assert "\x1b[1m" in terminal.text
 
 
-@pytest.mark.parametrize("columns", [20, 40, 70, 100, 5000])
+@pytest.mark.parametrize("columns", [20, 40, 80, 110, 5000])
 def test_user_data_gives_way_first_where_a_terminal_is_narrow(
     cogment: Cogment, registry: ModelRegistry, columns: int
 ) -> None:
     model_id = "walker-with-a-long-name"
     registry.create_model(model_id, user_data={"note": "x" * 200})
-    registry.publish(model_id, b"x" * 3_000_000)
+    registry.store(model_id, b"x" * 3_000_000)
     with on_terminal(*WORDS, "list_models", columns=columns, environment=cogment.environment) as terminal:
         assert terminal.wait() == 0, terminal.text
     head, row = terminal.plain.splitlines()
-    titles = ["MODEL", "LATEST", "VERSIONS", "SIZE", "UPDATED", "USER_DATA"]
-    assert head.split() == titles[: {20: 4, 40: 4, 70: 5}.get(columns, 6)]
+    titles = ["MODEL", "LATEST", "VERSIONS", "ARCHIVED", "UPDATED", "ALIASES", "USER_DATA"]
+    wide = {20: 4, 40: 4, 80: 6}.get(columns, 7)
+    assert head.split() == [*titles[: min(wide, 4)], *(["ALIASES"] if wide == 4 else titles[4:wide])]
     cut = (f"{model_id[:11]}… ", f"{model_id[:9]}... ")  # the latter where the terminal lacks the former
-    assert row.startswith(f"{model_id} " if columns >= 70 else cut)
-    assert re.search(r" 1 +1  2\.9 MiB", row)
-    assert bool(re.search(r"just now|\d+ s ago", row)) == (columns >= 70)
+    assert row.startswith(f"{model_id} " if columns >= 80 else cut)
+    assert re.search(r" 1 +1 +2\.9 MiB", row)
+    assert bool(re.search(r"just now|\d+ s ago", row)) == (columns >= 80)
     assert row.endswith("x") == (columns == 5000)
-    assert len(row) <= max(columns, 40)  # numbers are never cut
+    assert len(row) <= max(columns, 53)  # numbers are never cut
 
 
 @pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])

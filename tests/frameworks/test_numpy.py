@@ -381,6 +381,27 @@ async def test_a_tree_is_stored(registry: ModelRegistry) -> None:
         await on_thread(numpy.publish, registry, "critic", {}, create=False)
 
 
+async def test_a_tree_is_published_with_tags_metrics_and_an_alias(registry: ModelRegistry) -> None:
+    metrics = {"return": np.float32(487.5)}
+    await on_thread(
+        numpy.publish, registry, "policy", {"a": 1}, tags={"stage": "candidate"}, metrics=metrics, alias="production"
+    )
+    version = await on_thread(registry.describe_version, "policy", "production")
+    assert (version.tags, version.metrics, version.archived) == ({"stage": "candidate"}, {"return": 487.5}, True)
+
+
+async def test_an_alias_names_the_version_to_load(registry: ModelRegistry) -> None:
+    for number in (1, 2):
+        await on_thread(numpy.publish, registry, "policy", {"a": number})
+    await on_thread(registry.set_alias, "policy", "production", 1)
+    version, tree = await on_thread(numpy.load, registry, "policy", "production")
+    assert (version.number, version.archived, tree) == (1, True, {"a": 1})
+    described = await on_thread(registry.describe_version, "policy", "production")
+    assert (await on_thread(numpy.load, registry, described)).value == {"a": 1}
+    with pytest.raises(NotFoundError, match='no alias "canary"'):
+        await on_thread(numpy.load, registry, "policy", version="canary")
+
+
 async def test_a_version_of_another_format_is_refused_with_its_format(registry: ModelRegistry) -> None:
     await on_thread(registry.publish, "policy", b"\x80\x04 weights")
     with pytest.raises(

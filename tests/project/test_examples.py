@@ -24,6 +24,7 @@ from tests.processes import START_SECONDS, clean_environment, run, server_proces
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 TRAIN = EXAMPLES / "cartpole/train.py"
+EVALUATE = EXAMPLES / "cartpole/evaluate.py"
 DEPLOY = EXAMPLES / "deploy.py"
 
 WEIGHTS = {
@@ -99,41 +100,62 @@ def train(port: int, *arguments: str) -> str:
     return result.stdout
 
 
-def test_a_training_publishes_each_update_and_stores_the_best(
-    port: int, registry: ModelRegistry, tmp_path: Path
-) -> None:
+def evaluate(port: int, *arguments: str) -> str:
+    """Evaluate versions, and return what it printed."""
+    result = run(sys.executable, str(EVALUATE), f"--endpoint=grpc://127.0.0.1:{port}", *arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert not result.stderr
+    return result.stdout
+
+
+def test_a_training_publishes_each_update_with_its_return(port: int, registry: ModelRegistry, tmp_path: Path) -> None:
     plot = tmp_path / "returns.svg"
+    tensors.publish(registry, "cartpole", WEIGHTS)
+    evaluate(port, "--versions=1")  # the plot of the training shows what was promoted
     output = train(port, "--updates=15", "--episodes=4", "--actors=2", f"--plot={plot}")
-    versions = registry.list_versions("cartpole")
-    transient = [version for version in versions if not version.archived]
-    assert len(transient) == 1 + 15
-    assert transient[0].user_data["step"] == "0"
-    steps = [int(version.user_data["step"]) for version in transient]
+    first, *versions = registry.find_versions("cartpole", "version_number > 1")
+    assert (first.user_data["step"], first.metrics) == ("0", {})
+    assert len(versions) == 15
+    steps = [int(version.user_data["step"]) for version in versions]
     assert steps == sorted(steps)
-    assert all(float(version.user_data["mean_return"]) > 1 for version in transient[1:])
-    check_stored(versions)
+    assert all(version.metrics["training_return"] > 1 for version in versions)
+    assert not any(version.archived for version in versions)
     used = {int(number) for pair in re.findall(r"versions (\d+) to (\d+)", output) for number in pair}
     assert len(used) > 1, "actors kept to one version"
-    assert "version number" in plot.read_text()
+    assert re.search(r"production is version 1, with return \d+", output)
+    assert all(text in plot.read_text() for text in ("version number", "promoted versions", ">production<"))
 
 
-def check_stored(versions: list[VersionInfo]) -> None:
-    """Check that the archived versions are copies of transient ones, each better than the one before."""
-    by_number = {version.number: version for version in versions}
-    stored = [version for version in versions if version.archived]
-    assert stored
-    for version in stored:
-        original = by_number[int(version.user_data["copy_of"])]
-        assert not original.archived
-        assert original.data_hash == version.data_hash
-    returns = [float(version.user_data["mean_return"]) for version in stored]
-    assert returns == sorted(set(returns))
+def test_evaluators_promote_better_versions_and_move_the_alias_to_the_best(port: int, registry: ModelRegistry) -> None:
+    opposite = {**WEIGHTS, "output.weight": -WEIGHTS["output.weight"]}
+    for weights, deployed in ((opposite, 1), (WEIGHTS, 2), (opposite, 2), (WEIGHTS, 2)):
+        published = tensors.publish(registry, "cartpole", weights)
+        output = evaluate(port, "--versions=1", "--episodes=3")
+        assert f"version {published.number}: return" in output
+        assert (f"version {published.number} is in production" in output) == (published.number == deployed)
+        assert registry.aliases("cartpole")["production"].version_number == deployed
+    versions = registry.find_versions("cartpole")
+    assert [version.archived for version in versions] == [True, True, False, False]
+    returns = [version.metrics["return"] for version in versions]
+    assert returns[1] == returns[3] > returns[0] + 5
+    assert returns[0] == returns[2]
+
+
+def test_an_evaluator_waits_for_the_model_and_ctrl_c_ends_it(port: int, registry: ModelRegistry) -> None:
+    with started(EVALUATE, f"--endpoint=grpc://127.0.0.1:{port}", "--episodes=1") as process:
+        wait_for_line(process.stdout, "waiting: .*does not exist")
+        tensors.publish(registry, "cartpole", WEIGHTS)
+        wait_for_line(process.stdout, "version 1 is in production")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stdout
+        assert process.stdout.read() == "stopped\n"
+        assert process.wait(START_SECONDS) == 0
 
 
 def test_a_training_without_a_server_starts_one_and_ctrl_c_ends_all_processes(tmp_path: Path) -> None:
     plot = tmp_path / "returns.png"
     with started(TRAIN, "--updates=100000", "--actors=2", f"--plot={plot}") as process:
-        wait_for_line(process.stdout, r"stored version")
+        wait_for_line(process.stdout, r"actor 2: begins with version")
         all_processes = family(process)
         assert len(all_processes) >= 1 + 2 + 1
         os.killpg(process.pid, signal.SIGINT)
@@ -186,49 +208,53 @@ def deployment(port: int, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         yield process
 
 
-def test_a_deployment_waits_for_an_archived_version(
+def deployed(registry: ModelRegistry, version: VersionInfo) -> VersionInfo:
+    """Point the alias of the deployment to a version."""
+    registry.set_alias("policy", "production", version)
+    return version
+
+
+def test_a_deployment_waits_for_its_alias(
     deployment: subprocess.Popen[str], registry: ModelRegistry, tmp_path: Path
 ) -> None:
     url = wait_for_line(deployment.stdout, r"listening on (\S+)")[1]
     wait_for_line(deployment.stdout, "waiting: .*does not exist")
-    tensors.publish(registry, "policy", WEIGHTS)
+    version = tensors.publish(registry, "policy", WEIGHTS, user_data={"seed": "12"})
+    wait_for_line(deployment.stdout, 'waiting: .*has no alias "production"')
     with pytest.raises(urllib.error.HTTPError, match="503") as refusal:
         get(url)
     refusal.value.close()
-    # A transient version may follow before anyone sees the archived one.
-    version = tensors.store(registry, "policy", WEIGHTS, user_data={"mean_return": "190"})
-    tensors.publish(registry, "policy", WEIGHTS)
+    deployed(registry, version)
+    tensors.store(registry, "policy", WEIGHTS)  # which is newer, and not deployed
     wait_for_line(deployment.stdout, f"serving version {version.number}")
     reply = get(url)
     assert (reply["model"], reply["version"]) == ("policy", version.number)
-    assert reply["user_data"]["mean_return"] == "190"
+    assert reply["user_data"]["seed"] == "12"
     assert post(url, LEANING_RIGHT) == {"action": 1, "version": version.number}
-    assert (tmp_path / "policy.safetensors").read_bytes() == registry.retrieve("policy", version)
+    assert (tmp_path / "policy.safetensors").read_bytes() == registry.retrieve("policy", "production")
     for nonsense in ([1, 2], "left", [None] * 4, {"a": 1}):
         with pytest.raises(urllib.error.HTTPError, match="400") as refusal:
             post(url, nonsense)
         refusal.value.close()
 
 
-def test_a_deployment_that_begins_with_a_bad_version_serves_the_one_before(
-    port: int, registry: ModelRegistry, tmp_path: Path
+def test_a_deployment_of_a_bad_version_keeps_what_it_serves(
+    deployment: subprocess.Popen[str], registry: ModelRegistry, tmp_path: Path
 ) -> None:
-    good = tensors.store(registry, "policy", WEIGHTS)
-    bad = registry.store("policy", os.urandom(1000))
-    file = tmp_path / "policy.safetensors"
-    arguments = [f"--endpoint=grpc://127.0.0.1:{port}", "--model=policy", "--port=0", f"--file={file}"]
-    with started(DEPLOY, *arguments) as process:
-        wait_for_line(process.stdout, f"refused version {bad.number}: ")
-        wait_for_line(process.stdout, f"serving version {good.number}")
-        assert file.read_bytes() == registry.retrieve(good)
-        assert not list(tmp_path.glob(".policy*"))
+    good = deployed(registry, tensors.store(registry, "policy", WEIGHTS))
+    wait_for_line(deployment.stdout, f"serving version {good.number}")
+    bad = deployed(registry, registry.store("policy", os.urandom(1000)))
+    wait_for_line(deployment.stdout, f"waiting: version {bad.number} is no policy: .*the bytes are not safetensors")
+    assert (tmp_path / "policy.safetensors").read_bytes() == registry.retrieve(good)
+    deployed(registry, good)
+    assert not list(tmp_path.glob(".policy*"))
 
 
-def test_a_deployment_switches_versions_and_answers_each_request(
+def test_a_deployment_follows_its_alias_and_answers_each_request(
     deployment: subprocess.Popen[str], registry: ModelRegistry
 ) -> None:
     url = wait_for_line(deployment.stdout, r"listening on (\S+)")[1]
-    first = tensors.store(registry, "policy", WEIGHTS)
+    first = deployed(registry, tensors.store(registry, "policy", WEIGHTS))
     wait_for_line(deployment.stdout, f"serving version {first.number}")
     answers: list[dict[str, int]] = []
     is_switched = threading.Event()
@@ -241,10 +267,12 @@ def test_a_deployment_switches_versions_and_answers_each_request(
     client = threading.Thread(target=ask)
     client.start()
     try:
-        registry.store("policy", b"no policy")
-        wait_for_line(deployment.stdout, "refused version 2: the bytes are not safetensors")
         opposite = {**WEIGHTS, "output.weight": -WEIGHTS["output.weight"]}
-        second = tensors.store(registry, "policy", opposite)
+        second = deployed(registry, tensors.publish(registry, "policy", opposite))
+        wait_for_line(deployment.stdout, f"serving version {second.number}")
+        deployed(registry, first)
+        wait_for_line(deployment.stdout, f"serving version {first.number}")
+        deployed(registry, second)
         wait_for_line(deployment.stdout, f"serving version {second.number}")
     finally:
         is_switched.set()

@@ -23,7 +23,7 @@ def version_of(
     number: int = 7, tags: Mapping[str, str] | None = None, metrics: Mapping[str, float] | None = None
 ) -> Version:
     info = VersionInfo("m", number, 1_795_773_600_000_000_000, True, HASH, 4, {"seed": "12"})
-    return Version(info, Annotations(tags or {}, metrics or {}), ("best", "production"))
+    return Version.of(info, Annotations(tags or {}, metrics or {}), ("best", "production"))
 
 
 VERSION = version_of(

@@ -31,7 +31,7 @@ def version(
     """Return a version of so many seconds of age."""
     info = replace(describe("m", number, b"data", archived), created_ns=NOW_NS - age * SECOND_NS)
     tags = {"parity": "even" if number % 2 == 0 else "odd"}
-    return Version(info, Annotations(tags, {} if value is None else {"return": value}), tuple(aliases))
+    return Version.of(info, Annotations(tags, {} if value is None else {"return": value}), tuple(aliases))
 
 
 def verdicts(

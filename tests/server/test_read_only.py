@@ -12,11 +12,13 @@ import pytest
 
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.errors import PreconditionError, StartError
+from cogment_model_registry.records.lifecycle import AliasChange
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected, next_version, refused
 from tests.server.test_health import NOT_SERVING, SERVING, check
+from tests.server.test_model_lifecycle import Lifecycle
 from tests.server.test_moved_archive import move_away, until_health
 
 READ_ONLY = Settings(read_only=True, grace_seconds=0)
@@ -134,3 +136,20 @@ async def test_health_says_when_the_directory_is_not_at_its_path(archive: Path, 
         assert await client.data("m") == b"second"
         move_away(aside, archive)
         await until_health(client, SERVING)
+
+
+async def test_aliases_that_a_working_server_has_just_set_are_there(archive: Path) -> None:
+    async with serving(archive) as writer, connected(writer.port) as writing:
+        for number in (1, 2, 1, 2):
+            await Lifecycle(writing).set_aliases(AliasChange("production", number))
+            async with reading(archive) as (_, client):
+                [model] = (await Lifecycle(client).models("m")).models
+                assert [alias.version_number for alias in model.aliases] == [number]
+
+
+async def test_a_database_that_is_no_file_is_refused(archive: Path) -> None:
+    (archive / ".catalog.sqlite3").unlink()
+    (archive / ".catalog.sqlite3").mkdir()
+    with pytest.raises(StartError, match="is not usable: it is not a regular file"):
+        async with reading(archive):
+            pass

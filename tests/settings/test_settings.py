@@ -62,6 +62,7 @@ LIMITS = {
     "retention_seconds": 60.0,
     "reply_max_bytes": 4 * MIB,
     "upload_idle_seconds": 60.0,
+    "upload_resume_seconds": 600.0,
     "retrieval_idle_seconds": 60.0,
 }
 
@@ -90,6 +91,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "model_id_max_bytes": (("1", 1), ("2", 2)),
     "user_data_max_bytes": (("0", 0), ("1", 1)),
     "upload_idle_seconds": (("1", 1.0), ("2.5", 2.5)),
+    "upload_resume_seconds": (("0", 0.0), ("2.5", 2.5)),
     "retrieval_idle_seconds": (("1", 1.0), ("2.5", 2.5)),
     "grace_seconds": (("1", 1.0), ("0", 0.0)),
     "metrics_port": (("0", 0), ("9100", 9100)),
@@ -219,6 +221,7 @@ GOOD = [
     ("upload_idle_seconds", "0.01", 0.01),
     ("retrieval_idle_seconds", "0.01", 0.01),
     ("upload_idle_seconds", "86400", 86_400.0),
+    ("upload_resume_seconds", "0", 0.0),
     ("grace_seconds", "0", 0.0),
     ("grace_seconds", "0.25", 0.25),
     # Bytes, plain or with a unit.
@@ -289,6 +292,7 @@ BAD = [
     ],
     *[("directory_authentication_token", text) for text in ("é", "a\n", "a\tb", " a", "a ")],
     *[("upload_idle_seconds", text) for text in ("", "0", "0.001", "86401", "-1", "nan", "inf", "1e3", "1s", ".5")],
+    *[("upload_resume_seconds", text) for text in ("-1", "86401", "five")],
     *[("grace_seconds", text) for text in ("-1", "86401", "five")],
     *[("directory_registration_properties", text) for text in ("=", "=x", " = x", "a,=b", "a=b=c", "a==", "a=b,c==d")],
 ]

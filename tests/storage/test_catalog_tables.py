@@ -3,6 +3,8 @@
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -68,7 +70,7 @@ def versions(draw: st.DrawFn) -> list[Version]:
             tags = draw(st.dictionaries(st.sampled_from(KEYS), texts, max_size=2))
             metrics = draw(st.dictionaries(st.sampled_from(KEYS), numbers, max_size=2))
             aliases = draw(st.sets(st.sampled_from(["best", "production"])))
-            found.append(Version(info, Annotations(tags, metrics, draw(st.integers(0, 9))), tuple(sorted(aliases))))
+            found.append(Version.of(info, Annotations(tags, metrics, draw(st.integers(0, 9))), tuple(sorted(aliases))))
     return found
 
 
@@ -126,7 +128,7 @@ def with_aliases(connection: sqlite3.Connection, content: list[Version]) -> list
             tables.set_aliases(connection, version.info.model_id, [change], NOW_NS)
             owners[version.info.model_id, alias] = version.info.number
     return [
-        Version(
+        Version.of(
             version.info,
             version.annotations,
             tuple(a for a in ("best", "production") if owners.get((version.info.model_id, a)) == version.info.number),
@@ -203,7 +205,7 @@ def test_annotations_change_only_from_the_expected_revision(connection: sqlite3.
     change = AnnotationChange(remove_tags=["stage", "none"], set_metrics={"loss": 1}, expected_revision=first.revision)
     second = tables.change_annotations(connection, info_of(1), change)
     assert (second.tags, second.metrics) == ({}, {"return": 487.5, "loss": 1})
-    assert tables.annotations_of(connection, "m", 1) == second
+    assert tables.annotations_of(connection, info_of(1)) == second
 
 
 def test_a_version_found_again_in_the_files_keeps_its_annotations(connection: sqlite3.Connection) -> None:
@@ -212,7 +214,33 @@ def test_a_version_found_again_in_the_files_keeps_its_annotations(connection: sq
     tables.set_aliases(connection, "m", [AliasChange("production", 1)], NOW_NS)
     tables.put_versions(connection, [info_of(1)])
     [version] = searches.find_versions(connection, Search("m", EVERYTHING, BY_NUMBER, None, 10))
-    assert version == Version(info_of(1), annotations, ("production",))
+    assert version == Version.of(info_of(1), annotations, ("production",))
+
+
+@pytest.mark.parametrize("changed", [{"data_hash": hash_of(b"another")}, {"created_ns": 1}])
+def test_another_version_under_the_number_inherits_nothing(
+    changed: dict[str, Any], connection: sqlite3.Connection
+) -> None:
+    tables.put_versions(connection, [info_of(1), info_of(2)])
+    before = tables.change_annotations(connection, info_of(1), AnnotationChange(set_tags={"stage": "candidate"}))
+    tables.set_aliases(connection, "m", [AliasChange("production", 1), AliasChange("next", 2)], NOW_NS)
+    other = replace(info_of(1), **changed)
+    assert tables.annotations_of(connection, other) == Annotations()
+    assert tables.put_versions(connection, [other, info_of(2)]) == [1]
+    assert [alias.name for alias in tables.aliases_of(connection, "m")] == ["next"]
+    after = tables.annotations_of(connection, other)
+    assert (after.tags, after.metrics) == ({}, {})
+    assert after.revision > before.revision
+    assert tables.info_of(connection, "m", 1) == other
+
+
+def test_a_version_with_other_user_data_is_the_same_one(connection: sqlite3.Connection) -> None:
+    tables.put_versions(connection, [info_of(1)])
+    annotations = tables.change_annotations(connection, info_of(1), AnnotationChange(set_tags={"stage": "candidate"}))
+    edited = replace(info_of(1), user_data={"edited": "by hand"}, data_size_bytes=7)
+    assert tables.put_versions(connection, [edited]) == []
+    assert tables.info_of(connection, "m", 1) == edited
+    assert tables.annotations_of(connection, edited) == annotations
 
 
 def test_a_removed_version_takes_its_aliases_and_annotations_along(connection: sqlite3.Connection) -> None:

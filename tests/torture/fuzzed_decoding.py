@@ -56,7 +56,7 @@ _REQUESTS: list[Any] = [
 ]
 
 
-_VERSION = Version(
+_VERSION = Version.of(
     records.VersionInfo("m", 1, 1, True, records.digest_text(bytes(32)), 5, {"key": "yes"}),
     Annotations(tags={"stage": "best"}, metrics={"return": 487.5}, revision=1),
     aliases=("production",),
@@ -202,7 +202,7 @@ def decode_a_lifecycle_request(data: bytes) -> None:
             check_metrics(converted.set_metrics, "m")
             before = lifecycle.version_message(_VERSION).ByteSize()
             after = converted.apply_to(_VERSION.info, _VERSION.annotations, 2)
-            assert lifecycle.version_message(Version(_VERSION.info, after)).ByteSize() < before + 8 * len(data) + 100
+            assert lifecycle.version_message(Version.of(_VERSION.info, after)).ByteSize() < before + 8 * len(data) + 100
     elif isinstance(converted, ModelChange):
         again = models.update_model_request("m", converted)
         assert repr(models.model_change(again)) == repr(converted), "a change of a model is another one on the wire"

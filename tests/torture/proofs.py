@@ -3,6 +3,7 @@
 from tests.torture import (
     aliases,
     containment,
+    delays,
     failing_io,
     file_system_shutdown,
     full_disk,
@@ -11,6 +12,7 @@ from tests.torture import (
     isolation,
     kills,
     lifecycle_machine,
+    lost_replies,
     memory,
     numbers,
     power_cut,
@@ -22,6 +24,7 @@ from tests.torture.proof import Proof
 
 PROOFS: list[Proof] = [
     kills.PROOF,
+    lost_replies.PROOF,
     power_cut.PROOF,
     file_system_shutdown.PROOF,
     failing_io.PROOF,
@@ -30,6 +33,7 @@ PROOFS: list[Proof] = [
     numbers.PROOF,
     aliases.PROOF,
     isolation.PROOF,
+    delays.PROOF,
     wake_ups.PROOF,
     memory.PROOF,
     containment.PROOF,

@@ -1,7 +1,7 @@
 """`cogment client model_registry`: promotion, aliases, tags, metrics, search and deletion."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import click
@@ -14,6 +14,7 @@ from cogment_model_registry.cli.parameters import (
     ModelId,
     NumberedCommand,
     WholeNumber,
+    archived_flag,
     metrics_of,
     metrics_option,
     model_argument,
@@ -22,10 +23,10 @@ from cogment_model_registry.cli.parameters import (
     word_text,
 )
 from cogment_model_registry.cli.running import is_terminal
-from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, WrongServerError
 
 if TYPE_CHECKING:
-    from cogment_model_registry.records.lifecycle import Alias, Version
+    from cogment_model_registry import Alias, ModelRegistry, Version, VersionInfo
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -97,33 +98,87 @@ def update_version(
         _show(flags, version, f"updated version {version.number} of model {presentation.safe(model_id)}")
 
 
+def lacks_lifecycle(error: ModelRegistryError) -> bool:
+    """Return whether a call failed because the server has no ModelLifecycle, as the original."""
+    return isinstance(error.__cause__, WrongServerError)
+
+
+def _search_flags(function: _F) -> _F:
+    """Add the flags of commands that list versions."""
+    options = (
+        click.option("--filter", "accepted", default="", metavar="FILTER", help="Such as 'metrics.return > 480'."),
+        click.option("--order_by", default="", metavar="FIELD", help="Such as 'metrics.return desc'; default: number."),
+        click.option("--limit", type=WholeNumber(1), metavar="N", help="Print at most N versions."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command(
+    "list_versions",
+    cls=Command,
+    short_help="List the versions of a model that can be retrieved.",
+    context_settings=HELP_WIDTH,
+)
+@model_argument
+@archived_flag
+@_search_flags
+@common_flags
+def list_versions(
+    flags: Flags, model_id: str, *, archived: bool, accepted: str, order_by: str, limit: int | None
+) -> None:
+    """List the versions of a MODEL that can be retrieved, with their metrics, tags and aliases.
+
+    docs/lifecycle.md describes filters. With --quiet, print only numbers.
+    """
+    with flags.connected() as registry:
+        # An expression is complete before the AND, so its own precedence does not matter.
+        tier = (" AND " * bool(accepted) + "archived = true") if archived else ""
+        try:
+            versions: Sequence[VersionInfo] = _found(registry, model_id, accepted + tier, order_by, limit)
+        except ModelRegistryError as error:
+            if accepted or order_by or limit or not lacks_lifecycle(error):
+                raise
+            versions = registry.list_versions(model_id, archived=archived)
+        _show_versions(flags, versions, with_model=False)
+
+
 @click.command(
     "find_versions", cls=Command, short_help="List the versions that a filter accepts.", context_settings=HELP_WIDTH
 )
 @click.argument("model_id", metavar="[MODEL]", type=ModelId(), required=False, shell_complete=complete_model)
-@click.option("--filter", "accepted", default="", metavar="FILTER", help="Such as 'metrics.return > 480'.")
-@click.option("--order_by", default="", metavar="FIELD", help="Such as 'metrics.return desc'; by number without it.")
-@click.option("--limit", type=WholeNumber(1), metavar="N", help="Print at most N versions.")
+@_search_flags
 @common_flags
 def find_versions(flags: Flags, model_id: str | None, *, accepted: str, order_by: str, limit: int | None) -> None:
-    """List the versions of a MODEL, or of all models, that a filter accepts, with tags, metrics and aliases.
+    """List the versions of all models, or of a MODEL, as list_versions does.
 
     docs/lifecycle.md describes filters. With --quiet, print only numbers, after the model if none was given.
     """
     with flags.connected() as registry:
-        accepted_text, order_text = (word_text(text) for text in (accepted, order_by))
-        if accepted_text is None or order_text is None:
-            raise InvalidError("the filter and the order must be text")
-        versions = registry.find_versions(model_id, accepted_text, order_by=order_text, limit=limit)
-        if flags.as_json:
-            presentation.print_json([presentation.described_as_json(version) for version in versions])
-        elif flags.is_quiet:
-            prefix = "" if model_id else "{} "
-            presentation.print_lines(
-                prefix.format(presentation.safe(version.info.model_id)) + str(version.number) for version in versions
-            )
-        else:
-            presentation.print_described(versions, with_model=model_id is None)
+        versions = _found(registry, model_id, accepted, order_by, limit)
+        _show_versions(flags, versions, with_model=model_id is None)
+
+
+def _found(
+    registry: "ModelRegistry", model_id: str | None, accepted: str, order_by: str, limit: int | None
+) -> "list[Version]":
+    accepted_text, order_text = (word_text(text) for text in (accepted, order_by))
+    if accepted_text is None or order_text is None:
+        raise InvalidError("the filter and the order must be text")
+    return registry.find_versions(model_id, accepted_text, order_by=order_text, limit=limit)
+
+
+def _show_versions(flags: Flags, versions: "Sequence[VersionInfo]", *, with_model: bool) -> None:
+    if flags.as_json:
+        presentation.print_json([presentation.version_as_json(version) for version in versions])
+    elif flags.is_quiet:
+        prefix = "{} " if with_model else ""
+        presentation.print_lines(
+            prefix.format(presentation.safe(version.model_id)) + str(version.number) for version in versions
+        )
+    else:
+        presentation.print_versions(versions, with_model=with_model)
 
 
 @click.command("delete_version", cls=NumberedCommand, short_help="Delete a version.", context_settings=HELP_WIDTH)
@@ -142,7 +197,7 @@ def delete_version(flags: Flags, model_id: str, number: int | str, *, yes: bool,
     with flags.connected() as registry:
         version = registry.describe_version(model_id, number)
         if not yes:
-            what = f"{presentation.kind(version.info)} version {version.number} of model {presentation.safe(model_id)}"
+            what = f"{presentation.kind(version)} version {version.number} of model {presentation.safe(model_id)}"
             presentation.confirm(f"Delete {what}?", otherwise="nothing was deleted")
         registry.delete_version(model_id, version.number, force=force)
         if flags.as_json:
@@ -207,7 +262,7 @@ def remove_alias(flags: Flags, model_id: str, alias: str, *, expected: int | Non
 
 def _show(flags: Flags, version: "Version", done: str) -> None:
     if flags.as_json:
-        presentation.print_json(presentation.described_as_json(version))
+        presentation.print_json(presentation.version_as_json(version))
     elif flags.is_quiet:
         presentation.print_lines([str(version.number)])
     else:
@@ -217,6 +272,7 @@ def _show(flags: Flags, version: "Version", done: str) -> None:
 COMMANDS = (
     promote_version,
     update_version,
+    list_versions,
     find_versions,
     delete_version,
     list_aliases,

@@ -8,19 +8,21 @@ import functools
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cogment_model_registry.cli import lifecycle, presentation, retention
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
+from cogment_model_registry.cli.lifecycle import lacks_lifecycle
 from cogment_model_registry.cli.parameters import (
     HELP_WIDTH,
     Entry,
     ModelId,
     NumberedCommand,
     WholeNumber,
+    archived_flag,
     joined_user_data,
     metrics_of,
     metrics_option,
@@ -43,7 +45,10 @@ from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
-    from cogment_model_registry import ModelRegistry
+    from cogment_model_registry import ModelRegistry, ModelSummary
+
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 _SHOWN_CHARACTERS = 200
 """How much of the `user_data` that it replaces a command shows."""
@@ -72,63 +77,84 @@ _user_data = click.option(
     multiple=True,
     help="Entry of its user_data; may be given several times.",
 )
-_archived = click.option("--archived", is_flag=True, help="Take only archived versions into account.")
 
 
 @model_registry.command(
-    "list_models", short_help="List all models with latest version, count, size and age.", context_settings=HELP_WIDTH
+    "list_models",
+    short_help="List all models with latest version, count, age and aliases.",
+    context_settings=HELP_WIDTH,
 )
 @common_flags
 def list_models(flags: Flags) -> None:
-    """List all models, with the latest version of each, and the count, bytes and age of its versions.
+    """List all models, with the latest version of each, the count of its versions, archived bytes, and aliases.
 
     With --quiet, print only the ids, one per line, which takes one call; otherwise there is one more for each model.
     """
     with flags.connected() as registry:
-        models = registry.list_models()
         if flags.is_quiet and not flags.as_json:
-            presentation.print_lines(presentation.safe(model.model_id) for model in models)
+            presentation.print_lines(presentation.safe(model.model_id) for model in registry.list_models())
             return
-        summaries = summaries_of(registry, models)
+        models = _listed(registry)
         if flags.as_json:
-            presentation.print_json([presentation.summary_as_json(summary) for summary in summaries])
+            presentation.print_json([presentation.listed_as_json(model) for model in models])
         else:
-            presentation.print_models(summaries)
+            presentation.print_models(models)
 
 
-def summaries_of(registry: "ModelRegistry", models: Sequence[ModelInfo]) -> list[presentation.ModelSummary]:
-    """Return the summaries of models; those that are deleted in the meantime are left out."""
+def _listed(registry: "ModelRegistry", model_id: str | None = None) -> list[presentation.ListedModel]:
+    """Return all models or one, with what they have."""
+    try:
+        summaries = registry.find_models() if model_id is None else [registry.describe_model(model_id)]
+    except ModelRegistryError as error:
+        if not lacks_lifecycle(error):
+            raise
+        models = registry.list_models() if model_id is None else [registry.get_model(model_id)]
+        return for_each(
+            models, lambda model: presentation.ListedModel.of(model, registry.list_versions(model.model_id))
+        )
+
+    def with_latest(summary: "ModelSummary") -> presentation.ListedModel:
+        latest = registry.get_version(summary.info.model_id) if summary.versions else None
+        return presentation.ListedModel(summary, latest)
+
+    return for_each(summaries, with_latest)
+
+
+def for_each(models: Sequence[_T], describe: Callable[[_T], _U]) -> list[_U]:
+    """Return what is to be said about models; those that are deleted in the meantime are left out."""
     from cogment_model_registry.client.threads import do_apart  # noqa: PLC0415 # not needed for --help
 
-    def summarised(model: ModelInfo) -> presentation.ModelSummary | None:
+    def described(model: _T) -> _U | None:
         try:
-            return presentation.ModelSummary.of(model, registry.list_versions(model.model_id))
+            return describe(model)
         except NotFoundError:
             return None
 
-    def summarise() -> list[presentation.ModelSummary]:
+    def describe_all() -> list[_U]:
         with ThreadPoolExecutor(_CALLS_AT_ONCE) as pool:
-            return [summary for summary in pool.map(summarised, models) if summary]
+            return [each for each in pool.map(described, models) if each is not None]
 
     # Not on the main thread, where an interruption may leave a lock of the pool locked.
-    return do_apart(summarise)
+    return do_apart(describe_all)
 
 
 @model_registry.command(
-    "show_model", short_help="Show a model: user_data, number of versions, bytes.", context_settings=HELP_WIDTH
+    "show_model", short_help="Show a model: versions, bytes, aliases, user_data.", context_settings=HELP_WIDTH
 )
 @model_argument
 @common_flags
 def show_model(flags: Flags, model_id: str) -> None:
-    """Show a MODEL: its user_data, the number of its versions, and their bytes."""
+    """Show a MODEL: its user_data, the number of its versions, archived bytes, and aliases."""
     with flags.connected() as registry:
-        summary = presentation.ModelSummary.of(registry.get_model(model_id), registry.list_versions(model_id))
+        models = _listed(registry, model_id)
+        if not models:
+            raise NotFoundError.model(model_id)
         if flags.as_json:
-            presentation.print_json(presentation.summary_as_json(summary))
+            presentation.print_json(presentation.listed_as_json(models[0]))
         elif flags.is_quiet:
             presentation.print_lines([presentation.safe(model_id)])
         else:
-            presentation.print_details(presentation.model_details(summary))
+            presentation.print_details(presentation.model_details(models[0]))
 
 
 @model_registry.command(
@@ -193,24 +219,6 @@ def _ask_whether_to_delete(model_id: str, versions: Sequence[VersionInfo]) -> No
 
 
 @model_registry.command(
-    "list_versions", short_help="List the versions of a model that can be retrieved.", context_settings=HELP_WIDTH
-)
-@model_argument
-@_archived
-@common_flags
-def list_versions(flags: Flags, model_id: str, *, archived: bool) -> None:
-    """List the versions of a MODEL that can be retrieved. With --quiet, print only their numbers."""
-    with flags.connected() as registry:
-        versions = registry.list_versions(model_id, archived=archived)
-        if flags.as_json:
-            presentation.print_json([presentation.version_as_json(version) for version in versions])
-        elif flags.is_quiet:
-            presentation.print_lines(str(version.number) for version in versions)
-        else:
-            presentation.print_versions(versions)
-
-
-@model_registry.command(
     "show_version",
     cls=NumberedCommand,
     short_help="Show a version: time, size, hash, user_data.",
@@ -218,7 +226,7 @@ def list_versions(flags: Flags, model_id: str, *, archived: bool) -> None:
 )
 @model_argument
 @version_argument
-@_archived
+@archived_flag
 @common_flags
 def show_version(flags: Flags, model_id: str, number: int | str, *, archived: bool) -> None:
     """Show a VERSION of a MODEL: a number, or -1 (the default) for the latest, -2 for the one before it; or an alias.
@@ -320,7 +328,7 @@ _upload_command(
     help="File to write; - (the default) is standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
-@_archived
+@archived_flag
 @common_flags
 def retrieve(flags: Flags, model_id: str, number: int | str, *, output: str, force: bool, archived: bool) -> None:
     """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest; or an alias.
@@ -367,7 +375,7 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int | str,
     "--after", type=WholeNumber(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
 )
 @click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N versions.")
-@_archived
+@archived_flag
 @common_flags
 def watch(flags: Flags, model_id: str, *, after: int, count: int | None, archived: bool) -> None:
     """Print the latest version of a MODEL, then each newer one, one per line, until Ctrl-C.

@@ -235,3 +235,6 @@ def _given(ctx: click.Context, number: int | str | None) -> int | str | None:
     if len(numbers) > 1:
         raise click.UsageError(f"give one version, not {len(numbers)}: {', '.join(map(str, numbers))}")
     return numbers[0] if numbers else None
+
+
+archived_flag = click.option("--archived", is_flag=True, help="Take only archived versions into account.")

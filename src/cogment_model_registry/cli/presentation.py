@@ -5,6 +5,7 @@ columns are aligned with spaces, sizes are bytes and times are absolute. Texts o
 break a line, a column or the terminal.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ import click
 from cogment_model_registry.cli.running import ended_by_interruptions, is_terminal
 from cogment_model_registry.cli.streams import escaped, json_text
 from cogment_model_registry.errors import ModelRegistryError
-from cogment_model_registry.records.lifecycle import Alias, Version
+from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
 from cogment_model_registry.records.sizes import KIB, size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -58,57 +59,39 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSummary:
-    """A model, and what its versions are together.
+class ListedModel:
+    """A model with what it has.
 
     Attributes:
-        model: The model.
-        versions: The number of its versions.
-        archived: How many of them are archived.
-        size_bytes: The bytes of all of them.
-        latest: The latest one, if there is one.
+        summary: What the registry says about it.
+        latest: Its latest version, if there is one.
     """
 
-    model: ModelInfo
-    versions: int
-    archived: int
-    size_bytes: int
+    summary: ModelSummary
     latest: VersionInfo | None
 
     @classmethod
-    def of(cls, model: ModelInfo, versions: Sequence[VersionInfo]) -> "ModelSummary":
-        """Return the summary of a model that has these versions, oldest first."""
-        archived = sum(version.archived for version in versions)
-        size_bytes = sum(version.data_size_bytes for version in versions)
-        return cls(model, len(versions), archived, size_bytes, versions[-1] if versions else None)
+    def of(cls, model: ModelInfo, versions: Sequence[VersionInfo]) -> "ListedModel":
+        """Return a model that has these versions, oldest first, of a registry that does not summarise models."""
+        latest = versions[-1] if versions else None
+        archived_bytes = sum(version.data_size_bytes for version in versions if version.archived)
+        summary = ModelSummary.of(
+            model,
+            latest_number=latest.number if latest else 0,
+            versions=len(versions),
+            archived_bytes=archived_bytes,
+        )
+        return cls(summary, latest)
 
 
 _MODEL_COLUMNS = (
     Column("MODEL", gives_way="second"),
     Column("LATEST", "right"),
     Column("VERSIONS", "right"),
-    Column("SIZE", "right"),
+    Column("ARCHIVED", "right"),
     Column("UPDATED", gives_way="last"),
+    Column("ALIASES", gives_way="second"),
     Column("USER_DATA", gives_way="first"),
-)
-_VERSION_COLUMNS = (
-    Column("VERSION", "right"),
-    Column("KIND"),
-    Column("CREATED", gives_way="last"),
-    Column("SIZE", "right"),
-    Column("USER_DATA", gives_way="first"),
-)
-
-
-_DESCRIBED_COLUMNS = (
-    Column("MODEL", gives_way="second"),
-    Column("VERSION", "right"),
-    Column("KIND"),
-    Column("CREATED", gives_way="last"),
-    Column("SIZE", "right"),
-    Column("ALIASES"),
-    Column("METRICS", gives_way="second"),
-    Column("TAGS", gives_way="first"),
 )
 _ALIAS_COLUMNS = (
     Column("ALIAS"),
@@ -135,35 +118,42 @@ def print_lines(lines: Iterable[str]) -> None:
         click.echo(text)
 
 
-def print_models(models: Sequence[ModelSummary]) -> None:
+def print_models(models: Sequence[ListedModel]) -> None:
     """Print a table of models; the time of a model is that of its latest version."""
     created_text = _created_text()
     rows = [
         (
-            safe(each.model.model_id),
+            safe(each.summary.model_id),
             str(each.latest.number) if each.latest else _NOTHING,
-            str(each.versions),
-            size_field(each.size_bytes),
+            str(each.summary.versions),
+            size_field(each.summary.archived_bytes),
             created_text(each.latest.created_ns) if each.latest else _NOTHING,
-            user_data_text(each.model.user_data),
+            _targets_text(each.summary.aliases) or _NOTHING,
+            user_data_text(each.summary.user_data),
         )
         for each in models
     ]
     print_table(_MODEL_COLUMNS, rows)
 
 
-def model_details(summary: ModelSummary) -> dict[str, str]:
+def _targets_text(aliases: Iterable[Alias]) -> str:
+    """Return aliases with the versions that they point to, in one line."""
+    return " ".join(f"{safe(alias.name, '=')}={alias.version_number}" for alias in aliases)
+
+
+def model_details(model: ListedModel) -> dict[str, str]:
     """Return the fields of a model, by name."""
+    summary = model.summary
     details = {
-        "model": safe(summary.model.model_id),
-        "user_data": user_data_text(summary.model.user_data),
+        "model": safe(summary.model_id),
+        "user_data": user_data_text(summary.user_data),
         "versions": str(summary.versions),
-        "archived": str(summary.archived),
-        "size": size_field(summary.size_bytes),
+        "archived": size_field(summary.archived_bytes),
+        "aliases": _targets_text(summary.aliases),
     }
-    if summary.latest:
-        details["latest"] = str(summary.latest.number)
-        details["latest_created"] = moment_text(summary.latest.created_ns)
+    if model.latest:
+        details["latest"] = str(model.latest.number)
+        details["latest_created"] = moment_text(model.latest.created_ns)
     return details
 
 
@@ -173,40 +163,40 @@ def _created_text() -> Callable[[int], str]:
     return (lambda ns: age(ns, now_ns)) if is_for_people() else time_text
 
 
-def print_versions(versions: Sequence[VersionInfo]) -> None:
-    """Print a table of versions."""
-    created_text = _created_text()
-    rows = [
-        (
-            str(version.number),
-            kind(version),
-            created_text(version.created_ns),
-            size_field(version.data_size_bytes),
-            user_data_text(version.user_data),
-        )
-        for version in versions
-    ]
-    print_table(_VERSION_COLUMNS, rows)
+def print_versions(versions: Sequence[VersionInfo], *, with_model: bool = False) -> None:
+    """Print a table of versions: with a column for each metric, and those for aliases and tags, where any has some."""
+    columns = _version_columns([each for each in versions if isinstance(each, Version)])
+    if with_model:
+        columns = {Column("MODEL", gives_way="second"): lambda version: safe(version.model_id), **columns}
+    print_table([*columns], [[text_of(version) for text_of in columns.values()] for version in versions])
 
 
-def print_described(versions: Sequence[Version], *, with_model: bool) -> None:
-    """Print a table of versions with their tags, metrics and aliases."""
+def _version_columns(described: Sequence[Version]) -> dict[Column, Callable[[VersionInfo], str]]:
+    """Return the columns of a table of versions, with how each shows a version."""
     created_text = _created_text()
-    rows = [
-        (
-            safe(version.info.model_id),
-            str(version.number),
-            kind(version.info),
-            created_text(version.info.created_ns),
-            size_field(version.info.data_size_bytes),
-            ",".join(map(safe, version.aliases)) or _NOTHING,
-            metrics_text(version.metrics) or _NOTHING,
-            user_data_text(version.tags),
-        )
-        for version in versions
-    ]
-    start = 0 if with_model else 1
-    print_table(_DESCRIBED_COLUMNS[start:], [row[start:] for row in rows])
+    columns: dict[Column, Callable[[VersionInfo], str]] = {
+        Column("VERSION", "right"): lambda version: str(version.number),
+        Column("KIND"): kind,
+        Column("CREATED", gives_way="last"): lambda version: created_text(version.created_ns),
+        Column("SIZE", "right"): lambda version: size_field(version.data_size_bytes),
+    }
+    if any(version.aliases for version in described):
+        columns[Column("ALIASES")] = _shown(lambda version: ",".join(map(safe, version.aliases)))
+    for name in sorted({name for version in described for name in version.metrics}):
+        columns[Column(safe(name), "right", gives_way="last")] = _shown(functools.partial(_metric_text, name=name))
+    if any(version.tags for version in described):
+        columns[Column("TAGS", gives_way="first")] = _shown(lambda version: user_data_text(version.tags))
+    columns[Column("USER_DATA", gives_way="first")] = lambda version: user_data_text(version.user_data)
+    return columns
+
+
+def _shown(text_of: Callable[[Version], str]) -> Callable[[VersionInfo], str]:
+    """Return how a column shows a version, of which it may know nothing."""
+    return lambda version: (text_of(version) if isinstance(version, Version) else "") or _NOTHING
+
+
+def _metric_text(version: Version, name: str) -> str:
+    return f"{version.metrics[name]:g}" if name in version.metrics else ""
 
 
 def print_aliases(aliases: Iterable[Alias]) -> None:
@@ -309,7 +299,7 @@ def _narrowed(columns: Sequence[Column], widths: Sequence[int], room: int) -> li
     widths = list(widths)
     excess = sum(widths) + len(_GAP) * (len(widths) - 1) - room
     for when in ("first", "second", "last"):
-        for position, column in enumerate(columns):
+        for position, column in reversed([*enumerate(columns)]):
             if column.gives_way != when or excess <= 0:
                 continue
             width = widths[position]
@@ -382,11 +372,6 @@ def user_data_text(user_data: Mapping[str, str]) -> str:
     return " ".join(f"{safe(key, '=')}={safe(value)}" for key, value in sorted(user_data.items()))
 
 
-def metrics_text(metrics: Mapping[str, float]) -> str:
-    """Return metrics in one line, in the order of their names."""
-    return " ".join(f"{safe(name, '=')}={value:g}" for name, value in sorted(metrics.items()))
-
-
 def safe(text: str, special: str = "") -> str:
     """Return a text unchanged if it is one printable word, otherwise escaped and in quotes."""
     if text and text.isprintable() and not set(text) & {" ", '"', "'", "\\", *special}:
@@ -404,20 +389,21 @@ def model_as_json(model: ModelInfo) -> dict[str, object]:
     return {"model_id": model.model_id, "user_data": dict(sorted(model.user_data.items()))}
 
 
-def summary_as_json(summary: ModelSummary) -> dict[str, object]:
-    """Return the object that stands for a model and its versions together."""
+def listed_as_json(model: ListedModel) -> dict[str, object]:
+    """Return the object that stands for a model with what it has."""
+    summary = model.summary
     return {
-        **model_as_json(summary.model),
+        **model_as_json(summary),
         "versions": summary.versions,
-        "archived_versions": summary.archived,
-        "data_size_bytes": summary.size_bytes,
-        "latest_version": version_as_json(summary.latest) if summary.latest else None,
+        "archived_bytes": summary.archived_bytes,
+        "latest_version": version_as_json(model.latest) if model.latest else None,
+        "aliases": {alias.name: alias.version_number for alias in summary.aliases},
     }
 
 
 def version_as_json(version: VersionInfo) -> dict[str, object]:
-    """Return the object that stands for a version."""
-    return {
+    """Return the object that stands for a version, with what people may change about it if that is known."""
+    fields = {
         "model_id": version.model_id,
         "number": version.number,
         "created_ns": version.created_ns,
@@ -427,22 +413,17 @@ def version_as_json(version: VersionInfo) -> dict[str, object]:
         "data_size_bytes": version.data_size_bytes,
         "user_data": dict(sorted(version.user_data.items())),
     }
+    if isinstance(version, Version):
+        fields["tags"] = dict(sorted(version.tags.items()))
+        fields["metrics"] = dict(sorted(version.metrics.items()))
+        fields["aliases"] = [*version.aliases]
+        fields["revision"] = version.revision
+    return fields
 
 
 def version_as_json_line(version: VersionInfo) -> str:
     """Return the same in one line."""
     return json_text(version_as_json(version))
-
-
-def described_as_json(version: Version) -> dict[str, object]:
-    """Return the object that stands for a version with what people may change about it."""
-    return {
-        **version_as_json(version.info),
-        "tags": dict(sorted(version.tags.items())),
-        "metrics": dict(sorted(version.metrics.items())),
-        "aliases": [*version.aliases],
-        "revision": version.revision,
-    }
 
 
 def alias_as_json(alias: Alias) -> dict[str, object]:

@@ -158,7 +158,7 @@ def _print_report(report: "RetentionReport", *, with_model: bool, is_dry_run: bo
 def _report_as_json(report: "RetentionReport") -> dict[str, object]:
     return {
         "decisions": [
-            {**presentation.described_as_json(each.version), "deleted": each.deleted, "reason": each.reason}
+            {**presentation.version_as_json(each.version), "deleted": each.deleted, "reason": each.reason}
             for each in report.decisions
         ],
         "deleted_versions": report.deleted_versions,

@@ -3,7 +3,7 @@
 import asyncio
 import os
 import weakref
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ import grpc.aio
 
 from cogment_model_registry.client.backends import (
     OPTIONS,
+    Backend,
     Channel,
     Metadata,
     Replies,
@@ -168,6 +169,16 @@ class AsyncioBackend:
         with refusing_closed_channels():
             call = method(request, timeout=timeout_seconds, metadata=metadata_of(token))
         return _AsyncioReplies(call, channel)
+
+    async def together(self, works: Sequence[Callable[[Backend], Awaitable[None]]]) -> None:
+        """Do several things at the same time, each in a task; when one fails, end the others."""
+        tasks = [asyncio.ensure_future(work(self)) for work in works]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""

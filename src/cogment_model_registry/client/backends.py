@@ -4,7 +4,7 @@ The logic is written once, as coroutines. `asyncio_backend` runs them as any oth
 they await ever suspends.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeAlias, TypeVar
@@ -94,6 +94,13 @@ class Backend(Protocol):
             request: The message.
             timeout_seconds: How long until the last reply.
             token: The authentication token of a Directory.
+        """
+
+    async def together(self, works: "Sequence[Callable[[Backend], Awaitable[None]]]") -> None:
+        """Do several things at the same time, each with the backend that it gets; when one fails, end the others.
+
+        Raises:
+            Exception: The first that one of them raised; the others are over by then.
         """
 
     async def sleep(self, seconds: float) -> None:

@@ -3,8 +3,9 @@
 Nothing suspends on this backend, so `run` gets to the end of a coroutine in one step.
 """
 
+import functools
 import threading
-from collections.abc import Awaitable, Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import grpc
 
 from cogment_model_registry.client.backends import (
+    Backend,
     Channel,
     Metadata,
     Replies,
@@ -23,7 +25,7 @@ from cogment_model_registry.client.backends import (
     refusing_closed_channels,
     reply_of,
 )
-from cogment_model_registry.client.threads import Job, start_thread
+from cogment_model_registry.client.threads import Job, start_thread, submit
 
 _T = TypeVar("_T")
 
@@ -126,6 +128,24 @@ class BlockingBackend:
             if self._end.done():
                 raise self._end.result() from None
             raise
+
+    async def together(self, works: Sequence[Callable[[Backend], Awaitable[None]]]) -> None:
+        """Do several things at the same time, each on a thread; when one fails, end the others."""
+        backends = [BlockingBackend(within=self) for _ in works]
+        working = [submit(functools.partial(run, work(backend))) for work, backend in zip(works, backends, strict=True)]
+        left: set[Future[Any]] = set(working)
+        try:
+            while left:
+                over, _ = futures.wait([*left, *self._ends], return_when=futures.FIRST_COMPLETED)
+                for each in over:
+                    if each not in left:
+                        raise each.result()
+                    left.discard(each)
+                    each.result()
+        finally:
+            for backend in backends:
+                backend.stop()
+            futures.wait(working)
 
     async def sleep(self, seconds: float) -> None:
         """Wait for some time."""

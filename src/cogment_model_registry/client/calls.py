@@ -84,6 +84,7 @@ class Calls:
         may_be_done: Callable[[], bool] = lambda: False,
         *,
         is_repeatable: bool = False,
+        progress: Callable[[], int] = lambda: 0,
     ) -> _T:
         """Make a call, and repeat it while the registry is unavailable.
 
@@ -94,12 +95,14 @@ class Calls:
             may_be_done: Returns whether the server may have done the call, which it must not do twice; called after
                 a failure that does not say.
             is_repeatable: Whether the server does it once even if it is made again, so that it is repeated then too.
+            progress: Returns how far it has come. When that grows between two failures, patience begins again.
 
         Raises:
             ModelRegistryError: It failed; with `may_be_done` when the server may have done it nevertheless.
         """
         backoff = Backoff()
         patience: Deadline | None = None
+        furthest = 0
         is_uncertain = False
         while True:
             is_begun = False
@@ -117,7 +120,9 @@ class Calls:
                     raise raised from error.__cause__
                 if patience is None:
                     await self.connection.check_stranger(self.backend, subject, error)
-                patience = patience or Deadline(min(self.retry_seconds, deadline.left_seconds()))
+                if patience is None or progress() > furthest:
+                    patience, backoff = Deadline(min(self.retry_seconds, deadline.left_seconds())), Backoff()
+                    furthest = progress()
                 seconds = backoff.next_seconds()
                 if patience.left_seconds() < seconds:
                     raise raised from error.__cause__

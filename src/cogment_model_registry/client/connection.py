@@ -132,6 +132,20 @@ class Connection:
                     link.users -= 1
                 await self._disconnect_unused(backend, link)
 
+    @asynccontextmanager
+    async def another(self, backend: Backend) -> AsyncGenerator[Channel]:
+        """Return a context manager with one more channel to where calls go now, with a connection of its own."""
+        self.check_open(backend)
+        with self._lock:
+            if self.is_closed or self._current is None:
+                raise ClosedError
+            channel = self._connect(backend, self._current.address, secure=self._current.secure)
+        try:
+            yield channel
+        finally:
+            if self.is_usable():
+                await self._disconnect(backend, channel)
+
     def check_open(self, backend: Backend) -> None:
         """Refuse to begin anything once it is closed, and where gRPC would hang or fail in its own words.
 

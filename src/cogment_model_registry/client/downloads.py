@@ -2,7 +2,8 @@
 
 import functools
 import io
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from typing import IO
@@ -15,6 +16,11 @@ from cogment_model_registry.records.versions import VersionInfo
 
 _BACKLOG_BYTES = 8 * 1024 * 1024
 """How many bytes may wait for the thread that hashes and writes."""
+
+_PART_BYTES = 16 * 1024 * 1024
+"""The size of a part: at 100 MiB in a second, asking for the next one takes a small share of the time."""
+
+_READ_BYTES = 1024 * 1024
 
 _HEAP_BLOCK_BYTES = 32 * 1024 * 1024 - 64 * 1024
 """The largest block, nearly, whose release makes glibc keep blocks of that size; see `keep_freed_blocks`."""
@@ -55,6 +61,11 @@ class Download:
         self._working: Future[None] | None = None
         keep_freed_blocks()
 
+    @property
+    def received_bytes(self) -> int:
+        """How many bytes were taken."""
+        return self._received_bytes
+
     async def write(self, data: memoryview) -> None:
         """Take the next bytes.
 
@@ -70,7 +81,7 @@ class Download:
         self._waiting_bytes += len(data)
         is_idle = self._working is None or self._working.done()
         if self._waiting_bytes > (INLINE_HASH_MAX_BYTES if is_idle else _BACKLOG_BYTES):
-            await self._settle()
+            await self.settle()
             self._working = submit(functools.partial(self._take, self._waiting))
             self._waiting, self._waiting_bytes = [], 0
 
@@ -80,18 +91,13 @@ class Download:
         Raises:
             DataLossError: They were not, or do not.
         """
-        await self._settle()
-        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
-        if sum(map(len, waiting)) > INLINE_HASH_MAX_BYTES:
-            self._working = submit(functools.partial(self._take, waiting))
-            await self._settle()
-        else:
-            self._take(waiting)
-        if self._received_bytes < self._info.data_size_bytes:
-            raise self._loss(f"{self._received_bytes} of its {self._info.data_size_bytes} bytes were received")
-        data_hash = self._hash.digest_text()
-        if data_hash != self._info.data_hash:
-            raise self._loss(f"its data_hash is {self._info.data_hash}, but the bytes received have {data_hash}")
+        await self._take_all()
+        _check(self._info, self._received_bytes, self._hash)
+
+    async def rest(self) -> "Rest":
+        """Return what receives the bytes that follow, in parts."""
+        await self._take_all()
+        return Rest(self._info, self._file, self._hash, self._received_bytes)
 
     def abandon(self) -> None:
         """Block until no thread uses the file: the caller may be cancelled, and the backlog is short."""
@@ -103,10 +109,95 @@ class Download:
         if not self._is_memory:
             self._file.writelines(parts)
 
-    async def _settle(self) -> None:
+    async def _take_all(self) -> None:
+        await self.settle()
+        waiting, self._waiting, self._waiting_bytes = self._waiting, [], 0
+        if sum(map(len, waiting)) > INLINE_HASH_MAX_BYTES:
+            self._working = submit(functools.partial(self._take, waiting))
+            await self.settle()
+        else:
+            self._take(waiting)
+
+    async def settle(self) -> None:
+        """Wait until no thread uses the file."""
         if self._working is not None:
             await self._backend.wait(self._working)
             self._working = None
 
     def _loss(self, reason: str) -> DataLossError:
         return DataLossError.version(self._info.model_id, self._info.number, reason)
+
+
+class Rest:
+    """Receives the rest of a version in parts, in any order and from several threads. Made by `Download.rest`.
+
+    What came is hashed in order, as far as nothing is missing, so it is read once more. A part begins before the next
+    ones, so the file never grows far beyond what was received.
+    """
+
+    def __init__(self, info: VersionInfo, file: IO[bytes], payload_hash: PayloadHash, start: int) -> None:
+        self._info = info
+        self._file = file
+        self._hash = payload_hash
+        self._hashed_bytes = start
+        self._lock = threading.Lock()
+        self._parts = self._cut(start)
+        self._received: dict[int, range] = {}
+        self._is_hashing = False
+
+    def _cut(self, start: int) -> Iterator[range]:
+        size_bytes = self._info.data_size_bytes
+        return (range(at, min(at + _PART_BYTES, size_bytes)) for at in range(start, size_bytes, _PART_BYTES))
+
+    def next_part(self) -> range | None:
+        """Return the positions of the next part that nobody receives yet; None if there is none left."""
+        with self._lock:
+            return next(self._parts, None)
+
+    def write(self, position: int, data: memoryview) -> None:
+        """Take bytes of a part; blocks."""
+        with self._lock:
+            self._file.seek(position)
+            self._file.write(data)
+
+    def finish_part(self, part: range) -> None:
+        """Record that a part was received, and hash what can be hashed; blocks.
+
+        Another thread may be hashing already: then it hashes this part too.
+        """
+        with self._lock:
+            self._received[part.start] = part
+            if self._is_hashing:
+                return
+            self._is_hashing = True
+        while (ready := self._next_ready()) is not None:
+            for position in range(ready.start, ready.stop, _READ_BYTES):
+                with self._lock:
+                    self._file.seek(position)
+                    block = self._file.read(min(_READ_BYTES, ready.stop - position))
+                self._hash.update([block])
+            self._hashed_bytes = ready.stop
+
+    def _next_ready(self) -> range | None:
+        with self._lock:
+            part = self._received.pop(self._hashed_bytes, None)
+            self._is_hashing = part is not None
+            return part
+
+    def check(self) -> None:
+        """Check that all bytes were received, and match their hash.
+
+        Raises:
+            DataLossError: They were not, or do not.
+        """
+        _check(self._info, self._hashed_bytes, self._hash)
+
+
+def _check(info: VersionInfo, received_bytes: int, payload_hash: PayloadHash) -> None:
+    reason = ""
+    if received_bytes < info.data_size_bytes:
+        reason = f"{received_bytes} of its {info.data_size_bytes} bytes were received"
+    elif (data_hash := payload_hash.digest_text()) != info.data_hash:
+        reason = f"its data_hash is {info.data_hash}, but the bytes received have {data_hash}"
+    if reason:
+        raise DataLossError.version(info.model_id, info.number, reason)

@@ -12,12 +12,11 @@ from cogment_model_registry.client.arguments import (
     checked_number,
     checked_path,
 )
-from cogment_model_registry.client.backends import Channel
 from cogment_model_registry.client.cache import Cache
-from cogment_model_registry.client.calls import Calls, method_path
+from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer_deadline
-from cogment_model_registry.client.downloads import Download
+from cogment_model_registry.client.fetching import Fetch
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.lifecycle_calls import look_up
 from cogment_model_registry.client.progress import Wish, reporting
@@ -26,7 +25,6 @@ from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.system.replacement import Replacement
-from cogment_model_registry.wire import convert, messages
 
 _T = TypeVar("_T")
 
@@ -146,30 +144,9 @@ class Retrievals:
         subject = Subject(what, info.model_id, info.number)
         limit = deadline or transfer_deadline(info.data_size_bytes)
         wish = self._progress if progress is None else progress
-        number = checked_number(info.model_id, info.number)
-        request = messages.RetrieveVersionDataRequest(model_id=info.model_id, version_number=number)
+        checked_number(info.model_id, info.number)
         with reporting(what, info.data_size_bytes, wish) as report:
-
-            async def receive(channel: Channel) -> None:
-                report.restart()
-                file.seek(0)
-                file.truncate()
-                replies = self._backend.stream(
-                    channel, method_path("RetrieveVersionData"), request.SerializeToString(), limit.left_seconds()
-                )
-                download = Download(info, file, self._backend)
-                try:
-                    while (message := await replies.read()) is not None:
-                        data = convert.decode_data_chunk(message)
-                        await download.write(data)
-                        report.advance(len(data))
-                    await download.finish()
-                finally:
-                    if self._calls.connection.is_usable():  # elsewhere their threads stand still
-                        replies.cancel()
-                        download.abandon()
-
-            await self._calls.retrying(receive, subject, limit)
+            await Fetch(self._calls, info, file, subject, limit, report).run()
         if cache is not None:
             await self._on_thread(lambda: cache.keep(info, file))
 

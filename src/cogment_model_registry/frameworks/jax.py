@@ -252,7 +252,7 @@ def store(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    version: int = LATEST,
+    version: int | str = LATEST,
     *,
     like: _T,
     **options: "Unpack[FitOptions]",
@@ -261,19 +261,22 @@ def load(
 
 @overload
 def load(
-    registry: ModelRegistry, model: str | VersionInfo, version: int = LATEST, **options: "Unpack[arrays.LoadOptions]"
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    version: int | str = LATEST,
+    **options: "Unpack[arrays.LoadOptions]",
 ) -> Loaded[Any]: ...
 
 
 def load(
-    registry: ModelRegistry, model: str | VersionInfo, version: int = LATEST, *, like: Any = None, **options: Any
+    registry: ModelRegistry, model: str | VersionInfo, version: int | str = LATEST, *, like: Any = None, **options: Any
 ) -> Loaded[Any]:
     """Retrieve a version, and return it with its pytree.
 
     Args:
         registry: The client.
         model: The id of the model; or the version itself.
-        version: The number of the version, -1 for the latest, -2 for the one before.
+        version: The number of the version, -1 for the latest, -2 for the one before; or an alias.
         like: As for `decode`.
         options: What `decode` takes: `dtype` and `prefix`, or `strict` with `like`; `archived`, whether only archived
             versions count; `timeout`, the seconds that each call may take; and `progress`, how to report the transfer.

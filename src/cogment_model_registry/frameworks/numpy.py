@@ -166,7 +166,7 @@ def store(
 def load(
     registry: ModelRegistry,
     model: str | VersionInfo,
-    version: int = LATEST,
+    version: int | str = LATEST,
     *,
     into: object,
     **options: "Unpack[FitOptions]",
@@ -175,19 +175,22 @@ def load(
 
 @overload
 def load(
-    registry: ModelRegistry, model: str | VersionInfo, version: int = LATEST, **options: "Unpack[arrays.LoadOptions]"
+    registry: ModelRegistry,
+    model: str | VersionInfo,
+    version: int | str = LATEST,
+    **options: "Unpack[arrays.LoadOptions]",
 ) -> Loaded[Any]: ...
 
 
 def load(
-    registry: ModelRegistry, model: str | VersionInfo, version: int = LATEST, *, into: Any = None, **options: Any
+    registry: ModelRegistry, model: str | VersionInfo, version: int | str = LATEST, *, into: Any = None, **options: Any
 ) -> Loaded[Any] | VersionInfo:
     """Retrieve a version: return its tree, or copy it into the arrays of another one.
 
     Args:
         registry: The client.
         model: The id of the model; or the version itself.
-        version: The number of the version, -1 for the latest, -2 for the one before.
+        version: The number of the version, -1 for the latest, -2 for the one before; or an alias.
         into: As for `decode`.
         options: What `decode` takes: `dtype` and `prefix`, or `strict` with `into`; `archived`, whether only archived
             versions count; `timeout`, the seconds that each call may take; and `progress`, how to report the transfer.

@@ -220,7 +220,7 @@ def fetch(
     decode: Callable[..., Any],
     registry: ModelRegistry,
     model: str | VersionInfo,
-    number: int,
+    number: int | str,
     *,
     archived: bool = False,
     timeout: float | None = None,
@@ -233,7 +233,7 @@ def fetch(
         decode: That of the framework.
         registry: The client.
         model: The id of its model; or the version itself.
-        number: Its number, -1 for the latest.
+        number: Its number, -1 for the latest; or an alias.
         archived: Whether only archived versions count.
         timeout: How many seconds each call may take.
         progress: How to report the progress of the transfer.

@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, counted, quoted
-from cogment_model_registry.records.retention import ModelAnnotations, RetentionRule, TransientShare
+from cogment_model_registry.records.notebooks import Shown
+from cogment_model_registry.records.retention import NO_SHARE, ModelAnnotations, RetentionRule, TransientShare
 from cogment_model_registry.records.versions import (
     ModelInfo,
     VersionInfo,
@@ -13,6 +15,9 @@ from cogment_model_registry.records.versions import (
     check_user_data,
     user_data_bytes,
 )
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 FIRST_REVISION = 1
 """The revision of a version of which nothing was changed yet. 0 means any revision, or none, in requests."""
@@ -39,42 +44,41 @@ class Annotations:
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
-    """A version with all that is known of it.
+class Version(VersionInfo):
+    """A version with all that is known of it. Its fields are flat, so that lists of it make tables.
 
     Attributes:
-        info: What never changes.
-        annotations: What people may change.
+        tags: Texts by name.
+        metrics: Finite numbers by name.
         aliases: The aliases that point to it now, in the order of their names.
+        revision: Changes whenever the tags, the metrics or the tier change.
     """
 
-    info: VersionInfo
-    annotations: Annotations = field(default_factory=Annotations)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
     aliases: tuple[str, ...] = ()
+    revision: int = FIRST_REVISION
+
+    @classmethod
+    def of(cls, info: VersionInfo, annotations: Annotations | None = None, aliases: tuple[str, ...] = ()) -> "Self":
+        """Return a version with its annotations and aliases."""
+        noted = annotations or Annotations()
+        fixed = {each.name: getattr(info, each.name) for each in fields(VersionInfo)}
+        return cls(**fixed, tags=noted.tags, metrics=noted.metrics, aliases=aliases, revision=noted.revision)
 
     @property
-    def number(self) -> int:
-        """Its number."""
-        return self.info.number
+    def info(self) -> VersionInfo:
+        """What never changes."""
+        return VersionInfo(*(getattr(self, each.name) for each in fields(VersionInfo)))
 
     @property
-    def tags(self) -> Mapping[str, str]:
-        """Texts by name."""
-        return self.annotations.tags
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        """Finite numbers by name."""
-        return self.annotations.metrics
-
-    @property
-    def revision(self) -> int:
-        """Changes whenever the tags, the metrics or the tier change."""
-        return self.annotations.revision
+    def annotations(self) -> Annotations:
+        """What people may change."""
+        return Annotations(self.tags, self.metrics, self.revision)
 
 
 @dataclass(frozen=True, slots=True)
-class Alias:
+class Alias(Shown):
     """A name that points to a version of a model, by which people deploy.
 
     Attributes:
@@ -91,49 +95,64 @@ class Alias:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelSummary:
-    """A model with what it has now.
+class ModelSummary(ModelInfo):
+    """A model with what it has now. Its fields are flat, so that lists of it make tables.
 
     Attributes:
-        info: The model.
         aliases: Its aliases, ordered by name.
         latest_number: The number of its newest version; 0 for none.
         versions: How many versions it has, of both tiers.
         archived_bytes: Bytes of its archived versions.
-        annotations: What people decided about it.
+        tags: Texts by name.
+        retention: The rules that keep and delete its versions.
+        share: Its share of the transient store.
+        revision: Changes whenever its tags, its rules or its share change.
     """
 
-    info: ModelInfo
     aliases: tuple[Alias, ...] = ()
     latest_number: int = 0
     versions: int = 0
     archived_bytes: int = 0
-    annotations: ModelAnnotations = field(default_factory=ModelAnnotations)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    retention: tuple[RetentionRule, ...] = ()
+    share: TransientShare = NO_SHARE
+    revision: int = FIRST_REVISION
+
+    @classmethod
+    def of(
+        cls,
+        info: ModelInfo,
+        annotations: ModelAnnotations | None = None,
+        *,
+        aliases: tuple[Alias, ...] = (),
+        latest_number: int = 0,
+        versions: int = 0,
+        archived_bytes: int = 0,
+    ) -> "Self":
+        """Return a model with what people decided about it and what it has."""
+        decided = annotations or ModelAnnotations()
+        return cls(
+            info.model_id,
+            info.user_data,
+            aliases=aliases,
+            latest_number=latest_number,
+            versions=versions,
+            archived_bytes=archived_bytes,
+            tags=decided.tags,
+            retention=decided.retention,
+            share=decided.share,
+            revision=decided.revision,
+        )
 
     @property
-    def model_id(self) -> str:
-        """Its id."""
-        return self.info.model_id
+    def info(self) -> ModelInfo:
+        """What its owner said about it."""
+        return ModelInfo(self.model_id, self.user_data)
 
     @property
-    def tags(self) -> Mapping[str, str]:
-        """Texts by name."""
-        return self.annotations.tags
-
-    @property
-    def retention(self) -> tuple[RetentionRule, ...]:
-        """The rules that keep and delete its versions."""
-        return self.annotations.retention
-
-    @property
-    def share(self) -> TransientShare:
-        """Its share of the transient store."""
-        return self.annotations.share
-
-    @property
-    def revision(self) -> int:
-        """Changes whenever its tags, its rules or its share change."""
-        return self.annotations.revision
+    def annotations(self) -> ModelAnnotations:
+        """What people decided about it."""
+        return ModelAnnotations(self.tags, self.retention, self.share, self.revision)
 
 
 @dataclass(frozen=True, slots=True)

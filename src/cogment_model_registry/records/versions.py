@@ -9,6 +9,7 @@ from functools import lru_cache
 from hashlib import sha256
 
 from cogment_model_registry.errors import InvalidError, TooLargeError, counted, quoted
+from cogment_model_registry.records.notebooks import Shown
 
 VERSION_NUMBER_MAX = 2**32 - 1
 """The largest version number: `version_number` is a uint32 on the wire."""
@@ -23,7 +24,7 @@ _DIGEST_BYTES = sha256().digest_size
 
 
 @dataclass(frozen=True, slots=True)
-class ModelInfo:
+class ModelInfo(Shown):
     """A model: a named line of versions.
 
     Attributes:
@@ -42,7 +43,7 @@ class _WeaklyReferable:
 
 
 @dataclass(frozen=True, slots=True)
-class VersionInfo(_WeaklyReferable):
+class VersionInfo(_WeaklyReferable, Shown):
     """A version of a model: one immutable blob, described.
 
     Attributes:

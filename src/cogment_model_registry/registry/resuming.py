@@ -128,7 +128,7 @@ class RepeatableUpload:
             # A client that repeats an upload finds it finished, even if it was gone in the meantime.
             info = await (run_to_end(committing) if header.request_id else committing)
             self.has_moved_aliases = bool(header.aliases)
-            self._version = Version(info, annotations or Annotations(), tuple(sorted(header.aliases)))
+            self._version = Version.of(info, annotations or Annotations(), tuple(sorted(header.aliases)))
         if self._version is None:
             raise RuntimeError("the upload was not entered")
         return self._version

@@ -1,9 +1,7 @@
 """The choice of the backends that a server runs on, from its settings."""
 
 import asyncio
-import contextlib
 import os
-import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -11,13 +9,16 @@ from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
+from cogment_model_registry.errors import StartError
 from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
+from cogment_model_registry.storage.catalog.snapshot import UnusableCatalogError, copy_database
 from cogment_model_registry.storage.catalog.tables import MIGRATIONS
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
+from cogment_model_registry.storage.filesystem.claim import is_held, opened_root
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
@@ -87,8 +88,12 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
         yield Backends(archive, transient, catalog, lambda: catalog.refresh(transient.remove_model))
 
 
-def _copy_database(source: str, target: str) -> None:
-    """Copy the database of a catalog, with the changes that are only in its write-ahead log, if there is one."""
-    for name in (CATALOG_NAME, f"{CATALOG_NAME}-wal"):
-        with contextlib.suppress(FileNotFoundError):
-            shutil.copyfile(os.path.join(source, name), os.path.join(target, name))
+def _copy_database(archive_dir: str, folder: str) -> None:
+    """Copy the database of an archive that another server may be using, if there is one."""
+    files = Files()
+    try:
+        with opened_root(files, archive_dir) as root:
+            database, copy = os.path.join(archive_dir, CATALOG_NAME), os.path.join(folder, CATALOG_NAME)
+            copy_database(database, copy, lambda: is_held(files, root))
+    except UnusableCatalogError as error:
+        raise StartError(f"the catalog {database} is not usable: {error.message}") from None

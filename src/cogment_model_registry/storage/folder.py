@@ -1,10 +1,38 @@
 """What a catalog that lives in the files of an archive needs, below the contract: only a folder of files knows it."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cogment_model_registry.registry.contracts import Archive, ModelContents
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStamp:
+    """The state of a folder: another one whenever an entry of it comes, goes, or gets another name.
+
+    Attributes:
+        inode: Its inode.
+        changed_ns: The time of its last change (ctime), which no program can set.
+    """
+
+    inode: int
+    changed_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class KnownFolder:
+    """What is known of a folder since an earlier scan.
+
+    Attributes:
+        size_bytes: The bytes of its versions, by number, ascending.
+        stamp: Its state then; None when it is not known.
+        is_complete: Whether these versions were all that it had, in this state.
+    """
+
+    size_bytes: Mapping[int, int] = field(default_factory=dict)
+    stamp: FolderStamp | None = None
+    is_complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,9 +41,17 @@ class FolderContents(ModelContents):
 
     Attributes:
         high_water_mark: The persisted number up to which none may be given again; 0 for none.
+        stamp: The state of the folder before it was scanned; None when a later change may leave it the same.
+        changed: The versions that are not known, or whose metadata was written since the folder had the known state.
+        is_plain: Whether it has nothing else of the model than these versions.
+        is_as_known: Whether it is in the known state, and was not read.
     """
 
     high_water_mark: int = 0
+    stamp: FolderStamp | None = None
+    changed: Sequence[int] = ()
+    is_plain: bool = False
+    is_as_known: bool = False
 
 
 class FolderArchive(Archive):
@@ -25,11 +61,15 @@ class FolderArchive(Archive):
     """
 
     @abstractmethod
-    async def scan(self) -> Sequence[FolderContents]:
-        """Return all models, ordered by id, whatever else lies in the folder."""
+    async def scan(self, known: Mapping[str, KnownFolder] | None = None) -> Sequence[FolderContents]:
+        """Return all models, ordered by id, whatever else lies in the folder.
+
+        Args:
+            known: What is known of them; a folder that is in the known state, and was complete then, is not read.
+        """
 
     @abstractmethod
-    async def scan_model(self, model_id: str) -> FolderContents | None:
+    async def scan_model(self, model_id: str, known: KnownFolder | None = None) -> FolderContents | None:
         """Return one model; None when it does not exist."""
 
     @abstractmethod

@@ -316,7 +316,7 @@ class CatalogSuite(ABC):
         infos = [await publish_annotated(catalog, annotations, archived=archived) for archived in (False, True)]
         assert [version.annotations for version in await catalog.describe(infos)] == [annotations, annotations]
         plain = await publish(catalog, "m")
-        assert await catalog.describe([plain]) == [Version(plain)]
+        assert await catalog.describe([plain]) == [Version.of(plain)]
 
     async def test_annotations_change_only_from_the_expected_revision(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "m")
@@ -423,7 +423,7 @@ class CatalogSuite(ABC):
         await self.put_model(catalog, "m")
         info = await publish_annotated(catalog, archived=True)
         assert await catalog.get_aliases("m") == []
-        assert await catalog.describe([info]) == [Version(info)]
+        assert await catalog.describe([info]) == [Version.of(info)]
 
     async def test_a_search_finds_what_is_visible_page_by_page(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "m")
@@ -449,8 +449,10 @@ class CatalogSuite(ABC):
         infos = [await publish_annotated(catalog, archived=archived) for archived in (True, False)]
         aliases = await catalog.set_aliases(await catalog.find("m"), [AliasChange("best", 1)], 5)
         models = [ModelInfo("n"), ModelInfo("none"), ModelInfo("m")]
-        expected = ModelSummary(ModelInfo("m"), tuple(aliases), 2, 2, infos[0].data_size_bytes)
-        assert await catalog.summarize(models) == [ModelSummary(ModelInfo("n")), expected]
+        expected = ModelSummary(
+            "m", aliases=tuple(aliases), latest_number=2, versions=2, archived_bytes=infos[0].data_size_bytes
+        )
+        assert await catalog.summarize(models) == [ModelSummary("n"), expected]
 
     async def test_a_model_changes_only_from_the_expected_revision(self, catalog: Catalog) -> None:
         ref = await catalog.find("m")
@@ -474,7 +476,7 @@ class CatalogSuite(ABC):
         await change_model(catalog, ref, ModelChange({"a": "1"}, (), (RetentionRule(keep_last=1),), TransientShare(1)))
         await self.remove_model(catalog, "m")
         await self.put_model(catalog, "m")
-        assert await catalog.summarize([ModelInfo("m")]) == [ModelSummary(ModelInfo("m"))]
+        assert await catalog.summarize([ModelInfo("m")]) == [ModelSummary("m")]
         with pytest.raises(NotFoundError):
             await change_model(catalog, ref, ModelChange({"a": "1"}))
 
@@ -524,7 +526,7 @@ class CatalogSuite(ABC):
         async with self.opened(tmp_path) as catalog:
             assert await catalog.get_aliases("m") == aliases
             [version] = await catalog.search(Search("m", EVERYTHING, BY_NUMBER, None, 10))
-            assert version == Version(info, Annotations({"a": "1"}, {"return": 5}), ("best",))
+            assert version == Version.of(info, Annotations({"a": "1"}, {"return": 5}), ("best",))
 
     async def publish_archived(
         self, catalog: Catalog, annotations: Annotations, request: UploadRequest | None = None

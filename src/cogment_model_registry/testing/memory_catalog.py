@@ -61,7 +61,7 @@ class _Model:
         self.aliases = {name: alias for name, alias in self.aliases.items() if alias.version_number != number}
 
     def summary(self) -> ModelSummary:
-        return ModelSummary(
+        return ModelSummary.of(
             info=self.info,
             aliases=tuple(self.aliases[name] for name in sorted(self.aliases)),
             latest_number=max(self.versions, default=0),
@@ -72,7 +72,7 @@ class _Model:
 
     def describe(self, info: VersionInfo) -> Version:
         names = sorted(name for name, alias in self.aliases.items() if alias.version_number == info.number)
-        return Version(info, self.annotations.get(info.number, Annotations()), tuple(names))
+        return Version.of(info, self.annotations.get(info.number, Annotations()), tuple(names))
 
 
 @dataclass(eq=False, slots=True)
@@ -262,7 +262,7 @@ class MemoryCatalog(Catalog):
     async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
         await asyncio.sleep(0)
         models = self._tables.models
-        return [models[i.model_id].describe(i) if i.model_id in models else Version(i) for i in infos]
+        return [models[i.model_id].describe(i) if i.model_id in models else Version.of(i) for i in infos]
 
     async def change_annotations(self, ref: ModelRef, number: int, change: AnnotationChange) -> Version:
         async with self._locks[ref.model_id]:

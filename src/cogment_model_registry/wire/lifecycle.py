@@ -61,18 +61,18 @@ def page_size(asked: int) -> int:
 def version_message(version: Version) -> lifecycle_pb2.Version:
     """Return the message that describes a version."""
     return lifecycle_pb2.Version(
-        version_info=convert.version_message(version.info),
-        tags=version.annotations.tags,
-        metrics=version.annotations.metrics,
+        version_info=convert.version_message(version),
+        tags=version.tags,
+        metrics=version.metrics,
         aliases=version.aliases,
-        revision=version.annotations.revision,
+        revision=version.revision,
     )
 
 
 def version_from_message(message: lifecycle_pb2.Version) -> Version:
     """Return the version that a message describes."""
     annotations = Annotations(dict(message.tags), dict(message.metrics), message.revision)
-    return Version(convert.version_from_message(message.version_info), annotations, tuple(message.aliases))
+    return Version.of(convert.version_from_message(message.version_info), annotations, tuple(message.aliases))
 
 
 def version_ref(model_id: str, key: int | str) -> lifecycle_pb2.VersionRef:

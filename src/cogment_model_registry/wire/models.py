@@ -51,7 +51,7 @@ def model_from_message(message: lifecycle_pb2.Model) -> ModelSummary:
     """Return the model that a message describes."""
     rules = _rules_from_messages(message.retention, message.model_info.model_id)
     share = _share_from_message(message.transient_share)
-    return ModelSummary(
+    return ModelSummary.of(
         info=convert.model_from_message(message.model_info),
         aliases=tuple(aliases_from_messages(message.aliases)),
         latest_number=message.latest_version_number,

@@ -5,7 +5,6 @@ in the background, and searches wait for that; those that are gone leave the ind
 may be lost, and then nothing is lost but aliases, tags and metrics.
 """
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Mapping, Sequence
@@ -13,7 +12,7 @@ from sqlite3 import Connection
 
 import structlog
 
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError
+from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Annotations, Version
 from cogment_model_registry.records.retention import ModelAnnotations, ModelChange
 from cogment_model_registry.records.uploads import UploadRequest
@@ -21,13 +20,11 @@ from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
 from cogment_model_registry.storage.catalog import model_tables, requests, tables
 from cogment_model_registry.storage.catalog.database import Database, Operation
+from cogment_model_registry.storage.catalog.following import Following
 from cogment_model_registry.storage.catalog.searches import find_versions
-from cogment_model_registry.storage.folder import FolderArchive, FolderContents
+from cogment_model_registry.storage.folder import FolderArchive, FolderContents, KnownFolder
 
 _log = structlog.stdlib.get_logger(__name__)
-
-_BATCH = 256
-"""How many versions are read and added at once: a publish waits for no more than that."""
 
 
 class VersionIndex:
@@ -43,51 +40,50 @@ class VersionIndex:
         self._archive = archive
         self._aliases: dict[str, dict[str, Alias]] = {}
         self._models: dict[str, ModelAnnotations] = {}  # those of which people decided anything
-        self._missing: dict[str, list[int]] = {}
         self._stale: set[str] = set()
-        self._indexing: asyncio.Task[None] | None = None
+        self._following = Following(database, archive, self._take_aliases)
 
-    async def open(self, contents: Sequence[FolderContents]) -> None:
-        """Open the database, and compare it with what the folder has.
+    async def open(self) -> dict[str, KnownFolder]:
+        """Open the database; return what is known of the folders.
 
         Raises:
             StartError: The database is not usable.
         """
         await self._database.open()
-        known = await self._database.read(tables.numbers)
+        return await self._following.known()
+
+    async def compare_all(self, contents: Sequence[FolderContents], known: Mapping[str, KnownFolder]) -> None:
+        """Compare what the index has with what the folder has; see `following`."""
         for model_id in known.keys() - {each.info.model_id for each in contents}:
             await self.remove_model(model_id)
+        self._aliases = await self._database.read(tables.all_aliases)
         for each in contents:
-            await self._compare(each, known.get(each.info.model_id, set()))
+            model_id = each.info.model_id
+            await self._compare(each, known.get(model_id, KnownFolder()))
         self._aliases = await self._database.read(tables.all_aliases)
         self._models = await self._database.read(model_tables.all_model_annotations)
-        self._begin_indexing()
 
-    async def compare(self, contents: FolderContents) -> None:
+    async def known_of(self, model_id: str) -> KnownFolder:
+        """Return what is known of the folder of a model."""
+        return await self._following.known_of(model_id)
+
+    async def compare(self, contents: FolderContents, known: KnownFolder) -> None:
         """Compare what the index has of a model with what its folder has now."""
         model_id = contents.info.model_id
-        await self._compare(
-            contents, await self._database.read(lambda connection: tables.numbers_of(connection, model_id))
-        )
         await self._load_aliases(model_id)
-        self._begin_indexing()
+        await self._compare(contents, known)
+        await self._load_aliases(model_id)
+        self._models[model_id] = await self._database.read(
+            lambda connection: model_tables.annotations_of_model(connection, model_id)
+        )
 
-    async def _compare(self, contents: FolderContents, known: set[int]) -> None:
-        model_id = contents.info.model_id
-        found = {*contents.version_numbers}
-        # A damaged version may be repaired, so what people said of it stays.
-        gone = known - found - contents.damaged.keys()
-        if gone:
-            _log.warning("versions gone from the archive", model_id=model_id, count=len(gone), newest=max(gone))
-            await self._database.change(lambda connection: tables.remove_versions(connection, model_id, gone))
-        if missing := found - known:
-            self._missing[model_id] = sorted(missing)
+    async def _compare(self, contents: FolderContents, known: KnownFolder) -> None:
+        aliases = self._aliases.get(contents.info.model_id, {}).values()
+        await self._following.compare(contents, known.size_bytes.keys(), {alias.version_number for alias in aliases})
 
     async def close(self) -> None:
         """Commit what waits, and close the database. Closing twice does nothing."""
-        if self._indexing is not None:
-            self._indexing.cancel()
-            await asyncio.wait([self._indexing])
+        await self._following.close()
         await self._database.close()
 
     # Versions.
@@ -143,7 +139,7 @@ class VersionIndex:
 
     async def remove_model(self, model_id: str) -> None:
         """Remove a model with everything that belongs to it, after its files; never fails, see `remove_version`."""
-        self._missing.pop(model_id, None)
+        self._following.forget(model_id)
         self._aliases.pop(model_id, None)
         self._models.pop(model_id, None)
         if not await self._remove(lambda connection: _remove_model(connection, model_id)):
@@ -169,9 +165,7 @@ class VersionIndex:
 
     async def annotations_of(self, infos: Sequence[VersionInfo]) -> list[Annotations]:
         """Return the annotations of archived versions, in the order given."""
-        return await self._database.read(
-            lambda connection: [tables.annotations_of(connection, info.model_id, info.number) for info in infos]
-        )
+        return await self._database.read(lambda connection: [tables.annotations_of(connection, info) for info in infos])
 
     async def change_annotations(self, info: VersionInfo, change: AnnotationChange) -> Annotations:
         """Change the annotations of an archived version; see `Catalog.change_annotations`."""
@@ -188,8 +182,7 @@ class VersionIndex:
 
     async def find(self, search: Search) -> list[Version]:
         """Return archived versions that a search accepts, visible or not."""
-        if self._indexing is not None:
-            await asyncio.wait([self._indexing])
+        await self._following.wait()
         return await self._database.search(lambda connection: find_versions(connection, search))
 
     # Models.
@@ -266,45 +259,16 @@ class VersionIndex:
             return tables.set_aliases(connection, model_id, changes, now_ns)
 
         aliases = await self._database.change(set_aliases)
-        self._aliases[model_id] = {alias.name: alias for alias in aliases}
+        self._take_aliases(model_id, aliases)
         return aliases
 
     async def _load_aliases(self, model_id: str) -> None:
-        aliases = await self._database.read(lambda connection: tables.aliases_of(connection, model_id))
+        self._take_aliases(
+            model_id, await self._database.read(lambda connection: tables.aliases_of(connection, model_id))
+        )
+
+    def _take_aliases(self, model_id: str, aliases: Sequence[Alias]) -> None:
         self._aliases[model_id] = {alias.name: alias for alias in aliases}
-
-    # Indexing.
-
-    def _begin_indexing(self) -> None:
-        if self._missing and self._indexing is None:
-            self._indexing = asyncio.ensure_future(self._index())
-
-    async def _index(self) -> None:
-        """Read the versions that are missing in the index, and add them."""
-        count = sum(len(numbers) for numbers in self._missing.values())
-        _log.info("indexing the archive", versions=count)
-        try:
-            while self._missing:
-                model_id, numbers = next(iter(self._missing.items()))
-                batch, rest = numbers[:_BATCH], numbers[_BATCH:]
-                await self._add_batch(model_id, batch)
-                if model_id in self._missing:
-                    self._missing[model_id] = rest
-                    if not rest:
-                        del self._missing[model_id]
-            _log.info("archive indexed", versions=count)
-        except ModelRegistryError as error:
-            _log.error("indexing of the archive stopped: searches are incomplete", reason=error.message)
-        finally:
-            self._indexing = None
-
-    async def _add_batch(self, model_id: str, numbers: Sequence[int]) -> None:
-        try:
-            found = await self._archive.read_version_infos(model_id, numbers)
-        except NotFoundError:
-            return
-        infos = [each for each in found if isinstance(each, VersionInfo) and each.archived]
-        await self._database.change(lambda connection: tables.put_versions(connection, infos))
 
 
 def _remove_model(connection: Connection, model_id: str) -> None:

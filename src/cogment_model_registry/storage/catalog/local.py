@@ -92,10 +92,11 @@ class LocalCatalog(Catalog):
         self._stopping = False
 
     async def open(self) -> None:
-        found = await self._archive.scan()
+        known = await self._index.open()
+        found = await self._archive.scan(known)
         for contents in found:
             self._add_model(contents)
-        await self._index.open(found)
+        await self._index.compare_all(found, known)
         for request_id, entry in await self._index.finished_uploads():
             if entry.number and entry.model_id in self._models:
                 entry.life = self._models[entry.model_id].life
@@ -121,14 +122,15 @@ class LocalCatalog(Catalog):
         for model_id in sorted(found | self._models.keys()):
             # Scanned again under the lock, since versions may have been stored after the first scan.
             async with self.lock(model_id):
-                contents = await self._archive.scan_model(model_id)
+                known = await self._index.known_of(model_id)
+                contents = await self._archive.scan_model(model_id, known)
                 if contents is None and model_id in self._models:
                     await self._index.remove_model(model_id)
                     self._forget_model(self._models[model_id])
                     await on_removed(model_id)
                 elif contents is not None:
                     self._refresh_model(contents)
-                    await self._index.compare(contents)
+                    await self._index.compare(contents, known)
 
     def stop_watching(self) -> None:
         self._stopping = True
@@ -158,7 +160,7 @@ class LocalCatalog(Catalog):
         return [self._summary(model) for info in models if (model := self._models.get(info.model_id))]
 
     def _summary(self, model: Model) -> ModelSummary:
-        return ModelSummary(
+        return ModelSummary.of(
             info=model.info,
             aliases=tuple(self._index.aliases_of(model.model_id).values()),
             latest_number=model.numbers[-1] if model.numbers else 0,
@@ -308,7 +310,7 @@ class LocalCatalog(Catalog):
             dict(zip(map(_key, archived), await self._index.annotations_of(archived), strict=True)) if archived else {}
         )
         return [
-            Version(info, kept.get(_key(info)) or self._transient_annotations(info), self._index.names_of(info))
+            Version.of(info, kept.get(_key(info)) or self._transient_annotations(info), self._index.names_of(info))
             for info in infos
         ]
 
@@ -330,7 +332,7 @@ class LocalCatalog(Catalog):
                 if model.has(number):  # not evicted in the meantime
                     model.annotations[number] = annotations
                     model.changes += 1
-            return Version(info, annotations, self._index.names_of(info))
+            return Version.of(info, annotations, self._index.names_of(info))
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
         self._require(model_id)

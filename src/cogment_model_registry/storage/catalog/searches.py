@@ -311,4 +311,4 @@ def _version(connection: Connection, row: Sequence[Any]) -> Version:
     user_data, tags, metrics = (entries(connection, table, key) for table in ("user_data", "tags", "metrics"))
     names = connection.execute("SELECT name FROM aliases WHERE model = ? AND number = ? ORDER BY name", key)
     info = VersionInfo(model_id, number, created + TIME_OFFSET, True, data_hash, data_size, user_data)
-    return Version(info, Annotations(tags, metrics, revision), tuple(name for (name,) in names))
+    return Version.of(info, Annotations(tags, metrics, revision), tuple(name for (name,) in names))

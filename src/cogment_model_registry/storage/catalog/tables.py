@@ -7,7 +7,7 @@ Times are nanoseconds since the Unix epoch less 2^63, since their range is that 
 the order of SQLite's integers is signed.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from sqlite3 import Connection
 from typing import Any
 
@@ -22,6 +22,7 @@ from cogment_model_registry.records.lifecycle import (
 )
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.catalog.connections import Migration
+from cogment_model_registry.storage.folder import FolderStamp, KnownFolder
 
 TIME_OFFSET = 2**63
 """What is taken from a time before it is stored."""
@@ -37,7 +38,10 @@ MIGRATIONS = (
             max_items INTEGER NOT NULL DEFAULT 0,
             max_bytes INTEGER NOT NULL DEFAULT 0,
             reserved_items INTEGER NOT NULL DEFAULT 0,
-            reserved_bytes INTEGER NOT NULL DEFAULT 0
+            reserved_bytes INTEGER NOT NULL DEFAULT 0,
+            folder_inode TEXT NOT NULL DEFAULT '',
+            folder_changed INTEGER NOT NULL DEFAULT 0,
+            folder_complete INTEGER NOT NULL DEFAULT 0
         );
         CREATE TABLE model_tags (
             model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
@@ -135,8 +139,9 @@ def put_versions(connection: Connection, infos: Iterable[VersionInfo]) -> list[i
     for info in infos:
         model = _model_of(connection, info.model_id)
         key, created = (model, info.number), info.created_ns - TIME_OFFSET
-        found = connection.execute("SELECT created, data_hash FROM versions WHERE model = ? AND number = ?", key)
-        is_other = found.fetchone() not in (None, (created, info.data_hash))
+        sql = "SELECT created, data_hash FROM versions WHERE model = ? AND number = ?"
+        found = connection.execute(sql, key).fetchone()
+        is_other = found not in (None, (created, info.data_hash))
         if is_other:
             remove_versions(connection, info.model_id, [info.number])
             others.append(info.number)
@@ -146,6 +151,8 @@ def put_versions(connection: Connection, infos: Iterable[VersionInfo]) -> list[i
             " ON CONFLICT DO UPDATE SET data_size = excluded.data_size",
             (*key, created, info.data_hash, info.data_size_bytes, revision),
         )
+        if found is None or is_other:
+            connection.execute("UPDATE models SET folder_complete = 0 WHERE model = ? AND folder_complete", (model,))
         _put_entries(connection, "user_data", key, info.user_data)
     return others
 
@@ -156,6 +163,22 @@ def remove_versions(connection: Connection, model_id: str, numbers: Iterable[int
     keys = [(model, number) for number in numbers]
     connection.executemany("DELETE FROM aliases WHERE model = ? AND number = ?", keys)
     connection.executemany("DELETE FROM versions WHERE model = ? AND number = ?", keys)
+
+
+def put_folder(connection: Connection, model_id: str, stamp: FolderStamp, numbers: Collection[int] | None) -> None:
+    """Record in what state the folder of a model was when its versions were compared with their records.
+
+    Args:
+        connection: The database.
+        model_id: The model.
+        stamp: The state.
+        numbers: The versions in the folder, if it has nothing else; None if it has.
+    """
+    is_complete = numbers is not None and numbers_of(connection, model_id) == {*numbers}
+    connection.execute(
+        "UPDATE models SET folder_inode = ?, folder_changed = ?, folder_complete = ? WHERE model_id = ?",
+        (str(stamp.inode), stamp.changed_ns, is_complete, model_id),
+    )
 
 
 def remove_model(connection: Connection, model_id: str) -> None:
@@ -191,6 +214,11 @@ def put_aliases(connection: Connection, model_id: str, aliases: Iterable[Alias])
     connection.executemany("INSERT INTO aliases VALUES (?, ?, ?, ?, ?)", rows)
 
 
+def put_model_row(connection: Connection, model_id: str) -> None:
+    """Give a model a row, unless it has one."""
+    _model_of(connection, model_id)
+
+
 def raise_revision(connection: Connection, model_id: str, revision: int) -> None:
     """Let no change of a model have this revision, or one below it, again."""
     key = (revision, find_model(connection, model_id))
@@ -203,7 +231,7 @@ def change_annotations(connection: Connection, info: VersionInfo, change: Annota
     Raises:
         ConflictError: It has another revision than was expected.
     """
-    before = annotations_of(connection, info.model_id, info.number)
+    before = annotations_of(connection, info)
     check_revision(info, before, change)
     after = change.apply_to(info, before, next_revision(connection, info.model_id))
     put_annotations(connection, info.model_id, info.number, after)
@@ -262,6 +290,28 @@ def numbers(connection: Connection) -> dict[str, set[int]]:
     return {model_id: numbers - {None} for model_id, numbers in found.items()}
 
 
+def folders(connection: Connection) -> dict[str, KnownFolder]:
+    """Return what is known of the folders of models since they were compared with their records."""
+    found = {}
+    rows = connection.execute("SELECT model, model_id, folder_inode, folder_changed, folder_complete FROM models")
+    for model, model_id, inode, changed_ns, is_complete in rows.fetchall():
+        sizes = connection.execute("SELECT number, data_size FROM versions WHERE model = ? ORDER BY number", (model,))
+        stamp = FolderStamp(int(inode), changed_ns) if inode else None
+        found[model_id] = KnownFolder(dict(sizes), stamp, is_complete=bool(is_complete))
+    return found
+
+
+def folder_of(connection: Connection, model_id: str) -> KnownFolder:
+    """Return what is known of the folder of one model."""
+    sql = "SELECT model, folder_inode, folder_changed FROM models WHERE model_id = ?"
+    row = connection.execute(sql, (model_id,)).fetchone()
+    if row is None:
+        return KnownFolder()
+    model, inode, changed_ns = row
+    sizes = connection.execute("SELECT number, data_size FROM versions WHERE model = ?", (model,))
+    return KnownFolder(dict(sizes), FolderStamp(int(inode), changed_ns) if inode else None)
+
+
 def numbers_of(connection: Connection, model_id: str) -> set[int]:
     """Return the numbers of the versions of a model."""
     key = (find_model(connection, model_id),)
@@ -298,10 +348,13 @@ def aliases_of(connection: Connection, model_id: str) -> list[Alias]:
     return [_alias(row) for row in rows]
 
 
-def annotations_of(connection: Connection, model_id: str, number: int) -> Annotations:
-    """Return the annotations of an archived version; none for one that has no row."""
-    key = (find_model(connection, model_id), number)
-    row = connection.execute("SELECT revision FROM versions WHERE model = ? AND number = ?", key).fetchone()
+def annotations_of(connection: Connection, info: VersionInfo) -> Annotations:
+    """Return the annotations of an archived version; none when its number has no record, or that of another one."""
+    key = (find_model(connection, info.model_id), info.number)
+    row = connection.execute(
+        "SELECT revision FROM versions WHERE model = ? AND number = ? AND created = ? AND data_hash = ?",
+        (*key, info.created_ns - TIME_OFFSET, info.data_hash),
+    ).fetchone()
     if row is None:
         return Annotations()
     return Annotations(entries(connection, "tags", key), entries(connection, "metrics", key), row[0])

@@ -7,7 +7,7 @@ So a version is never in memory as a whole. `directory` states the order of writ
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from time import perf_counter
@@ -25,7 +25,7 @@ from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.reading import Fingerprint, fingerprint
 from cogment_model_registry.storage.filesystem.removal import DoomedModel
 from cogment_model_registry.storage.filesystem.sharing import SharedUpload, hash_of_file
-from cogment_model_registry.storage.folder import FolderArchive, FolderContents
+from cogment_model_registry.storage.folder import FolderArchive, FolderContents, KnownFolder
 from cogment_model_registry.system.byte_budget import ByteBudget
 from cogment_model_registry.system.tasks import run_to_end, run_to_have
 
@@ -112,16 +112,17 @@ class DirectoryArchive(FolderArchive):
             await run_to_end(self.run(self.directory.close))
         self._executor.shutdown()
 
-    async def scan(self) -> list[FolderContents]:
+    async def scan(self, known: Mapping[str, KnownFolder] | None = None) -> list[FolderContents]:
         names = await run_to_end(self.run(self.directory.list_names))
         models: list[FolderContents] = []
         for start in range(0, len(names), _SCAN_MODELS):
-            models += await run_to_end(self.run(self.directory.scan, names[start : start + _SCAN_MODELS]))
+            batch = names[start : start + _SCAN_MODELS]
+            models += await run_to_end(self.run(self.directory.scan, batch, known or {}))
         self.directory.end_sweep()
         return models
 
-    async def scan_model(self, model_id: str) -> FolderContents | None:
-        return await self.run(self.directory.scan_model, model_id)
+    async def scan_model(self, model_id: str, known: KnownFolder | None = None) -> FolderContents | None:
+        return await self.run(self.directory.scan_model, model_id, known or KnownFolder())
 
     async def write_model(self, info: ModelInfo) -> None:
         await run_to_end(self.run(self.directory.write_model, info))

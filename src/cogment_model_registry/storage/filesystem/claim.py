@@ -78,6 +78,13 @@ def find_holder(files: Files, root: int) -> Holder | None:
     return None
 
 
+def is_held(files: Files, root: int) -> bool:
+    """Return whether a process owns an archive, as far as the lock tells."""
+    with contextlib.suppress(OSError):
+        return find_holder(files, root) is not None
+    return False
+
+
 @contextlib.contextmanager
 def opened_root(files: Files, path: str) -> Iterator[int]:
     """Return a context manager with a descriptor of an archive directory."""

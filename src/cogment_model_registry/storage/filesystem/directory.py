@@ -14,7 +14,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import structlog
@@ -52,7 +52,7 @@ from cogment_model_registry.storage.filesystem.recognition import check_format
 from cogment_model_registry.storage.filesystem.removal import DoomedModel, Removals
 from cogment_model_registry.storage.filesystem.touches import OwnTouches
 from cogment_model_registry.storage.filesystem.writing import DurableWriter
-from cogment_model_registry.storage.folder import FolderContents
+from cogment_model_registry.storage.folder import FolderContents, KnownFolder
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -190,19 +190,19 @@ class ArchiveDirectory:
         self._remove_what_was_left()
         return sorted(entry.name for entry in self.files.list_directory(self._root) if entry.is_directory)
 
-    def scan(self, names: Sequence[str]) -> list[FolderContents]:
+    def scan(self, names: Sequence[str], known: Mapping[str, KnownFolder]) -> list[FolderContents]:
         """Return those of the directories that are models."""
-        return [contents for name in names if (contents := self.scan_model(name))]
+        return [contents for name in names if (contents := self.scan_model(name, known.get(name, KnownFolder())))]
 
     def end_sweep(self) -> None:
         """Let temporary files stay from now on: those that a crash left were removed by the first scan."""
         self._sweeping = False
 
-    def scan_model(self, model_id: str) -> FolderContents | None:
+    def scan_model(self, model_id: str, known: KnownFolder) -> FolderContents | None:
         """Return the contents of a model's directory; None when it is not one of a model, or cannot be read."""
         try:
             check_model_id(model_id, self._model_id_max_bytes)
-            return self._scan_model(model_id)
+            return self._scan_model(model_id, known)
         except InvalidError:
             _log.debug("directory ignored: its name is not a model id", directory=quoted(model_id))
         except FileNotFoundError:
@@ -214,14 +214,17 @@ class ArchiveDirectory:
             _log.log(level, "model left out: its directory cannot be read", model_id=model_id, reason=error.strerror)
         return None
 
-    def _scan_model(self, model_id: str) -> FolderContents | None:
+    def _scan_model(self, model_id: str, known: KnownFolder) -> FolderContents | None:
         with self._directory(model_id) as directory:
+            stamp = reading.stamp(self.files, directory)
+            if known.is_complete and known.stamp == stamp:
+                return reading.known_contents(self.files, directory, model_id, known)
             found = list_model(self.files, directory, model_id)
             if self._sweeping and not found.is_deleted:
                 for name in found.temporary:
                     self._remove_temporary(directory, model_id, name, found)
             if found.is_model:
-                return reading.read_contents(self.files, directory, model_id, found)
+                return reading.read_contents(self.files, directory, model_id, found, stamp=stamp, known=known)
         if self._sweeping and found.is_deleted:
             self._removals.finish(self._root, DoomedModel(model_id, is_marked=True))
         return None

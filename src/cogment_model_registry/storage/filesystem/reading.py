@@ -3,6 +3,7 @@
 Errors are `OSError` where the system fails, and so says nothing about a file; damage is an answer.
 """
 
+import contextlib
 import stat
 import time
 from collections.abc import Iterator, Sequence
@@ -15,11 +16,15 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.storage.filesystem import layout
 from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
 from cogment_model_registry.storage.filesystem.model_files import ModelFiles, read_metadata
-from cogment_model_registry.storage.folder import FolderContents
+from cogment_model_registry.storage.folder import FolderContents, FolderStamp, KnownFolder
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _SETTLING_NS = 50 * 10**6
+
+FOLDER_SETTLING_NS = 2 * 10**9
+"""How old the last change of a directory must be for its time to tell it from the next one: some file systems keep
+whole seconds, or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,30 @@ class Fingerprint:
         return self.taken_ns - max(self.modified_ns, self.changed_ns) > _SETTLING_NS
 
 
-def read_contents(files: Files, directory: int, model_id: str, found: ModelFiles) -> FolderContents:
+def stamp(files: Files, directory: int) -> FolderStamp | None:
+    """Return the state of a model's directory; None when a later change may leave it the same."""
+    status = files.status(directory)
+    is_settled = time.time_ns() - status.st_ctime_ns > FOLDER_SETTLING_NS
+    return FolderStamp(status.st_ino, status.st_ctime_ns) if is_settled else None
+
+
+def known_contents(files: Files, directory: int, model_id: str, known: KnownFolder) -> FolderContents:
+    """Return the contents of a model whose names are as they are known; the model's own files may have changed."""
+    return FolderContents(
+        info=_read_model(files, directory, model_id),
+        version_numbers=[*known.size_bytes],
+        size_bytes=dict(known.size_bytes),
+        last_number=max(known.size_bytes, default=0),
+        high_water_mark=_read_high_water_mark(files, directory, model_id),
+        stamp=known.stamp,
+        is_plain=True,
+        is_as_known=True,
+    )
+
+
+def read_contents(
+    files: Files, directory: int, model_id: str, found: ModelFiles, *, stamp: FolderStamp | None, known: KnownFolder
+) -> FolderContents:
     """Return the contents of a model, as far as names and the model's own files show.
 
     Args:
@@ -47,27 +75,43 @@ def read_contents(files: Files, directory: int, model_id: str, found: ModelFiles
         directory: Descriptor of the model's directory.
         model_id: The model.
         found: The names in the directory.
+        stamp: The state of the directory before its names were read.
+        known: What is known of its versions.
     """
     damaged = dict(_damage_by_names(found))
     numbers = sorted(found.metadata.keys() - damaged.keys())
+    changed = [number for number in numbers if _is_changed(files, directory, model_id, number, known)]
+    sizes_bytes = {number: known.size_bytes.get(number, 0) for number in numbers}
+    sizes_bytes.update(_data_sizes_bytes(files, directory, model_id, changed))
     return FolderContents(
         info=_read_model(files, directory, model_id),
         version_numbers=numbers,
-        size_bytes=_data_sizes_bytes(files, directory, model_id, numbers),
+        size_bytes=sizes_bytes,
         damaged=damaged,
         last_number=found.last_number,
         high_water_mark=_read_high_water_mark(files, directory, model_id),
+        stamp=stamp,
+        changed=changed,
+        is_plain=not damaged and found.metadata.keys() == found.data.keys(),
     )
+
+
+def _is_changed(files: Files, directory: int, model_id: str, number: int, known: KnownFolder) -> bool:
+    """Return whether a version is not known, or its metadata was written since."""
+    if known.stamp is None or number not in known.size_bytes:
+        return True
+    try:
+        status = files.status_of(directory, layout.version_file_name(model_id, number))
+    except FileNotFoundError:
+        return True
+    return status.st_ctime_ns >= known.stamp.changed_ns
 
 
 def _data_sizes_bytes(files: Files, directory: int, model_id: str, numbers: Sequence[int]) -> dict[int, int]:
     sizes_bytes = dict.fromkeys(numbers, 0)
     for number in numbers:
-        try:
-            status = files.status_of(directory, layout.data_file_name(model_id, number))
-        except FileNotFoundError:
-            continue
-        sizes_bytes[number] = status.st_size
+        with contextlib.suppress(FileNotFoundError):
+            sizes_bytes[number] = files.status_of(directory, layout.data_file_name(model_id, number)).st_size
     return sizes_bytes
 
 

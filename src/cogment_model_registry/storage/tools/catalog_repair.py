@@ -14,9 +14,10 @@ from sqlite3 import Connection, Error
 
 from cogment_model_registry.errors import ModelRegistryError, counted, quoted
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.storage.catalog import requests, tables
 from cogment_model_registry.storage.catalog.connections import open_for_writing
-from cogment_model_registry.storage.catalog.notes import ModelNotes, VersionNotes, put_notes, read_notes
+from cogment_model_registry.storage.catalog.note_tables import put_notes, read_notes
+from cogment_model_registry.storage.catalog.notes import ModelNotes, VersionNotes
 from cogment_model_registry.storage.catalog.snapshot import UnusableCatalogError, opened_snapshot
 from cogment_model_registry.storage.filesystem import layout, model_files
 from cogment_model_registry.storage.filesystem.findings import Finding, Kind
@@ -103,8 +104,10 @@ class _CatalogRepair:
             connection.execute("BEGIN IMMEDIATE")
             for finding in gone:
                 tables.remove_versions(connection, finding.model_id, [finding.number])
+                requests.mark_gone(connection, finding.model_id, finding.number)
             for model_id in sorted({finding.model_id for finding in findings}):
-                tables.put_versions(connection, self._versions(model_id))
+                for number in tables.put_versions(connection, self._versions(model_id)):
+                    requests.mark_gone(connection, model_id, number)
             connection.execute("COMMIT")
 
     def rebuild(self) -> None:
@@ -151,7 +154,8 @@ class _CatalogRepair:
             tables.put_versions(new, infos.values())
             notes = saved.pop(model_id, ModelNotes())
             kept = notes.restricted(lambda number, version, infos=infos: _is_of(infos.get(number), version))  # type: ignore[misc]
-            put_notes(new, model_id, kept)
+            if kept:
+                put_notes(new, model_id, kept)
             self._note_lost(model_id, notes, kept)
             aliases += len(kept.aliases)
             annotated += sum(bool(each.annotations.tags or each.annotations.metrics) for each in kept.versions.values())

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import BinaryIO
 
 from cogment_model_registry.errors import DataLossError, InvalidError, PreconditionError, counted, quoted
-from cogment_model_registry.storage.catalog import tables
+from cogment_model_registry.storage.catalog import requests, tables
 from cogment_model_registry.storage.catalog.connections import open_for_writing
-from cogment_model_registry.storage.catalog.notes import ModelNotes, from_fields, put_notes, read_notes, to_fields
+from cogment_model_registry.storage.catalog.note_tables import put_notes, read_notes
+from cogment_model_registry.storage.catalog.notes import ModelNotes, from_fields, to_fields
 from cogment_model_registry.storage.catalog.snapshot import Flaw, UnusableCatalogError, opened_snapshot
 from cogment_model_registry.storage.filesystem import export_format, layout, model_export, model_files, model_import
 from cogment_model_registry.storage.filesystem.claim import Holder
@@ -161,6 +162,7 @@ def _kept(place: ArchivePlace, model_id: str, notes: ModelNotes, open_directory:
         place.files.give(place.root, layout.CATALOG_NAME)
         connection.execute("BEGIN IMMEDIATE")
         tables.remove_model(connection, model_id)
+        requests.mark_gone(connection, model_id)
         directory = open_directory()
         try:
             for number in notes.versions:
@@ -183,6 +185,10 @@ def summary(annotations: export_format.Annotations | None) -> str:
     if annotations is None:
         return ""
     notes = from_fields(dict(annotations), "")
-    aliases = counted(len(notes.aliases), "alias", "aliases")
     annotated = sum(bool(each.annotations.tags or each.annotations.metrics) for each in notes.versions.values())
-    return f"{aliases}, tags and metrics of {counted(annotated, 'version')}"
+    parts = [
+        counted(len(notes.model.retention), "rule") if notes.model.retention else "",
+        counted(len(notes.aliases), "alias", "aliases") if notes.aliases else "",
+        f"tags and metrics of {counted(annotated, 'version')}" if annotated else "",
+    ]
+    return ", ".join(part for part in parts if part)

@@ -1,11 +1,10 @@
 """An archive directory as its tools open it: without a server, and perhaps next to one."""
 
-import contextlib
 import os
 from dataclasses import dataclass
 
 from cogment_model_registry.storage.filesystem import layout
-from cogment_model_registry.storage.filesystem.claim import OwnedFiles, find_holder
+from cogment_model_registry.storage.filesystem.claim import OwnedFiles, is_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +28,4 @@ class ArchivePlace:
 
     def is_in_use(self) -> bool:
         """Return whether a server uses it now."""
-        with contextlib.suppress(OSError):  # a lock that is no file is reported by a verification
-            return find_holder(self.files, self.root) is not None
-        return False
+        return is_held(self.files, self.root)

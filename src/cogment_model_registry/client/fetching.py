@@ -1,0 +1,220 @@
+"""The bytes of one version from the server, in one stream or in parts.
+
+A stream that breaks goes on where it broke, if the server has ModelLifecycle; each part names the hash of the version,
+so two versions are never mixed. Of a large archived version the first part decides about the rest: on a fast path one
+stream is fastest, since the client is the limit; on a long one the window of each connection is the limit, and several
+connections are faster, but not several streams of one connection. Measured with 256 MiB on two cores: over loopback
+875 MiB/s in one stream, 720 in four parts at a time over one connection, 670 over four; and where a round trip takes
+50 ms and a connection has 4 MiB under way, 74, 75 and 249 MiB/s.
+"""
+
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import IO
+
+import grpc
+
+from cogment_model_registry.client.backends import Backend, Channel, Replies
+from cogment_model_registry.client.calls import Calls, method_path
+from cogment_model_registry.client.connection import Subject
+from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.downloads import Download, Rest
+from cogment_model_registry.client.progress import Report
+from cogment_model_registry.client.threads import submit
+from cogment_model_registry.errors import DataLossError, NotFoundError, PreconditionError, WrongServerError
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.wire import convert, lifecycle, messages
+
+_LARGE_BYTES = 64 * 1024 * 1024
+"""The size from which an archived version may be received in parts."""
+
+_FIRST_BYTES = 16 * 1024 * 1024
+"""The size of the first part."""
+
+_FAST_BYTES_PER_SECOND = 300 * 1024 * 1024
+"""From this speed of the first part on, the rest comes in one stream."""
+
+_CONNECTIONS = 4
+"""How many parts are received at the same time otherwise."""
+
+
+@dataclass(slots=True)
+class Fetch:
+    """Receives the bytes of a version into a file, whose contents they replace."""
+
+    _calls: Calls
+    _info: VersionInfo
+    _file: IO[bytes]
+    _subject: Subject
+    _deadline: Deadline
+    _report: Report
+    _reporting: threading.Lock = field(default_factory=threading.Lock)
+    _has_parts: bool = True
+
+    async def run(self) -> None:
+        """Receive all bytes.
+
+        Raises:
+            DataLossError: They are not those of the version.
+            NotFoundError: It does not exist any more.
+        """
+        is_large = self._info.archived and self._info.data_size_bytes >= _LARGE_BYTES
+        self._has_parts = self._calls.connection.has_lifecycle
+        try:
+            if not (is_large and self._has_parts and await self._in_parts()):
+                await self._as_a_whole()
+        except PreconditionError as error:
+            message = f"{self._subject.text}: the model was created again, and another version has this number"
+            raise NotFoundError(message, model_id=self._info.model_id, version_number=self._info.number) from error
+
+    def _restarted(self) -> Download:
+        self._report.restart()
+        self._file.seek(0)
+        self._file.truncate()
+        return Download(self._info, self._file, self._calls.backend)
+
+    # In one stream.
+
+    async def _as_a_whole(self) -> None:
+        download = self._restarted()
+
+        async def receive(channel: Channel) -> None:
+            nonlocal download
+            if not (download.received_bytes and self._has_parts and await self._resumed(channel, download)):
+                download.abandon()
+                download = self._restarted()
+                await self._receive(self._whole(channel), convert.decode_data_chunk, download.write)
+            await download.finish()
+
+        try:
+            await self._calls.retrying(
+                receive, self._subject, self._deadline, progress=lambda: download.received_bytes * self._has_parts
+            )
+        finally:
+            if self._calls.connection.is_usable():  # elsewhere its threads stand still
+                download.abandon()
+
+    async def _resumed(self, channel: Channel, download: Download) -> bool:
+        """Receive what is missing; return False if the server cannot send parts."""
+        await download.settle()
+        try:
+            await self._go_on(channel, download, self._info.data_size_bytes)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNIMPLEMENTED:
+                raise
+            self._has_parts = False
+        return self._has_parts
+
+    def _whole(self, channel: Channel) -> Replies:
+        request = messages.RetrieveVersionDataRequest(model_id=self._info.model_id, version_number=self._info.number)
+        path = method_path("RetrieveVersionData")
+        return self._calls.backend.stream(channel, path, request.SerializeToString(), self._deadline.left_seconds())
+
+    # In parts.
+
+    async def _in_parts(self) -> bool:
+        """Receive the first part, and then the rest in the way that fits its speed.
+
+        Returns:
+            Whether the bytes are there. If not, they are to be received as a whole: the server cannot send parts, or
+            the bytes are damaged, which a server notices when it sends all of them.
+        """
+        download = self._restarted()
+        began = time.monotonic()
+        try:
+            await self._until(download, _FIRST_BYTES)
+            if _FAST_BYTES_PER_SECOND * (time.monotonic() - began) <= _FIRST_BYTES:
+                await self._until(download, self._info.data_size_bytes)
+                await download.finish()
+            else:
+                rest = await download.rest()
+                works = [partial(self._receive_parts, rest, is_first=not number) for number in range(_CONNECTIONS)]
+                await self._calls.backend.together(works)
+                rest.check()
+        except (WrongServerError, DataLossError):
+            return False
+        finally:
+            if self._calls.connection.is_usable():
+                download.abandon()
+        return True
+
+    async def _until(self, download: Download, end: int) -> None:
+        """Receive the bytes before a position."""
+
+        async def receive(channel: Channel) -> None:
+            await download.settle()
+            await self._go_on(channel, download, end)
+
+        await self._calls.retrying(receive, self._subject, self._deadline, progress=lambda: download.received_bytes)
+
+    async def _go_on(self, channel: Channel, download: Download, end: int) -> None:
+        """Receive the bytes that follow those that were received, up to a position."""
+        if download.received_bytes < end:
+            replies = self._part(self._calls.backend, channel, range(download.received_bytes, end))
+            await self._receive(replies, lifecycle.read_reply, download.write)
+        if download.received_bytes != end:
+            raise self._loss(f"{download.received_bytes} bytes were received where {end} were asked for")
+
+    async def _receive_parts(self, rest: Rest, backend: Backend, *, is_first: bool) -> None:
+        """Receive parts until none is left, over the connection of all calls or one of their own."""
+        calls = self._calls.on(backend)
+        async with AsyncExitStack() as stack:
+            own = None if is_first else await stack.enter_async_context(calls.connection.another(backend))
+            while (part := rest.next_part()) is not None:
+                await self._receive_part(calls, rest, part, own)
+                await backend.wait(submit(partial(rest.finish_part, part)))
+
+    async def _receive_part(self, calls: Calls, rest: Rest, part: range, own: Channel | None) -> None:
+        position = part.start
+        channels = [own] if own else []
+
+        async def take(data: memoryview) -> None:
+            nonlocal position
+            if len(data) > part.stop - position:
+                raise self._loss("more bytes were received than were asked for")
+            await calls.backend.wait(submit(partial(rest.write, position, data)))
+            position += len(data)
+
+        async def receive(channel: Channel) -> None:
+            channel = channels.pop() if channels else channel  # once: the registry may have moved
+            if position < part.stop:
+                replies = self._part(calls.backend, channel, range(position, part.stop))
+                await self._receive(replies, lifecycle.read_reply, take)
+            if position < part.stop:
+                raise self._loss("fewer bytes were received than were asked for")
+
+        await calls.retrying(receive, self._subject, self._deadline, progress=lambda: position)
+
+    def _part(self, backend: Backend, channel: Channel, part: range) -> Replies:
+        info = self._info
+        request = lifecycle.read_request(info.model_id, info.number, part.start, len(part), info.data_hash)
+        path = method_path("ReadVersion", lifecycle.SERVICE_NAME)
+        return backend.stream(channel, path, request.SerializeToString(), self._deadline.left_seconds())
+
+    # Both.
+
+    async def _receive(
+        self,
+        replies: Replies,
+        decode: Callable[[bytes], memoryview | Version],
+        take: Callable[[memoryview], Awaitable[None]],
+    ) -> None:
+        """Receive the bytes of one stream."""
+        try:
+            while (message := await replies.read()) is not None:
+                data = decode(message)
+                if isinstance(data, memoryview):  # otherwise it is the record, which is known
+                    await take(data)
+                    with self._reporting:
+                        self._report.advance(len(data))
+        finally:
+            if self._calls.connection.is_usable():  # elsewhere gRPC's threads stand still
+                replies.cancel()
+
+    def _loss(self, reason: str) -> DataLossError:
+        return DataLossError.version(self._info.model_id, self._info.number, reason)
