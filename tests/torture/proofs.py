@@ -2,6 +2,7 @@
 
 from tests.torture import (
     aliases,
+    catalog_power_cut,
     containment,
     failing_io,
     file_system_shutdown,
@@ -22,6 +23,7 @@ from tests.torture.proof import Proof
 PROOFS: list[Proof] = [
     kills.PROOF,
     power_cut.PROOF,
+    catalog_power_cut.PROOF,
     file_system_shutdown.PROOF,
     failing_io.PROOF,
     full_disk.PROOF,
