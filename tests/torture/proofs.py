@@ -2,6 +2,7 @@
 
 from tests.torture import (
     aliases,
+    catalog_failing_io,
     catalog_power_cut,
     containment,
     failing_io,
@@ -26,6 +27,7 @@ PROOFS: list[Proof] = [
     catalog_power_cut.PROOF,
     file_system_shutdown.PROOF,
     failing_io.PROOF,
+    catalog_failing_io.PROOF,
     full_disk.PROOF,
     wrong_bytes.PROOF,
     numbers.PROOF,
