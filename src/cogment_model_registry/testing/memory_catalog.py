@@ -252,6 +252,7 @@ class MemoryCatalog(Catalog):
         self._tables.uploads[request.request_id] = (model.life, finished)
         for name in request.aliases:
             model.aliases[name] = Alias(name, number, model.next_revision(), time_ns())
+            model.changes += 1
 
     async def find_upload(self, request_id: str) -> FinishedUpload | None:
         await asyncio.sleep(0)
@@ -321,7 +322,7 @@ class MemoryCatalog(Catalog):
             model.aliases = aliases
             model.changes += 1
             await self._record(_Change(ref.model_id, "changed"))
-        return await self.get_aliases(ref.model_id)
+            return [aliases[name] for name in sorted(aliases)]
 
     async def search(self, search: Search) -> list[Version]:
         models = [await self._require(search.model_id)] if search.model_id else [*self._tables.models.values()]

@@ -7,7 +7,7 @@ may be lost, and then nothing is lost but aliases, tags and metrics.
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from sqlite3 import Connection
 
 import structlog
@@ -43,7 +43,8 @@ class VersionIndex:
         self._archive = archive
         self._aliases: dict[str, dict[str, Alias]] = {}
         self._models: dict[str, ModelAnnotations] = {}  # those of which people decided anything
-        self._stale: set[str] = set()
+        self._stale: set[str] = set()  # models whose removal failed
+        self._stale_versions: dict[str, set[int]] = {}
         self._on_aliases_changed = on_aliases_changed
         self._following = Following(database, archive, self._take_aliases)
 
@@ -128,30 +129,31 @@ class VersionIndex:
     async def remove_version(self, info: VersionInfo) -> None:
         """Remove a version with its aliases and annotations, after its files.
 
-        Never fails: a full disk must not keep people from deleting. The next start removes what stays now.
+        Never fails: a full disk must not keep people from deleting. The next change of aliases removes what stays now,
+        or the next start.
         """
         aliases = self._aliases.get(info.model_id, {})
         self._aliases[info.model_id] = {
             name: alias for name, alias in aliases.items() if alias.version_number != info.number
         }
 
-        def remove(connection: Connection) -> None:
-            tables.remove_versions(connection, info.model_id, [info.number])
-            requests.mark_gone(connection, info.model_id, info.number)
-
-        await self._remove(remove)
+        if not await self._remove(lambda connection: _remove_versions(connection, info.model_id, [info.number])):
+            self._stale_versions.setdefault(info.model_id, set()).add(info.number)
 
     async def remove_model(self, model_id: str) -> None:
         """Remove a model with everything that belongs to it, after its files; never fails, see `remove_version`."""
         self._following.forget(model_id)
         self._aliases.pop(model_id, None)
         self._models.pop(model_id, None)
+        self._stale_versions.pop(model_id, None)
         if not await self._remove(lambda connection: _remove_model(connection, model_id)):
             self._stale.add(model_id)
 
     async def begin_lives(self, model_ids: Sequence[str]) -> dict[str, int]:
         """Return the numbers of the lives of models, of which some may be new."""
-        return await self._database.change(lambda connection: tables.begin_lives(connection, model_ids))
+        lives = await self._database.read(tables.lives)
+        new = [model_id for model_id in model_ids if model_id not in lives]
+        return {**lives, **(await self._begin(new) if new else {})}
 
     async def begin_life(self, model_id: str) -> int:
         """Remove what is left of a deleted model, before another one could inherit it; return the number of its life.
@@ -159,15 +161,18 @@ class VersionIndex:
         Raises:
             TooLargeError: No space is left.
         """
+        if model_id in self._stale:
+            await self._database.change(lambda connection: _remove_model(connection, model_id))
+            self._stale.discard(model_id)
+        return (await self._begin([model_id]))[model_id]
 
-        def begin(connection: Connection) -> int:
-            if model_id in self._stale:
-                _remove_model(connection, model_id)
-            return tables.begin_life(connection, model_id)
-
-        life = await self._database.change(begin)
-        self._stale.discard(model_id)
-        return life
+    async def _begin(self, model_ids: Sequence[str]) -> dict[str, int]:
+        try:
+            return await self._database.change(lambda connection: tables.begin_lives(connection, model_ids))
+        except ModelRegistryError as error:
+            # No reason to refuse a model: its watchers will take it for another one after a restart.
+            _log.warning("life of a model not recorded", models=len(model_ids), reason=error.message)
+            return {model_id: tables.new_life() for model_id in model_ids}
 
     async def _remove(self, operation: Operation[None]) -> bool:
         try:
@@ -267,12 +272,15 @@ class VersionIndex:
             targets: The archived versions that aliases will point to.
             now_ns: The time, in nanoseconds since the Unix epoch.
         """
+        stale = {*self._stale_versions.get(model_id, ())}
 
         def set_aliases(connection: Connection) -> list[Alias]:
+            _remove_versions(connection, model_id, stale)
             tables.put_versions(connection, targets)
             return tables.set_aliases(connection, model_id, changes, now_ns)
 
         aliases = await self._database.change(set_aliases)
+        self._stale_versions.get(model_id, set()).difference_update(stale)
         self._take_aliases(model_id, aliases)
         return aliases
 
@@ -286,6 +294,12 @@ class VersionIndex:
         self._aliases[model_id] = after
         if after != before:
             self._on_aliases_changed(model_id)
+
+
+def _remove_versions(connection: Connection, model_id: str, numbers: Collection[int]) -> None:
+    tables.remove_versions(connection, model_id, numbers)
+    for number in numbers:
+        requests.mark_gone(connection, model_id, number)
 
 
 def _remove_model(connection: Connection, model_id: str) -> None:
