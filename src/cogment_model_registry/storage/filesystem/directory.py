@@ -518,7 +518,10 @@ class ArchiveDirectory:
 
     def discard_upload(self, new: NewFile) -> None:
         """Close a temporary file, and remove it unless it was committed."""
-        with contextlib.suppress(OSError), self._touching(new):
+        try:
+            with self._touching(new):
+                self.writer.remove(new.directory, new.name)
+        except OSError:  # its status is not available
             self.writer.remove(new.directory, new.name)
         self.close_file(new.file)
         self.close_file(new.directory)
