@@ -9,9 +9,9 @@ make a version kept that was not, so they change nothing.
 import asyncio
 import bisect
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence, Set
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import time_ns
 
 from cogment_model_registry.errors import DataLossError, NotFoundError
@@ -27,14 +27,14 @@ from cogment_model_registry.registry.contracts import (
     TransientStore,
     VersionStore,
 )
-from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, position_of
+from cogment_model_registry.registry.filters import ARCHIVED, BY_NUMBER, position_of
 from cogment_model_registry.registry.holds import Holds
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.registry.retention_rules import Candidate, Rules, Verdict, decide
 from cogment_model_registry.system.tasks import run_to_end
 
-_PAGE = 500
-"""How many versions are read at once, which is how long other calls may have to wait."""
+_PAGE = 200
+"""How many versions are looked at at once, which is how long other calls may have to wait."""
 
 _INLINE_MAX = 1000
 """How many versions are decided about on the event loop; more take a thread."""
@@ -47,6 +47,16 @@ _UNSETTLED = "the model changed too often while it was decided; the next run loo
 
 class _OutdatedError(Exception):
     """A decision no longer holds; leaves the change of a model without changing anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The state of a model in which its rules have nothing to delete, whatever the time."""
+
+    ref: ModelRef
+    changes: int
+    versions: int
+    newest: int
 
 
 class Application:
@@ -67,6 +77,8 @@ class Application:
         self._candidates: dict[int, Candidate] = {}
         self._verdicts: dict[int, Verdict] = {}
         self._doomed: deque[Verdict] = deque()
+        self._held: Mapping[int, str] = {}
+        self._is_unsettled = False
         self.deleted = 0
         self.freed_bytes = 0
 
@@ -79,6 +91,14 @@ class Application:
     def kept(self) -> Sequence[Verdict]:
         """The versions that are kept, ordered by number."""
         return [verdict for verdict in self._verdicts.values() if not verdict.is_deleted]
+
+    @property
+    def mark(self) -> Mark | None:
+        """The state of the model after all was deleted; None if rules may say something else later."""
+        depends_on_time = any(rule.keep_seconds for rule in self._rules.rules)
+        if self._is_unsettled or depends_on_time or self._doomed or self._held:
+            return None
+        return Mark(self._ref, self._changes, len(self._numbers), self._numbers[-1] if self._numbers else 0)
 
     async def decisions(self, verdicts: Sequence[Verdict]) -> AsyncGenerator[Decision, None]:
         """Yield verdicts with their versions, without those that do not exist any more."""
@@ -95,13 +115,13 @@ class Application:
         self._numbers, self._changes = [*state.numbers], state.changes
         rules = await self._retention.rules_of(self._ref.model_id) if self._trial is None else self._trial
         self._rules = Rules(rules, self._ref.model_id)
-        self._candidates = await self._retention.look_at(self._ref, self._rules, set(state.numbers))
+        self._candidates = await self._retention.look_at(self._ref, self._rules, state.numbers)
         await self._decide()
 
     async def _decide(self) -> None:
         newest = self._numbers[-1] if self._numbers else 0
-        held = self._retention.holds.of(self._ref.model_id)
-        arguments = self._rules.rules, [*self._candidates.values()], newest, held, self._retention.now_ns()
+        self._held = self._retention.holds.of(self._ref.model_id)
+        arguments = self._rules.rules, [*self._candidates.values()], newest, self._held, self._retention.now_ns()
         if len(self._candidates) > _INLINE_MAX:
             verdicts = await asyncio.to_thread(decide, *arguments)
         else:
@@ -130,6 +150,7 @@ class Application:
                 for verdict in self._doomed:
                     self._verdicts[verdict.number] = replace(verdict, is_deleted=False, reason=_UNSETTLED)
                 self._doomed.clear()
+                self._is_unsettled = True
                 return
             await self._decide_again()
 
@@ -219,6 +240,15 @@ class Retention:
         await application.decide()
         return application
 
+    async def has_changed(self, mark: Mark) -> bool:
+        """Return whether a model has changed since its rules had nothing to delete."""
+        try:
+            state = await self.catalog.get_state(mark.ref)
+        except NotFoundError:
+            return True
+        newest = state.numbers[-1] if state.numbers else 0
+        return Mark(mark.ref, state.changes, len(state.numbers), newest) != mark
+
     def require_writable(self, model_id: str) -> None:
         """Refuse to delete where the registry is read-only; see `Registry.require_writable`."""
         self._registry.require_writable(model_id)
@@ -234,14 +264,20 @@ class Retention:
         summaries = await self.catalog.summarize([await self.catalog.get_model(model_id)])
         return summaries[0].retention if summaries else ()
 
-    async def look_at(self, ref: ModelRef, rules: Rules, numbers: Set[int]) -> dict[int, Candidate]:
-        """Return what rules need to know of the versions of a model, by number, as far as they have these numbers."""
+    async def look_at(self, ref: ModelRef, rules: Rules, numbers: Sequence[int]) -> dict[int, Candidate]:
+        """Return what rules need to know of the versions of a model with these numbers, as far as they exist."""
         found: dict[int, Candidate] = {}
-        search = Search(ref.model_id, EVERYTHING, BY_NUMBER, None, _PAGE)
+        wanted = set(numbers)
+        search = Search(ref.model_id, ARCHIVED, BY_NUMBER, None, _PAGE)
         while page := await self.catalog.search(search):
-            found.update((version.number, rules.look_at(version)) for version in page if version.number in numbers)
+            found.update((version.number, rules.look_at(version)) for version in page if version.number in wanted)
             search = replace(search, after=position_of(BY_NUMBER, page[-1]))
-        return found
+        others = [number for number in numbers if number not in found]
+        for start in range(0, len(others), _PAGE):
+            page = await self.describe(ref, others[start : start + _PAGE])
+            found.update((version.number, rules.look_at(version)) for version in page)
+            await asyncio.sleep(0)
+        return {number: found[number] for number in numbers if number in found}
 
     async def describe(self, ref: ModelRef, numbers: Sequence[int]) -> list[Version]:
         """Return versions of a model in the order given, without those that do not exist any more."""
