@@ -30,6 +30,15 @@ STEPS_MAX = 100
 """Up to which step a call is held. Most have fewer, so early ones are chosen more often."""
 
 
+async def rescan(world: World) -> None:
+    """Look for what people changed in the files by hand, which is nothing."""
+    assert isinstance(world.catalog, LocalCatalog)
+    await world.catalog.refresh(world.transient.remove_model)
+
+
+ALL_CALLS = [*CALLS, rescan]
+
+
 class TurnLoop(asyncio.SelectorEventLoop):
     """An event loop that does the work of threads itself, in its next turn."""
 
@@ -57,7 +66,7 @@ async def _race(place: Path, random: Random, hashing: Executor, figures: Figures
     catalog = LocalCatalog(archive, database, number_block=random.choice((2, 128)))
     await catalog.open()
     world = World(hashing, catalog, archive)
-    first, second, steps = random.choice(CALLS), random.choice(CALLS), int(STEPS_MAX ** random.random())
+    first, second, steps = random.choice(ALL_CALLS), random.choice(ALL_CALLS), int(STEPS_MAX ** random.random())
     try:
         await world.begin()
         figures.count("calls held", await race(world, first, second, steps))
