@@ -21,6 +21,7 @@ from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.registry.retention import Retention
+from cogment_model_registry.registry.watching import Watches
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.server.model_calls import ModelCalls
@@ -30,6 +31,7 @@ from cogment_model_registry.server.monitoring import MonitoringServer
 from cogment_model_registry.server.registration import Registration, State
 from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.server.transfers import Transfers
+from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings
@@ -105,6 +107,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             rules,
             uploads=RepeatableUploads(registry, catalog, archive, transient),
             models=ModelCalls(models, retention, settings.reply_max_bytes),
+            watches=WatchCalls(Watches(registry, catalog), registry, transfers),
             transfers=transfers,
             settings=settings,
             observe=metrics.observe_call,
