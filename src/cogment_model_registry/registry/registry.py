@@ -8,9 +8,10 @@ where the last three are one change of the catalog, so that numbers become visib
 before leaves nothing.
 """
 
+import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import time_ns
@@ -102,6 +103,13 @@ class RegistryStatus:
     is_read_only: bool
 
 
+async def _both(*works: Awaitable[None]) -> None:
+    """Do two things at once, to their ends, and raise the first error."""
+    for outcome in await asyncio.gather(*works, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
+
+
 class _ModelExistsError(Exception):
     """A model that was to be created exists."""
 
@@ -158,6 +166,8 @@ class Registry:
         limits: The limits of requests.
         parking: The interrupted uploads.
         under_way: Counts the others.
+        readers_under_way: Retrievals under way.
+        watchers: Watchers that wait for news.
     """
 
     def __init__(
@@ -175,7 +185,7 @@ class Registry:
         self._transient = transient
         self.under_way = UploadsUnderWay()
         self.readers_under_way = 0
-        self._watchers = 0
+        self.watchers = 0
         # Versions that are committed and not visible yet, and whether they were evicted already.
         self._publishing: dict[tuple[str, int], bool] = {}
         transient.on_evicted(self._forget)
@@ -365,6 +375,19 @@ class Registry:
                 gone = info
                 await self._catalog.settled(model_id)
 
+    async def open_same_version(self, info: VersionInfo) -> VersionReader:
+        """Return the reader of a version that was found before.
+
+        Raises:
+            DataLossError: It is damaged.
+            NotFoundError: It does not exist any more; perhaps another model has its number.
+        """
+        reader = await self.open_version(info.model_id, info.number)
+        if (reader.info.data_hash, reader.info.created_ns) != (info.data_hash, info.created_ns):
+            async with reader:
+                raise NotFoundError.version(info.model_id, info.number)
+        return reader
+
     async def _is_current(self, ref: ModelRef, reader: Reader | None = None) -> bool:
         """Return whether a model was not deleted and created again; close a reader if it was.
 
@@ -390,13 +413,13 @@ class Registry:
             UnavailableError: The registry stops.
         """
         self.check_model_id(model_id)
-        self._watchers += 1
+        self.watchers += 1
         try:
             async with aclosing(self._catalog.watch(model_id)) as versions:
                 async for info in versions:
                     yield info
         finally:
-            self._watchers -= 1
+            self.watchers -= 1
 
     async def status(self) -> RegistryStatus:
         """Return the state of the registry."""
@@ -408,7 +431,7 @@ class Registry:
             transient=self._transient.usage,
             uploads=self.under_way.count,
             readers=self.readers_under_way,
-            watchers=self._watchers,
+            watchers=self.watchers,
             load=self._load(),
             archive_failure=self._archive.failure,
             is_read_only=self._archive.is_read_only,
@@ -443,7 +466,9 @@ class Registry:
                 key = info.model_id, info.number
                 self._publishing[key] = False
                 if belongings.annotations is not None or belongings.request is not None:
-                    await slot.annotate(info, belongings.annotations or Annotations(), belongings.request)
+                    annotating = slot.annotate(info, belongings.annotations or Annotations(), belongings.request)
+                    # The database and the files each have a sync to wait for.
+                    await (_both(annotating, upload.prepare(info)) if info.archived else annotating)
                 await upload.commit(info)
                 slot.show(info)
                 if info.archived:

@@ -21,6 +21,7 @@ from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.registry.retention import Retention
+from cogment_model_registry.registry.watching import Watches
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.server.model_calls import ModelCalls
@@ -30,6 +31,7 @@ from cogment_model_registry.server.monitoring import MonitoringServer
 from cogment_model_registry.server.registration import Registration, State
 from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.server.transfers import Transfers
+from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings
@@ -63,14 +65,16 @@ class Server:
         metrics_port: The TCP port that its metrics and its health are served on over HTTP; None when they are not.
     """
 
-    def __init__(self, port: int, metrics_port: int | None, backends: Backends) -> None:
+    def __init__(self, port: int, metrics_port: int | None, backends: Backends, models: Models) -> None:
         self.port = port
         self.metrics_port = metrics_port
         self._backends = backends
+        self._models = models
 
     async def refresh(self) -> None:
         """Find what people changed in the archive by hand."""
         await self._backends.rescan()
+        await self._models.apply_shares()
 
 
 @asynccontextmanager
@@ -103,6 +107,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             rules,
             uploads=RepeatableUploads(registry, catalog, archive, transient),
             models=ModelCalls(models, retention, settings.reply_max_bytes),
+            watches=WatchCalls(Watches(registry, catalog), registry, transfers),
             transfers=transfers,
             settings=settings,
             observe=metrics.observe_call,
@@ -145,7 +150,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             await lifecycle.drained()
 
         stack.push_async_callback(stop_serving)
-        yield Server(port, metrics_port, backends)
+        yield Server(port, metrics_port, backends, models)
 
 
 def _limits(settings: Settings) -> Limits:

@@ -14,6 +14,7 @@ from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.transfers import Receiver, Transfers
+from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, lifecycle
@@ -29,6 +30,7 @@ class ModelLifecycleService:
         rules: What answers.
         uploads: What answers uploads.
         models: What answers the calls for models.
+        watches: What answers watches.
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
@@ -40,6 +42,7 @@ class ModelLifecycleService:
         *,
         uploads: RepeatableUploads,
         models: ModelCalls,
+        watches: WatchCalls,
         transfers: Transfers,
         settings: Settings,
         observe: Observer,
@@ -47,6 +50,7 @@ class ModelLifecycleService:
         self._rules = rules
         self._uploads = uploads
         self._models = models
+        self._watches = watches
         self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
@@ -69,6 +73,7 @@ class ModelLifecycleService:
         # With one reply at its end and those before written by itself, the last one goes with the status.
         methods["UploadVersion"] = self._handlers.streamed_request("UploadVersion", self._upload_version)
         methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
+        methods["Watch"] = self._handlers.streamed_reply("Watch", self._watches.watch)
         return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
 
     async def _read_version(self, data: bytes, call: Call) -> None:

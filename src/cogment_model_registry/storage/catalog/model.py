@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.storage.catalog.feed import History
 
 
 @dataclass(eq=False, slots=True)
@@ -19,6 +20,7 @@ class Model:
 
     info: ModelInfo
     life: int
+    history: History
     next_number: int = 1
     persisted_number: int = 0
     numbers: list[int] = field(default_factory=list)
