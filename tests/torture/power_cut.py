@@ -179,6 +179,17 @@ async def promotions(world: World, random: Random) -> None:
         await world.promote("m")
 
 
+async def copies(world: World, random: Random) -> None:
+    """Versions share the bytes of others, which are deleted, and whose copies are."""
+    for _ in range(2):
+        async with world.started():
+            if not await world.has("m"):
+                await world.create("m")
+            await random.choice([world.publish, world.store])("m")
+            for _ in range(random.randint(2, 5)):
+                await random.choice([world.copy, world.copy, world.delete_version])("m")
+
+
 async def version_deletions(world: World, random: Random) -> None:
     """Versions of either tier are deleted, the newest one among them, and others come after them."""
     for _ in range(2):
@@ -210,6 +221,21 @@ async def changes_at_once(world: World, random: Random) -> None:
         await world.store("m")
         calls = [world.promote("m"), world.delete_version("m"), world.publish("m"), world.store("m")]
         await asyncio.gather(*random.sample(calls, 4), return_exceptions=True)
+
+
+async def killed_changes(world: World, random: Random) -> None:
+    """The process is killed while it promotes or deletes a version, and a new process finishes what it began."""
+    for _ in range(3):
+        with suppress(ProcessKilled):
+            async with world.started():
+                if not await world.has("m"):
+                    await world.create("m")
+                await world.store("m")
+                await world.publish("m")
+                world.files.kill_after(random.randint(1, 10), at_sync=random.random() < 0.5)
+                await random.choice([world.delete_version, world.delete_version, world.promote])("m")
+    async with world.started():
+        await world.store("m")
 
 
 async def kills(world: World, random: Random) -> None:
@@ -249,9 +275,11 @@ SCENARIOS: list[Callable[[World, Random], Awaitable[None]]] = [
     concurrency,
     restarts,
     promotions,
+    copies,
     version_deletions,
     deletions_in_an_original,
     changes_at_once,
+    killed_changes,
     kills,
     kills_without_renames,
 ]
