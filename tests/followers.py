@@ -44,9 +44,9 @@ class Follower:
 
     async def next(self) -> Event:
         """Return what is told next; the bytes of a version are then in `data`."""
-        event: Event | None
-        token, event = await self._read()
-        assert not isinstance(token, memoryview), "bytes without a version"
+        reply = await self._read()
+        assert not isinstance(reply, wire.Bytes), "bytes without a version"
+        token, event = reply
         assert event is not None
         if isinstance(event, Version) and self._has_bytes(event):
             self.data = await self._read_bytes()
@@ -56,7 +56,7 @@ class Follower:
     def _has_bytes(self, version: Version) -> bool:
         return 0 < self._inline >= version.data_size_bytes and version.data_hash != self._known_hash
 
-    async def _read(self) -> Any:
+    async def _read(self) -> tuple[str, Event | None] | wire.Bytes:
         async with asyncio.timeout(PATIENCE_SECONDS):
             message = await self.call.read()
         assert message is not grpc.aio.EOF, await self.call.code()
@@ -65,8 +65,9 @@ class Follower:
     async def _read_bytes(self) -> bytes:
         received, is_last = b"", False
         while not is_last:
-            chunk, is_last = await self._read()
-            received += chunk
+            reply = await self._read()
+            assert isinstance(reply, wire.Bytes)
+            received, is_last = received + reply.data, reply.is_last
         return received
 
     async def until_caught_up(self) -> list[str]:

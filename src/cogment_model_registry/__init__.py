@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
+    from cogment_model_registry.records.news import Gap
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = [
     "Alias",
     "Decision",
+    "Gap",
     "Latest",
     "ModelInfo",
     "ModelRegistry",
@@ -33,6 +35,7 @@ __all__ = [
 _MODULES = {
     "Alias": "records.lifecycle",
     "Decision": "records.lifecycle",
+    "Gap": "records.news",
     "Latest": "client.tracking",
     "ModelInfo": "records.versions",
     "ModelRegistry": "client.blocking",

@@ -12,7 +12,7 @@ task ends its call and frees its resources.
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
 from cogment_model_registry.client.asyncio_backend import AsyncioBackend
@@ -24,6 +24,7 @@ from cogment_model_registry.client.tracking import AsyncLatest
 from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
+from cogment_model_registry.records.news import Gap
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -160,31 +161,63 @@ class ModelRegistry(Client[AsyncioBackend]):
         """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
         return await self._core.retrievals.download(model, path, version, timeout, progress, archived=archived)
 
+    @overload
     def watch(
         self,
         model_id: str,
         *,
         after: int = 0,
         archived: bool = False,
+        all: Literal[False] = False,
         patience_seconds: float = PATIENCE_SECONDS,
-    ) -> AsyncGenerator[VersionInfo, None]:
+    ) -> AsyncGenerator[VersionInfo, None]: ...
+
+    @overload
+    def watch(
+        self,
+        model_id: str,
+        *,
+        after: int = 0,
+        archived: bool = False,
+        all: Literal[True],
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> AsyncGenerator[Version | Gap, None]: ...
+
+    def watch(
+        self,
+        model_id: str,
+        *,
+        after: int = 0,
+        archived: bool = False,
+        all: bool = False,  # noqa: A002 # what people say
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> AsyncGenerator[VersionInfo, None] | AsyncGenerator[Version | Gap, None]:
         """Yield the latest version of a model, then newer ones as they appear, without end.
 
         If you leave it before its end, close it with `contextlib.aclosing`, which ends the call at once.
         """
+        if all:
+            return self._core.watch_every(model_id, after, patience_seconds, archived=archived)
         return self._core.watch(model_id, after, patience_seconds, archived=archived)
 
     @overload
-    def track(self, model_id: str, *, archived: bool = False) -> AsyncLatest[bytes]: ...
+    def track(self, model_id: str, *, archived: bool = False, alias: str | None = None) -> AsyncLatest[bytes]: ...
 
     @overload
-    def track(self, model_id: str, *, decode: Callable[[bytes], _T], archived: bool = False) -> AsyncLatest[_T]: ...
+    def track(
+        self, model_id: str, *, decode: Callable[[bytes], _T], archived: bool = False, alias: str | None = None
+    ) -> AsyncLatest[_T]: ...
 
     def track(
-        self, model_id: str, *, decode: Callable[[bytes], Any] = bytes, archived: bool = False
+        self,
+        model_id: str,
+        *,
+        decode: Callable[[bytes], Any] = bytes,
+        archived: bool = False,
+        alias: str | None = None,
     ) -> AsyncLatest[Any]:
         """Return a context manager with the latest version of a model; a task updates it, `decode` runs on a thread."""
-        return AsyncLatest(self._core, model_id, decode, archived=archived)
+        return AsyncLatest(self._core, model_id, decode, archived=archived, alias=alias)
 
     async def describe_version(self, model_id: str, version: Key = LATEST, *, timeout: float | None = None) -> Version:
         """Return a version with its tags, metrics and aliases."""

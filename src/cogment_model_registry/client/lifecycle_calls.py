@@ -58,10 +58,7 @@ class LifecycleCalls:
                 service=wire.SERVICE_NAME,
             )
         except WrongServerError as error:
-            message = (
-                f"{subject.text}: the server has no {wire.SERVICE_NAME}; it is the original one, or an older release"
-            )
-            raise ModelRegistryError(message, model_id=subject.model_id) from error
+            raise missing_service(subject) from error
 
     async def get_version(self, model_id: str, key: int | str) -> Version:
         """Return a version by its number, by -n for the n-th from the last, or by an alias."""
@@ -159,6 +156,12 @@ class LifecycleCalls:
             "ApplyRetention", request, wire_models.ApplyRetentionReply, subject, is_idempotent=is_dry_run
         )
         return wire_models.report_from_message(reply)
+
+
+def missing_service(subject: Subject) -> ModelRegistryError:
+    """Return the error for a call that the server does not have."""
+    message = f"{subject.text}: the server has no {wire.SERVICE_NAME}; it is the original one, or an older release"
+    return ModelRegistryError(message, model_id=subject.model_id)
 
 
 def model_text(model_id: str) -> str:

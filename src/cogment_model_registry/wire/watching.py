@@ -1,5 +1,7 @@
 """Between what watchers are told and the messages of Watch."""
 
+from dataclasses import dataclass
+
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import CaughtUp, Event, Gap, Gone
@@ -53,8 +55,21 @@ def with_token(encoded: bytes, token: str) -> bytes:
     return encoded + embed(_TOKEN_FIELD, token.encode())
 
 
-def decode_reply(message: bytes) -> tuple[str, Event | None] | tuple[memoryview, bool]:
-    """Return the token and the event of a reply; or bytes of the version before, and whether they are the last.
+@dataclass(frozen=True, slots=True)
+class Bytes:
+    """Bytes of the version before.
+
+    Attributes:
+        data: The bytes.
+        is_last: Whether no more follow.
+    """
+
+    data: memoryview
+    is_last: bool
+
+
+def decode_reply(message: bytes) -> tuple[str, Event | None] | Bytes:
+    """Return the token and the event of a reply; or bytes of the version before.
 
     An event of a newer release is None.
 
@@ -63,10 +78,10 @@ def decode_reply(message: bytes) -> tuple[str, Event | None] | tuple[memoryview,
     """
     data = split_watch_data(message)
     if data is not None:
-        return data
+        return Bytes(*data)
     reply = WatchReply.FromString(message)
     if reply.WhichOneof("event") == "data":
-        return memoryview(reply.data.data_chunk), reply.data.last
+        return Bytes(memoryview(reply.data.data_chunk), reply.data.last)
     return reply.resume_token, _event(reply)
 
 
