@@ -258,10 +258,10 @@ class _Watch:
         if news.shown:
             shown = news.shown[0]
             if self._every and shown.number > following:
-                return _Item(shown.sequence, "gap", following, shown.number - 1)
+                return _Item(news.next_sequence, "gap", following, shown.number - 1)
             return _Item(shown.sequence, "version", shown.number, shown.number)
         if self._every and news.last_number >= following:
-            return _Item(news.last_sequence, "gap", following, news.last_number)
+            return _Item(news.next_sequence, "gap", following, news.last_number)
         return None
 
     async def _tell(self, model_id: str, item: _Item) -> Event | None:
@@ -275,13 +275,21 @@ class _Watch:
             return Gone(model_id, None, "deleted")
         if item.kind == "version":
             return await self._tell_version(model_id, place, item.last_number)
-        if item.kind == "lost":
-            place.lost_sequence = item.sequence
-        else:
-            self._note_number(model_id, place, item.last_number)
+        if item.kind == "gap":
+            last_number = await self._cut(model_id, item)
+            self._note_number(model_id, place, last_number)
+            return Gap(model_id, item.first_number, last_number)
+        place.lost_sequence = item.sequence
         if item.reason:
             return Gone(model_id, item.first_number, item.reason)
         return Gap(model_id, item.first_number, item.last_number)
+
+    async def _cut(self, model_id: str, gap: _Item) -> int:
+        """Return where a gap ends that is told before what comes next of other models."""
+        if not self._is_ordered or not self._queue:
+            return gap.last_number
+        number = await self._catalog.number_at(model_id, self._queue[0][0]) or 0
+        return min(max(number, gap.first_number), gap.last_number)
 
     async def _tell_version(self, model_id: str, place: Place, number: int) -> Version | None:
         if self._accepted != EVERYTHING and not self._every:

@@ -416,7 +416,10 @@ class MemoryCatalog(Catalog):
             since=since,
             changed=max(at for at, change in log if change.kind in ("begun", "changed")),
             last_number=max(change.number for _, change in log if change.kind in ("begun", "shown")),
-            last_sequence=max(at for at, change in log if change.kind in ("begun", "shown")),
+            next_sequence=min(
+                (at for at, change in log if change.kind in ("begun", "shown") and change.number > number),
+                default=since,
+            ),
             shown=[Shown(shown_at.get(each, since), each) for each in numbers],
             lost=[
                 Lost(at, change.number, change.number, change.reason)

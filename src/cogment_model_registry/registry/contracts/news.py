@@ -48,7 +48,7 @@ class News:
         since: When this life began, or the last one ended; 0 if that is long ago.
         changed: When its `user_data`, tags, rules, share or aliases were changed last.
         last_number: No version will become visible with this number or a lower one.
-        last_sequence: When that was so first.
+        next_sequence: When the first version after the position became visible, even if it is gone by now.
         shown: Versions that are visible, in the order of their numbers.
         lost: Versions that disappeared, in the order in which they did.
     """
@@ -57,7 +57,7 @@ class News:
     since: int
     changed: int = 0
     last_number: int = 0
-    last_sequence: int = 0
+    next_sequence: int = 0
     shown: Sequence[Shown] = ()
     lost: Sequence[Lost] = ()
 

@@ -29,11 +29,10 @@ class History:
         since: When it was created, or loaded.
         changed: When the model itself was changed last.
         last_number: The highest number that it has given to a visible version, or had given before.
-        last_sequence: When it had given that.
     """
 
     def __init__(self, sequence: int, last_number: int) -> None:
-        self.since = self.changed = self.last_sequence = sequence
+        self.since = self.changed = sequence
         self.last_number = last_number
         # Versions that are in neither became visible at `_base`, with numbers up to `_base_number`.
         self._base, self._base_number = sequence, last_number
@@ -43,7 +42,7 @@ class History:
 
     def show(self, sequence: int, number: int) -> None:
         """Record that a version became visible."""
-        self.last_number, self.last_sequence = number, sequence
+        self.last_number = number
         self._shown.append(Shown(sequence, number))
         if len(self._shown) > 2 * _REMEMBERED:
             self._base, self._base_number = self._shown[_REMEMBERED].sequence, self._shown[_REMEMBERED].number
@@ -61,7 +60,7 @@ class History:
 
     def shown(self, numbers: Iterable[int]) -> list[Shown]:
         """Return visible versions with the moments at which they became visible."""
-        return [Shown(self._sequence_of(number), number) for number in numbers]
+        return [Shown(self.sequence_of(number), number) for number in numbers]
 
     def lost(self, after: int) -> list[Lost]:
         """Return versions that disappeared after a moment."""
@@ -76,7 +75,8 @@ class History:
         index = bisect.bisect_right(self._shown, sequence, key=lambda each: each.sequence)
         return self._shown[index - 1].number if index else self._base_number
 
-    def _sequence_of(self, number: int) -> int:
+    def sequence_of(self, number: int) -> int:
+        """Return when the first version with this number or a higher one became visible, as far as it is known."""
         if number <= self._base_number:
             return self._base
         index = bisect.bisect_left(self._shown, number, key=lambda each: each.number)

@@ -487,7 +487,7 @@ class LocalCatalog(Catalog):
             since=history.since,
             changed=history.changed,
             last_number=history.last_number,
-            last_sequence=history.last_sequence,
+            next_sequence=history.sequence_of(number + 1),
             shown=history.shown(numbers),
             lost=history.lost(sequence),
         )
