@@ -43,6 +43,7 @@ from cogment_model_registry.registry.contracts import (
     CatalogCounts,
     ModelRef,
     ModelState,
+    Newer,
     Promotion,
     Search,
     Slot,
@@ -50,7 +51,7 @@ from cogment_model_registry.registry.contracts import (
 from cogment_model_registry.registry.filters import Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
-from cogment_model_registry.storage.catalog.model import Model
+from cogment_model_registry.storage.catalog.model import Model, Shown
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
 from cogment_model_registry.storage.catalog.requests import Entry, RequestLog
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
@@ -220,6 +221,7 @@ class LocalCatalog(Catalog):
         """Make a version visible; the caller holds the lock of its model."""
         model = self._require(info.model_id)
         model.numbers.append(info.number)
+        model.shown.add(info.number, time.time_ns())
         self._versions_count += 1
         if info.archived:
             self._add_archived(model, info)
@@ -407,6 +409,17 @@ class LocalCatalog(Catalog):
             infos.append(info)
         return infos
 
+    async def newer_than(self, model_id: str, number: int) -> Newer:
+        model = self._require(model_id)
+        count = len(model.numbers) - bisect.bisect_right(model.numbers, number)
+        since_ns = model.shown.first_after(number)
+        if count and number < model.shown.after:
+            # It may be one from before the start. What was evicted or deleted since then has left no time.
+            for info in await self.list_versions(model_id, number + 1, 1):
+                if info.number <= model.shown.after:
+                    since_ns = min(info.created_ns, since_ns or time.time_ns())
+        return Newer(count, since_ns)
+
     async def settled(self, model_id: str) -> None:
         async with self.lock(model_id):
             pass
@@ -474,7 +487,8 @@ class LocalCatalog(Catalog):
     def _add_model(self, contents: FolderContents) -> Model:
         self._lives += 1
         last = max(contents.last_number, contents.high_water_mark)
-        model = Model(contents.info, self._lives, next_number=last + 1, persisted_number=contents.high_water_mark)
+        mark = contents.high_water_mark
+        model = Model(contents.info, self._lives, next_number=last + 1, persisted_number=mark, shown=Shown(after=last))
         self._models[model.model_id] = model
         bisect.insort(self._ids, model.model_id)
         self._take_contents(model, contents)
@@ -513,6 +527,8 @@ class LocalCatalog(Catalog):
             return
         model.info = contents.info
         model.changes += 1
+        if contents.last_number >= model.next_number:
+            model.shown.add(contents.last_number, time.time_ns())
         model.next_number = max(model.next_number, contents.last_number + 1)
         # A folder that was replaced by hand may have a lower mark, or none: the next number persists it again.
         model.persisted_number = contents.high_water_mark
