@@ -115,6 +115,21 @@ def test_generations_that_share_files_stay_as_they_were(archive: Path, target: P
     assert described(target)["versions"] == [1]
 
 
+def test_versions_that_share_bytes_share_them_in_the_backup(archive: Path, target: Path, run: Command) -> None:
+    write_version(archive / "m", 4, b"data 1")
+    (archive / "m" / "m-v000004.data").unlink()
+    os.link(archive / "m" / "m-v000001.data", archive / "m" / "m-v000004.data")
+    for _ in range(2):
+        assert run("backup", archive, target)[0] == 0
+        first, last = (target / "m" / f"m-v{number:06d}.data" for number in (1, 4))
+        assert first.samefile(last)
+        assert contents(target) == contents(archive)
+        (target / "m" / "m-v000004.yaml").unlink()
+    (target / "m" / "m-v000001.yaml").unlink()
+    assert run("backup", archive, target)[0] == 0
+    assert contents(target) == contents(archive)
+
+
 def test_a_target_that_is_no_backup_is_refused(archive: Path, target: Path, run: Command) -> None:
     other = annotated_archive(target.parent)
     before = tree(other)

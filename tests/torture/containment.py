@@ -29,6 +29,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from cogment_model_registry.wire import lifecycle
 from cogment_model_registry.wire import messages as m
 from tests.archive_tools.test_damaged_archives import version_text
 from tests.client import connected
@@ -45,6 +46,7 @@ _AT_ONCE = 60
 _STRETCH = 2500
 """How many ids at most between two rounds of planted links and files."""
 
+_LIFECYCLE_METHODS = "UpdateVersion", "PromoteVersion", "SetAliases", "ListVersions", "ReadVersion", "DeleteVersion"
 _WATCH_SECONDS = 0.2
 _ANEW = "rescanned the archive"
 _LINKED_MODELS = ("absolute", "relative", "dangling", "loop", "file", "m", "whole")
@@ -295,6 +297,8 @@ class _Caller:
         channel: Any = next(self._channels)
         for method, messages in calls:
             expected = _expected(model_id)
+            if method in _LIFECYCLE_METHODS and is_name(model_id):  # not each name may be that of an alias
+                expected = {*expected, INVALID, grpc.StatusCode.FAILED_PRECONDITION}
             code = await self._code(channel, method, messages, may_wait=OK in expected)
             self._figures.count("calls")
             assert code in expected, f"{method} of id {model_id!r} ended with {code}, not with {expected}"
@@ -318,13 +322,22 @@ class _Caller:
             ("RetrieveVersionData", [field]),
             ("VersionUpdate", [field]),
         ]
+        ref = delimited(1, field + delimited(3, model_id)) if archived else delimited(1, field + b"\x10\x02")
+        calls += [
+            ("UpdateVersion", [ref + delimited(2, delimited(1, b"tag") + delimited(2, model_id))]),
+            ("PromoteVersion", [ref + delimited(2, model_id)]),
+            ("SetAliases", [field + delimited(2, delimited(1, model_id) + b"\x10\x02")]),
+            *([("ListVersions", [field])] if model_id else []),  # without an id, it lists those of all models
+            ("ReadVersion", [ref]),
+            ("DeleteVersion", [ref]),
+        ]
         if model_id.decode(errors="replace") not in _PLANTED or self._random.random() < 0.05:
             calls.append(("DeleteModel", [field]))
         return calls
 
     async def _code(self, channel: Any, method: str, messages: list[bytes], *, may_wait: bool) -> grpc.StatusCode:
         """Make a call, and return its status. A watch that may wait for news is not waited for."""
-        path = f"/{m.SERVICE_NAMES[0]}/{method}"
+        path = f"/{lifecycle.SERVICE_NAME if method in _LIFECYCLE_METHODS else m.SERVICE_NAMES[0]}/{method}"
         try:
             if method == "CreateVersion":
                 self._look_at(await channel.stream_unary(path)(iter(messages), timeout=60))
@@ -332,7 +345,7 @@ class _Caller:
                 watch = channel.unary_stream(path)(messages[0], timeout=_WATCH_SECONDS if may_wait else 60)
                 self._look_at(await watch.read())
                 watch.cancel()
-            elif method == "RetrieveVersionData":
+            elif method in ("RetrieveVersionData", "ReadVersion"):
                 async for reply in channel.unary_stream(path)(messages[0], timeout=60):
                     self._look_at(reply)
             else:

@@ -10,12 +10,12 @@ What a file system promises is little, and this takes it at its word:
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from random import Random
 
-from tests.torture.recorded_files import Directory, File, NameChange, Node, Operation, RecordedFiles, Sync, Write
+from tests.torture.recorded_files import Directory, File, NameChange, Node, Operation, Patch, RecordedFiles, Sync, Write
 
 Tree = dict[str, bytes | None]
 """What a directory has: the bytes of files by their relative path, None for directories."""
@@ -55,6 +55,7 @@ class Disk:
         self._names, self._bytes = files.first()
         self._changes: list[NameChange] = []  # uncertain, in their order
         self._writes: dict[File, list[bytes]] = {}
+        self._patches: dict[File, list[Patch]] = {}
 
     def perform(self, operation: Operation) -> None:
         """Do the next operation of the history."""
@@ -63,8 +64,11 @@ class Disk:
                 self._changes.append(operation)
             case Write(file, data):
                 self._writes.setdefault(file, []).append(data)
+            case Patch(file):
+                self._patches.setdefault(file, []).append(operation)
             case Sync(File() as file):
                 self._bytes[file] = self._bytes.get(file, b"") + b"".join(self._writes.pop(file, []))
+                self._bytes[file] = _patched(self._bytes[file], self._patches.pop(file, []))
             case Sync(directory):
                 for change in self._changes:
                     if change.directory is directory:
@@ -80,6 +84,7 @@ class Disk:
         self._names = {directory: entries for directory, entries in self._names.items() if directory in named}
         self._changes = [change for change in self._changes if change.directory in named]
         self._writes = {file: parts for file, parts in self._writes.items() if file in named}
+        self._patches = {file: patches for file, patches in self._patches.items() if file in named}
 
     def remains(self, random: Random, limit: int, last: Operation | None = None) -> Iterator[Remains]:
         """Yield what a power cut now may leave: all of it when that is `limit` or less, else a sample.
@@ -94,6 +99,7 @@ class Disk:
             for change in self._changes
         ]
         choices += [self._outcomes(file, random) for file in self._writes]
+        choices += [self._outcomes_of_patches(file, random) for file in self._patches]
         for choice in _combinations(choices, random, limit):
             yield Remains(self._tree(choice), [part.lost for part in choice if part.lost])
 
@@ -115,6 +121,26 @@ class Disk:
             outcomes[f"the first {first} bytes of a file, but not those after them"] = bytes(first) + added[first:]
         return [_Choice(file, certain + data, lost) for lost, data in outcomes.items()]
 
+    def _outcomes_of_patches(self, file: File, random: Random) -> list[_Choice]:
+        """Return what bytes a file may have of whose last patches any may be lost, or torn."""
+        certain = self._bytes.get(file, b"")
+        patches = self._patches[file]
+        first = random.randrange(len(patches))
+        lost = random.randrange(len(patches))
+        some = [patch for patch in patches if random.random() < 0.5]
+        torn = patches[-1]
+        if torn.data:
+            torn = replace(torn, data=torn.data[: random.randrange(len(torn.data))])
+        outcomes = {
+            "": patches,
+            f"all {len(patches)} patches of a file": [],
+            f"patches of a file after the first {first} of {len(patches)}": patches[:first],
+            f"patch {lost} of {len(patches)} of a file": [*patches[:lost], *patches[lost + 1 :]],
+            f"all but {len(some)} of {len(patches)} patches of a file": some,
+            f"the end of the last one of {len(patches)} patches of a file": [*patches[:-1], torn],
+        }
+        return [_Choice(file, _patched(certain, kept), lost) for lost, kept in outcomes.items()]
+
     def _tree(self, choice: Sequence[_Choice]) -> Tree:
         names = {directory: dict(entries) for directory, entries in self._names.items()}
         contents: dict[File, bytes] = {}
@@ -135,6 +161,12 @@ class Disk:
 
         add(self._root, "")
         return tree
+
+
+def _patched(content: bytes, patches: Sequence[Patch]) -> bytes:
+    for patch in patches:
+        content = patch.apply(content)
+    return content
 
 
 def _combinations(choices: Sequence[Sequence[_Choice]], random: Random, limit: int) -> Iterator[Sequence[_Choice]]:

@@ -30,6 +30,7 @@ import grpc.aio
 import psutil
 
 from cogment_model_registry.records.lifecycle import AnnotationChange
+from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.wire import lifecycle
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected
@@ -66,6 +67,7 @@ _LIFECYCLE_MEANINGFUL = {
     grpc.StatusCode.ABORTED,
     grpc.StatusCode.FAILED_PRECONDITION,
     grpc.StatusCode.OUT_OF_RANGE,
+    grpc.StatusCode.ALREADY_EXISTS,
 }
 _WATCH_SECONDS = 0.1
 """How long to wait for a watch to tell something; it may have nothing to tell."""
@@ -276,7 +278,8 @@ _LIFECYCLE_SHAPES: dict[str, Sequence[Field]] = {
     "ApplyRetention": (text(1), flag(2), one_of(message(3, some(_RULE)), lambda _: b"")),
     "ReadVersion": (message(1, *_VERSION_REF), small(2), small(3), one_of(text(4), lambda _: b"", lambda _: b"")),
 }
-_LIFECYCLE_METHODS = [*_LIFECYCLE_SHAPES, "ListVersions", "UpdateVersion", "PromoteVersion", "SetAliases"]
+_LIFECYCLE_METHODS = [*_LIFECYCLE_SHAPES, "UploadVersion", "UploadVersion", "ListVersions", "UpdateVersion"]
+_LIFECYCLE_METHODS += ["PromoteVersion", "SetAliases"]
 _METHODS = [*_SHAPES, "RetrieveVersionData", "CreateVersion", "CreateVersion", *_LIFECYCLE_METHODS]
 
 _ODD_FIELDS = [
@@ -369,6 +372,28 @@ def made_up_upload(random: Random) -> list[bytes]:
     return chunks
 
 
+def made_up_repeatable_upload(random: Random) -> list[bytes]:
+    """Return the messages of an upload that may be sent again: sound ones or in any order, often with the same id."""
+    pieces = [random.randbytes(random.choice((0, 1, 100, 3000))) for _ in range(random.choice((0, 1, 1, 2, 3)))]
+    data = b"".join(pieces)
+    info = m.ModelVersionInfo(model_id=random.choice(_IDS).decode(), archived=random.random() < 0.2)
+    info.data_size = len(data)
+    info.data_hash = random.choice(("", hash_of(data), hash_of(b"")))
+    details = [
+        *(some(message(2, *_TAG)), some(message(3, *_METRIC)), one_of(alias(4), lambda _: b"", lambda _: b"")),
+        *(one_of(text(5), lambda random: delimited(5, b"request %d" % random.randrange(20))), flag(6)),
+    ]
+    sound = delimited(1, info.SerializeToString())
+    first = sound if random.random() < 0.7 else delimited(1, made_up(random, _VERSION_INFO))
+    messages = [delimited(1, first + filled(random, details)), *(delimited(2, piece) for piece in pieces)]
+    if random.random() < 0.2:
+        random.shuffle(messages)
+    if random.random() < 0.2:
+        position = random.randrange(len(messages))
+        messages[position] = spoilt(random, messages[position])
+    return messages[: random.randrange(1, len(messages) + 1)] if random.random() < 0.2 else messages
+
+
 # Who sends them.
 
 
@@ -381,9 +406,11 @@ class _Sender:
         self._calls: dict[tuple[str, int], Any] = {}
         for number, (channel, service) in enumerate(itertools.product(channels, m.SERVICE_NAMES)):
             for method in {*_METHODS}:
-                path = f"/{lifecycle.SERVICE_NAME if method in _LIFECYCLE_SHAPES else service}/{method}"
+                path = f"/{lifecycle.SERVICE_NAME if method in _LIFECYCLE_METHODS else service}/{method}"
                 if method == "CreateVersion":
                     call: Any = channel.stream_unary(path)
+                elif method == "UploadVersion":
+                    call = channel.stream_stream(path)
                 elif method in ("RetrieveVersionData", "ReadVersion", "VersionUpdate"):
                     call = channel.unary_stream(path)
                 else:
@@ -402,6 +429,9 @@ class _Sender:
         if method == "CreateVersion":
             sent = made_up_upload(self._random)
             code, details = await _upload(invoke, sent)
+        elif method == "UploadVersion":
+            sent = made_up_repeatable_upload(self._random)
+            code, details = await _read(invoke(iter(sent), timeout=60))
         elif method == "ListVersions" and self._random.random() < 0.8:
             sent = [search(self._random)]
             code, details = await _ask(invoke, sent[0], method)
@@ -414,7 +444,7 @@ class _Sender:
             # (https://github.com/grpc/grpc/issues/36066).
             self._figures.count("refused with a status that the client made up")
             return
-        meaningful = _LIFECYCLE_MEANINGFUL if method in _LIFECYCLE_SHAPES else _MEANINGFUL
+        meaningful = _LIFECYCLE_MEANINGFUL if method in _LIFECYCLE_METHODS else _MEANINGFUL
         assert code in meaningful, f"{method} of {_shown(sent)} ended with {code}: {details}"
         self._figures.count("answered with OK", code == grpc.StatusCode.OK)
 

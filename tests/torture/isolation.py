@@ -1,5 +1,7 @@
 """Readers, writers and a deleter at the same time: each sees whole versions of the right model, or that they are gone.
 
+Writers promote and delete some of their versions, too.
+
 What was sent under a tag is kept here, and the bytes of a version begin with its tag. A deleted model is created anew
 under its id at once, so that a call may meet two lives of a model. What it may see then follows from the times at
 which calls were sent and answered; where nothing was deleted meanwhile, it follows exactly.
@@ -19,9 +21,11 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.testing.bytes import hash_of
+from cogment_model_registry.wire import convert
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected, upload
 from tests.processes import server_process
+from tests.server.test_model_lifecycle import Lifecycle
 from tests.torture.oracle import NOT_FOUND, check_ascending, fork, payload, tag_of, together
 from tests.torture.proof import Figures, Proof
 
@@ -63,6 +67,8 @@ class Life:
         archived: The numbers of its acknowledged archived versions, of those.
         highest: The highest acknowledged number, of those.
         highest_possible: The highest acknowledged number that may be its own.
+        promoting: The numbers whose promotion was sent when it may have been there.
+        removed: The numbers whose deletion was sent when it may have been there.
     """
 
     name: str
@@ -74,6 +80,8 @@ class Life:
     archived: set[int] = field(default_factory=set)
     highest: int = 0
     highest_possible: int = 0
+    promoting: set[int] = field(default_factory=set)
+    removed: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -174,9 +182,11 @@ class World:
         expected.CopyFrom(sent.info)
         expected.version_number = sent.number or info.version_number
         expected.creation_timestamp = info.creation_timestamp
+        met = self.possible_lives(look.model_id, look.began)
+        if any(info.version_number in life.promoting for life in met):
+            expected.archived = info.archived or expected.archived
         assert info == expected, f"{where} is {info}, and was sent as {expected}"
         assert not sent.is_refused, f"{where} was refused, and is there: {info}"
-        met = self.possible_lives(look.model_id, look.began)
         lives = [life for life in met if life in self.possible_lives(look.model_id, sent.began, sent.ended)]
         assert lives, f"{where} is of a deleted life: {info}; met were {met}"
         if len(lives) == 1:
@@ -191,7 +201,7 @@ class World:
         """Check that a version that was listed may be gone."""
         self.figures.count("evicted or deleted")
         life = self.certainly(look)
-        if life is not None:
+        if life is not None and info.version_number not in life.removed:
             assert not info.archived, f"archived, of a model that was not deleted, and lost: {info}"
             is_newest = life.highest_possible <= info.version_number and not self.creating[look.model_id]
             assert not is_newest, f"the newest of its model, and evicted: {info}"
@@ -212,6 +222,7 @@ class Creator:
     def __init__(self, world: World, client: Client, name: str) -> None:
         self._world = world
         self._client = client
+        self._lifecycle = Lifecycle(client)
         self._name = name
         self._created = 0
         self._random = fork(world.random)
@@ -255,6 +266,33 @@ class Creator:
         finally:
             sent.ended = time.perf_counter()
             world.creating[model_id] -= 1
+        if sent.number:
+            await self._change(acknowledged)
+
+    async def _change(self, info: m.ModelVersionInfo) -> None:
+        """Promote or delete a version sometimes, which may be evicted by now, or one of a later model."""
+        world, dice, number = self._world, self._random.random(), info.version_number
+        look = world.look(info.model_id)
+        met = world.possible_lives(info.model_id, look.began)
+        try:
+            if dice < 0.15:
+                for life in met:
+                    life.promoting.add(number)
+                version = await self._lifecycle.promote(number, model_id=info.model_id)
+                world.check_version(convert.version_message(version.info), look)
+                world.figures.count("promotions")
+                certain = world.certainly(look)
+                if certain is not None and number not in certain.removed:
+                    certain.archived.add(number)
+            elif dice < 0.25:
+                for life in met:
+                    life.removed.add(number)
+                    life.archived.discard(number)
+                await self._lifecycle.delete(number, model_id=info.model_id)
+                world.figures.count("deletions of versions")
+        except grpc.aio.AioRpcError as error:
+            if error.code() != NOT_FOUND or (info.archived and world.certainly(look)):
+                raise AssertionError(f"{info}: {error.code()} {error.details()}") from error
 
     def _new_version(self, model_id: str, size_bytes: int, archived: bool) -> tuple[m.ModelVersionInfo, bytes]:
         self._created += 1
@@ -330,10 +368,14 @@ class Reader:
         for info in infos:
             self._world.check_version(info, look)
         if self._world.certainly(look):
-            lost = look.archived - {info.version_number for info in infos}
+            lost = look.archived - {info.version_number for info in infos} - self._removed(look)
             assert not lost, f"archived versions of {look.model_id} are not listed: {lost}"
         self._world.figures.count("listings")
         return infos
+
+    def _removed(self, look: Look) -> set[int]:
+        """Return the numbers of the versions whose deletion was sent."""
+        return look.life.removed if look.life else set()
 
     async def read_version(self, info: m.ModelVersionInfo, look: Look) -> None:
         """Retrieve a version that was listed."""
@@ -354,11 +396,11 @@ class Reader:
             [info] = (await self._client.infos(look.model_id, -1)).version_infos
             data = await self._data(look.model_id, -1)
         except grpc.aio.AioRpcError as error:
-            self._check_not_found(error, look, is_expected=not look.highest)
+            self._check_not_found(error, look, is_expected=not look.highest or bool(self._removed(look)))
             return
         self._world.check_version(info, look)
         sent = self._world.check_bytes(data, look)
-        if self._world.certainly(look):
+        if self._world.certainly(look) and not self._removed(look) & {info.version_number, look.highest}:
             assert info.version_number >= look.highest, f"-1 is {info}, and {look.highest} was acknowledged before"
             number = sent.number or math.inf  # one that is not acknowledged yet is newer than all that were
             assert number >= info.version_number, f"-1 gave {sent.info}, and before {info}"
@@ -369,7 +411,7 @@ class Reader:
         try:
             [info] = (await self._client.infos(look.model_id, number)).version_infos
         except grpc.aio.AioRpcError as error:
-            self._check_not_found(error, look, is_expected=number not in look.archived)
+            self._check_not_found(error, look, is_expected=number not in look.archived - self._removed(look))
             return
         self._world.check_version(info, look)
 
@@ -407,7 +449,8 @@ async def check_what_is_left(client: Client, world: World) -> None:
         look = world.look(model_id)
         infos = (await client.infos(model_id)).version_infos
         check_ascending(infos)
-        assert look.archived <= {info.version_number for info in infos}, f"lost: {look}"
+        removed = look.life.removed if look.life else set()
+        assert look.archived - removed <= {info.version_number for info in infos}, f"lost: {look}"
         for info in infos:
             world.check_version(info, look)
             await reader.read_version(info, look)

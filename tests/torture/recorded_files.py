@@ -7,7 +7,8 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +75,29 @@ class Write:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Patch:
+    """Bytes are written somewhere into a file, or the file is cut off there: what SQLite does.
+
+    Attributes:
+        file: The file.
+        offset: Where.
+        data: What is written; None when the file ends here from now on.
+    """
+
+    file: File
+    offset: int
+    data: bytes | None
+
+    def apply(self, content: bytes) -> bytes:
+        """Return the bytes of the file afterwards."""
+        before = content[: self.offset].ljust(self.offset, b"\0")
+        return before if self.data is None else before + self.data + content[self.offset + len(self.data) :]
+
+    def __str__(self) -> str:
+        return f"end at {self.offset}" if self.data is None else f"write of {len(self.data)} bytes at {self.offset}"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Sync:
     """A file or a directory becomes durable."""
 
@@ -83,7 +107,7 @@ class Sync:
         return f"sync of a {type(self.node).__name__.lower()}"
 
 
-Operation = NameChange | Write | Sync
+Operation = NameChange | Write | Patch | Sync
 
 
 class RecordedFiles(Files):
@@ -178,6 +202,37 @@ class RecordedFiles(Files):
     def _require_alive(self, at_sync: bool = False) -> None:
         if self._is_killed(at_sync):
             raise ProcessKilled("the process was killed")
+
+    # What another part of the process does with files by itself.
+
+    @contextmanager
+    def performing(self) -> Iterator[None]:
+        """Open a context in which an operation is made that is not one of `Files`, and then recorded."""
+        with self._one_at_a_time:
+            yield
+
+    def has(self, path: str) -> bool:
+        """Return whether a path leads into what is looked at."""
+        return path.startswith(f"{self._place}/")
+
+    def file_at(self, path: str) -> File:
+        """Return the file at a path; record its creation if it is new."""
+        directory, name = self.directory_of(path), os.path.basename(path)
+        node = self._names[directory].get(name)
+        if not isinstance(node, File):
+            node = File()
+            self._record_new(directory, name, node, os.stat(path))
+        return node
+
+    def directory_of(self, path: str) -> Directory:
+        """Return the directory of a path."""
+        node = self._nodes[os.stat(os.path.dirname(path)).st_ino]
+        assert isinstance(node, Directory)
+        return node
+
+    def record(self, operation: Operation) -> None:
+        """Record an operation that was made."""
+        self._record(operation)
 
     # What `Files` does, recorded.
 

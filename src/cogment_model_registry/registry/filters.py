@@ -110,6 +110,9 @@ Filter: TypeAlias = Comparison | Has | Not | And | Or
 EVERYTHING = And()
 """The empty filter."""
 
+ARCHIVED = Comparison(Field("archived"), "=", True)
+"""The filter that accepts all archived versions."""
+
 
 @dataclass(frozen=True, slots=True)
 class Order:

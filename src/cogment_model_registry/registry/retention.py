@@ -9,7 +9,7 @@ make a version kept that was not, so they change nothing.
 import asyncio
 import bisect
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence, Set
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from time import time_ns
@@ -27,7 +27,7 @@ from cogment_model_registry.registry.contracts import (
     TransientStore,
     VersionStore,
 )
-from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, position_of
+from cogment_model_registry.registry.filters import ARCHIVED, BY_NUMBER, position_of
 from cogment_model_registry.registry.holds import Holds
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.registry.retention_rules import Candidate, Rules, Verdict, decide
@@ -95,7 +95,7 @@ class Application:
         self._numbers, self._changes = [*state.numbers], state.changes
         rules = await self._retention.rules_of(self._ref.model_id) if self._trial is None else self._trial
         self._rules = Rules(rules, self._ref.model_id)
-        self._candidates = await self._retention.look_at(self._ref, self._rules, set(state.numbers))
+        self._candidates = await self._retention.look_at(self._ref, self._rules, state.numbers)
         await self._decide()
 
     async def _decide(self) -> None:
@@ -237,14 +237,20 @@ class Retention:
         summaries = await self.catalog.summarize([await self.catalog.get_model(model_id)])
         return summaries[0].retention if summaries else ()
 
-    async def look_at(self, ref: ModelRef, rules: Rules, numbers: Set[int]) -> dict[int, Candidate]:
-        """Return what rules need to know of the versions of a model, by number, as far as they have these numbers."""
+    async def look_at(self, ref: ModelRef, rules: Rules, numbers: Sequence[int]) -> dict[int, Candidate]:
+        """Return what rules need to know of the versions of a model with these numbers, as far as they exist."""
         found: dict[int, Candidate] = {}
-        search = Search(ref.model_id, EVERYTHING, BY_NUMBER, None, _PAGE)
+        wanted = set(numbers)
+        search = Search(ref.model_id, ARCHIVED, BY_NUMBER, None, _PAGE)
         while page := await self.catalog.search(search):
-            found.update((version.number, rules.look_at(version)) for version in page if version.number in numbers)
+            found.update((version.number, rules.look_at(version)) for version in page if version.number in wanted)
             search = replace(search, after=position_of(BY_NUMBER, page[-1]))
-        return found
+        others = [number for number in numbers if number not in found]
+        for start in range(0, len(others), _PAGE):
+            page = await self.describe(ref, others[start : start + _PAGE])
+            found.update((version.number, rules.look_at(version)) for version in page)
+            await asyncio.sleep(0)
+        return {number: found[number] for number in numbers if number in found}
 
     async def describe(self, ref: ModelRef, numbers: Sequence[int]) -> list[Version]:
         """Return versions of a model in the order given, without those that do not exist any more."""

@@ -234,6 +234,7 @@ class MemoryCatalog(Catalog):
         self._tables.uploads[request.request_id] = (model.life, finished)
         for name in request.aliases:
             model.aliases[name] = Alias(name, number, model.next_revision(), time_ns())
+            model.changes += 1
 
     async def find_upload(self, request_id: str) -> FinishedUpload | None:
         await asyncio.sleep(0)

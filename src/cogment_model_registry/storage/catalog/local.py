@@ -48,7 +48,7 @@ from cogment_model_registry.registry.contracts import (
     Search,
     Slot,
 )
-from cogment_model_registry.registry.filters import Filter, arranged, matches, position_of
+from cogment_model_registry.registry.filters import ARCHIVED, Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Model, Shown
@@ -255,6 +255,7 @@ class LocalCatalog(Catalog):
         self._requests[info.archived].add(request.request_id, entry)
         if request.aliases:
             await self._index.finish_upload(request.request_id, entry, now_ns)
+            self._require(info.model_id).changes += 1
 
     async def find_upload(self, request_id: str) -> FinishedUpload | None:
         entry = self._requests[False].find(request_id) or self._requests[True].find(request_id)
@@ -267,6 +268,7 @@ class LocalCatalog(Catalog):
             async with self.lock(entry.model_id):
                 if entry.pending and model.has(entry.number):
                     await self._index.finish_upload(request_id, entry, time.time_ns())
+                    model.changes += 1
         return FinishedUpload(entry.digest, entry.model_id, entry.number)
 
     async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
@@ -364,6 +366,8 @@ class LocalCatalog(Catalog):
             found += [version for version in page if self._is_visible(version.info)]
             if page:
                 after = position_of(search.order, page[-1])
+        if search.accepted == ARCHIVED:
+            return found[: search.limit]
         known = {_key(version.info) for version in found}
         others = {**before, **self._transient_versions(search.model_id)}
         visible = [info for key, each in others.items() if key not in known and (info := self._current(each))]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.filesystem import layout, model_files
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.findings import Finding
@@ -158,6 +159,7 @@ class _OneModel:
         self._target = target
         self._model_id = model_id
         self._fresh: list[tuple[int, bytes]] = []
+        self._by_hash: dict[str, int] = {}
 
     def run(self, numbers: list[int], copied: Copied, advance: Callable[[int], None]) -> dict[int, Outcome]:
         for name in model_files.list_model(self._files, self._target, self._model_id).temporary:
@@ -177,9 +179,13 @@ class _OneModel:
             if self._has(number, text, info.data_size_bytes):
                 copied.unchanged += 1
                 advance(info.data_size_bytes)
+                self._by_hash[info.data_hash] = number
                 return Outcome.THERE
             with model_files.opened_data(self._source_files, self._source, info) as file:
-                self._put_data(number, model_files.data_blocks(self._source_files, file, info), advance)
+                # Versions that share their bytes in the source do so in the target.
+                is_shared = self._source_files.status(file).st_nlink > 1
+                if not (is_shared and self._link(number, info)):
+                    self._put_data(number, model_files.data_blocks(self._source_files, file, info), advance)
         except FileNotFoundError:
             return Outcome.GONE
         except Fault as fault:
@@ -188,6 +194,7 @@ class _OneModel:
             copied.findings += [finding] if finding not in copied.findings else []
             return Outcome.DAMAGED
         self._fresh.append((number, text))
+        self._by_hash[info.data_hash] = number
         copied.versions += 1
         copied.data_bytes += info.data_size_bytes
         return Outcome.THERE
@@ -206,24 +213,42 @@ class _OneModel:
         except (OSError, layout.BadMetadata):
             return None
 
+    def _link(self, number: int, info: VersionInfo) -> bool:
+        """Let a version share the bytes of another one in the target; return whether that was possible."""
+        other = self._by_hash.get(info.data_hash)
+        if other is None:
+            return False
+        temporary = layout.temporary_name()
+        try:
+            self._files.link(self._target, layout.data_file_name(self._model_id, other), temporary)
+        except OSError:
+            return False
+        self._give_name(temporary, number)
+        self._files.remove(self._target, temporary)  # a rename to another name of the same file does nothing
+        return True
+
     def _put_data(self, number: int, blocks: Iterable[bytes], advance: Callable[[int], None]) -> None:
-        """Write data under its name, once all of it was checked; a version that had the number before goes."""
+        """Write data under its name, once all of it was checked."""
         temporary = layout.temporary_name()
         file = self._files.create(self._target, temporary)
         try:
             for block in blocks:
                 self._files.write(file, [block])
                 advance(len(block))
-            name = layout.version_file_name(self._model_id, number)
-            if _exists(self._files, self._target, name):
-                self._files.remove(self._target, name)
-                self._files.sync_directory(self._target)
-            self._files.rename(self._target, temporary, layout.data_file_name(self._model_id, number))
+            self._give_name(temporary, number)
         except BaseException:
             self._files.remove(self._target, temporary)
             raise
         finally:
             self._files.close(file)
+
+    def _give_name(self, temporary: str, number: int) -> None:
+        """Let a temporary file be the data of a version; one that had the number before goes first."""
+        name = layout.version_file_name(self._model_id, number)
+        if _exists(self._files, self._target, name):
+            self._files.remove(self._target, name)
+            self._files.sync_directory(self._target)
+        self._files.rename(self._target, temporary, layout.data_file_name(self._model_id, number))
 
     def _changed(self, name: str) -> Iterator[tuple[str, bytes]]:
         """Yield a small file of the model, if it exists and differs from that of the target."""
