@@ -10,7 +10,7 @@ before leaves nothing.
 
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import time_ns
@@ -102,6 +102,10 @@ class RegistryStatus:
     is_read_only: bool
 
 
+def _ignore(_model_id: str) -> None:
+    """Do nothing about a deleted model."""
+
+
 class _ModelExistsError(Exception):
     """A model that was to be created exists."""
 
@@ -178,7 +182,12 @@ class Registry:
         self._watchers = 0
         # Versions that are committed and not visible yet, and whether they were evicted already.
         self._publishing: dict[tuple[str, int], bool] = {}
+        self._on_model_removed: Callable[[str], None] = _ignore
         transient.on_evicted(self._forget)
+
+    def on_model_removed(self, listener: Callable[[str], None]) -> None:
+        """Set who receives the ids of models that were deleted."""
+        self._on_model_removed = listener
 
     async def create_or_update_model(self, info: ModelInfo) -> None:
         """Create the model, or replace its `user_data`; durable on return.
@@ -239,6 +248,7 @@ class Registry:
                 except NotFoundError:
                     removal = None  # someone removed its files by hand
                 await self._transient.remove_model(model_id)
+            self._on_model_removed(model_id)
             await self.parking.drop_model(model_id)
             if removal is not None:
                 await removal.finish()
