@@ -31,6 +31,14 @@ registry.publish('policy', bytes(2**30), progress=lambda progress: print('begun'
 while True:
     registry.retrieve('policy', progress=lambda progress: print('begun', flush=True))
 """,
+    "retrieve in parts": """
+from cogment_model_registry.client import downloads, fetching
+fetching._LARGE_BYTES = fetching._FIRST_BYTES = downloads._PART_BYTES = 2**20
+fetching._FAST_BYTES_PER_SECOND = 2**60
+registry.set_alias('policy', 'kept', 1)
+while True:
+    registry.retrieve('policy', progress=lambda told: told.done_bytes > 2**21 and print('begun', flush=True))
+""",
 }
 
 

@@ -1,23 +1,27 @@
-"""Two calls on one version at the same time, in each order that their steps may have.
+"""Two calls on one version at the same time: the first one is held at each of its steps while the second one runs.
 
-The backends in memory let other tasks run at each of their steps. So the second call begins after the first step of
-the first one, then after its second step, and so on, until the first call is over before the second one begins. After
-each race, everything that exists is compared: what is listed, what the stores have, and what aliases point to.
+The backends in memory let other tasks run at each of their steps. So the first call is stopped after its first step,
+then after its second one, and so on, until the second call is over, or waits for the first one. After each race,
+everything that exists is compared: what is listed, what the stores have, and what aliases point to.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from typing import Any
 
 import pytest
 
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, PreconditionError
 from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
+from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import BY_NUMBER
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.registry import Limits, Registry
+from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.memory_archive import MemoryArchive, StoredModel
@@ -25,6 +29,67 @@ from cogment_model_registry.testing.memory_catalog import MemoryCatalog, Tables
 
 MAX_ITEMS = 3
 STEPS_MAX = 500
+TURNS = 200
+"""For how many turns of the event loop a call is held: more than the other one takes, unless it waits for this one."""
+
+
+class Hold:
+    """Stops a call, with all tasks that it makes, after a number of steps, until another call is over.
+
+    Attributes:
+        begun: Set when it has come so far.
+        is_other_over: Whether the other call is over.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self.begun = asyncio.Event()
+        self.is_other_over = False
+        self._left = steps
+
+    async def step(self) -> None:
+        """Count a step, and wait if it is the one to be held at."""
+        self._left -= 1
+        if self._left == -1:
+            self.begun.set()
+            for _ in range(TURNS):
+                if self.is_other_over:
+                    break
+                await asyncio.sleep(0)
+
+
+_hold: ContextVar[Hold | None] = ContextVar("hold", default=None)
+
+
+class Stepping:
+    """A coroutine that is held at one of its steps; awaiting this runs it."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], hold: Hold) -> None:
+        self._work = work
+        self._hold = hold
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        thrown: BaseException | None = None
+        while True:
+            yield from self._hold.step().__await__()
+            try:
+                waited_for = self._work.throw(thrown) if thrown else self._work.send(None)
+            except StopIteration as end:
+                return end.value
+            try:
+                thrown = None
+                yield waited_for
+            except BaseException as error:
+                thrown = error
+
+
+def new_task(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+    """Return a task; one that is made by a call that is to be held is held with it."""
+
+    async def step(hold: Hold) -> Any:
+        return await Stepping(work, hold)
+
+    hold = _hold.get()
+    return asyncio.Task(step(hold) if hold else work, loop=loop, **options)
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +107,7 @@ class World:
         archive = MemoryArchive(self.shelf)
         self.transient = MemoryTransientStore(MAX_ITEMS, 1000, hashing, elsewhere=archive)
         self.registry = Registry(Limits(16, 100, 10), self.catalog, archive, self.transient)
+        self.uploads = RepeatableUploads(self.registry, self.catalog, archive, self.transient)
         self.lifecycle = Lifecycle(self.registry, self.catalog, archive, self.transient)
         self.sent: dict[str, bytes] = {}
         """The bytes of each version that was sent, by their hash."""
@@ -54,7 +120,7 @@ class World:
         await self.lifecycle.set_aliases("m", [AliasChange("stable", 2)])
 
     async def upload(self, *, archived: bool) -> None:
-        data = b"version %d" % len(self.sent)
+        data = b"version " + b"x" * len(self.sent)
         self.sent[hash_of(data)] = data
         async with await self.registry.create_version(VersionHeader("m", archived, len(data))) as upload:
             await upload.write(memoryview(data))
@@ -141,8 +207,26 @@ async def delete_model(world: World) -> None:
 async def create_model_again(world: World) -> None:
     await world.registry.delete_model("m")
     await world.registry.create_or_update_model(ModelInfo("m"))
-    for _ in range(2):
-        await world.upload(archived=False)
+    for archived in (False, True):
+        await world.upload(archived=archived)
+
+
+async def upload_again(world: World, data: bytes, *aliases: str) -> None:
+    """Upload bytes that a version has already, so that they are not sent."""
+    header = VersionHeader("m", bool(aliases), len(data), hash_of(data))
+    async with world.uploads.begin(UploadHeader(header, aliases=aliases)) as upload:
+        if not upload.is_complete:
+            await upload.write(memoryview(data))
+        version = await upload.commit()
+    assert version.info.data_hash == header.data_hash
+
+
+async def publish_again(world: World) -> None:
+    await upload_again(world, b"version ")
+
+
+async def store_again(world: World) -> None:
+    await upload_again(world, b"version x", "stable")
 
 
 async def retrieve_first(world: World) -> None:
@@ -184,6 +268,8 @@ CALLS: list[Call] = [
     evict,
     delete_model,
     create_model_again,
+    publish_again,
+    store_again,
     retrieve_first,
     retrieve_latest,
     read_stable,
@@ -202,29 +288,40 @@ async def finish(call: Call, world: World) -> ModelRegistryError | None:
     return None
 
 
+async def race(world: World, first: Call, second: Call, steps: int) -> tuple[ModelRegistryError | None, bool]:
+    """Make two calls; return what the second one was refused with, and whether the first one has so many steps."""
+    hold = Hold(steps)
+    _hold.set(hold)
+    running = asyncio.create_task(finish(first, world))
+    _hold.set(None)
+    waiting = asyncio.create_task(hold.begun.wait())
+    await asyncio.wait([running, waiting], return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+    outcome = await finish(second, world)
+    hold.is_other_over = True
+    await running
+    return outcome, hold.begun.is_set()
+
+
 @pytest.mark.parametrize("first", CALLS, ids=lambda call: call.__name__)
 async def test_no_schedule_of_two_calls_breaks_anything(hashing: ThreadPoolExecutor, first: Call) -> None:
+    asyncio.get_running_loop().set_task_factory(new_task)
     for second in CALLS:
         for steps in range(STEPS_MAX):
             world = World(hashing)
             await world.begin()
-            running = asyncio.create_task(finish(first, world))
-            for _ in range(steps):
-                await asyncio.sleep(0)
-            is_over = running.done()
-            outcome = await finish(second, world)
             try:
-                await running
+                outcome, has_more = await race(world, first, second, steps)
                 if second is retrieve_latest and first not in RENEWING:
                     assert outcome is None, "there is a latest version at each moment"
                 if second is read_stable and first not in (*RENEWING, delete_stable):
                     assert outcome is None, "the alias points to a version at each moment"
                 await world.check()
             except Exception as error:
-                error.add_note(f"{second.__name__} began after {steps} steps of {first.__name__}")
+                error.add_note(f"{first.__name__} was held after {steps} steps while {second.__name__} ran")
                 raise
             await world.catalog.close()
-            if is_over:
+            if not has_more:
                 break
         else:
             raise AssertionError(f"{first.__name__} has no end")

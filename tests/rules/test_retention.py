@@ -100,6 +100,28 @@ async def test_versions_of_both_tiers_are_deleted_with_their_bytes(world: World)
     assert await world.apply() == []
 
 
+async def test_a_mark_tells_whether_rules_may_have_something_to_delete(world: World) -> None:
+    for _ in range(3):
+        await world.upload(archived=True)
+    await world.set_rules(RetentionRule(keep_last=2))
+    assert (await world.retention.plan("m")).mark is None
+    await world.apply()
+    mark = (await world.retention.plan("m")).mark
+    assert mark is not None
+    assert not await world.retention.has_changed(mark)
+    await world.upload()
+    assert await world.retention.has_changed(mark)
+    await world.set_rules(RetentionRule(keep_seconds=10**9))
+    assert (await world.retention.plan("m")).mark is None
+    await world.set_rules(RetentionRule(keep_last=9))
+    mark = (await world.retention.plan("m")).mark
+    assert mark is not None
+    await world.measure(2, value=1)
+    assert await world.retention.has_changed(mark)
+    await world.registry.delete_model("m")
+    assert await world.retention.has_changed(mark)
+
+
 async def test_a_dry_run_deletes_nothing_and_tells_what_a_real_run_deletes(world: World) -> None:
     for position in range(8):
         await world.upload(archived=position % 2 == 0)

@@ -250,5 +250,5 @@ PROOF = Proof(
     unit="moves",
     short=400,
     long=64_000,
-    batch=64_000,
+    batch=16_000,
 )

@@ -23,10 +23,10 @@ from tests.torture.oracle import fork, going_on, in_round, payload
 from tests.torture.proof import Figures, Proof
 
 MODEL_IDS = ("a", "b", "c")
-CLIENTS = 16
+CLIENTS = 24
 UPLOADS_PER_KILL = 500
-RETRY_SECONDS = 120.0
-"""Longer than a busy machine takes to start a server."""
+RETRY_SECONDS = 240.0
+"""Longer than a busy machine takes to start a server, and than the largest upload needs on such a network."""
 
 TRANSIENT_MAX = 100_000
 """More versions than are published in one life of a server: what is evicted could not be counted."""
@@ -74,9 +74,10 @@ class Relay:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        # Up, it is the place in the bytes of uploads that is random; down, the reply that is the last to arrive.
+        # Up, it is the place in the bytes of uploads that is random; down, the reply that is the last to arrive. About
+        # as many connections are cut as uploads are made.
         up = int(2 ** self._random.uniform(8, 21)) if self._random.random() < 0.8 else 2**60
-        down = self._random.randint(100, 2000) if self._random.random() < 0.8 else 2**60
+        down = self._random.randint(80, 1200) if self._random.random() < 0.8 else 2**60
         try:
             copies = [
                 asyncio.ensure_future(_copy(reader, server_writer, up)),

@@ -483,7 +483,7 @@ class Aftermath:
 
 
 @contextmanager
-def _in_memory(place: Path) -> Iterator[Path]:
+def in_memory(place: Path) -> Iterator[Path]:
     """Open a context with a directory in memory where the system has that: many thousands of files come and go."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
@@ -510,7 +510,7 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
     """Cut the power after each operation of a scenario, in every way."""
-    with _in_memory(place) as memory, asyncio.Runner(loop_factory=DirectLoop) as runner:
+    with in_memory(place) as memory, asyncio.Runner(loop_factory=DirectLoop) as runner:
         runner.run(_attempt(memory, rounds, random, figures))
 
 

@@ -2,6 +2,8 @@
 
 from tests.torture import (
     aliases,
+    catalog_failing_io,
+    catalog_power_cut,
     containment,
     delays,
     failing_io,
@@ -26,8 +28,10 @@ PROOFS: list[Proof] = [
     kills.PROOF,
     lost_replies.PROOF,
     power_cut.PROOF,
+    catalog_power_cut.PROOF,
     file_system_shutdown.PROOF,
     failing_io.PROOF,
+    catalog_failing_io.PROOF,
     full_disk.PROOF,
     wrong_bytes.PROOF,
     numbers.PROOF,

@@ -88,7 +88,7 @@ class KillableFiles(Files):
 
 
 class KillableDatabase(Database):
-    """A database, each of whose commits has a step before it and one after it."""
+    """A database, each of whose commits has a step before it and one after it, and syncs nothing."""
 
     def __init__(self, path: str, steps: Steps) -> None:
         super().__init__(path, MIGRATIONS)
@@ -96,6 +96,8 @@ class KillableDatabase(Database):
 
     def _commit(self, operations: Sequence[Operation[Any]]) -> list[Any]:
         self._steps.take()
+        if self._writing is not None:
+            self._writing.execute("PRAGMA synchronous = OFF")
         outcomes = super()._commit(operations)
         self._steps.take()
         return outcomes

@@ -47,7 +47,7 @@ _expected = click.option(
 )
 @model_argument
 @required_version_argument
-@click.option("--alias", type=ModelId(), help="Alias to point to it.")
+@click.option("--alias", metavar="ALIAS", type=ModelId(), help="Alias to point to it.")
 @common_flags
 def promote_version(flags: Flags, model_id: str, number: int | str, *, alias: str | None) -> None:
     """Make a transient VERSION of a MODEL archived: durable when the command ends, and kept.

@@ -255,7 +255,9 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
     @_user_data
     @tags_option
     @metrics_option
-    @click.option("--alias", type=ModelId(), help="Alias to point to the version, which is archived then.")
+    @click.option(
+        "--alias", metavar="ALIAS", type=ModelId(), help="Alias to point to the version, which is archived then."
+    )
     @click.option(
         "--create/--no_create",
         " /--no-create",

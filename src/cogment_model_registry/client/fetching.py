@@ -85,9 +85,11 @@ class Fetch:
 
         async def receive(channel: Channel) -> None:
             nonlocal download
-            if not (download.received_bytes and self._has_parts and await self._resumed(channel, download)):
-                download.abandon()
-                download = self._restarted()
+            is_broken = download.received_bytes > 0
+            if not (is_broken and self._has_parts and await self._resumed(channel, download)):
+                if is_broken:
+                    download.abandon()
+                    download = self._restarted()
                 await self._receive(self._whole(channel), convert.decode_data_chunk, download.write)
             await download.finish()
 

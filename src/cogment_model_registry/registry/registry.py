@@ -355,21 +355,39 @@ class Registry:
             NotFoundError: The model or the version does not exist.
         """
         self.check_model_id(model_id)
-        ref = await self._catalog.find(model_id)
         gone: VersionInfo | None = None
         while True:
+            ref = await self._catalog.find(model_id)
             [info] = await self._catalog.get_versions(model_id, [number])
+            # If the model is deleted and created again in the meantime, other bytes may have this number.
             try:
-                return VersionReader(self, info, ref, await self._open(info))
+                reader = await self._open(info)
+                if await self._is_current(ref, reader):
+                    return VersionReader(self, info, ref, reader)
             except DataLossError as error:
-                await self.mark_damaged(ref, error)
-                raise
+                if await self._is_current(ref):
+                    await self.mark_damaged(ref, error)
+                    raise
             except NotFoundError:
                 # Perhaps it is being deleted in this moment, and then another version is the n-th from the last.
                 if number > 0 or info == gone:
                     raise
                 gone = info
                 await self._catalog.settled(model_id)
+
+    async def _is_current(self, ref: ModelRef, reader: Reader | None = None) -> bool:
+        """Return whether a model was not deleted and created again; close a reader if it was.
+
+        Raises:
+            NotFoundError: It was deleted.
+        """
+        is_current = False
+        try:
+            is_current = await self._catalog.find(ref.model_id) == ref
+        finally:
+            if reader is not None and not is_current:
+                await reader.aclose()
+        return is_current
 
     async def watch(self, model_id: str) -> AsyncGenerator[VersionInfo, None]:
         """Yield the latest version of the model if it has any, then newer ones; see `Catalog.watch`.

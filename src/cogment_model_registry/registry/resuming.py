@@ -310,6 +310,7 @@ class RepeatableUploads:
             NotFoundError: The model does not exist.
             TooLargeError: The version cannot fit.
         """
+        ref = await self._catalog.find(version.model_id)
         try:
             found = await self._catalog.find_copies(version.model_id, version.data_hash, version.data_size_bytes)
         except UnavailableError:
@@ -319,7 +320,7 @@ class RepeatableUploads:
                 try:
                     return await self._copied(version, source)
                 except DataLossError as error:
-                    await self._registry.mark_damaged(await self._catalog.find(version.model_id), error)
+                    await self._registry.mark_damaged(ref, error)
         return None
 
     async def _copied(self, header: VersionHeader, source: VersionInfo) -> VersionUpload:

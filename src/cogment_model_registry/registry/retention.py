@@ -9,9 +9,9 @@ make a version kept that was not, so they change nothing.
 import asyncio
 import bisect
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import time_ns
 
 from cogment_model_registry.errors import DataLossError, NotFoundError
@@ -33,8 +33,8 @@ from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.registry.retention_rules import Candidate, Rules, Verdict, decide
 from cogment_model_registry.system.tasks import run_to_end
 
-_PAGE = 500
-"""How many versions are read at once, which is how long other calls may have to wait."""
+_PAGE = 200
+"""How many versions are looked at at once, which is how long other calls may have to wait."""
 
 _INLINE_MAX = 1000
 """How many versions are decided about on the event loop; more take a thread."""
@@ -47,6 +47,16 @@ _UNSETTLED = "the model changed too often while it was decided; the next run loo
 
 class _OutdatedError(Exception):
     """A decision no longer holds; leaves the change of a model without changing anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """The state of a model in which its rules have nothing to delete, whatever the time."""
+
+    ref: ModelRef
+    changes: int
+    versions: int
+    newest: int
 
 
 class Application:
@@ -67,6 +77,8 @@ class Application:
         self._candidates: dict[int, Candidate] = {}
         self._verdicts: dict[int, Verdict] = {}
         self._doomed: deque[Verdict] = deque()
+        self._held: Mapping[int, str] = {}
+        self._is_unsettled = False
         self.deleted = 0
         self.freed_bytes = 0
 
@@ -79,6 +91,14 @@ class Application:
     def kept(self) -> Sequence[Verdict]:
         """The versions that are kept, ordered by number."""
         return [verdict for verdict in self._verdicts.values() if not verdict.is_deleted]
+
+    @property
+    def mark(self) -> Mark | None:
+        """The state of the model after all was deleted; None if rules may say something else later."""
+        depends_on_time = any(rule.keep_seconds for rule in self._rules.rules)
+        if self._is_unsettled or depends_on_time or self._doomed or self._held:
+            return None
+        return Mark(self._ref, self._changes, len(self._numbers), self._numbers[-1] if self._numbers else 0)
 
     async def decisions(self, verdicts: Sequence[Verdict]) -> AsyncGenerator[Decision, None]:
         """Yield verdicts with their versions, without those that do not exist any more."""
@@ -100,8 +120,8 @@ class Application:
 
     async def _decide(self) -> None:
         newest = self._numbers[-1] if self._numbers else 0
-        held = self._retention.holds.of(self._ref)
-        arguments = self._rules.rules, [*self._candidates.values()], newest, held, self._retention.now_ns()
+        self._held = self._retention.holds.of(self._ref)
+        arguments = self._rules.rules, [*self._candidates.values()], newest, self._held, self._retention.now_ns()
         if len(self._candidates) > _INLINE_MAX:
             verdicts = await asyncio.to_thread(decide, *arguments)
         else:
@@ -130,6 +150,7 @@ class Application:
                 for verdict in self._doomed:
                     self._verdicts[verdict.number] = replace(verdict, is_deleted=False, reason=_UNSETTLED)
                 self._doomed.clear()
+                self._is_unsettled = True
                 return
             await self._decide_again()
 
@@ -221,6 +242,15 @@ class Retention:
         application = Application(self, await self.catalog.find(model_id), rules)
         await application.decide()
         return application
+
+    async def has_changed(self, mark: Mark) -> bool:
+        """Return whether a model has changed since its rules had nothing to delete."""
+        try:
+            state = await self.catalog.get_state(mark.ref)
+        except NotFoundError:
+            return True
+        newest = state.numbers[-1] if state.numbers else 0
+        return Mark(mark.ref, state.changes, len(state.numbers), newest) != mark
 
     def require_writable(self, model_id: str) -> None:
         """Refuse to delete where the registry is read-only; see `Registry.require_writable`."""

@@ -106,8 +106,10 @@ def decide(
     verdicts = []
     for candidate in candidates:
         reason = _reason_to_keep(candidate, newest, held, opinions)
-        deleting = "; ".join(opinions[position].objection(candidate) for position in candidate.rules)
-        verdicts.append(Verdict(candidate.number, candidate.size_bytes, not reason, reason or deleting))
+        is_deleted = not reason
+        if is_deleted:
+            reason = "; ".join(opinions[position].objection(candidate) for position in candidate.rules)
+        verdicts.append(Verdict(candidate.number, candidate.size_bytes, is_deleted, reason))
     return verdicts
 
 

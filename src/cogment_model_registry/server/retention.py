@@ -11,7 +11,7 @@ from cogment_model_registry.records.lifecycle import Decision, ModelSummary
 from cogment_model_registry.records.retention import RetentionRule
 from cogment_model_registry.registry.filters import EVERYTHING
 from cogment_model_registry.registry.models import Models
-from cogment_model_registry.registry.retention import Application, Retention
+from cogment_model_registry.registry.retention import Application, Mark, Retention
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -91,22 +91,34 @@ class RetentionWork:
     async def run(self, every_seconds: float) -> None:
         """Apply the rules of all models from time to time, until it is cancelled.
 
-        After each deletion it rests for as long as that took, so that it never takes more than half of the disk.
+        After each deletion it rests for as long as that took, so that it never takes more than half of the disk. A
+        model that has not changed since its rules had nothing to delete is not looked at again.
         """
-        now = asyncio.get_running_loop().time
+        marks: dict[str, Mark] = {}
         while True:
             await asyncio.sleep(every_seconds)
+            now_marks: dict[str, Mark] = {}
             async for model in self._all_models():
-                if not model.retention:
-                    continue
-                try:
-                    application = await self._retention.plan(model.model_id)
+                mark = marks.get(model.model_id)
+                if model.retention and (mark is None or await self._retention.has_changed(mark)):
+                    mark = await self._apply_quietly(model.model_id)
+                if model.retention and mark is not None:
+                    now_marks[model.model_id] = mark
+            marks = now_marks
+
+    async def _apply_quietly(self, model_id: str) -> Mark | None:
+        """Apply the rules of a model; return the state in which they have nothing to delete, if it is reached."""
+        now = asyncio.get_running_loop().time
+        try:
+            application = await self._retention.plan(model_id)
+            begun = now()
+            async with aclosing(self.delete(application)) as deletions:
+                async for _ in deletions:
+                    await asyncio.sleep(now() - begun)
                     begun = now()
-                    async with aclosing(self.delete(application)) as deletions:
-                        async for _ in deletions:
-                            await asyncio.sleep(now() - begun)
-                            begun = now()
-                except NotFoundError:
-                    continue
-                except ModelRegistryError as error:
-                    _log.warning("retention failed", model_id=model.model_id, reason=error.message)
+        except NotFoundError:
+            return None
+        except ModelRegistryError as error:
+            _log.warning("retention failed", model_id=model_id, reason=error.message)
+            return None
+        return application.mark

@@ -299,7 +299,7 @@ class MemoryCatalog(Catalog):
                 aliases[change.name] = Alias(change.name, change.version_number, model.next_revision(), now_ns)
             model.aliases = aliases
             model.changes += 1
-        return await self.get_aliases(ref.model_id)
+            return [aliases[name] for name in sorted(aliases)]
 
     async def search(self, search: Search) -> list[Version]:
         models = [await self._require(search.model_id)] if search.model_id else [*self._tables.models.values()]

@@ -7,7 +7,7 @@ may be lost, and then nothing is lost but aliases, tags and metrics.
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from sqlite3 import Connection
 
 import structlog
@@ -40,7 +40,8 @@ class VersionIndex:
         self._archive = archive
         self._aliases: dict[str, dict[str, Alias]] = {}
         self._models: dict[str, ModelAnnotations] = {}  # those of which people decided anything
-        self._stale: set[str] = set()
+        self._stale: set[str] = set()  # models whose removal failed
+        self._stale_versions: dict[str, set[int]] = {}
         self._following = Following(database, archive, self._take_aliases)
 
     async def open(self) -> dict[str, KnownFolder]:
@@ -124,24 +125,23 @@ class VersionIndex:
     async def remove_version(self, info: VersionInfo) -> None:
         """Remove a version with its aliases and annotations, after its files.
 
-        Never fails: a full disk must not keep people from deleting. The next start removes what stays now.
+        Never fails: a full disk must not keep people from deleting. The next change of aliases removes what stays now,
+        or the next start.
         """
         aliases = self._aliases.get(info.model_id, {})
         self._aliases[info.model_id] = {
             name: alias for name, alias in aliases.items() if alias.version_number != info.number
         }
 
-        def remove(connection: Connection) -> None:
-            tables.remove_versions(connection, info.model_id, [info.number])
-            requests.mark_gone(connection, info.model_id, info.number)
-
-        await self._remove(remove)
+        if not await self._remove(lambda connection: _remove_versions(connection, info.model_id, [info.number])):
+            self._stale_versions.setdefault(info.model_id, set()).add(info.number)
 
     async def remove_model(self, model_id: str) -> None:
         """Remove a model with everything that belongs to it, after its files; never fails, see `remove_version`."""
         self._following.forget(model_id)
         self._aliases.pop(model_id, None)
         self._models.pop(model_id, None)
+        self._stale_versions.pop(model_id, None)
         if not await self._remove(lambda connection: _remove_model(connection, model_id)):
             self._stale.add(model_id)
 
@@ -253,12 +253,15 @@ class VersionIndex:
             targets: The archived versions that aliases will point to.
             now_ns: The time, in nanoseconds since the Unix epoch.
         """
+        stale = {*self._stale_versions.get(model_id, ())}
 
         def set_aliases(connection: Connection) -> list[Alias]:
+            _remove_versions(connection, model_id, stale)
             tables.put_versions(connection, targets)
             return tables.set_aliases(connection, model_id, changes, now_ns)
 
         aliases = await self._database.change(set_aliases)
+        self._stale_versions.get(model_id, set()).difference_update(stale)
         self._take_aliases(model_id, aliases)
         return aliases
 
@@ -269,6 +272,12 @@ class VersionIndex:
 
     def _take_aliases(self, model_id: str, aliases: Sequence[Alias]) -> None:
         self._aliases[model_id] = {alias.name: alias for alias in aliases}
+
+
+def _remove_versions(connection: Connection, model_id: str, numbers: Collection[int]) -> None:
+    tables.remove_versions(connection, model_id, numbers)
+    for number in numbers:
+        requests.mark_gone(connection, model_id, number)
 
 
 def _remove_model(connection: Connection, model_id: str) -> None:
