@@ -12,6 +12,7 @@ from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.registry.filters import Order, Position, may_have, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.resuming import RepeatableUploads
+from cogment_model_registry.server.consumer_calls import ConsumerCalls
 from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
@@ -29,6 +30,7 @@ class ModelLifecycleService:
         rules: What answers.
         uploads: What answers uploads.
         models: What answers the calls for models.
+        consumers: What answers the calls for consumers.
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
@@ -40,6 +42,7 @@ class ModelLifecycleService:
         *,
         uploads: RepeatableUploads,
         models: ModelCalls,
+        consumers: ConsumerCalls,
         transfers: Transfers,
         settings: Settings,
         observe: Observer,
@@ -47,6 +50,7 @@ class ModelLifecycleService:
         self._rules = rules
         self._uploads = uploads
         self._models = models
+        self._consumers = consumers
         self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
@@ -64,6 +68,7 @@ class ModelLifecycleService:
             "DeleteVersion": self._delete_version,
             "SetAliases": self._set_aliases,
             **self._models.answers(),
+            **self._consumers.answers(),
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
         # With one reply at its end and those before written by itself, the last one goes with the status.
