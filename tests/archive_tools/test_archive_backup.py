@@ -19,7 +19,9 @@ import pytest
 
 from cogment_model_registry.cli import main
 from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
+from cogment_model_registry.storage.filesystem import model_copy
 from cogment_model_registry.storage.filesystem.claim import OwnedFiles
+from cogment_model_registry.storage.filesystem.files import Files, sync_file_system
 from cogment_model_registry.storage.filesystem.layout import BACKUP_NAME, CATALOG_NAME
 from cogment_model_registry.storage.filesystem.model_copy import ModelCopy
 from cogment_model_registry.testing.server import serving
@@ -113,6 +115,29 @@ def test_generations_that_share_files_stay_as_they_were(archive: Path, target: P
     assert run("verify", old)[0] == 0
     assert described(old) == ALL
     assert described(target)["versions"] == [1]
+
+
+@pytest.mark.parametrize("can_sync_all", [True, False])
+def test_many_versions_are_made_durable_at_once(
+    *, can_sync_all: bool, tmp_path: Path, target: Path, run: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_model(tmp_path / "archive", "m")
+    for number in range(1, 41):
+        write_version(directory, number, b"data %d" % number)
+    synced: list[int] = []
+
+    def sync_all(descriptor: int) -> bool:
+        return can_sync_all and sync_file_system(descriptor)
+
+    def sync_one(self: Files, descriptor: int) -> None:
+        synced.append(descriptor)
+        os.fsync(descriptor)
+
+    monkeypatch.setattr(model_copy, "sync_file_system", sync_all)
+    monkeypatch.setattr(Files, "sync_file", sync_one)
+    assert run("backup", directory.parent, target)[0] == 0
+    assert contents(target) == contents(directory.parent)
+    assert (len(synced) < 10) is can_sync_all
 
 
 def test_versions_that_share_bytes_share_them_in_the_backup(archive: Path, target: Path, run: Command) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from cogment_model_registry import errors
-from cogment_model_registry.client import cache, deadlines, opening, watching
+from cogment_model_registry.client import cache, deadlines, fetching, opening, watching
+from cogment_model_registry.records.sizes import MIB
 from tests import processes
 from tests.processes import server_process
 
@@ -56,6 +57,10 @@ def test_every_snippet_on_the_life_of_versions_runs(tmp_path: Path) -> None:
         ("`cache_max_bytes` (10 GiB)", cache.DEFAULT_MAX_BYTES == 10 * 2**30),
         ("The default is 30 seconds;", deadlines.CALL_SECONDS == 30),
         (f"`{opening.CACHE_VARIABLE}`", True),
+        ("first 16 MiB of an archived", fetching._FIRST_BYTES == 16 * MIB),
+        ("version of 64 MiB or more", fetching._LARGE_BYTES == 64 * MIB),
+        ("slower than 300 MiB per second", fetching._FAST_BYTES_PER_SECOND == 300 * MIB),
+        ("in parts over four connections", fetching._CONNECTIONS == 4),
     ],
 )
 def test_the_numbers_on_the_page_match_the_code(text: str, value: bool) -> None:

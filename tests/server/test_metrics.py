@@ -20,6 +20,7 @@ from cogment_model_registry.server.composition import Server
 from cogment_model_registry.server.registration import State
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
+from cogment_model_registry.wire import lifecycle
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, body, connected, header, next_version, refused
 from tests.processes import run_cogment, server_process
@@ -276,6 +277,19 @@ async def test_bytes_and_messages_of_both_directions_are_counted(metered: Metere
     request = m.RetrieveVersionDataRequest(model_id="m", version_number=1)
     assert scrape("received_bytes_total", method="RetrieveVersionData") == request.ByteSize()
     assert scrape("received_messages_total", method="RetrieveVersionData") == 1
+
+
+async def test_messages_of_a_part_of_a_version_are_counted(metered: MeteredServer) -> None:
+    await metered.client.create_model("m")
+    await metered.client.store("m", bytes(5 * MIB))
+    request = lifecycle.read_request("m", -1, MIB, 3 * MIB, "")
+    call = Client(metered.client.channel, lifecycle.SERVICE_NAME).streamed("ReadVersion", request)
+    replies = [message async for message in call]
+    assert len(replies) == 1 + 2  # the record, and chunks of up to 2 MiB
+    await metered.reaches("sent_messages_total", 3, method="ReadVersion")
+    scrape = await metered.scrape()
+    assert scrape("sent_bytes_total", method="ReadVersion") == sum(map(len, replies))
+    assert scrape("calls_total", method="ReadVersion", status="OK") == 1
 
 
 # Existing models and versions.

@@ -136,6 +136,12 @@ async def test_a_page_of_large_models_ends_at_the_size_of_a_reply(tmp_path: Path
             found += [model.model_info.model_id for model in page.models]
             token = page.next_page_token
         assert found == ["a", "b", "c", "d", "e"]
+        first = await models.list(*"edcba")
+        assert [model.model_info.model_id for model in first.models] == ["e", "d"]
+        second = await models.list(*"edcba", page_token=first.next_page_token)
+        assert [model.model_info.model_id for model in second.models] == ["c", "b"]
+        with refused(INVALID, "page_token"):
+            await models.list(*"abcde", page_token=first.next_page_token)
 
 
 async def test_a_dry_run_deletes_nothing_and_a_real_run_what_it_told(

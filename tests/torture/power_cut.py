@@ -179,6 +179,17 @@ async def promotions(world: World, random: Random) -> None:
         await world.promote("m")
 
 
+async def copies(world: World, random: Random) -> None:
+    """Versions share the bytes of others, which are deleted, and whose copies are."""
+    for _ in range(2):
+        async with world.started():
+            if not await world.has("m"):
+                await world.create("m")
+            await random.choice([world.publish, world.store])("m")
+            for _ in range(random.randint(2, 5)):
+                await random.choice([world.copy, world.copy, world.delete_version])("m")
+
+
 async def version_deletions(world: World, random: Random) -> None:
     """Versions of either tier are deleted, the newest one among them, and others come after them."""
     for _ in range(2):
@@ -249,6 +260,7 @@ SCENARIOS: list[Callable[[World, Random], Awaitable[None]]] = [
     concurrency,
     restarts,
     promotions,
+    copies,
     version_deletions,
     deletions_in_an_original,
     changes_at_once,

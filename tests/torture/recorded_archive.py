@@ -13,9 +13,11 @@ from pathlib import Path
 from random import Random
 
 from cogment_model_registry.errors import NotFoundError
+from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.registry import Limits, Registry
+from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
@@ -283,6 +285,18 @@ class World:
         async with self._doing(deed):
             deed.info = replace(info, number=await upload(self.registry, info, pieces))
 
+    async def copy(self, model_id: str) -> None:
+        """Store a version with the bytes of another one of its model, if it has any: none are sent."""
+        versions = await self.versions(model_id)
+        if not versions:
+            return
+        created_ns = self.random.randint(1, 2 * 10**18)
+        source = self.random.choice(versions)
+        info = replace(source, number=0, archived=True, created_ns=created_ns, user_data={"key": _text(self.random)})
+        deed = Upload(model_id, 0, info=info)
+        async with self._doing(deed):
+            deed.info = replace(info, number=await copy(self.registry, self.lifecycle, info))
+
     async def promote(self, model_id: str) -> None:
         """Promote one of the transient versions of a model, if it has any."""
         transient = [info for info in await self.versions(model_id) if not info.archived]
@@ -340,9 +354,24 @@ class World:
         return states
 
 
+async def copy(registry: Registry, lifecycle: Lifecycle, info: VersionInfo) -> int:
+    """Create a version like `info` from the bytes that its model has, and return its number."""
+    uploads = RepeatableUploads(registry, lifecycle._catalog, lifecycle._archive, lifecycle._transient)
+    async with uploads.begin(UploadHeader(_header_of(info))) as version:
+        assert version.is_complete, "the model has the bytes"
+        return (await version.commit()).number
+
+
 async def upload(registry: Registry, info: VersionInfo, pieces: Sequence[bytes]) -> int:
     """Create a version like `info`, and return its number."""
-    header = VersionHeader(
+    async with await registry.create_version(_header_of(info)) as version:
+        for piece in pieces:
+            await version.write(memoryview(piece))
+        return (await version.commit()).number
+
+
+def _header_of(info: VersionInfo) -> VersionHeader:
+    return VersionHeader(
         model_id=info.model_id,
         archived=info.archived,
         data_size_bytes=info.data_size_bytes,
@@ -350,10 +379,6 @@ async def upload(registry: Registry, info: VersionInfo, pieces: Sequence[bytes])
         created_ns=info.created_ns,
         user_data=info.user_data,
     )
-    async with await registry.create_version(header) as version:
-        for piece in pieces:
-            await version.write(memoryview(piece))
-        return (await version.commit()).number
 
 
 def _text(random: Random) -> str:

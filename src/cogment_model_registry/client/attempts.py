@@ -104,13 +104,18 @@ class Upload:
             self._send_plainly, self._subject, self._deadline, may_be_done=self._may_be_done
         )
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing belongs to the version but what any server takes."""
+        return not (self.header.tags or self.header.metrics or self.header.aliases)
+
     def require_plain(self, error: WrongServerError) -> None:
         """Refuse to upload to a server that takes only the bytes of a version.
 
         Raises:
             ModelRegistryError: Tags, metrics or an alias belong to the version.
         """
-        if self.header.tags or self.header.metrics or self.header.aliases:
+        if not self.is_plain:
             message = (
                 f"{self._subject.text}: the server takes no tags, metrics and aliases, since it has no "
                 f"{lifecycle.SERVICE_NAME}; it is the original one, or an older release"

@@ -107,7 +107,7 @@ class Uploads:
 
     async def _run(self, upload: Upload, deadline: Deadline) -> VersionInfo:
         """Make an upload by the call that the server has."""
-        if self._calls.connection.has_lifecycle:
+        if self._calls.connection.has_lifecycle or not upload.is_plain:
             try:
                 return await upload.run()
             except WrongServerError as error:

@@ -30,12 +30,14 @@ class Models:
         self._transient = transient
 
     async def apply_shares(self) -> None:
-        """Set the shares of all models, at the start of a server."""
+        """Set the shares of all models in the transient store: after a start, and when models came otherwise."""
         after = ""
         while page := await self.find(EVERYTHING, after, _PAGE):
-            for model in page:
-                if model.share != NO_SHARE:
-                    await self._transient.set_share(model.model_id, model.share)
+            for listed in page:
+                # Again, since somebody may have changed it while those before were set.
+                for model in await self._catalog.summarize([listed.info]):
+                    if model.share != NO_SHARE:
+                        await self._transient.set_share(model.model_id, model.share)
             after = page[-1].model_id
 
     async def find(self, accepted: Filter, after: str, limit: int) -> list[ModelSummary]:

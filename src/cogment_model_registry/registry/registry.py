@@ -8,9 +8,10 @@ where the last three are one change of the catalog, so that numbers become visib
 before leaves nothing.
 """
 
+import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import time_ns
@@ -104,6 +105,13 @@ class RegistryStatus:
 
 def _ignore(_model_id: str) -> None:
     """Do nothing about a deleted model."""
+
+
+async def _both(*works: Awaitable[None]) -> None:
+    """Do two things at once, to their ends, and raise the first error."""
+    for outcome in await asyncio.gather(*works, return_exceptions=True):
+        if outcome is not None:
+            raise outcome
 
 
 class _ModelExistsError(Exception):
@@ -453,7 +461,9 @@ class Registry:
                 key = info.model_id, info.number
                 self._publishing[key] = False
                 if belongings.annotations is not None or belongings.request is not None:
-                    await slot.annotate(info, belongings.annotations or Annotations(), belongings.request)
+                    annotating = slot.annotate(info, belongings.annotations or Annotations(), belongings.request)
+                    # The database and the files each have a sync to wait for.
+                    await (_both(annotating, upload.prepare(info)) if info.archived else annotating)
                 await upload.commit(info)
                 slot.show(info)
                 if info.archived:

@@ -65,14 +65,16 @@ class Server:
         metrics_port: The TCP port that its metrics and its health are served on over HTTP; None when they are not.
     """
 
-    def __init__(self, port: int, metrics_port: int | None, backends: Backends) -> None:
+    def __init__(self, port: int, metrics_port: int | None, backends: Backends, models: Models) -> None:
         self.port = port
         self.metrics_port = metrics_port
         self._backends = backends
+        self._models = models
 
     async def refresh(self) -> None:
         """Find what people changed in the archive by hand."""
         await self._backends.rescan()
+        await self._models.apply_shares()
 
 
 @asynccontextmanager
@@ -151,7 +153,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             await lifecycle.drained()
 
         stack.push_async_callback(stop_serving)
-        yield Server(port, metrics_port, backends)
+        yield Server(port, metrics_port, backends, models)
 
 
 def _limits(settings: Settings) -> Limits:

@@ -1,7 +1,8 @@
 """The calls of ModelLifecycle for models: decode the request, call the rules, encode the reply."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 
 import structlog
 
@@ -42,11 +43,7 @@ class ModelCalls:
     async def _list_models(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(models.ListModelsRequest, data)
         if request.model_ids:
-            if request.filter or request.page_token:
-                raise InvalidError("ListModels takes model_ids, or a filter and a page_token, and not both")
-            found = await self._rules.get(request.model_ids)
-            messages = [models.model_message(model) for model in found]
-            return models.ListModelsReply(models=messages).SerializeToString()
+            return await self._get_models(request)
         from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
         from cogment_model_registry.registry.filters import MODELS  # noqa: PLC0415
 
@@ -56,21 +53,35 @@ class ModelCalls:
         limit = page_size(request.page_size)
         accepted = parse_filter(request.filter, MODELS)
         found = await self._rules.find(accepted, str(after[0]) if after else "", limit)
-        return self._page(found, question, is_full=len(found) == limit)
+        page = self._cut(found)
+        token = ""
+        if len(page) < len(found) or len(found) == limit:
+            token = build_token(question, (found[len(page) - 1].model_id,))
+        return models.ListModelsReply(models=page, next_page_token=token).SerializeToString()
 
-    def _page(self, found: list[ModelSummary], question: tuple[str, ...], *, is_full: bool) -> bytes:
-        """Return the reply with as many models as fit it, at least one."""
-        reply, size_bytes = models.ListModelsReply(), 0
+    async def _get_models(self, request: models.ListModelsRequest) -> bytes:
+        """Return the page of the models that are named."""
+        if request.filter:
+            raise InvalidError("ListModels takes model_ids, or a filter, and not both")
+        model_ids = [*request.model_ids]
+        [start] = parse_token(request.page_token, model_ids, 1) or [0]
+        if not isinstance(start, int) or not 0 <= start < len(model_ids):
+            raise InvalidError("page_token is malformed")
+        page = self._cut(await self._rules.get(model_ids[start:]))
+        end = start + len(page)
+        token = build_token(model_ids, [end]) if end < len(model_ids) else ""
+        return models.ListModelsReply(models=page, next_page_token=token).SerializeToString()
+
+    def _cut(self, found: Sequence[ModelSummary]) -> list[models.ModelMessage]:
+        """Return the messages of as many models as fit a reply, at least one."""
+        size_bytes, page = 0, list[models.ModelMessage]()
         for model in found:
             message = models.model_message(model)
             size_bytes += message.ByteSize()
-            if reply.models and size_bytes > self._reply_max_bytes:
-                is_full = True
+            if page and size_bytes > self._reply_max_bytes:
                 break
-            reply.models.append(message)
-        if is_full:
-            reply.next_page_token = build_token(question, (reply.models[-1].model_info.model_id,))
-        return reply.SerializeToString()
+            page.append(message)
+        return page
 
     async def _update_model(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(models.UpdateModelRequest, data)
@@ -81,7 +92,7 @@ class ModelCalls:
             rules = [str(rule) for rule in model.retention]
             _log.info("retention set", model_id=model.model_id, rules=rules, peer=call.context.peer())
         if change.share is not None:
-            _log.info("transient share set", model_id=model.model_id, share=str(model.share), peer=call.context.peer())
+            _log.info("transient share set", model_id=model.model_id, **asdict(model.share), peer=call.context.peer())
         return models.model_message(model).SerializeToString()
 
     async def _apply_retention(self, data: bytes, call: Call) -> bytes:

@@ -221,6 +221,27 @@ class ArchiveSuite(VersionStoreSuite):
             assert await again.read_version_infos("m", [2]) == [infos[1]]
             assert await read(again, infos[1]) == data
 
+    @pytest.mark.parametrize("is_copy", [False, True])
+    @pytest.mark.parametrize("is_committed", [False, True])
+    async def test_an_upload_is_prepared_before_its_commit(
+        self, store: Archive, tmp_path: Path, is_copy: bool, is_committed: bool
+    ) -> None:
+        first, second = (describe("m", number, b"data", True) for number in (1, 2))
+        await keep(store, first, b"data")
+        async with await (store.open_copy(first) if is_copy else store.open_upload("m", 4)) as upload:
+            if not is_copy:
+                await upload.write(memoryview(b"data"))
+            await upload.finish()
+            await upload.prepare(second)
+            assert await store.read_version_infos("m", [2]) == [None]
+            if is_committed:
+                await upload.commit(second)
+        async with self.reopened(store, tmp_path) as again:
+            [contents] = await again.scan()
+            assert list(contents.version_numbers) == ([1, 2] if is_committed else [1])
+            assert contents.last_number == (2 if is_committed else 1)
+            assert await read(again, second if is_committed else first) == b"data"
+
     async def test_an_uncommitted_copy_leaves_nothing(self, store: Archive, tmp_path: Path) -> None:
         info = describe("m", 1, b"data", True)
         await keep(store, info, b"data")

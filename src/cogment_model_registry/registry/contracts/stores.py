@@ -53,6 +53,14 @@ class Upload(_Closable):
             TooLargeError: No space is left for them.
         """
 
+    async def prepare(self, info: VersionInfo) -> None:
+        """Do what `commit` can do for `info` before the version exists. Optional, once, after `finish`.
+
+        Raises:
+            NotFoundError: The model was removed in the meantime.
+            TooLargeError: No space is left.
+        """
+
     @abstractmethod
     async def commit(self, info: VersionInfo) -> None:
         """Bind the bytes to `info`, so that `VersionStore.open_version` finds them. Once, after `finish`.

@@ -61,6 +61,8 @@ _log = structlog.stdlib.get_logger(__name__)
 _INFO_CACHE_BYTES = 32 * 1024 * 1024
 _INFO_BYTES = 900  # what a cached version and its encoding take without user_data, measured with tracemalloc
 
+_SEARCH_ATTEMPTS = 3
+
 _EVALUATED_AT_ONCE = 256
 """How many transient versions a search looks at before other calls get their turn: some milliseconds at most."""
 
@@ -355,8 +357,23 @@ class LocalCatalog(Catalog):
             return aliases
 
     async def search(self, search: Search) -> list[Version]:
-        # A version may be promoted while the index is read: then it is neither there nor transient afterwards.
-        before = self._transient_versions(search.model_id)
+        # A version may be promoted while the index is read: then it is neither there nor transient afterwards. So the
+        # index is read again, since all of a page should be of one moment; but not forever.
+        for _ in range(_SEARCH_ATTEMPTS):
+            before = self._transient_versions(search.model_id)
+            found = await self._find_archived(search)
+            transient = self._transient_versions(search.model_id)
+            known = {_key(version.info) for version in found}
+            promoted = [info for key, each in before.items() if key not in transient and (info := self._current(each))]
+            promoted = [info for info in promoted if _key(info) not in known]
+            if not promoted:
+                break
+        if search.accepted == ARCHIVED:
+            return found[: search.limit]
+        accepted = await _accepted(search.accepted, await self.describe([*transient.values(), *promoted]))
+        return arranged(search.order, [*found, *accepted], search.after)[: search.limit]
+
+    async def _find_archived(self, search: Search) -> list[Version]:
         found: list[Version] = []
         after, is_more = search.after, True
         while is_more and len(found) < search.limit:
@@ -366,20 +383,14 @@ class LocalCatalog(Catalog):
             found += [version for version in page if self._is_visible(version.info)]
             if page:
                 after = position_of(search.order, page[-1])
-        if search.accepted == ARCHIVED:
-            return found[: search.limit]
-        known = {_key(version.info) for version in found}
-        others = {**before, **self._transient_versions(search.model_id)}
-        visible = [info for key, each in others.items() if key not in known and (info := self._current(each))]
-        accepted = await _accepted(search.accepted, await self.describe(visible))
-        return arranged(search.order, [*found, *accepted], search.after)[: search.limit]
+        return found
 
     def _transient_versions(self, model_id: str | None) -> dict[tuple[str, int], VersionInfo]:
         models = self._models.values() if model_id is None else [self._require(model_id)]
         return {_key(info): info for model in models for info in model.transient.values()}
 
     def _current(self, info: VersionInfo) -> VersionInfo | None:
-        """Return what is visible of a version that is or was transient."""
+        """Return what is visible of a version that was transient."""
         model = self._models.get(info.model_id)
         if model is None or not model.has(info.number):
             return None

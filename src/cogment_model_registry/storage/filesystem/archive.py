@@ -297,8 +297,17 @@ class _FileUpload(Upload):
         await run_to_end(self._archive.run(self._archive.directory.writer.sync_file, self._new.file))
         return self._hash.digest_text()
 
+    async def prepare(self, info: VersionInfo) -> None:
+        await run_to_end(self._rename(info))
+
+    async def _rename(self, info: VersionInfo) -> None:
+        self._new = await self._archive.run(self._archive.directory.prepare, self._new, info)
+
     async def commit(self, info: VersionInfo) -> None:
-        await run_to_end(self._archive.run(self._archive.directory.commit, self._new, info))
+        await run_to_end(self._commit(info))
+
+    async def _commit(self, info: VersionInfo) -> None:
+        self._new = await self._archive.run(self._archive.directory.commit, self._new, info)
 
     async def aclose(self) -> None:
         if self._open:

@@ -15,7 +15,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -64,14 +64,16 @@ class NewFile:
     Attributes:
         directory: Descriptor of the model's directory.
         file: Descriptor of the file.
-        name: Its temporary name.
+        name: Its name, a temporary one until it is prepared.
         is_shared: Whether it is a second name of the data of a version.
+        is_kept: Whether it is the data of a version now.
     """
 
     directory: int
     file: int
     name: str
     is_shared: bool = False
+    is_kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,25 +340,42 @@ class ArchiveDirectory:
         except FileNotFoundError:
             raise NotFoundError.model(model_id) from None
 
-    def commit(self, new: NewFile, info: VersionInfo) -> None:
-        """Give a synced temporary file its name as the data of a version, then write the version's metadata."""
+    def prepare(self, new: NewFile, info: VersionInfo) -> NewFile:
+        """Give a synced temporary file its name as the data of a version, which does not exist yet; return it."""
         self._require_writable()
         if is_marked(self.files, new.directory):
             raise NotFoundError.model(info.model_id)
         data_name = layout.data_file_name(info.model_id, info.number)
-        version_name = layout.version_file_name(info.model_id, info.number)
-        self._require_absent(new.directory, data_name, version_name)
+        self._require_absent(new.directory, data_name, layout.version_file_name(info.model_id, info.number))
         try:
             with self._touching(new):
                 self.files.rename(new.directory, new.name, data_name)
             self.writer.sync_directory(new.directory)
-            self.writer.write(new.directory, version_name, layout.format_version(info))
         except FileNotFoundError:
             raise NotFoundError.model(info.model_id) from None  # removed, with the upload's temporary file
+        except BaseException:
+            self.writer.remove(new.directory, data_name)
+            raise
+        return replace(new, name=data_name)
+
+    def commit(self, new: NewFile, info: VersionInfo) -> NewFile:
+        """Write the metadata of a version, after its data has its name; return the file."""
+        data_name = layout.data_file_name(info.model_id, info.number)
+        version_name = layout.version_file_name(info.model_id, info.number)
+        if new.name != data_name:
+            new = self.prepare(new, info)
+        elif is_marked(self.files, new.directory):
+            raise NotFoundError.model(info.model_id)
+        try:
+            self._require_writable()
+            self.writer.write(new.directory, version_name, layout.format_version(info))
+        except FileNotFoundError:
+            raise NotFoundError.model(info.model_id) from None
         except BaseException:
             for name in (version_name, data_name):
                 self.writer.remove(new.directory, name)
             raise
+        return replace(new, is_kept=True)
 
     def remove_version(self, model_id: str, number: int) -> None:
         """Remove a version, durably: first its metadata, under a temporary name until its data is gone too.
@@ -517,11 +536,18 @@ class ArchiveDirectory:
         return new
 
     def discard_upload(self, new: NewFile) -> None:
-        """Close a temporary file, and remove it unless it was committed."""
-        with contextlib.suppress(OSError), self._touching(new):
-            self.writer.remove(new.directory, new.name)
+        """Close the file of an upload, and remove it unless it was committed."""
+        if not new.is_kept:
+            self._remove_new(new)
         self.close_file(new.file)
         self.close_file(new.directory)
+
+    def _remove_new(self, new: NewFile) -> None:
+        try:
+            with self._touching(new):
+                self.writer.remove(new.directory, new.name)
+        except OSError:  # its status is not available
+            self.writer.remove(new.directory, new.name)
 
     def open_data(self, info: VersionInfo) -> tuple[int, reading.Fingerprint]:
         """Return a descriptor of the data of a version, and its fingerprint."""

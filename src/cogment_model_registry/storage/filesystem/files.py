@@ -10,6 +10,7 @@ models.
 """
 
 import contextlib
+import ctypes
 import errno
 import os
 import shutil
@@ -68,6 +69,21 @@ def cause_of(error: OSError) -> Cause:
     if isinstance(error, NotRegularError):
         return Cause.FILE
     return _CAUSES.get(error.errno or 0, Cause.STORAGE)
+
+
+def sync_file_system(descriptor: int) -> bool:
+    """Make everything in a file system durable, and return whether the system can do that: Linux has ``syncfs``.
+
+    Raises:
+        OSError: Something could not be written.
+    """
+    syncfs = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    if syncfs is None:
+        return False
+    if syncfs(descriptor):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return True
 
 
 def cannot_be_renamed(error: OSError) -> bool:

@@ -13,9 +13,12 @@ from enum import Enum, auto
 
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.filesystem import layout, model_files
-from cogment_model_registry.storage.filesystem.files import Files
+from cogment_model_registry.storage.filesystem.files import Files, sync_file_system
 from cogment_model_registry.storage.filesystem.findings import Finding
 from cogment_model_registry.storage.filesystem.model_files import Fault
+
+_MANY = 16
+"""So many files take longer to sync one by one than the rest of the file system takes, as a rule."""
 
 
 @dataclass(slots=True)
@@ -259,15 +262,16 @@ class _OneModel:
                 yield name, text
 
     def _sync_data(self, names: list[str]) -> None:
-        """Make files and their names durable; one sync after all writes costs little more than one of the first."""
+        """Make files and their names durable: many at once by one sync of the whole file system, where that exists."""
+        if not names or (len(names) >= _MANY and sync_file_system(self._target)):
+            return
         for name in names:
             file = self._files.open_to_read(self._target, name)
             try:
                 self._files.sync_file(file)
             finally:
                 self._files.close(file)
-        if names:
-            self._files.sync_directory(self._target)
+        self._files.sync_directory(self._target)
 
     def _put(self, texts: list[tuple[str, bytes]]) -> None:
         """Write small files, each whole or not at all, and durably."""

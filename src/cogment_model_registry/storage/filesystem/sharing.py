@@ -65,8 +65,17 @@ class SharedUpload(Upload):
                 self._checked.add(self._source, again)
         self._directory.writer.sync_file(self._new.file)  # a file that was put there by hand may not be durable
 
+    async def prepare(self, info: VersionInfo) -> None:
+        await run_to_end(self._run(partial(self._prepare, info)))
+
+    def _prepare(self, info: VersionInfo) -> None:
+        self._new = self._directory.prepare(self._new, info)
+
     async def commit(self, info: VersionInfo) -> None:
-        await run_to_end(self._run(partial(self._directory.commit, self._new, info)))
+        await run_to_end(self._run(partial(self._commit, info)))
+
+    def _commit(self, info: VersionInfo) -> None:
+        self._new = self._directory.commit(self._new, info)
 
     async def aclose(self) -> None:
         if self._open:
