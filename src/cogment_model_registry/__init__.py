@@ -8,12 +8,14 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.blocking import ModelRegistry
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
+    from cogment_model_registry.records.consumers import Consumer
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 __all__ = [
     "Alias",
+    "Consumer",
     "Decision",
     "Latest",
     "ModelInfo",
@@ -32,6 +34,7 @@ __all__ = [
 
 _MODULES = {
     "Alias": "records.lifecycle",
+    "Consumer": "records.consumers",
     "Decision": "records.lifecycle",
     "Latest": "client.tracking",
     "ModelInfo": "records.versions",
