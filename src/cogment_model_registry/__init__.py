@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.tracking import Latest
     from cogment_model_registry.records.consumers import Consumer
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
+    from cogment_model_registry.records.news import Gap
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -17,6 +18,7 @@ __all__ = [
     "Alias",
     "Consumer",
     "Decision",
+    "Gap",
     "Latest",
     "ModelInfo",
     "ModelRegistry",
@@ -36,6 +38,7 @@ _MODULES = {
     "Alias": "records.lifecycle",
     "Consumer": "records.consumers",
     "Decision": "records.lifecycle",
+    "Gap": "records.news",
     "Latest": "client.tracking",
     "ModelInfo": "records.versions",
     "ModelRegistry": "client.blocking",

@@ -95,6 +95,18 @@ def look(archive: Path, files: Files, advance: Callable[[int], None] = lambda _:
         return verification.verify(files, root, advance=advance)
 
 
+def test_versions_that_share_their_bytes_are_sound(archive: Path, verify: Verify) -> None:
+    write_version(archive / "m", 4, b"data 1")
+    (archive / "m/m-v000004.data").unlink()
+    os.link(archive / "m/m-v000001.data", archive / "m/m-v000004.data")
+    code, document = verify(archive)
+    assert (code, document["versions"], document["findings"]) == (0, 4, [])
+    (archive / "m/m-v000001.data").write_bytes(b"DATA 1")  # which is the data of both
+    code, document = verify(archive)
+    assert code == 1
+    assert len(document["findings"]) == 2
+
+
 def test_sound_archive_is_reported_as_sound_and_not_changed(archive: Path, verify: Verify) -> None:
     before = tree(archive)
     code, document = verify(archive)

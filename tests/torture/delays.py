@@ -27,7 +27,7 @@ from tests.torture.proof import Figures, Proof
 DEADLINE_SECONDS = 10
 """As in `wake_ups`: far more than a busy machine needs, and less than anything that waits for the others would take."""
 
-VERSIONS_A_SECOND, VERSIONS_MAX = 500, 20_000
+VERSIONS_A_SECOND, VERSIONS_MAX = 500, 10_000
 """How many versions there are to be searched, for each second of the proof, and at most."""
 
 LARGE_BYTES = 32 * 2**20

@@ -77,7 +77,7 @@ class Relay:
         # Up, it is the place in the bytes of uploads that is random; down, the reply that is the last to arrive. About
         # as many connections are cut as uploads are made.
         up = int(2 ** self._random.uniform(8, 21)) if self._random.random() < 0.8 else 2**60
-        down = self._random.randint(80, 1200) if self._random.random() < 0.8 else 2**60
+        down = self._random.randint(80, 420) if self._random.random() < 0.9 else 2**60
         try:
             copies = [
                 asyncio.ensure_future(_copy(reader, server_writer, up)),

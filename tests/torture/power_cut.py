@@ -223,6 +223,21 @@ async def changes_at_once(world: World, random: Random) -> None:
         await asyncio.gather(*random.sample(calls, 4), return_exceptions=True)
 
 
+async def killed_changes(world: World, random: Random) -> None:
+    """The process is killed while it promotes or deletes a version, and a new process finishes what it began."""
+    for _ in range(3):
+        with suppress(ProcessKilled):
+            async with world.started():
+                if not await world.has("m"):
+                    await world.create("m")
+                await world.store("m")
+                await world.publish("m")
+                world.files.kill_after(random.randint(1, 10), at_sync=random.random() < 0.5)
+                await random.choice([world.delete_version, world.delete_version, world.promote])("m")
+    async with world.started():
+        await world.store("m")
+
+
 async def kills(world: World, random: Random) -> None:
     """The process is killed anywhere and started anew before the power is cut: syncs that it owed were never made."""
     for _ in range(3):
@@ -264,6 +279,7 @@ SCENARIOS: list[Callable[[World, Random], Awaitable[None]]] = [
     version_deletions,
     deletions_in_an_original,
     changes_at_once,
+    killed_changes,
     kills,
     kills_without_renames,
 ]

@@ -108,5 +108,5 @@ PROOF = Proof(
     unit="races",
     short=100,
     long=20_000,
-    batch=2_000,
+    batch=500,
 )

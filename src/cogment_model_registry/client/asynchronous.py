@@ -12,7 +12,7 @@ task ends its call and frees its resources.
 import os
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
 from cogment_model_registry.client.asyncio_backend import AsyncioBackend
@@ -27,6 +27,7 @@ from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS, Consumer
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
+from cogment_model_registry.records.news import Gap
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -163,18 +164,43 @@ class ModelRegistry(Client[AsyncioBackend]):
         """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
         return await self._core.retrievals.download(model, path, version, timeout, progress, archived=archived)
 
+    @overload
     def watch(
         self,
         model_id: str,
         *,
         after: int = 0,
         archived: bool = False,
+        all: Literal[False] = False,
         patience_seconds: float = PATIENCE_SECONDS,
-    ) -> AsyncGenerator[VersionInfo, None]:
+    ) -> AsyncGenerator[VersionInfo, None]: ...
+
+    @overload
+    def watch(
+        self,
+        model_id: str,
+        *,
+        after: int = 0,
+        archived: bool = False,
+        all: Literal[True],
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> AsyncGenerator[Version | Gap, None]: ...
+
+    def watch(
+        self,
+        model_id: str,
+        *,
+        after: int = 0,
+        archived: bool = False,
+        all: bool = False,  # noqa: A002 # what people say
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> AsyncGenerator[VersionInfo, None] | AsyncGenerator[Version | Gap, None]:
         """Yield the latest version of a model, then newer ones as they appear, without end.
 
         If you leave it before its end, close it with `contextlib.aclosing`, which ends the call at once.
         """
+        if all:
+            return self._core.watch_every(model_id, after, patience_seconds, archived=archived)
         return self._core.watch(model_id, after, patience_seconds, archived=archived)
 
     @overload
@@ -183,6 +209,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         model_id: str,
         *,
         archived: bool = False,
+        alias: str | None = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -195,6 +222,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         *,
         decode: Callable[[bytes], _T],
         archived: bool = False,
+        alias: str | None = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -206,6 +234,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         *,
         decode: Callable[[bytes], Any] = bytes,
         archived: bool = False,
+        alias: str | None = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -215,7 +244,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         if consumer is not None:
             report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
             reporter = TaskReporter(report, self._core.calls)
-        return AsyncLatest(self._core, model_id, decode, archived=archived, reporter=reporter)
+        return AsyncLatest(self._core, model_id, decode, archived=archived, alias=alias, reporter=reporter)
 
     async def consumers(
         self,

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from typing import Any, SupportsIndex, TypeVar, overload
+from typing import Any, Literal, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
 from cogment_model_registry.client.blocking_backend import BlockingBackend
@@ -19,6 +19,7 @@ from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS
 from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.news import Gap
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _T = TypeVar("_T")
@@ -265,14 +266,37 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             lambda core: core.retrievals.download(model, path, version, timeout, progress, archived=archived)
         )
 
+    @overload
     def watch(
         self,
         model_id: str,
         *,
         after: int = 0,
         archived: bool = False,
+        all: Literal[False] = False,
         patience_seconds: float = PATIENCE_SECONDS,
-    ) -> Generator[VersionInfo, None, None]:
+    ) -> Generator[VersionInfo, None, None]: ...
+
+    @overload
+    def watch(
+        self,
+        model_id: str,
+        *,
+        after: int = 0,
+        archived: bool = False,
+        all: Literal[True],
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> Generator[Version | Gap, None, None]: ...
+
+    def watch(
+        self,
+        model_id: str,
+        *,
+        after: int = 0,
+        archived: bool = False,
+        all: bool = False,  # noqa: A002 # what people say
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> Generator[VersionInfo, None, None] | Generator[Version | Gap, None, None]:
         """Yield the latest version of a model, then newer ones as they appear, without end.
 
         Numbers only grow. A slow reader misses versions in between, never the latest. A lost connection is restored.
@@ -282,6 +306,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             after: The number of the version that the caller has; only newer ones are yielded, also of a model that
                 was created again since then.
             archived: Whether only archived versions count.
+            all: Whether to yield every version, or a `Gap` for those that are gone. It needs ModelLifecycle.
             patience_seconds: How long the registry may be unavailable once it was reached.
 
         Raises:
@@ -290,12 +315,12 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         """
         # It has its own backend, since an interruption ends everything that a backend has under way.
         backend = BlockingBackend(within=self._backend)
-        versions = self._core.on(backend).watch(model_id, after, patience_seconds, archived=archived)
-        return self._watched(versions, backend)
+        core = self._core.on(backend)
+        if all:
+            return self._watched(core.watch_every(model_id, after, patience_seconds, archived=archived), backend)
+        return self._watched(core.watch(model_id, after, patience_seconds, archived=archived), backend)
 
-    def _watched(
-        self, versions: AsyncGenerator[VersionInfo, None], backend: BlockingBackend
-    ) -> Generator[VersionInfo, None, None]:
+    def _watched(self, versions: AsyncGenerator[_T, None], backend: BlockingBackend) -> Generator[_T, None, None]:
         try:
             while True:
                 self._core.calls.check_open()
@@ -313,6 +338,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         model_id: str,
         *,
         archived: bool = False,
+        alias: str | None = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -325,6 +351,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *,
         decode: Callable[[bytes], _T],
         archived: bool = False,
+        alias: str | None = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -336,6 +363,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *,
         decode: Callable[[bytes], Any] = bytes,
         archived: bool = False,
+        alias: str | None = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -343,12 +371,13 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         """Return a context manager with the latest version of a model, which a thread keeps up to date.
 
         The model need not exist yet, and may be deleted and created again. Errors are in `Latest.error`. Enter it using
-        ``with``.
+        ``with``. A server with ModelLifecycle sends the bytes of small versions along.
 
         Args:
             model_id: The model.
             decode: Turns the bytes of a version into its value, on that thread.
             archived: Whether only archived versions count.
+            alias: Follow the version that this alias points to, instead of the latest one.
             consumer: The name of this process, under which another thread reports which version it runs: the one that
                 `decode` has returned a value for. None for no reports. Servers of the original get none.
             labels: What the reports say about this process, such as its host.
@@ -359,7 +388,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
             reporter = ThreadReporter(report, self._core.calls, self._backend)
         backend = BlockingBackend(within=self._backend)
-        return Latest(self._core, backend, model_id, decode, archived=archived, reporter=reporter)
+        return Latest(self._core, backend, model_id, decode, archived=archived, alias=alias, reporter=reporter)
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

@@ -87,12 +87,13 @@ class Connection:
     Attributes:
         is_closed: Whether it is closed, so that calls are refused.
         has_lifecycle: Whether the server may have ModelLifecycle, as far as is known.
+        has_watch: Whether the server may have its call Watch.
     """
 
     def __init__(self, location: Direct | Discovered) -> None:
         self.location = location
         self.is_closed = False
-        self.has_lifecycle = True
+        self.has_lifecycle = self.has_watch = True
         self._process_id: int | None = None  # from the first call on
         self._lock = threading.RLock()  # a finalizer may end a call in the middle of another one
         self._current: _Link | None = None
@@ -198,7 +199,7 @@ class Connection:
             before = link = self._current
             if link is None or link.is_silent or (link.address, link.secure) != (address, secure):
                 link = self._current = _Link(address, self._connect(backend, address, secure=secure), secure=secure)
-                self.has_lifecycle = True
+                self.has_lifecycle = self.has_watch = True
             self._is_suspect = False
             link.users += 1
             return link, before

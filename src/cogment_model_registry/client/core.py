@@ -25,7 +25,10 @@ from cogment_model_registry.client.models import Models
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.retrievals import Retrievals
 from cogment_model_registry.client.uploads import Uploads
+from cogment_model_registry.client.watch_streams import INLINE_MAX_BYTES
 from cogment_model_registry.errors import ClosedError, NotFoundError, quoted
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.news import Gap
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.wire import convert, messages
 
@@ -169,6 +172,19 @@ class Core:
         return {part.name: part.version for part in reply.versions}
 
     # News.
+
+    @property
+    def inline_max_bytes(self) -> int:
+        """The size up to which versions should come with the news; none where the cache may have their bytes."""
+        return INLINE_MAX_BYTES if self._cache is None else 0
+
+    def watch_every(
+        self, model_id: str, after: int, patience_seconds: float, *, archived: bool
+    ) -> AsyncGenerator[Version | Gap, None]:
+        """See `ModelRegistry.watch`."""
+        number, seconds = checked_whole("after", after), checked_seconds("patience_seconds", patience_seconds)
+        news = watching.every(self._calls, checked_id(model_id), number, archived=archived)
+        return watching.patiently(self._calls, news, seconds)
 
     def watch(
         self, model_id: str, after: int, patience_seconds: float, *, archived: bool

@@ -60,10 +60,7 @@ class LifecycleCalls:
                 service=wire.SERVICE_NAME,
             )
         except WrongServerError as error:
-            message = (
-                f"{subject.text}: the server has no {wire.SERVICE_NAME}; it is the original one, or an older release"
-            )
-            raise ModelRegistryError(message, model_id=subject.model_id) from error
+            raise missing_service(subject) from error
 
     async def get_version(self, model_id: str, key: int | str) -> Version:
         """Return a version by its number, by -n for the n-th from the last, or by an alias."""
@@ -185,6 +182,12 @@ class LifecycleCalls:
             if not token:
                 break
         return found
+
+
+def missing_service(subject: Subject) -> ModelRegistryError:
+    """Return the error for a call that the server does not have."""
+    message = f"{subject.text}: the server has no {wire.SERVICE_NAME}; it is the original one, or an older release"
+    return ModelRegistryError(message, model_id=subject.model_id)
 
 
 def model_text(model_id: str) -> str:

@@ -5,18 +5,19 @@ import queue
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from cogment_model_registry.client import watching
-from cogment_model_registry.client.arguments import LATEST, checked_id, checked_seconds, checked_whole
+from cogment_model_registry.client.arguments import LATEST, checked_id, checked_seconds, checked_text, checked_whole
 from cogment_model_registry.client.blocking_backend import BlockingBackend, StoppedError, run
 from cogment_model_registry.client.core import Core
 from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.client.reporting import Reporter, TaskReporter, ThreadReporter
 from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart, submit
+from cogment_model_registry.client.watch_streams import Told
 from cogment_model_registry.errors import (
     ClosedError,
     DataLossError,
@@ -57,9 +58,13 @@ class _Tracked(ABC, Generic[_T]):
         decode: Callable[[bytes], _T],
         *,
         archived: bool,
+        alias: str | None = None,
         reporter: Reporter | None = None,
     ) -> None:
         self.model_id = checked_id(model_id)
+        if alias is not None and archived:
+            raise InvalidError("only archived versions have an alias: give alias or archived, and not both")
+        self._alias = None if alias is None else checked_text("alias", alias)
         if not callable(decode):
             raise InvalidError(f"decode is {decode!r}; it must be a function that takes the bytes of a version")
         self._core = core
@@ -139,7 +144,7 @@ class _Tracked(ABC, Generic[_T]):
             ClosedError: None will come.
         """
         version = self.version
-        if version is not None and version.number > number:
+        if version is not None and (version.number > number if self._alias is None else version.number != number):
             return version
         if self._end is not None:
             raise self._end.with_traceback(None)
@@ -198,32 +203,49 @@ class _Tracked(ABC, Generic[_T]):
 
     async def _follow_one_life(self) -> None:
         """Follow the model until it is deleted, or until an error that the next version will not cure."""
-        events = watching.events(self._core.calls, self.model_id, self._known, archived=self._archived)
-        async with aclosing(events) as news:
+        async with aclosing(self._events()) as news:
             waiting_since = time.monotonic()
             async for event in news:
                 was_waiting = self._known.number > 0 and time.monotonic() - waiting_since < _PROMPT_SECONDS
                 self._connection_error = event.error if isinstance(event, watching.Disconnected) else None
-                if isinstance(event, VersionInfo):
-                    await self._take(event, was_waiting=was_waiting)
+                if isinstance(event, Told):
+                    await self._take(event.version, event.data, was_waiting=was_waiting)
+                elif isinstance(event, watching.Absent):
+                    self._version_error = event.error
                 elif isinstance(event, watching.Connected) and self._damaged is not None:
                     # It may be intact now: the server may have another copy, or the network damaged it.
-                    await self._take(self._damaged, was_waiting=False)
+                    await self._take(self._damaged, None, was_waiting=False)
                 waiting_since = time.monotonic()
 
-    async def _take(self, version: VersionInfo, *, was_waiting: bool) -> None:
-        """Fetch and decode a version, or the latest if a newer one may exist by now."""
+    def _events(self) -> AsyncGenerator[watching.Event | watching.Absent, None]:
+        if self._alias is not None:
+            return watching.aliased(self._core.calls, self.model_id, self._alias)
+        inline_max_bytes = self._core.inline_max_bytes
+        return watching.events(
+            self._core.calls, self.model_id, self._known, archived=self._archived, inline_max_bytes=inline_max_bytes
+        )
+
+    async def _take(self, version: VersionInfo, data: bytes | None, *, was_waiting: bool) -> None:
+        """Decode a version, or the latest if a newer one may exist by now; fetch it unless its bytes came along."""
         self._damaged = None
+        if self._alias is not None:
+            was_waiting = False
+            if self._current is not None and self._current[0] == version:
+                self._version_error = None
+                self._note("active")
+                return
         self._note("loading")
         try:
             if was_waiting:
                 latest = await self._core.get_version(version.model_id, LATEST, None, archived=self._archived)
-                version = latest if latest.number > version.number else version
-            data = await self._core.retrievals.retrieve(version, LATEST, None, False, archived=self._archived)
+                version, data = (latest, None) if latest.number > version.number else (version, data)
+            if data is None:
+                data = await self._core.retrievals.retrieve(version, LATEST, None, False, archived=self._archived)
         except NotFoundError as error:
             # It was evicted, so a newer one is on its way; or the model was deleted, which the next event reports.
             self._version_error = error
-            await self._take_older(version)
+            if self._alias is None:
+                await self._take_older(version)
             return
         except DataLossError as error:
             self._damaged, self._version_error = version, error
@@ -256,7 +278,7 @@ class _Tracked(ABC, Generic[_T]):
             self._version_error = None
             self._note("active")
         elif current < latest.number < gone.number:
-            await self._take(latest, was_waiting=False)
+            await self._take(latest, None, was_waiting=False)
 
     def _caught(self, data: bytes) -> _T | _Raised:
         """Call the caller's function, which may raise anything: a Rust library that panics raises no `Exception`."""
@@ -285,6 +307,7 @@ class Latest(_Tracked[_T]):
         model_id: The model.
         decode: Turns the bytes of a version into its value, on the thread.
         archived: Whether only archived versions count.
+        alias: The alias whose version counts; None for the latest one.
         reporter: Reports the version as that of a consumer, if there is one.
     """
 
@@ -296,9 +319,10 @@ class Latest(_Tracked[_T]):
         decode: Callable[[bytes], _T],
         *,
         archived: bool,
+        alias: str | None = None,
         reporter: ThreadReporter | None = None,
     ) -> None:
-        super().__init__(core.on(backend), model_id, decode, archived=archived, reporter=reporter)
+        super().__init__(core.on(backend), model_id, decode, archived=archived, alias=alias, reporter=reporter)
         self._reporter = reporter
         self._backend = backend
         self._waiting: list[queue.SimpleQueue[None]] = []
@@ -321,6 +345,8 @@ class Latest(_Tracked[_T]):
 
     def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:
         """Wait for a version with a higher number, and return it; its value is then `value`.
+
+        Where an alias is followed, wait for a version with another number.
 
         Args:
             newer_than: The number of the version that the caller has; 0 for none.
@@ -371,6 +397,7 @@ class AsyncLatest(_Tracked[_T]):
         model_id: The model.
         decode: Turns the bytes of a version into its value, on a thread.
         archived: Whether only archived versions count.
+        alias: The alias whose version counts; None for the latest one.
         reporter: Reports the version as that of a consumer, if there is one.
     """
 
@@ -381,9 +408,10 @@ class AsyncLatest(_Tracked[_T]):
         decode: Callable[[bytes], _T],
         *,
         archived: bool,
+        alias: str | None = None,
         reporter: TaskReporter | None = None,
     ) -> None:
-        super().__init__(core, model_id, decode, archived=archived, reporter=reporter)
+        super().__init__(core, model_id, decode, archived=archived, alias=alias, reporter=reporter)
         self._reporter = reporter
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

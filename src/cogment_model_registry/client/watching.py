@@ -5,13 +5,25 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 from cogment_model_registry.client import lookups
 from cogment_model_registry.client.calls import Calls, method_path
 from cogment_model_registry.client.connection import Subject, translated
 from cogment_model_registry.client.deadlines import Backoff, Deadline
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TimedOutError, UnavailableError, quoted
+from cogment_model_registry.client.lifecycle_calls import missing_service
+from cogment_model_registry.client.watch_streams import Told, Wishes, stream
+from cogment_model_registry.errors import (
+    ModelRegistryError,
+    NotFoundError,
+    TimedOutError,
+    UnavailableError,
+    WrongServerError,
+    quoted,
+)
+from cogment_model_registry.records.lifecycle import ModelSummary, Version
+from cogment_model_registry.records.news import Event as NewsEvent
+from cogment_model_registry.records.news import Gap
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import convert, messages
 
@@ -45,7 +57,24 @@ class Disconnected:
     error: ModelRegistryError
 
 
-Event: TypeAlias = VersionInfo | Connected | Disconnected
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """The alias that is followed does not exist.
+
+    Attributes:
+        error: The error that says so.
+    """
+
+    error: ModelRegistryError
+
+
+Event: TypeAlias = Told | Connected | Disconnected
+
+_EveryEvent: TypeAlias = Version | Gap | Connected | Disconnected
+_News = TypeVar("_News")
+
+_ARCHIVED = "archived = true"
+"""The filter of archived versions."""
 
 
 class Known:
@@ -53,17 +82,21 @@ class Known:
 
     Args:
         number: The number of the newest one; 0 for none.
+
+    Attributes:
+        number: The same.
+        data_hash: Its hash, if that is known.
     """
 
     def __init__(self, number: int = 0) -> None:
         self.number = number
-        self._data_hash = ""
+        self.data_hash = ""
         self._archived: VersionInfo | None = None
 
     def note(self, info: VersionInfo) -> None:
         """Record a version, unless a newer one is known."""
         if info.number > self.number:
-            self.number, self._data_hash = info.number, info.data_hash
+            self.number, self.data_hash = info.number, info.data_hash
             if info.archived:
                 self._archived = info
 
@@ -80,7 +113,7 @@ class Known:
         archived = self._archived
         if archived is not None and info.number < archived.number and info.created_ns > archived.created_ns:
             proof = f"version {info.number} is newer than version {archived.number}, which was archived"
-        elif self._data_hash and info.number == self.number and info.data_hash != self._data_hash:
+        elif self.data_hash and info.number == self.number and info.data_hash != self.data_hash:
             proof = f"version {info.number} has other bytes"
         if proof:
             message = f"model {quoted(info.model_id)} was deleted and created again: {proof}"
@@ -88,7 +121,9 @@ class Known:
         return info.number > self.number
 
 
-async def events(calls: Calls, model_id: str, known: Known, *, archived: bool) -> AsyncGenerator[Event, None]:
+async def events(
+    calls: Calls, model_id: str, known: Known, *, archived: bool, inline_max_bytes: int = 0
+) -> AsyncGenerator[Event, None]:
     """Yield the versions of a model that are newer than the known one, and the changes of the connection.
 
     Args:
@@ -96,29 +131,110 @@ async def events(calls: Calls, model_id: str, known: Known, *, archived: bool) -
         model_id: The model.
         known: What is known already; a version is recorded when the next event is asked for.
         archived: Whether to yield archived versions only.
+        inline_max_bytes: The size up to which versions should come with their bytes.
 
     Raises:
         ModelRegistryError: The model does not exist, or no longer does, or the server does not understand the call.
     """
     subject = Subject(f"watching model {quoted(model_id)}", model_id)
+    wishes = Wishes(accepted=_ARCHIVED if archived else "", inline_max_bytes=inline_max_bytes)
     backoff = Backoff()
     while True:
         try:
             # A stream is silent while nothing is new, and also when its server vanished.
             await _check(calls, model_id, subject)
             yield Connected()
-            async with aclosing(_stream(calls, model_id, subject)) as versions:
-                async for info in versions:
+            async with aclosing(_told(calls, model_id, subject, wishes, known)) as versions:
+                async for told in versions:
+                    info = told.version
                     if known.is_newer(info):
                         backoff = Backoff()
-                        wanted = info if info.archived or not archived else await _archived_before(calls, info, known)
-                        if wanted is not None:
-                            yield wanted
-                            known.note(wanted)
+                        if info.archived or not archived:
+                            yield told
+                        elif (older := await _archived_before(calls, info, known)) is not None:
+                            yield Told(older)
+                            known.note(older)
                         known.note(info)
         except (UnavailableError, TimedOutError) as error:
             yield Disconnected(error)
             await calls.backend.sleep(backoff.next_seconds())
+
+
+async def every(calls: Calls, model_id: str, after: int, *, archived: bool) -> AsyncGenerator[_EveryEvent, None]:
+    """Yield all versions of a model, in the order of their numbers, the gaps, and the changes of the connection.
+
+    Args:
+        calls: Makes the calls.
+        model_id: The model.
+        after: The highest number that is known already.
+        archived: Whether to yield archived versions only; others are no gaps.
+
+    Raises:
+        ModelRegistryError: The model does not exist, or no longer does, or the server does not have the call.
+    """
+    subject = Subject(f"watching model {quoted(model_id)}", model_id)
+    wishes = Wishes(every=True, accepted=_ARCHIVED if archived else "")
+    backoff = Backoff()
+    while True:
+        try:
+            await _check(calls, model_id, subject)
+            yield Connected()
+            async with aclosing(_required(calls, model_id, subject, wishes)) as news:
+                async for event in news:
+                    first, last = _numbers(event)
+                    if last > after:
+                        backoff = Backoff()
+                        if isinstance(event, Version):
+                            yield event
+                        else:
+                            yield Gap(model_id, max(first, after + 1), last)
+                        after = last
+        except (UnavailableError, TimedOutError) as error:
+            yield Disconnected(error)
+            await calls.backend.sleep(backoff.next_seconds())
+
+
+def _numbers(event: object) -> tuple[int, int]:
+    """Return the lowest and the highest number that an event is about; 0 for none."""
+    if isinstance(event, Version):
+        return event.number, event.number
+    return (event.first_number, event.last_number) if isinstance(event, Gap) else (0, 0)
+
+
+async def aliased(calls: Calls, model_id: str, alias: str) -> AsyncGenerator[Event | Absent, None]:
+    """Yield the version that an alias points to, each one to which it is moved, and the changes of the connection.
+
+    Raises:
+        ModelRegistryError: The model does not exist, or no longer does, or the server does not have the call.
+    """
+    subject = Subject(f"following alias {quoted(alias)} of model {quoted(model_id)}", model_id)
+    wishes = Wishes(accepted="version_number = 0")  # models alone
+    backoff = Backoff()
+    while True:
+        try:
+            await _check(calls, model_id, subject)
+            yield Connected()
+            async with aclosing(_required(calls, model_id, subject, wishes)) as news:
+                async for event in news:
+                    if isinstance(event, ModelSummary):
+                        backoff = Backoff()
+                        yield await _target(calls, event, alias)
+        except (UnavailableError, TimedOutError) as error:
+            yield Disconnected(error)
+            await calls.backend.sleep(backoff.next_seconds())
+
+
+async def _target(calls: Calls, model: ModelSummary, alias: str) -> Told | Absent:
+    """Return the version that an alias points to."""
+    for each in model.aliases:
+        if each.name == alias:
+            deadline = Deadline(_CHECK_SECONDS)
+            try:
+                return Told(await lookups.one(calls.without_retries(), model.model_id, each.version_number, deadline))
+            except NotFoundError as error:
+                return Absent(error)  # it was deleted with its alias, of which the next event tells
+    message = f"model {quoted(model.model_id)} has no alias {quoted(alias)}"
+    return Absent(NotFoundError(message, model_id=model.model_id))
 
 
 async def _archived_before(calls: Calls, latest: VersionInfo, known: Known) -> VersionInfo | None:
@@ -143,15 +259,33 @@ async def versions(
     Raises:
         ModelRegistryError: The model does not exist, or no longer does, or the registry was unavailable for too long.
     """
+    async with aclosing(patiently(calls, events(calls, model_id, known, archived=archived), patience_seconds)) as news:
+        async for told in news:
+            yield told.version
+
+
+async def patiently(
+    calls: Calls, news: "AsyncGenerator[_News | Connected | Disconnected, None]", patience_seconds: float
+) -> AsyncGenerator[_News, None]:
+    """Yield news without the changes of the connection.
+
+    Args:
+        calls: Makes the calls.
+        news: The news.
+        patience_seconds: How long the registry may be unavailable once it was reached.
+
+    Raises:
+        ModelRegistryError: The registry was unavailable for too long.
+    """
     patience = Deadline(min(calls.retry_seconds, patience_seconds))
     was_reached = False
     connected_since: float | None = None
-    async with aclosing(events(calls, model_id, known, archived=archived)) as news:
+    async with aclosing(news):
         async for event in news:
             now = time.monotonic()
             if not isinstance(event, Disconnected):
                 connected_since = now if connected_since is None else connected_since
-                if isinstance(event, VersionInfo):
+                if not isinstance(event, Connected):
                     yield event
                 continue
             # A server that answers, and then breaks each stream at once, counts as unavailable too.
@@ -163,9 +297,46 @@ async def versions(
                 raise event.error
 
 
+async def _told(
+    calls: Calls, model_id: str, subject: Subject, wishes: Wishes, known: Known
+) -> AsyncGenerator[Told, None]:
+    """Yield the versions of one stream: with their bytes where the server can send them along."""
+    if calls.connection.has_watch:
+        wishes.token, wishes.known_hash = "", known.data_hash  # the newest version says all there is to say
+        try:
+            async with aclosing(stream(calls, model_id, subject, wishes, _stream_seconds())) as news:
+                async for event in news:
+                    if isinstance(event, Told):
+                        yield event
+        except WrongServerError:
+            calls.connection.has_watch = False
+        else:
+            return
+    async with aclosing(_stream(calls, model_id, subject)) as infos:
+        async for info in infos:
+            yield Told(info)
+
+
+async def _required(
+    calls: Calls, model_id: str, subject: Subject, wishes: Wishes
+) -> AsyncGenerator[NewsEvent | Told, None]:
+    """Yield what one stream tells; nothing else can, so that an error says that the server does not have the call."""
+    try:
+        async with aclosing(stream(calls, model_id, subject, wishes, _stream_seconds())) as news:
+            async for event in news:
+                yield event
+    except WrongServerError as error:
+        raise missing_service(subject) from error
+
+
+def _stream_seconds() -> float:
+    """Return how long a stream may last: not all the same, so that a thousand watchers do not reconnect at once."""
+    return STREAM_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311 # no secret
+
+
 async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerator[VersionInfo, None]:
     """Yield the versions of one stream, until it has lasted for its time, or the server ended it."""
-    seconds = STREAM_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311 # so that a thousand watchers do not reconnect at once
+    seconds = _stream_seconds()
     deadline = Deadline(seconds)
     request = messages.VersionUpdateRequest(model_id=model_id).SerializeToString()
     async with calls.connection.channel(calls.backend, deadline) as channel:

@@ -170,6 +170,8 @@ class Registry:
         limits: The limits of requests.
         parking: The interrupted uploads.
         under_way: Counts the others.
+        readers_under_way: Retrievals under way.
+        watchers: Watchers that wait for news.
     """
 
     def __init__(
@@ -187,7 +189,7 @@ class Registry:
         self._transient = transient
         self.under_way = UploadsUnderWay()
         self.readers_under_way = 0
-        self._watchers = 0
+        self.watchers = 0
         # Versions that are committed and not visible yet, and whether they were evicted already.
         self._publishing: dict[tuple[str, int], bool] = {}
         self._on_model_removed: Callable[[str], None] = _ignore
@@ -383,6 +385,19 @@ class Registry:
                 gone = info
                 await self._catalog.settled(model_id)
 
+    async def open_same_version(self, info: VersionInfo) -> VersionReader:
+        """Return the reader of a version that was found before.
+
+        Raises:
+            DataLossError: It is damaged.
+            NotFoundError: It does not exist any more; perhaps another model has its number.
+        """
+        reader = await self.open_version(info.model_id, info.number)
+        if (reader.info.data_hash, reader.info.created_ns) != (info.data_hash, info.created_ns):
+            async with reader:
+                raise NotFoundError.version(info.model_id, info.number)
+        return reader
+
     async def _is_current(self, ref: ModelRef, reader: Reader | None = None) -> bool:
         """Return whether a model was not deleted and created again; close a reader if it was.
 
@@ -408,13 +423,13 @@ class Registry:
             UnavailableError: The registry stops.
         """
         self.check_model_id(model_id)
-        self._watchers += 1
+        self.watchers += 1
         try:
             async with aclosing(self._catalog.watch(model_id)) as versions:
                 async for info in versions:
                     yield info
         finally:
-            self._watchers -= 1
+            self.watchers -= 1
 
     async def status(self) -> RegistryStatus:
         """Return the state of the registry."""
@@ -426,7 +441,7 @@ class Registry:
             transient=self._transient.usage,
             uploads=self.under_way.count,
             readers=self.readers_under_way,
-            watchers=self._watchers,
+            watchers=self.watchers,
             load=self._load(),
             archive_failure=self._archive.failure,
             is_read_only=self._archive.is_read_only,

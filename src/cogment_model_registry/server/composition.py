@@ -22,6 +22,7 @@ from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.registry.retention import Retention
+from cogment_model_registry.registry.watching import Watches
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.consumer_calls import ConsumerCalls, log_change
 from cogment_model_registry.server.metrics import Metrics
@@ -32,6 +33,7 @@ from cogment_model_registry.server.monitoring import MonitoringServer
 from cogment_model_registry.server.registration import Registration, State
 from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.server.transfers import Transfers
+from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings
@@ -110,6 +112,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             uploads=RepeatableUploads(registry, catalog, archive, transient),
             models=ModelCalls(models, retention, settings.reply_max_bytes),
             consumers=ConsumerCalls(consumers, settings.reply_max_bytes),
+            watches=WatchCalls(Watches(registry, catalog), registry, transfers),
             transfers=transfers,
             settings=settings,
             observe=metrics.observe_call,

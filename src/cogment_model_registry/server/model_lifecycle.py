@@ -15,6 +15,7 @@ from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.server.consumer_calls import ConsumerCalls
 from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.transfers import Receiver, Transfers
+from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, lifecycle
@@ -31,6 +32,7 @@ class ModelLifecycleService:
         uploads: What answers uploads.
         models: What answers the calls for models.
         consumers: What answers the calls for consumers.
+        watches: What answers watches.
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
@@ -43,6 +45,7 @@ class ModelLifecycleService:
         uploads: RepeatableUploads,
         models: ModelCalls,
         consumers: ConsumerCalls,
+        watches: WatchCalls,
         transfers: Transfers,
         settings: Settings,
         observe: Observer,
@@ -51,6 +54,7 @@ class ModelLifecycleService:
         self._uploads = uploads
         self._models = models
         self._consumers = consumers
+        self._watches = watches
         self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
@@ -74,6 +78,7 @@ class ModelLifecycleService:
         # With one reply at its end and those before written by itself, the last one goes with the status.
         methods["UploadVersion"] = self._handlers.streamed_request("UploadVersion", self._upload_version)
         methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
+        methods["Watch"] = self._handlers.streamed_reply("Watch", self._watches.watch)
         return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
 
     async def _read_version(self, data: bytes, call: Call) -> None:

@@ -11,8 +11,8 @@ messages of 2 MiB would take 400 MiB on top of the budget of the transient store
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Generic, Protocol, Self, TypeVar
 
 from cogment_model_registry.errors import InvalidError, TimedOutError, counted
@@ -44,6 +44,11 @@ _COPIES = 4
 
 _WINDOW_MIN_BYTES = 256 * KIB
 """The smallest window: chunks of 64 KiB, which cost little more per byte than larger ones."""
+
+_SHARED_COPIES = 2
+"""How often a chunk that watchers share is in memory for each of them: as gRPC's copy, made and being sent."""
+
+_SHARED_CHUNK_BYTES = _WINDOW_MIN_BYTES // _SHARED_COPIES
 
 _DISCARD_QUIET_SECONDS = 0.05
 _DISCARD_MAX_SECONDS = 2.0
@@ -108,6 +113,32 @@ class Transfers:
         self._note_begin()
         chunk_max_bytes = self._settings.sent_version_chunk_size
         return Sender(call, window_bytes, chunk_max_bytes, self._retrieval_idle, self._note_end)
+
+    def telling(self, call: Call) -> "Teller":
+        """Return the context manager that sends replies to a watcher."""
+        return Teller(call, self._retrieval_idle, lambda: None)
+
+    @contextmanager
+    def window(self, call: Call, size_bytes: int) -> Iterator[int]:
+        """Return the context manager in which a watcher is sent the bytes of a version; it yields the size of chunks.
+
+        Small versions have the same chunks for all watchers, which share them.
+        """
+        self._note_begin()
+        chunk_bytes = self._settings.sent_version_chunk_size
+        window_bytes = _SHARED_COPIES * min(size_bytes, chunk_bytes)
+        if size_bytes <= _SHARED_CHUNK_BYTES or window_bytes > self._send_bytes // 4:
+            chunk_bytes, window_bytes = min(chunk_bytes, _SHARED_CHUNK_BYTES), 0
+        self._send_bytes -= window_bytes
+        try:
+            yield chunk_bytes
+        except BaseException:
+            call.when_over(lambda: self._give_back_window(window_bytes))
+            raise
+        else:
+            self._give_back_window(window_bytes)
+        finally:
+            self._note_end()
 
     def _give_back_window(self, window_bytes: int) -> None:
         self._send_bytes += window_bytes
@@ -265,7 +296,22 @@ class Receiver(_Transfer, Generic[_Header]):
             self._budget.give_back(taken_bytes)
 
 
-class Sender(_Transfer):
+class Teller(_Transfer):
+    """Sends replies one by one. Made by `Transfers.telling`."""
+
+    async def send(self, message: bytes) -> None:
+        """Send a message.
+
+        Raises:
+            TimedOutError: The client took nothing for too long.
+        """
+        try:
+            await self._watch.wait(self._call.write(message))
+        except TimeoutError:
+            raise TimedOutError(f"the client took nothing for {counted(self._idle_seconds, 'second')}") from None
+
+
+class Sender(Teller):
     """Sends the chunks of one version. Made by `Transfers.sending`.
 
     Attributes:
@@ -302,17 +348,6 @@ class Sender(_Transfer):
         async with aclosing(reader.chunks(self.chunk_bytes, self.buffer_bytes, offset, limit)) as chunks:
             async for parts in chunks:
                 await self.send(encode(parts))
-
-    async def send(self, message: bytes) -> None:
-        """Send a message.
-
-        Raises:
-            TimedOutError: The client took nothing for too long.
-        """
-        try:
-            await self._watch.wait(self._call.write(message))
-        except TimeoutError:
-            raise TimedOutError(f"the client took nothing for {counted(self._idle_seconds, 'second')}") from None
 
 
 async def _is_done_soon(reading: asyncio.Future[bytes | None]) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from cogment_model_registry.records.lifecycle import (
 from cogment_model_registry.records.retention import ModelChange, RetentionRule, TransientShare
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-from cogment_model_registry.registry.contracts import Catalog, ModelRef, ModelState, Newer, Search
+from cogment_model_registry.registry.contracts import Catalog, ModelRef, ModelState, Newer, Search, Watcher
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_order, position_of
 from cogment_model_registry.testing.bytes import describe
@@ -59,6 +59,17 @@ async def change_model(catalog: Catalog, ref: ModelRef, change: ModelChange) -> 
     """Change what people decide about a model, and return it."""
     async with catalog.changing_model(ref, change) as summary:
         return summary
+
+
+async def publish_all(catalog: Catalog, count: int) -> list[VersionInfo]:
+    """Publish transient versions of the model ``m``."""
+    return [await publish(catalog, "m") for _ in range(count)]
+
+
+async def changed(watcher: Watcher) -> Sequence[str]:
+    """Return the models that have changed, once there is one."""
+    async with asyncio.timeout(_WAIT_SECONDS):
+        return await watcher.changed(wait=True)
 
 
 async def counted(catalog: Catalog) -> tuple[int, int]:
@@ -620,3 +631,104 @@ class CatalogSuite(ABC):
         assert await catalog.find_copies("m", describe("m", 1, b"", True).data_hash, 0) == []
         with pytest.raises(NotFoundError):
             await catalog.find_copies("other", transient.data_hash, transient.data_size_bytes)
+
+    async def test_a_watcher_sees_which_models_exist_and_then_which_change(self, catalog: Catalog) -> None:
+        await self.put_model(catalog, "n")
+        with catalog.watching(None) as everything, catalog.watching(["m", "later"]) as some:
+            assert sorted(await changed(everything)) == ["m", "n"]
+            assert await changed(some) == ["m"]
+            assert await everything.changed(wait=False) == await some.changed(wait=False) == []
+            for _ in range(3):
+                await publish(catalog, "n")
+            await self.put_model(catalog, "later")
+            assert sorted(await changed(everything)) == ["later", "n"]
+            assert await changed(some) == ["later"]
+            waiting = asyncio.ensure_future(changed(some))
+            await publish(catalog, "n")
+            await self.remove_model(catalog, "m")
+            assert await waiting == ["m"]
+
+    async def test_a_watcher_ends_when_the_catalog_stops(self, catalog: Catalog) -> None:
+        with catalog.watching(None) as watcher, catalog.watching(["none"]) as waiting:
+            task = asyncio.ensure_future(waiting.changed(wait=True))
+            await changed(watcher)
+            catalog.stop_watching()
+            for each in (task, watcher.changed(wait=False)):
+                with pytest.raises(UnavailableError):
+                    await each
+        with catalog.watching(["m"]) as later, pytest.raises(UnavailableError):
+            await changed(later)
+
+    async def test_news_of_a_model_begin_after_a_position(self, catalog: Catalog) -> None:
+        await publish_all(catalog, 4)
+        news = await catalog.get_news("m", 1, 0, 2)
+        assert [each.number for each in news.shown] == [2, 3]
+        assert news.shown[0].sequence < news.shown[1].sequence
+        assert news.last_number == 4
+        assert [each.number for each in (await catalog.get_news("m", 1, 0, 0)).shown] == [4]
+        assert (await catalog.get_news("m", 4, 0, 0)).shown == []
+        assert (await catalog.get_news("none", 0, 0, 1)).life == 0
+
+    async def test_news_name_versions_that_disappeared_and_why(self, catalog: Catalog) -> None:
+        infos = await publish_all(catalog, 3)
+        ref = await catalog.find("m")
+        await catalog.forget(infos[1])
+        [evicted] = (await catalog.get_news("m", 3, 0, 1)).lost
+        assert (evicted.first_number, evicted.last_number, evicted.reason) == (2, 2, "evicted")
+        async with catalog.removing_version(ref, 3):
+            pass
+        await catalog.mark_damaged(ref, DataLossError.version("m", 1, "gone"))
+        news = await catalog.get_news("m", 3, evicted.sequence, 1)
+        assert [(each.first_number, each.reason) for each in news.lost] == [(3, "deleted"), (1, "damaged")]
+        assert (news.last_number, news.shown) == (3, [])
+
+    async def test_news_show_that_the_model_itself_was_changed(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        seen = [(await catalog.get_news("m", 0, 0, 1)).changed]
+
+        async def has_changed() -> bool:
+            seen.append((await catalog.get_news("m", 0, 0, 1)).changed)
+            return seen[-1] > seen[-2]
+
+        await publish_annotated(catalog, Annotations(), archived=True)
+        assert not await has_changed()
+        await self.put_model(catalog, "m", a="c")
+        assert await has_changed()
+        await change_model(catalog, ref, ModelChange(set_tags={"a": "b"}))
+        assert await has_changed()
+        await catalog.set_aliases(ref, [AliasChange("production", 1)], 1)
+        assert await has_changed()
+        request = UploadRequest("id", "digest", ("candidate",))
+        await publish_annotated(catalog, Annotations(), archived=True, request=request)
+        assert await has_changed()
+        async with catalog.removing_version(ref, 1):
+            pass
+        assert await has_changed()
+
+    async def test_the_life_of_a_model_outlives_a_restart_and_ends_with_it(self, tmp_path: Path) -> None:
+        async with self.opened(tmp_path) as catalog:
+            await self.put_model(catalog, "m")
+            await publish_all(catalog, 2)
+            life = (await catalog.get_news("m", 0, 0, 1)).life
+        async with self.opened(tmp_path) as catalog:
+            news = await catalog.get_news("m", 0, 0, 1)
+            assert (news.life, news.last_number) == (life, 2)
+            with catalog.watching(["m"]) as watcher:
+                assert await changed(watcher) == ["m"]
+                await self.remove_model(catalog, "m")
+                assert await changed(watcher) == ["m"]
+            removed = await catalog.get_news("m", 0, 0, 1)
+            assert (removed.life, await catalog.removed_since(removed.since - 1)) == (0, ["m"])
+            assert await catalog.removed_since(removed.since) == await catalog.removed_since(0) == []
+            await self.put_model(catalog, "m")
+            again = await catalog.get_news("m", 0, 0, 1)
+            assert again.life not in (0, life)
+            assert again.last_number == 0
+
+    async def test_the_highest_number_at_a_moment_is_known(self, catalog: Catalog) -> None:
+        since = (await catalog.get_news("m", 0, 0, 1)).since
+        await publish_all(catalog, 3)
+        shown = (await catalog.get_news("m", 0, 0, 3)).shown
+        assert [await catalog.number_at("m", each.sequence) for each in shown] == [1, 2, 3]
+        assert [await catalog.number_at("m", at) for at in (since - 1, since, shown[-1].sequence + 5)] == [0, 0, 3]
+        assert await catalog.number_at("none", shown[-1].sequence) == 0

@@ -6,10 +6,12 @@ answer that is no longer true, fails here.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import count
 from time import time_ns
+from typing import Literal
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StoppingError
 from cogment_model_registry.records.lifecycle import (
@@ -29,12 +31,16 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo, chec
 from cogment_model_registry.registry.contracts import (
     Catalog,
     CatalogCounts,
+    Lost,
     ModelRef,
     ModelState,
     Newer,
+    News,
     Promotion,
     Search,
+    Shown,
     Slot,
+    Watcher,
 )
 from cogment_model_registry.registry.filters import arranged, matches
 
@@ -75,6 +81,16 @@ class _Model:
     def describe(self, info: VersionInfo) -> Version:
         names = sorted(name for name, alias in self.aliases.items() if alias.version_number == info.number)
         return Version.of(info, self.annotations.get(info.number, Annotations()), tuple(names))
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A change that watchers are told."""
+
+    model_id: str
+    kind: Literal["begun", "removed", "changed", "shown", "lost"]
+    number: int = 0
+    reason: str = ""
 
 
 @dataclass(eq=False, slots=True)
@@ -144,9 +160,14 @@ class MemoryCatalog(Catalog):
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changed = asyncio.Condition()
         self._is_stopping = False
+        self._epoch = next(_epochs)
+        # All changes since the catalog was opened; the first one has the sequence number 1.
+        self._log: list[_Change] = []
 
     async def open(self) -> None:
         await asyncio.sleep(0)
+        for model_id, model in self._tables.models.items():
+            await self._record(_Change(model_id, "begun", model.last_number))
 
     async def close(self) -> None:
         self.stop_watching()
@@ -183,6 +204,7 @@ class MemoryCatalog(Catalog):
             check_model_revision(ref.model_id, model.decided, change)
             model.decided = change.apply_to(ref.model_id, model.decided, model.next_revision())
             model.changes += 1
+            await self._record(_Change(ref.model_id, "changed"))
             yield model.summary()
 
     async def get_state(self, ref: ModelRef) -> ModelState:
@@ -198,8 +220,10 @@ class MemoryCatalog(Catalog):
             if model is None:
                 self._tables.lives += 1
                 self._tables.models[info.model_id] = _Model(info, self._tables.lives)
+                await self._record(_Change(info.model_id, "begun"))
             else:
                 model.info = info
+                await self._record(_Change(info.model_id, "changed"))
 
     @asynccontextmanager
     async def removing_model(self, model_id: str) -> AsyncGenerator[None, None]:
@@ -208,7 +232,7 @@ class MemoryCatalog(Catalog):
             yield
             await asyncio.sleep(0)
             del self._tables.models[model_id]
-            await self._notify()
+            await self._record(_Change(model_id, "removed"))
 
     def publishing(self, ref: ModelRef) -> AbstractAsyncContextManager[Slot]:
         return self._publishing(ref)
@@ -227,7 +251,9 @@ class MemoryCatalog(Catalog):
                 model.shown_ns[slot.number] = self._now_ns()
                 if slot.request is not None:
                     self._finish_upload(model, slot.number, slot.request)
-                await self._notify()
+                if slot.request is not None and slot.request.aliases:
+                    self._log.append(_Change(ref.model_id, "changed"))
+                await self._record(_Change(ref.model_id, "shown", slot.number))
 
     def _finish_upload(self, model: _Model, number: int, request: UploadRequest) -> None:
         finished = FinishedUpload(request.digest, model.info.model_id, number)
@@ -265,7 +291,11 @@ class MemoryCatalog(Catalog):
             model = await self._require_life(ref)
             yield _version(model, number)
             await asyncio.sleep(0)
+            aliases = model.aliases
             model.remove(number)
+            if model.aliases != aliases:
+                self._log.append(_Change(ref.model_id, "changed"))
+            await self._record(_Change(ref.model_id, "lost", number, "deleted"))
 
     async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
         await asyncio.sleep(0)
@@ -299,6 +329,7 @@ class MemoryCatalog(Catalog):
                 aliases[change.name] = Alias(change.name, change.version_number, model.next_revision(), now_ns)
             model.aliases = aliases
             model.changes += 1
+            await self._record(_Change(ref.model_id, "changed"))
             return [aliases[name] for name in sorted(aliases)]
 
     async def search(self, search: Search) -> list[Version]:
@@ -313,13 +344,15 @@ class MemoryCatalog(Catalog):
         model = self._tables.models.get(info.model_id)
         if model is not None and model.versions.get(info.number) == info:
             model.remove(info.number)
+            await self._record(_Change(info.model_id, "lost", info.number, "evicted"))
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
         await asyncio.sleep(0)
         model = self._tables.models.get(ref.model_id)
         if model is not None and model.life == ref.life and error.version_number is not None:
             model.damaged[error.version_number] = error
-            model.versions.pop(error.version_number, None)
+            if model.versions.pop(error.version_number, None):
+                await self._record(_Change(ref.model_id, "lost", error.version_number, "damaged"))
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
         model = await self._require(model_id)
@@ -356,6 +389,77 @@ class MemoryCatalog(Catalog):
             last_number = max(model.versions)
             yield model.versions[last_number]
 
+    @contextmanager
+    def watching(self, model_ids: Collection[str] | None) -> Iterator[Watcher]:
+        existing = [each for each in self._tables.models if model_ids is None or each in model_ids]
+        yield _MemoryWatcher(self, self._epoch, model_ids, existing)
+
+    async def changed_since(self, sequence: int, model_ids: Collection[str] | None, *, wait: bool) -> list[str]:
+        """Return the models that were changed after a moment, of some or of all."""
+
+        def changed() -> list[str]:
+            changes = [each.model_id for each in self._log[sequence:]]
+            return [each for each in dict.fromkeys(changes) if model_ids is None or each in model_ids]
+
+        async with self._changed:
+            if wait:
+                await self._changed.wait_for(lambda: changed() or self._is_stopping)
+        if self._is_stopping:
+            raise StoppingError
+        return changed()
+
+    @property
+    def sequence(self) -> int:
+        """How many changes there were."""
+        return len(self._log)
+
+    async def get_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
+        await asyncio.sleep(0)
+        log = [(at, change) for at, change in enumerate(self._log, 1) if change.model_id == model_id]
+        model = self._tables.models.get(model_id)
+        since = max((at for at, change in log if change.kind in ("begun", "removed")), default=0)
+        if model is None:
+            return News(0, since)
+        log = [(at, change) for at, change in log if at >= since]
+        shown_at = {change.number: at for at, change in log if change.kind == "shown"}
+        numbers = sorted(each for each in model.versions if each > number)
+        numbers = numbers[:limit] if limit else numbers[-1:]
+        return News(
+            life=model.life,
+            since=since,
+            changed=max(at for at, change in log if change.kind in ("begun", "changed")),
+            last_number=max(change.number for _, change in log if change.kind in ("begun", "shown")),
+            next_sequence=min(
+                (at for at, change in log if change.kind in ("begun", "shown") and change.number > number),
+                default=since,
+            ),
+            shown=[Shown(shown_at.get(each, since), each) for each in numbers],
+            lost=[
+                Lost(at, change.number, change.number, change.reason)
+                for at, change in log
+                if change.kind == "lost" and at > sequence
+            ],
+        )
+
+    async def number_at(self, model_id: str, sequence: int) -> int | None:
+        await asyncio.sleep(0)
+        last = 0
+        for change in self._log[:sequence]:
+            if change.model_id == model_id:
+                last = change.number if change.kind in ("begun", "shown") else last
+                last = 0 if change.kind == "removed" else last
+        return last
+
+    async def removed_since(self, sequence: int) -> Sequence[str] | None:
+        await asyncio.sleep(0)
+        existing: set[str] = set()
+        for change in self._log[:sequence]:
+            existing.add(change.model_id)
+            if change.kind == "removed":
+                existing.discard(change.model_id)
+        removed = [change.model_id for change in self._log[sequence:] if change.kind == "removed"]
+        return [each for each in dict.fromkeys(removed) if each in existing]
+
     async def count(self) -> CatalogCounts:
         await asyncio.sleep(0)
         versions = [info for model in self._tables.models.values() for info in model.versions.values()]
@@ -374,9 +478,35 @@ class MemoryCatalog(Catalog):
             raise NotFoundError.model(ref.model_id)
         return model
 
+    async def _record(self, change: _Change) -> None:
+        self._log.append(change)
+        await self._notify()
+
     async def _notify(self) -> None:
         async with self._changed:
             self._changed.notify_all()
+
+
+_epochs = count(1)
+
+
+class _MemoryWatcher(Watcher):
+    """Someone who watches a `MemoryCatalog`."""
+
+    def __init__(
+        self, catalog: MemoryCatalog, epoch: int, model_ids: Collection[str] | None, existing: Sequence[str]
+    ) -> None:
+        self.epoch = epoch
+        self._catalog = catalog
+        self._model_ids = model_ids
+        self._existing = existing
+        self.sequence = self._told = catalog.sequence
+
+    async def changed(self, *, wait: bool) -> Sequence[str]:
+        existing, self._existing = self._existing, []
+        changed = await self._catalog.changed_since(self._told, self._model_ids, wait=wait and not existing)
+        self._told = self._catalog.sequence
+        return [*dict.fromkeys([*existing, *changed])]
 
 
 def _version(model: _Model, number: int) -> VersionInfo:

@@ -14,6 +14,8 @@ _BODY_TAG = 2 << 3 | _LENGTH_DELIMITED  # CreateVersionRequestChunk.body
 _DATA_CHUNK_TAG = 1 << 3 | _LENGTH_DELIMITED  # Body.data_chunk, RetrieveVersionDataReplyChunk.data_chunk
 _UPLOAD_DATA_TAG = 2 << 3 | _LENGTH_DELIMITED  # UploadVersionRequest.data_chunk
 _READ_CHUNK_TAG = 2 << 3 | _LENGTH_DELIMITED  # ReadVersionReply.data_chunk
+_WATCH_DATA_TAG = 3 << 3 | _LENGTH_DELIMITED  # WatchReply.data
+_WATCH_LAST = bytes((2 << 3, 1))  # WatchReply.Data.last, which is true
 _VARINT_MAX_BYTES = 5  # lengths stay below 2 GiB
 
 
@@ -74,6 +76,26 @@ def split_read_chunk(message: bytes) -> memoryview | None:
     """Return the data of a `ReadVersionReply` that has some, without a copy; None for protobuf to judge."""
     start = _sole_field(message, 0, _READ_CHUNK_TAG)
     return None if start is None else memoryview(message)[start:]
+
+
+def split_watch_data(message: bytes) -> tuple[memoryview, bool] | None:
+    """Return the data of a `WatchReply`, without a copy, and whether it is the last; None for protobuf to judge."""
+    start = _sole_field(message, 0, _WATCH_DATA_TAG)
+    if start is None:
+        return None
+    is_last = message[start : start + len(_WATCH_LAST)] == _WATCH_LAST
+    start += len(_WATCH_LAST) if is_last else 0
+    if start == len(message):
+        return memoryview(b""), is_last
+    inner = _sole_field(message, start, _DATA_CHUNK_TAG)
+    return None if inner is None else (memoryview(message)[inner:], is_last)
+
+
+def build_watch_data(parts: Sequence[memoryview | bytes], *, is_last: bool) -> bytes:
+    """Return the encoded `WatchReply` with the bytes of `parts`, copied once."""
+    size_bytes = sum(len(part) for part in parts)
+    before = (_WATCH_LAST if is_last else b"") + bytes((_DATA_CHUNK_TAG,)) + _varint(size_bytes)
+    return b"".join((bytes((_WATCH_DATA_TAG,)), _varint(len(before) + size_bytes), before, *parts))
 
 
 def build_body(data: memoryview | bytes) -> bytes:

@@ -23,6 +23,7 @@ from cogment_model_registry.registry.contracts.catalog import (
     Search,
     Slot,
 )
+from cogment_model_registry.registry.contracts.news import Lost, News, Shown, Watcher
 from cogment_model_registry.registry.contracts.stores import (
     Archive,
     EvictionListener,
@@ -40,17 +41,21 @@ __all__ = [
     "Catalog",
     "CatalogCounts",
     "EvictionListener",
+    "Lost",
     "ModelContents",
     "ModelRef",
     "ModelState",
     "Newer",
+    "News",
     "Promotion",
     "Reader",
     "Removal",
     "Search",
+    "Shown",
     "Slot",
     "TransientStore",
     "TransientUsage",
     "Upload",
     "VersionStore",
+    "Watcher",
 ]

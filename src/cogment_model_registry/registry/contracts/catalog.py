@@ -1,8 +1,8 @@
 """The contract of what exists: Catalog, with its changes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncGenerator, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 
 from cogment_model_registry.errors import DataLossError
@@ -17,6 +17,7 @@ from cogment_model_registry.records.lifecycle import (
 from cogment_model_registry.records.retention import ModelChange
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.registry.contracts.news import News, Watcher
 from cogment_model_registry.registry.filters import Filter, Order, Position
 
 
@@ -370,6 +371,35 @@ class Catalog(ABC):
             NotFoundError: The model does not exist, or was removed.
             UnavailableError: The catalog stops.
         """
+
+    @abstractmethod
+    def watching(self, model_ids: Collection[str] | None) -> AbstractContextManager[Watcher]:
+        """Return the context manager in which models are watched, whether they exist or not; all of them for None."""
+
+    @abstractmethod
+    async def get_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
+        """Return what a model has that is newer than a position.
+
+        Only some thousand versions that disappeared are known one by one; of those before, what is known is a range.
+
+        Args:
+            model_id: The model, which need not exist.
+            number: The versions in `News.shown` have higher numbers.
+            sequence: The versions in `News.lost` disappeared later.
+            limit: How many versions `News.shown` has at most: the lowest numbers; 0 for the newest version alone.
+        """
+
+    @abstractmethod
+    async def number_at(self, model_id: str, sequence: int) -> int | None:
+        """Return the highest number that versions of the model had when a change was made.
+
+        That is 0 if it did not exist, and None if it is not known any more. Of versions that were visible when the
+        catalog was opened, none had been when that was not over.
+        """
+
+    @abstractmethod
+    async def removed_since(self, sequence: int) -> Sequence[str] | None:
+        """Return the models that existed at a change and were removed later; None if that is not known any more."""
 
     @abstractmethod
     async def count(self) -> CatalogCounts:

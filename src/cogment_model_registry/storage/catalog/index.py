@@ -7,7 +7,7 @@ may be lost, and then nothing is lost but aliases, tags and metrics.
 
 import contextlib
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from sqlite3 import Connection
 
 import structlog
@@ -33,15 +33,19 @@ class VersionIndex:
     Args:
         database: Where it is kept.
         archive: The folder.
+        on_aliases_changed: Called with a model whose aliases were changed.
     """
 
-    def __init__(self, database: Database, archive: FolderArchive) -> None:
+    def __init__(
+        self, database: Database, archive: FolderArchive, on_aliases_changed: Callable[[str], object] = lambda _: None
+    ) -> None:
         self._database = database
         self._archive = archive
         self._aliases: dict[str, dict[str, Alias]] = {}
         self._models: dict[str, ModelAnnotations] = {}  # those of which people decided anything
         self._stale: set[str] = set()  # models whose removal failed
         self._stale_versions: dict[str, set[int]] = {}
+        self._on_aliases_changed = on_aliases_changed
         self._following = Following(database, archive, self._take_aliases)
 
     async def open(self) -> dict[str, KnownFolder]:
@@ -145,8 +149,14 @@ class VersionIndex:
         if not await self._remove(lambda connection: _remove_model(connection, model_id)):
             self._stale.add(model_id)
 
-    async def make_room_for(self, model_id: str) -> None:
-        """Remove what is left of a deleted model, before another one of its name could inherit it.
+    async def begin_lives(self, model_ids: Sequence[str]) -> dict[str, int]:
+        """Return the numbers of the lives of models, of which some may be new."""
+        lives = await self._database.read(tables.lives)
+        new = [model_id for model_id in model_ids if model_id not in lives]
+        return {**lives, **(await self._begin(new) if new else {})}
+
+    async def begin_life(self, model_id: str) -> int:
+        """Remove what is left of a deleted model, before another one could inherit it; return the number of its life.
 
         Raises:
             TooLargeError: No space is left.
@@ -154,6 +164,15 @@ class VersionIndex:
         if model_id in self._stale:
             await self._database.change(lambda connection: _remove_model(connection, model_id))
             self._stale.discard(model_id)
+        return (await self._begin([model_id]))[model_id]
+
+    async def _begin(self, model_ids: Sequence[str]) -> dict[str, int]:
+        try:
+            return await self._database.change(lambda connection: tables.begin_lives(connection, model_ids))
+        except ModelRegistryError as error:
+            # No reason to refuse a model: its watchers will take it for another one after a restart.
+            _log.warning("life of a model not recorded", models=len(model_ids), reason=error.message)
+            return {model_id: tables.new_life() for model_id in model_ids}
 
     async def _remove(self, operation: Operation[None]) -> bool:
         try:
@@ -228,8 +247,8 @@ class VersionIndex:
             return tables.set_aliases(connection, entry.model_id, changes, now_ns)
 
         aliases = await self._database.change(finish)
-        self._aliases[entry.model_id] = {alias.name: alias for alias in aliases}
         entry.pending = ()
+        self._take_aliases(entry.model_id, aliases)
 
     # Aliases.
 
@@ -271,7 +290,10 @@ class VersionIndex:
         )
 
     def _take_aliases(self, model_id: str, aliases: Sequence[Alias]) -> None:
-        self._aliases[model_id] = {alias.name: alias for alias in aliases}
+        before, after = self._aliases.get(model_id, {}), {alias.name: alias for alias in aliases}
+        self._aliases[model_id] = after
+        if after != before:
+            self._on_aliases_changed(model_id)
 
 
 def _remove_versions(connection: Connection, model_id: str, numbers: Collection[int]) -> None:

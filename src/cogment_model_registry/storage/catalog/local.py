@@ -10,7 +10,7 @@ import bisect
 import contextlib
 import time
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -44,14 +44,17 @@ from cogment_model_registry.registry.contracts import (
     ModelRef,
     ModelState,
     Newer,
+    News,
     Promotion,
     Search,
     Slot,
+    Watcher,
 )
 from cogment_model_registry.registry.filters import ARCHIVED, Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
+from cogment_model_registry.storage.catalog.feed import Feed, History
 from cogment_model_registry.storage.catalog.index import VersionIndex
-from cogment_model_registry.storage.catalog.model import Model, Shown
+from cogment_model_registry.storage.catalog.model import Appearances, Model
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
 from cogment_model_registry.storage.catalog.requests import Entry, RequestLog
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
@@ -82,11 +85,11 @@ class LocalCatalog(Catalog):
 
     def __init__(self, archive: FolderArchive, database: Database, number_block: int = NUMBER_BLOCK) -> None:
         self._archive = archive
-        self._index = VersionIndex(database, archive)
+        self._index = VersionIndex(database, archive, self._note_change)
         self._numbers = Numbers(archive, number_block)
         self._models: dict[str, Model] = {}
         self._ids: list[str] = []  # ascending
-        self._lives = 0
+        self._feed = Feed(self._existing)
         self._versions_count = 0
         self._archived_bytes = 0
         self._infos: LRUCache[tuple[int, int], VersionInfo] = LRUCache(_INFO_CACHE_BYTES, _info_bytes)
@@ -97,8 +100,9 @@ class LocalCatalog(Catalog):
     async def open(self) -> None:
         known = await self._index.open()
         found = await self._archive.scan(known)
+        lives = await self._index.begin_lives([contents.info.model_id for contents in found])
         for contents in found:
-            self._add_model(contents)
+            self._add_model(contents, lives[contents.info.model_id])
         await self._index.compare_all(found, known)
         for request_id, entry in await self._index.finished_uploads():
             if entry.number and entry.model_id in self._models:
@@ -132,11 +136,12 @@ class LocalCatalog(Catalog):
                     self._forget_model(self._models[model_id])
                     await on_removed(model_id)
                 elif contents is not None:
-                    self._refresh_model(contents)
+                    self._refresh_model(contents, await self._index.begin_life(model_id))
                     await self._index.compare(contents, known)
 
     def stop_watching(self) -> None:
         self._stopping = True
+        self._feed.stop()
         for model in self._models.values():
             model.wake_watchers()
 
@@ -178,6 +183,7 @@ class LocalCatalog(Catalog):
             model = self._require_life(ref)
             await self._index.change_model(ref.model_id, change)
             model.changes += 1
+            self._note_change(ref.model_id)
             yield self._summary(model)
 
     async def get_state(self, ref: ModelRef) -> ModelState:
@@ -187,17 +193,18 @@ class LocalCatalog(Catalog):
     @contextlib.asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
         async with self.lock(info.model_id):
-            found = None
+            found, life = None, 0
             if info.model_id not in self._models:
                 # Its directory may have been put there by hand, with versions whose numbers are taken.
                 found = await self._archive.scan_model(info.model_id)
-                await self._index.make_room_for(info.model_id)
+                life = await self._index.begin_life(info.model_id)
             yield
             model = self._models.get(info.model_id)
             if model is not None:
                 model.info = info
+                self._note_change(info.model_id)
             else:
-                self._numbers.persist_ahead(self._add_model(replace(found or FolderContents(info), info=info)))
+                self._numbers.persist_ahead(self._add_model(replace(found or FolderContents(info), info=info), life))
 
     @contextlib.asynccontextmanager
     async def removing_model(self, model_id: str) -> AsyncGenerator[None, None]:
@@ -223,12 +230,13 @@ class LocalCatalog(Catalog):
         """Make a version visible; the caller holds the lock of its model."""
         model = self._require(info.model_id)
         model.numbers.append(info.number)
-        model.shown.add(info.number, time.time_ns())
+        model.appearances.add(info.number, time.time_ns())
         self._versions_count += 1
         if info.archived:
             self._add_archived(model, info)
         else:
             model.transient[info.number] = info
+        model.history.show(self._feed.note(info.model_id), info.number)
         model.wake_watchers()
 
     def _add_archived(self, model: Model, info: VersionInfo) -> None:
@@ -304,9 +312,12 @@ class LocalCatalog(Catalog):
                 # An archive of the original has no mark, and its newest file says which number comes next.
                 await self._numbers.persist_used(model, number)
             yield info
-            self._drop(model, number)
+            has_aliases = bool(self._index.names_of(info))
+            self._drop(model, number, "deleted")
             if info.archived:
                 await self._index.remove_version(info)
+            if has_aliases:
+                self._note_change(ref.model_id)
 
     async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
         archived = [info for info in infos if info.archived]
@@ -404,7 +415,7 @@ class LocalCatalog(Catalog):
     async def forget(self, info: VersionInfo) -> None:
         model = self._models.get(info.model_id)
         if model is not None and model.transient.get(info.number) == info:
-            self._drop(model, info.number)
+            self._drop(model, info.number, "evicted")
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
         model = self._models.get(ref.model_id)
@@ -427,11 +438,11 @@ class LocalCatalog(Catalog):
     async def newer_than(self, model_id: str, number: int) -> Newer:
         model = self._require(model_id)
         count = len(model.numbers) - bisect.bisect_right(model.numbers, number)
-        since_ns = model.shown.first_after(number)
-        if count and number < model.shown.after:
+        since_ns = model.appearances.first_after(number)
+        if count and number < model.appearances.after:
             # It may be one from before the start. What was evicted or deleted since then has left no time.
             for info in await self.list_versions(model_id, number + 1, 1):
-                if info.number <= model.shown.after:
+                if info.number <= model.appearances.after:
                     since_ns = min(info.created_ns, since_ns or time.time_ns())
         return Newer(count, since_ns)
 
@@ -474,6 +485,44 @@ class LocalCatalog(Catalog):
         finally:
             model.watchers.discard(news)
 
+    def watching(self, model_ids: Collection[str] | None) -> contextlib.AbstractContextManager[Watcher]:
+        return self._feed.watching(model_ids)
+
+    async def get_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
+        model = self._models.get(model_id)
+        if model is None:
+            return News(0, self._feed.removed_at(model_id))
+        start = bisect.bisect_right(model.numbers, number)
+        numbers = model.numbers[start : start + limit] if limit else model.numbers[start:][-1:]
+        history = model.history
+        return News(
+            life=model.life,
+            since=history.since,
+            changed=history.changed,
+            last_number=history.last_number,
+            next_sequence=history.sequence_of(number + 1),
+            shown=history.shown(numbers),
+            lost=history.lost(sequence),
+        )
+
+    async def number_at(self, model_id: str, sequence: int) -> int | None:
+        model = self._models.get(model_id)
+        return model.history.number_at(sequence) if model else 0
+
+    async def removed_since(self, sequence: int) -> Sequence[str] | None:
+        return self._feed.removed_since(sequence)
+
+    def _existing(self, model_ids: Collection[str] | None) -> list[str]:
+        """Return the models that exist, of some or of all, in the order in which they were created or changed."""
+        known = self._models if model_ids is None else {each: None for each in model_ids if each in self._models}
+        return [*known]
+
+    def _note_change(self, model_id: str) -> None:
+        """Record that what describes a model was changed."""
+        model = self._models.get(model_id)
+        if model is not None:
+            model.history.changed = self._feed.note(model_id)
+
     async def count(self) -> CatalogCounts:
         return CatalogCounts(len(self._models), self._versions_count, self._archived_bytes)
 
@@ -499,11 +548,17 @@ class LocalCatalog(Catalog):
             raise NotFoundError.version(model.model_id, number)
         return info
 
-    def _add_model(self, contents: FolderContents) -> Model:
-        self._lives += 1
-        last = max(contents.last_number, contents.high_water_mark)
-        mark = contents.high_water_mark
-        model = Model(contents.info, self._lives, next_number=last + 1, persisted_number=mark, shown=Shown(after=last))
+    def _add_model(self, contents: FolderContents, life: int) -> Model:
+        last, mark = max(contents.last_number, contents.high_water_mark), contents.high_water_mark
+        history = History(self._feed.note(contents.info.model_id), last)
+        model = Model(
+            contents.info,
+            life,
+            history,
+            next_number=last + 1,
+            persisted_number=mark,
+            appearances=Appearances(after=last),
+        )
         self._models[model.model_id] = model
         bisect.insort(self._ids, model.model_id)
         self._take_contents(model, contents)
@@ -511,9 +566,9 @@ class LocalCatalog(Catalog):
 
     def _take_contents(self, model: Model, contents: FolderContents) -> None:
         """Replace the archived versions of a model by those of its folder; transient ones stay."""
-        for number in [*model.numbers]:
-            if number not in model.transient:
-                self._drop(model, number)
+        before = {number for number in model.numbers if number not in model.transient}
+        for number in before:
+            self._drop(model, number)
         model.damaged.clear()
         archived = [number for number in contents.version_numbers if number not in model.transient]
         model.unread.update(archived)
@@ -524,6 +579,10 @@ class LocalCatalog(Catalog):
         self._archived_bytes += sum(sizes.values())
         for number, reason in contents.damaged.items():
             self._mark_damaged(model, number, reason)
+        for number in sorted(before.difference(model.numbers)):
+            self._note_lost(model, number, "gone from the archive")
+        for number in model.numbers[bisect.bisect_right(model.numbers, model.history.last_number) :]:
+            model.history.show(self._feed.note(model.model_id), number)
 
     def _forget_model(self, model: Model) -> None:
         """Make a model invisible, and end its watchers."""
@@ -532,18 +591,21 @@ class LocalCatalog(Catalog):
         self._versions_count -= len(model.numbers)
         self._archived_bytes -= sum(model.archived_bytes.values())
         model.removed = True
+        self._feed.note_removed(model.model_id, model.history.since)
         model.wake_watchers()
 
-    def _refresh_model(self, contents: FolderContents) -> None:
+    def _refresh_model(self, contents: FolderContents, life: int) -> None:
         """Update a model to what its folder has now."""
         model = self._models.get(contents.info.model_id)
         if model is None:
-            self._add_model(contents)
+            self._add_model(contents, life)
             return
-        model.info = contents.info
+        if model.info != contents.info:
+            model.info = contents.info
+            self._note_change(model.model_id)
         model.changes += 1
         if contents.last_number >= model.next_number:
-            model.shown.add(contents.last_number, time.time_ns())
+            model.appearances.add(contents.last_number, time.time_ns())
         model.next_number = max(model.next_number, contents.last_number + 1)
         # A folder that was replaced by hand may have a lower mark, or none: the next number persists it again.
         model.persisted_number = contents.high_water_mark
@@ -552,8 +614,11 @@ class LocalCatalog(Catalog):
 
     # Versions.
 
-    def _drop(self, model: Model, number: int) -> None:
+    def _drop(self, model: Model, number: int, reason: str = "") -> None:
+        """Make a version invisible, and tell watchers the reason if there is one."""
         if model.has(number):
+            if reason:
+                self._note_lost(model, number, reason)
             self._versions_count -= 1
             self._archived_bytes -= model.archived_bytes.get(number, 0)
             model.drop(number)
@@ -563,7 +628,10 @@ class LocalCatalog(Catalog):
         if number not in model.damaged:
             _log.error("damaged version found", model_id=model.model_id, number=number, reason=reason)
             model.damaged[number] = reason
-        self._drop(model, number)
+        self._drop(model, number, "damaged")
+
+    def _note_lost(self, model: Model, number: int, reason: str) -> None:
+        model.history.lose(self._feed.note(model.model_id), number, reason)
 
     def _cached(self, model: Model, number: int) -> VersionInfo | None:
         return model.transient.get(number) or self._infos.get((model.life, number))
@@ -606,7 +674,7 @@ class LocalCatalog(Catalog):
             if isinstance(found, DataLossError):
                 self._mark_damaged(model, number, found.reason)
             else:
-                self._drop(model, number)
+                self._drop(model, number, "gone from the archive")
             results.append(None)
         return results
 

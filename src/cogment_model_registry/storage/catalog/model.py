@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.storage.catalog.feed import History
 
 _SHOWN_MAX = 1024
 """Of so many versions of a model it is known when they became visible. Who asks for older ones asked before."""
 
 
-class Shown:
+class Appearances:
     """When the newest versions of a model became visible, also of those that are gone.
 
     Args:
@@ -45,12 +46,13 @@ class Model:
 
     `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info stays in memory;
     `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
-    those of transient versions. `changes` counts what `ModelState.changes` tells of. `shown` is when versions became
-    visible since the start.
+    those of transient versions. `changes` counts what `ModelState.changes` tells of. `appearances` is when
+    versions became visible since the start.
     """
 
     info: ModelInfo
     life: int
+    history: History
     next_number: int = 1
     persisted_number: int = 0
     numbers: list[int] = field(default_factory=list)
@@ -60,7 +62,7 @@ class Model:
     damaged: dict[int, str] = field(default_factory=dict)
     annotations: dict[int, Annotations] = field(default_factory=dict)
     changes: int = 0
-    shown: Shown = field(default_factory=Shown)
+    appearances: Appearances = field(default_factory=Appearances)
     watchers: set[asyncio.Event] = field(default_factory=set)
     removed: bool = False
     persisting: asyncio.Task[None] | None = None

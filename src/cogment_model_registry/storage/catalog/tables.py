@@ -7,6 +7,7 @@ Times are nanoseconds since the Unix epoch less 2^63, since their range is that 
 the order of SQLite's integers is signed.
 """
 
+import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from sqlite3 import Connection
 from typing import Any
@@ -33,6 +34,7 @@ MIGRATIONS = (
         CREATE TABLE models (
             model INTEGER PRIMARY KEY,
             model_id TEXT NOT NULL UNIQUE,
+            life INTEGER NOT NULL,
             last_revision INTEGER NOT NULL DEFAULT 1,
             revision INTEGER NOT NULL DEFAULT 1,
             max_items INTEGER NOT NULL DEFAULT 0,
@@ -219,6 +221,21 @@ def put_model_row(connection: Connection, model_id: str) -> None:
     _model_of(connection, model_id)
 
 
+def begin_lives(connection: Connection, model_ids: Sequence[str]) -> dict[str, int]:
+    """Give models rows, unless they have some; return the number that each life of a model has by chance."""
+    rows = [(model_id, new_life()) for model_id in model_ids]
+    connection.executemany("INSERT INTO models (model_id, life) VALUES (?, ?) ON CONFLICT DO NOTHING", rows)
+    found = {}
+    for model_id in model_ids:
+        [found[model_id]] = connection.execute("SELECT life FROM models WHERE model_id = ?", (model_id,)).fetchone()
+    return found
+
+
+def new_life() -> int:
+    """Return a number for a life of a model that no other one is likely to have."""
+    return secrets.randbits(53) | 1  # not 0, and any reader of JSON can have it
+
+
 def raise_revision(connection: Connection, model_id: str, revision: int) -> None:
     """Let no change of a model have this revision, or one below it, again."""
     key = (revision, find_model(connection, model_id))
@@ -280,6 +297,11 @@ def info_of(connection: Connection, model_id: str, number: int) -> VersionInfo |
     created, data_hash, data_size = row
     user_data = entries(connection, "user_data", key)
     return VersionInfo(model_id, number, created + TIME_OFFSET, True, data_hash, data_size, user_data)
+
+
+def lives(connection: Connection) -> dict[str, int]:
+    """Return the number of the life of each model."""
+    return dict(connection.execute("SELECT model_id, life FROM models").fetchall())
 
 
 def numbers(connection: Connection) -> dict[str, set[int]]:
@@ -382,5 +404,5 @@ def _model_of(connection: Connection, model_id: str) -> int:
     found = find_model(connection, model_id)
     if found is not None:
         return found
-    cursor = connection.execute("INSERT INTO models (model_id) VALUES (?)", (model_id,))
+    cursor = connection.execute("INSERT INTO models (model_id, life) VALUES (?, ?)", (model_id, new_life()))
     return int(cursor.lastrowid or 0)

@@ -457,7 +457,10 @@ class ArchiveDirectory:
         """
         with contextlib.suppress(layout.BadMetadata, NotRegularError):
             number = layout.parse_version_number(read_metadata(self.files, directory, name), model_id)
-            if number in found.data and number not in found.metadata:
+            if number not in found.metadata:
+                # The process that began this may have been killed before its syncs: a power cut could bring back the
+                # metadata without the data, or the data without anything that leads to it.
+                self.writer.sync_directory(directory)
                 self._remove_data(directory, layout.data_file_name(model_id, number))
         self.files.remove(directory, name)
 

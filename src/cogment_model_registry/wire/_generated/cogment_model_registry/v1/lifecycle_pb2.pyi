@@ -446,3 +446,68 @@ class ListConsumersReply(_message.Message):
     consumers: _containers.RepeatedCompositeFieldContainer[Consumer]
     next_page_token: str
     def __init__(self, consumers: _Optional[_Iterable[_Union[Consumer, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ("model_ids", "mode", "resume_token", "inline_max_bytes", "consumers", "filter", "known_hash")
+    class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODE_LATEST: _ClassVar[WatchRequest.Mode]
+        MODE_ALL: _ClassVar[WatchRequest.Mode]
+    MODE_LATEST: WatchRequest.Mode
+    MODE_ALL: WatchRequest.Mode
+    MODEL_IDS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    INLINE_MAX_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONSUMERS_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    KNOWN_HASH_FIELD_NUMBER: _ClassVar[int]
+    model_ids: _containers.RepeatedScalarFieldContainer[str]
+    mode: WatchRequest.Mode
+    resume_token: str
+    inline_max_bytes: int
+    consumers: bool
+    filter: str
+    known_hash: str
+    def __init__(self, model_ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[WatchRequest.Mode, str]] = ..., resume_token: _Optional[str] = ..., inline_max_bytes: _Optional[int] = ..., consumers: _Optional[bool] = ..., filter: _Optional[str] = ..., known_hash: _Optional[str] = ...) -> None: ...
+
+class WatchReply(_message.Message):
+    __slots__ = ("resume_token", "version", "data", "model", "gone", "gap", "caught_up")
+    class Gap(_message.Message):
+        __slots__ = ("model_id", "first_number", "last_number")
+        MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+        FIRST_NUMBER_FIELD_NUMBER: _ClassVar[int]
+        LAST_NUMBER_FIELD_NUMBER: _ClassVar[int]
+        model_id: str
+        first_number: int
+        last_number: int
+        def __init__(self, model_id: _Optional[str] = ..., first_number: _Optional[int] = ..., last_number: _Optional[int] = ...) -> None: ...
+    class Gone(_message.Message):
+        __slots__ = ("version", "reason")
+        VERSION_FIELD_NUMBER: _ClassVar[int]
+        REASON_FIELD_NUMBER: _ClassVar[int]
+        version: VersionRef
+        reason: str
+        def __init__(self, version: _Optional[_Union[VersionRef, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+    class Data(_message.Message):
+        __slots__ = ("data_chunk", "last")
+        DATA_CHUNK_FIELD_NUMBER: _ClassVar[int]
+        LAST_FIELD_NUMBER: _ClassVar[int]
+        data_chunk: bytes
+        last: bool
+        def __init__(self, data_chunk: _Optional[bytes] = ..., last: _Optional[bool] = ...) -> None: ...
+    RESUME_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    GAP_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
+    resume_token: str
+    version: Version
+    data: WatchReply.Data
+    model: Model
+    gone: WatchReply.Gone
+    gap: WatchReply.Gap
+    caught_up: bool
+    def __init__(self, resume_token: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., data: _Optional[_Union[WatchReply.Data, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., gone: _Optional[_Union[WatchReply.Gone, _Mapping]] = ..., gap: _Optional[_Union[WatchReply.Gap, _Mapping]] = ..., caught_up: _Optional[bool] = ...) -> None: ...

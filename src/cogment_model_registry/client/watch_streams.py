@@ -1,0 +1,152 @@
+"""Streams of Watch, the call that tells versions with their bytes; servers of the original do not have it."""
+
+import hashlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+
+from cogment_model_registry.client.backends import Replies
+from cogment_model_registry.client.calls import Calls, method_path
+from cogment_model_registry.client.connection import Subject, translated
+from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.threads import submit
+from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError
+from cogment_model_registry.records.lifecycle import ModelSummary, Version
+from cogment_model_registry.records.news import CaughtUp, Event, Gone
+from cogment_model_registry.records.versions import VersionInfo, digest_text
+from cogment_model_registry.wire import watching as wire
+from cogment_model_registry.wire.lifecycle import SERVICE_NAME
+
+INLINE_MAX_BYTES = 4 * 1024 * 1024
+"""The size up to which versions come with the news; larger ones are fetched, over several connections if need be."""
+
+_STEADY_SECONDS = 1.0
+"""A stream that ends sooner counts as a failure."""
+
+_APART_BYTES = 64 * 1024
+"""From this size on bytes are hashed on a thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A version that was told.
+
+    Attributes:
+        version: The version.
+        data: Its bytes, if they came along and match its hash.
+    """
+
+    version: VersionInfo
+    data: bytes | None = None
+
+
+@dataclass(slots=True)
+class Wishes:
+    """What is asked of a stream; the stream updates it.
+
+    Attributes:
+        every: Whether every version is wanted, or the newest.
+        accepted: A filter of versions.
+        token: Where to go on.
+        inline_max_bytes: The size up to which versions come with their bytes.
+        known_hash: The hash of bytes that are known.
+    """
+
+    every: bool = False
+    accepted: str = ""
+    token: str = ""
+    inline_max_bytes: int = 0
+    known_hash: str = ""
+
+    def has_bytes(self, version: Version) -> bool:
+        """Return whether bytes follow a version."""
+        return version.data_size_bytes <= self.inline_max_bytes > 0 and version.data_hash != self.known_hash
+
+
+async def stream(
+    calls: Calls, model_id: str, subject: Subject, wishes: Wishes, seconds: float
+) -> AsyncGenerator[Event | Told, None]:
+    """Yield what one stream tells of a model, until it has lasted for its time, or the server ended it.
+
+    Once the next event is asked for, the wishes have the token of the last one. When a stream ends within the bytes of
+    a version, they ask for none any more: the next one might not be long enough for them either.
+
+    Args:
+        calls: Makes the call.
+        model_id: The model.
+        subject: What it is about.
+        wishes: What is asked for.
+        seconds: How long it lasts at most.
+
+    Raises:
+        NotFoundError: The model does not exist, or was deleted.
+        WrongServerError: The server does not have the call.
+    """
+    deadline = Deadline(seconds)
+    asked = replace(wishes)
+    request = wire.watch_request(
+        model_id,
+        asked.token,
+        every=asked.every,
+        inline_max_bytes=asked.inline_max_bytes,
+        known_hash=asked.known_hash,
+        accepted=asked.accepted,
+    )
+    exists = bool(asked.token)
+    async with calls.connection.channel(calls.backend, deadline) as channel:
+        replies = calls.backend.stream(channel, method_path("Watch", SERVICE_NAME), request, seconds)
+        try:
+            with translated(subject, calls.connection):
+                while (message := await replies.read()) is not None:
+                    reply = wire.decode_reply(message)
+                    if isinstance(reply, wire.Bytes):
+                        continue  # nobody asked for them
+                    token, event = reply
+                    if event is None:
+                        continue  # one of a newer release
+                    exists = exists or isinstance(event, ModelSummary)
+                    if _is_end(event) or (isinstance(event, CaughtUp) and not exists):
+                        raise NotFoundError.model(model_id)
+                    if isinstance(event, Version) and not asked.every:
+                        wishes.inline_max_bytes = 0  # unless the bytes arrive in the time of the stream
+                        data = await _received(calls, event, replies) if asked.has_bytes(event) else None
+                        wishes.inline_max_bytes = asked.inline_max_bytes
+                        yield Told(event.info, data)
+                    else:
+                        yield event
+                    wishes.token = token
+            if seconds - deadline.left_seconds() < _STEADY_SECONDS:
+                raise UnavailableError(f"{subject.text}: the server ended the stream at once", model_id=model_id)
+        except TimedOutError:
+            if deadline.left_seconds() > 1:
+                raise  # the server ended the stream with this status
+        finally:
+            if calls.connection.is_usable():
+                replies.cancel()
+
+
+def _is_end(event: Event) -> bool:
+    """Return whether an event says that the model was deleted."""
+    return isinstance(event, Gone) and event.version_number is None
+
+
+async def _received(calls: Calls, version: Version, replies: Replies) -> bytes | None:
+    """Return the bytes of a version; None if they are not those that were published."""
+    parts, is_last = list[memoryview](), False
+    while not is_last:
+        message = await replies.read()
+        if message is None:
+            raise UnavailableError("the server ended the stream within a version", model_id=version.model_id)
+        reply = wire.decode_reply(message)
+        if not isinstance(reply, wire.Bytes):
+            return None
+        parts.append(reply.data)
+        is_last = reply.is_last
+    received = b"".join(parts)
+
+    def is_intact() -> bool:
+        return len(received) == version.data_size_bytes and (
+            digest_text(hashlib.sha256(received).digest()) == version.data_hash
+        )
+
+    intact = await calls.backend.wait(submit(is_intact)) if len(received) >= _APART_BYTES else is_intact()
+    return received if intact else None

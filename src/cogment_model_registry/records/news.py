@@ -1,0 +1,46 @@
+"""What a watcher is told next to versions and models."""
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from cogment_model_registry.records.lifecycle import ModelSummary, Version
+from cogment_model_registry.records.notebooks import Shown
+
+
+@dataclass(frozen=True, slots=True)
+class Gap(Shown):
+    """Versions that a watcher is not told: they are gone, or their numbers were never given.
+
+    Attributes:
+        model_id: Their model.
+        first_number: The lowest number.
+        last_number: The highest number.
+    """
+
+    model_id: str
+    first_number: int
+    last_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Gone(Shown):
+    """A version that a watcher was told and that does not exist any more, or a whole model.
+
+    Attributes:
+        model_id: The model.
+        version_number: The version; None for the whole model.
+        reason: Why, such as ``deleted`` or ``evicted``.
+    """
+
+    model_id: str
+    version_number: int | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CaughtUp:
+    """What existed when a watch began has been told."""
+
+
+Event: TypeAlias = Version | ModelSummary | Gap | Gone | CaughtUp
+"""What a watcher is told."""

@@ -1,0 +1,350 @@
+"""The rules of a watch: what is told, in which order, and how it resumes.
+
+A watch has no queue. It keeps a place for each model that it has told (see `places`) and the set of models that have
+news; when it may tell something, it takes the next of them and asks the catalog what is newer than its place. So what a
+slow watch skips costs nothing.
+
+A watch of a few models tells them in turn, and its token has the place of each. A watch of all models, or of many,
+tells changes in the order in which they were made: then one sequence number says what has been told.
+"""
+
+import asyncio
+import heapq
+import zlib
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Literal
+
+from cogment_model_registry.errors import DataLossError, NotFoundError
+from cogment_model_registry.records.lifecycle import ModelSummary, Version
+from cogment_model_registry.records.news import CaughtUp, Event, Gap, Gone
+from cogment_model_registry.records.versions import ModelInfo
+from cogment_model_registry.registry.contracts import Catalog, News, Search, Watcher
+from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches, parse_order
+from cogment_model_registry.registry.places import PLACES_MAX, Place, Token
+from cogment_model_registry.registry.registry import Registry
+
+_WALKED = 64
+"""Among how many new versions the newest that a filter accepts is looked for one by one, before a search."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What is watched.
+
+    Attributes:
+        model_ids: The models; all of them if there are none.
+        every: Whether to tell every version, and not only the newest of each model.
+        accepted: Which versions to tell.
+        token: Where to go on; empty to begin.
+    """
+
+    model_ids: Sequence[str] = ()
+    every: bool = False
+    accepted: Filter = EVERYTHING
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """What comes next of a model.
+
+    Attributes:
+        sequence: When it happened.
+        kind: What it is.
+        first_number: The lowest number that it is about.
+        last_number: The highest.
+        reason: Why versions disappeared.
+    """
+
+    sequence: int
+    kind: Literal["end", "model", "lost", "gap", "version"]
+    first_number: int = 0
+    last_number: int = 0
+    reason: str = ""
+
+
+class Watches:
+    """Answers watches.
+
+    Args:
+        registry: The registry, whose limits hold; it counts them.
+        catalog: What exists.
+    """
+
+    def __init__(self, registry: Registry, catalog: Catalog) -> None:
+        self._registry = registry
+        self._catalog = catalog
+        self._describing: dict[tuple[str, int, int], asyncio.Task[Version | None]] = {}
+
+    async def watch(self, question: Question) -> AsyncGenerator[tuple[str, Event], None]:
+        """Yield what exists, then `CaughtUp`, then news, each with the token that resumes after it.
+
+        To be closed with `contextlib.aclosing`.
+
+        Raises:
+            InvalidError: An id or the token is malformed.
+            UnavailableError: The registry stops.
+        """
+        self._registry.check_count("model_ids", len(question.model_ids))
+        for model_id in question.model_ids:
+            self._registry.check_model_id(model_id)
+        token = Token.decode(question.token) if question.token else None
+        self._registry.watchers += 1
+        try:
+            with self._catalog.watching(question.model_ids or None) as watcher:
+                watch = _Watch(self, self._catalog, watcher, question)
+                async with aclosing(watch.events(token)) as events:
+                    async for event in events:
+                        yield event
+        finally:
+            self._registry.watchers -= 1
+
+    async def describe(self, model_id: str, number: int, life: int) -> Version | None:
+        """Return a version of a life of a model; None if it is not there any more.
+
+        A thousand watchers that ask at once cost one look.
+        """
+        key = model_id, number, life
+        task = self._describing.get(key)
+        if task is None:
+            task = self._describing[key] = asyncio.ensure_future(self._describe(*key))
+            task.add_done_callback(lambda task: self._note_described(key, task))
+        return await asyncio.shield(task)
+
+    def _note_described(self, key: tuple[str, int, int], task: asyncio.Task[Version | None]) -> None:
+        del self._describing[key]
+        if not task.cancelled():
+            task.exception()  # all who asked may be gone
+
+    async def _describe(self, model_id: str, number: int, life: int) -> Version | None:
+        try:
+            infos = await self._catalog.get_versions(model_id, [number])
+            ref = await self._catalog.find(model_id)
+        except (DataLossError, NotFoundError):
+            return None
+        if ref.life != life:
+            return None
+        [version] = await self._catalog.describe(infos)
+        return version
+
+
+class _Watch:
+    """One watch.
+
+    Args:
+        watches: Describes versions.
+        catalog: What exists.
+        watcher: Says which models have news.
+        question: What is watched.
+    """
+
+    def __init__(self, watches: Watches, catalog: Catalog, watcher: Watcher, question: Question) -> None:
+        self._watches = watches
+        self._catalog = catalog
+        self._watcher = watcher
+        self._every = question.every
+        self._accepted = question.accepted
+        self._model_ids = {*question.model_ids}
+        self._is_ordered = not self._model_ids or len(self._model_ids) > PLACES_MAX
+        self._places: dict[str, Place] = {}
+        self._token = Token(watcher.epoch, places=self._places)
+        self._missed: set[str] = set()  # models of which nobody knows what was told
+        self._queue: list[tuple[int, str]] = []
+        self._queued: set[str] = set()
+        self._turns = 0
+
+    async def events(self, token: Token | None) -> AsyncGenerator[tuple[str, Event], None]:
+        """Yield what is told; see `Watches.watch`."""
+        existing = await self._watcher.changed(wait=False)
+        for model_id in await self._resume(token, existing) if token else ():
+            yield self._token.encode(), Gone(model_id, None, "deleted")
+        self._enqueue([*existing, *self._places])
+        behind = {*self._queued}
+        is_caught_up = False
+        while True:
+            if not behind and not is_caught_up:
+                is_caught_up = True
+                self._token.sequence = max(self._token.sequence, self._watcher.sequence)
+                yield self._token.encode(), CaughtUp()
+            self._enqueue(await self._watcher.changed(wait=not self._queue))
+            sequence, model_id = heapq.heappop(self._queue)
+            self._queued.discard(model_id)
+            item = await self._find(model_id)
+            if item is None or item.sequence > self._watcher.sequence:
+                behind.discard(model_id)
+            if item is None:
+                continue
+            if (self._is_ordered and item.sequence > sequence) or not (behind or is_caught_up):
+                self._enqueue([model_id], item.sequence)
+                continue
+            event = await self._tell(model_id, item)
+            self._enqueue([model_id], item.sequence)
+            if event is not None:
+                self._token.sequence = max(self._token.sequence, item.sequence)
+                yield self._token.encode(), event
+
+    def _enqueue(self, model_ids: Iterable[str], sequence: int = 0) -> None:
+        """Queue models: in order of what comes next of each, as far as it is known; or in turn."""
+        for model_id in model_ids:
+            if model_id not in self._queued:
+                self._turns += 1
+                self._queued.add(model_id)
+                heapq.heappush(self._queue, (sequence if self._is_ordered else self._turns, model_id))
+
+    async def _resume(self, token: Token, existing: Sequence[str]) -> list[str]:
+        """Find the place of each model; return those that were removed, as far as their places are not known."""
+        is_same_epoch = token.epoch == self._watcher.epoch
+        if token.places is not None:
+            for model_id, place in token.places.items():
+                if not self._model_ids or model_id in self._model_ids:
+                    if not is_same_epoch:
+                        place.lost_sequence = place.changed = 0
+                    self._places[model_id] = place
+            return []
+        removed = await self._catalog.removed_since(token.sequence) if is_same_epoch else None
+        for model_id in existing:
+            news = await self._catalog.get_news(model_id, 0, 0, 1)
+            if removed is not None and news.life and news.since <= token.sequence:
+                self._places[model_id] = await self._place_at(model_id, news, token)
+            elif removed is None and news.life and self._every:
+                self._places[model_id] = Place(news.life)
+                self._missed.add(model_id)
+        if is_same_epoch:
+            self._token.sequence = token.sequence
+        return [each for each in removed or () if not self._model_ids or each in self._model_ids]
+
+    async def _place_at(self, model_id: str, news: News, token: Token) -> Place:
+        number = await self._catalog.number_at(model_id, token.sequence)
+        if number is None and self._every:
+            self._missed.add(model_id)
+        if model_id == token.model_id:
+            number = token.number
+        number = number or 0
+        return Place(news.life, number, number, lost_sequence=token.sequence, changed=token.sequence)
+
+    async def _find(self, model_id: str) -> _Item | None:
+        """Return what comes next of a model."""
+        place = self._places.get(model_id) or Place()
+        news = await self._catalog.get_news(model_id, place.number, place.lost_sequence, int(self._every))
+        if place.life and (place.life != news.life or place.number > news.last_number):
+            return _Item(news.since, "end")
+        if not news.life:
+            return None
+        if not place.life:
+            return _Item(news.since, "model")
+        if model_id in self._missed and news.last_number:
+            return _Item(news.since, "gap", 1, news.last_number)
+        items = [self._find_lost(place, news), self._find_version(place, news)]
+        if news.changed > place.changed:
+            items.append(_Item(news.changed, "model"))
+        return min((item for item in items if item), key=lambda item: item.sequence, default=None)
+
+    def _find_lost(self, place: Place, news: News) -> _Item | None:
+        for lost in news.lost:
+            was_told = (
+                lost.first_number <= place.number
+                if self._every
+                else lost.first_number <= place.told <= lost.last_number
+            )
+            if was_told:
+                return _Item(lost.sequence, "lost", lost.first_number, min(lost.last_number, place.number), lost.reason)
+            place.lost_sequence = lost.sequence
+        return None
+
+    def _find_version(self, place: Place, news: News) -> _Item | None:
+        following = place.number + 1
+        if news.shown:
+            shown = news.shown[0]
+            if self._every and shown.number > following:
+                return _Item(news.next_sequence, "gap", following, shown.number - 1)
+            return _Item(shown.sequence, "version", shown.number, shown.number)
+        if self._every and news.last_number >= following:
+            return _Item(news.next_sequence, "gap", following, news.last_number)
+        return None
+
+    async def _tell(self, model_id: str, item: _Item) -> Event | None:
+        """Return what an item says, after noting that it was told; None if that is nothing."""
+        place = self._places.get(model_id)
+        self._missed.discard(model_id)
+        if place is None or item.kind == "model":
+            return await self._tell_model(model_id)
+        if item.kind == "end":
+            del self._places[model_id]
+            return Gone(model_id, None, "deleted")
+        if item.kind == "version":
+            return await self._tell_version(model_id, place, item.last_number)
+        if item.kind == "gap":
+            last_number = await self._cut(model_id, item)
+            self._note_number(model_id, place, last_number)
+            return Gap(model_id, item.first_number, last_number)
+        place.lost_sequence = item.sequence
+        if item.reason:
+            return Gone(model_id, item.first_number, item.reason)
+        return Gap(model_id, item.first_number, item.last_number)
+
+    async def _cut(self, model_id: str, gap: _Item) -> int:
+        """Return where a gap ends that is told before what comes next of other models."""
+        if not self._is_ordered or not self._queue:
+            return gap.last_number
+        number = await self._catalog.number_at(model_id, self._queue[0][0]) or 0
+        return min(max(number, gap.first_number), gap.last_number)
+
+    async def _tell_version(self, model_id: str, place: Place, number: int) -> Version | None:
+        if self._accepted != EVERYTHING and not self._every:
+            version = await self._newest_accepted(model_id, place, number)
+        else:
+            version = await self._watches.describe(model_id, number, place.life)
+            if version is None:
+                return None  # it has just disappeared
+            version = version if matches(self._accepted, version) else None
+        self._note_number(model_id, place, number)
+        if version is not None:
+            place.told = version.number
+        return version
+
+    def _note_number(self, model_id: str, place: Place, number: int) -> None:
+        place.number = self._token.number = number
+        self._token.model_id = model_id
+
+    async def _tell_model(self, model_id: str) -> ModelSummary | None:
+        news = await self._catalog.get_news(model_id, 0, 0, 0)
+        found = await self._catalog.summarize([ModelInfo(model_id)])
+        if not found or not news.life:
+            return None
+        [summary] = found
+        place = self._places.setdefault(model_id, Place(news.life, lost_sequence=news.since))
+        if place.life != news.life:
+            return None  # that life has just ended
+        before, place.digest = place.digest, _digest(summary)
+        place.changed = news.changed
+        return summary if place.digest != before else None
+
+    async def _newest_accepted(self, model_id: str, place: Place, newest: int) -> Version | None:
+        """Return the newest version up to a number that a filter accepts, unless it was seen before."""
+        if not place.number or newest - place.number > _WALKED:
+            search = Search(model_id, self._accepted, parse_order("version_number desc"), None, 1)
+            try:
+                found = await self._catalog.search(search)
+            except NotFoundError:
+                return None
+            return found[0] if found and place.number < found[0].number <= newest else None
+        for number in range(newest, place.number, -1):
+            version = await self._watches.describe(model_id, number, place.life)
+            if version is not None and matches(self._accepted, version):
+                return version
+        return None
+
+
+def _digest(summary: ModelSummary) -> int:
+    """Return a number that stands for what people said and decided about a model."""
+    parts = (
+        sorted(summary.user_data.items()),
+        summary.aliases,
+        sorted(summary.tags.items()),
+        summary.retention,
+        summary.share,
+        summary.revision,
+    )
+    return zlib.crc32(repr(parts).encode("utf-8", "surrogatepass"))

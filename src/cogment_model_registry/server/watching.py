@@ -1,0 +1,103 @@
+"""The call Watch of ModelLifecycle: what a watcher is told, with the bytes of versions."""
+
+from collections import OrderedDict
+from contextlib import aclosing
+
+from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.news import Event, Gap
+from cogment_model_registry.registry.registry import Registry, VersionReader
+from cogment_model_registry.registry.watching import Question, Watches
+from cogment_model_registry.server.shared_bytes import SharedBytes
+from cogment_model_registry.server.transfers import Teller, Transfers
+from cogment_model_registry.serving.calls import Call
+from cogment_model_registry.wire import convert
+from cogment_model_registry.wire import watching as wire
+from cogment_model_registry.wire.frames import build_watch_data
+
+_ENCODED_MAX_ITEMS = 64
+"""How many versions stay encoded: those that are told to all watchers now."""
+
+
+class WatchCalls:
+    """Answers Watch.
+
+    Args:
+        rules: What answers.
+        registry: Where the bytes come from.
+        transfers: The limits of transfers.
+    """
+
+    def __init__(self, rules: Watches, registry: Registry, transfers: Transfers) -> None:
+        self._rules = rules
+        self._registry = registry
+        self._transfers = transfers
+        self._shared = SharedBytes(registry)
+        self._encoded: OrderedDict[int, tuple[Event, bytes]] = OrderedDict()
+
+    async def watch(self, data: bytes, call: Call) -> None:
+        """Answer a call."""
+        request = convert.decode(wire.WatchRequest, data)
+        call.about(model_ids=[*request.model_ids], mode=request.mode)
+        if request.consumers:
+            raise InvalidError("this server does not know consumers: leave consumers out")
+        from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
+
+        every = wire.is_every(request)
+        question = Question([*request.model_ids], every, parse_filter(request.filter), request.resume_token)
+        with self._transfers.telling(call) as teller:
+            async with aclosing(self._rules.watch(question)) as events:
+                async for token, event in events:
+                    if isinstance(event, Version) and _has_bytes(request, event):
+                        await self._tell_with_bytes(event, token, teller, call, every=every)
+                    else:
+                        await teller.send(wire.with_token(self._encode(event), token))
+
+    async def _tell_with_bytes(self, version: Version, token: str, teller: Teller, call: Call, *, every: bool) -> None:
+        """Send a version and its bytes; if it has just disappeared, a gap, or nothing where the newest is enough."""
+        reader = None
+        with self._transfers.window(call, version.data_size_bytes) as chunk_bytes:
+            try:
+                shared = await self._shared.get(version, chunk_bytes)
+                if shared is None:
+                    reader = await self._registry.open_same_version(version)
+            except (DataLossError, NotFoundError):
+                if every:
+                    gap = Gap(version.model_id, version.number, version.number)
+                    await teller.send(wire.with_token(wire.encode_event(gap), token))
+                return
+            first = wire.with_token(self._encode(version), token)
+            if reader is not None:
+                await _stream(first, reader, teller, chunk_bytes)
+            elif shared is not None:
+                await teller.send(first)
+                for message in shared.messages:
+                    await teller.send(message)
+
+    def _encode(self, event: Event) -> bytes:
+        """Return a reply without its token; that of a version is kept for the other watchers."""
+        if not isinstance(event, Version):
+            return wire.encode_event(event)
+        known = self._encoded.get(id(event))
+        if known is not None:
+            return known[1]
+        encoded = wire.encode_event(event)
+        self._encoded[id(event)] = event, encoded
+        if len(self._encoded) > _ENCODED_MAX_ITEMS:
+            self._encoded.popitem(last=False)
+        return encoded
+
+
+def _has_bytes(request: wire.WatchRequest, version: Version) -> bool:
+    """Return whether the bytes of a version follow it."""
+    return version.data_size_bytes <= request.inline_max_bytes > 0 and version.data_hash != request.known_hash
+
+
+async def _stream(first: bytes, opened: VersionReader, teller: Teller, chunk_bytes: int) -> None:
+    """Send a version with bytes that this watcher reads by itself."""
+    async with opened as reader, aclosing(reader.chunks(chunk_bytes, 2 * chunk_bytes)) as chunks:
+        missing_bytes = reader.info.data_size_bytes
+        await teller.send(first)
+        async for parts in chunks:
+            missing_bytes -= sum(map(len, parts))
+            await teller.send(build_watch_data(parts, is_last=not missing_bytes))

@@ -1,0 +1,189 @@
+"""What a catalog in memory remembers for those who watch: the order of changes, bounded, and who waits for them."""
+
+import asyncio
+import bisect
+import contextlib
+import itertools
+import secrets
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+from cogment_model_registry.errors import StoppingError
+from cogment_model_registry.registry.contracts import Lost, Shown, Watcher
+
+_REMEMBERED = 1024
+"""How many versions of a model that disappeared, and twice as many that appeared, are known one by one."""
+
+_REMEMBERED_MODELS = 4096
+"""How many removed models are known."""
+
+
+class History:
+    """What happened to one life of a model.
+
+    Args:
+        sequence: When it was created, or loaded.
+        last_number: The highest number that it has given.
+
+    Attributes:
+        since: When it was created, or loaded.
+        changed: When the model itself was changed last.
+        last_number: The highest number that it has given to a visible version, or had given before.
+    """
+
+    def __init__(self, sequence: int, last_number: int) -> None:
+        self.since = self.changed = sequence
+        self.last_number = last_number
+        # Versions that are in neither became visible at `_base`, with numbers up to `_base_number`.
+        self._base, self._base_number = sequence, last_number
+        self._shown: list[Shown] = []
+        self._lost: deque[Lost] = deque()
+        self._unknown: Lost | None = None
+
+    def show(self, sequence: int, number: int) -> None:
+        """Record that a version became visible."""
+        self.last_number = number
+        self._shown.append(Shown(sequence, number))
+        if len(self._shown) > 2 * _REMEMBERED:
+            self._base, self._base_number = self._shown[_REMEMBERED].sequence, self._shown[_REMEMBERED].number
+            del self._shown[: _REMEMBERED + 1]
+
+    def lose(self, sequence: int, number: int, reason: str) -> None:
+        """Record that a version is not visible any more."""
+        self._lost.append(Lost(sequence, number, number, reason))
+        if len(self._lost) > _REMEMBERED:
+            oldest = self._lost.popleft()
+            known = self._unknown or oldest
+            first_number = min(known.first_number, oldest.first_number)
+            last_number = max(known.last_number, oldest.last_number)
+            self._unknown = Lost(oldest.sequence, first_number, last_number, "")
+
+    def shown(self, numbers: Iterable[int]) -> list[Shown]:
+        """Return visible versions with the moments at which they became visible."""
+        return [Shown(self.sequence_of(number), number) for number in numbers]
+
+    def lost(self, after: int) -> list[Lost]:
+        """Return versions that disappeared after a moment."""
+        newest_first = itertools.takewhile(lambda each: each.sequence > after, reversed(self._lost))
+        known = [*newest_first][::-1]
+        return [self._unknown, *known] if self._unknown and self._unknown.sequence > after else known
+
+    def number_at(self, sequence: int) -> int | None:
+        """Return the highest number at a moment; None if it is not known."""
+        if sequence < self._base:
+            return 0 if self._base == self.since else None
+        index = bisect.bisect_right(self._shown, sequence, key=lambda each: each.sequence)
+        return self._shown[index - 1].number if index else self._base_number
+
+    def sequence_of(self, number: int) -> int:
+        """Return when the first version with this number or a higher one became visible, as far as it is known."""
+        if number <= self._base_number:
+            return self._base
+        index = bisect.bisect_left(self._shown, number, key=lambda each: each.number)
+        return self._shown[index].sequence if index < len(self._shown) else self._base
+
+
+class Feed:
+    """The order of changes, and who waits for them.
+
+    Args:
+        existing: Returns the models that exist, of some or of all.
+
+    Attributes:
+        epoch: Differs for each feed.
+        sequence: How many changes there were.
+    """
+
+    def __init__(self, existing: Callable[[Collection[str] | None], Sequence[str]]) -> None:
+        self.epoch = secrets.randbits(48)
+        self.sequence = 0
+        self._existing = existing
+        self._removed: deque[tuple[int, int, str]] = deque()  # when, since when the model had existed, and which
+        self._removed_at: dict[str, int] = {}
+        self._forgotten = 0
+        self._watchers: defaultdict[str | None, set[_FeedWatcher]] = defaultdict(set)
+        self._is_stopping = False
+
+    def note(self, model_id: str) -> int:
+        """Record a change of a model, and wake those who watch it; return its sequence number."""
+        self.sequence += 1
+        for key in (model_id, None):
+            for watcher in self._watchers.get(key, ()):
+                watcher.note(model_id)
+        return self.sequence
+
+    def note_removed(self, model_id: str, since: int) -> None:
+        """Record that a model was removed, which had existed since a moment."""
+        removed_at = self._removed_at[model_id] = self.note(model_id)
+        self._removed.append((removed_at, since, model_id))
+        if len(self._removed) > _REMEMBERED_MODELS:
+            self._forgotten, _, oldest = self._removed.popleft()
+            if self._removed_at[oldest] == self._forgotten:
+                del self._removed_at[oldest]
+
+    def removed_at(self, model_id: str) -> int:
+        """Return when a model with this id was removed last; 0 if it is not known."""
+        return self._removed_at.get(model_id, 0)
+
+    def removed_since(self, sequence: int) -> list[str] | None:
+        """Return the models that existed at a moment and were removed later; None if it is not known."""
+        if sequence < self._forgotten:
+            return None
+        return [model_id for removed_at, since, model_id in self._removed if since <= sequence < removed_at]
+
+    def stop(self) -> None:
+        """End all watchers, and later ones, with `StoppingError`."""
+        self._is_stopping = True
+        for watchers in self._watchers.values():
+            for watcher in watchers:
+                watcher.stop()
+
+    @contextlib.contextmanager
+    def watching(self, model_ids: Collection[str] | None) -> Iterator[Watcher]:
+        """Return the context manager in which models are watched."""
+        watcher = _FeedWatcher(self.epoch, self.sequence, self._existing(model_ids))
+        if self._is_stopping:
+            watcher.stop()
+        keys: set[str | None] = {None} if model_ids is None else {*model_ids}
+        for key in keys:
+            self._watchers[key].add(watcher)
+        try:
+            yield watcher
+        finally:
+            for key in keys:
+                self._watchers[key].discard(watcher)
+                if not self._watchers[key]:
+                    del self._watchers[key]
+
+
+class _FeedWatcher(Watcher):
+    """Someone who waits for changes.
+
+    Args:
+        epoch: The epoch of the feed.
+        sequence: The last change.
+        changed: The models to begin with.
+    """
+
+    def __init__(self, epoch: int, sequence: int, changed: Iterable[str]) -> None:
+        self.epoch, self.sequence = epoch, sequence
+        self._changed = dict.fromkeys(changed)
+        self._news = asyncio.Event()
+        self._is_stopping = False
+
+    def note(self, model_id: str) -> None:
+        self._changed[model_id] = None
+        self._news.set()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        self._news.set()
+
+    async def changed(self, *, wait: bool) -> Sequence[str]:
+        if wait and not self._changed and not self._is_stopping:
+            self._news.clear()
+            await self._news.wait()
+        if self._is_stopping:
+            raise StoppingError
+        changed, self._changed = self._changed, {}
+        return [*changed]
