@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.blocking import ModelRegistry
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
+    from cogment_model_registry.records.consumers import Consumer
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
     from cogment_model_registry.records.news import Gap
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Alias",
+    "Consumer",
     "Decision",
     "Gap",
     "Latest",
@@ -34,6 +36,7 @@ __all__ = [
 
 _MODULES = {
     "Alias": "records.lifecycle",
+    "Consumer": "records.consumers",
     "Decision": "records.lifecycle",
     "Gap": "records.news",
     "Latest": "client.tracking",

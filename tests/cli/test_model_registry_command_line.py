@@ -663,7 +663,11 @@ def test_timeout_ends_every_command_on_a_registry_that_is_silent(cogment: Cogmen
         "update_model": ["--tag=a=b"],
         "set_retention": ["--none"],
     }
-    words = [command, *([] if command in ("find_models", "list_models", "status") else ["m"]), *more.get(command, [])]
+    words = [
+        command,
+        *([] if command in ("find_models", "list_consumers", "list_models", "status") else ["m"]),
+        *more.get(command, []),
+    ]
     with silent_server() as endpoint:
         result = cogment.run(*words, "--timeout=0.5", LONG, f"--endpoint={endpoint}")
     assert failed(result, 4, "the command took longer than the 0.5 seconds of --timeout")

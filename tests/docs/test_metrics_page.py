@@ -13,10 +13,12 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.server.registration import State
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
-from tests.client import connected
+from cogment_model_registry.wire import consumers, lifecycle
+from tests.client import Client, connected
 from tests.waiting import PATIENCE_SECONDS
 
 DOCUMENTS = Path(__file__).parent.parent.parent / "docs"
@@ -29,6 +31,7 @@ ROWS = (
     "Transfers",
     "Versions, memory budget and evictions",
     "Watchers",
+    "Consumers",
     "Archive and fsync",
     "Registration and health",
     "Process",
@@ -46,6 +49,10 @@ async def metrics(tmp_path: Path) -> list[Metric]:
             await client.publish("m", data)
         await client.data("m", -1)
         await client.data("m", 1)
+        report = Consumer("m", "actor", 1, "active")
+        request = consumers.ReportConsumerRequest(consumer=consumers.consumer_message(report))
+        lifecycle_client = Client(client.channel, lifecycle.SERVICE_NAME)
+        await lifecycle_client.unary("ReportConsumer", request, consumers.ReportConsumerReply)
 
         def scrape() -> str:
             with urllib.request.urlopen(

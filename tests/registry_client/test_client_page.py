@@ -49,6 +49,12 @@ def test_every_snippet_on_the_life_of_versions_runs(tmp_path: Path) -> None:
     assert 'has the alias "production": remove it first' in output
 
 
+def test_every_snippet_on_consumers_runs(tmp_path: Path) -> None:
+    output = run("docs/consumers.md", tmp_path)
+    assert "actor-7 runs 1" in output
+    assert 'is held by consumer "evaluator"' in output
+
+
 @pytest.mark.parametrize(
     ("text", "value"),
     [

@@ -69,7 +69,7 @@ async def test_an_error_of_a_callback_ends_the_transfer(
         raise kind("enough")
 
     calls: list[Callable[[], Awaitable[object]]] = [
-        lambda: registry.publish("policy", DATA, progress=refuse),
+        lambda: registry.publish("policy", DATA[1:], progress=refuse),
         lambda: registry.retrieve("policy", progress=refuse),
         lambda: registry.download("policy", tmp_path / "file", progress=refuse),
     ]

@@ -60,6 +60,7 @@ LIMITS = {
     "request_max_items": 10_000,
     "model_aliases_max": 1000,
     "retention_seconds": 60.0,
+    "consumers_max": 10_000,
     "reply_max_bytes": 4 * MIB,
     "upload_idle_seconds": 60.0,
     "upload_resume_seconds": 600.0,
@@ -87,6 +88,8 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "request_max_items": (("1", 1), ("2", 2)),
     "model_aliases_max": (("1", 1), ("2", 2)),
     "retention_seconds": (("0", 0.0), ("0.5", 0.5)),
+    "consumers_max": (("1", 1), ("2", 2)),
+    "consumers_held_max_bytes": (("0", 0), ("1MiB", MIB)),
     "reply_max_bytes": (("2048", 2048), ("4KiB", 4096)),
     "model_id_max_bytes": (("1", 1), ("2", 2)),
     "user_data_max_bytes": (("0", 0), ("1", 1)),
@@ -259,6 +262,8 @@ BAD = [
     *[("request_max_items", text) for text in ("0", "1000001")],
     *[("model_aliases_max", text) for text in ("0", "100001")],
     *[("retention_seconds", text) for text in ("-1", "86401")],
+    *[("consumers_max", text) for text in ("0", "1000001")],
+    *[("consumers_held_max_bytes", text) for text in ("-1", "1.5MiB")],
     *[("model_id_max_bytes", text) for text in ("0", "239")],
     *[
         ("cache_max_bytes", text)

@@ -41,7 +41,7 @@ with atheris.instrument_imports(include=["cogment_model_registry"]):
     from cogment_model_registry.server import model_lifecycle
     from cogment_model_registry.storage.catalog import searches, tables
     from cogment_model_registry.storage.filesystem import layout
-    from cogment_model_registry.wire import convert, frames, lifecycle, models, paging
+    from cogment_model_registry.wire import consumers, convert, frames, lifecycle, models, paging
     from cogment_model_registry.wire import messages as m
 
 _REQUESTS: list[Any] = [
@@ -75,6 +75,8 @@ _LIFECYCLE_REQUESTS: list[tuple[Any, Callable[[Any], object]]] = [
     (models.ApplyRetentionRequest, models.trial_of),
     (models.ModelMessage, models.model_from_message),
     (models.ApplyRetentionReply, models.report_from_message),
+    (consumers.ConsumerMessage, consumers.consumer_from_message),
+    (consumers.ListConsumersRequest, lambda request: lifecycle.parse_token(request.page_token, (), 2)),
     (lifecycle.ListVersionsRequest, lambda request: [lifecycle.key_of(ref) for ref in request.versions]),
     (lifecycle.VersionMessage, lifecycle.version_from_message),
 ]

@@ -259,6 +259,7 @@ _TAG, _METRIC = (text(1), text(2)), (text(1), number(2))
 _RULE = message(1, small(1), accepting(2), small(3), small(4), text(5), flag(6), small(7), small(8))
 _RETENTION = one_of(message(4, some(_RULE)), lambda _: b"")
 _SHARE = (small(1), small(2), small(3), small(4))
+_CONSUMER = (alias(1), text(2), small(3), small(4), text(5), some(message(6, *_TAG)), small(7), some(small(8)))
 _CHANGE = message(2, alias(1), one_of(small(2), small(2), integer(3)), small(4))
 _LIFECYCLE_SHAPES: dict[str, Sequence[Field]] = {
     "ListVersions": (some(message(2, *_VERSION_REF)), text(1), one_of(text(3), text(4), integer(5), text(6))),
@@ -276,6 +277,8 @@ _LIFECYCLE_SHAPES: dict[str, Sequence[Field]] = {
     "ListModels": (some(text(1)), one_of(accepting(2), lambda _: b""), integer(3), one_of(text(4), lambda _: b"")),
     "UpdateModel": (text(1), some(message(2, *_TAG)), some(text(3)), _RETENTION, small(5), message(6, *_SHARE)),
     "ApplyRetention": (text(1), flag(2), one_of(message(3, some(_RULE)), lambda _: b"")),
+    "ReportConsumer": (message(1, *_CONSUMER),),
+    "ListConsumers": (text(1), one_of(accepting(2), lambda _: b""), integer(3), one_of(text(4), lambda _: b"")),
     "ReadVersion": (message(1, *_VERSION_REF), small(2), small(3), one_of(text(4), lambda _: b"", lambda _: b"")),
 }
 _LIFECYCLE_METHODS = [*_LIFECYCLE_SHAPES, "UploadVersion", "UploadVersion", "ListVersions", "UpdateVersion"]

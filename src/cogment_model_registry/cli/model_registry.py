@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cogment_model_registry.cli import lifecycle, presentation, retention
+from cogment_model_registry.cli import consumers, lifecycle, presentation, retention
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.lifecycle import lacks_lifecycle
@@ -66,7 +66,7 @@ def model_registry() -> None:
     """
 
 
-for _command in (*lifecycle.COMMANDS, *retention.COMMANDS):
+for _command in (*lifecycle.COMMANDS, *retention.COMMANDS, *consumers.COMMANDS):
     model_registry.add_command(_command)
 
 _user_data = click.option(

@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
 from cogment_model_registry.client.asyncio_backend import AsyncioBackend
+from cogment_model_registry.client.consumers import checked_report
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.opening import Client
 from cogment_model_registry.client.progress import Progress, Wish
+from cogment_model_registry.client.reporting import TaskReporter
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest
 from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
+from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS, Consumer
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
 from cogment_model_registry.records.news import Gap
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
@@ -201,11 +204,28 @@ class ModelRegistry(Client[AsyncioBackend]):
         return self._core.watch(model_id, after, patience_seconds, archived=archived)
 
     @overload
-    def track(self, model_id: str, *, archived: bool = False, alias: str | None = None) -> AsyncLatest[bytes]: ...
+    def track(
+        self,
+        model_id: str,
+        *,
+        archived: bool = False,
+        alias: str | None = None,
+        consumer: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: int = TTL_DEFAULT_SECONDS,
+    ) -> AsyncLatest[bytes]: ...
 
     @overload
     def track(
-        self, model_id: str, *, decode: Callable[[bytes], _T], archived: bool = False, alias: str | None = None
+        self,
+        model_id: str,
+        *,
+        decode: Callable[[bytes], _T],
+        archived: bool = False,
+        alias: str | None = None,
+        consumer: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: int = TTL_DEFAULT_SECONDS,
     ) -> AsyncLatest[_T]: ...
 
     def track(
@@ -215,9 +235,68 @@ class ModelRegistry(Client[AsyncioBackend]):
         decode: Callable[[bytes], Any] = bytes,
         archived: bool = False,
         alias: str | None = None,
+        consumer: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: int = TTL_DEFAULT_SECONDS,
     ) -> AsyncLatest[Any]:
         """Return a context manager with the latest version of a model; a task updates it, `decode` runs on a thread."""
-        return AsyncLatest(self._core, model_id, decode, archived=archived, alias=alias)
+        reporter = None
+        if consumer is not None:
+            report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
+            reporter = TaskReporter(report, self._core.calls)
+        return AsyncLatest(self._core, model_id, decode, archived=archived, alias=alias, reporter=reporter)
+
+    async def consumers(
+        self,
+        model_id: str | None = None,
+        filter: str = "",  # noqa: A002 # what the server calls it
+        *,
+        limit: int | None = None,
+        timeout: float | None = None,
+    ) -> list[Consumer]:
+        """Return who runs which version, ordered by model and id."""
+        return await self._core.consumers.find(model_id, filter, limit, timeout)
+
+    async def report_consumer(
+        self,
+        model_id: str,
+        consumer_id: str,
+        *,
+        version: SupportsIndex | None = None,
+        state: str = "active",
+        error: str = "",
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: SupportsIndex = TTL_DEFAULT_SECONDS,
+        held_versions: Iterable[SupportsIndex] = (),
+        timeout: float | None = None,
+    ) -> Consumer:
+        """Say which version of a model a process runs; `track` does so by itself."""
+        report = checked_report(
+            model_id,
+            consumer_id,
+            version=version,
+            state=state,
+            error=error,
+            labels=labels,
+            ttl_seconds=ttl_seconds,
+            held_versions=held_versions,
+        )
+        return await self._core.consumers.report(report, timeout)
+
+    async def wait_for_consumers(
+        self,
+        model_id: str,
+        version: Key | None = None,
+        *,
+        count: SupportsIndex | None = None,
+        max_versions_behind: SupportsIndex | None = None,
+        filter: str = "",  # noqa: A002 # what the server calls it
+        timeout: float | None = None,
+    ) -> list[Consumer]:
+        """Wait until consumers of a model run a version, or one that is new enough."""
+        return await self._core.consumers.wait_for(
+            model_id, version, timeout, count=count, max_versions_behind=max_versions_behind, accepted=filter
+        )
 
     async def describe_version(self, model_id: str, version: Key = LATEST, *, timeout: float | None = None) -> Version:
         """Return a version with its tags, metrics and aliases."""

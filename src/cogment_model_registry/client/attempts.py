@@ -183,9 +183,11 @@ class Upload:
     def _wanted_messages(self, attempt: _Attempt) -> Iterator[bytes]:
         yield lifecycle.encode_upload_header(self.header)
         offset = attempt.offset.result()  # on a thread of gRPC's
-        if offset is not None:
+        if offset is None:
+            return
+        if offset:
             self._report.advance(min(offset, self._source.size_bytes))
-            yield from self._bodies(attempt, build_upload_data, offset)
+        yield from self._bodies(attempt, build_upload_data, offset)
 
     def _messages(
         self, attempt: _Attempt, first: bytes, build: Callable[[memoryview | bytes], bytes]

@@ -6,14 +6,18 @@ from typing import Any, Literal, SupportsIndex, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST, SupportsItem, UserData
 from cogment_model_registry.client.blocking_backend import BlockingBackend
+from cogment_model_registry.client.blocking_consumers import ConsumerMethods
 from cogment_model_registry.client.blocking_lifecycle import LifecycleMethods
 from cogment_model_registry.client.blocking_models import ModelMethods
+from cogment_model_registry.client.consumers import checked_report
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.progress import Wish
+from cogment_model_registry.client.reporting import ThreadReporter
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
 from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
+from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.news import Gap
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
@@ -21,7 +25,7 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 _T = TypeVar("_T")
 
 
-class ModelRegistry(LifecycleMethods, ModelMethods):
+class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
     """A client of a model registry: any server of the Cogment Model Registry's API.
 
     Several threads may use it at the same time. Close it, preferably with ``with``. A forked process needs a client of
@@ -329,11 +333,28 @@ class ModelRegistry(LifecycleMethods, ModelMethods):
                 self._run_here(versions.aclose, backend.stop)
 
     @overload
-    def track(self, model_id: str, *, archived: bool = False, alias: str | None = None) -> Latest[bytes]: ...
+    def track(
+        self,
+        model_id: str,
+        *,
+        archived: bool = False,
+        alias: str | None = None,
+        consumer: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: int = TTL_DEFAULT_SECONDS,
+    ) -> Latest[bytes]: ...
 
     @overload
     def track(
-        self, model_id: str, *, decode: Callable[[bytes], _T], archived: bool = False, alias: str | None = None
+        self,
+        model_id: str,
+        *,
+        decode: Callable[[bytes], _T],
+        archived: bool = False,
+        alias: str | None = None,
+        consumer: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: int = TTL_DEFAULT_SECONDS,
     ) -> Latest[_T]: ...
 
     def track(
@@ -343,6 +364,9 @@ class ModelRegistry(LifecycleMethods, ModelMethods):
         decode: Callable[[bytes], Any] = bytes,
         archived: bool = False,
         alias: str | None = None,
+        consumer: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: int = TTL_DEFAULT_SECONDS,
     ) -> Latest[Any]:
         """Return a context manager with the latest version of a model, which a thread keeps up to date.
 
@@ -354,9 +378,17 @@ class ModelRegistry(LifecycleMethods, ModelMethods):
             decode: Turns the bytes of a version into its value, on that thread.
             archived: Whether only archived versions count.
             alias: Follow the version that this alias points to, instead of the latest one.
+            consumer: The name of this process, under which another thread reports which version it runs: the one that
+                `decode` has returned a value for. None for no reports. Servers of the original get none.
+            labels: What the reports say about this process, such as its host.
+            ttl_seconds: How long a report counts. It is repeated three times as often.
         """
+        reporter = None
+        if consumer is not None:
+            report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
+            reporter = ThreadReporter(report, self._core.calls, self._backend)
         backend = BlockingBackend(within=self._backend)
-        return Latest(self._core, backend, model_id, decode, archived=archived, alias=alias)
+        return Latest(self._core, backend, model_id, decode, archived=archived, alias=alias, reporter=reporter)
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

@@ -17,6 +17,7 @@ from cogment_model_registry.client.backends import Backend
 from cogment_model_registry.client.cache import Cache
 from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Subject
+from cogment_model_registry.client.consumers import Consumers
 from cogment_model_registry.client.deadlines import Deadline, Timeouts
 from cogment_model_registry.client.lifecycle import Lifecycle
 from cogment_model_registry.client.lifecycle_calls import look_up
@@ -47,6 +48,7 @@ class Core:
         retrievals: Retrieves and downloads.
         lifecycle: What is done with versions that exist.
         models: What people decide about models.
+        consumers: Who runs which version.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Core:
         self.retrievals = Retrievals(calls, timeouts, cache, progress)
         self.lifecycle = Lifecycle(calls, timeouts)
         self.models = Models(calls, timeouts)
+        self.consumers = Consumers(calls, timeouts)
 
     def on(self, backend: Backend) -> "Core":
         """Return the same client, calling and waiting in another way."""

@@ -9,6 +9,7 @@ from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.lookups import version_text
 from cogment_model_registry.errors import ModelRegistryError, WrongServerError, quoted
+from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
@@ -19,6 +20,7 @@ from cogment_model_registry.records.lifecycle import (
 )
 from cogment_model_registry.records.retention import ModelChange, RetentionRule
 from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.wire import consumers as wire_consumers
 from cogment_model_registry.wire import lifecycle as wire
 from cogment_model_registry.wire import messages
 from cogment_model_registry.wire import models as wire_models
@@ -156,6 +158,30 @@ class LifecycleCalls:
             "ApplyRetention", request, wire_models.ApplyRetentionReply, subject, is_idempotent=is_dry_run
         )
         return wire_models.report_from_message(reply)
+
+    async def report_consumer(self, report: Consumer) -> Consumer:
+        """Say what a consumer runs, and return that with its lag."""
+        subject = Subject(f"reporting consumer {quoted(report.consumer_id)}", report.model_id)
+        request = wire_consumers.ReportConsumerRequest(consumer=wire_consumers.consumer_message(report))
+        reply = await self._call("ReportConsumer", request, wire_consumers.ReportConsumerReply, subject)
+        return wire_consumers.consumer_from_message(reply.consumer)
+
+    async def find_consumers(self, model_id: str, accepted: str, limit: int | None) -> list[Consumer]:
+        """Return consumers of a model, or of all for the empty id, that a filter accepts; all for a limit of None."""
+        found: list[Consumer] = []
+        token = ""
+        subject = Subject(f"listing the consumers of {model_text(model_id)}", model_id or None)
+        while limit is None or len(found) < limit:
+            size = wire.PAGE_MAX_ITEMS if limit is None else min(limit - len(found), wire.PAGE_MAX_ITEMS)
+            request = wire_consumers.ListConsumersRequest(
+                model_id=model_id, filter=accepted, page_size=size, page_token=token
+            )
+            reply = await self._call("ListConsumers", request, wire_consumers.ListConsumersReply, subject)
+            found += map(wire_consumers.consumer_from_message, reply.consumers)
+            token = reply.next_page_token
+            if not token:
+                break
+        return found
 
 
 def missing_service(subject: Subject) -> ModelRegistryError:

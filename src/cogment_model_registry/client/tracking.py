@@ -15,6 +15,7 @@ from cogment_model_registry.client.arguments import LATEST, checked_id, checked_
 from cogment_model_registry.client.blocking_backend import BlockingBackend, StoppedError, run
 from cogment_model_registry.client.core import Core
 from cogment_model_registry.client.deadlines import Backoff, Deadline
+from cogment_model_registry.client.reporting import Reporter, TaskReporter, ThreadReporter
 from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart, submit
 from cogment_model_registry.client.watch_streams import Told
 from cogment_model_registry.errors import (
@@ -27,6 +28,7 @@ from cogment_model_registry.errors import (
     counted,
     quoted,
 )
+from cogment_model_registry.records.consumers import Consumer, State
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.system.tasks import wait_at_most
 
@@ -50,7 +52,14 @@ class _Tracked(ABC, Generic[_T]):
     """The latest known version of a model, and the work that keeps it current."""
 
     def __init__(
-        self, core: Core, model_id: str, decode: Callable[[bytes], _T], *, archived: bool, alias: str | None = None
+        self,
+        core: Core,
+        model_id: str,
+        decode: Callable[[bytes], _T],
+        *,
+        archived: bool,
+        alias: str | None = None,
+        reporter: Reporter | None = None,
     ) -> None:
         self.model_id = checked_id(model_id)
         if alias is not None and archived:
@@ -60,6 +69,7 @@ class _Tracked(ABC, Generic[_T]):
             raise InvalidError(f"decode is {decode!r}; it must be a function that takes the bytes of a version")
         self._core = core
         self._archived = archived
+        self._reports = reporter
         self._decode = decode
         self._current: tuple[VersionInfo, _T] | None = None
         self._connection_error: Exception | None = None
@@ -110,6 +120,16 @@ class _Tracked(ABC, Generic[_T]):
         the model is not tracked: not yet entered, left, the client was closed, or the process was forked.
         """
         return self._end or self._core.calls.connection.refusal() or self._connection_error or self._version_error
+
+    @property
+    def consumer(self) -> Consumer | None:
+        """What the registry last answered to a report, with the lag; None until then, and without a consumer's id."""
+        return self._reports.consumer if self._reports else None
+
+    def _note(self, state: State, *, number: int | None = None, error: object = "") -> None:
+        """Report a state, if there is a consumer to be reported."""
+        if self._reports is not None:
+            self._reports.note(state, version_number=number, error=error)
 
     @property
     def age_seconds(self) -> float | None:
@@ -212,7 +232,9 @@ class _Tracked(ABC, Generic[_T]):
             was_waiting = False
             if self._current is not None and self._current[0] == version:
                 self._version_error = None
+                self._note("active")
                 return
+        self._note("loading")
         try:
             if was_waiting:
                 latest = await self._core.get_version(version.model_id, LATEST, None, archived=self._archived)
@@ -228,6 +250,7 @@ class _Tracked(ABC, Generic[_T]):
         except DataLossError as error:
             self._damaged, self._version_error = version, error
             self._known.note(version)
+            self._note("failed", error=error)
             return
         except ModelRegistryError as error:
             self._version_error = error
@@ -237,9 +260,11 @@ class _Tracked(ABC, Generic[_T]):
         value = await self._decoded(data)
         if isinstance(value, _Raised):
             self._version_error = value.error
+            self._note("failed", error=value.error)
         else:
             self._current = (version, value)
             self._version_error = None
+            self._note("active", number=version.number)
             self._notify()
 
     async def _take_older(self, gone: VersionInfo) -> None:
@@ -251,6 +276,7 @@ class _Tracked(ABC, Generic[_T]):
         current = self._current[0].number if self._current else 0
         if current == latest.number:
             self._version_error = None
+            self._note("active")
         elif current < latest.number < gone.number:
             await self._take(latest, None, was_waiting=False)
 
@@ -282,6 +308,7 @@ class Latest(_Tracked[_T]):
         decode: Turns the bytes of a version into its value, on the thread.
         archived: Whether only archived versions count.
         alias: The alias whose version counts; None for the latest one.
+        reporter: Reports the version as that of a consumer, if there is one.
     """
 
     def __init__(
@@ -293,8 +320,10 @@ class Latest(_Tracked[_T]):
         *,
         archived: bool,
         alias: str | None = None,
+        reporter: ThreadReporter | None = None,
     ) -> None:
-        super().__init__(core.on(backend), model_id, decode, archived=archived, alias=alias)
+        super().__init__(core.on(backend), model_id, decode, archived=archived, alias=alias, reporter=reporter)
+        self._reporter = reporter
         self._backend = backend
         self._waiting: list[queue.SimpleQueue[None]] = []
         self._thread: threading.Thread | None = None
@@ -304,6 +333,8 @@ class Latest(_Tracked[_T]):
         name = f"tracking {self.model_id}"
         self._thread = threading.Thread(target=lambda: run(self._follow()), name=name, daemon=True)
         do_apart(self._thread.start)
+        if self._reporter is not None:
+            do_apart(self._reporter.start)
         return self
 
     def __exit__(
@@ -354,6 +385,8 @@ class Latest(_Tracked[_T]):
         self._backend.stop()
         if self._thread is not None:
             self._thread.join()
+        if self._reporter is not None:
+            self._reporter.stop()
 
 
 class AsyncLatest(_Tracked[_T]):
@@ -365,18 +398,29 @@ class AsyncLatest(_Tracked[_T]):
         decode: Turns the bytes of a version into its value, on a thread.
         archived: Whether only archived versions count.
         alias: The alias whose version counts; None for the latest one.
+        reporter: Reports the version as that of a consumer, if there is one.
     """
 
     def __init__(
-        self, core: Core, model_id: str, decode: Callable[[bytes], _T], *, archived: bool, alias: str | None = None
+        self,
+        core: Core,
+        model_id: str,
+        decode: Callable[[bytes], _T],
+        *,
+        archived: bool,
+        alias: str | None = None,
+        reporter: TaskReporter | None = None,
     ) -> None:
-        super().__init__(core, model_id, decode, archived=archived, alias=alias)
+        super().__init__(core, model_id, decode, archived=archived, alias=alias, reporter=reporter)
+        self._reporter = reporter
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Self":
         self._note_begin()
         self._task = asyncio.create_task(self._follow(), name=f"tracking {self.model_id}")
+        if self._reporter is not None:
+            self._reporter.start()
         return self
 
     async def __aexit__(
@@ -386,6 +430,8 @@ class AsyncLatest(_Tracked[_T]):
             if self._task.get_loop() is asyncio.get_running_loop():  # otherwise it ended with its event loop
                 self._task.cancel()
                 await asyncio.wait([self._task])
+                if self._reporter is not None:
+                    await self._reporter.stop()
             self._note_end(StoppedError())  # it may have had no turn yet
 
     async def wait_for(self, newer_than: int = 0, timeout: float | None = None) -> VersionInfo:

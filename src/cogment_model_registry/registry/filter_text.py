@@ -14,7 +14,7 @@ A comparison with something that a version does not have is false, with ``!=`` t
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TypeAlias, get_args
 
@@ -164,7 +164,18 @@ def _restriction(node: lark.Tree[lark.Token], text: str, vocabulary: Vocabulary)
     symbol = next(each for each in get_args(Operator) if each == comparator)
     if kind is bool and symbol not in ("=", "!="):
         raise _malformed(text, comparator.start_pos or 0, f"{field} is true or false, and has no order")
-    return Comparison(field, symbol, _value(field, kind, argument, text))
+    value = _value(field, kind, argument, text)
+    if field.name in vocabulary.choices and not field.key:
+        value = _choice(field.name, vocabulary.choices[field.name], argument, text)
+    return Comparison(field, symbol, value)
+
+
+def _choice(name: str, choices: Sequence[str], token: lark.Token, text: str) -> str:
+    """Return one of a few texts, which may be written as on the wire."""
+    word = _text(token).lower().removeprefix(f"{name}_")
+    if word not in choices:
+        raise _malformed(text, token.start_pos or 0, f"{name} is one of {', '.join(choices)}")
+    return word
 
 
 def _has(field: Field, argument: lark.Token, text: str, vocabulary: Vocabulary, position: int) -> Filter:

@@ -1,11 +1,12 @@
 """Filters and orders of searches, and their evaluation on records; `filter_text` reads filters from text."""
 
 import operator
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.records.consumers import STATES, Consumer
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.versions import CREATED_MAX_NS
 
@@ -20,19 +21,24 @@ class Vocabulary:
     Attributes:
         kinds: Fields, and the types of their values.
         maps: Fields with keys, and the types of the values.
+        sets: Fields that are no more than their entries.
+        choices: The texts that a field may have, where these are few: as on the wire, such as ``STATE_ACTIVE``, or
+            ``active`` for short.
     """
 
-    kinds: Mapping[str, type[str | int | bool]]
+    kinds: Mapping[str, type[str | int | float | bool]]
     maps: Mapping[str, type[str | float]]
+    sets: tuple[str, ...] = ("aliases",)
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def collections(self) -> tuple[str, ...]:
         """Fields of which `:` asks whether they have an entry."""
-        return ("aliases", *self.maps)
+        return (*self.sets, *self.maps)
 
     def __str__(self) -> str:
         maps = [*self.maps]
-        listed = f"{', '.join(maps[:-1])} and {maps[-1]}"
+        listed = " and ".join(filter(None, (", ".join(maps[:-1]), maps[-1])))
         return f"fields are {', '.join(self.kinds)}, and {listed} with a key, as in {maps[-1]}.name"
 
 
@@ -49,6 +55,22 @@ MODELS = Vocabulary(
 """What a search for models may ask for."""
 
 
+CONSUMERS = Vocabulary(
+    {
+        "consumer_id": str,
+        "model_id": str,
+        "state": str,
+        "version_number": int,
+        "versions_behind": int,
+        "seconds_behind": float,
+    },
+    {"labels": str},
+    sets=(),
+    choices={"state": STATES},
+)
+"""What a search for consumers may ask for."""
+
+
 @dataclass(frozen=True, slots=True)
 class Field:
     """What of a record is compared, or ordered by.
@@ -56,8 +78,9 @@ class Field:
     Attributes:
         name: Of a version ``version_number``, ``archived``, ``data_size`` (bytes), ``creation_timestamp`` (nanoseconds
             since the Unix epoch), ``data_hash``, ``user_data``, ``tags`` or ``metrics``; of a model ``model_id``,
-            ``latest_version_number``, ``versions``, ``archived_bytes``, ``user_data`` or ``tags``.
-        key: The key in ``user_data``, ``tags`` or ``metrics``; empty for the others.
+            ``latest_version_number``, ``versions``, ``archived_bytes``, ``user_data`` or ``tags``; of a consumer what
+            `CONSUMERS` has.
+        key: The key in ``user_data``, ``tags``, ``metrics`` or ``labels``; empty for the others.
     """
 
     name: str
@@ -78,7 +101,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Has:
-    """Whether `name` (``aliases``, ``tags``, ``metrics`` or ``user_data``) has an entry `key`."""
+    """Whether `name` (``aliases``, ``tags``, ``metrics``, ``user_data`` or ``labels``) has an entry `key`."""
 
     name: str
     key: str
@@ -160,18 +183,18 @@ _COMPARE: Mapping[Operator, Callable[[Any, Any], bool]] = {
 }
 
 
-Record: TypeAlias = Version | ModelSummary
+Record: TypeAlias = Version | ModelSummary | Consumer
 """What a filter accepts or not."""
 
 
 def matches(accepted: Filter, record: Record) -> bool:
-    """Return whether a filter accepts a version or a model. Texts compare by code point."""
+    """Return whether a filter accepts a record. Texts compare by code point."""
     match accepted:
         case Comparison(field, symbol, value):
             found = value_of(field, record)
             return found is not None and _COMPARE[symbol](found, value)
         case Has("aliases", key):
-            return key in (each if isinstance(each, str) else each.name for each in record.aliases)
+            return key in _names(record)
         case Has(name, key):
             return key in _map(name, record)
         case Not(part):
@@ -183,10 +206,19 @@ def matches(accepted: Filter, record: Record) -> bool:
 
 
 def value_of(field: Field, record: Record) -> Value | None:
-    """Return what a version or a model has in a field; None for nothing."""
+    """Return what a record has in a field; None for nothing."""
     if field.key:
         return _map(field.name, record).get(field.key)
-    return _version_value(field, record) if isinstance(record, Version) else _model_value(field, record)
+    if isinstance(record, Version):
+        return _version_value(field, record)
+    return _model_value(field, record) if isinstance(record, ModelSummary) else _consumer_value(field, record)
+
+
+def _names(record: Record) -> Iterable[str]:
+    """Return the aliases of a version or a model."""
+    if isinstance(record, Consumer):
+        return ()
+    return (each if isinstance(each, str) else each.name for each in record.aliases)
 
 
 def _version_value(field: Field, version: Version) -> Value | None:
@@ -220,6 +252,11 @@ def _model_value(field: Field, model: ModelSummary) -> Value | None:
             return None
 
 
+def _consumer_value(field: Field, consumer: Consumer) -> Value | None:
+    value: Value = getattr(consumer, field.name)  # which has the names of the fields of filters
+    return value
+
+
 def may_have(field: Field, value: Value | None) -> bool:
     """Return whether a version may have a value in a field."""
     if field.key:
@@ -229,6 +266,8 @@ def may_have(field: Field, value: Value | None) -> bool:
 
 
 def _map(name: str, record: Record) -> Mapping[str, Value]:
+    if isinstance(record, Consumer):
+        return record.labels
     if name == "user_data":
         return record.info.user_data
     if name == "metrics":

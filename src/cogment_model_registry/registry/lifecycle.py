@@ -177,7 +177,7 @@ class Lifecycle:
         info = (await self.get_version(model_id, key)).info
         changes = [AliasChange(alias, info.number) for alias in aliases]
         await self._registry.check_alias_count(model_id, aliases)
-        with self.holds.holding(model_id, info.number, "it is being promoted"):
+        with self.holds.holding(ref, info.number, "it is being promoted"):
             info = await self._promote(ref, info)
             if changes:
                 await self._set_aliases(ref, changes)
@@ -217,25 +217,27 @@ class Lifecycle:
         Args:
             model_id: The model.
             key: The version.
-            force: Whether to remove the aliases that point to it too.
+            force: Whether to delete it even if aliases point to it, which are removed, or consumers hold it.
 
         Raises:
             InvalidError: The id or the alias breaks a rule.
             NotFoundError: The model or the version does not exist.
-            PreconditionError: An alias points to it, and `force` was not given; or the registry is read-only.
+            PreconditionError: An alias points to it or a consumer holds it, and `force` was not given; or the registry
+                is read-only.
         """
         self._require_writable(model_id)
         ref = await self._catalog.find(model_id)
         number = (await self.get_version(model_id, key)).info.number
 
         async def delete() -> None:
-            async with self._catalog.removing_version(ref, number) as info:
-                [version] = await self._catalog.describe([info])
-                if version.aliases and not force:
-                    names = ", ".join(quoted(alias) for alias in version.aliases)
-                    message = f"version {number} of model {quoted(model_id)} has the alias {names}: remove it first"
-                    raise PreconditionError(message, model_id=model_id, version_number=number)
-                await (self._archive if info.archived else self._transient).remove_version(info)
+            # The mark of the removal ends after the version is invisible.
+            with ExitStack() as removal:
+                async with self._catalog.removing_version(ref, number) as info:
+                    [version] = await self._catalog.describe([info])
+                    if not force:
+                        _check_unneeded(version, self.holds.objection(ref, number))
+                    removal.enter_context(self.holds.removing(ref, number))
+                    await (self._archive if info.archived else self._transient).remove_version(info)
             for model in await self._catalog.summarize([ModelInfo(model_id)]):
                 self._transient.note_removed(model_id, number, model.latest_number)
 
@@ -280,7 +282,7 @@ class Lifecycle:
         with ExitStack() as held:
             for index, (change, info) in enumerate(resolved):
                 if info is not None:
-                    held.enter_context(self.holds.holding(model_id, info.number, "it is getting an alias"))
+                    held.enter_context(self.holds.holding(ref, info.number, "it is getting an alias"))
                     promoted = await self._promote(ref, info)
                     resolved[index] = (replace(change, version_number=promoted.number), promoted)
             return await self._set_aliases(ref, [change for change, _ in resolved])
@@ -307,6 +309,18 @@ class Lifecycle:
             if alias.name == key:
                 return alias.version_number
         raise NotFoundError(f"model {quoted(model_id)} has no alias {quoted(key)}", model_id=model_id)
+
+
+def _check_unneeded(version: Version, objection: str) -> None:
+    """Refuse to delete a version that an alias points to, or that consumers hold."""
+    what = f"version {version.number} of model {quoted(version.model_id)}"
+    if version.aliases:
+        names = ", ".join(quoted(alias) for alias in version.aliases)
+        message = f"{what} has the alias {names}: remove it first"
+        raise PreconditionError(message, model_id=version.model_id, version_number=version.number)
+    if objection:
+        message = f"{what} is {objection}: wait until it is released, or use force"
+        raise PreconditionError(message, model_id=version.model_id, version_number=version.number)
 
 
 def _check_part(info: VersionInfo, offset: int, expected_hash: str) -> None:

@@ -11,7 +11,7 @@ before leaves nothing.
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from time import time_ns
@@ -88,6 +88,7 @@ class RegistryStatus:
         watchers: Watchers that wait for news.
         load: From 0 to 254, or 255 when the archive takes no writes.
         archive_failure: Why the archive takes no writes; empty while it does, and when it is read-only.
+        catalog_failure: Why aliases, tags, metrics and rules cannot be changed; empty while they can.
         is_read_only: Whether the registry takes no writes because it was started so.
     """
 
@@ -100,7 +101,12 @@ class RegistryStatus:
     watchers: int
     load: int
     archive_failure: str
+    catalog_failure: str
     is_read_only: bool
+
+
+def _ignore(_model_id: str) -> None:
+    """Do nothing about a deleted model."""
 
 
 async def _both(*works: Awaitable[None]) -> None:
@@ -188,7 +194,12 @@ class Registry:
         self.watchers = 0
         # Versions that are committed and not visible yet, and whether they were evicted already.
         self._publishing: dict[tuple[str, int], bool] = {}
+        self._on_model_removed: Callable[[str], None] = _ignore
         transient.on_evicted(self._forget)
+
+    def on_model_removed(self, listener: Callable[[str], None]) -> None:
+        """Set who receives the ids of models that were deleted."""
+        self._on_model_removed = listener
 
     async def create_or_update_model(self, info: ModelInfo) -> None:
         """Create the model, or replace its `user_data`; durable on return.
@@ -249,6 +260,7 @@ class Registry:
                 except NotFoundError:
                     removal = None  # someone removed its files by hand
                 await self._transient.remove_model(model_id)
+            self._on_model_removed(model_id)
             await self.parking.drop_model(model_id)
             if removal is not None:
                 await removal.finish()
@@ -434,6 +446,7 @@ class Registry:
             watchers=self.watchers,
             load=self._load(),
             archive_failure=self._archive.failure,
+            catalog_failure=self._catalog.failure,
             is_read_only=self._archive.is_read_only,
         )
 

@@ -10,7 +10,7 @@ import asyncio
 import bisect
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from time import time_ns
 
@@ -120,7 +120,7 @@ class Application:
 
     async def _decide(self) -> None:
         newest = self._numbers[-1] if self._numbers else 0
-        self._held = self._retention.holds.of(self._ref.model_id)
+        self._held = self._retention.holds.of(self._ref)
         arguments = self._rules.rules, [*self._candidates.values()], newest, self._held, self._retention.now_ns()
         if len(self._candidates) > _INLINE_MAX:
             verdicts = await asyncio.to_thread(decide, *arguments)
@@ -157,10 +157,12 @@ class Application:
     async def _delete(self, number: int) -> Decision | None:
         """Delete a version if that is still right in the turn of the model; None if it is not."""
         try:
-            async with self._retention.catalog.removing_version(self._ref, number) as info:
-                [version] = await self._retention.catalog.describe([info])
-                await self._require_doomed(number)
-                await self._retention.store_of(info).remove_version(info)
+            with ExitStack() as removal:
+                async with self._retention.catalog.removing_version(self._ref, number) as info:
+                    [version] = await self._retention.catalog.describe([info])
+                    await self._require_doomed(number)
+                    removal.enter_context(self._retention.holds.removing(self._ref, number))
+                    await self._retention.store_of(info).remove_version(info)
         except (_OutdatedError, NotFoundError, DataLossError):
             return None
         verdict = self._verdicts.pop(number)
@@ -173,11 +175,12 @@ class Application:
 
     async def _require_doomed(self, number: int) -> None:
         state = await self._retention.catalog.get_state(self._ref)
-        if state.changes != self._changes or number in self._retention.holds.of(self._ref.model_id):
+        if state.changes != self._changes:
             raise _OutdatedError
         if bisect.bisect_right(state.numbers, self._numbers[-1]) != len(self._numbers):
             await self._drop_others(state)
-        if not self._verdicts[number].is_deleted:
+        # Nothing is awaited from here to the mark of the removal, after which nobody can hold the version any more.
+        if not self._verdicts[number].is_deleted or number in self._retention.holds.of(self._ref):
             raise _OutdatedError
 
     async def _decide_again(self) -> None:

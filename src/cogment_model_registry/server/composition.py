@@ -15,6 +15,7 @@ import grpc.aio
 import structlog
 
 from cogment_model_registry._version import __version__
+from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.contracts import Archive, TransientStore
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.models import Models
@@ -23,6 +24,7 @@ from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.registry.retention import Retention
 from cogment_model_registry.registry.watching import Watches
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
+from cogment_model_registry.server.consumer_calls import ConsumerCalls, log_change
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.model_lifecycle import ModelLifecycleService
@@ -103,10 +105,13 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         retention = RetentionWork(
             Retention(registry, catalog, archive, transient, holds=rules.holds), models, metrics.observe_retention
         )
+        consumers = _consumers(settings, registry, backends, rules)
+        stack.enter_context(consumers.listening(log_change))
         lifecycle = ModelLifecycleService(
             rules,
             uploads=RepeatableUploads(registry, catalog, archive, transient),
             models=ModelCalls(models, retention, settings.reply_max_bytes),
+            consumers=ConsumerCalls(consumers, settings.reply_max_bytes),
             watches=WatchCalls(Watches(registry, catalog), registry, transfers),
             transfers=transfers,
             settings=settings,
@@ -118,6 +123,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         port = life_cycle.listen(grpc_server, settings.host, settings.port)
         registration = Registration(settings, port) if settings.directory_endpoint else None
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
+        metrics.watch_consumers(consumers)
         metrics_port = None
         if settings.metrics_port is not None:
             monitoring = MonitoringServer(
@@ -128,18 +134,18 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         await grpc_server.start()
 
         health.set_serving(not archive.failure)
-        following = asyncio.create_task(_follow_health(health, archive))
-        releasing = asyncio.create_task(_release_memory(transfers, transient))
-        retaining = None
+        background = [
+            asyncio.create_task(_follow_health(health, archive)),
+            asyncio.create_task(_release_memory(transfers, transient)),
+            asyncio.create_task(consumers.run()),
+        ]
         if settings.retention_seconds and not settings.read_only:
-            retaining = asyncio.create_task(retention.run(settings.retention_seconds))
+            background.append(asyncio.create_task(retention.run(settings.retention_seconds)))
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_serving() -> None:
-            await end(following)
-            await end(releasing)
-            if retaining:
-                await end(retaining)
+            for task in background:
+                await end(task)
             health.stop()
             catalog.stop_watching()
             async with asyncio.TaskGroup() as group:
@@ -159,6 +165,17 @@ def _limits(settings: Settings) -> Limits:
         settings.user_data_max_bytes,
         settings.request_max_items,
         settings.model_aliases_max,
+    )
+
+
+def _consumers(settings: Settings, registry: Registry, backends: Backends, rules: Lifecycle) -> Consumers:
+    return Consumers(
+        registry,
+        backends.catalog,
+        backends.transient,
+        holds=rules.holds,
+        consumers_max=settings.consumers_max,
+        held_max_bytes=settings.consumers_held_max_bytes,
     )
 
 

@@ -20,8 +20,10 @@ from prometheus_client.registry import Collector
 
 from cogment_model_registry._version import __version__
 from cogment_model_registry.records.lifecycle import Decision
+from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.registry import RegistryStatus
 from cogment_model_registry.server.call_metrics import CallMetrics
+from cogment_model_registry.server.consumer_metrics import ConsumerMetrics
 from cogment_model_registry.server.registration import State
 from cogment_model_registry.serving.calls import Call
 
@@ -90,6 +92,10 @@ class Metrics:
         """Ask for the state of the registry, on the running event loop, and of its registration at each scrape."""
         self.registry.register(_StateCollector(status, registration, asyncio.get_running_loop()))
 
+    def watch_consumers(self, consumers: Consumers) -> None:
+        """Ask for the consumers, on the running event loop, at each scrape."""
+        self.registry.register(ConsumerMetrics(_NAMESPACE, consumers, asyncio.get_running_loop(), _STATUS_SECONDS))
+
 
 class _StateCollector(Collector):
     """Turns the state of the registry into metrics."""
@@ -138,9 +144,8 @@ class _StateCollector(Collector):
         yield evictions
         yield _gauge("budget_bytes", "The limit on the bytes of transient versions.", {}, transient.max_bytes)
         yield _gauge("budget_items", "The limit on the number of transient versions.", {}, transient.max_items)
-        yield _gauge(
-            "held_bytes", "Bytes that cannot be evicted: being read, or reserved for uploads.", {}, transient.held_bytes
-        )
+        text = "Bytes that cannot be evicted: being read, held, or reserved for uploads."
+        yield _gauge("held_bytes", text, {}, transient.held_bytes)
         yield _gauge("uploads", "Uploads in progress.", {}, status.uploads)
         yield _gauge("readers", "Retrievals in progress.", {}, status.readers)
         yield _gauge("watchers", "Watchers that wait for new versions.", {}, status.watchers)
@@ -152,6 +157,12 @@ class _StateCollector(Collector):
             "Whether the archive works: 0 when it accepts no writes and is not read-only.",
             {},
             int(not status.archive_failure),
+        )
+        yield _gauge(
+            "catalog_usable",
+            "Whether the catalog works: 0 when aliases, tags, metrics and rules cannot be changed.",
+            {},
+            int(not status.catalog_failure),
         )
         state = self._registration()
         yield _family(

@@ -12,6 +12,7 @@ from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.registry.filters import Order, Position, may_have, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.resuming import RepeatableUploads
+from cogment_model_registry.server.consumer_calls import ConsumerCalls
 from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.server.watching import WatchCalls
@@ -30,6 +31,7 @@ class ModelLifecycleService:
         rules: What answers.
         uploads: What answers uploads.
         models: What answers the calls for models.
+        consumers: What answers the calls for consumers.
         watches: What answers watches.
         transfers: The limits of transfers.
         settings: The limits of messages.
@@ -42,6 +44,7 @@ class ModelLifecycleService:
         *,
         uploads: RepeatableUploads,
         models: ModelCalls,
+        consumers: ConsumerCalls,
         watches: WatchCalls,
         transfers: Transfers,
         settings: Settings,
@@ -50,6 +53,7 @@ class ModelLifecycleService:
         self._rules = rules
         self._uploads = uploads
         self._models = models
+        self._consumers = consumers
         self._watches = watches
         self._transfers = transfers
         self._settings = settings
@@ -68,6 +72,7 @@ class ModelLifecycleService:
             "DeleteVersion": self._delete_version,
             "SetAliases": self._set_aliases,
             **self._models.answers(),
+            **self._consumers.answers(),
         }
         methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
         # With one reply at its end and those before written by itself, the last one goes with the status.

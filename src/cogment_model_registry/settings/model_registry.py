@@ -145,6 +145,19 @@ class Settings(ServiceSettings):
         integer(1, 100_000),
         "Largest number of aliases of one model.",
     )
+    consumers_max: int = setting(
+        10_000,
+        _PREFIX + "CONSUMERS_MAX",
+        integer(1, 1_000_000),
+        "Largest number of consumers that may report which version they run.",
+    )
+    consumers_held_max_bytes: int = setting_made_by(
+        lambda: usable_memory_bytes() // 8,
+        _PREFIX + "CONSUMERS_HELD_MAX_BYTES",
+        byte_count(0, 2**60),
+        "Largest number of bytes of the versions of both tiers that consumers may hold, so that they are not deleted.",
+        "an eighth of the memory that the process may use",
+    )
     upload_idle_seconds: float = setting(
         60.0,
         _PREFIX + "UPLOAD_IDLE_SECONDS",

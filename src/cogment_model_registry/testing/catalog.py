@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import replace
 from pathlib import Path
+from time import time_ns
 
 import pytest
 
@@ -21,7 +22,7 @@ from cogment_model_registry.records.lifecycle import (
 from cogment_model_registry.records.retention import ModelChange, RetentionRule, TransientShare
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-from cogment_model_registry.registry.contracts import Catalog, ModelRef, ModelState, Search, Watcher
+from cogment_model_registry.registry.contracts import Catalog, ModelRef, ModelState, Newer, Search, Watcher
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_order, position_of
 from cogment_model_registry.testing.bytes import describe
@@ -198,6 +199,26 @@ class CatalogSuite(ABC):
         assert await catalog.list_versions("m", 2, 2) == [infos[1], infos[3]]
         assert await catalog.list_versions("m", 3, 10) == infos[3:]
         assert await catalog.list_versions("m", 2**70, 10) == []
+
+    async def test_what_is_newer_than_a_version_is_counted_and_since_when(self, catalog: Catalog) -> None:
+        assert (await catalog.newer_than("m", 0)) == Newer(0, None)
+        moments = []
+        for _ in range(4):
+            moments.append(time_ns())
+            await publish(catalog, "m")  # years ago, as its creation time says
+            moments.append(time_ns())
+        for number in range(4):
+            newer = await catalog.newer_than("m", number)
+            assert newer.versions == 4 - number
+            assert newer.since_ns is not None
+            assert moments[2 * number] <= newer.since_ns <= moments[2 * number + 1]
+        assert await catalog.newer_than("m", 4) == await catalog.newer_than("m", 9) == Newer(0, None)
+        since_ns = (await catalog.newer_than("m", 1)).since_ns
+        [second] = await catalog.get_versions("m", [2])
+        await catalog.forget(second)
+        assert await catalog.newer_than("m", 1) == Newer(2, since_ns), "what is gone has been newer nevertheless"
+        with pytest.raises(NotFoundError):
+            await catalog.newer_than("none", 1)
 
     async def test_a_damaged_version_leaves_the_listing_and_raises_its_error(self, catalog: Catalog) -> None:
         infos = [await publish(catalog, "m") for _ in range(3)]

@@ -34,6 +34,7 @@ from cogment_model_registry.registry.contracts import (
     Lost,
     ModelRef,
     ModelState,
+    Newer,
     News,
     Promotion,
     Search,
@@ -56,6 +57,7 @@ class _Model:
     damaged: dict[int, DataLossError] = field(default_factory=dict)
     decided: ModelAnnotations = field(default_factory=ModelAnnotations)
     changes: int = 0
+    shown_ns: dict[int, int] = field(default_factory=dict)
 
     def next_revision(self) -> int:
         self.last_revision += 1
@@ -143,12 +145,17 @@ class MemoryCatalog(Catalog):
     Args:
         tables: Its content; the same one after what a test calls a restart.
         before_visible: Awaited before each version becomes visible: how slow the database is.
+        now_ns: The clock, in nanoseconds since the Unix epoch.
     """
 
     def __init__(
-        self, tables: Tables, before_visible: Callable[[VersionInfo], Awaitable[None]] = lambda _: asyncio.sleep(0)
+        self,
+        tables: Tables,
+        before_visible: Callable[[VersionInfo], Awaitable[None]] = lambda _: asyncio.sleep(0),
+        now_ns: Callable[[], int] = time_ns,
     ) -> None:
         self._tables = tables
+        self._now_ns = now_ns
         self.before_visible = before_visible
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._changed = asyncio.Condition()
@@ -241,6 +248,7 @@ class MemoryCatalog(Catalog):
             if slot.info is not None:
                 await self.before_visible(slot.info)
                 model.versions[slot.number] = slot.info
+                model.shown_ns[slot.number] = self._now_ns()
                 if slot.request is not None:
                     self._finish_upload(model, slot.number, slot.request)
                 if slot.request is not None and slot.request.aliases:
@@ -349,6 +357,11 @@ class MemoryCatalog(Catalog):
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
         model = await self._require(model_id)
         return [_version(model, number) for number in numbers]
+
+    async def newer_than(self, model_id: str, number: int) -> Newer:
+        model = await self._require(model_id)
+        newer = sum(each > number for each in model.versions)
+        return Newer(newer, next((at_ns for each, at_ns in model.shown_ns.items() if each > number), None))
 
     async def settled(self, model_id: str) -> None:
         async with self._locks[model_id]:

@@ -221,12 +221,46 @@ class TransientStoreSuite(VersionStoreSuite):
         evictions = Evictions(store)
         first = describe("m", 1, bytes(60), False)
         await keep(store, first, bytes(60))
-        with store.holding(first), store.holding(describe("m", 9, b"", False)):
+        with store.holding(first) as is_there, store.holding(describe("m", 9, b"", False)) as is_other_there:
+            assert (is_there, is_other_there) == (True, False)
             await keep(store, describe("m", 2, bytes(40), False), bytes(40))
             assert evictions.take() == []
             assert await read(store, first) == bytes(60)
         await keep(store, describe("m", 3, bytes(40), False), bytes(40))
         assert evictions.take() == [("m", 1), ("m", 2)]
+
+    async def test_the_bytes_of_a_version_that_is_held_are_refused_to_uploads(self) -> None:
+        store = self.make(10, 100)
+        first = describe("m", 1, bytes(60), False)
+        await keep(store, first, bytes(60))
+        with store.holding(first), store.holding(first):
+            assert store.usage.held_bytes == 60
+            with pytest.raises(TooLargeError, match="consumers hold"):
+                await store.open_upload("m", 41)
+            async with await store.open_version(first):
+                assert store.usage.held_bytes == 60
+            assert store.usage.held_bytes == 60
+        assert store.usage.held_bytes == 0
+        async with await store.open_upload("m", 100) as upload:
+            with store.holding(first), pytest.raises(TooLargeError, match="held by consumers"):
+                await upload.write(memoryview(bytes(100)))
+            assert await read(store, first) == bytes(60)
+
+    async def test_a_version_that_is_held_can_be_removed(self) -> None:
+        store = self.make(10, 100)
+        first = describe("m", 1, bytes(60), False)
+        await keep(store, first, bytes(60))
+        with store.holding(first):
+            async with await store.open_version(first):
+                await store.remove_version(first)
+                assert (store.usage.bytes, store.usage.held_bytes) == (60, 60)
+            assert (store.usage.bytes, store.usage.held_bytes, store.usage.items) == (0, 0, 0)
+        assert (store.usage.bytes, store.usage.held_bytes) == (0, 0)
+        await keep(store, first, bytes(60))
+        with store.holding(first):
+            await store.remove_model("m")
+            assert (store.usage.bytes, store.usage.held_bytes) == (0, 0)
+        assert (store.usage.bytes, store.usage.held_bytes) == (0, 0)
 
     async def test_uploads_reserve_their_memory(self) -> None:
         store = self.make(100, 100)

@@ -63,6 +63,22 @@ class ModelState:
     changes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Newer:
+    """What of a model is newer than a version.
+
+    Attributes:
+        versions: How many visible versions have a higher number.
+        since_ns: When the first version with a higher number became visible, in nanoseconds since the Unix epoch, even
+            if it is gone by now; None if none ever did. It is the catalog's own time, whatever creation time a client
+            gave. Of versions from before the catalog was opened, and of those that became visible very long ago, it is
+            their creation time.
+    """
+
+    versions: int
+    since_ns: int | None
+
+
 class Slot(ABC):
     """The place of a version that is being published. Made by `Catalog.publishing`.
 
@@ -134,6 +150,11 @@ class Catalog(ABC):
     A change of a model is a context manager: while one is entered, nobody else changes the model, on this server or
     another one. Left without an error, the change is visible, in one step; left with an error, nothing has changed.
     """
+
+    @property
+    def failure(self) -> str:
+        """Why changes of aliases, tags, metrics and rules are refused, and searches fail; empty while they work."""
+        return ""
 
     @abstractmethod
     async def open(self) -> None:
@@ -322,6 +343,14 @@ class Catalog(ABC):
         Raises:
             DataLossError: One is damaged.
             NotFoundError: The model or one of the versions does not exist.
+        """
+
+    @abstractmethod
+    async def newer_than(self, model_id: str, number: int) -> Newer:
+        """Return what is newer than a version, which need not exist. Takes no longer for models with many versions.
+
+        Raises:
+            NotFoundError: The model does not exist.
         """
 
     @abstractmethod

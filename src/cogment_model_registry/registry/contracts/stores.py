@@ -255,7 +255,7 @@ class TransientUsage:
     Attributes:
         items: Versions that can be read.
         bytes: Bytes held: of versions, of those removed that are still being read, and of uploads.
-        held_bytes: Those of them that cannot be evicted now: being read, or promised to uploads.
+        held_bytes: Those of them that cannot be evicted now: being read, held, or promised to uploads.
         max_items: The bound on items.
         max_bytes: The bound on bytes.
         evictions: How many versions were evicted so far, by the bound that was reached: ``items``, ``bytes``,
@@ -297,8 +297,11 @@ class TransientStore(VersionStore):
         """
 
     @abstractmethod
-    def holding(self, info: VersionInfo) -> AbstractContextManager[None]:
-        """Return the context manager in which a version is not evicted, if it is there when it is entered."""
+    def holding(self, info: VersionInfo) -> AbstractContextManager[bool]:
+        """Return the context manager in which a version is not evicted; it yields whether the store has the version.
+
+        A version that is held counts in both bounds, as ever. It can be removed, and then the hold has no effect.
+        """
 
     @abstractmethod
     def note_newest(self, model_id: str, number: int) -> None:

@@ -43,6 +43,7 @@ from cogment_model_registry.registry.contracts import (
     CatalogCounts,
     ModelRef,
     ModelState,
+    Newer,
     News,
     Promotion,
     Search,
@@ -53,7 +54,7 @@ from cogment_model_registry.registry.filters import ARCHIVED, Filter, arranged, 
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.feed import Feed, History
 from cogment_model_registry.storage.catalog.index import VersionIndex
-from cogment_model_registry.storage.catalog.model import Model
+from cogment_model_registry.storage.catalog.model import Appearances, Model
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
 from cogment_model_registry.storage.catalog.requests import Entry, RequestLog
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
@@ -95,6 +96,10 @@ class LocalCatalog(Catalog):
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._requests = {archived: RequestLog() for archived in (False, True)}
         self._stopping = False
+
+    @property
+    def failure(self) -> str:
+        return self._index.failure
 
     async def open(self) -> None:
         known = await self._index.open()
@@ -229,6 +234,7 @@ class LocalCatalog(Catalog):
         """Make a version visible; the caller holds the lock of its model."""
         model = self._require(info.model_id)
         model.numbers.append(info.number)
+        model.appearances.add(info.number, time.time_ns())
         self._versions_count += 1
         if info.archived:
             self._add_archived(model, info)
@@ -433,6 +439,17 @@ class LocalCatalog(Catalog):
             infos.append(info)
         return infos
 
+    async def newer_than(self, model_id: str, number: int) -> Newer:
+        model = self._require(model_id)
+        count = len(model.numbers) - bisect.bisect_right(model.numbers, number)
+        since_ns = model.appearances.first_after(number)
+        if count and number < model.appearances.after:
+            # It may be one from before the start. What was evicted or deleted since then has left no time.
+            for info in await self.list_versions(model_id, number + 1, 1):
+                if info.number <= model.appearances.after:
+                    since_ns = min(info.created_ns, since_ns or time.time_ns())
+        return Newer(count, since_ns)
+
     async def settled(self, model_id: str) -> None:
         async with self.lock(model_id):
             pass
@@ -538,7 +555,14 @@ class LocalCatalog(Catalog):
     def _add_model(self, contents: FolderContents, life: int) -> Model:
         last, mark = max(contents.last_number, contents.high_water_mark), contents.high_water_mark
         history = History(self._feed.note(contents.info.model_id), last)
-        model = Model(contents.info, life, history, next_number=last + 1, persisted_number=mark)
+        model = Model(
+            contents.info,
+            life,
+            history,
+            next_number=last + 1,
+            persisted_number=mark,
+            appearances=Appearances(after=last),
+        )
         self._models[model.model_id] = model
         bisect.insort(self._ids, model.model_id)
         self._take_contents(model, contents)
@@ -584,6 +608,8 @@ class LocalCatalog(Catalog):
             model.info = contents.info
             self._note_change(model.model_id)
         model.changes += 1
+        if contents.last_number >= model.next_number:
+            model.appearances.add(contents.last_number, time.time_ns())
         model.next_number = max(model.next_number, contents.last_number + 1)
         # A folder that was replaced by hand may have a lower mark, or none: the next number persists it again.
         model.persisted_number = contents.high_water_mark

@@ -8,6 +8,37 @@ from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.storage.catalog.feed import History
 
+_SHOWN_MAX = 1024
+"""Of so many versions of a model it is known when they became visible. Who asks for older ones asked before."""
+
+
+class Appearances:
+    """When the newest versions of a model became visible, also of those that are gone.
+
+    Args:
+        after: The number after which all are known.
+    """
+
+    __slots__ = ("_numbers", "_times_ns", "after")
+
+    def __init__(self, after: int = 0) -> None:
+        self.after = after
+        self._numbers: list[int] = []
+        self._times_ns: list[int] = []
+
+    def add(self, number: int, now_ns: int) -> None:
+        """Record that a version, the newest one, becomes visible."""
+        self._numbers.append(number)
+        self._times_ns.append(now_ns)
+        if len(self._numbers) >= 2 * _SHOWN_MAX:
+            self.after = self._numbers[_SHOWN_MAX - 1]
+            del self._numbers[:_SHOWN_MAX], self._times_ns[:_SHOWN_MAX]
+
+    def first_after(self, number: int) -> int | None:
+        """Return when the first known version with a higher number became visible; None if none is known."""
+        position = bisect.bisect_right(self._numbers, number)
+        return self._times_ns[position] if position < len(self._times_ns) else None
+
 
 @dataclass(eq=False, slots=True)
 class Model:
@@ -15,7 +46,8 @@ class Model:
 
     `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info stays in memory;
     `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
-    those of transient versions. `changes` counts what `ModelState.changes` tells of.
+    those of transient versions. `changes` counts what `ModelState.changes` tells of. `appearances` is when
+    versions became visible since the start.
     """
 
     info: ModelInfo
@@ -30,6 +62,7 @@ class Model:
     damaged: dict[int, str] = field(default_factory=dict)
     annotations: dict[int, Annotations] = field(default_factory=dict)
     changes: int = 0
+    appearances: Appearances = field(default_factory=Appearances)
     watchers: set[asyncio.Event] = field(default_factory=set)
     removed: bool = False
     persisting: asyncio.Task[None] | None = None

@@ -41,6 +41,16 @@ class Blob:
     is_gone: bool = False
     info: VersionInfo | None = None
 
+    @property
+    def is_held(self) -> bool:
+        """Whether it is a version that must not be evicted."""
+        return self.holds > 0 and not self.is_gone
+
+    @property
+    def pinned_bytes(self) -> int:
+        """The bytes that cannot be freed now."""
+        return self.size_bytes if self.readers or self.is_held else 0
+
     def parts(self) -> Iterator[memoryview]:
         """Yield the views that make up the bytes."""
         yield from self.slabs

@@ -54,7 +54,8 @@ class MemoryTransientStore(TransientStore):
         self._items = 0
         self._evictions = {"items": 0, "bytes": 0, "share": 0}
         self._held_bytes = 0
-        self._pinned_bytes = 0
+        self._pinned_bytes = 0  # of versions that are being read or held
+        self._kept_bytes = 0  # of those that are held
         self._promised_bytes = 0
         self._uploaded_bytes = 0
 
@@ -82,6 +83,8 @@ class MemoryTransientStore(TransientStore):
                 f"{counted(self._max_bytes, 'byte')}, "
                 f"of which {max(available, 0)} are not taken by uploads and readers under way"
             )
+            if self._kept_bytes:
+                message += f", nor by versions that consumers hold ({self._kept_bytes})"
             raise TooLargeError(message, model_id=model_id)
         self._promised_bytes += size_bytes
         return _MemoryUpload(self, model_id, size_bytes)
@@ -94,9 +97,9 @@ class MemoryTransientStore(TransientStore):
             raise NotFoundError.version(info.model_id, info.number)
         line.blobs.move_to_end(info.number)
         self._lines.use(blob)
-        if not blob.readers:
-            self._pinned_bytes += blob.size_bytes
+        before = blob.pinned_bytes
         blob.readers += 1
+        self._pinned_bytes += blob.pinned_bytes - before
         return _MemoryReader(self, info.model_id, blob)
 
     async def remove_version(self, info: VersionInfo) -> None:
@@ -111,17 +114,24 @@ class MemoryTransientStore(TransientStore):
         return line, blob if blob is not None and (blob.info is info or blob.info == info) else None
 
     @contextlib.contextmanager
-    def holding(self, info: VersionInfo) -> Iterator[None]:
+    def holding(self, info: VersionInfo) -> Iterator[bool]:
         line, blob = self._find(info)
         if line is None or blob is None:
-            yield
+            yield False
             return
-        blob.holds += 1
+        self._hold(blob, 1)
         try:
-            yield
+            yield True
         finally:
-            blob.holds -= 1
-            self._lines.note(line)
+            self._hold(blob, -1)
+            if not blob.is_gone:
+                self._lines.note(line)
+
+    def _hold(self, blob: Blob, change: int) -> None:
+        pinned_before, was_held = blob.pinned_bytes, blob.is_held
+        blob.holds += change
+        self._pinned_bytes += blob.pinned_bytes - pinned_before
+        self._kept_bytes += (blob.is_held - was_held) * blob.size_bytes
 
     def note_newest(self, model_id: str, number: int) -> None:
         # Whatever a model without a line gets later is newer still.
@@ -179,7 +189,8 @@ class MemoryTransientStore(TransientStore):
                 line.upload_bytes -= size_bytes
                 self._lines.tidy(line)
                 size = counted(size_bytes, "byte")
-                message = f"no space for {size}: all memory of the budget is being read or uploaded; try later"
+                taken = "read, uploaded or held by consumers" if self._kept_bytes else "read or uploaded"
+                message = f"no space for {size}: all memory of the budget is being {taken}; try later"
                 raise TooLargeError(message, model_id=model_id)
         self._promised_bytes -= size_bytes
         self._uploaded_bytes += size_bytes
@@ -240,9 +251,10 @@ class MemoryTransientStore(TransientStore):
 
     def unpin(self, model_id: str, blob: Blob) -> None:
         """End the claim of a reader."""
+        before = blob.pinned_bytes
         blob.readers -= 1
+        self._pinned_bytes += blob.pinned_bytes - before
         if not blob.readers:
-            self._pinned_bytes -= blob.size_bytes
             line = self._lines.find(model_id)
             if blob.is_gone:
                 self._free(blob)
@@ -278,7 +290,10 @@ class MemoryTransientStore(TransientStore):
 
     def _release(self, blob: Blob) -> None:
         """Free a version that is not kept any more, now or when its last reader is done."""
+        pinned_before, was_held = blob.pinned_bytes, blob.is_held
         blob.is_gone = True
+        self._pinned_bytes += blob.pinned_bytes - pinned_before
+        self._kept_bytes -= was_held * blob.size_bytes
         if not blob.readers:
             self._free(blob)
 

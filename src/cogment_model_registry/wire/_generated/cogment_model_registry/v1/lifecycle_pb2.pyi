@@ -370,6 +370,83 @@ class ApplyRetentionReply(_message.Message):
     kept_versions: int
     def __init__(self, decisions: _Optional[_Iterable[_Union[ApplyRetentionReply.Decision, _Mapping]]] = ..., freed_bytes: _Optional[int] = ..., deleted_versions: _Optional[int] = ..., kept_versions: _Optional[int] = ...) -> None: ...
 
+class Consumer(_message.Message):
+    __slots__ = ("consumer_id", "model_id", "version_number", "state", "error", "labels", "ttl_seconds", "held_versions", "versions_behind", "seconds_behind", "reported_timestamp")
+    class State(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        STATE_UNKNOWN: _ClassVar[Consumer.State]
+        STATE_LOADING: _ClassVar[Consumer.State]
+        STATE_ACTIVE: _ClassVar[Consumer.State]
+        STATE_FAILED: _ClassVar[Consumer.State]
+        STATE_GONE: _ClassVar[Consumer.State]
+    STATE_UNKNOWN: Consumer.State
+    STATE_LOADING: Consumer.State
+    STATE_ACTIVE: Consumer.State
+    STATE_FAILED: Consumer.State
+    STATE_GONE: Consumer.State
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    CONSUMER_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    HELD_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_BEHIND_FIELD_NUMBER: _ClassVar[int]
+    REPORTED_TIMESTAMP_FIELD_NUMBER: _ClassVar[int]
+    consumer_id: str
+    model_id: str
+    version_number: int
+    state: Consumer.State
+    error: str
+    labels: _containers.ScalarMap[str, str]
+    ttl_seconds: int
+    held_versions: _containers.RepeatedScalarFieldContainer[int]
+    versions_behind: int
+    seconds_behind: float
+    reported_timestamp: int
+    def __init__(self, consumer_id: _Optional[str] = ..., model_id: _Optional[str] = ..., version_number: _Optional[int] = ..., state: _Optional[_Union[Consumer.State, str]] = ..., error: _Optional[str] = ..., labels: _Optional[_Mapping[str, str]] = ..., ttl_seconds: _Optional[int] = ..., held_versions: _Optional[_Iterable[int]] = ..., versions_behind: _Optional[int] = ..., seconds_behind: _Optional[float] = ..., reported_timestamp: _Optional[int] = ...) -> None: ...
+
+class ReportConsumerRequest(_message.Message):
+    __slots__ = ("consumer",)
+    CONSUMER_FIELD_NUMBER: _ClassVar[int]
+    consumer: Consumer
+    def __init__(self, consumer: _Optional[_Union[Consumer, _Mapping]] = ...) -> None: ...
+
+class ReportConsumerReply(_message.Message):
+    __slots__ = ("consumer",)
+    CONSUMER_FIELD_NUMBER: _ClassVar[int]
+    consumer: Consumer
+    def __init__(self, consumer: _Optional[_Union[Consumer, _Mapping]] = ...) -> None: ...
+
+class ListConsumersRequest(_message.Message):
+    __slots__ = ("model_id", "filter", "page_size", "page_token")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    filter: str
+    page_size: int
+    page_token: str
+    def __init__(self, model_id: _Optional[str] = ..., filter: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListConsumersReply(_message.Message):
+    __slots__ = ("consumers", "next_page_token")
+    CONSUMERS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    consumers: _containers.RepeatedCompositeFieldContainer[Consumer]
+    next_page_token: str
+    def __init__(self, consumers: _Optional[_Iterable[_Union[Consumer, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
 class WatchRequest(_message.Message):
     __slots__ = ("model_ids", "mode", "resume_token", "inline_max_bytes", "consumers", "filter", "known_hash")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):

@@ -1,0 +1,87 @@
+"""The calls of ModelLifecycle for consumers: decode the request, call the rules, encode the reply."""
+
+from collections.abc import Awaitable, Callable, Mapping
+
+import structlog
+
+from cogment_model_registry.errors import InvalidError, shown
+from cogment_model_registry.records.consumers import Consumer
+from cogment_model_registry.registry.consumers import Consumers
+from cogment_model_registry.serving.calls import Call
+from cogment_model_registry.wire import consumers as wire
+from cogment_model_registry.wire import convert
+from cogment_model_registry.wire.lifecycle import build_token, page_size, parse_token
+
+_log = structlog.stdlib.get_logger(__name__)
+
+
+class ConsumerCalls:
+    """Answers the calls for consumers.
+
+    Args:
+        rules: What answers.
+        reply_max_bytes: Where a reply ends.
+    """
+
+    def __init__(self, rules: Consumers, reply_max_bytes: int) -> None:
+        self._rules = rules
+        self._reply_max_bytes = reply_max_bytes
+
+    def answers(self) -> Mapping[str, Callable[[bytes, Call], Awaitable[bytes]]]:
+        """Return the methods by the names of the calls."""
+        return {"ReportConsumer": self._report_consumer, "ListConsumers": self._list_consumers}
+
+    async def _report_consumer(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(wire.ReportConsumerRequest, data)
+        message = request.consumer
+        call.about(model_id=message.model_id, consumer=message.consumer_id, number=message.version_number)
+        consumer = await self._rules.report(wire.consumer_from_message(message))
+        return wire.ReportConsumerReply(consumer=wire.consumer_message(consumer)).SerializeToString()
+
+    async def _list_consumers(self, data: bytes, call: Call) -> bytes:
+        request = convert.decode(wire.ListConsumersRequest, data)
+        if request.model_id:
+            call.about(model_id=request.model_id)
+        from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
+        from cogment_model_registry.registry.filters import CONSUMERS  # noqa: PLC0415
+
+        # A consumer that comes or goes in the meantime moves no page: the next one begins after a model and an id.
+        question = (request.model_id, request.filter)
+        after = _position(parse_token(request.page_token, question, 2))
+        limit = page_size(request.page_size)
+        accepted = parse_filter(request.filter, CONSUMERS)
+        found = await self._rules.find(request.model_id or None, accepted, after, limit)
+        reply, size_bytes = wire.ListConsumersReply(), 0
+        for consumer in found:
+            message = wire.consumer_message(consumer)
+            size_bytes += message.ByteSize()
+            if reply.consumers and size_bytes > self._reply_max_bytes:
+                break
+            reply.consumers.append(message)
+        if len(reply.consumers) < len(found) or len(found) == limit:
+            last = reply.consumers[-1]
+            reply.next_page_token = build_token(question, (last.model_id, last.consumer_id))
+        return reply.SerializeToString()
+
+
+def _position(parts: list[str | int | float | bool | None] | None) -> tuple[str, str]:
+    """Return the model and the consumer after which a page begins.
+
+    Raises:
+        InvalidError: They are none.
+    """
+    if parts is None:
+        return "", ""
+    model_id, consumer_id = parts
+    if not isinstance(model_id, str) or not isinstance(consumer_id, str):
+        raise InvalidError("page_token is malformed")
+    return model_id, consumer_id
+
+
+def log_change(consumer: Consumer) -> None:
+    """Log that a consumer failed or is gone."""
+    fields = {"model_id": consumer.model_id, "consumer": consumer.consumer_id, "number": consumer.version_number}
+    if consumer.state == "failed":
+        _log.warning("consumer failed", **fields, error=shown(consumer.error))
+    elif not consumer.is_live:
+        _log.info("consumer gone", **fields)
