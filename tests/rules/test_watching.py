@@ -71,7 +71,8 @@ def hashing() -> Iterator[ThreadPoolExecutor]:
 class History:
     """What a watcher was told, and whether that is allowed. Numbers of a life are told one after the other.
 
-    Without places, a token does not say whether what came and went had been told, so it may be reported as gone.
+    Without places, a token does not say whether what came and went had been told, so it may be reported as gone; and
+    whether it kept the newest version from being told, so that may be told again.
     """
 
     def __init__(self, world: World, *, every: bool) -> None:
@@ -97,7 +98,8 @@ class History:
 
     def _advance(self, model_id: str, first: int, last: int) -> None:
         before = self._told[model_id]
-        assert first == before + 1 if self._every else first > before, f"{first} to {last} of {model_id} after {before}"
+        lowest = before + 1 if self._has_places or self._every else before
+        assert first == lowest if self._every else first >= lowest, f"{first} to {last} of {model_id} after {before}"
         self._told[model_id] = last
 
     async def check_complete(self) -> None:

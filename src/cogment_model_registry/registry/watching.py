@@ -212,7 +212,8 @@ class _Watch:
                 self._places[model_id] = Place(news.life)
                 self._missed.add(model_id)
         if is_same_epoch:
-            self._token.sequence = token.sequence
+            self._token.sequence, self._token.model_id = token.sequence, token.model_id
+            self._token.number = token.number
         return [each for each in removed or () if not self._model_ids or each in self._model_ids]
 
     async def _place_at(self, model_id: str, news: News, token: Token) -> Place:
@@ -222,6 +223,12 @@ class _Watch:
         if model_id == token.model_id:
             number = token.number
         number = number or 0
+        if not self._every:
+            news = await self._catalog.get_news(model_id, 0, 0, 0)
+            newest = news.shown[0].number if news.shown else 0
+            if number == newest < news.last_number:
+                # One that came later is gone. Perhaps it kept the newest from being told, which must arrive.
+                number = max(newest - 1, 0)
         return Place(news.life, number, number, lost_sequence=token.sequence, changed=token.sequence)
 
     async def _find(self, model_id: str) -> _Item | None:
@@ -314,6 +321,8 @@ class _Watch:
         if not found or not news.life:
             return None
         [summary] = found
+        if model_id not in self._places and self._token.model_id == model_id:
+            self._token.model_id, self._token.number = "", 0  # its numbers begin again
         place = self._places.setdefault(model_id, Place(news.life, lost_sequence=news.since))
         if place.life != news.life:
             return None  # that life has just ended
