@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from benchmarks import (
+    consumers,
     control_path,
     data_path,
     library,
@@ -38,6 +39,7 @@ _FIGURES = [
     *memory.BENCHMARKS,
     *library.BENCHMARKS,
     *lifecycle.BENCHMARKS,
+    *consumers.BENCHMARKS,
     *small_path.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
