@@ -14,6 +14,7 @@ from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChan
 from cogment_model_registry.server import transfers
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
+from cogment_model_registry.wire import consumers as consumer_messages
 from cogment_model_registry.wire import watching as wire
 from tests.client import Client, connected, refused, upload
 from tests.followers import Follower
@@ -247,7 +248,6 @@ async def test_what_no_watch_can_mean_is_refused(client: Client) -> None:
     for request, details in (
         (wire.WatchRequest(model_ids=["a/b"]), "model_id"),
         (wire.WatchRequest(filter="("), "filter"),
-        (wire.WatchRequest(consumers=True), "consumers"),
     ):
         with refused(grpc.StatusCode.INVALID_ARGUMENT, details):
             async for _ in Client(client.channel, "cogment_model_registry.v1.ModelLifecycle").streamed(
@@ -332,3 +332,28 @@ async def test_memory_that_watchers_used_is_given_back(client: Client, monkeypat
         return bool(given) and given[-1] == transfers._SEND_BYTES
 
     await eventually(all_given)
+
+
+async def test_consumers_are_told_if_they_are_asked_for(client: Client) -> None:
+    await fill(client, "m", b"1")
+    lifecycle = Client(client.channel, "cogment_model_registry.v1.ModelLifecycle")
+
+    async def report(number: int, model_id: str = "m") -> None:
+        request = consumer_messages.ReportConsumerRequest(
+            consumer={"consumer_id": "actor", "model_id": model_id, "version_number": number, "state": "STATE_ACTIVE"}
+        )
+        await lifecycle.unary("ReportConsumer", request, consumer_messages.ReportConsumerReply)
+
+    await report(1)
+    call = Follower(client, "m", consumers=True).call
+    replies = [wire.WatchReply.FromString(await call.read()) for _ in range(4)]
+    assert {reply.WhichOneof("event") for reply in replies} == {"consumer", "model", "version", "caught_up"}
+    await client.publish("m", b"2")
+    assert wire.WatchReply.FromString(await call.read()).version.version_info.version_number == 2
+    await fill(client, "n", b"1")
+    await report(1, "n")
+    await report(2)
+    reply = wire.WatchReply.FromString(await call.read())
+    assert (reply.consumer.consumer_id, reply.consumer.version_number) == ("actor", 2)
+    call.cancel()
+    await under_way(client, watchers=0)

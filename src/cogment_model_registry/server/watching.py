@@ -1,13 +1,17 @@
 """The call Watch of ModelLifecycle: what a watcher is told, with the bytes of versions."""
 
 from collections import OrderedDict
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError
+from cogment_model_registry.errors import DataLossError, NotFoundError
+from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.news import Event, Gap
+from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.registry.watching import Question, Watches
+from cogment_model_registry.server.consumer_news import with_consumers
 from cogment_model_registry.server.shared_bytes import SharedBytes
 from cogment_model_registry.server.transfers import Teller, Transfers
 from cogment_model_registry.serving.calls import Call
@@ -26,10 +30,12 @@ class WatchCalls:
         rules: What answers.
         registry: Where the bytes come from.
         transfers: The limits of transfers.
+        consumers: Who reports which version it runs.
     """
 
-    def __init__(self, rules: Watches, registry: Registry, transfers: Transfers) -> None:
+    def __init__(self, rules: Watches, registry: Registry, transfers: Transfers, consumers: Consumers) -> None:
         self._rules = rules
+        self._consumers = consumers
         self._registry = registry
         self._transfers = transfers
         self._shared = SharedBytes(registry)
@@ -39,19 +45,26 @@ class WatchCalls:
         """Answer a call."""
         request = convert.decode(wire.WatchRequest, data)
         call.about(model_ids=[*request.model_ids], mode=request.mode)
-        if request.consumers:
-            raise InvalidError("this server does not know consumers: leave consumers out")
         from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
 
         every = wire.is_every(request)
         question = Question([*request.model_ids], every, parse_filter(request.filter), request.resume_token)
         with self._transfers.telling(call) as teller:
-            async with aclosing(self._rules.watch(question)) as events:
-                async for token, event in events:
-                    if isinstance(event, Version) and _has_bytes(request, event):
+            async with aclosing(self._rules.watch(question)) as events, aclosing(self._told(request, events)) as told:
+                async for token, event in told:
+                    if isinstance(event, Consumer):
+                        await teller.send(wire.with_token(wire.encode_consumer(event), token))
+                    elif isinstance(event, Version) and _has_bytes(request, event):
                         await self._tell_with_bytes(event, token, teller, call, every=every)
                     else:
                         await teller.send(wire.with_token(self._encode(event), token))
+
+    def _told(
+        self, request: wire.WatchRequest, events: AsyncGenerator[tuple[str, Event], None]
+    ) -> AsyncGenerator[tuple[str, Event | Consumer], None] | AsyncGenerator[tuple[str, Event], None]:
+        if not request.consumers:
+            return events
+        return with_consumers(events, self._consumers, {*request.model_ids}, request.resume_token)
 
     async def _tell_with_bytes(self, version: Version, token: str, teller: Teller, call: Call, *, every: bool) -> None:
         """Send a version and its bytes; if it has just disappeared, a gap, or nothing where the newest is enough."""

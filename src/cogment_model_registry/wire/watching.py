@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 
 from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import CaughtUp, Event, Gap, Gone
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
+from cogment_model_registry.wire.consumers import consumer_message
 from cogment_model_registry.wire.frames import embed, split_watch_data
 from cogment_model_registry.wire.lifecycle import version_from_message, version_message
 from cogment_model_registry.wire.models import model_from_message, model_message
@@ -48,6 +50,11 @@ def encode_event(event: Event) -> bytes:
     else:
         reply.caught_up = True
     return reply.SerializeToString()
+
+
+def encode_consumer(consumer: Consumer) -> bytes:
+    """Return a reply with what a consumer reports, without its token."""
+    return WatchReply(consumer=consumer_message(consumer)).SerializeToString()
 
 
 def with_token(encoded: bytes, token: str) -> bytes:

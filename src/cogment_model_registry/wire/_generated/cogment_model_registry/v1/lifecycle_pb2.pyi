@@ -472,7 +472,7 @@ class WatchRequest(_message.Message):
     def __init__(self, model_ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[WatchRequest.Mode, str]] = ..., resume_token: _Optional[str] = ..., inline_max_bytes: _Optional[int] = ..., consumers: _Optional[bool] = ..., filter: _Optional[str] = ..., known_hash: _Optional[str] = ...) -> None: ...
 
 class WatchReply(_message.Message):
-    __slots__ = ("resume_token", "version", "data", "model", "gone", "gap", "caught_up")
+    __slots__ = ("resume_token", "version", "data", "model", "gone", "gap", "consumer", "caught_up")
     class Gap(_message.Message):
         __slots__ = ("model_id", "first_number", "last_number")
         MODEL_ID_FIELD_NUMBER: _ClassVar[int]
@@ -502,6 +502,7 @@ class WatchReply(_message.Message):
     MODEL_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
     GAP_FIELD_NUMBER: _ClassVar[int]
+    CONSUMER_FIELD_NUMBER: _ClassVar[int]
     CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
     resume_token: str
     version: Version
@@ -509,5 +510,6 @@ class WatchReply(_message.Message):
     model: Model
     gone: WatchReply.Gone
     gap: WatchReply.Gap
+    consumer: Consumer
     caught_up: bool
-    def __init__(self, resume_token: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., data: _Optional[_Union[WatchReply.Data, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., gone: _Optional[_Union[WatchReply.Gone, _Mapping]] = ..., gap: _Optional[_Union[WatchReply.Gap, _Mapping]] = ..., caught_up: _Optional[bool] = ...) -> None: ...
+    def __init__(self, resume_token: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., data: _Optional[_Union[WatchReply.Data, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., gone: _Optional[_Union[WatchReply.Gone, _Mapping]] = ..., gap: _Optional[_Union[WatchReply.Gap, _Mapping]] = ..., consumer: _Optional[_Union[Consumer, _Mapping]] = ..., caught_up: _Optional[bool] = ...) -> None: ...
