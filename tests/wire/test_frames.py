@@ -5,10 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.wire import convert, lifecycle
+from cogment_model_registry.wire import convert, lifecycle, watching
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.convert import decode_upload_chunk
-from cogment_model_registry.wire.frames import build_data_chunk, build_read_chunk, embed, split_body, split_read_chunk
+from cogment_model_registry.wire.frames import (
+    build_data_chunk,
+    build_read_chunk,
+    build_watch_data,
+    embed,
+    split_body,
+    split_read_chunk,
+)
 from tests.client import body, header
 
 # Around each size at which one more byte of length is needed.
@@ -92,3 +99,15 @@ def test_a_body_in_any_form_is_decoded_as_protobuf_reads_it(datas: list[bytes], 
     view = decode_upload_chunk(message)
     assert isinstance(view, memoryview)
     assert view == m.CreateVersionRequestChunk.FromString(message).body.data_chunk
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4), st.booleans())
+def test_data_of_a_watch_is_what_protobuf_reads_and_writes(parts: list[bytes], is_last: bool) -> None:
+    data = b"".join(parts)
+    message = build_watch_data(parts, is_last=is_last)
+    reply = watching.WatchReply.FromString(message)
+    assert (reply.data.data_chunk, reply.data.last) == (data, is_last)
+    for encoded in (message, reply.SerializeToString()):
+        decoded = watching.decode_reply(encoded)
+        assert isinstance(decoded, watching.Bytes)
+        assert (bytes(decoded.data), decoded.is_last) == (data, is_last)
