@@ -23,6 +23,7 @@ from benchmarks.load import meet
 from benchmarks.measures import MIB
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.convert import decode_data_chunk
+from cogment_model_registry.wire.lifecycle import SERVICE_NAME as LIFECYCLE
 
 _METHOD = f"/{m.SERVICE_NAMES[0]}/"
 _NOISE = os.urandom(4 * MIB)
@@ -81,6 +82,7 @@ class Client:
     """One connection."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._watches: Any = channel.unary_stream(f"/{LIFECYCLE}/Watch")
         self._create: Any = channel.stream_unary(_METHOD + "CreateVersion")
         self._data: Any = channel.unary_stream(_METHOD + "RetrieveVersionData")
         self._infos: Any = channel.unary_unary(_METHOD + "RetrieveVersionInfos")
@@ -126,6 +128,10 @@ class Client:
     def watch(self, model_id: str) -> Any:
         """Return a VersionUpdate call."""
         return self._updates(m.VersionUpdateRequest(model_id=model_id).SerializeToString())
+
+    def follow(self, request: bytes) -> Any:
+        """Return a Watch call."""
+        return self._watches(request)
 
 
 @asynccontextmanager

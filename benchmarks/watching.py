@@ -1,6 +1,7 @@
 """How soon those who watch a model have what was published."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from benchmarks.bench import Bench, Benchmark, Outcome, Pair
 from benchmarks.clients import (
@@ -11,7 +12,8 @@ from benchmarks.clients import (
     told_moments,
     upload_seconds,
 )
-from benchmarks.load import job, together
+from benchmarks.following import followed_moments, told_then_fetched_moments
+from benchmarks.load import Job, job, together
 from benchmarks.measures import (
     KIB,
     MIB,
@@ -30,6 +32,9 @@ from benchmarks.measures import (
 MODEL_ID = "walker"
 _FETCHED_BYTES = MIB
 _FETCH_GAP_SECONDS = 0.1
+_FAN_OUT_GAP_SECONDS = 4.0
+"""Between two versions that 1,000 fetch: none may skip one."""
+
 _WATCHER_LOADS = 2
 _STREAMS_PER_CONNECTION = 10
 
@@ -49,34 +54,48 @@ def _fetched(bench: Bench) -> Sequence[Outcome]:
             return [each + other for each, other in zip(sorted(sink), sorted(source), strict=True)]
 
         pair.mark()
+        port = pair.registry.port
         blocks = interleaved(
             bench.choose(5, 2),
-            {"registry": lambda: _publishes_to_fetched(bench, pair, upload, rounds), "floors": floors},
+            {
+                "fetched": lambda: _publishes_until(bench, pair, upload, job(fetched_moments, port, upload, rounds)),
+                "followed": lambda: _publishes_until(
+                    bench, pair, upload, job(followed_moments, port, upload, 1, 1, rounds)
+                ),
+                "floors": floors,
+            },
         )
         return [
+            compared(
+                "publish to followed",
+                "publish 1 MiB until one follower has its verified bytes",
+                "ms",
+                converted(blocks["followed"], milliseconds),
+                against="sink + source of 1 MiB",
+                floor_blocks=converted(blocks["floors"], milliseconds),
+                target=at_most(1.15),
+                peak_mib=pair.registry.peak_mib(),
+                processor_ratio=pair.processor_ratio(),
+            ),
             compared(
                 "publish to fetched",
                 "publish 1 MiB until one watcher has retrieved it",
                 "ms",
-                converted(blocks["registry"], milliseconds),
+                converted(blocks["fetched"], milliseconds),
                 against="sink + source of 1 MiB",
                 floor_blocks=converted(blocks["floors"], milliseconds),
                 target=at_most(1.3),
                 peak_mib=pair.registry.peak_mib(),
                 processor_ratio=pair.processor_ratio(),
-            )
+            ),
         ]
 
 
-def _publishes_to_fetched(bench: Bench, pair: Pair, upload: Upload, rounds: int) -> list[float]:
-    port = pair.registry.port
-    begun, fetched = together(
-        [
-            (bench.load(0), job(publish_moments, port, upload, rounds, _FETCH_GAP_SECONDS)),
-            (bench.load(1), job(fetched_moments, port, upload, rounds)),
-        ]
-    )
-    return [end - start for start, end in zip(begun, fetched, strict=True)]
+def _publishes_until(bench: Bench, pair: Pair, upload: Upload, until: Job[list[float]]) -> list[float]:
+    rounds = bench.choose(15, 3)
+    publishing = job(publish_moments, pair.registry.port, upload, rounds, _FETCH_GAP_SECONDS)
+    begun, ended = together([(bench.load(0), publishing), (bench.load(1), until)])
+    return [end - start for start, end in zip(begun, ended, strict=True)]
 
 
 def _fan_out(bench: Bench) -> Sequence[Outcome]:
@@ -117,10 +136,68 @@ def _fan_out(bench: Bench) -> Sequence[Outcome]:
     return [result, Curve("watchers", "Fan-out against the number of watchers", "watchers", "ms", series)]
 
 
-def _tellings(bench: Bench, port: int, upload: Upload, watchers: int) -> Callable[[], list[float]]:
+def _followed(bench: Bench) -> Sequence[Outcome]:
+    """Measure from the start of a publish until the last of 1,000 followers has the bytes."""
+    small, large = Upload(MODEL_ID, KIB), Upload(MODEL_ID, 100 * KIB)
+    with bench.pair() as pair:
+        bench.fit_floor(pair, small)
+        port = pair.registry.port
+        told = interleaved(
+            bench.choose(3, 1),
+            {
+                "registry": _tellings(bench, port, small, 1000, moments=followed_moments),
+                "floor": _tellings(bench, pair.floor.port, small, 1000),
+            },
+        )
+        bytes_of = interleaved(
+            bench.choose(3, 1),
+            {
+                "followed": _tellings(
+                    bench, port, large, 1000, moments=followed_moments, gap_seconds=_FAN_OUT_GAP_SECONDS
+                ),
+                "fetched": _tellings(
+                    bench, port, large, 1000, moments=told_then_fetched_moments, gap_seconds=_FAN_OUT_GAP_SECONDS
+                ),
+            },
+        )
+        return [
+            compared(
+                "fan-out inline",
+                "publish 1 KiB until the last of 1,000 followers has its bytes",
+                "ms",
+                converted(told["registry"], milliseconds),
+                against="1,000 messages on 1,000 open streams",
+                floor_blocks=converted(told["floor"], milliseconds),
+                target=at_most(1.3),
+                peak_mib=pair.registry.peak_mib(),
+                processor_ratio=pair.processor_ratio(),
+            ),
+            compared(
+                "fan-out of bytes",
+                "publish 100 KiB until the last of 1,000 followers has its bytes",
+                "ms",
+                converted(bytes_of["followed"], milliseconds),
+                against="told, then fetched, from the same server",
+                floor_blocks=converted(bytes_of["fetched"], milliseconds),
+                target=at_most(0.5),
+                peak_mib=pair.registry.peak_mib(),
+                processor_ratio=pair.processor_ratio(),
+            ),
+        ]
+
+
+def _tellings(
+    bench: Bench,
+    port: int,
+    upload: Upload,
+    watchers: int,
+    *,
+    moments: Callable[..., Coroutine[Any, Any, list[float]]] = told_moments,
+    gap_seconds: float = 0.0,
+) -> Callable[[], list[float]]:
     """Return what opens the streams, publishes some times, and returns the seconds of each time."""
     rounds = bench.choose(6, 2)
-    gap_seconds = 0.1 + watchers * 0.0004
+    gap_seconds = gap_seconds or 0.1 + watchers * 0.0004
     loads = min(_WATCHER_LOADS, watchers)
     shares = [watchers // loads + (index < watchers % loads) for index in range(loads)]
 
@@ -128,7 +205,7 @@ def _tellings(bench: Bench, port: int, upload: Upload, watchers: int) -> Callabl
         watching = [
             (
                 bench.load(1 + index),
-                job(told_moments, port, upload, -(-share // _STREAMS_PER_CONNECTION), share, rounds + 1),
+                job(moments, port, upload, -(-share // _STREAMS_PER_CONNECTION), share, rounds + 1),
             )
             for index, share in enumerate(shares)
         ]
@@ -144,4 +221,5 @@ def _tellings(bench: Bench, port: int, upload: Upload, watchers: int) -> Callabl
 BENCHMARKS = [
     Benchmark("publish-to-fetched", "from a publish of 1 MiB until one watcher has the bytes", _fetched),
     Benchmark("fan-out", "from a publish until the last of 1,000 watchers is notified (a plot, too)", _fan_out),
+    Benchmark("followed", "from a publish until the last of 1,000 followers has the bytes", _followed),
 ]

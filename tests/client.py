@@ -1,6 +1,7 @@
 """A client that sends exactly what a test says: messages, or raw bytes, over a real channel."""
 
 import asyncio
+import urllib.request
 from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -180,3 +181,10 @@ async def status_of(call: Awaitable[object]) -> grpc.StatusCode:
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK
+
+
+def metrics_text(port: int) -> str:
+    """Return the answer to a scrape of a port."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS) as reply:
+        text: str = reply.read().decode()
+        return text

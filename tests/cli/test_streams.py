@@ -113,10 +113,10 @@ def test_a_table_fits_a_terminal_without_unicode(endpoint: str) -> None:
     with ModelRegistry(endpoint.partition("=")[2]) as registry:
         registry.create_model("b", user_data={"note": "é" * 50})
     words = ("client", "model_registry", "list_models", endpoint)
-    with on_terminal(*words, columns=60, environment=POSIX) as terminal:
+    with on_terminal(*words, columns=80, environment=POSIX) as terminal:
         assert terminal.wait() == 0
     lines = terminal.plain.splitlines()
-    assert max(map(len, lines)) == 60
+    assert max(map(len, lines)) == 80
     assert [line for line in lines if line.endswith("...")] == [line for line in lines if line.startswith("b ")]
 
 

@@ -106,8 +106,18 @@ def test_a_record_becomes_json_by_asdict_and_can_be_pickled(record: Any) -> None
 
 
 def test_the_package_has_its_public_names_and_only_those() -> None:
-    records = ["Alias", "Latest", "ModelInfo", "ModelRegistry", "Progress", "Version", "VersionInfo"]
-    names = [*records, "__version__", "aio", "errors"]
+    lifecycle = ["Alias", "Consumer", "Decision", "Gap", "ModelSummary", "RetentionReport", "RetentionRule"]
+    classes = [
+        *lifecycle,
+        "Latest",
+        "ModelInfo",
+        "ModelRegistry",
+        "Progress",
+        "TransientShare",
+        "Version",
+        "VersionInfo",
+    ]
+    names = [*sorted(classes), "__version__", "aio", "errors"]
     assert dir(cogment_model_registry) == cogment_model_registry.__all__ == names
     assert all(hasattr(cogment_model_registry, name) for name in names)
     assert dir(cogment_model_registry) == names

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -17,12 +18,13 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from cogment_model_registry.errors import UnavailableError
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
-from tests.client import Client, connected, refused
+from tests.client import Client, connected, metrics_text, refused
 from tests.processes import server_process
 from tests.server.under_way import begin_to_stop, begin_upload
 from tests.waiting import PATIENCE_SECONDS, eventually
@@ -128,6 +130,25 @@ class FailingFiles(Files):
             self.fails = False
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         super().sync_file(file)
+
+
+async def test_server_whose_database_fails_says_so_and_goes_on(tmp_path: Path) -> None:
+    def fail(_connection: sqlite3.Connection) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    settings = Settings(metrics_port=0, grace_seconds=0)
+    async with serving(tmp_path, settings) as server, connected(server.port) as client:
+        await client.create_model("m")
+        assert await client.status("catalog") == {"catalog": "ok"}
+        with pytest.raises(UnavailableError):
+            await server._backends.catalog._index._database.change(fail)  # type: ignore[attr-defined] # the local one
+        assert await client.status("catalog") == {"catalog": "the catalog failed: disk I/O error"}
+        text = await asyncio.to_thread(metrics_text, server.metrics_port or 0)
+        assert "cogment_model_registry_catalog_usable 0.0" in text
+        assert await check(client) == SERVING
+        await client.publish("m", b"published")
+        await client.store("m", b"stored")
+        assert await client.data("m") == b"stored"
 
 
 async def test_server_whose_archive_refuses_writes_is_not_serving(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import lifecycle
 from cogment_model_registry.wire import messages as m
-from tests.client import Client, body, connected, header, next_version, refused
+from tests.client import Client, body, connected, header, metrics_text, next_version, refused
 from tests.processes import run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS, eventually
 
@@ -82,13 +82,6 @@ class MeteredServer:
         await eventually(has_value)
 
 
-def metrics_text(port: int) -> str:
-    """Return the answer to a scrape of a port."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS) as reply:
-        text: str = reply.read().decode()
-        return text
-
-
 @pytest.fixture
 async def metered(tmp_path: Path) -> AsyncIterator[MeteredServer]:
     """A server with metrics, room for four transient versions and 8 MiB of them."""
@@ -129,6 +122,7 @@ async def test_every_metric_is_served(metered: MeteredServer) -> None:
     assert names - of_the_process == {
         "archive_operation_seconds",
         "archive_usable",
+        "catalog_usable",
         "budget_bytes",
         "budget_items",
         "call_seconds",
@@ -168,7 +162,7 @@ async def test_idle_server_reports_its_limits_and_no_load(metered: MeteredServer
     scrape = await metered.scrape()
     assert scrape("info", version=cogment_model_registry.__version__) == 1
     assert (scrape("budget_bytes"), scrape("budget_items")) == (BUDGET_BYTES, MAX_ITEMS)
-    assert scrape("archive_usable") == 1
+    assert scrape("archive_usable") == scrape("catalog_usable") == 1
     for name in ("load", "held_bytes", "models", "uploads", "readers", "watchers"):
         assert scrape(name) == 0, name
     for name in ("versions", "version_bytes"):

@@ -6,7 +6,8 @@ far each has been told, which means something after a restart too.
 
 import base64
 import json
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
+from functools import lru_cache
 
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
@@ -38,6 +39,10 @@ class Place:
     changed: int = 0
     digest: int = 0
 
+    def parts(self) -> tuple[int, ...]:
+        """Return its values, in their order."""
+        return self.life, self.number, self.told, self.lost_sequence, self.changed, self.digest
+
 
 @dataclass(slots=True)
 class Token:
@@ -61,9 +66,8 @@ class Token:
         """Return the text of the token."""
         places = None
         if self.places is not None and len(self.places) <= PLACES_MAX:
-            places = [(model_id, *astuple(place)) for model_id, place in self.places.items()]
-        parts = [self.epoch, self.sequence, self.model_id, self.number, places]
-        return base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode()
+            places = tuple([(model_id, *place.parts()) for model_id, place in self.places.items()])
+        return _encode((self.epoch, self.sequence, self.model_id, self.number, places))
 
     @classmethod
     def decode(cls, text: str) -> "Token":
@@ -85,6 +89,12 @@ class Token:
             return cls(_whole(epoch), _whole(sequence), _text(model_id), _number(number), places)
         except (ValueError, TypeError, KeyError, IndexError, RecursionError):
             raise InvalidError("resume_token is malformed: it must be one that a watch has given") from None
+
+
+@lru_cache(64)
+def _encode(parts: tuple[object, ...]) -> str:
+    """Return parts as text: once for all watchers that are equally far."""
+    return base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode()
 
 
 def _place(parts: list[object]) -> Place:

@@ -88,6 +88,7 @@ class RegistryStatus:
         watchers: Watchers that wait for news.
         load: From 0 to 254, or 255 when the archive takes no writes.
         archive_failure: Why the archive takes no writes; empty while it does, and when it is read-only.
+        catalog_failure: Why aliases, tags, metrics and rules cannot be changed; empty while they can.
         is_read_only: Whether the registry takes no writes because it was started so.
     """
 
@@ -100,6 +101,7 @@ class RegistryStatus:
     watchers: int
     load: int
     archive_failure: str
+    catalog_failure: str
     is_read_only: bool
 
 
@@ -444,6 +446,7 @@ class Registry:
             watchers=self.watchers,
             load=self._load(),
             archive_failure=self._archive.failure,
+            catalog_failure=self._catalog.failure,
             is_read_only=self._archive.is_read_only,
         )
 

@@ -158,6 +158,12 @@ class _StateCollector(Collector):
             {},
             int(not status.archive_failure),
         )
+        yield _gauge(
+            "catalog_usable",
+            "Whether the catalog works: 0 when aliases, tags, metrics and rules cannot be changed.",
+            {},
+            int(not status.catalog_failure),
+        )
         state = self._registration()
         yield _family(
             "registration",

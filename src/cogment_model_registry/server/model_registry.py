@@ -176,4 +176,5 @@ class ModelRegistryService:
             "retrievals": str(status.readers),
             "watchers": str(status.watchers),
             "archive": status.archive_failure or ("read-only" if status.is_read_only else "ok"),
+            "catalog": status.catalog_failure or "ok",
         }

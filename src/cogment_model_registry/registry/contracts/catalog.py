@@ -151,6 +151,11 @@ class Catalog(ABC):
     another one. Left without an error, the change is visible, in one step; left with an error, nothing has changed.
     """
 
+    @property
+    def failure(self) -> str:
+        """Why changes of aliases, tags, metrics and rules are refused, and searches fail; empty while they work."""
+        return ""
+
     @abstractmethod
     async def open(self) -> None:
         """Load what exists."""

@@ -48,6 +48,11 @@ class VersionIndex:
         self._on_aliases_changed = on_aliases_changed
         self._following = Following(database, archive, self._take_aliases)
 
+    @property
+    def failure(self) -> str:
+        """Why the database takes no more changes; empty while it does."""
+        return self._database.failure
+
     async def open(self) -> dict[str, KnownFolder]:
         """Open the database; return what is known of the folders.
 

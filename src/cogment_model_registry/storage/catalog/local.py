@@ -97,6 +97,10 @@ class LocalCatalog(Catalog):
         self._requests = {archived: RequestLog() for archived in (False, True)}
         self._stopping = False
 
+    @property
+    def failure(self) -> str:
+        return self._index.failure
+
     async def open(self) -> None:
         known = await self._index.open()
         found = await self._archive.scan(known)

@@ -1,0 +1,100 @@
+"""The jobs of load processes that follow a model: with the bytes along, or told and then fetched."""
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from hashlib import sha256
+from typing import Any
+
+import grpc.aio
+
+from benchmarks.clients import Client, Upload, connected
+from benchmarks.load import meet
+from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.news import CaughtUp
+from cogment_model_registry.records.versions import digest_text
+from cogment_model_registry.wire import messages as m
+from cogment_model_registry.wire.watching import Bytes, decode_reply, watch_request
+
+_NEWS_SECONDS = 20.0
+"""How long a follower waits for the next version at most."""
+
+
+async def followed_moments(port: int, upload: Upload, connections: int, streams: int, rounds: int) -> list[float]:
+    """Follow a model with `streams` streams over some connections; the bytes of versions come along.
+
+    Returns:
+        For each of `rounds` versions, the moment at which the last stream had its verified bytes.
+    """
+    last = [0.0] * rounds
+    request = watch_request(upload.model_id, "", inline_max_bytes=upload.size_bytes)
+
+    async def follow(call: Any) -> None:
+        for index in range(rounds):
+            await _read_version(call)
+            last[index] = max(last[index], time.monotonic())
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(port)) for _ in range(connections)]
+        calls = [clients[index % connections].follow(request) for index in range(streams)]
+        await asyncio.gather(*map(_begin, calls))
+        await meet()
+        await asyncio.gather(*map(follow, calls))
+        for call in calls:
+            call.cancel()
+    return last
+
+
+async def _begin(call: Any) -> None:
+    """Read what existed."""
+    while await _read_version(call):
+        pass
+
+
+async def _read_version(call: Any) -> bool:
+    """Read up to the end of a version, or up to the end of what existed; return whether it was a version."""
+    version, parts = None, list[memoryview]()
+    while True:
+        async with asyncio.timeout(_NEWS_SECONDS):
+            message = await call.read()
+        if message is grpc.aio.EOF:
+            raise RuntimeError("a watch ended")
+        reply = decode_reply(message)
+        if isinstance(reply, Bytes):
+            parts.append(reply.data)
+            if reply.is_last and version is not None:
+                if digest_text(sha256(b"".join(parts)).digest()) != version.data_hash:
+                    raise RuntimeError("a follower got wrong bytes")
+                return True
+        elif isinstance(reply[1], CaughtUp):
+            return False
+        elif isinstance(reply[1], Version):
+            version = reply[1]
+
+
+async def told_then_fetched_moments(
+    port: int, upload: Upload, connections: int, streams: int, rounds: int
+) -> list[float]:
+    """Watch a model with `streams` streams over some connections, each of which retrieves each version.
+
+    Returns:
+        For each of `rounds` versions, the moment at which the last of them had its bytes.
+    """
+    last = [0.0] * rounds
+
+    async def watch(client: Client, call: Any) -> None:
+        for index in range(rounds):
+            async with asyncio.timeout(_NEWS_SECONDS):
+                update = m.VersionUpdateReply.FromString(await call.read())
+            await client.retrieve(upload.model_id, update.version_info.version_number)
+            last[index] = max(last[index], time.monotonic())
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(port)) for _ in range(connections)]
+        calls = [clients[index % connections].watch(upload.model_id) for index in range(streams)]
+        await asyncio.gather(*(call.read() for call in calls))
+        await meet()
+        await asyncio.gather(*(watch(clients[index % connections], call) for index, call in enumerate(calls)))
+        for call in calls:
+            call.cancel()
+    return last
