@@ -158,12 +158,12 @@ async def test_against_the_original_nothing_is_reported_and_debug_says_so(
 
 async def test_a_barrier_waits_until_enough_consumers_run_the_version(registry: Any) -> None:
     version = await registry.publish("policy", b"1")
+    await registry.report_consumer("policy", "d", version=1)
+    await registry.report_consumer("policy", "d", version=1, state="gone")
     waiting = asyncio.create_task(registry.wait_for_consumers("policy", version, count=3))
     for name in ("a", "b"):
         await registry.report_consumer("policy", name, version=1)
     await registry.report_consumer("policy", "c", state="loading")
-    await registry.report_consumer("policy", "d", version=1)
-    await registry.report_consumer("policy", "d", version=1, state="gone")
     assert not waiting.done()
     await registry.report_consumer("policy", "c", version=1)
     assert [each.consumer_id for each in await waiting] == ["a", "b", "c"]

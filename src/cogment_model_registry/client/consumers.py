@@ -14,8 +14,9 @@ from cogment_model_registry.records.consumers import STATES, TTL_DEFAULT_SECONDS
 
 _PAUSE_MIN_SECONDS = 0.003
 _PAUSE_MAX_SECONDS = 0.25
-"""The pauses between two looks at consumers that are waited for: a hundredth of the time that was waited, and at least
-twice what a look takes, so that waiting costs the registry little."""
+_PAUSE_OF_LOOK_SECONDS = 0.02
+"""The pauses between two looks at consumers that are waited for: a hundredth of the time that was waited, and twice
+what a look takes if that is not long, so that waiting costs the registry little."""
 
 _NAMED_MAX = 3
 """How many of the consumers that it waited for an error names."""
@@ -80,7 +81,8 @@ class Consumers:
             if not left_seconds:
                 raise await self._timed_out(goal, wanted, now - began)
             pause = min(max((now - began) / 100, _PAUSE_MIN_SECONDS), _PAUSE_MAX_SECONDS)
-            await self._calls.backend.sleep(min(max(pause, 2 * (now - look_began)), deadline.left_seconds()))
+            pause = max(pause, min(2 * (now - look_began), _PAUSE_OF_LOOK_SECONDS))
+            await self._calls.backend.sleep(min(pause, deadline.left_seconds()))
 
     async def _goal(
         self,

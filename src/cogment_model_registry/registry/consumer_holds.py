@@ -66,7 +66,7 @@ class ConsumerHolds:
         return sorted(version.consumer_ids) if version else ()
 
     def change(
-        self, ref: ModelRef, consumer_id: str, before: Iterable[int], after: Mapping[int, VersionInfo | None]
+        self, ref: ModelRef, consumer_id: str, before: Sequence[int], after: Mapping[int, VersionInfo | None]
     ) -> bool:
         """Change what a consumer holds, all or nothing.
 
@@ -82,6 +82,8 @@ class ConsumerHolds:
         Raises:
             TooLargeError: They are too many, or have too many bytes.
         """
+        if not before and not after:
+            return True
         released = [number for number in before if number not in after]
         wanted = [info for number, info in after.items() if info is not None]
         if any(self._holds.is_being_removed(ref, info.number) for info in wanted):

@@ -160,11 +160,12 @@ class Consumers:
         self._registry.check_model_id(report.model_id)
         check_consumer(report, self._registry.limits.model_id_max_bytes)
         self.expire()
-        report = replace(
-            report,
-            ttl_seconds=report.ttl_seconds or TTL_DEFAULT_SECONDS,
-            held_versions=tuple(sorted({*report.held_versions})) if report.is_live else (),
-        )
+        if not report.ttl_seconds or report.held_versions:
+            report = replace(
+                report,
+                ttl_seconds=report.ttl_seconds or TTL_DEFAULT_SECONDS,
+                held_versions=tuple(sorted({*report.held_versions})) if report.is_live else (),
+            )
         while True:
             ref = await self._catalog.find(report.model_id)
             removals = self._removals
@@ -246,23 +247,24 @@ class Consumers:
         if report.version_number != before.version_number:
             entry.behind_since_ns = None
         entry.consumer = report
-        entry.consumer = replace(self._with_lag(entry, newer), reported_ns=self._now_ns())
+        entry.consumer = self._with_lag(entry, newer, reported_ns=self._now_ns())
         self._gone.pop(entry, None)
         entry.due = self._now() + report.ttl_seconds
         self._enqueue(entry)
         if _told(before) != _told(report):
             self._tell(entry.consumer)
 
-    def _with_lag(self, entry: _Entry, newer: Newer) -> Consumer:
-        """Return a consumer with what it lacks now."""
+    def _with_lag(self, entry: _Entry, newer: Newer, reported_ns: int | None = None) -> Consumer:
+        """Return a consumer with what it lacks now, and perhaps with a new time of its report."""
+        consumer = entry.consumer
+        reported_ns = consumer.reported_ns if reported_ns is None else reported_ns
         if not newer.versions or newer.since_ns is None:
-            entry.behind_since_ns = None
-            return replace(entry.consumer, versions_behind=newer.versions, seconds_behind=0.0)
-        # Once known it stays: a catalog forgets when very old versions became visible.
-        since_ns = min(newer.since_ns, entry.behind_since_ns or newer.since_ns)
-        entry.behind_since_ns = since_ns
-        seconds = max(self._now_ns() - since_ns, 0) / 1e9
-        return replace(entry.consumer, versions_behind=newer.versions, seconds_behind=seconds)
+            entry.behind_since_ns, seconds = None, 0.0
+        else:
+            # Once known it stays: a catalog forgets when very old versions became visible.
+            entry.behind_since_ns = min(newer.since_ns, entry.behind_since_ns or newer.since_ns)
+            seconds = max(self._now_ns() - entry.behind_since_ns, 0) / 1e9
+        return replace(consumer, versions_behind=newer.versions, seconds_behind=seconds, reported_ns=reported_ns)
 
     def _tell(self, consumer: Consumer) -> None:
         for listener in [*self._listeners]:
