@@ -858,6 +858,7 @@ def test_commands_and_flags_are_completed() -> None:
     assert completed("cogment client mod") == ["plain,model_registry"]
     assert set(completed("cogment client model_registry list")) == {
         "plain,list_aliases",
+        "plain,list_consumers",
         "plain,list_models",
         "plain,list_versions",
     }
