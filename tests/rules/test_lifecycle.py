@@ -1,7 +1,7 @@
 """The rules of the life of versions, on backends in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -15,7 +15,7 @@ from cogment_model_registry.errors import (
     PreconditionError,
     TooLargeError,
 )
-from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
+from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange, Version
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING
@@ -67,6 +67,28 @@ async def world(hashing: ThreadPoolExecutor) -> AsyncIterator[World]:
     await registry.create_or_update_model(ModelInfo("m"))
     yield World(registry, Lifecycle(registry, catalog, archive, transient), archive, transient)
     await catalog.close()
+
+
+async def test_a_version_that_changes_while_it_is_described_is_shown_as_it_is_then(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.upload()
+    await world.lifecycle.update_version("m", 1, AnnotationChange({"stage": "new"}))
+    describe = MemoryCatalog.describe
+    changes: list[Callable[[str, int], Awaitable[object]]]
+    changes = [world.lifecycle.promote_version, world.lifecycle.delete_version]
+
+    async def described_late(catalog: MemoryCatalog, infos: Sequence[VersionInfo]) -> list[Version]:
+        monkeypatch.setattr(MemoryCatalog, "describe", describe)
+        await changes.pop(0)("m", 1)
+        return await describe(catalog, infos)
+
+    monkeypatch.setattr(MemoryCatalog, "describe", described_late)
+    version = await world.lifecycle.get_version("m", 1)
+    assert (version.archived, version.tags) == (True, {"stage": "new"})
+    monkeypatch.setattr(MemoryCatalog, "describe", described_late)
+    with pytest.raises(NotFoundError):
+        await world.lifecycle.promote_version("m", 1)
 
 
 async def test_a_promoted_version_keeps_its_number_its_bytes_and_its_time(world: World) -> None:
