@@ -45,6 +45,8 @@ class _AsyncioChannel:
         else:
             self.calls = grpc.aio.insecure_channel(address, options=OPTIONS)
         self.uploads = blocking_channel(address, secure=secure)
+        # gRPC 1.60 ends only those calls with its channel that a task awaits with nothing in between.
+        self.streams: set[Any] = set()
         self.is_closed = False
         _open.add(self)
 
@@ -113,6 +115,8 @@ class AsyncioBackend:
         channel.is_closed = True
         channel.uploads.close()
         if self._loop is asyncio.get_running_loop():
+            for call in [*channel.streams]:
+                call.cancel()
             await channel.calls.close()
 
     async def unary(self, channel: Channel, path: str, request: bytes, timeout_seconds: float) -> bytes:
@@ -168,6 +172,8 @@ class AsyncioBackend:
         method = channel.calls.unary_stream(path)
         with refusing_closed_channels():
             call = method(request, timeout=timeout_seconds, metadata=metadata_of(token))
+        channel.streams.add(call)
+        call.add_done_callback(channel.streams.discard)
         return _AsyncioReplies(call, channel)
 
     async def together(self, works: Sequence[Callable[[Backend], Awaitable[None]]]) -> None:
