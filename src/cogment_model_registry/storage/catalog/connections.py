@@ -44,8 +44,12 @@ def connect(path: str, mode: str) -> sqlite3.Connection:
         isolation_level=None,
         check_same_thread=False,  # closed on the thread that uses it, but opened by the pool's choice
     )
-    connection.execute("PRAGMA foreign_keys = ON")
-    connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+    try:
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")  # reads the file, which may be no database
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
