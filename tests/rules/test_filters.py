@@ -1,5 +1,7 @@
 """Filters and orders of searches: what they accept, and how they are refused."""
 
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import pytest
@@ -165,3 +167,16 @@ def test_a_search_goes_on_after_each_position(text: str) -> None:
     whole = arranged(order, versions)
     for index, version in enumerate(whole):
         assert arranged(order, versions, position_of(order, version)) == whole[index + 1 :]
+
+
+def test_only_a_filter_that_is_not_empty_loads_the_parser() -> None:
+    program = """
+import sys
+from cogment_model_registry.registry.filters import EVERYTHING, MODELS, Has, parse_filter
+
+assert parse_filter("") is parse_filter("", MODELS) is EVERYTHING
+assert "lark" not in sys.modules
+assert parse_filter("tags:stage") == Has("tags", "stage")
+assert "lark" in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)

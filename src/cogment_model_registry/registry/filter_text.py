@@ -1,6 +1,6 @@
 """Filters of searches as text: checked, and turned into a tree that a catalog can evaluate.
 
-It is imported by the first search: lark, and the preparation of its grammar, take longer than the rest of a start.
+It is imported by `filters.parse_filter`, since lark and its grammar take longer to load than all the rest of a start.
 
 The language is that of https://google.aip.dev/160, as far as registries need it:
 

@@ -154,6 +154,18 @@ BY_NUMBER = Order(Field("version_number"))
 """The order of a search that asks for none."""
 
 
+def parse_filter(text: str, vocabulary: Vocabulary = VERSIONS) -> Filter:
+    """Return the filter that a text describes; see `filter_text.parse_filter`.
+
+    The parser is loaded with the first text that is not empty: that takes longer than the rest of a start.
+    """
+    if not text:
+        return EVERYTHING
+    from cogment_model_registry.registry import filter_text  # noqa: PLC0415 # as above
+
+    return filter_text.parse_filter(text, vocabulary)
+
+
 def parse_order(text: str) -> Order:
     """Return the order that a text such as ``metrics.return desc`` describes; by number for the empty text.
 

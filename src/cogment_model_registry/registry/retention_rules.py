@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.retention import RetentionRule, check_rules
-from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches
+from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches, parse_filter
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +78,6 @@ class Rules:
 def _filter_of(rule: RetentionRule, position: int, model_id: str) -> Filter:
     if not rule.filter.strip():
         return EVERYTHING
-    from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
-
     try:
         return parse_filter(rule.filter)
     except InvalidError as error:

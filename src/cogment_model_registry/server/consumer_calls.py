@@ -7,10 +7,11 @@ import structlog
 from cogment_model_registry.errors import InvalidError, shown
 from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.registry.consumers import Consumers
+from cogment_model_registry.registry.filters import CONSUMERS, parse_filter
 from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.wire import consumers as wire
 from cogment_model_registry.wire import convert
-from cogment_model_registry.wire.lifecycle import build_token, page_size, parse_token
+from cogment_model_registry.wire.lifecycle import build_token, fitting, page_size, parse_token
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -42,26 +43,17 @@ class ConsumerCalls:
         request = convert.decode(wire.ListConsumersRequest, data)
         if request.model_id:
             call.about(model_id=request.model_id)
-        from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
-        from cogment_model_registry.registry.filters import CONSUMERS  # noqa: PLC0415
-
         # A consumer that comes or goes in the meantime moves no page: the next one begins after a model and an id.
         question = (request.model_id, request.filter)
         after = _position(parse_token(request.page_token, question, 2))
         limit = page_size(request.page_size)
         accepted = parse_filter(request.filter, CONSUMERS)
         found = await self._rules.find(request.model_id or None, accepted, after, limit)
-        reply, size_bytes = wire.ListConsumersReply(), 0
-        for consumer in found:
-            message = wire.consumer_message(consumer)
-            size_bytes += message.ByteSize()
-            if reply.consumers and size_bytes > self._reply_max_bytes:
-                break
-            reply.consumers.append(message)
-        if len(reply.consumers) < len(found) or len(found) == limit:
-            last = reply.consumers[-1]
-            reply.next_page_token = build_token(question, (last.model_id, last.consumer_id))
-        return reply.SerializeToString()
+        page = fitting(map(wire.consumer_message, found), self._reply_max_bytes)
+        token = ""
+        if len(page) < len(found) or len(found) == limit:
+            token = build_token(question, (page[-1].model_id, page[-1].consumer_id))
+        return wire.ListConsumersReply(consumers=page, next_page_token=token).SerializeToString()
 
 
 def _position(parts: list[str | int | float | bool | None] | None) -> tuple[str, str]:

@@ -8,12 +8,13 @@ import structlog
 
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Decision, ModelSummary
+from cogment_model_registry.registry.filters import MODELS, parse_filter
 from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.retention import Application
 from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.wire import convert, models
-from cogment_model_registry.wire.lifecycle import build_token, page_size, parse_token
+from cogment_model_registry.wire.lifecycle import build_index, build_token, fitting, page_size, parse_index, parse_token
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -44,16 +45,13 @@ class ModelCalls:
         request = convert.decode(models.ListModelsRequest, data)
         if request.model_ids:
             return await self._get_models(request)
-        from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
-        from cogment_model_registry.registry.filters import MODELS  # noqa: PLC0415
-
         # A model that is created or deleted in the meantime moves no page: the next one begins after an id.
         question = (request.filter,)
         after = parse_token(request.page_token, question, 1)
         limit = page_size(request.page_size)
         accepted = parse_filter(request.filter, MODELS)
         found = await self._rules.find(accepted, str(after[0]) if after else "", limit)
-        page = self._cut(found)
+        page = self._page(found)
         token = ""
         if len(page) < len(found) or len(found) == limit:
             token = build_token(question, (found[len(page) - 1].model_id,))
@@ -64,24 +62,14 @@ class ModelCalls:
         if request.filter:
             raise InvalidError("ListModels takes model_ids, or a filter, and not both")
         model_ids = [*request.model_ids]
-        [start] = parse_token(request.page_token, model_ids, 1) or [0]
-        if not isinstance(start, int) or not 0 <= start < len(model_ids):
-            raise InvalidError("page_token is malformed")
-        page = self._cut(await self._rules.get(model_ids[start:]))
-        end = start + len(page)
-        token = build_token(model_ids, [end]) if end < len(model_ids) else ""
+        start = parse_index(request.page_token, model_ids)
+        page = self._page(await self._rules.get(model_ids[start:]))
+        token = build_index(model_ids, start + len(page))
         return models.ListModelsReply(models=page, next_page_token=token).SerializeToString()
 
-    def _cut(self, found: Sequence[ModelSummary]) -> list[models.ModelMessage]:
+    def _page(self, found: Sequence[ModelSummary]) -> list[models.ModelMessage]:
         """Return the messages of as many models as fit a reply, at least one."""
-        size_bytes, page = 0, list[models.ModelMessage]()
-        for model in found:
-            message = models.model_message(model)
-            size_bytes += message.ByteSize()
-            if page and size_bytes > self._reply_max_bytes:
-                break
-            page.append(message)
-        return page
+        return fitting(map(models.model_message, found), self._reply_max_bytes)
 
     async def _update_model(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(models.UpdateModelRequest, data)

@@ -1,15 +1,16 @@
 """The calls of ModelLifecycle: decode the request, call the rules, encode the reply."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Sequence
 
 import grpc
 import structlog
 
-from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
+from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
-from cogment_model_registry.registry.filters import Order, Position, may_have, parse_order, position_of
+from cogment_model_registry.registry.filters import Order, Position, may_have, parse_filter, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.server.consumer_calls import ConsumerCalls
@@ -94,13 +95,7 @@ class ModelLifecycleService:
 
     async def _upload_version(self, call: Call) -> bytes:
         with self._transfers.receiving(call, lifecycle.decode_upload) as receiver:
-            try:
-                version = await self._receive_version(receiver, call)
-            except TimedOutError:
-                raise  # nothing has to be discarded
-            except ModelRegistryError:
-                await receiver.discard()
-                raise
+            version = await receiver.accepting(self._receive_version(receiver, call))
         call.about(number=version.number)
         return lifecycle.encode_uploaded(version)
 
@@ -127,13 +122,11 @@ class ModelLifecycleService:
         if request.versions:
             return await self._get_versions(request)
         question = (request.model_id, request.filter, request.order_by)
-        from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
-
         accepted, order = parse_filter(request.filter), parse_order(request.order_by)
         after = position_in(order, lifecycle.parse_token(request.page_token, question, 3))
         limit = lifecycle.page_size(request.page_size)
         versions = await self._rules.search(request.model_id or None, accepted, order, after, limit)
-        page = self._cut(map(lifecycle.version_message, versions))
+        page = self._page(versions)
         token = ""
         if len(page) < len(versions) or len(versions) == limit:
             last = position_of(order, versions[len(page) - 1])
@@ -149,24 +142,15 @@ class ModelLifecycleService:
                 f"versions has {len(request.versions)} entries; at most {lifecycle.PAGE_MAX_ITEMS} are allowed"
             )
         refs = [(ref.model_id or request.model_id, lifecycle.key_of(ref)) for ref in request.versions]
-        question = [part for model_id, key in refs for part in (model_id, repr(key))]
-        [start] = lifecycle.parse_token(request.page_token, question, 1) or [0]
-        if not isinstance(start, int) or not 0 <= start < len(refs):
-            raise InvalidError("page_token is malformed")
-        page = self._cut(map(lifecycle.version_message, await self._rules.get_versions(refs[start:])))
-        end = start + len(page)
-        token = lifecycle.build_token(question, [end]) if end < len(refs) else ""
+        named = [json.dumps(ref) for ref in refs]
+        start = lifecycle.parse_index(request.page_token, named)
+        page = self._page(await self._rules.get_versions(refs[start:]))
+        token = lifecycle.build_index(named, start + len(page))
         return lifecycle.ListVersionsReply(versions=page, next_page_token=token).SerializeToString()
 
-    def _cut(self, messages: Iterable[lifecycle.VersionMessage]) -> list[lifecycle.VersionMessage]:
-        """Return as many messages as fit a reply, at least one."""
-        size_bytes, page = 0, list[lifecycle.VersionMessage]()
-        for message in messages:
-            size_bytes += message.ByteSize()
-            if page and size_bytes > self._settings.reply_max_bytes:
-                break
-            page.append(message)
-        return page
+    def _page(self, versions: Sequence[Version]) -> list[lifecycle.VersionMessage]:
+        """Return the messages of as many versions as fit a reply, at least one."""
+        return lifecycle.fitting(map(lifecycle.version_message, versions), self._settings.reply_max_bytes)
 
     async def _update_version(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(lifecycle.UpdateVersionRequest, data)

@@ -10,9 +10,10 @@ from contextlib import aclosing
 import grpc
 
 from cogment_model_registry._version import __version__
-from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError
+from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.versions import VersionHeader, VersionInfo
 from cogment_model_registry.registry.registry import Registry
-from cogment_model_registry.server.transfers import Transfers
+from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, messages
@@ -92,17 +93,15 @@ class ModelRegistryService:
 
     async def _create_version(self, call: Call) -> bytes:
         with self._transfers.receiving(call, convert.decode_upload_chunk) as receiver:
-            try:
-                async with await self._registry.create_version(await receiver.header()) as upload:
-                    await receiver.pass_on(upload.write)
-                    info = await upload.commit()
-            except TimedOutError:
-                raise  # nothing has to be discarded
-            except ModelRegistryError:
-                await receiver.discard()
-                raise
+            info = await receiver.accepting(self._receive_version(receiver))
         call.about(number=info.number)
         return convert.encode_version(info)
+
+    async def _receive_version(self, receiver: Receiver[VersionHeader]) -> VersionInfo:
+        """Create a version from the bytes that are received."""
+        async with await self._registry.create_version(await receiver.header()) as upload:
+            await receiver.pass_on(upload.write)
+            return await upload.commit()
 
     async def _retrieve_version_infos(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.RetrieveVersionInfosRequest, data)

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Generic, Protocol, Self, TypeVar
 
-from cogment_model_registry.errors import InvalidError, TimedOutError, counted
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError, counted
 from cogment_model_registry.records.sizes import KIB, MIB
 from cogment_model_registry.registry.registry import VersionReader
 from cogment_model_registry.serving.calls import Call
@@ -71,6 +71,7 @@ class Header(Protocol):
 
 
 _Header = TypeVar("_Header", bound=Header)
+_T = TypeVar("_T")
 
 
 class Transfers:
@@ -241,6 +242,16 @@ class Receiver(_Transfer, Generic[_Header]):
             self._budget = self._budgets[chunk.archived]
             self._expected_bytes = min(chunk.data_size_bytes, _USUAL_MESSAGE_BYTES)
         return chunk
+
+    async def accepting(self, work: Awaitable[_T]) -> _T:
+        """Return the result of what receives and uses the messages; discard those that follow if it refuses them."""
+        try:
+            return await work
+        except TimedOutError:
+            raise  # nothing has to be discarded
+        except ModelRegistryError:
+            await self.discard()
+            raise
 
     async def discard(self) -> None:
         """Read and drop, for a moment, what the client of a refused upload still sends.

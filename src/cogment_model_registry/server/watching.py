@@ -9,6 +9,7 @@ from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.news import Event, Gap
 from cogment_model_registry.registry.consumers import Consumers
+from cogment_model_registry.registry.filters import parse_filter
 from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.registry.watching import Question, Watches
 from cogment_model_registry.server.consumer_news import with_consumers
@@ -45,8 +46,6 @@ class WatchCalls:
         """Answer a call."""
         request = convert.decode(wire.WatchRequest, data)
         call.about(model_ids=[*request.model_ids], mode=request.mode)
-        from cogment_model_registry.registry.filter_text import parse_filter  # noqa: PLC0415 # see there
-
         every = wire.is_every(request)
         question = Question([*request.model_ids], every, parse_filter(request.filter), request.resume_token)
         with self._transfers.telling(call) as teller:

@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from hashlib import sha256
+from typing import TypeVar
 
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.lifecycle import (
@@ -16,9 +17,11 @@ from cogment_model_registry.records.lifecycle import (
 )
 from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
-from cogment_model_registry.wire import convert
+from cogment_model_registry.wire import convert, messages
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
 from cogment_model_registry.wire.frames import embed, split_read_chunk, split_upload_data
+
+_Message = TypeVar("_Message", bound=messages.Message)
 
 SERVICE_NAME = lifecycle_pb2.DESCRIPTOR.services_by_name["ModelLifecycle"].full_name
 
@@ -53,6 +56,17 @@ _TOKEN_MAX_CHARACTERS = 4_000_000  # a value of `user_data` may be in it, with m
 def page_size(asked: int) -> int:
     """Return how many entries a page has at most."""
     return min(asked, PAGE_MAX_ITEMS) if asked else PAGE_DEFAULT_ITEMS
+
+
+def fitting(messages: Iterable[_Message], max_bytes: int) -> list[_Message]:
+    """Return as many messages, from the first one on, as fit a reply of so many bytes; at least one."""
+    size_bytes, page = 0, list[_Message]()
+    for message in messages:
+        size_bytes += message.ByteSize()
+        if page and size_bytes > max_bytes:
+            break
+        page.append(message)
+    return page
 
 
 # Versions.
@@ -279,6 +293,23 @@ def build_token(question: Sequence[str], position: Sequence[str | int | float | 
     """
     text = json.dumps([_digest(question), *position], separators=(",", ":"))
     return base64.urlsafe_b64encode(text.encode()).decode()
+
+
+def build_index(named: Sequence[str], index: int) -> str:
+    """Return the token of the page that begins with one of the things that a request names; empty after the last."""
+    return build_token(named, [index]) if index < len(named) else ""
+
+
+def parse_index(token: str, named: Sequence[str]) -> int:
+    """Return where the page with a token begins among the things that a request names.
+
+    Raises:
+        InvalidError: It is no token, or one of another request.
+    """
+    [index] = parse_token(token, named, 1) or [0]
+    if not isinstance(index, int) or not 0 <= index < len(named):
+        raise InvalidError("page_token is malformed")
+    return index
 
 
 def parse_token(token: str, question: Sequence[str], length: int) -> list[str | int | float | bool | None] | None:
