@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping
 from typing import SupportsIndex
 
 from cogment_model_registry.client.arguments import checked_id, checked_key, checked_tags, checked_text, checked_whole
-from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.deadlines import Deadline, Timeouts
+from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.lifecycle import Key
-from cogment_model_registry.client.lifecycle_calls import LifecycleCalls, look_up
+from cogment_model_registry.client.lifecycle_calls import LifecycleCalls, LifecyclePart, look_up
 from cogment_model_registry.errors import InvalidError, TimedOutError, counted, quoted
 from cogment_model_registry.records.consumers import STATES, TTL_DEFAULT_SECONDS, Consumer
 
@@ -28,27 +27,18 @@ _LAST_LOOK_SECONDS = 1.0
 """How long the last look may take, which begins when the time is over."""
 
 
-class Consumers:
-    """The calls of a client for consumers.
-
-    Args:
-        calls: Makes calls.
-        timeouts: How long they may take.
-    """
-
-    def __init__(self, calls: Calls, timeouts: Timeouts) -> None:
-        self._calls = calls
-        self._timeouts = timeouts
+class Consumers(LifecyclePart):
+    """The calls of a client for consumers."""
 
     async def report(self, report: Consumer, timeout: float | None) -> Consumer:
         """See `ModelRegistry.report_consumer`."""
-        return await LifecycleCalls(self._calls, self._timeouts.of_call(timeout)).report_consumer(report)
+        return await self._calls_within(timeout).report_consumer(report)
 
     async def find(
         self, model_id: str | None, accepted: str, limit: int | None, timeout: float | None
     ) -> list[Consumer]:
         """See `ModelRegistry.consumers`."""
-        return await LifecycleCalls(self._calls, self._timeouts.of_call(timeout)).find_consumers(
+        return await self._calls_within(timeout).find_consumers(
             "" if model_id is None else checked_id(model_id),
             checked_text("the filter", accepted),
             None if limit is None else checked_whole("limit", limit),

@@ -12,9 +12,7 @@ from cogment_model_registry.client.arguments import (
     checked_text,
     checked_whole,
 )
-from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.deadlines import CALL_SECONDS, Timeouts
-from cogment_model_registry.client.lifecycle_calls import LifecycleCalls
+from cogment_model_registry.client.lifecycle_calls import LifecyclePart
 from cogment_model_registry.errors import quoted
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Version
 from cogment_model_registry.records.versions import VersionInfo
@@ -26,20 +24,8 @@ _PROMOTE_SECONDS = 3600.0
 """How long a promotion may take by default: the server copies the bytes, however many, and sends none."""
 
 
-class Lifecycle:
-    """The calls of a client for versions that exist.
-
-    Args:
-        calls: Makes calls.
-        timeouts: How long they may take.
-    """
-
-    def __init__(self, calls: Calls, timeouts: Timeouts) -> None:
-        self._calls = calls
-        self._timeouts = timeouts
-
-    def _calls_within(self, timeout: float | None, default_seconds: float = CALL_SECONDS) -> LifecycleCalls:
-        return LifecycleCalls(self._calls, self._timeouts.of_call(timeout, default_seconds))
+class Lifecycle(LifecyclePart):
+    """The calls of a client for versions that exist."""
 
     async def describe_version(self, model_id: str, key: Key, timeout: float | None) -> Version:
         """See `ModelRegistry.describe_version`."""

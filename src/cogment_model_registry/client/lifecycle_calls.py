@@ -1,12 +1,12 @@
 """The calls of ModelLifecycle. Servers of the original do not have them, which errors say."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 from cogment_model_registry.client import lookups
 from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Subject
-from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.deadlines import CALL_SECONDS, Deadline, Timeouts
 from cogment_model_registry.client.lookups import version_text
 from cogment_model_registry.errors import ModelRegistryError, WrongServerError, quoted
 from cogment_model_registry.records.consumers import Consumer
@@ -26,6 +26,7 @@ from cogment_model_registry.wire import messages
 from cogment_model_registry.wire import models as wire_models
 
 _Reply = TypeVar("_Reply", bound=messages.Message)
+_T = TypeVar("_T")
 
 
 class LifecycleCalls:
@@ -73,20 +74,16 @@ class LifecycleCalls:
         self, model_id: str | None, accepted: str, order_by: str, limit: int | None
     ) -> list[Version]:
         """Return the versions that a filter accepts, in order; all of them for a limit of None."""
-        found: list[Version] = []
-        token = ""
         subject = Subject("looking for versions", model_id)
-        while limit is None or len(found) < limit:
-            size = wire.PAGE_MAX_ITEMS if limit is None else min(limit - len(found), wire.PAGE_MAX_ITEMS)
+
+        async def page(size: int, token: str) -> _Page[Version]:
             request = wire.ListVersionsRequest(
                 model_id=model_id or "", filter=accepted, order_by=order_by, page_size=size, page_token=token
             )
             reply = await self._call("ListVersions", request, wire.ListVersionsReply, subject)
-            found += map(wire.version_from_message, reply.versions)
-            token = reply.next_page_token
-            if not token:
-                break
-        return found
+            return map(wire.version_from_message, reply.versions), reply.next_page_token
+
+        return await _all_pages(page, limit)
 
     async def update_version(self, model_id: str, key: int | str, change: AnnotationChange) -> Version:
         """Change tags and metrics of a version."""
@@ -127,18 +124,14 @@ class LifecycleCalls:
 
     async def find_models(self, accepted: str, limit: int | None) -> list[ModelSummary]:
         """Return the models that a filter accepts, ordered by id; all of them for a limit of None."""
-        found: list[ModelSummary] = []
-        token = ""
-        while limit is None or len(found) < limit:
-            size = wire.PAGE_MAX_ITEMS if limit is None else min(limit - len(found), wire.PAGE_MAX_ITEMS)
+        subject = Subject("looking for models", None)
+
+        async def page(size: int, token: str) -> _Page[ModelSummary]:
             request = wire_models.ListModelsRequest(filter=accepted, page_size=size, page_token=token)
-            subject = Subject("looking for models", None)
             reply = await self._call("ListModels", request, wire_models.ListModelsReply, subject)
-            found += map(wire_models.model_from_message, reply.models)
-            token = reply.next_page_token
-            if not token:
-                break
-        return found
+            return map(wire_models.model_from_message, reply.models), reply.next_page_token
+
+        return await _all_pages(page, limit)
 
     async def update_model(self, model_id: str, change: ModelChange) -> ModelSummary:
         """Change tags, rules or the share of a model."""
@@ -168,20 +161,54 @@ class LifecycleCalls:
 
     async def find_consumers(self, model_id: str, accepted: str, limit: int | None) -> list[Consumer]:
         """Return consumers of a model, or of all for the empty id, that a filter accepts; all for a limit of None."""
-        found: list[Consumer] = []
-        token = ""
         subject = Subject(f"listing the consumers of {model_text(model_id)}", model_id or None)
-        while limit is None or len(found) < limit:
-            size = wire.PAGE_MAX_ITEMS if limit is None else min(limit - len(found), wire.PAGE_MAX_ITEMS)
+
+        async def page(size: int, token: str) -> _Page[Consumer]:
             request = wire_consumers.ListConsumersRequest(
                 model_id=model_id, filter=accepted, page_size=size, page_token=token
             )
             reply = await self._call("ListConsumers", request, wire_consumers.ListConsumersReply, subject)
-            found += map(wire_consumers.consumer_from_message, reply.consumers)
-            token = reply.next_page_token
-            if not token:
-                break
-        return found
+            return map(wire_consumers.consumer_from_message, reply.consumers), reply.next_page_token
+
+        return await _all_pages(page, limit)
+
+
+_Page: TypeAlias = tuple[Iterable[_T], str]
+"""What a page has, and the token of the next one."""
+
+
+async def _all_pages(page: Callable[[int, str], Awaitable[_Page[_T]]], limit: int | None) -> list[_T]:
+    """Return what all pages have, up to a limit.
+
+    Args:
+        page: Asks for a page of a size, from a token on.
+        limit: The most to return; None for all.
+    """
+    found: list[_T] = []
+    token = ""
+    while limit is None or len(found) < limit:
+        size = wire.PAGE_MAX_ITEMS if limit is None else min(limit - len(found), wire.PAGE_MAX_ITEMS)
+        some, token = await page(size, token)
+        found += some
+        if not token:
+            break
+    return found
+
+
+class LifecyclePart:
+    """A part of what the client offers by ModelLifecycle.
+
+    Args:
+        calls: Makes calls.
+        timeouts: How long they may take.
+    """
+
+    def __init__(self, calls: Calls, timeouts: Timeouts) -> None:
+        self._calls = calls
+        self._timeouts = timeouts
+
+    def _calls_within(self, timeout: float | None, default_seconds: float = CALL_SECONDS) -> LifecycleCalls:
+        return LifecycleCalls(self._calls, self._timeouts.of_call(timeout, default_seconds))
 
 
 def missing_service(subject: Subject) -> ModelRegistryError:

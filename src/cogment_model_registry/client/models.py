@@ -4,9 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import SupportsIndex, TypeVar
 
 from cogment_model_registry.client.arguments import checked_id, checked_tags, checked_text, checked_whole
-from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.deadlines import CALL_SECONDS, Timeouts
-from cogment_model_registry.client.lifecycle_calls import LifecycleCalls
+from cogment_model_registry.client.lifecycle_calls import LifecyclePart
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.lifecycle import ModelSummary, RetentionReport
 from cogment_model_registry.records.retention import (
@@ -23,20 +21,8 @@ _APPLY_SECONDS = 3600.0
 """How long an application of rules may take by default: the server deletes one version after the other."""
 
 
-class Models:
-    """The calls of a client for models.
-
-    Args:
-        calls: Makes calls.
-        timeouts: How long they may take.
-    """
-
-    def __init__(self, calls: Calls, timeouts: Timeouts) -> None:
-        self._calls = calls
-        self._timeouts = timeouts
-
-    def _calls_within(self, timeout: float | None, default_seconds: float = CALL_SECONDS) -> LifecycleCalls:
-        return LifecycleCalls(self._calls, self._timeouts.of_call(timeout, default_seconds))
+class Models(LifecyclePart):
+    """The calls of a client for models."""
 
     async def describe_model(self, model_id: str, timeout: float | None) -> ModelSummary:
         """See `ModelRegistry.describe_model`."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from cogment_model_registry.client.backends import Replies
 from cogment_model_registry.client.calls import Calls, method_path
-from cogment_model_registry.client.connection import Subject, translated
-from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.connection import Subject
+from cogment_model_registry.client.streams import streaming
 from cogment_model_registry.client.threads import submit
-from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError
+from cogment_model_registry.errors import NotFoundError, UnavailableError
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import CaughtUp, Event, Gone
 from cogment_model_registry.records.versions import VersionInfo, digest_text
@@ -18,9 +18,6 @@ from cogment_model_registry.wire.lifecycle import SERVICE_NAME
 
 INLINE_MAX_BYTES = 4 * 1024 * 1024
 """The size up to which versions come with the news; larger ones are fetched, over several connections if need be."""
-
-_STEADY_SECONDS = 1.0
-"""A stream that ends sooner counts as a failure."""
 
 _APART_BYTES = 64 * 1024
 """From this size on bytes are hashed on a thread."""
@@ -81,7 +78,6 @@ async def stream(
         NotFoundError: The model does not exist, or was deleted.
         WrongServerError: The server does not have the call.
     """
-    deadline = Deadline(seconds)
     asked = replace(wishes)
     request = wire.watch_request(
         model_id,
@@ -92,36 +88,25 @@ async def stream(
         accepted=asked.accepted,
     )
     exists = bool(asked.token)
-    async with calls.connection.channel(calls.backend, deadline) as channel:
-        replies = calls.backend.stream(channel, method_path("Watch", SERVICE_NAME), request, seconds)
-        try:
-            with translated(subject, calls.connection):
-                while (message := await replies.read()) is not None:
-                    reply = wire.decode_reply(message)
-                    if isinstance(reply, wire.Bytes):
-                        continue  # nobody asked for them
-                    token, event = reply
-                    if event is None:
-                        continue  # one of a newer release
-                    exists = exists or isinstance(event, ModelSummary)
-                    if _is_end(event) or (isinstance(event, CaughtUp) and not exists):
-                        raise NotFoundError.model(model_id)
-                    if isinstance(event, Version) and not asked.every:
-                        wishes.inline_max_bytes = 0  # unless the bytes arrive in the time of the stream
-                        data = await _received(calls, event, replies) if asked.has_bytes(event) else None
-                        wishes.inline_max_bytes = asked.inline_max_bytes
-                        yield Told(event.info, data)
-                    else:
-                        yield event
-                    wishes.token = token
-            if seconds - deadline.left_seconds() < _STEADY_SECONDS:
-                raise UnavailableError(f"{subject.text}: the server ended the stream at once", model_id=model_id)
-        except TimedOutError:
-            if deadline.left_seconds() > 1:
-                raise  # the server ended the stream with this status
-        finally:
-            if calls.connection.is_usable():
-                replies.cancel()
+    async with streaming(calls, method_path("Watch", SERVICE_NAME), request, subject, seconds) as replies:
+        while (message := await replies.read()) is not None:
+            reply = wire.decode_reply(message)
+            if isinstance(reply, wire.Bytes):
+                continue  # nobody asked for them
+            token, event = reply
+            if event is None:
+                continue  # one of a newer release
+            exists = exists or isinstance(event, ModelSummary)
+            if _is_end(event) or (isinstance(event, CaughtUp) and not exists):
+                raise NotFoundError.model(model_id)
+            if isinstance(event, Version) and not asked.every:
+                wishes.inline_max_bytes = 0  # unless the bytes arrive in the time of the stream
+                data = await _received(calls, event, replies) if asked.has_bytes(event) else None
+                wishes.inline_max_bytes = asked.inline_max_bytes
+                yield Told(event.info, data)
+            else:
+                yield event
+            wishes.token = token
 
 
 def _is_end(event: Event) -> bool:

@@ -9,9 +9,10 @@ from typing import TypeAlias, TypeVar
 
 from cogment_model_registry.client import lookups
 from cogment_model_registry.client.calls import Calls, method_path
-from cogment_model_registry.client.connection import Subject, translated
+from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.client.lifecycle_calls import missing_service
+from cogment_model_registry.client.streams import STEADY_SECONDS, streaming
 from cogment_model_registry.client.watch_streams import Told, Wishes, stream
 from cogment_model_registry.errors import (
     ModelRegistryError,
@@ -33,9 +34,6 @@ before it a call checks that the server still answers, which a silent stream doe
 
 PATIENCE_SECONDS = 300.0
 """How long a watch goes on by default while the registry is unavailable."""
-
-_STEADY_SECONDS = 1.0
-"""A connection or a stream that ends sooner counts as a failure."""
 
 _CHECK_SECONDS = 10.0
 """How long a server may take to answer the call before a stream."""
@@ -289,7 +287,7 @@ async def patiently(
                     yield event
                 continue
             # A server that answers, and then breaks each stream at once, counts as unavailable too.
-            if connected_since is not None and (not was_reached or now - connected_since > _STEADY_SECONDS):
+            if connected_since is not None and (not was_reached or now - connected_since > STEADY_SECONDS):
                 was_reached = True
                 patience = Deadline(patience_seconds)
             connected_since = None
@@ -336,23 +334,11 @@ def _stream_seconds() -> float:
 
 async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerator[VersionInfo, None]:
     """Yield the versions of one stream, until it has lasted for its time, or the server ended it."""
-    seconds = _stream_seconds()
-    deadline = Deadline(seconds)
     request = messages.VersionUpdateRequest(model_id=model_id).SerializeToString()
-    async with calls.connection.channel(calls.backend, deadline) as channel:
-        replies = calls.backend.stream(channel, method_path("VersionUpdate"), request, seconds)
-        try:
-            with translated(subject, calls.connection):
-                while (message := await replies.read()) is not None:
-                    yield convert.version_from_reply(message)
-            if seconds - deadline.left_seconds() < _STEADY_SECONDS:
-                raise UnavailableError(f"{subject.text}: the server ended the stream at once", model_id=model_id)
-        except TimedOutError:
-            if deadline.left_seconds() > 1:
-                raise  # the server ended the stream with this status
-        finally:
-            if calls.connection.is_usable():
-                replies.cancel()
+    path = method_path("VersionUpdate")
+    async with streaming(calls, path, request, subject, _stream_seconds()) as replies:
+        while (message := await replies.read()) is not None:
+            yield convert.version_from_reply(message)
 
 
 async def _check(calls: Calls, model_id: str, subject: Subject) -> None:
