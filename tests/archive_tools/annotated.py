@@ -15,6 +15,12 @@ from cogment_model_registry.testing.server import serving
 from tests.client import connected
 from tests.server.test_model_lifecycle import Lifecycle
 
+Command = Callable[..., tuple[int, str, str]]
+"""Runs `cogment archive`, and returns its exit code, its output and its errors."""
+
+Verify = Callable[..., tuple[int, dict[str, Any]]]
+"""Runs `cogment archive verify --json`, and returns its exit code and its document."""
+
 ALL = {
     "aliases": {"a": (3, 4), "b": (1, 5)},
     "tags": {2: {"stage": "candidate"}},

@@ -6,14 +6,12 @@ import json
 import os
 import re
 import tarfile
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cogment_model_registry.cli import main
 from cogment_model_registry.records.lifecycle import Alias, Annotations
 from cogment_model_registry.records.retention import ModelAnnotations, RetentionRule, TransientShare
 from cogment_model_registry.records.versions import digest_text
@@ -25,14 +23,13 @@ from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
 from tests.archive_tools.annotated import (
     ALL,
     NOTHING,
+    Command,
     annotated_archive,
     change_database,
     described,
     remove_version,
 )
 from tests.processes import server_process
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
@@ -49,17 +46,6 @@ def target(tmp_path: Path) -> Path:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "m.tar"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `cogment archive`, and return its exit code, its output and its errors."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        code = main(["archive", *map(str, arguments)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def manifest(file: Path) -> dict[str, Any]:

@@ -17,7 +17,6 @@ from typing import Any
 import grpc
 import pytest
 
-from cogment_model_registry.cli import main
 from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
 from cogment_model_registry.storage.filesystem import model_copy
 from cogment_model_registry.storage.filesystem.claim import OwnedFiles
@@ -25,7 +24,7 @@ from cogment_model_registry.storage.filesystem.files import Files, sync_file_sys
 from cogment_model_registry.storage.filesystem.layout import BACKUP_NAME, CATALOG_NAME
 from cogment_model_registry.storage.filesystem.model_copy import ModelCopy
 from cogment_model_registry.testing.server import serving
-from tests.archive_tools.annotated import ALL, annotated_archive, described, remove_version
+from tests.archive_tools.annotated import ALL, Command, annotated_archive, described, remove_version
 from tests.archive_tools.test_archive_verify import tree
 from tests.archive_tools.test_damaged_archives import write_model, write_version
 from tests.client import Client, connected
@@ -33,7 +32,6 @@ from tests.processes import clean_environment, run_cogment, server_process
 from tests.server.test_model_lifecycle import Lifecycle
 from tests.waiting import eventually
 
-Command = Callable[..., tuple[int, str, str]]
 VERSION_FILES = "m/m-v*"
 
 
@@ -45,17 +43,6 @@ def archive(tmp_path: Path) -> Path:
 @pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "backups" / "latest"
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Command:
-    """Run `cogment archive`, and return its exit code, its output and its errors."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        code = main(["archive", *map(str, arguments)])
-        return code, *capsys.readouterr()
-
-    return run
 
 
 def contents(directory: Path, pattern: str = VERSION_FILES) -> dict[str, bytes]:

@@ -12,36 +12,28 @@ from typing import Any
 
 import pytest
 
-from cogment_model_registry.cli import main
 from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
 from cogment_model_registry.storage.filesystem.findings import Kind
 from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
-from tests.archive_tools.annotated import ALL, NOTHING, annotated_archive, change_database, described, remove_version
+from tests.archive_tools.annotated import (
+    ALL,
+    NOTHING,
+    Verify,
+    annotated_archive,
+    change_database,
+    described,
+    remove_version,
+)
 from tests.archive_tools.test_archive_verify import tree
 from tests.archive_tools.test_damaged_archives import write_version
 from tests.client import connected
 from tests.processes import run_cogment, server_process
 from tests.server.test_model_lifecycle import Lifecycle
 
-Verify = Callable[..., tuple[int, dict[str, Any]]]
-
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
     return annotated_archive(tmp_path)
-
-
-@pytest.fixture
-def verify(capsys: pytest.CaptureFixture[str]) -> Verify:
-    """Run the command with `--json`, and return its exit code and its document."""
-
-    def run(archive: Path, *flags: str) -> tuple[int, dict[str, Any]]:
-        code = main(["archive", "verify", str(archive), "--json", *flags])
-        output, errors = capsys.readouterr()
-        assert errors == ""
-        return code, json.loads(output)
-
-    return run
 
 
 def kinds(document: dict[str, Any], field: str = "findings") -> list[tuple[str, int | None]]:

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from cogment_model_registry.cli import main
 from cogment_model_registry.storage.filesystem import claim, layout, verification
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.findings import AFTER_REPAIR, INFORMATION, MEANINGS, REMEDIES, Kind
 from cogment_model_registry.storage.filesystem.verification import Report
 from cogment_model_registry.testing.server import serving
+from tests.archive_tools.annotated import Verify
 from tests.archive_tools.test_damaged_archives import (
     DAMAGES,
     DATA,
@@ -66,24 +66,6 @@ def tree(directory: Path) -> dict[str, tuple[int, int, int, bytes]]:
         text = path.read_bytes() if small_file else b""
         found[str(path.relative_to(directory))] = (status.st_mode, status.st_mtime_ns, status.st_size, text)
     return found
-
-
-@pytest.fixture
-def verify(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, dict[str, Any]]]:
-    """Run the command with `--json`, and return its exit code and its document."""
-
-    def run(archive: Path, *flags: str) -> tuple[int, dict[str, Any]]:
-        code = main(["archive", "verify", str(archive), "--json", *flags])
-        output, errors = capsys.readouterr()
-        assert errors == ""
-        document = json.loads(output)
-        assert document["sound"] == (code == 0)
-        return code, document
-
-    return run
-
-
-Verify = Callable[..., tuple[int, dict[str, Any]]]
 
 
 def problems(document: dict[str, Any], field: str = "findings") -> list[tuple[str, int | None, str]]:

@@ -1,7 +1,7 @@
 """Consumers: their reports, their lag, who is gone, and what they hold; in memory, with clocks of the test."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -25,12 +25,6 @@ from cogment_model_registry.testing.memory_catalog import MemoryCatalog, Tables
 
 CONSUMERS_MAX = 5
 HELD_MAX_BYTES = 40
-
-
-@pytest.fixture(scope="module")
-def hashing() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as executor:
-        yield executor
 
 
 class Clock:

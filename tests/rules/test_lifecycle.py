@@ -1,7 +1,7 @@
 """The rules of the life of versions, on backends in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -28,12 +28,6 @@ from cogment_model_registry.testing.memory_catalog import MemoryCatalog, Tables
 MAX_ITEMS = 4
 MAX_BYTES = 1000
 ALIASES_MAX = 3
-
-
-@pytest.fixture(scope="module")
-def hashing() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as executor:
-        yield executor
 
 
 @dataclass

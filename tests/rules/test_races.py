@@ -6,7 +6,7 @@ everything that exists is compared: what is listed, what the stores have, and wh
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Generator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any
@@ -91,12 +91,6 @@ def new_task(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyn
 
     hold = _hold.get()
     return asyncio.Task(step(hold) if hold else work, loop=loop, **options)
-
-
-@pytest.fixture(scope="module")
-def hashing() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as executor:
-        yield executor
 
 
 class World:

@@ -1,7 +1,7 @@
 """The rules of the registry, on backends in memory: no files, no network, milliseconds."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
@@ -26,12 +26,6 @@ from cogment_model_registry.testing.memory_catalog import MemoryCatalog, Tables
 
 MAX_ITEMS = 4
 MAX_BYTES = 1000
-
-
-@pytest.fixture(scope="module")
-def hashing() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as executor:
-        yield executor
 
 
 def header_of(size_bytes: int, model_id: str = "m", *, archived: bool = False, data_hash: str = "") -> VersionHeader:

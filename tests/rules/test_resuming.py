@@ -1,7 +1,7 @@
 """The rules of uploads that can be repeated, on backends in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,12 +31,6 @@ from tests.waiting import until
 
 DATA = bytes(range(100))
 MAX_ITEMS, MAX_BYTES = 4, 1000
-
-
-@pytest.fixture(scope="module")
-def hashing() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as executor:
-        yield executor
 
 
 @dataclass

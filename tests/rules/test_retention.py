@@ -1,7 +1,7 @@
 """Deletions by rules of retention while other things happen; models with tags, rules and shares; in memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -25,12 +25,6 @@ from cogment_model_registry.registry.retention import Retention
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 from cogment_model_registry.testing.memory_archive import MemoryArchive
 from cogment_model_registry.testing.memory_catalog import MemoryCatalog, Tables
-
-
-@pytest.fixture(scope="module")
-def hashing() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as executor:
-        yield executor
 
 
 @dataclass

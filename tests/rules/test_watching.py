@@ -62,12 +62,6 @@ class World:
         return [info.number for info in await self.catalog.list_versions(model_id, 0, 1000)]
 
 
-@pytest.fixture(scope="module")
-def hashing() -> Iterator[ThreadPoolExecutor]:
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as executor:
-        yield executor
-
-
 class History:
     """What a watcher was told, and whether that is allowed. Numbers of a life are told one after the other.
 

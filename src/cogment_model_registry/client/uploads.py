@@ -79,7 +79,7 @@ class Uploads:
     ) -> VersionInfo:
         """See `ModelRegistry.publish` and `ModelRegistry.store`."""
         noted = checked_user_data(user_data)
-        tags, metrics, alias = _checked_belongings(options)
+        tags, metrics, alias = _checked_annotations(options)
         create, timeout, progress = options["create"], options["timeout"], options["progress"]
         what = f"{'storing' if archived else 'publishing'} a version of model {quoted(checked_id(model_id))}"
         subject = Subject(what, model_id)
@@ -145,7 +145,7 @@ class Uploads:
             self._preparations.discard(preparation)
 
 
-def _checked_belongings(options: UploadOptions) -> tuple[dict[str, str], dict[str, float], tuple[str, ...]]:
+def _checked_annotations(options: UploadOptions) -> tuple[dict[str, str], dict[str, float], tuple[str, ...]]:
     """Return tags, metrics and aliases.
 
     Raises:

@@ -47,7 +47,7 @@ from cogment_model_registry.registry.contracts import (
     VersionStore,
 )
 from cogment_model_registry.registry.parking import Parking
-from cogment_model_registry.registry.uploads import Belongings, UploadsUnderWay, VersionUpload
+from cogment_model_registry.registry.uploads import Completion, UploadsUnderWay, VersionUpload
 from cogment_model_registry.system.tasks import run_to_end
 
 _BUSY_TRANSFERS = 64
@@ -460,7 +460,7 @@ class Registry:
         return round(min(max(memory_share, transfer_share), 1) * LOAD_MAX)
 
     async def _publish(
-        self, header: VersionHeader, ref: ModelRef, upload: Upload, belongings: Belongings
+        self, header: VersionHeader, ref: ModelRef, upload: Upload, completion: Completion
     ) -> VersionInfo:
         """Number a finished upload, commit it and make it visible."""
         created_ns = header.created_ns or time_ns()
@@ -472,14 +472,14 @@ class Registry:
                     number=slot.number,
                     created_ns=created_ns,
                     archived=header.archived,
-                    data_hash=belongings.data_hash,
+                    data_hash=completion.data_hash,
                     data_size_bytes=header.data_size_bytes,
                     user_data=header.user_data,
                 )
                 key = info.model_id, info.number
                 self._publishing[key] = False
-                if belongings.annotations is not None or belongings.request is not None:
-                    annotating = slot.annotate(info, belongings.annotations or Annotations(), belongings.request)
+                if completion.annotations is not None or completion.request is not None:
+                    annotating = slot.annotate(info, completion.annotations or Annotations(), completion.request)
                     # The database and the files each have a sync to wait for.
                     await (_both(annotating, upload.prepare(info)) if info.archived else annotating)
                 await upload.commit(info)

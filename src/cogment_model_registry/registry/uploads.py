@@ -24,8 +24,8 @@ class UploadsUnderWay:
 
 
 @dataclass(frozen=True, slots=True)
-class Belongings:
-    """What belongs to a version once its bytes are there.
+class Completion:
+    """What completes a version once its bytes are there.
 
     Attributes:
         data_hash: Their hash.
@@ -52,7 +52,7 @@ class VersionUpload:
         self,
         header: VersionHeader,
         upload: Upload,
-        publish: Callable[[Belongings], Coroutine[Any, Any, VersionInfo]],
+        publish: Callable[[Completion], Coroutine[Any, Any, VersionInfo]],
         under_way: UploadsUnderWay,
     ) -> None:
         self._upload = upload
@@ -118,4 +118,4 @@ class VersionUpload:
         """
         if not self._data_hash:
             await self.finish()
-        return await run_to_end(self._publish(Belongings(self._data_hash, annotations, request)))
+        return await run_to_end(self._publish(Completion(self._data_hash, annotations, request)))

@@ -1,0 +1,36 @@
+"""What the tests of `cogment archive` share."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogment_model_registry.cli import main
+from tests.archive_tools.annotated import Command, Verify
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run `cogment archive`, and return its exit code, its output and its errors."""
+
+    def run(*arguments: str | Path) -> tuple[int, str, str]:
+        code = main(["archive", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def verify(capsys: pytest.CaptureFixture[str]) -> Verify:
+    """Run the command with `--json`, and return its exit code and its document."""
+
+    def run(archive: Path, *flags: str) -> tuple[int, dict[str, Any]]:
+        code = main(["archive", "verify", str(archive), "--json", *flags])
+        output, errors = capsys.readouterr()
+        assert errors == ""
+        document = json.loads(output)
+        assert document["sound"] == (code == 0)
+        return code, document
+
+    return run
