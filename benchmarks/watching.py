@@ -19,6 +19,7 @@ from benchmarks.measures import (
     MIB,
     Blocks,
     Curve,
+    Result,
     Series,
     Spread,
     at_most,
@@ -66,29 +67,42 @@ def _fetched(bench: Bench) -> Sequence[Outcome]:
             },
         )
         return [
-            compared(
+            _until(
+                pair,
                 "publish to followed",
                 "publish 1 MiB until one follower has its verified bytes",
-                "ms",
-                converted(blocks["followed"], milliseconds),
+                blocks["followed"],
                 against="sink + source of 1 MiB",
-                floor_blocks=converted(blocks["floors"], milliseconds),
-                target=at_most(1.15),
-                peak_mib=pair.registry.peak_mib(),
-                processor_ratio=pair.processor_ratio(),
+                floor_blocks=blocks["floors"],
+                at_most_ratio=1.15,
             ),
-            compared(
+            _until(
+                pair,
                 "publish to fetched",
                 "publish 1 MiB until one watcher has retrieved it",
-                "ms",
-                converted(blocks["fetched"], milliseconds),
+                blocks["fetched"],
                 against="sink + source of 1 MiB",
-                floor_blocks=converted(blocks["floors"], milliseconds),
-                target=at_most(1.3),
-                peak_mib=pair.registry.peak_mib(),
-                processor_ratio=pair.processor_ratio(),
+                floor_blocks=blocks["floors"],
+                at_most_ratio=1.3,
             ),
         ]
+
+
+def _until(
+    pair: Pair, name: str, what: str, blocks: Blocks, *, against: str, floor_blocks: Blocks, at_most_ratio: float
+) -> Result:
+    """Return the figure of the seconds from a publish until something, compared with those of the floor."""
+    return compared(
+        name,
+        what,
+        "ms",
+        converted(blocks, milliseconds),
+        against=against,
+        floor_blocks=converted(floor_blocks, milliseconds),
+        target=at_most(at_most_ratio),
+        peak_mib=pair.registry.peak_mib(),
+        processor_ratio=pair.processor_ratio(),
+    )
 
 
 def _publishes_until(bench: Bench, pair: Pair, upload: Upload, until: Job[list[float]]) -> list[float]:
@@ -161,27 +175,23 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
             },
         )
         return [
-            compared(
+            _until(
+                pair,
                 "fan-out inline",
                 "publish 1 KiB until the last of 1,000 followers has its bytes",
-                "ms",
-                converted(told["registry"], milliseconds),
+                told["registry"],
                 against="1,000 messages on 1,000 open streams",
-                floor_blocks=converted(told["floor"], milliseconds),
-                target=at_most(1.3),
-                peak_mib=pair.registry.peak_mib(),
-                processor_ratio=pair.processor_ratio(),
+                floor_blocks=told["floor"],
+                at_most_ratio=1.3,
             ),
-            compared(
+            _until(
+                pair,
                 "fan-out of bytes",
                 "publish 100 KiB until the last of 1,000 followers has its bytes",
-                "ms",
-                converted(bytes_of["followed"], milliseconds),
+                bytes_of["followed"],
                 against="told, then fetched, from the same server",
-                floor_blocks=converted(bytes_of["fetched"], milliseconds),
-                target=at_most(0.5),
-                peak_mib=pair.registry.peak_mib(),
-                processor_ratio=pair.processor_ratio(),
+                floor_blocks=bytes_of["fetched"],
+                at_most_ratio=0.5,
             ),
         ]
 

@@ -146,7 +146,7 @@ def switch(service: Service, registry: ModelRegistry, version: VersionInfo, path
 
 
 def follow(service: Service, registry: ModelRegistry, model_id: str, alias: str, path: Path) -> None:
-    """Serve the version that the alias points to for ever, whatever happens to the registry and the model."""
+    """Serve the version that the alias points to indefinitely, whatever happens to the registry and the model."""
     told = ""
     while True:
         trouble = ""

@@ -1,6 +1,6 @@
 """The attempts to upload one version.
 
-A server with ModelLifecycle knows an upload by its id, so an attempt whose reply was lost is simply made again. With
+A server with ModelLifecycle knows an upload by its id, so an attempt whose reply was lost is repeated. With
 the original, an upload is sent again only if the server cannot have received it.
 
 Small data goes at once, in one round trip as with the original: the server is told that it need not say from where it

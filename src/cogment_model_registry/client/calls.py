@@ -94,8 +94,8 @@ class Calls:
             deadline: When to give up.
             may_be_done: Returns whether the server may have done the call, which it must not do twice; called after
                 a failure that does not say.
-            is_repeatable: Whether the server does it once even if it is made again, so that it is repeated then too.
-            progress: Returns how far it has come. When that grows between two failures, patience begins again.
+            is_repeatable: Whether the server does it only once, so that it can be repeated then too.
+            progress: Returns its progress. When that grows between two failures, `retry_seconds` begin again.
 
         Raises:
             ModelRegistryError: It failed; with `may_be_done` when the server may have done it nevertheless.

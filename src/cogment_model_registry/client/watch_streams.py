@@ -62,7 +62,7 @@ class Wishes:
 async def stream(
     calls: Calls, model_id: str, subject: Subject, wishes: Wishes, seconds: float
 ) -> AsyncGenerator[Event | Told, None]:
-    """Yield what one stream tells of a model, until it has lasted for its time, or the server ended it.
+    """Yield the news of a model from one stream, until it has lasted for its time, or the server ended it.
 
     Once the next event is asked for, the wishes have the token of the last one. When a stream ends within the bytes of
     a version, they ask for none any more: the next one might not be long enough for them either.
