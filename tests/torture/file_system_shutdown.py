@@ -60,6 +60,13 @@ def make_file_system(image: Path, size_bytes: int) -> None:
     _run("mkfs.ext4", "-q", "-F", str(image))
 
 
+def _moved(image: Path, path: Path) -> Path:
+    """Move a file system to another file, and return its path."""
+    _run("cp", "--sparse=always", str(image), str(path))
+    image.unlink()
+    return path
+
+
 def shut_down(mount_point: Path, flags: int) -> None:
     """Cut a mounted file system off."""
     directory = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY)
@@ -275,6 +282,8 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
     workload = Workload(random, figures)
     for round_number in range(rounds + 1):  # each looks at what the one before has left
         try:
+            # A process that began a mount namespace meanwhile keeps what was cut off, and would give it to a new mount.
+            image = _moved(image, place / f"image {round_number}")
             with mounted(image, place / "mount") as mount_point, server_process(mount_point / "archive") as server:
                 asyncio.run(_use_server(server.port, workload, mount_point, cut_off=round_number < rounds))
         except Exception as error:
