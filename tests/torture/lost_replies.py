@@ -260,7 +260,7 @@ PROOF = Proof(
     promise="An upload that is repeated since its reply was lost makes one version",
     attempt=attempt,
     unit="uploads",
-    short=60,
+    short=30,
     long=10_000,
     batch=10_000,
 )
