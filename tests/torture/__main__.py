@@ -97,7 +97,7 @@ def table(proofs: Sequence[Proof]) -> str:
         elif not progress.rounds:
             lines.append(f"| {proof.promise} | none | | | |")
         else:
-            rounds = f"{progress.rounds:,} {proof.unit}"
+            rounds = proof.rounds(progress.rounds)
             lines.append(
                 f"| {proof.promise} | {rounds} | {progress.figures} | {progress.seconds:,.0f} s | {progress.date} |"
             )

@@ -465,4 +465,5 @@ PROOF = Proof(
     long=100_000,
     batch=10_000,
     missing=missing,
+    requirements="Linux",
 )

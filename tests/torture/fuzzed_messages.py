@@ -628,4 +628,5 @@ PROOF_DECODING = Proof(
     long=1_000_000,
     batch=250_000,
     missing=atheris_missing,
+    requirements="Atheris, which is built for Linux on x86-64",
 )
