@@ -330,16 +330,27 @@ _upload_command(
     help="File to write; - (the default) is standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with an interrupted retrieval; keep what was received if this one is."
+)
 @archived_flag
 @common_flags
-def retrieve(flags: Flags, model_id: str, number: int | str, *, output: str, force: bool, archived: bool) -> None:
+def retrieve(
+    flags: Flags, model_id: str, number: int | str, *, output: str, force: bool, resume: bool, archived: bool
+) -> None:
     """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest; or an alias.
 
     With --archived, -1 is the latest archived version, and so on. The bytes are checked against their hash first. A
     file is written completely and durably, or not at all. For standard output, the bytes are held in memory until they
     have been checked.
+
+    With --resume, what was received stays in FILE.cogment-partial and FILE.cogment-partial.journal when the command is
+    interrupted, and the next one with --resume goes on with it. If -1 or an alias stands for another version by then,
+    that is retrieved from its beginning, and a line on standard error says so.
     """
     if output == "-":
+        if resume:
+            raise click.UsageError("standard output keeps nothing that could be gone on with: give --output")
         if is_terminal(sys.stdout):
             raise click.UsageError(
                 "a version cannot be written to a terminal: give --output, or redirect standard output"
@@ -351,7 +362,9 @@ def retrieve(flags: Flags, model_id: str, number: int | str, *, output: str, for
     with flags.connected() as registry, telling(f"writing {shown(output)}"):
         check_free(output, force=force)
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
-            version = registry.download(model_id, output, version=number, archived=archived, progress=progress)
+            version = registry.download(
+                model_id, output, version=number, archived=archived, resume=resume, progress=progress
+            )
         if flags.as_json:
             _show(flags, version)
         size = size_text(version.data_size_bytes)

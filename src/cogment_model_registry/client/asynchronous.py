@@ -158,11 +158,14 @@ class ModelRegistry(Client[AsyncioBackend]):
         *,
         version: Key = LATEST,
         archived: bool = False,
+        resume: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
-        return await self._core.retrievals.download(model, path, version, timeout, progress, archived=archived)
+        return await self._core.retrievals.download(
+            model, path, version, timeout, progress, archived=archived, resume=resume
+        )
 
     @overload
     def watch(

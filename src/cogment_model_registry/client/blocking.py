@@ -238,6 +238,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *,
         version: Key = LATEST,
         archived: bool = False,
+        resume: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
@@ -246,11 +247,18 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         They go to a temporary file in the same directory, which then replaces an existing file, and keeps its
         permissions; a symbolic link stays one.
 
+        With `resume`, what was received stays when the download is interrupted, and the next one with `resume` goes on
+        with it, in this process or in another one: at most 16 MiB are received again. It is next to the file, in
+        ``FILE.cogment-partial`` and ``FILE.cogment-partial.journal``, until it succeeds. If the name, such as -1 or an
+        alias, stands for another version by then, that is downloaded from its beginning, and a warning is logged.
+
         Args:
             model: As for `retrieve`.
             path: The file.
             version: As for `retrieve`.
             archived: As for `retrieve`.
+            resume: Whether to go on with an interrupted download, and to keep what was received if this one is.
+                Servers of the original cannot send parts, so nothing of theirs is kept.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
 
@@ -260,10 +268,13 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         Raises:
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
-            OSError: The file cannot be written, or the path is not a regular file.
+            OSError: The file cannot be written, or the path is not a regular file. `BlockingIOError` if another
+                download with `resume` is writing to it.
         """
         return self._run(
-            lambda core: core.retrievals.download(model, path, version, timeout, progress, archived=archived)
+            lambda core: core.retrievals.download(
+                model, path, version, timeout, progress, archived=archived, resume=resume
+            )
         )
 
     @overload
