@@ -37,10 +37,10 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(partial_files, "_UNSYNCED_BYTES", 64 * KIB)
 
 
-@pytest.fixture(params=["one connection", "four connections"])
+@pytest.fixture(params=["one connection", "two connections"])
 def connections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the client receive a version of some MiB as one of some GiB, and find the path fast or slow."""
-    is_slow = request.param == "four connections"
+    is_slow = request.param == "two connections"
     monkeypatch.setattr(fetching, "_LARGE_BYTES", 4 * MIB)
     monkeypatch.setattr(downloads, "_PART_BYTES", MIB)
     monkeypatch.setattr(fetching, "_FAST_BYTES_PER_SECOND", float("inf") if is_slow else 0.0)
