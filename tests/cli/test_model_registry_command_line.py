@@ -89,8 +89,13 @@ class Cogment:
     @contextmanager
     def started(self, *arguments: str, **streams: Any) -> "Iterator[subprocess.Popen[bytes]]":
         """Return a context manager with a command that does not end by itself."""
+        with self.started_command(self.command(*arguments), **streams) as process:
+            yield process
+
+    @contextmanager
+    def started_command(self, command: list[str], **streams: Any) -> "Iterator[subprocess.Popen[bytes]]":
+        """Return a context manager with a command that does not end by itself, given by all its words."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-        command = self.command(*arguments)
         with subprocess.Popen(command, cwd=self.directory, env=self.environment, **streams) as process:
             try:
                 yield process

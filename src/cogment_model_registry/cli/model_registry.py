@@ -4,7 +4,6 @@ The original's command line has no such commands; they have the names of the lib
 """
 
 import contextlib
-import functools
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cogment_model_registry.cli import consumers, lifecycle, presentation, retention
+from cogment_model_registry.cli import consumers, lifecycle, presentation, retention, watching
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.lifecycle import lacks_lifecycle
@@ -21,7 +20,6 @@ from cogment_model_registry.cli.parameters import (
     Entry,
     ModelId,
     NumberedCommand,
-    WholeNumber,
     archived_flag,
     joined_user_data,
     metrics_of,
@@ -34,7 +32,6 @@ from cogment_model_registry.cli.progress import transfer_bar
 from cogment_model_registry.cli.running import (
     PathType,
     check_free,
-    ending_with_reader,
     is_terminal,
     open_standard_input,
     open_standard_output,
@@ -66,7 +63,7 @@ def model_registry() -> None:
     """
 
 
-for _command in (*lifecycle.COMMANDS, *retention.COMMANDS, *consumers.COMMANDS):
+for _command in (*lifecycle.COMMANDS, *retention.COMMANDS, *consumers.COMMANDS, *watching.COMMANDS):
     model_registry.add_command(_command)
 
 _user_data = click.option(
@@ -380,39 +377,6 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int | str,
                 raise ModelRegistryError("the version does not fit into memory: give --output") from None
         with telling("writing standard output"), open_standard_output() as file:
             file.write(data)
-
-
-@model_registry.command(
-    "watch", short_help="Print the latest version, then each newer one.", context_settings=HELP_WIDTH
-)
-@model_argument
-@click.option(
-    "--after", type=WholeNumber(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
-)
-@click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N versions.")
-@archived_flag
-@common_flags
-def watch(flags: Flags, model_id: str, *, after: int, count: int | None, archived: bool) -> None:
-    """Print the latest version of a MODEL, then each newer one, one per line, until Ctrl-C.
-
-    A connection that is lost is retried for 300 seconds, or for --retry_seconds. With --timeout, the command ends with
-    exit code 4 after that time. With --quiet, print only numbers.
-    """
-    line = _event_format(flags)
-    with flags.connected() as registry, ending_with_reader(registry.close):
-        watched = functools.partial(registry.watch, model_id, after=after, archived=archived)
-        seconds = flags.retry_seconds
-        versions = watched() if seconds is None else watched(patience_seconds=seconds)
-        for count_so_far, version in enumerate(versions, start=1):
-            click.echo(line(version))
-            if count_so_far == count:
-                return
-
-
-def _event_format(flags: Flags) -> Callable[[VersionInfo], str]:
-    if flags.as_json:
-        return presentation.version_as_json_line
-    return (lambda version: str(version.number)) if flags.is_quiet else presentation.event_line
 
 
 @model_registry.command(

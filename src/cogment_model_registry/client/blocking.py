@@ -19,7 +19,7 @@ from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.records.news import Gap
+from cogment_model_registry.records.news import Gap, Saved
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _T = TypeVar("_T")
@@ -330,6 +330,37 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         if all:
             return self._watched(core.watch_every(model_id, after, patience_seconds, archived=archived), backend)
         return self._watched(core.watch(model_id, after, patience_seconds, archived=archived), backend)
+
+    def mirror(
+        self,
+        directory: str | os.PathLike[str],
+        *model_ids: str,
+        after: int = 0,
+        archived: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> Generator[Saved | Gap, None, None]:
+        """Write each version of some models to a file of its own, and yield it once the file is there, without end.
+
+        The files are ``DIRECTORY/MODEL/NUMBER.bin``: the number has six digits or more, and the id of the model is as
+        it is if it has only letters and digits of ASCII, ``-``, ``_`` and dots inside; docs/watching.md has the rest.
+        A file is whole and durable under its name, or absent. Versions whose files are there are not fetched again,
+        and no file is removed. It needs ModelLifecycle.
+
+        Args:
+            directory: The directory; created if it does not exist.
+            model_ids: The models, which need not exist yet; none for all models. One that is deleted and created again
+                is another one, whose versions replace the files with their numbers.
+            after: The number of the version that the caller has; only newer ones are written.
+            archived: Whether only archived versions count.
+            patience_seconds: How long the registry may be unavailable once it was reached.
+
+        Raises:
+            UnavailableError: The registry cannot be reached. `TimedOutError` if it does not answer.
+            OSError: A file cannot be written.
+        """
+        backend = BlockingBackend(within=self._backend)
+        core = self._core.on(backend)
+        return self._watched(core.mirror(directory, model_ids, after, patience_seconds, archived=archived), backend)
 
     def _watched(self, versions: AsyncGenerator[_T, None], backend: BlockingBackend) -> Generator[_T, None, None]:
         try:

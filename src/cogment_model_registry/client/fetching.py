@@ -8,6 +8,7 @@ connections are faster, but not several streams of one connection. Measured with
 50 ms and a connection has 4 MiB under way, 74, 75 and 249 MiB/s.
 """
 
+import io
 import threading
 import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
@@ -41,13 +42,12 @@ _FAST_BYTES_PER_SECOND = 300 * 1024 * 1024
 """From this speed of the first part on, the rest comes in one stream."""
 
 _CONNECTIONS = 4
-"""How many parts are received at the same time otherwise."""
+"""How many parts are received at the same time otherwise, into memory."""
 
-_RESUMED_CONNECTIONS = 2
-_RESUMED_WINDOW_BYTES = 4 * 1024 * 1024
-"""The same for a download that may be resumed, whose memory is bounded, and how much a server may send ahead on each.
-Of 256 MiB on two cores, a client took 43 to 48 MiB like this, and 65 to 91 with four connections as gRPC sets them up.
-"""
+_FILE_WINDOWS = [4 * 1024 * 1024] * 2
+"""The same into a file, for each connection how many bytes the server may send ahead. Whoever downloads to a file may
+have no room in memory: of 256 MiB on two cores, a client took 43 to 48 MiB like this, and 65 to 91 with four
+connections as gRPC sets them up."""
 
 
 @dataclass(slots=True)
@@ -170,7 +170,9 @@ class Fetch:
                 await self._until(download, self._info.data_size_bytes)
                 await download.finish()
             else:
-                await self._receive_rest(await download.rest(), [None, *[0] * (_CONNECTIONS - 1)])
+                is_memory = isinstance(self._file, io.BytesIO)
+                windows = [None, *[0] * (_CONNECTIONS - 1)] if is_memory else _FILE_WINDOWS
+                await self._receive_rest(await download.rest(), windows)
         except (WrongServerError, DataLossError):
             return False
         finally:
@@ -186,15 +188,14 @@ class Fetch:
         """
         self._report.advance(sum(map(len, present)))
         rest = Rest(self._info, self._file, self._calls.backend, present, written=partial_file.note)
-        windows: list[int | None] = [None]
+        windows: Sequence[int | None] = [None]
         try:
             if (first := rest.next_part()) is not None:
                 began = time.monotonic()
                 await self._receive_part(self._calls, rest, first, None)
                 rest.finish_part(first)
                 if self._is_large:
-                    count = 1 if _is_fast(len(first), began) else _RESUMED_CONNECTIONS
-                    windows = [_RESUMED_WINDOW_BYTES] * count
+                    windows = _FILE_WINDOWS[: 1 if _is_fast(len(first), began) else None]
             await self._receive_rest(rest, windows)
         except (WrongServerError, DataLossError):
             return False
