@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.tracking import Latest
     from cogment_model_registry.records.consumers import Consumer
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
-    from cogment_model_registry.records.news import Gap
+    from cogment_model_registry.records.news import Gap, Saved
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -26,6 +26,7 @@ __all__ = [
     "Progress",
     "RetentionReport",
     "RetentionRule",
+    "Saved",
     "TransientShare",
     "Version",
     "VersionInfo",
@@ -46,6 +47,7 @@ _MODULES = {
     "Progress": "client.progress",
     "RetentionReport": "records.lifecycle",
     "RetentionRule": "records.retention",
+    "Saved": "records.news",
     "TransientShare": "records.retention",
     "Version": "records.lifecycle",
     "VersionInfo": "records.versions",

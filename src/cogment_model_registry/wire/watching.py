@@ -1,5 +1,6 @@
 """Between what watchers are told and the messages of Watch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cogment_model_registry.errors import InvalidError
@@ -124,7 +125,7 @@ def _event(reply: lifecycle_pb2.WatchReply) -> Event | None:
 
 
 def watch_request(
-    model_id: str,
+    model_ids: Sequence[str],
     token: str,
     *,
     every: bool = False,
@@ -133,9 +134,9 @@ def watch_request(
     accepted: str = "",
     in_one_reply: bool = False,
 ) -> bytes:
-    """Return the request to watch a model."""
+    """Return the request to watch some models, or all if none is named."""
     return WatchRequest(
-        model_ids=[model_id],
+        model_ids=model_ids,
         mode=MODE_ALL if every else lifecycle_pb2.WatchRequest.MODE_LATEST,
         resume_token=token,
         inline_max_bytes=inline_max_bytes,
