@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.records.news import Gap
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+    from cogment_model_registry.system.sealed_memory import SealedMemory
 
 __all__ = [
     "Alias",
@@ -26,6 +27,7 @@ __all__ = [
     "Progress",
     "RetentionReport",
     "RetentionRule",
+    "SealedMemory",
     "TransientShare",
     "Version",
     "VersionInfo",
@@ -46,6 +48,7 @@ _MODULES = {
     "Progress": "client.progress",
     "RetentionReport": "records.lifecycle",
     "RetentionRule": "records.retention",
+    "SealedMemory": "system.sealed_memory",
     "TransientShare": "records.retention",
     "Version": "records.lifecycle",
     "VersionInfo": "records.versions",

@@ -99,7 +99,7 @@ class LocalCalls:
         except convert.DecodeError as error:
             raise local.MalformedError("the request is malformed") from error
         if request.local_socket_id != socket_id:
-            return local.refusal(grpc.StatusCode.FAILED_PRECONDITION, "another server listens here")
+            return local.refusal(local.STRANGER, "another server listens here")
         kind = request.WhichOneof("request")
         if kind is None:
             raise local.MalformedError("the request asks for nothing")
@@ -132,7 +132,8 @@ class LocalCalls:
             raise InvalidError("an upload without bytes needs a descriptor of sealed memory", model_id=header.model_id)
         with SealedMemory.received(descriptors[0], size_bytes) as memory:
             header = await _with_hash(header, memory)
-            async with self._uploads.begin(header) as upload:
+            # Adopting memory costs less than copying a version with the same bytes; an archived one shares its file.
+            async with self._uploads.begin(header, is_whole=not header.archived) as upload:
                 if not upload.is_complete:
                     await upload.adopt(memory, header.version.data_hash)
                 version = await upload.commit()

@@ -24,6 +24,9 @@ PATH_STATUS = "local_socket"
 ID_STATUS = "local_socket_id"
 """The names of the statuses that say where the socket of a server is, and what requests must carry."""
 
+STRANGER = grpc.StatusCode.UNAUTHENTICATED
+"""The status of a server that a request is not for."""
+
 MESSAGE_MAX_BYTES = 64 * 1024
 """The longest message: the system takes packets of more than 200 KiB, but a sender of many would fill its memory."""
 
@@ -39,6 +42,10 @@ class MalformedError(Exception):
 
 class RefusedError(Exception):
     """The server did not do what it was asked for; the message says why."""
+
+
+class StrangerError(RefusedError):
+    """Another server answered than the one that the request is for."""
 
 
 def is_supported() -> bool:
@@ -127,6 +134,7 @@ def read_reply(message: bytes) -> Version | None:
     Raises:
         MalformedError: It is no reply.
         RefusedError: Nothing was done; the message says why.
+        StrangerError: The request was for another server.
     """
     try:
         reply = LocalReply.FromString(message)
@@ -136,5 +144,6 @@ def read_reply(message: bytes) -> Version | None:
     if kind is None:
         raise MalformedError("the reply has nothing")
     if kind == "refusal":
-        raise RefusedError(reply.refusal.details)
+        is_stranger = reply.refusal.status == STRANGER.value[0]
+        raise (StrangerError if is_stranger else RefusedError)(reply.refusal.details)
     return lifecycle.version_from_message(reply.version) if kind == "version" else None
