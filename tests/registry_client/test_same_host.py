@@ -181,6 +181,22 @@ async def test_bytes_in_memory_are_handed_over(registry: Any, log: pytest.LogCap
     assert await registry.retrieve("m") == DATA
 
 
+async def test_bytes_that_change_while_they_are_copied_are_not_handed_over(
+    registry: Any, log: pytest.LogCaptureFixture
+) -> None:
+    data = bytearray(8 * MIB)
+
+    def change(_progress: object) -> None:
+        data[0] = 1  # which was copied before
+
+    await registry.publish("m", data, progress=change)
+    assert "the bytes changed while they were copied" in log.text
+    assert await registry.retrieve("m") == data
+    log.clear()
+    await registry.publish("m", memoryview(data).toreadonly())
+    assert "LocalUploadVersion OK" in log.text
+
+
 @ARCHIVED
 async def test_sealed_memory_is_handed_over(registry: Any, archived: bool, log: pytest.LogCaptureFixture) -> None:
     with SealedMemory.filled(len(DATA), lambda view: view.__setitem__(slice(None), DATA)) as memory:

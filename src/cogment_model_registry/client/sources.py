@@ -50,10 +50,12 @@ class Source(ABC):
     Attributes:
         size_bytes: How many.
         sealed: The sealed memory in which they are, if any.
+        is_fixed: Whether nobody can change them.
     """
 
     size_bytes: int
     sealed: SealedMemory | None = None
+    is_fixed: bool = False
 
     @abstractmethod
     def blocks(self, size_bytes: int, start: int = 0) -> Iterator[memoryview | bytes]:
@@ -83,6 +85,7 @@ class _Memory(Source):
         self._views = views
         self._callers = callers
         self.sealed = sealed
+        self.is_fixed = all(type(view.obj) is bytes for view in views)
         self._parts = [view.cast("B") for view in views if view.nbytes]
         self.size_bytes = sum(map(len, self._parts))
 

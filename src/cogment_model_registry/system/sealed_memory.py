@@ -6,10 +6,11 @@ the process does that filled it. Linux has it; elsewhere `is_supported` says no.
 """
 
 import contextlib
+import ctypes
 import mmap
 import os
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cogment_model_registry.errors import InvalidError, counted
 
@@ -82,6 +83,18 @@ class UnsealedMemory:
             rest = memoryview(part)
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
+
+    def has(self, parts: Iterable[memoryview | bytes]) -> bool:
+        """Return whether the bytes are those of some parts; other threads go on while they are compared."""
+        compare = ctypes.CDLL(None).memcmp
+        written = memoryview(mapped(self._descriptor, self._size_bytes, is_writable=True))
+        position = 0
+        for part in parts:
+            here = written[position : position + len(part)]
+            if compare(_memory_at(part), _memory_at(here), ctypes.c_size_t(len(part))):
+                return False
+            position += len(part)
+        return position == self._size_bytes
 
     def fill(self, fill: Callable[[memoryview], object]) -> None:
         """Let a function write all bytes.
@@ -215,6 +228,13 @@ class SealedMemory:
         if self._is_open:
             self._is_open = False
             os.close(self._descriptor)
+
+
+def _memory_at(part: memoryview | bytes) -> Any:
+    """Return some bytes as ctypes takes them, which copies those that are read-only."""
+    if isinstance(part, memoryview) and not part.readonly:
+        return (ctypes.c_char * len(part)).from_buffer(part)
+    return bytes(part)
 
 
 def _sealed(size_bytes: int, write: Callable[[UnsealedMemory], object]) -> SealedMemory:
