@@ -27,7 +27,7 @@ async def followed_moments(port: int, upload: Upload, connections: int, streams:
         For each of `rounds` versions, the moment at which the last stream had its verified bytes.
     """
     last = [0.0] * rounds
-    request = watch_request(upload.model_id, "", inline_max_bytes=upload.size_bytes, in_one_reply=True)
+    request = watch_request([upload.model_id], "", inline_max_bytes=upload.size_bytes, in_one_reply=True)
 
     async def follow(call: Any) -> None:
         for index in range(rounds):

@@ -19,7 +19,7 @@ from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.records.news import Gap
+from cogment_model_registry.records.news import Gap, Saved
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _T = TypeVar("_T")
@@ -159,8 +159,8 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
 
         Args:
             model_id: Its model.
-            data: Its bytes: an object with a contiguous buffer (bytes, a NumPy array), the path of a file, or an open
-                binary file, of which the rest is sent. They must not change during the call.
+            data: Its bytes: an object with a contiguous buffer (bytes, a NumPy array), the path of a file, an open
+                binary file, of which the rest is sent, or `SealedMemory`. They must not change during the call.
             user_data: Its annotations. Numbers and booleans become text, as JSON writes them: 1000, 0.5, true.
             tags: Texts by name, which can be changed later.
             metrics: Finite numbers by name, which can be changed later.
@@ -206,22 +206,58 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         )
         return self._run(lambda core: core.uploads.upload(model_id, data, user_data, archived=True, options=options))
 
+    @overload
     def retrieve(
         self,
         model: str | VersionInfo | Version,
         version: Key = LATEST,
         *,
         archived: bool = False,
+        copy: Literal[True] = True,
+        verify: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
-    ) -> bytes:
+    ) -> bytes: ...
+
+    @overload
+    def retrieve(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key = LATEST,
+        *,
+        archived: bool = False,
+        copy: Literal[False],
+        verify: bool = False,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> memoryview: ...
+
+    def retrieve(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key = LATEST,
+        *,
+        archived: bool = False,
+        copy: bool = True,
+        verify: bool = False,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> bytes | memoryview:
         """Return the bytes of a version, checked against its hash; they are in memory once, whatever their size.
+
+        Where the server runs on this host as the same user, versions of a MiB and more come from the memory or the file
+        of the server, which has checked them.
 
         Args:
             model: The id of its model; or the version itself.
             version: Its number, -1 for the latest, -2 for the one before; an alias; or the version itself, which saves
                 a call.
             archived: Whether only archived versions count: -1 is then the latest of these, and so on.
+            copy: Whether the bytes are a copy. If not, they are a read-only view: of the memory or the file that all
+                processes of this host share, or of received bytes where there is none. It stays valid as long as
+                anything refers to it, also when the version is evicted or deleted.
+            verify: Whether this process checks the hash of what the server on this host has checked already. Received
+                bytes are always checked.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
 
@@ -229,7 +265,15 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
         """
-        return self._run(lambda core: core.retrievals.retrieve(model, version, timeout, progress, archived=archived))
+        if copy:
+            return self._run(
+                lambda core: core.retrievals.retrieve(
+                    model, version, timeout, progress, archived=archived, verify=verify
+                )
+            )
+        return self._run(
+            lambda core: core.retrievals.view(model, version, timeout, progress, archived=archived, verify=verify)
+        )
 
     def download(
         self,
@@ -238,6 +282,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *,
         version: Key = LATEST,
         archived: bool = False,
+        resume: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
@@ -246,11 +291,18 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         They go to a temporary file in the same directory, which then replaces an existing file, and keeps its
         permissions; a symbolic link stays one.
 
+        With `resume`, what was received stays when the download is interrupted, and the next one with `resume` goes on
+        with it, in this process or in another one: at most 16 MiB are received again. It is next to the file, in
+        ``FILE.cogment-partial`` and ``FILE.cogment-partial.journal``, until it succeeds. If the name, such as -1 or an
+        alias, stands for another version by then, that is downloaded from its beginning, and a warning is logged.
+
         Args:
             model: As for `retrieve`.
             path: The file.
             version: As for `retrieve`.
             archived: As for `retrieve`.
+            resume: Whether to go on with an interrupted download, and to keep what was received if this one is.
+                Servers of the original cannot send parts, so nothing of theirs is kept.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
 
@@ -260,10 +312,13 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         Raises:
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
-            OSError: The file cannot be written, or the path is not a regular file.
+            OSError: The file cannot be written, or the path is not a regular file. `BlockingIOError` if another
+                download with `resume` is writing to it.
         """
         return self._run(
-            lambda core: core.retrievals.download(model, path, version, timeout, progress, archived=archived)
+            lambda core: core.retrievals.download(
+                model, path, version, timeout, progress, archived=archived, resume=resume
+            )
         )
 
     @overload
@@ -320,6 +375,37 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             return self._watched(core.watch_every(model_id, after, patience_seconds, archived=archived), backend)
         return self._watched(core.watch(model_id, after, patience_seconds, archived=archived), backend)
 
+    def mirror(
+        self,
+        directory: str | os.PathLike[str],
+        *model_ids: str,
+        after: int = 0,
+        archived: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> Generator[Saved | Gap, None, None]:
+        """Write each version of some models to a file of its own, and yield it once the file is there, without end.
+
+        The files are ``DIRECTORY/MODEL/NUMBER.bin``: the number has six digits or more, and the id of the model is as
+        it is if it has only letters and digits of ASCII, ``-``, ``_`` and dots inside; docs/watching.md has the rest.
+        A file is whole and durable under its name, or absent. Versions whose files are there are not fetched again,
+        and no file is removed. It needs ModelLifecycle.
+
+        Args:
+            directory: The directory; created if it does not exist.
+            model_ids: The models, which need not exist yet; none for all models. One that is deleted and created again
+                is another one, whose versions replace the files with their numbers.
+            after: The number of the version that the caller has; only newer ones are written.
+            archived: Whether only archived versions count.
+            patience_seconds: How long the registry may be unavailable once it was reached.
+
+        Raises:
+            UnavailableError: The registry cannot be reached. `TimedOutError` if it does not answer.
+            OSError: A file cannot be written.
+        """
+        backend = BlockingBackend(within=self._backend)
+        core = self._core.on(backend)
+        return self._watched(core.mirror(directory, model_ids, after, patience_seconds, archived=archived), backend)
+
     def _watched(self, versions: AsyncGenerator[_T, None], backend: BlockingBackend) -> Generator[_T, None, None]:
         try:
             while True:
@@ -350,6 +436,21 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         model_id: str,
         *,
         decode: Callable[[bytes], _T],
+        copy: Literal[True] = True,
+        archived: bool = False,
+        alias: str | None = None,
+        consumer: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: int = TTL_DEFAULT_SECONDS,
+    ) -> Latest[_T]: ...
+
+    @overload
+    def track(
+        self,
+        model_id: str,
+        *,
+        decode: Callable[[memoryview], _T],
+        copy: Literal[False],
         archived: bool = False,
         alias: str | None = None,
         consumer: str | None = None,
@@ -361,7 +462,8 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         self,
         model_id: str,
         *,
-        decode: Callable[[bytes], Any] = bytes,
+        decode: Callable[..., Any] = bytes,
+        copy: bool = True,
         archived: bool = False,
         alias: str | None = None,
         consumer: str | None = None,
@@ -376,6 +478,9 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         Args:
             model_id: The model.
             decode: Turns the bytes of a version into its value, on that thread.
+            copy: Whether `decode` gets bytes. If not, it gets a view, as `retrieve` returns it, but of the bytes of
+                large versions one that can be written to: what it writes to becomes a copy of this process, page by
+                page.
             archived: Whether only archived versions count.
             alias: Follow the version that this alias points to, instead of the latest one.
             consumer: The name of this process, under which another thread reports which version it runs: the one that
@@ -388,7 +493,9 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
             reporter = ThreadReporter(report, self._core.calls, self._backend)
         backend = BlockingBackend(within=self._backend)
-        return Latest(self._core, backend, model_id, decode, archived=archived, alias=alias, reporter=reporter)
+        return Latest(
+            self._core, backend, model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter
+        )
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""
@@ -402,5 +509,10 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
 def retrieve_writable(
     registry: ModelRegistry, version: VersionInfo, *, timeout: float | None, progress: Wish
 ) -> memoryview:
-    """Return the bytes of a version as `ModelRegistry.retrieve` does, in memory that may be written to."""
-    return registry._run(lambda core: core.retrievals.retrieve_writable(version, timeout, progress))  # noqa: SLF001 # it is one of us
+    """Return the bytes of a version as `ModelRegistry.retrieve` does without a copy, in memory that may be written to.
+
+    What is written changes them for this process alone.
+    """
+    return registry._run(  # noqa: SLF001 # it is one of us
+        lambda core: core.retrievals.view(version, version, timeout, progress, is_writable=True)
+    )

@@ -2,11 +2,13 @@
 
 import contextlib
 import io
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import AbstractContextManager
 from typing import IO, TypeVar
 
-from cogment_model_registry.client import lookups
+from cogment_model_registry.client import local, lookups
 from cogment_model_registry.client.arguments import (
     asked_for,
     checked_number,
@@ -19,7 +21,8 @@ from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer
 from cogment_model_registry.client.fetching import Fetch
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.lifecycle_calls import look_up
-from cogment_model_registry.client.progress import Wish, reporting
+from cogment_model_registry.client.partial_files import PartialFile
+from cogment_model_registry.client.progress import Report, Wish, reporting
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import Version
@@ -48,6 +51,7 @@ class Retrievals:
         self._timeouts = timeouts
         self._cache = cache
         self._progress = progress
+        self._local = local.LocalTransfers(calls)
 
     async def retrieve(
         self,
@@ -57,16 +61,21 @@ class Retrievals:
         progress: Wish,
         *,
         archived: bool,
+        verify: bool = False,
     ) -> bytes:
         """See `ModelRegistry.retrieve`."""
-        # It returns its bytes without a copy.
-        return (await self._retrieved(model, version, timeout, progress, archived=archived)).getvalue()
 
-    async def retrieve_writable(self, version: VersionInfo, timeout: float | None, progress: Wish) -> memoryview:
-        """Return the bytes of a version in memory of their own, which may be written to."""
-        return (await self._retrieved(version, version, timeout, progress)).getbuffer()
+        async def get(info: VersionInfo, deadline: Deadline | None) -> bytes:
+            data = await self._from_here(info, local.bytes_of(info), deadline, progress)
+            if data is None:
+                # It returns its bytes without a copy.
+                return (await self._fetched(info, deadline, progress)).getvalue()
+            await self._verify(info, data, is_wanted=verify)
+            return data
 
-    async def _retrieved(
+        return (await self._resolved(model, version, timeout, get, archived=archived))[1]
+
+    async def view(
         self,
         model: str | VersionInfo | Version,
         version: Key,
@@ -74,10 +83,20 @@ class Retrievals:
         progress: Wish,
         *,
         archived: bool = False,
-    ) -> io.BytesIO:
-        buffer = _Memory()
-        await self._download(model, version, buffer, timeout, progress, archived=archived)
-        return buffer
+        verify: bool = False,
+        is_writable: bool = False,
+    ) -> memoryview:
+        """See `ModelRegistry.retrieve` without a copy; what is written to a writable view is this process's alone."""
+
+        async def get(info: VersionInfo, deadline: Deadline | None) -> memoryview:
+            mapped = await self._from_here(info, local.mapped(info, is_writable=is_writable), deadline, progress)
+            if mapped is None:
+                view = (await self._fetched(info, deadline, progress)).getbuffer()
+                return view if is_writable else view.toreadonly()
+            await self._verify(info, mapped, is_wanted=verify)
+            return memoryview(mapped)
+
+        return (await self._resolved(model, version, timeout, get, archived=archived))[1]
 
     async def download(
         self,
@@ -88,28 +107,60 @@ class Retrievals:
         progress: Wish,
         *,
         archived: bool,
+        resume: bool,
     ) -> VersionInfo:
         """See `ModelRegistry.download`."""
-        replacement = Replacement(checked_path("path", path))
+        target = checked_path("path", path)
+        if resume:
+            return await self._download_partly(model, target, version, timeout, progress, archived=archived)
+        replacement = Replacement(target)
         try:
             file = await self._on_thread(replacement.open)
-            info = await self._download(model, version, file, timeout, progress, archived=archived)
+
+            async def get(info: VersionInfo, deadline: Deadline | None) -> None:
+                if not await self._from_here(info, local.copy_to(info, file), deadline, progress):
+                    await self._fetch(info, file, deadline, progress)
+
+            info, _ = await self._resolved(model, version, timeout, get, archived=archived)
             await self._on_thread(replacement.commit)
         finally:
             replacement.close()
         return info
 
-    async def _download(
+    async def _download_partly(
         self,
         model: str | VersionInfo | Version,
+        path: str,
         version: Key,
-        file: IO[bytes],
         timeout: float | None,
         progress: Wish,
         *,
         archived: bool,
     ) -> VersionInfo:
-        """Write the bytes of a version to a file, and return the version."""
+        """Download what a partial file lacks, and keep what was received if that fails."""
+        partial_file = PartialFile(path)
+        try:
+            await self._on_thread(partial_file.open)
+
+            async def get(info: VersionInfo, deadline: Deadline | None) -> None:
+                await self._fetch_missing(info, partial_file, deadline, progress)
+
+            info, _ = await self._resolved(model, version, timeout, get, archived=archived)
+            await self._on_thread(partial_file.commit)
+        finally:
+            partial_file.close()
+        return info
+
+    async def _resolved(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key,
+        timeout: float | None,
+        get: Callable[[VersionInfo, Deadline | None], Awaitable[_T]],
+        *,
+        archived: bool,
+    ) -> tuple[VersionInfo, _T]:
+        """Return a version, and what a function gets of it; with another version if it is gone or damaged."""
         deadline = self._timeouts.wanted(timeout)
 
         async def looked_up() -> VersionInfo:
@@ -122,33 +173,79 @@ class Retrievals:
         info = known or await looked_up()
         for _ in range(_RESOLVE_ATTEMPTS):
             try:
-                await self._fetch(info, file, deadline, progress)
+                return info, await get(info, deadline)
             except (NotFoundError, DataLossError):
                 # A given version never changes, but another one may be the latest by now.
                 again = known or await looked_up()
                 if again == info:
                     raise
                 info = again
-            else:
-                return info
         wanted = lookups.version_text(model_id, number, archived=archived)
         message = f"{wanted} was replaced {_RESOLVE_ATTEMPTS} times before it could be retrieved"
         raise NotFoundError(message, model_id=model_id)
+
+    async def _from_here(
+        self, info: VersionInfo, take: Callable[[int], _T], deadline: Deadline | None, progress: Wish
+    ) -> _T | None:
+        """Return what a function makes of a descriptor of a version, or None where it must be fetched."""
+        if info.data_size_bytes < local.MIN_BYTES:
+            return None
+        limit = deadline or transfer_deadline(info.data_size_bytes)
+        with self._reporting(info, progress) as report:
+            taken = await self._local.retrieve(info, take, limit)
+            if taken is not None:
+                report.advance(info.data_size_bytes)
+        return taken
+
+    async def _verify(self, info: VersionInfo, data: mmap.mmap | bytes, *, is_wanted: bool) -> None:
+        """Check bytes that the server on this host has checked already, if that is wanted."""
+        if is_wanted:
+            await self._on_thread(lambda: local.check(info, data))
+
+    def _reporting(self, info: VersionInfo, progress: Wish) -> AbstractContextManager[Report]:
+        what = f"retrieving {lookups.version_text(info.model_id, info.number)}"
+        return reporting(what, info.data_size_bytes, self._progress if progress is None else progress)
+
+    async def _fetched(self, info: VersionInfo, deadline: Deadline | None, progress: Wish) -> io.BytesIO:
+        buffer = _Memory()
+        await self._fetch(info, buffer, deadline, progress)
+        return buffer
 
     async def _fetch(self, info: VersionInfo, file: IO[bytes], deadline: Deadline | None, progress: Wish) -> None:
         """Write the bytes of a version to a file: those in the cache, or those of the server."""
         cache = self._cache
         if cache is not None and await self._on_thread(lambda: cache.copy_to(info, file)):
             return
-        what = f"retrieving {lookups.version_text(info.model_id, info.number)}"
-        subject = Subject(what, info.model_id, info.number)
-        limit = deadline or transfer_deadline(info.data_size_bytes)
-        wish = self._progress if progress is None else progress
-        checked_number(info.model_id, info.number)
-        with reporting(what, info.data_size_bytes, wish) as report:
-            await Fetch(self._calls, info, file, subject, limit, report).run()
+        with self._fetching(info, file, deadline, progress) as fetch:
+            await fetch.run()
         if cache is not None:
             await self._on_thread(lambda: cache.keep(info, file))
+
+    async def _fetch_missing(
+        self, info: VersionInfo, partial_file: PartialFile, deadline: Deadline | None, progress: Wish
+    ) -> None:
+        """Write the bytes of a version that a partial file lacks to it; if it lacks all, this host may have them."""
+        cache, file = self._cache, partial_file.file
+        present = await self._on_thread(lambda: partial_file.begin(info))
+        if not present and await self._from_here(info, local.copy_to(info, file), deadline, progress):
+            return
+        if cache is not None and not present and await self._on_thread(lambda: cache.copy_to(info, file)):
+            return
+        with self._fetching(info, file, deadline, progress) as fetch:
+            await fetch.resume(partial_file, present)
+        if cache is not None:
+            await self._on_thread(lambda: cache.keep(info, file))
+
+    @contextlib.contextmanager
+    def _fetching(
+        self, info: VersionInfo, file: IO[bytes], deadline: Deadline | None, progress: Wish
+    ) -> Generator[Fetch]:
+        """Return a context manager that reports the progress of what it returns."""
+        subject = Subject(f"retrieving {lookups.version_text(info.model_id, info.number)}", info.model_id, info.number)
+        limit = deadline or transfer_deadline(info.data_size_bytes)
+        checked_number(info.model_id, info.number)
+        with self._reporting(info, progress) as report:
+            yield Fetch(self._calls, info, file, subject, limit, report)
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
         """Return the result of work that may take long."""

@@ -1,7 +1,7 @@
 """Streams of Watch, the call that tells versions with their bytes; servers of the original do not have it."""
 
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from cogment_model_registry.client.backends import Replies
@@ -50,6 +50,7 @@ class Wishes:
         token: Where to go on.
         inline_max_bytes: The size up to which versions come with their bytes.
         known_hash: The hash of bytes that are known.
+        ends_with_model: Whether the stream is about one model, and ends with it.
     """
 
     every: bool = False
@@ -57,6 +58,7 @@ class Wishes:
     token: str = ""
     inline_max_bytes: int = 0
     known_hash: str = ""
+    ends_with_model: bool = True
 
     def has_bytes(self, version: Version) -> bool:
         """Return whether bytes follow a version."""
@@ -64,16 +66,18 @@ class Wishes:
 
 
 async def stream(
-    calls: Calls, model_id: str, subject: Subject, wishes: Wishes, seconds: float
+    calls: Calls, model_ids: Sequence[str], subject: Subject, wishes: Wishes, seconds: float
 ) -> AsyncGenerator[Event | Told, None]:
-    """Yield the news of a model from one stream, until it has lasted for its time, or the server ended it.
+    """Yield the news of some models from one stream, until it has lasted for its time, or the server ended it.
+
+    Versions are `Told`, with the bytes that came along, but for a stream of every version without bytes.
 
     Once the next event is asked for, the wishes have the token of the last one. When a stream ends within the bytes of
     a version, they ask for none any more: the next one might not be long enough for them either.
 
     Args:
         calls: Makes the call.
-        model_id: The model.
+        model_ids: The models; none for all.
         subject: What it is about.
         wishes: What is asked for.
         seconds: How long it lasts at most.
@@ -84,7 +88,7 @@ async def stream(
     """
     asked = replace(wishes)
     request = wire.watch_request(
-        model_id,
+        model_ids,
         asked.token,
         every=asked.every,
         inline_max_bytes=asked.inline_max_bytes,
@@ -102,9 +106,9 @@ async def stream(
             if event is None or isinstance(event, Consumer):
                 continue  # one of a newer release, or one that nobody asked for
             exists = exists or isinstance(event, ModelSummary)
-            if _is_end(event) or (isinstance(event, CaughtUp) and not exists):
-                raise NotFoundError.model(model_id)
-            if isinstance(event, Version) and not asked.every:
+            if asked.ends_with_model and (_is_end(event) or (isinstance(event, CaughtUp) and not exists)):
+                raise NotFoundError.model(model_ids[0])
+            if isinstance(event, Version) and (asked.inline_max_bytes or not asked.every):
                 wishes.inline_max_bytes = 0  # unless the bytes arrive in the time of the stream
                 data = await _received(calls, event, reply.data, replies) if asked.has_bytes(event) else None
                 wishes.inline_max_bytes = asked.inline_max_bytes

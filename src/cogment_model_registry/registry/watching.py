@@ -127,11 +127,11 @@ class Watches:
         try:
             infos = await self._catalog.get_versions(model_id, [number])
             ref = await self._catalog.find(model_id)
+            if ref.life != life:
+                return None
+            [version] = await self._catalog.describe_visible(infos)
         except (DataLossError, NotFoundError):
             return None
-        if ref.life != life:
-            return None
-        [version] = await self._catalog.describe(infos)
         return version
 
 

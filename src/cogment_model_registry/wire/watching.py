@@ -1,5 +1,6 @@
 """Between what watchers are told and the messages of Watch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cogment_model_registry.errors import InvalidError
@@ -126,7 +127,7 @@ def _event(reply: lifecycle_pb2.WatchReply) -> Event | Consumer | None:
 
 
 def watch_request(
-    model_id: str,
+    model_ids: Sequence[str],
     token: str,
     *,
     every: bool = False,
@@ -136,9 +137,9 @@ def watch_request(
     in_one_reply: bool = False,
     consumers: bool = False,
 ) -> bytes:
-    """Return the request to watch a model."""
+    """Return the request to watch some models, or all if none is named."""
     return WatchRequest(
-        model_ids=[model_id],
+        model_ids=model_ids,
         mode=MODE_ALL if every else lifecycle_pb2.WatchRequest.MODE_LATEST,
         resume_token=token,
         inline_max_bytes=inline_max_bytes,
