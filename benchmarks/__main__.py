@@ -16,6 +16,7 @@ from benchmarks import (
     control_path,
     data_path,
     downloads,
+    h2load,
     library,
     lifecycle,
     listing,
@@ -43,6 +44,7 @@ _FIGURES = [
     *lifecycle.BENCHMARKS,
     *consumers.BENCHMARKS,
     *small_path.BENCHMARKS,
+    *h2load.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
 _WIDTH = 130
