@@ -90,6 +90,7 @@ async def stream(
         inline_max_bytes=asked.inline_max_bytes,
         known_hash=asked.known_hash,
         accepted=asked.accepted,
+        in_one_reply=True,
     )
     exists = bool(asked.token)
     async with streaming(calls, method_path("Watch", SERVICE_NAME), request, subject, seconds) as replies:
@@ -97,7 +98,7 @@ async def stream(
             reply = wire.decode_reply(message)
             if isinstance(reply, wire.Bytes):
                 continue  # nobody asked for them
-            token, event = reply
+            event = reply.event
             if event is None:
                 continue  # one of a newer release
             exists = exists or isinstance(event, ModelSummary)
@@ -105,12 +106,12 @@ async def stream(
                 raise NotFoundError.model(model_ids[0])
             if isinstance(event, Version) and (asked.inline_max_bytes or not asked.every):
                 wishes.inline_max_bytes = 0  # unless the bytes arrive in the time of the stream
-                data = await _received(calls, event, replies) if asked.has_bytes(event) else None
+                data = await _received(calls, event, reply.data, replies) if asked.has_bytes(event) else None
                 wishes.inline_max_bytes = asked.inline_max_bytes
                 yield Told(event.info, data)
             else:
                 yield event
-            wishes.token = token
+            wishes.token = reply.token
 
 
 def _is_end(event: Event) -> bool:
@@ -118,9 +119,16 @@ def _is_end(event: Event) -> bool:
     return isinstance(event, Gone) and event.version_number is None
 
 
-async def _received(calls: Calls, version: Version, replies: Replies) -> bytes | None:
-    """Return the bytes of a version; None if they are not those that were published."""
-    parts, is_last = list[memoryview](), False
+async def _received(calls: Calls, version: Version, data: memoryview | None, replies: Replies) -> bytes | None:
+    """Return the bytes of a version; None if they are not those that were published.
+
+    Args:
+        calls: Made the call.
+        version: The version.
+        data: Its bytes if they came with it.
+        replies: The stream, which has them otherwise.
+    """
+    parts, is_last = ([], False) if data is None else ([data], True)
     while not is_last:
         message = await replies.read()
         if message is None:
