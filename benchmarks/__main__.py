@@ -21,6 +21,7 @@ from benchmarks import (
     memory,
     peers,
     plots,
+    same_host,
     small_path,
     trials,
     watching,
@@ -40,6 +41,7 @@ _FIGURES = [
     *library.BENCHMARKS,
     *lifecycle.BENCHMARKS,
     *consumers.BENCHMARKS,
+    *same_host.BENCHMARKS,
     *small_path.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
