@@ -122,9 +122,15 @@ class Bench:
                 self.load(0).run(job(prepare, server.port, [model_id]))
             yield Pair(registry, floor)
 
-    def fit_floor(self, pair: Pair, upload: Upload) -> None:
-        """Let the floor answer with messages of the sizes that the registry answers with; creates a version."""
-        self.load(0).run(job(shape_like, pair.registry.port, pair.floor.port, upload))
+    def fit_floor(self, pair: Pair, upload: Upload, *, with_bytes: bool = False) -> None:
+        """Let the floor answer with messages of the sizes that the registry answers with; creates a version.
+
+        Args:
+            pair: The registry and the floor.
+            upload: The version.
+            with_bytes: Whether watchers are sent its bytes.
+        """
+        self.load(0).run(job(shape_like, pair.registry.port, pair.floor.port, upload, with_bytes=with_bytes))
 
     def fill_budget(self, pair: Pair, upload: Upload) -> None:
         """Publish versions until each further one evicts another, as it is in use: memory is then recycled."""

@@ -150,10 +150,13 @@ async def prepare(port: int, model_ids: Sequence[str]) -> None:
             await client.create_model(model_id)
 
 
-async def shape_like(port: int, floor_port: int, upload: Upload, *, infos_only: bool = False) -> Shape:
+async def shape_like(
+    port: int, floor_port: int, upload: Upload, *, infos_only: bool = False, with_bytes: bool = False
+) -> Shape:
     """Let a floor answer as the registry does for an upload like this one; return how.
 
-    Creates a version unless `infos_only`, where the listing of all versions is what counts.
+    Creates a version unless `infos_only`, where the listing of all versions is what counts. `with_bytes` lets each
+    watcher be sent as many bytes as the version has.
     """
     async with connected(port) as client, connected(floor_port) as floor:
         if infos_only:
@@ -161,7 +164,8 @@ async def shape_like(port: int, floor_port: int, upload: Upload, *, infos_only: 
         else:
             created = _text(await client.create_version(upload.messages()))
             infos = _text(await client.infos(upload.model_id, -1))
-            shape = Shape(created, infos, await client.retrieve(upload.model_id))
+            chunks_bytes = await client.retrieve(upload.model_id)
+            shape = Shape(created, infos, chunks_bytes, upload.size_bytes if with_bytes else 0)
         await floor.configure(shape)
     return shape
 

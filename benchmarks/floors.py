@@ -6,7 +6,8 @@ both, and answers as the registry does, which it is told first, with data of the
 - `CreateVersion` is the *sink*: it drops the messages as raw bytes;
 - `RetrieveVersionData` is the *source*: it repeats one prebuilt buffer;
 - `RetrieveVersionInfos` is the *unary* call;
-- `VersionUpdate` keeps a stream open, and each end of a sink sends one message to every such stream.
+- `VersionUpdate` keeps a stream open, and each end of a sink sends one message to every such stream: the reply of
+  CreateVersion, or as many bytes as a version has.
 
 `python -m benchmarks.floors` runs it and says its port.
 """
@@ -41,11 +42,13 @@ class Shape:
         created: The reply of CreateVersion, in base64; an update has the version that it has.
         infos: The reply of RetrieveVersionInfos, in base64.
         chunks_bytes: The sizes of the data in the messages of RetrieveVersionData, which are zeros.
+        news_bytes: How many zeros VersionUpdate sends for a version; 0 for the reply of CreateVersion.
     """
 
     created: str = ""
     infos: str = ""
     chunks_bytes: list[int] = field(default_factory=list)
+    news_bytes: int = 0
 
     def encoded(self) -> bytes:
         """Return it as a message."""
@@ -56,7 +59,7 @@ class _Floor:
     """Answers with what it was told."""
 
     def __init__(self) -> None:
-        self._created = self._infos = b""
+        self._created = self._infos = self._told = b""
         self._chunks: list[bytes] = []
         self._news = asyncio.Event()
 
@@ -77,6 +80,7 @@ class _Floor:
     async def _configure(self, data: bytes, _context: _Context) -> bytes:
         shape = Shape(**json.loads(data))
         self._created, self._infos = b64decode(shape.created), b64decode(shape.infos)
+        self._told = build_data_chunk([bytes(shape.news_bytes)]) if shape.news_bytes else self._created
         buffers = {size: build_data_chunk([bytes(size)]) for size in set(shape.chunks_bytes)}
         self._chunks = [buffers[size] for size in shape.chunks_bytes]
         return b""
@@ -101,7 +105,7 @@ class _Floor:
     async def _watch(self, _data: bytes, context: _Context) -> None:
         while True:
             news = self._news
-            await context.write(self._created)
+            await context.write(self._told)
             await news.wait()
 
 

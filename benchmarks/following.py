@@ -27,7 +27,7 @@ async def followed_moments(port: int, upload: Upload, connections: int, streams:
         For each of `rounds` versions, the moment at which the last stream had its verified bytes.
     """
     last = [0.0] * rounds
-    request = watch_request(upload.model_id, "", inline_max_bytes=upload.size_bytes)
+    request = watch_request([upload.model_id], "", inline_max_bytes=upload.size_bytes, in_one_reply=True)
 
     async def follow(call: Any) -> None:
         for index in range(rounds):
@@ -53,7 +53,8 @@ async def _begin(call: Any) -> None:
 
 async def _read_version(call: Any) -> bool:
     """Read up to the end of a version, or up to the end of what existed; return whether it was a version."""
-    version, parts = None, list[memoryview]()
+    version: Version | None = None
+    parts = list[memoryview]()
     while True:
         async with asyncio.timeout(_NEWS_SECONDS):
             message = await call.read()
@@ -63,13 +64,20 @@ async def _read_version(call: Any) -> bool:
         if isinstance(reply, Bytes):
             parts.append(reply.data)
             if reply.is_last and version is not None:
-                if digest_text(sha256(b"".join(parts)).digest()) != version.data_hash:
-                    raise RuntimeError("a follower got wrong bytes")
+                _verify(version, b"".join(parts))
                 return True
-        elif isinstance(reply[1], CaughtUp):
+        elif isinstance(reply.event, CaughtUp):
             return False
-        elif isinstance(reply[1], Version):
-            version = reply[1]
+        elif isinstance(reply.event, Version):
+            version = reply.event
+            if reply.data is not None:
+                _verify(version, reply.data)
+                return True
+
+
+def _verify(version: Version, data: bytes | memoryview) -> None:
+    if digest_text(sha256(data).digest()) != version.data_hash:
+        raise RuntimeError("a follower got wrong bytes")
 
 
 async def told_then_fetched_moments(

@@ -154,7 +154,7 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
     """Measure from the start of a publish until the last of 1,000 followers has the bytes."""
     small, large = Upload(MODEL_ID, KIB), Upload(MODEL_ID, 100 * KIB)
     with bench.pair() as pair:
-        bench.fit_floor(pair, small)
+        bench.fit_floor(pair, small, with_bytes=True)
         port = pair.registry.port
         told = interleaved(
             bench.choose(3, 1),
@@ -163,6 +163,7 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
                 "floor": _tellings(bench, pair.floor.port, small, 1000),
             },
         )
+        bench.fit_floor(pair, large, with_bytes=True)
         bytes_of = interleaved(
             bench.choose(3, 1),
             {
@@ -172,6 +173,7 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
                 "fetched": _tellings(
                     bench, port, large, 1000, moments=told_then_fetched_moments, gap_seconds=_FAN_OUT_GAP_SECONDS
                 ),
+                "floor": _tellings(bench, pair.floor.port, large, 1000, gap_seconds=_FAN_OUT_GAP_SECONDS),
             },
         )
         return [
@@ -180,13 +182,22 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
                 "fan-out inline",
                 "publish 1 KiB until the last of 1,000 followers has its bytes",
                 told["registry"],
-                against="1,000 messages on 1,000 open streams",
+                against="1,000 messages of 1 KiB on 1,000 open streams",
                 floor_blocks=told["floor"],
                 at_most_ratio=1.3,
             ),
             _until(
                 pair,
                 "fan-out of bytes",
+                "publish 100 KiB until the last of 1,000 followers has its bytes",
+                bytes_of["followed"],
+                against="1,000 messages of 100 KiB on 1,000 open streams",
+                floor_blocks=bytes_of["floor"],
+                at_most_ratio=1.3,
+            ),
+            _until(
+                pair,
+                "fan-out against fetching",
                 "publish 100 KiB until the last of 1,000 followers has its bytes",
                 bytes_of["followed"],
                 against="told, then fetched, from the same server",

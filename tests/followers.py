@@ -28,6 +28,7 @@ class Follower:
     Attributes:
         token: Where the next follower resumes.
         data: The bytes of the last version that had any.
+        came_in_one: Whether the last event came in one reply with bytes.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Follower:
         )
         self.token = token
         self.data: bytes | None = None
+        self.came_in_one = False
         self._inline, self._known_hash = inline, request.known_hash
         self.call: Any = Client(client.channel, lifecycle.SERVICE_NAME).streamed("Watch", request)
 
@@ -46,17 +48,22 @@ class Follower:
         """Return what is told next; the bytes of a version are then in `data`."""
         reply = await self._read()
         assert not isinstance(reply, wire.Bytes), "bytes without a version"
-        token, event = reply
+        event = reply.event
         assert event is not None
-        if isinstance(event, Version) and self._has_bytes(event):
+        self.came_in_one = reply.data is not None
+        if reply.data is not None:
+            assert isinstance(event, Version)
+            assert self._has_bytes(event)
+            self.data = bytes(reply.data)
+        elif isinstance(event, Version) and self._has_bytes(event):
             self.data = await self._read_bytes()
-        self.token = token
+        self.token = reply.token
         return event
 
     def _has_bytes(self, version: Version) -> bool:
         return 0 < self._inline >= version.data_size_bytes and version.data_hash != self._known_hash
 
-    async def _read(self) -> tuple[str, Event | None] | wire.Bytes:
+    async def _read(self) -> wire.Reply | wire.Bytes:
         async with asyncio.timeout(PATIENCE_SECONDS):
             message = await self.call.read()
         assert message is not grpc.aio.EOF, await self.call.code()

@@ -178,6 +178,18 @@ def claims() -> str:
 HELP_WIDTH = 100
 
 
+def proofs() -> str:
+    """Return the table of all proofs."""
+    sys.path.insert(0, str(ROOT))  # the tests are in no package that is installed
+    from tests.torture.proofs import PROOFS  # noqa: PLC0415 (they load what tests alone need)
+
+    rows = ["| promise | proof | short form | long form | requirements |", "|---|---|---|---|---|"]
+    for proof in PROOFS:
+        short, long = (proof.rounds(number) for number in (proof.short, proof.long))
+        rows.append(f"| {proof.promise} | `{proof.name}` | {short} | {long} | {proof.requirements} |")
+    return "\n".join(rows)
+
+
 def commands(path: tuple[str, ...] = ("cogment",)) -> dict[tuple[str, ...], click.Context]:
     """Return the context of each command and group, by the words that name it."""
     found: dict[tuple[str, ...], click.Context] = {}
@@ -212,6 +224,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "peers": lambda: figures(FIGURES, "peers", "compared with"),
         "trials": trials,
     },
+    "docs/guarantees.md": {"proofs": proofs},
     "docs/command_line.md": {
         f"help {' '.join(words)}": lambda context=context: help_of(context)  # type: ignore[misc] # no such lambda
         for words, context in commands().items()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.tracking import Latest
     from cogment_model_registry.records.consumers import Consumer
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
-    from cogment_model_registry.records.news import Gap
+    from cogment_model_registry.records.news import Gap, Saved
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
     from cogment_model_registry.system.sealed_memory import SealedMemory
@@ -27,6 +27,7 @@ __all__ = [
     "Progress",
     "RetentionReport",
     "RetentionRule",
+    "Saved",
     "SealedMemory",
     "TransientShare",
     "Version",
@@ -48,6 +49,7 @@ _MODULES = {
     "Progress": "client.progress",
     "RetentionReport": "records.lifecycle",
     "RetentionRule": "records.retention",
+    "Saved": "records.news",
     "SealedMemory": "system.sealed_memory",
     "TransientShare": "records.retention",
     "Version": "records.lifecycle",

@@ -1,5 +1,6 @@
 """`cogment client model_registry` as a user runs it: words, files, pipes, exit codes, signals, a terminal."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from cogment_model_registry import ModelRegistry
+from cogment_model_registry import ModelRegistry, Progress
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.model_registry import for_each, model_registry
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
@@ -88,8 +89,13 @@ class Cogment:
     @contextmanager
     def started(self, *arguments: str, **streams: Any) -> "Iterator[subprocess.Popen[bytes]]":
         """Return a context manager with a command that does not end by itself."""
+        with self.started_command(self.command(*arguments), **streams) as process:
+            yield process
+
+    @contextmanager
+    def started_command(self, command: list[str], **streams: Any) -> "Iterator[subprocess.Popen[bytes]]":
+        """Return a context manager with a command that does not end by itself, given by all its words."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
-        command = self.command(*arguments)
         with subprocess.Popen(command, cwd=self.directory, env=self.environment, **streams) as process:
             try:
                 yield process
@@ -355,6 +361,43 @@ def test_retrieve_replaces_a_file_only_with_force(cogment: Cogment, registry: Mo
     assert sorted(os.listdir(cogment.directory)) == ["link", "out", "w"]
 
 
+def test_an_interrupted_retrieval_goes_on_or_says_why_it_begins_again(
+    cogment: Cogment, registry: ModelRegistry
+) -> None:
+    data = os.urandom(8 * 2**20)
+    registry.store("m", data)
+
+    def interrupt() -> None:
+        """Leave what an interrupted command leaves."""
+
+        def end(progress: Progress) -> None:
+            if progress.done_bytes > len(data) - 2**20:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            registry.download("m", cogment.directory / "out", resume=True, progress=end)
+
+    left = ["out.cogment-partial", "out.cogment-partial.journal", "w"]
+    interrupt()
+    assert sorted(os.listdir(cogment.directory)) == left
+    assert cogment.output("retrieve", "m", "--output=out", "--resume") == "retrieved version 1 of model m: 8.0 MiB\n"
+    assert (cogment.directory / "out").read_bytes() == data
+    assert failed(cogment.run("retrieve", "m", "--output=out", "--resume"), 2, "out", "--force")
+    (cogment.directory / "out").unlink()
+
+    interrupt()
+    registry.publish("m", b"newer")
+    with (cogment.directory / left[1]).open("ab") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        busy = cogment.run("retrieve", "m", "--output=out", "--resume")
+        assert failed(busy, 1, "writing out failed: another download to this file is under way")
+    with cogment.started("retrieve", "m", "--output=out", "--resume") as command:
+        output, told = command.communicate(timeout=START_SECONDS)
+    assert (output, told.count(b"\n")) == (b"retrieved version 2 of model m: 5 B\n", 1)
+    assert told.startswith(b'the partial download is of version 1 of model "m", and version 2 of model "m" is')
+    assert sorted(os.listdir(cogment.directory)) == ["out", "w"]
+
+
 def test_a_failed_retrieval_leaves_no_file(cogment: Cogment) -> None:
     assert failed(cogment.run("retrieve", "m", "--output=out"), 3)
     assert os.listdir(cogment.directory) == ["w"]
@@ -546,6 +589,7 @@ def test_signals_end_a_download_that_leaves_nothing(
         ["status", "--endpoint=cogment://discover"],
         ["status", "--directory_endpoint=nonsense"],
         ["retrieve", "m", "--json"],
+        ["retrieve", "m", "--resume"],
         ["delete_model", "m"],
         ["create_model", "\udcff"],  # a byte that is not UTF-8
         ["create_model", "m", "--user_data", "a=\udcff"],

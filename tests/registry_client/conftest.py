@@ -1,7 +1,7 @@
 """Both flavours of the client, for tests that hold for either: what blocks runs on a thread, and is awaited."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -27,13 +27,11 @@ class Awaited:
 
         return call
 
-    async def watch(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
-        versions = self.registry.watch(*arguments, **options)
-        try:
-            while (version := await asyncio.to_thread(next, versions, None)) is not None:
-                yield version
-        finally:
-            await asyncio.to_thread(versions.close)
+    def watch(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        return _awaited(self.registry.watch(*arguments, **options))
+
+    def mirror(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
+        return _awaited(self.registry.mirror(*arguments, **options))
 
     @asynccontextmanager
     async def track(self, *arguments: Any, **options: Any) -> AsyncIterator[Any]:
@@ -43,6 +41,14 @@ class Awaited:
             yield Tracked(latest)
         finally:
             await asyncio.to_thread(latest.__exit__, None, None, None)
+
+
+async def _awaited(events: Generator[Any, None, None]) -> AsyncIterator[Any]:
+    try:
+        while (event := await asyncio.to_thread(next, events, None)) is not None:
+            yield event
+    finally:
+        await asyncio.to_thread(events.close)
 
 
 class Tracked:

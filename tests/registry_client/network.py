@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, suppress
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 """What a server does with a connection."""
 
+_READ_BYTES = 64 * 1024
+
 
 @asynccontextmanager
 async def listening(talk: Talk) -> AsyncIterator[int]:
@@ -55,7 +57,7 @@ async def tcp_server(answer: bytes) -> AsyncIterator[int]:
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
-        while await reader.read(65536):
+        while await reader.read(_READ_BYTES):
             pass
 
     async with listening(talk) as port:
@@ -91,93 +93,109 @@ def _frame(kind: int, flags: int, stream: bytes, body: bytes = b"") -> bytes:
     return len(body).to_bytes(3, "big") + bytes([kind, flags]) + stream + body
 
 
-class Freezing:
-    """A relay in front of a server; as a frozen one, it takes and keeps the connections that it has, and says nothing.
+class Relay:
+    """A relay in front of a server.
 
-    Connections that are made after that are relayed again: to the server that took the place of the frozen one.
+    Args:
+        target: The port of the server.
 
     Attributes:
-        replies: How many pieces of data it has relayed from the server.
+        target: As above; connections that are made later go to the port that it is then.
+        connections: How many connections clients have made.
+        sent_bytes: How many bytes it has passed on to the server.
+        replies: How many pieces of data it has passed on from the server.
+        replied_bytes: How many bytes they had.
     """
 
-    def __init__(self, port: int) -> None:
-        self._target = port
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self.connections = self.sent_bytes = self.replies = self.replied_bytes = 0
+        self._copies: set[asyncio.Task[None]] = set()
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
+        copies = [
+            asyncio.ensure_future(self.copy(reader, server_writer, upwards=True)),
+            asyncio.ensure_future(self.copy(server_reader, writer, upwards=False)),
+        ]
+        self._copies.update(copies)
+        try:
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            self._copies.difference_update(copies)
+            for each in copies:
+                each.cancel()
+            await asyncio.gather(*copies, return_exceptions=True)
+            server_writer.transport.abort()
+            with suppress(ConnectionError):
+                await server_writer.wait_closed()
+
+    def cut(self) -> None:
+        """Cut all connections."""
+        for each in self._copies:
+            each.cancel()
+
+    async def copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, upwards: bool) -> None:
+        """Pass on bytes in one direction until that ends, and with it the connection."""
+        with suppress(ConnectionError):
+            while data := await source.read(_READ_BYTES):
+                target.write(data)
+                await target.drain()
+                self.count(len(data), upwards=upwards)
+
+    def count(self, size_bytes: int, *, upwards: bool) -> None:
+        """Count bytes that were passed on."""
+        if upwards:
+            self.sent_bytes += size_bytes
+        else:
+            self.replies += 1
+            self.replied_bytes += size_bytes
+
+
+class Freezing(Relay):
+    """A relay that, as a frozen server, takes and keeps the connections that it has, and says nothing.
+
+    Connections that are made after that are relayed again: to the server that took the place of the frozen one.
+    """
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
         self._generation = 0
-        self.replies = 0
 
     def freeze(self) -> None:
         self._generation += 1
 
-    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
+    async def copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, upwards: bool) -> None:
         generation = self._generation
-
-        async def copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-            while data := await source.read(65536):
-                if generation == self._generation:
-                    self.replies += source is server_reader
-                    target.write(data)
-            if generation != self._generation:
-                await asyncio.Event().wait()  # a frozen server closes nothing either
-
-        copies = [
-            asyncio.ensure_future(copy(reader, server_writer)),
-            asyncio.ensure_future(copy(server_reader, writer)),
-        ]
-        try:
-            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in copies:
-                each.cancel()
-            await asyncio.gather(*copies, return_exceptions=True)
-            server_writer.transport.abort()
-            with suppress(ConnectionError):
-                await server_writer.wait_closed()
+        while data := await source.read(_READ_BYTES):
+            if generation == self._generation:
+                self.count(len(data), upwards=upwards)
+                target.write(data)
+        if generation != self._generation:
+            await asyncio.Event().wait()  # a frozen server closes nothing either
 
 
-class Cutting:
-    """A relay in front of a server that cuts each of its first connections after so many bytes of one direction.
+class Cutting(Relay):
+    """A relay that cuts each of its first connections after so many bytes of one direction."""
 
-    Attributes:
-        relayed_bytes: How many bytes it has relayed in that direction.
-    """
-
-    def __init__(self, port: int, *, cuts: int, after_bytes: int, upwards: bool) -> None:
-        self._target = port
+    def __init__(self, target: int, *, cuts: int, after_bytes: int, upwards: bool) -> None:
+        super().__init__(target)
         self._cuts_left = cuts
         self._after_bytes = after_bytes
         self._upwards = upwards
-        self.relayed_bytes = 0
 
-    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        copies = [
-            asyncio.ensure_future(self._copy(reader, server_writer, counted=self._upwards)),
-            asyncio.ensure_future(self._copy(server_reader, writer, counted=not self._upwards)),
-        ]
-        try:
-            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in copies:
-                each.cancel()
-            await asyncio.gather(*copies, return_exceptions=True)
-            server_writer.transport.abort()
-            with suppress(ConnectionError):
-                await server_writer.wait_closed()
-
-    async def _copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, counted: bool) -> None:
+    async def copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, upwards: bool) -> None:
         copied_bytes = 0
-        try:
-            while data := await source.read(65536):
+        with suppress(ConnectionError):
+            while data := await source.read(_READ_BYTES):
                 target.write(data)
                 await target.drain()
                 copied_bytes += len(data)
-                self.relayed_bytes += len(data) if counted else 0
-                if counted and self._cuts_left and copied_bytes > self._after_bytes:
+                self.count(len(data), upwards=upwards)
+                if upwards == self._upwards and self._cuts_left and copied_bytes > self._after_bytes:
                     self._cuts_left -= 1
                     return
-        except ConnectionError:
-            return
 
 
 @asynccontextmanager

@@ -301,7 +301,7 @@ async def test_a_tracker_reports_an_error_only_while_it_lasts(flavour: str, tmp_
 async def test_a_server_that_vanishes_silently_is_noticed(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It keeps the connection, and sends nothing any more."""
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
-    monkeypatch.setattr(watching, "_CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(watching, "CHECK_SECONDS", 0.5)
 
     async def models(call: Call) -> None:
         await (has_model(call) if call.number == 1 else silence(call))

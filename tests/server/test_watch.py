@@ -119,9 +119,12 @@ async def test_aliases_and_tags_of_a_model_are_told_and_those_of_versions_are_no
 
 @ARCHIVED
 @EVERY
-async def test_small_versions_come_with_their_bytes(client: Client, archived: bool, every: bool) -> None:
+@pytest.mark.parametrize("in_one_reply", [False, True], ids=["apart", "in one reply"])
+async def test_small_versions_come_with_their_bytes(
+    client: Client, archived: bool, every: bool, in_one_reply: bool
+) -> None:
     random = Random(1)
-    follower = Follower(client, "m", every=every, inline=5 * MIB)
+    follower = Follower(client, "m", every=every, inline=5 * MIB, in_one_reply=in_one_reply)
     await follower.until_caught_up()
     await client.create_model("m")
     assert await follower.texts(1) == ["model m"]
@@ -130,16 +133,18 @@ async def test_small_versions_come_with_their_bytes(client: Client, archived: bo
         await client.create_version(upload("m", data, archived))
         assert await follower.texts(1) == [f"m {number}"]
         assert follower.data == data
+        assert follower.came_in_one == (in_one_reply and size < 5 * MIB)
     follower.data = None
     await client.create_version(upload("m", random.randbytes(5 * MIB + 1), archived))
     assert await follower.texts(1) == ["m 7"]
     assert follower.data is None
 
 
-async def test_bytes_that_the_client_has_are_not_sent(client: Client) -> None:
+@pytest.mark.parametrize("in_one_reply", [False, True], ids=["apart", "in one reply"])
+async def test_bytes_that_the_client_has_are_not_sent(client: Client, in_one_reply: bool) -> None:
     await fill(client, "m", b"1")
     [info] = (await client.infos("m")).version_infos
-    follower = Follower(client, "m", inline=100, known_hash=info.data_hash)
+    follower = Follower(client, "m", inline=100, known_hash=info.data_hash, in_one_reply=in_one_reply)
     assert await follower.until_caught_up() == ["model m", "m 1"]
     assert follower.data is None
     await client.publish("m", b"2")
@@ -298,9 +303,10 @@ async def test_a_watcher_that_takes_nothing_loses_its_call(tmp_path: Path) -> No
                 pass
 
 
-async def test_bytes_go_to_very_many_watchers(client: Client) -> None:
+@pytest.mark.parametrize("in_one_reply", [False, True], ids=["apart", "in one reply"])
+async def test_bytes_go_to_very_many_watchers(client: Client, in_one_reply: bool) -> None:
     await client.create_model("m")
-    followers = [Follower(client, "m", inline=MIB) for _ in range(90)]
+    followers = [Follower(client, "m", inline=MIB, in_one_reply=in_one_reply) for _ in range(90)]
     await asyncio.gather(*(follower.until_caught_up() for follower in followers))
     for number in range(1, 4):
         data = Random(number).randbytes(300_000)

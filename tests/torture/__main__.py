@@ -16,7 +16,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -87,21 +87,20 @@ def prove(proof: Proof, progress: Progress) -> bool:
     return True
 
 
-def table(proofs: Sequence[Proof]) -> str:
-    """Return the table of all figures there are."""
-    lines = ["| promise | rounds | counted | time | date |", "|---|---|---|---|---|"]
-    for proof in proofs:
-        progress = Progress.load(proof)
-        if reason := proof.missing():
-            lines.append(f"| {proof.promise} | none | not shown on this machine: {reason} | | |")
-        elif not progress.rounds:
-            lines.append(f"| {proof.promise} | none | | | |")
-        else:
-            rounds = f"{progress.rounds:,} {proof.unit}"
-            lines.append(
-                f"| {proof.promise} | {rounds} | {progress.figures} | {progress.seconds:,.0f} s | {progress.date} |"
-            )
-    return "\n".join(lines)
+def row(proof: Proof) -> str:
+    """Return what is known here of a proof, as a row of the table of figures."""
+    progress = Progress.load(proof)
+    if reason := proof.missing():
+        return f"| {proof.promise} | none | not shown on this machine: {reason} | | |"
+    if not progress.rounds:
+        return f"| {proof.promise} | none | | | |"
+    rounds = proof.rounds(progress.rounds)
+    return f"| {proof.promise} | {rounds} | {progress.figures} | {progress.seconds:,.0f} s | {progress.date} |"
+
+
+def table(rows: Iterable[str]) -> str:
+    """Return a table of figures."""
+    return "\n".join(["| promise | rounds | counted | time | date |", "|---|---|---|---|---|", *rows])
 
 
 def machine() -> str:
@@ -111,13 +110,17 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {system}, Python {platform.python_version()}"
 
 
-def write_page(text: str) -> None:
-    """Put the table into the page of guarantees."""
+def write_page() -> None:
+    """Put what is known here into the page of guarantees; proofs that were not run here keep their rows."""
     page = _PAGE.read_text()
     between = re.compile(re.escape(_BEGIN) + ".*" + re.escape(_END), re.DOTALL)
-    if not between.search(page):
+    found = between.search(page)
+    if not found:
         raise SystemExit(f"error: {_PAGE} has no place for the figures")
-    _PAGE.write_text(between.sub(lambda _: f"{_BEGIN}\n{text}\n{_END}", page))
+    rows = {line.split(" | ")[0]: line for line in found[0].splitlines() if line.startswith("| ")}
+    rows |= {f"| {proof.promise}": row(proof) for proof in PROOFS if Progress.load(proof).rounds}
+    text = table(rows.get(f"| {proof.promise}") or row(proof) for proof in PROOFS)
+    _PAGE.write_text(between.sub(lambda _: f"{_BEGIN}\nOn {machine()}:\n\n{text}\n{_END}", page))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -126,7 +129,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="proof", help="which proofs; all when none is named")
     parser.add_argument("--list", action="store_true", help="list the proofs and end")
     parser.add_argument("--fresh", action="store_true", help="begin anew instead of going on")
-    parser.add_argument("--write", action="store_true", help=f"put the table into {_PAGE}")
+    parser.add_argument("--write", action="store_true", help=f"put the figures into {_PAGE}")
     options = parser.parse_args()
     known = {proof.name: proof for proof in PROOFS}
     for name in options.names:
@@ -156,10 +159,9 @@ def main() -> int:
             print(f"{proof.name}: cannot be shown here: {reason}")
         elif not prove(proof, Progress.load(proof)):
             broken.append(proof.name)
-    text = f"On {machine()}:\n\n{table(PROOFS)}"
-    print(f"\n{text}")
+    print(f"\nOn {machine()}:\n\n{table(map(row, options.proofs))}")
     if options.write:
-        write_page(text)
+        write_page()
     if broken:
         print(f"\nbroken: {', '.join(broken)}", file=sys.stderr)
     return 1 if broken else 0

@@ -248,7 +248,7 @@ PROOF = Proof(
     promise="One of many writers wins each revision of an alias, no move is lost, and all that shows it agrees",
     attempt=attempt,
     unit="moves",
-    short=400,
+    short=200,
     long=64_000,
     batch=16_000,
 )

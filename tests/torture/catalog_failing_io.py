@@ -301,4 +301,5 @@ PROOF = Proof(
     long=ALL,
     batch=ALL,
     missing=watched_sqlite.missing,
+    requirements="Python uses the shared library of SQLite",
 )

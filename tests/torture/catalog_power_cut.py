@@ -324,4 +324,5 @@ PROOF = Proof(
     long=300,
     batch=20,
     missing=watched_sqlite.missing,
+    requirements="Python uses the shared library of SQLite",
 )

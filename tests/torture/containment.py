@@ -461,8 +461,9 @@ PROOF = Proof(
     promise="Nothing outside the archive directory is read or written",
     attempt=attempt,
     unit="ids",
-    short=400,
+    short=100,
     long=100_000,
     batch=10_000,
     missing=missing,
+    requirements="Linux",
 )

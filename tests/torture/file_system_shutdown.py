@@ -301,4 +301,5 @@ PROOF = Proof(
     long=100,
     batch=10,
     missing=missing,
+    requirements="root, and ext4 that can be made, mounted and shut down",
 )

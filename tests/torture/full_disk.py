@@ -398,4 +398,5 @@ PROOF = Proof(
     long=50,
     batch=10,
     missing=missing,
+    requirements="root, and file systems that can be mounted",
 )

@@ -614,7 +614,7 @@ PROOF_MESSAGES = Proof(
     promise="No message from a client is answered with UNKNOWN, INTERNAL or UNAVAILABLE",
     attempt=send_messages,
     unit="calls",
-    short=2_000,
+    short=800,
     long=1_000_000,
     batch=50_000,
 )
@@ -624,8 +624,9 @@ PROOF_DECODING = Proof(
     promise="Decoders refuse malformed input, and agree with protobuf on everything else",
     attempt=decode_inputs,
     unit="inputs",
-    short=20_000,
+    short=6_000,
     long=1_000_000,
     batch=250_000,
     missing=atheris_missing,
+    requirements="Atheris, which is built for Linux on x86-64",
 )

@@ -382,13 +382,14 @@ async def read(client: Client, world: World) -> None:
         if model is None:
             await asyncio.sleep(0.01)  # there may be nothing yet
             continue
+        may_be_absent = model.may_be_absent  # a reply may come after the one to its creation, which followed it
         try:
             infos = (await client.infos(model.model_id)).version_infos
             if infos:
                 await read_one(client, model, random.choice(infos))
                 world.figures.count("retrievals in the meantime")
         except grpc.aio.AioRpcError as error:
-            if error.code() != NOT_FOUND or (world.models.get(model.model_id) is model and not model.may_be_absent):
+            if error.code() != NOT_FOUND or not (may_be_absent or model.may_be_absent):
                 raise
 
 

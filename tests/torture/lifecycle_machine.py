@@ -487,7 +487,7 @@ PROOF = Proof(
     promise="Every call answers as documented, after any sequence of other calls",
     attempt=attempt,
     unit="sequences",
-    short=8,
+    short=4,
     long=1_000,
     batch=100,
 )

@@ -1,7 +1,7 @@
 """Each upload makes one version, whatever replies are lost, and however often the server is killed.
 
-Clients publish and store through a relay that cuts their connections: before, within and after the bytes of an
-upload, and when the reply comes. The client repeats what was cut. Now and then the server itself is killed and started
+Clients publish and store through relays that cut their connections: within the bytes of an upload, and most often when
+the reply comes. The client repeats what was cut. Now and then the server itself is killed and started
 again. Each upload has a tag, by which the versions of it are counted: archived ones over all lives of the server,
 transient ones within one.
 """
@@ -9,7 +9,7 @@ transient ones within one.
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,16 +28,18 @@ UPLOADS_PER_KILL = 500
 RETRY_SECONDS = 240.0
 """Longer than a busy machine takes to start a server, and than the largest upload needs on such a network."""
 
+NEVER = 2**60
+
 TRANSIENT_MAX = 100_000
 """More versions than are published in one life of a server: what is evicted could not be counted."""
 
 
 class Relay:
-    """Passes bytes on between clients and the server of the moment, and cuts connections at random.
+    """Passes bytes on between a client and the server of the moment, and cuts its connection during each upload.
 
     Attributes:
-        port: Where clients connect.
-        target: The port of the server; 0 while there is none.
+        port: Where the client connects.
+        target: The port of the server.
         cuts: How many connections it has cut.
     """
 
@@ -46,6 +48,7 @@ class Relay:
         self.target = 0
         self.cuts = 0
         self._random = random
+        self._up_bytes = self._down_reads = NEVER
         self._tasks: set[asyncio.Task[None]] = set()
 
     @asynccontextmanager
@@ -59,6 +62,17 @@ class Relay:
             for task in [*self._tasks]:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut_soon(self, size_bytes: int) -> None:
+        """Cut the connection once, somewhere in the next so many bytes of the client or at an answer to them."""
+        if self._random.random() < 0.3:
+            self._up_bytes = self._random.randint(1, size_bytes + 500)
+        else:  # what the server says is lost: most often at once, which is the reply to a small upload
+            self._down_reads = self._random.choices((1, 2, 3), (6, 3, 1))[0]
+
+    def cut_no_more(self) -> None:
+        """Let all bytes pass."""
+        self._up_bytes = self._down_reads = NEVER
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -74,34 +88,47 @@ class Relay:
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_connection("127.0.0.1", self.target)
-        # Up, it is the place in the bytes of uploads that is random; down, the reply that is the last to arrive. About
-        # as many connections are cut as uploads are made.
-        up = int(2 ** self._random.uniform(8, 21)) if self._random.random() < 0.8 else 2**60
-        down = self._random.randint(80, 420) if self._random.random() < 0.9 else 2**60
         try:
             copies = [
-                asyncio.ensure_future(_copy(reader, server_writer, up)),
-                asyncio.ensure_future(_copy(server_reader, writer, down)),
+                asyncio.ensure_future(_copy(reader, server_writer, self._let_up)),
+                asyncio.ensure_future(_copy(server_reader, writer, self._let_down)),
             ]
-            done, pending = await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
-            for each in pending:
+            await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
+            for each in copies:
                 each.cancel()
             await asyncio.gather(*copies, return_exceptions=True)
-            self.cuts += any(not each.cancelled() and each.exception() is None and each.result() for each in done)
         finally:
             server_writer.transport.abort()
 
+    def _let_up(self, data: bytes) -> bytes:
+        passed = data[: self._up_bytes]
+        self._up_bytes -= len(data)
+        if self._up_bytes <= 0:
+            self._note_cut()
+        return passed
 
-async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, limit_bytes: int) -> bool:
-    """Pass bytes on up to a limit; return whether it was reached."""
-    left_bytes = limit_bytes
+    def _let_down(self, data: bytes) -> bytes:
+        self._down_reads -= 1
+        if self._down_reads > 0:
+            return data
+        self._note_cut()
+        return b""
+
+    def _note_cut(self) -> None:
+        self.cuts += 1
+        self.cut_no_more()
+        if self._random.random() < 0.2:  # the next attempt too
+            self.cut_soon(1000)
+
+
+async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, pass_on: Callable[[bytes], bytes]) -> None:
+    """Pass bytes on until some are left out."""
     while data := await source.read(16384):
-        target.write(data[:left_bytes])
+        passed = pass_on(data)
+        target.write(passed)
         await target.drain()
-        left_bytes -= len(data)
-        if left_bytes <= 0:
-            return True
-    return False
+        if len(passed) < len(data):
+            return
 
 
 @dataclass
@@ -128,11 +155,12 @@ class World:
 
 
 class Uploader:
-    """Makes uploads by the client, one after the other."""
+    """Makes uploads by a client, one after the other, each with a cut."""
 
-    def __init__(self, world: World, registry: aio.ModelRegistry) -> None:
+    def __init__(self, world: World, registry: aio.ModelRegistry, relay: Relay) -> None:
         self._world = world
         self._registry = registry
+        self._relay = relay
         self._random = fork(world.random)
 
     async def upload(self) -> None:
@@ -142,6 +170,8 @@ class Uploader:
         call = self._registry.store if archived else self._registry.publish
         alias = f"alias-{random.randrange(4)}" if archived and random.random() < 0.1 else None
         life = world.transient
+        cuts = self._relay.cuts
+        self._relay.cut_soon(size_bytes)
         info = await call(
             model_id,
             payload(tag, size_bytes),
@@ -154,20 +184,20 @@ class Uploader:
         if archived or life is world.transient:
             known[tag] = (model_id, info.number)
         world.figures.count("uploads acknowledged")
+        world.figures.count("of them cut", self._relay.cuts > cuts)
 
 
-async def upload_all(world: World, registries: list[aio.ModelRegistry], count: int) -> None:
+async def upload_all(uploaders: list[Uploader], count: int) -> None:
     """Make so many uploads, by all clients at once."""
     left = iter(range(count))
 
-    async def upload_some(registry: aio.ModelRegistry) -> None:
-        uploader = Uploader(world, registry)
+    async def upload_some(uploader: Uploader) -> None:
         for _ in left:
             await uploader.upload()
 
     async with asyncio.TaskGroup() as group:
-        for registry in registries:
-            group.create_task(upload_some(registry))
+        for uploader in uploaders:
+            group.create_task(upload_some(uploader))
 
 
 async def check(world: World, port: int, *, transient: bool) -> None:
@@ -203,16 +233,17 @@ class Servers:
         now: The one that runs.
     """
 
-    def __init__(self, stack: AsyncExitStack, archive: Path, relay: Relay) -> None:
+    def __init__(self, stack: AsyncExitStack, archive: Path, relays: list[Relay]) -> None:
         self._stack = stack
         self._archive = archive
-        self._relay = relay
+        self._relays = relays
         self.now = self._started()
 
     def _started(self) -> ServerProcess:
         flags = [f"--cache_max_items={TRANSIENT_MAX}", f"--cache_max_bytes={2**30}"]
         server = self._stack.enter_context(server_process(self._archive, *flags))
-        self._relay.target = server.port
+        for relay in self._relays:
+            relay.target = server.port
         return server
 
     async def kill(self, world: World) -> None:
@@ -230,24 +261,25 @@ class Servers:
 
 
 async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    for name in ("uploads acknowledged", "connections cut", "kills", "duplicates", "lost"):
+    for name in ("uploads acknowledged", "of them cut", "connections cut", "kills", "duplicates", "lost"):
         figures.count(name, 0)
-    world, relay = World(random, figures), Relay(random)
+    world = World(random, figures)
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(relay.listening())
-        endpoint = f"grpc://127.0.0.1:{relay.port}"
-        clients = [aio.ModelRegistry(endpoint, retry_seconds=RETRY_SECONDS) for _ in range(CLIENTS)]
-        for client in clients:
-            await stack.enter_async_context(client)
-        servers = Servers(stack, place / "archive", relay)
+        relays = [Relay(fork(random)) for _ in range(CLIENTS)]
+        uploaders = []
+        for relay in relays:
+            await stack.enter_async_context(relay.listening())
+            client = aio.ModelRegistry(f"grpc://127.0.0.1:{relay.port}", retry_seconds=RETRY_SECONDS)
+            uploaders.append(Uploader(world, await stack.enter_async_context(client), relay))
+        servers = Servers(stack, place / "archive", relays)
         for number, done in enumerate(range(0, rounds, UPLOADS_PER_KILL)):
             with in_round(number):
-                async with going_on(upload_all(world, clients, min(rounds - done, UPLOADS_PER_KILL))):
+                async with going_on(upload_all(uploaders, min(rounds - done, UPLOADS_PER_KILL))):
                     await servers.kill(world)
                 await check(world, servers.now.port, transient=True)
         servers.restart()
         await check(world, servers.now.port, transient=False)
-        figures.count("connections cut", relay.cuts)
+        figures.count("connections cut", sum(relay.cuts for relay in relays))
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
@@ -260,7 +292,7 @@ PROOF = Proof(
     promise="An upload that is repeated since its reply was lost makes one version",
     attempt=attempt,
     unit="uploads",
-    short=60,
+    short=100,
     long=10_000,
     batch=10_000,
 )

@@ -199,4 +199,5 @@ PROOF = Proof(
     long=10 * len(_KINDS),
     batch=len(_KINDS),
     missing=lambda: "" if psutil.LINUX else "the peak of a process's memory is read from Linux's /proc",
+    requirements="Linux",
 )

@@ -57,6 +57,7 @@ class Proof:
         long: How many rounds `make torture` makes.
         batch: After how many of them progress is saved.
         missing: Tells what this machine lacks for it; empty when nothing.
+        requirements: What a machine must have for it, as the table of proofs says it.
     """
 
     name: str
@@ -67,3 +68,10 @@ class Proof:
     long: int
     batch: int
     missing: Callable[[], str] = lambda: ""
+    requirements: str = ""
+
+    def rounds(self, number: int) -> str:
+        """Return a number of rounds with their unit."""
+        plural, *rest = self.unit.split(" ", 1)
+        singular = f"{plural[:-3]}y" if plural.endswith("ies") else plural.removesuffix("s")
+        return " ".join([f"{number:,}", singular if number == 1 else plural, *rest])

@@ -5,6 +5,7 @@ from tests.torture import (
     catalog_failing_io,
     catalog_power_cut,
     containment,
+    cut_downloads,
     delays,
     failing_io,
     file_system_shutdown,
@@ -30,6 +31,7 @@ from tests.torture.proof import Proof
 PROOFS: list[Proof] = [
     kills.PROOF,
     lost_replies.PROOF,
+    cut_downloads.PROOF,
     power_cut.PROOF,
     catalog_power_cut.PROOF,
     file_system_shutdown.PROOF,

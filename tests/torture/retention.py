@@ -365,6 +365,7 @@ PROOF = Proof(
     long=1000,
     batch=100,
     missing=lambda: "" if hasattr(os, "fork") else "processes cannot be forked here",
+    requirements="processes that can be forked",
 )
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogment_model_registry.records.lifecycle import Version
+from cogment_model_registry.records.news import CaughtUp
 from cogment_model_registry.wire import convert, lifecycle, watching
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.convert import decode_upload_chunk
 from cogment_model_registry.wire.frames import (
     build_data_chunk,
     build_read_chunk,
+    build_version_data,
     build_watch_data,
     embed,
     split_body,
@@ -99,6 +101,19 @@ def test_a_body_in_any_form_is_decoded_as_protobuf_reads_it(datas: list[bytes], 
     view = decode_upload_chunk(message)
     assert isinstance(view, memoryview)
     assert view == m.CreateVersionRequestChunk.FromString(message).body.data_chunk
+
+
+@given(st.lists(st.binary(max_size=300), max_size=4), st.text(max_size=200))
+def test_a_version_with_its_bytes_is_what_protobuf_reads_and_writes(parts: list[bytes], token: str) -> None:
+    data, rest = b"".join(parts), watching.WatchReply(resume_token=token, caught_up=True).SerializeToString()
+    message = build_version_data(parts, rest)
+    reply = watching.WatchReply.FromString(message)
+    assert (reply.version_data, reply.resume_token, reply.caught_up) == (data, token, True)
+    for encoded in (message, reply.SerializeToString(), message + message):
+        decoded = watching.decode_reply(encoded)
+        assert isinstance(decoded, watching.Reply)
+        assert decoded.data is not None
+        assert (bytes(decoded.data), decoded.token, decoded.event) == (data, token, CaughtUp())
 
 
 @given(st.lists(st.binary(max_size=300), max_size=4), st.booleans())

@@ -4,7 +4,6 @@ The original's command line has no such commands; they have the names of the lib
 """
 
 import contextlib
-import functools
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cogment_model_registry.cli import consumers, lifecycle, presentation, retention
+from cogment_model_registry.cli import consumers, lifecycle, presentation, retention, watching
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.lifecycle import lacks_lifecycle
@@ -21,7 +20,6 @@ from cogment_model_registry.cli.parameters import (
     Entry,
     ModelId,
     NumberedCommand,
-    WholeNumber,
     archived_flag,
     joined_user_data,
     metrics_of,
@@ -34,7 +32,6 @@ from cogment_model_registry.cli.progress import transfer_bar
 from cogment_model_registry.cli.running import (
     PathType,
     check_free,
-    ending_with_reader,
     is_terminal,
     open_standard_input,
     open_standard_output,
@@ -66,7 +63,7 @@ def model_registry() -> None:
     """
 
 
-for _command in (*lifecycle.COMMANDS, *retention.COMMANDS, *consumers.COMMANDS):
+for _command in (*lifecycle.COMMANDS, *retention.COMMANDS, *consumers.COMMANDS, *watching.COMMANDS):
     model_registry.add_command(_command)
 
 _user_data = click.option(
@@ -330,16 +327,27 @@ _upload_command(
     help="File to write; - (the default) is standard output.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing file.")
+@click.option(
+    "--resume", is_flag=True, help="Go on with an interrupted retrieval; keep what was received if this one is."
+)
 @archived_flag
 @common_flags
-def retrieve(flags: Flags, model_id: str, number: int | str, *, output: str, force: bool, archived: bool) -> None:
+def retrieve(
+    flags: Flags, model_id: str, number: int | str, *, output: str, force: bool, resume: bool, archived: bool
+) -> None:
     """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest; or an alias.
 
     With --archived, -1 is the latest archived version, and so on. The bytes are checked against their hash first. A
     file is written completely and durably, or not at all. For standard output, the bytes are held in memory until they
     have been checked.
+
+    With --resume, what was received stays in FILE.cogment-partial and FILE.cogment-partial.journal when the command is
+    interrupted, and the next one with --resume goes on with it. If -1 or an alias stands for another version by then,
+    that is retrieved from its beginning, and a line on standard error says so.
     """
     if output == "-":
+        if resume:
+            raise click.UsageError("standard output keeps nothing that could be gone on with: give --output")
         if is_terminal(sys.stdout):
             raise click.UsageError(
                 "a version cannot be written to a terminal: give --output, or redirect standard output"
@@ -351,7 +359,9 @@ def retrieve(flags: Flags, model_id: str, number: int | str, *, output: str, for
     with flags.connected() as registry, telling(f"writing {shown(output)}"):
         check_free(output, force=force)
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
-            version = registry.download(model_id, output, version=number, archived=archived, progress=progress)
+            version = registry.download(
+                model_id, output, version=number, archived=archived, resume=resume, progress=progress
+            )
         if flags.as_json:
             _show(flags, version)
         size = size_text(version.data_size_bytes)
@@ -367,39 +377,6 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int | str,
                 raise ModelRegistryError("the version does not fit into memory: give --output") from None
         with telling("writing standard output"), open_standard_output() as file:
             file.write(data)
-
-
-@model_registry.command(
-    "watch", short_help="Print the latest version, then each newer one.", context_settings=HELP_WIDTH
-)
-@model_argument
-@click.option(
-    "--after", type=WholeNumber(0), default=0, metavar="N", help="Print only versions with numbers larger than N."
-)
-@click.option("--count", type=WholeNumber(1), metavar="N", help="Stop after N versions.")
-@archived_flag
-@common_flags
-def watch(flags: Flags, model_id: str, *, after: int, count: int | None, archived: bool) -> None:
-    """Print the latest version of a MODEL, then each newer one, one per line, until Ctrl-C.
-
-    A connection that is lost is retried for 300 seconds, or for --retry_seconds. With --timeout, the command ends with
-    exit code 4 after that time. With --quiet, print only numbers.
-    """
-    line = _event_format(flags)
-    with flags.connected() as registry, ending_with_reader(registry.close):
-        watched = functools.partial(registry.watch, model_id, after=after, archived=archived)
-        seconds = flags.retry_seconds
-        versions = watched() if seconds is None else watched(patience_seconds=seconds)
-        for count_so_far, version in enumerate(versions, start=1):
-            click.echo(line(version))
-            if count_so_far == count:
-                return
-
-
-def _event_format(flags: Flags) -> Callable[[VersionInfo], str]:
-    if flags.as_json:
-        return presentation.version_as_json_line
-    return (lambda version: str(version.number)) if flags.is_quiet else presentation.event_line
 
 
 @model_registry.command(

@@ -23,11 +23,12 @@ from cogment_model_registry.cli.running import ended_by_interruptions, is_termin
 from cogment_model_registry.cli.streams import escaped, json_text
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
+from cogment_model_registry.records.news import Gap
 from cogment_model_registry.records.sizes import KIB, size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _NS_PER_SECOND = 10**9
-_GAP = "  "
+GAP = "  "
 
 _CUT = "…"
 """The end of a text that was cut."""
@@ -225,7 +226,7 @@ def print_details(details: Mapping[str, str]) -> None:
     """Print names with their values, one a line."""
     width = max(map(len, details), default=0)
     for name, value in details.items():
-        click.echo(f"{_styled(f'{name:<{width}}', dim=True)}{_GAP}{value}")
+        click.echo(f"{_styled(f'{name:<{width}}', dim=True)}{GAP}{value}")
 
 
 def _styled(text: str, *, bold: bool | None = None, dim: bool | None = None) -> str:
@@ -252,7 +253,7 @@ def version_details(version: VersionInfo) -> dict[str, str]:
 
 def event_line(version: VersionInfo) -> str:
     """Return the line for a new version: the columns of the table, not aligned, since more lines follow."""
-    return _GAP.join(
+    return GAP.join(
         (
             str(version.number),
             kind(version),
@@ -272,7 +273,7 @@ def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> Non
     titles = [column.title for column in columns]
     widths = [max(map(len, texts)) for texts in zip(titles, *rows, strict=True)]
     lines = [
-        _GAP.join(
+        GAP.join(
             text.rjust(width) if column.justify == "right" else text.ljust(width)
             for column, text, width in zip(columns, row, widths, strict=True)
         ).rstrip()
@@ -287,7 +288,7 @@ def _print_terminal_table(columns: Sequence[Column], rows: Sequence[Sequence[str
     widths = _narrowed(columns, widths, shutil.get_terminal_size().columns)
     for row in (titles, *rows):
         texts = [_fitted(*each) for each in zip(row, columns, widths, strict=True) if each[2]]
-        line = _GAP.join(texts).rstrip()
+        line = GAP.join(texts).rstrip()
         click.echo(_styled(line, bold=True) if row is titles else line)
 
 
@@ -297,7 +298,7 @@ def _narrowed(columns: Sequence[Column], widths: Sequence[int], room: int) -> li
     What never gives way may still be wider than the terminal.
     """
     widths = list(widths)
-    excess = sum(widths) + len(_GAP) * (len(widths) - 1) - room
+    excess = sum(widths) + len(GAP) * (len(widths) - 1) - room
     for when in ("first", "second", "last"):
         for position, column in reversed([*enumerate(columns)]):
             if column.gives_way != when or excess <= 0:
@@ -306,7 +307,7 @@ def _narrowed(columns: Sequence[Column], widths: Sequence[int], room: int) -> li
             least = width if when == "last" else min(width, _CUT_MIN_CELLS)
             is_left_out = when != "second" and width - least < excess
             widths[position] = 0 if is_left_out else max(width - excess, least)
-            excess -= width - widths[position] + is_left_out * len(_GAP)
+            excess -= width - widths[position] + is_left_out * len(GAP)
     return widths
 
 
@@ -421,9 +422,22 @@ def version_as_json(version: VersionInfo) -> dict[str, object]:
     return fields
 
 
-def version_as_json_line(version: VersionInfo) -> str:
-    """Return the same in one line."""
-    return json_text(version_as_json(version))
+def version_as_json_line(version: VersionInfo, **more: str) -> str:
+    """Return the same in one line, perhaps with more fields."""
+    return json_text({**version_as_json(version), **more})
+
+
+def gap_line(gap: Gap) -> str:
+    """Return the line for versions that a watch does not tell."""
+    numbers = f"version {gap.first_number} is"
+    if gap.first_number < gap.last_number:
+        numbers = f"versions {gap.first_number} to {gap.last_number} are"
+    return f"{numbers} gone or never existed: model {safe(gap.model_id)}"
+
+
+def gap_as_json_line(gap: Gap) -> str:
+    """Return the object that stands for such versions, in one line."""
+    return json_text({"model_id": gap.model_id, "first_number": gap.first_number, "last_number": gap.last_number})
 
 
 def alias_as_json(alias: Alias) -> dict[str, object]:

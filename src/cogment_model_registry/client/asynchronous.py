@@ -27,7 +27,7 @@ from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS, Consumer
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
-from cogment_model_registry.records.news import Gap
+from cogment_model_registry.records.news import Gap, Saved
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -187,11 +187,14 @@ class ModelRegistry(Client[AsyncioBackend]):
         *,
         version: Key = LATEST,
         archived: bool = False,
+        resume: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
-        return await self._core.retrievals.download(model, path, version, timeout, progress, archived=archived)
+        return await self._core.retrievals.download(
+            model, path, version, timeout, progress, archived=archived, resume=resume
+        )
 
     @overload
     def watch(
@@ -231,6 +234,20 @@ class ModelRegistry(Client[AsyncioBackend]):
         if all:
             return self._core.watch_every(model_id, after, patience_seconds, archived=archived)
         return self._core.watch(model_id, after, patience_seconds, archived=archived)
+
+    def mirror(
+        self,
+        directory: str | os.PathLike[str],
+        *model_ids: str,
+        after: int = 0,
+        archived: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> AsyncGenerator[Saved | Gap, None]:
+        """Write each version of some models to a file of its own, and yield it once the file is there, without end.
+
+        If you leave it before its end, close it with `contextlib.aclosing`.
+        """
+        return self._core.mirror(directory, model_ids, after, patience_seconds, archived=archived)
 
     @overload
     def track(

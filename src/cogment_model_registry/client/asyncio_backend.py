@@ -12,7 +12,6 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.client.backends import (
-    OPTIONS,
     Backend,
     Channel,
     Metadata,
@@ -20,6 +19,7 @@ from cogment_model_registry.client.backends import (
     blocking_channel,
     checked_requests,
     metadata_of,
+    options,
     read_replies,
     refusing_closed_channels,
     reply_of,
@@ -39,11 +39,11 @@ class _AsyncioChannel:
     reading a file does not block an event loop. Neither channel connects before it is used.
     """
 
-    def __init__(self, address: str, *, secure: bool) -> None:
+    def __init__(self, address: str, settings: Sequence[tuple[str, str | int]], *, secure: bool) -> None:
         if secure:
-            self.calls: Any = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=OPTIONS)
+            self.calls: Any = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=settings)
         else:
-            self.calls = grpc.aio.insecure_channel(address, options=OPTIONS)
+            self.calls = grpc.aio.insecure_channel(address, options=settings)
         self.uploads = blocking_channel(address, secure=secure)
         # gRPC 1.60 ends only those calls with its channel that a task awaits with nothing in between.
         self.streams: set[Any] = set()
@@ -106,9 +106,9 @@ class AsyncioBackend:
             self.check_here()
             self._is_stopped.set()
 
-    def connect(self, address: str, *, secure: bool) -> Channel:
+    def connect(self, address: str, *, secure: bool, window_bytes: int = 0) -> Channel:
         """Return a channel of the running event loop."""
-        return _AsyncioChannel(address, secure=secure)
+        return _AsyncioChannel(address, options(window_bytes), secure=secure)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel; nothing of it is left to await when its event loop has ended."""

@@ -19,7 +19,7 @@ from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.records.news import Gap
+from cogment_model_registry.records.news import Gap, Saved
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 _T = TypeVar("_T")
@@ -282,6 +282,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *,
         version: Key = LATEST,
         archived: bool = False,
+        resume: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
@@ -290,11 +291,18 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         They go to a temporary file in the same directory, which then replaces an existing file, and keeps its
         permissions; a symbolic link stays one.
 
+        With `resume`, what was received stays when the download is interrupted, and the next one with `resume` goes on
+        with it, in this process or in another one: at most 16 MiB are received again. It is next to the file, in
+        ``FILE.cogment-partial`` and ``FILE.cogment-partial.journal``, until it succeeds. If the name, such as -1 or an
+        alias, stands for another version by then, that is downloaded from its beginning, and a warning is logged.
+
         Args:
             model: As for `retrieve`.
             path: The file.
             version: As for `retrieve`.
             archived: As for `retrieve`.
+            resume: Whether to go on with an interrupted download, and to keep what was received if this one is.
+                Servers of the original cannot send parts, so nothing of theirs is kept.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
 
@@ -304,10 +312,13 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         Raises:
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
-            OSError: The file cannot be written, or the path is not a regular file.
+            OSError: The file cannot be written, or the path is not a regular file. `BlockingIOError` if another
+                download with `resume` is writing to it.
         """
         return self._run(
-            lambda core: core.retrievals.download(model, path, version, timeout, progress, archived=archived)
+            lambda core: core.retrievals.download(
+                model, path, version, timeout, progress, archived=archived, resume=resume
+            )
         )
 
     @overload
@@ -363,6 +374,37 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         if all:
             return self._watched(core.watch_every(model_id, after, patience_seconds, archived=archived), backend)
         return self._watched(core.watch(model_id, after, patience_seconds, archived=archived), backend)
+
+    def mirror(
+        self,
+        directory: str | os.PathLike[str],
+        *model_ids: str,
+        after: int = 0,
+        archived: bool = False,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> Generator[Saved | Gap, None, None]:
+        """Write each version of some models to a file of its own, and yield it once the file is there, without end.
+
+        The files are ``DIRECTORY/MODEL/NUMBER.bin``: the number has six digits or more, and the id of the model is as
+        it is if it has only letters and digits of ASCII, ``-``, ``_`` and dots inside; docs/watching.md has the rest.
+        A file is whole and durable under its name, or absent. Versions whose files are there are not fetched again,
+        and no file is removed. It needs ModelLifecycle.
+
+        Args:
+            directory: The directory; created if it does not exist.
+            model_ids: The models, which need not exist yet; none for all models. One that is deleted and created again
+                is another one, whose versions replace the files with their numbers.
+            after: The number of the version that the caller has; only newer ones are written.
+            archived: Whether only archived versions count.
+            patience_seconds: How long the registry may be unavailable once it was reached.
+
+        Raises:
+            UnavailableError: The registry cannot be reached. `TimedOutError` if it does not answer.
+            OSError: A file cannot be written.
+        """
+        backend = BlockingBackend(within=self._backend)
+        core = self._core.on(backend)
+        return self._watched(core.mirror(directory, model_ids, after, patience_seconds, archived=archived), backend)
 
     def _watched(self, versions: AsyncGenerator[_T, None], backend: BlockingBackend) -> Generator[_T, None, None]:
         try:

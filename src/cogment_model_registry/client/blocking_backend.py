@@ -50,9 +50,9 @@ class BlockingBackend:
     def check_here(self) -> None:
         """Do nothing: any thread may use it."""
 
-    def connect(self, address: str, *, secure: bool) -> Channel:
+    def connect(self, address: str, *, secure: bool, window_bytes: int = 0) -> Channel:
         """Return a channel, which any thread may use."""
-        return blocking_channel(address, secure=secure)
+        return blocking_channel(address, secure=secure, window_bytes=window_bytes)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel."""

@@ -156,13 +156,19 @@ class Connection:
                 await self._disconnect_unused(backend, link)
 
     @asynccontextmanager
-    async def another(self, backend: Backend) -> AsyncGenerator[Channel]:
-        """Return a context manager with one more channel to where calls go now, with a connection of its own."""
+    async def another(self, backend: Backend, window_bytes: int = 0) -> AsyncGenerator[Channel]:
+        """Return a context manager with one more channel to where calls go now, with a connection of its own.
+
+        Args:
+            backend: How to call and wait.
+            window_bytes: How much the server may send ahead; 0 to leave that to gRPC.
+        """
         self.check_open(backend)
         with self._lock:
             if self.is_closed or self._current is None:
                 raise ClosedError
-            channel = self._connect(backend, self._current.address, secure=self._current.secure)
+            now = self._current
+            channel = self._connect(backend, now.address, secure=now.secure, window_bytes=window_bytes)
         try:
             yield channel
         finally:
@@ -233,10 +239,10 @@ class Connection:
         if link is not None and is_over:
             await self._disconnect(backend, link.channel)
 
-    def _connect(self, backend: Backend, address: str, *, secure: bool) -> Channel:
+    def _connect(self, backend: Backend, address: str, *, secure: bool, window_bytes: int = 0) -> Channel:
         """Return a new channel; call this with the lock held."""
         self.check_open(backend)
-        channel = backend.connect(address, secure=secure)
+        channel = backend.connect(address, secure=secure, window_bytes=window_bytes)
         self._channels.append(channel)
         return channel
 

@@ -1,7 +1,9 @@
 """The logic of the client, written once for both flavours; see `backends`."""
 
 import contextlib
-from collections.abc import AsyncGenerator
+import os
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
 from typing import SupportsIndex
 
 from cogment_model_registry.client import lookups, sources, watching
@@ -9,6 +11,7 @@ from cogment_model_registry.client.arguments import (
     UserData,
     checked_id,
     checked_key,
+    checked_path,
     checked_seconds,
     checked_user_data,
     checked_whole,
@@ -21,6 +24,7 @@ from cogment_model_registry.client.consumers import Consumers
 from cogment_model_registry.client.deadlines import Deadline, Timeouts
 from cogment_model_registry.client.lifecycle import Lifecycle
 from cogment_model_registry.client.lifecycle_calls import look_up
+from cogment_model_registry.client.mirroring import Mirror
 from cogment_model_registry.client.models import Models
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.retrievals import Retrievals
@@ -28,8 +32,9 @@ from cogment_model_registry.client.uploads import Uploads
 from cogment_model_registry.client.watch_streams import INLINE_MAX_BYTES
 from cogment_model_registry.errors import ClosedError, NotFoundError, quoted
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.records.news import Gap
+from cogment_model_registry.records.news import Gap, Saved
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.system.paths import expanded
 from cogment_model_registry.wire import convert, messages
 
 
@@ -185,6 +190,28 @@ class Core:
         number, seconds = checked_whole("after", after), checked_seconds("patience_seconds", patience_seconds)
         news = watching.every(self._calls, checked_id(model_id), number, archived=archived)
         return watching.patiently(self._calls, news, seconds)
+
+    def mirror(
+        self,
+        directory: str | os.PathLike[str],
+        model_ids: Sequence[str],
+        after: int,
+        patience_seconds: float,
+        *,
+        archived: bool,
+    ) -> AsyncGenerator[Saved | Gap, None]:
+        """See `ModelRegistry.mirror`."""
+        mirror = Mirror(
+            self._calls,
+            self.retrievals,
+            Path(expanded(checked_path("directory", directory))),
+            [checked_id(model_id) for model_id in model_ids],
+            after=checked_whole("after", after),
+            archived=archived,
+            inline_max_bytes=self.inline_max_bytes,
+        )
+        seconds = checked_seconds("patience_seconds", patience_seconds)
+        return watching.patiently(self._calls, mirror.events(), seconds)
 
     def watch(
         self, model_id: str, after: int, patience_seconds: float, *, archived: bool

@@ -3,7 +3,7 @@
 import functools
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import Future
 from typing import IO
@@ -97,7 +97,8 @@ class Download:
     async def rest(self) -> "Rest":
         """Return what receives the bytes that follow, in parts."""
         await self._take_all()
-        return Rest(self._info, self._file, self._hash, self._received_bytes)
+        count = self._received_bytes
+        return Rest(self._info, self._file, self._backend, [range(count)], payload_hash=self._hash, hashed_bytes=count)
 
     def abandon(self) -> None:
         """Block until no thread uses the file: the caller may be cancelled, and the backlog is short."""
@@ -129,25 +130,45 @@ class Download:
 
 
 class Rest:
-    """Receives the rest of a version in parts, in any order and from several threads. Made by `Download.rest`.
+    """Receives what a file lacks of a version in parts, in any order and from several threads.
 
-    What came is hashed in order, as far as nothing is missing, so it is read once more. A part begins before the next
-    ones, so the file never grows far beyond what was received.
+    What is there is hashed in order on a thread, as far as nothing is missing, so it is read once more. A part begins
+    before the next ones, so the file never grows far beyond what was received.
+
+    Args:
+        info: The version.
+        file: Where the bytes go.
+        backend: How to wait for the thread.
+        present: The positions of the bytes that are there, in order and disjoint.
+        payload_hash: The hash of the first bytes; None if nothing was hashed yet.
+        hashed_bytes: How many bytes it has hashed.
+        written: Called with the positions of bytes after they were written, on the thread that wrote them.
     """
 
-    def __init__(self, info: VersionInfo, file: IO[bytes], payload_hash: PayloadHash, start: int) -> None:
+    def __init__(
+        self,
+        info: VersionInfo,
+        file: IO[bytes],
+        backend: Backend,
+        present: Sequence[range],
+        *,
+        payload_hash: PayloadHash | None = None,
+        hashed_bytes: int = 0,
+        written: Callable[[range], None] = lambda _positions: None,
+    ) -> None:
         self._info = info
         self._file = file
-        self._hash = payload_hash
-        self._hashed_bytes = start
+        self._backend = backend
+        self._hash = payload_hash or PayloadHash()
+        self._hashed_bytes = hashed_bytes
+        self._written = written
+        self._file_lock = threading.Lock()
         self._lock = threading.Lock()
-        self._parts = self._cut(start)
-        self._received: dict[int, range] = {}
+        self._parts = _missing(info.data_size_bytes, present)
+        self._ready = {each.start: each for each in present if each.start >= hashed_bytes}
+        self._is_abandoned = False
         self._is_hashing = False
-
-    def _cut(self, start: int) -> Iterator[range]:
-        size_bytes = self._info.data_size_bytes
-        return (range(at, min(at + _PART_BYTES, size_bytes)) for at in range(start, size_bytes, _PART_BYTES))
+        self._hashing: Future[None] | None = None
 
     def next_part(self) -> range | None:
         """Return the positions of the next part that nobody receives yet; None if there is none left."""
@@ -156,23 +177,47 @@ class Rest:
 
     def write(self, position: int, data: memoryview) -> None:
         """Take bytes of a part; blocks."""
-        with self._lock:
+        with self._file_lock:
             self._file.seek(position)
             self._file.write(data)
+        self._written(range(position, position + len(data)))
 
     def finish_part(self, part: range) -> None:
-        """Record that a part was received, and hash what can be hashed; blocks.
+        """Record that a part was received, and let a thread hash what can be hashed, unless one is doing so."""
+        with self._lock:
+            self._ready[part.start] = part
+            self._hash_further()
 
-        Another thread may be hashing already: then it hashes this part too.
+    async def finish(self) -> None:
+        """Check that all bytes were received, and match their hash.
+
+        Raises:
+            DataLossError: They were not, or do not.
         """
         with self._lock:
-            self._received[part.start] = part
-            if self._is_hashing:
-                return
+            self._hash_further()
+        if self._hashing is not None:
+            await self._backend.wait(self._hashing)
+        _check(self._info, self._hashed_bytes, self._hash)
+
+    def abandon(self) -> None:
+        """Block until no thread reads the file: the caller may be cancelled, and a thread stops after a block."""
+        self._is_abandoned = True
+        if self._hashing is not None and not self._hashing.cancel():
+            futures.wait([self._hashing])
+
+    def _hash_further(self) -> None:
+        """Start a thread that hashes, unless one is at it or there is nothing to hash; call this with the lock held."""
+        if not self._is_hashing and self._hashed_bytes in self._ready:
             self._is_hashing = True
+            self._hashing = submit(self._hash_ready)
+
+    def _hash_ready(self) -> None:
         while (ready := self._next_ready()) is not None:
             for position in range(ready.start, ready.stop, _READ_BYTES):
-                with self._lock:
+                if self._is_abandoned:
+                    return
+                with self._file_lock:
                     self._file.seek(position)
                     block = self._file.read(min(_READ_BYTES, ready.stop - position))
                 self._hash.update([block])
@@ -180,17 +225,18 @@ class Rest:
 
     def _next_ready(self) -> range | None:
         with self._lock:
-            part = self._received.pop(self._hashed_bytes, None)
+            part = self._ready.pop(self._hashed_bytes, None)
             self._is_hashing = part is not None
             return part
 
-    def check(self) -> None:
-        """Check that all bytes were received, and match their hash.
 
-        Raises:
-            DataLossError: They were not, or do not.
-        """
-        _check(self._info, self._hashed_bytes, self._hash)
+def _missing(size_bytes: int, present: Sequence[range]) -> Iterator[range]:
+    """Yield the parts that are not there, in order."""
+    starts = [0, *(each.stop for each in present)]
+    ends = [*(each.start for each in present), size_bytes]
+    for start, end in zip(starts, ends, strict=True):
+        for position in range(start, end, _PART_BYTES):
+            yield range(position, min(position + _PART_BYTES, end))
 
 
 def _check(info: VersionInfo, received_bytes: int, payload_hash: PayloadHash) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import io
 import mmap
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
 from typing import IO, TypeVar
 
@@ -21,6 +21,7 @@ from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer
 from cogment_model_registry.client.fetching import Fetch
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.lifecycle_calls import look_up
+from cogment_model_registry.client.partial_files import PartialFile
 from cogment_model_registry.client.progress import Report, Wish, reporting
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import DataLossError, NotFoundError
@@ -106,9 +107,13 @@ class Retrievals:
         progress: Wish,
         *,
         archived: bool,
+        resume: bool,
     ) -> VersionInfo:
         """See `ModelRegistry.download`."""
-        replacement = Replacement(checked_path("path", path))
+        target = checked_path("path", path)
+        if resume:
+            return await self._download_partly(model, target, version, timeout, progress, archived=archived)
+        replacement = Replacement(target)
         try:
             file = await self._on_thread(replacement.open)
 
@@ -120,6 +125,30 @@ class Retrievals:
             await self._on_thread(replacement.commit)
         finally:
             replacement.close()
+        return info
+
+    async def _download_partly(
+        self,
+        model: str | VersionInfo | Version,
+        path: str,
+        version: Key,
+        timeout: float | None,
+        progress: Wish,
+        *,
+        archived: bool,
+    ) -> VersionInfo:
+        """Download what a partial file lacks, and keep what was received if that fails."""
+        partial_file = PartialFile(path)
+        try:
+            await self._on_thread(partial_file.open)
+
+            async def get(info: VersionInfo, deadline: Deadline | None) -> None:
+                await self._fetch_missing(info, partial_file, deadline, progress)
+
+            info, _ = await self._resolved(model, version, timeout, get, archived=archived)
+            await self._on_thread(partial_file.commit)
+        finally:
+            partial_file.close()
         return info
 
     async def _resolved(
@@ -187,14 +216,36 @@ class Retrievals:
         cache = self._cache
         if cache is not None and await self._on_thread(lambda: cache.copy_to(info, file)):
             return
-        what = f"retrieving {lookups.version_text(info.model_id, info.number)}"
-        subject = Subject(what, info.model_id, info.number)
+        with self._fetching(info, file, deadline, progress) as fetch:
+            await fetch.run()
+        if cache is not None:
+            await self._on_thread(lambda: cache.keep(info, file))
+
+    async def _fetch_missing(
+        self, info: VersionInfo, partial_file: PartialFile, deadline: Deadline | None, progress: Wish
+    ) -> None:
+        """Write the bytes of a version that a partial file lacks to it; if it lacks all, this host may have them."""
+        cache, file = self._cache, partial_file.file
+        present = await self._on_thread(lambda: partial_file.begin(info))
+        if not present and await self._from_here(info, local.copy_to(info, file), deadline, progress):
+            return
+        if cache is not None and not present and await self._on_thread(lambda: cache.copy_to(info, file)):
+            return
+        with self._fetching(info, file, deadline, progress) as fetch:
+            await fetch.resume(partial_file, present)
+        if cache is not None:
+            await self._on_thread(lambda: cache.keep(info, file))
+
+    @contextlib.contextmanager
+    def _fetching(
+        self, info: VersionInfo, file: IO[bytes], deadline: Deadline | None, progress: Wish
+    ) -> Generator[Fetch]:
+        """Return a context manager that reports the progress of what it returns."""
+        subject = Subject(f"retrieving {lookups.version_text(info.model_id, info.number)}", info.model_id, info.number)
         limit = deadline or transfer_deadline(info.data_size_bytes)
         checked_number(info.model_id, info.number)
         with self._reporting(info, progress) as report:
-            await Fetch(self._calls, info, file, subject, limit, report).run()
-        if cache is not None:
-            await self._on_thread(lambda: cache.keep(info, file))
+            yield Fetch(self._calls, info, file, subject, limit, report)
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:
         """Return the result of work that may take long."""

@@ -1,7 +1,7 @@
 """Streams of Watch, the call that tells versions with their bytes; servers of the original do not have it."""
 
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from cogment_model_registry.client.backends import Replies
@@ -46,6 +46,7 @@ class Wishes:
         token: Where to go on.
         inline_max_bytes: The size up to which versions come with their bytes.
         known_hash: The hash of bytes that are known.
+        ends_with_model: Whether the stream is about one model, and ends with it.
     """
 
     every: bool = False
@@ -53,6 +54,7 @@ class Wishes:
     token: str = ""
     inline_max_bytes: int = 0
     known_hash: str = ""
+    ends_with_model: bool = True
 
     def has_bytes(self, version: Version) -> bool:
         """Return whether bytes follow a version."""
@@ -60,16 +62,18 @@ class Wishes:
 
 
 async def stream(
-    calls: Calls, model_id: str, subject: Subject, wishes: Wishes, seconds: float
+    calls: Calls, model_ids: Sequence[str], subject: Subject, wishes: Wishes, seconds: float
 ) -> AsyncGenerator[Event | Told, None]:
-    """Yield the news of a model from one stream, until it has lasted for its time, or the server ended it.
+    """Yield the news of some models from one stream, until it has lasted for its time, or the server ended it.
+
+    Versions are `Told`, with the bytes that came along, but for a stream of every version without bytes.
 
     Once the next event is asked for, the wishes have the token of the last one. When a stream ends within the bytes of
     a version, they ask for none any more: the next one might not be long enough for them either.
 
     Args:
         calls: Makes the call.
-        model_id: The model.
+        model_ids: The models; none for all.
         subject: What it is about.
         wishes: What is asked for.
         seconds: How long it lasts at most.
@@ -80,12 +84,13 @@ async def stream(
     """
     asked = replace(wishes)
     request = wire.watch_request(
-        model_id,
+        model_ids,
         asked.token,
         every=asked.every,
         inline_max_bytes=asked.inline_max_bytes,
         known_hash=asked.known_hash,
         accepted=asked.accepted,
+        in_one_reply=True,
     )
     exists = bool(asked.token)
     async with streaming(calls, method_path("Watch", SERVICE_NAME), request, subject, seconds) as replies:
@@ -93,20 +98,20 @@ async def stream(
             reply = wire.decode_reply(message)
             if isinstance(reply, wire.Bytes):
                 continue  # nobody asked for them
-            token, event = reply
+            event = reply.event
             if event is None:
                 continue  # one of a newer release
             exists = exists or isinstance(event, ModelSummary)
-            if _is_end(event) or (isinstance(event, CaughtUp) and not exists):
-                raise NotFoundError.model(model_id)
-            if isinstance(event, Version) and not asked.every:
+            if asked.ends_with_model and (_is_end(event) or (isinstance(event, CaughtUp) and not exists)):
+                raise NotFoundError.model(model_ids[0])
+            if isinstance(event, Version) and (asked.inline_max_bytes or not asked.every):
                 wishes.inline_max_bytes = 0  # unless the bytes arrive in the time of the stream
-                data = await _received(calls, event, replies) if asked.has_bytes(event) else None
+                data = await _received(calls, event, reply.data, replies) if asked.has_bytes(event) else None
                 wishes.inline_max_bytes = asked.inline_max_bytes
                 yield Told(event.info, data)
             else:
                 yield event
-            wishes.token = token
+            wishes.token = reply.token
 
 
 def _is_end(event: Event) -> bool:
@@ -114,9 +119,16 @@ def _is_end(event: Event) -> bool:
     return isinstance(event, Gone) and event.version_number is None
 
 
-async def _received(calls: Calls, version: Version, replies: Replies) -> bytes | None:
-    """Return the bytes of a version; None if they are not those that were published."""
-    parts, is_last = list[memoryview](), False
+async def _received(calls: Calls, version: Version, data: memoryview | None, replies: Replies) -> bytes | None:
+    """Return the bytes of a version; None if they are not those that were published.
+
+    Args:
+        calls: Made the call.
+        version: The version.
+        data: Its bytes if they came with it.
+        replies: The stream, which has them otherwise.
+    """
+    parts, is_last = ([], False) if data is None else ([data], True)
     while not is_last:
         message = await replies.read()
         if message is None:

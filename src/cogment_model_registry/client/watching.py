@@ -35,7 +35,7 @@ before it a call checks that the server still answers, which a silent stream doe
 PATIENCE_SECONDS = 300.0
 """How long a watch goes on by default while the registry is unavailable."""
 
-_CHECK_SECONDS = 10.0
+CHECK_SECONDS = 10.0
 """How long a server may take to answer the call before a stream."""
 
 
@@ -71,7 +71,7 @@ Event: TypeAlias = Told | Connected | Disconnected
 _EveryEvent: TypeAlias = Version | Gap | Connected | Disconnected
 _News = TypeVar("_News")
 
-_ARCHIVED = "archived = true"
+ARCHIVED = "archived = true"
 """The filter of archived versions."""
 
 
@@ -135,7 +135,7 @@ async def events(
         ModelRegistryError: The model does not exist, or no longer does, or the server does not understand the call.
     """
     subject = Subject(f"watching model {quoted(model_id)}", model_id)
-    wishes = Wishes(accepted=_ARCHIVED if archived else "", inline_max_bytes=inline_max_bytes)
+    wishes = Wishes(accepted=ARCHIVED if archived else "", inline_max_bytes=inline_max_bytes)
     backoff = Backoff()
     while True:
         try:
@@ -171,7 +171,7 @@ async def every(calls: Calls, model_id: str, after: int, *, archived: bool) -> A
         ModelRegistryError: The model does not exist, or no longer does, or the server does not have the call.
     """
     subject = Subject(f"watching model {quoted(model_id)}", model_id)
-    wishes = Wishes(every=True, accepted=_ARCHIVED if archived else "")
+    wishes = Wishes(every=True, accepted=ARCHIVED if archived else "")
     backoff = Backoff()
     while True:
         try:
@@ -226,7 +226,7 @@ async def _target(calls: Calls, model: ModelSummary, alias: str) -> Told | Absen
     """Return the version that an alias points to."""
     for each in model.aliases:
         if each.name == alias:
-            deadline = Deadline(_CHECK_SECONDS)
+            deadline = Deadline(CHECK_SECONDS)
             try:
                 return Told(await lookups.one(calls.without_retries(), model.model_id, each.version_number, deadline))
             except NotFoundError as error:
@@ -237,7 +237,7 @@ async def _target(calls: Calls, model: ModelSummary, alias: str) -> Told | Absen
 
 async def _archived_before(calls: Calls, latest: VersionInfo, known: Known) -> VersionInfo | None:
     """Return the newest archived version between what is known and a transient one: a stream skips versions."""
-    deadline = Deadline(_CHECK_SECONDS)
+    deadline = Deadline(CHECK_SECONDS)
     found = await lookups.newest_archived(calls.without_retries(), latest, 1, known.number, deadline)
     return found[-1] if found else None
 
@@ -302,7 +302,7 @@ async def _told(
     if calls.connection.has_watch:
         wishes.token, wishes.known_hash = "", known.data_hash  # the newest version says all there is to say
         try:
-            async with aclosing(stream(calls, model_id, subject, wishes, _stream_seconds())) as news:
+            async with aclosing(stream(calls, [model_id], subject, wishes, stream_seconds())) as news:
                 async for event in news:
                     if isinstance(event, Told):
                         yield event
@@ -320,14 +320,14 @@ async def _required(
 ) -> AsyncGenerator[NewsEvent | Told, None]:
     """Yield what one stream tells; nothing else can, so that an error says that the server does not have the call."""
     try:
-        async with aclosing(stream(calls, model_id, subject, wishes, _stream_seconds())) as news:
+        async with aclosing(stream(calls, [model_id], subject, wishes, stream_seconds())) as news:
             async for event in news:
                 yield event
     except WrongServerError as error:
         raise missing_service(subject) from error
 
 
-def _stream_seconds() -> float:
+def stream_seconds() -> float:
     """Return how long a stream may last: not all the same, so that a thousand watchers do not reconnect at once."""
     return STREAM_SECONDS * random.uniform(0.8, 1.0)  # noqa: S311 # no secret
 
@@ -336,7 +336,7 @@ async def _stream(calls: Calls, model_id: str, subject: Subject) -> AsyncGenerat
     """Yield the versions of one stream, until it has lasted for its time, or the server ended it."""
     request = messages.VersionUpdateRequest(model_id=model_id).SerializeToString()
     path = method_path("VersionUpdate")
-    async with streaming(calls, path, request, subject, _stream_seconds()) as replies:
+    async with streaming(calls, path, request, subject, stream_seconds()) as replies:
         while (message := await replies.read()) is not None:
             yield convert.version_from_reply(message)
 
@@ -345,5 +345,5 @@ async def _check(calls: Calls, model_id: str, subject: Subject) -> None:
     """Check that the server answers; one that does not have the model says so."""
     request = messages.RetrieveModelsRequest(model_ids=[model_id])
     await calls.without_retries().unary(
-        "RetrieveModels", request, messages.RetrieveModelsReply, subject, Deadline(_CHECK_SECONDS)
+        "RetrieveModels", request, messages.RetrieveModelsReply, subject, Deadline(CHECK_SECONDS)
     )

@@ -63,8 +63,19 @@ class Version(VersionInfo):
     def of(cls, info: VersionInfo, annotations: Annotations | None = None, aliases: tuple[str, ...] = ()) -> "Self":
         """Return a version with its annotations and aliases."""
         noted = annotations or Annotations()
-        fixed = {each.name: getattr(info, each.name) for each in fields(VersionInfo)}
-        return cls(**fixed, tags=noted.tags, metrics=noted.metrics, aliases=aliases, revision=noted.revision)
+        return cls(
+            info.model_id,
+            info.number,
+            info.created_ns,
+            info.archived,
+            info.data_hash,
+            info.data_size_bytes,
+            info.user_data,
+            tags=noted.tags,
+            metrics=noted.metrics,
+            aliases=aliases,
+            revision=noted.revision,
+        )
 
     @property
     def info(self) -> VersionInfo:

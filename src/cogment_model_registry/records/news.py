@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.notebooks import Shown
+from cogment_model_registry.records.versions import VersionInfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,19 @@ class Gap(Shown):
     model_id: str
     first_number: int
     last_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved(Shown):
+    """A version whose bytes are in a file.
+
+    Attributes:
+        version: The version.
+        path: The file.
+    """
+
+    version: VersionInfo
+    path: str
 
 
 @dataclass(frozen=True, slots=True)

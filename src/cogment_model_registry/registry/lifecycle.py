@@ -78,7 +78,7 @@ class Lifecycle:
 
     async def get_versions(self, refs: Sequence[tuple[str, VersionKey]]) -> list[Version]:
         """Return versions of any models in the order given, as they are at one moment; see `get_version`."""
-        return await self._describe([await self._find(model_id, key) for model_id, key in refs])
+        return await self._catalog.describe_visible([await self._find(model_id, key) for model_id, key in refs])
 
     async def _find(self, model_id: str, key: VersionKey) -> VersionInfo:
         async def find(number: int) -> VersionInfo:
@@ -180,25 +180,8 @@ class Lifecycle:
             info = await self._promote(ref, info)
             if changes:
                 await self._set_aliases(ref, changes)
-        [version] = await self._describe([info])
+        [version] = await self._catalog.describe_visible([info])
         return version
-
-    async def _describe(self, infos: list[VersionInfo]) -> list[Version]:
-        """Return versions with what people may change about them, as all of them are at one moment.
-
-        Raises:
-            NotFoundError: One is gone.
-        """
-        while True:
-            versions = await self._catalog.describe(infos)
-            # One that was removed or promoted in the meantime had lost its tags before they were read.
-            now = [(await self._catalog.get_versions(info.model_id, [info.number]))[0] for info in infos]
-            if now == infos:
-                return versions
-            for before, after in zip(infos, now, strict=True):
-                if replace(after, archived=before.archived) != before:  # that of a model that was created again
-                    raise NotFoundError.version(before.model_id, before.number)
-            infos = now
 
     async def _promote(self, ref: ModelRef, info: VersionInfo) -> VersionInfo:
         if info.archived:

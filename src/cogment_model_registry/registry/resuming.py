@@ -288,7 +288,7 @@ class RepeatableUploads:
         with contextlib.suppress(NotFoundError):
             if finished.number:
                 infos = await self._catalog.get_versions(finished.model_id, [finished.number])
-                [version] = await self._catalog.describe(infos)
+                [version] = await self._catalog.describe_visible(infos)
                 return version
         what = f"version {finished.number}" if finished.number else "the version"
         message = f"{what} that this upload made of model {quoted(finished.model_id)} was evicted or deleted since"

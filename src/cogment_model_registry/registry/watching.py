@@ -9,12 +9,12 @@ tells changes in the order in which they were made: then one sequence number say
 """
 
 import asyncio
+import contextlib
 import heapq
 import zlib
-from collections.abc import AsyncGenerator, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
@@ -24,6 +24,7 @@ from cogment_model_registry.registry.contracts import Catalog, News, Search, Wat
 from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches, parse_order
 from cogment_model_registry.registry.places import PLACES_MAX, Place, Token
 from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.system.tasks import begun
 
 _WALKED = 64
 """Among how many new versions the newest that a filter accepts is looked for one by one, before a search."""
@@ -46,8 +47,7 @@ class Question:
     token: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
+class _Item(NamedTuple):
     """What comes next of a model.
 
     Attributes:
@@ -56,6 +56,7 @@ class _Item:
         first_number: The lowest number that it is about.
         last_number: The highest.
         reason: Why versions disappeared.
+        is_last: Whether the model has nothing more to tell after it, unless it is changed again.
     """
 
     sequence: int
@@ -63,6 +64,7 @@ class _Item:
     first_number: int = 0
     last_number: int = 0
     reason: str = ""
+    is_last: bool = False
 
 
 class Watches:
@@ -76,9 +78,9 @@ class Watches:
     def __init__(self, registry: Registry, catalog: Catalog) -> None:
         self._registry = registry
         self._catalog = catalog
-        self._describing: dict[tuple[str, int, int], asyncio.Task[Version | None]] = {}
+        self._described: dict[tuple[str, int, int], asyncio.Future[Version | None]] = {}
 
-    async def watch(self, question: Question) -> AsyncGenerator[tuple[str, Event], None]:
+    def watch(self, question: Question) -> AsyncGenerator[tuple[str, Event], None]:
         """Yield what exists, then `CaughtUp`, then news, each with the token that resumes after it.
 
         To be closed with `contextlib.aclosing`.
@@ -91,42 +93,45 @@ class Watches:
         for model_id in question.model_ids:
             self._registry.check_model_id(model_id)
         token = Token.decode(question.token) if question.token else None
+        return _Watch(self, self._catalog, question).events(token)
+
+    @contextlib.contextmanager
+    def watching(self, model_ids: Sequence[str]) -> Iterator[Watcher]:
+        """Return the context manager in which models are watched, all of them if none are named; it is counted."""
         self._registry.watchers += 1
         try:
-            with self._catalog.watching(question.model_ids or None) as watcher:
-                watch = _Watch(self, self._catalog, watcher, question)
-                async with aclosing(watch.events(token)) as events:
-                    async for event in events:
-                        yield event
+            with self._catalog.watching(model_ids or None) as watcher:
+                yield watcher
         finally:
             self._registry.watchers -= 1
 
     async def describe(self, model_id: str, number: int, life: int) -> Version | None:
         """Return a version of a life of a model; None if it is not there any more.
 
-        A thousand watchers that ask at once cost one look.
+        A thousand watchers that ask at once cost one look: what it found holds for all that the same news woke.
         """
         key = model_id, number, life
-        task = self._describing.get(key)
-        if task is None:
-            task = self._describing[key] = asyncio.ensure_future(self._describe(*key))
-            task.add_done_callback(lambda task: self._note_described(key, task))
-        return await asyncio.shield(task)
+        described = self._described.get(key)
+        if described is None:
+            described = self._described[key] = begun(self._describe(*key))
+            # Called back after those who are to run in this turn of the event loop, or with whom the look ended.
+            described.add_done_callback(lambda future: self._note_described(key, future))
+        return described.result() if described.done() else await asyncio.shield(described)
 
-    def _note_described(self, key: tuple[str, int, int], task: asyncio.Task[Version | None]) -> None:
-        del self._describing[key]
-        if not task.cancelled():
-            task.exception()  # all who asked may be gone
+    def _note_described(self, key: tuple[str, int, int], described: "asyncio.Future[Version | None]") -> None:
+        del self._described[key]
+        if not described.cancelled():
+            described.exception()  # all who asked may be gone
 
     async def _describe(self, model_id: str, number: int, life: int) -> Version | None:
         try:
             infos = await self._catalog.get_versions(model_id, [number])
             ref = await self._catalog.find(model_id)
+            if ref.life != life:
+                return None
+            [version] = await self._catalog.describe_visible(infos)
         except (DataLossError, NotFoundError):
             return None
-        if ref.life != life:
-            return None
-        [version] = await self._catalog.describe(infos)
         return version
 
 
@@ -136,20 +141,21 @@ class _Watch:
     Args:
         watches: Describes versions.
         catalog: What exists.
-        watcher: Says which models have news.
         question: What is watched.
     """
 
-    def __init__(self, watches: Watches, catalog: Catalog, watcher: Watcher, question: Question) -> None:
+    _watcher: Watcher
+    _token: Token
+
+    def __init__(self, watches: Watches, catalog: Catalog, question: Question) -> None:
         self._watches = watches
         self._catalog = catalog
-        self._watcher = watcher
         self._every = question.every
         self._accepted = question.accepted
+        self._is_filtered = question.accepted != EVERYTHING
         self._model_ids = {*question.model_ids}
         self._is_ordered = not self._model_ids or len(self._model_ids) > PLACES_MAX
         self._places: dict[str, Place] = {}
-        self._token = Token(watcher.epoch, places=self._places)
         self._missed: set[str] = set()  # models of which nobody knows what was told
         self._queue: list[tuple[int, str]] = []
         self._queued: set[str] = set()
@@ -157,33 +163,36 @@ class _Watch:
 
     async def events(self, token: Token | None) -> AsyncGenerator[tuple[str, Event], None]:
         """Yield what is told; see `Watches.watch`."""
-        existing = await self._watcher.changed(wait=False)
-        for model_id in await self._resume(token, existing) if token else ():
-            yield self._token.encode(), Gone(model_id, None, "deleted")
-        self._enqueue([*existing, *self._places])
-        behind = {*self._queued}
-        is_caught_up = False
-        while True:
-            if not behind and not is_caught_up:
-                is_caught_up = True
-                self._token.sequence = max(self._token.sequence, self._watcher.sequence)
-                yield self._token.encode(), CaughtUp()
-            self._enqueue(await self._watcher.changed(wait=not self._queue))
-            sequence, model_id = heapq.heappop(self._queue)
-            self._queued.discard(model_id)
-            item = await self._find(model_id)
-            if item is None or item.sequence > self._watcher.sequence:
-                behind.discard(model_id)
-            if item is None:
-                continue
-            if (self._is_ordered and item.sequence > sequence) or not (behind or is_caught_up):
-                self._enqueue([model_id], item.sequence)
-                continue
-            event = await self._tell(model_id, item)
-            self._enqueue([model_id], item.sequence)
-            if event is not None:
-                self._token.sequence = max(self._token.sequence, item.sequence)
-                yield self._token.encode(), event
+        with self._watches.watching([*self._model_ids]) as self._watcher:
+            self._token = Token(self._watcher.epoch, places=self._places)
+            existing = await self._watcher.changed(wait=False)
+            for model_id in await self._resume(token, existing) if token else ():
+                yield self._token.encode(), Gone(model_id, None, "deleted")
+            self._enqueue([*existing, *self._places])
+            behind = {*self._queued}
+            is_caught_up = False
+            while True:
+                if not behind and not is_caught_up:
+                    is_caught_up = True
+                    self._token.sequence = max(self._token.sequence, self._watcher.sequence)
+                    yield self._token.encode(), CaughtUp()
+                self._enqueue(await self._watcher.changed(wait=not self._queue))
+                sequence, model_id = heapq.heappop(self._queue)
+                self._queued.discard(model_id)
+                item = await self._find(model_id)
+                if item is None or item.sequence > self._watcher.sequence:
+                    behind.discard(model_id)
+                if item is None:
+                    continue
+                if (self._is_ordered and item.sequence > sequence) or not (behind or is_caught_up):
+                    self._enqueue([model_id], item.sequence)
+                    continue
+                event = await self._tell(model_id, item)
+                if event is None or not (item.is_last and is_caught_up):
+                    self._enqueue([model_id], item.sequence)
+                if event is not None:
+                    self._token.sequence = max(self._token.sequence, item.sequence)
+                    yield self._token.encode(), event
 
     def _enqueue(self, model_ids: Iterable[str], sequence: int = 0) -> None:
         """Queue models: in order of what comes next of each, as far as it is known; or in turn."""
@@ -243,10 +252,16 @@ class _Watch:
             return _Item(news.since, "model")
         if model_id in self._missed and news.last_number:
             return _Item(news.since, "gap", 1, news.last_number)
-        items = [self._find_lost(place, news), self._find_version(place, news)]
+        items = []
+        if news.lost and (lost := self._find_lost(place, news)):
+            items.append(lost)
+        if shown := self._find_version(place, news):
+            items.append(shown)
         if news.changed > place.changed:
-            items.append(_Item(news.changed, "model"))
-        return min((item for item in items if item), key=lambda item: item.sequence, default=None)
+            items.append(_Item(news.changed, "model", is_last=True))
+        if len(items) < 2:
+            return items[0] if items else None
+        return min(items, key=lambda item: item.sequence)._replace(is_last=False)
 
     def _find_lost(self, place: Place, news: News) -> _Item | None:
         for lost in news.lost:
@@ -266,7 +281,8 @@ class _Watch:
             shown = news.shown[0]
             if self._every and shown.number > following:
                 return _Item(news.next_sequence, "gap", following, shown.number - 1)
-            return _Item(shown.sequence, "version", shown.number, shown.number)
+            is_last = not self._every or shown.number == news.last_number
+            return _Item(shown.sequence, "version", shown.number, shown.number, is_last=is_last)
         if self._every and news.last_number >= following:
             return _Item(news.next_sequence, "gap", following, news.last_number)
         return None
@@ -299,13 +315,14 @@ class _Watch:
         return min(max(number, gap.first_number), gap.last_number)
 
     async def _tell_version(self, model_id: str, place: Place, number: int) -> Version | None:
-        if self._accepted != EVERYTHING and not self._every:
+        if self._is_filtered and not self._every:
             version = await self._newest_accepted(model_id, place, number)
         else:
             version = await self._watches.describe(model_id, number, place.life)
             if version is None:
                 return None  # it has just disappeared
-            version = version if matches(self._accepted, version) else None
+            if self._is_filtered and not matches(self._accepted, version):
+                version = None
         self._note_number(model_id, place, number)
         if version is not None:
             place.told = version.number

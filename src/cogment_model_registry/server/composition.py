@@ -39,7 +39,7 @@ from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings
-from cogment_model_registry.system.machine import release_free_memory, tune_heap
+from cogment_model_registry.system.machine import release_free_memory, tune_garbage_collection, tune_heap
 from cogment_model_registry.system.signals import Signals
 from cogment_model_registry.system.tasks import end
 from cogment_model_registry.wire import lifecycle as lifecycle_messages
@@ -258,6 +258,7 @@ async def serve(settings: Settings, signals: Signals) -> None:
     """
 
     def announce(server: Server) -> None:
+        tune_garbage_collection()
         _log.info(
             "serving",
             port=server.port,

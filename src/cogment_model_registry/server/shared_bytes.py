@@ -8,17 +8,24 @@ import asyncio
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.registry import Registry
-from cogment_model_registry.wire.frames import build_watch_data
+from cogment_model_registry.system.tasks import begun
+from cogment_model_registry.wire.frames import build_version_data, build_watch_data
 
 _ALIVE_MAX_BYTES = 64 * MIB
 """The memory for shared messages: a thousand watchers that are stuck in different versions keep no more alive."""
 
 _KEPT_MAX_BYTES = 16 * MIB
 """How much of it is kept while nobody sends it."""
+
+_OVERHEAD_BYTES = 1024
+"""What the messages of a version take besides its bytes."""
+
+_Key: TypeAlias = tuple[str, int, str, int, bytes]
 
 
 class SharedMessages:
@@ -46,55 +53,73 @@ class SharedBytes:
         self._alive: weakref.WeakValueDictionary[_Key, SharedMessages] = weakref.WeakValueDictionary()
         self._alive_bytes = 0
         self._kept: OrderedDict[_Key, tuple[SharedMessages, int]] = OrderedDict()
-        self._making: dict[_Key, asyncio.Task[SharedMessages]] = {}
+        self._kept_bytes = 0
+        self._making: dict[_Key, asyncio.Future[SharedMessages]] = {}
 
-    async def get(self, info: VersionInfo, chunk_bytes: int) -> SharedMessages | None:
+    async def get(self, info: VersionInfo, chunk_bytes: int, ending: bytes = b"") -> SharedMessages | None:
         """Return the messages of a version; None if there is no room for them.
+
+        Args:
+            info: The version.
+            chunk_bytes: How many of its bytes a message has.
+            ending: The rest of the one message that has all bytes; empty for messages with nothing but bytes.
 
         Raises:
             DataLossError: It is damaged.
             NotFoundError: It does not exist any more.
         """
-        key = info.model_id, info.number, info.data_hash, chunk_bytes
+        key = info.model_id, info.number, info.data_hash, chunk_bytes, ending
         found = self._alive.get(key)
         if found is not None:
             return found
         making = self._making.get(key)
         if making is None:
-            if info.data_size_bytes > _KEPT_MAX_BYTES or not self._has_room(info.data_size_bytes):
+            size_bytes = info.data_size_bytes + _OVERHEAD_BYTES
+            if size_bytes > _KEPT_MAX_BYTES or not self._has_room(size_bytes):
                 return None
-            self._alive_bytes += info.data_size_bytes
-            making = self._making[key] = asyncio.ensure_future(self._make(info, key, chunk_bytes))
-            making.add_done_callback(lambda task: self._note_made(task, key, info.data_size_bytes))
-        return await asyncio.shield(making)
+            making = self._making[key] = begun(self._make(info, key, size_bytes))
+            making.add_done_callback(lambda future: self._note_made(future, key))
+        return making.result() if making.done() else await asyncio.shield(making)
 
     def _has_room(self, size_bytes: int) -> bool:
         while self._kept and self._alive_bytes + size_bytes > _ALIVE_MAX_BYTES:
-            self._kept.popitem(last=False)
+            self._drop_oldest()
         return self._alive_bytes + size_bytes <= _ALIVE_MAX_BYTES
 
-    async def _make(self, info: VersionInfo, key: "_Key", chunk_bytes: int) -> SharedMessages:
+    async def _make(self, info: VersionInfo, key: _Key, size_bytes: int) -> SharedMessages:
+        self._alive_bytes += size_bytes
+        try:
+            made = SharedMessages(await self._read(info, *key[-2:]))
+        except BaseException:
+            self._alive_bytes -= size_bytes
+            raise
+        weakref.finalize(made, self._note_dead, size_bytes).atexit = False
+        self._alive[key] = made
+        self._kept[key] = (made, size_bytes)
+        self._kept_bytes += size_bytes
+        while self._kept_bytes > _KEPT_MAX_BYTES:
+            self._drop_oldest()
+        return made
+
+    async def _read(self, info: VersionInfo, chunk_bytes: int, ending: bytes) -> list[bytes]:
         messages, missing_bytes = [], info.data_size_bytes
         async with await self._registry.open_same_version(info) as reader:
             async for parts in reader.chunks(chunk_bytes, 2 * chunk_bytes):
                 missing_bytes -= sum(map(len, parts))
-                messages.append(build_watch_data(parts, is_last=not missing_bytes))
-        return SharedMessages(messages)
+                is_last = not missing_bytes
+                messages.append(
+                    build_version_data(parts, ending) if ending else build_watch_data(parts, is_last=is_last)
+                )
+        return messages
 
-    def _note_made(self, making: "asyncio.Task[SharedMessages]", key: "_Key", size_bytes: int) -> None:
+    def _drop_oldest(self) -> None:
+        _, (_, size_bytes) = self._kept.popitem(last=False)
+        self._kept_bytes -= size_bytes
+
+    def _note_made(self, making: "asyncio.Future[SharedMessages]", key: _Key) -> None:
         del self._making[key]
-        if making.cancelled() or making.exception():
-            self._alive_bytes -= size_bytes
-            return
-        made = making.result()
-        weakref.finalize(made, self._note_dead, size_bytes).atexit = False
-        self._alive[key] = made
-        self._kept[key] = (made, size_bytes)
-        while sum(size for _, size in self._kept.values()) > _KEPT_MAX_BYTES:
-            self._kept.popitem(last=False)
+        if not making.cancelled():
+            making.exception()  # all who wanted them may be gone
 
     def _note_dead(self, size_bytes: int) -> None:
         self._alive_bytes -= size_bytes
-
-
-_Key = tuple[str, int, str, int]

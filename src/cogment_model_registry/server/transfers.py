@@ -12,7 +12,7 @@ messages of 2 MiB would take 400 MiB on top of the budget of the transient store
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager, nullcontext
 from typing import Generic, Protocol, Self, TypeVar
 
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, TimedOutError, counted
@@ -90,6 +90,7 @@ class Transfers:
         # One for each tier, so that a slow disk does not delay transient uploads.
         self._receiving = {archived: ByteBudget(_RECEIVE_BYTES) for archived in (False, True)}
         self._send_bytes = _SEND_BYTES
+        self._small_window = nullcontext(min(settings.sent_version_chunk_size, _SHARED_CHUNK_BYTES))
         self._upload_idle = IdleTimer(settings.upload_idle_seconds)
         self._retrieval_idle = IdleTimer(settings.retrieval_idle_seconds)
         self.count = self.begun = 0
@@ -119,16 +120,19 @@ class Transfers:
         """Return the context manager that sends replies to a watcher."""
         return Teller(call, self._retrieval_idle, lambda: None)
 
-    @contextmanager
-    def window(self, call: Call, size_bytes: int) -> Iterator[int]:
+    def window(self, call: Call, size_bytes: int) -> AbstractContextManager[int]:
         """Return the context manager in which a watcher is sent the bytes of a version; it yields the size of chunks.
 
         Small versions have the same chunks for all watchers, which share them.
         """
+        return self._small_window if size_bytes <= _SHARED_CHUNK_BYTES else self._window(call, size_bytes)
+
+    @contextmanager
+    def _window(self, call: Call, size_bytes: int) -> Iterator[int]:
         self._note_begin()
         chunk_bytes = self._settings.sent_version_chunk_size
         window_bytes = _SHARED_COPIES * min(size_bytes, chunk_bytes)
-        if size_bytes <= _SHARED_CHUNK_BYTES or window_bytes > self._send_bytes // 4:
+        if window_bytes > self._send_bytes // 4:
             chunk_bytes, window_bytes = min(chunk_bytes, _SHARED_CHUNK_BYTES), 0
         self._send_bytes -= window_bytes
         try:

@@ -21,7 +21,7 @@ from cogment_model_registry.wire import watching as wire
 from cogment_model_registry.wire.frames import build_watch_data
 
 _ENCODED_MAX_ITEMS = 64
-"""How many versions stay encoded: those that are told to all watchers now."""
+"""How many replies stay encoded: those with versions that are told to all watchers now."""
 
 
 class WatchCalls:
@@ -40,7 +40,7 @@ class WatchCalls:
         self._registry = registry
         self._transfers = transfers
         self._shared = SharedBytes(registry)
-        self._encoded: OrderedDict[int, tuple[Event, bytes]] = OrderedDict()
+        self._encoded: OrderedDict[tuple[int, str], tuple[Event, bytes]] = OrderedDict()
 
     async def watch(self, data: bytes, call: Call) -> None:
         """Answer a call."""
@@ -54,9 +54,9 @@ class WatchCalls:
                     if isinstance(event, Consumer):
                         await teller.send(wire.with_token(wire.encode_consumer(event), token))
                     elif isinstance(event, Version) and _has_bytes(request, event):
-                        await self._tell_with_bytes(event, token, teller, call, every=every)
+                        await self._tell_with_bytes(request, event, token, teller, call)
                     else:
-                        await teller.send(wire.with_token(self._encode(event), token))
+                        await teller.send(self._encode(event, token))
 
     def _told(
         self, request: wire.WatchRequest, events: AsyncGenerator[tuple[str, Event], None]
@@ -65,36 +65,40 @@ class WatchCalls:
             return events
         return with_consumers(events, self._consumers, {*request.model_ids}, request.resume_token)
 
-    async def _tell_with_bytes(self, version: Version, token: str, teller: Teller, call: Call, *, every: bool) -> None:
+    async def _tell_with_bytes(
+        self, request: wire.WatchRequest, version: Version, token: str, teller: Teller, call: Call
+    ) -> None:
         """Send a version and its bytes; if it has just disappeared, a gap, or nothing where the newest is enough."""
         reader = None
+        first = self._encode(version, token)
         with self._transfers.window(call, version.data_size_bytes) as chunk_bytes:
+            is_one = request.in_one_reply and version.data_size_bytes <= chunk_bytes
             try:
-                shared = await self._shared.get(version, chunk_bytes)
+                shared = await self._shared.get(version, chunk_bytes, first if is_one else b"")
                 if shared is None:
                     reader = await self._registry.open_same_version(version)
             except (DataLossError, NotFoundError):
-                if every:
+                if request.mode == wire.MODE_ALL:
                     gap = Gap(version.model_id, version.number, version.number)
                     await teller.send(wire.with_token(wire.encode_event(gap), token))
                 return
-            first = wire.with_token(self._encode(version), token)
             if reader is not None:
                 await _stream(first, reader, teller, chunk_bytes)
             elif shared is not None:
-                await teller.send(first)
+                if not is_one:
+                    await teller.send(first)
                 for message in shared.messages:
                     await teller.send(message)
 
-    def _encode(self, event: Event) -> bytes:
-        """Return a reply without its token; that of a version is kept for the other watchers."""
+    def _encode(self, event: Event, token: str) -> bytes:
+        """Return a reply; that of a version is kept for the other watchers that are equally far."""
         if not isinstance(event, Version):
-            return wire.encode_event(event)
-        known = self._encoded.get(id(event))
+            return wire.with_token(wire.encode_event(event), token)
+        known = self._encoded.get((id(event), token))
         if known is not None:
             return known[1]
-        encoded = wire.encode_event(event)
-        self._encoded[id(event)] = event, encoded
+        encoded = wire.with_token(wire.encode_event(event), token)
+        self._encoded[id(event), token] = event, encoded
         if len(self._encoded) > _ENCODED_MAX_ITEMS:
             self._encoded.popitem(last=False)
         return encoded

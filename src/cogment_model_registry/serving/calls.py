@@ -102,7 +102,7 @@ class Call:
         Raises:
             asyncio.CancelledError: The peer is gone.
         """
-        with grpc_workarounds.broken_calls_are_cancelled():
+        with grpc_workarounds.broken_calls_are_cancelled:
             await self.context.write(self.count_sent(message))
 
     def when_over(self, action: Callable[[], None]) -> None:
@@ -203,7 +203,7 @@ class Handlers:
                 self._none_left.set()
             self._finish(call, status, details, level, perf_counter() - started)
         try:
-            with grpc_workarounds.broken_calls_are_cancelled():
+            with grpc_workarounds.broken_calls_are_cancelled:
                 return await call.context.abort(status, details[:_DETAILS_MAX_CHARACTERS])
         except grpc.aio.AbortError as aborted:
             call.when_over(functools.partial(grpc_workarounds.forget_traceback, aborted))

@@ -16,6 +16,9 @@ _NAME_MAX_CHARACTERS = 40
 _BINARY: int = getattr(os, "O_BINARY", 0)
 """On Windows, the flag that keeps bytes as they are."""
 
+_NO_FOLLOW: int = getattr(os, "O_NOFOLLOW", 0)
+"""The flag that opens no symbolic link; 0 on Windows."""
+
 _DIRECTORY: int | None = getattr(os, "O_DIRECTORY", None)
 """The flag that opens a directory; None on Windows, which cannot sync one."""
 
@@ -30,18 +33,29 @@ class Replacement:
         path: The file; its present content stays until `commit`.
         mode: The permissions of a new file, less those that the process's umask takes away.
         keeps_mode: Whether an existing file keeps its permissions; otherwise it gets those of a new one.
+        suffix: What the name of the temporary file adds to that of the file, in place of a random name. Then the
+            temporary file may exist, and it stays when the replacement is closed without a commit; the caller sees to
+            it that nobody else uses it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], mode: int = 0o666, *, keeps_mode: bool = True) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], mode: int = 0o666, *, keeps_mode: bool = True, suffix: str = ""
+    ) -> None:
         self._directory, self._name = os.path.split(os.path.realpath(expanded(path)))
         name = f".{self._name[:_NAME_MAX_CHARACTERS]}.{secrets.token_hex(8)}"
-        self._temporary = os.path.join(self._directory, name)
+        self._temporary = os.path.join(self._directory, self._name + suffix if suffix else name)
+        self._stays = bool(suffix)
         self._mode = mode
         self._keeps_mode = keeps_mode
         self._lock = threading.Lock()
         self._is_closed = False
         self._file: BinaryIO | None = None
         self._is_there = False
+
+    @property
+    def temporary_path(self) -> str:
+        """The temporary file."""
+        return self._temporary
 
     def open(self) -> BinaryIO:
         """Open the temporary file, and return it.
@@ -54,13 +68,13 @@ class Replacement:
             if self._is_closed:
                 raise ValueError("the replacement is closed")
             replaced_mode = self._replaced_mode() if self._keeps_mode else None
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _BINARY
+            flags = os.O_RDWR | os.O_CREAT | _BINARY | (_NO_FOLLOW if self._stays else os.O_EXCL)
             try:
                 descriptor = os.open(self._temporary, flags, self._mode if replaced_mode is None else 0o600)
             except OSError as error:
                 # The caller knows this name.
                 raise type(error)(error.errno, error.strerror, os.path.join(self._directory, self._name)) from None
-            self._is_there = True
+            self._is_there = not self._stays
             self._file = open(descriptor, "w+b")  # noqa: SIM115 # see `close`
             if replaced_mode is not None:
                 os.chmod(descriptor if os.chmod in os.supports_fd else self._temporary, replaced_mode)
@@ -105,7 +119,7 @@ class Replacement:
             os.close(parent)
 
     def close(self) -> None:
-        """Close the file, and remove it unless it was committed."""
+        """Close the file, and remove it unless it was committed, or has a suffix."""
         with self._lock:
             self._is_closed = True
             if self._file is not None:

@@ -18,12 +18,7 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     Raises:
         asyncio.CancelledError: The caller was cancelled; `work` has ended nevertheless.
     """
-    try:
-        waited_for = work.send(None)
-    except StopIteration as end:
-        result: _T = end.value
-        return result
-    task: asyncio.Future[_T] = asyncio.ensure_future(_Begun(work, waited_for))
+    task = begun(work)
     cancelled = False
     while not task.done():
         try:
@@ -35,6 +30,20 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
             task.exception()  # retrieved, so that asyncio does not report it: the cancellation is raised instead
         raise asyncio.CancelledError
     return task.result()
+
+
+def begun(work: Coroutine[Any, Any, _T]) -> "asyncio.Future[_T]":
+    """Return the future of `work`, whose first step is made now: work that never waits is done, and costs no task.
+
+    As in `run_to_end`, the first step must not ask which task it runs in.
+    """
+    try:
+        waited_for = work.send(None)
+    except StopIteration as end:
+        done: asyncio.Future[_T] = asyncio.get_running_loop().create_future()
+        done.set_result(end.value)
+        return done
+    return asyncio.ensure_future(_Begun(work, waited_for))
 
 
 class _Begun:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 DecodeError = _DecodeError
 
+_T = TypeVar("_T")
+
 STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     InvalidError: grpc.StatusCode.INVALID_ARGUMENT,
     OutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
@@ -146,8 +148,13 @@ def version_from_message(message: messages.ModelVersionInfo) -> VersionInfo:
         archived=message.archived,
         data_hash=message.data_hash,
         data_size_bytes=message.data_size,
-        user_data=dict(message.user_data),
+        user_data=entries(message.user_data),
     )
+
+
+def entries(field: Mapping[str, _T]) -> dict[str, _T]:
+    """Return the entries of a field that is a map. Most have none, of which protobuf takes long to say so."""
+    return dict(field) if field else {}
 
 
 def version_message(info: VersionInfo) -> messages.ModelVersionInfo:

@@ -16,6 +16,7 @@ _UPLOAD_DATA_TAG = 2 << 3 | _LENGTH_DELIMITED  # UploadVersionRequest.data_chunk
 _READ_CHUNK_TAG = 2 << 3 | _LENGTH_DELIMITED  # ReadVersionReply.data_chunk
 _WATCH_DATA_TAG = 3 << 3 | _LENGTH_DELIMITED  # WatchReply.data
 _WATCH_LAST = bytes((2 << 3, 1))  # WatchReply.Data.last, which is true
+_WATCH_VERSION_DATA_TAG = 9 << 3 | _LENGTH_DELIMITED  # WatchReply.version_data
 _VARINT_MAX_BYTES = 5  # lengths stay below 2 GiB
 
 
@@ -39,6 +40,12 @@ def split_body(message: bytes) -> memoryview | None:
 
 def _sole_field(message: bytes, start: int, tag: int) -> int | None:
     """Return where the value starts of the one field that fills `message` from `start` on, or None if none does."""
+    field = _first_field(message, start, tag)
+    return field.start if field is not None and field.stop == len(message) else None
+
+
+def _first_field(message: bytes, start: int, tag: int) -> range | None:
+    """Return where the value is of the field with which `message` goes on from `start`, or None if it is another."""
     if len(message) <= start + 1 or message[start] != tag:
         return None
     length = 0
@@ -49,7 +56,8 @@ def _sole_field(message: bytes, start: int, tag: int) -> int | None:
         byte = message[position]
         length |= (byte & 0x7F) << 7 * index
         if byte < 0x80:  # the bit that says that more follows
-            return position + 1 if position + 1 + length == len(message) else None
+            stop = position + 1 + length
+            return range(position + 1, stop) if stop <= len(message) else None
     return None
 
 
@@ -96,6 +104,18 @@ def build_watch_data(parts: Sequence[memoryview | bytes], *, is_last: bool) -> b
     size_bytes = sum(len(part) for part in parts)
     before = (_WATCH_LAST if is_last else b"") + bytes((_DATA_CHUNK_TAG,)) + _varint(size_bytes)
     return b"".join((bytes((_WATCH_DATA_TAG,)), _varint(len(before) + size_bytes), before, *parts))
+
+
+def split_version_data(message: bytes) -> tuple[memoryview, bytes] | None:
+    """Return the data with which a `WatchReply` begins, without a copy, and the rest; None if it begins otherwise."""
+    field = _first_field(message, 0, _WATCH_VERSION_DATA_TAG)
+    return None if field is None else (memoryview(message)[field.start : field.stop], message[field.stop :])
+
+
+def build_version_data(parts: Sequence[memoryview | bytes], rest: bytes) -> bytes:
+    """Return the encoded `WatchReply` that has the bytes of `parts`, copied once, and goes on with `rest`."""
+    size_bytes = sum(len(part) for part in parts)
+    return b"".join((bytes((_WATCH_VERSION_DATA_TAG,)), _varint(size_bytes), *parts, rest))
 
 
 def build_body(data: memoryview | bytes) -> bytes:

@@ -85,7 +85,8 @@ def version_message(version: Version) -> lifecycle_pb2.Version:
 
 def version_from_message(message: lifecycle_pb2.Version) -> Version:
     """Return the version that a message describes."""
-    annotations = Annotations(dict(message.tags), dict(message.metrics), message.revision)
+    tags, metrics = convert.entries(message.tags), convert.entries(message.metrics)
+    annotations = Annotations(tags, metrics, message.revision)
     return Version.of(convert.version_from_message(message.version_info), annotations, tuple(message.aliases))
 
 

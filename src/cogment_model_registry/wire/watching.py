@@ -1,5 +1,6 @@
 """Between what watchers are told and the messages of Watch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cogment_model_registry.errors import InvalidError
@@ -9,7 +10,7 @@ from cogment_model_registry.records.news import CaughtUp, Event, Gap, Gone
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
 from cogment_model_registry.wire.consumers import consumer_message
-from cogment_model_registry.wire.frames import embed, split_watch_data
+from cogment_model_registry.wire.frames import embed, split_version_data, split_watch_data
 from cogment_model_registry.wire.lifecycle import version_from_message, version_message
 from cogment_model_registry.wire.models import model_from_message, model_message
 
@@ -75,21 +76,37 @@ class Bytes:
     is_last: bool
 
 
-def decode_reply(message: bytes) -> tuple[str, Event | None] | Bytes:
-    """Return the token and the event of a reply; or bytes of the version before.
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a watcher is told.
 
-    An event of a newer release is None.
+    Attributes:
+        token: Resumes after it.
+        event: What it is; None for an event of a newer release.
+        data: All bytes of the version that it is, if they came in the same message.
+    """
+
+    token: str
+    event: Event | None
+    data: memoryview | None = None
+
+
+def decode_reply(message: bytes) -> Reply | Bytes:
+    """Return a reply, or bytes of the version before.
 
     Raises:
         DecodeError: The bytes are malformed.
     """
-    data = split_watch_data(message)
-    if data is not None:
-        return Bytes(*data)
-    reply = WatchReply.FromString(message)
+    chunk = split_watch_data(message)
+    if chunk is not None:
+        return Bytes(*chunk)
+    data, rest = split_version_data(message) or (None, message)
+    reply = WatchReply.FromString(rest)
+    if reply.HasField("version_data"):
+        data = memoryview(reply.version_data)
     if reply.WhichOneof("event") == "data":
         return Bytes(memoryview(reply.data.data_chunk), reply.data.last)
-    return reply.resume_token, _event(reply)
+    return Reply(reply.resume_token, _event(reply), data)
 
 
 def _event(reply: lifecycle_pb2.WatchReply) -> Event | None:
@@ -108,22 +125,24 @@ def _event(reply: lifecycle_pb2.WatchReply) -> Event | None:
 
 
 def watch_request(
-    model_id: str,
+    model_ids: Sequence[str],
     token: str,
     *,
     every: bool = False,
     inline_max_bytes: int = 0,
     known_hash: str = "",
     accepted: str = "",
+    in_one_reply: bool = False,
 ) -> bytes:
-    """Return the request to watch a model."""
+    """Return the request to watch some models, or all if none is named."""
     return WatchRequest(
-        model_ids=[model_id],
+        model_ids=model_ids,
         mode=MODE_ALL if every else lifecycle_pb2.WatchRequest.MODE_LATEST,
         resume_token=token,
         inline_max_bytes=inline_max_bytes,
         known_hash=known_hash,
         filter=accepted,
+        in_one_reply=in_one_reply,
     ).SerializeToString()
 
 

@@ -3,9 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cogment_model_registry.errors import DataLossError
+from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
@@ -263,6 +263,24 @@ class Catalog(ABC):
     @abstractmethod
     async def describe(self, infos: Sequence[VersionInfo]) -> list[Version]:
         """Return versions with what people may change about them, in the order given."""
+
+    async def describe_visible(self, infos: list[VersionInfo]) -> list[Version]:
+        """Return versions with what people may change about them, as all of them are at one moment.
+
+        Raises:
+            DataLossError: One has turned out to be damaged.
+            NotFoundError: One is gone.
+        """
+        while True:
+            versions = await self.describe(infos)
+            # One that was removed or promoted in the meantime had lost its tags before they were read.
+            now = [(await self.get_versions(info.model_id, [info.number]))[0] for info in infos]
+            if now == infos:
+                return versions
+            for before, after in zip(infos, now, strict=True):
+                if replace(after, archived=before.archived) != before:  # that of a model that was created again
+                    raise NotFoundError.version(before.model_id, before.number)
+            infos = now
 
     @abstractmethod
     async def change_annotations(self, ref: ModelRef, number: int, change: AnnotationChange) -> Version:

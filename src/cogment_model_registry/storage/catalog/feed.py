@@ -9,13 +9,16 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from cogment_model_registry.errors import StoppingError
-from cogment_model_registry.registry.contracts import Lost, Shown, Watcher
+from cogment_model_registry.registry.contracts import Lost, News, Shown, Watcher
 
 _REMEMBERED = 1024
 """How many versions of a model that disappeared, and twice as many that appeared, are known one by one."""
 
 _REMEMBERED_MODELS = 4096
 """How many removed models are known."""
+
+_ANSWERS = 64
+"""How many answers are kept for those who ask the same until the next change."""
 
 
 class History:
@@ -81,6 +84,25 @@ class History:
             return self._base
         index = bisect.bisect_left(self._shown, number, key=lambda each: each.number)
         return self._shown[index].sequence if index < len(self._shown) else self._base
+
+
+class NewsMemo:
+    """What was found for those who watch, until the next change: a thousand that are equally far ask the same."""
+
+    def __init__(self) -> None:
+        self._sequence = 0
+        self._found: dict[tuple[str, int, int, int], News] = {}
+
+    def find(self, sequence: int, key: tuple[str, int, int, int]) -> News | None:
+        """Return what was found after the last change, which had this sequence number; None if nothing was."""
+        if sequence != self._sequence or len(self._found) > _ANSWERS:
+            self._sequence = sequence
+            self._found.clear()
+        return self._found.get(key)
+
+    def add(self, key: tuple[str, int, int, int], news: News) -> None:
+        """Keep what was found after the change for which it was looked for."""
+        self._found[key] = news
 
 
 class Feed:
@@ -168,21 +190,28 @@ class _FeedWatcher(Watcher):
     def __init__(self, epoch: int, sequence: int, changed: Iterable[str]) -> None:
         self.epoch, self.sequence = epoch, sequence
         self._changed = dict.fromkeys(changed)
-        self._news = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None
         self._is_stopping = False
 
     def note(self, model_id: str) -> None:
         self._changed[model_id] = None
-        self._news.set()
+        if self._waiting is not None:
+            self._wake()
 
     def stop(self) -> None:
         self._is_stopping = True
-        self._news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiting is not None:
+            if not self._waiting.done():  # nor cancelled
+                self._waiting.set_result(None)
+            self._waiting = None
 
     async def changed(self, *, wait: bool) -> Sequence[str]:
         if wait and not self._changed and not self._is_stopping:
-            self._news.clear()
-            await self._news.wait()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
         if self._is_stopping:
             raise StoppingError
         changed, self._changed = self._changed, {}

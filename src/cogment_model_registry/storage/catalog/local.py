@@ -52,7 +52,7 @@ from cogment_model_registry.registry.contracts import (
 )
 from cogment_model_registry.registry.filters import ARCHIVED, Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
-from cogment_model_registry.storage.catalog.feed import Feed, History
+from cogment_model_registry.storage.catalog.feed import Feed, History, NewsMemo
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Appearances, Model
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
@@ -90,6 +90,7 @@ class LocalCatalog(Catalog):
         self._models: dict[str, Model] = {}
         self._ids: list[str] = []  # ascending
         self._feed = Feed(self._existing)
+        self._news = NewsMemo()
         self._versions_count = 0
         self._archived_bytes = 0
         self._infos: LRUCache[tuple[int, int], VersionInfo] = LRUCache(_INFO_CACHE_BYTES, _info_bytes)
@@ -493,6 +494,14 @@ class LocalCatalog(Catalog):
         return self._feed.watching(model_ids)
 
     async def get_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
+        key = model_id, number, sequence, limit
+        news = self._news.find(self._feed.sequence, key)
+        if news is None:
+            news = self._look_for_news(*key)
+            self._news.add(key, news)
+        return news
+
+    def _look_for_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
         model = self._models.get(model_id)
         if model is None:
             return News(0, self._feed.removed_at(model_id))

@@ -448,7 +448,7 @@ class ListConsumersReply(_message.Message):
     def __init__(self, consumers: _Optional[_Iterable[_Union[Consumer, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("model_ids", "mode", "resume_token", "inline_max_bytes", "consumers", "filter", "known_hash")
+    __slots__ = ("model_ids", "mode", "resume_token", "inline_max_bytes", "consumers", "filter", "known_hash", "in_one_reply")
     class Mode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         MODE_LATEST: _ClassVar[WatchRequest.Mode]
@@ -462,6 +462,7 @@ class WatchRequest(_message.Message):
     CONSUMERS_FIELD_NUMBER: _ClassVar[int]
     FILTER_FIELD_NUMBER: _ClassVar[int]
     KNOWN_HASH_FIELD_NUMBER: _ClassVar[int]
+    IN_ONE_REPLY_FIELD_NUMBER: _ClassVar[int]
     model_ids: _containers.RepeatedScalarFieldContainer[str]
     mode: WatchRequest.Mode
     resume_token: str
@@ -469,10 +470,11 @@ class WatchRequest(_message.Message):
     consumers: bool
     filter: str
     known_hash: str
-    def __init__(self, model_ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[WatchRequest.Mode, str]] = ..., resume_token: _Optional[str] = ..., inline_max_bytes: _Optional[int] = ..., consumers: _Optional[bool] = ..., filter: _Optional[str] = ..., known_hash: _Optional[str] = ...) -> None: ...
+    in_one_reply: bool
+    def __init__(self, model_ids: _Optional[_Iterable[str]] = ..., mode: _Optional[_Union[WatchRequest.Mode, str]] = ..., resume_token: _Optional[str] = ..., inline_max_bytes: _Optional[int] = ..., consumers: _Optional[bool] = ..., filter: _Optional[str] = ..., known_hash: _Optional[str] = ..., in_one_reply: _Optional[bool] = ...) -> None: ...
 
 class WatchReply(_message.Message):
-    __slots__ = ("resume_token", "version", "data", "model", "gone", "gap", "consumer", "caught_up")
+    __slots__ = ("resume_token", "version", "data", "model", "gone", "gap", "consumer", "caught_up", "version_data")
     class Gap(_message.Message):
         __slots__ = ("model_id", "first_number", "last_number")
         MODEL_ID_FIELD_NUMBER: _ClassVar[int]
@@ -504,6 +506,7 @@ class WatchReply(_message.Message):
     GAP_FIELD_NUMBER: _ClassVar[int]
     CONSUMER_FIELD_NUMBER: _ClassVar[int]
     CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
+    VERSION_DATA_FIELD_NUMBER: _ClassVar[int]
     resume_token: str
     version: Version
     data: WatchReply.Data
@@ -512,4 +515,5 @@ class WatchReply(_message.Message):
     gap: WatchReply.Gap
     consumer: Consumer
     caught_up: bool
-    def __init__(self, resume_token: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., data: _Optional[_Union[WatchReply.Data, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., gone: _Optional[_Union[WatchReply.Gone, _Mapping]] = ..., gap: _Optional[_Union[WatchReply.Gap, _Mapping]] = ..., consumer: _Optional[_Union[Consumer, _Mapping]] = ..., caught_up: _Optional[bool] = ...) -> None: ...
+    version_data: bytes
+    def __init__(self, resume_token: _Optional[str] = ..., version: _Optional[_Union[Version, _Mapping]] = ..., data: _Optional[_Union[WatchReply.Data, _Mapping]] = ..., model: _Optional[_Union[Model, _Mapping]] = ..., gone: _Optional[_Union[WatchReply.Gone, _Mapping]] = ..., gap: _Optional[_Union[WatchReply.Gap, _Mapping]] = ..., consumer: _Optional[_Union[Consumer, _Mapping]] = ..., caught_up: _Optional[bool] = ..., version_data: _Optional[bytes] = ...) -> None: ...
