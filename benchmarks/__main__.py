@@ -22,6 +22,7 @@ from benchmarks import (
     memory,
     peers,
     plots,
+    same_host,
     small_path,
     trials,
     watching,
@@ -42,6 +43,7 @@ _FIGURES = [
     *downloads.BENCHMARKS,
     *lifecycle.BENCHMARKS,
     *consumers.BENCHMARKS,
+    *same_host.BENCHMARKS,
     *small_path.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
