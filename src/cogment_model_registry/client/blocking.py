@@ -492,14 +492,15 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         if consumer is not None:
             report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
             reporter = ThreadReporter(report, self._core.calls, self._backend)
-        return self._latest(model_id, decode, reporter, archived=archived, alias=alias)
+        return self._latest(model_id, decode, reporter, copy=copy, archived=archived, alias=alias)
 
     def _latest(
         self,
         model_id: str,
-        decode: Callable[[bytes], _T],
+        decode: Callable[..., _T],
         reporter: ThreadReporter | None,
         *,
+        copy: bool,
         archived: bool,
         alias: str | None,
     ) -> Latest[_T]:
@@ -520,7 +521,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
 def track_applied(
     registry: ModelRegistry,
     model_id: str,
-    decode: Callable[[bytes], _T],
+    decode: Callable[[memoryview], _T],
     *,
     archived: bool = False,
     alias: str | None = None,
@@ -528,7 +529,7 @@ def track_applied(
     labels: Mapping[str, str] | None = None,
     ttl_seconds: int = TTL_DEFAULT_SECONDS,
 ) -> tuple[Latest[_T], AppliedReporter | None]:
-    """Return what `ModelRegistry.track` returns, and its reporter, which reports what the caller applies.
+    """Return what `ModelRegistry.track` returns without a copy, and a reporter of what the caller applies.
 
     Args:
         registry: The client.
@@ -544,7 +545,8 @@ def track_applied(
     if consumer is not None:
         report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
         reporter = AppliedReporter(report, registry._core.calls, registry._backend)  # noqa: SLF001 # it is one of us
-    return registry._latest(model_id, decode, reporter, archived=archived, alias=alias), reporter  # noqa: SLF001
+    latest = registry._latest(model_id, decode, reporter, copy=False, archived=archived, alias=alias)  # noqa: SLF001
+    return latest, reporter
 
 
 def retrieve_writable(
