@@ -16,12 +16,14 @@ from benchmarks import (
     control_path,
     data_path,
     downloads,
+    h2load,
     library,
     lifecycle,
     listing,
     memory,
     peers,
     plots,
+    same_host,
     small_path,
     trials,
     watching,
@@ -42,7 +44,9 @@ _FIGURES = [
     *downloads.BENCHMARKS,
     *lifecycle.BENCHMARKS,
     *consumers.BENCHMARKS,
+    *same_host.BENCHMARKS,
     *small_path.BENCHMARKS,
+    *h2load.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
 _WIDTH = 130

@@ -172,6 +172,7 @@ def started(script: str, *arguments: str) -> "subprocess.Popen[str]":
     """Start a Python script, given as text."""
     return subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.records.news import Gap, Saved
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+    from cogment_model_registry.system.sealed_memory import SealedMemory
 
 __all__ = [
     "Alias",
@@ -27,6 +28,7 @@ __all__ = [
     "RetentionReport",
     "RetentionRule",
     "Saved",
+    "SealedMemory",
     "TransientShare",
     "Version",
     "VersionInfo",
@@ -48,6 +50,7 @@ _MODULES = {
     "RetentionReport": "records.lifecycle",
     "RetentionRule": "records.retention",
     "Saved": "records.news",
+    "SealedMemory": "system.sealed_memory",
     "TransientShare": "records.retention",
     "Version": "records.lifecycle",
     "VersionInfo": "records.versions",

@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import math
+import mmap
 import pickle
 import sys
 from collections import OrderedDict
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ from cogment_model_registry import ModelRegistry, aio, numpy
 from cogment_model_registry.errors import InvalidError, NotFoundError
 from cogment_model_registry.frameworks import trees
 from cogment_model_registry.server.composition import Server
+from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.testing.server import serving
 from tests.frameworks.conftest import on_thread
 from tests.processes import run
 
@@ -141,6 +145,29 @@ async def test_parameters_that_change_while_they_are_published_are_refused(regis
     assert await on_thread(registry.list_versions, "policy") == []
     data, user_data = numpy.encode(tree)
     await on_thread(registry.publish, "policy", data, user_data=user_data, progress=change)
+
+
+async def test_arrays_are_views_of_the_memory_that_processes_share_until_they_are_written_to(tmp_path: Path) -> None:
+    def root_of(array: Any) -> object:
+        while isinstance(array, np.ndarray):
+            array = array.base
+        return array.obj if isinstance(array, memoryview) else array
+
+    weights: dict[str, Any] = {"w": np.arange(2_000_000, dtype=np.float32), "rate": 0.1}
+    settings = Settings(cache_max_bytes=64 * MIB, grace_seconds=0)
+    async with serving(tmp_path, settings) as server:
+        with ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
+            await on_thread(numpy.publish, registry, "policy", weights)
+            first, second = [(await on_thread(numpy.load, registry, "policy")).value for _ in range(2)]
+            assert isinstance(root_of(first["w"]), mmap.mmap)
+            first["w"][:] = 0
+            assert np.array_equal(second["w"], weights["w"])
+            assert same((await on_thread(numpy.load, registry, "policy")).value, weights)
+            with registry.track("policy", decode=numpy.decode, copy=False) as latest:
+                await on_thread(latest.wait_for, timeout=60)
+                assert latest.value is not None
+                assert same(latest.value, weights)
+                latest.value["w"][0] = 1  # it may be written to
 
 
 def test_equal_trees_are_equal_bytes() -> None:

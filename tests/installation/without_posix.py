@@ -11,6 +11,7 @@ import io
 import os
 import select
 import signal
+import socket
 import sys
 import tempfile
 import types
@@ -25,10 +26,22 @@ import tqdm.auto  # noqa: F401
 MODULES = ("fcntl", "grp", "posix", "pwd", "resource", "termios", "uvloop")
 SERVER_MODULES = ("cachetools", "grpc_health", "grpc_reflection", "prometheus_client", "psutil", "structlog", "yaml")
 OF_OS = (
-    *("O_CLOEXEC", "O_DIRECTORY", "O_NOFOLLOW", "O_NONBLOCK", "fchmod", "getuid", "geteuid", "mkfifo", "openpty"),
+    *(
+        "O_CLOEXEC",
+        "O_DIRECTORY",
+        "O_NOFOLLOW",
+        "O_NONBLOCK",
+        "fchmod",
+        "getuid",
+        "geteuid",
+        "memfd_create",
+        "mkfifo",
+        "openpty",
+    ),
     *("posix_fadvise", "pread", "preadv", "pwrite", "sched_getaffinity", "set_blocking", "sysconf", "uname"),
 )
 OF_SELECT = ("epoll", "poll")
+OF_SOCKET = ("MSG_CMSG_CLOEXEC", "SO_PEERCRED", "recv_fds", "send_fds")
 OF_SIGNAL = ("SIGHUP", "SIGPIPE", "SIGKILL", "SIGUSR1", "pthread_kill")
 
 SINCE_PYTHON_3_11 = {
@@ -45,7 +58,7 @@ def remove_posix() -> None:
     """Let the modules and names that Windows and Python 3.10 lack be missing, and Windows' locks be there."""
     for name in (*MODULES, *SERVER_MODULES):
         sys.modules[name] = None  # type: ignore[assignment] # so an import fails
-    posix = {os: OF_OS, select: OF_SELECT, signal: OF_SIGNAL}
+    posix = {os: OF_OS, select: OF_SELECT, signal: OF_SIGNAL, socket: OF_SOCKET}
     for module, names in (posix | SINCE_PYTHON_3_11).items():
         for name in names:
             if hasattr(module, name):

@@ -682,7 +682,7 @@ def soon_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let clients replace a silent channel after half a second, and look at their streams as often."""
     monkeypatch.setattr(connection, "_SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
-    monkeypatch.setattr(watching, "_CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(watching, "CHECK_SECONDS", 0.5)
 
 
 async def test_calls_reach_the_replacement_of_a_frozen_server(

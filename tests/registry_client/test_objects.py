@@ -113,6 +113,8 @@ def test_the_package_has_its_public_names_and_only_those() -> None:
         "ModelInfo",
         "ModelRegistry",
         "Progress",
+        "Saved",
+        "SealedMemory",
         "TransientShare",
         "Version",
         "VersionInfo",

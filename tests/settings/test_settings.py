@@ -98,6 +98,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "retrieval_idle_seconds": (("1", 1.0), ("2.5", 2.5)),
     "grace_seconds": (("1", 1.0), ("0", 0.0)),
     "metrics_port": (("0", 0), ("9100", 9100)),
+    "local_socket": (("off", ""), ("/run/registry.sock", "/run/registry.sock")),
     "keepalive_seconds": (("5", 5.0), ("60", 60.0)),
     "keepalive_timeout_seconds": (("5", 5.0), ("60", 60.0)),
     "max_concurrent_streams": (("100", 100), ("1", 1)),
@@ -317,6 +318,7 @@ def test_a_program_can_set_every_value_that_a_text_can(name: str, value: object)
 
 BAD_VALUES: list[tuple[str, object]] = [
     *[("port", value) for value in (-5, 65536, "9000", 9000.0, True, None)],
+    *[("local_socket", value) for value in ("a\0b", None, True)],
     *[("metrics_port", value) for value in (-1, 65536, "9100", False)],
     *[("cache_max_items", value) for value in (0, 10**9 + 1, 1.5, "all")],
     *[("cache_max_bytes", value) for value in (0, -1, "3MiB", 2**61)],

@@ -139,17 +139,46 @@ class ModelRegistry(Client[AsyncioBackend]):
         )
         return await self._core.uploads.upload(model_id, data, user_data, archived=True, options=options)
 
+    @overload
     async def retrieve(
         self,
         model: str | VersionInfo | Version,
         version: Key = LATEST,
         *,
         archived: bool = False,
+        copy: Literal[True] = True,
+        verify: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
-    ) -> bytes:
-        """Return the bytes of a version, checked against its hash."""
-        return await self._core.retrievals.retrieve(model, version, timeout, progress, archived=archived)
+    ) -> bytes: ...
+
+    @overload
+    async def retrieve(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key = LATEST,
+        *,
+        archived: bool = False,
+        copy: Literal[False],
+        verify: bool = False,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> memoryview: ...
+
+    async def retrieve(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key = LATEST,
+        *,
+        archived: bool = False,
+        copy: bool = True,
+        verify: bool = False,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> bytes | memoryview:
+        """Return the bytes of a version, checked against its hash, or a view of them."""
+        get = self._core.retrievals.retrieve if copy else self._core.retrievals.view
+        return await get(model, version, timeout, progress, archived=archived, verify=verify)
 
     async def download(
         self,
@@ -238,6 +267,21 @@ class ModelRegistry(Client[AsyncioBackend]):
         model_id: str,
         *,
         decode: Callable[[bytes], _T],
+        copy: Literal[True] = True,
+        archived: bool = False,
+        alias: str | None = None,
+        consumer: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: int = TTL_DEFAULT_SECONDS,
+    ) -> AsyncLatest[_T]: ...
+
+    @overload
+    def track(
+        self,
+        model_id: str,
+        *,
+        decode: Callable[[memoryview], _T],
+        copy: Literal[False],
         archived: bool = False,
         alias: str | None = None,
         consumer: str | None = None,
@@ -249,7 +293,8 @@ class ModelRegistry(Client[AsyncioBackend]):
         self,
         model_id: str,
         *,
-        decode: Callable[[bytes], Any] = bytes,
+        decode: Callable[..., Any] = bytes,
+        copy: bool = True,
         archived: bool = False,
         alias: str | None = None,
         consumer: str | None = None,
@@ -261,7 +306,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         if consumer is not None:
             report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
             reporter = TaskReporter(report, self._core.calls)
-        return AsyncLatest(self._core, model_id, decode, archived=archived, alias=alias, reporter=reporter)
+        return AsyncLatest(self._core, model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter)
 
     async def consumers(
         self,

@@ -159,8 +159,8 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
 
         Args:
             model_id: Its model.
-            data: Its bytes: an object with a contiguous buffer (bytes, a NumPy array), the path of a file, or an open
-                binary file, of which the rest is sent. They must not change during the call.
+            data: Its bytes: an object with a contiguous buffer (bytes, a NumPy array), the path of a file, an open
+                binary file, of which the rest is sent, or `SealedMemory`. They must not change during the call.
             user_data: Its annotations. Numbers and booleans become text, as JSON writes them: 1000, 0.5, true.
             tags: Texts by name, which can be changed later.
             metrics: Finite numbers by name, which can be changed later.
@@ -206,22 +206,58 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         )
         return self._run(lambda core: core.uploads.upload(model_id, data, user_data, archived=True, options=options))
 
+    @overload
     def retrieve(
         self,
         model: str | VersionInfo | Version,
         version: Key = LATEST,
         *,
         archived: bool = False,
+        copy: Literal[True] = True,
+        verify: bool = False,
         timeout: float | None = None,
         progress: Wish = None,
-    ) -> bytes:
+    ) -> bytes: ...
+
+    @overload
+    def retrieve(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key = LATEST,
+        *,
+        archived: bool = False,
+        copy: Literal[False],
+        verify: bool = False,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> memoryview: ...
+
+    def retrieve(
+        self,
+        model: str | VersionInfo | Version,
+        version: Key = LATEST,
+        *,
+        archived: bool = False,
+        copy: bool = True,
+        verify: bool = False,
+        timeout: float | None = None,
+        progress: Wish = None,
+    ) -> bytes | memoryview:
         """Return the bytes of a version, checked against its hash; they are in memory once, whatever their size.
+
+        Where the server runs on this host as the same user, versions of a MiB and more come from the memory or the file
+        of the server, which has checked them.
 
         Args:
             model: The id of its model; or the version itself.
             version: Its number, -1 for the latest, -2 for the one before; an alias; or the version itself, which saves
                 a call.
             archived: Whether only archived versions count: -1 is then the latest of these, and so on.
+            copy: Whether the bytes are a copy. If not, they are a read-only view: of the memory or the file that all
+                processes of this host share, or of received bytes where there is none. It stays valid as long as
+                anything refers to it, also when the version is evicted or deleted.
+            verify: Whether this process checks the hash of what the server on this host has checked already. Received
+                bytes are always checked.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
 
@@ -229,7 +265,15 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
         """
-        return self._run(lambda core: core.retrievals.retrieve(model, version, timeout, progress, archived=archived))
+        if copy:
+            return self._run(
+                lambda core: core.retrievals.retrieve(
+                    model, version, timeout, progress, archived=archived, verify=verify
+                )
+            )
+        return self._run(
+            lambda core: core.retrievals.view(model, version, timeout, progress, archived=archived, verify=verify)
+        )
 
     def download(
         self,
@@ -392,6 +436,21 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         model_id: str,
         *,
         decode: Callable[[bytes], _T],
+        copy: Literal[True] = True,
+        archived: bool = False,
+        alias: str | None = None,
+        consumer: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        ttl_seconds: int = TTL_DEFAULT_SECONDS,
+    ) -> Latest[_T]: ...
+
+    @overload
+    def track(
+        self,
+        model_id: str,
+        *,
+        decode: Callable[[memoryview], _T],
+        copy: Literal[False],
         archived: bool = False,
         alias: str | None = None,
         consumer: str | None = None,
@@ -403,7 +462,8 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         self,
         model_id: str,
         *,
-        decode: Callable[[bytes], Any] = bytes,
+        decode: Callable[..., Any] = bytes,
+        copy: bool = True,
         archived: bool = False,
         alias: str | None = None,
         consumer: str | None = None,
@@ -418,6 +478,9 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         Args:
             model_id: The model.
             decode: Turns the bytes of a version into its value, on that thread.
+            copy: Whether `decode` gets bytes. If not, it gets a view, as `retrieve` returns it, but of the bytes of
+                large versions one that can be written to: what it writes to becomes a copy of this process, page by
+                page.
             archived: Whether only archived versions count.
             alias: Follow the version that this alias points to, instead of the latest one.
             consumer: The name of this process, under which another thread reports which version it runs: the one that
@@ -429,19 +492,22 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         if consumer is not None:
             report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
             reporter = ThreadReporter(report, self._core.calls, self._backend)
-        return self._latest(model_id, decode, reporter, archived=archived, alias=alias)
+        return self._latest(model_id, decode, reporter, copy=copy, archived=archived, alias=alias)
 
     def _latest(
         self,
         model_id: str,
-        decode: Callable[[bytes], _T],
+        decode: Callable[..., _T],
         reporter: ThreadReporter | None,
         *,
+        copy: bool,
         archived: bool,
         alias: str | None,
     ) -> Latest[_T]:
         backend = BlockingBackend(within=self._backend)
-        return Latest(self._core, backend, model_id, decode, archived=archived, alias=alias, reporter=reporter)
+        return Latest(
+            self._core, backend, model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter
+        )
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""
@@ -455,7 +521,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
 def track_applied(
     registry: ModelRegistry,
     model_id: str,
-    decode: Callable[[bytes], _T],
+    decode: Callable[[memoryview], _T],
     *,
     archived: bool = False,
     alias: str | None = None,
@@ -463,7 +529,7 @@ def track_applied(
     labels: Mapping[str, str] | None = None,
     ttl_seconds: int = TTL_DEFAULT_SECONDS,
 ) -> tuple[Latest[_T], AppliedReporter | None]:
-    """Return what `ModelRegistry.track` returns, and its reporter, which reports what the caller applies.
+    """Return what `ModelRegistry.track` returns without a copy, and a reporter of what the caller applies.
 
     Args:
         registry: The client.
@@ -479,11 +545,17 @@ def track_applied(
     if consumer is not None:
         report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
         reporter = AppliedReporter(report, registry._core.calls, registry._backend)  # noqa: SLF001 # it is one of us
-    return registry._latest(model_id, decode, reporter, archived=archived, alias=alias), reporter  # noqa: SLF001
+    latest = registry._latest(model_id, decode, reporter, copy=False, archived=archived, alias=alias)  # noqa: SLF001
+    return latest, reporter
 
 
 def retrieve_writable(
     registry: ModelRegistry, version: VersionInfo, *, timeout: float | None, progress: Wish
 ) -> memoryview:
-    """Return the bytes of a version as `ModelRegistry.retrieve` does, in memory that may be written to."""
-    return registry._run(lambda core: core.retrievals.retrieve_writable(version, timeout, progress))  # noqa: SLF001 # it is one of us
+    """Return the bytes of a version as `ModelRegistry.retrieve` does without a copy, in memory that may be written to.
+
+    What is written changes them for this process alone.
+    """
+    return registry._run(  # noqa: SLF001 # it is one of us
+        lambda core: core.retrievals.view(version, version, timeout, progress, is_writable=True)
+    )

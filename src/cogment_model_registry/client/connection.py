@@ -57,6 +57,26 @@ class Subject:
     version_number: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LocalPlace:
+    """Where the UNIX socket of the registry is, as the registry says.
+
+    Attributes:
+        path: Its path; empty where it has none, or none that this process can reach.
+        socket_id: What requests must carry.
+        asked: When the registry was asked, by the monotonic clock.
+    """
+
+    path: str
+    socket_id: str
+    asked: float
+
+    @classmethod
+    def nowhere(cls) -> "LocalPlace":
+        """Return that there is none, as far as is known now."""
+        return cls("", "", time.monotonic())
+
+
 class _Link:
     """A channel to the present or a former address of the registry."""
 
@@ -88,12 +108,14 @@ class Connection:
         is_closed: Whether it is closed, so that calls are refused.
         has_lifecycle: Whether the server may have ModelLifecycle, as far as is known.
         has_watch: Whether the server may have its call Watch.
+        local: Where its UNIX socket is; None if it was not asked yet.
     """
 
     def __init__(self, location: Direct | Discovered) -> None:
         self.location = location
         self.is_closed = False
         self.has_lifecycle = self.has_watch = True
+        self.local: LocalPlace | None = None
         self._process_id: int | None = None  # from the first call on
         self._lock = threading.RLock()  # a finalizer may end a call in the middle of another one
         self._current: _Link | None = None
@@ -206,6 +228,7 @@ class Connection:
             if link is None or link.is_silent or (link.address, link.secure) != (address, secure):
                 link = self._current = _Link(address, self._connect(backend, address, secure=secure), secure=secure)
                 self.has_lifecycle = self.has_watch = True
+                self.local = None
             self._is_suspect = False
             link.users += 1
             return link, before

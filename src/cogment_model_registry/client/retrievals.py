@@ -2,12 +2,13 @@
 
 import contextlib
 import io
+import mmap
 import os
 from collections.abc import Awaitable, Callable, Generator
-from functools import partial
-from typing import IO, TypeAlias, TypeVar
+from contextlib import AbstractContextManager
+from typing import IO, TypeVar
 
-from cogment_model_registry.client import lookups
+from cogment_model_registry.client import local, lookups
 from cogment_model_registry.client.arguments import (
     asked_for,
     checked_number,
@@ -21,7 +22,7 @@ from cogment_model_registry.client.fetching import Fetch
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.lifecycle_calls import look_up
 from cogment_model_registry.client.partial_files import PartialFile
-from cogment_model_registry.client.progress import Wish, reporting
+from cogment_model_registry.client.progress import Report, Wish, reporting
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import Version
@@ -29,9 +30,6 @@ from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.system.replacement import Replacement
 
 _T = TypeVar("_T")
-
-_Fetching: TypeAlias = Callable[[VersionInfo, Deadline | None], Awaitable[None]]
-"""Writes the bytes of a version where they belong, until a deadline if one was given."""
 
 _RESOLVE_ATTEMPTS = 5
 """How often to look up a version again that was evicted, replaced or damaged before it could be fetched."""
@@ -53,6 +51,7 @@ class Retrievals:
         self._timeouts = timeouts
         self._cache = cache
         self._progress = progress
+        self._local = local.LocalTransfers(calls)
 
     async def retrieve(
         self,
@@ -62,16 +61,21 @@ class Retrievals:
         progress: Wish,
         *,
         archived: bool,
+        verify: bool = False,
     ) -> bytes:
         """See `ModelRegistry.retrieve`."""
-        # It returns its bytes without a copy.
-        return (await self._retrieved(model, version, timeout, progress, archived=archived)).getvalue()
 
-    async def retrieve_writable(self, version: VersionInfo, timeout: float | None, progress: Wish) -> memoryview:
-        """Return the bytes of a version in memory of their own, which may be written to."""
-        return (await self._retrieved(version, version, timeout, progress)).getbuffer()
+        async def get(info: VersionInfo, deadline: Deadline | None) -> bytes:
+            data = await self._from_here(info, local.bytes_of(info), deadline, progress)
+            if data is None:
+                # It returns its bytes without a copy.
+                return (await self._fetched(info, deadline, progress)).getvalue()
+            await self._verify(info, data, is_wanted=verify)
+            return data
 
-    async def _retrieved(
+        return (await self._resolved(model, version, timeout, get, archived=archived))[1]
+
+    async def view(
         self,
         model: str | VersionInfo | Version,
         version: Key,
@@ -79,11 +83,20 @@ class Retrievals:
         progress: Wish,
         *,
         archived: bool = False,
-    ) -> io.BytesIO:
-        buffer = _Memory()
-        fetch = partial(self._fetch, file=buffer, progress=progress)
-        await self._download(model, version, fetch, timeout, archived=archived)
-        return buffer
+        verify: bool = False,
+        is_writable: bool = False,
+    ) -> memoryview:
+        """See `ModelRegistry.retrieve` without a copy; what is written to a writable view is this process's alone."""
+
+        async def get(info: VersionInfo, deadline: Deadline | None) -> memoryview:
+            mapped = await self._from_here(info, local.mapped(info, is_writable=is_writable), deadline, progress)
+            if mapped is None:
+                view = (await self._fetched(info, deadline, progress)).getbuffer()
+                return view if is_writable else view.toreadonly()
+            await self._verify(info, mapped, is_wanted=verify)
+            return memoryview(mapped)
+
+        return (await self._resolved(model, version, timeout, get, archived=archived))[1]
 
     async def download(
         self,
@@ -103,8 +116,12 @@ class Retrievals:
         replacement = Replacement(target)
         try:
             file = await self._on_thread(replacement.open)
-            fetch = partial(self._fetch, file=file, progress=progress)
-            info = await self._download(model, version, fetch, timeout, archived=archived)
+
+            async def get(info: VersionInfo, deadline: Deadline | None) -> None:
+                if not await self._from_here(info, local.copy_to(info, file), deadline, progress):
+                    await self._fetch(info, file, deadline, progress)
+
+            info, _ = await self._resolved(model, version, timeout, get, archived=archived)
             await self._on_thread(replacement.commit)
         finally:
             replacement.close()
@@ -124,23 +141,26 @@ class Retrievals:
         partial_file = PartialFile(path)
         try:
             await self._on_thread(partial_file.open)
-            fetch = partial(self._fetch_missing, partial_file=partial_file, progress=progress)
-            info = await self._download(model, version, fetch, timeout, archived=archived)
+
+            async def get(info: VersionInfo, deadline: Deadline | None) -> None:
+                await self._fetch_missing(info, partial_file, deadline, progress)
+
+            info, _ = await self._resolved(model, version, timeout, get, archived=archived)
             await self._on_thread(partial_file.commit)
         finally:
             partial_file.close()
         return info
 
-    async def _download(
+    async def _resolved(
         self,
         model: str | VersionInfo | Version,
         version: Key,
-        fetch: _Fetching,
         timeout: float | None,
+        get: Callable[[VersionInfo, Deadline | None], Awaitable[_T]],
         *,
         archived: bool,
-    ) -> VersionInfo:
-        """Look a version up, fetch its bytes, and return it."""
+    ) -> tuple[VersionInfo, _T]:
+        """Return a version, and what a function gets of it; with another version if it is gone or damaged."""
         deadline = self._timeouts.wanted(timeout)
 
         async def looked_up() -> VersionInfo:
@@ -153,20 +173,45 @@ class Retrievals:
         info = known or await looked_up()
         for _ in range(_RESOLVE_ATTEMPTS):
             try:
-                await fetch(info, deadline)
+                return info, await get(info, deadline)
             except (NotFoundError, DataLossError):
                 # A given version never changes, but another one may be the latest by now.
                 again = known or await looked_up()
                 if again == info:
                     raise
                 info = again
-            else:
-                return info
         wanted = lookups.version_text(model_id, number, archived=archived)
         message = f"{wanted} was replaced {_RESOLVE_ATTEMPTS} times before it could be retrieved"
         raise NotFoundError(message, model_id=model_id)
 
-    async def _fetch(self, info: VersionInfo, deadline: Deadline | None, file: IO[bytes], progress: Wish) -> None:
+    async def _from_here(
+        self, info: VersionInfo, take: Callable[[int], _T], deadline: Deadline | None, progress: Wish
+    ) -> _T | None:
+        """Return what a function makes of a descriptor of a version, or None where it must be fetched."""
+        if info.data_size_bytes < local.MIN_BYTES:
+            return None
+        limit = deadline or transfer_deadline(info.data_size_bytes)
+        with self._reporting(info, progress) as report:
+            taken = await self._local.retrieve(info, take, limit)
+            if taken is not None:
+                report.advance(info.data_size_bytes)
+        return taken
+
+    async def _verify(self, info: VersionInfo, data: mmap.mmap | bytes, *, is_wanted: bool) -> None:
+        """Check bytes that the server on this host has checked already, if that is wanted."""
+        if is_wanted:
+            await self._on_thread(lambda: local.check(info, data))
+
+    def _reporting(self, info: VersionInfo, progress: Wish) -> AbstractContextManager[Report]:
+        what = f"retrieving {lookups.version_text(info.model_id, info.number)}"
+        return reporting(what, info.data_size_bytes, self._progress if progress is None else progress)
+
+    async def _fetched(self, info: VersionInfo, deadline: Deadline | None, progress: Wish) -> io.BytesIO:
+        buffer = _Memory()
+        await self._fetch(info, buffer, deadline, progress)
+        return buffer
+
+    async def _fetch(self, info: VersionInfo, file: IO[bytes], deadline: Deadline | None, progress: Wish) -> None:
         """Write the bytes of a version to a file: those in the cache, or those of the server."""
         cache = self._cache
         if cache is not None and await self._on_thread(lambda: cache.copy_to(info, file)):
@@ -177,11 +222,13 @@ class Retrievals:
             await self._on_thread(lambda: cache.keep(info, file))
 
     async def _fetch_missing(
-        self, info: VersionInfo, deadline: Deadline | None, partial_file: PartialFile, progress: Wish
+        self, info: VersionInfo, partial_file: PartialFile, deadline: Deadline | None, progress: Wish
     ) -> None:
-        """Write the bytes of a version that a partial file lacks to it; if it lacks all, the cache may have them."""
+        """Write the bytes of a version that a partial file lacks to it; if it lacks all, this host may have them."""
         cache, file = self._cache, partial_file.file
         present = await self._on_thread(lambda: partial_file.begin(info))
+        if not present and await self._from_here(info, local.copy_to(info, file), deadline, progress):
+            return
         if cache is not None and not present and await self._on_thread(lambda: cache.copy_to(info, file)):
             return
         with self._fetching(info, file, deadline, progress) as fetch:
@@ -194,12 +241,10 @@ class Retrievals:
         self, info: VersionInfo, file: IO[bytes], deadline: Deadline | None, progress: Wish
     ) -> Generator[Fetch]:
         """Return a context manager that reports the progress of what it returns."""
-        what = f"retrieving {lookups.version_text(info.model_id, info.number)}"
-        subject = Subject(what, info.model_id, info.number)
+        subject = Subject(f"retrieving {lookups.version_text(info.model_id, info.number)}", info.model_id, info.number)
         limit = deadline or transfer_deadline(info.data_size_bytes)
-        wish = self._progress if progress is None else progress
         checked_number(info.model_id, info.number)
-        with reporting(what, info.data_size_bytes, wish) as report:
+        with self._reporting(info, progress) as report:
             yield Fetch(self._calls, info, file, subject, limit, report)
 
     async def _on_thread(self, work: Callable[[], _T]) -> _T:

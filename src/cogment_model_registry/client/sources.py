@@ -19,6 +19,7 @@ from cogment_model_registry.client.threads import start_thread
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
 from cogment_model_registry.system.paths import expanded
+from cogment_model_registry.system.sealed_memory import SealedMemory
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
@@ -30,8 +31,9 @@ class Parts(tuple["Buffer", ...]):
     __slots__ = ()
 
 
-Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes] | Parts"
-"""What can be uploaded: an object with a contiguous buffer (bytes, a NumPy array), a path, or an open binary file."""
+Data: TypeAlias = "Buffer | str | os.PathLike[str] | IO[bytes] | Parts | SealedMemory"
+"""What can be uploaded: an object with a contiguous buffer (bytes, a NumPy array), a path, an open binary file, or
+sealed memory."""
 
 _BLOCK_BYTES = 1024 * 1024
 
@@ -47,9 +49,13 @@ class Source(ABC):
 
     Attributes:
         size_bytes: How many.
+        sealed: The sealed memory in which they are, if any.
+        is_fixed: Whether nobody can change them.
     """
 
     size_bytes: int
+    sealed: SealedMemory | None = None
+    is_fixed: bool = False
 
     @abstractmethod
     def blocks(self, size_bytes: int, start: int = 0) -> Iterator[memoryview | bytes]:
@@ -70,11 +76,16 @@ class _Memory(Source):
     Args:
         views: The bytes, in one place or in several, one after another.
         callers: The caller's `BytesIO` that has them, if any.
+        sealed: The caller's sealed memory that has them, if any.
     """
 
-    def __init__(self, *views: memoryview, callers: io.BytesIO | None = None) -> None:
+    def __init__(
+        self, *views: memoryview, callers: io.BytesIO | None = None, sealed: SealedMemory | None = None
+    ) -> None:
         self._views = views
         self._callers = callers
+        self.sealed = sealed
+        self.is_fixed = all(type(view.obj) is bytes for view in views)
         self._parts = [view.cast("B") for view in views if view.nbytes]
         self.size_bytes = sum(map(len, self._parts))
 
@@ -167,23 +178,22 @@ class Preparation:
     the hash are sent before the bytes.
 
     Args:
-        data: The data.
+        data: The data, or what `memory_of` returned for it.
 
     Attributes:
         prepared: The result. It raises `InvalidError` for data without bytes, and `OSError` for a file that cannot be
             read.
     """
 
-    def __init__(self, data: Data) -> None:
-        self._data = data
+    def __init__(self, data: "Data | Source") -> None:
         self._is_given_up = threading.Event()
         self.prepared: Future[Prepared] = Future()
         self.prepared.set_running_or_notify_cancel()  # so that nobody who waits for it can cancel it
-        memory = _memory_of(data)
-        if memory is not None and memory.size_bytes <= INLINE_HASH_MAX_BYTES:
-            self.prepared.set_result(self._hashed(memory))
+        source = data if isinstance(data, Source) else memory_of(data) or data
+        if isinstance(source, Source) and source.size_bytes <= INLINE_HASH_MAX_BYTES:
+            self.prepared.set_result(self._hashed(source))
         else:
-            start_thread(lambda: self._prepare(memory))
+            start_thread(lambda: self._prepare(source))
 
     def give_up(self, error: Exception) -> None:
         """Stop reading; those who wait for the result get the error instead, unless the result exists."""
@@ -197,9 +207,9 @@ class Preparation:
         if self.prepared.exception() is None:
             self.prepared.result().source.close()
 
-    def _prepare(self, memory: _Memory | None) -> None:
+    def _prepare(self, source: "Source | Data") -> None:
         try:
-            prepared = self._hashed(memory or self._opened())
+            prepared = self._hashed(source if isinstance(source, Source) else self._opened(source))
         except BaseException as error:
             # No coroutine can raise StopIteration, and asyncio's futures refuse it.
             reported = RuntimeError(repr(error)) if isinstance(error, StopIteration) else error
@@ -226,8 +236,7 @@ class Preparation:
                 raise _GivenUpError
             yield block
 
-    def _opened(self) -> Source:
-        data = self._data
+    def _opened(self, data: Data) -> Source:
         if isinstance(data, str | os.PathLike):
             opened = open(expanded(data), "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 # closed with the source
             if _tells_its_size(opened):
@@ -316,8 +325,8 @@ def _raw_file(file: IO[bytes]) -> io.FileIO | None:
     return raw if isinstance(raw, io.FileIO) else None
 
 
-def _memory_of(data: Data) -> _Memory | None:
-    """Return what is in memory already; None for a file.
+def memory_of(data: Data) -> Source | None:
+    """Return what is in memory already, to be closed; None for a file.
 
     Raises:
         InvalidError: It is neither.
@@ -331,6 +340,8 @@ def _memory_of(data: Data) -> _Memory | None:
         raise InvalidError("data is a closed file; open it, or give its path")
     if type(data) is io.BytesIO:  # not a subclass, which may read in its own way
         return _Memory(data.getbuffer()[data.tell() :], callers=data)
+    if isinstance(data, SealedMemory):
+        return _Memory(data.view[:], sealed=data)
     if isinstance(data, Parts):
         return _Memory(*(memoryview(part) for part in data))
     view = _view_of(data)

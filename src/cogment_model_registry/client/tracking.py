@@ -55,8 +55,9 @@ class _Tracked(ABC, Generic[_T]):
         self,
         core: Core,
         model_id: str,
-        decode: Callable[[bytes], _T],
+        decode: Callable[..., _T],
         *,
+        copy: bool,
         archived: bool,
         alias: str | None = None,
         reporter: Reporter | None = None,
@@ -71,6 +72,7 @@ class _Tracked(ABC, Generic[_T]):
         self._archived = archived
         self._reports = reporter
         self._decode = decode
+        self._copies = copy
         self._current: tuple[VersionInfo, _T] | None = None
         self._connection_error: Exception | None = None
         self._version_error: BaseException | None = None
@@ -225,7 +227,7 @@ class _Tracked(ABC, Generic[_T]):
             self._core.calls, self.model_id, self._known, archived=self._archived, inline_max_bytes=inline_max_bytes
         )
 
-    async def _take(self, version: VersionInfo, data: bytes | None, *, was_waiting: bool) -> None:
+    async def _take(self, version: VersionInfo, data: bytes | memoryview | None, *, was_waiting: bool) -> None:
         """Decode a version, or the latest if a newer one may exist by now; fetch it unless its bytes came along."""
         self._damaged = None
         if self._alias is not None:
@@ -240,7 +242,7 @@ class _Tracked(ABC, Generic[_T]):
                 latest = await self._core.get_version(version.model_id, LATEST, None, archived=self._archived)
                 version, data = (latest, None) if latest.number > version.number else (version, data)
             if data is None:
-                data = await self._core.retrievals.retrieve(version, LATEST, None, False, archived=self._archived)
+                data = await self._fetched(version)
         except NotFoundError as error:
             # It was evicted, so a newer one is on its way; or the model was deleted, which the next event reports.
             self._version_error = error
@@ -257,7 +259,7 @@ class _Tracked(ABC, Generic[_T]):
             raise
         self._known.note(version)
         self._backoff = Backoff()
-        value = await self._decoded(data)
+        value = await self._decoded(data if self._copies else memoryview(data))
         if isinstance(value, _Raised):
             self._version_error = value.error
             self._note("failed", error=value.error)
@@ -266,6 +268,13 @@ class _Tracked(ABC, Generic[_T]):
             self._version_error = None
             self._note("active", number=version.number)
             self._notify()
+
+    async def _fetched(self, version: VersionInfo) -> bytes | memoryview:
+        """Return the bytes of a version, or a view of them."""
+        retrievals = self._core.retrievals
+        if self._copies:
+            return await retrievals.retrieve(version, LATEST, None, False, archived=self._archived)
+        return await retrievals.view(version, LATEST, None, False, archived=self._archived, is_writable=True)
 
     async def _take_older(self, gone: VersionInfo) -> None:
         """Fetch the version that is the latest after a newer one was deleted, unless it or a later one is there."""
@@ -280,7 +289,7 @@ class _Tracked(ABC, Generic[_T]):
         elif current < latest.number < gone.number:
             await self._take(latest, None, was_waiting=False)
 
-    def _caught(self, data: bytes) -> _T | _Raised:
+    def _caught(self, data: bytes | memoryview) -> _T | _Raised:
         """Call the caller's function, which may raise anything: a Rust library that panics raises no `Exception`."""
         try:
             return self._decode(data)
@@ -288,7 +297,7 @@ class _Tracked(ABC, Generic[_T]):
             return _Raised(error)
 
     @abstractmethod
-    async def _decoded(self, data: bytes) -> _T | _Raised:
+    async def _decoded(self, data: bytes | memoryview) -> _T | _Raised:
         """Return the value of the bytes of a version, or the error that was raised."""
 
     @abstractmethod
@@ -306,6 +315,7 @@ class Latest(_Tracked[_T]):
         backend: How to call and wait; stopped at the end.
         model_id: The model.
         decode: Turns the bytes of a version into its value, on the thread.
+        copy: Whether it gets bytes, and not a view.
         archived: Whether only archived versions count.
         alias: The alias whose version counts; None for the latest one.
         reporter: Reports the version as that of a consumer, if there is one.
@@ -316,13 +326,16 @@ class Latest(_Tracked[_T]):
         core: Core,
         backend: BlockingBackend,
         model_id: str,
-        decode: Callable[[bytes], _T],
+        decode: Callable[..., _T],
         *,
+        copy: bool,
         archived: bool,
         alias: str | None = None,
         reporter: ThreadReporter | None = None,
     ) -> None:
-        super().__init__(core.on(backend), model_id, decode, archived=archived, alias=alias, reporter=reporter)
+        super().__init__(
+            core.on(backend), model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter
+        )
         self._reporter = reporter
         self._backend = backend
         self._waiting: list[queue.SimpleQueue[None]] = []
@@ -374,7 +387,7 @@ class Latest(_Tracked[_T]):
         finally:
             self._waiting.remove(news)
 
-    async def _decoded(self, data: bytes) -> _T | _Raised:
+    async def _decoded(self, data: bytes | memoryview) -> _T | _Raised:
         return self._caught(data)
 
     def _notify(self) -> None:
@@ -396,6 +409,7 @@ class AsyncLatest(_Tracked[_T]):
         core: Makes the calls.
         model_id: The model.
         decode: Turns the bytes of a version into its value, on a thread.
+        copy: Whether it gets bytes, and not a view.
         archived: Whether only archived versions count.
         alias: The alias whose version counts; None for the latest one.
         reporter: Reports the version as that of a consumer, if there is one.
@@ -405,13 +419,14 @@ class AsyncLatest(_Tracked[_T]):
         self,
         core: Core,
         model_id: str,
-        decode: Callable[[bytes], _T],
+        decode: Callable[..., _T],
         *,
+        copy: bool,
         archived: bool,
         alias: str | None = None,
         reporter: TaskReporter | None = None,
     ) -> None:
-        super().__init__(core, model_id, decode, archived=archived, alias=alias, reporter=reporter)
+        super().__init__(core, model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter)
         self._reporter = reporter
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -449,7 +464,7 @@ class AsyncLatest(_Tracked[_T]):
             await self._news.wait()
         return version
 
-    async def _decoded(self, data: bytes) -> _T | _Raised:
+    async def _decoded(self, data: bytes | memoryview) -> _T | _Raised:
         return await self._core.calls.backend.wait(submit(lambda: self._caught(data)))
 
     def _notify(self) -> None:

@@ -1,6 +1,7 @@
 """Uploads of versions: what callers give, checked and read."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import TypedDict
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from cogment_model_registry.client.attempts import Upload
 from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer_deadline
+from cogment_model_registry.client.local import LocalTransfers
 from cogment_model_registry.client.progress import Wish, reporting
 from cogment_model_registry.errors import (
     DataLossError,
@@ -67,6 +69,7 @@ class Uploads:
         self._progress = progress
         self._create_missing = create_missing
         self._preparations = preparations
+        self._local = LocalTransfers(calls)
 
     async def upload(
         self,
@@ -84,18 +87,25 @@ class Uploads:
         what = f"{'storing' if archived else 'publishing'} a version of model {quoted(checked_id(model_id))}"
         subject = Subject(what, model_id)
         deadline = self._timeouts.wanted(timeout)
-        source, data_hash = await self._prepared(data, subject, deadline)
+        memory = sources.memory_of(data)
+        wish = self._progress if progress is None else progress
+        # A header for bytes that are not known yet, which goes to a server on this host without their hash.
+        header = UploadHeader(
+            version=VersionHeader(model_id, archived, memory.size_bytes if memory else 0, "", user_data=noted),
+            tags=tags,
+            metrics=metrics,
+            aliases=alias,
+            request_id=uuid4().hex,
+            create_model=create,
+        )
+        if memory is not None and (info := await self._publish_here(header, memory, what, wish, deadline)) is not None:
+            return info
+        source, data_hash = await self._prepared(memory or data, subject, deadline)
         deadline = deadline or transfer_deadline(source.size_bytes)
         try:
-            header = UploadHeader(
-                version=VersionHeader(model_id, archived, source.size_bytes, data_hash, user_data=noted),
-                tags=tags,
-                metrics=metrics,
-                aliases=alias,
-                request_id=uuid4().hex,
-                create_model=create,
-            )
-            with reporting(what, source.size_bytes, self._progress if progress is None else progress) as report:
+            version = replace(header.version, data_size_bytes=source.size_bytes, data_hash=data_hash)
+            header = replace(header, version=version)
+            with reporting(what, source.size_bytes, wish) as report:
                 upload = Upload(self._calls, header, source, subject=subject, deadline=deadline, report=report)
                 info = await self._run(upload, deadline)
             source.finish()
@@ -103,6 +113,25 @@ class Uploads:
             source.close()
         if info.data_hash != data_hash or info.data_size_bytes != source.size_bytes:
             raise DataLossError.version(model_id, info.number, "the server stored other bytes than were sent")
+        return info
+
+    async def _publish_here(
+        self, header: UploadHeader, memory: sources.Source, what: str, wish: Wish, deadline: Deadline | None
+    ) -> VersionInfo | None:
+        """Publish bytes by handing them over, and close them; None if they are to be sent, which needs them.
+
+        What is to be archived goes to a disk, so it is not copied to memory first.
+        """
+        if (header.archived or header.aliases) and memory.sealed is None:
+            return None
+        if not await self._local.may_publish(memory.size_bytes, deadline):
+            return None
+        with reporting(what, memory.size_bytes, wish) as report:
+            limit = deadline or transfer_deadline(memory.size_bytes)
+            info = await self._local.publish(header, memory, report, limit)
+        if info is not None:
+            memory.finish()
+            memory.close()
         return info
 
     async def _run(self, upload: Upload, deadline: Deadline) -> VersionInfo:
@@ -125,7 +154,9 @@ class Uploads:
         self._calls.connection.has_lifecycle = False
         return info
 
-    async def _prepared(self, data: sources.Data, subject: Subject, deadline: Deadline | None) -> sources.Prepared:
+    async def _prepared(
+        self, data: "sources.Data | sources.Source", subject: Subject, deadline: Deadline | None
+    ) -> sources.Prepared:
         """Return the data to upload, once its size and hash are known."""
         preparation = sources.Preparation(data)
         if preparation.prepared.done():

@@ -263,7 +263,7 @@ def track(registry: ModelRegistry, model_id: str, like: _T, **options: "Unpack[T
     """
     of_track, of_decode = tracking.split(options)
 
-    def stage(data: bytes) -> _T:
+    def stage(data: memoryview) -> _T:
         return decode(data, like=like, **of_decode)
 
     return Tracked(registry, model_id, like, stage=stage, load=lambda decoded: decoded, options=of_track)

@@ -179,11 +179,11 @@ def track(registry: ModelRegistry, model_id: str, into: _T, **options: "Unpack[T
     """
     of_track, of_decode = tracking.split(options)
 
-    def load_into(data: bytes) -> _T:
+    def load_into(data: memoryview) -> _T:
         decode(data, into=into, **of_decode)
         return into
 
-    return Tracked(registry, model_id, into, stage=bytes, load=load_into, options=of_track)
+    return Tracked(registry, model_id, into, stage=memoryview, load=load_into, options=of_track)
 
 
 @overload

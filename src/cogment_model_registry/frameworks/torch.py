@@ -242,11 +242,11 @@ def track(registry: ModelRegistry, model_id: str, into: _M, **options: "Unpack[T
         torch_tensors.check_target(name, target)
     of_track, of_decode = tracking.split(options)
 
-    def load_into(data: bytes) -> _M:
+    def load_into(data: memoryview) -> _M:
         decode(data, into=into, **of_decode)
         return into
 
-    return Tracked(registry, model_id, into, stage=bytes, load=load_into, options=of_track)
+    return Tracked(registry, model_id, into, stage=memoryview, load=load_into, options=of_track)
 
 
 @overload

@@ -46,7 +46,7 @@ class Tracked(Generic[_T]):
         model_id: str,
         value: _T,
         *,
-        stage: Callable[[bytes], _D],
+        stage: Callable[[memoryview], _D],
         load: Callable[[_D], _T],
         options: Mapping[str, Any],
     ) -> None:

@@ -157,6 +157,18 @@ class VersionReader:
             await self._registry.mark_damaged(self._ref, error)
             raise
 
+    async def hand_over(self) -> int | None:
+        """Return a descriptor of the bytes, for the caller to close, or None; see `Reader.hand_over`.
+
+        Raises:
+            DataLossError: They are not those that were stored.
+        """
+        try:
+            return await self._reader.hand_over()
+        except DataLossError as error:
+            await self._registry.mark_damaged(self._ref, error)
+            raise
+
 
 class Registry:
     """A registry of models over a catalog, an archive and a transient store.

@@ -40,7 +40,11 @@ from cogment_model_registry.registry.contracts import Archive, Catalog, Transien
 from cogment_model_registry.registry.copying import copy_bytes
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.registry.uploads import VersionUpload
+from cogment_model_registry.system.sealed_memory import SealedMemory
 from cogment_model_registry.system.tasks import run_to_end
+
+_COPIED_BYTES = 4 * 1024 * 1024
+"""How much is copied at once of memory of which a part was received before."""
 
 
 class RepeatableUpload:
@@ -111,6 +115,19 @@ class RepeatableUpload:
             await run_to_end(self._upload.write(data))  # as a whole, so that it is known what was received
         else:
             await self._upload.write(data)
+
+    async def adopt(self, memory: SealedMemory, data_hash: str) -> None:
+        """Take the bytes from memory that nobody can change, in place of `write`; see `VersionUpload.adopt`.
+
+        Only what is missing is copied if the upload was interrupted before.
+        """
+        if self._upload is None:
+            raise RuntimeError("the upload is finished")
+        if not self._upload.received_bytes:
+            await self._upload.adopt(memory, data_hash)
+            return
+        for start in range(self._upload.received_bytes, memory.size_bytes, _COPIED_BYTES):
+            await self.write(memory.view[start : start + _COPIED_BYTES])
 
     async def commit(self) -> Version:
         """Make the version visible with all that belongs to it, or return the one that exists already.
@@ -216,10 +233,15 @@ class RepeatableUploads:
             PreconditionError: The registry is read-only.
             TooLargeError: The version cannot fit.
         """
-        return RepeatableUpload(self, self._checked(header), is_whole=is_whole)
+        return RepeatableUpload(self, self.checked(header), is_whole=is_whole)
 
-    def _checked(self, header: UploadHeader) -> UploadHeader:
-        """Return a header that obeys the rules; an alias points to an archived version."""
+    def checked(self, header: UploadHeader) -> UploadHeader:
+        """Return a header that obeys the rules; an alias points to an archived version.
+
+        Raises:
+            InvalidError: It breaks a rule.
+            PreconditionError: The registry is read-only.
+        """
         version, limits = header.version, self._registry.limits
         self._registry.check_header(version)
         check_request_id(header.request_id, version.model_id)

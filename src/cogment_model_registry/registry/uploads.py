@@ -9,6 +9,7 @@ from cogment_model_registry.records.payload import PayloadCheck
 from cogment_model_registry.records.uploads import UploadRequest
 from cogment_model_registry.records.versions import VersionHeader, VersionInfo
 from cogment_model_registry.registry.contracts import Upload
+from cogment_model_registry.system.sealed_memory import SealedMemory
 from cogment_model_registry.system.tasks import run_to_end
 
 
@@ -87,6 +88,16 @@ class VersionUpload:
         """
         self._check.accept(sum(map(len, parts)))
         await self._upload.write(*parts)
+
+    async def adopt(self, memory: SealedMemory, data_hash: str) -> None:
+        """Take all bytes from memory that nobody can change, in place of `write`; see `Upload.adopt`.
+
+        Raises:
+            InvalidError: They are more than were declared.
+            TooLargeError: No space is left for them.
+        """
+        self._check.accept(memory.size_bytes)
+        await self._upload.adopt(memory, data_hash)
 
     def accept_all(self) -> None:
         """Count all bytes, which the upload has without a write."""

@@ -23,8 +23,10 @@ from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.registry.retention import Retention
 from cogment_model_registry.registry.watching import Watches
+from cogment_model_registry.server import local_socket as local_sockets
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.consumer_calls import ConsumerCalls, log_change
+from cogment_model_registry.server.local_calls import LocalCalls
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.model_lifecycle import ModelLifecycleService
@@ -98,7 +100,8 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         registry = Registry(_limits(settings), catalog, archive, transient, settings.upload_resume_seconds)
         stack.push_async_callback(registry.parking.close)
         transfers = Transfers(settings)
-        service = ModelRegistryService(registry, transfers, settings, metrics.observe_call)
+        local_socket = stack.enter_context(local_sockets.opened(settings.local_socket))
+        service = ModelRegistryService(registry, transfers, settings, metrics.observe_call, local_socket)
         rules = Lifecycle(registry, catalog, archive, transient)
         models = Models(registry, catalog, transient)
         await models.apply_shares()
@@ -107,9 +110,10 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         )
         consumers = _consumers(settings, registry, backends, rules)
         stack.enter_context(consumers.listening(log_change))
+        uploads = RepeatableUploads(registry, catalog, archive, transient)
         lifecycle = ModelLifecycleService(
             rules,
-            uploads=RepeatableUploads(registry, catalog, archive, transient),
+            uploads=uploads,
             models=ModelCalls(models, retention, settings.reply_max_bytes),
             consumers=ConsumerCalls(consumers, settings.reply_max_bytes),
             watches=WatchCalls(Watches(registry, catalog), registry, transfers, consumers),
@@ -124,14 +128,10 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         registration = Registration(settings, port) if settings.directory_endpoint else None
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
         metrics.watch_consumers(consumers)
-        metrics_port = None
-        if settings.metrics_port is not None:
-            monitoring = MonitoringServer(
-                metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port
-            )
-            stack.push_async_callback(asyncio.to_thread, monitoring.close)
-            metrics_port = monitoring.port
+        metrics_port = _monitor(stack, settings, metrics, health)
         await grpc_server.start()
+        if local_socket is not None:
+            local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call))
 
         health.set_serving(not archive.failure)
         background = [
@@ -152,11 +152,22 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
                 if registration and registering:
                     group.create_task(_deregister(registration, registering))
                 group.create_task(grpc_server.stop(settings.grace_seconds))
+                if local_socket is not None:
+                    group.create_task(local_socket.stop(settings.grace_seconds))
             await service.drained()
             await lifecycle.drained()
 
         stack.push_async_callback(stop_serving)
         yield Server(port, metrics_port, backends, models)
+
+
+def _monitor(stack: AsyncExitStack, settings: Settings, metrics: Metrics, health: Health) -> int | None:
+    """Serve metrics and health over HTTP if that is asked for, and return the port."""
+    if settings.metrics_port is None:
+        return None
+    monitoring = MonitoringServer(metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port)
+    stack.push_async_callback(asyncio.to_thread, monitoring.close)
+    return monitoring.port
 
 
 def _limits(settings: Settings) -> Limits:

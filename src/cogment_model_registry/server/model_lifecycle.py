@@ -110,7 +110,7 @@ class ModelLifecycleService:
                 await receiver.pass_on(upload.write)
             version = await upload.commit()
         if upload.has_moved_aliases:
-            self._log_aliases(version.info.model_id, upload.header.aliases, version.number, call)
+            log_aliases(version.info.model_id, upload.header.aliases, version.number, call.context.peer())
         if upload.is_complete and upload.is_whole:
             await receiver.discard()  # the client sent the bytes without being asked
         return version
@@ -164,7 +164,7 @@ class ModelLifecycleService:
         version = await self._rules.promote_version(model_id, key, request.aliases)
         call.about(number=version.info.number)
         if request.aliases:
-            self._log_aliases(model_id, [*request.aliases], version.info.number, call)
+            log_aliases(model_id, [*request.aliases], version.info.number, call.context.peer())
         return _encode(version)
 
     async def _delete_version(self, data: bytes, call: Call) -> bytes:
@@ -180,14 +180,16 @@ class ModelLifecycleService:
         changes = lifecycle.alias_changes(request)
         aliases = await self._rules.set_aliases(request.model_id, changes)
         for change in changes:
-            self._log_aliases(request.model_id, [change.name], change.version_number, call)
+            log_aliases(request.model_id, [change.name], change.version_number, call.context.peer())
         return lifecycle.SetAliasesReply(aliases=lifecycle.alias_messages(aliases)).SerializeToString()
 
-    def _log_aliases(self, model_id: str, names: Sequence[str], number: int | None, call: Call) -> None:
-        event = "alias removed" if number is None else "alias set"
-        fields = {} if number is None else {"number": number}
-        for name in names:
-            _log.info(event, model_id=model_id, alias=name, **fields, peer=call.context.peer())
+
+def log_aliases(model_id: str, names: Sequence[str], number: int | None, peer: str) -> None:
+    """Log who set aliases to a version, or removed them, for a number of None."""
+    event = "alias removed" if number is None else "alias set"
+    fields = {} if number is None else {"number": number}
+    for name in names:
+        _log.info(event, model_id=model_id, alias=name, **fields, peer=peer)
 
 
 def _about(call: Call, ref: lifecycle.VersionRef) -> tuple[str, int | str]:

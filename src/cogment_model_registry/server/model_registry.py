@@ -13,10 +13,11 @@ from cogment_model_registry._version import __version__
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.versions import VersionHeader, VersionInfo
 from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.server.local_socket import LocalSocket
 from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.settings import Settings
-from cogment_model_registry.wire import convert, messages
+from cogment_model_registry.wire import convert, local, messages
 from cogment_model_registry.wire.frames import build_data_chunk
 from cogment_model_registry.wire.paging import ExplicitHandle, Page, cut_handle, parse_handle
 
@@ -35,10 +36,19 @@ class ModelRegistryService:
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
+        local_socket: The socket for processes on the same host, which `Status` names to those who ask for it.
     """
 
-    def __init__(self, registry: Registry, transfers: Transfers, settings: Settings, observe: Observer) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        transfers: Transfers,
+        settings: Settings,
+        observe: Observer,
+        local_socket: LocalSocket | None = None,
+    ) -> None:
         self._registry = registry
+        self._local_socket = local_socket
         self._transfers = transfers
         self._settings = settings
         self._handlers = Handlers(observe)
@@ -159,6 +169,10 @@ class ModelRegistryService:
 
     async def _status(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.StatusRequest, data)
+        if self._local_socket is not None and local.PATH_STATUS in request.names:
+            # Asked for before a transfer, and not for people: it is no part of "*".
+            place = {local.PATH_STATUS: self._local_socket.path, local.ID_STATUS: self._local_socket.socket_id}
+            return messages.status_reply(place, request.names).SerializeToString()
         return messages.status_reply(await self._statuses(), request.names).SerializeToString()
 
     async def _statuses(self) -> dict[str, str]:

@@ -160,7 +160,7 @@ class Handlers:
 
         async def handle(data: bytes, context: Context) -> _T:
             call = Call(method, context)
-            return await self._answer(call, answer(call.count_received(data), call))
+            return await self.answer(call, answer(call.count_received(data), call))
 
         return handle
 
@@ -169,11 +169,11 @@ class Handlers:
 
         async def handle(_messages: object, context: Context) -> _T:
             call = Call(method, context)
-            return await self._answer(call, answer(call))
+            return await self.answer(call, answer(call))
 
         return handle
 
-    async def _answer(self, call: Call, answer: Awaitable[_T]) -> _T:
+    async def answer(self, call: Call, answer: Awaitable[_T]) -> _T:
         """Await an answer, and end the call with the status of an error if one is raised.
 
         Args:

@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cogment_model_registry.records.sizes import GIB, KIB, MIB
-from cogment_model_registry.settings.kinds import ALL_INTERFACES, LOG_FORMATS, LOG_LEVELS, means_all_interfaces
+from cogment_model_registry.settings.kinds import ALL_INTERFACES, AUTO, LOG_FORMATS, LOG_LEVELS, means_all_interfaces
 
 if TYPE_CHECKING:
     from cogment_model_registry.settings.base import ServiceSettings, Setting, all_settings
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALL_INTERFACES",
+    "AUTO",
     "GIB",
     "KIB",
     "LOG_FORMATS",

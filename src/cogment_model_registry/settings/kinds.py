@@ -183,6 +183,17 @@ def optional(kind: Kind, none: object = "") -> Kind:
     )
 
 
+AUTO = "auto"
+"""The value that lets the server choose."""
+
+
+def _parse_local_socket(text: str) -> str:
+    """Return a path; empty for none."""
+    if text in ("", *_FALSE):
+        return ""
+    return text if text == AUTO else _parse_path(text)
+
+
 TOKEN = _text_kind("TOKEN", "printable ASCII", parse_token)
 PATH = _text_kind("PATH", "a path", _parse_path)
 SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch, _check_switch)
@@ -192,5 +203,6 @@ ENDPOINT = _text_kind("ENDPOINT", "an endpoint of the form grpc://host:port", pa
 PROPERTIES = Kind(
     "PROPERTIES", 'properties of the form "name=value,name,name=value"', parse_properties, _check_properties
 )
+LOCAL_SOCKET = _text_kind("PATH", f"a path, {AUTO}, or off", _parse_local_socket)
 LOG_LEVEL = _text_kind("LEVEL", f"one of {', '.join(LOG_LEVELS)}, or a number from 0 to 6", _parse_log_level)
 LOG_FORMAT = _text_kind("FORMAT", f"one of {', '.join(LOG_FORMATS)}", _parse_choice(LOG_FORMATS))

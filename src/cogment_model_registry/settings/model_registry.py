@@ -16,7 +16,9 @@ from cogment_model_registry.settings.base import (
     setting_made_by,
 )
 from cogment_model_registry.settings.kinds import (
+    AUTO,
     ENDPOINT,
+    LOCAL_SOCKET,
     PATH,
     PROPERTIES,
     REACHABLE_HOST,
@@ -105,6 +107,14 @@ class Settings(ServiceSettings):
         optional(integer(0, 65535), None),
         "TCP port to serve metrics on, in Prometheus' text format; 0 takes a free port, which the log shows.",
         "none: not served",
+    )
+    local_socket: str = setting(
+        AUTO,
+        _PREFIX + "LOCAL_SOCKET",
+        LOCAL_SOCKET,
+        "UNIX socket by which processes of the same user on this host get and publish versions without a copy; "
+        "off for none.",
+        "auto: a socket of its own in the runtime directory of the user",
     )
     request_max_bytes: int = setting(
         16 * MIB,

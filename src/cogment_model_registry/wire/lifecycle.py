@@ -184,7 +184,15 @@ def decode_upload(data: bytes) -> UploadHeader | memoryview:
         return memoryview(request.data_chunk)
     if kind is None:
         raise InvalidError("a message of UploadVersion must have a header or a data_chunk; this one has neither")
-    header = request.header
+    return upload_header_from_message(request.header)
+
+
+def upload_header_from_message(header: lifecycle_pb2.UploadVersionRequest.Header) -> UploadHeader:
+    """Return the declaration of a version with what belongs to it.
+
+    Raises:
+        InvalidError: It has no `version_info`.
+    """
     if not header.HasField("version_info"):
         raise InvalidError("the header of UploadVersion must have a version_info")
     return UploadHeader(
@@ -199,7 +207,12 @@ def decode_upload(data: bytes) -> UploadHeader | memoryview:
 
 def encode_upload_header(header: UploadHeader) -> bytes:
     """Return the first message of an upload."""
-    message = UploadVersionRequest.Header(
+    return embed(_HEADER_FIELD, upload_header_message(header).SerializeToString())
+
+
+def upload_header_message(header: UploadHeader) -> lifecycle_pb2.UploadVersionRequest.Header:
+    """Return the message that declares a version with what belongs to it."""
+    return UploadVersionRequest.Header(
         version_info=convert.header_message(header.version),
         tags=header.tags or None,
         metrics=header.metrics or None,
@@ -207,7 +220,6 @@ def encode_upload_header(header: UploadHeader) -> bytes:
         request_id=header.request_id,
         create_model=header.create_model,
     )
-    return embed(_HEADER_FIELD, message.SerializeToString())
 
 
 def encode_next_offset(offset: int) -> bytes:

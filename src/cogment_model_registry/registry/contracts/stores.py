@@ -10,6 +10,10 @@ from typing import Any, Self, TypeAlias
 from cogment_model_registry.errors import DataLossError
 from cogment_model_registry.records.retention import TransientShare
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.system.sealed_memory import SealedMemory
+
+_ADOPTED_BYTES = 4 * 1024 * 1024
+"""How much of sealed memory is written at once where a store copies it."""
 
 
 class _Closable(ABC):
@@ -41,6 +45,21 @@ class Upload(_Closable):
         Raises:
             TooLargeError: No space is left for them.
         """
+
+    async def adopt(self, memory: SealedMemory, data_hash: str) -> None:
+        """Take all bytes at once, in place of `write`, from memory that nobody can change; it stays the caller's.
+
+        A store in memory may keep this memory instead of a copy, with a descriptor of its own.
+
+        Args:
+            memory: The bytes.
+            data_hash: Their hash, as `finish` returns it. It was computed by this process, so it is right.
+
+        Raises:
+            TooLargeError: No space is left for them.
+        """
+        for start in range(0, memory.size_bytes, _ADOPTED_BYTES):
+            await self.write(memory.view[start : start + _ADOPTED_BYTES])
 
     @abstractmethod
     async def finish(self) -> str:
@@ -99,6 +118,20 @@ class Reader(_Closable):
         Raises:
             DataLossError: The bytes are not those of the version's hash. Raised before the last chunk is yielded.
         """
+
+    async def hand_over(self) -> int | None:
+        """Return a new descriptor of a file or of memory that has the bytes and nothing else, for the caller to close.
+
+        The bytes were checked against their hash. The descriptor can only be read from, and shares its position with no
+        other one.
+
+        Returns:
+            The descriptor; None where the store has none to give, now or ever: then there is `chunks`.
+
+        Raises:
+            DataLossError: The bytes are not those of the version's hash.
+        """
+        return None
 
 
 class VersionStore(ABC):

@@ -7,6 +7,7 @@ So a version is never in memory as a whole. `directory` states the order of writ
 import asyncio
 import contextlib
 import functools
+import os
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -434,6 +435,24 @@ class _FileReader(Reader):
 
     def _damage(self, reason: str) -> DataLossError:
         return DataLossError.version(self._info.model_id, self._info.number, reason)
+
+    async def hand_over(self) -> int | None:
+        async with self._archive.checked.turn(self._info):  # sixteen readers at once wait for one hash
+            if self._archive.checked.has(self._info, self._fingerprint):
+                self._hash = None
+            return await run_to_have(self._archive.run(self._checked_duplicate), os.close)
+
+    def _checked_duplicate(self) -> int:
+        """Return one more descriptor of the file, whose bytes are those that were stored; blocks."""
+        files = self._archive.directory.files
+        if self._hash:
+            files.seek(self._file, 0)
+            while block := files.read(self._file, _BLOCK_BYTES):
+                self._hash.update([block])
+        self._check()
+        files.seek(self._file, 0)
+        # It shares its position with the reader's own descriptor alone, which is closed after this.
+        return files.duplicate(self._file)
 
     async def aclose(self) -> None:
         if self._open:

@@ -1,6 +1,8 @@
 """Which data files were checked against their hash, and did not change since."""
 
+import asyncio
 from dataclasses import replace
+from weakref import WeakValueDictionary
 
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.filesystem.reading import Fingerprint
@@ -17,6 +19,11 @@ class CheckedData:
     def __init__(self, touches: OwnTouches) -> None:
         self._touches = touches
         self._checked: dict[tuple[str, int], tuple[str, Fingerprint]] = {}
+        self._turns: WeakValueDictionary[tuple[str, int], asyncio.Lock] = WeakValueDictionary()
+
+    def turn(self, info: VersionInfo) -> asyncio.Lock:
+        """Return the lock of a version, for those who would otherwise check its bytes at the same time."""
+        return self._turns.setdefault((info.model_id, info.number), asyncio.Lock())
 
     def has(self, info: VersionInfo, found: Fingerprint) -> bool:
         """Return whether the bytes in the file with this fingerprint were already checked against their hash."""

@@ -216,6 +216,10 @@ class Files:
         """Close a descriptor."""
         os.close(descriptor)
 
+    def duplicate(self, descriptor: int) -> int:
+        """Return one more descriptor of the same open file."""
+        return os.dup(descriptor)
+
     def write(self, file: int, parts: Sequence[memoryview | bytes | bytearray]) -> None:
         """Write all parts."""
         for part in parts:

@@ -17,6 +17,7 @@ from typing import Literal, TypeAlias
 
 from cogment_model_registry.records.retention import NO_SHARE, TransientShare
 from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.system.sealed_memory import SealedMemory
 
 Bound: TypeAlias = Literal["items", "bytes"]
 """What is scarce."""
@@ -29,11 +30,13 @@ _Rank: TypeAlias = tuple[bool, int, int]
 class Blob:
     """The memory of one version: full slabs, then a buffer for the rest. `size_bytes` counts what is allocated.
 
-    `used` grows with each use; `readers` read it, and `holds` keep it from eviction.
+    A version that was handed over, or came that way, lies in `sealed` memory, of which the slabs are views. `used`
+    grows with each use; `readers` read it, and `holds` keep it from eviction.
     """
 
     slabs: list[memoryview] = field(default_factory=list)
     rest: bytearray = field(default_factory=bytearray)
+    sealed: SealedMemory | None = None
     size_bytes: int = 0
     used: int = 0
     readers: int = 0

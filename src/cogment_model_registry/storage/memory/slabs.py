@@ -31,8 +31,9 @@ class SlabPool:
         return memoryview(mmap.mmap(-1, SLAB_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
 
     def give_back(self, slab: memoryview) -> None:
-        """Take back a slab that nothing reads or writes any more."""
-        self._free.append(slab)
+        """Take back a slab that nothing reads or writes any more; a view of sealed memory is none."""
+        if not slab.readonly:
+            self._free.append(slab)
 
     def trim(self, max_free_bytes: int) -> None:
         """Return free slabs to the system until at most `max_free_bytes` are kept."""

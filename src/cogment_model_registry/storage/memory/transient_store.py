@@ -27,7 +27,9 @@ from cogment_model_registry.registry.contracts import (
     VersionStore,
 )
 from cogment_model_registry.storage.memory.evictions import Blob, Bound, Line, Lines
+from cogment_model_registry.storage.memory.sealing import Sealing
 from cogment_model_registry.storage.memory.slabs import SLAB_BYTES, SlabPool
+from cogment_model_registry.system.sealed_memory import SealedMemory
 from cogment_model_registry.system.tasks import run_to_end
 
 
@@ -50,6 +52,7 @@ class MemoryTransientStore(TransientStore):
         self._elsewhere = elsewhere
         self._listener: EvictionListener = _ignore
         self._slabs = SlabPool()
+        self.sealing = Sealing(executor)
         self._lines = Lines()
         self._items = 0
         self._evictions = {"items": 0, "bytes": 0, "share": 0}
@@ -299,6 +302,7 @@ class MemoryTransientStore(TransientStore):
 
     def _free(self, blob: Blob) -> None:
         self._held_bytes -= blob.size_bytes
+        self.sealing.free(blob)
         for slab in blob.slabs:
             self._slabs.give_back(slab)
         blob.slabs.clear()
@@ -324,11 +328,24 @@ class _MemoryUpload(Upload):
         self._hashed_slabs = 0
         self._hashing: asyncio.Future[None] | None = None
         self._evicted: list[VersionInfo] = []
+        self._known_hash = ""
 
     async def write(self, *parts: memoryview) -> None:
         try:
             for part in parts:
                 self._copy(part)
+        finally:
+            if self._evicted:
+                await self._store.report(self._evicted)
+
+    async def adopt(self, memory: SealedMemory, data_hash: str) -> None:
+        blob = self._open_blob()
+        if not self._store.sealing.adopt(blob, memory):
+            await super().adopt(memory, data_hash)
+            return
+        self._known_hash = data_hash
+        try:
+            self._store.allocate(blob, memory.size_bytes, self._model_id, self._evicted)
         finally:
             if self._evicted:
                 await self._store.report(self._evicted)
@@ -374,6 +391,8 @@ class _MemoryUpload(Upload):
             self._hashing = loop.run_in_executor(self._store.executor, self._hash.update, slabs)
 
     async def finish(self) -> str:
+        if self._known_hash:
+            return self._known_hash
         blob = self._open_blob()
         await self._settle()
         remaining: list[Bytes] = [*blob.slabs[self._hashed_slabs :], blob.rest]
@@ -441,6 +460,11 @@ class _MemoryReader(Reader):
                 space -= len(rest)
         if chunk or not size_bytes:
             yield chunk
+
+    async def hand_over(self) -> int | None:
+        if self._blob is None:
+            raise RuntimeError("the reader is closed")
+        return await self._store.sealing.descriptor_of(self._blob)
 
     async def aclose(self) -> None:
         if self._blob is not None:

@@ -1,0 +1,158 @@
+"""What a process on the same host can ask for over the UNIX socket: a descriptor of a version, or to adopt memory.
+
+These are calls like those of the two services: the same rules answer them, and they are logged and counted in the same
+way. A client that is refused asks by gRPC, which says the same.
+"""
+
+import asyncio
+from dataclasses import dataclass, replace
+from typing import NoReturn
+
+import grpc
+
+from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.uploads import UploadHeader
+from cogment_model_registry.registry.lifecycle import Lifecycle
+from cogment_model_registry.registry.resuming import RepeatableUploads
+from cogment_model_registry.server.model_lifecycle import log_aliases
+from cogment_model_registry.serving.calls import Call, Handlers, Observer
+from cogment_model_registry.system.sealed_memory import SealedMemory
+from cogment_model_registry.wire import convert, lifecycle, local
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Who is connected, as the kernel says.
+
+    Attributes:
+        process: The process that connected, by its number here.
+        user: Its user.
+    """
+
+    process: int
+    user: int
+
+
+class _RefusedError(Exception):
+    """A call ended with a status."""
+
+    def __init__(self, status: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self.status = status
+        self.details = details
+
+
+class _Context:
+    """A call over the socket, in the terms of gRPC's."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+        raise _RefusedError(code, details)
+
+    async def read(self) -> object:
+        raise NotImplementedError("a call over the local socket has one request")
+
+    async def write(self, message: bytes) -> None:
+        raise NotImplementedError("a call over the local socket has one reply")
+
+    def peer(self) -> str:
+        return f"unix:process={self._peer.process},user={self._peer.user}"
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+
+class LocalCalls:
+    """Answers requests over the socket.
+
+    Args:
+        rules: What answers reads.
+        uploads: What answers uploads.
+        observe: Called after each finished call.
+    """
+
+    def __init__(self, rules: Lifecycle, uploads: RepeatableUploads, observe: Observer) -> None:
+        self._rules = rules
+        self._uploads = uploads
+        self._handlers = Handlers(observe)
+
+    async def answer(
+        self, message: bytes, socket_id: str, peer: Peer, descriptors: list[int], handed: list[int]
+    ) -> bytes:
+        """Return the reply to a request.
+
+        Args:
+            message: The request.
+            socket_id: What it must carry.
+            peer: Who sent it.
+            descriptors: What came with it, which stays the caller's.
+            handed: A list that gets what goes with the reply, for the caller to close.
+
+        Raises:
+            MalformedError: It is not a request.
+        """
+        try:
+            request = local.LocalRequest.FromString(message)
+        except convert.DecodeError as error:
+            raise local.MalformedError("the request is malformed") from error
+        if request.local_socket_id != socket_id:
+            return local.refusal(local.STRANGER, "another server listens here")
+        kind = request.WhichOneof("request")
+        if kind is None:
+            raise local.MalformedError("the request asks for nothing")
+        call = Call("LocalReadVersion" if kind == "read" else "LocalUploadVersion", _Context(peer))
+        call.count_received(message)
+        try:
+            if kind == "read":
+                return await self._handlers.answer(call, self._read(request.read, call, handed))
+            return await self._handlers.answer(call, self._upload(request.upload, call, descriptors))
+        except _RefusedError as error:
+            return local.refusal(error.status, error.details)
+
+    async def _read(self, request: lifecycle.ReadVersionRequest, call: Call, handed: list[int]) -> bytes:
+        model_id, key = request.version.model_id, lifecycle.key_of(request.version)
+        call.about(model_id=model_id, version=key)
+        async with self._rules.reading(model_id, key, 0, request.expected_hash) as (version, reader):
+            call.about(number=version.number, size_bytes=version.info.data_size_bytes)
+            descriptor = await reader.hand_over()
+            if descriptor is not None:
+                handed.append(descriptor)
+        return local.read(is_handed_over=descriptor is not None)
+
+    async def _upload(
+        self, message: lifecycle.UploadVersionRequest.Header, call: Call, descriptors: list[int]
+    ) -> bytes:
+        header = self._uploads.checked(lifecycle.upload_header_from_message(message))
+        size_bytes = header.data_size_bytes
+        call.about(model_id=header.model_id, archived=header.archived, size_bytes=size_bytes)
+        if not descriptors:
+            raise InvalidError("an upload without bytes needs a descriptor of sealed memory", model_id=header.model_id)
+        with SealedMemory.received(descriptors[0], size_bytes) as memory:
+            header = await _with_hash(header, memory)
+            # Adopting memory costs less than copying a version with the same bytes; an archived one shares its file.
+            async with self._uploads.begin(header, is_whole=not header.archived) as upload:
+                if not upload.is_complete:
+                    await upload.adopt(memory, header.version.data_hash)
+                version = await upload.commit()
+        call.about(number=version.number)
+        if upload.has_moved_aliases:
+            log_aliases(header.model_id, upload.header.aliases, version.number, call.context.peer())
+        return local.uploaded(version)
+
+
+async def _with_hash(header: UploadHeader, memory: SealedMemory) -> UploadHeader:
+    """Return a header with the hash of the bytes.
+
+    Raises:
+        InvalidError: It has another one.
+    """
+    payload_hash = PayloadHash()
+    await asyncio.to_thread(payload_hash.update, [memory.view])
+    data_hash, declared = payload_hash.digest_text(), header.version.data_hash
+    if declared and declared != data_hash:
+        message = f"data_hash is {quoted(declared)}, but the bytes received have {quoted(data_hash)}"
+        raise InvalidError(message, model_id=header.model_id)
+    return replace(header, version=replace(header.version, data_hash=data_hash))
