@@ -133,6 +133,7 @@ async def test_status_names_the_socket_to_those_who_ask_for_it(client: Client, p
     assert stat.S_IMODE(os.lstat(peer.path).st_mode) == 0o600
     assert stat.S_IMODE(os.lstat(os.path.dirname(peer.path)).st_mode) == 0o700
     assert not {local.PATH_STATUS, local.ID_STATUS} & (await client.status("*")).keys()
+    assert (await client.status(local.PATH_STATUS, "models")) == {local.PATH_STATUS: peer.path, "models": "0"}
 
 
 async def test_a_server_without_a_socket_names_none(tmp_path: Path) -> None:

@@ -124,11 +124,15 @@ class Uploads:
         """
         if (header.archived or header.aliases) and memory.sealed is None:
             return None
-        if not await self._local.may_publish(memory.size_bytes, deadline):
+        if not await self._local.may_publish(memory, deadline):
             return None
-        with reporting(what, memory.size_bytes, wish) as report:
-            limit = deadline or transfer_deadline(memory.size_bytes)
-            info = await self._local.publish(header, memory, report, limit)
+        try:
+            with reporting(what, memory.size_bytes, wish) as report:
+                limit = deadline or transfer_deadline(memory.size_bytes)
+                info = await self._local.publish(header, memory, report, limit)
+        except BaseException:
+            memory.close()
+            raise
         if info is not None:
             memory.finish()
             memory.close()
