@@ -16,6 +16,7 @@ from benchmarks import (
     control_path,
     data_path,
     downloads,
+    h2load,
     library,
     lifecycle,
     listing,
@@ -45,6 +46,7 @@ _FIGURES = [
     *consumers.BENCHMARKS,
     *same_host.BENCHMARKS,
     *small_path.BENCHMARKS,
+    *h2load.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
 _WIDTH = 130

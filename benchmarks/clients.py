@@ -239,6 +239,13 @@ async def versions_listed(port: int, model_id: str) -> int:
         return len(m.RetrieveVersionInfosReply.FromString(await client.infos(model_id)).version_infos)
 
 
+async def latest_number(port: int, model_id: str) -> int:
+    """Return the number of the latest version."""
+    async with connected(port) as client:
+        reply = m.RetrieveVersionInfosReply.FromString(await client.infos(model_id, -1))
+        return reply.version_infos[0].version_number
+
+
 async def call_seconds(port: int, upload: Upload, connections: int, seconds: float, kind: Kind) -> list[float]:
     """Make calls one after the other on each of some connections, for some time; return the seconds of each call.
 

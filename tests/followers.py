@@ -6,6 +6,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import CaughtUp, Event, Gap, Gone
 from cogment_model_registry.wire import lifecycle
@@ -50,6 +51,7 @@ class Follower:
         assert not isinstance(reply, wire.Bytes), "bytes without a version"
         event = reply.event
         assert event is not None
+        assert not isinstance(event, Consumer)
         self.came_in_one = reply.data is not None
         if reply.data is not None:
             assert isinstance(event, Version)

@@ -1,6 +1,7 @@
 """The benchmarks run and report; their figures are not tested, since machines differ."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,8 +16,9 @@ PAGE = (ROOT / "docs/performance.md").read_text()
 FIGURES = json.loads((ROOT / "docs/benchmarks/figures.json").read_text())
 
 
-def benchmarks(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return run(sys.executable, "-m", "benchmarks", *arguments, cwd=ROOT, environment={"PYTHONPATH": ""})  # with rich
+def benchmarks(*arguments: str, path: str = os.environ["PATH"]) -> subprocess.CompletedProcess[str]:
+    environment = {"PYTHONPATH": "", "PATH": path}  # with rich
+    return run(sys.executable, "-m", "benchmarks", *arguments, cwd=ROOT, environment=environment)
 
 
 def test_a_quick_run_prints_a_table_and_writes_its_measurements(tmp_path: Path) -> None:
@@ -34,9 +36,17 @@ def test_a_quick_run_prints_a_table_and_writes_its_measurements(tmp_path: Path) 
     assert run["failed"] == {}
 
 
+def test_what_needs_a_missing_program_is_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    result = benchmarks("--quick", "--only", "h2load", "--json", str(file), path=str(tmp_path))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "skipped: h2load: no h2load" in result.stdout
+    assert json.loads(file.read_text())["skipped"] == {"h2load": "no h2load"}
+
+
 def test_every_measurement_is_listed() -> None:
     listed = {line.split()[0] for line in benchmarks("--list").stdout.splitlines()}
-    assert listed >= {"publish", "store", "start", "large", "redis", "mlflow", "throughput", "trial-publish"}
+    assert listed >= {"publish", "store", "start", "large", "h2load", "redis", "mlflow", "throughput", "trial-publish"}
 
 
 def test_an_unknown_measurement_is_a_usage_error() -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import Consumer, errors
+from cogment_model_registry.client import barriers
+from cogment_model_registry.client.connection import Connection
 from tests.ports import free_port
 from tests.processes import server_process
 from tests.registry_client.conftest import opened
@@ -177,6 +179,40 @@ async def test_a_barrier_waits_until_enough_consumers_run_the_version(registry: 
     )
     with pytest.raises(errors.TimedOutError, match=message):
         await registry.wait_for_consumers("policy", newer, count=2, timeout=0.05)
+
+
+@pytest.fixture
+def no_pause_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody ask for consumers because some time is over."""
+    for name in ("_PAUSE_MIN_SECONDS", "_PAUSE_OF_LOOK_SECONDS", "_TOLD_SECONDS"):
+        monkeypatch.setattr(barriers, name, 3600.0)
+    monkeypatch.setattr(barriers, "_PAUSE_MAX_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("no_pause_ends")
+@pytest.mark.parametrize(
+    "options", [{"count": 3}, {}, {"filter": "state = loading OR state = active"}], ids=["count", "all", "filter"]
+)
+async def test_a_barrier_is_passed_when_the_registry_tells_of_the_last_report(
+    registry: Any, options: dict[str, Any]
+) -> None:
+    version = await registry.publish("policy", b"1")
+    names = ("a", "b", "c")
+    for name in names:
+        await registry.report_consumer("policy", name, state="loading")
+    waiting = asyncio.create_task(registry.wait_for_consumers("policy", version, **options))
+    for name in names:
+        await registry.report_consumer("policy", name, version=1)
+    assert [each.consumer_id for each in await waiting] == ["a", "b", "c"]
+
+
+async def test_a_barrier_is_passed_where_the_server_cannot_tell(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "has_watch", property(lambda _: False, lambda _self, _value: None), raising=False)
+    version = await registry.publish("policy", b"1")
+    waiting = asyncio.create_task(registry.wait_for_consumers("policy", version, count=1))
+    await asyncio.sleep(0)
+    await registry.report_consumer("policy", "a", version=1)
+    assert [each.consumer_id for each in await waiting] == ["a"]
 
 
 async def test_a_limit_of_the_lag_holds_for_all_consumers(registry: Any) -> None:

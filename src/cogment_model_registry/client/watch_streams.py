@@ -10,6 +10,7 @@ from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.streams import streaming
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import NotFoundError, UnavailableError
+from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import CaughtUp, Event, Gone
 from cogment_model_registry.records.versions import VersionInfo, digest_text
@@ -18,6 +19,9 @@ from cogment_model_registry.wire.lifecycle import SERVICE_NAME
 
 INLINE_MAX_BYTES = 4 * 1024 * 1024
 """The size up to which versions come with the news; larger ones are fetched, over several connections if need be."""
+
+NO_VERSION = "version_number = 0"
+"""A filter that accepts no version."""
 
 _APART_BYTES = 64 * 1024
 """From this size on bytes are hashed on a thread."""
@@ -99,8 +103,8 @@ async def stream(
             if isinstance(reply, wire.Bytes):
                 continue  # nobody asked for them
             event = reply.event
-            if event is None:
-                continue  # one of a newer release
+            if event is None or isinstance(event, Consumer):
+                continue  # one of a newer release, or one that nobody asked for
             exists = exists or isinstance(event, ModelSummary)
             if asked.ends_with_model and (_is_end(event) or (isinstance(event, CaughtUp) and not exists)):
                 raise NotFoundError.model(model_ids[0])
@@ -112,6 +116,31 @@ async def stream(
             else:
                 yield event
             wishes.token = reply.token
+
+
+async def consumers_of(
+    calls: Calls, model_id: str, subject: Subject, seconds: float
+) -> AsyncGenerator[Consumer | None, None]:
+    """Yield the consumers of a model, None when all that existed were told, and then what they report.
+
+    Args:
+        calls: Makes the call.
+        model_id: The model.
+        subject: What it is about.
+        seconds: How long it lasts at most.
+
+    Raises:
+        WrongServerError: The server does not have the call.
+    """
+    request = wire.watch_request(model_id, "", accepted=NO_VERSION, consumers=True)
+    async with streaming(calls, method_path("Watch", SERVICE_NAME), request, subject, seconds) as replies:
+        while (message := await replies.read()) is not None:
+            reply = wire.decode_reply(message)
+            event = reply.event if isinstance(reply, wire.Reply) else None
+            if isinstance(event, Consumer):
+                yield event
+            elif isinstance(event, CaughtUp):
+                yield None
 
 
 def _is_end(event: Event) -> bool:

@@ -13,7 +13,7 @@ from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.client.lifecycle_calls import missing_service
 from cogment_model_registry.client.streams import STEADY_SECONDS, streaming
-from cogment_model_registry.client.watch_streams import Told, Wishes, stream
+from cogment_model_registry.client.watch_streams import NO_VERSION, Told, Wishes, stream
 from cogment_model_registry.errors import (
     ModelRegistryError,
     NotFoundError,
@@ -206,7 +206,7 @@ async def aliased(calls: Calls, model_id: str, alias: str) -> AsyncGenerator[Eve
         ModelRegistryError: The model does not exist, or no longer does, or the server does not have the call.
     """
     subject = Subject(f"following alias {quoted(alias)} of model {quoted(model_id)}", model_id)
-    wishes = Wishes(accepted="version_number = 0")  # models alone
+    wishes = Wishes(accepted=NO_VERSION)
     backoff = Backoff()
     while True:
         try:

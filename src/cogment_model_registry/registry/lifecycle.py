@@ -9,7 +9,7 @@ A version keeps its number, its hash and its time, and is visible at every momen
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from time import time_ns
 from typing import TypeAlias, TypeVar
@@ -31,7 +31,7 @@ from cogment_model_registry.records.lifecycle import (
     check_alias_revision,
     check_metrics,
 )
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Archive, Catalog, ModelRef, Search, TransientStore
 from cogment_model_registry.registry.copying import copy_bytes
 from cogment_model_registry.registry.filters import Filter, Order, Position
@@ -237,8 +237,9 @@ class Lifecycle:
                         _check_unneeded(version, self.holds.objection(ref, number))
                     removal.enter_context(self.holds.removing(ref, number))
                     await (self._archive if info.archived else self._transient).remove_version(info)
-            for model in await self._catalog.summarize([ModelInfo(model_id)]):
-                self._transient.note_removed(model_id, number, model.latest_number)
+            with suppress(NotFoundError):  # the model was deleted at once
+                outline = await self._catalog.get_outline(ref)
+                self._transient.note_removed(model_id, number, outline.newest_number)
 
         await run_to_end(delete())
 

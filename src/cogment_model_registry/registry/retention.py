@@ -21,6 +21,7 @@ from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import (
     Archive,
     Catalog,
+    ModelOutline,
     ModelRef,
     ModelState,
     Search,
@@ -54,9 +55,7 @@ class Mark:
     """The state of a model in which its rules have nothing to delete, whatever the time."""
 
     ref: ModelRef
-    changes: int
-    versions: int
-    newest: int
+    outline: ModelOutline
 
 
 class Application:
@@ -98,7 +97,8 @@ class Application:
         depends_on_time = any(rule.keep_seconds for rule in self._rules.rules)
         if self._is_unsettled or depends_on_time or self._doomed or self._held:
             return None
-        return Mark(self._ref, self._changes, len(self._numbers), self._numbers[-1] if self._numbers else 0)
+        newest = self._numbers[-1] if self._numbers else 0
+        return Mark(self._ref, ModelOutline(self._changes, len(self._numbers), newest))
 
     async def decisions(self, verdicts: Sequence[Verdict]) -> AsyncGenerator[Decision, None]:
         """Yield verdicts with their versions, without those that do not exist any more."""
@@ -174,11 +174,11 @@ class Application:
         return Decision(version, True, verdict.reason)
 
     async def _require_doomed(self, number: int) -> None:
-        state = await self._retention.catalog.get_state(self._ref)
-        if state.changes != self._changes:
+        outline = await self._retention.catalog.get_outline(self._ref, self._numbers[-1])
+        if outline.changes != self._changes:
             raise _OutdatedError
-        if bisect.bisect_right(state.numbers, self._numbers[-1]) != len(self._numbers):
-            await self._drop_others(state)
+        if outline.versions != len(self._numbers):
+            await self._drop_others(await self._retention.catalog.get_state(self._ref))
         # Nothing is awaited from here to the mark of the removal, after which nobody can hold the version any more.
         if not self._verdicts[number].is_deleted or number in self._retention.holds.of(self._ref):
             raise _OutdatedError
@@ -246,11 +246,9 @@ class Retention:
     async def has_changed(self, mark: Mark) -> bool:
         """Return whether a model has changed since its rules had nothing to delete."""
         try:
-            state = await self.catalog.get_state(mark.ref)
+            return await self.catalog.get_outline(mark.ref) != mark.outline
         except NotFoundError:
             return True
-        newest = state.numbers[-1] if state.numbers else 0
-        return Mark(mark.ref, state.changes, len(state.numbers), newest) != mark
 
     def require_writable(self, model_id: str) -> None:
         """Refuse to delete where the registry is read-only; see `Registry.require_writable`."""

@@ -194,6 +194,7 @@ class Receiver(_Transfer, Generic[_Header]):
         self._decode = decode
         self._budgets = budgets
         self._budget = budgets[False]
+        self._declared_bytes = 0
         self._expected_bytes = 0
         self._taken_bytes = 0
 
@@ -220,13 +221,16 @@ class Receiver(_Transfer, Generic[_Header]):
             InvalidError: One is not a chunk of bytes.
             TimedOutError: The client sent nothing for too long.
         """
+        missing_bytes = self._declared_bytes
         while (chunk := await self.next_chunk()) is not None:
             if not isinstance(chunk, memoryview):
                 raise InvalidError(f"{self._call.method} must have one header; a second one came")
+            missing_bytes -= len(chunk)
             await write(chunk)
             del chunk  # with its message, before the next turn is waited for
-        # gRPC reports a cancellation as an end first, and only then as a cancellation.
-        await asyncio.sleep(0)
+        if missing_bytes:
+            # gRPC reports a cancellation as an end first, and only then as a cancellation.
+            await asyncio.sleep(0)
 
     async def next_chunk(self) -> _Header | memoryview | None:
         """Return the content of the next chunk; None at the end. The previous content must have been used.
@@ -235,7 +239,8 @@ class Receiver(_Transfer, Generic[_Header]):
             InvalidError: It is not a chunk.
             TimedOutError: The client sent nothing for too long.
         """
-        await self._take_turn()
+        if self._taken_bytes or self._expected_bytes > _SMALL_MESSAGE_BYTES:
+            await self._take_turn()
         message = await self._next_message()
         if message is None:
             return None
@@ -244,6 +249,7 @@ class Receiver(_Transfer, Generic[_Header]):
             self._expected_bytes = len(message)
         else:
             self._budget = self._budgets[chunk.archived]
+            self._declared_bytes = chunk.data_size_bytes
             self._expected_bytes = min(chunk.data_size_bytes, _USUAL_MESSAGE_BYTES)
         return chunk
 

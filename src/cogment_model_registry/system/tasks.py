@@ -18,7 +18,12 @@ async def run_to_end(work: Coroutine[Any, Any, _T]) -> _T:
     Raises:
         asyncio.CancelledError: The caller was cancelled; `work` has ended nevertheless.
     """
-    task = begun(work)
+    try:
+        waited_for = work.send(None)
+    except StopIteration as end:
+        result: _T = end.value
+        return result
+    task: asyncio.Future[_T] = asyncio.ensure_future(_Begun(work, waited_for))
     cancelled = False
     while not task.done():
         try:

@@ -22,7 +22,15 @@ from cogment_model_registry.records.lifecycle import (
 from cogment_model_registry.records.retention import ModelChange, RetentionRule, TransientShare
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-from cogment_model_registry.registry.contracts import Catalog, ModelRef, ModelState, Newer, Search, Watcher
+from cogment_model_registry.registry.contracts import (
+    Catalog,
+    ModelOutline,
+    ModelRef,
+    ModelState,
+    Newer,
+    Search,
+    Watcher,
+)
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_order, position_of
 from cogment_model_registry.testing.bytes import describe
@@ -520,6 +528,9 @@ class CatalogSuite(ABC):
         assert before.numbers == (1, 2, 3)
         info = await publish(catalog, "m")
         assert await catalog.get_state(ref) == ModelState((1, 2, 3, 4), before.changes)
+        assert await catalog.get_outline(ref) == ModelOutline(before.changes, 4, 4)
+        assert await catalog.get_outline(ref, 2) == ModelOutline(before.changes, 2, 2)
+        assert await catalog.get_outline(ref, 0) == ModelOutline(before.changes, 0, 0)
         await catalog.forget(info)
         assert await catalog.get_state(ref) == before
 
@@ -540,6 +551,14 @@ class CatalogSuite(ABC):
         async with catalog.removing_version(ref, 3):
             seen = (await catalog.get_state(ref)).changes
         assert await catalog.get_state(ref) == ModelState((1, 2), seen)
+        assert await catalog.get_outline(ref) == ModelOutline(seen, 2, 2)
+        await self.put_model(catalog, "again")
+        over = await catalog.find("again")
+        async with catalog.removing_model("again"):
+            pass
+        for look in (catalog.get_state, catalog.get_outline):
+            with pytest.raises(NotFoundError):
+                await look(over)
 
     async def test_what_was_decided_about_a_model_survives_a_clean_stop(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as catalog:
@@ -724,6 +743,20 @@ class CatalogSuite(ABC):
             again = await catalog.get_news("m", 0, 0, 1)
             assert again.life not in (0, life)
             assert again.last_number == 0
+
+    async def test_the_end_of_a_life_is_known_when_others_followed(self, catalog: Catalog) -> None:
+        ended: list[int] = []
+        assert (await catalog.get_news("m", 0, 0, 1)).removed == 0
+        for _ in range(3):
+            await self.remove_model(catalog, "m")
+            gone = await catalog.get_news("m", 0, 0, 1)
+            ended.append(gone.since)
+            await self.put_model(catalog, "m")
+        assert ended == sorted(set(ended))
+        for position, removed in zip([0, *ended], [*ended, 0], strict=True):
+            assert (await catalog.get_news("m", 0, position, 1)).removed == removed
+        await self.remove_model(catalog, "m")
+        assert (await catalog.get_news("m", 0, ended[0], 1)).removed == ended[1]
 
     async def test_the_highest_number_at_a_moment_is_known(self, catalog: Catalog) -> None:
         since = (await catalog.get_news("m", 0, 0, 1)).since

@@ -27,11 +27,12 @@ from cogment_model_registry.records.lifecycle import (
 )
 from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, check_model_revision
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo, check_version_number
+from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo, check_version_number
 from cogment_model_registry.registry.contracts import (
     Catalog,
     CatalogCounts,
     Lost,
+    ModelOutline,
     ModelRef,
     ModelState,
     Newer,
@@ -210,6 +211,11 @@ class MemoryCatalog(Catalog):
     async def get_state(self, ref: ModelRef) -> ModelState:
         model = await self._require_life(ref)
         return ModelState(tuple(sorted(model.versions)), model.changes)
+
+    async def get_outline(self, ref: ModelRef, last_number: int = VERSION_NUMBER_MAX) -> ModelOutline:
+        model = await self._require_life(ref)
+        numbers = [number for number in model.versions if number <= last_number]
+        return ModelOutline(model.changes, len(numbers), max(numbers, default=0))
 
     @asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
@@ -418,8 +424,9 @@ class MemoryCatalog(Catalog):
         log = [(at, change) for at, change in enumerate(self._log, 1) if change.model_id == model_id]
         model = self._tables.models.get(model_id)
         since = max((at for at, change in log if change.kind in ("begun", "removed")), default=0)
+        removed = next((at for at, change in log if change.kind == "removed" and at > sequence), 0)
         if model is None:
-            return News(0, since)
+            return News(0, since, removed=removed)
         log = [(at, change) for at, change in log if at >= since]
         shown_at = {change.number: at for at, change in log if change.kind == "shown"}
         numbers = sorted(each for each in model.versions if each > number)
@@ -439,6 +446,7 @@ class MemoryCatalog(Catalog):
                 for at, change in log
                 if change.kind == "lost" and at > sequence
             ],
+            removed=removed,
         )
 
     async def number_at(self, model_id: str, sequence: int) -> int | None:

@@ -9,7 +9,7 @@ from cogment_model_registry.records.lifecycle import ModelSummary, Version
 from cogment_model_registry.records.news import CaughtUp, Event, Gap, Gone
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
-from cogment_model_registry.wire.consumers import consumer_message
+from cogment_model_registry.wire.consumers import consumer_from_message, consumer_message
 from cogment_model_registry.wire.frames import embed, split_version_data, split_watch_data
 from cogment_model_registry.wire.lifecycle import version_from_message, version_message
 from cogment_model_registry.wire.models import model_from_message, model_message
@@ -82,12 +82,12 @@ class Reply:
 
     Attributes:
         token: Resumes after it.
-        event: What it is; None for an event of a newer release.
+        event: What it is, or what a consumer reports; None for an event of a newer release.
         data: All bytes of the version that it is, if they came in the same message.
     """
 
     token: str
-    event: Event | None
+    event: Event | Consumer | None
     data: memoryview | None = None
 
 
@@ -109,10 +109,12 @@ def decode_reply(message: bytes) -> Reply | Bytes:
     return Reply(reply.resume_token, _event(reply), data)
 
 
-def _event(reply: lifecycle_pb2.WatchReply) -> Event | None:
+def _event(reply: lifecycle_pb2.WatchReply) -> Event | Consumer | None:
     kind = reply.WhichOneof("event")
     if kind == "version":
         return version_from_message(reply.version)
+    if kind == "consumer":
+        return consumer_from_message(reply.consumer)
     if kind == "model":
         return model_from_message(reply.model)
     if kind == "gap":
@@ -133,6 +135,7 @@ def watch_request(
     known_hash: str = "",
     accepted: str = "",
     in_one_reply: bool = False,
+    consumers: bool = False,
 ) -> bytes:
     """Return the request to watch some models, or all if none is named."""
     return WatchRequest(
@@ -143,6 +146,7 @@ def watch_request(
         known_hash=known_hash,
         filter=accepted,
         in_one_reply=in_one_reply,
+        consumers=consumers,
     ).SerializeToString()
 
 

@@ -16,6 +16,7 @@ in addition to the errors that it states.
 from cogment_model_registry.registry.contracts.catalog import (
     Catalog,
     CatalogCounts,
+    ModelOutline,
     ModelRef,
     ModelState,
     Newer,
@@ -43,6 +44,7 @@ __all__ = [
     "EvictionListener",
     "Lost",
     "ModelContents",
+    "ModelOutline",
     "ModelRef",
     "ModelState",
     "Newer",

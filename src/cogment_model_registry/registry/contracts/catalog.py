@@ -16,7 +16,7 @@ from cogment_model_registry.records.lifecycle import (
 )
 from cogment_model_registry.records.retention import ModelChange
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts.news import News, Watcher
 from cogment_model_registry.registry.filters import Filter, Order, Position
 
@@ -61,6 +61,21 @@ class ModelState:
 
     numbers: Sequence[int]
     changes: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOutline:
+    """The same without the numbers, of which a model may have very many.
+
+    Attributes:
+        changes: As above.
+        versions: How many versions are visible, up to the number that was asked for.
+        newest_number: The highest number of these; 0 for none.
+    """
+
+    changes: int
+    versions: int
+    newest_number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +229,14 @@ class Catalog(ABC):
         """Return what decisions about the versions of a model depend on.
 
         A change that was made while nobody was looking shows; one that is under way may show before it has been made.
+
+        Raises:
+            NotFoundError: That life of the model is over.
+        """
+
+    @abstractmethod
+    async def get_outline(self, ref: ModelRef, last_number: int = VERSION_NUMBER_MAX) -> ModelOutline:
+        """Return the outline of `get_state`, for versions up to a number: in a time that does not grow with them.
 
         Raises:
             NotFoundError: That life of the model is over.
@@ -408,7 +431,7 @@ class Catalog(ABC):
         Args:
             model_id: The model, which need not exist.
             number: The versions in `News.shown` have higher numbers.
-            sequence: The versions in `News.lost` disappeared later.
+            sequence: The versions in `News.lost` disappeared later; so did the life in `News.removed`.
             limit: How many versions `News.shown` has at most: the lowest numbers; 0 for the newest version alone.
         """
 

@@ -34,6 +34,7 @@ from cogment_model_registry.records.lifecycle import (
 from cogment_model_registry.records.retention import ModelChange
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import (
+    VERSION_NUMBER_MAX,
     ModelInfo,
     VersionInfo,
     user_data_bytes,
@@ -41,6 +42,7 @@ from cogment_model_registry.records.versions import (
 from cogment_model_registry.registry.contracts import (
     Catalog,
     CatalogCounts,
+    ModelOutline,
     ModelRef,
     ModelState,
     Newer,
@@ -178,7 +180,7 @@ class LocalCatalog(Catalog):
             aliases=tuple(self._index.aliases_of(model.model_id).values()),
             latest_number=model.numbers[-1] if model.numbers else 0,
             versions=len(model.numbers),
-            archived_bytes=sum(model.archived_bytes.values()),
+            archived_bytes=model.archived_bytes,
             annotations=self._index.annotations_of_model(model.model_id),
         )
 
@@ -194,6 +196,11 @@ class LocalCatalog(Catalog):
     async def get_state(self, ref: ModelRef) -> ModelState:
         model = self._require_life(ref)
         return ModelState(tuple(model.numbers), model.changes)
+
+    async def get_outline(self, ref: ModelRef, last_number: int = VERSION_NUMBER_MAX) -> ModelOutline:
+        model = self._require_life(ref)
+        count = bisect.bisect_right(model.numbers, last_number)
+        return ModelOutline(model.changes, count, model.numbers[count - 1] if count else 0)
 
     @contextlib.asynccontextmanager
     async def writing_model(self, info: ModelInfo) -> AsyncGenerator[None, None]:
@@ -246,7 +253,7 @@ class LocalCatalog(Catalog):
 
     def _add_archived(self, model: Model, info: VersionInfo) -> None:
         self._infos[model.life, info.number] = info
-        model.archived_bytes[info.number] = info.data_size_bytes
+        model.add_archived(info.number, info.data_size_bytes)
         self._archived_bytes += info.data_size_bytes
         self._index.add(info)
 
@@ -504,7 +511,7 @@ class LocalCatalog(Catalog):
     def _look_for_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
         model = self._models.get(model_id)
         if model is None:
-            return News(0, self._feed.removed_at(model_id))
+            return News(0, self._feed.removed_at(model_id), removed=self._feed.first_removed(model_id, sequence))
         start = bisect.bisect_right(model.numbers, number)
         numbers = model.numbers[start : start + limit] if limit else model.numbers[start:][-1:]
         history = model.history
@@ -516,6 +523,7 @@ class LocalCatalog(Catalog):
             next_sequence=history.sequence_of(number + 1),
             shown=history.shown(numbers),
             lost=history.lost(sequence),
+            removed=self._feed.first_removed(model_id, sequence),
         )
 
     async def number_at(self, model_id: str, sequence: int) -> int | None:
@@ -587,9 +595,10 @@ class LocalCatalog(Catalog):
         model.unread.update(archived)
         model.numbers = sorted([*model.numbers, *archived])
         self._versions_count += len(archived)
-        sizes = {number: contents.size_bytes.get(number, 0) for number in archived}
-        model.archived_bytes.update(sizes)
-        self._archived_bytes += sum(sizes.values())
+        for number in archived:
+            size_bytes = contents.size_bytes.get(number, 0)
+            model.add_archived(number, size_bytes)
+            self._archived_bytes += size_bytes
         for number, reason in contents.damaged.items():
             self._mark_damaged(model, number, reason)
         for number in sorted(before.difference(model.numbers)):
@@ -602,7 +611,7 @@ class LocalCatalog(Catalog):
         del self._models[model.model_id]
         self._ids.pop(bisect.bisect_left(self._ids, model.model_id))
         self._versions_count -= len(model.numbers)
-        self._archived_bytes -= sum(model.archived_bytes.values())
+        self._archived_bytes -= model.archived_bytes
         model.removed = True
         self._feed.note_removed(model.model_id, model.history.since)
         model.wake_watchers()
@@ -633,7 +642,7 @@ class LocalCatalog(Catalog):
             if reason:
                 self._note_lost(model, number, reason)
             self._versions_count -= 1
-            self._archived_bytes -= model.archived_bytes.get(number, 0)
+            self._archived_bytes -= model.archived_sizes.get(number, 0)
             model.drop(number)
         self._infos.pop((model.life, number), None)
 

@@ -46,8 +46,8 @@ class Model:
 
     `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info stays in memory;
     `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
-    those of transient versions. `changes` counts what `ModelState.changes` tells of. `appearances` is when
-    versions became visible since the start.
+    those of transient versions. `archived_sizes` has the bytes of archived ones, `archived_bytes` their sum. `changes`
+    counts what `ModelState.changes` tells of. `appearances` is when versions became visible since the start.
     """
 
     info: ModelInfo
@@ -58,7 +58,8 @@ class Model:
     numbers: list[int] = field(default_factory=list)
     transient: dict[int, VersionInfo] = field(default_factory=dict)
     unread: set[int] = field(default_factory=set)
-    archived_bytes: dict[int, int] = field(default_factory=dict)
+    archived_sizes: dict[int, int] = field(default_factory=dict)
+    archived_bytes: int = 0
     damaged: dict[int, str] = field(default_factory=dict)
     annotations: dict[int, Annotations] = field(default_factory=dict)
     changes: int = 0
@@ -77,13 +78,18 @@ class Model:
         position = bisect.bisect_left(self.numbers, number)
         return position < len(self.numbers) and self.numbers[position] == number
 
+    def add_archived(self, number: int, size_bytes: int) -> None:
+        """Record the size of an archived version."""
+        self.archived_sizes[number] = size_bytes
+        self.archived_bytes += size_bytes
+
     def drop(self, number: int) -> None:
         """Make a visible version invisible."""
         del self.numbers[bisect.bisect_left(self.numbers, number)]
         self.transient.pop(number, None)
         self.annotations.pop(number, None)
         self.unread.discard(number)
-        self.archived_bytes.pop(number, None)
+        self.archived_bytes -= self.archived_sizes.pop(number, 0)
 
     def wake_watchers(self) -> None:
         """Let its watchers look for news."""
