@@ -23,6 +23,7 @@ from benchmarks import (
     memory,
     peers,
     plots,
+    same_host,
     small_path,
     trials,
     watching,
@@ -43,6 +44,7 @@ _FIGURES = [
     *downloads.BENCHMARKS,
     *lifecycle.BENCHMARKS,
     *consumers.BENCHMARKS,
+    *same_host.BENCHMARKS,
     *small_path.BENCHMARKS,
     *h2load.BENCHMARKS,
 ]

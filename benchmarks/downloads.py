@@ -89,7 +89,7 @@ def _cut(bench: Bench) -> Sequence[Outcome]:
     size_bytes, cuts = bench.choose(4 * GIB, 256 * MIB), bench.choose(20, 4)
     bench.require_room(3 * size_bytes)
     size = "256 MiB" if bench.quick else "4 GiB"
-    with bench.registry() as registry, bench.place() as place:
+    with bench.registry("--local_socket=off") as registry, bench.place() as place:
         bench.load(0).run(job(prepare, registry.port, [_MODEL_ID]))
         upload = Upload(_MODEL_ID, size_bytes, archived=True)
         bench.load(0).run(job(upload_seconds, registry.port, upload, 1, warm_up=False))

@@ -173,7 +173,7 @@ def _stock(bench: Bench) -> Sequence[Outcome]:
     if python is None:
         raise NotHereError("there is no stock client; `make test` installs it where there is a Python 3.10")
     count = bench.choose(3, 1)
-    with bench.registry() as registry:
+    with bench.registry("--local_socket=off") as registry:
         bench.load(0).run(job(library_upload_seconds, registry.port, _LARGE_BYTES, 0))
         blocks = interleaved(
             bench.choose(3, 1),

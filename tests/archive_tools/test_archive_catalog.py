@@ -212,8 +212,10 @@ def test_an_unusable_database_is_moved_aside_and_built_again(
 
 def test_a_repair_keeps_all_that_can_be_read(archive: Path, verify: Verify) -> None:
     # An index is damaged, and the tables are not.
+    upload = ("id", "digest", "m", 3, 10**15, "[]")
     change_database(
         archive,
+        f"INSERT INTO requests VALUES {upload}",
         "PRAGMA writable_schema = ON",
         "UPDATE sqlite_schema SET rootpage = 1 WHERE name = 'tags_by_value'",
     )
@@ -221,6 +223,8 @@ def test_a_repair_keeps_all_that_can_be_read(archive: Path, verify: Verify) -> N
     code, document = verify(archive, "--repair")
     assert code == 0
     assert "kept 2 aliases, and tags and metrics of 2 versions; the old" in document["repaired"][0]["message"]
+    with closing(sqlite3.connect(archive / CATALOG_NAME)) as connection:
+        assert connection.execute("SELECT * FROM requests").fetchall() == [upload]
     assert described(archive) == ALL
 
 

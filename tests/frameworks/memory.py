@@ -90,12 +90,13 @@ def measure(framework: str, what: str, size_bytes: int, endpoint: str) -> int:
         return grown_bytes
 
 
-def multiples(framework: str, size_bytes: int) -> dict[str, float]:
-    """Return the growth in each call of a framework, as multiples of the size."""
+def multiples(framework: str, size_bytes: int, local_socket: str = "off") -> dict[str, float]:
+    """Return the growth in each call of a framework, as multiples of the size; over the network without a socket."""
     found = {}
+    flags = [f"--cache_max_bytes={4 * size_bytes}", f"--local_socket={local_socket}"]
     with (
         tempfile.TemporaryDirectory() as directory,
-        server_process(Path(directory) / "archive", f"--cache_max_bytes={4 * size_bytes}") as server,
+        server_process(Path(directory) / "archive", *flags) as server,
     ):
         for what in ("publish", *OPTIONS[framework]):
             arguments = [framework, what, str(size_bytes), f"grpc://127.0.0.1:{server.port}"]
@@ -111,6 +112,7 @@ def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mebibytes", type=int, default=1024, help="the size of the parameters")
+    parser.add_argument("--local_socket", default="off", help="auto for what a server on the same host hands over")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("frameworks", nargs="*", default=list(MAKERS), help="torch, jax, numpy; all by default")
     arguments = parser.parse_args()
@@ -119,7 +121,8 @@ def main() -> None:
         print(measure(framework, what, int(size_bytes), endpoint))
         return
     for framework in arguments.frameworks:
-        print(framework, json.dumps(multiples(framework, arguments.mebibytes * MIB)))
+        found = multiples(framework, arguments.mebibytes * MIB, arguments.local_socket)
+        print(framework, json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -359,21 +359,63 @@ def test_a_header_without_a_structure_is_refused(text: str) -> None:
         numpy.decode(data)
 
 
-def test_bfloat16_is_read_when_ml_dtypes_is_installed() -> None:
-    header = b'{"a":{"dtype":"BF16","shape":[1],"data_offsets":[0,2]}}'
-    data = len(header).to_bytes(8, "little") + header + b"\xc0\x3f"
-    if importlib.util.find_spec("ml_dtypes") is None:
-        message = "bfloat16, which NumPy supports only with: pip install ml_dtypes"
-        with pytest.raises(InvalidError, match=message):
-            numpy.decode(data)
-        return
+def stored_as(code: str, *elements: bytes) -> bytes:
+    """Return a version with a tensor "a" whose elements have a type of the format."""
+    size_bytes = sum(map(len, elements))
+    entry = {"dtype": code, "shape": [len(elements)], "data_offsets": [0, size_bytes]}
+    header = json.dumps({"a": entry}).encode()
+    return len(header).to_bytes(8, "little") + header + b"".join(elements)
+
+
+def test_bfloat16_is_read_with_and_without_ml_dtypes() -> None:
+    data = stored_as("BF16", b"\xc0\x3f")
     into = {"a": np.zeros(1, np.float32)}
     numpy.decode(data, into=into)
     assert into["a"] == 1.5
-    assert numpy.decode(data)["a"].dtype.name == "bfloat16"
+    has_ml_dtypes = importlib.util.find_spec("ml_dtypes") is not None
+    assert numpy.decode(data)["a"].dtype.name == ("bfloat16" if has_ml_dtypes else "float32")
     assert same(numpy.decode(data, dtype=np.float16), {"a": np.array([1.5], np.float16)})
-    numpy.decode(numpy.encode(into, dtype="bfloat16").data, into=into)
-    assert into["a"] == 1.5
+
+
+def test_types_of_8_bits_are_read_when_ml_dtypes_is_installed() -> None:
+    data = stored_as("F8_E5M2", b"\x3c")
+    if importlib.util.find_spec("ml_dtypes") is None:
+        with pytest.raises(InvalidError, match="float8_e5m2, which NumPy supports only with: pip install ml_dtypes"):
+            numpy.decode(data)
+    else:
+        assert numpy.decode(data)["a"] == 1
+
+
+BFLOAT16 = [
+    (1.0, b"\x80\x3f"),
+    (-2.5, b"\x20\xc0"),
+    (1 + 2**-8, b"\x80\x3f"),  # between two, so to the even one
+    (1 + 3 * 2**-8, b"\x82\x3f"),
+    (1 + 2**-8 + 2**-16, b"\x81\x3f"),
+    (0.0, b"\x00\x00"),
+    (-0.0, b"\x00\x80"),
+    (math.inf, b"\x80\x7f"),
+    (-math.inf, b"\x80\xff"),
+    (float(np.finfo(np.float32).max), b"\x80\x7f"),  # the next one is infinity
+    (2.0**-149, b"\x00\x00"),
+]
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize(("number", "stored"), BFLOAT16)
+def test_bfloat16_is_written_rounded_to_nearest_even(number: float, stored: bytes, kind: Any) -> None:
+    assert numpy.encode({"a": np.array([number], kind)}, dtype="bfloat16").data.endswith(stored)
+
+
+def test_bfloat16_halves_the_bytes_and_leaves_integers_alone() -> None:
+    tree = {"a": np.full(1000, 1.5, np.float32), "step": np.arange(3), "nan": np.array([math.nan, -math.nan], "f4")}
+    whole, half = numpy.encode(tree).data, numpy.encode(tree, dtype="bfloat16").data
+    assert len(whole) - len(half) > 1990
+    into = {"a": np.zeros(1000, np.float32), "step": np.zeros(3, int), "nan": np.zeros(2, np.float32)}
+    numpy.decode(half, into=into)
+    assert same(into["a"], tree["a"])
+    assert same(into["step"], tree["step"])
+    assert np.isnan(into["nan"]).all()
 
 
 def test_user_data_is_kept_and_reserved_keys_are_refused() -> None:

@@ -21,7 +21,7 @@ from cogment_model_registry.errors import InvalidError, StartError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VersionHeader
-from cogment_model_registry.server import local_socket
+from cogment_model_registry.server import local_calls, local_socket
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import AUTO, MIB, Settings
 from cogment_model_registry.system.sealed_memory import SealedMemory, UnsealedMemory
@@ -133,6 +133,7 @@ async def test_status_names_the_socket_to_those_who_ask_for_it(client: Client, p
     assert stat.S_IMODE(os.lstat(peer.path).st_mode) == 0o600
     assert stat.S_IMODE(os.lstat(os.path.dirname(peer.path)).st_mode) == 0o700
     assert not {local.PATH_STATUS, local.ID_STATUS} & (await client.status("*")).keys()
+    assert (await client.status(local.PATH_STATUS, "models")) == {local.PATH_STATUS: peer.path, "models": "0"}
 
 
 async def test_a_server_without_a_socket_names_none(tmp_path: Path) -> None:
@@ -495,6 +496,29 @@ async def test_descriptors_that_nobody_asked_for_are_closed(client: Client, peer
                 await peer.ask(request, flood, [])
             local.close_all(flood)
     await until(lambda: descriptors() <= before, descriptors)
+
+
+async def test_many_uploads_at_once_are_adopted_or_sent_on_to_grpc(client: Client, peer: Local) -> None:
+    await client.create_model("m")
+
+    async def publish() -> bool:
+        with SealedMemory.of(DATA[:-1] + os.urandom(1)) as memory:
+            with contextlib.suppress(local.RefusedError):
+                await peer.upload(header(), memory.descriptor())
+                return True
+            return False
+
+    published = await asyncio.gather(*(publish() for _ in range(40)))
+    assert published.count(True) >= local_calls._UPLOADS_MAX
+    assert await client.numbers("m")
+    assert await publish()
+
+
+async def test_memory_that_nobody_filled_is_not_hashed_where_it_does_not_fit(client: Client, peer: Local) -> None:
+    size_bytes = 2**40
+    with UnsealedMemory(size_bytes).seal() as memory:
+        request = local.upload_request(peer.socket_id, header(size_bytes))
+        assert "does not fit" in await peer.refusal(request, memory.descriptor())
 
 
 async def test_peers_that_dawdle_cost_nobody_anything(

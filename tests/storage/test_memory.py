@@ -1,13 +1,20 @@
 """The transient store in memory fulfils the contract; its slabs are tested below."""
 
+import errno
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from random import Random
+from typing import Any
 
 import pytest
 
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.storage.memory import sealing
 from cogment_model_registry.storage.memory.slabs import SLAB_BYTES, SlabPool
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
-from cogment_model_registry.testing.bytes import describe, keep
+from cogment_model_registry.system.sealed_memory import SealedMemory, UnsealedMemory
+from cogment_model_registry.testing.bytes import describe, hash_of, keep, read
 from cogment_model_registry.testing.transient_store import TransientStoreSuite
 
 
@@ -48,6 +55,84 @@ class TestMemoryTransientStore(TransientStoreSuite):
         for number in range(2, 18):
             await keep(store, describe("m", number, small, False), small)
             assert store.usage.bytes + store._slabs.free_bytes <= 8 * SLAB_BYTES
+
+    async def hand_over(self, store: MemoryTransientStore, info: VersionInfo) -> bytes | None:
+        """Return the bytes of what is handed over; None if nothing is."""
+        async with await store.open_version(info) as reader:
+            descriptor = await reader.hand_over()
+        if descriptor is None:
+            return None
+        try:
+            return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
+        finally:
+            os.close(descriptor)
+
+    async def test_a_version_that_was_handed_over_is_not_in_slabs_any_more(self) -> None:
+        store = self.make(10, 8 * SLAB_BYTES)
+        data = Random(1).randbytes(3 * SLAB_BYTES + 5)
+        info = describe("m", 1, data, False)
+        await keep(store, info, data)
+        assert await self.hand_over(store, info) == data
+        assert store.usage.bytes == len(data)
+        await store.remove_version(info)
+        assert (store.usage.bytes, store._slabs.free_bytes) == (0, 0)
+
+    async def test_a_reader_goes_on_in_the_slabs_that_a_version_has_left(self) -> None:
+        store = self.make(10, 32 * SLAB_BYTES)
+        data = Random(2).randbytes(20 * SLAB_BYTES + 5)
+        info = describe("m", 1, data, False)
+        await keep(store, info, data)
+        for read_bytes in range(0, len(data), 3 * SLAB_BYTES):
+            async with await store.open_version(info) as reader:
+                chunks = reader.chunks(SLAB_BYTES, 2 * SLAB_BYTES)
+                parts = [b"".join(await anext(chunks)) for _ in range(read_bytes // SLAB_BYTES)]
+                view = await anext(chunks)
+                assert await self.hand_over(store, info) == data
+                parts.append(b"".join(view))
+                parts += [b"".join(chunk) async for chunk in chunks]
+            assert b"".join(parts) == data
+            await store.remove_version(info)
+            await keep(store, info, data)
+
+    async def test_descriptors_are_kept_for_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sealing, "_descriptors_max", lambda: 16)  # room for one version
+        store = self.make(10, 8 * SLAB_BYTES)
+        infos = [describe("m", number, b"data", False) for number in (1, 2)]
+        for info in infos:
+            await keep(store, info, b"data")
+        assert [await self.hand_over(store, info) for info in infos] == [b"data", None]
+        with SealedMemory.of(b"more") as memory:
+            async with await store.open_upload("m", 4) as upload:
+                await upload.adopt(memory, hash_of(b"more"))
+                await upload.finish()
+                await upload.commit(describe("m", 3, b"more", False))
+        assert await read(store, describe("m", 3, b"more", False)) == b"more"
+        await store.remove_version(infos[0])
+        assert await self.hand_over(store, infos[1]) == b"data"
+
+    @pytest.mark.parametrize("failing", [0, 1, 2])
+    async def test_a_version_stays_whole_where_the_system_has_no_memory_left(
+        self, monkeypatch: pytest.MonkeyPatch, failing: int
+    ) -> None:
+        store = self.make(10, 32 * SLAB_BYTES)
+        data = Random(3).randbytes(20 * SLAB_BYTES + 5)
+        info = describe("m", 1, data, False)
+        await keep(store, info, data)
+        writes = iter(range(100))
+        write = UnsealedMemory.write
+
+        def fail(memory: UnsealedMemory, parts: Any) -> None:
+            if next(writes) == failing:
+                raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+            write(memory, parts)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(UnsealedMemory, "write", fail)
+            assert await self.hand_over(store, info) is None
+        assert await read(store, info) == data
+        assert await self.hand_over(store, info) == data
+        await store.remove_version(info)
+        assert store.usage.bytes == 0
 
 
 def test_a_pool_keeps_at_most_the_given_bytes() -> None:

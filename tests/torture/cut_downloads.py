@@ -142,7 +142,7 @@ class Servers:
         self.now = self._started()
 
     def _started(self) -> ServerProcess:
-        return self._stack.enter_context(server_process(self._archive_dir))
+        return self._stack.enter_context(server_process(self._archive_dir, "--local_socket=off"))
 
     def restart(self) -> None:
         """Kill it, and start its successor."""

@@ -241,7 +241,7 @@ class Servers:
 
     def _started(self) -> ServerProcess:
         flags = [f"--cache_max_items={TRANSIENT_MAX}", f"--cache_max_bytes={2**30}"]
-        server = self._stack.enter_context(server_process(self._archive, *flags))
+        server = self._stack.enter_context(server_process(self._archive, "--local_socket=off", *flags))
         for relay in self._relays:
             relay.target = server.port
         return server

@@ -12,7 +12,7 @@ from cogment_model_registry.client.blocking_models import ModelMethods
 from cogment_model_registry.client.consumers import checked_report
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.progress import Wish
-from cogment_model_registry.client.reporting import ThreadReporter
+from cogment_model_registry.client.reporting import AppliedReporter, ThreadReporter
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
 from cogment_model_registry.client.uploads import UploadOptions
@@ -492,6 +492,18 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         if consumer is not None:
             report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
             reporter = ThreadReporter(report, self._core.calls, self._backend)
+        return self._latest(model_id, decode, reporter, copy=copy, archived=archived, alias=alias)
+
+    def _latest(
+        self,
+        model_id: str,
+        decode: Callable[..., _T],
+        reporter: ThreadReporter | None,
+        *,
+        copy: bool,
+        archived: bool,
+        alias: str | None,
+    ) -> Latest[_T]:
         backend = BlockingBackend(within=self._backend)
         return Latest(
             self._core, backend, model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter
@@ -504,6 +516,37 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
     def server_versions(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the versions of the server and of its platform, by name."""
         return self._run(lambda core: core.server_versions(timeout))
+
+
+def track_applied(
+    registry: ModelRegistry,
+    model_id: str,
+    decode: Callable[[memoryview], _T],
+    *,
+    archived: bool = False,
+    alias: str | None = None,
+    consumer: str | None = None,
+    labels: Mapping[str, str] | None = None,
+    ttl_seconds: int = TTL_DEFAULT_SECONDS,
+) -> tuple[Latest[_T], AppliedReporter | None]:
+    """Return what `ModelRegistry.track` returns without a copy, and a reporter of what the caller applies.
+
+    Args:
+        registry: The client.
+        model_id: The model.
+        decode: Turns the bytes of a version into what the caller applies.
+        archived: As for `ModelRegistry.track`.
+        alias: As for `ModelRegistry.track`.
+        consumer: As for `ModelRegistry.track`.
+        labels: As for `ModelRegistry.track`.
+        ttl_seconds: As for `ModelRegistry.track`.
+    """
+    reporter = None
+    if consumer is not None:
+        report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
+        reporter = AppliedReporter(report, registry._core.calls, registry._backend)  # noqa: SLF001 # it is one of us
+    latest = registry._latest(model_id, decode, reporter, copy=False, archived=archived, alias=alias)  # noqa: SLF001
+    return latest, reporter
 
 
 def retrieve_writable(

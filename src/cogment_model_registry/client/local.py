@@ -90,9 +90,10 @@ class LocalTransfers:
 
         return await self._talk(f"version {info.number} of model {info.model_id!r}", ask, deadline)
 
-    async def may_publish(self, size_bytes: int, deadline: Deadline | None) -> bool:
-        """Return whether bytes that are in memory are worth being published by `publish`, as far as is known."""
-        if not MIN_BYTES <= size_bytes <= _COPIED_MAX_BYTES or not sealed_memory.is_supported():
+    async def may_publish(self, source: Source, deadline: Deadline | None) -> bool:
+        """Return whether bytes in memory are worth being published by `publish`, as far as is known."""
+        is_small_enough = source.sealed is not None or source.size_bytes <= _COPIED_MAX_BYTES
+        if source.size_bytes < MIN_BYTES or not is_small_enough or not sealed_memory.is_supported():
             return False
         return await self._place(deadline or Deadline(_ASK_SECONDS)) is not None
 

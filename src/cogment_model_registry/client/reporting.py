@@ -127,6 +127,19 @@ class ThreadReporter(Reporter):
         run(self.leave(self._calls.on(BlockingBackend(within=self._within))))
 
 
+class AppliedReporter(ThreadReporter):
+    """Reports a version as active only when it was applied, not when it is at hand."""
+
+    def note(self, state: State, *, version_number: int | None = None, error: object = "") -> None:
+        """Report a new state soon, unless it says that a version is active, or that one is which never was."""
+        if state != "active" or (version_number is None and self._report.version_number):
+            super().note(state, version_number=version_number, error=error)
+
+    def note_applied(self, version_number: int) -> None:
+        """Report a version as active."""
+        super().note("active", version_number=version_number)
+
+
 class TaskReporter(Reporter):
     """Reports in a task.
 

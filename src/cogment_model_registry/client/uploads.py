@@ -1,7 +1,6 @@
 """Uploads of versions: what callers give, checked and read."""
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 from typing import TypedDict
 from uuid import uuid4
 
@@ -89,22 +88,28 @@ class Uploads:
         deadline = self._timeouts.wanted(timeout)
         memory = sources.memory_of(data)
         wish = self._progress if progress is None else progress
-        # A header for bytes that are not known yet, which goes to a server on this host without their hash.
-        header = UploadHeader(
-            version=VersionHeader(model_id, archived, memory.size_bytes if memory else 0, "", user_data=noted),
-            tags=tags,
-            metrics=metrics,
-            aliases=alias,
-            request_id=uuid4().hex,
-            create_model=create,
-        )
-        if memory is not None and (info := await self._publish_here(header, memory, what, wish, deadline)) is not None:
-            return info
+        request_id = uuid4().hex
+
+        def declared(size_bytes: int, data_hash: str) -> UploadHeader:
+            return UploadHeader(
+                version=VersionHeader(model_id, archived, size_bytes, data_hash, user_data=noted),
+                tags=tags,
+                metrics=metrics,
+                aliases=alias,
+                request_id=request_id,
+                create_model=create,
+            )
+
+        # What is to be archived goes to a disk, so it is not copied to memory first.
+        is_fit = memory is not None and (memory.sealed is not None or not (archived or alias))
+        if memory is not None and is_fit and await self._local.may_publish(memory, deadline):
+            info = await self._publish_here(declared(memory.size_bytes, ""), memory, what, wish, deadline)
+            if info is not None:
+                return info
         source, data_hash = await self._prepared(memory or data, subject, deadline)
         deadline = deadline or transfer_deadline(source.size_bytes)
         try:
-            version = replace(header.version, data_size_bytes=source.size_bytes, data_hash=data_hash)
-            header = replace(header, version=version)
+            header = declared(source.size_bytes, data_hash)
             with reporting(what, source.size_bytes, wish) as report:
                 upload = Upload(self._calls, header, source, subject=subject, deadline=deadline, report=report)
                 info = await self._run(upload, deadline)
@@ -118,17 +123,14 @@ class Uploads:
     async def _publish_here(
         self, header: UploadHeader, memory: sources.Source, what: str, wish: Wish, deadline: Deadline | None
     ) -> VersionInfo | None:
-        """Publish bytes by handing them over, and close them; None if they are to be sent, which needs them.
-
-        What is to be archived goes to a disk, so it is not copied to memory first.
-        """
-        if (header.archived or header.aliases) and memory.sealed is None:
-            return None
-        if not await self._local.may_publish(memory.size_bytes, deadline):
-            return None
-        with reporting(what, memory.size_bytes, wish) as report:
-            limit = deadline or transfer_deadline(memory.size_bytes)
-            info = await self._local.publish(header, memory, report, limit)
+        """Publish bytes by handing them over, without their hash, and close them; None if they are to be sent."""
+        try:
+            with reporting(what, memory.size_bytes, wish) as report:
+                limit = deadline or transfer_deadline(memory.size_bytes)
+                info = await self._local.publish(header, memory, report, limit)
+        except BaseException:
+            memory.close()
+            raise
         if info is not None:
             memory.finish()
             memory.close()

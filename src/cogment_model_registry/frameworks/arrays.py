@@ -70,6 +70,9 @@ def _tensor(name: str, leaf: object, dtype: npt.DTypeLike | None) -> tensor_file
         raise InvalidError(f"{quoted(name)} is of type {kind}; it must be an array, a scalar, or a tree of them")
     array = np.asarray(leaf, order="C")
     if isinstance(leaf, np.ndarray | np.generic):
+        is_bfloat16 = isinstance(dtype, str) and dtype == _BFLOAT16
+        if is_bfloat16 and is_floating(array.dtype) and not _has_ml_dtypes():
+            return tensor_files.Tensor(_BFLOAT16, array.shape, _rounded(array).reshape(-1).view(np.uint8).data)
         array = converted(array, dtype)
     versions.check_type(name, array.dtype.name)
     if not array.dtype.isnative:
@@ -110,6 +113,9 @@ def decode(data: "Buffer", *, dtype: npt.DTypeLike | None = None, prefix: str = 
 
 
 def _array_of(name: str, tensor: tensor_files.Tensor) -> Array:
+    if tensor.dtype == _BFLOAT16 and not _has_ml_dtypes():
+        bits = _array_of(name, tensor_files.Tensor("uint16", tensor.shape, tensor.buffer))
+        return (bits.astype(np.uint32) << 16).view(np.float32)
     dtype = _dtype_named(tensor.dtype)
     try:
         return np.frombuffer(tensor.buffer, dtype=dtype).reshape(tensor.shape)
@@ -130,6 +136,27 @@ def _scalar(kind: type, array: Array) -> object:
     if array.shape or array.dtype.kind not in "biuf":
         raise InvalidError("the structure of the tree describes an array as a scalar")
     return kind(array)
+
+
+_BFLOAT16 = "bfloat16"
+"""The type whose elements are the upper halves of those of float32, so NumPy can convert it by itself."""
+
+
+def _has_ml_dtypes() -> bool:
+    try:
+        import ml_dtypes  # noqa: F401, PLC0415 # few need it
+    except ImportError:
+        return False
+    return True
+
+
+def _rounded(array: Array) -> Array:
+    """Return the bits of bfloat16 for floating-point numbers, rounded to the nearest, and to even between two."""
+    single = np.asarray(array, np.float32, order="C")
+    bits = single.view(np.uint32)
+    upper = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    # A NaN must not become an infinity, nor wrap around.
+    return np.where(np.isnan(single), (bits >> 16) | 0x40, upper).astype(np.uint16)
 
 
 def _dtype_named(name: str) -> np.dtype[Any]:

@@ -22,7 +22,8 @@ try:
     import numpy as np
     import numpy.typing as npt
 
-    from cogment_model_registry.frameworks import arrays, trees
+    from cogment_model_registry.frameworks import arrays, tracking, trees
+    from cogment_model_registry.frameworks.tracking import Tracked, TrackOptions
     from cogment_model_registry.frameworks.versions import Contents, Encoded, FitOptions, Loaded, fetch, upload
 except ImportError as error:
     message = 'this needs JAX: pip install "cogment-model-registry[jax]"'
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
 
-__all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
+__all__ = ["Encoded", "Loaded", "Tracked", "decode", "encode", "load", "publish", "store", "track"]
 
 _T = TypeVar("_T")
 
@@ -246,6 +247,26 @@ def store(
 ) -> VersionInfo:
     """Store a pytree as an archived version of a model; see `publish`."""
     return publish(registry, model_id, tree, archived=True, **options)
+
+
+def track(registry: ModelRegistry, model_id: str, like: _T, **options: "Unpack[TrackOptions]") -> Tracked[_T]:
+    """Return a context manager that follows the latest version of a model as pytrees like another one.
+
+    A thread fetches and decodes each new version; `Tracked.update` makes it the `Tracked.value`, between two steps.
+
+    Args:
+        registry: The client.
+        model_id: The model, which need not exist yet.
+        like: A pytree, as for `decode`; it is the value until the first version comes.
+        options: What `ModelRegistry.track` takes: `archived`, `alias`, `consumer`, `labels` and `ttl_seconds`; a
+            consumer is active once a version is the value. And what `decode` takes: `prefix` and `strict`.
+    """
+    of_track, of_decode = tracking.split(options)
+
+    def stage(data: memoryview) -> _T:
+        return decode(data, like=like, **of_decode)
+
+    return Tracked(registry, model_id, like, stage=stage, load=lambda decoded: decoded, options=of_track)
 
 
 @overload

@@ -10,7 +10,7 @@ The bytes are safetensors, so nothing in them is ever executed. Versions that Py
 state dict is a dict whose keys have dots. With the client for asyncio, use `encode` and `decode`.
 """
 
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST, UserData
 from cogment_model_registry.client.blocking import ModelRegistry
@@ -21,7 +21,8 @@ try:
     import numpy as np
     import numpy.typing as npt
 
-    from cogment_model_registry.frameworks import arrays, trees
+    from cogment_model_registry.frameworks import arrays, tracking, trees
+    from cogment_model_registry.frameworks.tracking import Tracked, TrackOptions
     from cogment_model_registry.frameworks.versions import Contents, Encoded, FitOptions, Loaded, fetch, upload
 except ImportError as error:
     message = 'this needs NumPy: pip install "cogment-model-registry[numpy]"'
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
 
-__all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
+__all__ = ["Encoded", "Loaded", "Tracked", "decode", "encode", "load", "publish", "store", "track"]
+
+_T = TypeVar("_T")
 
 
 def encode(
@@ -160,6 +163,27 @@ def store(
 ) -> VersionInfo:
     """Store a tree as an archived version of a model; see `publish`."""
     return publish(registry, model_id, tree, archived=True, **options)
+
+
+def track(registry: ModelRegistry, model_id: str, into: _T, **options: "Unpack[TrackOptions]") -> Tracked[_T]:
+    """Return a context manager that follows the latest version of a model, and copies it into arrays on demand.
+
+    A thread fetches each new version; `Tracked.update` copies it, in your thread, between two steps.
+
+    Args:
+        registry: The client.
+        model_id: The model, which need not exist yet.
+        into: A tree of arrays, as for `decode`: the arrays stay, and none is changed unless all fit.
+        options: What `ModelRegistry.track` takes: `archived`, `alias`, `consumer`, `labels` and `ttl_seconds`; a
+            consumer is active once a version was loaded. And what `decode` takes: `prefix` and `strict`.
+    """
+    of_track, of_decode = tracking.split(options)
+
+    def load_into(data: memoryview) -> _T:
+        decode(data, into=into, **of_decode)
+        return into
+
+    return Tracked(registry, model_id, into, stage=memoryview, load=load_into, options=of_track)
 
 
 @overload

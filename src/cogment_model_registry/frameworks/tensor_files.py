@@ -2,7 +2,8 @@
 
 A file is the length of its header, the header in JSON, and the elements of all tensors one after another. The package
 `safetensors` copies all elements once or twice on the way in and out, which this does not: what it writes refers to the
-memory of the tensors, and what it reads refers to the bytes of the file. It writes the same bytes as that package.
+memory of the tensors, and what it reads refers to the bytes of the file. It writes the same bytes as that package, but
+for spaces at the end of the header: the elements begin where JAX needs them to use a file that is mapped as it is.
 
 The format is described at https://github.com/huggingface/safetensors#format.
 """
@@ -16,7 +17,10 @@ from typing import Any
 from cogment_model_registry.errors import InvalidError, quoted
 
 _LENGTH_BYTES = 8
-"""A file begins with the length of its header, little-endian; and the header ends at a multiple of it."""
+"""A file begins with the length of its header, little-endian."""
+
+_ALIGNED_BYTES = 64
+"""The header ends at a multiple of it: JAX copies arrays on the CPU that are not aligned to so many bytes."""
 
 _HEADER_MAX_BYTES = 100_000_000
 """The longest header that the format allows."""
@@ -108,7 +112,7 @@ def write(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[me
         code = TYPES[tensor.dtype].code
         header[name] = {"dtype": code, "shape": list(tensor.shape), "data_offsets": [start_bytes, end_bytes]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % _LENGTH_BYTES)
+    text += b" " * (-(_LENGTH_BYTES + len(text)) % _ALIGNED_BYTES)
     head = len(text).to_bytes(_LENGTH_BYTES, "little") + text
     return [memoryview(head), *(tensors[name].buffer for name in names)]
 

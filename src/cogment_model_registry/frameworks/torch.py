@@ -12,7 +12,7 @@ With the client for asyncio, use `encode` and `decode`.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from cogment_model_registry.client.arguments import LATEST, UserData
 from cogment_model_registry.client.blocking import ModelRegistry
@@ -23,9 +23,10 @@ try:
     import numpy as np  # noqa: F401 # PyTorch needs it to give access to the memory of tensors
     import torch
 
-    from cogment_model_registry.frameworks import torch_tensors, trees, versions
+    from cogment_model_registry.frameworks import torch_tensors, tracking, trees, versions
     from cogment_model_registry.frameworks.tensor_files import Tensor
     from cogment_model_registry.frameworks.torch_tensors import Parameters, StateDict, moved, tensor_of
+    from cogment_model_registry.frameworks.tracking import Tracked, TrackOptions
     from cogment_model_registry.frameworks.versions import (
         Contents,
         Encoded,
@@ -45,7 +46,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Buffer  # in the standard library from Python 3.12 on
 
-__all__ = ["Encoded", "Loaded", "decode", "encode", "load", "publish", "store"]
+__all__ = ["Encoded", "Loaded", "Tracked", "decode", "encode", "load", "publish", "store", "track"]
+
+_M = TypeVar("_M", bound=Parameters)
 
 
 class _PublishOptions(UploadOptions, total=False):
@@ -218,6 +221,32 @@ def store(
 ) -> VersionInfo:
     """Store the parameters and buffers of a module as an archived version of a model; see `publish`."""
     return publish(registry, model_id, parameters, archived=True, **options)
+
+
+def track(registry: ModelRegistry, model_id: str, into: _M, **options: "Unpack[TrackOptions]") -> Tracked[_M]:
+    """Return a context manager that follows the latest version of a model, and copies it into a module on demand.
+
+    A thread fetches each new version; `Tracked.update` copies it, in your thread, between two steps.
+
+    Args:
+        registry: The client.
+        model_id: The model, which need not exist yet.
+        into: A module or a state dict, as for `decode`: its tensors stay, and none is changed unless all fit.
+        options: What `ModelRegistry.track` takes: `archived`, `alias`, `consumer`, `labels` and `ttl_seconds`; a
+            consumer is active once a version was loaded. And what `decode` takes: `prefix` and `strict`.
+
+    Raises:
+        InvalidError: Nothing can be copied into one of the tensors.
+    """
+    for name, target in torch_tensors.state_of(into).items():
+        torch_tensors.check_target(name, target)
+    of_track, of_decode = tracking.split(options)
+
+    def load_into(data: memoryview) -> _M:
+        decode(data, into=into, **of_decode)
+        return into
+
+    return Tracked(registry, model_id, into, stage=memoryview, load=load_into, options=of_track)
 
 
 @overload

@@ -264,16 +264,17 @@ def fetch(
     try:
         return Loaded(info, decode(data, **options))
     except InvalidError as error:
-        raise _about(info, error.message) from error
+        raise about(info, error.message) from error
 
 
 def _check_format(info: VersionInfo) -> None:
     """Refuse a version with another declared format, before its bytes are fetched."""
     found = info.user_data.get(FORMAT_KEY, FORMAT)
     if found != FORMAT:
-        raise _about(info, f"its format is {quoted(found)}, not {quoted(FORMAT)}")
+        raise about(info, f"its format is {quoted(found)}, not {quoted(FORMAT)}")
 
 
-def _about(info: VersionInfo, message: str) -> InvalidError:
+def about(info: VersionInfo, message: str) -> InvalidError:
+    """Return the error for a version that is malformed or does not fit."""
     message = f"version {info.number} of model {quoted(info.model_id)}: {message}"
     return InvalidError(message, model_id=info.model_id, version_number=info.number)

@@ -314,6 +314,16 @@ class RepeatableUploads:
         """Return an upload that takes all bytes."""
         return await self._registry.open_version_upload(header)
 
+    async def check_room(self, header: VersionHeader) -> None:
+        """Refuse a version that does not fit now, before anything is done with its bytes.
+
+        Raises:
+            TooLargeError: It does not fit.
+        """
+        store: VersionStore = self._archive if header.archived else self._transient
+        with contextlib.suppress(NotFoundError):  # its model may be created first
+            await (await self._registry.open_upload(store, header.model_id, header.data_size_bytes)).aclose()
+
     async def prepare_model(self, header: UploadHeader) -> None:
         """Create the model if that is asked for, and refuse what it cannot have.
 

@@ -235,7 +235,7 @@ class _Watch:
         if not self._every:
             news = await self._catalog.get_news(model_id, 0, 0, 0)
             newest = news.shown[0].number if news.shown else 0
-            if number == newest < news.last_number:
+            if newest <= number and newest < news.last_number:
                 # One that came later is gone. Perhaps it kept the newest from being told, which must arrive.
                 number = max(newest - 1, 0)
         return Place(news.life, number, number, lost_sequence=token.sequence, changed=token.sequence)
@@ -245,7 +245,8 @@ class _Watch:
         place = self._places.get(model_id) or Place()
         news = await self._catalog.get_news(model_id, place.number, place.lost_sequence, int(self._every))
         if place.life and (place.life != news.life or place.number > news.last_number):
-            return _Item(news.since, "end")
+            # Not when the next life began: what happened between would be told before, and say that this was told.
+            return _Item(news.removed or news.since, "end")
         if not news.life:
             return None
         if not place.life:

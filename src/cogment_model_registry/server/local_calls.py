@@ -5,12 +5,14 @@ way. A client that is refused asks by gRPC, which says the same.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
 import grpc
 
-from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.errors import InvalidError, TooLargeError, quoted
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.registry.lifecycle import Lifecycle
@@ -19,6 +21,9 @@ from cogment_model_registry.server.model_lifecycle import log_aliases
 from cogment_model_registry.serving.calls import Call, Handlers, Observer
 from cogment_model_registry.system.sealed_memory import SealedMemory
 from cogment_model_registry.wire import convert, lifecycle, local
+
+_UPLOADS_MAX = 4
+"""How much memory is hashed and adopted at the same time; more would not be faster on a few cores."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +82,7 @@ class LocalCalls:
     def __init__(self, rules: Lifecycle, uploads: RepeatableUploads, observe: Observer) -> None:
         self._rules = rules
         self._uploads = uploads
+        self._under_way = 0
         self._handlers = Handlers(observe)
 
     async def answer(
@@ -130,7 +136,8 @@ class LocalCalls:
         call.about(model_id=header.model_id, archived=header.archived, size_bytes=size_bytes)
         if not descriptors:
             raise InvalidError("an upload without bytes needs a descriptor of sealed memory", model_id=header.model_id)
-        with SealedMemory.received(descriptors[0], size_bytes) as memory:
+        with SealedMemory.received(descriptors[0], size_bytes) as memory, self._turn(header.model_id):
+            await self._uploads.check_room(header.version)
             header = await _with_hash(header, memory)
             # Adopting memory costs less than copying a version with the same bytes; an archived one shares its file.
             async with self._uploads.begin(header, is_whole=not header.archived) as upload:
@@ -141,6 +148,21 @@ class LocalCalls:
         if upload.has_moved_aliases:
             log_aliases(header.model_id, upload.header.aliases, version.number, call.context.peer())
         return local.uploaded(version)
+
+    @contextmanager
+    def _turn(self, model_id: str) -> Iterator[None]:
+        """Return a context manager for one of a few uploads: memory that nobody filled costs nothing to hand over.
+
+        Raises:
+            TooLargeError: There are enough; this one can be sent.
+        """
+        if self._under_way >= _UPLOADS_MAX:
+            raise TooLargeError(f"{_UPLOADS_MAX} versions are being adopted already", model_id=model_id)
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
 
 
 async def _with_hash(header: UploadHeader, memory: SealedMemory) -> UploadHeader:

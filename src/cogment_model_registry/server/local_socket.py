@@ -30,9 +30,6 @@ _SUFFIX = ".sock"
 _CONNECTIONS_MAX = 256
 """How many peers may be connected: each has a descriptor, and may have sent another one."""
 
-_ANSWERS_MAX = 8
-"""How many requests are answered at the same time: some hash a whole version."""
-
 _REQUEST_SECONDS = 5.0
 """How long a peer may take for its request, which it sends right after it has connected."""
 
@@ -58,7 +55,6 @@ class LocalSocket:
         self.socket_id = secrets.token_hex(16)
         self._listener = listener
         self._user = os.geteuid()
-        self._answers = asyncio.Semaphore(_ANSWERS_MAX)
         self._accepting: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Task[None]] = set()
         self._answering: set[asyncio.Task[None]] = set()
@@ -114,9 +110,8 @@ class LocalSocket:
                     _log.warning("local connection refused", reason="another user", user=peer.user, pid=peer.process)
                     return
                 request = await wait_at_most(_REQUEST_SECONDS, _received(connection, descriptors))
-                async with self._answers:
-                    self._note_request()
-                    reply = await calls.answer(request, self.socket_id, peer, descriptors, handed)
+                self._note_request()
+                reply = await calls.answer(request, self.socket_id, peer, descriptors, handed)
                 local.send(connection, reply, handed)
             except (local.MalformedError, OSError) as error:  # a peer that is slow or gone, or speaks something else
                 _log.debug("local connection ended", reason=str(error) or type(error).__name__)

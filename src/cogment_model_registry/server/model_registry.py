@@ -169,11 +169,17 @@ class ModelRegistryService:
 
     async def _status(self, data: bytes, call: Call) -> bytes:
         request = convert.decode(messages.StatusRequest, data)
-        if self._local_socket is not None and local.PATH_STATUS in request.names:
-            # Asked for before a transfer, and not for people: it is no part of "*".
-            place = {local.PATH_STATUS: self._local_socket.path, local.ID_STATUS: self._local_socket.socket_id}
-            return messages.status_reply(place, request.names).SerializeToString()
-        return messages.status_reply(await self._statuses(), request.names).SerializeToString()
+        names = {*request.names}
+        # Asked for before a transfer, and not for people: it is no part of "*".
+        place = {name: text for name, text in self._place().items() if name in names}
+        statuses = await self._statuses() if names - place.keys() else {}
+        return messages.status_reply({**statuses, **place}, names).SerializeToString()
+
+    def _place(self) -> dict[str, str]:
+        """Return the statuses that say where the socket for processes on the same host is."""
+        if self._local_socket is None:
+            return {}
+        return {local.PATH_STATUS: self._local_socket.path, local.ID_STATUS: self._local_socket.socket_id}
 
     async def _statuses(self) -> dict[str, str]:
         status = await self._registry.status()

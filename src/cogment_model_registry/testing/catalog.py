@@ -744,6 +744,20 @@ class CatalogSuite(ABC):
             assert again.life not in (0, life)
             assert again.last_number == 0
 
+    async def test_the_end_of_a_life_is_known_when_others_followed(self, catalog: Catalog) -> None:
+        ended: list[int] = []
+        assert (await catalog.get_news("m", 0, 0, 1)).removed == 0
+        for _ in range(3):
+            await self.remove_model(catalog, "m")
+            gone = await catalog.get_news("m", 0, 0, 1)
+            ended.append(gone.since)
+            await self.put_model(catalog, "m")
+        assert ended == sorted(set(ended))
+        for position, removed in zip([0, *ended], [*ended, 0], strict=True):
+            assert (await catalog.get_news("m", 0, position, 1)).removed == removed
+        await self.remove_model(catalog, "m")
+        assert (await catalog.get_news("m", 0, ended[0], 1)).removed == ended[1]
+
     async def test_the_highest_number_at_a_moment_is_known(self, catalog: Catalog) -> None:
         since = (await catalog.get_news("m", 0, 0, 1)).since
         await publish_all(catalog, 3)

@@ -424,8 +424,9 @@ class MemoryCatalog(Catalog):
         log = [(at, change) for at, change in enumerate(self._log, 1) if change.model_id == model_id]
         model = self._tables.models.get(model_id)
         since = max((at for at, change in log if change.kind in ("begun", "removed")), default=0)
+        removed = next((at for at, change in log if change.kind == "removed" and at > sequence), 0)
         if model is None:
-            return News(0, since)
+            return News(0, since, removed=removed)
         log = [(at, change) for at, change in log if at >= since]
         shown_at = {change.number: at for at, change in log if change.kind == "shown"}
         numbers = sorted(each for each in model.versions if each > number)
@@ -445,6 +446,7 @@ class MemoryCatalog(Catalog):
                 for at, change in log
                 if change.kind == "lost" and at > sequence
             ],
+            removed=removed,
         )
 
     async def number_at(self, model_id: str, sequence: int) -> int | None:

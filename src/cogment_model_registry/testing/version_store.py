@@ -1,5 +1,6 @@
 """The shared part of the conformance suites of both tiers."""
 
+import os
 from abc import ABC, abstractmethod
 
 import pytest
@@ -7,7 +8,15 @@ import pytest
 from cogment_model_registry.errors import DataLossError, NotFoundError, TooLargeError
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.registry.contracts import VersionStore
+from cogment_model_registry.system.sealed_memory import SealedMemory, is_supported
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks, read_part, write_pieces
+
+
+def _sealed(data: bytes) -> SealedMemory:
+    if not is_supported():
+        pytest.skip("this system has no sealed memory")
+    return SealedMemory.of(data)
+
 
 SIZES = [0, 1, 65_535, 65_536, 1_048_575, 1_048_576, 1_048_577, 3_000_000]
 
@@ -127,6 +136,50 @@ class VersionStoreSuite(ABC):
             await upload.write(view[20:1_000_000], view[1_000_000:])
             assert await upload.finish() == info.data_hash
             await upload.commit(info)
+        assert await read(store, info) == data
+
+    @pytest.mark.parametrize("size", [1, 65_537, 3_000_000])
+    async def test_sealed_memory_is_adopted_or_copied(self, store: VersionStore, size: int) -> None:
+        data = bytes(index * 31 % 251 for index in range(1000)) * (size // 1000 + 1)
+        data = data[:size]
+        info = describe("m", 1, data, self.archived)
+        with _sealed(data) as memory:
+            async with await store.open_upload("m", size) as upload:
+                await upload.adopt(memory, info.data_hash)
+                assert await upload.finish() == info.data_hash
+                await upload.commit(info)
+            async with await store.open_upload("m", size) as upload:
+                await upload.adopt(memory, info.data_hash)  # and leaves nothing
+        assert await read(store, info) == data
+        assert b"".join(await read_part(store, info, size // 2, None)) == data[size // 2 :]
+        await store.remove_version(info)
+        with pytest.raises(NotFoundError):
+            await read(store, info)
+
+    @pytest.mark.parametrize("size", [1, 65_537, 1_048_576, 12_000_000])
+    async def test_what_is_handed_over_is_the_bytes_and_only_to_be_read(self, store: VersionStore, size: int) -> None:
+        data = bytes(index * 31 % 251 for index in range(1000)) * (size // 1000 + 1)
+        data = data[:size]
+        info = describe("m", 1, data, self.archived)
+        await keep(store, info, data)
+        for _ in range(2):
+            async with await store.open_version(info) as reader, await store.open_version(info) as other:
+                chunks = other.chunks(1_000_000, MIB)
+                start = b"".join(await anext(chunks))
+                descriptor = await reader.hand_over()
+                assert start + b"".join([b"".join(chunk) async for chunk in chunks]) == data
+            if descriptor is None:
+                pytest.skip("this store hands nothing over")
+            try:
+                assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.write(descriptor, b"x")
+                await store.remove_version(info)
+                await keep(store, info, data)
+                assert os.fstat(descriptor).st_size == size
+                assert os.pread(descriptor, size, 0) == data
+            finally:
+                os.close(descriptor)
         assert await read(store, info) == data
 
     async def test_a_version_that_can_never_fit_is_refused_before_its_bytes(self, store: VersionStore) -> None:

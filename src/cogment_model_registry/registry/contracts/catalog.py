@@ -431,7 +431,7 @@ class Catalog(ABC):
         Args:
             model_id: The model, which need not exist.
             number: The versions in `News.shown` have higher numbers.
-            sequence: The versions in `News.lost` disappeared later.
+            sequence: The versions in `News.lost` disappeared later; so did the life in `News.removed`.
             limit: How many versions `News.shown` has at most: the lowest numbers; 0 for the newest version alone.
         """
 

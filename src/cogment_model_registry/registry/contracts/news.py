@@ -51,6 +51,7 @@ class News:
         next_sequence: When the first version after the position became visible, even if it is gone by now.
         shown: Versions that are visible, in the order of their numbers.
         lost: Versions that disappeared, in the order in which they did.
+        removed: When the first life ended that did so after the position; 0 if none did, or that is long ago.
     """
 
     life: int
@@ -60,6 +61,7 @@ class News:
     next_sequence: int = 0
     shown: Sequence[Shown] = ()
     lost: Sequence[Lost] = ()
+    removed: int = 0
 
 
 class Watcher(ABC):

@@ -121,7 +121,7 @@ class Feed:
         self.sequence = 0
         self._existing = existing
         self._removed: deque[tuple[int, int, str]] = deque()  # when, since when the model had existed, and which
-        self._removed_at: dict[str, int] = {}
+        self._removed_at: dict[str, list[int]] = {}
         self._forgotten = 0
         self._watchers: defaultdict[str | None, set[_FeedWatcher]] = defaultdict(set)
         self._is_stopping = False
@@ -136,16 +136,24 @@ class Feed:
 
     def note_removed(self, model_id: str, since: int) -> None:
         """Record that a model was removed, which had existed since a moment."""
-        removed_at = self._removed_at[model_id] = self.note(model_id)
+        removed_at = self.note(model_id)
+        self._removed_at.setdefault(model_id, []).append(removed_at)
         self._removed.append((removed_at, since, model_id))
         if len(self._removed) > _REMEMBERED_MODELS:
             self._forgotten, _, oldest = self._removed.popleft()
-            if self._removed_at[oldest] == self._forgotten:
+            self._removed_at[oldest].pop(0)
+            if not self._removed_at[oldest]:
                 del self._removed_at[oldest]
 
     def removed_at(self, model_id: str) -> int:
         """Return when a model with this id was removed last; 0 if it is not known."""
-        return self._removed_at.get(model_id, 0)
+        return self._removed_at.get(model_id, [0])[-1]
+
+    def first_removed(self, model_id: str, after: int) -> int:
+        """Return when a model with this id was removed first after a moment; 0 if it is not known."""
+        moments = self._removed_at.get(model_id, ())
+        index = bisect.bisect_right(moments, after)
+        return moments[index] if index < len(moments) else 0
 
     def removed_since(self, sequence: int) -> list[str] | None:
         """Return the models that existed at a moment and were removed later; None if it is not known."""

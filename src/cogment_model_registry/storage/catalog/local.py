@@ -511,7 +511,7 @@ class LocalCatalog(Catalog):
     def _look_for_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
         model = self._models.get(model_id)
         if model is None:
-            return News(0, self._feed.removed_at(model_id))
+            return News(0, self._feed.removed_at(model_id), removed=self._feed.first_removed(model_id, sequence))
         start = bisect.bisect_right(model.numbers, number)
         numbers = model.numbers[start : start + limit] if limit else model.numbers[start:][-1:]
         history = model.history
@@ -523,6 +523,7 @@ class LocalCatalog(Catalog):
             next_sequence=history.sequence_of(number + 1),
             shown=history.shown(numbers),
             lost=history.lost(sequence),
+            removed=self._feed.first_removed(model_id, sequence),
         )
 
     async def number_at(self, model_id: str, sequence: int) -> int | None:

@@ -100,6 +100,17 @@ def drop_unfinished(connection: Connection) -> None:
     )
 
 
+def restore(connection: Connection, uploads: Iterable[tuple[str, Entry]]) -> None:
+    """Add uploads of another database to an empty table; the next start drops those without a version."""
+    connection.executemany(
+        "INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?)",
+        [
+            (id_, each.digest, each.model_id, each.number, each.finished_ns - TIME_OFFSET, json.dumps(each.pending))
+            for id_, each in uploads
+        ],
+    )
+
+
 def finished(connection: Connection) -> list[tuple[str, Entry]]:
     """Return the uploads in a database with their ids, oldest first; they have no lives."""
     rows = connection.execute(

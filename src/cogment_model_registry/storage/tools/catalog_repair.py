@@ -95,6 +95,7 @@ class _CatalogRepair:
         self._files = place.files
         self._root = place.root
         self._lost: list[str] = []
+        self._uploads: list[tuple[str, requests.Entry]] = []
         self.summary = ""
 
     def bring_in_line(self, findings: Sequence[Finding]) -> None:
@@ -140,8 +141,12 @@ class _CatalogRepair:
         try:
             with opened_snapshot(self._database, lambda: False, is_salvage=True) as old:
                 notes = read_notes(old, on_loss=damaged.add) if old is not None else {}
+                try:
+                    self._uploads = requests.finished(old) if old is not None else []
+                except Error:
+                    damaged.add("requests")
         except UnusableCatalogError as error:
-            self._lost.append(f"all aliases, tags and metrics, because {error.message}")
+            self._lost.append(f"all aliases, tags, metrics and ids of uploads, because {error.message}")
             return {}
         self._lost += [f"a part of the table {table}" for table in sorted(damaged)]
         return notes
@@ -161,6 +166,7 @@ class _CatalogRepair:
             annotated += sum(bool(each.annotations.tags or each.annotations.metrics) for each in kept.versions.values())
         for model_id, notes in saved.items():
             self._note_lost(model_id, notes, ModelNotes())
+        requests.restore(new, self._uploads)
         return f"{counted(aliases, 'alias', 'aliases')}, and tags and metrics of {counted(annotated, 'version')}"
 
     def _note_lost(self, model_id: str, notes: ModelNotes, kept: ModelNotes) -> None:
