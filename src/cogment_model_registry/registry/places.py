@@ -18,6 +18,9 @@ PLACES_MAX = 64
 _TOKEN_MAX_CHARACTERS = 256 * 1024  # with the longest ids, escaped
 _WHOLE_MAX = 2**63 - 1
 
+LIFE_UNKNOWN = _WHOLE_MAX
+"""The life in the place of a model that was told, and removed since then: a later life of it is another one."""
+
 
 @dataclass(slots=True)
 class Place:

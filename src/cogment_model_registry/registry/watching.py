@@ -22,7 +22,7 @@ from cogment_model_registry.records.news import CaughtUp, Event, Gap, Gone
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.registry.contracts import Catalog, News, Search, Watcher
 from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches, parse_order
-from cogment_model_registry.registry.places import PLACES_MAX, Place, Token
+from cogment_model_registry.registry.places import LIFE_UNKNOWN, PLACES_MAX, Place, Token
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.system.tasks import begun
 
@@ -166,8 +166,8 @@ class _Watch:
         with self._watches.watching([*self._model_ids]) as self._watcher:
             self._token = Token(self._watcher.epoch, places=self._places)
             existing = await self._watcher.changed(wait=False)
-            for model_id in await self._resume(token, existing) if token else ():
-                yield self._token.encode(), Gone(model_id, None, "deleted")
+            if token:
+                await self._resume(token, existing)
             self._enqueue([*existing, *self._places])
             behind = {*self._queued}
             is_caught_up = False
@@ -202,16 +202,16 @@ class _Watch:
                 self._queued.add(model_id)
                 heapq.heappush(self._queue, (sequence if self._is_ordered else self._turns, model_id))
 
-    async def _resume(self, token: Token, existing: Sequence[str]) -> list[str]:
-        """Find the place of each model; return those that were removed, as far as their places are not known."""
+    async def _resume(self, token: Token, existing: Sequence[str]) -> None:
+        """Find the place of each model, also of those that were removed, since that is told next."""
         is_same_epoch = token.epoch == self._watcher.epoch
         if token.places is not None:
             for model_id, place in token.places.items():
-                if not self._model_ids or model_id in self._model_ids:
+                if self._is_watched(model_id):
                     if not is_same_epoch:
                         place.lost_sequence = place.changed = 0
                     self._places[model_id] = place
-            return []
+            return
         removed = await self._catalog.removed_since(token.sequence) if is_same_epoch else None
         for model_id in existing:
             news = await self._catalog.get_news(model_id, 0, 0, 1)
@@ -223,7 +223,10 @@ class _Watch:
         if is_same_epoch:
             self._token.sequence, self._token.model_id = token.sequence, token.model_id
             self._token.number = token.number
-        return [each for each in removed or () if not self._model_ids or each in self._model_ids]
+        self._places.update((each, Place(LIFE_UNKNOWN)) for each in removed or () if self._is_watched(each))
+
+    def _is_watched(self, model_id: str) -> bool:
+        return not self._model_ids or model_id in self._model_ids
 
     async def _place_at(self, model_id: str, news: News, token: Token) -> Place:
         number = await self._catalog.number_at(model_id, token.sequence)
