@@ -74,7 +74,7 @@ def remove_posix() -> None:
 
 def use_client(endpoint: str, directory: str) -> None:
     """Publish a file by its path and an open one, retrieve with a cache, download, and track."""
-    from cogment_model_registry import ModelRegistry, numpy  # noqa: PLC0415
+    from cogment_model_registry import ModelRegistry, Saved, numpy  # noqa: PLC0415
 
     path = os.path.join(directory, "weights")
     with ModelRegistry(endpoint, cache_dir=os.path.join(directory, "cache")) as registry:
@@ -99,6 +99,12 @@ def use_client(endpoint: str, directory: str) -> None:
         assert registry.download("m", path, version=3).archived
         with open(path, "rb") as file:
             assert file.read() == b"ights"
+        assert registry.download("m", path, version=1, resume=True).number == 1
+        assert sorted(name for name in os.listdir(directory) if name.startswith("weights")) == ["weights"]
+        with contextlib.closing(registry.mirror(os.path.join(directory, "mirror"), "m")) as saved:
+            first = next(saved)
+            assert isinstance(first, Saved)
+            assert os.path.getsize(first.path) == 3_000_000
         with registry.track("m") as latest:
             assert latest.wait_for(timeout=30).number == 4
         numpy.publish(registry, "arrays", {"w": np.arange(3)})

@@ -76,9 +76,13 @@ CALLS: dict[str, tuple[Callable[[Any, Any], Any], list[Any]]] = {
     "retrieve version": (lambda registry, wrong: registry.retrieve("policy", wrong), NOT_WHOLE),
     "retrieve both": (lambda registry, wrong: registry.retrieve(VERSION, wrong), ["1", 3, None]),
     "download path": (lambda registry, wrong: registry.download("policy", wrong), NOT_PATHS),
+    "resumed path": (lambda registry, wrong: registry.download("policy", wrong, resume=True), NOT_PATHS),
     "watch": (lambda registry, wrong: registry.watch(wrong), NOT_IDS),
     "watch after": (lambda registry, wrong: registry.watch("policy", after=wrong), NOT_WHOLE),
     "watch patience": (lambda registry, wrong: registry.watch("policy", patience_seconds=wrong), NOT_SECONDS),
+    "mirror": (lambda registry, wrong: registry.mirror("directory", wrong), NOT_IDS),
+    "mirror directory": (lambda registry, wrong: registry.mirror(wrong), NOT_PATHS),
+    "mirror after": (lambda registry, wrong: registry.mirror("directory", after=wrong), NOT_WHOLE),
     "track": (lambda registry, wrong: registry.track(wrong), NOT_IDS),
     "track decode": (lambda registry, wrong: registry.track("policy", decode=wrong), NOT_FUNCTIONS),
     "publish progress": (lambda registry, wrong: registry.publish("a", b"", progress=wrong), NOT_FUNCTIONS),
@@ -94,7 +98,7 @@ def shown(wrong: object) -> str:
 @pytest.mark.parametrize(("name", "call", "wrong"), CASES, ids=[f"{name} {shown(wrong)}" for name, _, wrong in CASES])
 async def test_a_wrong_argument_is_refused(registry: Any, name: str, call: Callable[..., Any], wrong: Any) -> None:
     # What only makes an object refuses at once, without being awaited or a thread.
-    made = getattr(registry, "registry", registry) if name.startswith(("watch", "track")) else registry
+    made = getattr(registry, "registry", registry) if name.startswith(("watch", "mirror", "track")) else registry
     with pytest.raises(errors.InvalidError) as caught:
         await call(made, wrong)
     assert len(caught.value.message.splitlines()) == 1
@@ -139,5 +143,7 @@ async def test_a_file_that_cannot_be_read_or_written_is_an_error_of_the_system(r
         for wrong in (path, str(path), os.fsencode(path)):
             with pytest.raises(OSError, match=path.name):
                 await registry.download("policy", wrong)
+            with pytest.raises(OSError, match=path.name):
+                await registry.download("policy", wrong, resume=True)
         with pytest.raises(OSError, match=path.name):
             await registry.publish("policy", path)

@@ -13,12 +13,14 @@ import asyncio
 import base64
 import importlib.util
 import itertools
+import json
 import math
 import os
 import re
 import struct
 import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -33,6 +35,7 @@ from cogment_model_registry.records.lifecycle import AnnotationChange
 from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.wire import lifecycle
 from cogment_model_registry.wire import messages as m
+from cogment_model_registry.wire.watching import WatchReply, WatchRequest
 from tests.client import Client, connected
 from tests.processes import ServerProcess, clean_environment
 from tests.server.test_model_lifecycle import Lifecycle
@@ -71,6 +74,15 @@ _LIFECYCLE_MEANINGFUL = {
 }
 _WATCH_SECONDS = 0.1
 """How long to wait for a watch to tell something; it may have nothing to tell."""
+
+_TELLING_SECONDS = 1.0
+"""How long to wait for a watch of the second service: it always tells when it has told what exists."""
+
+_TOLD_MAX = 20
+"""How many replies of a watch are read at most."""
+
+_TOKENS = 50
+"""How many tokens of watches are known: the newest, and none of an earlier server."""
 
 _GOOD_ID = "the model of a well-behaved client, which nothing below makes up"
 _MODELS_MAX = 100
@@ -254,6 +266,60 @@ def search(random: Random) -> bytes:
     return request.SerializeToString()
 
 
+def made_up_token(random: Random, known: Sequence[str]) -> str:
+    """Return a token of a watch: one that the server gave, one with other values, or none at all."""
+    values: list[Any] = [
+        0,
+        1,
+        2,
+        3,
+        7,
+        2**31,
+        2**53,
+        2**62,
+        2**63 - 1,
+        2**63,
+        10**30,
+        -1,
+        1.5,
+        math.inf,
+        True,
+        None,
+        "m",
+        [],
+        {},
+    ]
+    parts: list[Any] = [random.choice(values) for _ in range(random.choice((3, 5, 5, 5, 6)))]
+    if known and random.random() < 0.7:
+        token = random.choice(known)
+        if random.random() < 0.4:
+            return token
+        parts = json.loads(base64.urlsafe_b64decode(token))
+        inner = random.choice([parts, *(parts[-1] or ())])
+        inner[random.randrange(len(inner))] = random.choice(values)
+    elif random.random() < 0.5:
+        place = [random.choice(_IDS).decode(), *(random.choice(values) for _ in range(random.choice((5, 6, 6, 7))))]
+        parts[-1] = [place] * random.choice((1, 1, 2, 70))
+    token = base64.urlsafe_b64encode(json.dumps(parts, separators=(",", ":")).encode()).decode()
+    return (
+        token if random.random() < 0.8 else random.choice((token[:-3], token + "=", "[" * 5000, "é" * 9, " " + token))
+    )
+
+
+def watch(random: Random, known: Sequence[str]) -> bytes:
+    """Return a request to watch, often with a token that may mean something."""
+    request = WatchRequest(
+        model_ids=random.choices([each.decode() for each in _IDS], k=random.choice((0, 1, 1, 2, 70))),
+        resume_token=made_up_token(random, known) if random.random() < 0.7 else "",
+        inline_max_bytes=random.choice((0, 1, 100, 10_000, 2**63, 2**64 - 1)),
+        consumers=random.random() < 0.5,
+        filter=random.choice((filter_text(random), "")),
+        known_hash=random.choice(("", hash_of(b""), "A" * 44)),
+        in_one_reply=random.random() < 0.5,
+    )
+    return request.SerializeToString() + varint(2 << 3) + varint(random.choice((0, 0, 0, 1, 1, 1, 2, 2**64 - 1)))
+
+
 _VERSION_REF = (text(1), one_of(small(2), alias(3)))
 _TAG, _METRIC = (text(1), text(2)), (text(1), number(2))
 _RULE = message(1, small(1), accepting(2), small(3), small(4), text(5), flag(6), small(7), small(8))
@@ -279,10 +345,11 @@ _LIFECYCLE_SHAPES: dict[str, Sequence[Field]] = {
     "ApplyRetention": (text(1), flag(2), one_of(message(3, some(_RULE)), lambda _: b"")),
     "ReportConsumer": (message(1, *_CONSUMER),),
     "ListConsumers": (text(1), one_of(accepting(2), lambda _: b""), integer(3), one_of(text(4), lambda _: b"")),
+    "Watch": (some(text(1)), small(2), text(3), integer(4), flag(5), accepting(6), text(7), flag(8)),
     "ReadVersion": (message(1, *_VERSION_REF), small(2), small(3), one_of(text(4), lambda _: b"", lambda _: b"")),
 }
 _LIFECYCLE_METHODS = [*_LIFECYCLE_SHAPES, "UploadVersion", "UploadVersion", "ListVersions", "UpdateVersion"]
-_LIFECYCLE_METHODS += ["PromoteVersion", "SetAliases"]
+_LIFECYCLE_METHODS += ["PromoteVersion", "SetAliases", "Watch"]
 _METHODS = [*_SHAPES, "RetrieveVersionData", "CreateVersion", "CreateVersion", *_LIFECYCLE_METHODS]
 
 _ODD_FIELDS = [
@@ -407,6 +474,7 @@ class _Sender:
         self._random = random
         self._figures = figures
         self._calls: dict[tuple[str, int], Any] = {}
+        self._tokens: deque[str] = deque(maxlen=_TOKENS)
         for number, (channel, service) in enumerate(itertools.product(channels, m.SERVICE_NAMES)):
             for method in {*_METHODS}:
                 path = f"/{lifecycle.SERVICE_NAME if method in _LIFECYCLE_METHODS else service}/{method}"
@@ -414,7 +482,7 @@ class _Sender:
                     call: Any = channel.stream_unary(path)
                 elif method == "UploadVersion":
                     call = channel.stream_stream(path)
-                elif method in ("RetrieveVersionData", "ReadVersion", "VersionUpdate"):
+                elif method in ("RetrieveVersionData", "ReadVersion", "VersionUpdate", "Watch"):
                     call = channel.unary_stream(path)
                 else:
                     call = channel.unary_unary(path)
@@ -435,11 +503,15 @@ class _Sender:
         elif method == "UploadVersion":
             sent = made_up_repeatable_upload(self._random)
             code, details = await _read(invoke(iter(sent), timeout=60))
+        elif method == "Watch":
+            known = [*self._tokens]
+            sent = [watch(self._random, known) if self._random.random() < 0.7 else self._made_up(method)]
+            code, details = await _watch(invoke(sent[0], timeout=_TELLING_SECONDS), self._note_told)
         elif method == "ListVersions" and self._random.random() < 0.8:
             sent = [search(self._random)]
             code, details = await _ask(invoke, sent[0], method)
         else:
-            sent = [made_up(self._random, {**_SHAPES, **_LIFECYCLE_SHAPES}[method])]
+            sent = [self._made_up(method)]
             code, details = await _ask(invoke, sent[0], method)
         self._figures.count("calls")
         if details == "Internal error from Core":
@@ -450,6 +522,18 @@ class _Sender:
         meaningful = _LIFECYCLE_MEANINGFUL if method in _LIFECYCLE_METHODS else _MEANINGFUL
         assert code in meaningful, f"{method} of {_shown(sent)} ended with {code}: {details}"
         self._figures.count("answered with OK", code == grpc.StatusCode.OK)
+
+    def _made_up(self, method: str) -> bytes:
+        return made_up(self._random, {**_SHAPES, **_LIFECYCLE_SHAPES}[method])
+
+    def _note_told(self, message: bytes) -> bool:
+        """Note what a watch told, whose tokens the next ones may have; return whether more follows at once."""
+        self._figures.count("replies of watches")
+        reply = WatchReply.FromString(message)
+        assert reply.WhichOneof("event"), f"a watch told nothing: {message.hex()}"
+        if reply.resume_token:
+            self._tokens.append(reply.resume_token)
+        return not reply.caught_up
 
 
 def _shown(chunks: Sequence[bytes]) -> str:
@@ -466,7 +550,7 @@ async def _upload(invoke: Any, chunks: Sequence[bytes]) -> tuple[grpc.StatusCode
 
 async def _ask(invoke: Any, data: bytes, method: str) -> tuple[grpc.StatusCode, str]:
     if method == "VersionUpdate":
-        return await _watch(invoke(data, timeout=_WATCH_SECONDS))
+        return await _watch(invoke(data, timeout=_WATCH_SECONDS), lambda _: False)
     if method in ("RetrieveVersionData", "ReadVersion"):
         return await _read(invoke(data, timeout=60))
     return await _outcome(invoke(data, timeout=60))
@@ -489,9 +573,15 @@ async def _read(call: Any) -> tuple[grpc.StatusCode, str]:
     return grpc.StatusCode.OK, ""
 
 
-async def _watch(call: Any) -> tuple[grpc.StatusCode, str]:
+async def _watch(call: Any, note: Callable[[bytes], bool]) -> tuple[grpc.StatusCode, str]:
+    """Read what a watch tells, as long as more follows at once."""
     try:
-        await call.read()
+        for _ in range(_TOLD_MAX):
+            message = await call.read()
+            if message is grpc.aio.EOF:
+                return await call.code(), await call.details() or ""
+            if not note(message):
+                break
     except grpc.aio.AioRpcError as error:
         # What ends a watch that has nothing to tell is our own deadline.
         ours = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED

@@ -23,6 +23,7 @@ from tests.torture import (
     races,
     reconnects,
     retention,
+    stuck_watchers,
     wake_ups,
     wrong_bytes,
 )
@@ -47,6 +48,7 @@ PROOFS: list[Proof] = [
     wake_ups.PROOF,
     reconnects.PROOF,
     memory.PROOF,
+    stuck_watchers.PROOF,
     containment.PROOF,
     lifecycle_machine.PROOF,
     retention.PROOF,

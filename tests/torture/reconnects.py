@@ -103,7 +103,14 @@ class Watcher:
             assert self._told[model_id] >= number
 
     def _follower(self, client: Client) -> Follower:
-        return Follower(client, *self._model_ids, every=True, token=self._token, inline=INLINE_BYTES)
+        return Follower(
+            client,
+            *self._model_ids,
+            every=True,
+            token=self._token,
+            inline=INLINE_BYTES,
+            in_one_reply=self._random.random() < 0.5,
+        )
 
     async def _take(self, follower: Follower) -> bool:
         """Take what is told next; return whether the watcher has caught up."""

@@ -46,7 +46,7 @@ _CONNECTIONS = 4
 
 _FILE_WINDOWS = [4 * 1024 * 1024] * 2
 """The same into a file, for each connection how many bytes the server may send ahead. Whoever downloads to a file may
-have no room in memory: of 256 MiB on two cores, a client took 43 to 48 MiB like this, and 65 to 91 with four
+have no room in memory: of 256 MiB on two cores, a client took 43 to 57 MiB like this, and 65 to 97 with four
 connections as gRPC sets them up."""
 
 

@@ -104,7 +104,11 @@ class PartialFile:
         with self._opening:
             if self._is_closed:
                 raise ValueError("the partial file is closed")
-            if not self._journal.open():
+            try:
+                is_ours = self._journal.open()
+            except OSError as error:
+                raise type(error)(error.errno, error.strerror, self._path) from None  # the caller knows this name
+            if not is_ours:
                 raise BlockingIOError(errno.EAGAIN, "another download to this file is under way", self._path)
             self._journal.read()
             self._file = self._replacement.open()

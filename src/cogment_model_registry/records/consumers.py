@@ -55,6 +55,22 @@ class Consumer(Shown):
     seconds_behind: float = 0.0
     reported_ns: int = 0
 
+    def with_lag(self, versions_behind: int, seconds_behind: float, reported_ns: int) -> "Consumer":
+        """Return it with what the registry fills in. `dataclasses.replace` takes twice as long, at each report."""
+        return Consumer(
+            self.model_id,
+            self.consumer_id,
+            self.version_number,
+            self.state,
+            self.error,
+            self.labels,
+            self.ttl_seconds,
+            self.held_versions,
+            versions_behind,
+            seconds_behind,
+            reported_ns,
+        )
+
     @property
     def is_live(self) -> bool:
         """Whether it reports."""
@@ -67,15 +83,15 @@ def check_consumer(consumer: Consumer, id_max_bytes: int) -> None:
     Raises:
         InvalidError: It does.
     """
-    name, model_id = quoted(consumer.consumer_id), consumer.model_id
     try:
         check_model_id(consumer.consumer_id, id_max_bytes)
     except InvalidError as error:
+        name = quoted(consumer.consumer_id)
         problem = error.message.removeprefix(f"model_id {name} ")
-        raise InvalidError(f"consumer_id {name} {problem}", model_id=model_id) from None
+        raise InvalidError(f"consumer_id {name} {problem}", model_id=consumer.model_id) from None
     problem = _problem_of(consumer)
     if problem:
-        raise InvalidError(f"consumer {name}: {problem}", model_id=model_id)
+        raise InvalidError(f"consumer {quoted(consumer.consumer_id)}: {problem}", model_id=consumer.model_id)
 
 
 def _problem_of(consumer: Consumer) -> str:

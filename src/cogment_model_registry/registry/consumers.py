@@ -264,7 +264,7 @@ class Consumers:
             # Once known it stays: a catalog forgets when very old versions became visible.
             entry.behind_since_ns = min(newer.since_ns, entry.behind_since_ns or newer.since_ns)
             seconds = max(self._now_ns() - entry.behind_since_ns, 0) / 1e9
-        return replace(consumer, versions_behind=newer.versions, seconds_behind=seconds, reported_ns=reported_ns)
+        return consumer.with_lag(newer.versions, seconds, reported_ns)
 
     def _tell(self, consumer: Consumer) -> None:
         for listener in [*self._listeners]:

@@ -2,6 +2,7 @@
 
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.consumers import STATES, Consumer
+from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
 
 ReportConsumerRequest = lifecycle_pb2.ReportConsumerRequest
@@ -44,9 +45,9 @@ def consumer_from_message(message: lifecycle_pb2.Consumer) -> Consumer:
         version_number=message.version_number,
         state=STATES[message.state],
         error=message.error,
-        labels=dict(message.labels),
+        labels=convert.entries(message.labels),
         ttl_seconds=message.ttl_seconds,
-        held_versions=tuple(message.held_versions),
+        held_versions=tuple(message.held_versions) if message.held_versions else (),
         versions_behind=message.versions_behind,
         seconds_behind=message.seconds_behind,
         reported_ns=message.reported_timestamp,

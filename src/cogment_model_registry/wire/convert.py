@@ -153,8 +153,8 @@ def version_from_message(message: messages.ModelVersionInfo) -> VersionInfo:
 
 
 def entries(field: Mapping[str, _T]) -> dict[str, _T]:
-    """Return the entries of a field that is a map. Most have none, of which protobuf takes long to say so."""
-    return dict(field) if field else {}
+    """Return the entries of a field that is a map: `dict` alone asks protobuf for the value of each key."""
+    return dict(field.items()) if field else {}
 
 
 def version_message(info: VersionInfo) -> messages.ModelVersionInfo:

@@ -1,0 +1,101 @@
+"""A thousand watchers who take nothing keep the memory of the server bounded, and keep nothing from anybody else.
+
+They ask for the bytes of versions, and never read. Versions of many sizes are published one after the other; one who
+reads, and resumes, is told of each with its bytes, and another one retrieves it.
+"""
+
+import asyncio
+from contextlib import AsyncExitStack
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psutil
+
+from cogment_model_registry.settings import MIB
+from cogment_model_registry.wire import lifecycle
+from cogment_model_registry.wire.watching import WatchRequest
+from tests.client import Client, connected
+from tests.followers import Follower
+from tests.server.under_way import under_way
+from tests.torture.oracle import payload, unharmed_server
+from tests.torture.proof import Figures, Proof
+
+WATCHERS = 1000
+CONNECTIONS = 20
+BUDGET_BYTES = 64 * MIB
+INLINE_BYTES = MIB
+
+ALLOWANCE_BYTES = 300 * MIB
+"""How much the server may grow beyond its budget: the messages that watchers share (64 MiB), and what gRPC keeps of one
+message for each of them, 128 KiB at least. Without a bound it would be 1 GiB and more."""
+
+_SIZES = (1000, 128 * 1024, 300_000, INLINE_BYTES)
+
+
+async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
+    figures.count("versions that somebody else missed", 0)
+    flags = (f"--cache_max_bytes={BUDGET_BYTES}", "--retrieval_idle_seconds=3600", "--log_format=json")
+    with unharmed_server(place / "archive", *flags) as server:
+        async with AsyncExitStack() as stack:
+            good, *others = [await stack.enter_async_context(connected(server.port)) for _ in range(CONNECTIONS + 1)]
+            await good.create_model("m")
+            await good.publish("m", payload("first", INLINE_BYTES))
+            memory = psutil.Process(server.pid).memory_info
+            before_bytes = memory().rss
+            stuck = [_stuck(others[index % CONNECTIONS], index) for index in range(WATCHERS)]
+            token = await _caught_up(good)
+            await under_way(good, watchers=WATCHERS)
+            for number in range(2, rounds + 2):
+                data = payload(f"{random.random()}", random.choice(_SIZES))
+                follower = Follower(good, "m", every=True, token=token, inline=INLINE_BYTES, in_one_reply=True)
+                assert await follower.until_caught_up() == []
+                info = await good.publish("m", data)
+                assert (await follower.texts(1), follower.data) == ([f"m {number}"], data)
+                assert await good.data("m", info.version_number) == data
+                token = follower.token
+                await follower.cancel()
+                grown_bytes = memory().rss - before_bytes
+                figures.peak("MiB that the server grew beyond its budget", (grown_bytes - BUDGET_BYTES) / MIB)
+                assert grown_bytes < BUDGET_BYTES + ALLOWANCE_BYTES, f"the server grew by {grown_bytes // MIB} MiB"
+                figures.count("versions")
+            for call in stuck:
+                call.cancel()
+            await under_way(good, watchers=0)
+    figures.count("watchers who took nothing", WATCHERS)
+
+
+async def _caught_up(client: Client) -> str:
+    """Return the token of one who was told all that exists."""
+    follower = Follower(client, "m", every=True)
+    await follower.until_caught_up()
+    await follower.cancel()
+    return follower.token
+
+
+def _stuck(client: Client, index: int) -> Any:
+    """Return a watch that nobody reads."""
+    request = WatchRequest(
+        model_ids=["m"] if index % 2 else [],
+        mode="MODE_ALL" if index % 4 < 2 else "MODE_LATEST",
+        inline_max_bytes=INLINE_BYTES,
+        in_one_reply=index % 8 < 4,
+    )
+    call: Any = client.channel.unary_stream(f"/{lifecycle.SERVICE_NAME}/Watch")
+    return call(request.SerializeToString())
+
+
+def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
+    """Publish so many versions."""
+    asyncio.run(_attempt(place, rounds, random, figures))
+
+
+PROOF = Proof(
+    name="stuck_watchers",
+    promise="A thousand watchers who take nothing keep memory bounded, and keep nothing from anybody else",
+    attempt=attempt,
+    unit="versions",
+    short=6,
+    long=1_000,
+    batch=200,
+)
