@@ -166,7 +166,7 @@ def claims() -> str:
         of_grpc=median("retrieve 64 MiB, transient", "source", "ratio"),
         of_stock=median(*stock, "ratio"),
         kills=counted("kills, [0-9]+ kills during a start"),
-        acknowledged=counted("acknowledged versions, 0 lost, 0 torn"),
+        acknowledged=counted("acknowledged versions, [^|]*0 lost, 0 torn"),
         cuts=counted("distinct states recovered[^|]* 0 lost or damaged"),
         damage=counted("cases of damage, [0-9,]+ retrievals refused"),
         wrong=counted("wrong bytes served as valid"),

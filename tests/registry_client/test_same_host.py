@@ -19,6 +19,7 @@ from cogment_model_registry.client import local
 from cogment_model_registry.client.connection import LocalPlace
 from cogment_model_registry.server.composition import Server, running
 from cogment_model_registry.settings import AUTO, MIB, Settings
+from cogment_model_registry.system import sealed_memory
 from cogment_model_registry.testing.bytes import describe, hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import local as wire
@@ -26,6 +27,9 @@ from tests.ports import free_port
 from tests.processes import server_process, started
 from tests.registry_client.conftest import opened
 from tests.waiting import PATIENCE_SECONDS, until
+
+if not (wire.is_supported() and sealed_memory.is_supported()):
+    pytest.skip("this system hands over no sealed memory", allow_module_level=True)
 
 DATA = Random(2).randbytes(2 * MIB + 5)
 ARCHIVED = pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])

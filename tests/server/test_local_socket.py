@@ -24,6 +24,7 @@ from cogment_model_registry.records.versions import VersionHeader
 from cogment_model_registry.server import local_calls, local_socket
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import AUTO, MIB, Settings
+from cogment_model_registry.system import sealed_memory
 from cogment_model_registry.system.sealed_memory import SealedMemory, UnsealedMemory
 from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
@@ -31,6 +32,9 @@ from cogment_model_registry.wire import local
 from tests.client import Client, connected, refused, upload
 from tests.processes import run, server_process
 from tests.waiting import eventually, until
+
+if not (local.is_supported() and sealed_memory.is_supported()):
+    pytest.skip("this system hands over no sealed memory", allow_module_level=True)
 
 DATA = Random(1).randbytes(3 * MIB + 7)
 ARCHIVED = pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])

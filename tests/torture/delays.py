@@ -138,5 +138,5 @@ PROOF = Proof(
     unit="seconds",
     short=3,
     long=60,
-    batch=60,
+    batch=20,
 )

@@ -7,6 +7,7 @@ belongs to this one.
 
 import asyncio
 import contextlib
+import functools
 import os
 import secrets
 import socket
@@ -19,7 +20,6 @@ import structlog
 from cogment_model_registry.errors import StartError
 from cogment_model_registry.server.local_calls import LocalCalls, Peer
 from cogment_model_registry.settings import AUTO
-from cogment_model_registry.system.tasks import end, wait_at_most
 from cogment_model_registry.wire import local
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -55,18 +55,21 @@ class LocalSocket:
         self.socket_id = secrets.token_hex(16)
         self._listener = listener
         self._user = os.geteuid()
-        self._accepting: asyncio.Task[None] | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._waiting: set[asyncio.Task[None]] = set()
         self._answering: set[asyncio.Task[None]] = set()
 
     def serve(self, calls: LocalCalls) -> None:
         """Begin to serve peers, until `stop`."""
-        self._accepting = asyncio.create_task(self._accept(calls))
+        loop = asyncio.get_running_loop()
+        # A task that accepts could be cancelled with a connection that nobody closes then.
+        loop.add_reader(self._listener, self._accept, loop, calls)
 
     async def stop(self, grace_seconds: float) -> None:
         """Serve nobody else, and give the answers under way their time."""
-        if self._accepting is not None:
-            await end(self._accepting)
+        asyncio.get_running_loop().remove_reader(self._listener)
+        if self._pause is not None:
+            self._pause.cancel()
         for task in [*self._waiting]:
             task.cancel()
         if under_way := {*self._waiting, *self._answering}:
@@ -75,25 +78,27 @@ class LocalSocket:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
 
-    async def _accept(self, calls: LocalCalls) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, _address = await loop.sock_accept(self._listener)
-            except OSError as error:
-                _log.warning("accepting a local connection failed", reason=error.strerror)
-                await asyncio.sleep(_PAUSE_SECONDS)
-                continue
-            connection.setblocking(False)
-            if len(self._waiting) + len(self._answering) >= _CONNECTIONS_MAX:
-                _log.debug("local connection refused", reason="there are too many")
-                connection.close()
-                continue
-            task = asyncio.create_task(self._serve(connection, calls))
-            self._waiting.add(task)
-            task.add_done_callback(self._forget)
+    def _accept(self, loop: asyncio.AbstractEventLoop, calls: LocalCalls) -> None:
+        try:
+            connection, _address = self._listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            _log.warning("accepting a local connection failed", reason=error.strerror)
+            loop.remove_reader(self._listener)
+            self._pause = loop.call_later(_PAUSE_SECONDS, self.serve, calls)
+            return
+        connection.setblocking(False)
+        if len(self._waiting) + len(self._answering) >= _CONNECTIONS_MAX:
+            _log.debug("local connection refused", reason="there are too many")
+            connection.close()
+            return
+        task = loop.create_task(self._serve(connection, calls))
+        self._waiting.add(task)
+        task.add_done_callback(functools.partial(self._end, connection))
 
-    def _forget(self, task: asyncio.Task[None]) -> None:
+    def _end(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        connection.close()  # also of a task that was cancelled before it began
         self._waiting.discard(task)
         self._answering.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -103,21 +108,21 @@ class LocalSocket:
         """Serve a peer, and close what it sent and what it gets."""
         descriptors: list[int] = []
         handed: list[int] = []
-        with connection:
-            try:
-                peer = Peer(*local.peer_of(connection))
-                if peer.user != self._user:
-                    _log.warning("local connection refused", reason="another user", user=peer.user, pid=peer.process)
-                    return
-                request = await wait_at_most(_REQUEST_SECONDS, _received(connection, descriptors))
-                self._note_request()
-                reply = await calls.answer(request, self.socket_id, peer, descriptors, handed)
-                local.send(connection, reply, handed)
-            except (local.MalformedError, OSError) as error:  # a peer that is slow or gone, or speaks something else
-                _log.debug("local connection ended", reason=str(error) or type(error).__name__)
-            finally:
-                local.close_all(descriptors)
-                local.close_all(handed)
+        try:
+            peer = Peer(*local.peer_of(connection))
+            if peer.user != self._user:
+                _log.warning("local connection refused", reason="another user", user=peer.user, pid=peer.process)
+                return
+            async with asyncio.timeout(_REQUEST_SECONDS):
+                request = await _received(connection, descriptors)
+            self._note_request()
+            reply = await calls.answer(request, self.socket_id, peer, descriptors, handed)
+            local.send(connection, reply, handed)
+        except (local.MalformedError, OSError) as error:  # a peer that is slow or gone, or speaks something else
+            _log.debug("local connection ended", reason=str(error) or type(error).__name__)
+        finally:
+            local.close_all(descriptors)
+            local.close_all(handed)
 
     def _note_request(self) -> None:
         task = asyncio.current_task()
