@@ -132,7 +132,7 @@ async def consumers_of(
     Raises:
         WrongServerError: The server does not have the call.
     """
-    request = wire.watch_request(model_id, "", accepted=NO_VERSION, consumers=True)
+    request = wire.watch_request([model_id], "", accepted=NO_VERSION, consumers=True)
     async with streaming(calls, method_path("Watch", SERVICE_NAME), request, subject, seconds) as replies:
         while (message := await replies.read()) is not None:
             reply = wire.decode_reply(message)
