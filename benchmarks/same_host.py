@@ -83,10 +83,10 @@ async def mapped_seconds(directory: str, size_bytes: int, count: int) -> list[fl
     if not path.exists():
         path.write_bytes(_fresh(size_bytes))
 
-    def read() -> None:
+    def read() -> memoryview:
         with open(path, "rb") as file:
             view = memoryview(mmap.mmap(file.fileno(), size_bytes, access=mmap.ACCESS_READ))
-        _read_pages(view)
+        return _read_pages(view)
 
     return _timed(read, count)
 
@@ -103,17 +103,22 @@ async def publish_seconds(port: int, size_bytes: int, count: int, *, sealed: boo
     return await asyncio.to_thread(measure)
 
 
-def _read_pages(view: memoryview) -> None:
+def _read_pages(view: memoryview) -> memoryview:
+    """Read each page of a view, and return the view."""
     view[::_PAGE_BYTES].tobytes()
+    return view
 
 
 def _timed(call: Callable[[], object], count: int) -> list[float]:
-    """Call `count` times, after once that does not count; return the seconds of each."""
-    call()
+    """Call `count` times, after once that does not count; return the seconds of each.
+
+    What the calls return is kept to the end, as by readers that use it.
+    """
+    results = [call()]
     seconds = []
     for _ in range(count):
         started = time.perf_counter()
-        call()
+        results.append(call())
         seconds.append(time.perf_counter() - started)
     return seconds
 
