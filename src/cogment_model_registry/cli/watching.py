@@ -8,6 +8,7 @@ import click
 
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
+from cogment_model_registry.cli.groups import Command
 from cogment_model_registry.cli.parameters import HELP_WIDTH, ModelId, WholeNumber, archived_flag
 from cogment_model_registry.cli.running import PathType, ending_with_reader, telling
 from cogment_model_registry.errors import shown
@@ -19,7 +20,10 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    "watch", short_help="Print or save the latest version, then each newer one.", context_settings=HELP_WIDTH
+    "watch",
+    cls=Command,
+    short_help="Print or save the latest version, then each newer one.",
+    context_settings=HELP_WIDTH,
 )
 @click.argument("model_ids", metavar="[MODEL]...", nargs=-1, type=ModelId(), shell_complete=complete_model)
 @click.option(
