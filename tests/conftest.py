@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ from tests.waiting import PATIENCE_SECONDS
 set_hypothesis_home_dir(".cache/hypothesis")
 settings.register_profile("no deadline", deadline=None)  # a machine may be busy with something else
 settings.load_profile("no deadline")
+
+# A shell lets what it starts in the background ignore Ctrl-C, and the processes of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
