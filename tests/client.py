@@ -2,7 +2,7 @@
 
 import asyncio
 import urllib.request
-from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
@@ -154,12 +154,15 @@ async def next_version(watch: Any) -> m.ModelVersionInfo:
 
 
 @asynccontextmanager
-async def connected(port: int, service: str = SERVICE) -> AsyncIterator[Client]:
+async def connected(
+    port: int, service: str = SERVICE, further_options: Sequence[tuple[str, int]] = ()
+) -> AsyncIterator[Client]:
     """Return a context manager with a client of the server on a port of the loopback interface."""
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
         ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each client
+        *further_options,
     ]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
         yield Client(channel, service, port)

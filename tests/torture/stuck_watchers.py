@@ -30,6 +30,9 @@ ALLOWANCE_BYTES = 300 * MIB
 """How much the server may grow beyond its budget: the messages that watchers share (64 MiB), and what gRPC keeps of one
 message for each of them, 128 KiB at least. Without a bound it would be 1 GiB and more."""
 
+_TAKES_LITTLE = [("grpc.http2.bdp_probe", 0)]
+"""Without it, this process would have some MiB for each of them."""
+
 _SIZES = (1000, 128 * 1024, 300_000, INLINE_BYTES)
 
 
@@ -38,7 +41,11 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
     flags = (f"--cache_max_bytes={BUDGET_BYTES}", "--retrieval_idle_seconds=3600", "--log_format=json")
     with unharmed_server(place / "archive", *flags) as server:
         async with AsyncExitStack() as stack:
-            good, *others = [await stack.enter_async_context(connected(server.port)) for _ in range(CONNECTIONS + 1)]
+            good = await stack.enter_async_context(connected(server.port))
+            others = [
+                await stack.enter_async_context(connected(server.port, further_options=_TAKES_LITTLE))
+                for _ in range(CONNECTIONS)
+            ]
             await good.create_model("m")
             await good.publish("m", payload("first", INLINE_BYTES))
             memory = psutil.Process(server.pid).memory_info

@@ -118,6 +118,8 @@ class LocalSocket:
             self._note_request()
             reply = await calls.answer(request, self.socket_id, peer, descriptors, handed)
             local.send(connection, reply, handed)
+        except local.NoMessageError:
+            pass  # another server that starts has looked whether this one lives
         except (local.MalformedError, OSError) as error:  # a peer that is slow or gone, or speaks something else
             _log.debug("local connection ended", reason=str(error) or type(error).__name__)
         finally:

@@ -40,6 +40,10 @@ class MalformedError(Exception):
     """A packet that is none of the protocol; the message says in what way."""
 
 
+class NoMessageError(MalformedError):
+    """The connection was closed without a packet."""
+
+
 class RefusedError(Exception):
     """The server did not do what it was asked for; the message says why."""
 
@@ -78,7 +82,8 @@ def receive(connection: socket.socket, descriptors: list[int]) -> bytes:
     """Return the next message, and add the descriptors that came with it to a list, for the caller to close.
 
     Raises:
-        MalformedError: It is too long, has no bytes, or came with more descriptors than a message may have.
+        MalformedError: It is too long, or came with more descriptors than a message may have.
+        NoMessageError: There is none, since the connection was closed.
         OSError: None could be received, as `BlockingIOError` where none is there.
     """
     message, received, flags, _address = socket.recv_fds(
@@ -90,7 +95,7 @@ def receive(connection: socket.socket, descriptors: list[int]) -> bytes:
     if flags & socket.MSG_CTRUNC:
         raise MalformedError("a message came with too many descriptors")
     if not message:
-        raise MalformedError("the connection was closed without a message")
+        raise NoMessageError("the connection was closed without a message")
     return message
 
 
