@@ -262,7 +262,8 @@ async def test_a_bad_upload_is_refused_and_leaves_nothing(
     assert (code, details in text) == (INVALID, True), text
     await under_way(client, uploads=0)
     assert await client.numbers("m") == []
-    assert leftovers(tmp_path / "archive") == []
+    # The numbers of a new model are reserved beside other calls, through a temporary file.
+    await until(lambda: not leftovers(tmp_path / "archive"))
 
 
 async def test_a_missing_model_is_not_found(client: Client) -> None:
