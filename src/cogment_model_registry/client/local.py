@@ -24,7 +24,7 @@ from cogment_model_registry.client.sources import Source
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import ClosedError, DataLossError, ModelRegistryError
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.payload import hash_of
 from cogment_model_registry.records.sizes import GIB, MIB
 from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VersionInfo
@@ -70,8 +70,6 @@ class LocalTransfers:
             take: Gets the descriptor, on a thread, and leaves it open.
             deadline: When to give up.
         """
-        if info.data_size_bytes < MIN_BYTES:
-            return None
 
         def ask(place: LocalPlace, connection: socket.socket) -> _T:
             request = local.read_request(place.socket_id, info.model_id, info.number, info.data_hash)
@@ -273,8 +271,6 @@ def check(info: VersionInfo, data: "mmap.mmap | memoryview | bytes") -> None:
     Raises:
         DataLossError: They do not match it.
     """
-    payload_hash = PayloadHash()
-    payload_hash.update([memoryview(data)])
-    if (data_hash := payload_hash.digest_text()) != info.data_hash:
+    if (data_hash := hash_of([memoryview(data)])) != info.data_hash:
         reason = f"its data_hash is {info.data_hash}, but the bytes received have {data_hash}"
         raise DataLossError.version(info.model_id, info.number, reason)

@@ -10,6 +10,7 @@ import os
 import string
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -31,7 +32,7 @@ from cogment_model_registry.errors import (
 )
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.news import CaughtUp, Gap, Gone, Saved
-from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.payload import hash_of
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.system.replacement import Replacement
 from cogment_model_registry.wire import messages
@@ -186,9 +187,6 @@ def _prepare(path: Path, info: VersionInfo) -> bool:
         with path.open("rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size != info.data_size_bytes:
                 return False
-            payload_hash = PayloadHash()
-            while block := file.read(_READ_BYTES):
-                payload_hash.update([block])
+            return hash_of(iter(partial(file.read, _READ_BYTES), b"")) == info.data_hash
     except FileNotFoundError:
         return False
-    return payload_hash.digest_text() == info.data_hash

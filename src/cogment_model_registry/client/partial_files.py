@@ -93,8 +93,8 @@ class PartialFile:
         self._is_closed = False
         self._failure: OSError | None = None
 
-    def open(self) -> None:
-        """Open it, or begin it.
+    def open(self) -> BinaryIO:
+        """Open it, or begin it, and return `file`.
 
         Raises:
             BlockingIOError: Another download to this file is under way.
@@ -112,6 +112,7 @@ class PartialFile:
                 raise BlockingIOError(errno.EAGAIN, "another download to this file is under way", self._path)
             self._journal.read()
             self._file = self._replacement.open()
+            return self._file
 
     @property
     def file(self) -> BinaryIO:

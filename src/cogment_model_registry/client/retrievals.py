@@ -111,44 +111,20 @@ class Retrievals:
     ) -> VersionInfo:
         """See `ModelRegistry.download`."""
         target = checked_path("path", path)
-        if resume:
-            return await self._download_partly(model, target, version, timeout, progress, archived=archived)
-        replacement = Replacement(target)
+        new = PartialFile(target) if resume else Replacement(target)
         try:
-            file = await self._on_thread(replacement.open)
+            file = await self._on_thread(new.open)
 
             async def get(info: VersionInfo, deadline: Deadline | None) -> None:
-                if not await self._from_here(info, local.copy_to(info, file), deadline, progress):
+                if isinstance(new, PartialFile):
+                    await self._fetch_missing(info, new, deadline, progress)
+                elif not await self._from_here(info, local.copy_to(info, file), deadline, progress):
                     await self._fetch(info, file, deadline, progress)
 
             info, _ = await self._resolved(model, version, timeout, get, archived=archived)
-            await self._on_thread(replacement.commit)
+            await self._on_thread(new.commit)
         finally:
-            replacement.close()
-        return info
-
-    async def _download_partly(
-        self,
-        model: str | VersionInfo | Version,
-        path: str,
-        version: Key,
-        timeout: float | None,
-        progress: Wish,
-        *,
-        archived: bool,
-    ) -> VersionInfo:
-        """Download what a partial file lacks, and keep what was received if that fails."""
-        partial_file = PartialFile(path)
-        try:
-            await self._on_thread(partial_file.open)
-
-            async def get(info: VersionInfo, deadline: Deadline | None) -> None:
-                await self._fetch_missing(info, partial_file, deadline, progress)
-
-            info, _ = await self._resolved(model, version, timeout, get, archived=archived)
-            await self._on_thread(partial_file.commit)
-        finally:
-            partial_file.close()
+            new.close()
         return info
 
     async def _resolved(

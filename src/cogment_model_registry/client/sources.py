@@ -17,7 +17,7 @@ from weakref import WeakValueDictionary
 from cogment_model_registry.client.arguments import checked_path
 from cogment_model_registry.client.threads import start_thread
 from cogment_model_registry.errors import InvalidError
-from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, PayloadHash
+from cogment_model_registry.records.payload import INLINE_HASH_MAX_BYTES, hash_of
 from cogment_model_registry.system.paths import expanded
 from cogment_model_registry.system.sealed_memory import SealedMemory
 
@@ -222,13 +222,11 @@ class Preparation:
             prepared.source.close()
 
     def _hashed(self, source: Source) -> Prepared:
-        payload_hash = PayloadHash()
         try:
-            payload_hash.update(self._until_given_up(source.blocks(_BLOCK_BYTES)))
+            return Prepared(source, hash_of(self._until_given_up(source.blocks(_BLOCK_BYTES))))
         except BaseException:
             source.close()
             raise
-        return Prepared(source, payload_hash.digest_text())
 
     def _until_given_up(self, blocks: Iterator[memoryview | bytes]) -> Iterator[memoryview | bytes]:
         for block in blocks:

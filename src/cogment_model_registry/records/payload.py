@@ -33,6 +33,13 @@ class PayloadHash:
         return digest_text(self._sha256.digest())
 
 
+def hash_of(parts: Iterable[Bytes]) -> str:
+    """Return the hash of some parts, in order, in standard base64 with padding; blocks."""
+    payload_hash = PayloadHash()
+    payload_hash.update(parts)
+    return payload_hash.digest_text()
+
+
 class PayloadCheck:
     """Checks what arrives against what the header declared.
 

@@ -8,7 +8,6 @@ A watch of a few models tells them in turn, and its token has the place of each.
 tells changes in the order in which they were made: then one sequence number says what has been told.
 """
 
-import asyncio
 import contextlib
 import heapq
 import zlib
@@ -24,7 +23,7 @@ from cogment_model_registry.registry.contracts import Catalog, News, Search, Wat
 from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches, parse_order
 from cogment_model_registry.registry.places import LIFE_UNKNOWN, PLACES_MAX, Place, Token
 from cogment_model_registry.registry.registry import Registry
-from cogment_model_registry.system.tasks import begun
+from cogment_model_registry.system.tasks import SharedWork
 
 _WALKED = 64
 """Among how many new versions the newest that a filter accepts is looked for one by one, before a search."""
@@ -78,7 +77,7 @@ class Watches:
     def __init__(self, registry: Registry, catalog: Catalog) -> None:
         self._registry = registry
         self._catalog = catalog
-        self._described: dict[tuple[str, int, int], asyncio.Future[Version | None]] = {}
+        self._looks: SharedWork[tuple[str, int, int], Version | None] = SharedWork()
 
     def watch(self, question: Question) -> AsyncGenerator[tuple[str, Event], None]:
         """Yield what exists, then `CaughtUp`, then news, each with the token that resumes after it.
@@ -110,18 +109,7 @@ class Watches:
 
         A thousand watchers that ask at once cost one look: what it found holds for all that the same news woke.
         """
-        key = model_id, number, life
-        described = self._described.get(key)
-        if described is None:
-            described = self._described[key] = begun(self._describe(*key))
-            # Called back after those who are to run in this turn of the event loop, or with whom the look ended.
-            described.add_done_callback(lambda future: self._note_described(key, future))
-        return described.result() if described.done() else await asyncio.shield(described)
-
-    def _note_described(self, key: tuple[str, int, int], described: "asyncio.Future[Version | None]") -> None:
-        del self._described[key]
-        if not described.cancelled():
-            described.exception()  # all who asked may be gone
+        return await self._looks.result((model_id, number, life), lambda: self._describe(model_id, number, life))
 
     async def _describe(self, model_id: str, number: int, life: int) -> Version | None:
         try:

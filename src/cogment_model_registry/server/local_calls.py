@@ -13,7 +13,7 @@ from typing import NoReturn
 import grpc
 
 from cogment_model_registry.errors import InvalidError, TooLargeError, quoted
-from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.payload import hash_of
 from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.resuming import RepeatableUploads
@@ -171,9 +171,7 @@ async def _with_hash(header: UploadHeader, memory: SealedMemory) -> UploadHeader
     Raises:
         InvalidError: It has another one.
     """
-    payload_hash = PayloadHash()
-    await asyncio.to_thread(payload_hash.update, [memory.view])
-    data_hash, declared = payload_hash.digest_text(), header.version.data_hash
+    data_hash, declared = await asyncio.to_thread(hash_of, [memory.view]), header.version.data_hash
     if declared and declared != data_hash:
         message = f"data_hash is {quoted(declared)}, but the bytes received have {quoted(data_hash)}"
         raise InvalidError(message, model_id=header.model_id)

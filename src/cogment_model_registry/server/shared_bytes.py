@@ -4,7 +4,6 @@ Messages are made for the first watcher that wants them, and live while any watc
 stay for those that come later. What is alive is bounded: a watcher that finds no room reads its version by itself.
 """
 
-import asyncio
 import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import TypeAlias
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.registry import Registry
-from cogment_model_registry.system.tasks import begun
+from cogment_model_registry.system.tasks import SharedWork
 from cogment_model_registry.wire.frames import build_version_data, build_watch_data
 
 _ALIVE_MAX_BYTES = 64 * MIB
@@ -54,7 +53,7 @@ class SharedBytes:
         self._alive_bytes = 0
         self._kept: OrderedDict[_Key, tuple[SharedMessages, int]] = OrderedDict()
         self._kept_bytes = 0
-        self._making: dict[_Key, asyncio.Future[SharedMessages]] = {}
+        self._making: SharedWork[_Key, SharedMessages] = SharedWork()
 
     async def get(self, info: VersionInfo, chunk_bytes: int, ending: bytes = b"") -> SharedMessages | None:
         """Return the messages of a version; None if there is no room for them.
@@ -72,14 +71,10 @@ class SharedBytes:
         found = self._alive.get(key)
         if found is not None:
             return found
-        making = self._making.get(key)
-        if making is None:
-            size_bytes = info.data_size_bytes + _OVERHEAD_BYTES
-            if size_bytes > _KEPT_MAX_BYTES or not self._has_room(size_bytes):
-                return None
-            making = self._making[key] = begun(self._make(info, key, size_bytes))
-            making.add_done_callback(lambda future: self._note_made(future, key))
-        return making.result() if making.done() else await asyncio.shield(making)
+        size_bytes = info.data_size_bytes + _OVERHEAD_BYTES
+        if not self._making.is_under_way(key) and (size_bytes > _KEPT_MAX_BYTES or not self._has_room(size_bytes)):
+            return None
+        return await self._making.result(key, lambda: self._make(info, key, size_bytes))
 
     def _has_room(self, size_bytes: int) -> bool:
         while self._kept and self._alive_bytes + size_bytes > _ALIVE_MAX_BYTES:
@@ -115,11 +110,6 @@ class SharedBytes:
     def _drop_oldest(self) -> None:
         _, (_, size_bytes) = self._kept.popitem(last=False)
         self._kept_bytes -= size_bytes
-
-    def _note_made(self, making: "asyncio.Future[SharedMessages]", key: _Key) -> None:
-        del self._making[key]
-        if not making.cancelled():
-            making.exception()  # all who wanted them may be gone
 
     def _note_dead(self, size_bytes: int) -> None:
         self._alive_bytes -= size_bytes

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
+_K = TypeVar("_K")
 _T = TypeVar("_T")
 
 
@@ -49,6 +50,36 @@ def begun(work: Coroutine[Any, Any, _T]) -> "asyncio.Future[_T]":
         done.set_result(end.value)
         return done
     return asyncio.ensure_future(_Begun(work, waited_for))
+
+
+class SharedWork(Generic[_K, _T]):
+    """Work that is done once for all who want its result while it is under way."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[_K, asyncio.Future[_T]] = {}
+
+    def is_under_way(self, key: _K) -> bool:
+        """Return whether somebody waits for the result that has a key."""
+        return key in self._under_way
+
+    async def result(self, key: _K, start: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Return the result of the work that has a key; it goes on when those who want it are cancelled.
+
+        Args:
+            key: What the result is called.
+            start: Returns the work if nobody wanted it before; see `begun`.
+        """
+        future = self._under_way.get(key)
+        if future is None:
+            future = self._under_way[key] = begun(start())
+            # Called back after those who are to run in this turn of the event loop, or with whom the work ended.
+            future.add_done_callback(lambda done: self._note_done(key, done))
+        return future.result() if future.done() else await asyncio.shield(future)
+
+    def _note_done(self, key: _K, future: "asyncio.Future[_T]") -> None:
+        del self._under_way[key]
+        if not future.cancelled():
+            future.exception()  # all who wanted it may be gone
 
 
 class _Begun:

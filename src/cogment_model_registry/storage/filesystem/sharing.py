@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
-from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.payload import hash_of
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Upload
 from cogment_model_registry.storage.filesystem.checks import CheckedData
@@ -85,8 +85,5 @@ class SharedUpload(Upload):
 
 def hash_of_file(files: Files, file: int) -> str:
     """Return the hash of all bytes of an open file."""
-    payload_hash = PayloadHash()
     files.seek(file, 0)
-    while block := files.read(file, _BLOCK_BYTES):
-        payload_hash.update([block])
-    return payload_hash.digest_text()
+    return hash_of(iter(partial(files.read, file, _BLOCK_BYTES), b""))
