@@ -282,7 +282,7 @@ def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
     workload = Workload(random, figures)
     for round_number in range(rounds + 1):  # each looks at what the one before has left
         try:
-            # A process that began a mount namespace meanwhile keeps what was cut off, and would give it to a new mount.
+            # A mount namespace that another process has begun keeps what was cut off: a new mount would give it again.
             image = _moved(image, place / f"image {round_number}")
             with mounted(image, place / "mount") as mount_point, server_process(mount_point / "archive") as server:
                 asyncio.run(_use_server(server.port, workload, mount_point, cut_off=round_number < rounds))

@@ -1,7 +1,7 @@
 """A thousand watchers who take nothing keep the memory of the server bounded, and keep nothing from anybody else.
 
 They ask for the bytes of versions, and never read. Versions of many sizes are published one after the other; one who
-reads, and resumes, is told of each with its bytes, and another one retrieves it.
+reads, and resumes, receives each with its bytes, and another one retrieves it.
 """
 
 import asyncio

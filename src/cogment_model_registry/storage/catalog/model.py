@@ -47,7 +47,7 @@ class Model:
     `numbers` has the numbers of the visible versions, ascending; `transient` has those whose info stays in memory;
     `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
     those of transient versions. `archived_sizes` has the bytes of archived ones, `archived_bytes` their sum. `changes`
-    counts what `ModelState.changes` tells of. `appearances` is when versions became visible since the start.
+    counts what `ModelState.changes` reports. `appearances` is when versions became visible since the start.
     """
 
     info: ModelInfo
