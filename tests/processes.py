@@ -34,9 +34,11 @@ class ServerProcess:
         self.archive_dir = archive_dir
         self.lines: list[str] = []
         command = [*before, sys.executable, "-m", "cogment_model_registry", "services", service]
-        command += ["--port=0", "--host=127.0.0.1", *flags]
+        command += ["--port=0", "--host=127.0.0.1"]
         if service == "model_registry":
-            command.append(f"--archive_dir={archive_dir}")
+            # Rules of retention are applied when a test asks for it, and not by a timer in the middle of one.
+            command += [f"--archive_dir={archive_dir}", "--retention_seconds=0"]
+        command += flags
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -218,7 +218,7 @@ async def test_all_models_with_rules_are_applied_at_once(client: Client, models:
 
 
 async def test_a_reply_about_many_versions_stays_within_its_size(tmp_path: Path) -> None:
-    settings = Settings(reply_max_bytes=10_000, cache_max_items=1000, grace_seconds=0)
+    settings = Settings(reply_max_bytes=10_000, cache_max_items=1000, retention_seconds=0, grace_seconds=0)
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         models = Models(client)
         await client.create_model("m")

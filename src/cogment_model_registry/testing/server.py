@@ -20,11 +20,11 @@ async def serving(
 
     Args:
         archive_dir: Its archive.
-        settings: Its other settings; when None, a memory budget of 64 MiB, no grace, and no local socket, so that
-            everything goes over the network.
+        settings: Its other settings; when None, a memory budget of 64 MiB, no grace, no local socket, so that
+            everything goes over the network, and no retention but on request.
         files: The file operations of its archive; those on real files when None.
     """
-    settings = settings or Settings(cache_max_bytes=64 * MIB, grace_seconds=0, local_socket="")
+    settings = settings or Settings(cache_max_bytes=64 * MIB, grace_seconds=0, local_socket="", retention_seconds=0)
     settings = replace(settings, port=0, host="127.0.0.1", archive_dir=str(archive_dir))
     async with running(settings, partial(open_backends, files=files)) as server:
         yield server
