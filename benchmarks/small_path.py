@@ -71,7 +71,7 @@ async def _methods(archive_dir: Path) -> AsyncIterator[Callable[[str], Any]]:
     async with open_backends(settings, metrics) as backends:
         limits = Limits(settings.model_id_max_bytes, settings.user_data_max_bytes, settings.request_max_items)
         registry = Registry(limits, backends.catalog, backends.archive, backends.transient)
-        service = ModelRegistryService(registry, Transfers(settings), settings, metrics.observe_call)
+        service = ModelRegistryService(registry, Transfers(settings), settings, observe=metrics.observe_call)
         [first, *_] = service.handlers()
 
         def method(name: str) -> Any:

@@ -5,6 +5,8 @@
     │   └── OutOfRangeError a part of a version begins past its end
     ├── NotFoundError       no such model or version
     ├── PreconditionError   the state of the registry does not allow it: it is read-only
+    ├── UnauthenticatedError  the server does not know who calls, and has to
+    ├── PermissionDeniedError  the caller may not do it
     ├── ConflictError       what was to change has changed in the meantime
     ├── ExistsError         the id of an upload is taken by another upload
     ├── TooLargeError       it does not fit a limit, the memory budget or the disk
@@ -93,6 +95,14 @@ class NotFoundError(ModelRegistryError):
 
 class PreconditionError(ModelRegistryError):
     """The state of the registry does not allow it, such as that of a read-only one; to try again does not help."""
+
+
+class UnauthenticatedError(ModelRegistryError):
+    """The server does not know who calls: the token is missing, unknown, revoked, expired or malformed."""
+
+
+class PermissionDeniedError(ModelRegistryError):
+    """The caller may not do it. The message names the scope that is missing, and nothing that exists."""
 
 
 class ConflictError(ModelRegistryError):

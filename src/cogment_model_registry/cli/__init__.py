@@ -40,6 +40,7 @@ _COMMANDS = {
     "archive": "cogment_model_registry.cli.archive:archive",
     "client": "cogment_model_registry.cli.client:client",
     "services": "cogment_model_registry.cli.services:services",
+    "token": "cogment_model_registry.cli.token:token",
 }
 
 

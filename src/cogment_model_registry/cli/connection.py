@@ -45,6 +45,7 @@ class Flags:
         endpoint: Where the registry is; None to let the environment and the Directory say.
         directory_endpoint: The address of the Directory.
         directory_authentication_token: The token of the registry there.
+        token_file: The file with the token that says who calls.
         timeout_seconds: How long the command may take; None for the defaults of the library for each call.
         retry_seconds: How long a registry that is unavailable is retried; None for the defaults.
         as_json: Whether to print JSON.
@@ -54,6 +55,7 @@ class Flags:
     endpoint: str | None
     directory_endpoint: str | None
     directory_authentication_token: str | None
+    token_file: str | None
     timeout_seconds: float | None
     retry_seconds: float | None
     as_json: bool
@@ -93,6 +95,7 @@ def _registry(flags: Flags, retry_seconds: float) -> Iterator["ModelRegistry"]:
             flags.endpoint,
             directory_endpoint=flags.directory_endpoint,
             directory_authentication_token=flags.directory_authentication_token,
+            token_file=flags.token_file,
             timeout=flags.timeout_seconds,
             retry_seconds=retry_seconds,
             progress=False,
@@ -156,6 +159,12 @@ _COMMON = (
         help="Token of the registry in the Directory.  [env var: COGMENT_DIRECTORY_AUTHENTICATION_TOKEN]",
     ),
     click.option(
+        "--token_file",
+        metavar="PATH",
+        help="File with the token that says who calls.  [env vars: COGMENT_MODEL_REGISTRY_TOKEN_FILE, or "
+        "COGMENT_MODEL_REGISTRY_TOKEN for the token itself]",
+    ),
+    click.option(
         "--timeout",
         metavar="SECONDS",
         type=Seconds(),
@@ -191,11 +200,13 @@ def _flags(parameters: dict[str, object]) -> Flags:
     endpoint = parameters.pop("endpoint", None)
     directory_endpoint = parameters.pop("directory_endpoint", None)
     token = parameters.pop("directory_authentication_token", None)
+    token_file = parameters.pop("token_file", None)
     timeout, retry = parameters.pop("timeout", None), parameters.pop("retry_seconds", None)
     return Flags(
         endpoint if isinstance(endpoint, str) else None,
         directory_endpoint if isinstance(directory_endpoint, str) else None,
         token if isinstance(token, str) else None,
+        token_file if isinstance(token_file, str) else None,
         timeout if isinstance(timeout, float) else None,
         retry if isinstance(retry, float) else None,
         as_json=parameters.pop("as_json", False) is True,

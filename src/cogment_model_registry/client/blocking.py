@@ -44,6 +44,10 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         directory_endpoint: The address of the Directory: ``grpc://host:port``; else `COGMENT_DIRECTORY_ENDPOINT`.
         directory_authentication_token: The token of the registry in the Directory; else that of
             `COGMENT_DIRECTORY_AUTHENTICATION_TOKEN`.
+        token: The token that says who calls, made by ``cogment token create`` or by an issuer that the server trusts;
+            else that of `token_file`, of `COGMENT_MODEL_REGISTRY_TOKEN`, or of the file that
+            `COGMENT_MODEL_REGISTRY_TOKEN_FILE` names. An empty one stands for none.
+        token_file: The path of a file with the token, which may be replaced at any time.
         timeout: How many seconds a call may take, with all retries; by default 30, for transfers a minute plus a
             second for each MiB.
         retry_seconds: How long a call is repeated while the registry is unavailable: longer than a restart takes.
@@ -54,7 +58,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             default a terminal shows a bar, for transfers of more than a second.
 
     Raises:
-        SettingError: An endpoint or the token is malformed.
+        SettingError: An endpoint or a token is malformed, or the file of the token cannot be read.
         InvalidError: A time is not a number of seconds, or another argument is of the wrong type.
     """
 

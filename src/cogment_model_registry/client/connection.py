@@ -12,6 +12,7 @@ from functools import partial
 import grpc
 
 from cogment_model_registry.client.backends import Backend, Channel
+from cogment_model_registry.client.credentials import AuthorizedChannel, Credentials
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.endpoints import DEFAULT, ENDPOINT_VARIABLE, Direct, Discovered
 from cogment_model_registry.client.threads import can_start, submit
@@ -103,16 +104,19 @@ class Connection:
 
     Args:
         location: Where the registry is.
+        credentials: The token of its calls.
 
     Attributes:
+        credentials: As above.
         is_closed: Whether it is closed, so that calls are refused.
         has_lifecycle: Whether the server may have ModelLifecycle, as far as is known.
         has_watch: Whether the server may have its call Watch.
         local: Where its UNIX socket is; None if it was not asked yet.
     """
 
-    def __init__(self, location: Direct | Discovered) -> None:
+    def __init__(self, location: Direct | Discovered, credentials: Credentials | None = None) -> None:
         self.location = location
+        self.credentials = credentials or Credentials()
         self.is_closed = False
         self.has_lifecycle = self.has_watch = True
         self.local: LocalPlace | None = None
@@ -239,10 +243,14 @@ class Connection:
         if link is not None and is_over:
             await self._disconnect(backend, link.channel)
 
-    def _connect(self, backend: Backend, address: str, *, secure: bool, window_bytes: int = 0) -> Channel:
+    def _connect(
+        self, backend: Backend, address: str, *, secure: bool, window_bytes: int = 0, for_registry: bool = True
+    ) -> Channel:
         """Return a new channel; call this with the lock held."""
         self.check_open(backend)
         channel = backend.connect(address, secure=secure, window_bytes=window_bytes)
+        if for_registry and self.credentials.authorization():
+            channel = AuthorizedChannel(channel, self.credentials)
         self._channels.append(channel)
         return channel
 
@@ -274,7 +282,7 @@ class Connection:
         directory = Direct(location.directory_address)
         subject = Subject(f"asking {location}")
         with self._lock:
-            channel = self._connect(backend, location.directory_address, secure=False)
+            channel = self._connect(backend, location.directory_address, secure=False, for_registry=False)
         try:
             with translated(subject, self, str(directory), channels.DIRECTORY), ExitStack() as stack:
                 path = f"/{directory_wire.SERVICE_NAME}/Inquire"

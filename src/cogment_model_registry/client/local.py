@@ -72,7 +72,9 @@ class LocalTransfers:
         """
 
         def ask(place: LocalPlace, connection: socket.socket) -> _T:
-            request = local.read_request(place.socket_id, info.model_id, info.number, info.data_hash)
+            request = local.read_request(
+                place.socket_id, info.model_id, info.number, info.data_hash, self._authorization()
+            )
             received: list[int] = []
             try:
                 local.send(connection, request, [])
@@ -108,7 +110,9 @@ class LocalTransfers:
                 descriptor = memory.descriptor()
                 received: list[int] = []
                 try:
-                    local.send(connection, local.upload_request(place.socket_id, header), [descriptor])
+                    local.send(
+                        connection, local.upload_request(place.socket_id, header, self._authorization()), [descriptor]
+                    )
                     version = local.read_reply(local.receive(connection, received))
                 finally:
                     local.close_all([descriptor, *received])
@@ -118,6 +122,9 @@ class LocalTransfers:
 
         version = await self._talk(f"a new version of model {header.model_id!r}", ask, deadline)
         return None if version is None else version.info
+
+    def _authorization(self) -> str:
+        return self._calls.connection.credentials.authorization()
 
     async def _talk(self, what: str, ask: Callable[[LocalPlace, socket.socket], _T], deadline: Deadline) -> _T | None:
         """Return the result of a function that talks to the server, on a thread; None if that failed."""

@@ -16,6 +16,7 @@ from cogment_model_registry.client.cache import DEFAULT_MAX_BYTES, Cache
 from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Connection
 from cogment_model_registry.client.core import Core
+from cogment_model_registry.client.credentials import find_credentials
 from cogment_model_registry.client.deadlines import Timeouts
 from cogment_model_registry.client.endpoints import locate
 from cogment_model_registry.client.progress import Wish
@@ -34,6 +35,8 @@ class Options(TypedDict):
     endpoint: str | None
     directory_endpoint: str | None
     directory_authentication_token: str | None
+    token: str | None
+    token_file: str | os.PathLike[str] | None
     timeout: float | None
     retry_seconds: float
     cache_dir: str | os.PathLike[str] | None
@@ -46,7 +49,8 @@ def _open_core(backend: Backend, options: Options) -> Core:
     location = locate(options["endpoint"], options["directory_endpoint"], options["directory_authentication_token"])
     directory, max_bytes = options["cache_dir"], checked_whole("cache_max_bytes", options["cache_max_bytes"])
     directory = os.environ.get(CACHE_VARIABLE, "") if directory is None else checked_path("cache_dir", directory)
-    calls = Calls(backend, Connection(location), checked_seconds("retry_seconds", options["retry_seconds"]))
+    connection = Connection(location, find_credentials(options["token"], options["token_file"]))
+    calls = Calls(backend, connection, checked_seconds("retry_seconds", options["retry_seconds"]))
     timeout = options["timeout"]
     limit = None if timeout is None else checked_seconds("timeout", timeout)
     return Core(calls, Timeouts(limit), Cache(directory, max_bytes) if directory else None, options["progress"])
@@ -66,6 +70,8 @@ class Client(ABC, Generic[_B]):
         *,
         directory_endpoint: str | None = None,
         directory_authentication_token: str | None = None,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
         retry_seconds: float = RETRY_SECONDS,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -76,6 +82,8 @@ class Client(ABC, Generic[_B]):
             "endpoint": endpoint,
             "directory_endpoint": directory_endpoint,
             "directory_authentication_token": directory_authentication_token,
+            "token": token,
+            "token_file": token_file,
             "timeout": timeout,
             "retry_seconds": retry_seconds,
             "cache_dir": cache_dir,

@@ -49,9 +49,13 @@ class DirectoryService:
         methods = {
             "Register": self._handlers.streamed("Register", partial(self._answer_each, self._register)),
             "Deregister": self._handlers.streamed("Deregister", partial(self._answer_each, self._deregister)),
-            "Inquire": self._handlers.streamed_reply("Inquire", self._inquire),
-            "Version": self._handlers.unary("Version", self._version),
-            "Status": self._handlers.unary("Status", self._status),
+            "Inquire": self._handlers.streamed_reply("Inquire", wire.InquireRequest, self._inquire),
+            **self._handlers.unary(
+                {
+                    "Version": (messages.VersionRequest, self._version),
+                    "Status": (messages.StatusRequest, self._status),
+                }
+            ),
         }
         return [grpc.method_handlers_generic_handler(wire.SERVICE_NAME, methods)]
 
@@ -106,8 +110,7 @@ class DirectoryService:
         while (data := await call.read()) is not None:
             await call.write((await answer(data, call)).SerializeToString())
 
-    async def _inquire(self, data: bytes, call: Call) -> None:
-        request = convert.decode(wire.InquireRequest, data)
+    async def _inquire(self, request: wire.InquireRequest, call: Call) -> None:
         kind = request.WhichOneof("inquiry")
         if kind is None:
             raise InvalidError("Inquire must have a service_id or details")
@@ -129,13 +132,11 @@ class DirectoryService:
             raise StoppingError
         return self._roster.inquire(inquiry, token)
 
-    async def _version(self, data: bytes, _call: Call) -> bytes:
-        convert.decode(messages.VersionRequest, data)
+    async def _version(self, _request: messages.VersionRequest, _call: Call) -> bytes:
         versions = {"cogment-directory": __version__, "python": platform.python_version(), "grpcio": grpc.__version__}
         return messages.version_reply(versions).SerializeToString()
 
-    async def _status(self, data: bytes, _call: Call) -> bytes:
-        request = convert.decode(messages.StatusRequest, data)
+    async def _status(self, request: messages.StatusRequest, _call: Call) -> bytes:
         statuses = {
             "overall_load": "0",
             "services": str(len(self._roster)),

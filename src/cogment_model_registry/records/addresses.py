@@ -35,6 +35,16 @@ def is_unspecified(host: str) -> bool:
         return False  # a name
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host is an address that only this host can reach, in the usual spelling."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False  # a name
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
+
+
 def parse_endpoint(text: str) -> str:
     """Return an endpoint of the form ``grpc://host:port`` as it is.
 

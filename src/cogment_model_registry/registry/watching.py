@@ -11,7 +11,7 @@ tells changes in the order in which they were made: then one sequence number say
 import contextlib
 import heapq
 import zlib
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -38,12 +38,14 @@ class Question:
         every: Whether to tell every version, and not only the newest of each model.
         accepted: Which versions to tell.
         token: Where to go on; empty to begin.
+        may_read: Which models may be told.
     """
 
     model_ids: Sequence[str] = ()
     every: bool = False
     accepted: Filter = EVERYTHING
     token: str = ""
+    may_read: Callable[[str], bool] = lambda _model_id: True
 
 
 class _Item(NamedTuple):
@@ -142,6 +144,7 @@ class _Watch:
         self._accepted = question.accepted
         self._is_filtered = question.accepted != EVERYTHING
         self._model_ids = {*question.model_ids}
+        self._may_read = question.may_read
         self._is_ordered = not self._model_ids or len(self._model_ids) > PLACES_MAX
         self._places: dict[str, Place] = {}
         self._missed: set[str] = set()  # models of which nobody knows what was told
@@ -165,6 +168,8 @@ class _Watch:
                     self._token.sequence = max(self._token.sequence, self._watcher.sequence)
                     yield self._token.encode(), CaughtUp()
                 self._enqueue(await self._watcher.changed(wait=not self._queue))
+                if not self._queue:
+                    continue  # what has changed may not be told
                 sequence, model_id = heapq.heappop(self._queue)
                 self._queued.discard(model_id)
                 item = await self._find(model_id)
@@ -185,7 +190,7 @@ class _Watch:
     def _enqueue(self, model_ids: Iterable[str], sequence: int = 0) -> None:
         """Queue models: in order of what comes next of each, as far as it is known; or in turn."""
         for model_id in model_ids:
-            if model_id not in self._queued:
+            if model_id not in self._queued and self._may_read(model_id):
                 self._turns += 1
                 self._queued.add(model_id)
                 heapq.heappush(self._queue, (sequence if self._is_ordered else self._turns, model_id))

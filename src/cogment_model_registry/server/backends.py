@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -10,9 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import TypeAlias
 
 from cogment_model_registry.errors import StartError
+from cogment_model_registry.records.access import Grant
 from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.settings import Settings
+from cogment_model_registry.storage.catalog import grants
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
 from cogment_model_registry.storage.catalog.snapshot import UnusableCatalogError, copy_database
@@ -30,6 +32,11 @@ async def _nothing() -> None:
     """Do nothing."""
 
 
+async def _no_grants() -> Sequence[Grant]:
+    """Return nothing."""
+    return ()
+
+
 @dataclass(frozen=True, slots=True)
 class Backends:
     """The open storage of a server.
@@ -38,12 +45,14 @@ class Backends:
         archive: Where archived versions live.
         transient: Where transient versions live.
         catalog: What exists.
+        read_grants: Returns who may do what.
         rescan: Finds what people changed in the files by hand; does nothing without files.
     """
 
     archive: Archive
     transient: TransientStore
     catalog: Catalog
+    read_grants: Callable[[], Awaitable[Sequence[Grant]]] = _no_grants
     rescan: Callable[[], Awaitable[None]] = _nothing
 
 
@@ -82,10 +91,17 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
             # SQLite writes beside what it reads, and a start adds what is missing.
             folder = stack.enter_context(TemporaryDirectory(prefix="cogment-catalog-"))
             await asyncio.to_thread(_copy_database, settings.archive_dir, folder)
-        catalog = LocalCatalog(archive, Database(os.path.join(folder, CATALOG_NAME), MIGRATIONS))
+        database = Database(os.path.join(folder, CATALOG_NAME), MIGRATIONS)
+        catalog = LocalCatalog(archive, database)
         stack.push_async_callback(catalog.close)
         await catalog.open()
-        yield Backends(archive, transient, catalog, lambda: catalog.refresh(transient.remove_model))
+        yield Backends(
+            archive,
+            transient,
+            catalog,
+            read_grants=lambda: database.read(grants.read),
+            rescan=lambda: catalog.refresh(transient.remove_model),
+        )
 
 
 def _copy_database(archive_dir: str, folder: str) -> None:

@@ -26,6 +26,7 @@ from cogment_model_registry.registry.watching import Watches
 from cogment_model_registry.server import local_socket as local_sockets
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.consumer_calls import ConsumerCalls, log_change
+from cogment_model_registry.server.identities import Identities
 from cogment_model_registry.server.local_calls import LocalCalls
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.server.model_calls import ModelCalls
@@ -101,7 +102,15 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         stack.push_async_callback(registry.parking.close)
         transfers = Transfers(settings)
         local_socket = stack.enter_context(local_sockets.opened(settings.local_socket))
-        service = ModelRegistryService(registry, transfers, settings, metrics.observe_call, local_socket)
+        identities = await _identities(stack, settings, backends)
+        service = ModelRegistryService(
+            registry,
+            transfers,
+            settings,
+            observe=metrics.observe_call,
+            guard=identities,
+            local_socket=local_socket,
+        )
         rules = Lifecycle(registry, catalog, archive, transient)
         models = Models(registry, catalog, transient)
         await models.apply_shares()
@@ -120,6 +129,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             transfers=transfers,
             settings=settings,
             observe=metrics.observe_call,
+            guard=identities,
         )
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
         health = Health(names)
@@ -131,13 +141,14 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics_port = _monitor(stack, settings, metrics, health)
         await grpc_server.start()
         if local_socket is not None:
-            local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call))
+            local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, identities))
 
         health.set_serving(not archive.failure)
         background = [
             asyncio.create_task(_follow_health(health, archive)),
             asyncio.create_task(_release_memory(transfers, transient)),
             asyncio.create_task(consumers.run()),
+            asyncio.create_task(identities.run()),
         ]
         if settings.retention_seconds and not settings.read_only:
             background.append(asyncio.create_task(retention.run(settings.retention_seconds)))
@@ -168,6 +179,14 @@ def _monitor(stack: AsyncExitStack, settings: Settings, metrics: Metrics, health
     monitoring = MonitoringServer(metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port)
     stack.push_async_callback(asyncio.to_thread, monitoring.close)
     return monitoring.port
+
+
+async def _identities(stack: AsyncExitStack, settings: Settings, backends: Backends) -> Identities:
+    """Return what finds out who calls."""
+    identities = Identities(settings.anonymous, backends.read_grants)
+    stack.push_async_callback(identities.close)
+    await identities.refresh()
+    return identities
 
 
 def _limits(settings: Settings) -> Limits:

@@ -1,16 +1,16 @@
 """The calls of ModelLifecycle for consumers: decode the request, call the rules, encode the reply."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Sequence
 
 import structlog
 
 from cogment_model_registry.errors import InvalidError, shown
 from cogment_model_registry.records.consumers import Consumer
+from cogment_model_registry.registry.access import find_readable
 from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.filters import CONSUMERS, parse_filter
-from cogment_model_registry.serving.calls import Call
+from cogment_model_registry.serving.calls import Call, UnaryAnswers
 from cogment_model_registry.wire import consumers as wire
-from cogment_model_registry.wire import convert
 from cogment_model_registry.wire.lifecycle import build_token, fitting, page_size, parse_token
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -28,19 +28,20 @@ class ConsumerCalls:
         self._rules = rules
         self._reply_max_bytes = reply_max_bytes
 
-    def answers(self) -> Mapping[str, Callable[[bytes, Call], Awaitable[bytes]]]:
+    def answers(self) -> UnaryAnswers:
         """Return the methods by the names of the calls."""
-        return {"ReportConsumer": self._report_consumer, "ListConsumers": self._list_consumers}
+        return {
+            "ReportConsumer": (wire.ReportConsumerRequest, self._report_consumer),
+            "ListConsumers": (wire.ListConsumersRequest, self._list_consumers),
+        }
 
-    async def _report_consumer(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(wire.ReportConsumerRequest, data)
+    async def _report_consumer(self, request: wire.ReportConsumerRequest, call: Call) -> bytes:
         message = request.consumer
         call.about(model_id=message.model_id, consumer=message.consumer_id, number=message.version_number)
         consumer = await self._rules.report(wire.consumer_from_message(message))
         return wire.ReportConsumerReply(consumer=wire.consumer_message(consumer)).SerializeToString()
 
-    async def _list_consumers(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(wire.ListConsumersRequest, data)
+    async def _list_consumers(self, request: wire.ListConsumersRequest, call: Call) -> bytes:
         if request.model_id:
             call.about(model_id=request.model_id)
         # A consumer that comes or goes in the meantime moves no page: the next one begins after a model and an id.
@@ -48,7 +49,13 @@ class ConsumerCalls:
         after = _position(parse_token(request.page_token, question, 2))
         limit = page_size(request.page_size)
         accepted = parse_filter(request.filter, CONSUMERS)
-        found = await self._rules.find(request.model_id or None, accepted, after, limit)
+
+        def find(after: tuple[str, str], limit: int) -> Awaitable[Sequence[Consumer]]:
+            return self._rules.find(request.model_id or None, accepted, after, limit)
+
+        found = await find_readable(
+            call.caller, find, after, limit, lambda each: (each.model_id, (each.model_id, each.consumer_id))
+        )
         page = fitting(map(wire.consumer_message, found), self._reply_max_bytes)
         token = ""
         if len(page) < len(found) or len(found) == limit:

@@ -1,7 +1,7 @@
 """What consumers report, next to what a watcher is told of versions: the newest report of each, whoever is slow."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from typing import TypeAlias
 
@@ -13,21 +13,21 @@ Told: TypeAlias = "AsyncGenerator[tuple[str, Event], None]"
 
 
 async def with_consumers(
-    events: Told, consumers: Consumers, model_ids: Collection[str], token: str
+    events: Told, consumers: Consumers, is_wanted: Callable[[str], bool], token: str
 ) -> AsyncGenerator[tuple[str, Event | Consumer], None]:
     """Yield events, and between them the consumers that exist and what they report; a slow watcher skips reports.
 
     Args:
         events: What a watcher is told; closed by the caller.
         consumers: Who reports.
-        model_ids: The models; all of them if there are none.
+        is_wanted: Whether consumers of a model are told.
         token: The token of the watcher.
     """
     newest: dict[tuple[str, str], Consumer] = {}
     news = asyncio.Event()
 
     def note(consumer: Consumer) -> None:
-        if not model_ids or consumer.model_id in model_ids:
+        if is_wanted(consumer.model_id):
             newest[consumer.model_id, consumer.consumer_id] = consumer
             news.set()
 

@@ -18,7 +18,7 @@ from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.server.model_lifecycle import log_aliases
-from cogment_model_registry.serving.calls import Call, Handlers, Observer
+from cogment_model_registry.serving.calls import Call, Guard, Handlers, Observer
 from cogment_model_registry.system.sealed_memory import SealedMemory
 from cogment_model_registry.wire import convert, lifecycle, local
 
@@ -51,8 +51,9 @@ class _RefusedError(Exception):
 class _Context:
     """A call over the socket, in the terms of gRPC's."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, authorization: str) -> None:
         self._peer = peer
+        self._authorization = authorization
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
         raise _RefusedError(code, details)
@@ -67,7 +68,7 @@ class _Context:
         return f"unix:process={self._peer.process},user={self._peer.user}"
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return ()
+        return (("authorization", self._authorization),) if self._authorization else ()
 
 
 class LocalCalls:
@@ -77,13 +78,17 @@ class LocalCalls:
         rules: What answers reads.
         uploads: What answers uploads.
         observe: Called after each finished call.
+        guard: Decides what callers may do.
     """
 
-    def __init__(self, rules: Lifecycle, uploads: RepeatableUploads, observe: Observer) -> None:
+    def __init__(
+        self, rules: Lifecycle, uploads: RepeatableUploads, observe: Observer, guard: Guard | None = None
+    ) -> None:
         self._rules = rules
         self._uploads = uploads
         self._under_way = 0
         self._handlers = Handlers(observe)
+        self._guard = guard
 
     async def answer(
         self, message: bytes, socket_id: str, peer: Peer, descriptors: list[int], handed: list[int]
@@ -109,7 +114,8 @@ class LocalCalls:
         kind = request.WhichOneof("request")
         if kind is None:
             raise local.MalformedError("the request asks for nothing")
-        call = Call("LocalReadVersion" if kind == "read" else "LocalUploadVersion", _Context(peer))
+        method = "LocalReadVersion" if kind == "read" else "LocalUploadVersion"
+        call = Call(method, _Context(peer, request.authorization), self._guard)
         call.count_received(message)
         try:
             if kind == "read":
@@ -119,8 +125,10 @@ class LocalCalls:
             return local.refusal(error.status, error.details)
 
     async def _read(self, request: lifecycle.ReadVersionRequest, call: Call, handed: list[int]) -> bytes:
+        await call.identify()
         model_id, key = request.version.model_id, lifecycle.key_of(request.version)
         call.about(model_id=model_id, version=key)
+        call.admit(request)
         async with self._rules.reading(model_id, key, 0, request.expected_hash) as (version, reader):
             call.about(number=version.number, size_bytes=version.info.data_size_bytes)
             descriptor = await reader.hand_over()
@@ -131,9 +139,12 @@ class LocalCalls:
     async def _upload(
         self, message: lifecycle.UploadVersionRequest.Header, call: Call, descriptors: list[int]
     ) -> bytes:
-        header = self._uploads.checked(lifecycle.upload_header_from_message(message))
+        await call.identify()
+        header = lifecycle.upload_header_from_message(message)
         size_bytes = header.data_size_bytes
         call.about(model_id=header.model_id, archived=header.archived, size_bytes=size_bytes)
+        call.admit(header)
+        header = self._uploads.checked(header)
         if not descriptors:
             raise InvalidError("an upload without bytes needs a descriptor of sealed memory", model_id=header.model_id)
         with SealedMemory.received(descriptors[0], size_bytes) as memory, self._turn(header.model_id):

@@ -1,6 +1,6 @@
 """The calls of ModelLifecycle for models: decode the request, call the rules, encode the reply."""
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 
@@ -8,12 +8,13 @@ import structlog
 
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Decision, ModelSummary
+from cogment_model_registry.registry.access import find_readable
 from cogment_model_registry.registry.filters import MODELS, parse_filter
 from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.retention import Application
 from cogment_model_registry.server.retention import RetentionWork
-from cogment_model_registry.serving.calls import Call
-from cogment_model_registry.wire import convert, models
+from cogment_model_registry.serving.calls import Call, UnaryAnswers
+from cogment_model_registry.wire import models
 from cogment_model_registry.wire.lifecycle import build_index, build_token, fitting, page_size, parse_index, parse_token
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -33,16 +34,15 @@ class ModelCalls:
         self._retention = retention
         self._reply_max_bytes = reply_max_bytes
 
-    def answers(self) -> Mapping[str, Callable[[bytes, Call], Awaitable[bytes]]]:
+    def answers(self) -> UnaryAnswers:
         """Return the methods by the names of the calls."""
         return {
-            "ListModels": self._list_models,
-            "UpdateModel": self._update_model,
-            "ApplyRetention": self._apply_retention,
+            "ListModels": (models.ListModelsRequest, self._list_models),
+            "UpdateModel": (models.UpdateModelRequest, self._update_model),
+            "ApplyRetention": (models.ApplyRetentionRequest, self._apply_retention),
         }
 
-    async def _list_models(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(models.ListModelsRequest, data)
+    async def _list_models(self, request: models.ListModelsRequest, call: Call) -> bytes:
         if request.model_ids:
             return await self._get_models(request)
         # A model that is created or deleted in the meantime moves no page: the next one begins after an id.
@@ -50,7 +50,12 @@ class ModelCalls:
         after = parse_token(request.page_token, question, 1)
         limit = page_size(request.page_size)
         accepted = parse_filter(request.filter, MODELS)
-        found = await self._rules.find(accepted, str(after[0]) if after else "", limit)
+
+        def find(after: str, limit: int) -> Awaitable[Sequence[ModelSummary]]:
+            return self._rules.find(accepted, after, limit)
+
+        begin = str(after[0]) if after else ""
+        found = await find_readable(call.caller, find, begin, limit, lambda model: (model.model_id, model.model_id))
         page = self._page(found)
         token = ""
         if len(page) < len(found) or len(found) == limit:
@@ -71,8 +76,7 @@ class ModelCalls:
         """Return the messages of as many models as fit a reply, at least one."""
         return fitting(map(models.model_message, found), self._reply_max_bytes)
 
-    async def _update_model(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(models.UpdateModelRequest, data)
+    async def _update_model(self, request: models.UpdateModelRequest, call: Call) -> bytes:
         call.about(model_id=request.model_id)
         change = models.model_change(request)
         model = await self._rules.update(request.model_id, change)
@@ -83,8 +87,7 @@ class ModelCalls:
             _log.info("transient share set", model_id=model.model_id, **asdict(model.share), peer=call.context.peer())
         return models.model_message(model).SerializeToString()
 
-    async def _apply_retention(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(models.ApplyRetentionRequest, data)
+    async def _apply_retention(self, request: models.ApplyRetentionRequest, call: Call) -> bytes:
         if request.model_id:
             call.about(model_id=request.model_id)
         trial = models.trial_of(request)

@@ -1,7 +1,7 @@
 """The calls of ModelLifecycle: decode the request, call the rules, encode the reply."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 
 import grpc
 import structlog
@@ -10,6 +10,7 @@ from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
+from cogment_model_registry.registry.access import find_readable
 from cogment_model_registry.registry.filters import Order, Position, may_have, parse_filter, parse_order, position_of
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.resuming import RepeatableUploads
@@ -17,10 +18,11 @@ from cogment_model_registry.server.consumer_calls import ConsumerCalls
 from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.server.watching import WatchCalls
-from cogment_model_registry.serving.calls import Call, Handlers, Observer
+from cogment_model_registry.serving.calls import Call, Guard, Handlers, Observer
 from cogment_model_registry.settings import Settings
-from cogment_model_registry.wire import convert, lifecycle
+from cogment_model_registry.wire import lifecycle
 from cogment_model_registry.wire.frames import build_read_chunk
+from cogment_model_registry.wire.watching import WatchRequest
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -37,6 +39,7 @@ class ModelLifecycleService:
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
+        guard: Decides what callers may do.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class ModelLifecycleService:
         transfers: Transfers,
         settings: Settings,
         observe: Observer,
+        guard: Guard | None = None,
     ) -> None:
         self._rules = rules
         self._uploads = uploads
@@ -58,7 +62,7 @@ class ModelLifecycleService:
         self._watches = watches
         self._transfers = transfers
         self._settings = settings
-        self._handlers = Handlers(observe)
+        self._handlers = Handlers(observe, guard)
 
     async def drained(self) -> None:
         """Wait until no call is in progress."""
@@ -66,24 +70,26 @@ class ModelLifecycleService:
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the handler to add to a `grpc.aio` server."""
-        answers = {
-            "ListVersions": self._list_versions,
-            "UpdateVersion": self._update_version,
-            "PromoteVersion": self._promote_version,
-            "DeleteVersion": self._delete_version,
-            "SetAliases": self._set_aliases,
-            **self._models.answers(),
-            **self._consumers.answers(),
-        }
-        methods = {name: self._handlers.unary(name, answer) for name, answer in answers.items()}
+        methods = self._handlers.unary(
+            {
+                "ListVersions": (lifecycle.ListVersionsRequest, self._list_versions),
+                "UpdateVersion": (lifecycle.UpdateVersionRequest, self._update_version),
+                "PromoteVersion": (lifecycle.PromoteVersionRequest, self._promote_version),
+                "DeleteVersion": (lifecycle.DeleteVersionRequest, self._delete_version),
+                "SetAliases": (lifecycle.SetAliasesRequest, self._set_aliases),
+                **self._models.answers(),
+                **self._consumers.answers(),
+            }
+        )
         # With one reply at its end and those before written by itself, the last one goes with the status.
         methods["UploadVersion"] = self._handlers.streamed_request("UploadVersion", self._upload_version)
-        methods["ReadVersion"] = self._handlers.streamed_reply("ReadVersion", self._read_version)
-        methods["Watch"] = self._handlers.streamed_reply("Watch", self._watches.watch)
+        methods["ReadVersion"] = self._handlers.streamed_reply(
+            "ReadVersion", lifecycle.ReadVersionRequest, self._read_version
+        )
+        methods["Watch"] = self._handlers.streamed_reply("Watch", WatchRequest, self._watches.watch)
         return grpc.method_handlers_generic_handler(lifecycle.SERVICE_NAME, methods)
 
-    async def _read_version(self, data: bytes, call: Call) -> None:
-        request = convert.decode(lifecycle.ReadVersionRequest, data)
+    async def _read_version(self, request: lifecycle.ReadVersionRequest, call: Call) -> None:
         model_id, key = _about(call, request.version)
         call.about(offset=request.offset, limit=request.limit)
         with self._transfers.sending(call) as sender:
@@ -115,8 +121,7 @@ class ModelLifecycleService:
             await receiver.discard()  # the client sent the bytes without being asked
         return version
 
-    async def _list_versions(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(lifecycle.ListVersionsRequest, data)
+    async def _list_versions(self, request: lifecycle.ListVersionsRequest, call: Call) -> bytes:
         if request.model_id:
             call.about(model_id=request.model_id)
         if request.versions:
@@ -125,7 +130,13 @@ class ModelLifecycleService:
         accepted, order = parse_filter(request.filter), parse_order(request.order_by)
         after = position_in(order, lifecycle.parse_token(request.page_token, question, 3))
         limit = lifecycle.page_size(request.page_size)
-        versions = await self._rules.search(request.model_id or None, accepted, order, after, limit)
+
+        def find(after: Position | None, limit: int) -> Awaitable[Sequence[Version]]:
+            return self._rules.search(request.model_id or None, accepted, order, after, limit)
+
+        versions = await find_readable(
+            call.caller, find, after, limit, lambda version: (version.model_id, position_of(order, version))
+        )
         page = self._page(versions)
         token = ""
         if len(page) < len(versions) or len(versions) == limit:
@@ -152,14 +163,12 @@ class ModelLifecycleService:
         """Return the messages of as many versions as fit a reply, at least one."""
         return lifecycle.fitting(map(lifecycle.version_message, versions), self._settings.reply_max_bytes)
 
-    async def _update_version(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(lifecycle.UpdateVersionRequest, data)
+    async def _update_version(self, request: lifecycle.UpdateVersionRequest, call: Call) -> bytes:
         model_id, key = _about(call, request.version)
         change = lifecycle.annotation_change(request)
         return _encode(await self._rules.update_version(model_id, key, change))
 
-    async def _promote_version(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(lifecycle.PromoteVersionRequest, data)
+    async def _promote_version(self, request: lifecycle.PromoteVersionRequest, call: Call) -> bytes:
         model_id, key = _about(call, request.version)
         version = await self._rules.promote_version(model_id, key, request.aliases)
         call.about(number=version.info.number)
@@ -167,15 +176,13 @@ class ModelLifecycleService:
             log_aliases(model_id, [*request.aliases], version.info.number, call.context.peer())
         return _encode(version)
 
-    async def _delete_version(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(lifecycle.DeleteVersionRequest, data)
+    async def _delete_version(self, request: lifecycle.DeleteVersionRequest, call: Call) -> bytes:
         model_id, key = _about(call, request.version)
         await self._rules.delete_version(model_id, key, force=request.force)
         _log.info("version deleted", model_id=model_id, version=key, peer=call.context.peer())
         return lifecycle.DeleteVersionReply().SerializeToString()
 
-    async def _set_aliases(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(lifecycle.SetAliasesRequest, data)
+    async def _set_aliases(self, request: lifecycle.SetAliasesRequest, call: Call) -> bytes:
         call.about(model_id=request.model_id)
         changes = lifecycle.alias_changes(request)
         aliases = await self._rules.set_aliases(request.model_id, changes)

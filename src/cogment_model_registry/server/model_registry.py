@@ -12,10 +12,11 @@ import grpc
 from cogment_model_registry._version import __version__
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.versions import VersionHeader, VersionInfo
+from cogment_model_registry.registry.access import Caller
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.server.local_socket import LocalSocket
 from cogment_model_registry.server.transfers import Receiver, Transfers
-from cogment_model_registry.serving.calls import Call, Handlers, Observer
+from cogment_model_registry.serving.calls import Call, Guard, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, local, messages
 from cogment_model_registry.wire.frames import build_data_chunk
@@ -28,6 +29,10 @@ _FIRST_BATCH = 16
 """The size of the first step of a listing: a page may be full after it, and reading more would be in vain."""
 
 
+_PUBLIC_STATUSES = {"overall_load", "archive", "catalog"}
+"""The statuses that say nothing of models which a caller may not read."""
+
+
 class ModelRegistryService:
     """Answers ModelRegistrySP, under both of its names.
 
@@ -36,6 +41,7 @@ class ModelRegistryService:
         transfers: The limits of transfers.
         settings: The limits of messages.
         observe: Called after each finished call.
+        guard: Decides what callers may do.
         local_socket: The socket for processes on the same host, which `Status` names to those who ask for it.
     """
 
@@ -44,14 +50,16 @@ class ModelRegistryService:
         registry: Registry,
         transfers: Transfers,
         settings: Settings,
+        *,
         observe: Observer,
+        guard: Guard | None = None,
         local_socket: LocalSocket | None = None,
     ) -> None:
         self._registry = registry
         self._local_socket = local_socket
         self._transfers = transfers
         self._settings = settings
-        self._handlers = Handlers(observe)
+        self._handlers = Handlers(observe, guard)
 
     async def drained(self) -> None:
         """Wait until no call is under way."""
@@ -59,47 +67,64 @@ class ModelRegistryService:
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """Return the handlers to add to a `grpc.aio` server."""
-        methods = {
-            "CreateOrUpdateModel": self._handlers.unary("CreateOrUpdateModel", self._create_or_update_model),
-            "DeleteModel": self._handlers.unary("DeleteModel", self._delete_model),
-            "RetrieveModels": self._handlers.unary("RetrieveModels", self._retrieve_models),
-            "CreateVersion": self._handlers.streamed_request("CreateVersion", self._create_version),
-            "RetrieveVersionInfos": self._handlers.unary("RetrieveVersionInfos", self._retrieve_version_infos),
-            "RetrieveVersionData": self._handlers.streamed_reply("RetrieveVersionData", self._retrieve_version_data),
-            "VersionUpdate": self._handlers.streamed_reply("VersionUpdate", self._version_update),
-            "Version": self._handlers.unary("Version", self._version),
-            "Status": self._handlers.unary("Status", self._status),
-        }
+        methods = self._handlers.unary(
+            {
+                "CreateOrUpdateModel": (messages.CreateOrUpdateModelRequest, self._create_or_update_model),
+                "DeleteModel": (messages.DeleteModelRequest, self._delete_model),
+                "RetrieveModels": (messages.RetrieveModelsRequest, self._retrieve_models),
+                "RetrieveVersionInfos": (messages.RetrieveVersionInfosRequest, self._retrieve_version_infos),
+                "Version": (messages.VersionRequest, self._version),
+                "Status": (messages.StatusRequest, self._status),
+            }
+        )
+        methods["CreateVersion"] = self._handlers.streamed_request("CreateVersion", self._create_version)
+        methods["RetrieveVersionData"] = self._handlers.streamed_reply(
+            "RetrieveVersionData", messages.RetrieveVersionDataRequest, self._retrieve_version_data
+        )
+        methods["VersionUpdate"] = self._handlers.streamed_reply(
+            "VersionUpdate", messages.VersionUpdateRequest, self._version_update
+        )
         return [grpc.method_handlers_generic_handler(name, methods) for name in messages.SERVICE_NAMES]
 
-    async def _create_or_update_model(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(messages.CreateOrUpdateModelRequest, data)
+    async def _create_or_update_model(self, request: messages.CreateOrUpdateModelRequest, call: Call) -> bytes:
         if not request.HasField("model_info"):
             raise InvalidError("CreateOrUpdateModel must have a model_info")
         call.about(model_id=request.model_info.model_id)
         await self._registry.create_or_update_model(convert.model_from_message(request.model_info))
         return messages.CreateOrUpdateModelReply().SerializeToString()
 
-    async def _delete_model(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(messages.DeleteModelRequest, data)
+    async def _delete_model(self, request: messages.DeleteModelRequest, call: Call) -> bytes:
         call.about(model_id=request.model_id)
         await self._registry.delete_model(request.model_id)
         return messages.DeleteModelReply().SerializeToString()
 
-    async def _retrieve_models(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(messages.RetrieveModelsRequest, data)
+    async def _retrieve_models(self, request: messages.RetrieveModelsRequest, call: Call) -> bytes:
         start = parse_handle(request.model_handle)
         page = Page(request.models_count, self._settings.reply_max_bytes)
         if request.model_ids:
             models = (await self._registry.get_models(request.model_ids))[start:]
             page.extend(map(convert.encode_model, models))
-        else:
+        elif call.caller.reads_everything:
             while page.missing != 0 and (
                 models := await self._registry.list_models(start + len(page), page.batch(_BATCH))
             ):
                 if page.extend(map(convert.encode_model, models)) < len(models):
                     break
+        else:
+            await self._list_readable(page, start, call.caller)
         return page.reply(str(start + len(page)) if len(page) else request.model_handle or "0")
+
+    async def _list_readable(self, page: Page, start: int, caller: Caller) -> None:
+        """Fill a page with the models that a caller may read, those before `start` left out."""
+        position, left_out = 0, 0
+        while page.missing != 0 and (models := await self._registry.list_models(position, _BATCH)):
+            position += len(models)
+            readable = [model for model in models if caller.may_read(model.model_id)]
+            skipped = min(start - left_out, len(readable))
+            left_out += skipped
+            wanted = readable[skipped:][: page.batch(_BATCH)]
+            if page.extend(map(convert.encode_model, wanted)) < len(wanted):
+                return
 
     async def _create_version(self, call: Call) -> bytes:
         with self._transfers.receiving(call, convert.decode_upload_chunk) as receiver:
@@ -113,8 +138,7 @@ class ModelRegistryService:
             await receiver.pass_on(upload.write)
             return await upload.commit()
 
-    async def _retrieve_version_infos(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(messages.RetrieveVersionInfosRequest, data)
+    async def _retrieve_version_infos(self, request: messages.RetrieveVersionInfosRequest, call: Call) -> bytes:
         call.about(model_id=request.model_id)
         page = Page(request.versions_count, self._settings.reply_max_bytes)
         if request.version_numbers:
@@ -143,23 +167,20 @@ class ModelRegistryService:
             return page.reply(cut_handle(start + taken))
         return page.reply(str(versions[-1].number + 1) if taken else request.version_handle)
 
-    async def _retrieve_version_data(self, data: bytes, call: Call) -> None:
-        request = convert.decode(messages.RetrieveVersionDataRequest, data)
+    async def _retrieve_version_data(self, request: messages.RetrieveVersionDataRequest, call: Call) -> None:
         call.about(model_id=request.model_id, number=request.version_number)
         with self._transfers.sending(call) as sender:
             async with await self._registry.open_version(request.model_id, request.version_number) as reader:
                 call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
                 await sender.send_version(reader, build_data_chunk)
 
-    async def _version_update(self, data: bytes, call: Call) -> None:
-        request = convert.decode(messages.VersionUpdateRequest, data)
+    async def _version_update(self, request: messages.VersionUpdateRequest, call: Call) -> None:
         call.about(model_id=request.model_id)
         async with aclosing(self._registry.watch(request.model_id)) as versions:
             async for info in versions:
                 await call.write(convert.encode_version(info))
 
-    async def _version(self, data: bytes, call: Call) -> bytes:
-        convert.decode(messages.VersionRequest, data)
+    async def _version(self, _request: messages.VersionRequest, call: Call) -> bytes:
         versions = {
             "cogment-model-registry": __version__,
             "python": platform.python_version(),
@@ -167,12 +188,13 @@ class ModelRegistryService:
         }
         return messages.version_reply(versions).SerializeToString()
 
-    async def _status(self, data: bytes, call: Call) -> bytes:
-        request = convert.decode(messages.StatusRequest, data)
+    async def _status(self, request: messages.StatusRequest, call: Call) -> bytes:
         names = {*request.names}
         # Asked for before a transfer, and not for people: it is no part of "*".
         place = {name: text for name, text in self._place().items() if name in names}
         statuses = await self._statuses() if names - place.keys() else {}
+        if not call.caller.reads_everything:
+            statuses = {name: text for name, text in statuses.items() if name in _PUBLIC_STATUSES}
         return messages.status_reply({**statuses, **place}, names).SerializeToString()
 
     def _place(self) -> dict[str, str]:

@@ -203,6 +203,7 @@ class Receiver(_Transfer, Generic[_Header]):
 
         Raises:
             InvalidError: It is not a header.
+            PermissionDeniedError: The caller may not create the version.
             TimedOutError: The client sent nothing for too long.
         """
         method = self._call.method
@@ -212,6 +213,7 @@ class Receiver(_Transfer, Generic[_Header]):
         if isinstance(first, memoryview):
             raise InvalidError(f"{method} must begin with a header; a body came first")
         self._call.about(model_id=first.model_id, archived=first.archived, size_bytes=first.data_size_bytes)
+        self._call.admit(first)
         return first
 
     async def pass_on(self, write: Callable[[memoryview], Awaitable[None]]) -> None:

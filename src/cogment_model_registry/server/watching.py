@@ -1,7 +1,7 @@
 """The call Watch of ModelLifecycle: what a watcher is told, with the bytes of versions."""
 
 from collections import OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
 from cogment_model_registry.errors import DataLossError, NotFoundError
@@ -16,7 +16,6 @@ from cogment_model_registry.server.consumer_news import with_consumers
 from cogment_model_registry.server.shared_bytes import SharedBytes
 from cogment_model_registry.server.transfers import Teller, Transfers
 from cogment_model_registry.serving.calls import Call
-from cogment_model_registry.wire import convert
 from cogment_model_registry.wire import watching as wire
 from cogment_model_registry.wire.frames import build_watch_data
 
@@ -42,14 +41,17 @@ class WatchCalls:
         self._shared = SharedBytes(registry)
         self._encoded: OrderedDict[tuple[int, str], tuple[Event, bytes]] = OrderedDict()
 
-    async def watch(self, data: bytes, call: Call) -> None:
+    async def watch(self, request: wire.WatchRequest, call: Call) -> None:
         """Answer a call."""
-        request = convert.decode(wire.WatchRequest, data)
         call.about(model_ids=[*request.model_ids], mode=request.mode)
         every = wire.is_every(request)
-        question = Question([*request.model_ids], every, parse_filter(request.filter), request.resume_token)
+        accepted, may_read = parse_filter(request.filter), call.caller.may_read
+        question = Question([*request.model_ids], every, accepted, request.resume_token, may_read)
         with self._transfers.telling(call) as teller:
-            async with aclosing(self._rules.watch(question)) as events, aclosing(self._told(request, events)) as told:
+            async with (
+                aclosing(self._rules.watch(question)) as events,
+                aclosing(self._told(request, events, may_read)) as told,
+            ):
                 async for token, event in told:
                     if isinstance(event, Consumer):
                         await teller.send(wire.with_token(wire.encode_consumer(event), token))
@@ -59,11 +61,19 @@ class WatchCalls:
                         await teller.send(self._encode(event, token))
 
     def _told(
-        self, request: wire.WatchRequest, events: AsyncGenerator[tuple[str, Event], None]
+        self,
+        request: wire.WatchRequest,
+        events: AsyncGenerator[tuple[str, Event], None],
+        may_read: Callable[[str], bool],
     ) -> AsyncGenerator[tuple[str, Event | Consumer], None] | AsyncGenerator[tuple[str, Event], None]:
         if not request.consumers:
             return events
-        return with_consumers(events, self._consumers, {*request.model_ids}, request.resume_token)
+        model_ids = {*request.model_ids}
+
+        def is_wanted(model_id: str) -> bool:
+            return model_id in model_ids if model_ids else may_read(model_id)
+
+        return with_consumers(events, self._consumers, is_wanted, request.resume_token)
 
     async def _tell_with_bytes(
         self, request: wire.WatchRequest, version: Version, token: str, teller: Teller, call: Call

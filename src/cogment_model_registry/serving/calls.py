@@ -8,7 +8,7 @@ upload are not copied on the way.
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
@@ -18,8 +18,9 @@ import grpc.aio
 import structlog
 
 from cogment_model_registry.errors import ModelRegistryError, StoppingError, UnavailableError, shown
+from cogment_model_registry.registry.access import NOBODY, Caller
 from cogment_model_registry.serving import grpc_workarounds
-from cogment_model_registry.wire.convert import status_of
+from cogment_model_registry.wire.convert import AnyMessage, decode, status_of
 
 _log = structlog.stdlib.get_logger(__name__)
 _levels = logging.getLogger(__name__)
@@ -50,6 +51,37 @@ class Context(Protocol):
         """Return the metadata that came with the call."""
 
 
+class Guard(Protocol):
+    """Decides who may do what."""
+
+    def check_method(self, method: str) -> None:
+        """Raise `KeyError` for a method about which it could not decide."""
+
+    def identify(self, call: "Call") -> Caller | None:
+        """Return who makes a call; None if `look_up` may find out.
+
+        Raises:
+            UnauthenticatedError: They have to say who they are, and have not.
+        """
+
+    async def look_up(self, call: "Call") -> Caller:
+        """Return who makes a call; see `identify`."""
+
+    def decide(self, call: "Call", request: object) -> None:
+        """Refuse what the caller may not do.
+
+        Raises:
+            PermissionDeniedError: They may not.
+        """
+
+    def check_still(self, caller: Caller) -> None:
+        """Refuse a caller whose time is over.
+
+        Raises:
+            UnauthenticatedError: It is.
+        """
+
+
 @dataclass(slots=True)
 class Call:
     """One call under way.
@@ -57,6 +89,8 @@ class Call:
     Attributes:
         method: The method's name.
         context: gRPC's side of it.
+        guard: Decides what the caller may do; None where everybody may do everything.
+        caller: Who makes it.
         subject: The model, the version, and so on, for the log.
         received_bytes: Bytes of request messages so far.
         received_messages: Request messages so far.
@@ -66,6 +100,8 @@ class Call:
 
     method: str
     context: Context
+    guard: Guard | None = None
+    caller: Caller = NOBODY
     subject: dict[str, object] = field(default_factory=dict)
     received_bytes: int = 0
     received_messages: int = 0
@@ -75,6 +111,27 @@ class Call:
     def about(self, **subject: object) -> None:
         """Record what the call is about, for the log."""
         self.subject.update(subject)
+
+    async def identify(self) -> None:
+        """Find out who makes the call.
+
+        Raises:
+            UnauthenticatedError: They have to say who they are, and have not.
+        """
+        if self.guard is not None:
+            self.caller = self.guard.identify(self) or await self.guard.look_up(self)
+
+    def admit(self, request: object) -> None:
+        """Refuse what the caller may not do. Every request passes here before anything answers it.
+
+        Args:
+            request: The message; of an upload, its header as a record.
+
+        Raises:
+            PermissionDeniedError: They may not.
+        """
+        if self.guard is not None:
+            self.guard.decide(self, request)
 
     def count_received(self, message: bytes) -> bytes:
         """Count a request message, and return it."""
@@ -101,7 +158,10 @@ class Call:
 
         Raises:
             asyncio.CancelledError: The peer is gone.
+            UnauthenticatedError: The caller was revoked in the meantime, or has expired.
         """
+        if self.guard is not None:
+            self.guard.check_still(self.caller)
         with grpc_workarounds.broken_calls_are_cancelled:
             await self.context.write(self.count_sent(message))
 
@@ -117,6 +177,9 @@ class Call:
         return next((str(value) for name, value in self.context.invocation_metadata() or () if name == key), "")
 
 
+UnaryAnswers: TypeAlias = Mapping[str, tuple[type[Any], Callable[[Any, Call], Awaitable[bytes]]]]
+"""By the name of a method with one request and one reply: the type of the request, and what answers it."""
+
 Observer: TypeAlias = Callable[[Call, str, float], None]
 """Called after each finished call, with the call, the name of its status, and the seconds that it took."""
 
@@ -126,10 +189,12 @@ class Handlers:
 
     Args:
         observe: Called after each finished call.
+        guard: Decides what callers may do; None where everybody may do everything.
     """
 
-    def __init__(self, observe: Observer) -> None:
+    def __init__(self, observe: Observer, guard: Guard | None = None) -> None:
         self._observe = observe
+        self._guard = guard
         self._calls = 0
         self._none_left = asyncio.Event()
 
@@ -139,39 +204,63 @@ class Handlers:
             self._none_left.clear()
             await self._none_left.wait()
 
-    def unary(self, method: str, answer: Callable[[bytes, Call], Awaitable[bytes]]) -> _Handler:
-        """Return the handler of a method with one request and one reply."""
-        return grpc.unary_unary_rpc_method_handler(self._given_one(method, answer))
+    def unary(self, answers: UnaryAnswers) -> dict[str, _Handler]:
+        """Return the handlers of methods with one request and one reply."""
+        return {
+            method: grpc.unary_unary_rpc_method_handler(self._given_one(method, request_type, answer))
+            for method, (request_type, answer) in answers.items()
+        }
 
     def streamed_request(self, method: str, answer: Callable[[Call], Awaitable[bytes]]) -> _Handler:
-        """Return the handler of a method with a stream of requests, which `answer` reads, and one reply."""
+        """Return the handler of a method with a stream of requests, which `answer` reads and admits, and one reply."""
         return grpc.stream_unary_rpc_method_handler(self._given_stream(method, answer))
 
-    def streamed_reply(self, method: str, answer: Callable[[bytes, Call], Awaitable[None]]) -> _Handler:
+    def streamed_reply(
+        self, method: str, request_type: type[AnyMessage], answer: Callable[[AnyMessage, Call], Awaitable[None]]
+    ) -> _Handler:
         """Return the handler of a method with one request and a stream of replies."""
-        return grpc.unary_stream_rpc_method_handler(self._given_one(method, answer))
+        return grpc.unary_stream_rpc_method_handler(self._given_one(method, request_type, answer))
 
     def streamed(self, method: str, answer: Callable[[Call], Awaitable[None]]) -> _Handler:
-        """Return the handler of a method with a stream each way, which `answer` reads and writes."""
+        """Return the handler of a method with a stream each way, which `answer` reads, admits and writes."""
         return grpc.stream_stream_rpc_method_handler(self._given_stream(method, answer))
 
-    def _given_one(self, method: str, answer: Callable[[bytes, Call], Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
+    def _given_one(
+        self, method: str, request_type: type[AnyMessage], answer: Callable[[AnyMessage, Call], Awaitable[_T]]
+    ) -> Callable[..., Awaitable[_T]]:
         """Return the behaviour of a method with one request."""
+        self._check(method)
+
+        async def answer_admitted(data: bytes, call: Call) -> _T:
+            call.count_received(data)
+            await call.identify()
+            request = decode(request_type, data)
+            call.admit(request)
+            return await answer(request, call)
 
         async def handle(data: bytes, context: Context) -> _T:
-            call = Call(method, context)
-            return await self.answer(call, answer(call.count_received(data), call))
+            call = Call(method, context, self._guard)
+            return await self.answer(call, answer_admitted(data, call))
 
         return handle
 
     def _given_stream(self, method: str, answer: Callable[[Call], Awaitable[_T]]) -> Callable[..., Awaitable[_T]]:
         """Return the behaviour of a method with a stream of requests."""
+        self._check(method)
+
+        async def answer_identified(call: Call) -> _T:
+            await call.identify()
+            return await answer(call)
 
         async def handle(_messages: object, context: Context) -> _T:
-            call = Call(method, context)
-            return await self.answer(call, answer(call))
+            call = Call(method, context, self._guard)
+            return await self.answer(call, answer_identified(call))
 
         return handle
+
+    def _check(self, method: str) -> None:
+        if self._guard is not None:
+            self._guard.check_method(method)
 
     async def answer(self, call: Call, answer: Awaitable[_T]) -> _T:
         """Await an answer, and end the call with the status of an error if one is raised.
@@ -219,6 +308,8 @@ class Handlers:
                 "seconds": round(seconds, 6),
                 "peer": call.context.peer(),
             }
+            if call.caller.is_named:
+                fields["caller"] = call.caller.name
             if details:
                 fields["details"] = details
             _log.log(level, f"{call.method} {status.name}", **fields)

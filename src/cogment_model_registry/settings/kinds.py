@@ -17,6 +17,7 @@ from cogment_model_registry.system.paths import expanded
 
 LOG_LEVELS = ("off", "error", "warning", "info", "debug", "trace")
 LOG_FORMATS = ("text", "json")
+ANONYMOUS = ("auto", "everything", "read", "nothing")
 
 ALL_INTERFACES = "*"
 """The `host` that stands for every interface, IPv4 and IPv6."""
@@ -205,4 +206,5 @@ PROPERTIES = Kind(
 )
 LOCAL_SOCKET = _text_kind("PATH", f"a path, {AUTO}, or off", _parse_local_socket)
 LOG_LEVEL = _text_kind("LEVEL", f"one of {', '.join(LOG_LEVELS)}, or a number from 0 to 6", _parse_log_level)
+ANONYMOUS_ACCESS = _text_kind("ACCESS", f"one of {', '.join(ANONYMOUS)}", _parse_choice(ANONYMOUS))
 LOG_FORMAT = _text_kind("FORMAT", f"one of {', '.join(LOG_FORMATS)}", _parse_choice(LOG_FORMATS))

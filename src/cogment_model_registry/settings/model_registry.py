@@ -16,6 +16,7 @@ from cogment_model_registry.settings.base import (
     setting_made_by,
 )
 from cogment_model_registry.settings.kinds import (
+    ANONYMOUS_ACCESS,
     AUTO,
     ENDPOINT,
     LOCAL_SOCKET,
@@ -115,6 +116,13 @@ class Settings(ServiceSettings):
         "UNIX socket by which processes of the same user on this host get and publish versions without a copy; "
         "off for none.",
         "auto: a socket of its own in the runtime directory of the user",
+    )
+    anonymous: str = setting(
+        AUTO,
+        _PREFIX + "ANONYMOUS",
+        ANONYMOUS_ACCESS,
+        "What callers may do who show no token and no certificate: everything, read, or nothing.",
+        "auto: everything from this host, read from elsewhere",
     )
     request_max_bytes: int = setting(
         16 * MIB,

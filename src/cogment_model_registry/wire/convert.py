@@ -16,9 +16,11 @@ from cogment_model_registry.errors import (
     ModelRegistryError,
     NotFoundError,
     OutOfRangeError,
+    PermissionDeniedError,
     PreconditionError,
     TimedOutError,
     TooLargeError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
@@ -37,6 +39,8 @@ STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     OutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
     NotFoundError: grpc.StatusCode.NOT_FOUND,
     PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ConflictError: grpc.StatusCode.ABORTED,
     ExistsError: grpc.StatusCode.ALREADY_EXISTS,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -63,10 +67,10 @@ def error_type_of(status: grpc.StatusCode) -> type[ModelRegistryError]:
     return _ERROR_BY_STATUS.get(status, ModelRegistryError)
 
 
-_AnyMessage = TypeVar("_AnyMessage", bound=Message)
+AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
-def decode(message_type: type[_AnyMessage], data: bytes) -> _AnyMessage:
+def decode(message_type: type[AnyMessage], data: bytes) -> AnyMessage:
     """Return the message that `data` encodes.
 
     Raises:

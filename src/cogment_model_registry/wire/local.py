@@ -106,15 +106,18 @@ def close_all(descriptors: list[int]) -> None:
             os.close(descriptors.pop())
 
 
-def read_request(socket_id: str, model_id: str, number: int, expected_hash: str) -> bytes:
+def read_request(socket_id: str, model_id: str, number: int, expected_hash: str, authorization: str = "") -> bytes:
     """Return the request for a descriptor of a version, which must have a hash."""
     read = lifecycle.read_request(model_id, number, 0, None, expected_hash)
-    return LocalRequest(local_socket_id=socket_id, read=read).SerializeToString()
+    request = LocalRequest(local_socket_id=socket_id, read=read, authorization=authorization)
+    return request.SerializeToString()
 
 
-def upload_request(socket_id: str, header: UploadHeader) -> bytes:
+def upload_request(socket_id: str, header: UploadHeader, authorization: str = "") -> bytes:
     """Return the request that goes with sealed memory."""
-    return LocalRequest(local_socket_id=socket_id, upload=lifecycle.upload_header_message(header)).SerializeToString()
+    upload = lifecycle.upload_header_message(header)
+    request = LocalRequest(local_socket_id=socket_id, upload=upload, authorization=authorization)
+    return request.SerializeToString()
 
 
 def refusal(status: grpc.StatusCode, details: str) -> bytes:

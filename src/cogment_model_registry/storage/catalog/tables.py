@@ -124,6 +124,19 @@ MIGRATIONS = (
         CREATE INDEX requests_by_version ON requests (model_id, number);
         """
     ),
+    Migration(
+        """
+        CREATE TABLE grants (
+            name TEXT PRIMARY KEY,
+            kind TEXT NOT NULL,
+            identity TEXT NOT NULL,
+            scopes TEXT NOT NULL,
+            created INTEGER NOT NULL,
+            expires INTEGER,
+            UNIQUE (kind, identity)
+        ) WITHOUT ROWID;
+        """
+    ),
 )
 """The schema, step by step. A step that was released never changes."""
 

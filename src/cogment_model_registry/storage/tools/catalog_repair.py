@@ -13,8 +13,9 @@ from functools import partial
 from sqlite3 import Connection, Error
 
 from cogment_model_registry.errors import ModelRegistryError, counted, quoted
+from cogment_model_registry.records.access import Grant
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.storage.catalog import requests, tables
+from cogment_model_registry.storage.catalog import grants, requests, tables
 from cogment_model_registry.storage.catalog.connections import open_for_writing
 from cogment_model_registry.storage.catalog.note_tables import put_notes, read_notes
 from cogment_model_registry.storage.catalog.notes import ModelNotes, VersionNotes
@@ -96,6 +97,7 @@ class _CatalogRepair:
         self._root = place.root
         self._lost: list[str] = []
         self._uploads: list[tuple[str, requests.Entry]] = []
+        self._grants: list[Grant] = []
         self.summary = ""
 
     def bring_in_line(self, findings: Sequence[Finding]) -> None:
@@ -145,8 +147,12 @@ class _CatalogRepair:
                     self._uploads = requests.finished(old) if old is not None else []
                 except Error:
                     damaged.add("requests")
+                try:
+                    self._grants = grants.read(old) if old is not None else []
+                except Error:
+                    damaged.add("grants")
         except UnusableCatalogError as error:
-            self._lost.append(f"all aliases, tags, metrics and ids of uploads, because {error.message}")
+            self._lost.append(f"all aliases, tags, metrics, tokens and ids of uploads, because {error.message}")
             return {}
         self._lost += [f"a part of the table {table}" for table in sorted(damaged)]
         return notes
@@ -167,6 +173,7 @@ class _CatalogRepair:
         for model_id, notes in saved.items():
             self._note_lost(model_id, notes, ModelNotes())
         requests.restore(new, self._uploads)
+        grants.restore(new, self._grants)
         return f"{counted(aliases, 'alias', 'aliases')}, and tags and metrics of {counted(annotated, 'version')}"
 
     def _note_lost(self, model_id: str, notes: ModelNotes, kept: ModelNotes) -> None:

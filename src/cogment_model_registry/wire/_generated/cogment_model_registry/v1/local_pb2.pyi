@@ -7,14 +7,16 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class LocalRequest(_message.Message):
-    __slots__ = ("local_socket_id", "read", "upload")
+    __slots__ = ("local_socket_id", "read", "upload", "authorization")
     LOCAL_SOCKET_ID_FIELD_NUMBER: _ClassVar[int]
     READ_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
+    AUTHORIZATION_FIELD_NUMBER: _ClassVar[int]
     local_socket_id: str
     read: _lifecycle_pb2.ReadVersionRequest
     upload: _lifecycle_pb2.UploadVersionRequest.Header
-    def __init__(self, local_socket_id: _Optional[str] = ..., read: _Optional[_Union[_lifecycle_pb2.ReadVersionRequest, _Mapping]] = ..., upload: _Optional[_Union[_lifecycle_pb2.UploadVersionRequest.Header, _Mapping]] = ...) -> None: ...
+    authorization: str
+    def __init__(self, local_socket_id: _Optional[str] = ..., read: _Optional[_Union[_lifecycle_pb2.ReadVersionRequest, _Mapping]] = ..., upload: _Optional[_Union[_lifecycle_pb2.UploadVersionRequest.Header, _Mapping]] = ..., authorization: _Optional[str] = ...) -> None: ...
 
 class LocalReply(_message.Message):
     __slots__ = ("refusal", "handed_over", "version")

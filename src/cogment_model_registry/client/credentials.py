@@ -1,0 +1,152 @@
+"""The token of a client: where it comes from, and how calls carry it."""
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from cogment_model_registry.client.arguments import checked_path
+from cogment_model_registry.errors import InvalidError, SettingError
+from cogment_model_registry.records.addresses import parse_token
+
+TOKEN_VARIABLE = "COGMENT_MODEL_REGISTRY_TOKEN"  # noqa: S105 # the name of it
+TOKEN_FILE_VARIABLE = "COGMENT_MODEL_REGISTRY_TOKEN_FILE"  # noqa: S105 # the name of it
+
+_AGAIN_SECONDS = 1.0
+"""How soon a file that was replaced is read again."""
+
+_FILE_MAX_BYTES = 64 * 1024
+_HIDDEN = "***"
+_ALLOWED = "one line of printable ASCII without spaces"
+
+
+class Credentials:
+    """The token that calls carry: a fixed one, or that of a file, which may be replaced at any time.
+
+    Args:
+        token: The token; empty for none.
+        path: The file that has it instead; empty for none.
+    """
+
+    def __init__(self, token: str = "", path: str = "") -> None:
+        self._token = token
+        self._path = path
+        self._read_at = float("-inf")
+
+    def authorization(self) -> str:
+        """Return what calls carry as the metadata ``authorization``; empty without a token.
+
+        Raises:
+            SettingError: The file cannot be read, or has no token. The message does not show what it has.
+        """
+        if self._path and time.monotonic() - self._read_at >= _AGAIN_SECONDS:
+            self._token = _read(self._path)
+            self._read_at = time.monotonic()
+        return f"Bearer {self._token}" if self._token else ""
+
+    def metadata(self) -> tuple[tuple[str, str], ...] | None:
+        """Return the metadata of a call; see `authorization`."""
+        authorization = self.authorization()
+        return (("authorization", authorization),) if authorization else None
+
+
+def find_credentials(
+    token: str | None, token_file: str | os.PathLike[str] | None, environment: Mapping[str, str] = os.environ
+) -> Credentials:
+    """Return the token of a client, from its arguments and the environment; arguments come first, and a token.
+
+    Args:
+        token: The token itself.
+        token_file: A file that has it, and nothing else but white space.
+        environment: The environment variables.
+
+    Raises:
+        SettingError: It is malformed, or the file cannot be read.
+        InvalidError: An argument is not a string.
+    """
+    if token is not None and not isinstance(token, str):
+        raise InvalidError(f"token is a {type(token).__name__}; it must be a string")
+    if token:
+        return Credentials(_checked(token, "token"))
+    if token_file is not None and token is None:
+        return _of_file(checked_path("token_file", token_file))
+    if token is None and (text := environment.get(TOKEN_VARIABLE, "")):
+        return Credentials(_checked(text.strip(), f"token (from {TOKEN_VARIABLE})"))
+    if token is None and (path := environment.get(TOKEN_FILE_VARIABLE, "")):
+        return _of_file(path)
+    return Credentials()
+
+
+def _of_file(path: str) -> Credentials:
+    credentials = Credentials(path=path)
+    credentials.authorization()  # what is wrong with it is said now
+    return credentials
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_FILE_MAX_BYTES)
+    except OSError as error:
+        raise SettingError("token_file", path, f"a file with a token ({error.strerror or error})") from None
+    return _checked(data.decode("ascii", "replace").strip(), f"the token in {path}")
+
+
+def _checked(token: str, name: str) -> str:
+    """Return a token, if it can be one."""
+    try:
+        if not token or " " in token:
+            raise ValueError(token)
+        return parse_token(token)
+    except ValueError:
+        raise SettingError(name, _HIDDEN, _ALLOWED) from None
+
+
+class AuthorizedChannel:
+    """A channel on whose calls the token travels.
+
+    Args:
+        channel: A channel of gRPC, of either flavour.
+        credentials: Has the token.
+    """
+
+    def __init__(self, channel: Any, credentials: Credentials) -> None:
+        self._channel = channel
+        self._credentials = credentials
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._channel, name)
+
+    def unary_unary(self, path: str) -> Any:
+        """Return what makes calls of a method."""
+        return _Authorized(self._channel.unary_unary(path), self._credentials)
+
+    def unary_stream(self, path: str) -> Any:
+        """Return what makes calls of a method."""
+        return _Authorized(self._channel.unary_stream(path), self._credentials)
+
+    def stream_unary(self, path: str) -> Any:
+        """Return what makes calls of a method."""
+        return _Authorized(self._channel.stream_unary(path), self._credentials)
+
+    def stream_stream(self, path: str) -> Any:
+        """Return what makes calls of a method."""
+        return _Authorized(self._channel.stream_stream(path), self._credentials)
+
+
+class _Authorized:
+    """A method of a channel, called with the token."""
+
+    def __init__(self, method: Any, credentials: Credentials) -> None:
+        self._method = method
+        self._credentials = credentials
+
+    def __call__(self, *args: Any, metadata: Any = None, **named: Any) -> Any:
+        return self._method(*args, metadata=self._with_token(metadata), **named)
+
+    def future(self, *args: Any, metadata: Any = None, **named: Any) -> Any:
+        """Begin a call of the blocking flavour."""
+        return self._method.future(*args, metadata=self._with_token(metadata), **named)
+
+    def _with_token(self, metadata: Any) -> Any:
+        return (*(metadata or ()), *(self._credentials.metadata() or ())) or None
