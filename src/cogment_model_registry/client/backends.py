@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import grpc
 import grpc.aio
 
+from cogment_model_registry.client.credentials import Credentials
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.wire import channels
 from cogment_model_registry.wire.directory import TOKEN_KEY
@@ -67,7 +68,7 @@ class Backend(Protocol):
             ClosedError: It is used on another event loop than the first time.
         """
 
-    def connect(self, address: str, *, secure: bool, window_bytes: int = 0) -> Channel:
+    def connect(self, address: str, *, secure: bool, window_bytes: int, credentials: Credentials) -> Channel:
         """Return a channel, which connects when it is first needed; see `options`."""
 
     async def disconnect(self, channel: Channel) -> None:

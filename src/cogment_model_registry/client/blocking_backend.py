@@ -25,6 +25,7 @@ from cogment_model_registry.client.backends import (
     refusing_closed_channels,
     reply_of,
 )
+from cogment_model_registry.client.credentials import Credentials, authorized
 from cogment_model_registry.client.threads import Job, start_thread, submit
 
 _T = TypeVar("_T")
@@ -50,9 +51,9 @@ class BlockingBackend:
     def check_here(self) -> None:
         """Do nothing: any thread may use it."""
 
-    def connect(self, address: str, *, secure: bool, window_bytes: int = 0) -> Channel:
+    def connect(self, address: str, *, secure: bool, window_bytes: int, credentials: Credentials) -> Channel:
         """Return a channel, which any thread may use."""
-        return blocking_channel(address, secure=secure, window_bytes=window_bytes)
+        return authorized(blocking_channel(address, secure=secure, window_bytes=window_bytes), credentials)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel."""

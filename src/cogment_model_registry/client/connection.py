@@ -12,7 +12,7 @@ from functools import partial
 import grpc
 
 from cogment_model_registry.client.backends import Backend, Channel
-from cogment_model_registry.client.credentials import AuthorizedChannel, Credentials
+from cogment_model_registry.client.credentials import Credentials
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.endpoints import DEFAULT, ENDPOINT_VARIABLE, Direct, Discovered
 from cogment_model_registry.client.threads import can_start, submit
@@ -248,9 +248,8 @@ class Connection:
     ) -> Channel:
         """Return a new channel; call this with the lock held."""
         self.check_open(backend)
-        channel = backend.connect(address, secure=secure, window_bytes=window_bytes)
-        if for_registry and self.credentials.authorization():
-            channel = AuthorizedChannel(channel, self.credentials)
+        credentials = self.credentials if for_registry else Credentials()
+        channel = backend.connect(address, secure=secure, window_bytes=window_bytes, credentials=credentials)
         self._channels.append(channel)
         return channel
 

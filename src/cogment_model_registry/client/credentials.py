@@ -102,13 +102,13 @@ def _checked(token: str, name: str) -> str:
         raise SettingError(name, _HIDDEN, _ALLOWED) from None
 
 
-class AuthorizedChannel:
-    """A channel on whose calls the token travels.
+def authorized(channel: Any, credentials: Credentials) -> Any:
+    """Return a channel of gRPC, of either flavour, on whose calls the token travels, if there is one."""
+    return _AuthorizedChannel(channel, credentials) if credentials.authorization() else channel
 
-    Args:
-        channel: A channel of gRPC, of either flavour.
-        credentials: Has the token.
-    """
+
+class _AuthorizedChannel:
+    """A channel on whose calls the token travels."""
 
     def __init__(self, channel: Any, credentials: Credentials) -> None:
         self._channel = channel

@@ -24,7 +24,7 @@ PATH_STATUS = "local_socket"
 ID_STATUS = "local_socket_id"
 """The names of the statuses that say where the socket of a server is, and what requests must carry."""
 
-STRANGER = grpc.StatusCode.UNAUTHENTICATED
+STRANGER = grpc.StatusCode.UNIMPLEMENTED
 """The status of a server that a request is not for."""
 
 MESSAGE_MAX_BYTES = 64 * 1024
