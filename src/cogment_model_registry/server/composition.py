@@ -37,6 +37,7 @@ from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
+from cogment_model_registry.serving.certificates import Certificates, kept_certificates
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.machine import release_free_memory, tune_garbage_collection, tune_heap
@@ -67,11 +68,20 @@ class Server:
     Attributes:
         port: The TCP port that it serves on.
         metrics_port: The TCP port that its metrics and its health are served on over HTTP; None when they are not.
+        certificates: What it shows over TLS; None when it is not encrypted.
     """
 
-    def __init__(self, port: int, metrics_port: int | None, backends: Backends, models: Models) -> None:
+    def __init__(
+        self,
+        port: int,
+        metrics_port: int | None,
+        backends: Backends,
+        models: Models,
+        certificates: Certificates | None = None,
+    ) -> None:
         self.port = port
         self.metrics_port = metrics_port
+        self.certificates = certificates
         self._backends = backends
         self._models = models
 
@@ -79,6 +89,11 @@ class Server:
         """Find what people changed in the archive by hand."""
         await self._backends.rescan()
         await self._models.apply_shares()
+
+    def renew_certificates(self) -> None:
+        """Read the files of the certificate soon, if there is one."""
+        if self.certificates is not None:
+            self.certificates.look_now()
 
 
 @asynccontextmanager
@@ -90,10 +105,12 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         open_backends: Opens its storage.
 
     Raises:
-        StartError: The archive or a port is not available, or the host to register with the Directory is unknown.
+        StartError: The archive, a port or a certificate is not available, or the host to register with the Directory
+            is unknown.
     """
     grpc_workarounds.install()
     async with AsyncExitStack() as stack:
+        certificates = await stack.enter_async_context(kept_certificates(settings))
         metrics = Metrics()
         backends = await stack.enter_async_context(open_backends(settings, metrics))
         archive, transient, catalog = backends.archive, backends.transient, backends.catalog
@@ -124,11 +141,11 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
         health = Health(names)
         grpc_server = _grpc_server(settings, [*service.handlers(), lifecycle.handlers()], names, health)
-        port = life_cycle.listen(grpc_server, settings.host, settings.port)
+        port = life_cycle.listen(grpc_server, settings.host, settings.port, certificates)
         registration = Registration(settings, port) if settings.directory_endpoint else None
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
         metrics.watch_consumers(consumers)
-        metrics_port = _monitor(stack, settings, metrics, health)
+        metrics_port = _monitor(stack, settings, metrics, health, certificates)
         await grpc_server.start()
         if local_socket is not None:
             local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call))
@@ -158,14 +175,18 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             await lifecycle.drained()
 
         stack.push_async_callback(stop_serving)
-        yield Server(port, metrics_port, backends, models)
+        yield Server(port, metrics_port, backends, models, certificates)
 
 
-def _monitor(stack: AsyncExitStack, settings: Settings, metrics: Metrics, health: Health) -> int | None:
+def _monitor(
+    stack: AsyncExitStack, settings: Settings, metrics: Metrics, health: Health, certificates: Certificates | None
+) -> int | None:
     """Serve metrics and health over HTTP if that is asked for, and return the port."""
     if settings.metrics_port is None:
         return None
-    monitoring = MonitoringServer(metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port)
+    monitoring = MonitoringServer(
+        metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port, certificates
+    )
     stack.push_async_callback(asyncio.to_thread, monitoring.close)
     return monitoring.port
 
@@ -247,14 +268,17 @@ async def _deregister(registration: Registration, registering: asyncio.Task[None
 
 
 async def serve(settings: Settings, signals: Signals) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP rescans the archive.
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once.
+
+    SIGHUP rescans the archive, and takes a renewed certificate.
 
     Args:
         settings: The settings of the server.
         signals: The signals of the process.
 
     Raises:
-        StartError: The archive or a port is not available, or the host to register with the Directory is unknown.
+        StartError: The archive, a port or a certificate is not available, or the host to register with the Directory
+            is unknown.
     """
 
     def announce(server: Server) -> None:
@@ -268,7 +292,8 @@ async def serve(settings: Settings, signals: Signals) -> None:
             cache_max_items=settings.cache_max_items,
             cache_max_bytes=settings.cache_max_bytes,
             **({} if server.metrics_port is None else {"metrics_port": server.metrics_port}),
+            **life_cycle.tell_encryption(settings.host, server.certificates),
         )
 
     tune_heap()
-    await life_cycle.serve_until_signal(running(settings), signals, announce, Server.refresh)
+    await life_cycle.serve_until_signal(running(settings), signals, announce, Server.refresh, Server.renew_certificates)

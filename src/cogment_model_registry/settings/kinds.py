@@ -1,6 +1,7 @@
 """The values that settings may have: how a text becomes a value, which values are allowed, and how errors say so."""
 
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,6 +26,15 @@ ALL_INTERFACES = "*"
 def means_all_interfaces(host: str) -> bool:
     """Return whether a `host` stands for every interface, of one or both families: `*`, 0.0.0.0, :: and so on."""
     return host == ALL_INTERFACES or is_unspecified(host)
+
+
+def is_local(host: str) -> bool:
+    """Return whether only this machine reaches a `host`, as far as its text says: a loopback address, or localhost."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 @dataclass(frozen=True, slots=True)
