@@ -85,8 +85,8 @@ def model_registry(**flags: str | None) -> None:
     """Run the model registry.
 
     A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
-    progress; a second signal ends it immediately. SIGHUP makes it read the archive directory and the files of its certificate
-    again.
+    progress; a second signal ends it immediately. SIGHUP makes it read the archive directory, and the files of its
+    certificate, again.
     """
     signals = Signals()
     settings = _load(Settings, flags)

@@ -27,6 +27,7 @@ from cogment_model_registry.client.backends import (
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.system.tasks import wait_at_most
+from cogment_model_registry.wire.tls import Tls
 
 _T = TypeVar("_T")
 
@@ -39,12 +40,12 @@ class _AsyncioChannel:
     reading a file does not block an event loop. Neither channel connects before it is used.
     """
 
-    def __init__(self, address: str, settings: Sequence[tuple[str, str | int]], *, secure: bool) -> None:
-        if secure:
-            self.calls: Any = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=settings)
+    def __init__(self, address: str, settings: Sequence[tuple[str, str | int]], *, tls: Tls | None) -> None:
+        if tls is not None:
+            self.calls: Any = grpc.aio.secure_channel(address, tls.credentials(), options=settings)
         else:
             self.calls = grpc.aio.insecure_channel(address, options=settings)
-        self.uploads = blocking_channel(address, secure=secure)
+        self.uploads = blocking_channel(address, tls=tls)
         # gRPC 1.60 ends only those calls with its channel that a task awaits with nothing in between.
         self.streams: set[Any] = set()
         self.is_closed = False
@@ -106,9 +107,9 @@ class AsyncioBackend:
             self.check_here()
             self._is_stopped.set()
 
-    def connect(self, address: str, *, secure: bool, window_bytes: int = 0) -> Channel:
+    def connect(self, address: str, *, tls: Tls | None, window_bytes: int = 0) -> Channel:
         """Return a channel of the running event loop."""
-        return _AsyncioChannel(address, options(window_bytes), secure=secure)
+        return _AsyncioChannel(address, options(window_bytes), tls=tls)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel; nothing of it is left to await when its event loop has ended."""

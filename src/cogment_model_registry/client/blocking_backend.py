@@ -26,6 +26,7 @@ from cogment_model_registry.client.backends import (
     reply_of,
 )
 from cogment_model_registry.client.threads import Job, start_thread, submit
+from cogment_model_registry.wire.tls import Tls
 
 _T = TypeVar("_T")
 
@@ -50,9 +51,9 @@ class BlockingBackend:
     def check_here(self) -> None:
         """Do nothing: any thread may use it."""
 
-    def connect(self, address: str, *, secure: bool, window_bytes: int = 0) -> Channel:
+    def connect(self, address: str, *, tls: Tls | None, window_bytes: int = 0) -> Channel:
         """Return a channel, which any thread may use."""
-        return blocking_channel(address, secure=secure, window_bytes=window_bytes)
+        return blocking_channel(address, tls=tls, window_bytes=window_bytes)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel."""

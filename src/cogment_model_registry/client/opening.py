@@ -17,6 +17,7 @@ from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Connection
 from cogment_model_registry.client.core import Core
 from cogment_model_registry.client.deadlines import Timeouts
+from cogment_model_registry.client.encryption import encryption_of
 from cogment_model_registry.client.endpoints import locate
 from cogment_model_registry.client.progress import Wish
 
@@ -34,6 +35,9 @@ class Options(TypedDict):
     endpoint: str | None
     directory_endpoint: str | None
     directory_authentication_token: str | None
+    tls_ca: str | os.PathLike[str] | None
+    tls_certificate: str | os.PathLike[str] | None
+    tls_key: str | os.PathLike[str] | None
     timeout: float | None
     retry_seconds: float
     cache_dir: str | os.PathLike[str] | None
@@ -46,7 +50,8 @@ def _open_core(backend: Backend, options: Options) -> Core:
     location = locate(options["endpoint"], options["directory_endpoint"], options["directory_authentication_token"])
     directory, max_bytes = options["cache_dir"], checked_whole("cache_max_bytes", options["cache_max_bytes"])
     directory = os.environ.get(CACHE_VARIABLE, "") if directory is None else checked_path("cache_dir", directory)
-    calls = Calls(backend, Connection(location), checked_seconds("retry_seconds", options["retry_seconds"]))
+    encryption = encryption_of(location, options["tls_ca"], options["tls_certificate"], options["tls_key"])
+    calls = Calls(backend, Connection(location, encryption), checked_seconds("retry_seconds", options["retry_seconds"]))
     timeout = options["timeout"]
     limit = None if timeout is None else checked_seconds("timeout", timeout)
     return Core(calls, Timeouts(limit), Cache(directory, max_bytes) if directory else None, options["progress"])
@@ -66,6 +71,9 @@ class Client(ABC, Generic[_B]):
         *,
         directory_endpoint: str | None = None,
         directory_authentication_token: str | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_certificate: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
         retry_seconds: float = RETRY_SECONDS,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -76,6 +84,9 @@ class Client(ABC, Generic[_B]):
             "endpoint": endpoint,
             "directory_endpoint": directory_endpoint,
             "directory_authentication_token": directory_authentication_token,
+            "tls_ca": tls_ca,
+            "tls_certificate": tls_certificate,
+            "tls_key": tls_key,
             "timeout": timeout,
             "retry_seconds": retry_seconds,
             "cache_dir": cache_dir,

@@ -68,8 +68,7 @@ class Certificates:
 
     def __init__(self, settings: TlsSettings) -> None:
         self.requires_clients = requires_client_certificate(settings)
-        self._certificate = PemFile("tls_certificate", settings.tls_certificate)
-        self._key = PemFile("tls_key", settings.tls_key)
+        self._certificate, self._key = pair_files(settings) or (PemFile("tls_certificate", ""), PemFile("tls_key", ""))
         self._client_ca = PemFile("tls_client_ca", settings.tls_client_ca)
         self._judged = self._doubtful = self._state()
         self._asked = asyncio.Event()
@@ -204,6 +203,13 @@ def _state_of(path: str) -> tuple[int, ...]:
 
 def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="seconds")
+
+
+def pair_files(settings: TlsSettings) -> tuple[PemFile, PemFile] | None:
+    """Return the files of a server's certificate and key; None if it has none."""
+    if not settings.tls_certificate:
+        return None
+    return PemFile("tls_certificate", settings.tls_certificate), PemFile("tls_key", settings.tls_key)
 
 
 @asynccontextmanager

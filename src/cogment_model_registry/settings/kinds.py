@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cogment_model_registry.records.addresses import (
+    ENDPOINT_FORM,
     is_unspecified,
     parse_endpoint,
     parse_host,
@@ -209,7 +210,7 @@ PATH = _text_kind("PATH", "a path", _parse_path)
 SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch, _check_switch)
 REACHABLE_HOST = _text_kind("HOST", "a host name, or the IP address of one interface", _parse_reachable_host)
 INTERFACE = _text_kind("HOST", f"a host name, an IP address, or {ALL_INTERFACES} for all interfaces", _parse_interface)
-ENDPOINT = _text_kind("ENDPOINT", "an endpoint of the form grpc://host:port", parse_endpoint)
+ENDPOINT = _text_kind("ENDPOINT", ENDPOINT_FORM, parse_endpoint)
 PROPERTIES = Kind(
     "PROPERTIES", 'properties of the form "name=value,name,name=value"', parse_properties, _check_properties
 )
