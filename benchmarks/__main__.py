@@ -16,6 +16,7 @@ from benchmarks import (
     control_path,
     data_path,
     downloads,
+    encryption,
     h2load,
     library,
     lifecycle,
@@ -36,6 +37,7 @@ from benchmarks.report import Run
 
 _FIGURES = [
     *data_path.BENCHMARKS,
+    *encryption.BENCHMARKS,
     *control_path.BENCHMARKS,
     *watching.BENCHMARKS,
     *listing.BENCHMARKS,

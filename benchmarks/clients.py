@@ -13,7 +13,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
@@ -134,16 +135,38 @@ class Client:
         return self._watches(request)
 
 
+@dataclass(frozen=True, slots=True)
+class SecurePort:
+    """A port that is served over TLS.
+
+    Attributes:
+        number: The port.
+        authority: The file with the certificate to trust.
+    """
+
+    number: int
+    authority: str
+
+
+Port: TypeAlias = int | SecurePort
+
+
+def _channel(port: Port, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel:
+    if isinstance(port, int):
+        return grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options)
+    credentials = grpc.ssl_channel_credentials(Path(port.authority).read_bytes())
+    return grpc.aio.secure_channel(f"127.0.0.1:{port.number}", credentials, options=options)
+
+
 @asynccontextmanager
-async def connected(port: int) -> AsyncIterator[Client]:
+async def connected(port: Port) -> AsyncIterator[Client]:
     """Open a context with a client of a server."""
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+    async with _channel(port, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         await channel.channel_ready()
         yield Client(channel)
 
 
-async def prepare(port: int, model_ids: Sequence[str]) -> None:
+async def prepare(port: Port, model_ids: Sequence[str]) -> None:
     """Create models."""
     async with connected(port) as client:
         for model_id in model_ids:
@@ -151,7 +174,7 @@ async def prepare(port: int, model_ids: Sequence[str]) -> None:
 
 
 async def shape_like(
-    port: int, floor_port: int, upload: Upload, *, infos_only: bool = False, with_bytes: bool = False
+    port: Port, floor_port: Port, upload: Upload, *, infos_only: bool = False, with_bytes: bool = False
 ) -> Shape:
     """Let a floor answer as the registry does for an upload like this one; return how.
 
@@ -175,7 +198,7 @@ def _text(message: bytes) -> str:
 
 
 async def upload_seconds(
-    port: int, upload: Upload, count: int, gap_seconds: float = 0.0, *, warm_up: bool = True
+    port: Port, upload: Upload, count: int, gap_seconds: float = 0.0, *, warm_up: bool = True
 ) -> list[float]:
     """Create `count` versions, one after the other, and return the seconds of each.
 
@@ -210,7 +233,7 @@ async def _timed(call: Callable[[], Awaitable[None]], count: int, gap_seconds: f
 
 
 async def retrieve_seconds(
-    port: int, upload: Upload, count: int, gap_seconds: float = 0.0, *, warm_up: bool = True
+    port: Port, upload: Upload, count: int, gap_seconds: float = 0.0, *, warm_up: bool = True
 ) -> list[float]:
     """Retrieve the latest version `count` times, and return the seconds of each; see `upload_seconds`."""
     async with connected(port) as client:

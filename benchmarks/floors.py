@@ -9,13 +9,14 @@ both, and answers as the registry does, which it is told first, with data of the
 - `VersionUpdate` keeps a stream open, and each end of a sink sends one message to every such stream: the reply of
   CreateVersion, or as many bytes as a version has.
 
-`python -m benchmarks.floors` runs it and says its port.
+`python -m benchmarks.floors` runs it and says its port; the files of a certificate and its key let it use TLS.
 """
 
 import asyncio
 import json
 import os
 import signal
+import sys
 import time
 from base64 import b64decode
 from collections.abc import Sequence
@@ -109,10 +110,14 @@ class _Floor:
             await news.wait()
 
 
-async def _serve() -> None:
+async def _serve(certificate: str = "", key: str = "") -> None:
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)])
     server.add_generic_rpc_handlers(_Floor().handlers())
-    port = server.add_insecure_port("127.0.0.1:0")
+    if certificate:
+        pair = await asyncio.to_thread(Path(key).read_bytes), await asyncio.to_thread(Path(certificate).read_bytes)
+        port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([pair]))
+    else:
+        port = server.add_insecure_port("127.0.0.1:0")
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -172,4 +177,4 @@ def _blocks(size_bytes: int, block_bytes: int) -> Sequence[bytes]:
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(_serve(*sys.argv[1:]))

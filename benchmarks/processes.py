@@ -143,9 +143,9 @@ def registry(archive_dir: Path, *flags: str) -> contextlib.AbstractContextManage
     return running(command, r"serving .*\bport=(\d+)")
 
 
-def floor() -> contextlib.AbstractContextManager[ServerProcess]:
-    """Return a context in which a floor serves."""
-    return running([sys.executable, "-m", "benchmarks.floors"], r"serving port=(\d+)")
+def floor(*pair: str) -> contextlib.AbstractContextManager[ServerProcess]:
+    """Return a context in which a floor serves, over TLS with the files of a certificate and its key."""
+    return running([sys.executable, "-m", "benchmarks.floors", *pair], r"serving port=(\d+)")
 
 
 def free_port() -> int:

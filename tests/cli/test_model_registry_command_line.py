@@ -758,7 +758,7 @@ def test_help_loads_neither_grpc_nor_rich(words: list[str]) -> None:
 def test_every_command_has_the_common_flags(command: str) -> None:
     help_text = run_in_process("client", "registry", command, "-h").stdout
     connection = ("endpoint", "directory_endpoint", "directory_authentication_token", "timeout", "retry_seconds")
-    for flag in (*connection, "json", "quiet"):
+    for flag in (*connection, "tls_ca", "tls_certificate", "tls_key", "json", "quiet"):
         assert f"--{flag} " in help_text
 
 

@@ -146,7 +146,7 @@ def test_listing_a_directory_that_does_not_exist_creates_nothing(archive: Path) 
     assert not archive.exists()
 
 
-def test_the_commands_of_the_page_work(archive: Path, tmp_path: Path) -> None:
+def test_the_commands_of_the_page_work(tmp_path: Path) -> None:
     lines = [
         line
         for block in pages.blocks("docs/security.md", "sh")
@@ -156,7 +156,7 @@ def test_the_commands_of_the_page_work(archive: Path, tmp_path: Path) -> None:
     assert len(lines) >= 4
     script = "set -euo pipefail\n" + "\n".join(line.replace("cogment", '"$COGMENT"') for line in lines)
     program = os.path.join(os.path.dirname(sys.executable), "cogment")
-    done = run("bash", "-c", script, environment={"ARCHIVE": str(archive), "COGMENT": program}, cwd=tmp_path)
+    done = run("bash", "-c", script, environment={"COGMENT": program}, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "trainer.token").read_text().startswith("cmr_")
     assert "publish:policy-*, read:policy-*" in done.stdout

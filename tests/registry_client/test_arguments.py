@@ -108,6 +108,7 @@ MAKING: dict[str, list[Any]] = {
     "endpoint": [*NOT_TEXTS, *NOT_ENDPOINTS, *NOT_DISCOVERED],
     "directory_endpoint": [*NOT_TEXTS, *NOT_ENDPOINTS],
     "directory_authentication_token": [*NOT_TEXTS, "\ud800", "a\nb", "é"],
+    **{name: [each for each in NOT_PATHS if each is not None] for name in ("tls_ca", "tls_certificate", "tls_key")},
     "timeout": NOT_SECONDS,
     "retry_seconds": [*NOT_SECONDS, None],
     "cache_dir": [each for each in NOT_PATHS if each is not None],

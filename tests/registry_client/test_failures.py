@@ -175,11 +175,10 @@ async def test_a_silent_server_is_unavailable_or_times_out(flavour: str) -> None
     [
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", "an HTTP/1 server"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "an SSH server"),
-        (b"\x15\x03\x01\x00\x02\x02\x46", "a server that requires TLS"),
         (b"-ERR unknown command 'PRI'\r\n", "something else"),
         (b"\0" * 100, "something else"),
     ],
-    ids=["http", "ssh", "tls", "redis", "zeros"],
+    ids=["http", "ssh", "redis", "zeros"],
 )
 async def test_a_server_that_does_not_speak_grpc_is_named_at_once(flavour: str, answer: bytes, who: str) -> None:
     async with tcp_server(answer) as port, opened(flavour, port, retry_seconds=600) as registry:

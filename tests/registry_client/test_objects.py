@@ -15,6 +15,7 @@ import pytest
 import cogment_model_registry
 from cogment_model_registry import ModelInfo, ModelRegistry, Progress, VersionInfo, aio, errors
 from cogment_model_registry.server.composition import Server
+from tests.certificates import Authority
 from tests.registry_client.conftest import opened
 from tests.waiting import PATIENCE_SECONDS, until
 
@@ -51,9 +52,12 @@ async def test_a_tracker_shows_its_model_its_version_and_its_problem(flavour: st
 def test_a_pickled_or_copied_client_is_another_one_with_the_same_arguments(
     make: Callable[..., Any], duplicate: Callable[[Any], Any], tmp_path: Path
 ) -> None:
+    shown = Authority(tmp_path).issue()
     arguments = {
         "directory_endpoint": "grpc://d:1",
         "directory_authentication_token": "secret",
+        "tls_ca": shown.certificate,
+        **shown.options,
         "timeout": 3,
         "retry_seconds": 4,
         "cache_dir": tmp_path,

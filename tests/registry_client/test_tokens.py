@@ -63,7 +63,7 @@ async def test_a_tracker_that_may_read_follows_and_reports(guarded: Server, flav
         with pytest.raises(errors.PermissionDeniedError, match="lacks the scope read:m"):
             await trainer.retrieve("m")
         async with actor.track("m", consumer="actor") as latest:
-            assert (await latest.wait(timeout=PATIENCE_SECONDS)).number == 1
+            assert (await latest.wait_for(timeout=PATIENCE_SECONDS)).number == 1
             assert [each.consumer_id for each in await actor.consumers("m")] == ["actor"]
 
 

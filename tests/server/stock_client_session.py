@@ -2,8 +2,9 @@
 # (The stock client has no types, and is installed in an environment of its own alone.)
 """A session of the stock client with a registry: what a trainer and its actors do, one scenario after the other.
 
-Run as a program, by a Python 3.10 that has `cogment`, with the registry's address as its argument. It prints one JSON
-object: what each scenario saw, by its name, or the traceback of its failure as `error`. It judges nothing.
+Run as a program, by a Python 3.10 that has `cogment`, with the registry's address as its argument; for TLS, the files
+of the authority to trust, of the client's key and of its certificate follow. It prints one JSON object: what each
+scenario saw, by its name, or the traceback of its failure as `error`. It judges nothing.
 """
 
 import asyncio
@@ -227,10 +228,11 @@ SCENARIOS = (
 )
 
 
-async def session(address):
+async def session(address, ca=None, key=None, certificate=None):
     """Return what each scenario saw; each begins with a registry without models."""
     context = cogment.Context(user_id="tests", cog_settings=None)
-    endpoint = cogment.Endpoint(f"grpc://{address}")
+    endpoint = cogment.Endpoint(f"grpc://{address}", use_ssl=ca is not None)
+    endpoint.set_from_files(key, ca, certificate)
     registry = await context.get_model_registry_v2(endpoint)
 
     async def run(scenario):
@@ -248,4 +250,4 @@ async def session(address):
 
 if __name__ == "__main__":
     logging.basicConfig(level="WARNING")
-    json.dump(asyncio.run(session(sys.argv[1])), sys.stdout)
+    json.dump(asyncio.run(session(*sys.argv[1:])), sys.stdout)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry.testing.bytes import hash_of
+from tests.certificates import Authority
 from tests.processes import run, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS
 
@@ -103,11 +104,19 @@ def install(python: str, environment: Path) -> None:
             pytest.skip(f"{failure} with {python}: {reason[-1]}")
 
 
-@pytest.fixture(scope="module")
-def report(stock_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+@pytest.fixture(scope="module", params=["plain", "mutual TLS"])
+def report(request: pytest.FixtureRequest, stock_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
     """What the scenarios of the session saw, by their names."""
-    with server_process(tmp_path_factory.mktemp("stock") / "archive") as server:
-        result = run(str(stock_python), str(SCRIPT), f"127.0.0.1:{server.port}", within_seconds=SESSION_SECONDS)
+    place = tmp_path_factory.mktemp("stock")
+    flags, files = [], []
+    if request.param != "plain":
+        authority = Authority(place)
+        client = authority.issue("client")
+        flags = [*authority.issue().flags, f"--tls_client_ca={authority.certificate}"]
+        files = [authority.certificate, client.key, client.certificate]
+    with server_process(place / "archive", *flags) as server:
+        words = [str(SCRIPT), f"127.0.0.1:{server.port}", *map(str, files)]
+        result = run(str(stock_python), *words, within_seconds=SESSION_SECONDS)
         assert result.returncode == 0, result.stderr
         assert server.stop() == 0
     sys.stderr.write(result.stderr)  # pytest shows it with a failure

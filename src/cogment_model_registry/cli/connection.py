@@ -46,6 +46,9 @@ class Flags:
         directory_endpoint: The address of the Directory.
         directory_authentication_token: The token of the registry there.
         token_file: The file with the token that says who calls.
+        tls_ca: The file of the authorities that are trusted.
+        tls_certificate: The file of the certificate to show.
+        tls_key: The file of its key.
         timeout_seconds: How long the command may take; None for the defaults of the library for each call.
         retry_seconds: How long a registry that is unavailable is retried; None for the defaults.
         as_json: Whether to print JSON.
@@ -56,6 +59,9 @@ class Flags:
     directory_endpoint: str | None
     directory_authentication_token: str | None
     token_file: str | None
+    tls_ca: str | None
+    tls_certificate: str | None
+    tls_key: str | None
     timeout_seconds: float | None
     retry_seconds: float | None
     as_json: bool
@@ -96,6 +102,9 @@ def _registry(flags: Flags, retry_seconds: float) -> Iterator["ModelRegistry"]:
             directory_endpoint=flags.directory_endpoint,
             directory_authentication_token=flags.directory_authentication_token,
             token_file=flags.token_file,
+            tls_ca=flags.tls_ca,
+            tls_certificate=flags.tls_certificate,
+            tls_key=flags.tls_key,
             timeout=flags.timeout_seconds,
             retry_seconds=retry_seconds,
             progress=False,
@@ -144,14 +153,15 @@ _COMMON = (
     click.option(
         "--endpoint",
         metavar="ENDPOINT",
-        help="Address of the registry: grpc://host:port, or cogment://discover to ask a Directory.  "
-        "[env var: COGMENT_MODEL_REGISTRY_ENDPOINT; default: the registry that the Directory knows if one is given, "
-        "else grpc://localhost:9002]",
+        help="Address of the registry: grpc://host:port, grpcs://host:port for TLS, or cogment://discover to ask a "
+        "Directory.  [env var: COGMENT_MODEL_REGISTRY_ENDPOINT; default: the registry that the Directory knows if one "
+        "is given, else grpc://localhost:9002]",
     ),
     click.option(
         "--directory_endpoint",
         metavar="ENDPOINT",
-        help="Address of the Directory: grpc://host:port.  [env var: COGMENT_DIRECTORY_ENDPOINT]",
+        help="Address of the Directory: grpc://host:port, or grpcs://host:port for TLS.  "
+        "[env var: COGMENT_DIRECTORY_ENDPOINT]",
     ),
     click.option(
         "--directory_authentication_token",
@@ -163,6 +173,23 @@ _COMMON = (
         metavar="PATH",
         help="File with the token that says who calls.  [env vars: COGMENT_MODEL_REGISTRY_TOKEN_FILE, or "
         "COGMENT_MODEL_REGISTRY_TOKEN for the token itself]",
+    ),
+    click.option(
+        "--tls_ca",
+        metavar="FILE",
+        help="PEM file of the authorities that are trusted over TLS.  [env var: COGMENT_MODEL_REGISTRY_TLS_CA; "
+        "default: the public ones that gRPC knows]",
+    ),
+    click.option(
+        "--tls_certificate",
+        metavar="FILE",
+        help="PEM file of the certificate to show, for servers that require one.  "
+        "[env var: COGMENT_MODEL_REGISTRY_TLS_CLIENT_CERTIFICATE]",
+    ),
+    click.option(
+        "--tls_key",
+        metavar="FILE",
+        help="PEM file of the key of that certificate.  [env var: COGMENT_MODEL_REGISTRY_TLS_CLIENT_KEY]",
     ),
     click.option(
         "--timeout",
@@ -182,6 +209,13 @@ _COMMON = (
 )
 
 
+_TEXTS = (
+    *("endpoint", "directory_endpoint", "directory_authentication_token", "token_file"),
+    *("tls_ca", "tls_certificate", "tls_key"),
+)
+"""The flags that the library checks."""
+
+
 def common_flags(command: Callable[Concatenate[Flags, _P], _R]) -> Callable[_P, _R]:
     """Add the flags that all commands share, which the command gets as its first argument."""
 
@@ -197,18 +231,13 @@ def common_flags(command: Callable[Concatenate[Flags, _P], _R]) -> Callable[_P, 
 
 def _flags(parameters: dict[str, object]) -> Flags:
     """Take the flags out of the parameters of a command."""
-    endpoint = parameters.pop("endpoint", None)
-    directory_endpoint = parameters.pop("directory_endpoint", None)
-    token = parameters.pop("directory_authentication_token", None)
-    token_file = parameters.pop("token_file", None)
+    texts = {name: parameters.pop(name, None) for name in _TEXTS}
+    given = {name: text if isinstance(text, str) else None for name, text in texts.items()}
     timeout, retry = parameters.pop("timeout", None), parameters.pop("retry_seconds", None)
     return Flags(
-        endpoint if isinstance(endpoint, str) else None,
-        directory_endpoint if isinstance(directory_endpoint, str) else None,
-        token if isinstance(token, str) else None,
-        token_file if isinstance(token_file, str) else None,
-        timeout if isinstance(timeout, float) else None,
-        retry if isinstance(retry, float) else None,
+        **given,
+        timeout_seconds=timeout if isinstance(timeout, float) else None,
+        retry_seconds=retry if isinstance(retry, float) else None,
         as_json=parameters.pop("as_json", False) is True,
         is_quiet=parameters.pop("is_quiet", False) is True,
     )

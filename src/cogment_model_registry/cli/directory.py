@@ -16,13 +16,16 @@ from cogment_model_registry.cli.connection import Seconds
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.parameters import WholeNumber
 from cogment_model_registry.cli.streams import json_text
-from cogment_model_registry.errors import NotFoundError, TimedOutError, UnavailableError, counted
-from cogment_model_registry.records.addresses import parse_endpoint, parse_properties, parse_token
+from cogment_model_registry.errors import InvalidError, NotFoundError, TimedOutError, UnavailableError, counted
+from cogment_model_registry.records.addresses import ENDPOINT_FORM, parse_endpoint, parse_properties, parse_token
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, Service, ServiceType
+from cogment_model_registry.system.certificates import CertificateError, PemFile
+from cogment_model_registry.system.paths import expanded
 from cogment_model_registry.system.tasks import wait_at_most
 
 if TYPE_CHECKING:
     from cogment_model_registry.discovery.client import DirectoryClient
+    from cogment_model_registry.wire.tls import TlsFiles
 
 _F = TypeVar("_F", bound=Callable[..., object])
 _T = TypeVar("_T")
@@ -60,16 +63,61 @@ class _Parsed(_ParamType):
             self.fail(f"{value!r} is not allowed; it must be {self._allowed}", param, ctx)
 
 
-_ENDPOINT = _Parsed("endpoint", parse_endpoint, "an endpoint of the form grpc://host:port")
+def _note(ctx: click.Context, parameter: click.Parameter, value: str | None) -> None:
+    """Keep a flag for `_ask`, which every command calls."""
+    if value and parameter.name:
+        ctx.meta[f"{__name__}.{parameter.name}"] = value
+
+
+def _tls_files() -> "TlsFiles":
+    """Return the files of the flags."""
+    from cogment_model_registry.wire.tls import TlsFiles  # noqa: PLC0415 # it loads gRPC
+
+    meta = click.get_current_context().meta
+    names = ("tls_ca", "tls_certificate", "tls_key")
+    paths = {name: meta.get(f"{__name__}.{name}") for name in names}
+    authorities, certificate, key = (PemFile(name, expanded(path)) if path else None for name, path in paths.items())
+    if (certificate is None) != (key is None):
+        raise click.UsageError("give --tls_certificate and --tls_key together")
+    files = TlsFiles(authorities, (certificate, key) if certificate and key else None)
+    try:
+        files.read()
+    except CertificateError as error:
+        raise InvalidError(str(error)) from None
+    return files
+
+
+_ENDPOINT = _Parsed("endpoint", parse_endpoint, ENDPOINT_FORM)
 _PROPERTIES = _Parsed("properties", parse_properties, 'properties of the form "name=value,name,name=value"')
 _TOKEN = _Parsed("token", parse_token, "printable ASCII")
 _TYPE = _Parsed("type", ServiceType, f"one of {', '.join(each.value for each in ServiceType)}")
+
+
+_TLS_OPTIONS = tuple(
+    click.option(
+        f"--{name}", metavar="FILE", envvar=variable, show_envvar=True, expose_value=False, callback=_note, help=text
+    )
+    for name, variable, text in (
+        ("tls_key", "COGMENT_DIRECTORY_TLS_CLIENT_KEY", "PEM file of the key of that certificate."),
+        (
+            "tls_certificate",
+            "COGMENT_DIRECTORY_TLS_CLIENT_CERTIFICATE",
+            "PEM file of the certificate to show, if the Directory requires one.",
+        ),
+        (
+            "tls_ca",
+            "COGMENT_DIRECTORY_TLS_CA",
+            "PEM file of the authorities that are trusted over TLS; by default the public ones that gRPC knows.",
+        ),
+    )
+)
 
 
 def _common_options(command: _F, timeout_seconds: int = _ANSWER_SECONDS) -> _F:
     """Add the flags that all commands share."""
     for option in (
         click.option("--json", "as_json", is_flag=True, help="Print one JSON document."),
+        *_TLS_OPTIONS,
         click.option(
             "--timeout",
             "timeout_seconds",
@@ -96,7 +144,7 @@ def _common_options(command: _F, timeout_seconds: int = _ANSWER_SECONDS) -> _F:
             show_envvar=True,
             default="grpc://localhost:9005",
             show_default=True,
-            help="Address of the Directory.",
+            help="Address of the Directory; grpcs:// for TLS.",
         ),
     ):
         command = option(command)
@@ -255,8 +303,10 @@ def _ask(endpoint: str, token: str, question: Callable[["DirectoryClient"], Awai
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from cogment_model_registry.discovery.client import connected  # noqa: PLC0415 # after the line above
 
+    files = _tls_files()
+
     async def ask() -> _T:
-        async with connected(endpoint, token) as client:
+        async with connected(endpoint, token, files) as client:
             return await question(client)
 
     return asyncio.run(ask())

@@ -85,7 +85,8 @@ def model_registry(**flags: str | None) -> None:
     """Run the model registry.
 
     A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
-    progress; a second signal ends it immediately. SIGHUP makes it read the archive directory again.
+    progress; a second signal ends it immediately. SIGHUP makes it read the archive directory, and the files of its
+    certificate, again.
     """
     signals = Signals()
     settings = _load(Settings, flags)
@@ -107,7 +108,8 @@ def directory(**flags: str | None) -> None:
     """Run a Directory, where services register and clients find them.
 
     A flag takes precedence over its environment variable. SIGTERM and SIGINT stop the server after the calls in
-    progress; a second signal ends it immediately. SIGHUP makes it open its log file again.
+    progress; a second signal ends it immediately. SIGHUP makes it open its log file again, and read the files of its
+    certificate.
     """
     signals = Signals()
     settings = _load(DirectorySettings, flags)

@@ -28,6 +28,7 @@ from cogment_model_registry.client.credentials import Credentials, authorized
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.system.tasks import wait_at_most
+from cogment_model_registry.wire.tls import Tls
 
 _T = TypeVar("_T")
 
@@ -41,14 +42,14 @@ class _AsyncioChannel:
     """
 
     def __init__(
-        self, address: str, settings: Sequence[tuple[str, str | int]], credentials: Credentials, *, secure: bool
+        self, address: str, settings: Sequence[tuple[str, str | int]], *, tls: Tls | None, credentials: Credentials
     ) -> None:
-        if secure:
-            calls = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(), options=settings)
+        if tls is not None:
+            calls = grpc.aio.secure_channel(address, tls.credentials(), options=settings)
         else:
             calls = grpc.aio.insecure_channel(address, options=settings)
         self.calls = authorized(calls, credentials)
-        self.uploads = authorized(blocking_channel(address, secure=secure), credentials)
+        self.uploads = authorized(blocking_channel(address, tls=tls), credentials)
         # gRPC 1.60 ends only those calls with its channel that a task awaits with nothing in between.
         self.streams: set[Any] = set()
         self.is_closed = False
@@ -110,9 +111,9 @@ class AsyncioBackend:
             self.check_here()
             self._is_stopped.set()
 
-    def connect(self, address: str, *, secure: bool, window_bytes: int, credentials: Credentials) -> Channel:
+    def connect(self, address: str, *, tls: Tls | None, window_bytes: int, credentials: Credentials) -> Channel:
         """Return a channel of the running event loop."""
-        return _AsyncioChannel(address, options(window_bytes), credentials, secure=secure)
+        return _AsyncioChannel(address, options(window_bytes), tls=tls, credentials=credentials)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel; nothing of it is left to await when its event loop has ended."""

@@ -16,6 +16,7 @@ from cogment_model_registry.client.credentials import Credentials
 from cogment_model_registry.errors import ClosedError
 from cogment_model_registry.wire import channels
 from cogment_model_registry.wire.directory import TOKEN_KEY
+from cogment_model_registry.wire.tls import Tls
 
 _T = TypeVar("_T")
 
@@ -68,7 +69,7 @@ class Backend(Protocol):
             ClosedError: It is used on another event loop than the first time.
         """
 
-    def connect(self, address: str, *, secure: bool, window_bytes: int, credentials: Credentials) -> Channel:
+    def connect(self, address: str, *, tls: Tls | None, window_bytes: int, credentials: Credentials) -> Channel:
         """Return a channel, which connects when it is first needed; see `options`."""
 
     async def disconnect(self, channel: Channel) -> None:
@@ -171,10 +172,10 @@ def read_replies(call: Any, failures: list[BaseException], on_reply: Callable[[b
         raise
 
 
-def blocking_channel(address: str, *, secure: bool, window_bytes: int = 0) -> Channel:
+def blocking_channel(address: str, *, tls: Tls | None, window_bytes: int = 0) -> Channel:
     """Return a channel of gRPC's blocking client."""
-    if secure:
-        return grpc.secure_channel(address, grpc.ssl_channel_credentials(), options=options(window_bytes))
+    if tls is not None:
+        return grpc.secure_channel(address, tls.credentials(), options=options(window_bytes))
     return grpc.insecure_channel(address, options=options(window_bytes))
 
 

@@ -37,17 +37,22 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
     `create_model`, are repeated while the registry is unavailable.
 
     Args:
-        endpoint: Its address: ``grpc://host:port``, or ``cogment://discover`` (also with ``?name=value&...`` or
-            ``/service?__id=N``) to ask a Directory. Without one it is that of `COGMENT_MODEL_REGISTRY_ENDPOINT`, else
-            the one that a Directory returns, if `directory_endpoint` or `COGMENT_DIRECTORY_ENDPOINT` names one, else
-            ``grpc://localhost:9002``.
-        directory_endpoint: The address of the Directory: ``grpc://host:port``; else `COGMENT_DIRECTORY_ENDPOINT`.
+        endpoint: Its address: ``grpc://host:port``, ``grpcs://host:port`` for TLS, or ``cogment://discover`` (also with
+            ``?name=value&...`` or ``/service?__id=N``) to ask a Directory. Without one it is that of
+            `COGMENT_MODEL_REGISTRY_ENDPOINT`, else the one that a Directory returns, if `directory_endpoint` or
+            `COGMENT_DIRECTORY_ENDPOINT` names one, else ``grpc://localhost:9002``.
+        directory_endpoint: The address of the Directory, of the same forms; else `COGMENT_DIRECTORY_ENDPOINT`.
         directory_authentication_token: The token of the registry in the Directory; else that of
             `COGMENT_DIRECTORY_AUTHENTICATION_TOKEN`.
         token: The token that says who calls, made by ``cogment token create`` or by an issuer that the server trusts;
             else that of `token_file`, of `COGMENT_MODEL_REGISTRY_TOKEN`, or of the file that
             `COGMENT_MODEL_REGISTRY_TOKEN_FILE` names. An empty one stands for none.
         token_file: The path of a file with the token, which may be replaced at any time.
+        tls_ca: The PEM file of the authorities whose certificates are trusted, of the registry and of the Directory;
+            else that of `COGMENT_MODEL_REGISTRY_TLS_CA`; else the public authorities that gRPC knows.
+        tls_certificate: The PEM file of the certificate to show, for servers that require one; else that of
+            `COGMENT_MODEL_REGISTRY_TLS_CLIENT_CERTIFICATE`; else none.
+        tls_key: The PEM file of its key; else that of `COGMENT_MODEL_REGISTRY_TLS_CLIENT_KEY`.
         timeout: How many seconds a call may take, with all retries; by default 30, for transfers a minute plus a
             second for each MiB.
         retry_seconds: How long a call is repeated while the registry is unavailable: longer than a restart takes.
@@ -58,8 +63,10 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             default a terminal shows a bar, for transfers of more than a second.
 
     Raises:
-        SettingError: An endpoint or a token is malformed, or the file of the token cannot be read.
-        InvalidError: A time is not a number of seconds, or another argument is of the wrong type.
+        SettingError: An endpoint or a token is malformed, the file of the token cannot be read, or arguments for TLS
+            are given without ``grpcs://``.
+        InvalidError: A time is not a number of seconds, another argument is of the wrong type, or a file of a
+            certificate or a key cannot be used.
     """
 
     _shown_as = "ModelRegistry"

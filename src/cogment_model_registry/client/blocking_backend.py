@@ -27,6 +27,7 @@ from cogment_model_registry.client.backends import (
 )
 from cogment_model_registry.client.credentials import Credentials, authorized
 from cogment_model_registry.client.threads import Job, start_thread, submit
+from cogment_model_registry.wire.tls import Tls
 
 _T = TypeVar("_T")
 
@@ -51,9 +52,9 @@ class BlockingBackend:
     def check_here(self) -> None:
         """Do nothing: any thread may use it."""
 
-    def connect(self, address: str, *, secure: bool, window_bytes: int, credentials: Credentials) -> Channel:
+    def connect(self, address: str, *, tls: Tls | None, window_bytes: int, credentials: Credentials) -> Channel:
         """Return a channel, which any thread may use."""
-        return authorized(blocking_channel(address, secure=secure, window_bytes=window_bytes), credentials)
+        return authorized(blocking_channel(address, tls=tls, window_bytes=window_bytes), credentials)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel."""

@@ -14,6 +14,7 @@ import grpc
 from cogment_model_registry.client.backends import Backend, Channel
 from cogment_model_registry.client.credentials import Credentials
 from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.encryption import Encryption
 from cogment_model_registry.client.endpoints import DEFAULT, ENDPOINT_VARIABLE, Direct, Discovered
 from cogment_model_registry.client.threads import can_start, submit
 from cogment_model_registry.errors import (
@@ -27,6 +28,7 @@ from cogment_model_registry.errors import (
 from cogment_model_registry.records.services import Protocol
 from cogment_model_registry.wire import channels, convert
 from cogment_model_registry.wire import directory as directory_wire
+from cogment_model_registry.wire.tls import Tls
 
 _DIRECTORY_SECONDS = 10.0
 """How long a Directory may take to answer."""
@@ -81,9 +83,9 @@ class LocalPlace:
 class _Link:
     """A channel to the present or a former address of the registry."""
 
-    def __init__(self, address: str, channel: Channel, *, secure: bool) -> None:
+    def __init__(self, address: str, channel: Channel, tls: Tls | None) -> None:
         self.address = address
-        self.secure = secure
+        self.tls = tls
         self.channel = channel
         self.users = 0
         self.is_silent = False
@@ -104,6 +106,7 @@ class Connection:
 
     Args:
         location: Where the registry is.
+        encryption: What it trusts and shows over TLS.
         credentials: The token of its calls.
 
     Attributes:
@@ -114,9 +117,10 @@ class Connection:
         local: Where its UNIX socket is; None if it was not asked yet.
     """
 
-    def __init__(self, location: Direct | Discovered, credentials: Credentials | None = None) -> None:
+    def __init__(self, location: Direct | Discovered, encryption: Encryption, credentials: Credentials) -> None:
         self.location = location
-        self.credentials = credentials or Credentials()
+        self.encryption = encryption
+        self.credentials = credentials
         self.is_closed = False
         self.has_lifecycle = self.has_watch = True
         self.local: LocalPlace | None = None
@@ -142,7 +146,8 @@ class Connection:
         link, outdated = self._taken(backend), None
         if link is None:
             address, secure = await self._find(backend, deadline)
-            link, outdated = self._moved(backend, address, secure=secure)
+            tls = await self._tls(backend, secure=secure)
+            link, outdated = self._moved(backend, address, tls)
         began = time.monotonic()
         try:
             await self._disconnect_unused(backend, outdated)
@@ -172,7 +177,7 @@ class Connection:
             if self.is_closed or self._current is None:
                 raise ClosedError
             now = self._current
-            channel = self._connect(backend, now.address, secure=now.secure, window_bytes=window_bytes)
+            channel = self._connect(backend, now.address, now.tls, window_bytes=window_bytes)
         try:
             yield channel
         finally:
@@ -225,12 +230,12 @@ class Connection:
             self._current.users += 1
             return self._current
 
-    def _moved(self, backend: Backend, address: str, *, secure: bool) -> tuple[_Link, _Link | None]:
+    def _moved(self, backend: Backend, address: str, tls: Tls | None) -> tuple[_Link, _Link | None]:
         """Return the link to an address, for one more user, and the previous link, whose calls go on."""
         with self._lock:
             before = link = self._current
-            if link is None or link.is_silent or (link.address, link.secure) != (address, secure):
-                link = self._current = _Link(address, self._connect(backend, address, secure=secure), secure=secure)
+            if link is None or link.is_silent or (link.address, link.tls) != (address, tls):
+                link = self._current = _Link(address, self._connect(backend, address, tls), tls)
                 self.has_lifecycle = self.has_watch = True
                 self.local = None
             self._is_suspect = False
@@ -243,13 +248,23 @@ class Connection:
         if link is not None and is_over:
             await self._disconnect(backend, link.channel)
 
+    async def _tls(self, backend: Backend, *, secure: bool) -> Tls | None:
+        """Return what a channel trusts and shows, from files that may have been renewed; None for one without TLS."""
+        return await backend.wait(submit(self.encryption.current)) if secure else None
+
     def _connect(
-        self, backend: Backend, address: str, *, secure: bool, window_bytes: int = 0, for_registry: bool = True
+        self,
+        backend: Backend,
+        address: str,
+        tls: Tls | None,
+        *,
+        window_bytes: int = 0,
+        credentials: Credentials | None = None,
     ) -> Channel:
         """Return a new channel; call this with the lock held."""
         self.check_open(backend)
-        credentials = self.credentials if for_registry else Credentials()
-        channel = backend.connect(address, secure=secure, window_bytes=window_bytes, credentials=credentials)
+        credentials = credentials or self.credentials
+        channel = backend.connect(address, tls=tls, window_bytes=window_bytes, credentials=credentials)
         self._channels.append(channel)
         return channel
 
@@ -264,7 +279,7 @@ class Connection:
 
     async def _find(self, backend: Backend, deadline: Deadline) -> tuple[str, bool]:
         if isinstance(self.location, Direct):
-            return self.location.address, False
+            return self.location.address, self.location.is_secure
         known, seconds = self._current, min(deadline.left_seconds(), _DIRECTORY_SECONDS)
         if known is None:
             return await self._ask_directory(backend, self.location, seconds)
@@ -273,36 +288,45 @@ class Connection:
             return await self._ask_directory(backend, self.location, min(seconds / 2, _DIRECTORY_AGAIN_SECONDS))
         except (UnavailableError, TimedOutError, WrongServerError, NotFoundError):
             # While a registry restarts the Directory does not know it; and the Directory may be unavailable, too.
-            return known.address, known.secure
+            return known.address, known.tls is not None
 
     async def _ask_directory(self, backend: Backend, location: Discovered, seconds: float) -> tuple[str, bool]:
         """Return the address of the registry that a Directory returns, and whether it requires TLS."""
         request = directory_wire.inquire_request(location.inquiry)
-        directory = Direct(location.directory_address)
+        directory = location.directory
         subject = Subject(f"asking {location}")
+        tls = await self._tls(backend, secure=directory.is_secure)
         with self._lock:
-            channel = self._connect(backend, location.directory_address, secure=False, for_registry=False)
+            channel = self._connect(backend, directory.address, tls, credentials=Credentials())
+        is_any_refused = False
         try:
             with translated(subject, self, str(directory), channels.DIRECTORY), ExitStack() as stack:
                 path = f"/{directory_wire.SERVICE_NAME}/Inquire"
                 replies = backend.stream(channel, path, request.SerializeToString(), seconds, location.token)
                 stack.callback(replies.cancel)
                 while (message := await replies.read()) is not None:
-                    service = directory_wire.service_from_reply(message)
-                    if service.endpoint.protocol is not Protocol.COGMENT:
-                        return service.endpoint.address, service.endpoint.protocol is Protocol.GRPC_SSL
+                    endpoint = directory_wire.service_from_reply(message).endpoint
+                    is_secure = endpoint.protocol is Protocol.GRPC_SSL
+                    if is_secure or (endpoint.protocol is Protocol.GRPC and not self.encryption.is_wanted):
+                        return endpoint.address, is_secure
+                    is_any_refused = is_any_refused or endpoint.protocol is Protocol.GRPC
         except UnavailableError as error:
-            await self._check_stranger(backend, subject, error, directory.address, channels.DIRECTORY)
+            await self._check_stranger(backend, subject, error, directory, channels.DIRECTORY)
             raise
         finally:
             await self._disconnect(backend, channel)
+        if is_any_refused:
+            raise NotFoundError(
+                f"{location} knows no ready model registry with TLS that matches; those without it are not used where "
+                "tls_ca or tls_certificate is given"
+            )
         raise NotFoundError(f"{location} knows no ready model registry that matches")
 
     @property
     def peer(self) -> str:
         """The endpoint that calls go to now, for messages."""
         link = self._current
-        return str(Direct(link.address) if link else self.location)
+        return str(Direct(link.address, link.tls is not None) if link else self.location)
 
     async def check_stranger(self, backend: Backend, subject: Subject, error: UnavailableError) -> None:
         """Check what answers where the registry should be, after a call that failed.
@@ -311,22 +335,34 @@ class Connection:
 
         Raises:
             WrongServerError: Another server, so that it is of no use to try again.
+            UnavailableError: The two sides do not agree on TLS, and that is of no use either.
         """
         if isinstance(self.location, Direct):
-            await self._check_stranger(backend, subject, error, self.location.address, channels.REGISTRY)
+            await self._check_stranger(backend, subject, error, self.location, channels.REGISTRY)
 
     async def _check_stranger(
-        self, backend: Backend, subject: Subject, error: UnavailableError, address: str, kind: str
+        self, backend: Backend, subject: Subject, error: UnavailableError, place: Direct, kind: str
     ) -> None:
-        if channels.was_sent(error.__cause__):
+        cause = error.__cause__
+        if channels.was_sent(cause):
             return
+        link = self._current
+        if link is not None and link.tls is not None and await self._tls(backend, secure=True) != link.tls:
+            link.is_silent = True  # files were renewed, and the next attempt takes them
+            return
+        if channels.is_about_tls(cause):
+            raise error
+        check = (
+            partial(channels.check_tls, cause, place.address, str(place), self.encryption.files)
+            if place.is_secure
+            else partial(channels.check_stranger, place.address, str(place), kind)
+        )
         try:
-            await backend.wait(submit(partial(channels.check_stranger, address, str(Direct(address)), kind)))
-        except WrongServerError as stranger:
-            message = f"{subject.text}: {stranger.message}"
-            raise WrongServerError(
-                message, model_id=subject.model_id, version_number=subject.version_number
-            ) from error.__cause__
+            await backend.wait(submit(check))
+        except (WrongServerError, UnavailableError) as stranger:
+            raise type(stranger)(
+                f"{subject.text}: {stranger.message}", model_id=subject.model_id, version_number=subject.version_number
+            ) from cause
 
     async def aclose(self, backend: Backend) -> None:
         """Close it; calls under way end."""

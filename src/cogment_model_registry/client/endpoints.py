@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from urllib.parse import parse_qsl, urlsplit
 
 from cogment_model_registry.errors import InvalidError, SettingError
-from cogment_model_registry.records.addresses import parse_endpoint, parse_token
+from cogment_model_registry.records.addresses import ENDPOINT_FORM, endpoint_text, parse_token, split_endpoint
 from cogment_model_registry.records.services import Details, ServiceType
 
 ENDPOINT_VARIABLE = "COGMENT_MODEL_REGISTRY_ENDPOINT"
@@ -27,12 +27,14 @@ class Direct:
 
     Attributes:
         address: Host and port.
+        is_secure: Whether it is over TLS.
     """
 
     address: str
+    is_secure: bool = False
 
     def __str__(self) -> str:
-        return f"grpc://{self.address}"
+        return endpoint_text(self.address, is_secure=self.is_secure)
 
 
 DEFAULT = Direct("localhost:9002")
@@ -47,14 +49,21 @@ class Discovered:
         directory_address: Host and port of the Directory.
         token: The authentication token; empty for none.
         inquiry: The details that the registry must have, or the id that the Directory gave it.
+        is_directory_secure: Whether the Directory is over TLS.
     """
 
     directory_address: str
     token: str
     inquiry: Details | int
+    is_directory_secure: bool = False
+
+    @property
+    def directory(self) -> Direct:
+        """The Directory's address."""
+        return Direct(self.directory_address, self.is_directory_secure)
 
     def __str__(self) -> str:
-        return f"the Directory at grpc://{self.directory_address}"
+        return f"the Directory at {self.directory}"
 
 
 def locate(
@@ -69,8 +78,9 @@ def locate(
     Directory is given or in `COGMENT_DIRECTORY_ENDPOINT`, else `DEFAULT`.
 
     Args:
-        endpoint: ``grpc://host:port``, ``cogment://discover``, ``cogment://discover?name=value&...`` or
-            ``cogment://discover/service?__id=N``. The property ``__authentication-token`` overrides the token.
+        endpoint: ``grpc://host:port``, ``grpcs://host:port``, ``cogment://discover``,
+            ``cogment://discover?name=value&...`` or ``cogment://discover/service?__id=N``. The property
+            ``__authentication-token`` overrides the token.
         directory_endpoint: The address of the Directory.
         directory_authentication_token: The token for the Directory.
         environment: The environment variables.
@@ -86,20 +96,21 @@ def locate(
     if not text:
         text = DISCOVER if directory else str(DEFAULT)
     if not text.startswith("cogment:"):
-        allowed = f"an endpoint of the form grpc://host:port or {DISCOVER}"
-        return Direct(_address(source, text, allowed))
+        allowed = f"an endpoint of the form grpc://host:port, grpcs://host:port for TLS, or {DISCOVER}"
+        return Direct(*_address(source, text, allowed))
     if not directory:
         allowed = f"given together with a directory_endpoint (or {DIRECTORY_ENDPOINT_VARIABLE})"
         raise SettingError(source, text, allowed)
     token_source, token = _given(
         "directory_authentication_token", directory_authentication_token, DIRECTORY_TOKEN_VARIABLE, environment
     )
-    directory_address = _address(directory_source, directory, "an endpoint of the form grpc://host:port")
+    directory_address, is_secure = _address(directory_source, directory, ENDPOINT_FORM)
     inquiry, own_token = _parse_discovery(source, text)
     try:
-        return Discovered(directory_address, parse_token(token if own_token is None else own_token), inquiry)
+        token = parse_token(token if own_token is None else own_token)
     except ValueError:
         raise SettingError(token_source, "...", "printable ASCII") from None
+    return Discovered(directory_address, token, inquiry, is_secure)
 
 
 def _given(name: str, value: str | None, variable: str, environment: Mapping[str, str]) -> tuple[str, str]:
@@ -110,9 +121,9 @@ def _given(name: str, value: str | None, variable: str, environment: Mapping[str
     return source, text
 
 
-def _address(source: str, text: str, allowed: str) -> str:
+def _address(source: str, text: str, allowed: str) -> tuple[str, bool]:
     try:
-        return parse_endpoint(text).removeprefix("grpc://")
+        return split_endpoint(text)
     except ValueError:
         raise SettingError(source, text, allowed) from None
 

@@ -18,6 +18,7 @@ from cogment_model_registry.client.connection import Connection
 from cogment_model_registry.client.core import Core
 from cogment_model_registry.client.credentials import find_credentials
 from cogment_model_registry.client.deadlines import Timeouts
+from cogment_model_registry.client.encryption import encryption_of
 from cogment_model_registry.client.endpoints import locate
 from cogment_model_registry.client.progress import Wish
 
@@ -37,6 +38,9 @@ class Options(TypedDict):
     directory_authentication_token: str | None
     token: str | None
     token_file: str | os.PathLike[str] | None
+    tls_ca: str | os.PathLike[str] | None
+    tls_certificate: str | os.PathLike[str] | None
+    tls_key: str | os.PathLike[str] | None
     timeout: float | None
     retry_seconds: float
     cache_dir: str | os.PathLike[str] | None
@@ -49,7 +53,8 @@ def _open_core(backend: Backend, options: Options) -> Core:
     location = locate(options["endpoint"], options["directory_endpoint"], options["directory_authentication_token"])
     directory, max_bytes = options["cache_dir"], checked_whole("cache_max_bytes", options["cache_max_bytes"])
     directory = os.environ.get(CACHE_VARIABLE, "") if directory is None else checked_path("cache_dir", directory)
-    connection = Connection(location, find_credentials(options["token"], options["token_file"]))
+    encryption = encryption_of(location, options["tls_ca"], options["tls_certificate"], options["tls_key"])
+    connection = Connection(location, encryption, find_credentials(options["token"], options["token_file"]))
     calls = Calls(backend, connection, checked_seconds("retry_seconds", options["retry_seconds"]))
     timeout = options["timeout"]
     limit = None if timeout is None else checked_seconds("timeout", timeout)
@@ -72,6 +77,9 @@ class Client(ABC, Generic[_B]):
         directory_authentication_token: str | None = None,
         token: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
+        tls_ca: str | os.PathLike[str] | None = None,
+        tls_certificate: str | os.PathLike[str] | None = None,
+        tls_key: str | os.PathLike[str] | None = None,
         timeout: float | None = None,
         retry_seconds: float = RETRY_SECONDS,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -84,6 +92,9 @@ class Client(ABC, Generic[_B]):
             "directory_authentication_token": directory_authentication_token,
             "token": token,
             "token_file": token_file,
+            "tls_ca": tls_ca,
+            "tls_certificate": tls_certificate,
+            "tls_key": tls_key,
             "timeout": timeout,
             "retry_seconds": retry_seconds,
             "cache_dir": cache_dir,

@@ -9,11 +9,13 @@ import grpc
 import grpc.aio
 
 from cogment_model_registry.errors import InvalidError, UnavailableError
-from cogment_model_registry.records.addresses import parse_endpoint
+from cogment_model_registry.records.addresses import endpoint_text, split_endpoint
 from cogment_model_registry.records.services import Details, Endpoint, Service
+from cogment_model_registry.system.certificates import CertificateError
 from cogment_model_registry.wire import channels
 from cogment_model_registry.wire import directory as wire
 from cogment_model_registry.wire.directory import DecodeError
+from cogment_model_registry.wire.tls import TlsFiles
 
 _TIMEOUT_SECONDS = 10.0
 
@@ -29,10 +31,12 @@ class DirectoryClient:
     Args:
         address: Its host and port.
         token: The authentication token; empty for none.
+        files: What to trust and show over TLS; None for a Directory without it.
     """
 
-    def __init__(self, address: str, token: str) -> None:
+    def __init__(self, address: str, token: str, files: TlsFiles | None = None) -> None:
         self._address = address
+        self._files = files
         self._metadata = ((wire.TOKEN_KEY, token),) if token else ()
         self._channel: grpc.aio.Channel | None = None
 
@@ -104,29 +108,51 @@ class DirectoryClient:
     async def _calling(self) -> AsyncIterator[grpc.aio.Channel]:
         """Return a context manager with the channel for one call, whose errors it translates."""
         if self._channel is None:
-            self._channel = grpc.aio.insecure_channel(self._address, options=channels.OPTIONS)
+            self._channel = await self._connect()
         try:
             yield self._channel
         except DecodeError as error:
             raise UnavailableError("the Directory sent a malformed reply") from error
         except grpc.aio.AioRpcError as error:
             await self.close()
-            where = f"grpc://{self._address}"
+            where = endpoint_text(self._address, is_secure=self._files is not None)
             if not channels.was_sent(error):
-                await asyncio.to_thread(channels.check_stranger, self._address, where, channels.DIRECTORY)
+                await asyncio.to_thread(self._check_stranger, error, where)
             error_type, message = channels.described(error, where, channels.DIRECTORY)
             raise error_type(f"asking the Directory: {message}") from error
 
+    async def _connect(self) -> grpc.aio.Channel:
+        """Return a channel, with what the files have now.
+
+        Raises:
+            UnavailableError: They cannot be used.
+        """
+        if self._files is None:
+            return grpc.aio.insecure_channel(self._address, options=channels.OPTIONS)
+        try:
+            tls = await asyncio.to_thread(self._files.read)
+        except CertificateError as error:
+            raise UnavailableError(f"asking the Directory: {error}") from error
+        return grpc.aio.secure_channel(self._address, tls.credentials(), options=channels.OPTIONS)
+
+    def _check_stranger(self, error: grpc.aio.AioRpcError, where: str) -> None:
+        if self._files is None:
+            channels.check_stranger(self._address, where, channels.DIRECTORY)
+        else:
+            channels.check_tls(error, self._address, where, self._files)
+
 
 @asynccontextmanager
-async def connected(endpoint: str, token: str = "") -> AsyncIterator[DirectoryClient]:
+async def connected(endpoint: str, token: str = "", files: TlsFiles | None = None) -> AsyncIterator[DirectoryClient]:
     """Return a context manager with a client of a Directory, which need not run yet.
 
     Args:
-        endpoint: Its address: ``grpc://host:port``.
+        endpoint: Its address: ``grpc://host:port`` or ``grpcs://host:port``.
         token: The authentication token; empty for none.
+        files: What to trust and show over TLS, where that is used; None for the authorities that gRPC knows.
     """
-    client = DirectoryClient(parse_endpoint(endpoint).removeprefix("grpc://"), token)
+    address, is_secure = split_endpoint(endpoint)
+    client = DirectoryClient(address, token, (files or TlsFiles()) if is_secure else None)
     try:
         yield client
     finally:

@@ -10,7 +10,7 @@ import grpc
 import structlog
 
 from cogment_model_registry._version import __version__
-from cogment_model_registry.discovery.checks import check
+from cogment_model_registry.discovery.checks import check, check_files
 from cogment_model_registry.discovery.roster import Entry, Roster
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, StoppingError, quoted
 from cogment_model_registry.records.services import Details, Service
@@ -38,6 +38,7 @@ class DirectoryService:
     def __init__(self, roster: Roster, settings: DirectorySettings, observe: Observer) -> None:
         self._roster = roster
         self._settings = settings
+        self._tls_files = check_files(settings)
         self._handlers = Handlers(observe)
         self._changing = asyncio.Lock()
         self._changed = asyncio.Condition()
@@ -180,7 +181,7 @@ class DirectoryService:
             await asyncio.sleep(self._settings.check_seconds)
 
     async def _check_once(self, entry: Entry) -> None:
-        load = await check(entry.service)
+        load = await check(entry.service, self._tls_files)
         if not await self._change(self._roster.note_check, entry, load):
             _log.warning(
                 "service removed: it does not answer",

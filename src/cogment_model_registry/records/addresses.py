@@ -5,6 +5,10 @@ import re
 import socket
 from urllib.parse import urlsplit
 
+ENDPOINT_FORM = "an endpoint of the form grpc://host:port, or grpcs://host:port for TLS"
+"""What an endpoint may be, to end a sentence with "it must be"."""
+
+_SCHEMES = ("grpc", "grpcs")
 _HOST_LABEL = r"[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9_])?"
 
 
@@ -46,19 +50,36 @@ def is_loopback(host: str) -> bool:
 
 
 def parse_endpoint(text: str) -> str:
-    """Return an endpoint of the form ``grpc://host:port`` as it is.
+    """Return an endpoint of the form ``grpc://host:port`` or ``grpcs://host:port`` as it is.
 
     Raises:
         ValueError: It has another form.
     """
     parts = urlsplit(text)
     # Reading `port` raises ValueError where it is not a number up to 65535.
-    if parts.scheme != "grpc" or not parts.hostname or not parts.port or parts.netloc != text.removeprefix("grpc://"):
+    if parts.scheme not in _SCHEMES or not parts.hostname or not parts.port:
+        raise ValueError(text)
+    if parts.netloc != text.removeprefix(f"{parts.scheme}://"):
         raise ValueError(text)
     parse_host(parts.hostname)
     if parts.username is not None:
         raise ValueError(text)
     return text
+
+
+def split_endpoint(text: str) -> tuple[str, bool]:
+    """Return host and port of an endpoint, in gRPC's form, and whether it is over TLS.
+
+    Raises:
+        ValueError: It is not an endpoint.
+    """
+    scheme, _, address = parse_endpoint(text).partition("://")
+    return address, scheme == "grpcs"
+
+
+def endpoint_text(address: str, *, is_secure: bool) -> str:
+    """Return the endpoint of a host and a port."""
+    return f"{'grpcs' if is_secure else 'grpc'}://{address}"
 
 
 def parse_token(text: str) -> str:

@@ -7,7 +7,7 @@ no new calls, watchers notified, transfers given their grace, numbers persisted,
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -38,8 +38,9 @@ from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
+from cogment_model_registry.serving.certificates import Certificates, certificate_names, kept_certificates
 from cogment_model_registry.serving.health import Health
-from cogment_model_registry.settings import Settings
+from cogment_model_registry.settings import Settings, is_local
 from cogment_model_registry.system.machine import release_free_memory, tune_garbage_collection, tune_heap
 from cogment_model_registry.system.signals import Signals
 from cogment_model_registry.system.tasks import end
@@ -68,11 +69,20 @@ class Server:
     Attributes:
         port: The TCP port that it serves on.
         metrics_port: The TCP port that its metrics and its health are served on over HTTP; None when they are not.
+        certificates: What it shows over TLS; None when it is not encrypted.
     """
 
-    def __init__(self, port: int, metrics_port: int | None, backends: Backends, models: Models) -> None:
+    def __init__(
+        self,
+        port: int,
+        metrics_port: int | None,
+        backends: Backends,
+        models: Models,
+        certificates: Certificates | None = None,
+    ) -> None:
         self.port = port
         self.metrics_port = metrics_port
+        self.certificates = certificates
         self._backends = backends
         self._models = models
 
@@ -80,6 +90,11 @@ class Server:
         """Find what people changed in the archive by hand."""
         await self._backends.rescan()
         await self._models.apply_shares()
+
+    def renew_certificates(self) -> None:
+        """Read the files of the certificate soon, if there is one."""
+        if self.certificates is not None:
+            self.certificates.look_now()
 
 
 @asynccontextmanager
@@ -91,10 +106,12 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         open_backends: Opens its storage.
 
     Raises:
-        StartError: The archive or a port is not available, or the host to register with the Directory is unknown.
+        StartError: The archive, a port or a certificate is not available, or the host to register with the Directory
+            is unknown.
     """
     grpc_workarounds.install()
     async with AsyncExitStack() as stack:
+        certificates = await stack.enter_async_context(kept_certificates(settings))
         metrics = Metrics()
         backends = await stack.enter_async_context(open_backends(settings, metrics))
         archive, transient, catalog = backends.archive, backends.transient, backends.catalog
@@ -111,8 +128,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             guard=identities,
             local_socket=local_socket,
         )
-        rules = Lifecycle(registry, catalog, archive, transient)
-        models = Models(registry, catalog, transient)
+        rules, models = Lifecycle(registry, catalog, archive, transient), Models(registry, catalog, transient)
         await models.apply_shares()
         retention = RetentionWork(
             Retention(registry, catalog, archive, transient, holds=rules.holds), models, metrics.observe_retention
@@ -134,24 +150,19 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
         health = Health(names)
         grpc_server = _grpc_server(settings, [*service.handlers(), lifecycle.handlers()], names, health)
-        port = life_cycle.listen(grpc_server, settings.host, settings.port)
+        port = life_cycle.listen(grpc_server, settings.host, settings.port, certificates)
         registration = Registration(settings, port) if settings.directory_endpoint else None
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
         metrics.watch_consumers(consumers)
-        metrics_port = _monitor(stack, settings, metrics, health)
+        metrics_port = _monitor(stack, settings, metrics, health, certificates)
         await grpc_server.start()
         if local_socket is not None:
             local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, identities))
 
         health.set_serving(not archive.failure)
-        background = [
-            asyncio.create_task(_follow_health(health, archive)),
-            asyncio.create_task(_release_memory(transfers, transient)),
-            asyncio.create_task(consumers.run()),
-            asyncio.create_task(identities.run()),
-        ]
-        if settings.retention_seconds and not settings.read_only:
-            background.append(asyncio.create_task(retention.run(settings.retention_seconds)))
+        works = [_follow_health(health, archive), _release_memory(transfers, transient), consumers.run()]
+        works += [identities.run(), *_retaining(settings, retention)]
+        background = [*map(asyncio.create_task, works)]
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_serving() -> None:
@@ -169,24 +180,34 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             await lifecycle.drained()
 
         stack.push_async_callback(stop_serving)
-        yield Server(port, metrics_port, backends, models)
+        yield Server(port, metrics_port, backends, models, certificates)
 
 
-def _monitor(stack: AsyncExitStack, settings: Settings, metrics: Metrics, health: Health) -> int | None:
+def _monitor(
+    stack: AsyncExitStack, settings: Settings, metrics: Metrics, health: Health, certificates: Certificates | None
+) -> int | None:
     """Serve metrics and health over HTTP if that is asked for, and return the port."""
     if settings.metrics_port is None:
         return None
-    monitoring = MonitoringServer(metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port)
+    monitoring = MonitoringServer(
+        metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port, certificates
+    )
     stack.push_async_callback(asyncio.to_thread, monitoring.close)
     return monitoring.port
 
 
 async def _identities(stack: AsyncExitStack, settings: Settings, backends: Backends) -> Identities:
     """Return what finds out who calls."""
-    identities = Identities(settings.anonymous, backends.read_grants)
+    identities = Identities(settings.anonymous, backends.read_grants, lambda call: certificate_names(call.context))
     stack.push_async_callback(identities.close)
     await identities.refresh()
     return identities
+
+
+def _retaining(settings: Settings, retention: RetentionWork) -> list[Coroutine[object, object, None]]:
+    """Return the work that applies the rules of retention, if it is asked for."""
+    is_wanted = settings.retention_seconds and not settings.read_only
+    return [retention.run(settings.retention_seconds)] if is_wanted else []
 
 
 def _limits(settings: Settings) -> Limits:
@@ -266,14 +287,17 @@ async def _deregister(registration: Registration, registering: asyncio.Task[None
 
 
 async def serve(settings: Settings, signals: Signals) -> None:
-    """Serve until SIGTERM or SIGINT; a second one ends the process at once. SIGHUP rescans the archive.
+    """Serve until SIGTERM or SIGINT; a second one ends the process at once.
+
+    SIGHUP rescans the archive, and takes a renewed certificate.
 
     Args:
         settings: The settings of the server.
         signals: The signals of the process.
 
     Raises:
-        StartError: The archive or a port is not available, or the host to register with the Directory is unknown.
+        StartError: The archive, a port or a certificate is not available, or the host to register with the Directory
+            is unknown.
     """
 
     def announce(server: Server) -> None:
@@ -287,7 +311,10 @@ async def serve(settings: Settings, signals: Signals) -> None:
             cache_max_items=settings.cache_max_items,
             cache_max_bytes=settings.cache_max_bytes,
             **({} if server.metrics_port is None else {"metrics_port": server.metrics_port}),
+            **life_cycle.tell_encryption(settings.host, server.certificates),
         )
+        if settings.anonymous == "everything" and not is_local(settings.host):
+            _log.warning("callers on other machines may do everything without a token: set anonymous=read or nothing")
 
     tune_heap()
-    await life_cycle.serve_until_signal(running(settings), signals, announce, Server.refresh)
+    await life_cycle.serve_until_signal(running(settings), signals, announce, Server.refresh, Server.renew_certificates)

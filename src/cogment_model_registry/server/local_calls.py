@@ -5,7 +5,7 @@ way. A client that is refused asks by gRPC, which says the same.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -69,6 +69,9 @@ class _Context:
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", self._authorization),) if self._authorization else ()
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        return {}
 
 
 class LocalCalls:

@@ -11,6 +11,7 @@ import enum
 import ipaddress
 import random
 import socket
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from time import monotonic
 
@@ -27,7 +28,10 @@ from cogment_model_registry.records.services import (
     Protocol,
     ServiceType,
 )
+from cogment_model_registry.serving.certificates import pair_files
 from cogment_model_registry.settings import Settings, means_all_interfaces
+from cogment_model_registry.system.certificates import CertificateError, PemFile
+from cogment_model_registry.wire.tls import TlsFiles
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -72,13 +76,14 @@ def registration_endpoint(settings: Settings, port: int) -> tuple[Endpoint, str]
     Raises:
         StartError: No host is given, and none can be found out.
     """
+    protocol = Protocol.GRPC_SSL if settings.tls_certificate else Protocol.GRPC
     if settings.directory_registration_host:
-        return Endpoint(Protocol.GRPC, settings.directory_registration_host, port), "Self-Command_Line"
+        return Endpoint(protocol, settings.directory_registration_host, port), "Self-Command_Line"
     host = _own_address() if means_all_interfaces(settings.host) else settings.host
     if host is None:
         message = "this machine has only loopback IPv4 addresses: set directory_registration_host"
         raise StartError(message)
-    return Endpoint(Protocol.GRPC, host, port), "Self-Implicit"
+    return Endpoint(protocol, host, port), "Self-Implicit"
 
 
 def _own_address() -> str | None:
@@ -96,6 +101,21 @@ def _own_address() -> str | None:
     return None
 
 
+def _tls_files(settings: Settings) -> TlsFiles:
+    """Return what to trust and show where the Directory is over TLS.
+
+    Raises:
+        StartError: A file cannot be used.
+    """
+    authorities = settings.directory_tls_ca
+    files = TlsFiles(PemFile("directory_tls_ca", authorities) if authorities else None, pair_files(settings))
+    try:
+        files.read()
+    except CertificateError as error:
+        raise StartError(str(error)) from None
+    return files
+
+
 class Registration:
     """Keeps this server registered.
 
@@ -105,7 +125,7 @@ class Registration:
         pace: How often to check and repeat the registration.
 
     Raises:
-        StartError: No host can be registered.
+        StartError: No host can be registered, or a file for TLS cannot be used.
     """
 
     def __init__(self, settings: Settings, port: int, pace: Pace = Pace()) -> None:
@@ -118,6 +138,7 @@ class Registration:
             VERSION_PROPERTY: __version__,
         }
         self._details = Details(ServiceType.MODEL_REGISTRY, properties)
+        self._files = _tls_files(settings)
         self._held: tuple[int, str] | None = None
         self._tries = 0
         self._registered_at = 0.0
@@ -127,9 +148,7 @@ class Registration:
 
     async def run(self) -> None:
         """Register, and maintain the registration until cancelled."""
-        async with connected(
-            self._settings.directory_endpoint, self._settings.directory_authentication_token
-        ) as client:
+        async with self._connected() as client:
             while True:
                 try:
                     await self._maintain(client)
@@ -147,14 +166,17 @@ class Registration:
         if self._held is None:
             return
         (service_id, secret), self._held = self._held, None
-        endpoint, token = self._settings.directory_endpoint, self._settings.directory_authentication_token
-        async with connected(endpoint, token) as client:
+        async with self._connected() as client:
             try:
                 await client.deregister(service_id, secret, timeout_seconds=timeout_seconds)
             except ModelRegistryError as error:
                 _log.warning("deregistration from the Directory failed", service_id=service_id, reason=error.message)
             else:
                 _log.info("deregistered from the Directory", service_id=service_id)
+
+    def _connected(self) -> AbstractAsyncContextManager[DirectoryClient]:
+        endpoint, token = self._settings.directory_endpoint, self._settings.directory_authentication_token
+        return connected(endpoint, token, self._files)
 
     async def _maintain(self, client: DirectoryClient) -> None:
         """Make sure that the Directory knows this server."""

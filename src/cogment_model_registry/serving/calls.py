@@ -8,7 +8,7 @@ upload are not copied on the way.
 import asyncio
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
@@ -49,6 +49,9 @@ class Context(Protocol):
 
     def invocation_metadata(self) -> Any:
         """Return the metadata that came with the call."""
+
+    def auth_context(self) -> Mapping[str, Iterable[bytes]]:
+        """Return what is known of the caller's certificate."""
 
 
 class Guard(Protocol):

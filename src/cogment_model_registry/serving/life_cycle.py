@@ -14,7 +14,8 @@ import uvloop
 
 from cogment_model_registry.errors import ModelRegistryError, StartError
 from cogment_model_registry.serving import logs
-from cogment_model_registry.settings import ALL_INTERFACES
+from cogment_model_registry.serving.certificates import Certificates
+from cogment_model_registry.settings import ALL_INTERFACES, is_local
 from cogment_model_registry.system.signals import Signals
 from cogment_model_registry.system.tasks import end
 
@@ -34,6 +35,7 @@ async def serve_until_signal(
     signals: Signals,
     announce: Callable[[_T], None],
     refresh: Callable[[_T], Awaitable[None]] | None = None,
+    renew: Callable[[_T], None] | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT, which also end a start.
 
@@ -43,17 +45,21 @@ async def serve_until_signal(
         announce: Called when it serves.
         refresh: The action on SIGHUP, if any. It runs once for all signals that come before it begins, and the stop
             cancels it.
+        renew: What else each SIGHUP begins, if anything.
 
     Raises:
         StartError: The server cannot start.
     """
     stop, hangup = asyncio.Event(), asyncio.Event()
     starting = asyncio.current_task()
+    served: list[_T] = []
 
     def on_signal(number: signal.Signals) -> None:
         if number == signal.SIGHUP:
             logs.reopen()
             hangup.set()
+            if renew is not None and served:
+                renew(served[0])
             return
         _log.info("stopping", signal=number.name)
         stop.set()
@@ -64,6 +70,7 @@ async def serve_until_signal(
         try:
             async with running as server:
                 starting = None
+                served.append(server)
                 announce(server)
                 async with _refreshing(hangup, server, refresh):
                     await stop.wait()
@@ -124,13 +131,14 @@ def server_options(keepalive_seconds: float, keepalive_timeout_seconds: float) -
     ]
 
 
-def listen(server: grpc.aio.Server, host: str, port: int) -> int:
+def listen(server: grpc.aio.Server, host: str, port: int, certificates: Certificates | None = None) -> int:
     """Let a gRPC server listen, and return its port.
 
     Args:
         server: The server, not started yet.
         host: Name or address of an interface, or `ALL_INTERFACES`.
         port: The port; 0 for a free one.
+        certificates: What it shows over TLS; None to serve without encryption.
 
     Raises:
         StartError: The port is not available.
@@ -138,9 +146,27 @@ def listen(server: grpc.aio.Server, host: str, port: int) -> int:
     address = "::" if host == ALL_INTERFACES else host  # gRPC makes "::" both families, or IPv4 without IPv6
     name = f"[{address}]" if ":" in address else address
     try:
+        if certificates is not None:
+            return server.add_secure_port(f"{name}:{port}", certificates.credentials())
         return server.add_insecure_port(f"{name}:{port}")
     except RuntimeError:
         raise StartError(_refusal(host, port)) from None
+
+
+def tell_encryption(host: str, certificates: Certificates | None) -> dict[str, str]:
+    """Return what the log says of the encryption of a server that serves; warn if others can read along.
+
+    Args:
+        host: Where it serves.
+        certificates: What it shows over TLS.
+    """
+    if certificates is not None:
+        return {"tls": "client certificates required" if certificates.requires_clients else "on"}
+    if not is_local(host):
+        _log.warning(
+            "serving without encryption, also to other machines: set tls_certificate and tls_key, or host=127.0.0.1"
+        )
+    return {}
 
 
 def _refusal(host: str, port: int) -> str:

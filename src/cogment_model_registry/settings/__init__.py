@@ -8,10 +8,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from cogment_model_registry.records.sizes import GIB, KIB, MIB
-from cogment_model_registry.settings.kinds import ALL_INTERFACES, AUTO, LOG_FORMATS, LOG_LEVELS, means_all_interfaces
+from cogment_model_registry.settings.kinds import (
+    ALL_INTERFACES,
+    AUTO,
+    LOG_FORMATS,
+    LOG_LEVELS,
+    is_local,
+    means_all_interfaces,
+)
 
 if TYPE_CHECKING:
-    from cogment_model_registry.settings.base import ServiceSettings, Setting, all_settings
+    from cogment_model_registry.settings.base import (
+        ServiceSettings,
+        Setting,
+        TlsSettings,
+        all_settings,
+        check_tls,
+        requires_client_certificate,
+    )
     from cogment_model_registry.settings.directory import DirectorySettings
     from cogment_model_registry.settings.model_registry import Settings
 
@@ -27,8 +41,12 @@ __all__ = [
     "ServiceSettings",
     "Setting",
     "Settings",
+    "TlsSettings",
     "all_settings",
+    "check_tls",
+    "is_local",
     "means_all_interfaces",
+    "requires_client_certificate",
 ]
 
 _MODULES = {
@@ -36,7 +54,10 @@ _MODULES = {
     "ServiceSettings": "base",
     "Setting": "base",
     "Settings": "model_registry",
+    "TlsSettings": "base",
     "all_settings": "base",
+    "check_tls": "base",
+    "requires_client_certificate": "base",
 }
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from cogment_model_registry.errors import SettingError
 from cogment_model_registry.settings.kinds import (
@@ -50,7 +50,7 @@ class Setting:
     @property
     def is_switch(self) -> bool:
         """Whether it is on or off, so that its flag needs no value."""
-        return self.kind is SWITCH
+        return self.kind.placeholder == SWITCH.placeholder
 
     def is_link(self, environment: Mapping[str, str]) -> bool:
         """Return whether its variable describes a service of Kubernetes or Docker, and is no value of this setting.
@@ -117,6 +117,30 @@ def host_setting(environment: str) -> str:
     return setting(ALL_INTERFACES, environment, INTERFACE, text, "* (all interfaces, IPv4 and IPv6)")
 
 
+def certificate_setting(environment: str) -> str:
+    """Return the field of the certificate that a service shows."""
+    text = "PEM file of the server's certificate and of those between it and its authority: the server then uses TLS."
+    return setting("", environment, optional(PATH), text, "none: not encrypted")
+
+
+def key_setting(environment: str) -> str:
+    """Return the field of the key of the certificate."""
+    text = "PEM file of the private key of `tls_certificate`, without a passphrase."
+    return setting("", environment, optional(PATH), text, "none")
+
+
+def client_authorities_setting(environment: str) -> str:
+    """Return the field of the authorities of clients' certificates."""
+    text = "PEM file of the authorities of clients' certificates: clients must then show a certificate of one of them."
+    return setting("", environment, optional(PATH), text, "none: clients show no certificate")
+
+
+def client_certificate_setting(environment: str) -> bool | None:
+    """Return the field of whether clients must show a certificate."""
+    text = "Whether clients must show a certificate of `tls_client_ca`; if not, they are not asked for one."
+    return setting(None, environment, optional(SWITCH, None), text, "on if `tls_client_ca` is given")
+
+
 def reflection_setting(environment: str) -> bool:
     """Return the field of whether a service answers reflection."""
     text = "Whether to serve gRPC reflection, which tools such as grpcurl need."
@@ -176,6 +200,50 @@ class ServiceSettings:
             if text is not None:
                 values[each.name] = each.parse(text, source)
         return cls(**values)  # type: ignore[arg-type] # each kind parses to the type of its field
+
+
+class TlsSettings(Protocol):
+    """The settings of a service that can use TLS."""
+
+    @property
+    def tls_certificate(self) -> str:
+        """The file of the certificate; empty for none, and then the service is not encrypted."""
+
+    @property
+    def tls_key(self) -> str:
+        """The file of its key."""
+
+    @property
+    def tls_client_ca(self) -> str:
+        """The file of the authorities of clients' certificates; empty for none."""
+
+    @property
+    def tls_require_client_certificate(self) -> bool | None:
+        """Whether clients must show a certificate; None if that is so when there are authorities."""
+
+
+def check_tls(settings: TlsSettings) -> None:
+    """Check that the settings of TLS are complete.
+
+    Raises:
+        SettingError: One of them is missing that another one needs.
+    """
+    certificate, key, authorities = settings.tls_certificate, settings.tls_key, settings.tls_client_ca
+    if certificate and not key:
+        raise SettingError("tls_key", key, f"the PEM file of the key of tls_certificate {certificate}")
+    if key and not certificate:
+        raise SettingError("tls_certificate", certificate, f"the PEM file of the certificate of tls_key {key}")
+    if authorities and not certificate:
+        allowed = "unset without tls_certificate and tls_key, since clients show certificates over TLS alone"
+        raise SettingError("tls_client_ca", authorities, allowed)
+    if settings.tls_require_client_certificate and not authorities:
+        allowed = "off unless tls_client_ca names the PEM file of the authorities of clients' certificates"
+        raise SettingError("tls_require_client_certificate", "true", allowed)
+
+
+def requires_client_certificate(settings: TlsSettings) -> bool:
+    """Return whether clients must show a certificate."""
+    return bool(settings.tls_client_ca) and settings.tls_require_client_certificate is not False
 
 
 def all_settings(settings_class: type[ServiceSettings]) -> list[Setting]:

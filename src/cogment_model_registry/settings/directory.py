@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from cogment_model_registry.settings.base import (
     ServiceSettings,
+    certificate_setting,
+    client_authorities_setting,
+    client_certificate_setting,
     host_setting,
+    key_setting,
     port_setting,
     reflection_setting,
     setting,
@@ -24,6 +28,10 @@ class DirectorySettings(ServiceSettings):
     port: int = port_setting(9005, _PREFIX + "PORT")
     host: str = host_setting(_PREFIX + "HOST")
     grpc_reflection: bool = reflection_setting(_PREFIX + "GRPC_REFLECTION")
+    tls_certificate: str = certificate_setting(_PREFIX + "TLS_CERTIFICATE")
+    tls_key: str = key_setting(_PREFIX + "TLS_KEY")
+    tls_client_ca: str = client_authorities_setting(_PREFIX + "TLS_CLIENT_CA")
+    tls_require_client_certificate: bool | None = client_certificate_setting(_PREFIX + "TLS_REQUIRE_CLIENT_CERTIFICATE")
     persistence_file: str = setting(
         ".cogment-directory-data",
         _PREFIX + "PERSISTENCE_FILE",
@@ -48,6 +56,14 @@ class DirectorySettings(ServiceSettings):
         _PREFIX + "CHECK_SECONDS",
         seconds(0.1, 86_400),
         "How long to wait between two checks of a service.",
+    )
+    check_tls_ca: str = setting(
+        "",
+        _PREFIX + "CHECK_TLS_CA",
+        optional(PATH),
+        "PEM file of the authorities of the certificates of services that require TLS: their checks then ask them, as "
+        "clients would; a service that asks for a certificate gets `tls_certificate`.",
+        "none: such a service passes its checks if it speaks TLS",
     )
     grace_seconds: float = setting(
         5.0,

@@ -1,11 +1,13 @@
 """The values that settings may have: how a text becomes a value, which values are allowed, and how errors say so."""
 
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cogment_model_registry.records.addresses import (
+    ENDPOINT_FORM,
     is_unspecified,
     parse_endpoint,
     parse_host,
@@ -26,6 +28,15 @@ ALL_INTERFACES = "*"
 def means_all_interfaces(host: str) -> bool:
     """Return whether a `host` stands for every interface, of one or both families: `*`, 0.0.0.0, :: and so on."""
     return host == ALL_INTERFACES or is_unspecified(host)
+
+
+def is_local(host: str) -> bool:
+    """Return whether only this machine reaches a `host`, as far as its text says: a loopback address, or localhost."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +211,7 @@ PATH = _text_kind("PATH", "a path", _parse_path)
 SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch, _check_switch)
 REACHABLE_HOST = _text_kind("HOST", "a host name, or the IP address of one interface", _parse_reachable_host)
 INTERFACE = _text_kind("HOST", f"a host name, an IP address, or {ALL_INTERFACES} for all interfaces", _parse_interface)
-ENDPOINT = _text_kind("ENDPOINT", "an endpoint of the form grpc://host:port", parse_endpoint)
+ENDPOINT = _text_kind("ENDPOINT", ENDPOINT_FORM, parse_endpoint)
 PROPERTIES = Kind(
     "PROPERTIES", 'properties of the form "name=value,name,name=value"', parse_properties, _check_properties
 )

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from cogment_model_registry.records.sizes import GIB, KIB, MIB
 from cogment_model_registry.settings.base import (
     ServiceSettings,
+    certificate_setting,
+    client_authorities_setting,
+    client_certificate_setting,
     host_setting,
+    key_setting,
     port_setting,
     reflection_setting,
     setting,
@@ -42,6 +46,10 @@ class Settings(ServiceSettings):
     port: int = port_setting(9002, _PREFIX + "PORT")
     host: str = host_setting(_PREFIX + "HOST")
     grpc_reflection: bool = reflection_setting(_PREFIX + "GRPC_REFLECTION")
+    tls_certificate: str = certificate_setting(_PREFIX + "TLS_CERTIFICATE")
+    tls_key: str = key_setting(_PREFIX + "TLS_KEY")
+    tls_client_ca: str = client_authorities_setting(_PREFIX + "TLS_CLIENT_CA")
+    tls_require_client_certificate: bool | None = client_certificate_setting(_PREFIX + "TLS_REQUIRE_CLIENT_CERTIFICATE")
     archive_dir: str = setting(
         ".cogment/model_registry",
         _PREFIX + "ARCHIVE_DIR",
@@ -87,6 +95,14 @@ class Settings(ServiceSettings):
         TOKEN,
         "Token to register with the Directory; clients must give the same token to find this server.",
         "none",
+    )
+    directory_tls_ca: str = setting(
+        "",
+        "COGMENT_DIRECTORY_TLS_CA",
+        optional(PATH),
+        "PEM file of the authorities of the certificate of a Directory with an endpoint grpcs://host:port; "
+        "a Directory that asks for a certificate gets `tls_certificate`.",
+        "none: the public authorities that gRPC knows",
     )
     directory_registration_host: str = setting(
         "",

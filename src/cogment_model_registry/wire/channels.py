@@ -12,7 +12,9 @@ from contextlib import suppress
 
 import grpc
 
-from cogment_model_registry.errors import ModelRegistryError, WrongServerError
+from cogment_model_registry.errors import ModelRegistryError, UnavailableError, WrongServerError
+from cogment_model_registry.system.certificates import CertificateError
+from cogment_model_registry.wire import tls
 from cogment_model_registry.wire.convert import error_type_of
 
 OPTIONS = (
@@ -54,7 +56,10 @@ _ANSWER_BYTES = len("HTTP/1.1 503")
 _AWAY = re.compile(rb"HTTP/1.[01] 50[234]")
 """What a proxy answers while the server behind it is away, as gRPC sees it too."""
 
-_STRANGERS = ((b"HTTP/", "an HTTP/1 server"), (b"\x15\x03", "a server that requires TLS"), (b"SSH-", "an SSH server"))
+_STRANGERS = ((b"HTTP/", "an HTTP/1 server"), (b"SSH-", "an SSH server"))
+
+_TLS_ALERT = b"\x15\x03"
+"""How many servers that require TLS answer to anything else; those of gRPC close the connection."""
 
 
 def was_sent(error: BaseException | None) -> bool:
@@ -75,6 +80,8 @@ def described(error: grpc.RpcError, where: str, kind: str, advice: str = "") -> 
     details = str(error.details() or status.name)
     if not was_sent(error):
         # The rest is the list of addresses that were tried, with the reason of the last one at its end.
+        if failure := tls.explained(details, where.rpartition("://")[2]):
+            return error_type_of(status), f"cannot connect to {where}: {failure}"
         reason = details.rsplit(": ", 1)[-1].rstrip("]")
         if reason == _REFUSED:
             reason += f"; {advice or f'check that {kind} runs there, on this port'}"
@@ -90,12 +97,37 @@ def described(error: grpc.RpcError, where: str, kind: str, advice: str = "") -> 
     return error_type, f"{details} ({status.name})" if error_type is ModelRegistryError else details
 
 
+def check_tls(error: BaseException | None, address: str, where: str, files: tls.TlsFiles) -> None:
+    """Raise an error that says why a server refuses TLS, if gRPC has not said why; block until that is known.
+
+    Args:
+        error: What gRPC raised.
+        address: Host and port, where it could not connect.
+        where: The address, for the message.
+        files: What it trusts and shows.
+
+    Raises:
+        UnavailableError: The reason is known now.
+    """
+    details = str(error.details()) if isinstance(error, grpc.RpcError) else ""
+    if _REFUSED in details or tls.explained(details, address):
+        return
+    with suppress(CertificateError):
+        if failure := tls.handshake_failure(address, files):
+            raise UnavailableError(f"cannot connect to {where}: {failure}") from error
+
+
+def is_about_tls(error: BaseException | None) -> bool:
+    """Return whether a call failed since the two sides could not agree on TLS, as far as gRPC says."""
+    return isinstance(error, grpc.RpcError) and not was_sent(error) and bool(tls.explained(str(error.details()), ""))
+
+
 def _not(kind: str, where: str, reason: str) -> str:
     return f"{where} is not {kind}: {reason}; check the host and the port"
 
 
 def check_stranger(address: str, where: str, kind: str, seconds: float = 1.0) -> None:
-    """Raise an error if a server at an address does not speak HTTP/2; block until that is known.
+    """Raise an error if a server at an address does not speak HTTP/2 without TLS; block until that is known.
 
     Of a name with several addresses gRPC reports the last one only, and so "Connection refused" where a web server
     answers at the first.
@@ -108,6 +140,7 @@ def check_stranger(address: str, where: str, kind: str, seconds: float = 1.0) ->
 
     Raises:
         WrongServerError: It is another server.
+        UnavailableError: It requires TLS, and may be the right server.
     """
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + seconds
@@ -115,9 +148,16 @@ def check_stranger(address: str, where: str, kind: str, seconds: float = 1.0) ->
         places = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
         return  # a name without an address, or not a name
-    answers = [_answer((str(place[0]), int(place[1])), deadline) for *_, place in places]
+    addresses = [(str(place[0]), int(place[1])) for *_, place in places]
+    answers = [_answer(place, deadline) for place in addresses]
     if any(each[3:4] == _SETTINGS or _AWAY.match(each) for each in answers):
         return
+    is_encrypted = any(each.startswith(_TLS_ALERT) for each in answers)
+    if is_encrypted or (not any(answers) and any(_speaks_tls(place, deadline) for place in addresses)):
+        raise UnavailableError(
+            f"cannot connect to {where}: it requires TLS; use grpcs:// in place of grpc://, and name the file of the "
+            "authority of its certificate with tls_ca, unless that is a public one"
+        )
     for answer in filter(None, answers):
         stranger = next((text for start, text in _STRANGERS if answer.startswith(start)), "something else")
         raise WrongServerError(_not(kind, where, f"{stranger} answers there"))
@@ -125,12 +165,21 @@ def check_stranger(address: str, where: str, kind: str, seconds: float = 1.0) ->
 
 def _answer(place: tuple[str, int], deadline: float) -> bytes:
     """Return the first bytes that are answered to the greeting of HTTP/2; none if nothing is."""
+    return _answer_to(_GREETING, _ANSWER_BYTES, place, deadline)
+
+
+def _speaks_tls(place: tuple[str, int], deadline: float) -> bool:
+    """Return whether a server begins to answer a handshake."""
+    return _answer_to(tls.client_hello(), 1, place, deadline) in tls.TLS_RECORDS
+
+
+def _answer_to(greeting: bytes, size_bytes: int, place: tuple[str, int], deadline: float) -> bytes:
     answer = b""
     with suppress(OSError), socket.create_connection(place, max(deadline - time.monotonic(), 0.001)) as connection:
-        connection.sendall(_GREETING)
-        while len(answer) < _ANSWER_BYTES:
+        connection.sendall(greeting)
+        while len(answer) < size_bytes:
             connection.settimeout(max(deadline - time.monotonic(), 0.001))
-            if not (part := connection.recv(_ANSWER_BYTES - len(answer))):
+            if not (part := connection.recv(size_bytes - len(answer))):
                 break
             answer += part
     return answer
