@@ -51,8 +51,8 @@ def test_variables_connect_to_a_registry(server: ServerProcess, authority: Autho
     environment = {
         "COGMENT_MODEL_REGISTRY_ENDPOINT": f"grpcs://localhost:{server.port}",
         "COGMENT_MODEL_REGISTRY_TLS_CA": str(authority.certificate),
-        "COGMENT_MODEL_REGISTRY_TLS_CLIENT_CERTIFICATE": str(actor.certificate),
-        "COGMENT_MODEL_REGISTRY_TLS_CLIENT_KEY": str(actor.key),
+        "COGMENT_MODEL_REGISTRY_CLIENT_CERTIFICATE": str(actor.certificate),
+        "COGMENT_MODEL_REGISTRY_CLIENT_KEY": str(actor.key),
     }
     result = run_in_process("client", "model_registry", "list_models", "--json", environment=environment)
     assert (result.returncode, result.stderr) == (0, "")
@@ -68,8 +68,8 @@ def test_flags_and_variables_connect_to_a_directory(
     assert (result.returncode, result.stdout, result.stderr) == (0, "[0] Services found\n", "")
     environment = {
         "COGMENT_DIRECTORY_TLS_CA": str(authority.certificate),
-        "COGMENT_DIRECTORY_TLS_CLIENT_CERTIFICATE": str(actor.certificate),
-        "COGMENT_DIRECTORY_TLS_CLIENT_KEY": str(actor.key),
+        "COGMENT_DIRECTORY_CLIENT_CERTIFICATE": str(actor.certificate),
+        "COGMENT_DIRECTORY_CLIENT_KEY": str(actor.key),
     }
     result = run_in_process(*words, environment=environment)
     assert (result.returncode, result.stdout, result.stderr) == (0, "[0] Services found\n", "")

@@ -10,7 +10,7 @@ import pytest
 
 from cogment_model_registry.errors import SettingError, quoted
 from cogment_model_registry.records.sizes import GIB, KIB, MIB, TIB
-from cogment_model_registry.settings import DirectorySettings, Setting, Settings, all_settings
+from cogment_model_registry.settings import DirectorySettings, Setting, Settings, all_settings, is_local
 from cogment_model_registry.system.machine import usable_memory_bytes
 
 # What the original's documentation says: name, environment variable, default, an example and what it means.
@@ -460,3 +460,13 @@ def test_usable_memory_is_that_of_the_machine_without_control_groups(tmp_path: P
 
 def test_budget_is_half_of_the_usable_memory_by_default() -> None:
     assert Settings().cache_max_bytes == usable_memory_bytes() // 2
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST.", "127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1"])
+def test_a_host_that_only_this_machine_reaches_is_local(host: str) -> None:
+    assert is_local(host)
+
+
+@pytest.mark.parametrize("host", ["*", "0.0.0.0", "::", "192.0.2.1", "::ffff:192.0.2.1", "registry.example", ""])
+def test_a_host_that_others_may_reach_is_not_local(host: str) -> None:
+    assert not is_local(host)

@@ -184,12 +184,12 @@ _COMMON = (
         "--tls_certificate",
         metavar="FILE",
         help="PEM file of the certificate to show, for servers that require one.  "
-        "[env var: COGMENT_MODEL_REGISTRY_TLS_CLIENT_CERTIFICATE]",
+        "[env var: COGMENT_MODEL_REGISTRY_CLIENT_CERTIFICATE]",
     ),
     click.option(
         "--tls_key",
         metavar="FILE",
-        help="PEM file of the key of that certificate.  [env var: COGMENT_MODEL_REGISTRY_TLS_CLIENT_KEY]",
+        help="PEM file of the key of that certificate.  [env var: COGMENT_MODEL_REGISTRY_CLIENT_KEY]",
     ),
     click.option(
         "--timeout",

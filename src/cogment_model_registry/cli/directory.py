@@ -98,10 +98,10 @@ _TLS_OPTIONS = tuple(
         f"--{name}", metavar="FILE", envvar=variable, show_envvar=True, expose_value=False, callback=_note, help=text
     )
     for name, variable, text in (
-        ("tls_key", "COGMENT_DIRECTORY_TLS_CLIENT_KEY", "PEM file of the key of that certificate."),
+        ("tls_key", "COGMENT_DIRECTORY_CLIENT_KEY", "PEM file of the key of that certificate."),
         (
             "tls_certificate",
-            "COGMENT_DIRECTORY_TLS_CLIENT_CERTIFICATE",
+            "COGMENT_DIRECTORY_CLIENT_CERTIFICATE",
             "PEM file of the certificate to show, if the Directory requires one.",
         ),
         (

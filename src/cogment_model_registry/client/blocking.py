@@ -51,8 +51,8 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         tls_ca: The PEM file of the authorities whose certificates are trusted, of the registry and of the Directory;
             else that of `COGMENT_MODEL_REGISTRY_TLS_CA`; else the public authorities that gRPC knows.
         tls_certificate: The PEM file of the certificate to show, for servers that require one; else that of
-            `COGMENT_MODEL_REGISTRY_TLS_CLIENT_CERTIFICATE`; else none.
-        tls_key: The PEM file of its key; else that of `COGMENT_MODEL_REGISTRY_TLS_CLIENT_KEY`.
+            `COGMENT_MODEL_REGISTRY_CLIENT_CERTIFICATE`; else none.
+        tls_key: The PEM file of its key; else that of `COGMENT_MODEL_REGISTRY_CLIENT_KEY`.
         timeout: How many seconds a call may take, with all retries; by default 30, for transfers a minute plus a
             second for each MiB.
         retry_seconds: How long a call is repeated while the registry is unavailable: longer than a restart takes.

@@ -110,7 +110,7 @@ def check_tls(error: BaseException | None, address: str, where: str, files: tls.
         UnavailableError: The reason is known now.
     """
     details = str(error.details()) if isinstance(error, grpc.RpcError) else ""
-    if _REFUSED in details or tls.explained(details, address):
+    if _REFUSED in details or tls.is_certain(details):
         return
     with suppress(CertificateError):
         if failure := tls.handshake_failure(address, files):
@@ -119,7 +119,7 @@ def check_tls(error: BaseException | None, address: str, where: str, files: tls.
 
 def is_about_tls(error: BaseException | None) -> bool:
     """Return whether a call failed since the two sides could not agree on TLS, as far as gRPC says."""
-    return isinstance(error, grpc.RpcError) and not was_sent(error) and bool(tls.explained(str(error.details()), ""))
+    return isinstance(error, grpc.RpcError) and not was_sent(error) and tls.is_certain(str(error.details()))
 
 
 def _not(kind: str, where: str, reason: str) -> str:

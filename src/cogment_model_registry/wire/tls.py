@@ -117,6 +117,12 @@ def explained(details: str, address: str) -> str:
     return ""
 
 
+def is_certain(details: str) -> bool:
+    """Return whether the details of a call say exactly which part of TLS failed; those of grpcio 1.60 do not always."""
+    match = _VERIFY_FAILED.search(details)
+    return bool(match[1]) if match else bool(explained(details, ""))
+
+
 def _untrusted(reason: str) -> str:
     if "expired" in reason:
         return "its certificate has expired; renew it there"
