@@ -131,12 +131,12 @@ class Handlers:
     def __init__(self, observe: Observer) -> None:
         self._observe = observe
         self._calls = 0
-        self._none_left = asyncio.Event()
+        self._none_left: asyncio.Event | None = None  # while somebody waits
 
     async def drained(self) -> None:
         """Wait until no call is under way."""
         while self._calls:
-            self._none_left.clear()
+            self._none_left = self._none_left or asyncio.Event()
             await self._none_left.wait()
 
     def unary(self, method: str, answer: Callable[[bytes, Call], Awaitable[bytes]]) -> _Handler:
@@ -199,8 +199,9 @@ class Handlers:
             status, details = grpc.StatusCode.INTERNAL, "the server failed; its log says why"
         finally:
             self._calls -= 1
-            if not self._calls:
+            if not self._calls and self._none_left is not None:
                 self._none_left.set()
+                self._none_left = None
             self._finish(call, status, details, level, perf_counter() - started)
         try:
             with grpc_workarounds.broken_calls_are_cancelled:
@@ -210,7 +211,8 @@ class Handlers:
             raise
 
     def _finish(self, call: Call, status: grpc.StatusCode, details: str, level: int, seconds: float) -> None:
-        self._observe(call, status.name, seconds)
+        name = "OK" if status is grpc.StatusCode.OK else status.name  # the name of an enum's member takes two calls
+        self._observe(call, name, seconds)
         if _levels.isEnabledFor(level):
             fields = {
                 **{name: shown(value) for name, value in call.subject.items()},
@@ -221,7 +223,7 @@ class Handlers:
             }
             if details:
                 fields["details"] = details
-            _log.log(level, f"{call.method} {status.name}", **fields)
+            _log.log(level, f"{call.method} {name}", **fields)
 
 
 def _level(error: ModelRegistryError) -> int:

@@ -436,14 +436,26 @@ class LocalCatalog(Catalog):
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
         model = self._require(model_id)
+        known = [info for number in numbers if (info := self._known(model, number)) is not None]
+        return known if len(known) == len(numbers) else await self._look_up(model, numbers)
+
+    def _known(self, model: Model, number: int) -> VersionInfo | None:
+        """Return a visible version, or the n-th from the last, if nothing must be read to tell which it is."""
+        if number < 0:
+            if model.unread or -number > len(model.numbers):
+                return None
+            number = model.numbers[number]
+        return self._cached(model, number)
+
+    async def _look_up(self, model: Model, numbers: Sequence[int]) -> list[VersionInfo]:
         infos = []
         await self._read_missing(model, [number for number in numbers if model.has(number)])
         for number in numbers:
             info = await self._nth_last(model, -number) if number < 0 else await self._get(model, number)
             if info is None:
                 if number in model.damaged:
-                    raise DataLossError.version(model_id, number, model.damaged[number])
-                raise NotFoundError.version(model_id, number)
+                    raise DataLossError.version(model.model_id, number, model.damaged[number])
+                raise NotFoundError.version(model.model_id, number)
             infos.append(info)
         return infos
 
