@@ -149,7 +149,7 @@ def build_read_chunk(parts: Sequence[memoryview | bytes]) -> bytes:
 
 
 def _built(tag: int, parts: Sequence[memoryview | bytes]) -> bytes:
-    return b"".join((bytes((tag,)), _varint(sum(len(part) for part in parts)), *parts))
+    return b"".join((_SMALL_VARINTS[tag], _varint(sum(map(len, parts))), *parts))
 
 
 def embed(field_number: int, payload: bytes) -> bytes:

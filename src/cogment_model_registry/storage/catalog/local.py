@@ -160,7 +160,7 @@ class LocalCatalog(Catalog):
         return lock
 
     async def find(self, model_id: str) -> ModelRef:
-        return ModelRef(model_id, self._require(model_id).life)
+        return self._require(model_id).ref
 
     async def get_model(self, model_id: str) -> ModelInfo:
         return self._require(model_id).info

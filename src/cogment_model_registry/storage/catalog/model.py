@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.registry.contracts import ModelRef
 from cogment_model_registry.storage.catalog.feed import History
 
 _SHOWN_MAX = 1024
@@ -48,6 +49,7 @@ class Model:
     `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
     those of transient versions. `archived_sizes` has the bytes of archived ones, `archived_bytes` their sum. `changes`
     counts what `ModelState.changes` reports. `appearances` is when versions became visible since the start.
+    `ref` refers to it.
     """
 
     info: ModelInfo
@@ -67,11 +69,15 @@ class Model:
     watchers: set[asyncio.Event] = field(default_factory=set)
     removed: bool = False
     persisting: asyncio.Task[None] | None = None
+    ref: ModelRef = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ref = ModelRef(self.info.model_id, self.life)
 
     @property
     def model_id(self) -> str:
         """Its id."""
-        return self.info.model_id
+        return self.ref.model_id
 
     def has(self, number: int) -> bool:
         """Return whether a version is visible."""

@@ -100,9 +100,9 @@ class MemoryTransientStore(TransientStore):
             raise NotFoundError.version(info.model_id, info.number)
         line.blobs.move_to_end(info.number)
         self._lines.use(blob)
-        before = blob.pinned_bytes
+        if not blob.readers and not blob.is_held:
+            self._pinned_bytes += blob.size_bytes
         blob.readers += 1
-        self._pinned_bytes += blob.pinned_bytes - before
         return _MemoryReader(self, info.model_id, blob)
 
     async def remove_version(self, info: VersionInfo) -> None:
@@ -254,10 +254,10 @@ class MemoryTransientStore(TransientStore):
 
     def unpin(self, model_id: str, blob: Blob) -> None:
         """End the claim of a reader."""
-        before = blob.pinned_bytes
         blob.readers -= 1
-        self._pinned_bytes += blob.pinned_bytes - before
         if not blob.readers:
+            if not blob.is_held:
+                self._pinned_bytes -= blob.size_bytes
             line = self._lines.find(model_id)
             if blob.is_gone:
                 self._free(blob)
@@ -460,6 +460,11 @@ class _MemoryReader(Reader):
                 space -= len(rest)
         if chunk or not size_bytes:
             yield chunk
+
+    def in_memory(self, max_bytes: int) -> Sequence[memoryview] | None:
+        if self._blob is None:
+            raise RuntimeError("the reader is closed")
+        return [*self._blob.parts()] if self._blob.size_bytes <= max_bytes else None
 
     async def hand_over(self) -> int | None:
         if self._blob is None:
