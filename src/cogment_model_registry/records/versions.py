@@ -157,7 +157,7 @@ def check_user_data(user_data: Mapping[str, str], max_bytes: int, model_id: str,
 
 def user_data_bytes(user_data: Mapping[str, str]) -> int:
     """Return the bytes of UTF-8 that the keys and values have together."""
-    return sum(len(key.encode()) + len(value.encode()) for key, value in user_data.items())
+    return sum(len(key.encode()) + len(value.encode()) for key, value in user_data.items()) if user_data else 0
 
 
 def check_data_size(data_size_bytes: int, model_id: str) -> None:
@@ -189,7 +189,7 @@ def check_data_hash(data_hash: str, model_id: str) -> None:
 
 def digest_text(digest: bytes) -> str:
     """Return the text that stands for a SHA-256 digest: standard base64 with padding."""
-    return base64.b64encode(digest).decode("ascii")
+    return binascii.b2a_base64(digest, newline=False).decode("ascii")
 
 
 def check_version_number(number: int, model_id: str) -> None:

@@ -86,7 +86,7 @@ class VersionUpload:
             InvalidError: They are more than were declared.
             TooLargeError: No space is left for them.
         """
-        self._check.accept(sum(map(len, parts)))
+        self._check.accept(len(parts[0]) if len(parts) == 1 else sum(map(len, parts)))
         await self._upload.write(*parts)
 
     async def adopt(self, memory: SealedMemory, data_hash: str) -> None:

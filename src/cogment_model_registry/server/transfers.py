@@ -240,10 +240,20 @@ class Receiver(_Transfer, Generic[_Header]):
             InvalidError: It is not a chunk.
             TimedOutError: The client sent nothing for too long.
         """
+        turn = None
         if self._taken_bytes or self._expected_bytes > _SMALL_MESSAGE_BYTES:
             await self._take_turn()
-        message = await self._next_message()
+            if self._taken_bytes:
+                turn = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
+        try:
+            message = await self._watch.wait(self._call.read())
+        except TimeoutError:
+            raise TimedOutError(f"the upload sent nothing for {counted(self._idle_seconds, 'second')}") from None
+        finally:
+            if turn is not None:
+                turn.cancel()
         if message is None:
+            self.end_turn()
             return None
         chunk = self._decode(message)
         if isinstance(chunk, memoryview):
@@ -291,21 +301,6 @@ class Receiver(_Transfer, Generic[_Header]):
         self.end_turn()
         if self._expected_bytes > _SMALL_MESSAGE_BYTES:
             self._taken_bytes = await self._budget.take(self._expected_bytes)
-
-    async def _next_message(self) -> bytes | None:
-        turn = None
-        if self._taken_bytes:
-            turn = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
-        try:
-            message = await self._watch.wait(self._call.read())
-        except TimeoutError:
-            raise TimedOutError(f"the upload sent nothing for {counted(self._idle_seconds, 'second')}") from None
-        finally:
-            if turn:
-                turn.cancel()
-        if message is None:
-            self.end_turn()
-        return message
 
     def __exit__(self, *_: object) -> None:
         self.end_turn()

@@ -426,7 +426,8 @@ class LocalCatalog(Catalog):
 
     async def forget(self, info: VersionInfo) -> None:
         model = self._models.get(info.model_id)
-        if model is not None and model.transient.get(info.number) == info:
+        found = model.transient.get(info.number) if model is not None else None
+        if model is not None and (found is info or found == info):
             self._drop(model, info.number, "evicted")
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
@@ -591,6 +592,7 @@ class LocalCatalog(Catalog):
             next_number=last + 1,
             persisted_number=mark,
             appearances=Appearances(after=last),
+            lock=self.lock(contents.info.model_id),
         )
         self._models[model.model_id] = model
         bisect.insort(self._ids, model.model_id)
@@ -656,7 +658,8 @@ class LocalCatalog(Catalog):
             self._versions_count -= 1
             self._archived_bytes -= model.archived_sizes.get(number, 0)
             model.drop(number)
-        self._infos.pop((model.life, number), None)
+        if self._infos:
+            self._infos.pop((model.life, number), None)
 
     def _mark_damaged(self, model: Model, number: int, reason: str) -> None:
         if number not in model.damaged:

@@ -49,7 +49,7 @@ class Model:
     `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
     those of transient versions. `archived_sizes` has the bytes of archived ones, `archived_bytes` their sum. `changes`
     counts what `ModelState.changes` reports. `appearances` is when versions became visible since the start.
-    `ref` refers to it.
+    `ref` refers to it. `lock` is that of its id, which a later life shares.
     """
 
     info: ModelInfo
@@ -67,6 +67,7 @@ class Model:
     changes: int = 0
     appearances: Appearances = field(default_factory=Appearances)
     watchers: set[asyncio.Event] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     removed: bool = False
     persisting: asyncio.Task[None] | None = None
     ref: ModelRef = field(init=False)

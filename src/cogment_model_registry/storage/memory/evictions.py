@@ -154,15 +154,18 @@ class _Queue:
         self._look_at_noted()
         while self._heap:
             entered, _, line = self._heap[0]
-            is_current = self._ranks.get(line) == entered
-            rank = self._rank(line) if is_current else None
+            if self._ranks.get(line) is not entered:
+                heapq.heappop(self._heap)
+                continue
+            rank = self._rank(line)
             if rank == entered:
                 return line
             heapq.heappop(self._heap)
-            if is_current:
-                del self._ranks[line]
-                if rank is not None:
-                    self._push(line, rank)
+            del self._ranks[line]
+            if rank is not None:
+                self._push(line, rank)
+                if self._heap[0][0] is rank:
+                    return line
         return None
 
 
@@ -240,7 +243,9 @@ class Lines:
 
 def _rank(line: Line, amount: int) -> _Rank | None:
     number = line.oldest()
-    return None if number is None else (line.is_reserved, -amount, line.blobs[number].used)
+    if number is None:
+        return None
+    return (line.share is not NO_SHARE and line.is_reserved, -amount, line.blobs[number].used)
 
 
 def _rank_by_items(line: Line) -> _Rank | None:

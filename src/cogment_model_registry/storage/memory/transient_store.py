@@ -212,10 +212,10 @@ class MemoryTransientStore(TransientStore):
     def keep(self, info: VersionInfo, blob: Blob, evicted: list[VersionInfo]) -> None:
         """Make an uploaded version readable; add to a list the versions that are evicted for it."""
         blob.info = info
-        replaced = self._lines.find(info.model_id)
-        if replaced is not None and info.number in replaced.blobs:
-            self._take(replaced, info.number)
         line = self._lines.get(info.model_id)
+        if info.number in line.blobs:
+            self._take(line, info.number)
+            line = self._lines.get(info.model_id)
         self._uploaded_bytes -= blob.size_bytes
         line.add(info.number, blob)
         self._items += 1
@@ -227,7 +227,8 @@ class MemoryTransientStore(TransientStore):
         while self._items > self._max_items and self._evict_one("items", line, evicted, pinned_too=True):
             pass
         blob.holds -= 1
-        self._lines.note(line)
+        if evicted:
+            self._lines.note(line)
 
     def _enforce_share(self, line: Line, evicted: list[VersionInfo]) -> None:
         """Evict what exceeds the share of a model, the newest version excepted."""
@@ -293,19 +294,21 @@ class MemoryTransientStore(TransientStore):
 
     def _release(self, blob: Blob) -> None:
         """Free a version that is not kept any more, now or when its last reader is done."""
-        pinned_before, was_held = blob.pinned_bytes, blob.is_held
+        if blob.is_held:
+            self._kept_bytes -= blob.size_bytes
+            if not blob.readers:
+                self._pinned_bytes -= blob.size_bytes
         blob.is_gone = True
-        self._pinned_bytes += blob.pinned_bytes - pinned_before
-        self._kept_bytes -= was_held * blob.size_bytes
         if not blob.readers:
             self._free(blob)
 
     def _free(self, blob: Blob) -> None:
         self._held_bytes -= blob.size_bytes
-        self.sealing.free(blob)
-        for slab in blob.slabs:
-            self._slabs.give_back(slab)
-        blob.slabs.clear()
+        if blob.slabs:
+            self.sealing.free(blob)
+            for slab in blob.slabs:
+                self._slabs.give_back(slab)
+            blob.slabs.clear()
         blob.rest = bytearray()
         blob.size_bytes = 0
         self._slabs.trim(self._max_bytes - self._held_bytes)
@@ -351,14 +354,16 @@ class _MemoryUpload(Upload):
                 await self._store.report(self._evicted)
 
     def _copy(self, data: memoryview) -> None:
-        while len(data):
-            if not len(self._space):
-                self._space = self._allocate()
-            size_bytes = min(len(data), len(self._space))
-            self._space[:size_bytes] = data[:size_bytes]
-            self._space = self._space[size_bytes:]
-            data = data[size_bytes:]
-            self._hash_full_slabs()
+        while data:
+            space = self._space or self._allocate()
+            if len(data) <= len(space):
+                space[: len(data)] = data
+                self._space, data = space[len(data) :], data[:0]
+            else:
+                space[:] = data[: len(space)]
+                self._space, data = space[:0], data[len(space) :]
+            if self._open_blob().slabs:
+                self._hash_full_slabs()
 
     def _allocate(self) -> memoryview:
         blob = self._open_blob()
@@ -394,10 +399,11 @@ class _MemoryUpload(Upload):
         if self._known_hash:
             return self._known_hash
         blob = self._open_blob()
-        await self._settle()
+        if self._hashing is not None:
+            await self._settle()
         remaining: list[Bytes] = [*blob.slabs[self._hashed_slabs :], blob.rest]
         self._hashed_slabs = len(blob.slabs)
-        if sum(len(part) for part in remaining) <= INLINE_HASH_MAX_BYTES:
+        if sum(map(len, remaining)) <= INLINE_HASH_MAX_BYTES:
             self._hash.update(remaining)
         else:
             loop = asyncio.get_running_loop()
