@@ -68,7 +68,7 @@ class VersionUpload:
 
     async def __aexit__(self, *_: object) -> None:
         self._under_way.count -= 1
-        await self.aclose()
+        await self._upload.aclose()
 
     async def aclose(self) -> None:
         """Leave nothing behind, unless it was committed."""

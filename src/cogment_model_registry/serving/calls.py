@@ -88,7 +88,11 @@ class Call:
         gRPC's own iterator of requests would keep each message in memory until the next one comes.
         """
         message = await self.context.read()
-        return self.count_received(message) if isinstance(message, bytes) else None
+        if not isinstance(message, bytes):
+            return None
+        self.received_bytes += len(message)
+        self.received_messages += 1
+        return message
 
     def count_sent(self, message: bytes) -> bytes:
         """Count a reply message, and return it."""

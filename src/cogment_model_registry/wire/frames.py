@@ -31,6 +31,8 @@ def split_body(message: bytes) -> memoryview | None:
     Returns:
         A view of the data inside `message`, or None when the message is not plainly a body, for protobuf to judge.
     """
+    if not message or message[0] != _BODY_TAG:
+        return None
     inner = _sole_field(message, 0, _BODY_TAG)
     if inner is None:
         return None

@@ -154,6 +154,9 @@ class LocalCatalog(Catalog):
 
     def lock(self, model_id: str) -> asyncio.Lock:
         """Return the lock for changes of a model, which need not exist."""
+        model = self._models.get(model_id)
+        if model is not None:
+            return model.lock
         lock = self._locks.get(model_id)
         if lock is None:
             lock = self._locks[model_id] = asyncio.Lock()
@@ -249,7 +252,8 @@ class LocalCatalog(Catalog):
         else:
             model.transient[info.number] = info
         model.history.show(self._feed.note(info.model_id), info.number)
-        model.wake_watchers()
+        if model.watchers:
+            model.wake_watchers()
 
     def _add_archived(self, model: Model, info: VersionInfo) -> None:
         self._infos[model.life, info.number] = info
@@ -569,8 +573,8 @@ class LocalCatalog(Catalog):
         return model
 
     def _require_life(self, ref: ModelRef) -> Model:
-        model = self._require(ref.model_id)
-        if model.life != ref.life:
+        model = self._models.get(ref.model_id)
+        if model is None or model.life != ref.life:
             raise NotFoundError.model(ref.model_id)
         return model
 
@@ -652,12 +656,12 @@ class LocalCatalog(Catalog):
 
     def _drop(self, model: Model, number: int, reason: str = "") -> None:
         """Make a version invisible, and tell watchers the reason if there is one."""
-        if model.has(number):
+        archived_bytes = model.archived_bytes
+        if model.drop(number):
             if reason:
                 self._note_lost(model, number, reason)
             self._versions_count -= 1
-            self._archived_bytes -= model.archived_sizes.get(number, 0)
-            model.drop(number)
+            self._archived_bytes -= archived_bytes - model.archived_bytes
         if self._infos:
             self._infos.pop((model.life, number), None)
 
@@ -762,16 +766,13 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
     ) -> None:
         try:
             if error is None and self._info is not None:
-                await self._leave(self._info)
+                try:
+                    if self._request is not None:
+                        await self._catalog.finish_upload(self._info, self._request)
+                finally:
+                    self._catalog.show(self._info)  # it is committed, even if its aliases could not be set
         finally:
             self._lock.release()
-
-    async def _leave(self, info: VersionInfo) -> None:
-        try:
-            if self._request is not None:
-                await self._catalog.finish_upload(info, self._request)
-        finally:
-            self._catalog.show(info)  # it is committed, even if its aliases could not be set
 
 
 class _Promotion(Promotion):

@@ -90,13 +90,17 @@ class Model:
         self.archived_sizes[number] = size_bytes
         self.archived_bytes += size_bytes
 
-    def drop(self, number: int) -> None:
-        """Make a visible version invisible."""
-        del self.numbers[bisect.bisect_left(self.numbers, number)]
-        self.transient.pop(number, None)
+    def drop(self, number: int) -> bool:
+        """Make a version invisible; return whether it was visible."""
+        position = bisect.bisect_left(self.numbers, number)
+        if position == len(self.numbers) or self.numbers[position] != number:
+            return False
+        del self.numbers[position]
         self.annotations.pop(number, None)
-        self.unread.discard(number)
-        self.archived_bytes -= self.archived_sizes.pop(number, 0)
+        if self.transient.pop(number, None) is None:
+            self.unread.discard(number)
+            self.archived_bytes -= self.archived_sizes.pop(number, 0)
+        return True
 
     def wake_watchers(self) -> None:
         """Let its watchers look for news."""

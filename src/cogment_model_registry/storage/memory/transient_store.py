@@ -318,6 +318,9 @@ async def _ignore(_evicted: Sequence[VersionInfo]) -> None:
     """Do nothing with evicted versions."""
 
 
+_NO_SPACE = memoryview(b"")
+
+
 class _MemoryUpload(Upload):
     """Copies into slabs, and hashes each as soon as it is full."""
 
@@ -326,7 +329,7 @@ class _MemoryUpload(Upload):
         self._model_id = model_id
         self._declared_bytes = size_bytes
         self._blob: Blob | None = Blob()
-        self._space = memoryview(b"")  # what is left of the last slab, or of the rest
+        self._space = _NO_SPACE  # what is left of the last slab, or of the rest
         self._hash = PayloadHash()
         self._hashed_slabs = 0
         self._hashing: asyncio.Future[None] | None = None
@@ -356,13 +359,17 @@ class _MemoryUpload(Upload):
     def _copy(self, data: memoryview) -> None:
         while data:
             space = self._space or self._allocate()
-            if len(data) <= len(space):
-                space[: len(data)] = data
-                self._space, data = space[len(data) :], data[:0]
+            size_bytes = len(data)
+            if size_bytes == len(space):
+                space[:], self._space, data = data, _NO_SPACE, _NO_SPACE
+            elif size_bytes < len(space):
+                space[:size_bytes] = data
+                self._space, data = space[size_bytes:], _NO_SPACE
             else:
-                space[:] = data[: len(space)]
-                self._space, data = space[:0], data[len(space) :]
-            if self._open_blob().slabs:
+                size_bytes = len(space)
+                space[:] = data[:size_bytes]
+                self._space, data = _NO_SPACE, data[size_bytes:]
+            if self._hashed_slabs < len(self._open_blob().slabs):
                 self._hash_full_slabs()
 
     def _allocate(self) -> memoryview:
@@ -419,7 +426,7 @@ class _MemoryUpload(Upload):
             self._hashing.result()
 
     async def commit(self, info: VersionInfo) -> None:
-        self._space = memoryview(b"")
+        self._space = _NO_SPACE
         self._store.keep(info, self._open_blob(), self._evicted)
         self._blob = None
 
@@ -432,7 +439,7 @@ class _MemoryUpload(Upload):
     async def _aclose(self) -> None:
         await self._settle()
         if self._blob is not None:
-            self._space = memoryview(b"")
+            self._space = _NO_SPACE
             blob, self._blob = self._blob, None
             self._store.abandon(self._model_id, blob, self._declared_bytes)
 
