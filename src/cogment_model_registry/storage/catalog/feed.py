@@ -41,8 +41,9 @@ class History:
         self._base, self._base_number = sequence, last_number
         self._shown_at: list[int] = []
         self._shown_numbers: list[int] = []
-        self._lost: deque[Lost] = deque()
-        self._unknown: Lost | None = None
+        self._lost: deque[tuple[int, int, str]] = deque()
+        # Of those that disappeared before: when the last one did, and the lowest and the highest of their numbers.
+        self._forgotten_at = self._forgotten_first = self._forgotten_last = 0
 
     def show(self, sequence: int, number: int) -> None:
         """Record that a version became visible."""
@@ -55,13 +56,11 @@ class History:
 
     def lose(self, sequence: int, number: int, reason: str) -> None:
         """Record that a version is not visible any more."""
-        self._lost.append(Lost(sequence, number, number, reason))
+        self._lost.append((sequence, number, reason))
         if len(self._lost) > _REMEMBERED:
-            oldest = self._lost.popleft()
-            known = self._unknown or oldest
-            first_number = min(known.first_number, oldest.first_number)
-            last_number = max(known.last_number, oldest.last_number)
-            self._unknown = Lost(oldest.sequence, first_number, last_number, "")
+            self._forgotten_at, number, _ = self._lost.popleft()
+            self._forgotten_first = min(self._forgotten_first or number, number)
+            self._forgotten_last = max(self._forgotten_last, number)
 
     def shown(self, numbers: Iterable[int]) -> list[Shown]:
         """Return visible versions with the moments at which they became visible."""
@@ -69,9 +68,11 @@ class History:
 
     def lost(self, after: int) -> list[Lost]:
         """Return versions that disappeared after a moment."""
-        newest_first = itertools.takewhile(lambda each: each.sequence > after, reversed(self._lost))
-        known = [*newest_first][::-1]
-        return [self._unknown, *known] if self._unknown and self._unknown.sequence > after else known
+        newest_first = itertools.takewhile(lambda each: each[0] > after, reversed(self._lost))
+        lost = [Lost(sequence, number, number, reason) for sequence, number, reason in newest_first]
+        if self._forgotten_at > after:
+            lost.append(Lost(self._forgotten_at, self._forgotten_first, self._forgotten_last, ""))
+        return lost[::-1]
 
     def number_at(self, sequence: int) -> int | None:
         """Return the highest number at a moment; None if it is not known."""

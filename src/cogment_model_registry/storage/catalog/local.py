@@ -672,7 +672,7 @@ class LocalCatalog(Catalog):
         self._drop(model, number, "damaged")
 
     def _note_lost(self, model: Model, number: int, reason: str) -> None:
-        model.history.lose(self._feed.note(model.model_id), number, reason)
+        model.history.lose(self._feed.note(model.ref.model_id), number, reason)
 
     def _cached(self, model: Model, number: int) -> VersionInfo | None:
         return model.transient.get(number) or self._infos.get((model.life, number))

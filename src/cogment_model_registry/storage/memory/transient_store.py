@@ -204,10 +204,14 @@ class MemoryTransientStore(TransientStore):
         """Return a slab for bytes that were allocated."""
         return self._slabs.take()
 
-    def take_buffer(self, size_bytes: int) -> bytearray:
-        """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget with it."""
+    def take_buffer(self, content: int | memoryview) -> bytearray:
+        """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget with it.
+
+        Args:
+            content: How many zeros to fill it with, or the bytes to copy to it.
+        """
         self._slabs.trim(self._max_bytes - self._held_bytes)
-        return bytearray(size_bytes)
+        return bytearray(content)
 
     def keep(self, info: VersionInfo, blob: Blob, evicted: list[VersionInfo]) -> None:
         """Make an uploaded version readable; add to a list the versions that are evicted for it."""
@@ -227,8 +231,7 @@ class MemoryTransientStore(TransientStore):
         while self._items > self._max_items and self._evict_one("items", line, evicted, pinned_too=True):
             pass
         blob.holds -= 1
-        if evicted:
-            self._lines.note(line)
+        self._lines.note(line)
 
     def _enforce_share(self, line: Line, evicted: list[VersionInfo]) -> None:
         """Evict what exceeds the share of a model, the newest version excepted."""
@@ -284,9 +287,11 @@ class MemoryTransientStore(TransientStore):
 
     def _take(self, line: Line, number: int) -> Blob:
         """Take a version out, and free it when its last reader is done."""
+        is_newest = number == line.newest
         blob = line.take(number)
         self._items -= 1
-        self._lines.note(line)
+        if is_newest:
+            self._lines.note(line)  # else it has only less than before
         if not line.blobs:
             self._lines.tidy(line)
         self._release(blob)
@@ -357,6 +362,9 @@ class _MemoryUpload(Upload):
                 await self._store.report(self._evicted)
 
     def _copy(self, data: memoryview) -> None:
+        if 0 < len(data) == self._declared_bytes < SLAB_BYTES:
+            self._allocate(data)
+            return
         while data:
             space = self._space or self._allocate()
             size_bytes = len(data)
@@ -372,7 +380,8 @@ class _MemoryUpload(Upload):
             if self._hashed_slabs < len(self._open_blob().slabs):
                 self._hash_full_slabs()
 
-    def _allocate(self) -> memoryview:
+    def _allocate(self, data: memoryview | None = None) -> memoryview:
+        """Return the space for the next bytes; none is left where `data` has all bytes, which are copied to it."""
         blob = self._open_blob()
         size_bytes = min(SLAB_BYTES, self._declared_bytes - blob.size_bytes)
         if not size_bytes:
@@ -382,8 +391,8 @@ class _MemoryUpload(Upload):
             if size_bytes == SLAB_BYTES:
                 blob.slabs.append(self._store.take_slab())
                 return blob.slabs[-1]
-            blob.rest = self._store.take_buffer(size_bytes)
-            return memoryview(blob.rest)
+            blob.rest = self._store.take_buffer(size_bytes if data is None else data)
+            return memoryview(blob.rest) if data is None else _NO_SPACE
         except (OSError, MemoryError):
             raise TooLargeError("the system has no memory left", model_id=self._model_id) from None
 
