@@ -1,10 +1,9 @@
-"""The bytes of a version as they are received: hashed, and checked against the header."""
+"""The hash of the bytes of a version."""
 
 import hashlib
 from collections.abc import Iterable
 
-from cogment_model_registry.errors import InvalidError, counted, quoted
-from cogment_model_registry.records.versions import VersionHeader, digest_text
+from cogment_model_registry.records.versions import digest_text
 
 Bytes = memoryview | bytes | bytearray
 """The types of pieces of bytes."""
@@ -38,54 +37,3 @@ def hash_of(parts: Iterable[Bytes]) -> str:
     payload_hash = PayloadHash()
     payload_hash.update(parts)
     return payload_hash.digest_text()
-
-
-class PayloadCheck:
-    """Checks what arrives against what the header declared.
-
-    Args:
-        header: What was declared.
-    """
-
-    def __init__(self, header: VersionHeader) -> None:
-        self._header = header
-        self.received_bytes = 0
-
-    def accept(self, data_bytes: int) -> None:
-        """Count `data_bytes` more bytes.
-
-        Raises:
-            InvalidError: They are more than were declared.
-        """
-        self.received_bytes += data_bytes
-        if self.received_bytes > self._header.data_size_bytes:
-            raise self._mismatch("at least ")
-
-    def accept_all(self) -> None:
-        """Count all bytes that were declared: they are there already."""
-        self.received_bytes = self._header.data_size_bytes
-
-    def finish(self) -> None:
-        """Check that everything arrived.
-
-        Raises:
-            InvalidError: Fewer bytes came than were declared.
-        """
-        if self.received_bytes < self._header.data_size_bytes:
-            raise self._mismatch()
-
-    def check_hash(self, data_hash: str) -> None:
-        """Compare the hash of the bytes with the declared one, if one was declared.
-
-        Raises:
-            InvalidError: They differ.
-        """
-        expected = self._header.data_hash
-        if expected and expected != data_hash:
-            message = f"data_hash is {quoted(expected)}, but the bytes received have {quoted(data_hash)}"
-            raise InvalidError(message, model_id=self._header.model_id)
-
-    def _mismatch(self, bound: str = "") -> InvalidError:
-        declared = counted(self._header.data_size_bytes, "byte")
-        message = f"data_size is {declared}, but {bound}{self.received_bytes} were received"
-        return InvalidError(message, model_id=self._header.model_id)

@@ -101,7 +101,8 @@ def check_model_id(model_id: str, max_bytes: int) -> None:
     Raises:
         InvalidError: It breaks the rule.
     """
-    problem = _model_id_problem(model_id, max_bytes)
+    # An id that is too long for sure is not worth a place in a cache.
+    problem = (_problem_of_usual_id if len(model_id) <= max_bytes else _model_id_problem)(model_id, max_bytes)
     if problem:
         raise InvalidError(f"model_id {quoted(model_id)} {problem}", model_id=model_id)
 
@@ -114,14 +115,13 @@ def _model_id_problem(model_id: str, max_bytes: int) -> str:
         return "is not Unicode text"
     if not 1 <= size_bytes <= max_bytes:
         return f"has {size_bytes} bytes of UTF-8; it must have 1 to {max_bytes}"
-    return _spelling_problem(model_id)
-
-
-@lru_cache(1024)  # each call names one of a few models, and looking at each character takes longer than some calls
-def _spelling_problem(model_id: str) -> str:
     if not unicodedata.is_normalized("NFC", model_id):
         return "must be in Unicode normal form C"
     return _name_problem(model_id) or _name_problem(unicodedata.normalize("NFKC", model_id))
+
+
+_problem_of_usual_id = lru_cache(1024)(_model_id_problem)
+"""Each call names one of a few models, and looking at each character takes longer than some calls."""
 
 
 def _name_problem(name: str) -> str:
@@ -157,7 +157,7 @@ def check_user_data(user_data: Mapping[str, str], max_bytes: int, model_id: str,
 
 def user_data_bytes(user_data: Mapping[str, str]) -> int:
     """Return the bytes of UTF-8 that the keys and values have together."""
-    return sum(len(key.encode()) + len(value.encode()) for key, value in user_data.items())
+    return sum(len(key.encode()) + len(value.encode()) for key, value in user_data.items()) if user_data else 0
 
 
 def check_data_size(data_size_bytes: int, model_id: str) -> None:
@@ -189,7 +189,7 @@ def check_data_hash(data_hash: str, model_id: str) -> None:
 
 def digest_text(digest: bytes) -> str:
     """Return the text that stands for a SHA-256 digest: standard base64 with padding."""
-    return base64.b64encode(digest).decode("ascii")
+    return binascii.b2a_base64(digest, newline=False).decode("ascii")
 
 
 def check_version_number(number: int, model_id: str) -> None:

@@ -157,6 +157,10 @@ class VersionReader:
             await self._registry.mark_damaged(self._ref, error)
             raise
 
+    def in_memory(self, max_bytes: int) -> Sequence[memoryview] | None:
+        """Return all bytes at once, or None; see `Reader.in_memory`."""
+        return self._reader.in_memory(max_bytes)
+
     async def hand_over(self) -> int | None:
         """Return a descriptor of the bytes, for the caller to close, or None; see `Reader.hand_over`.
 
@@ -420,7 +424,8 @@ class Registry:
         """
         is_current = False
         try:
-            is_current = await self._catalog.find(ref.model_id) == ref
+            found = await self._catalog.find(ref.model_id)
+            is_current = found is ref or found == ref
         finally:
             if reader is not None and not is_current:
                 await reader.aclose()

@@ -4,8 +4,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Self
 
+from cogment_model_registry.errors import InvalidError, counted, quoted
 from cogment_model_registry.records.lifecycle import Annotations
-from cogment_model_registry.records.payload import PayloadCheck
 from cogment_model_registry.records.uploads import UploadRequest
 from cogment_model_registry.records.versions import VersionHeader, VersionInfo
 from cogment_model_registry.registry.contracts import Upload
@@ -47,6 +47,9 @@ class VersionUpload:
         upload: Takes the bytes.
         publish: Numbers the version, commits it, and makes it visible.
         under_way: Counts it while it is entered.
+
+    Attributes:
+        received_bytes: How many bytes were written.
     """
 
     def __init__(
@@ -59,8 +62,9 @@ class VersionUpload:
         self._upload = upload
         self._publish = publish
         self._under_way = under_way
-        self._check = PayloadCheck(header)
+        self._header = header
         self._data_hash = ""
+        self.received_bytes = 0
 
     async def __aenter__(self) -> Self:
         self._under_way.count += 1
@@ -68,16 +72,11 @@ class VersionUpload:
 
     async def __aexit__(self, *_: object) -> None:
         self._under_way.count -= 1
-        await self.aclose()
+        await self._upload.aclose()
 
     async def aclose(self) -> None:
         """Leave nothing behind, unless it was committed."""
         await self._upload.aclose()
-
-    @property
-    def received_bytes(self) -> int:
-        """How many bytes were written."""
-        return self._check.received_bytes
 
     async def write(self, *parts: memoryview) -> None:
         """Write the next bytes, which must not change until the upload is over.
@@ -86,7 +85,7 @@ class VersionUpload:
             InvalidError: They are more than were declared.
             TooLargeError: No space is left for them.
         """
-        self._check.accept(sum(map(len, parts)))
+        self._accept(sum(map(len, parts)))
         await self._upload.write(*parts)
 
     async def adopt(self, memory: SealedMemory, data_hash: str) -> None:
@@ -96,12 +95,12 @@ class VersionUpload:
             InvalidError: They are more than were declared.
             TooLargeError: No space is left for them.
         """
-        self._check.accept(memory.size_bytes)
+        self._accept(memory.size_bytes)
         await self._upload.adopt(memory, data_hash)
 
     def accept_all(self) -> None:
         """Count all bytes, which the upload has without a write."""
-        self._check.accept_all()
+        self.received_bytes = self._header.data_size_bytes
 
     async def finish(self) -> None:
         """End the bytes, and check them. Done by `commit`, unless it was done before.
@@ -110,9 +109,13 @@ class VersionUpload:
             InvalidError: Fewer bytes came than were declared, or others.
             TooLargeError: No space is left.
         """
-        self._check.finish()
+        if self.received_bytes < self._header.data_size_bytes:
+            raise self._mismatch()
         data_hash = await self._upload.finish()
-        self._check.check_hash(data_hash)
+        expected = self._header.data_hash
+        if expected and expected != data_hash:
+            message = f"data_hash is {quoted(expected)}, but the bytes received have {quoted(data_hash)}"
+            raise InvalidError(message, model_id=self._header.model_id)
         self._data_hash = data_hash
 
     async def commit(self, annotations: Annotations | None = None, request: UploadRequest | None = None) -> VersionInfo:
@@ -130,3 +133,14 @@ class VersionUpload:
         if not self._data_hash:
             await self.finish()
         return await run_to_end(self._publish(Completion(self._data_hash, annotations, request)))
+
+    def _accept(self, size_bytes: int) -> None:
+        """Count bytes, and refuse more than were declared."""
+        self.received_bytes += size_bytes
+        if self.received_bytes > self._header.data_size_bytes:
+            raise self._mismatch("at least ")
+
+    def _mismatch(self, bound: str = "") -> InvalidError:
+        declared = counted(self._header.data_size_bytes, "byte")
+        message = f"data_size is {declared}, but {bound}{self.received_bytes} were received"
+        return InvalidError(message, model_id=self._header.model_id)

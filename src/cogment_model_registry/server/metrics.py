@@ -25,7 +25,6 @@ from cogment_model_registry.registry.registry import RegistryStatus
 from cogment_model_registry.server.call_metrics import CallMetrics
 from cogment_model_registry.server.consumer_metrics import ConsumerMetrics
 from cogment_model_registry.server.registration import State
-from cogment_model_registry.serving.calls import Call
 
 _NAMESPACE = "cogment_model_registry"
 
@@ -47,13 +46,15 @@ class Metrics:
 
     Attributes:
         registry: What a scrape collects.
+        observe_call: Records a finished call. To be called on the event loop.
     """
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self._calls = CallMetrics(_NAMESPACE)
-        self.registry.register(self._calls)
+        calls = CallMetrics(_NAMESPACE)
+        self.registry.register(calls)
+        self.observe_call = calls.observe
         self._archive_seconds = self._histogram(
             "archive_operation_seconds", "Duration of operations on the archive.", ["operation"], _FILE_BUCKETS
         )
@@ -71,10 +72,6 @@ class Metrics:
 
     def _histogram(self, name: str, text: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, labels, namespace=_NAMESPACE, registry=self.registry, buckets=buckets)
-
-    def observe_call(self, call: Call, status: str, seconds: float) -> None:
-        """Record a finished call. Called on the event loop."""
-        self._calls.observe(call, status, seconds)
 
     def observe_retention(self, decision: Decision) -> None:
         """Record a version that rules deleted."""

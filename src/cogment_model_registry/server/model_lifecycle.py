@@ -92,9 +92,9 @@ class ModelLifecycleService:
     async def _read_version(self, request: lifecycle.ReadVersionRequest, call: Call) -> None:
         model_id, key = _about(call, request.version)
         call.about(offset=request.offset, limit=request.limit)
-        with self._transfers.sending(call) as sender:
-            async with self._rules.reading(model_id, key, request.offset, request.expected_hash) as (version, reader):
-                call.about(number=version.number, size_bytes=version.info.data_size_bytes)
+        async with self._rules.reading(model_id, key, request.offset, request.expected_hash) as (version, reader):
+            call.about(number=version.number, size_bytes=version.info.data_size_bytes)
+            with self._transfers.sending(call, version.info.data_size_bytes) as sender:
                 first = lifecycle.ReadVersionReply(version=lifecycle.version_message(version))
                 await sender.send(first.SerializeToString())
                 await sender.send_version(reader, build_read_chunk, request.offset, request.limit or None)

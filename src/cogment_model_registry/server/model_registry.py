@@ -169,9 +169,9 @@ class ModelRegistryService:
 
     async def _retrieve_version_data(self, request: messages.RetrieveVersionDataRequest, call: Call) -> None:
         call.about(model_id=request.model_id, number=request.version_number)
-        with self._transfers.sending(call) as sender:
-            async with await self._registry.open_version(request.model_id, request.version_number) as reader:
-                call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
+        async with await self._registry.open_version(request.model_id, request.version_number) as reader:
+            call.about(number=reader.info.number, size_bytes=reader.info.data_size_bytes)
+            with self._transfers.sending(call, reader.info.data_size_bytes) as sender:
                 await sender.send_version(reader, build_data_chunk)
 
     async def _version_update(self, request: messages.VersionUpdateRequest, call: Call) -> None:

@@ -105,16 +105,17 @@ class Transfers:
         self._note_begin()
         return Receiver(call, decode, self._receiving, self._upload_idle, self._note_end)
 
-    def sending(self, call: Call) -> "Sender":
-        """Return the context manager that sends a version."""
-        window_bytes = min(self._send_bytes // 4, _COPIES * self._settings.sent_version_chunk_size)
-        window_bytes = max(window_bytes, _WINDOW_MIN_BYTES)
-        self._send_bytes -= window_bytes
-        # Not before the call is over: bytes that a client does not take stay in gRPC, even after its time is up.
-        call.when_over(lambda: self._give_back_window(window_bytes))
+    def sending(self, call: Call, size_bytes: int) -> "Sender":
+        """Return the context manager that sends a version of `size_bytes` bytes."""
+        window_bytes = _WINDOW_MIN_BYTES
+        if size_bytes > _WINDOW_MIN_BYTES // _COPIES:
+            window_bytes = min(self._send_bytes // 4, _COPIES * self._settings.sent_version_chunk_size)
+            window_bytes = max(window_bytes, _WINDOW_MIN_BYTES)
+            self._send_bytes -= window_bytes
+            # Not before the call is over: bytes that a client does not take stay in gRPC, even after its time is up.
+            call.when_over(lambda: self._give_back_window(window_bytes))
         self._note_begin()
-        chunk_max_bytes = self._settings.sent_version_chunk_size
-        return Sender(call, window_bytes, chunk_max_bytes, self._retrieval_idle, self._note_end)
+        return Sender(call, window_bytes, self._settings.sent_version_chunk_size, self._retrieval_idle, self._note_end)
 
     def telling(self, call: Call) -> "Teller":
         """Return the context manager that sends replies to a watcher."""
@@ -241,10 +242,20 @@ class Receiver(_Transfer, Generic[_Header]):
             InvalidError: It is not a chunk.
             TimedOutError: The client sent nothing for too long.
         """
+        turn = None
         if self._taken_bytes or self._expected_bytes > _SMALL_MESSAGE_BYTES:
             await self._take_turn()
-        message = await self._next_message()
+            if self._taken_bytes:
+                turn = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
+        try:
+            message = await self._watch.wait(self._call.read())
+        except TimeoutError:
+            raise TimedOutError(f"the upload sent nothing for {counted(self._idle_seconds, 'second')}") from None
+        finally:
+            if turn is not None:
+                turn.cancel()
         if message is None:
+            self.end_turn()
             return None
         chunk = self._decode(message)
         if isinstance(chunk, memoryview):
@@ -292,21 +303,6 @@ class Receiver(_Transfer, Generic[_Header]):
         self.end_turn()
         if self._expected_bytes > _SMALL_MESSAGE_BYTES:
             self._taken_bytes = await self._budget.take(self._expected_bytes)
-
-    async def _next_message(self) -> bytes | None:
-        turn = None
-        if self._taken_bytes:
-            turn = asyncio.get_running_loop().call_later(_TURN_SECONDS, self.end_turn)
-        try:
-            message = await self._watch.wait(self._call.read())
-        except TimeoutError:
-            raise TimedOutError(f"the upload sent nothing for {counted(self._idle_seconds, 'second')}") from None
-        finally:
-            if turn:
-                turn.cancel()
-        if message is None:
-            self.end_turn()
-        return message
 
     def __exit__(self, *_: object) -> None:
         self.end_turn()
@@ -368,6 +364,9 @@ class Sender(Teller):
             DataLossError: They are not those that were stored.
             TimedOutError: The client took nothing for too long.
         """
+        if not offset and limit is None and (parts := reader.in_memory(self.chunk_bytes)) is not None:
+            await self.send(encode(parts))
+            return
         async with aclosing(reader.chunks(self.chunk_bytes, self.buffer_bytes, offset, limit)) as chunks:
             async for parts in chunks:
                 await self.send(encode(parts))

@@ -148,7 +148,11 @@ class Call:
         gRPC's own iterator of requests would keep each message in memory until the next one comes.
         """
         message = await self.context.read()
-        return self.count_received(message) if isinstance(message, bytes) else None
+        if not isinstance(message, bytes):
+            return None
+        self.received_bytes += len(message)
+        self.received_messages += 1
+        return message
 
     def count_sent(self, message: bytes) -> bytes:
         """Count a reply message, and return it."""
@@ -199,12 +203,12 @@ class Handlers:
         self._observe = observe
         self._guard = guard
         self._calls = 0
-        self._none_left = asyncio.Event()
+        self._none_left: asyncio.Event | None = None  # while somebody waits
 
     async def drained(self) -> None:
         """Wait until no call is under way."""
         while self._calls:
-            self._none_left.clear()
+            self._none_left = self._none_left or asyncio.Event()
             await self._none_left.wait()
 
     def unary(self, answers: UnaryAnswers) -> dict[str, _Handler]:
@@ -291,8 +295,9 @@ class Handlers:
             status, details = grpc.StatusCode.INTERNAL, "the server failed; its log says why"
         finally:
             self._calls -= 1
-            if not self._calls:
+            if not self._calls and self._none_left is not None:
                 self._none_left.set()
+                self._none_left = None
             self._finish(call, status, details, level, perf_counter() - started)
         try:
             with grpc_workarounds.broken_calls_are_cancelled:
@@ -302,7 +307,8 @@ class Handlers:
             raise
 
     def _finish(self, call: Call, status: grpc.StatusCode, details: str, level: int, seconds: float) -> None:
-        self._observe(call, status.name, seconds)
+        name = "OK" if status is grpc.StatusCode.OK else status.name  # the name of an enum's member takes two calls
+        self._observe(call, name, seconds)
         if _levels.isEnabledFor(level):
             fields = {
                 **{name: shown(value) for name, value in call.subject.items()},
@@ -315,7 +321,7 @@ class Handlers:
                 fields["caller"] = call.caller.name
             if details:
                 fields["details"] = details
-            _log.log(level, f"{call.method} {status.name}", **fields)
+            _log.log(level, f"{call.method} {name}", **fields)
 
 
 def _level(error: ModelRegistryError) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from time import monotonic
 from typing import Any, Generic, TypeVar
 
 _K = TypeVar("_K")
@@ -209,7 +210,6 @@ class IdleWatch:
             raise RuntimeError("no task is running that could be watched")
         self._task = task
         self._watches = watches
-        self._now = task.get_loop().time
         self._waiting_since: float | None = None
         self._expired = False
 
@@ -219,7 +219,7 @@ class IdleWatch:
         Raises:
             TimeoutError: It took too long, and was cancelled.
         """
-        self._waiting_since = self._now()
+        self._waiting_since = monotonic()
         try:
             return await work
         except asyncio.CancelledError:
@@ -237,7 +237,7 @@ class IdleWatch:
         """End a wait that took too long; return the time that it has left, 0 when it was ended."""
         if self._waiting_since is None:
             return seconds
-        left = seconds + self._waiting_since - self._now()
+        left = seconds + self._waiting_since - monotonic()
         if left <= 0 and not self._expired:
             self._expired = True
             self._task.cancel()

@@ -83,6 +83,16 @@ class VersionStoreSuite(ABC):
         assert await read_part(store, info, 4, None) == [b""]
         assert await read_part(store, info, 2, 0) == [b""]
 
+    @pytest.mark.parametrize("data", [b"", b"data", bytes(range(256)) * 8192])
+    async def test_bytes_in_memory_are_those_of_the_chunks(self, store: VersionStore, data: bytes) -> None:
+        info = describe("m", 1, data, self.archived)
+        await keep(store, info, data)
+        async with await store.open_version(info) as reader:
+            assert reader.in_memory(len(data) - 1) is None
+            parts = reader.in_memory(len(data))
+            assert parts is None or b"".join(parts) == data
+            assert b"".join(await read_chunks(reader)) == data
+
     async def test_an_upload_returns_the_hash(self, store: VersionStore) -> None:
         data = b"chunk_1chunk_2"
         async with await store.open_upload("m", len(data)) as upload:

@@ -1,8 +1,9 @@
 """Conversion between records and messages of the API, and between errors and statuses of gRPC."""
 
+import functools
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError as _DecodeError
@@ -26,9 +27,6 @@ from cogment_model_registry.errors import (
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
 from cogment_model_registry.wire import messages
 from cogment_model_registry.wire.frames import embed, split_body, split_data_chunk
-
-if TYPE_CHECKING:
-    from typing import Self  # from Python 3.11 on
 
 DecodeError = _DecodeError
 
@@ -88,8 +86,7 @@ def decode_upload_chunk(data: bytes) -> VersionHeader | memoryview:
     Raises:
         InvalidError: It has neither, or a header without `version_info`.
     """
-    body = split_body(data)
-    if body is not None:
+    if (body := split_body(data)) is not None:
         return body
     chunk = decode(messages.CreateVersionRequestChunk, data)
     kind = chunk.WhichOneof("msg")
@@ -97,9 +94,10 @@ def decode_upload_chunk(data: bytes) -> VersionHeader | memoryview:
         return memoryview(chunk.body.data_chunk)
     if kind is None:
         raise InvalidError("a chunk of CreateVersion must be a header or a body; this one is neither")
-    if not chunk.header.HasField("version_info"):
+    header = chunk.header
+    if not header.HasField("version_info"):
         raise InvalidError("the header of CreateVersion must have a version_info")
-    return header_from_message(chunk.header.version_info)
+    return header_from_message(header.version_info)
 
 
 def header_from_message(info: messages.ModelVersionInfo) -> VersionHeader:
@@ -110,7 +108,7 @@ def header_from_message(info: messages.ModelVersionInfo) -> VersionHeader:
         data_size_bytes=info.data_size,
         data_hash=info.data_hash,
         created_ns=info.creation_timestamp,
-        user_data=dict(info.user_data),
+        user_data=entries(info.user_data),
     )
 
 
@@ -170,7 +168,7 @@ def version_message(info: VersionInfo) -> messages.ModelVersionInfo:
         archived=info.archived,
         data_hash=info.data_hash,
         data_size=info.data_size_bytes,
-        user_data=info.user_data,
+        user_data=info.user_data or None,  # filling in an empty map takes as long as all the rest
     )
 
 
@@ -190,7 +188,7 @@ def model_message(info: ModelInfo) -> messages.ModelInfo:
 
 def model_from_message(message: messages.ModelInfo) -> ModelInfo:
     """Return the record of a model that a message describes."""
-    return ModelInfo(model_id=message.model_id, user_data=dict(message.user_data))
+    return ModelInfo(model_id=message.model_id, user_data=entries(message.user_data))
 
 
 _INFO_FIELD = 1
@@ -202,31 +200,11 @@ def encode_model(info: ModelInfo) -> bytes:
     return embed(_INFO_FIELD, model_message(info).SerializeToString())
 
 
-class _Encoding(weakref.ref[VersionInfo]):
-    """A version as the field of a reply, for as long as its record lives."""
+_encodings: dict[int, tuple[bytes, weakref.ref[VersionInfo]]] = {}
+"""Versions as the field of a reply, for as long as their records live.
 
-    __slots__ = ("data", "identity")
-
-    identity: int
-    data: bytes
-
-    def __new__(cls, info: VersionInfo, data: bytes) -> "Self":
-        self = super().__new__(cls, info, _forget)
-        self.identity = id(info)
-        self.data = data
-        return self
-
-    def __init__(self, info: VersionInfo, data: bytes) -> None:
-        """Do nothing: `__new__` has done it."""
-
-
-_encodings: dict[int, _Encoding] = {}
-"""By the identity of the record: comparing two records takes longer than encoding one."""
-
-
-def _forget(encoding: weakref.ref[VersionInfo]) -> None:
-    if isinstance(encoding, _Encoding):
-        _encodings.pop(encoding.identity, None)
+By the identity of the record: comparing two records takes longer than encoding one.
+"""
 
 
 def encode_version(info: VersionInfo) -> bytes:
@@ -235,8 +213,10 @@ def encode_version(info: VersionInfo) -> bytes:
     It is also the whole of a CreateVersionReply or a VersionUpdateReply. A record does not change, so each is encoded
     once, however many listings and watchers it goes to.
     """
-    encoding = _encodings.get(id(info))
-    if encoding is None:
-        message = version_message(info).SerializeToString()
-        encoding = _encodings[id(info)] = _Encoding(info, embed(_INFO_FIELD, message))
-    return encoding.data
+    key = id(info)
+    if (known := _encodings.get(key)) is not None:
+        return known[0]
+    data = embed(_INFO_FIELD, version_message(info).SerializeToString())
+    # The end of the record takes the entry out; a function of our own would take longer to call.
+    _encodings[key] = data, weakref.ref(info, functools.partial(_encodings.pop, key))
+    return data

@@ -17,7 +17,9 @@ _READ_CHUNK_TAG = 2 << 3 | _LENGTH_DELIMITED  # ReadVersionReply.data_chunk
 _WATCH_DATA_TAG = 3 << 3 | _LENGTH_DELIMITED  # WatchReply.data
 _WATCH_LAST = bytes((2 << 3, 1))  # WatchReply.Data.last, which is true
 _WATCH_VERSION_DATA_TAG = 9 << 3 | _LENGTH_DELIMITED  # WatchReply.version_data
-_VARINT_MAX_BYTES = 5  # lengths stay below 2 GiB
+_MORE = 0x80  # the bit of a byte of a varint that says that more follow; the others are seven bits of the value
+_LENGTH_SHIFTS = (7, 14, 21, 28)  # of the bytes of a length that follow the first: lengths stay below 2 GiB
+_SMALL_VARINTS = [bytes((value,)) for value in range(_MORE)]
 
 
 def split_body(message: bytes) -> memoryview | None:
@@ -29,6 +31,8 @@ def split_body(message: bytes) -> memoryview | None:
     Returns:
         A view of the data inside `message`, or None when the message is not plainly a body, for protobuf to judge.
     """
+    if not message or message[0] != _BODY_TAG:
+        return None
     inner = _sole_field(message, 0, _BODY_TAG)
     if inner is None:
         return None
@@ -41,24 +45,35 @@ def split_body(message: bytes) -> memoryview | None:
 def _sole_field(message: bytes, start: int, tag: int) -> int | None:
     """Return where the value starts of the one field that fills `message` from `start` on, or None if none does."""
     field = _first_field(message, start, tag)
-    return field.start if field is not None and field.stop == len(message) else None
+    return field[0] if field is not None and field[1] == len(message) else None
 
 
-def _first_field(message: bytes, start: int, tag: int) -> range | None:
-    """Return where the value is of the field with which `message` goes on from `start`, or None if it is another."""
-    if len(message) <= start + 1 or message[start] != tag:
+def _first_field(message: bytes, start: int, tag: int) -> tuple[int, int] | None:
+    """Return where the value starts and stops of the field with which `message` goes on from `start`.
+
+    None if it is another field.
+    """
+    end = len(message)
+    position = start + 1
+    if position >= end or message[start] != tag:
         return None
-    length = 0
-    for index in range(_VARINT_MAX_BYTES):
-        position = start + 1 + index
-        if position >= len(message):
+    length = message[position]
+    if length >= _MORE:
+        length &= ~_MORE
+        for shift in _LENGTH_SHIFTS:
+            position += 1
+            if position == end:
+                return None
+            byte = message[position]
+            if byte < _MORE:
+                length |= byte << shift
+                break
+            length |= (byte & ~_MORE) << shift
+        else:
             return None
-        byte = message[position]
-        length |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:  # the bit that says that more follows
-            stop = position + 1 + length
-            return range(position + 1, stop) if stop <= len(message) else None
-    return None
+    position += 1
+    stop = position + length
+    return (position, stop) if stop <= end else None
 
 
 def split_data_chunk(message: bytes) -> memoryview | None:
@@ -109,7 +124,7 @@ def build_watch_data(parts: Sequence[memoryview | bytes], *, is_last: bool) -> b
 def split_version_data(message: bytes) -> tuple[memoryview, bytes] | None:
     """Return the data with which a `WatchReply` begins, without a copy, and the rest; None if it begins otherwise."""
     field = _first_field(message, 0, _WATCH_VERSION_DATA_TAG)
-    return None if field is None else (memoryview(message)[field.start : field.stop], message[field.stop :])
+    return None if field is None else (memoryview(message)[field[0] : field[1]], message[field[1] :])
 
 
 def build_version_data(parts: Sequence[memoryview | bytes], rest: bytes) -> bytes:
@@ -136,7 +151,7 @@ def build_read_chunk(parts: Sequence[memoryview | bytes]) -> bytes:
 
 
 def _built(tag: int, parts: Sequence[memoryview | bytes]) -> bytes:
-    return b"".join((bytes((tag,)), _varint(sum(len(part) for part in parts)), *parts))
+    return b"".join((_SMALL_VARINTS[tag], _varint(sum(map(len, parts))), *parts))
 
 
 def embed(field_number: int, payload: bytes) -> bytes:
@@ -145,9 +160,11 @@ def embed(field_number: int, payload: bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
+    if value < _MORE:
+        return _SMALL_VARINTS[value]
     encoded = bytearray()
-    while value > 0x7F:  # what seven bits hold
-        encoded.append(value & 0x7F | 0x80)
+    while value >= _MORE:
+        encoded.append((value | _MORE) & 0xFF)
         value >>= 7
     encoded.append(value)
     return bytes(encoded)

@@ -58,11 +58,12 @@ class Page:
         Raises:
             TooLargeError: The count asked for makes a reply that cannot be sent.
         """
-        before = len(self)
+        taken = 0
         for entry in entries:
             if not self._add(entry):
                 break
-        return len(self) - before
+            taken += 1
+        return taken
 
     def _add(self, entry: bytes) -> bool:
         size_bytes = self._size_bytes + len(entry)
@@ -115,6 +116,8 @@ class ExplicitHandle:
         Raises:
             InvalidError: It is neither a decimal number nor ``@`` and one.
         """
+        if not handle:
+            return _BEGINNING
         if handle.startswith("@") and len(handle) > 1:
             return cls(parse_handle(handle[1:]), 0)
         return cls(None, parse_handle(handle))
@@ -133,6 +136,9 @@ class ExplicitHandle:
             if numbers[position] == self.number - 1:
                 return position + 1
         return next((position for position, number in enumerate(numbers) if number >= self.number), len(numbers))
+
+
+_BEGINNING = ExplicitHandle(position=0, number=0)
 
 
 def cut_handle(position: int) -> str:

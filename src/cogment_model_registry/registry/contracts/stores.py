@@ -119,6 +119,14 @@ class Reader(_Closable):
             DataLossError: The bytes are not those of the version's hash. Raised before the last chunk is yielded.
         """
 
+    def in_memory(self, max_bytes: int) -> Sequence[memoryview] | None:
+        """Return the views that make up all bytes if they are in memory and not more than `max_bytes`.
+
+        They are what `chunks` would yield as its only chunk, in one step, and are valid until the reader is closed.
+        None where they are not: then there is `chunks`.
+        """
+        return None
+
     async def hand_over(self) -> int | None:
         """Return a new descriptor of a file or of memory that has the bytes and nothing else, for the caller to close.
 

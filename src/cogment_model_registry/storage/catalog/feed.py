@@ -39,27 +39,28 @@ class History:
         self.last_number = last_number
         # Versions that are in neither became visible at `_base`, with numbers up to `_base_number`.
         self._base, self._base_number = sequence, last_number
-        self._shown: list[Shown] = []
-        self._lost: deque[Lost] = deque()
-        self._unknown: Lost | None = None
+        self._shown_at: list[int] = []
+        self._shown_numbers: list[int] = []
+        self._lost: deque[tuple[int, int, str]] = deque()
+        # Of those that disappeared before: when the last one did, and the lowest and the highest of their numbers.
+        self._forgotten_at = self._forgotten_first = self._forgotten_last = 0
 
     def show(self, sequence: int, number: int) -> None:
         """Record that a version became visible."""
         self.last_number = number
-        self._shown.append(Shown(sequence, number))
-        if len(self._shown) > 2 * _REMEMBERED:
-            self._base, self._base_number = self._shown[_REMEMBERED].sequence, self._shown[_REMEMBERED].number
-            del self._shown[: _REMEMBERED + 1]
+        self._shown_at.append(sequence)
+        self._shown_numbers.append(number)
+        if len(self._shown_at) > 2 * _REMEMBERED:
+            self._base, self._base_number = self._shown_at[_REMEMBERED], self._shown_numbers[_REMEMBERED]
+            del self._shown_at[: _REMEMBERED + 1], self._shown_numbers[: _REMEMBERED + 1]
 
     def lose(self, sequence: int, number: int, reason: str) -> None:
         """Record that a version is not visible any more."""
-        self._lost.append(Lost(sequence, number, number, reason))
+        self._lost.append((sequence, number, reason))
         if len(self._lost) > _REMEMBERED:
-            oldest = self._lost.popleft()
-            known = self._unknown or oldest
-            first_number = min(known.first_number, oldest.first_number)
-            last_number = max(known.last_number, oldest.last_number)
-            self._unknown = Lost(oldest.sequence, first_number, last_number, "")
+            self._forgotten_at, number, _ = self._lost.popleft()
+            self._forgotten_first = min(self._forgotten_first or number, number)
+            self._forgotten_last = max(self._forgotten_last, number)
 
     def shown(self, numbers: Iterable[int]) -> list[Shown]:
         """Return visible versions with the moments at which they became visible."""
@@ -67,23 +68,25 @@ class History:
 
     def lost(self, after: int) -> list[Lost]:
         """Return versions that disappeared after a moment."""
-        newest_first = itertools.takewhile(lambda each: each.sequence > after, reversed(self._lost))
-        known = [*newest_first][::-1]
-        return [self._unknown, *known] if self._unknown and self._unknown.sequence > after else known
+        newest_first = itertools.takewhile(lambda each: each[0] > after, reversed(self._lost))
+        lost = [Lost(sequence, number, number, reason) for sequence, number, reason in newest_first]
+        if self._forgotten_at > after:
+            lost.append(Lost(self._forgotten_at, self._forgotten_first, self._forgotten_last, ""))
+        return lost[::-1]
 
     def number_at(self, sequence: int) -> int | None:
         """Return the highest number at a moment; None if it is not known."""
         if sequence < self._base:
             return 0 if self._base == self.since else None
-        index = bisect.bisect_right(self._shown, sequence, key=lambda each: each.sequence)
-        return self._shown[index - 1].number if index else self._base_number
+        index = bisect.bisect_right(self._shown_at, sequence)
+        return self._shown_numbers[index - 1] if index else self._base_number
 
     def sequence_of(self, number: int) -> int:
         """Return when the first version with this number or a higher one became visible, as far as it is known."""
         if number <= self._base_number:
             return self._base
-        index = bisect.bisect_left(self._shown, number, key=lambda each: each.number)
-        return self._shown[index].sequence if index < len(self._shown) else self._base
+        index = bisect.bisect_left(self._shown_numbers, number)
+        return self._shown_at[index] if index < len(self._shown_at) else self._base
 
 
 class NewsMemo:
@@ -129,9 +132,10 @@ class Feed:
     def note(self, model_id: str) -> int:
         """Record a change of a model, and wake those who watch it; return its sequence number."""
         self.sequence += 1
-        for key in (model_id, None):
-            for watcher in self._watchers.get(key, ()):
-                watcher.note(model_id)
+        if self._watchers:
+            for key in (model_id, None):
+                for watcher in self._watchers.get(key, ()):
+                    watcher.note(model_id)
         return self.sequence
 
     def note_removed(self, model_id: str, since: int) -> None:

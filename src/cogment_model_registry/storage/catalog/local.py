@@ -154,13 +154,16 @@ class LocalCatalog(Catalog):
 
     def lock(self, model_id: str) -> asyncio.Lock:
         """Return the lock for changes of a model, which need not exist."""
+        model = self._models.get(model_id)
+        if model is not None:
+            return model.lock
         lock = self._locks.get(model_id)
         if lock is None:
             lock = self._locks[model_id] = asyncio.Lock()
         return lock
 
     async def find(self, model_id: str) -> ModelRef:
-        return ModelRef(model_id, self._require(model_id).life)
+        return self._require(model_id).ref
 
     async def get_model(self, model_id: str) -> ModelInfo:
         return self._require(model_id).info
@@ -249,7 +252,8 @@ class LocalCatalog(Catalog):
         else:
             model.transient[info.number] = info
         model.history.show(self._feed.note(info.model_id), info.number)
-        model.wake_watchers()
+        if model.watchers:
+            model.wake_watchers()
 
     def _add_archived(self, model: Model, info: VersionInfo) -> None:
         self._infos[model.life, info.number] = info
@@ -426,7 +430,8 @@ class LocalCatalog(Catalog):
 
     async def forget(self, info: VersionInfo) -> None:
         model = self._models.get(info.model_id)
-        if model is not None and model.transient.get(info.number) == info:
+        found = model.transient.get(info.number) if model is not None else None
+        if model is not None and (found is info or found == info):
             self._drop(model, info.number, "evicted")
 
     async def mark_damaged(self, ref: ModelRef, error: DataLossError) -> None:
@@ -436,14 +441,26 @@ class LocalCatalog(Catalog):
 
     async def get_versions(self, model_id: str, numbers: Sequence[int]) -> list[VersionInfo]:
         model = self._require(model_id)
+        known = [info for number in numbers if (info := self._known(model, number)) is not None]
+        return known if len(known) == len(numbers) else await self._look_up(model, numbers)
+
+    def _known(self, model: Model, number: int) -> VersionInfo | None:
+        """Return a visible version, or the n-th from the last, if nothing must be read to tell which it is."""
+        if number < 0:
+            if model.unread or -number > len(model.numbers):
+                return None
+            number = model.numbers[number]
+        return self._cached(model, number)
+
+    async def _look_up(self, model: Model, numbers: Sequence[int]) -> list[VersionInfo]:
         infos = []
         await self._read_missing(model, [number for number in numbers if model.has(number)])
         for number in numbers:
             info = await self._nth_last(model, -number) if number < 0 else await self._get(model, number)
             if info is None:
                 if number in model.damaged:
-                    raise DataLossError.version(model_id, number, model.damaged[number])
-                raise NotFoundError.version(model_id, number)
+                    raise DataLossError.version(model.model_id, number, model.damaged[number])
+                raise NotFoundError.version(model.model_id, number)
             infos.append(info)
         return infos
 
@@ -556,8 +573,8 @@ class LocalCatalog(Catalog):
         return model
 
     def _require_life(self, ref: ModelRef) -> Model:
-        model = self._require(ref.model_id)
-        if model.life != ref.life:
+        model = self._models.get(ref.model_id)
+        if model is None or model.life != ref.life:
             raise NotFoundError.model(ref.model_id)
         return model
 
@@ -579,6 +596,7 @@ class LocalCatalog(Catalog):
             next_number=last + 1,
             persisted_number=mark,
             appearances=Appearances(after=last),
+            lock=self.lock(contents.info.model_id),
         )
         self._models[model.model_id] = model
         bisect.insort(self._ids, model.model_id)
@@ -638,13 +656,14 @@ class LocalCatalog(Catalog):
 
     def _drop(self, model: Model, number: int, reason: str = "") -> None:
         """Make a version invisible, and tell watchers the reason if there is one."""
-        if model.has(number):
+        archived_bytes = model.archived_bytes
+        if model.drop(number):
             if reason:
                 self._note_lost(model, number, reason)
             self._versions_count -= 1
-            self._archived_bytes -= model.archived_sizes.get(number, 0)
-            model.drop(number)
-        self._infos.pop((model.life, number), None)
+            self._archived_bytes -= archived_bytes - model.archived_bytes
+        if self._infos:
+            self._infos.pop((model.life, number), None)
 
     def _mark_damaged(self, model: Model, number: int, reason: str) -> None:
         if number not in model.damaged:
@@ -653,7 +672,7 @@ class LocalCatalog(Catalog):
         self._drop(model, number, "damaged")
 
     def _note_lost(self, model: Model, number: int, reason: str) -> None:
-        model.history.lose(self._feed.note(model.model_id), number, reason)
+        model.history.lose(self._feed.note(model.ref.model_id), number, reason)
 
     def _cached(self, model: Model, number: int) -> VersionInfo | None:
         return model.transient.get(number) or self._infos.get((model.life, number))
@@ -747,16 +766,13 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
     ) -> None:
         try:
             if error is None and self._info is not None:
-                await self._leave(self._info)
+                try:
+                    if self._request is not None:
+                        await self._catalog.finish_upload(self._info, self._request)
+                finally:
+                    self._catalog.show(self._info)  # it is committed, even if its aliases could not be set
         finally:
             self._lock.release()
-
-    async def _leave(self, info: VersionInfo) -> None:
-        try:
-            if self._request is not None:
-                await self._catalog.finish_upload(info, self._request)
-        finally:
-            self._catalog.show(info)  # it is committed, even if its aliases could not be set
 
 
 class _Promotion(Promotion):

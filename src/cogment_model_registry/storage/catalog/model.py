@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.registry.contracts import ModelRef
 from cogment_model_registry.storage.catalog.feed import History
 
 _SHOWN_MAX = 1024
@@ -48,6 +49,7 @@ class Model:
     `unread` has those of which nothing but the name is known; `damaged` is what is wrong with others. `annotations` has
     those of transient versions. `archived_sizes` has the bytes of archived ones, `archived_bytes` their sum. `changes`
     counts what `ModelState.changes` reports. `appearances` is when versions became visible since the start.
+    `ref` refers to it. `lock` is that of its id, which a later life shares.
     """
 
     info: ModelInfo
@@ -65,13 +67,18 @@ class Model:
     changes: int = 0
     appearances: Appearances = field(default_factory=Appearances)
     watchers: set[asyncio.Event] = field(default_factory=set)
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     removed: bool = False
     persisting: asyncio.Task[None] | None = None
+    ref: ModelRef = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ref = ModelRef(self.info.model_id, self.life)
 
     @property
     def model_id(self) -> str:
         """Its id."""
-        return self.info.model_id
+        return self.ref.model_id
 
     def has(self, number: int) -> bool:
         """Return whether a version is visible."""
@@ -83,13 +90,17 @@ class Model:
         self.archived_sizes[number] = size_bytes
         self.archived_bytes += size_bytes
 
-    def drop(self, number: int) -> None:
-        """Make a visible version invisible."""
-        del self.numbers[bisect.bisect_left(self.numbers, number)]
-        self.transient.pop(number, None)
+    def drop(self, number: int) -> bool:
+        """Make a version invisible; return whether it was visible."""
+        position = bisect.bisect_left(self.numbers, number)
+        if position == len(self.numbers) or self.numbers[position] != number:
+            return False
+        del self.numbers[position]
         self.annotations.pop(number, None)
-        self.unread.discard(number)
-        self.archived_bytes -= self.archived_sizes.pop(number, 0)
+        if self.transient.pop(number, None) is None:
+            self.unread.discard(number)
+            self.archived_bytes -= self.archived_sizes.pop(number, 0)
+        return True
 
     def wake_watchers(self) -> None:
         """Let its watchers look for news."""

@@ -1,7 +1,7 @@
 """Numbers of versions, persisted ahead in blocks.
 
 The folder holds a number up to which none may be given again, and the next block is persisted in the background when
-half of the last one is used up. A clean stop persists the exact number, so that only a crash skips the rest of a block.
+a third of the last one is left. A clean stop persists the exact number, so that only a crash skips the rest of a block.
 """
 
 import asyncio
@@ -17,7 +17,10 @@ from cogment_model_registry.storage.folder import FolderArchive
 _log = structlog.stdlib.get_logger(__name__)
 
 NUMBER_BLOCK = 128
-"""Numbers persisted ahead: one sync for 64 publishes, and at most 128 numbers skipped after a crash."""
+"""Numbers persisted ahead: one sync for 86 publishes, and at most 128 numbers skipped after a crash."""
+
+_BEGIN_SHARE = 3
+"""Of which share of a block there must be left: enough for the publishes that come while the next one is persisted."""
 
 
 class Numbers:
@@ -39,19 +42,20 @@ class Numbers:
             TooLargeError: The numbers are used up, or no space is left to persist them.
         """
         number = model.next_number
-        check_version_number(number, model.model_id)
-        if number > model.persisted_number and model.persisting is not None:
-            await asyncio.wait([model.persisting])
         if number > model.persisted_number:
-            await self.persist(model, self._block_end(number))
+            check_version_number(number, model.model_id)
+            if model.persisting is not None:
+                await asyncio.wait([model.persisting])
+            if number > model.persisted_number:
+                await self.persist(model, self._block_end(number))
         model.next_number = number + 1
         self.persist_ahead(model)
         return number
 
     def persist_ahead(self, model: Model) -> None:
-        """Let a new block be persisted when half of the last one is used up."""
+        """Let a new block be persisted when little of the last one is left."""
         left = model.persisted_number - model.next_number + 1
-        if left * 2 < self._block and (model.persisting is None or model.persisting.done()):
+        if left * _BEGIN_SHARE < self._block and (model.persisting is None or model.persisting.done()):
             target = self._block_end(model.next_number)
             if target > model.persisted_number:
                 model.persisting = asyncio.ensure_future(self._persist_quietly(model, target))

@@ -133,8 +133,10 @@ class _Queue:
     def _look_at_noted(self) -> None:
         for line in self.noted:
             rank = self._rank(line)
-            if rank is not None and (line not in self._ranks or rank < self._ranks[line]):
-                self._push(line, rank)
+            if rank is not None:
+                known = self._ranks.get(line)
+                if known is None or rank < known:
+                    self._push(line, rank)
         self.noted.clear()
 
     def _push(self, line: Line, rank: _Rank) -> None:
@@ -151,18 +153,22 @@ class _Queue:
 
     def first(self) -> Line | None:
         """Return the line with the lowest rank."""
-        self._look_at_noted()
+        if self.noted:
+            self._look_at_noted()
         while self._heap:
             entered, _, line = self._heap[0]
-            is_current = self._ranks.get(line) == entered
-            rank = self._rank(line) if is_current else None
+            if self._ranks.get(line) is not entered:
+                heapq.heappop(self._heap)
+                continue
+            rank = self._rank(line)
             if rank == entered:
                 return line
             heapq.heappop(self._heap)
-            if is_current:
-                del self._ranks[line]
-                if rank is not None:
-                    self._push(line, rank)
+            del self._ranks[line]
+            if rank is not None:
+                self._push(line, rank)
+                if self._heap[0][0] is rank:
+                    return line
         return None
 
 
@@ -213,7 +219,7 @@ class Lines:
             pinned_too: Whether one that is being read may go if there is no other.
         """
         line = (self._by_items if bound == "items" else self._by_bytes).first()
-        if line is not None and line.is_reserved and taker.oldest() is not None:
+        if line is not None and line.share is not NO_SHARE and line.is_reserved and taker.oldest() is not None:
             line = taker
         if line is not None:
             number = line.oldest()
@@ -240,7 +246,9 @@ class Lines:
 
 def _rank(line: Line, amount: int) -> _Rank | None:
     number = line.oldest()
-    return None if number is None else (line.is_reserved, -amount, line.blobs[number].used)
+    if number is None:
+        return None
+    return (line.share is not NO_SHARE and line.is_reserved, -amount, line.blobs[number].used)
 
 
 def _rank_by_items(line: Line) -> _Rank | None:

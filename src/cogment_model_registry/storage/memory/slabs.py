@@ -37,4 +37,5 @@ class SlabPool:
 
     def trim(self, max_free_bytes: int) -> None:
         """Return free slabs to the system until at most `max_free_bytes` are kept."""
-        del self._free[max(max_free_bytes, 0) // SLAB_BYTES :]
+        if self._free:
+            del self._free[max(max_free_bytes, 0) // SLAB_BYTES :]

@@ -100,9 +100,9 @@ class MemoryTransientStore(TransientStore):
             raise NotFoundError.version(info.model_id, info.number)
         line.blobs.move_to_end(info.number)
         self._lines.use(blob)
-        before = blob.pinned_bytes
+        if not blob.readers and not blob.is_held:
+            self._pinned_bytes += blob.size_bytes
         blob.readers += 1
-        self._pinned_bytes += blob.pinned_bytes - before
         return _MemoryReader(self, info.model_id, blob)
 
     async def remove_version(self, info: VersionInfo) -> None:
@@ -204,18 +204,22 @@ class MemoryTransientStore(TransientStore):
         """Return a slab for bytes that were allocated."""
         return self._slabs.take()
 
-    def take_buffer(self, size_bytes: int) -> bytearray:
-        """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget with it."""
+    def take_buffer(self, content: int | memoryview) -> bytearray:
+        """Return a buffer for bytes that were allocated, giving back slabs that would exceed the budget with it.
+
+        Args:
+            content: How many zeros to fill it with, or the bytes to copy to it.
+        """
         self._slabs.trim(self._max_bytes - self._held_bytes)
-        return bytearray(size_bytes)
+        return bytearray(content)
 
     def keep(self, info: VersionInfo, blob: Blob, evicted: list[VersionInfo]) -> None:
         """Make an uploaded version readable; add to a list the versions that are evicted for it."""
         blob.info = info
-        replaced = self._lines.find(info.model_id)
-        if replaced is not None and info.number in replaced.blobs:
-            self._take(replaced, info.number)
         line = self._lines.get(info.model_id)
+        if info.number in line.blobs:
+            self._take(line, info.number)
+            line = self._lines.get(info.model_id)
         self._uploaded_bytes -= blob.size_bytes
         line.add(info.number, blob)
         self._items += 1
@@ -254,10 +258,10 @@ class MemoryTransientStore(TransientStore):
 
     def unpin(self, model_id: str, blob: Blob) -> None:
         """End the claim of a reader."""
-        before = blob.pinned_bytes
         blob.readers -= 1
-        self._pinned_bytes += blob.pinned_bytes - before
         if not blob.readers:
+            if not blob.is_held:
+                self._pinned_bytes -= blob.size_bytes
             line = self._lines.find(model_id)
             if blob.is_gone:
                 self._free(blob)
@@ -283,9 +287,11 @@ class MemoryTransientStore(TransientStore):
 
     def _take(self, line: Line, number: int) -> Blob:
         """Take a version out, and free it when its last reader is done."""
+        is_newest = number == line.newest
         blob = line.take(number)
         self._items -= 1
-        self._lines.note(line)
+        if is_newest:
+            self._lines.note(line)  # else it has only less than before
         if not line.blobs:
             self._lines.tidy(line)
         self._release(blob)
@@ -293,19 +299,21 @@ class MemoryTransientStore(TransientStore):
 
     def _release(self, blob: Blob) -> None:
         """Free a version that is not kept any more, now or when its last reader is done."""
-        pinned_before, was_held = blob.pinned_bytes, blob.is_held
+        if blob.is_held:
+            self._kept_bytes -= blob.size_bytes
+            if not blob.readers:
+                self._pinned_bytes -= blob.size_bytes
         blob.is_gone = True
-        self._pinned_bytes += blob.pinned_bytes - pinned_before
-        self._kept_bytes -= was_held * blob.size_bytes
         if not blob.readers:
             self._free(blob)
 
     def _free(self, blob: Blob) -> None:
         self._held_bytes -= blob.size_bytes
-        self.sealing.free(blob)
-        for slab in blob.slabs:
-            self._slabs.give_back(slab)
-        blob.slabs.clear()
+        if blob.slabs:
+            self.sealing.free(blob)
+            for slab in blob.slabs:
+                self._slabs.give_back(slab)
+            blob.slabs.clear()
         blob.rest = bytearray()
         blob.size_bytes = 0
         self._slabs.trim(self._max_bytes - self._held_bytes)
@@ -313,6 +321,9 @@ class MemoryTransientStore(TransientStore):
 
 async def _ignore(_evicted: Sequence[VersionInfo]) -> None:
     """Do nothing with evicted versions."""
+
+
+_NO_SPACE = memoryview(b"")
 
 
 class _MemoryUpload(Upload):
@@ -323,7 +334,7 @@ class _MemoryUpload(Upload):
         self._model_id = model_id
         self._declared_bytes = size_bytes
         self._blob: Blob | None = Blob()
-        self._space = memoryview(b"")  # what is left of the last slab, or of the rest
+        self._space = _NO_SPACE  # what is left of the last slab, or of the rest
         self._hash = PayloadHash()
         self._hashed_slabs = 0
         self._hashing: asyncio.Future[None] | None = None
@@ -351,16 +362,26 @@ class _MemoryUpload(Upload):
                 await self._store.report(self._evicted)
 
     def _copy(self, data: memoryview) -> None:
-        while len(data):
-            if not len(self._space):
-                self._space = self._allocate()
-            size_bytes = min(len(data), len(self._space))
-            self._space[:size_bytes] = data[:size_bytes]
-            self._space = self._space[size_bytes:]
-            data = data[size_bytes:]
-            self._hash_full_slabs()
+        if 0 < len(data) == self._declared_bytes < SLAB_BYTES:
+            self._allocate(data)
+            return
+        while data:
+            space = self._space or self._allocate()
+            size_bytes = len(data)
+            if size_bytes == len(space):
+                space[:], self._space, data = data, _NO_SPACE, _NO_SPACE
+            elif size_bytes < len(space):
+                space[:size_bytes] = data
+                self._space, data = space[size_bytes:], _NO_SPACE
+            else:
+                size_bytes = len(space)
+                space[:] = data[:size_bytes]
+                self._space, data = _NO_SPACE, data[size_bytes:]
+            if self._hashed_slabs < len(self._open_blob().slabs):
+                self._hash_full_slabs()
 
-    def _allocate(self) -> memoryview:
+    def _allocate(self, data: memoryview | None = None) -> memoryview:
+        """Return the space for the next bytes; none is left where `data` has all bytes, which are copied to it."""
         blob = self._open_blob()
         size_bytes = min(SLAB_BYTES, self._declared_bytes - blob.size_bytes)
         if not size_bytes:
@@ -370,8 +391,8 @@ class _MemoryUpload(Upload):
             if size_bytes == SLAB_BYTES:
                 blob.slabs.append(self._store.take_slab())
                 return blob.slabs[-1]
-            blob.rest = self._store.take_buffer(size_bytes)
-            return memoryview(blob.rest)
+            blob.rest = self._store.take_buffer(size_bytes if data is None else data)
+            return memoryview(blob.rest) if data is None else _NO_SPACE
         except (OSError, MemoryError):
             raise TooLargeError("the system has no memory left", model_id=self._model_id) from None
 
@@ -394,10 +415,11 @@ class _MemoryUpload(Upload):
         if self._known_hash:
             return self._known_hash
         blob = self._open_blob()
-        await self._settle()
+        if self._hashing is not None:
+            await self._settle()
         remaining: list[Bytes] = [*blob.slabs[self._hashed_slabs :], blob.rest]
         self._hashed_slabs = len(blob.slabs)
-        if sum(len(part) for part in remaining) <= INLINE_HASH_MAX_BYTES:
+        if sum(map(len, remaining)) <= INLINE_HASH_MAX_BYTES:
             self._hash.update(remaining)
         else:
             loop = asyncio.get_running_loop()
@@ -413,7 +435,7 @@ class _MemoryUpload(Upload):
             self._hashing.result()
 
     async def commit(self, info: VersionInfo) -> None:
-        self._space = memoryview(b"")
+        self._space = _NO_SPACE
         self._store.keep(info, self._open_blob(), self._evicted)
         self._blob = None
 
@@ -426,7 +448,7 @@ class _MemoryUpload(Upload):
     async def _aclose(self) -> None:
         await self._settle()
         if self._blob is not None:
-            self._space = memoryview(b"")
+            self._space = _NO_SPACE
             blob, self._blob = self._blob, None
             self._store.abandon(self._model_id, blob, self._declared_bytes)
 
@@ -460,6 +482,11 @@ class _MemoryReader(Reader):
                 space -= len(rest)
         if chunk or not size_bytes:
             yield chunk
+
+    def in_memory(self, max_bytes: int) -> Sequence[memoryview] | None:
+        if self._blob is None:
+            raise RuntimeError("the reader is closed")
+        return [*self._blob.parts()] if self._blob.size_bytes <= max_bytes else None
 
     async def hand_over(self) -> int | None:
         if self._blob is None:
