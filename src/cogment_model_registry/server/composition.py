@@ -27,6 +27,7 @@ from cogment_model_registry.server import local_socket as local_sockets
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.consumer_calls import ConsumerCalls, log_change
 from cogment_model_registry.server.identities import Identities
+from cogment_model_registry.server.issuer import issuer_of
 from cogment_model_registry.server.local_calls import LocalCalls
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.server.model_calls import ModelCalls
@@ -183,8 +184,12 @@ def _monitor(stack: AsyncExitStack, settings: Settings, metrics: Metrics, health
 
 async def _identities(stack: AsyncExitStack, settings: Settings, backends: Backends) -> Identities:
     """Return what finds out who calls."""
-    identities = Identities(settings.anonymous, backends.read_grants)
+    issuer = issuer_of(settings)
+    identities = Identities(settings.anonymous, backends.read_grants, issuer=issuer)
     stack.push_async_callback(identities.close)
+    if issuer is not None:
+        stack.push_async_callback(issuer.close)
+        await issuer.read()
     await identities.refresh()
     return identities
 
