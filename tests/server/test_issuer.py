@@ -362,7 +362,7 @@ async def test_bad_tokens_are_refused(tmp_path: Path, site: Website) -> None:
         (lambda: signed(OTHER_RSA), "its signature is wrong"),
         (lambda: signed(kid="x"), "its key (kid) is not among those of the issuer"),
         (lambda: signed(P256, "RSA", "ES256"), "its algorithm (alg) is not that of its key"),
-        (lambda: crafted({"alg": "none"}, {}), "its algorithm (alg) is not accepted"),
+        (lambda: crafted({"alg": "none"}, {}, b"x"), "its algorithm (alg) is not accepted"),
         (lambda: "a.b.c", "it is malformed"),
     ],
 )

@@ -7,6 +7,7 @@ time. The thread is a daemon, so that a name server or an issuer that never answ
 import asyncio
 import contextlib
 import math
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -29,6 +30,9 @@ TOKEN_MAX_BYTES = 8 << 10
 
 _LEEWAY_NS = 5 * 10**9
 """How far the clock of the issuer may be ahead. A token is not accepted for longer than it says."""
+
+_FORM = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
+"""Three parts in base64url (RFC 7515, section 7.1); Python's decoder skips whatever else is between them."""
 
 _NS = 10**9
 _LATEST_SECONDS = 253_402_300_799  # the end of the year 9999
@@ -198,6 +202,8 @@ class Issuer:
         """
         if len(token) > TOKEN_MAX_BYTES:
             raise UnauthenticatedError(f"{_INVALID}it has more than {TOKEN_MAX_BYTES} bytes")
+        if not _FORM.fullmatch(token):
+            _refuse("it is malformed")
         algorithm, kid = self._header(token)
         key = self._key(kid, algorithm)
         if key is None:
