@@ -16,7 +16,7 @@ MINIMUM_TESTS := $(patsubst %,tests/%,frameworks/test_jax.py frameworks/test_num
 MINIMUM_TESTS += $(patsubst %,tests/cli/test_%.py,command_line lifecycle_commands model_registry_command_line)
 MINIMUM_TESTS += $(patsubst %,tests/storage/test_%.py,catalog_database filesystem layout)
 MINIMUM_TESTS += $(patsubst %,tests/registry_client/test_%.py,calls failures lifecycle news)
-MINIMUM_TESTS += $(patsubst %,tests/server/test_%.py,create_version health metrics model_lifecycle retrieve_versions smoke version_update)
+MINIMUM_TESTS += $(patsubst %,tests/server/test_%.py,create_version health issuer metrics model_lifecycle retrieve_versions smoke version_update)
 # Which builds of PyTorch `make test-frameworks` may install: those for the CPU alone, or any, with gigabytes of CUDA.
 TORCH ?= cpu
 

@@ -89,6 +89,10 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "directory_tls_ca": (("a", "a"), ("b", "b")),
     "directory_registration_host": (("a", "a"), ("b", "b")),
     "directory_registration_properties": (("a", {"a": ""}), ("b=c", {"b": "c"})),
+    "oidc_issuer": (("https://a", "https://a"), ("http://b:8080/realm", "http://b:8080/realm")),
+    "oidc_audience": (("a", "a"), ("b", "b")),
+    "oidc_keys": (("a", "a"), ("https://a/keys", "https://a/keys")),
+    "oidc_scopes_claim": (("a", "a"), ("b", "b")),
     "request_max_bytes": (("100000", 100_000), ("1MiB", MIB)),
     "request_max_items": (("1", 1), ("2", 2)),
     "model_aliases_max": (("1", 1), ("2", 2)),
@@ -228,6 +232,10 @@ GOOD = [
     *[("directory_endpoint", text, text) for text in ("grpc://10.0.0.1:1", "grpc://[::1]:65535", "grpc://a-b.c:9005")],
     ("directory_authentication_token", "", ""),
     ("directory_authentication_token", "a b!~", "a b!~"),
+    *[("oidc_issuer", text, text) for text in ("", "https://a.b-c.d/", "https://[::1]:8443/realm", "http://10.0.0.1")],
+    *[("oidc_audience", text, text) for text in ("", "a b", "https://a/?b", "a" * 255)],
+    *[("oidc_keys", text, text) for text in ("", "/etc/keys.json", "https://a/keys?p=x", "http://localhost:1/keys")],
+    ("oidc_scopes_claim", "https://a/roles", "https://a/roles"),
     ("upload_idle_seconds", "0.01", 0.01),
     ("retrieval_idle_seconds", "0.01", 0.01),
     ("upload_idle_seconds", "86400", 86_400.0),
@@ -304,6 +312,15 @@ BAD = [
         for text in ("grpc://[::1:1", "grpc://fo\no:1", " grpc://foo:1", "cogment://discover")
     ],
     *[("directory_authentication_token", text) for text in ("é", "a\n", "a\tb", " a", "a ")],
+    *[
+        ("oidc_issuer", text)
+        for text in ("a", "//a", "ftp://a", "https://", "https:///a", "https://a:0", "https://a:x")
+    ],
+    *[("oidc_issuer", text) for text in ("https://u@a", "https://a?b", "https://a#b", "https://a b", "https://a/é")],
+    *[("oidc_issuer", text) for text in ("HTTPS://a", " https://a", "https://a\n")],
+    *[("oidc_audience", text) for text in (" a", "a ", "a\n", "a" * 256)],
+    *[("oidc_keys", text) for text in ("a\0b", "file:///a", "https://u:p@a/keys", "https://a/#keys", "https://")],
+    *[("oidc_scopes_claim", text) for text in ("", " ", "a\tb")],
     *[("upload_idle_seconds", text) for text in ("", "0", "0.001", "86401", "-1", "nan", "inf", "1e3", "1s", ".5")],
     *[("upload_resume_seconds", text) for text in ("-1", "86401", "five")],
     *[("grace_seconds", text) for text in ("-1", "86401", "five")],
@@ -326,6 +343,10 @@ def test_a_program_can_set_every_value_that_a_text_can(name: str, value: object)
 BAD_VALUES: list[tuple[str, object]] = [
     *[("port", value) for value in (-5, 65536, "9000", 9000.0, True, None)],
     *[("local_socket", value) for value in ("a\0b", None, True)],
+    *[("oidc_issuer", value) for value in ("a", None, 1)],
+    *[("oidc_audience", value) for value in (" a", None, 1)],
+    *[("oidc_keys", value) for value in (None, b"a", Path("a"))],
+    *[("oidc_scopes_claim", value) for value in ("", None, ["a"])],
     *[("metrics_port", value) for value in (-1, 65536, "9100", False)],
     *[("cache_max_items", value) for value in (0, 10**9 + 1, 1.5, "all")],
     *[("cache_max_bytes", value) for value in (0, -1, "3MiB", 2**61)],

@@ -82,6 +82,26 @@ def endpoint_text(address: str, *, is_secure: bool) -> str:
     return f"{'grpcs' if is_secure else 'grpc'}://{address}"
 
 
+def is_http(text: str) -> bool:
+    """Return whether a text begins as an http or https address; `parse_http` says whether all of it is one."""
+    return text.startswith(("http://", "https://"))
+
+
+def parse_http(text: str) -> str:
+    """Return an http or https address as it is.
+
+    Raises:
+        ValueError: It is none, or it has a user or a fragment.
+    """
+    parts = urlsplit(text)
+    # Reading `port` raises ValueError where it is not a number up to 65535.
+    is_address = is_http(text) and parts.hostname and parts.port != 0 and text.isascii() and text.isprintable()
+    if not is_address or " " in text or "@" in parts.netloc or "#" in text:
+        raise ValueError(text)
+    parse_host(parts.hostname or "")
+    return text
+
+
 def parse_token(text: str) -> str:
     """Return a text that can travel as the value of a gRPC metadata entry, as it is.
 

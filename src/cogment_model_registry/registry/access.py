@@ -25,6 +25,7 @@ class Caller:
         advice: What to say to those who may not.
         is_named: Whether it has a name of its own.
         expires_ns: When it ends, in nanoseconds since the Unix epoch; None for never.
+        is_withdrawn: Returns whether what it rests on is no longer valid; None if it rests on nothing else.
 
     Attributes:
         name: As above.
@@ -38,6 +39,7 @@ class Caller:
     __slots__ = (
         "_advice",
         "_decisions",
+        "_is_withdrawn",
         "_scopes",
         "expires_ns",
         "is_named",
@@ -55,11 +57,13 @@ class Caller:
         advice: str = "",
         is_named: bool = True,
         expires_ns: int | None = None,
+        is_withdrawn: Callable[[], bool] | None = None,
     ) -> None:
         self.name = name
         self.expires_ns = expires_ns
         self.is_named = is_named
         self.is_revoked = False
+        self._is_withdrawn = is_withdrawn
         self._scopes = tuple(scopes)
         self._advice = advice
         self._decisions: dict[Need, bool] = {}
@@ -90,6 +94,23 @@ class Caller:
             if not self.may(need):
                 raise PermissionDeniedError(f"{self.name} lacks the scope {need}{self._advice}")
 
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """What it may do."""
+        return self._scopes
+
+    def is_over(self, now_ns: int) -> bool:
+        """Return whether its time is over: it was revoked, or has expired.
+
+        Args:
+            now_ns: Nanoseconds since the Unix epoch.
+        """
+        return (
+            self.is_revoked
+            or (self.expires_ns is not None and now_ns >= self.expires_ns)
+            or (self._is_withdrawn is not None and self._is_withdrawn())
+        )
+
     def check_valid(self, now_ns: int) -> None:
         """Refuse a caller whose time is over.
 
@@ -99,7 +120,7 @@ class Caller:
         Raises:
             UnauthenticatedError: It was revoked, or has expired.
         """
-        if self.is_revoked or (self.expires_ns is not None and now_ns >= self.expires_ns):
+        if self.is_over(now_ns):
             raise UnauthenticatedError("the token is not valid: it is unknown, was revoked, or has expired")
 
 

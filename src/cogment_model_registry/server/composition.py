@@ -27,6 +27,7 @@ from cogment_model_registry.server import local_socket as local_sockets
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.consumer_calls import ConsumerCalls, log_change
 from cogment_model_registry.server.identities import Identities
+from cogment_model_registry.server.issuer import issuer_of
 from cogment_model_registry.server.local_calls import LocalCalls
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.server.model_calls import ModelCalls
@@ -198,8 +199,14 @@ def _monitor(
 
 async def _identities(stack: AsyncExitStack, settings: Settings, backends: Backends) -> Identities:
     """Return what finds out who calls."""
-    identities = Identities(settings.anonymous, backends.read_grants, lambda call: certificate_names(call.context))
+    issuer = issuer_of(settings)
+    identities = Identities(
+        settings.anonymous, backends.read_grants, lambda call: certificate_names(call.context), issuer=issuer
+    )
     stack.push_async_callback(identities.close)
+    if issuer is not None:
+        stack.push_async_callback(issuer.close)
+        await issuer.read()
     await identities.refresh()
     return identities
 

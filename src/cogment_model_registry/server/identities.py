@@ -2,15 +2,17 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 
 import structlog
+from cachetools import LRUCache
 
 from cogment_model_registry.errors import ModelRegistryError, UnauthenticatedError
 from cogment_model_registry.records.access import Grant, GrantKind, Scope, identity_of
 from cogment_model_registry.records.addresses import is_loopback
 from cogment_model_registry.registry.access import Caller
+from cogment_model_registry.server.issuer import Issuer, Verified
 from cogment_model_registry.server.needs import NEEDS
 from cogment_model_registry.serving.calls import Call
 
@@ -21,6 +23,9 @@ _REFRESH_SECONDS = 1.0
 
 _LOOK_SECONDS = 0.1
 """The shortest time between two looks for a token that is not known, however many callers have such tokens."""
+
+_ISSUED_MAX = 4096
+"""How many verified tokens of the issuer are kept, by their hashes: verifying takes longer than a small call."""
 
 _HEADER = "authorization"
 _SCHEME = "bearer "
@@ -44,7 +49,7 @@ class Identities:
             for everything from this host, and reading from elsewhere.
         read_grants: Returns all grants.
         certificate_names: Returns the verified names of the certificate with which a call came.
-        verify: Returns the caller that a token of an issuer stands for, by the grants for subjects; None without one.
+        issuer: Verifies the JSON Web Tokens of an issuer, whose subjects may have grants; None without one.
         now_ns: Nanoseconds since the Unix epoch.
     """
 
@@ -53,23 +58,30 @@ class Identities:
         anonymous: str,
         read_grants: Callable[[], Awaitable[Sequence[Grant]]],
         certificate_names: Callable[[Call], Sequence[str]] = lambda _: (),
-        verify: Callable[[str, Mapping[str, Caller]], Caller] | None = None,
+        issuer: Issuer | None = None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._anonymous = anonymous
         self._read_grants = read_grants
         self._certificate_names = certificate_names
-        self._verify = verify
+        self._issuer = issuer
         self._now_ns = now_ns
         self._grants: dict[Grant, Caller] = {}
         self._callers: dict[GrantKind, dict[str, Caller]] = {"token": {}, "certificate": {}, "subject": {}}
+        self._issued: LRUCache[str, Caller] = LRUCache(_ISSUED_MAX)
         self._looking: asyncio.Task[None] | None = None
         self._looked = float("-inf")
 
     # The grants.
 
     async def run(self) -> None:
-        """Follow the grants, until it is cancelled."""
+        """Follow the grants and the keys of the issuer, until it is cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow_grants())
+            if self._issuer is not None:
+                group.create_task(self._issuer.run())
+
+    async def _follow_grants(self) -> None:
         failure = ""
         while True:
             await asyncio.sleep(_REFRESH_SECONDS)
@@ -88,6 +100,8 @@ class Identities:
             UnavailableError: The catalog failed.
         """
         grants = {*await self._read_grants()}
+        if any(grant.kind == "subject" for grant in grants ^ self._grants.keys()):
+            self._issued.clear()
         for grant in self._grants.keys() - grants:
             self._grants.pop(grant).is_revoked = True
             _log.info("token revoked", name=grant.name)
@@ -118,15 +132,21 @@ class Identities:
         token = _token(call)
         if token is None:
             return self._without_token(call)
-        if self._verify is not None and token.count(".") == 2:
-            return self._verify(token, self._callers["subject"])
+        if self._issuer is not None and _is_issued(token):
+            return self._identify_issued(self._issuer, token)
         caller = self._callers["token"].get(identity_of(token))
         if caller is not None:
             caller.check_valid(self._now_ns())
         return caller
 
     async def look_up(self, call: Call) -> Caller:
-        """Return who makes a call whose token was not known, after a look whether it is now."""
+        """Return who makes a call whose token, or the key of whose token, was not known, after a look for it."""
+        if self._issuer is not None and _is_issued(_token(call) or ""):
+            await self._issuer.look_again()
+            caller = self.identify(call)
+            if caller is None:
+                raise self._issuer.missing()
+            return caller
         # A look that is under way may have missed it.
         for _ in range(1 if self._looking is None else 2):
             if self._looking is None:
@@ -154,6 +174,36 @@ class Identities:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
+
+    def _identify_issued(self, issuer: Issuer, token: str) -> Caller | None:
+        """Return who has a token of the issuer; None if its key is not known."""
+        now_ns = self._now_ns()
+        identity = identity_of(token)
+        caller = self._issued.get(identity)
+        if caller is None or caller.is_over(now_ns):
+            verified = issuer.verify(token)
+            if verified is None:
+                return None
+            caller = self._issued[identity] = self._caller_of(verified, now_ns)
+        return caller
+
+    def _caller_of(self, verified: Verified, now_ns: int) -> Caller:
+        """Return who has a valid token: with its scopes, and with those of the grant for its subject."""
+        key, granted = verified.key, self._callers["subject"].get(verified.subject)
+        if granted is None or granted.is_over(now_ns):
+            return Caller(
+                verified.subject,
+                verified.scopes,
+                expires_ns=verified.expires_ns,
+                is_withdrawn=lambda: key.is_withdrawn,
+            )
+        expires_ns = verified.expires_ns if granted.expires_ns is None else min(verified.expires_ns, granted.expires_ns)
+        return Caller(
+            granted.name,
+            dict.fromkeys([*verified.scopes, *granted.scopes]),
+            expires_ns=expires_ns,
+            is_withdrawn=lambda: key.is_withdrawn or granted.is_revoked,
+        )
 
     def _without_token(self, call: Call) -> Caller:
         """Return who makes a call without a token: the holder of a certificate, or somebody anonymous."""
@@ -183,6 +233,11 @@ def _token(call: Call) -> str | None:
     if others or not isinstance(value, str) or not value.lower().startswith(_SCHEME):
         raise UnauthenticatedError("the metadata authorization is malformed; it must be one Bearer TOKEN")
     return value[len(_SCHEME) :].strip()
+
+
+def _is_issued(token: str) -> bool:
+    """Return whether a token has the form of a JSON Web Token; our own tokens have no dots."""
+    return token.count(".") == 2
 
 
 @lru_cache(1024)

@@ -11,6 +11,7 @@ from cogment_model_registry.records.addresses import (
     is_unspecified,
     parse_endpoint,
     parse_host,
+    parse_http,
     parse_properties,
     parse_token,
 )
@@ -206,6 +207,29 @@ def _parse_local_socket(text: str) -> str:
     return text if text == AUTO else _parse_path(text)
 
 
+def _parse_issuer(text: str) -> str:
+    if "?" in text:
+        raise ValueError(text)
+    return parse_http(text)
+
+
+def _parse_source(text: str) -> str:
+    """Return an http or https address, or a path."""
+    return parse_http(text) if "://" in text else _parse_path(text)
+
+
+_NAME_MAX_CHARACTERS = 255
+
+
+def _parse_name(text: str) -> str:
+    if not text.isprintable() or text != text.strip() or not 0 < len(text) <= _NAME_MAX_CHARACTERS:
+        raise ValueError(text)
+    return text
+
+
+ISSUER = _text_kind("ADDRESS", "an http or https address, without a user, a query or a fragment", _parse_issuer)
+KEYS = _text_kind("SOURCE", "a path, or an http or https address without a user or a fragment", _parse_source)
+NAME = _text_kind("NAME", f"1 to {_NAME_MAX_CHARACTERS} printable characters without a space at an end", _parse_name)
 TOKEN = _text_kind("TOKEN", "printable ASCII", parse_token)
 PATH = _text_kind("PATH", "a path", _parse_path)
 SWITCH = Kind("SWITCH", f"one of {', '.join(_TRUE + _FALSE)}", _parse_switch, _check_switch)

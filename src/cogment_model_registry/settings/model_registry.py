@@ -23,7 +23,10 @@ from cogment_model_registry.settings.kinds import (
     ANONYMOUS_ACCESS,
     AUTO,
     ENDPOINT,
+    ISSUER,
+    KEYS,
     LOCAL_SOCKET,
+    NAME,
     PATH,
     PROPERTIES,
     REACHABLE_HOST,
@@ -139,6 +142,34 @@ class Settings(ServiceSettings):
         ANONYMOUS_ACCESS,
         "What callers may do who show no token and no certificate: everything, read, or nothing.",
         "auto: everything from this host, read from elsewhere",
+    )
+    oidc_issuer: str = setting(
+        "",
+        _PREFIX + "OIDC_ISSUER",
+        optional(ISSUER),
+        "Issuer of JSON Web Tokens that callers may show, as the tokens have it (iss).",
+        "none: no such tokens are accepted",
+    )
+    oidc_audience: str = setting(
+        "",
+        _PREFIX + "OIDC_AUDIENCE",
+        optional(NAME),
+        "Audience that tokens of the issuer must be for (aud), so that no tokens for other services are accepted.",
+        "none; required with oidc_issuer",
+    )
+    oidc_keys: str = setting(
+        "",
+        _PREFIX + "OIDC_KEYS",
+        optional(KEYS),
+        "Public keys of the issuer, a JSON Web Key Set: the path of a file, or an http or https address.",
+        "none: the jwks_uri that oidc_issuer/.well-known/openid-configuration gives",
+    )
+    oidc_scopes_claim: str = setting(
+        "scope",
+        _PREFIX + "OIDC_SCOPES_CLAIM",
+        NAME,
+        "Claim of the issuer's tokens with scopes, as a list or as a text with spaces between them; what is not a "
+        "scope of the registry is ignored.",
     )
     request_max_bytes: int = setting(
         16 * MIB,
