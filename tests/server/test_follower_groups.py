@@ -89,11 +89,11 @@ class Scene:
         plain = text_of(event).encode()
         return Prepared(plain, plain) if self.has_whole else Prepared(plain)
 
-    async def follow(self, *model_ids: str) -> Call:
-        """Return a follower that was told everything, in its group."""
+    async def follow(self, *model_ids: str, token: str = "") -> Call:
+        """Return a follower that was told everything, in its group; it may have been told a part before."""
         teller = FakedTeller()
-        follower = Follower(cast(Teller, teller), "", "")
-        watch = await self.world.watches.open(Question(model_ids)).__aenter__()
+        follower = Follower(cast(Teller, teller), "", token)
+        watch = await self.world.watches.open(Question(model_ids, token=token)).__aenter__()
         while (told := await watch.next(wait=False)) is not None:
             follower.token = told[0]
         self.groups.join(follower, model_ids, watch, self._prepare)
@@ -176,21 +176,29 @@ async def test_what_needs_more_than_one_message_is_sent_by_the_tasks_of_the_call
 
 
 async def test_groups_that_become_equally_far_are_one(scene: Scene) -> None:
-    first = await scene.follow("m")
-    await scene.publish("m")
-    await _until(lambda: first.teller.messages == ["m 1"])
-    # To one who comes now, the version is told as one that existed: the groups differ until the next one.
-    second = await scene.follow("m")
+    first, tokens = await scene.follow("m"), list[str]()
+    for number in (1, 2):
+        await scene.publish("m")
+        await _until(lambda number=number: first.teller.messages[-1:] == [f"m {number}"])  # type: ignore[misc]
+        first.teller.end()
+        tokens.append(first.follower.token)
+    catalog = scene.world.catalog
+    async with catalog.removing_version(await catalog.find("m"), 2):
+        pass
+    await _until(lambda: first.teller.messages[-1] == "m 2 deleted")
     first.teller.end()
+    # One that was told of version 1 alone, and missed that version 2 came and went.
+    second = await scene.follow("m", token=tokens[0])
+    assert first.follower.group is not second.follower.group
     await scene.publish("m")
-    await _until(lambda: bool(first.teller.messages[-1] == "m 2" and second.teller.messages))
+    await _until(lambda: first.teller.messages[-1:] == second.teller.messages[-1:] == ["m 3"])
     await _until(lambda: first.follower.group is second.follower.group)
     count = len(scene.prepared)
     for call in (first, second):
         call.teller.end()
     await scene.publish("m")
-    await _until(lambda: first.teller.messages[-1] == second.teller.messages[-1] == "m 3")
-    assert scene.prepared[count:] == ["m 3"]
+    await _until(lambda: first.teller.messages[-1] == second.teller.messages[-1] == "m 4")
+    assert scene.prepared[count:] == ["m 4"]
 
 
 async def test_a_peer_that_is_gone_ends_its_follower_alone(scene: Scene) -> None:
