@@ -128,7 +128,7 @@ class Bench:
         Args:
             pair: The registry and the floor.
             upload: The version.
-            with_bytes: Whether watchers are sent its bytes.
+            with_bytes: Whether watchers are sent what followers of the registry are, with its bytes.
         """
         self.load(0).run(job(shape_like, pair.registry.port, pair.floor.port, upload, with_bytes=with_bytes))
 

@@ -25,6 +25,7 @@ from benchmarks.measures import MIB
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.convert import decode_data_chunk
 from cogment_model_registry.wire.lifecycle import SERVICE_NAME as LIFECYCLE
+from cogment_model_registry.wire.watching import Reply, decode_reply, watch_request
 
 _METHOD = f"/{m.SERVICE_NAMES[0]}/"
 _NOISE = os.urandom(4 * MIB)
@@ -69,6 +70,11 @@ class Upload:
 def _body(size_bytes: int, *, is_zeros: bool) -> bytes:
     body = m.CreateVersionRequestChunk.Body(data_chunk=bytes(size_bytes) if is_zeros else _NOISE[:size_bytes])
     return m.CreateVersionRequestChunk(body=body).SerializeToString()
+
+
+def follow_request(upload: Upload) -> bytes:
+    """Return the request to follow a model with the bytes of its versions, in one reply where they fit."""
+    return watch_request([upload.model_id], "", inline_max_bytes=upload.size_bytes, in_one_reply=True)
 
 
 class Kind(Enum):
@@ -134,6 +140,16 @@ class Client:
         """Return a Watch call."""
         return self._watches(request)
 
+    async def newest_inline(self, upload: Upload) -> bytes:
+        """Return the message with which a follower gets the newest version of a model and its bytes."""
+        call = self.follow(follow_request(upload))
+        while (message := await call.read()) is not grpc.aio.EOF:
+            reply = decode_reply(message)
+            if isinstance(reply, Reply) and reply.data is not None:
+                call.cancel()
+                return bytes(message)
+        raise RuntimeError("the registry sent no version with its bytes")
+
 
 @dataclass(frozen=True, slots=True)
 class SecurePort:
@@ -179,7 +195,7 @@ async def shape_like(
     """Let a floor answer as the registry does for an upload like this one; return how.
 
     Creates a version unless `infos_only`, where the listing of all versions is what counts. `with_bytes` lets each
-    watcher be sent as many bytes as the version has.
+    watcher be sent what the registry sends to a follower, in one message.
     """
     async with connected(port) as client, connected(floor_port) as floor:
         if infos_only:
@@ -188,7 +204,8 @@ async def shape_like(
             created = _text(await client.create_version(upload.messages()))
             infos = _text(await client.infos(upload.model_id, -1))
             chunks_bytes = await client.retrieve(upload.model_id)
-            shape = Shape(created, infos, chunks_bytes, upload.size_bytes if with_bytes else 0)
+            news = _text(await client.newest_inline(upload)) if with_bytes else ""
+            shape = Shape(created, infos, chunks_bytes, news)
         await floor.configure(shape)
     return shape
 

@@ -37,6 +37,10 @@ _BARRIER_CONSUMERS = 100
 _BARRIER_SECONDS = 0.2
 """Over which time the consumers of a barrier report."""
 
+_CALLS_MAX = 500
+"""How many calls are under way at most. A gRPC server that is kept from running, as by other work of the machine, ends
+calls with CANCELLED once 1,000 wait to be taken (`grpc.server.max_pending_requests`); reports come at a fixed rate."""
+
 _TIMEOUT_SECONDS = 60.0
 
 
@@ -76,11 +80,14 @@ async def reported(port: int, seconds: float, *, is_floor: bool) -> int:
             else:
                 await calls[position](request, timeout=_TIMEOUT_SECONDS)
             answered += 1
+            room.release()
 
+        room = asyncio.Semaphore(_CALLS_MAX)
         began = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             for position in range(int(seconds * _CONSUMERS)):
                 await asyncio.sleep(max(began + position / _CONSUMERS - time.perf_counter(), 0))
+                await room.acquire()
                 group.create_task(call(position % _CONNECTIONS, next(requests)))
     return answered
 

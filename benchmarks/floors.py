@@ -7,7 +7,7 @@ both, and answers as the registry does, which it is told first, with data of the
 - `RetrieveVersionData` is the *source*: it repeats one prebuilt buffer;
 - `RetrieveVersionInfos` is the *unary* call;
 - `VersionUpdate` keeps a stream open, and each end of a sink sends one message to every such stream: the reply of
-  CreateVersion, or as many bytes as a version has.
+  CreateVersion, or what the registry sent to a follower, bytes included.
 
 `python -m benchmarks.floors` runs it and says its port; the files of a certificate and its key let it use TLS.
 """
@@ -43,13 +43,13 @@ class Shape:
         created: The reply of CreateVersion, in base64; an update has the version that it has.
         infos: The reply of RetrieveVersionInfos, in base64.
         chunks_bytes: The sizes of the data in the messages of RetrieveVersionData, which are zeros.
-        news_bytes: How many zeros VersionUpdate sends for a version; 0 for the reply of CreateVersion.
+        news: What VersionUpdate sends for a version, in base64; empty for the reply of CreateVersion.
     """
 
     created: str = ""
     infos: str = ""
     chunks_bytes: list[int] = field(default_factory=list)
-    news_bytes: int = 0
+    news: str = ""
 
     def encoded(self) -> bytes:
         """Return it as a message."""
@@ -81,7 +81,7 @@ class _Floor:
     async def _configure(self, data: bytes, _context: _Context) -> bytes:
         shape = Shape(**json.loads(data))
         self._created, self._infos = b64decode(shape.created), b64decode(shape.infos)
-        self._told = build_data_chunk([bytes(shape.news_bytes)]) if shape.news_bytes else self._created
+        self._told = b64decode(shape.news) or self._created
         buffers = {size: build_data_chunk([bytes(size)]) for size in set(shape.chunks_bytes)}
         self._chunks = [buffers[size] for size in shape.chunks_bytes]
         return b""

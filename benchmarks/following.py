@@ -8,26 +8,29 @@ from typing import Any
 
 import grpc.aio
 
-from benchmarks.clients import Client, Upload, connected
+from benchmarks.clients import Client, Upload, connected, follow_request
 from benchmarks.load import meet
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.news import CaughtUp
 from cogment_model_registry.records.versions import digest_text
 from cogment_model_registry.wire import messages as m
-from cogment_model_registry.wire.watching import Bytes, decode_reply, watch_request
+from cogment_model_registry.wire.watching import Bytes, decode_reply
 
 _NEWS_SECONDS = 20.0
 """How long a follower waits for the next version at most."""
 
 
-async def followed_moments(port: int, upload: Upload, connections: int, streams: int, rounds: int) -> list[float]:
+async def followed_moments(
+    port: int, upload: Upload, connections: int, streams: int, rounds: int, *, is_floor: bool = False
+) -> list[float]:
     """Follow a model with `streams` streams over some connections; the bytes of versions come along.
+
+    `is_floor` says that a floor sends them, as what comes over VersionUpdate: the followers decode and check the same.
 
     Returns:
         For each of `rounds` versions, the moment at which the last stream had its verified bytes.
     """
     last = [0.0] * rounds
-    request = watch_request([upload.model_id], "", inline_max_bytes=upload.size_bytes, in_one_reply=True)
 
     async def follow(call: Any) -> None:
         for index in range(rounds):
@@ -36,8 +39,13 @@ async def followed_moments(port: int, upload: Upload, connections: int, streams:
 
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(port)) for _ in range(connections)]
-        calls = [clients[index % connections].follow(request) for index in range(streams)]
-        await asyncio.gather(*map(_begin, calls))
+        near = [clients[index % connections] for index in range(streams)]
+        if is_floor:
+            calls = [client.watch(upload.model_id) for client in near]
+            await asyncio.gather(*map(_read_version, calls))
+        else:
+            calls = [client.follow(follow_request(upload)) for client in near]
+            await asyncio.gather(*map(_begin, calls))
         await meet()
         await asyncio.gather(*map(follow, calls))
         for call in calls:

@@ -13,6 +13,7 @@ import pytest
 from cogment_model_registry.records.lifecycle import AliasChange, AnnotationChange
 from cogment_model_registry.server import transfers
 from cogment_model_registry.settings import MIB, Settings
+from cogment_model_registry.testing.bytes import hash_of
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import consumers as consumer_messages
 from cogment_model_registry.wire import watching as wire
@@ -301,6 +302,43 @@ async def test_a_watcher_that_takes_nothing_loses_its_call(tmp_path: Path) -> No
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the client took nothing"):
             async for _ in stuck.call:
                 pass
+
+
+async def test_a_follower_that_takes_no_more_news_loses_its_call(tmp_path: Path) -> None:
+    """It took what existed, and was then told versions that fit one message each, until its window was full."""
+    async with contextlib.AsyncExitStack() as stack:
+        server = await stack.enter_async_context(serving(tmp_path, replace(SETTINGS, retrieval_idle_seconds=1)))
+        client = await stack.enter_async_context(connected(server.port))
+        # Otherwise it would have room for some MiB.
+        taking_little = connected(server.port, further_options=[("grpc.http2.bdp_probe", 0)])
+        stuck = Follower(await stack.enter_async_context(taking_little), "m", inline=MIB, in_one_reply=True)
+        await client.create_model("m")
+        await stuck.texts(2)
+        for _ in range(10):
+            await client.publish("m", bytes(100_000))
+        await under_way(client, watchers=0)
+        with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "the client took nothing"):
+            while True:
+                await stuck.call.read()
+
+
+@pytest.mark.parametrize("in_one_reply", [False, True], ids=["apart", "in one reply"])
+async def test_news_come_with_bytes_of_any_size_for_those_who_lack_them(client: Client, in_one_reply: bool) -> None:
+    await client.create_model("m")
+    known = Random(3).randbytes(1000)
+    followers = [
+        Follower(client, "m", inline=300_000, in_one_reply=in_one_reply, known_hash=known_hash)
+        for known_hash in ("", hash_of(known))
+    ]
+    for follower in followers:
+        await follower.until_caught_up()
+    for number, data in enumerate((b"", b"1", known, bytes(200_000), bytes(400_000), b"2"), 1):
+        for follower in followers:
+            follower.data = None
+        await client.publish("m", data)
+        assert [await follower.texts(1) for follower in followers] == [[f"m {number}"]] * 2
+        sent = data if len(data) <= 300_000 else None
+        assert [follower.data for follower in followers] == [sent, None if data == known else sent]
 
 
 @pytest.mark.parametrize("in_one_reply", [False, True], ids=["apart", "in one reply"])

@@ -13,7 +13,7 @@ import heapq
 import zlib
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import ModelSummary, Version
@@ -90,19 +90,26 @@ class Watches:
             InvalidError: An id or the token is malformed.
             UnavailableError: The registry stops.
         """
+        return self.open(question).events()
+
+    def open(self, question: Question) -> "Watch":
+        """Return a watch, to be entered; it is not counted.
+
+        Raises:
+            InvalidError: An id or the token is malformed.
+        """
         self._registry.check_count("model_ids", len(question.model_ids))
         for model_id in question.model_ids:
             self._registry.check_model_id(model_id)
         token = Token.decode(question.token) if question.token else None
-        return _Watch(self, self._catalog, question).events(token)
+        return Watch(self, self._catalog, question, token)
 
     @contextlib.contextmanager
-    def watching(self, model_ids: Sequence[str]) -> Iterator[Watcher]:
-        """Return the context manager in which models are watched, all of them if none are named; it is counted."""
+    def counted(self) -> Iterator[None]:
+        """Return the context manager in which somebody counts as a watcher."""
         self._registry.watchers += 1
         try:
-            with self._catalog.watching(model_ids or None) as watcher:
-                yield watcher
+            yield
         finally:
             self._registry.watchers -= 1
 
@@ -125,21 +132,23 @@ class Watches:
         return version
 
 
-class _Watch:
-    """One watch.
+class Watch:
+    """One watch: a context manager, made by `Watches.open`. `close` ends it, too.
 
     Args:
         watches: Describes versions.
         catalog: What exists.
         question: What is watched.
+        token: Where to go on.
     """
 
     _watcher: Watcher
     _token: Token
 
-    def __init__(self, watches: Watches, catalog: Catalog, question: Question) -> None:
+    def __init__(self, watches: Watches, catalog: Catalog, question: Question, token: Token | None) -> None:
         self._watches = watches
         self._catalog = catalog
+        self._begin_at = token
         self._every = question.every
         self._accepted = question.accepted
         self._is_filtered = question.accepted != EVERYTHING
@@ -151,41 +160,90 @@ class _Watch:
         self._queue: list[tuple[int, str]] = []
         self._queued: set[str] = set()
         self._turns = 0
+        self._behind: set[str] = set()  # models of which not all that existed has been told
+        self._is_caught_up = False
+        self._resources = contextlib.ExitStack()
 
-    async def events(self, token: Token | None) -> AsyncGenerator[tuple[str, Event], None]:
+    async def __aenter__(self) -> Self:
+        self._watcher = self._resources.enter_context(self._catalog.watching([*self._model_ids] or None))
+        try:
+            await self._begin()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._resources.close()
+
+    async def _begin(self) -> None:
+        self._token = Token(self._watcher.epoch, places=self._places)
+        existing = await self._watcher.changed(wait=False)
+        if self._begin_at:
+            await self._resume(self._begin_at, existing)
+        self._enqueue([*existing, *self._places])
+        self._behind = {*self._queued}
+
+    async def events(self) -> AsyncGenerator[tuple[str, Event], None]:
         """Yield what is told; see `Watches.watch`."""
-        with self._watches.watching([*self._model_ids]) as self._watcher:
-            self._token = Token(self._watcher.epoch, places=self._places)
-            existing = await self._watcher.changed(wait=False)
-            if token:
-                await self._resume(token, existing)
-            self._enqueue([*existing, *self._places])
-            behind = {*self._queued}
-            is_caught_up = False
-            while True:
-                if not behind and not is_caught_up:
-                    is_caught_up = True
-                    self._token.sequence = max(self._token.sequence, self._watcher.sequence)
-                    yield self._token.encode(), CaughtUp()
-                self._enqueue(await self._watcher.changed(wait=not self._queue))
-                if not self._queue:
-                    continue  # what has changed may not be told
-                sequence, model_id = heapq.heappop(self._queue)
-                self._queued.discard(model_id)
-                item = await self._find(model_id)
-                if item is None or item.sequence > self._watcher.sequence:
-                    behind.discard(model_id)
-                if item is None:
-                    continue
-                if (self._is_ordered and item.sequence > sequence) or not (behind or is_caught_up):
-                    self._enqueue([model_id], item.sequence)
-                    continue
-                event = await self._tell(model_id, item)
-                if event is None or not (item.is_last and is_caught_up):
-                    self._enqueue([model_id], item.sequence)
-                if event is not None:
-                    self._token.sequence = max(self._token.sequence, item.sequence)
-                    yield self._token.encode(), event
+        with self._watches.counted():
+            async with self:
+                while True:
+                    told = await self.next()
+                    if told is not None:
+                        yield told
+
+    async def next(self, *, wait: bool = True) -> tuple[str, Event] | None:
+        """Return what is told next, and the token that resumes after it; see `Watches.watch`.
+
+        Args:
+            wait: Whether to wait until there is something; otherwise, None says that nothing is left to be told.
+
+        Raises:
+            UnavailableError: The registry stops.
+        """
+        while True:
+            if not self._behind and not self._is_caught_up:
+                self._is_caught_up = True
+                self._token.sequence = max(self._token.sequence, self._watcher.sequence)
+                return self._token.encode(), CaughtUp()
+            self._enqueue(await self._watcher.changed(wait=wait and not self._queue))
+            if not self._queue:
+                return None  # also when what has changed may not be told
+            told = await self._next_of_queue()
+            if told is not None:
+                return told
+
+    async def _next_of_queue(self) -> tuple[str, Event] | None:
+        """Return what is told of the model that is first in the queue, if it is told now."""
+        sequence, model_id = heapq.heappop(self._queue)
+        self._queued.discard(model_id)
+        item = await self._find(model_id)
+        if item is None or item.sequence > self._watcher.sequence:
+            self._behind.discard(model_id)
+        if item is None:
+            return None
+        if (self._is_ordered and item.sequence > sequence) or not (self._behind or self._is_caught_up):
+            self._enqueue([model_id], item.sequence)
+            return None
+        event = await self._tell(model_id, item)
+        if event is None or not (item.is_last and self._is_caught_up):
+            self._enqueue([model_id], item.sequence)
+        if event is None:
+            return None
+        self._token.sequence = max(self._token.sequence, item.sequence)
+        return self._token.encode(), event
+
+    def state(self) -> object:
+        """Return what all that will be told depends on: two watches of the same models with equal states tell the same.
+
+        Only of a watch of a few models: what others have told is a sequence number.
+        """
+        return self._token.epoch, tuple([(model_id, *place.parts()) for model_id, place in self._places.items()])
 
     def _enqueue(self, model_ids: Iterable[str], sequence: int = 0) -> None:
         """Queue models: in order of what comes next of each, as far as it is known; or in turn."""

@@ -67,6 +67,7 @@ class ModelLifecycleService:
     async def drained(self) -> None:
         """Wait until no call is in progress."""
         await self._handlers.drained()
+        await self._watches.drained()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """Return the handler to add to a `grpc.aio` server."""

@@ -21,7 +21,7 @@ from cogment_model_registry.registry.registry import VersionReader
 from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.byte_budget import ByteBudget
-from cogment_model_registry.system.tasks import IdleTimer
+from cogment_model_registry.system.tasks import IdleTimer, run_without_task
 
 _RECEIVE_BYTES = 8 * MIB
 """The memory for messages of uploads of one tier while they are received: four of the usual size, more than two cores
@@ -90,7 +90,8 @@ class Transfers:
         # One for each tier, so that a slow disk does not delay transient uploads.
         self._receiving = {archived: ByteBudget(_RECEIVE_BYTES) for archived in (False, True)}
         self._send_bytes = _SEND_BYTES
-        self._small_window = nullcontext(min(settings.sent_version_chunk_size, _SHARED_CHUNK_BYTES))
+        self._small_chunk_bytes = min(settings.sent_version_chunk_size, _SHARED_CHUNK_BYTES)
+        self._small_window = nullcontext(self._small_chunk_bytes)
         self._upload_idle = IdleTimer(settings.upload_idle_seconds)
         self._retrieval_idle = IdleTimer(settings.retrieval_idle_seconds)
         self.count = self.begun = 0
@@ -127,6 +128,11 @@ class Transfers:
         Small versions have the same chunks for all watchers, which share them.
         """
         return self._small_window if size_bytes <= _SHARED_CHUNK_BYTES else self._window(call, size_bytes)
+
+    @property
+    def small_chunk_bytes(self) -> int:
+        """The size of the chunks of small versions: those of versions that have no more bytes need no window."""
+        return self._small_chunk_bytes
 
     @contextmanager
     def _window(self, call: Call, size_bytes: int) -> Iterator[int]:
@@ -318,6 +324,37 @@ class Receiver(_Transfer, Generic[_Header]):
 class Teller(_Transfer):
     """Sends replies one by one. Made by `Transfers.telling`."""
 
+    def start(self, message: bytes, when_sent: Callable[[BaseException | None], None]) -> None:
+        """Begin to send a message, from any task; nothing else may be sent until it is sent.
+
+        A client that takes it for too long ends what the call's own task does in `waiting`.
+
+        Args:
+            message: The message.
+            when_sent: Called when it is sent, or with the error by which that failed.
+        """
+
+        def note(error: BaseException | None) -> None:
+            self._watch.end()
+            when_sent(error)
+
+        self._watch.begin()
+        run_without_task(self._call.write(message), note)
+
+    async def waiting(self, work: Awaitable[_T]) -> _T:
+        """Await `work` in the task of the call, while messages are sent that `start` began.
+
+        Raises:
+            TimedOutError: The client took nothing for too long.
+        """
+        try:
+            return await self._watch.bounded(work)
+        except TimeoutError:
+            raise self._timed_out() from None
+
+    def _timed_out(self) -> TimedOutError:
+        return TimedOutError(f"the client took nothing for {counted(self._idle_seconds, 'second')}")
+
     async def send(self, message: bytes) -> None:
         """Send a message.
 
@@ -327,7 +364,7 @@ class Teller(_Transfer):
         try:
             await self._watch.wait(self._call.write(message))
         except TimeoutError:
-            raise TimedOutError(f"the client took nothing for {counted(self._idle_seconds, 'second')}") from None
+            raise self._timed_out() from None
 
 
 class Sender(Teller):

@@ -1,18 +1,21 @@
 """The call Watch of ModelLifecycle: what a watcher is told, with the bytes of versions."""
 
+import dataclasses
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 
 from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.lifecycle import Version
-from cogment_model_registry.records.news import Event, Gap
+from cogment_model_registry.records.news import CaughtUp, Event, Gap
 from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.filters import parse_filter
+from cogment_model_registry.registry.places import PLACES_MAX
 from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.registry.watching import Question, Watches
 from cogment_model_registry.server.consumer_news import with_consumers
+from cogment_model_registry.server.follower_groups import Follower, FollowerGroups, Prepared
 from cogment_model_registry.server.shared_bytes import SharedBytes
 from cogment_model_registry.server.transfers import Teller, Transfers
 from cogment_model_registry.serving.calls import Call
@@ -39,26 +42,87 @@ class WatchCalls:
         self._registry = registry
         self._transfers = transfers
         self._shared = SharedBytes(registry)
+        self._groups = FollowerGroups()
         self._encoded: OrderedDict[tuple[int, str], tuple[Event, bytes]] = OrderedDict()
 
     async def watch(self, request: wire.WatchRequest, call: Call) -> None:
         """Answer a call."""
         call.about(model_ids=[*request.model_ids], mode=request.mode)
         every = wire.is_every(request)
-        accepted, may_read = parse_filter(request.filter), call.caller.may_read
-        question = Question([*request.model_ids], every, accepted, request.resume_token, may_read)
+        accepted = parse_filter(request.filter)
+        question = Question([*request.model_ids], every, accepted, request.resume_token, call.caller.may_read)
         with self._transfers.telling(call) as teller:
-            async with (
-                aclosing(self._rules.watch(question)) as events,
-                aclosing(self._told(request, events, may_read)) as told,
-            ):
-                async for token, event in told:
-                    if isinstance(event, Consumer):
-                        await teller.send(wire.with_token(wire.encode_consumer(event), token))
-                    elif isinstance(event, Version) and _has_bytes(request, event):
-                        await self._tell_with_bytes(request, event, token, teller, call)
-                    else:
-                        await teller.send(self._encode(event, token))
+            # Who is told every version cannot skip one, and what all models have told is not known for each of them.
+            if every or request.consumers or not 0 < len(question.model_ids) <= PLACES_MAX:
+                await self._watch_alone(request, question, teller, call)
+            else:
+                with self._rules.counted():
+                    await self._follow(request, question, teller, call)
+
+    async def drained(self) -> None:
+        """Wait until no task of a group of followers is left."""
+        await self._groups.drained()
+
+    async def _watch_alone(self, request: wire.WatchRequest, question: Question, teller: Teller, call: Call) -> None:
+        async with (
+            aclosing(self._rules.watch(question)) as events,
+            aclosing(self._told(request, events, question.may_read)) as told,
+        ):
+            async for token, event in told:
+                if isinstance(event, Consumer):
+                    await teller.send(wire.with_token(wire.encode_consumer(event), token))
+                else:
+                    await self._tell(request, event, token, teller, call)
+
+    async def _follow(self, request: wire.WatchRequest, question: Question, teller: Teller, call: Call) -> None:
+        """Tell a follower what exists, and then, together with those that are equally far, what is new."""
+        kind = (*question.model_ids,), request.filter, request.inline_max_bytes, request.in_one_reply
+        follower = Follower(teller, request.known_hash, question.token)
+
+        async def prepare(token: str, event: Event) -> Prepared:
+            return await self._prepare(request, event, token)
+
+        try:
+            while True:
+                async with AsyncExitStack() as stack:
+                    watch = await stack.enter_async_context(
+                        self._rules.open(dataclasses.replace(question, token=follower.token))
+                    )
+                    while (told := await watch.next(wait=False)) is not None:
+                        follower.token, event = told
+                        if not isinstance(event, CaughtUp):
+                            await self._tell(request, event, follower.token, teller, call)
+                        elif not follower.is_caught_up:  # it goes on alone for the first time
+                            follower.is_caught_up = True
+                            await self._tell(request, event, follower.token, teller, call)
+                    self._groups.join(follower, kind, watch, prepare)
+                    stack.pop_all()
+                while (step := await follower.next_step()) is not None:
+                    await self._tell(request, step.event, step.token, teller, call)
+        finally:
+            if follower.group is not None:
+                follower.group.leave(follower)
+
+    async def _prepare(self, request: wire.WatchRequest, event: Event, token: str) -> Prepared:
+        """Return the messages that followers share."""
+        plain = self._encode(event, token)
+        if not isinstance(event, Version) or not _may_have_bytes(request, event):
+            return Prepared(plain, plain)
+        chunk_bytes = self._transfers.small_chunk_bytes
+        if not request.in_one_reply or event.data_size_bytes > chunk_bytes:
+            return Prepared(plain)
+        try:
+            shared = await self._shared.get(event, chunk_bytes, plain)
+        except (DataLossError, NotFoundError):
+            shared = None  # each one finds it out by itself
+        return Prepared(plain, shared.messages[0], shared) if shared is not None else Prepared(plain)
+
+    async def _tell(self, request: wire.WatchRequest, event: Event, token: str, teller: Teller, call: Call) -> None:
+        """Send an event, with the bytes if it is a version that has them."""
+        if isinstance(event, Version) and _has_bytes(request, event):
+            await self._tell_with_bytes(request, event, token, teller, call)
+        else:
+            await teller.send(self._encode(event, token))
 
     def _told(
         self,
@@ -116,7 +180,12 @@ class WatchCalls:
 
 def _has_bytes(request: wire.WatchRequest, version: Version) -> bool:
     """Return whether the bytes of a version follow it."""
-    return version.data_size_bytes <= request.inline_max_bytes > 0 and version.data_hash != request.known_hash
+    return _may_have_bytes(request, version) and version.data_hash != request.known_hash
+
+
+def _may_have_bytes(request: wire.WatchRequest, version: Version) -> bool:
+    """Return whether the bytes of a version follow it, unless the client has them."""
+    return version.data_size_bytes <= request.inline_max_bytes > 0
 
 
 async def _stream(first: bytes, opened: VersionReader, teller: Teller, chunk_bytes: int) -> None:
