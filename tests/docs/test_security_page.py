@@ -57,7 +57,7 @@ def test_the_commands_of_the_page_work_from_top_to_bottom(tmp_path: Path) -> Non
 
 
 def test_every_block_is_run() -> None:
-    assert pages.languages(PAGE) == {"sh"}
+    assert pages.languages(PAGE) == {"sh", "text", "yaml"}  # text and yaml: an example for a cluster
     assert len(pages.blocks(PAGE, "sh")) >= 8
 
 

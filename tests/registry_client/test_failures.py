@@ -134,7 +134,8 @@ async def test_a_server_that_sheds_load_for_too_long_is_unavailable(flavour: str
         (grpc.StatusCode.INTERNAL, errors.ModelRegistryError),
         (grpc.StatusCode.UNKNOWN, errors.ModelRegistryError),
         (grpc.StatusCode.UNIMPLEMENTED, errors.WrongServerError),
-        (grpc.StatusCode.PERMISSION_DENIED, errors.ModelRegistryError),
+        (grpc.StatusCode.PERMISSION_DENIED, errors.PermissionDeniedError),
+        (grpc.StatusCode.UNAUTHENTICATED, errors.UnauthenticatedError),
     ],
 )
 async def test_a_final_error_is_not_retried(

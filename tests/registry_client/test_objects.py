@@ -56,6 +56,8 @@ def test_a_pickled_or_copied_client_is_another_one_with_the_same_arguments(
     arguments = {
         "directory_endpoint": "grpc://d:1",
         "directory_authentication_token": "secret",
+        "token": "another_secret",
+        "token_file": None,
         "tls_ca": shown.certificate,
         **shown.options,
         "timeout": 3,

@@ -143,3 +143,12 @@ def test_only_the_loss_of_a_peer_is_not_logged(
     except (ExecuteBatchError, ValueError):
         logging.getLogger("grpc._cython.cygrpc").exception("raised in core")
     assert bool(caplog.records) == is_logged
+
+
+def test_metadata_that_is_no_text_leaves_no_error_in_the_log() -> None:
+    """The proof `http2_abuse` sends such metadata, and fails where gRPC's error is in the log."""
+    try:
+        b"\xff".decode()
+    except UnicodeDecodeError:
+        shown = logging.LogRecord("grpc", logging.ERROR, "", 0, "Invalid encoding on %s", (b"\xff",), sys.exc_info())
+    assert not grpc_workarounds._is_about_the_server(shown)

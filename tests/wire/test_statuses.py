@@ -11,6 +11,8 @@ STATUSES = {
     errors.OutOfRangeError: grpc.StatusCode.OUT_OF_RANGE,
     errors.NotFoundError: grpc.StatusCode.NOT_FOUND,
     errors.PreconditionError: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnauthenticatedError: grpc.StatusCode.UNAUTHENTICATED,
+    errors.PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     errors.ConflictError: grpc.StatusCode.ABORTED,
     errors.ExistsError: grpc.StatusCode.ALREADY_EXISTS,
     errors.TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,

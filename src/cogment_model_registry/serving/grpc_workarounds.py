@@ -20,13 +20,14 @@ def install() -> None:
 
 
 def _is_about_the_server(record: logging.LogRecord) -> bool:
-    """Return whether a record of gRPC's log is about more than a peer that is gone.
+    """Return whether a record of gRPC's log is about more than what a peer has done.
 
     gRPC logs an error with a traceback when the client of a call without a stream disappears at the moment when its
-    reply is sent. No report of it is known.
+    reply is sent, and for each value of metadata that is not UTF-8, which it then takes for Latin-1. No reports of
+    these are known.
     """
     error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, grpc.aio.BaseError)
+    return not isinstance(error, grpc.aio.BaseError | UnicodeDecodeError)
 
 
 def outlive_undecodable_paths() -> None:
