@@ -24,9 +24,12 @@ set_hypothesis_home_dir(".cache/hypothesis")
 settings.register_profile("no deadline", deadline=None)  # a machine may be busy with something else
 settings.load_profile("no deadline")
 
-# A shell lets what it starts in the background ignore Ctrl-C, and the processes of the tests would inherit that.
+# A shell lets what it starts in the background ignore Ctrl-C, and nohup lets it ignore the end of a terminal; the
+# processes of the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
