@@ -10,8 +10,8 @@ from tests.frameworks import memory
 from tests.frameworks.conftest import on_slow_machines
 
 SIZE_BYTES = 256 * memory.MIB
-MESSAGES = 0.6
-"""What messages in transfer may take: at most some 100 MiB were measured, also for other sizes."""
+MESSAGES = 0.9
+"""What messages in transfer may take: some 150 MiB were measured on a busy machine. A second copy would take more."""
 
 
 @on_slow_machines

@@ -292,7 +292,13 @@ class Watch:
             if newest <= number and newest < news.last_number:
                 # One that came later is gone. Perhaps it kept the newest from being told, which must arrive.
                 number = max(newest - 1, 0)
-        return Place(news.life, number, number, lost_sequence=token.sequence, changed=token.sequence)
+            elif newest > number and model_id != token.model_id:
+                # A later one may have kept this one from being told; it is the newest again if that disappears.
+                return self._place(news, max(number - 1, 0), number, token)
+        return self._place(news, number, number, token)
+
+    def _place(self, news: News, number: int, told: int, token: Token) -> Place:
+        return Place(news.life, number, told, lost_sequence=token.sequence, changed=token.sequence)
 
     async def _find(self, model_id: str) -> _Item | None:
         """Return what comes next of a model."""
@@ -350,6 +356,8 @@ class Watch:
             return await self._tell_model(model_id)
         if item.kind == "end":
             del self._places[model_id]
+            if self._token.model_id == model_id:
+                self._token.model_id, self._token.number = "", 0  # the next life has numbers of its own
             return Gone(model_id, None, "deleted")
         if item.kind == "version":
             return await self._tell_version(model_id, place, item.last_number)
