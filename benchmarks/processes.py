@@ -144,7 +144,7 @@ def registry(archive_dir: Path, *flags: str) -> contextlib.AbstractContextManage
 
 
 def floor(*pair: str) -> contextlib.AbstractContextManager[ServerProcess]:
-    """Return a context in which a floor serves, over TLS with the files of a certificate and its key."""
+    """Return a context manager in which a floor serves, over TLS with the files of a certificate and its key."""
     return running([sys.executable, "-m", "benchmarks.floors", *pair], r"serving port=(\d+)")
 
 

@@ -74,7 +74,7 @@ def token() -> None:
     "--expires",
     type=_ExpiryType(),
     metavar="DURATION",
-    help="How long it is valid, such as 12h or 30d.  [default: for ever]",
+    help="How long it is valid, such as 12h or 30d.  [default: it does not expire]",
 )
 @click.option(
     "--certificate",

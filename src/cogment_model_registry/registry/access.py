@@ -6,6 +6,9 @@ from typing import TypeVar
 from cogment_model_registry.errors import PermissionDeniedError, UnauthenticatedError
 from cogment_model_registry.records.access import ANY, Need, Scope
 
+INVALID_TOKEN = "the token is not valid: it is unknown, was revoked, or has expired"  # noqa: S105 # a message
+"""What a caller with such a token is told; which of these it is says nothing to a stranger."""
+
 _DECISIONS_MAX = 1024
 """How many decisions are kept for a caller, which asks for the same few models all the time."""
 
@@ -121,7 +124,7 @@ class Caller:
             UnauthenticatedError: It was revoked, or has expired.
         """
         if self.is_over(now_ns):
-            raise UnauthenticatedError("the token is not valid: it is unknown, was revoked, or has expired")
+            raise UnauthenticatedError(INVALID_TOKEN)
 
 
 NOBODY = Caller("nobody", (), is_named=False)

@@ -11,7 +11,7 @@ from cachetools import LRUCache
 from cogment_model_registry.errors import ModelRegistryError, UnauthenticatedError
 from cogment_model_registry.records.access import Grant, GrantKind, Scope, identity_of
 from cogment_model_registry.records.addresses import is_loopback
-from cogment_model_registry.registry.access import Caller
+from cogment_model_registry.registry.access import INVALID_TOKEN, Caller
 from cogment_model_registry.server.issuer import Issuer, Verified
 from cogment_model_registry.server.needs import NEEDS
 from cogment_model_registry.serving.calls import Call
@@ -29,8 +29,6 @@ _ISSUED_MAX = 4096
 
 _HEADER = "authorization"
 _SCHEME = "bearer "
-
-_INVALID = "the token is not valid: it is unknown, was revoked, or has expired"
 
 _READER = Caller(
     "a caller without a token",
@@ -156,7 +154,7 @@ class Identities:
             caller = self.identify(call)
             if caller is not None:
                 return caller
-        raise UnauthenticatedError(_INVALID)
+        raise UnauthenticatedError(INVALID_TOKEN)
 
     async def _look(self) -> None:
         now = asyncio.get_running_loop().time

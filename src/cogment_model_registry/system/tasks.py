@@ -252,15 +252,11 @@ class IdleWatch:
         Raises:
             TimeoutError: It took too long, and was cancelled.
         """
-        self._waiting_since = monotonic()
+        self.begin()
         try:
-            return await work
-        except asyncio.CancelledError:
-            if self._expired and not self._task.uncancel():
-                raise TimeoutError from None
-            raise
+            return await self.bounded(work)
         finally:
-            self._waiting_since = None
+            self.end()
 
     async def bounded(self, work: Awaitable[_T]) -> _T:
         """Await `work` while waits that `begin` and `end` mark are bounded.
