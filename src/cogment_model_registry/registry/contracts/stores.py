@@ -342,6 +342,8 @@ class TransientStore(VersionStore):
         """Return the context manager in which a version is not evicted; it yields whether the store has the version.
 
         A version that is held counts in both bounds, as ever. It can be removed, and then the hold has no effect.
+        A commit that finds all others held goes beyond the bound on items, and a later one evicts what is too much; the
+        bound on bytes is never exceeded.
         """
 
     @abstractmethod
