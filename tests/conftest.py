@@ -17,6 +17,7 @@ from cogment_model_registry import ModelRegistry
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
+from tests.object_store import S3Server, object_server
 from tests.processes import ServerProcess, server_process
 from tests.waiting import PATIENCE_SECONDS
 
@@ -77,6 +78,13 @@ async def client(server: Server) -> AsyncIterator[Client]:
     """A client of `server`."""
     async with connected(server.port) as connection:
         yield connection
+
+
+@pytest.fixture(scope="session")
+def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server for all tests that need one; each uses a prefix of its own."""
+    with object_server(tmp_path_factory.mktemp("object_store")) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,9 @@ class ServerProcess:
         command += ["--port=0", "--host=127.0.0.1"]
         if service == "model_registry":
             # Rules of retention are applied when a test asks for it, and not by a timer in the middle of one.
-            command += [f"--archive_dir={archive_dir}", "--retention_seconds=0"]
+            is_in_bucket = any(flag.startswith("--archive_url=") for flag in flags)
+            place = "catalog_dir" if is_in_bucket else "archive_dir"
+            command += [f"--{place}={archive_dir}", "--retention_seconds=0"]
         command += flags
         self._process = subprocess.Popen(
             command,

@@ -25,6 +25,7 @@ never shows a path of the server; `SettingError` and `StartError` speak to the o
 
 import errno
 import json
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -178,10 +179,15 @@ class SettingError(ModelRegistryError):
     """
 
     def __init__(self, setting: str, value: str, allowed: str) -> None:
-        super().__init__(f"{setting}: {quoted(value)} is not allowed; it must be {allowed}")
+        super().__init__(f"{setting}: {quoted(_without_secrets(value))} is not allowed; it must be {allowed}")
         self.setting = setting
         self.value = value
         self.allowed = allowed
+
+
+def _without_secrets(text: str) -> str:
+    """Return a text with stars for the user of an address and for its query, which may be signed."""
+    return re.sub(r"(://[^?\s]*)\?.*", r"\1?***", re.sub(r"://[^/?#@\s]*@", "://***@", text))
 
 
 class StartError(ModelRegistryError):

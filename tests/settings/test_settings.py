@@ -10,7 +10,7 @@ import pytest
 
 from cogment_model_registry.errors import SettingError, quoted
 from cogment_model_registry.records.sizes import GIB, KIB, MIB, TIB
-from cogment_model_registry.settings import DirectorySettings, Setting, Settings, all_settings, is_local
+from cogment_model_registry.settings import DirectorySettings, Setting, Settings, all_settings, check_archive, is_local
 from cogment_model_registry.system.machine import usable_memory_bytes
 
 # What the original's documentation says: name, environment variable, default, an example and what it means.
@@ -77,6 +77,8 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "tls_client_ca": (("a", "a"), ("b", "b")),
     "tls_require_client_certificate": (("true", True), ("false", False)),
     "archive_dir": (("a", "a"), ("b", "b")),
+    "archive_url": (("s3://a/b", "s3://a/b"), ("file:///a/b/", "file:///a/b")),
+    "catalog_dir": (("a", "a"), ("b", "b")),
     "read_only": (("true", True), ("false", False)),
     "cache_max_items": (("1", 1), ("2", 2)),
     "cache_max_bytes": (("1", 1), ("2", 2)),
@@ -292,6 +294,11 @@ BAD = [
     *[("log_level", text) for text in ("", "7", "-1", "05", "5 ", "loud", "critical", "٣")],
     *[("log_format", text) for text in ("", "xml")],
     *[("archive_dir", text) for text in ("", "a\0b")],
+    *[("archive_url", text) for text in ("/a", "http://a/b", "memory:///", "s3:///a", "s3://a/../b", "s3://a//b")],
+    *[
+        ("archive_url", text)
+        for text in ("file://a/b", "file:///", "s3://a/b#c", "s3://a b/c", "s3://é/a", "s3://a/b?")
+    ],
     ("log_file", "a\0b"),
     *[("host", text) for text in ("", "a b", "a/b", "-a", "grpc://a", "a:9000", "[::1]", "**", "é")],
     # An address with a port is no address.
@@ -401,6 +408,25 @@ def test_value_that_is_not_allowed_is_refused(name: str, text: str) -> None:
 )
 def test_log_level_may_be_a_number(number: int, level: str) -> None:
     assert load("log_level", str(number)) == level
+
+
+@pytest.mark.parametrize("text", ["s3://key:secret@bucket/a", "s3://secret@bucket", "az://c/a?sig=secret"])
+def test_a_refused_address_does_not_show_its_secrets(text: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load("archive_url", text)
+    assert "secret" not in caught.value.message
+    with pytest.raises(SettingError) as caught:
+        Settings(archive_url=text)
+    assert "secret" not in caught.value.message
+
+
+def test_an_archive_is_a_directory_or_in_an_object_store() -> None:
+    check_archive(Settings(archive_dir="a"))
+    check_archive(Settings(archive_url="s3://a", catalog_dir="b"))
+    with pytest.raises(SettingError, match="unset when archive_dir is given"):
+        check_archive(Settings(archive_url="s3://a", archive_dir="b"))
+    with pytest.raises(SettingError, match="unset without archive_url"):
+        check_archive(Settings(catalog_dir="b"))
 
 
 def test_refusal_names_the_setting_its_source_its_value_and_what_is_allowed() -> None:

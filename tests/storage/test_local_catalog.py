@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cogment_model_registry.errors import DataLossError, NotFoundError, TooLargeError, UnavailableError
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
-from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo
+from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo
 from cogment_model_registry.registry.contracts import Catalog
 from cogment_model_registry.storage.catalog import requests
 from cogment_model_registry.storage.catalog.database import Database
@@ -22,7 +22,8 @@ from cogment_model_registry.storage.catalog.tables import MIGRATIONS
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.testing.archive import remove
 from cogment_model_registry.testing.bytes import describe, keep, read
-from cogment_model_registry.testing.catalog import CatalogSuite, counted, publish
+from cogment_model_registry.testing.catalog import counted, publish
+from tests.storage.local_catalog import LocalCatalogSuite
 
 
 def database_at(place: Path) -> Database:
@@ -33,7 +34,7 @@ def archive_at(place: Path) -> DirectoryArchive:
     return DirectoryArchive(str(place / "archive"), model_id_max_bytes=128)
 
 
-class TestLocalCatalog(CatalogSuite):
+class TestLocalCatalog(LocalCatalogSuite):
     @asynccontextmanager
     async def opened(self, place: Path) -> AsyncIterator[Catalog]:
         archive = archive_at(place)
@@ -43,25 +44,6 @@ class TestLocalCatalog(CatalogSuite):
         yield catalog
         await catalog.close()
         await archive.close()
-
-    async def prepare_model(self, catalog: Catalog, info: ModelInfo) -> None:
-        assert isinstance(catalog, LocalCatalog)
-        await catalog._archive.write_model(info)
-
-    async def retire_model(self, catalog: Catalog, model_id: str) -> None:
-        assert isinstance(catalog, LocalCatalog)
-        await remove(catalog._archive, model_id)
-
-    async def publish_archived(
-        self, catalog: Catalog, annotations: Annotations, request: UploadRequest | None = None
-    ) -> VersionInfo:
-        assert isinstance(catalog, LocalCatalog)
-        async with catalog.publishing(await catalog.find("m")) as slot:
-            info = describe("m", slot.number, b"data", True)
-            await slot.annotate(info, annotations, request)
-            await keep(catalog._archive, info, b"data")
-            slot.show(info)
-        return info
 
 
 @pytest.mark.parametrize("is_committed", [False, True])

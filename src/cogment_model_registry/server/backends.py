@@ -13,7 +13,7 @@ from cogment_model_registry.errors import StartError
 from cogment_model_registry.records.access import Grant
 from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
 from cogment_model_registry.server.metrics import Metrics
-from cogment_model_registry.settings import Settings
+from cogment_model_registry.settings import Settings, check_archive
 from cogment_model_registry.storage.catalog import grants
 from cogment_model_registry.storage.catalog.database import Database
 from cogment_model_registry.storage.catalog.local import LocalCatalog
@@ -23,6 +23,7 @@ from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.claim import is_held, opened_root
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
+from cogment_model_registry.storage.folder import FolderArchive
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 
 _HASH_THREADS = max(2, os.cpu_count() or 2)
@@ -74,23 +75,14 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
     """
     async with AsyncExitStack() as stack:
         hashing = stack.enter_context(ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash"))
-        archive = DirectoryArchive(
-            settings.archive_dir,
-            settings.model_id_max_bytes,
-            files,
-            metrics.observe_archive,
-            metrics.observe_sync,
-            read_only=settings.read_only,
-        )
-        stack.push_async_callback(archive.close)
-        await archive.open()
+        archive, folder = await stack.enter_async_context(_opened_archive(settings, metrics, files))
         # Some versions in an archive of the original are transient by their own metadata.
         transient = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing, elsewhere=archive)
-        folder = settings.archive_dir
         if settings.read_only:
             # SQLite writes beside what it reads, and a start adds what is missing.
-            folder = stack.enter_context(TemporaryDirectory(prefix="cogment-catalog-"))
-            await asyncio.to_thread(_copy_database, settings.archive_dir, folder)
+            copy = stack.enter_context(TemporaryDirectory(prefix="cogment-catalog-"))
+            await asyncio.to_thread(_copy_database, folder, copy)
+            folder = copy
         database = Database(os.path.join(folder, CATALOG_NAME), MIGRATIONS)
         catalog = LocalCatalog(archive, database)
         stack.push_async_callback(catalog.close)
@@ -104,12 +96,45 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
         )
 
 
-def _copy_database(archive_dir: str, folder: str) -> None:
-    """Copy the database of an archive that another server may be using, if there is one."""
-    files = Files()
+@asynccontextmanager
+async def _opened_archive(
+    settings: Settings, metrics: Metrics, files: Files | None
+) -> AsyncIterator[tuple[FolderArchive, str]]:
+    """Open the archive; a context manager with it and with the directory of its catalog."""
+    check_archive(settings)
+    if settings.archive_url:
+        try:
+            # Not loaded, nor needed, for an archive in a directory.
+            from cogment_model_registry.server.bucket_backend import opened_bucket  # noqa: PLC0415
+        except ModuleNotFoundError as error:
+            install = "pip install 'cogment-model-registry[bucket]'"
+            raise StartError(f"archive_url needs {error.name}, which is not installed: {install}") from None
+        async with opened_bucket(settings, metrics) as opened:
+            yield opened
+        return
+    archive = DirectoryArchive(
+        settings.archive_dir,
+        settings.model_id_max_bytes,
+        files,
+        metrics.observe_archive,
+        metrics.observe_sync,
+        read_only=settings.read_only,
+    )
     try:
-        with opened_root(files, archive_dir) as root:
-            database, copy = os.path.join(archive_dir, CATALOG_NAME), os.path.join(folder, CATALOG_NAME)
+        await archive.open()
+        yield archive, settings.archive_dir
+    finally:
+        await archive.close()
+
+
+def _copy_database(source: str, folder: str) -> None:
+    """Copy the database of a catalog that another server may be using, if there is one."""
+    files = Files()
+    database, copy = os.path.join(source, CATALOG_NAME), os.path.join(folder, CATALOG_NAME)
+    if not os.path.isdir(source):
+        return  # of an archive in a bucket that a server on another machine writes
+    try:
+        with opened_root(files, source) as root:
             copy_database(database, copy, lambda: is_held(files, root))
     except UnusableCatalogError as error:
         raise StartError(f"the catalog {database} is not usable: {error.message}") from None

@@ -313,7 +313,9 @@ async def serve(settings: Settings, signals: Signals) -> None:
             "serving",
             port=server.port,
             host=settings.host,
-            archive_dir=settings.archive_dir,
+            **(
+                {"archive_url": settings.archive_url} if settings.archive_url else {"archive_dir": settings.archive_dir}
+            ),
             version=__version__,
             cache_max_items=settings.cache_max_items,
             cache_max_bytes=settings.cache_max_bytes,

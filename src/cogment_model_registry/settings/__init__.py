@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         requires_client_certificate,
     )
     from cogment_model_registry.settings.directory import DirectorySettings
-    from cogment_model_registry.settings.model_registry import Settings
+    from cogment_model_registry.settings.model_registry import Settings, check_archive
 
 __all__ = [
     "ALL_INTERFACES",
@@ -43,6 +43,7 @@ __all__ = [
     "Settings",
     "TlsSettings",
     "all_settings",
+    "check_archive",
     "check_tls",
     "is_local",
     "means_all_interfaces",
@@ -56,6 +57,7 @@ _MODULES = {
     "Settings": "model_registry",
     "TlsSettings": "base",
     "all_settings": "base",
+    "check_archive": "model_registry",
     "check_tls": "base",
     "requires_client_certificate": "base",
 }

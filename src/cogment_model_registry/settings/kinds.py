@@ -5,6 +5,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from cogment_model_registry.records.addresses import (
     ENDPOINT_FORM,
@@ -221,12 +222,34 @@ def _parse_source(text: str) -> str:
 _NAME_MAX_CHARACTERS = 255
 
 
+def _parse_archive_url(text: str) -> str:
+    """Return the address of an archive in an object store, without a slash at its end."""
+    parts = urlsplit(text)
+    path = parts.path.removeprefix("/").removesuffix("/")
+    is_plain = text.isascii() and text.isprintable() and not parts.query and not parts.fragment and "?" not in text
+    # A host has no user: credentials in an address end up in logs.
+    has_place = bool(path) and not parts.netloc if parts.scheme == "file" else bool(re.fullmatch(_BUCKET, parts.netloc))
+    if parts.scheme not in _STORES or not is_plain or not has_place or "#" in text or " " in text:
+        raise ValueError(text)
+    if any(segment in ("", ".", "..") for segment in path.split("/") if path):
+        raise ValueError(text)
+    return f"{parts.scheme}://{parts.netloc}{'/' + path if path else ''}"
+
+
 def _parse_name(text: str) -> str:
     if not text.isprintable() or text != text.strip() or not 0 < len(text) <= _NAME_MAX_CHARACTERS:
         raise ValueError(text)
     return text
 
 
+_STORES = ("s3", "gs", "az", "file")
+_BUCKET = r"[A-Za-z0-9][A-Za-z0-9._-]*"
+
+ARCHIVE_URL = _text_kind(
+    "URL",
+    "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///path, without credentials or a query",
+    _parse_archive_url,
+)
 ISSUER = _text_kind("ADDRESS", "an http or https address, without a user, a query or a fragment", _parse_issuer)
 KEYS = _text_kind("SOURCE", "a path, or an http or https address without a user or a fragment", _parse_source)
 NAME = _text_kind("NAME", f"1 to {_NAME_MAX_CHARACTERS} printable characters without a space at an end", _parse_name)

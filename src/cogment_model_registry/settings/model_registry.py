@@ -4,8 +4,9 @@ Names, variables and defaults of the documented settings are those of the origin
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
+from cogment_model_registry.errors import SettingError
 from cogment_model_registry.records.sizes import GIB, KIB, MIB
 from cogment_model_registry.settings.base import (
     ServiceSettings,
@@ -21,6 +22,7 @@ from cogment_model_registry.settings.base import (
 )
 from cogment_model_registry.settings.kinds import (
     ANONYMOUS_ACCESS,
+    ARCHIVE_URL,
     AUTO,
     ENDPOINT,
     ISSUER,
@@ -59,11 +61,27 @@ class Settings(ServiceSettings):
         PATH,
         "Directory of the archived versions and of the metadata of models. The server creates it if it is missing.",
     )
+    archive_url: str = setting(
+        "",
+        _PREFIX + "ARCHIVE_URL",
+        optional(ARCHIVE_URL),
+        "Archive in an object store, in place of archive_dir: s3://bucket/prefix, gs://..., az://... or file:///path. "
+        "Credentials and endpoint come from the variables of the store, such as AWS_ACCESS_KEY_ID.",
+        "none: the archive is archive_dir",
+    )
+    catalog_dir: str = setting(
+        "",
+        _PREFIX + "CATALOG_DIR",
+        optional(PATH),
+        "Directory of the catalog of an archive in an object store: aliases, tags, metrics and tokens. "
+        "The server creates it if it is missing.",
+        "a directory for the `archive_url`, in `$XDG_STATE_HOME` or `~/.local/state`",
+    )
     read_only: bool = setting(
         False,
         _PREFIX + "READ_ONLY",
         SWITCH,
-        "Whether to serve the archive directory without writing to it, as on a read-only file system.",
+        "Whether to serve the archive without writing to it, as on a read-only file system.",
         "off",
     )
     cache_max_items: int = setting(
@@ -277,3 +295,20 @@ class Settings(ServiceSettings):
         integer(1, 2**31 - 1),
         "Largest number of concurrent connections; further ones are closed immediately.",
     )
+
+
+def check_archive(settings: Settings) -> None:
+    """Check that the settings name one archive.
+
+    Raises:
+        SettingError: They name two, or a catalog without its archive.
+    """
+    default = next(field.default for field in fields(Settings) if field.name == "archive_dir")
+    if settings.archive_url and settings.archive_dir != default:
+        raise SettingError(
+            "archive_url", settings.archive_url, "unset when archive_dir is given: an archive is one of them"
+        )
+    if settings.catalog_dir and not settings.archive_url:
+        raise SettingError(
+            "catalog_dir", settings.catalog_dir, "unset without archive_url: archive_dir has the catalog"
+        )

@@ -1,4 +1,8 @@
-"""What a catalog that lives in the files of an archive needs, below the contract: only a folder of files knows it."""
+"""What a catalog of one server needs of its archive, below the contract.
+
+A folder is what has the versions of a model: a directory of files, which people may change by hand, or one life of a
+model in a bucket.
+"""
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -12,8 +16,9 @@ class FolderStamp:
     """The state of a folder: another one whenever an entry of it comes, goes, or gets another name.
 
     Attributes:
-        inode: Its inode.
-        changed_ns: The time of its last change (ctime), which no program can set.
+        inode: Which folder it is: the inode of a directory, or a life as a number.
+        changed_ns: What is another number after a change: the time of the last one (ctime), which no program can set,
+            or in a bucket a hash of what there is.
     """
 
     inode: int
@@ -55,7 +60,7 @@ class FolderContents(ModelContents):
 
 
 class FolderArchive(Archive):
-    """An archive whose files people may add and remove by hand, and which keeps the marks of numbers.
+    """An archive that can be scanned again, since people may change its files by hand, and has the marks of numbers.
 
     The caller runs no `write_high_water_mark` of a model at the same time as `begin_removal` or another one.
     """

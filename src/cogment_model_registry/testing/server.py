@@ -19,12 +19,16 @@ async def serving(
     """Run a server on a free port of the loopback interface; a context manager.
 
     Args:
-        archive_dir: Its archive.
+        archive_dir: Its archive; the directory of its catalog where the settings have an `archive_url`.
         settings: Its other settings; when None, a memory budget of 64 MiB, no grace, no local socket, so that
             everything goes over the network, and no retention but on request.
         files: The file operations of its archive; those on real files when None.
     """
     settings = settings or Settings(cache_max_bytes=64 * MIB, grace_seconds=0, local_socket="", retention_seconds=0)
-    settings = replace(settings, port=0, host="127.0.0.1", archive_dir=str(archive_dir))
+    settings = replace(settings, port=0, host="127.0.0.1")
+    if settings.archive_url:
+        settings = replace(settings, catalog_dir=str(archive_dir))
+    else:
+        settings = replace(settings, archive_dir=str(archive_dir))
     async with running(settings, partial(open_backends, files=files)) as server:
         yield server

@@ -1,0 +1,152 @@
+"""What an archive in a bucket has in memory: its models, the records read last, and what its parts share."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from cachetools import LRUCache
+
+from cogment_model_registry.errors import DataLossError, NotFoundError, PreconditionError
+from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.versions import ModelInfo, user_data_bytes
+from cogment_model_registry.storage.bucket import layout
+from cogment_model_registry.storage.bucket.chores import Chores
+from cogment_model_registry.storage.bucket.claim import Claim
+from cogment_model_registry.storage.bucket.layout import Record
+from cogment_model_registry.storage.bucket.objects import Objects
+from cogment_model_registry.system.byte_budget import ByteBudget
+
+_HASH_THREADS = 4
+_SENDING_BYTES = 32 * 1024 * 1024
+_COLLECTED_BYTES = 64 * 1024 * 1024
+_RECORDS_BYTES = 16 * 1024 * 1024
+_RECORD_BYTES = 1000
+"""What a record takes in memory without its user_data and its parts."""
+
+
+def _record_bytes(record: Record) -> int:
+    return _RECORD_BYTES + 2 * user_data_bytes(record.info.user_data) + 36 * len(record.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class HeldModel:
+    """A model.
+
+    Attributes:
+        info: The model.
+        life: The id of its life.
+    """
+
+    info: ModelInfo
+    life: str
+
+
+class Holdings:
+    """What an archive has in memory.
+
+    Args:
+        objects: The objects of the archive.
+        claim: The claim of this process; None for an archive that is only read.
+
+    Attributes:
+        objects: The same.
+        claim: The same.
+        models: The models by id.
+        marks: The mark of the numbers of each life.
+        doubts: The lives and numbers of records that may exist or not.
+        chores: What is done later.
+        sending: The memory for what is being sent.
+        collected_bytes: How much uploads have collected.
+    """
+
+    def __init__(self, objects: Objects, claim: Claim | None) -> None:
+        self.objects = objects
+        self.claim = claim
+        self.models: dict[str, HeldModel] = {}
+        self.marks: dict[str, int] = {}
+        self.doubts: set[tuple[str, int]] = set()
+        self.chores = Chores(objects, self.require_writable)
+        self.sending = ByteBudget(_SENDING_BYTES)
+        self.collected_bytes = 0
+        self._records: LRUCache[tuple[str, int], Record] = LRUCache(_RECORDS_BYTES, _record_bytes)
+        self._executor = ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="archive")
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether uploads have collected so much that they should send what they have."""
+        return self.collected_bytes > _COLLECTED_BYTES
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of this process."""
+        return self.claim.epoch if self.claim else 0
+
+    async def require_writable(self) -> None:
+        """Check that this process may write.
+
+        Raises:
+            PreconditionError: The archive is only read.
+            UnavailableError: Another process owns the archive, or may own it.
+        """
+        if self.claim is None:
+            raise PreconditionError("the archive is open for reading only")
+        await self.claim.require()
+
+    def require_model(self, model_id: str) -> HeldModel:
+        """Return a model.
+
+        Raises:
+            NotFoundError: It does not exist.
+        """
+        model = self.models.get(model_id)
+        if model is None:
+            raise NotFoundError.model(model_id)
+        return model
+
+    def is_living(self, model_id: str, life: str) -> bool:
+        """Return whether a model exists in this life."""
+        model = self.models.get(model_id)
+        return model is not None and model.life == life
+
+    async def read_record(self, model_id: str, life: str, number: int) -> Record | None:
+        """Return the record of a version; None if it does not exist.
+
+        Raises:
+            DataLossError: It is malformed.
+            UnavailableError: The store failed.
+        """
+        record = self._records.get((life, number))
+        if record is not None or (life, number) in self.doubts:
+            return record
+        text = await self.objects.find(layout.version_name(life, number))
+        if text is None:
+            return None
+        try:
+            record = layout.parse_record(text, model_id, number)
+        except layout.BadObject as error:
+            raise DataLossError.version(model_id, number, f"its record: {error}") from None
+        if record is not None:
+            self.keep_record(life, record)
+        return record
+
+    def keep_record(self, life: str, record: Record) -> None:
+        """Keep a record that was read or created."""
+        if _record_bytes(record) <= _RECORDS_BYTES:
+            self._records[life, record.info.number] = record
+
+    def forget_record(self, life: str, number: int) -> None:
+        """Keep a record no more."""
+        self._records.pop((life, number), None)
+
+    def forget_records(self) -> None:
+        """Keep no record."""
+        self._records.clear()
+
+    def start_hash(self, digest: PayloadHash, parts: Sequence[bytes | memoryview]) -> asyncio.Future[None]:
+        """Begin to hash some bytes on a thread."""
+        return asyncio.get_running_loop().run_in_executor(self._executor, digest.update, parts)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._executor.shutdown()

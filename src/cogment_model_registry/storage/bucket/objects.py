@@ -1,0 +1,224 @@
+"""The objects of an archive, by name: what the rest of this folder asks of an object store.
+
+Objects are whole or not there. What `put` and `create` have written is seen by each later `get` and `list_names`, and
+is durable; `probe` tries this at the start. Errors are those of `translation`.
+
+A store on a local path is not durable by itself: the library renames files and syncs nothing, so this module does.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import obstore
+import structlog
+from obstore.store import LocalStore, ObjectStore
+
+from cogment_model_registry.errors import TooLargeError, UnavailableError
+from cogment_model_registry.storage.bucket.translation import ObjectMissing, reason_of, translated
+
+_log = structlog.stdlib.get_logger(__name__)
+
+_LIST_OBJECTS = 1000
+_DELETE_OBJECTS = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object of a listing.
+
+    Attributes:
+        name: Its name.
+        size_bytes: Its size.
+    """
+
+    name: str
+    size_bytes: int
+
+
+class Objects:
+    """The objects under a prefix of an object store.
+
+    Args:
+        store: The store, with the prefix.
+        url: Its address, for people.
+        observe: Called after each finished operation, with its name and the seconds that it took.
+
+    Attributes:
+        url: Its address, for people.
+        failure: Why the last write failed; empty when it succeeded.
+    """
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        url: str,
+        observe: Callable[[str, float], None] = lambda _operation, _seconds: None,
+    ) -> None:
+        self._store = store
+        self._observe = observe
+        self._root = str(store.prefix) if isinstance(store, LocalStore) else ""
+        self.url = url
+        self.failure = ""
+
+    async def get(self, name: str) -> bytes:
+        """Return an object.
+
+        Raises:
+            ObjectMissing: There is none.
+            UnavailableError: The store failed.
+        """
+        with self._operation("get"):
+            return bytes(await (await obstore.get_async(self._store, name)).bytes_async())
+
+    async def find(self, name: str) -> bytes | None:
+        """Return an object; None if there is none.
+
+        Raises:
+            UnavailableError: The store failed.
+        """
+        try:
+            return await self.get(name)
+        except ObjectMissing:
+            return None
+
+    async def get_range(self, name: str, start: int, size_bytes: int) -> memoryview:
+        """Return a part of an object; less where it ends before.
+
+        Raises:
+            ObjectMissing: There is none.
+            UnavailableError: The store failed.
+        """
+        with self._operation("get_range"):
+            return memoryview(await obstore.get_range_async(self._store, name, start=start, length=size_bytes))
+
+    async def put(self, name: str, data: bytes) -> None:
+        """Write an object, in place of another one of that name.
+
+        Raises:
+            TooLargeError: No space is left.
+            UnavailableError: The store failed: the object may be written nevertheless, even later.
+        """
+        with self._writing("put"):
+            await obstore.put_async(self._store, name, data, use_multipart=False)
+            await self._sync(name)
+
+    async def create(self, name: str, data: bytes) -> None:
+        """Write an object unless there is one of that name: of those who try at once, one succeeds.
+
+        Raises:
+            ObjectExists: There is one. It may be this one, if the store did not answer at first.
+            TooLargeError: No space is left.
+            UnavailableError: The store failed: the object may be written nevertheless, even later.
+        """
+        with self._writing("create"):
+            await obstore.put_async(self._store, name, data, mode="create", use_multipart=False)
+            await self._sync(name)
+
+    async def copy(self, source: str, name: str) -> None:
+        """Copy an object within the store, which does not send it to anyone.
+
+        Raises:
+            ObjectMissing: There is no source.
+            UnavailableError: The store failed.
+        """
+        with self._writing("copy"):
+            await obstore.copy_async(self._store, source, name)
+            await self._sync(name)
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Delete objects, of which some may be gone.
+
+        Raises:
+            UnavailableError: The store failed: some may be deleted.
+        """
+        for start in range(0, len(names), _DELETE_OBJECTS):
+            batch = names[start : start + _DELETE_OBJECTS]
+            with self._writing("delete"):
+                if self._root:
+                    await asyncio.to_thread(self._delete_files, batch)
+                else:
+                    await obstore.delete_async(self._store, batch[0] if len(batch) == 1 else batch)
+
+    async def list_names(self, prefix: str) -> AsyncIterator[list[Found]]:
+        """Yield the objects below a prefix, in no particular order, some at once.
+
+        Raises:
+            UnavailableError: The store failed.
+        """
+        with self._operation("list"):
+            stream = obstore.list(self._store, prefix, chunk_size=_LIST_OBJECTS)
+        iterator = aiter(stream)
+        while True:
+            with self._operation("list"):
+                try:
+                    chunk = await anext(iterator)
+                except StopAsyncIteration:
+                    return
+                found = [Found(each["path"], each["size"]) for each in chunk]
+            yield found
+
+    async def all_names(self, prefix: str) -> list[str]:
+        """Return the names of all objects below a prefix, ordered.
+
+        Raises:
+            UnavailableError: The store failed.
+        """
+        return sorted([found.name async for chunk in self.list_names(prefix) for found in chunk])
+
+    @contextlib.contextmanager
+    def _operation(self, operation: str) -> Iterator[None]:
+        """Return a context manager that translates errors, and observes how long it took."""
+        started = perf_counter()
+        try:
+            with translated():
+                yield
+        finally:
+            self._observe(operation, perf_counter() - started)
+
+    @contextlib.contextmanager
+    def _writing(self, operation: str) -> Iterator[None]:
+        """Return a context manager of an operation whose outcome says whether the store takes writes."""
+        try:
+            with self._operation(operation):
+                yield
+        except (TooLargeError, UnavailableError) as error:
+            if isinstance(error, UnavailableError):
+                self.failure = error.message
+            _log.warning("operation on the object store failed", operation=operation, reason=reason_of(error))
+            raise
+        self.failure = ""
+
+    async def _sync(self, name: str) -> None:
+        if self._root:
+            await asyncio.to_thread(self._sync_file, name)
+
+    def _sync_file(self, name: str) -> None:
+        """Make a file durable with the directories that lead to it; blocks."""
+        _sync_path(os.path.join(self._root, name))
+        self._sync_directories(name)
+
+    def _sync_directories(self, name: str) -> None:
+        while name:
+            name = os.path.dirname(name)
+            _sync_path(os.path.join(self._root, name))
+
+    def _delete_files(self, names: Sequence[str]) -> None:
+        """Delete files durably; blocks."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._root, name))
+        for directory in {os.path.dirname(name) for name in names}:
+            with contextlib.suppress(FileNotFoundError):
+                _sync_path(os.path.join(self._root, directory))
+
+
+def _sync_path(path: str) -> None:
+    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -1,0 +1,65 @@
+"""What the archive needs of an object store, tried at the start: the record of a version must be created once.
+
+Some stores ignore the condition of a conditional create, or keep it only while nobody else tries at the same time. Such
+a store would let a version be replaced, and two servers own one archive, so a server refuses it.
+"""
+
+import asyncio
+import secrets
+
+from cogment_model_registry.errors import ModelRegistryError, StartError
+from cogment_model_registry.storage.bucket.layout import PROBES
+from cogment_model_registry.storage.bucket.objects import Objects
+from cogment_model_registry.storage.bucket.translation import ObjectExists, ObjectMissing, reason_of
+
+_RACES = 3
+
+
+async def probe(objects: Objects) -> None:
+    """Try the store.
+
+    Raises:
+        StartError: It does not keep a promise, or does not work.
+    """
+    names = [f"{PROBES}/{secrets.token_hex(16)}" for _ in range(_RACES)]
+    try:
+        try:
+            for name in names:
+                await _race(objects, name)
+        finally:
+            await objects.delete(names)
+        if await objects.find(names[0]) is not None:
+            raise _broken(objects, "an object that was deleted is still there")
+    except (ModelRegistryError, ObjectMissing) as error:
+        if isinstance(error, StartError):
+            raise
+        raise StartError(f"archive {objects.url} cannot be used: {reason_of(error)}") from error
+
+
+async def _race(objects: Objects, name: str) -> None:
+    """Create an object twice at once, and once more."""
+    data = [secrets.token_bytes(16) for _ in range(3)]
+    created = [each for each in await asyncio.gather(*[_create(objects, name, each) for each in data[:2]]) if each]
+    if len(created) != 1:
+        raise _broken(objects, f"of two that create an object at once, {len(created)} succeed and not 1")
+    if await _create(objects, name, data[2]):
+        raise _broken(objects, "an object that exists can be created again")
+    if await objects.get(name) != created[0]:
+        raise _broken(objects, "an object is not the one that was created")
+    if name not in await objects.all_names(PROBES):
+        raise _broken(objects, "an object that was created is not listed")
+
+
+async def _create(objects: Objects, name: str, data: bytes) -> bytes:
+    try:
+        await objects.create(name, data)
+    except ObjectExists:
+        return b""
+    return data
+
+
+def _broken(objects: Objects, what: str) -> StartError:
+    return StartError(
+        f"the object store of archive {objects.url} does not keep what an archive needs: {what}; "
+        "use a store with conditional writes (If-None-Match)"
+    )

