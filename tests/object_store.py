@@ -151,7 +151,7 @@ def environment_of(endpoint: str) -> dict[str, str]:
     }
 
 
-def store_at(endpoint: str, prefix: str, retries: int = 3) -> S3Store:
+def store_at(endpoint: str, prefix: str, retries: int = 3, timeout_seconds: float = 30) -> S3Store:
     """Return what is below a prefix of the bucket of a server."""
     return S3Store(
         BUCKET,
@@ -160,8 +160,8 @@ def store_at(endpoint: str, prefix: str, retries: int = 3) -> S3Store:
         access_key_id=ACCESS_KEY_ID,
         secret_access_key=SECRET_ACCESS_KEY,
         region="us-east-1",
-        client_options={"allow_http": True, "timeout": timedelta(seconds=10)},
-        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=10)},
+        client_options={"allow_http": True, "timeout": timedelta(seconds=timeout_seconds)},
+        retry_config={"max_retries": retries, "retry_timeout": timedelta(seconds=timeout_seconds)},
     )
 
 

@@ -13,7 +13,7 @@ from cogment_model_registry.testing.archive import ArchiveSuite, remove
 from cogment_model_registry.testing.bytes import describe, keep
 from tests.object_store import S3Server
 
-LEASE_SECONDS = 2.0
+LEASE_SECONDS = 10.0
 
 
 class BucketSuite(ArchiveSuite):

@@ -1,0 +1,388 @@
+"""The archive in a bucket when the store fails: nothing is torn, and nothing acknowledged is lost."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from obstore.store import MemoryStore, ObjectStore
+
+from cogment_model_registry.errors import DataLossError, NotFoundError, StartError, UnavailableError
+from cogment_model_registry.records.sizes import MIB
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
+from cogment_model_registry.registry.contracts import Upload
+from cogment_model_registry.storage.bucket import layout
+from cogment_model_registry.storage.bucket.archive import BucketArchive
+from cogment_model_registry.storage.bucket.claim import LEASE_SECONDS, Claim
+from cogment_model_registry.storage.bucket.objects import Objects
+from cogment_model_registry.storage.bucket.probe import probe
+from cogment_model_registry.storage.bucket.translation import ObjectExists
+from cogment_model_registry.testing.archive import remove
+from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks
+from tests.object_proxy import Mode, object_proxy
+from tests.object_store import S3Server, store_at
+from tests.waiting import eventually, until
+
+UNAVAILABLE = UnavailableError("the test lets the store fail")
+
+
+class FaultyObjects(Objects):
+    """Objects of which some operations fail: before they reach the store, or when their answer is lost.
+
+    Attributes:
+        refused: Returns whether an operation on a name fails before it reaches the store.
+        unanswered: Returns whether an operation on a name is done, and fails nevertheless.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__(store, "test://bucket")
+        self.refused: Callable[[str, str], bool] = lambda _operation, _name: False
+        self.unanswered: Callable[[str, str], bool] = lambda _operation, _name: False
+
+    def fail_from(self, first: Callable[[str, str], bool], *, is_there: bool) -> None:
+        """Fail from the first operation on for which a rule holds; `is_there` says whether that one is done."""
+        is_down = False
+
+        def fails(operation: str, name: str) -> bool:
+            nonlocal is_down
+            is_down = is_down or first(operation, name)
+            return is_down
+
+        if is_there:
+            self.unanswered = fails
+            self.refused = lambda _operation, _name: is_down
+        else:
+            self.refused = fails
+
+    def recover(self) -> None:
+        """Fail no more."""
+        self.refused = self.unanswered = lambda _operation, _name: False
+
+    def _fail(self, rule: Callable[[str, str], bool], operation: str, name: str) -> None:
+        if rule(operation, name):
+            self.failure = UNAVAILABLE.message
+            raise UNAVAILABLE
+
+    async def put(self, name: str, data: bytes) -> None:
+        self._fail(self.refused, "put", name)
+        await super().put(name, data)
+        self._fail(self.unanswered, "put", name)
+
+    async def create(self, name: str, data: bytes) -> None:
+        self._fail(self.refused, "create", name)
+        await super().create(name, data)
+        self._fail(self.unanswered, "create", name)
+
+    async def get(self, name: str) -> bytes:
+        self._fail(self.refused, "get", name)
+        return await super().get(name)
+
+    async def delete(self, names: Sequence[str]) -> None:
+        for name in names:
+            self._fail(self.refused, "delete", name)
+        await super().delete(names)
+
+
+@asynccontextmanager
+async def opened(objects: Objects, lease_seconds: float = LEASE_SECONDS) -> AsyncIterator[BucketArchive]:
+    """Open an archive with the model ``m``."""
+    archive = BucketArchive(objects, lease_seconds=lease_seconds)
+    await archive.open()
+    if not await archive.scan():
+        await archive.write_model(ModelInfo("m"))
+    yield archive
+    await archive.close()
+
+
+def is_record(operation: str, name: str) -> bool:
+    return operation == "create" and name.startswith(layout.VERSIONS)
+
+
+def once(rule: Callable[[str, str], bool]) -> Callable[[str, str], bool]:
+    """Return a rule that holds for the first one for which another rule does."""
+    held: list[str] = []
+
+    def holds(operation: str, name: str) -> bool:
+        if not rule(operation, name) or held:
+            return False
+        held.append(name)
+        return True
+
+    return holds
+
+
+async def names_below(objects: Objects, *prefixes: str) -> list[str]:
+    """Return the names of the objects below some prefixes, once nothing is left to do."""
+    return [name for prefix in prefixes for name in await objects.all_names(prefix)]
+
+
+async def test_a_record_whose_confirmation_was_lost_is_a_commit() -> None:
+    objects = FaultyObjects(MemoryStore())
+    info = describe("m", 1, b"data", True)
+    async with opened(objects) as archive:
+        objects.unanswered = once(is_record)
+        await keep(archive, info, b"data")
+        assert await archive.read_version_infos("m", [1]) == [info]
+        assert await read(archive, info) == b"data"
+
+
+async def test_a_version_whose_record_did_not_get_there_never_appears() -> None:
+    objects = FaultyObjects(MemoryStore())
+    info = describe("m", 1, b"data", True)
+    async with opened(objects) as archive:
+        objects.refused = once(is_record)
+        with pytest.raises(UnavailableError):
+            await keep(archive, info, b"data")
+        assert await archive.read_version_infos("m", [1]) == [None]
+        # What the network still has comes too late.
+        [name] = await objects.all_names(layout.VERSIONS)
+        with pytest.raises(ObjectExists):
+            await objects.create(name, b"late")
+        await eventually(lambda: gone(objects, layout.DATA))
+        await keep(archive, describe("m", 2, b"data", True), b"data")
+    async with opened(objects) as archive:
+        [contents] = await archive.scan()
+        assert (list(contents.version_numbers), contents.damaged, contents.last_number) == ([2], {}, 2)
+
+
+async def gone(objects: Objects, *prefixes: str) -> bool:
+    return not await names_below(objects, *prefixes)
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_a_version_that_was_refused_in_doubt_is_gone_when_the_store_is_back(is_there: bool) -> None:
+    objects = FaultyObjects(MemoryStore())
+    info = describe("m", 1, b"data", True)
+    async with opened(objects) as archive:
+        objects.fail_from(is_record, is_there=is_there)
+        with pytest.raises(UnavailableError):
+            await keep(archive, info, b"data")
+        assert archive.failure
+        objects.recover()
+        assert await archive.read_version_infos("m", [1]) == [None]
+        await eventually(lambda: gone(objects, layout.DATA))
+        await until(lambda: not archive.failure)
+        [contents] = await archive.scan()
+        assert (list(contents.version_numbers), contents.damaged) == ([], {})
+        await keep(archive, describe("m", 2, b"data", True), b"data")
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+async def test_a_crash_in_doubt_leaves_the_version_whole_or_not_at_all(is_there: bool) -> None:
+    store = MemoryStore()
+    objects = FaultyObjects(store)
+    info = describe("m", 1, b"data", True)
+    archive = BucketArchive(objects)
+    await archive.open()
+    await archive.write_model(ModelInfo("m"))
+    objects.fail_from(is_record, is_there=is_there)
+    with pytest.raises(UnavailableError):
+        await keep(archive, info, b"data")
+    await archive.close()  # nothing of it reaches the store
+    async with opened(Objects(store, "test://bucket"), lease_seconds=0.5) as again:
+        [contents] = await again.scan()
+        assert (list(contents.version_numbers), contents.damaged) == ([1] if is_there else [], {})
+        if is_there:
+            assert await read(again, info) == b"data"
+        await again.swept()
+        assert len(await objects_of(again).all_names(layout.DATA)) == is_there
+
+
+def objects_of(archive: BucketArchive) -> Objects:
+    return archive._objects
+
+
+async def test_what_a_crash_left_is_cleared_away_and_nothing_else() -> None:
+    store = MemoryStore()
+    objects = Objects(store, "test://bucket")
+    info = describe("m", 1, b"data", True)
+    async with opened(objects) as archive:
+        await keep(archive, info, b"data")
+        life = archive._home.models["m"].life
+        # An upload that a crash interrupted, with a hint; a hint that is missing; a model of which its object is gone.
+        record = layout.Record(describe("m", 2, b"left", True), layout.new_key(0), (4,))
+        await objects.put(layout.data_name(life, record.key, 0), b"left")
+        await objects.put(layout.hint_name(life, 2, record), b"")
+        [hint] = [name for name in await objects.all_names(layout.HINTS) if "/0000000001-" in name]
+        await objects.delete([hint])
+        await archive.write_model(ModelInfo("gone"))
+        await keep(archive, describe("gone", 1, b"data", True), b"data")
+        await archive.write_high_water_mark("gone", 5)
+        await objects.delete([layout.model_name("gone")])
+        await objects.put("notes.txt", b"of someone else")
+        await objects.put(f"data/{life}/notes.txt", b"of someone else")
+    async with opened(objects) as archive:
+        assert [contents.info.model_id for contents in await archive.scan()] == ["m"]
+        await archive.swept()
+        left = await names_below(objects, "versions", "hints", "marks", "data")
+        assert len(left) == 3  # record, data, the foreign object
+        assert all(life in name for name in left)
+        assert await read(archive, info) == b"data"
+        assert await objects.get("notes.txt") == b"of someone else"
+
+
+async def test_bytes_stay_while_they_are_read_and_go_then() -> None:
+    objects = Objects(MemoryStore(), "test://bucket")
+    info = describe("m", 1, bytes(100_000), True)
+    async with opened(objects) as archive:
+        await keep(archive, info, bytes(100_000))
+        async with await archive.open_version(info) as first, await archive.open_version(info):
+            await archive.remove_version(info)
+            assert b"".join(await read_chunks(first)) == bytes(100_000)
+            assert await objects.all_names(layout.DATA)
+        await eventually(lambda: gone(objects, layout.DATA, layout.HINTS, layout.VERSIONS))
+
+
+async def test_damage_is_told_from_a_store_that_fails() -> None:
+    objects = FaultyObjects(MemoryStore())
+    infos = [describe("m", number, b"data", True) for number in (1, 2, 3)]
+    async with opened(objects) as archive:
+        for info in infos:
+            await keep(archive, info, b"data")
+        names = await objects.all_names(layout.DATA)
+        await objects.put(names[0], b"dat")
+        await objects.put(names[1], b"Data")
+        await objects.delete([names[2]])
+        for info in infos:
+            with pytest.raises(DataLossError):
+                await read(archive, info)
+        life = archive._home.models["m"].life
+        await objects.put(layout.version_name(life, 1), b"{}")
+        archive._home.forget_records()
+        objects.refused = lambda _operation, name: name.endswith("0000000002.json")
+        [damaged] = await archive.read_version_infos("m", [1])
+        assert isinstance(damaged, DataLossError)
+        with pytest.raises(UnavailableError):
+            await archive.read_version_infos("m", [2])
+
+
+class Careless(Objects):
+    """A store that creates objects that exist: always, or if someone else creates them at the same time."""
+
+    def __init__(self, *, is_always: bool) -> None:
+        super().__init__(MemoryStore(), "test://careless")
+        self._is_always = is_always
+        self._creating: set[str] = set()
+
+    async def create(self, name: str, data: bytes) -> None:
+        is_race = name in self._creating
+        self._creating.add(name)
+        await asyncio.sleep(0)
+        if self._is_always or is_race:
+            await self.put(name, data)
+        else:
+            await super().create(name, data)
+        self._creating.discard(name)
+
+
+@pytest.mark.parametrize("is_always", [False, True])
+async def test_a_store_that_does_not_keep_conditions_is_refused(is_always: bool) -> None:
+    archive = BucketArchive(Careless(is_always=is_always))
+    with pytest.raises(StartError, match="does not keep what an archive needs"):
+        await archive.open()
+    await archive.close()
+
+
+async def test_the_stores_of_the_tests_keep_conditions(object_store: S3Server, tmp_path: Path) -> None:
+    await probe(Objects(object_store.store(str(tmp_path).strip("/")), "s3://archives"))
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+async def test_a_server_that_was_frozen_writes_nothing_after_another_one_took_over() -> None:
+    store = MemoryStore()
+    clock = Clock()
+    frozen = Claim(Objects(store, "test://bucket"), lease_seconds=0.2, clock=clock)
+    await frozen.take()
+    assert frozen._task is not None
+    frozen._task.cancel()  # it gives no sign of life
+    owner = BucketArchive(Objects(store, "test://bucket"), lease_seconds=0.2)
+    await owner.open()
+    clock.seconds = 0.1
+    await frozen.require()  # by its clock it owns the archive: no time went by
+    clock.seconds = 1000.0
+    for _ in range(2):
+        with pytest.raises(UnavailableError, match="another server owns the archive now"):
+            await frozen.require()
+    assert frozen.failure
+    frozen._task = None
+    await frozen.release()
+    await owner.write_model(ModelInfo("m"))  # the release of the frozen one changes nothing
+    assert owner.failure == ""
+    await owner.close()
+
+
+async def test_of_servers_that_start_at_once_one_owns_the_archive() -> None:
+    store = MemoryStore()
+    claims = [Claim(Objects(store, "test://bucket"), lease_seconds=1.0) for _ in range(5)]
+    results = await asyncio.gather(*[claim.take() for claim in claims], return_exceptions=True)
+    assert sorted(result is None for result in results) == [False] * 4 + [True]
+    assert all(result is None or isinstance(result, StartError) for result in results)
+    for claim in claims:
+        await claim.release()
+    await claims[0].take()
+    await claims[0].release()
+
+
+@pytest.mark.parametrize("mode", [Mode.REFUSE, Mode.BUSY, Mode.STALL, Mode.LOSE_REPLIES, Mode.CUT])
+async def test_a_store_over_a_broken_network_is_never_torn(object_store: S3Server, tmp_path: Path, mode: Mode) -> None:
+    prefix = str(tmp_path).strip("/")
+    large = bytes(range(256)) * (20 * MIB // 256)
+    kept = describe("m", 1, large, True)
+    async with object_proxy(object_store.port) as proxy:
+        store = store_at(proxy.endpoint, prefix, retries=1, timeout_seconds=2)
+        archive = BucketArchive(Objects(store, "s3://archives"), lease_seconds=5.0)
+        await archive.open()
+        await archive.scan()
+        await archive.write_model(ModelInfo("m"))
+        await keep(archive, kept, large)
+        info = describe("m", 2, large, True)
+        async with await archive.open_upload("m", len(large)) as upload:
+            await upload.write(memoryview(large)[: 10 * MIB])
+            await proxy.set_mode(mode)
+            with pytest.raises(UnavailableError):
+                await end(upload, memoryview(large)[10 * MIB :], info)
+        if mode is not Mode.CUT:  # which lets small requests through
+            with pytest.raises(UnavailableError):
+                await archive.write_model(ModelInfo("other"))
+            with pytest.raises(UnavailableError):
+                await read(archive, kept)
+            await until(lambda: archive.failure)
+        await proxy.set_mode(Mode.PASS)
+        await until(lambda: not archive.failure)
+        assert await read(archive, kept) == large
+        assert await archive.read_version_infos("m", [1, 2]) == [kept, None]
+        next_one = describe("m", 3, b"next", True)
+        await keep(archive, next_one, b"next")
+        await archive.close()
+    again = BucketArchive(Objects(object_store.store(prefix), "s3://archives"), lease_seconds=5.0)
+    await again.open()
+    [contents] = [each for each in await again.scan() if each.info.model_id == "m"]
+    assert (list(contents.version_numbers), contents.damaged) == ([1, 3], {})
+    assert await read(again, next_one) == b"next"
+    await again.swept()
+    await eventually(lambda: only_data_of(again, 4))
+    await remove(again, "m")
+    with pytest.raises(NotFoundError):
+        await again.open_version(kept)
+    await again.close()
+
+
+async def end(upload: Upload, rest: memoryview, info: VersionInfo) -> None:
+    await upload.write(rest)
+    await upload.finish()
+    await upload.commit(info)
+
+
+async def only_data_of(archive: BucketArchive, parts: int) -> bool:
+    """Return whether there is no data but that of versions: three parts of one, and one of another."""
+    return len(await archive._objects.all_names(layout.DATA)) == parts
