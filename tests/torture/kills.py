@@ -10,8 +10,8 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -422,11 +422,34 @@ async def write_until_killed(server: ServerProcess, world: World) -> None:
     world.figures.count("kills")
 
 
-def kill_a_start(archive: Path, seconds: float) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where the archive of the servers is.
+
+    Attributes:
+        folder: The archive directory; the directory of the catalog of an archive in an object store.
+        check: Checks what the archive has against what is known.
+        flags: More flags of the servers.
+        environment: More variables of the servers.
+    """
+
+    folder: Path
+    check: Callable[[World], Awaitable[None]]
+    flags: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def server(self, *flags: str) -> AbstractContextManager[ServerProcess]:
+        """Return a context manager with a server."""
+        return server_process(self.folder, *self.flags, *flags, environment=dict(self.environment))
+
+
+def kill_a_start(place: Place, seconds: float) -> None:
     """Start a server, and kill it after a time that may not be enough for it to serve."""
     command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
-    command += ["--host=127.0.0.1", f"--archive_dir={archive}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=clean_environment()) as process:
+    flag = "catalog_dir" if place.flags else "archive_dir"
+    command += ["--host=127.0.0.1", f"--{flag}={place.folder}", *place.flags]
+    environment = {**clean_environment(), **place.environment}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment) as process:
         try:
             process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -436,7 +459,7 @@ def kill_a_start(archive: Path, seconds: float) -> None:
 # Comparing.
 
 
-async def check(client: Client, world: World, archive: Path, *, all_bytes: bool) -> None:
+async def check(client: Client, world: World, place: Place, *, all_bytes: bool) -> None:
     """Hold what the server has against what was sent and acknowledged."""
     await check_models(client, world)
     for model in world.models.values():
@@ -445,7 +468,7 @@ async def check(client: Client, world: World, archive: Path, *, all_bytes: bool)
         await together(*[check_bytes(client, model, part) for part in parts_to_read(model, all_bytes)])
         world.figures.count("versions read back", len(model.known if all_bytes else model.unread))
         model.unread.clear()
-    check_files(archive, world)
+    await place.check(world)
     for model in world.models.values():
         model.settled = model.highest
     shared = [model_id for model_id in world.models if model_id.startswith("shared-")]
@@ -575,29 +598,34 @@ def check_file(path: Path, model: Model, figures: Figures) -> None:
 # The proof.
 
 
-async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    archive = place / "archive"
+async def kill_servers(place: Place, rounds: int, random: Random, figures: Figures) -> None:
+    """Kill a server so many times, on one archive, and compare what it has with what was acknowledged."""
     world = World(random, figures)
     start_seconds = 1.0
     for number in range(rounds):
         with in_round(number):
             if random.random() < 0.25:
-                kill_a_start(archive, random.uniform(0.3, 1.1) * start_seconds)
+                kill_a_start(place, random.uniform(0.3, 1.1) * start_seconds)
                 figures.count("kills during a start")
             began = time.perf_counter()
-            with server_process(archive, *FLAGS) as server:
+            with place.server(*FLAGS) as server:
                 start_seconds = time.perf_counter() - began
                 async with connected(server.port) as client:
-                    await check(client, world, archive, all_bytes=False)
+                    await check(client, world, place, all_bytes=False)
                 await write_until_killed(server, world)
-    with in_round(rounds), server_process(archive) as server:
+    with in_round(rounds), place.server() as server:
         async with connected(server.port) as client:
-            await check(client, world, archive, all_bytes=True)
+            await check(client, world, place, all_bytes=True)
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
     """Kill a server so many times, on one archive."""
-    asyncio.run(_attempt(place, rounds, random, figures))
+    archive = place / "archive"
+
+    async def check_archive(world: World) -> None:
+        check_files(archive, world)
+
+    asyncio.run(kill_servers(Place(archive, check_archive), rounds, random, figures))
 
 
 PROOF = Proof(

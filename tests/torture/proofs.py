@@ -2,6 +2,7 @@
 
 from tests.torture import (
     aliases,
+    bucket_kills,
     catalog_failing_io,
     catalog_power_cut,
     containment,
@@ -31,6 +32,7 @@ from tests.torture.proof import Proof
 
 PROOFS: list[Proof] = [
     kills.PROOF,
+    bucket_kills.PROOF,
     lost_replies.PROOF,
     cut_downloads.PROOF,
     power_cut.PROOF,
