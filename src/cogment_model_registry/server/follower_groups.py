@@ -5,10 +5,11 @@ that ask the same and were told the same. A group has one watch; each of its *st
 once, and the leader of the group, a task, begins to send it to each follower that is not sending. The tasks of the
 calls sleep in the meantime: waking a thousand of them for each version cost more than the messages.
 
-The leader waits for no follower. Of one that is still sending, and of a version that does not fit one message, the
-follower's own task takes care: it sends the newest step as soon as it can, however many were skipped, if they were
-versions of the same model. Otherwise the follower leaves the group, and goes on alone from the last token that it was
-told, as after a reconnect. So a slow follower keeps nothing but its message and its token.
+The leader waits for no follower. Of one that is still sending, or whose caller has used up its bytes, and of a version
+that does not fit one message, the follower's own task takes care: it sends the newest step as soon as it can, however
+many were skipped, if they were versions of the same model. Otherwise the follower leaves the group, and goes on alone
+from the last token that it was told, as after a reconnect. So a slow follower keeps nothing but its message and its
+token.
 """
 
 import asyncio
@@ -128,6 +129,9 @@ class Follower:
                     group.leave(self)
                     return None
                 if self.position < group.last.position:
+                    if self.teller.is_slowed:
+                        await self.teller.paced()
+                        continue  # there may be a newer one
                     self._note_told(group.last)
                     return group.last
             self._woken = asyncio.get_running_loop().create_future()
@@ -139,7 +143,7 @@ class Follower:
         """Begin to send a step, or let the follower's own task send it as soon as it can."""
         message = prepared.plain
         if prepared.whole is not prepared.plain and self._wants_bytes(step.event):
-            if prepared.whole is None:
+            if prepared.whole is None or self.teller.is_slowed:
                 self.call()
                 return
             message = prepared.whole
