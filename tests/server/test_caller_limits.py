@@ -38,7 +38,7 @@ class Scene:
     def call(self, who: Caller | str, *, is_upload: bool = False) -> CallShare:
         """Begin a call of somebody with a name, or of a host."""
         caller, peer = (who, "ipv4:10.0.0.1:1") if isinstance(who, Caller) else (ANYBODY, who)
-        share = self.limits.enter(caller, peer)
+        share = self.limits.enter(caller, lambda: peer)
         try:
             share.begin(is_upload=is_upload)
         except BaseException:
@@ -56,6 +56,11 @@ class Scene:
             except LimitedError:
                 pass
         return count
+
+
+def never() -> str:
+    """Be not asked for the host of a caller with a name."""
+    raise AssertionError
 
 
 def named(name: str) -> Caller:
@@ -101,10 +106,10 @@ def test_whatever_a_transport_calls_a_peer_is_some_host(peer: str) -> None:
 def test_a_name_counts_wherever_its_calls_come_from_and_a_host_only_for_those_without() -> None:
     scene = Scene(calls_per_second=5)  # and so a burst of 10
     trainer = named("trainer")
-    for number in range(10):
-        scene.limits.enter(trainer, f"ipv4:10.0.0.{number}:1").begin()
+    for _ in range(10):
+        scene.limits.enter(trainer, never).begin()
     with pytest.raises(LimitedError):
-        scene.limits.enter(trainer, "ipv4:10.0.9.9:1").begin()
+        scene.limits.enter(trainer, never).begin()
     assert scene.accepted(["ipv4:10.0.0.1:1"] * 20) == 10
 
 
@@ -122,11 +127,11 @@ def test_a_caller_that_tries_all_the_time_gets_a_burst_and_its_rate(rate: float,
     scene = Scene(calls_per_second=rate)
     burst = max(2 * rate, 1)
     accepted = scene.accepted(["ipv4:10.0.0.1:1"] * math.ceil(burst + 1))
-    assert accepted == math.floor(burst)
+    assert math.floor(burst) <= accepted <= burst + 1e-6 * rate
     for pause in pauses:
         scene.clock.now += pause
         accepted += scene.accepted(["ipv4:10.0.0.1:1"] * math.ceil(min(pause * rate, burst) + 1))
-    assert accepted <= burst + rate * sum(pauses) + 1e-6
+    assert accepted <= burst + rate * (sum(pauses) + 1e-5)
 
 
 def test_one_caller_over_its_limit_takes_nothing_from_another() -> None:
@@ -259,13 +264,14 @@ async def test_the_streams_of_a_caller_share_its_bytes_and_take_turns(sleeps: li
 async def test_what_a_stream_reserved_and_did_not_move_is_given_back(sleeps: list[float]) -> None:
     scene = Scene(bytes_per_second=MIB)
     caller = named("trainer")
-    for end in (lambda share: share.charge(0), lambda _: None):
-        share = scene.call(caller)
-        await share.paced(100 * MIB)
-        assert share.is_slowed
-        end(share)
-        share.leave()
-        assert not scene.call(caller).is_slowed
+    share = scene.call(caller)
+    await share.paced(BURST_BYTES + 3 * MIB)
+    assert share.is_slowed
+    share.charge(BURST_BYTES + MIB)
+    share.leave()
+    assert scene.call(caller).is_slowed
+    scene.clock.now += 1.0
+    assert not scene.call(caller).is_slowed
     assert not sleeps
 
 
@@ -329,13 +335,14 @@ def test_a_caller_is_not_dropped_before_its_bucket_is_full() -> None:
 def test_refused_logins_use_up_the_calls_of_their_host_and_no_others() -> None:
     scene = Scene(calls_per_second=5)
     for _ in range(10):
-        scene.limits.check_logins("ipv4:10.0.0.1:1")
+        assert not scene.limits.has_no_logins(lambda: "ipv4:10.0.0.1:1")
         scene.limits.count_refused_login("ipv4:10.0.0.1:1", 100)
-    with pytest.raises(LimitedError, match="too many calls with tokens that are not valid") as caught:
-        scene.limits.check_logins("ipv4:10.0.0.1:2")
-    scene.limits.check_logins("ipv4:10.0.0.2:1")
+    assert scene.limits.has_no_logins(lambda: "ipv4:10.0.0.1:2")
+    assert not scene.limits.has_no_logins(lambda: "ipv4:10.0.0.2:1")
+    refusal = scene.limits.login_refusal("ipv4:10.0.0.1:2")
+    assert "too many calls with tokens that are not valid" in refusal.message
     assert scene.accepted(["ipv4:10.0.0.1:3"]) == 0
     assert scene.accepted([named("trainer")] * 10) == 10  # at the same host
     scene.limits.count_refused_login("ipv4:10.0.0.1:1", 100)  # makes it no worse
-    scene.clock.now += caught.value.retry_after_seconds
-    scene.limits.check_logins("ipv4:10.0.0.1:1")
+    scene.clock.now += refusal.retry_after_seconds
+    assert not scene.limits.has_no_logins(lambda: "ipv4:10.0.0.1:1")

@@ -25,7 +25,7 @@ from time import monotonic
 import structlog
 
 from cogment_model_registry.errors import LimitedError, counted
-from cogment_model_registry.records.sizes import MIB
+from cogment_model_registry.records.sizes import KIB, MIB
 from cogment_model_registry.registry.access import Caller
 from cogment_model_registry.serving.token_buckets import TokenBucket
 
@@ -41,6 +41,9 @@ _UPLOAD_RETRY_SECONDS = 1.0
 """When to try again while too many uploads are under way: nobody knows when the next one ends."""
 
 _PAUSE_MIN_SECONDS = 0.001
+
+_OWED_MAX_BYTES = 64 * KIB
+"""What a call may have moved without having paid for it."""
 
 _CALLERS_MAX = 16_384
 """How many callers of each kind are kept: with a few hundred bytes each, some MiB."""
@@ -120,12 +123,13 @@ class _Table:
         """Return what is known of a caller; None for nothing."""
         return self._allowances.get(key)
 
-    def of(self, key: str, label: str, now: float) -> _Allowance:
+    def of(self, key: str, label: Callable[[], str], clock: Callable[[], float]) -> _Allowance:
         """Return what a caller may do; it is the most recent one now."""
         allowance = self._allowances.get(key)
         if allowance is None:
+            now = clock()
             self._sweep(now)
-            allowance = self._allowances[key] = _Allowance(label, self._rates, now)
+            allowance = self._allowances[key] = _Allowance(label(), self._rates, now)
         else:
             self._allowances.move_to_end(key)
         return allowance
@@ -165,6 +169,7 @@ class CallerLimits:
         self.slowed_seconds = 0.0
         self.rates = rates
         self.clock = clock or monotonic
+        self._guarded_until = float("-inf")
         self._named = _Table(rates, callers_max)
         self._hosts = _Table(rates, callers_max)
 
@@ -173,36 +178,40 @@ class CallerLimits:
         """How many callers are kept."""
         return len(self._named) + len(self._hosts)
 
-    def enter(self, caller: Caller, peer: str) -> "CallShare":
+    def enter(self, caller: Caller, peer: Callable[[], str]) -> "CallShare":
         """Return the share of a call in what its caller may do; it must `leave`.
 
         Args:
             caller: Who makes the call.
-            peer: Its address, in gRPC's words, such as ``ipv4:127.0.0.1:4711``.
+            peer: Returns its address, in gRPC's words, such as ``ipv4:127.0.0.1:4711``.
         """
-        now = self.clock()
         if caller.is_named:
-            return CallShare(self, self._named.of(caller.identity, caller.name, now))
-        return CallShare(self, self._of_host(peer, now))
+            return CallShare(self, self._named.of(caller.identity, lambda: caller.name, self.clock))
+        return CallShare(self, self._of_host(peer()))
 
-    def _of_host(self, peer: str, now: float) -> _Allowance:
+    def _of_host(self, peer: str) -> _Allowance:
         host = host_of(peer)
-        return self._hosts.of(host, f"callers without a name at {host}", now)
+        return self._hosts.of(host, lambda: f"callers without a name at {host}", self.clock)
 
     # Logins.
 
-    def check_logins(self, peer: str) -> None:
-        """Refuse a call with an unknown token, which would have to be checked, where too many were refused.
+    def has_no_logins(self, peer: Callable[[], str]) -> bool:
+        """Return whether so many tokens from a host were refused that unknown ones are not even checked.
 
-        Raises:
-            LimitedError: There were too many.
+        Args:
+            peer: Returns the address of one that calls.
         """
-        allowance = self._hosts.get(host_of(peer))
-        if allowance is None or allowance.calls is None:
-            return
-        seconds = allowance.calls.seconds_until(1.0, self.clock())
-        if seconds > 0:
-            raise self.refusal(allowance, "logins", seconds, "too many calls with tokens that are not valid")
+        now = self.clock()
+        if now >= self._guarded_until:
+            return False
+        allowance = self._hosts.get(host_of(peer()))
+        return allowance is not None and allowance.calls is not None and allowance.calls.level(now) < 1.0
+
+    def login_refusal(self, peer: str) -> LimitedError:
+        """Return the error for a call with an unknown token from such a host."""
+        allowance = self._of_host(peer)
+        seconds = allowance.calls.seconds_until(1.0, self.clock()) if allowance.calls is not None else 0.0
+        return self.refusal(allowance, "logins", seconds, "too many calls with tokens that are not valid")
 
     def count_refused_login(self, peer: str, size_bytes: int) -> None:
         """Count a call with a token that is not valid for the host that made it.
@@ -211,10 +220,11 @@ class CallerLimits:
             peer: Its address.
             size_bytes: The bytes of its messages.
         """
-        now = self.clock()
-        allowance = self._of_host(peer, now)
-        if allowance.calls is not None and allowance.calls.level(now) >= 1.0:
-            allowance.calls.take(1.0, now)
+        now, allowance = self.clock(), self._of_host(peer)
+        if allowance.calls is not None:
+            allowance.calls.take_one(now)
+            # By then the host has a call again, if it made no other ones.
+            self._guarded_until = now + 1.0 / allowance.calls.rate
         if allowance.bytes is not None:
             allowance.bytes.take(size_bytes, now)
 
@@ -246,21 +256,21 @@ class CallShare:
         allowance: What the caller may do.
     """
 
-    __slots__ = ("_allowance", "_is_upload", "_limits", "_reserved_bytes")
+    __slots__ = ("_allowance", "_is_upload", "_limits", "_owed_bytes")
 
     def __init__(self, limits: CallerLimits, allowance: _Allowance) -> None:
         self._limits = limits
         self._allowance = allowance
         self._is_upload = False
-        self._reserved_bytes = 0
+        self._owed_bytes = 0  # what was moved and is not paid yet; negative for what was reserved and not moved
         allowance.users += 1
 
     def leave(self) -> None:
         """End it."""
-        if self._reserved_bytes:
-            self.charge(0)
+        self._settle()
         self._allowance.users -= 1
-        self._allowance.uploads -= self._is_upload
+        if self._is_upload:
+            self._allowance.uploads -= 1
 
     def begin(self, *, is_upload: bool = False) -> None:
         """Count the call.
@@ -271,28 +281,35 @@ class CallShare:
         Raises:
             LimitedError: The caller is over a limit.
         """
-        limits, allowance, now = self._limits, self._allowance, self._limits.clock()
-        moved, calls, rates = allowance.bytes, allowance.calls, self._limits.rates
-        if moved is not None and (seconds := moved.seconds_until(-moved.capacity, now)) > 0:
-            text = f"over the limit of {rates.bytes_per_second} bytes per second"
-            raise limits.refusal(allowance, "bytes", seconds, text)
-        if is_upload and 0 < rates.uploads_max <= allowance.uploads:
+        limits, allowance = self._limits, self._allowance
+        now, moved, calls = limits.clock(), allowance.bytes, allowance.calls
+        if moved is not None and moved.level(now) < -moved.capacity:
+            raise self._over_bytes(moved, moved.seconds_until(-moved.capacity, now))
+        if is_upload and 0 < limits.rates.uploads_max <= allowance.uploads:
             text = f"{counted(allowance.uploads, 'upload')} under way already, which is the limit"
             raise limits.refusal(allowance, "uploads", _UPLOAD_RETRY_SECONDS, text)
-        if calls is not None:
-            if (seconds := calls.seconds_until(1.0, now)) > 0:
-                text = f"over the limit of {counted(rates.calls_per_second, 'call')} per second"
-                raise limits.refusal(allowance, "calls", seconds, text)
-            calls.take(1.0, now)
+        if calls is not None and not calls.take_one(now):
+            text = f"over the limit of {counted(limits.rates.calls_per_second, 'call')} per second"
+            raise limits.refusal(allowance, "calls", calls.seconds_until(1.0, now), text)
         if is_upload:
             self._is_upload = True
             allowance.uploads += 1
 
+    def _over_bytes(self, moved: TokenBucket, seconds: float) -> LimitedError:
+        text = f"over the limit of {moved.rate:.0f} bytes per second"
+        return self._limits.refusal(self._allowance, "bytes", seconds, text)
+
     def charge(self, size_bytes: int) -> None:
-        """Count the bytes of a message, for which `paced` may have reserved some."""
-        if self._allowance.bytes is not None:
-            reserved_bytes, self._reserved_bytes = self._reserved_bytes, 0
-            self._allowance.bytes.take(size_bytes - reserved_bytes, self._limits.clock())
+        """Count the bytes of a message, for which `paced` may have reserved some; small ones are paid together."""
+        self._owed_bytes += size_bytes
+        if self._owed_bytes >= _OWED_MAX_BYTES:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Pay what was moved, or get back what was reserved and not moved."""
+        owed_bytes, self._owed_bytes = self._owed_bytes, 0
+        if owed_bytes and self._allowance.bytes is not None:
+            self._allowance.bytes.take(owed_bytes, self._limits.clock())
 
     def has_room(self, size_bytes: int) -> bool:
         """Return whether bytes that cannot be slowed down may come at once, in addition to what is counted."""
@@ -314,22 +331,23 @@ class CallShare:
         moved = self._allowance.bytes
         if moved is None:
             return
-        clock = self._limits.clock
-        if self.is_slowed:
-            began = clock()
-            try:
-                async with self._allowance.line:
-                    while (seconds := moved.seconds_until(0.0, clock())) > 0:  # noqa: ASYNC110 # time is the event
-                        await asyncio.sleep(max(seconds, _PAUSE_MIN_SECONDS))
-                    self._reserve(moved, size_bytes)
-            finally:
-                self._limits.slowed_seconds += clock() - began
-        else:
+        self._settle()
+        if not self.is_slowed:
             self._reserve(moved, size_bytes)
+            return
+        clock = self._limits.clock
+        began = clock()
+        try:
+            async with self._allowance.line:
+                while (seconds := moved.seconds_until(0.0, clock())) > 0:  # noqa: ASYNC110 # time is the event
+                    await asyncio.sleep(max(seconds, _PAUSE_MIN_SECONDS))
+                self._reserve(moved, size_bytes)
+        finally:
+            self._limits.slowed_seconds += clock() - began
 
     def _reserve(self, moved: TokenBucket, size_bytes: int) -> None:
         moved.take(size_bytes, self._limits.clock())
-        self._reserved_bytes += size_bytes
+        self._owed_bytes -= size_bytes
 
 
 def _shown(seconds: float) -> float:

@@ -140,24 +140,19 @@ class Call:
             UnauthenticatedError: They have to say who they are, and have not.
             LimitedError: They have not too often.
         """
-        if self.limits is not None:
-            await self._identify_within(self.limits)
-        elif self.guard is not None:
-            self.caller = self.guard.identify(self) or await self.guard.look_up(self)
-
-    async def _identify_within(self, limits: CallerLimits) -> None:
-        """Find out who makes the call; a token that is not valid counts for the host that sent it."""
-        peer = self.context.peer()
+        limits = self.limits
         if self.guard is not None:
             try:
-                if not self.guard.is_known(self):
-                    limits.check_logins(peer)
+                if limits is not None and limits.has_no_logins(self.context.peer) and not self.guard.is_known(self):
+                    raise limits.login_refusal(self.context.peer())
                 self.caller = self.guard.identify(self) or await self.guard.look_up(self)
             except UnauthenticatedError:
-                limits.count_refused_login(peer, self.received_bytes)
+                if limits is not None:
+                    limits.count_refused_login(self.context.peer(), self.received_bytes)
                 raise
-        self.share = limits.enter(self.caller, peer)
-        self.share.charge(self.received_bytes)
+        if limits is not None:
+            self.share = limits.enter(self.caller, self.context.peer)
+            self.share.charge(self.received_bytes)
 
     def begin(self, *, is_upload: bool = False) -> None:
         """Count the call for its caller. Every call passes here before anything of it is decoded or answered.
@@ -207,8 +202,6 @@ class Call:
         """
         message = await self.context.read()
         if not isinstance(message, bytes):
-            if self.share is not None:
-                self.share.charge(0)  # what was reserved for it
             return None
         self.received_bytes += len(message)
         self.received_messages += 1

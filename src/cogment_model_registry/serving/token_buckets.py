@@ -39,6 +39,14 @@ class TokenBucket:
         """Take an amount, whether it is there or not; a negative one is given back."""
         self._level = min(self.level(now) - amount, self.capacity)
 
+    def take_one(self, now: float) -> bool:
+        """Take 1 if it is there; return whether it was."""
+        level = self.level(now)
+        if level < 1.0 and self.seconds_until(1.0, now) > 0:
+            return False
+        self._level = level - 1.0
+        return True
+
     def seconds_until(self, level: float, now: float) -> float:
         """Return how long it takes until it has a level, if nothing is taken in the meantime; 0 if it has."""
         seconds = (level - self.level(now)) / self.rate
