@@ -150,7 +150,9 @@ class Identities:
     def is_known(self, call: Call) -> bool:
         """Return whether `identify` has nothing to check that takes time: there is no token, or a known one."""
         authorization = _authorization(call)
-        return authorization is None or self._key(authorization) in self._known
+        if authorization is None or self._key(authorization) in self._known:
+            return True
+        return identity_of(_token(authorization)) in self._callers["token"]
 
     def _key(self, authorization: str) -> bytes:
         """Return what a caller is known by; the tokens themselves are not kept.
