@@ -150,12 +150,10 @@ class _Authorized:
         self._credentials = credentials
 
     def __call__(self, *args: Any, metadata: Any = None, **named: Any) -> Any:
-        return self._method(*args, metadata=self._with_token(metadata), **named)
+        own = self._credentials.metadata()
+        return self._method(*args, metadata=(*metadata, *own) if metadata else own, **named)
 
     def future(self, *args: Any, metadata: Any = None, **named: Any) -> Any:
         """Begin a call of the blocking flavour."""
-        return self._method.future(*args, metadata=self._with_token(metadata), **named)
-
-    def _with_token(self, metadata: Any) -> Any:
         own = self._credentials.metadata()
-        return (*metadata, *own) if metadata else own or None
+        return self._method.future(*args, metadata=(*metadata, *own) if metadata else own, **named)
