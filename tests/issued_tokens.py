@@ -161,7 +161,7 @@ def mutated(token: str, chance: Random, alphabet: Sequence[str]) -> str:
     """Return a token with some characters changed, removed, added or moved."""
     letters = list(token)
     for _ in range(chance.randint(1, 4)):
-        place = chance.randrange(len(letters))
+        place = chance.randrange(len(letters) or 1)
         letters[place : place + chance.randint(0, 2)] = chance.choices(alphabet, k=chance.randint(0, 2))
     if chance.random() < 0.2:
         parts = "".join(letters).split(".")

@@ -118,7 +118,7 @@ def some_name(random: Random, pattern: str) -> str:
     )
     if random.random() < 0.4:
         place = random.randint(0, len(name))
-        name = name[:place] + random.choice("ab-") + name[place + random.randint(0, 1) :]
+        name = name[:place] + random.choice(("a", "b", "-", "", "")) + name[place + random.randint(0, 1) :]
     return name or "a"
 
 
