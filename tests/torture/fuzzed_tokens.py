@@ -615,6 +615,6 @@ PROOF_SCOPES = Proof(
     attempt=read_scopes,
     unit="texts",
     short=3_000,
-    long=1_000_000,
-    batch=100_000,
+    long=100_000,
+    batch=20_000,
 )
