@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
@@ -98,6 +99,15 @@ class Metrics:
     def watch_limits(self, limits: CallerLimits) -> None:
         """Ask what the limits per caller have refused at each scrape."""
         self.registry.register(LimitMetrics(_NAMESPACE, limits))
+
+    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Ask at each scrape when the certificate of the server expires, in seconds since the Unix epoch."""
+        Gauge(
+            "certificate_expires_timestamp_seconds",
+            "When the certificate of the server expires, in seconds since the Unix epoch.",
+            namespace=_NAMESPACE,
+            registry=self.registry,
+        ).set_function(expires_at)
 
 
 class _StateCollector(Collector):

@@ -10,7 +10,7 @@ the next message, and holds nothing then but what it has anyway. A line moves on
 caller is one message, whatever the number of its streams. Calls with one request and one reply do not wait, since they
 would hold their request; they are refused when the debt is larger than a burst.
 
-What is known of a caller takes a few hundred bytes. It is dropped when it is as that of a new caller; and of callers
+What is known of a caller takes less than 1 KiB. It is dropped when it is as that of a new caller; and of callers
 with no call under way, at most so many are kept: the least recent ones are forgotten first.
 """
 
@@ -46,7 +46,7 @@ _OWED_MAX_BYTES = 64 * KIB
 """What a call may have moved without having paid for it."""
 
 _CALLERS_MAX = 16_384
-"""How many callers of each kind are kept: with a few hundred bytes each, some MiB."""
+"""How many callers of each kind are kept: with less than 1 KiB each, 16 MiB at most."""
 
 _SWEPT_AT_ONCE = 4
 """How many callers a new one looks at, whether they can be dropped: more than one, so that the table shrinks."""
