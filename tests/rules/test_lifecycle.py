@@ -192,7 +192,7 @@ async def test_a_version_with_an_alias_is_deleted_only_by_force(world: World) ->
     assert await world.numbers() == []
 
 
-async def test_an_alias_stands_wherever_a_version_may(world: World) -> None:
+async def test_an_alias_is_accepted_wherever_a_version_is(world: World) -> None:
     for _ in range(3):
         await world.upload(archived=True)
     await world.lifecycle.set_aliases("m", [AliasChange("production", 2)])

@@ -103,7 +103,7 @@ BOTH_TIERS = pytest.mark.parametrize("archived", [False, True])
 
 
 @BOTH_TIERS
-async def test_a_version_comes_with_all_that_belongs_to_it(world: World, archived: bool) -> None:
+async def test_a_version_becomes_visible_with_its_tags_metrics_and_aliases(world: World, archived: bool) -> None:
     aliases = ("best", "production") if archived else ()
     header = header_of(archived=archived, tags={"stage": "new"}, metrics={"return": 480.5}, aliases=aliases)
     version, wanted = await world.upload(header)
@@ -214,7 +214,7 @@ async def test_an_upload_without_an_id_is_always_another_one(world: World) -> No
 
 
 @BOTH_TIERS
-async def test_an_interrupted_upload_goes_on_where_it_stopped(world: World, archived: bool) -> None:
+async def test_an_interrupted_upload_resumes_where_it_stopped(world: World, archived: bool) -> None:
     header = header_of(archived=archived)
     await world.interrupt(header, 30)
     await world.interrupt(header, 60)

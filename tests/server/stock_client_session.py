@@ -1,10 +1,10 @@
 # mypy: ignore-errors
-# (The stock client has no types, and is installed in an environment of its own alone.)
-"""A session of the stock client with a registry: what a trainer and its actors do, one scenario after the other.
+# (The stock client has no types, and is installed only in its own environment.)
+"""A session of the stock client with a registry: what a trainer and its actors do, in successive scenarios.
 
 Run as a program, by a Python 3.10 that has `cogment`, with the registry's address as its argument; for TLS, the files
-of the authority to trust, of the client's key and of its certificate follow. It prints one JSON object: what each
-scenario saw, by its name, or the traceback of its failure as `error`. It judges nothing.
+of the authority to trust, of the client's key and of its certificate follow. It prints one JSON object: the results of
+each scenario, by its name, or the traceback of its failure as `error`. It checks nothing.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SCENARIO_SECONDS = 15
 
 
 def described(info):
-    """Return what an iteration's info says, or None for none."""
+    """Return the fields of an iteration's info; None if there is none."""
     return info and {
         "name": info.model_name,
         "iteration": info.iteration,
@@ -37,7 +37,7 @@ def described(info):
 
 
 async def error_of(call):
-    """Return what the caller of the stock client sees go wrong."""
+    """Return the error that the stock client raises."""
     try:
         result = await call
     except CogmentError as error:
@@ -62,7 +62,7 @@ async def list_models(registry):
 
 
 async def list_iterations(registry):
-    await registry.publish_model("m", None)  # the model alone
+    await registry.publish_model("m", None)  # only the model
     sent = 0
     listings = {}
     for count in (0, 9, 10, 11, 20, 21):
@@ -196,7 +196,7 @@ async def remove(registry):
 
 
 async def earlier_client(context, endpoint):
-    """Use the client that `get_model_registry_v2` replaced, which programs still have."""
+    """Use the client that `get_model_registry_v2` replaced, which programs still use."""
     registry = await context.get_model_registry(endpoint)
     model = cogment.Model("m", b"initial", user_data={"type": "policy"}, version_user_data={"step": 1})
     infos = [await registry.store_initial_version(model)]
@@ -229,7 +229,7 @@ SCENARIOS = (
 
 
 async def session(address, ca=None, key=None, certificate=None):
-    """Return what each scenario saw; each begins with a registry without models."""
+    """Return the results of each scenario; each begins with a registry without models."""
     context = cogment.Context(user_id="tests", cog_settings=None)
     endpoint = cogment.Endpoint(f"grpc://{address}", use_ssl=ca is not None)
     endpoint.set_from_files(key, ca, certificate)

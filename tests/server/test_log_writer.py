@@ -88,7 +88,7 @@ def lines_of(directory: Path) -> list[str]:
 # The queue.
 
 
-def test_lines_that_find_no_room_are_counted_in_their_place() -> None:
+def test_dropped_lines_are_counted_in_their_place() -> None:
     pipe = Pipe()
     with logger(pipe, max_bytes=64 * 1024) as (log, handler):
         for number in range(2000):
@@ -126,7 +126,7 @@ def test_lines_after_a_gap_are_written_again() -> None:
     assert [bool(GAP.search(line)) for line in lines[-3:]] == [False, True, False]
 
 
-def test_a_pipe_that_became_non_blocking_loses_nothing() -> None:
+def test_a_pipe_that_becomes_non_blocking_loses_no_line() -> None:
     pipe = Pipe()
     os.set_blocking(pipe.writing, False)
     with logger(pipe) as (log, handler):
@@ -139,7 +139,7 @@ def test_a_pipe_that_became_non_blocking_loses_nothing() -> None:
     assert [int(line.split()[1]) for line in lines] == list(range(500))
 
 
-def test_a_pipe_without_a_reader_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_without_a_reader_does_not_end_the_log(capfd: pytest.CaptureFixture[str]) -> None:
     pipe = Pipe()
     os.close(pipe.reading)
     with logger(pipe) as (log, _):
@@ -150,7 +150,7 @@ def test_a_pipe_without_a_reader_ends_nothing(capfd: pytest.CaptureFixture[str])
 # The daily file.
 
 
-def test_each_local_day_has_a_log_file_of_its_own(tmp_path: Path) -> None:
+def test_each_local_day_has_its_own_log_file(tmp_path: Path) -> None:
     noon = datetime.datetime(2026, 11, 22, 12, 0)
     with logger(DailyFile(str(tmp_path / "cogment.log"))) as (_, handler):
         for moment in (
@@ -181,7 +181,7 @@ def test_a_file_that_is_moved_away_is_created_again(tmp_path: Path) -> None:
     assert lines_of(tmp_path) == ["after"]
 
 
-def test_reopening_lets_go_of_a_file_that_was_moved_away(tmp_path: Path) -> None:
+def test_reopening_closes_a_file_that_was_moved_away(tmp_path: Path) -> None:
     with logger(DailyFile(str(tmp_path / "x.log"))) as (_, handler):
         [file] = tmp_path.glob("x_*.log")
         moved = str(file.rename(tmp_path / "moved"))
@@ -190,7 +190,7 @@ def test_reopening_lets_go_of_a_file_that_was_moved_away(tmp_path: Path) -> None
         wait_until(lambda: moved not in [each.path for each in psutil.Process().open_files()])
 
 
-def test_a_directory_that_goes_away_is_created_again(tmp_path: Path) -> None:
+def test_a_removed_log_directory_is_created_again(tmp_path: Path) -> None:
     with logger(DailyFile(str(tmp_path / "logs/x.log"))) as (log, handler):
         log.info("before")
         wait_until(lambda: handler.waiting_bytes == 0)
@@ -200,7 +200,7 @@ def test_a_directory_that_goes_away_is_created_again(tmp_path: Path) -> None:
     assert lines_of(tmp_path / "logs") == ["after"]
 
 
-def test_what_a_file_cannot_take_goes_to_standard_error_until_it_can(
+def test_lines_go_to_standard_error_while_the_file_cannot_be_written(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with logger(DailyFile(str(tmp_path / "logs/x.log"))) as (log, handler):
@@ -229,7 +229,7 @@ def test_what_a_file_cannot_take_goes_to_standard_error_until_it_can(
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_full_disk_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / f"x_{datetime.date.today()}.log").symlink_to("/dev/full")
     with logger(DailyFile(str(tmp_path / "x.log"))) as (log, _):
         for number in range(5):
@@ -255,7 +255,7 @@ except OSError:
 """
 
 
-def test_a_line_that_was_cut_is_ended_before_the_next_one(tmp_path: Path) -> None:
+def test_a_truncated_line_is_ended_before_the_next_one(tmp_path: Path) -> None:
     with started(_CUT, str(tmp_path / "x.log")) as process:
         assert process.communicate(timeout=START_SECONDS) == ("", "")
     assert lines_of(tmp_path) == ["0123456789", "next", "last"]
@@ -278,7 +278,7 @@ def stop(process: "subprocess.Popen[bytes]") -> int:
     return process.wait(START_SECONDS)
 
 
-def test_standard_output_that_nobody_reads_holds_up_no_call_and_no_stop(tmp_path: Path) -> None:
+def test_unread_standard_output_delays_no_call_and_no_stop(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     command = [*REGISTRY, f"--archive_dir={tmp_path / 'archive'}"]
@@ -295,7 +295,7 @@ def test_standard_output_that_nobody_reads_holds_up_no_call_and_no_stop(tmp_path
             os.close(reading)
 
 
-def test_a_log_file_whose_disk_hangs_holds_up_no_call_and_no_stop(tmp_path: Path) -> None:
+def test_a_log_file_whose_disk_hangs_delays_no_call_and_no_stop(tmp_path: Path) -> None:
     # A pipe in the place of the file: writing waits until someone reads, which nobody does.
     files = [tmp_path / f"x_{datetime.date.today() + datetime.timedelta(days)}.log" for days in (0, 1)]
     readers = []
@@ -322,7 +322,7 @@ def test_a_log_file_whose_disk_hangs_holds_up_no_call_and_no_stop(tmp_path: Path
                 os.close(reader)
 
 
-def test_hangup_lets_the_log_go_on_in_a_new_file(tmp_path: Path) -> None:
+def test_the_log_continues_in_a_new_file_after_a_hangup(tmp_path: Path) -> None:
     command = [*REGISTRY, f"--archive_dir={tmp_path / 'archive'}", f"--log_file={tmp_path / 'x.log'}"]
     with subprocess.Popen(command, env=clean_environment()) as process:
         try:

@@ -343,7 +343,7 @@ async def test_evictions_are_counted_by_the_bound_that_was_reached(metered: Mete
 # Calls under way.
 
 
-async def test_watchers_under_way_are_reported(metered: MeteredServer) -> None:
+async def test_active_watchers_are_reported(metered: MeteredServer) -> None:
     await metered.client.create_model("m")
     await metered.client.publish("m", b"")
     watches = [metered.client.watching("m") for _ in range(3)]
@@ -355,7 +355,7 @@ async def test_watchers_under_way_are_reported(metered: MeteredServer) -> None:
     await metered.reaches("watchers", 0)
 
 
-async def test_uploads_under_way_hold_bytes_and_make_load(metered: MeteredServer) -> None:
+async def test_active_uploads_hold_bytes_and_raise_the_load(metered: MeteredServer) -> None:
     await metered.client.create_model("m")
     call = metered.client.uploading()
     await call.write(header("m", BUDGET_BYTES // 2).SerializeToString())
@@ -373,7 +373,7 @@ async def test_uploads_under_way_hold_bytes_and_make_load(metered: MeteredServer
     await metered.reaches("version_bytes", 0, tier="transient")
 
 
-async def test_readers_under_way_hold_the_bytes_of_their_versions(tmp_path: Path) -> None:
+async def test_active_readers_hold_the_bytes_of_their_versions(tmp_path: Path) -> None:
     size = 32 * MIB  # more than all buffers on the way hold
     settings = Settings(metrics_port=0, cache_max_bytes=2 * size, grace_seconds=0)
     async with serving(tmp_path, settings) as server, connected(server.port) as client:
@@ -476,7 +476,7 @@ async def test_port_is_closed_when_the_server_has_stopped(tmp_path: Path) -> Non
         await asyncio.to_thread(metrics_text, port)
 
 
-def test_idle_connection_to_the_metrics_port_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+def test_idle_connection_to_the_metrics_port_does_not_delay_a_stop(tmp_path: Path) -> None:
     with server_process(tmp_path, "--metrics_port=0") as server:
         port = int(server.wait_for_line(r"metrics_port=(\d+)")[1])
         with socket.create_connection(("127.0.0.1", port)):

@@ -204,7 +204,7 @@ async def test_user_data_has_256_kib_of_keys_and_values_at_most(client: Client, 
 # DeleteModel.
 
 
-async def test_deleted_model_is_gone_at_once_for_everyone(server: Server, client: Client, tmp_path: Path) -> None:
+async def test_deleted_model_is_gone_at_once_on_every_call(server: Server, client: Client, tmp_path: Path) -> None:
     async with connected(server.port) as other:
         await client.create_model("m", a="b")
         await client.publish("m", b"transient")

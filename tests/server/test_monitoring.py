@@ -34,7 +34,7 @@ async def status(port: int | None, path: str) -> int:
 
 
 @pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/Metrics", "/healthz/live", "/favicon.ico"])
-async def test_a_path_that_the_port_does_not_have_is_404_and_names_those_that_it_has(tmp_path: Path, path: str) -> None:
+async def test_an_unknown_path_is_404_and_the_reply_names_the_known_ones(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, SETTINGS) as server:
         code, kind, text = await asyncio.to_thread(answer, server.metrics_port, path)
     assert (code, kind) == (404, "text/plain; charset=utf-8")
@@ -66,7 +66,7 @@ async def test_a_server_whose_archive_failed_is_healthy_and_not_ready(tmp_path: 
         assert await status(server.metrics_port, "/healthz") == 200
 
 
-async def test_a_server_whose_event_loop_stands_still_is_neither(
+async def test_a_server_whose_event_loop_is_blocked_is_neither_healthy_nor_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitoring, "LOOP_SECONDS", 0.1)

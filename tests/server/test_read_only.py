@@ -74,7 +74,7 @@ async def test_versions_are_listed_retrieved_and_watched_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("model_id", ["m", "unknown"])
-async def test_whatever_writes_is_a_failed_precondition(archive: Path, model_id: str) -> None:
+async def test_every_write_is_a_failed_precondition(archive: Path, model_id: str) -> None:
     before = list(state(archive))
     async with reading(archive) as (_, client):
         for call in (
@@ -138,7 +138,7 @@ async def test_health_says_when_the_directory_is_not_at_its_path(archive: Path, 
         await until_health(client, SERVING)
 
 
-async def test_aliases_that_a_working_server_has_just_set_are_there(archive: Path) -> None:
+async def test_aliases_just_set_by_a_running_server_are_visible(archive: Path) -> None:
     async with serving(archive) as writer, connected(writer.port) as writing:
         for number in (1, 2, 1, 2):
             await Lifecycle(writing).set_aliases(AliasChange("production", number))
@@ -147,7 +147,7 @@ async def test_aliases_that_a_working_server_has_just_set_are_there(archive: Pat
                 assert [alias.version_number for alias in model.aliases] == [number]
 
 
-async def test_a_database_that_is_no_file_is_refused(archive: Path) -> None:
+async def test_a_database_that_is_not_a_regular_file_is_refused(archive: Path) -> None:
     (archive / ".catalog.sqlite3").unlink()
     (archive / ".catalog.sqlite3").mkdir()
     with pytest.raises(StartError, match="is not usable: it is not a regular file"):

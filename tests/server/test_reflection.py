@@ -68,7 +68,7 @@ async def test_each_version_lists_and_describes_every_service(tmp_path: Path, ve
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_neither_version_is_served_unless_it_is_asked_for(tmp_path: Path, version: str) -> None:
+async def test_reflection_is_served_only_if_enabled(tmp_path: Path, version: str) -> None:
     async with serving(tmp_path) as server, connected(server.port) as client:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asked(client, version, list_services="")

@@ -96,7 +96,7 @@ async def test_only_the_named_statuses_are_returned(client: Client) -> None:
         assert await client.status(name) == {name: value}
 
 
-async def test_status_counts_models_versions_and_calls_under_way(client: Client) -> None:
+async def test_status_counts_models_versions_and_active_calls(client: Client) -> None:
     names = ("models", "versions", "transient_versions", "transient_bytes", "uploads", "retrievals", "watchers")
 
     async def counts() -> list[int]:
@@ -161,7 +161,7 @@ async def test_load_rises_with_reserved_memory_and_falls_again(client: Client) -
 
 
 @pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])
-async def test_load_rises_with_each_transfer_under_way(client: Client, archived: bool) -> None:
+async def test_load_rises_with_each_active_transfer(client: Client, archived: bool) -> None:
     await client.create_model("m")
     loads = []
     for count in (1, 10, 40):
@@ -177,7 +177,7 @@ async def test_evictable_memory_does_not_count_as_load(client: Client) -> None:
     assert await load_of(client) == 0
 
 
-async def test_registry_without_room_still_answers(client: Client) -> None:
+async def test_registry_without_free_memory_still_answers(client: Client) -> None:
     await client.create_model("m")
     async with uploads_under_way(client, 1, BUDGET_BYTES):
         with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
@@ -271,7 +271,9 @@ async def test_no_request_bytes_cause_a_server_fault(client: Client, method: str
 
 
 @METHOD
-async def test_request_of_16_mib_is_taken_and_a_larger_one_refused_on_every_call(client: Client, method: str) -> None:
+async def test_request_of_16_mib_is_accepted_and_a_larger_one_refused_on_every_call(
+    client: Client, method: str
+) -> None:
     await client.create_model("m")
     await client.publish("m", b"x")
     sound = REQUESTS[method].SerializeToString()

@@ -220,7 +220,7 @@ def test_updates_yield_the_latest_iteration_then_newer_ones_until_the_model_is_r
     assert result["unknown"] == "NOT_FOUND"
 
 
-def test_models_of_all_sizes_come_back_as_they_were_sent(report: Report) -> None:
+def test_models_of_all_sizes_are_retrieved_unchanged(report: Report) -> None:
     sizes = (1, 2**21 - 1, 2**21, 2**21 + 1, 10_000_000)  # the client sends chunks of 2 MiB
     calls = ("publish_model", "store_model")
     expected = {f"{call} {size}": {"told size": size, "same": True} for size in sizes for call in calls}

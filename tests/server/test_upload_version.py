@@ -113,7 +113,7 @@ async def received(client: Client, size_bytes: int) -> None:
     await eventually(has_them)
 
 
-async def test_a_version_comes_with_all_that_belongs_to_it(client: Client) -> None:
+async def test_a_version_becomes_visible_with_its_tags_metrics_and_aliases(client: Client) -> None:
     upload = Upload(client)
     fields: dict[str, Any] = {
         "tags": {"stage": "new"},
@@ -166,7 +166,7 @@ async def test_an_upload_of_an_archived_version_is_known_after_a_restart(tmp_pat
         assert await upload.version() == version
 
 
-async def test_an_interrupted_upload_goes_on_where_it_stopped(client: Client) -> None:
+async def test_an_interrupted_upload_resumes_where_it_stopped(client: Client) -> None:
     await client.create_model("m")
     await interrupt(client, header(), DATA[:MIB])
     upload = Upload(client)
@@ -190,7 +190,7 @@ async def test_an_upload_that_sends_nothing_for_too_long_can_be_resumed(tmp_path
         assert await client.data("m") == DATA
 
 
-async def test_a_new_connection_takes_over_from_a_lost_one(client: Client, server: Server) -> None:
+async def test_a_new_connection_takes_over_the_upload_of_a_lost_one(client: Client, server: Server) -> None:
     await client.create_model("m")
     first = Upload(client)
     await first.begin(header())
@@ -205,7 +205,7 @@ async def test_a_new_connection_takes_over_from_a_lost_one(client: Client, serve
     assert await client.data("m") == DATA
 
 
-async def test_an_id_of_another_upload_exists_already(client: Client) -> None:
+async def test_the_id_of_a_different_upload_already_exists(client: Client) -> None:
     await client.create_model("m")
     await Upload(client).begin(header())
     other = Upload(client)
@@ -273,7 +273,7 @@ async def test_a_missing_model_is_not_found(client: Client) -> None:
     assert not (await client.models()).model_infos
 
 
-async def test_a_version_that_is_gone_is_not_made_again(client: Client) -> None:
+async def test_a_repeated_upload_does_not_recreate_a_deleted_version(client: Client) -> None:
     await client.create_model("m")
     upload = Upload(client)
     await upload.begin(header())

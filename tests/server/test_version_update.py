@@ -49,7 +49,7 @@ async def next_number(watch: Any) -> int:
 
 
 @ARCHIVED
-async def test_latest_version_comes_at_once_then_newer_ones(client: Client, archived: bool) -> None:
+async def test_latest_version_is_sent_at_once_then_newer_ones(client: Client, archived: bool) -> None:
     await client.create_model("m")
     await client.publish("m", b"1")
     await client.store("m", b"2")
@@ -129,7 +129,7 @@ async def test_numbers_strictly_increase_up_to_the_latest_under_concurrent_publi
             assert numbers[-1] == 60
 
 
-async def test_slow_watcher_delays_nobody_and_skips_to_the_latest(client: Client) -> None:
+async def test_slow_watcher_delays_no_other_and_skips_to_the_latest(client: Client) -> None:
     user_data = {"k": "x" * 200_000}  # so that few versions fill the buffers
     await client.create_model("m")
     async with watching(client, "m", count=2) as [slow, fast]:

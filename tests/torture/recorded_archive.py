@@ -187,7 +187,7 @@ def _difference_of_versions(state: State, seen: Mapping[int, VersionInfo]) -> st
 async def registry_on(
     archive_dir: Path, files: Files, number_block: int
 ) -> AsyncIterator[tuple[Registry, Lifecycle, DirectoryArchive]]:
-    """Return a context manager for a registry on an archive directory, stopped cleanly unless its process was killed."""
+    """Return a context manager for a registry on an archive; it stops cleanly unless its process was killed."""
     archive = DirectoryArchive(str(archive_dir), SETTINGS.model_id_max_bytes, files)
     # SQLite ensures its durability; whatever a power cut loses of it, the archive must lose nothing.
     database = Database(f"{archive_dir}.catalog", MIGRATIONS)
