@@ -1,6 +1,6 @@
-"""Commands that run where other file systems are mounted, in a mount namespace of their own.
+"""Commands that run with other file systems mounted, in their own mount namespace.
 
-Root gets a mount namespace, another user one in a user namespace, if the machine allows that.
+Root gets a mount namespace; another user gets one within a user namespace, if the machine allows it.
 """
 
 import functools
@@ -13,7 +13,7 @@ import pytest
 from tests.waiting import PATIENCE_SECONDS
 
 AS_USER = ("unshare", "--user", "--map-root-user", "--mount")
-"""The namespaces of any user; an overlay file system can store no attributes of its own there."""
+"""The namespaces of any user; an overlay file system cannot store its attributes there."""
 
 AS_ROOT = ("unshare", "--mount")
 """The namespace of root."""
@@ -28,11 +28,11 @@ def _works(command: tuple[str, ...]) -> bool:
 
 
 def mounted(*mounts: str, unshare: tuple[str, ...] = AS_USER) -> list[str]:
-    """Return the beginning of a command that runs with some mounts; skip the test where they are not possible.
+    """Return the prefix of a command that runs with some mounts; skip the test if they are not possible.
 
     Args:
         mounts: The shell commands that mount.
-        unshare: How to enter a namespace.
+        unshare: The command that enters a namespace.
     """
     script = " && ".join(mounts)
     wrapper = (*unshare, "sh", "-c", f'{script} && exec "$@"', "sh")
@@ -45,8 +45,8 @@ def overlay(lower: Path, place: Path) -> tuple[Path, str]:
     """Return the path of an overlay file system on a directory, and the command that mounts it.
 
     Args:
-        lower: The directory, which does not change.
-        place: A directory for everything else.
+        lower: The directory, which stays unchanged.
+        place: A directory for the other layers.
     """
     upper, work, merged = (place / name for name in ("upper", "work", "merged"))
     for path in (upper, work, merged):

@@ -1,4 +1,4 @@
-"""The log never holds up the server: not by a pipe that nobody reads, a disk that hangs, or a file that went away."""
+"""The log never blocks the server: not with an unread pipe, a disk that hangs, or a file that was removed."""
 
 import contextlib
 import datetime
@@ -35,7 +35,7 @@ MISSING = re.compile(r"log lines missing here.* lines=(\d+)")
 
 
 class Pipe(Output):
-    """A pipe of one page that is read when a test says so."""
+    """A pipe of one page that the test reads on request."""
 
     name = "the pipe"
     has_substitute = False
@@ -61,7 +61,7 @@ class Pipe(Output):
 
 @contextlib.contextmanager
 def logger(output: Output, max_bytes: int = 2**20) -> Iterator[tuple[logging.Logger, ThreadHandler]]:
-    """Open a context with a logger whose handler writes to an output."""
+    """Return a context manager for a logger whose handler writes to an output."""
     handler = ThreadHandler(output, max_bytes=max_bytes)
     handler.setFormatter(Formatter())
     log = logging.Logger("test")  # noqa: LOG001 # not one that other tests see
@@ -73,7 +73,7 @@ def logger(output: Output, max_bytes: int = 2**20) -> Iterator[tuple[logging.Log
 
 
 class Formatter(logging.Formatter):
-    """Shows what a note of the log itself has."""
+    """Formats a record with the fields of the log's own notes."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={vars(record)[name]}" for name in ("reason", "lines") if name in vars(record))
@@ -103,10 +103,10 @@ def test_dropped_lines_are_counted_in_their_place() -> None:
         closing.join()
     numbers = [int(line.split()[1]) for line in lines if line.startswith("line")]
     [(place, dropped)] = [(place, int(match[1])) for place, line in enumerate(lines) if (match := GAP.search(line))]
-    assert numbers[:100] == list(range(100)), "what came first is there"
+    assert numbers[:100] == list(range(100)), "the first lines are missing"
     assert numbers == sorted(numbers)
     assert len(numbers) + dropped == 2000
-    assert numbers[place:] == [], "the note is where the lines are missing"
+    assert numbers[place:] == [], "the note is not in the place of the missing lines"
 
 
 def test_lines_after_a_gap_are_written_again() -> None:
@@ -211,7 +211,7 @@ def test_lines_go_to_standard_error_while_the_file_cannot_be_written(
 
         say("before")
         (tmp_path / "logs").rename(tmp_path / "moved")
-        (tmp_path / "logs").touch()  # where the directory was
+        (tmp_path / "logs").touch()  # in place of the directory
         for text in ("one", "two", "three"):
             say(text)
         output, shown = capfd.readouterr()
@@ -265,7 +265,7 @@ def test_a_truncated_line_is_ended_before_the_next_one(tmp_path: Path) -> None:
 
 
 def make_refused_calls(port: int, count: int) -> None:
-    """Make calls that are refused, each of which is a line of the log."""
+    """Make refused calls, each of which logs a line."""
     long_id = "x" * 128
     with ModelRegistry(f"grpc://127.0.0.1:{port}") as registry:
         for _ in range(count):
@@ -288,7 +288,7 @@ def test_unread_standard_output_delays_no_call_and_no_stop(tmp_path: Path) -> No
             text = ""
             while not (match := re.search(r"\bport=(\d+)", text)):
                 text += os.read(reading, 4096).decode()
-            make_refused_calls(int(match[1]), 200)  # of which each takes some 300 bytes of the log
+            make_refused_calls(int(match[1]), 200)  # each logs some 300 bytes
             assert stop(process) == 0
         finally:
             process.kill()
@@ -296,7 +296,7 @@ def test_unread_standard_output_delays_no_call_and_no_stop(tmp_path: Path) -> No
 
 
 def test_a_log_file_whose_disk_hangs_delays_no_call_and_no_stop(tmp_path: Path) -> None:
-    # A pipe in the place of the file: writing waits until someone reads, which nobody does.
+    # A pipe in place of the file: writes block, since nobody reads.
     files = [tmp_path / f"x_{datetime.date.today() + datetime.timedelta(days)}.log" for days in (0, 1)]
     readers = []
     for file in files:

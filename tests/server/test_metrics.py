@@ -1,4 +1,4 @@
-"""What the server counts: a real scrape over HTTP, read by Prometheus' own parser."""
+"""The metrics of the server: a real scrape over HTTP, read by the parser of Prometheus."""
 
 import asyncio
 import socket
@@ -39,14 +39,14 @@ PROCESS = {
 
 
 class Scrape:
-    """The result of one scrape; a series that it lacks counts as 0."""
+    """The result of one scrape; a missing series counts as 0."""
 
     def __init__(self, text: str) -> None:
         self.families = list(text_string_to_metric_families(text))
         self.samples: list[Sample] = [sample for family in self.families for sample in family.samples]
 
     def __call__(self, name: str, **labels: str) -> float:
-        """Return the value of the only series with a name and labels."""
+        """Return the value of the single series with a name and labels."""
         found = [
             sample.value
             for sample in self.samples
@@ -84,7 +84,7 @@ class MeteredServer:
 
 @pytest.fixture
 async def metered(tmp_path: Path) -> AsyncIterator[MeteredServer]:
-    """A server with metrics, room for four transient versions and 8 MiB of them."""
+    """A server with metrics, and a transient store of four versions and 8 MiB."""
     settings = Settings(metrics_port=0, cache_max_bytes=BUDGET_BYTES, cache_max_items=MAX_ITEMS, grace_seconds=0)
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         yield MeteredServer(server, client)
@@ -92,7 +92,7 @@ async def metered(tmp_path: Path) -> AsyncIterator[MeteredServer]:
 
 @asynccontextmanager
 async def counting(metered: MeteredServer, name: str, expected: float, **labels: str) -> AsyncIterator[None]:
-    """Return a context manager that expects a counter to rise by so much."""
+    """Return a context manager that expects a counter to rise by an amount."""
     before = (await metered.scrape())(name, **labels)
     yield
     await metered.reaches(name, before + expected, **labels)
@@ -311,7 +311,7 @@ async def test_versions_and_their_bytes_are_reported_by_tier(metered: MeteredSer
     assert await told() == (2, {"transient": 2, "archived": 2}, {"transient": 1200, "archived": 34})
     for _ in range(MAX_ITEMS):
         await client.publish("n", bytes(5))
-    # Those of "n" gave way to each other: "m" has its fair share.
+    # Versions of "n" evicted each other: "m" has its fair share.
     assert await told() == (2, {"transient": 4, "archived": 2}, {"transient": 1210, "archived": 34})
     await client.delete_model("m")
     assert await told() == (1, {"transient": 2, "archived": 1}, {"transient": 10, "archived": 4})
@@ -336,11 +336,11 @@ async def test_evictions_are_counted_by_the_bound_that_was_reached(metered: Mete
     for _ in range(MAX_ITEMS + 2):
         await metered.client.publish("m", b"small")
     assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 0, "share": 0}
-    await metered.client.publish("m", bytes(BUDGET_BYTES - 11))  # leaves room for two small ones
+    await metered.client.publish("m", bytes(BUDGET_BYTES - 11))  # leaves space for two small ones
     assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 2, "share": 0}
 
 
-# Calls under way.
+# Active calls.
 
 
 async def test_active_watchers_are_reported(metered: MeteredServer) -> None:
@@ -374,7 +374,7 @@ async def test_active_uploads_hold_bytes_and_raise_the_load(metered: MeteredServ
 
 
 async def test_active_readers_hold_the_bytes_of_their_versions(tmp_path: Path) -> None:
-    size = 32 * MIB  # more than all buffers on the way hold
+    size = 32 * MIB  # more than all buffers on the path hold
     settings = Settings(metrics_port=0, cache_max_bytes=2 * size, grace_seconds=0)
     async with serving(tmp_path, settings) as server, connected(server.port) as client:
         metered = MeteredServer(server, client)
@@ -480,7 +480,7 @@ def test_idle_connection_to_the_metrics_port_does_not_delay_a_stop(tmp_path: Pat
     with server_process(tmp_path, "--metrics_port=0") as server:
         port = int(server.wait_for_line(r"metrics_port=(\d+)")[1])
         with socket.create_connection(("127.0.0.1", port)):
-            metrics_text(port)  # which came after that connection, so the server has that one too
+            metrics_text(port)  # made after that connection, so the server has accepted that one too
             assert server.stop() == 0
 
 

@@ -1,4 +1,4 @@
-"""An archive directory that is moved, removed or replaced under a running server, and comes back."""
+"""An archive directory that is moved, removed or replaced while a server runs, and restored."""
 
 import os
 import shutil
@@ -21,14 +21,14 @@ from tests.waiting import eventually
 
 
 async def until_health(client: Client, expected: int) -> None:
-    async def has_it() -> bool:
+    async def has_health() -> bool:
         return await check(client) == expected
 
-    await eventually(has_it)
+    await eventually(has_health)
 
 
 async def expect_no_writes(client: Client, reason: str) -> None:
-    """Expect that whatever writes is refused, that reading goes on, and that the server says why."""
+    """Expect that writes are refused, that reads work, and that the server says why."""
     for call in (
         client.store("m", b"lost"),
         client.create_model("n"),
@@ -53,7 +53,7 @@ async def expect_writes(client: Client) -> None:
 
 @asynccontextmanager
 async def stored(archive: Path) -> AsyncIterator[tuple[Server, Client]]:
-    """Open a context with a server that has a model with a version."""
+    """Return a context manager for a server that has a model with a version."""
     async with serving(archive) as server, connected(server.port) as client:
         await client.create_model("m")
         await client.store("m", b"first")

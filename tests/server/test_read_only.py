@@ -1,4 +1,4 @@
-"""A server that only reads its archive."""
+"""A read-only server."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ READ_ONLY = Settings(read_only=True, grace_seconds=0)
 
 @pytest.fixture
 async def archive(tmp_path: Path) -> Path:
-    """An archive with a model that has versions, and what crashes have left."""
+    """An archive with a model that has versions, and with the remains of crashes."""
     path = tmp_path / "archive"
     async with serving(path) as server, connected(server.port) as client:
         await client.create_model("m", note="a")
@@ -45,13 +45,13 @@ async def archive(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def reading(archive: Path) -> AsyncIterator[tuple[Server, Client]]:
-    """Open a context with a server that only reads."""
+    """Return a context manager for a read-only server."""
     async with serving(archive, READ_ONLY) as server, connected(server.port) as client:
         yield server, client
 
 
 def state(archive: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield all paths in an archive, with what changes when they are written."""
+    """Yield all paths in an archive, with the status fields that a write would change."""
     for path in sorted([archive, *archive.rglob("*")]):
         status = path.stat()
         yield str(path), status.st_mtime_ns, status.st_ctime_ns

@@ -35,7 +35,7 @@ def reading(
 
 
 async def read(client: Client, *arguments: Any, **named: Any) -> tuple[Version, list[bytes]]:
-    """Return the record of a version, and the chunks of the part that was asked for."""
+    """Return the record of a version, and the chunks of the requested part."""
     replies = [lifecycle.read_reply(message) async for message in reading(client, *arguments, **named)]
     assert isinstance(replies[0], Version)
     return replies[0], [bytes(chunk) for chunk in replies[1:] if isinstance(chunk, memoryview)]
@@ -89,7 +89,7 @@ async def test_an_offset_past_the_end_is_out_of_range(client: Client, archived: 
     await fill(client, [b"data", b""], archived=archived)
     for number, offset, size in ((1, 5, "4 bytes"), (1, 2**64 - 1, "4 bytes"), (2, 1, "0 bytes")):
         with refused(grpc.StatusCode.OUT_OF_RANGE, f"offset {offset} is past the end"):
-            await reading(client, number, offset).read()  # nothing comes before
+            await reading(client, number, offset).read()  # nothing is sent before
         with refused(grpc.StatusCode.OUT_OF_RANGE, size):
             await read(client, number, offset, 1)
 
@@ -145,7 +145,7 @@ async def test_a_stalled_read_ends_and_its_memory_is_freed(tmp_path: Path, archi
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "took nothing"):
             while await call.read():
                 pass
-        await client.publish("m", bytes(60 * MIB))  # for which there was no room next to a reader of the other one
+        await client.publish("m", bytes(60 * MIB))  # which did not fit while the other one was being read
 
 
 async def test_a_read_has_its_line_in_the_log(tmp_path: Path) -> None:

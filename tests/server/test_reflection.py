@@ -29,7 +29,7 @@ SERVICES = sorted(
 
 
 async def asked(client: Client, version: str, **question: Any) -> reflection_pb2.ServerReflectionResponse:
-    """Return the answer to one question; its messages are the same in both versions."""
+    """Return the reply to one request; its messages are the same in both versions."""
     call: Any = client.channel.stream_stream(f"/{version}.ServerReflection/ServerReflectionInfo")
     request = reflection_pb2.ServerReflectionRequest(**question).SerializeToString()
     async for reply in call(iter([request]), timeout=PATIENCE_SECONDS):
@@ -38,7 +38,7 @@ async def asked(client: Client, version: str, **question: Any) -> reflection_pb2
 
 
 def pool_of(data: Iterable[bytes]) -> descriptor_pool.DescriptorPool:
-    """Return a pool with these files, which come in any order."""
+    """Return a pool with these files, which may be in any order."""
     files = {file.name: file for file in map(descriptor_pb2.FileDescriptorProto.FromString, data)}
     pool = descriptor_pool.DescriptorPool()
 

@@ -1,4 +1,4 @@
-"""How a server with many connections stops, and how it ends the calls under way."""
+"""The stop of a server with many connections and active calls."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ TIERS = pytest.mark.parametrize("archived", [True, False], ids=["archived", "tra
 
 @asynccontextmanager
 async def idle_watchers(server: ServerProcess, count: int, channels: int) -> AsyncIterator[list[Any]]:
-    """Return a context manager with watchers that the server counts, over some connections."""
+    """Return a context manager for watchers that the server counts, over some connections."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(server.port)) for _ in range(channels)]
         await clients[0].create_model("m")

@@ -66,14 +66,14 @@ class Upload:
         return m.UploadVersionReply.FromString(message)
 
     async def begin(self, header: m.UploadVersionRequest) -> int:
-        """Send a header, and return from where the bytes are wanted."""
+        """Send a header, and return the offset at which the server wants the bytes to start."""
         await self.send(header)
         reply = await self.reply()
         assert reply.WhichOneof("reply") == "next_offset"
         return reply.next_offset
 
     async def finish(self, data: bytes = b"") -> Version:
-        """Send bytes and the end, and return the version."""
+        """Send bytes, end the stream, and return the version."""
         await self.send(*[chunk(data[start : start + MIB]) for start in range(0, len(data), MIB)])
         await self.call.done_writing()
         return await self.version()
@@ -86,7 +86,7 @@ class Upload:
         return m.version_from_message(reply.version)
 
     async def status(self) -> tuple[grpc.StatusCode, str]:
-        """Return the status and its details; it comes after all replies."""
+        """Return the status and its details, after all replies."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             with contextlib.suppress(grpc.aio.AioRpcError):
                 while await self.call.read() is not grpc.aio.EOF:
@@ -95,7 +95,7 @@ class Upload:
 
 
 async def interrupt(client: Client, header: m.UploadVersionRequest, data: bytes) -> None:
-    """Make an upload that is cancelled when some bytes have arrived."""
+    """Make an upload that is cancelled after some bytes have arrived."""
     upload = Upload(client)
     await upload.begin(header)
     await upload.send(chunk(data))
@@ -105,12 +105,12 @@ async def interrupt(client: Client, header: m.UploadVersionRequest, data: bytes)
 
 
 async def received(client: Client, size_bytes: int) -> None:
-    """Wait until the server has so many bytes of transient versions."""
+    """Wait until the server has a number of bytes of transient versions."""
 
-    async def has_them() -> bool:
+    async def has_bytes() -> bool:
         return await client.status("transient_bytes") == {"transient_bytes": str(size_bytes)}
 
-    await eventually(has_them)
+    await eventually(has_bytes)
 
 
 async def test_a_version_becomes_visible_with_its_tags_metrics_and_aliases(client: Client) -> None:
@@ -262,7 +262,7 @@ async def test_a_bad_upload_is_refused_and_leaves_nothing(
     assert (code, details in text) == (INVALID, True), text
     await under_way(client, uploads=0)
     assert await client.numbers("m") == []
-    # The numbers of a new model are reserved beside other calls, through a temporary file.
+    # The numbers of a new model are reserved concurrently with other calls, through a temporary file.
     await until(lambda: not leftovers(tmp_path / "archive"))
 
 

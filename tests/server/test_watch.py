@@ -1,4 +1,4 @@
-"""Watch: what exists, then news, with the bytes, over a real channel."""
+"""Watch: existing versions, then new ones, with the bytes, over a real channel."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ ARCHIVED = pytest.mark.parametrize("archived", [False, True], ids=["transient", 
 
 @contextlib.asynccontextmanager
 async def restarted(tmp_path: Path, settings: Settings | None = None) -> AsyncIterator[Client]:
-    """Return a context manager with a client of a server that uses the same archive each time."""
+    """Return a context manager for a client of a server that uses the same archive each time."""
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         yield client
 
@@ -276,7 +276,7 @@ async def test_watches_are_counted_and_end_when_the_server_stops(tmp_path: Path)
 
 
 async def test_a_slow_watcher_skips_to_the_newest_and_delays_no_other(client: Client) -> None:
-    """Its window is full with the bytes of the first versions, since it reads nothing."""
+    """The bytes of the first versions fill its window, since it reads nothing."""
     await client.create_model("m")
     slow, quick = Follower(client, "m", inline=8 * MIB), Follower(client, "m", inline=8 * MIB)
     await quick.until_caught_up()
@@ -305,11 +305,11 @@ async def test_the_call_of_a_watcher_that_reads_nothing_is_ended(tmp_path: Path)
 
 
 async def test_the_call_of_a_follower_that_stops_reading_is_ended(tmp_path: Path) -> None:
-    """It took what existed, and was then told versions that fit one message each, until its window was full."""
+    """It read the existing versions; then new ones that fit one message each filled its window."""
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(serving(tmp_path, replace(SETTINGS, retrieval_idle_seconds=1)))
         client = await stack.enter_async_context(connected(server.port))
-        # Otherwise it would have room for some MiB.
+        # Otherwise the window would hold some MiB.
         taking_little = connected(server.port, further_options=[("grpc.http2.bdp_probe", 0)])
         stuck = Follower(await stack.enter_async_context(taking_little), "m", inline=MIB, in_one_reply=True)
         await client.create_model("m")
@@ -374,10 +374,10 @@ async def test_memory_used_for_watchers_is_freed(client: Client, monkeypatch: py
     await stuck.cancel()
     await follower.cancel()
 
-    async def all_given() -> bool:
+    async def all_freed() -> bool:
         return bool(given) and given[-1] == transfers._SEND_BYTES
 
-    await eventually(all_given)
+    await eventually(all_freed)
 
 
 async def test_consumers_are_sent_on_request(client: Client) -> None:
