@@ -269,7 +269,7 @@ def test_a_mistyped_argument_gets_a_suggestion(line: str, suggested: str, tmp_pa
         (["--grpc_reflection=false"], False),
     ],
 )
-def test_reflection_is_a_switch(tmp_path: Path, flags: list[str], is_on: bool) -> None:
+def test_reflection_can_be_enabled(tmp_path: Path, flags: list[str], is_on: bool) -> None:
     with (
         server_process(tmp_path / "archive", *flags) as server,
         grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,

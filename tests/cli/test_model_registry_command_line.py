@@ -393,9 +393,9 @@ def test_an_interrupted_retrieval_resumes_or_says_why_it_starts_over(
         busy = cogment.run("retrieve", "m", "--output=out", "--resume")
         assert failed(busy, 1, "writing out failed: another download to this file is under way")
     with cogment.started("retrieve", "m", "--output=out", "--resume") as command:
-        output, told = command.communicate(timeout=START_SECONDS)
-    assert (output, told.count(b"\n")) == (b"retrieved version 2 of model m: 5 B\n", 1)
-    assert told.startswith(b'the partial download is of version 1 of model "m", and version 2 of model "m" is')
+        output, errors = command.communicate(timeout=START_SECONDS)
+    assert (output, errors.count(b"\n")) == (b"retrieved version 2 of model m: 5 B\n", 1)
+    assert errors.startswith(b'the partial download is of version 1 of model "m", and version 2 of model "m" is')
     assert sorted(os.listdir(cogment.directory)) == ["out", "w"]
 
 

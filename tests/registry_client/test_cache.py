@@ -175,9 +175,9 @@ def test_many_processes_share_a_cache_that_is_too_small_for_all(tmp_path: Path) 
             for index in range(8):
                 registry.publish("policy", bytes([index]) * 90_000)
         processes = [started(USE_CACHE, endpoint, str(directory), str(seed)) for seed in range(3)]
-        told = [process.communicate(timeout=PATIENCE_SECONDS) for process in processes]
-        assert [process.returncode for process in processes] == [0, 0, 0], told
-    assert [errors for _output, errors in told] == ["", "", ""]
+        outputs = [process.communicate(timeout=PATIENCE_SECONDS) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert [errors for _output, errors in outputs] == ["", "", ""]
     files = cached_files(directory)
     assert sum(file.stat().st_size for file in files) <= 300_000
     assert not [file for file in files if file.name.startswith(".new-")]

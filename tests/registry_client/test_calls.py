@@ -419,15 +419,15 @@ async def test_a_download_keeps_a_symbolic_link_and_the_permissions_of_what_it_r
 
 async def test_a_download_replaces_only_regular_files(registry: Any, tmp_path: Path) -> None:
     """The error comes before anything is fetched."""
-    told: list[object] = []
+    reports: list[object] = []
     await registry.publish("policy", b"weights")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
     with pytest.raises(FileExistsError, match="not a regular file"):
-        await registry.download("policy", tmp_path / "pipe", progress=told.append)
+        await registry.download("policy", tmp_path / "pipe", progress=reports.append)
     with pytest.raises(IsADirectoryError):
-        await registry.download("policy", tmp_path / "directory", progress=told.append)
-    assert told == []
+        await registry.download("policy", tmp_path / "directory", progress=reports.append)
+    assert reports == []
     assert sorted(os.listdir(tmp_path)) == ["archive", "directory", "pipe"]
 
 

@@ -66,8 +66,8 @@ for call in calls[1:]:
 
 def test_calls_succeed_or_are_refused_after_the_main_thread_has_ended(shared_endpoint: str, tmp_path: Path) -> None:
     process = started(IMPORTS + AFTER_THE_MAIN_THREAD, shared_endpoint, str(tmp_path / "file"))
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output, told) == (0, "worked\n", "")
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output, stderr) == (0, "worked\n", "")
 
 
 FINALIZER = """
@@ -198,8 +198,8 @@ def test_a_process_ends_although_its_client_is_in_use(shared_endpoint: str, left
         registry.publish("policy", b"1")
         registry.publish("large", bytes(2**24))
     process = started(f"{IMPORTS}{FINALIZER}\nregistry = ModelRegistry(sys.argv[1])\n{left_open}", shared_endpoint)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output) == (0, "1\n"), told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output) == (0, "1\n"), stderr
 
 
 SPAWNED = """
@@ -240,8 +240,8 @@ def test_a_spawned_process_may_get_a_client_and_leave_it_in_use(shared_endpoint:
     (tmp_path / "spawned.py").write_text(IMPORTS + SPAWNED)
     script = "import sys; sys.path.insert(0, sys.argv[2]); import spawned; spawned.main(sys.argv[1])"
     process = started(script, shared_endpoint, str(tmp_path))
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output.split()) == (0, ["0", "b'weights'", "nothing", "b'weights'"]), told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output.split()) == (0, ["0", "b'weights'", "nothing", "b'weights'"]), stderr
 
 
 FORKED = """
@@ -333,8 +333,8 @@ def test_a_forked_process_can_use_only_clients_that_were_unused_before_the_fork(
     shared_endpoint: str, tmp_path: Path
 ) -> None:
     process = started(IMPORTS + FORKED, shared_endpoint, str(tmp_path))
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert output.splitlines() == ["1", "1 1", "200000 2", "200000", "b'slow' 200000"]
 
 
@@ -368,7 +368,7 @@ asyncio.run(main())
 def test_asyncio_is_refused_in_a_process_that_was_forked_while_its_parent_used_it(shared_endpoint: str) -> None:
     """Calls of `grpc.aio` would never end there."""
     process = started(IMPORTS + FORKED_WITH_ASYNCIO, shared_endpoint)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert "[]" in output
     assert "was forked while its parent used a client for asyncio" in output

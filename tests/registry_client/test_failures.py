@@ -493,11 +493,11 @@ async def test_a_lingering_attempt_does_not_disturb_the_next_one(flavour: str, t
     go_on = threading.Event()
     path = tmp_path / "weights"
     path.write_bytes(DATA)
-    told: list[int] = []
+    reports: list[int] = []
 
     def note(progress: Progress) -> None:
-        told.append(progress.done_bytes)
-        if len(told) == 1:
+        reports.append(progress.done_bytes)
+        if len(reports) == 1:
             go_on.wait(20)
 
     async def answer(call: Call) -> None:
@@ -514,7 +514,7 @@ async def test_a_lingering_attempt_does_not_disturb_the_next_one(flavour: str, t
     async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
         assert (await registry.publish("policy", path, progress=note)).data_hash == HASH
         assert server.calls["CreateVersion"] == 2
-    assert told[-1] == len(DATA)
+    assert reports[-1] == len(DATA)
 
 
 UNRESOLVABLE = "x" * 64 + ".invalid"  # longer than a label of a name may be, so no name server is asked

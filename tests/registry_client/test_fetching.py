@@ -56,17 +56,17 @@ async def test_a_large_archived_version_comes_over_as_many_connections_as_the_pa
     flavour: str, server: Server, tmp_path: Path, speed: str, how: str
 ) -> None:
     relay = Relay(server.port)
-    told: list[Progress] = []
+    reports: list[Progress] = []
     async with listening(relay.relay) as port, opened(flavour, port, cache_dir=tmp_path / "cache") as registry:
         await registry.store("policy", LARGE)
         await registry.status()  # uploads of the asyncio client have their own connection
         before = relay.connections
         for _ in range(2):  # the second retrieval is from the cache
-            assert await retrieved(registry, how, tmp_path, "policy", progress=told.append) == LARGE
+            assert await retrieved(registry, how, tmp_path, "policy", progress=reports.append) == LARGE
         more = 3 if how == "retrieve" else 2
         assert relay.connections - before == (more if speed == "slow" else 0)
-    assert told[-1].done_bytes == told[-1].total_bytes == len(LARGE)
-    assert [each.done_bytes for each in told] == sorted(each.done_bytes for each in told)
+    assert reports[-1].done_bytes == reports[-1].total_bytes == len(LARGE)
+    assert [each.done_bytes for each in reports] == sorted(each.done_bytes for each in reports)
 
 
 @pytest.mark.parametrize("tier", ["publish", "store"])
@@ -76,12 +76,12 @@ async def test_a_broken_retrieval_resumes_where_it_broke(
     how = "retrieve" if tier == "publish" else "download"
     async with opened(flavour, server.port) as registry:
         await getattr(registry, tier)("policy", LARGE)
-    told: list[int] = []
-    note = lambda progress: told.append(progress.done_bytes)  # noqa: E731
+    reports: list[int] = []
+    note = lambda progress: reports.append(progress.done_bytes)  # noqa: E731
     async with cutting(server.port, cuts=4, after_bytes=MIB) as port, opened(flavour, port) as registry:
         assert await retrieved(registry, how, tmp_path, "policy", progress=note) == LARGE
-    assert told == sorted(told)
-    assert told[-1] == len(LARGE)
+    assert reports == sorted(reports)
+    assert reports[-1] == len(LARGE)
 
 
 @HOW

@@ -35,22 +35,22 @@ async def test_rules_have_a_dry_run_and_a_real_run(registry: Any) -> None:
         await registry.store("policy", b"%d" % number)
     await registry.set_alias("policy", "production", 2)
     trial = [RetentionRule("archived", keep_last=2)]
-    told = await registry.apply_retention("policy", dry_run=True, rules=trial)
-    assert isinstance(told, RetentionReport)
-    assert [(each.version.number, each.deleted, each.reason) for each in told.decisions] == [
+    planned = await registry.apply_retention("policy", dry_run=True, rules=trial)
+    assert isinstance(planned, RetentionReport)
+    assert [(each.version.number, each.deleted, each.reason) for each in planned.decisions] == [
         (1, True, "rule 1 keeps the last 2, and this is number 5"),
         (3, True, "rule 1 keeps the last 2, and this is number 3"),
         (2, False, "alias production"),
         (4, False, "rule 1 keeps the last 2"),
         (5, False, "newest version"),
     ]
-    assert (told.deleted_versions, told.kept_versions, told.freed_bytes) == (2, 3, 2)
+    assert (planned.deleted_versions, planned.kept_versions, planned.freed_bytes) == (2, 3, 2)
     assert len(await registry.list_versions("policy")) == 5
     model = await registry.set_retention("policy", trial)
     assert list(model.retention) == trial
-    assert await registry.apply_retention("policy", dry_run=True) == told
+    assert await registry.apply_retention("policy", dry_run=True) == planned
     done = await registry.apply_retention("policy")
-    assert [each for each in done.decisions if each.deleted] == [each for each in told.decisions if each.deleted]
+    assert [each for each in done.decisions if each.deleted] == [each for each in planned.decisions if each.deleted]
     assert isinstance(done.decisions[0], Decision)
     assert done.freed_bytes == 2
     assert [info.number for info in await registry.list_versions("policy")] == [2, 4, 5]

@@ -54,9 +54,9 @@ def test_an_interruption_ends_any_call_in_progress(shared_endpoint: str, call: s
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-        _output, told = process.communicate(timeout=PATIENCE_SECONDS)
-        assert process.returncode == -signal.SIGINT, told
-        assert told.rstrip().endswith("KeyboardInterrupt")
+        _output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == -signal.SIGINT, stderr
+        assert stderr.rstrip().endswith("KeyboardInterrupt")
         # The server keeps nothing of the call.
         counts = ("uploads", "retrievals", "watchers")
         wait_until(lambda: {registry.status()[name] for name in counts} == {"0"}, registry.status)
@@ -89,8 +89,8 @@ def test_a_client_works_after_an_interruption_at_any_moment(tmp_path: Path) -> N
             assert process.stdout.readline() == "begun\n"
             time.sleep(0.007 * moment)  # the random moment of the signal; it waits for no condition
             process.send_signal(signal.SIGINT)
-            output, told = process.communicate(timeout=PATIENCE_SECONDS)
-            assert (process.returncode, output) == (0, "b'1'\n"), told
+            output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+            assert (process.returncode, output) == (0, "b'1'\n"), stderr
 
 
 MEMORY = """
@@ -124,8 +124,8 @@ def test_a_version_is_in_memory_once_at_most(shared_endpoint: str, call: str, co
     with ModelRegistry(shared_endpoint) as registry:
         registry.store("policy", path)
     process = started(MEMORY, shared_endpoint, call, str(path))
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert int(output) < copies * size_bytes + 64 * MIB
 
 
@@ -156,8 +156,8 @@ def test_a_download_to_a_full_disk_leaves_nothing(
     with ModelRegistry(shared_endpoint) as registry:
         registry.publish("policy", data)
     process = started(FULL_DISK, shared_endpoint, str(target / "file"), str(len(data) - missing_bytes), cache)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert output == f"File too large\n{len(data)}\n"
     assert os.listdir(target) == []
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
@@ -177,7 +177,7 @@ def test_threads_share_a_client(shared_endpoint: str) -> None:
 def test_closing_ends_the_calls_of_other_threads(shared_endpoint: str) -> None:
     registry = ModelRegistry(shared_endpoint)
     registry.publish("policy", b"1")
-    told: list[BaseException] = []
+    raised: list[BaseException] = []
     begun = threading.Event()
 
     def watch() -> None:
@@ -185,7 +185,7 @@ def test_closing_ends_the_calls_of_other_threads(shared_endpoint: str) -> None:
             for _version in registry.watch("policy"):
                 begun.set()
         except BaseException as error:
-            told.append(error)
+            raised.append(error)
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -193,7 +193,7 @@ def test_closing_ends_the_calls_of_other_threads(shared_endpoint: str) -> None:
     registry.close()
     watching.join(PATIENCE_SECONDS)
     assert not watching.is_alive()
-    assert [type(error) for error in told] == [ClosedError]
+    assert [type(error) for error in raised] == [ClosedError]
     with pytest.raises(ClosedError, match="the model registry client is closed"):
         registry.list_models()
     registry.close()
@@ -245,8 +245,8 @@ with ModelRegistry(sys.argv[1]) as registry:
 
 def test_an_interruption_ends_only_one_call_and_its_handler_may_make_another(shared_endpoint: str) -> None:
     process = started(SIGNALS, shared_endpoint)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert output.split() == ["1", "interrupted", "2", "interrupted", "2", "interrupted", "b'final'"]
 
 
@@ -271,9 +271,9 @@ def test_an_interruption_ends_the_wait_for_a_pipe(shared_endpoint: str, bufferin
         assert process.stdout.readline() == "begun\n"
         time.sleep(0.1 * moment)  # the random moment of the signal; it waits for no condition
         process.send_signal(signal.SIGINT)
-        _output, told = process.communicate(timeout=PATIENCE_SECONDS)
-        assert process.returncode == -signal.SIGINT, told
-        assert told.rstrip().endswith("KeyboardInterrupt")
+        _output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == -signal.SIGINT, stderr
+        assert stderr.rstrip().endswith("KeyboardInterrupt")
 
 
 OTHERS_CACHE = """
@@ -296,9 +296,9 @@ def test_damaged_bytes_in_the_cache_of_another_user_are_fetched_again(shared_end
         [cached] = Path(directory).glob("??/*")
         cached.write_bytes(b"damaged")
         process = started(OTHERS_CACHE, shared_endpoint, directory)
-        output, told = process.communicate(timeout=PATIENCE_SECONDS)
-        assert (process.returncode, output) == (0, "b'weights'\n"), told
-        assert "damaged bytes of version 1 of 'policy' found in the cache" in told
+        output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        assert (process.returncode, output) == (0, "b'weights'\n"), stderr
+        assert "damaged bytes of version 1 of 'policy' found in the cache" in stderr
 
 
 AT_ANY_MOMENT = """
@@ -334,8 +334,8 @@ print(interrupted > 10, len(handled) > 10)
 def test_signals_may_arrive_at_any_moment(shared_endpoint: str) -> None:
     """Thousands of interruptions, or of handlers that make a call, in the middle of a call."""
     process = started(AT_ANY_MOMENT, shared_endpoint)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output) == (0, "True True\n"), told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output) == (0, "True True\n"), stderr
 
 
 LEFT_OPEN = """
@@ -359,5 +359,5 @@ except KeyboardInterrupt:
 @pytest.mark.parametrize("seconds", ["0.00005", "0.0002", "0.001", "0.01"])
 def test_a_process_ends_although_its_client_is_open_after_an_interruption(shared_endpoint: str, seconds: str) -> None:
     process = started(LEFT_OPEN, shared_endpoint, seconds)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output) == (0, "interrupted\n"), told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output) == (0, "interrupted\n"), stderr

@@ -87,10 +87,10 @@ async def test_an_interrupted_download_resumes_where_it_was(
         await interrupted(registry, path)
         assert files(tmp_path) == ["file", *PARTIAL]
         assert path.read_bytes() == b"old"
-        before, told = relay.replied_bytes, list[int]()
-        note = lambda progress: told.append(progress.done_bytes)  # noqa: E731
+        before, reports = relay.replied_bytes, list[int]()
+        note = lambda progress: reports.append(progress.done_bytes)  # noqa: E731
         assert await registry.download("policy", path, resume=True, progress=note) == version
-    assert told[0] > 3 * MIB
+    assert reports[0] > 3 * MIB
     assert relay.replied_bytes - before < len(LARGE) - 3 * MIB
     assert path.read_bytes() == LARGE
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
@@ -118,9 +118,9 @@ async def test_another_process_resumes_after_one_was_killed(registry: Any, serve
     process = started(KILLED, f"grpc://127.0.0.1:{server.port}", str(path))
     _, text = await asyncio.to_thread(process.communicate, timeout=PATIENCE_SECONDS)
     assert process.returncode == -9, text
-    told: list[int] = []
-    await registry.download("policy", path, resume=True, progress=lambda each: told.append(each.done_bytes))
-    assert told[0] > 5 * MIB
+    reports: list[int] = []
+    await registry.download("policy", path, resume=True, progress=lambda each: reports.append(each.done_bytes))
+    assert reports[0] > 5 * MIB
     assert path.read_bytes() == LARGE
 
 
@@ -130,9 +130,9 @@ async def test_a_complete_partial_file_is_not_fetched_again(registry: Any, tmp_p
     journal = tmp_path / PARTIAL[1]
     with journal.open("ab") as file:
         file.write(b"[0, %d]\n" % len(LARGE))
-    told: list[Progress] = []
-    await registry.download("policy", tmp_path / "file", resume=True, progress=told.append)
-    assert [each.done_bytes for each in told] == [len(LARGE)]
+    reports: list[Progress] = []
+    await registry.download("policy", tmp_path / "file", resume=True, progress=reports.append)
+    assert [each.done_bytes for each in reports] == [len(LARGE)]
     assert (tmp_path / "file").read_bytes() == LARGE
 
 
@@ -143,13 +143,13 @@ async def test_a_download_starts_over_if_its_name_refers_to_another_version(
     await registry.store("policy", LARGE, alias="production")
     await interrupted(registry, tmp_path / "file")
     await registry.store("policy", newer)
-    told: list[int] = []
+    reports: list[int] = []
     with caplog.at_level(logging.WARNING):
         version = await registry.download(
-            "policy", tmp_path / "file", resume=True, progress=lambda each: told.append(each.done_bytes)
+            "policy", tmp_path / "file", resume=True, progress=lambda each: reports.append(each.done_bytes)
         )
     assert version.number == 2
-    assert told[0] <= 2 * MIB
+    assert reports[0] <= 2 * MIB
     assert (tmp_path / "file").read_bytes() == newer
     (record,) = caplog.records
     assert record.getMessage() == (
@@ -164,10 +164,10 @@ async def test_a_download_by_an_alias_that_was_not_moved_resumes(
     await registry.store("policy", LARGE, alias="production")
     await interrupted(registry, tmp_path / "file", version="production")
     await registry.publish("policy", b"newer")
-    told: list[int] = []
-    note = lambda progress: told.append(progress.done_bytes)  # noqa: E731
+    reports: list[int] = []
+    note = lambda progress: reports.append(progress.done_bytes)  # noqa: E731
     await registry.download("policy", tmp_path / "file", version="production", resume=True, progress=note)
-    assert told[0] > 5 * MIB
+    assert reports[0] > 5 * MIB
     assert caplog.records == []
 
 
@@ -256,11 +256,11 @@ async def test_an_unavailable_registry_loses_no_received_bytes(flavour: str, ser
     async with opened(flavour, port, retry_seconds=0) as registry:
         with pytest.raises(errors.UnavailableError):
             await registry.download("policy", tmp_path / "file", resume=True)
-    told: list[int] = []
+    reports: list[int] = []
     async with opened(flavour, server.port) as registry:
-        note = lambda progress: told.append(progress.done_bytes)  # noqa: E731
+        note = lambda progress: reports.append(progress.done_bytes)  # noqa: E731
         await registry.download("policy", tmp_path / "file", resume=True, progress=note)
-    assert told[0] > 5 * MIB
+    assert reports[0] > 5 * MIB
 
 
 async def test_a_cancelled_download_can_be_resumed_at_once(server: Server, tmp_path: Path) -> None:

@@ -80,23 +80,23 @@ async def test_every_version_is_yielded_over_restarts_and_many_streams(
     """The server is killed, and loses transient versions before they were sent."""
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
     port = f"--port={free_port()}"
-    told: list[str] = []
+    received: list[str] = []
     with server_process(tmp_path / "archive", port) as server:
         async with opened(flavour, server.port) as registry, aclosing(registry.watch("policy", all=True)) as versions:
             for _ in range(3):
                 await registry.store("policy", b"x")
-            told += await following(versions, 3)
+            received += await following(versions, 3)
             for _ in range(3):
                 await registry.publish("policy", b"lost")
             await asyncio.to_thread(server.kill)
             with server_process(tmp_path / "archive", port):
                 newest = (await registry.store("policy", b"x")).number
-                while told[-1] != str(newest):
-                    told.append(await next_of(versions))
+                while received[-1] != str(newest):
+                    received.append(await next_of(versions))
                 again = await registry.store("policy", b"x")
                 assert await next_of(versions) == str(again.number)
     covered: list[int] = []
-    for each in told:
+    for each in received:
         first, _, last = each.partition("-")
         covered += range(int(first), int(last or first) + 1)
     assert covered == [*range(1, newest + 1)]

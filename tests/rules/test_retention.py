@@ -121,8 +121,8 @@ async def test_a_dry_run_deletes_nothing_and_reports_what_a_real_run_deletes(wor
         await world.upload(archived=position % 2 == 0)
     trial = [RetentionRule("archived", keep_last=2)]
     application = await world.retention.plan("m", trial)
-    told = [decision async for decision in application.decisions(application.doomed)]
-    assert [decision.version.number for decision in told] == [1, 3]
+    planned = [decision async for decision in application.decisions(application.doomed)]
+    assert [decision.version.number for decision in planned] == [1, 3]
     assert [verdict.number for verdict in application.kept] == [2, 4, 5, 6, 7, 8]
     assert await world.numbers() == [1, 2, 3, 4, 5, 6, 7, 8]
     await world.set_rules(*trial)

@@ -152,17 +152,17 @@ async def track(registry):
 async def iteration_updates(registry):
     sent = [await registry.publish_model("m", b"one"), await registry.publish_model("m", b"two", {"a": "b"})]
     async with aclosing(registry.iteration_updates("m")) as updates:
-        told = [await anext(updates)]
+        received = [await anext(updates)]
         for send in (registry.publish_model, registry.store_model, registry.publish_model):
             sent.append(await send("m", b"more"))
-            told.append(await anext(updates))
+            received.append(await anext(updates))
         await registry.remove_model("m")
         removed = await error_of(anext(updates))
     async with aclosing(registry.iteration_updates("unknown")) as updates:
         unknown = await error_of(anext(updates))
     return {
         "sent": [described(info) for info in sent],
-        "told": [described(info) for info in told],
+        "received": [described(info) for info in received],
         "removed": removed,
         "unknown": unknown,
     }
@@ -175,7 +175,7 @@ async def large_models(registry):
         for send in (registry.publish_model, registry.store_model):
             info = await send("m", model)
             retrieved = await registry.retrieve_model("m", info.iteration)
-            results[f"{send.__name__} {size}"] = {"told size": info.size, "same": retrieved == model}
+            results[f"{send.__name__} {size}"] = {"reported size": info.size, "same": retrieved == model}
     return results
 
 
@@ -190,8 +190,8 @@ async def remove(registry):
         "iterations": await error_of(registry.list_iterations("m")),
         "data": await error_of(registry.retrieve_model("m", 2)),
         "again": await error_of(registry.remove_model("m")),
-        "anew": (await registry.publish_model("m", b"three")).iteration,
-        "anew listed": [info.iteration for info in await registry.list_iterations("m")],
+        "recreated": (await registry.publish_model("m", b"three")).iteration,
+        "recreated listed": [info.iteration for info in await registry.list_iterations("m")],
     }
 
 

@@ -94,8 +94,8 @@ class Scene:
         teller = FakedTeller()
         follower = Follower(cast(ReplySender, teller), "", token)
         watch = await self.world.watches.open(Question(model_ids, token=token)).__aenter__()
-        while (told := await watch.next(wait=False)) is not None:
-            follower.token = told[0]
+        while (received := await watch.next(wait=False)) is not None:
+            follower.token = received[0]
         self.groups.join(follower, model_ids, watch, self._prepare)
         self.calls.append(Call(follower, teller))
         return self.calls[-1]
@@ -163,8 +163,8 @@ async def test_a_follower_that_would_skip_another_model_leaves_its_group(scene: 
     await asyncio.wait([slow.own])
     assert (slow.teller.messages, slow.taken, slow.follower.token) == (["m 1"], [], token)
     async with scene.world.watches.open(Question(("m", "n"), token=token)) as watch:
-        told = [text_of(event[1]) for _ in range(3) if (event := await watch.next(wait=False))]
-    assert (sorted(told[:2]), told[2]) == (["m 2", "n 1"], "caught up")
+        received = [text_of(event[1]) for _ in range(3) if (event := await watch.next(wait=False))]
+    assert (sorted(received[:2]), received[2]) == (["m 2", "n 1"], "caught up")
 
 
 async def test_steps_of_several_messages_are_sent_by_the_tasks_of_the_calls(scene: Scene) -> None:

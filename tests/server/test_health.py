@@ -57,10 +57,10 @@ async def next_health(watch: Any) -> int:
 
 async def rest_of(watch: Any) -> set[int]:
     """Return all further statuses of a watch."""
-    told = set()
+    statuses = set()
     while (reply := await watch.read()) is not grpc.aio.EOF:
-        told.add(int(reply.status))
-    return told
+        statuses.add(int(reply.status))
+    return statuses
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -296,27 +296,27 @@ async def test_messages_of_a_part_of_a_version_are_counted(metered: MeteredServe
 async def test_versions_and_their_bytes_are_reported_by_tier(metered: MeteredServer) -> None:
     client = metered.client
 
-    async def told() -> tuple[float, Mapping[str, float], Mapping[str, float]]:
+    async def scraped() -> tuple[float, Mapping[str, float], Mapping[str, float]]:
         scrape = await metered.scrape()
         return scrape("models"), scrape.by("tier", "versions"), scrape.by("tier", "version_bytes")
 
     await client.create_model("m")
     await client.create_model("n")
-    assert await told() == (2, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
+    assert await scraped() == (2, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
     await client.publish("m", bytes(1000))
     await client.publish("m", bytes(200))
-    assert await told() == (2, {"transient": 2, "archived": 0}, {"transient": 1200, "archived": 0})
+    assert await scraped() == (2, {"transient": 2, "archived": 0}, {"transient": 1200, "archived": 0})
     await client.store("m", bytes(30))
     await client.store("n", bytes(4))
-    assert await told() == (2, {"transient": 2, "archived": 2}, {"transient": 1200, "archived": 34})
+    assert await scraped() == (2, {"transient": 2, "archived": 2}, {"transient": 1200, "archived": 34})
     for _ in range(MAX_ITEMS):
         await client.publish("n", bytes(5))
     # Versions of "n" evicted each other: "m" has its fair share.
-    assert await told() == (2, {"transient": 4, "archived": 2}, {"transient": 1210, "archived": 34})
+    assert await scraped() == (2, {"transient": 4, "archived": 2}, {"transient": 1210, "archived": 34})
     await client.delete_model("m")
-    assert await told() == (1, {"transient": 2, "archived": 1}, {"transient": 10, "archived": 4})
+    assert await scraped() == (1, {"transient": 2, "archived": 1}, {"transient": 10, "archived": 4})
     await client.delete_model("n")
-    assert await told() == (0, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
+    assert await scraped() == (0, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
 
 
 async def test_archived_versions_of_an_earlier_run_are_reported(tmp_path: Path) -> None:

@@ -152,8 +152,8 @@ async def test_a_dry_run_deletes_nothing_and_a_real_run_deletes_what_it_reported
     await models.set_alias("best", 1)
     await models.set_rules(KEEP_TWO, RetentionRule("transient", keep_every=4))
     before = files_of(tmp_path)
-    told = await models.apply(dry_run=True)
-    assert [(each.version.number, each.deleted) for each in told.decisions] == [
+    planned = await models.apply(dry_run=True)
+    assert [(each.version.number, each.deleted) for each in planned.decisions] == [
         (2, True),
         (1, False),
         (3, False),
@@ -162,7 +162,7 @@ async def test_a_dry_run_deletes_nothing_and_a_real_run_deletes_what_it_reported
         (6, False),
     ]
     assert files_of(tmp_path) == before
-    assert await models.apply() == told
+    assert await models.apply() == planned
     assert await numbers(client) == [1, 3, 4, 5, 6]
     await client.store("m", b"12345")
     await models.apply()

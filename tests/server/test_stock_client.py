@@ -214,8 +214,8 @@ def test_a_tracked_model_follows_what_is_published_and_stored(report: Report) ->
 
 def test_updates_yield_the_latest_iteration_then_newer_ones_until_the_model_is_removed(report: Report) -> None:
     result = seen(report, "iteration_updates")
-    assert [info["iteration"] for info in result["told"]] == [2, 3, 4, 5]
-    assert result["told"] == result["sent"][1:]
+    assert [info["iteration"] for info in result["received"]] == [2, 3, 4, 5]
+    assert result["received"] == result["sent"][1:]
     assert result["removed"] == "NOT_FOUND"
     assert result["unknown"] == "NOT_FOUND"
 
@@ -223,7 +223,7 @@ def test_updates_yield_the_latest_iteration_then_newer_ones_until_the_model_is_r
 def test_models_of_all_sizes_are_retrieved_unchanged(report: Report) -> None:
     sizes = (1, 2**21 - 1, 2**21, 2**21 + 1, 10_000_000)  # the client sends chunks of 2 MiB
     calls = ("publish_model", "store_model")
-    expected = {f"{call} {size}": {"told size": size, "same": True} for size in sizes for call in calls}
+    expected = {f"{call} {size}": {"reported size": size, "same": True} for size in sizes for call in calls}
     assert seen(report, "large_models") == expected
 
 
@@ -235,8 +235,8 @@ def test_a_removed_model_is_gone_and_can_be_created_again(report: Report) -> Non
         "info": None,
         "data": "CogmentError: Unknown model [m]",
         "again": "NOT_FOUND",
-        "anew": 1,
-        "anew listed": [1],
+        "recreated": 1,
+        "recreated listed": [1],
     }
 
 

@@ -198,9 +198,9 @@ async def test_a_watch_resumes_exactly_over_restarts(tmp_path: Path, every: bool
         await fill(client, "n", b"other", archived=True)
     async with restarted(tmp_path) as client:
         follower = Follower(client, *model_ids, every=every, token=follower.token)
-        told = await follower.until_caught_up()
-        assert sorted(told) == ["m 4", "model n", "n 1", "n all deleted"]
-        assert [each for each in told if each.split()[0] == "n" or each == "model n"] == [
+        received = await follower.until_caught_up()
+        assert sorted(received) == ["m 4", "model n", "n 1", "n all deleted"]
+        assert [each for each in received if each.split()[0] == "n" or each == "model n"] == [
             "n all deleted",
             "model n",
             "n 1",
@@ -213,14 +213,14 @@ async def test_a_watch_of_very_many_models_resumes_exactly_while_the_server_runs
     for name in names:
         await fill(client, name, b"1")
     follower = Follower(client, every=every)
-    told = await follower.texts(100)
+    received = await follower.texts(100)
     await follower.cancel()
     follower = Follower(client, every=every, token=follower.token)
-    told += await follower.until_caught_up()
+    received += await follower.until_caught_up()
     await follower.cancel()
-    assert sorted(told) == sorted([f"{name} 1" for name in names] + [f"model {name}" for name in names])
-    await client.create_model("never told")
-    await client.delete_model("never told")
+    assert sorted(received) == sorted([f"{name} 1" for name in names] + [f"model {name}" for name in names])
+    await client.create_model("never received")
+    await client.delete_model("never received")
     await client.publish("m7", b"2")
     await client.delete_model("m8")
     follower = Follower(client, every=every, token=follower.token)
@@ -236,9 +236,9 @@ async def test_a_watch_of_very_many_models_reports_possible_gaps_after_a_restart
         await follower.until_caught_up()
     async with restarted(tmp_path) as client:
         follower = Follower(client, every=True, token=follower.token)
-        told = await follower.until_caught_up()
-        assert {f"{name} gap 1-1" for name in names} <= {*told}
-        assert not {f"{name} 1" for name in names} & {*told}
+        received = await follower.until_caught_up()
+        assert {f"{name} gap 1-1" for name in names} <= {*received}
+        assert not {f"{name} 1" for name in names} & {*received}
         await client.publish("m3", b"2")
         assert await follower.texts(1) == ["m3 2"]
 
@@ -283,11 +283,11 @@ async def test_a_slow_watcher_skips_to_the_newest_and_delays_no_other(client: Cl
     for number in range(1, 31):
         await client.publish("m", Random(number).randbytes(MIB))
         assert await quick.texts(1) == [f"m {number}"]
-    told = await slow.until_caught_up()
-    while told[-1] != "m 30":
-        told += await slow.texts(1)
+    received = await slow.until_caught_up()
+    while received[-1] != "m 30":
+        received += await slow.texts(1)
     assert slow.data == Random(30).randbytes(MIB)
-    numbers = [int(each.split()[1]) for each in told if each != "model m"]
+    numbers = [int(each.split()[1]) for each in received if each != "model m"]
     assert numbers == sorted({*numbers})
     assert len(numbers) < 30
 

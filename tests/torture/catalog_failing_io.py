@@ -226,8 +226,8 @@ class Trial:
         """Publish and retrieve while the database fails."""
         if self.scenario.steps[-1] is None and not (await client.models()).model_infos:
             return
-        number = (await client.publish("m", b"meanwhile")).version_number
-        assert await client.data("m", number) == b"meanwhile"
+        number = (await client.publish("m", b"in the meantime")).version_number
+        assert await client.data("m", number) == b"in the meantime"
         assert await client.data("m", 2) == b"data 2"
 
     def _check(self, seen: State | None, *, done: bool, restarted: bool) -> None:

@@ -179,11 +179,11 @@ class Traps:
 
     def events(self) -> list[str]:
         """Return the events since the last call."""
-        told: list[str] = []
+        reported: list[str] = []
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._descriptor, 65536):
-                told += self._decoded(data)
-        return told
+                reported += self._decoded(data)
+        return reported
 
     def _decoded(self, data: bytes) -> Iterator[str]:
         while data:
