@@ -190,6 +190,8 @@ def _monitor(
     """Serve metrics and health over HTTP if that is asked for, and return the port."""
     if settings.metrics_port is None:
         return None
+    if certificates is not None:
+        metrics.watch_certificate(lambda: certificates.expires_at)
     monitoring = MonitoringServer(
         metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port, certificates
     )

@@ -13,7 +13,7 @@ from cogment_model_registry.records.access import Grant, GrantKind, Scope, ident
 from cogment_model_registry.records.addresses import is_loopback
 from cogment_model_registry.registry.access import INVALID_TOKEN, Caller
 from cogment_model_registry.server.issuer import Issuer, Verified
-from cogment_model_registry.server.needs import NEEDS
+from cogment_model_registry.server.needs import NEEDS, OPEN
 from cogment_model_registry.serving.calls import Call
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -37,6 +37,7 @@ _READER = Caller(
     is_named=False,
 )
 _ANYBODY = Caller("a caller without a token", [Scope("admin")], is_named=False)
+_STRANGER = Caller("a caller without a token", (), is_named=False)
 
 
 class Identities:
@@ -214,6 +215,8 @@ class Identities:
         if self._anonymous == "everything" or (self._anonymous == "auto" and _is_here(call.context.peer())):
             return _ANYBODY
         if self._anonymous == "nothing":
+            if call.method in OPEN:
+                return _STRANGER
             raise UnauthenticatedError("this server needs a token, as the metadata authorization: Bearer TOKEN")
         return _READER
 

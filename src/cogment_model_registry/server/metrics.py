@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
@@ -92,6 +93,15 @@ class Metrics:
     def watch_consumers(self, consumers: Consumers) -> None:
         """Ask for the consumers, on the running event loop, at each scrape."""
         self.registry.register(ConsumerMetrics(_NAMESPACE, consumers, asyncio.get_running_loop(), _STATUS_SECONDS))
+
+    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Ask at each scrape when the certificate of the server expires, in seconds since the Unix epoch."""
+        Gauge(
+            "certificate_expires_timestamp_seconds",
+            "When the certificate of the server expires, in seconds since the Unix epoch.",
+            namespace=_NAMESPACE,
+            registry=self.registry,
+        ).set_function(expires_at)
 
 
 class _StateCollector(Collector):
