@@ -106,7 +106,7 @@ class Transfers:
         self._note_begin()
         return Receiver(call, decode, self._receiving, self._upload_idle, self._note_end)
 
-    def sending(self, call: Call, size_bytes: int) -> "Sender":
+    def sending(self, call: Call, size_bytes: int) -> "VersionSender":
         """Return the context manager that sends a version of `size_bytes` bytes."""
         window_bytes = _WINDOW_MIN_BYTES
         if size_bytes > _WINDOW_MIN_BYTES // _COPIES:
@@ -116,11 +116,13 @@ class Transfers:
             # Not before the call is over: bytes that a client does not take stay in gRPC, even after its time is up.
             call.when_over(lambda: self._give_back_window(window_bytes))
         self._note_begin()
-        return Sender(call, window_bytes, self._settings.sent_version_chunk_size, self._retrieval_idle, self._note_end)
+        return VersionSender(
+            call, window_bytes, self._settings.sent_version_chunk_size, self._retrieval_idle, self._note_end
+        )
 
-    def telling(self, call: Call) -> "Teller":
+    def replying(self, call: Call) -> "ReplySender":
         """Return the context manager that sends replies to a watcher."""
-        return Teller(call, self._retrieval_idle, lambda: None)
+        return ReplySender(call, self._retrieval_idle, lambda: None)
 
     def window(self, call: Call, size_bytes: int) -> AbstractContextManager[int]:
         """Return the context manager in which a watcher is sent the bytes of a version; it yields the size of chunks.
@@ -211,9 +213,11 @@ class Receiver(_Transfer, Generic[_Header]):
         Raises:
             InvalidError: It is not a header.
             PermissionDeniedError: The caller may not create the version.
+            LimitedError: The caller is over a limit.
             TimedOutError: The client sent nothing for too long.
         """
         method = self._call.method
+        self._call.begin(is_upload=True)
         first = await self.next_chunk()
         if first is None:
             raise InvalidError(f"{method} must begin with a header; the stream was empty")
@@ -248,6 +252,9 @@ class Receiver(_Transfer, Generic[_Header]):
             InvalidError: It is not a chunk.
             TimedOutError: The client sent nothing for too long.
         """
+        if self._call.share is not None:
+            self.end_turn()  # others have it while this one waits
+            await self._call.share.paced(self._expected_bytes)
         turn = None
         if self._taken_bytes or self._expected_bytes > _SMALL_MESSAGE_BYTES:
             await self._take_turn()
@@ -321,8 +328,8 @@ class Receiver(_Transfer, Generic[_Header]):
             self._budget.give_back(taken_bytes)
 
 
-class Teller(_Transfer):
-    """Sends replies one by one. Made by `Transfers.telling`."""
+class ReplySender(_Transfer):
+    """Sends replies one by one. Made by `Transfers.replying`."""
 
     def start(self, message: bytes, when_sent: Callable[[BaseException | None], None]) -> None:
         """Begin to send a message, from any task; nothing else may be sent until it is sent.
@@ -340,6 +347,15 @@ class Teller(_Transfer):
 
         self._watch.begin()
         run_without_task(self._call.write(message), note)
+
+    @property
+    def is_slowed(self) -> bool:
+        """Whether the caller has to wait for bytes."""
+        return self._call.share is not None and self._call.share.is_slowed
+
+    async def paced(self) -> None:
+        """Wait until the caller may be sent bytes."""
+        await self._call.paced(0)
 
     async def waiting(self, work: Awaitable[_T]) -> _T:
         """Await `work` in the task of the call, while messages are sent that `start` began.
@@ -361,13 +377,15 @@ class Teller(_Transfer):
         Raises:
             TimedOutError: The client took nothing for too long.
         """
+        if self._call.share is not None:
+            await self._call.share.paced(len(message))
         try:
             await self._watch.wait(self._call.write(message))
         except TimeoutError:
             raise self._timed_out() from None
 
 
-class Sender(Teller):
+class VersionSender(ReplySender):
     """Sends the chunks of one version. Made by `Transfers.sending`.
 
     Attributes:

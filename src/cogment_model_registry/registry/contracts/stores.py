@@ -177,7 +177,7 @@ class ModelContents:
 
     Attributes:
         info: The model.
-        version_numbers: The numbers of its versions, ascending, as far as names tell: one of them may still turn out
+        version_numbers: The numbers of its versions, ascending, as far as names say: one of them may still turn out
             to be damaged when its metadata is read.
         size_bytes: The bytes of each of these versions, by number.
         damaged: What is wrong with versions that are known to be damaged, by number.
