@@ -1,6 +1,6 @@
 """Run tests in environments that users have: other locales, an umask, a user who is not root, closed standard streams.
 
-What an environment takes and this machine lacks is printed, and the environment skipped.
+If this machine lacks something for an environment, this is printed, and the environment is skipped.
 """
 
 import argparse
@@ -22,14 +22,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 SUITES = [f"tests/{name}" for name in ("archive_tools", "cli", "settings", "storage/test_filesystem.py", "system")]
 SUITES += [f"tests/registry_client/test_{name}.py" for name in ("cache", "calls")]
 SUITES += [f"tests/server/test_{name}.py" for name in ("call_log", "life_cycle", "locales", "log_writer")]
-"""Tests of what reads and writes files, streams and the command line."""
+"""Tests of files, streams and the command line."""
 
 PYTEST = [sys.executable, "-m", "pytest", "-n", "4", "--dist", "worksteal", "-q"]
 NOBODY = "nobody"
 
 
 class MissingError(Exception):
-    """The machine lacks what an environment takes; the message says what."""
+    """The machine lacks something for an environment; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Environment:
     """How to run a command in an environment.
 
     Attributes:
-        prefix: The words before the command.
-        variables: Variables of the environment.
+        prefix: The prefix of the command.
+        variables: Environment variables.
         umask: The umask; -1 for that of this process.
         cwd: The working copy.
     """
@@ -86,7 +86,7 @@ ENVIRONMENTS: dict[str, Callable[[], AbstractContextManager[Environment]]] = {
     "posix": lambda: contextlib.nullcontext(Environment(variables=POSIX)),
     "umask_077": lambda: contextlib.nullcontext(Environment(umask=0o077)),
     "another_user": _another_user,
-    # Standard output shows what the tests say. What pytest captures, and what runs tests in parallel, would be open.
+    # Standard output shows the results. pytest's capture and parallel runs would open descriptors.
     "closed_streams": lambda: contextlib.nullcontext(
         Environment(["sh", "-c", 'exec "$@" -n0 -s -p no:faulthandler <&- 2>&-', "sh"])
     ),
@@ -94,7 +94,7 @@ ENVIRONMENTS: dict[str, Callable[[], AbstractContextManager[Environment]]] = {
 
 
 def try_environment(name: str, arguments: Sequence[str]) -> str:
-    """Run the tests in an environment, and return the result in a word or a sentence."""
+    """Run the tests in an environment, and return a description of the result."""
     try:
         with ENVIRONMENTS[name]() as environment:
             done = subprocess.run(
@@ -110,7 +110,7 @@ def try_environment(name: str, arguments: Sequence[str]) -> str:
 
 
 def main() -> int:
-    """Try them all; return 1 when one fails."""
+    """Try all environments; return 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--environment", action="append", choices=ENVIRONMENTS, help="by default all of them")
     parser.add_argument("arguments", nargs="*", default=SUITES, help="arguments for pytest; by default the suites")
