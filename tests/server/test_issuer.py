@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 
 from cogment_model_registry.errors import StartError, UnauthenticatedError, UnavailableError
 from cogment_model_registry.records.access import Grant, identity_of, parse_scopes
-from cogment_model_registry.server import composition, issuer_keys
+from cogment_model_registry.server import composition, identities, issuer_keys
 from cogment_model_registry.server import issuer as issuers
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.server.identities import Identities
@@ -664,6 +664,96 @@ async def test_a_token_is_verified_once_until_it_ends(tmp_path: Path, monkeypatc
         for _ in range(2):
             assert await caller.reads(token) is UNKNOWN
             assert caller.details == "the token is not valid: it has expired"
+
+
+class Decoding:
+    """Counts how often signatures are checked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        decode = jwt.decode
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            return decode(*arguments, **options)
+
+        monkeypatch.setattr(jwt, "decode", counting)
+
+
+async def test_a_refused_token_that_is_repeated_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding = Decoding(monkeypatch)
+    tokens = [signed(OTHER_RSA), signed(aud="other"), signed(sub="x" * 300), signed(exp=1), signed(kid="unknown")]
+    async with issuer_with() as issuer:
+        for token in tokens * 20:
+            with contextlib.suppress(UnauthenticatedError):
+                assert issuer.verify(token) is None
+    assert decoding.count == len(tokens) - 1  # no key was there to check the last one
+
+
+async def test_a_refused_token_is_accepted_as_soon_as_its_key_is_there() -> None:
+    """Under a new name, under the name of another key, and as the only key."""
+    keys = [jwk(RSA, "RSA")]
+    others = [signed(OTHER_RSA, "new"), signed(OTHER_RSA, "RSA"), signed(OTHER_RSA, None)]
+    async with issuer_with(lambda: jwks(*keys)) as issuer:
+        for token, kid in zip(others, ("new", "RSA", "only"), strict=True):
+            for _ in range(3):
+                with contextlib.suppress(UnauthenticatedError):
+                    assert issuer.verify(token) is None
+            keys[:] = [jwk(OTHER_RSA, kid)]
+            await issuer.read()
+            assert issuer.verify(token) is not None
+            keys[:] = [jwk(RSA, "RSA")]
+            await issuer.read()
+            with contextlib.suppress(UnauthenticatedError):
+                assert issuer.verify(token) is None
+
+
+async def test_a_refused_token_is_accepted_when_its_time_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding, clock = Decoding(monkeypatch), Clock()
+    now = clock.now_ns // 10**9
+    token = signed(nbf=now + 100, exp=now + 200)
+    async with issuer_with(clock=clock) as issuer:
+        for seconds, is_valid in ((0, False), (94, False), (96, True), (199, True), (201, False), (0, False)):
+            clock.now_ns = (now + seconds) * 10**9
+            for _ in range(2):
+                if is_valid:
+                    assert issuer.verify(token) is not None
+                else:
+                    with pytest.raises(UnauthenticatedError, match=r"expired|not valid yet"):
+                        issuer.verify(token)
+    assert decoding.count == 1
+
+
+async def test_what_is_kept_of_refused_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding = Decoding(monkeypatch)
+    head, _, signature = signed().rpartition(".")
+    async with issuer_with() as issuer:
+        for number in range(3000):
+            with pytest.raises(UnauthenticatedError):
+                issuer.verify(f"{head}.{number:08d}{signature[8:]}")
+        assert len(issuer._checked) <= 1024
+        assert issuer._checked.ttl <= 60
+    assert decoding.count == 3000
+
+
+async def test_callers_are_known_by_what_they_send_and_their_number_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "_KNOWN_MAX", 3)
+    known: list[int] = []
+
+    class CountingIssuer(Issuer):
+        def verify(self, token: str) -> issuers.Verified | None:
+            known.append(1)
+            return super().verify(token)
+
+    use_clock(monkeypatch, CountingIssuer)
+    tokens = [signed(scope="read", jti=str(number)) for number in range(5)]
+    async with calling(tmp_path, settings_of(key_file(tmp_path))) as caller:
+        for token in tokens * 2:
+            for _ in range(3):
+                assert await caller.reads(token) is OK
+    assert len(known) == 2 * len(tokens)  # each was forgotten for the others, and asked for only then
 
 
 @pytest.mark.parametrize("end", ["expired", "revoked", "key withdrawn", "grant expired"])

@@ -25,7 +25,9 @@ from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.registry import RegistryStatus
 from cogment_model_registry.server.call_metrics import CallMetrics
 from cogment_model_registry.server.consumer_metrics import ConsumerMetrics
+from cogment_model_registry.server.limit_metrics import LimitMetrics
 from cogment_model_registry.server.registration import State
+from cogment_model_registry.serving.caller_limits import CallerLimits
 
 _NAMESPACE = "cogment_model_registry"
 
@@ -93,6 +95,10 @@ class Metrics:
     def watch_consumers(self, consumers: Consumers) -> None:
         """Ask for the consumers, on the running event loop, at each scrape."""
         self.registry.register(ConsumerMetrics(_NAMESPACE, consumers, asyncio.get_running_loop(), _STATUS_SECONDS))
+
+    def watch_limits(self, limits: CallerLimits) -> None:
+        """Ask what the limits per caller have refused at each scrape."""
+        self.registry.register(LimitMetrics(_NAMESPACE, limits))
 
     def watch_certificate(self, expires_at: Callable[[], float]) -> None:
         """Ask at each scrape when the certificate of the server expires, in seconds since the Unix epoch."""
