@@ -7,10 +7,11 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
+from cogment_model_registry.cli import bucket_archive
 from cogment_model_registry.cli.groups import Command, Group
 from cogment_model_registry.cli.parameters import word_text
 from cogment_model_registry.cli.progress import is_shown, progress_bar
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from cogment_model_registry.storage.filesystem.verification import Report
 
 _DIRECTORY = PathType(exists=True, file_okay=False)
+_CATALOG_HELP = "Directory of the catalog, for an address; by default that of a server with this archive_url."
+_PLACE = bucket_archive.PlaceType(exists=True, file_okay=False)
 
 
 class _VerifyCommand(Command):
@@ -61,7 +64,7 @@ def archive() -> None:
     short_help="Check all metadata, and all data against its hash.",
     context_settings={"max_content_width": 120},
 )
-@click.argument("directory", type=_DIRECTORY)
+@click.argument("directory", type=_PLACE)
 @click.option("--repair", "is_repair", is_flag=True, help="Make the safe repairs; no server may use the directory.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
@@ -76,6 +79,8 @@ def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
     marks are repaired, and missing metadata of models is written. Damaged versions are left as they are.
     """
     started = time.monotonic()
+    if bucket_archive.is_url(directory):
+        return _verify_bucket(directory, started, is_repair=is_repair, as_json=as_json)
     with _running(f"checking {shown(directory)}"), _opened(directory) as (files, root):
         report, outcomes = _repaired(directory, files, root) if is_repair else (_verified(directory, files, root), [])
     repaired = {outcome.finding for outcome in outcomes if outcome.is_repaired}
@@ -113,6 +118,28 @@ def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, 
         return report, [*outcomes, *catalog_repair.repair(place, report.findings)]
 
 
+def _verify_bucket(url: str, started: float, *, is_repair: bool, as_json: bool) -> int:
+    """Verify the archive at an address; return the exit code."""
+    if is_repair:
+        raise click.UsageError("an archive in an object store is not repaired: a start clears away what is left over")
+    with _running(f"checking {url}"), progress_bar("checking", None) as advance:
+        report = bucket_archive.verify(url, advance)
+    problems = [finding for finding in report.findings if finding.is_problem]
+    if as_json:
+        document = _as_json(url, report, [], is_sound=not problems and report.models > 0)
+        remedies = {"findings": [{**each, "remedy": bucket_archive.REMEDY} for each in document["findings"]]}
+        click.echo(json.dumps({**document, **remedies}, indent=2))
+    else:
+        _show(report, [], [], time.monotonic() - started)
+        if problems:
+            click.echo(f"to do: {bucket_archive.REMEDY}")
+    if problems:
+        return 1
+    if not report.models:
+        raise NotFoundError(f"archive {url} has no model, so nothing was checked")
+    return 0
+
+
 def _show(report: "Report", outcomes: "list[Outcome]", left: list[Finding], seconds: float) -> None:
     """Print the findings, for people, and what to do about those that are left."""
     if report.holder:
@@ -144,7 +171,7 @@ def _line(finding: Finding, message: str) -> str:
     return f"{shown(finding.file)}: {message}"
 
 
-def _as_json(directory: str, report: "Report", outcomes: "list[Outcome]", *, is_sound: bool) -> dict[str, object]:
+def _as_json(directory: str, report: "Report", outcomes: "list[Outcome]", *, is_sound: bool) -> dict[str, Any]:
     return {
         "path": directory,
         "in_use_by": report.holder or None,
@@ -343,6 +370,36 @@ def backup(directory: str, target: str, *, quick: bool) -> int:
         f"{counted(len(problems), 'problem')}"
     )
     return 1 if problems else 0
+
+
+@archive.command("copy", short_help="Copy an archive between directories and object stores.")
+@click.argument("source", metavar="FROM", type=_PLACE)
+@click.argument("target", metavar="TO", type=bucket_archive.PlaceType(file_okay=False))
+@click.option("--from_catalog_dir", metavar="PATH", type=PathType(file_okay=False), default="", help=_CATALOG_HELP)
+@click.option("--to_catalog_dir", metavar="PATH", type=PathType(file_okay=False), default="", help=_CATALOG_HELP)
+def copy(source: str, target: str, *, from_catalog_dir: str, to_catalog_dir: str) -> int:
+    """Copy the archive FROM to TO: each is a directory, or an address such as s3://bucket/prefix.
+
+    A server may use FROM, and none TO. All models and archived versions are copied, checked against their hashes, then
+    the aliases, tags, metrics and tokens. What TO has already is not copied again, so an interrupted copy goes on. TO
+    is new, empty, or such a copy: if it has a model or a version that FROM does not have, nothing is copied.
+
+    Exits with 1 if a version is damaged, which is left out, or if TO is no copy of FROM; and with 3 if one of them
+    cannot be used or FROM has no model.
+    """
+    for name, place, catalog in (("from", source, from_catalog_dir), ("to", target, to_catalog_dir)):
+        if catalog and not bucket_archive.is_url(place):
+            raise click.UsageError(f"--{name}_catalog_dir is for an address: a directory has its catalog")
+    with _running("the copy"), progress_bar("copying", None) as advance:
+        copied, has_catalog = bucket_archive.copy(source, target, from_catalog_dir, to_catalog_dir, advance)
+    for error in copied.damaged:
+        click.echo(f"problem: {error.message}")
+    click.echo(
+        f"{counted(copied.models, 'model')}: {counted(copied.versions, 'version')} copied "
+        f"({size_text(copied.data_bytes)}), {copied.unchanged} unchanged, "
+        f"{'with' if has_catalog else 'without'} a catalog: {counted(len(copied.damaged), 'problem')}"
+    )
+    return 1 if copied.damaged else 0
 
 
 @contextlib.contextmanager

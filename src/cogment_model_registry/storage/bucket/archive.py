@@ -65,6 +65,11 @@ class BucketArchive(FolderArchive):
         self._malformed: list[str] = []
 
     @property
+    def malformed(self) -> list[str]:
+        """The names of objects of models that are malformed; those models are not served."""
+        return self._malformed
+
+    @property
     def is_exclusive(self) -> bool:
         return not self.is_read_only
 
@@ -122,6 +127,7 @@ class BucketArchive(FolderArchive):
         if self._is_open:
             self._is_open = False
             await run_to_end(self._close())
+        await run_to_end(self._objects.close())
         self._home.close()
 
     async def _close(self) -> None:

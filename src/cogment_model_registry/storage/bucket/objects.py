@@ -9,9 +9,10 @@ A store on a local path is not durable by itself: the library renames files and 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any, TypeVar
 
 import obstore
 import structlog
@@ -20,10 +21,12 @@ from obstore.store import LocalStore, ObjectStore
 from cogment_model_registry.errors import TooLargeError, UnavailableError
 from cogment_model_registry.storage.bucket.translation import ObjectMissing, reason_of, translated
 
+_T = TypeVar("_T")
 _log = structlog.stdlib.get_logger(__name__)
 
 _LIST_OBJECTS = 1000
 _DELETE_OBJECTS = 500
+_LAST_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,7 @@ class Objects:
         self._store = store
         self._observe = observe
         self._root = str(store.prefix) if isinstance(store, LocalStore) else ""
+        self._under_way: set[asyncio.Future[Any]] = set()
         self.url = url
         self.failure = ""
 
@@ -72,7 +76,7 @@ class Objects:
             UnavailableError: The store failed.
         """
         with self._operation("get"):
-            return bytes(await (await obstore.get_async(self._store, name)).bytes_async())
+            return await self._ask(_get(self._store, name))
 
     async def find(self, name: str) -> bytes | None:
         """Return an object; None if there is none.
@@ -93,7 +97,8 @@ class Objects:
             UnavailableError: The store failed.
         """
         with self._operation("get_range"):
-            return memoryview(await obstore.get_range_async(self._store, name, start=start, length=size_bytes))
+            reading = obstore.get_range_async(self._store, name, start=start, length=size_bytes)
+            return memoryview(await self._ask(reading))
 
     async def put(self, name: str, data: bytes) -> None:
         """Write an object, in place of another one of that name.
@@ -103,7 +108,7 @@ class Objects:
             UnavailableError: The store failed: the object may be written nevertheless, even later.
         """
         with self._writing("put"):
-            await obstore.put_async(self._store, name, data, use_multipart=False)
+            await self._ask(obstore.put_async(self._store, name, data, use_multipart=False))
             await self._sync(name)
 
     async def create(self, name: str, data: bytes) -> None:
@@ -115,7 +120,7 @@ class Objects:
             UnavailableError: The store failed: the object may be written nevertheless, even later.
         """
         with self._writing("create"):
-            await obstore.put_async(self._store, name, data, mode="create", use_multipart=False)
+            await self._ask(obstore.put_async(self._store, name, data, mode="create", use_multipart=False))
             await self._sync(name)
 
     async def copy(self, source: str, name: str) -> None:
@@ -126,7 +131,7 @@ class Objects:
             UnavailableError: The store failed.
         """
         with self._writing("copy"):
-            await obstore.copy_async(self._store, source, name)
+            await self._ask(obstore.copy_async(self._store, source, name))
             await self._sync(name)
 
     async def delete(self, names: Sequence[str]) -> None:
@@ -141,7 +146,7 @@ class Objects:
                 if self._root:
                     await asyncio.to_thread(self._delete_files, batch)
                 else:
-                    await obstore.delete_async(self._store, batch[0] if len(batch) == 1 else batch)
+                    await self._ask(obstore.delete_async(self._store, batch[0] if len(batch) == 1 else batch))
 
     async def list_names(self, prefix: str) -> AsyncIterator[list[Found]]:
         """Yield the objects below a prefix, in no particular order, some at once.
@@ -155,7 +160,7 @@ class Objects:
         while True:
             with self._operation("list"):
                 try:
-                    chunk = await anext(iterator)
+                    chunk = await self._ask(anext(iterator))
                 except StopAsyncIteration:
                     return
                 found = [Found(each["path"], each["size"]) for each in chunk]
@@ -168,6 +173,29 @@ class Objects:
             UnavailableError: The store failed.
         """
         return sorted([found.name async for chunk in self.list_names(prefix) for found in chunk])
+
+    async def close(self) -> None:
+        """Wait for the requests that go on, some seconds at most."""
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_LAST_SECONDS)
+        for request in self._under_way:
+            request.cancel()
+
+    async def _ask(self, request: Awaitable[_T]) -> _T:
+        """Await a request, which goes on when the caller is cancelled.
+
+        A request that is cancelled has a thread of the library call Python when it notices that; if Python has begun to
+        end by then, the process aborts (https://github.com/PyO3/pyo3-async-runtimes/issues/40). So `close` waits for all.
+        """
+        future = asyncio.ensure_future(request)
+        self._under_way.add(future)
+        future.add_done_callback(self._note_end)
+        return await asyncio.shield(future)
+
+    def _note_end(self, future: "asyncio.Future[Any]") -> None:
+        self._under_way.discard(future)
+        if not future.cancelled():
+            future.exception()  # retrieved, so that asyncio does not report it: the caller may be gone
 
     @contextlib.contextmanager
     def _operation(self, operation: str) -> Iterator[None]:
@@ -214,6 +242,10 @@ class Objects:
         for directory in {os.path.dirname(name) for name in names}:
             with contextlib.suppress(FileNotFoundError):
                 _sync_path(os.path.join(self._root, directory))
+
+
+async def _get(store: ObjectStore, name: str) -> bytes:
+    return bytes(await (await obstore.get_async(store, name)).bytes_async())
 
 
 def _sync_path(path: str) -> None:
