@@ -12,7 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import obstore
-import pytest
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
@@ -33,6 +32,8 @@ def find_program() -> str | None:
 
 def program() -> str:
     """Return the path of SeaweedFS; skip the test where it is not installed, except in CI."""
+    import pytest  # noqa: PLC0415 # benchmarks use the rest of this module without it
+
     found = find_program()
     if found is None:
         if os.environ.get("CI"):

@@ -111,7 +111,8 @@ class Reader(_Closable):
         Args:
             max_bytes: The size of a chunk.
             buffer_bytes: How many bytes may be in buffers that were made for this reader, the chunk's own included; at
-                least two chunks are allowed, and 128 KiB where bytes come from a network.
+                least two chunks are allowed, and 128 KiB where bytes come from a network. An archive there
+                may have more, within a bound for all its readers together.
             offset: Where to begin; at most the size of the version.
             limit: How many bytes to yield, unless the version ends before; None for all that follow.
 

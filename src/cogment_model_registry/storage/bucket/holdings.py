@@ -20,6 +20,8 @@ from cogment_model_registry.system.byte_budget import ByteBudget
 _HASH_THREADS = 4
 _SENDING_BYTES = 32 * 1024 * 1024
 _COLLECTED_BYTES = 64 * 1024 * 1024
+_AHEAD_BYTES = 64 * 1024 * 1024
+_READER_AHEAD_BYTES = 20 * 1024 * 1024
 _RECORDS_BYTES = 16 * 1024 * 1024
 _RECORD_BYTES = 1000
 """What a record takes in memory without its user_data and its parts."""
@@ -69,6 +71,7 @@ class Holdings:
         self.chores = Chores(objects, self.require_writable)
         self.sending = ByteBudget(_SENDING_BYTES)
         self.collected_bytes = 0
+        self._ahead_bytes = _AHEAD_BYTES
         self._records: LRUCache[tuple[str, int], Record] = LRUCache(_RECORDS_BYTES, _record_bytes)
         self._executor = ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="archive")
 
@@ -76,6 +79,20 @@ class Holdings:
     def is_crowded(self) -> bool:
         """Whether uploads have collected so much that they should send what they have."""
         return self.collected_bytes > _COLLECTED_BYTES
+
+    def take_ahead(self, size_bytes: int) -> int:
+        """Return how many bytes a reader may read ahead in addition to its buffers; `give_ahead_back` ends that.
+
+        A network that answers late needs several requests at once. All readers together have a bound, and what one gets
+        when they are many is nothing.
+        """
+        taken_bytes = max(min(size_bytes, _READER_AHEAD_BYTES, self._ahead_bytes), 0)
+        self._ahead_bytes -= taken_bytes
+        return taken_bytes
+
+    def give_ahead_back(self, taken_bytes: int) -> None:
+        """Give back what `take_ahead` returned."""
+        self._ahead_bytes += taken_bytes
 
     @property
     def epoch(self) -> int:

@@ -185,7 +185,8 @@ class Objects:
         """Await a request, which goes on when the caller is cancelled.
 
         A request that is cancelled has a thread of the library call Python when it notices that; if Python has begun to
-        end by then, the process aborts (https://github.com/PyO3/pyo3-async-runtimes/issues/40). So `close` waits for all.
+        end by then, the process aborts (https://github.com/PyO3/pyo3-async-runtimes/issues/40). So `close`
+        waits for all.
         """
         future = asyncio.ensure_future(request)
         self._under_way.add(future)

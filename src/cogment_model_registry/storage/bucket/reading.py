@@ -20,7 +20,7 @@ from cogment_model_registry.storage.bucket.layout import Record
 from cogment_model_registry.storage.bucket.translation import ObjectMissing
 from cogment_model_registry.system.tasks import run_to_end
 
-_BLOCK_BYTES = 4 * 1024 * 1024
+_BLOCK_BYTES = 8 * 1024 * 1024
 """The largest range that is read at once."""
 
 _LEAST_BLOCK_BYTES = 64 * 1024
@@ -58,6 +58,7 @@ class BucketReader(Reader):
         self._hash: PayloadHash | None = None
         self._hashing: asyncio.Future[None] | None = None
         self._reading: deque[asyncio.Task[list[memoryview]]] = deque()
+        self._ahead_bytes = 0
         self._open = True
 
     async def chunks(
@@ -71,7 +72,9 @@ class BucketReader(Reader):
             await self._check()
             yield [memoryview(b"")]
             return
-        block_bytes = max_bytes * max(min(_BLOCK_BYTES, max(buffer_bytes // 4, _LEAST_BLOCK_BYTES)) // max_bytes, 1)
+        self._ahead_bytes = self._home.take_ahead(end - offset - buffer_bytes)
+        buffer_bytes += self._ahead_bytes
+        block_bytes = max_bytes * max(min(_BLOCK_BYTES, max(buffer_bytes // 3, _LEAST_BLOCK_BYTES)) // max_bytes, 1)
         at_once = min(max(buffer_bytes // block_bytes, 2), _AT_ONCE)
         blocks = [(start, min(start + block_bytes, end)) for start in range(offset, end, block_bytes)]
         blocks.reverse()
@@ -156,6 +159,7 @@ class BucketReader(Reader):
                 task.exception()  # retrieved, so that asyncio does not report it
         self._reading.clear()
         await self._settle_hash()
+        self._home.give_ahead_back(self._ahead_bytes)
         self._home.chores.unpin(self._record.key)
 
 
