@@ -34,7 +34,7 @@ def main() -> None:
     """Write the files."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    needs = [*project["project"]["dependencies"], *extras["server"], *extras["oidc"]]
+    needs = [*project["project"]["dependencies"], *extras["server"], *extras["oidc"], *extras["signatures"]]
     # hatchling asks for editables when it makes an editable install.
     runtime = [*needs, *project["build-system"]["requires"], "editables"]
     requirements = ROOT / "requirements"

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
     from cogment_model_registry.records.news import Gap, Saved
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
+    from cogment_model_registry.records.signatures import PublicKey, Signature
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
     from cogment_model_registry.system.sealed_memory import SealedMemory
 
@@ -25,10 +26,12 @@ __all__ = [
     "ModelRegistry",
     "ModelSummary",
     "Progress",
+    "PublicKey",
     "RetentionReport",
     "RetentionRule",
     "Saved",
     "SealedMemory",
+    "Signature",
     "TransientShare",
     "Version",
     "VersionInfo",
@@ -47,10 +50,12 @@ _MODULES = {
     "ModelRegistry": "client.blocking",
     "ModelSummary": "records.lifecycle",
     "Progress": "client.progress",
+    "PublicKey": "records.signatures",
     "RetentionReport": "records.lifecycle",
     "RetentionRule": "records.retention",
     "Saved": "records.news",
     "SealedMemory": "system.sealed_memory",
+    "Signature": "records.signatures",
     "TransientShare": "records.retention",
     "Version": "records.lifecycle",
     "VersionInfo": "records.versions",

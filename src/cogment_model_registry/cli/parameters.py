@@ -9,6 +9,7 @@ import click
 
 from cogment_model_registry.cli.connection import complete_model, complete_version
 from cogment_model_registry.cli.groups import Command
+from cogment_model_registry.cli.running import PathType
 from cogment_model_registry.settings.kinds import byte_count
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -236,5 +237,19 @@ def _given(ctx: click.Context, number: int | str | None) -> int | str | None:
         raise click.UsageError(f"give one version, not {len(numbers)}: {', '.join(map(str, numbers))}")
     return numbers[0] if numbers else None
 
+
+sign_option = click.option(
+    "--sign",
+    metavar="KEYFILE",
+    type=PathType(),
+    help="Sign it with the Ed25519 private key in a PEM file.",
+)
+verify_option = click.option(
+    "--verify",
+    metavar="KEYFILE",
+    type=PathType(),
+    multiple=True,
+    help="Demand that it is signed by one of the Ed25519 public keys in a PEM file.",
+)
 
 archived_flag = click.option("--archived", is_flag=True, help="Take only archived versions into account.")

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from cogment_model_registry.client.blocking_client import BlockingClient
+from cogment_model_registry.client.signatures import TrustedKeys
 from cogment_model_registry.records.lifecycle import ModelSummary, RetentionReport
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
 
@@ -113,6 +114,32 @@ class ModelMethods(BlockingClient):
             NotFoundError: The model does not exist.
         """
         return self._run(lambda core: core.models.set_share(model_id, share, expected, timeout))
+
+    def set_signers(
+        self, model_id: str, keys: TrustedKeys, *, expected: int | None = None, timeout: float | None = None
+    ) -> ModelSummary:
+        """Replace the keys of which one must have signed each new version of a model, durably.
+
+        From then on the server refuses to create other versions, and to promote other transient ones; what is archived
+        stays.
+
+        Args:
+            model_id: The model.
+            keys: The public keys, as `retrieve` takes them to verify; none at all to demand no signatures.
+            expected: The revision that the model must have now; None for any.
+            timeout: How many seconds it may take.
+
+        Returns:
+            The model, with its new revision.
+
+        Raises:
+            ConflictError: It has another revision than was expected.
+            InvalidError: A key is not an Ed25519 key in PEM, or there are too many.
+            NotFoundError: The model does not exist.
+            PreconditionError: The server cannot check signatures, since it lacks the package cryptography.
+            OSError: The file of a key cannot be read.
+        """
+        return self._run(lambda core: core.models.set_signers(model_id, keys, expected, timeout))
 
     def apply_retention(
         self,

@@ -68,7 +68,7 @@ class LifecycleCalls:
         subject = Subject(f"looking up {version_text(model_id, key)}", model_id)
         request = wire.ListVersionsRequest(versions=[wire.version_ref(model_id, key)])
         reply = await self._call("ListVersions", request, wire.ListVersionsReply, subject)
-        return wire.version_from_message(reply.versions[0])
+        return lookups.of_model(wire.version_from_message(reply.versions[0]), model_id)
 
     async def find_versions(
         self, model_id: str | None, accepted: str, order_by: str, limit: int | None

@@ -5,7 +5,9 @@ from typing import SupportsIndex, TypeVar
 
 from cogment_model_registry.client.arguments import checked_id, checked_tags, checked_text, checked_whole
 from cogment_model_registry.client.lifecycle_calls import LifecyclePart
-from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.client.signatures import TrustedKeys, public_keys_of
+from cogment_model_registry.client.threads import submit
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, quoted
 from cogment_model_registry.records.lifecycle import ModelSummary, RetentionReport
 from cogment_model_registry.records.retention import (
     ModelChange,
@@ -13,7 +15,9 @@ from cogment_model_registry.records.retention import (
     TransientShare,
     check_rules,
     check_share,
+    ordered_signers,
 )
+from cogment_model_registry.records.signatures import check_signers
 
 _Record = TypeVar("_Record")
 
@@ -58,6 +62,22 @@ class Models(LifecyclePart):
         check_share(checked, checked_id(model_id))
         change = ModelChange(share=checked, expected_revision=_revision(expected))
         return await self._calls_within(timeout).update_model(model_id, change)
+
+    async def set_signers(
+        self, model_id: str, keys: TrustedKeys, expected: SupportsIndex | None, timeout: float | None
+    ) -> ModelSummary:
+        """See `ModelRegistry.set_signers`."""
+        signers = await self._calls.backend.wait(submit(lambda: public_keys_of(keys)))
+        check_signers(signers, checked_id(model_id))
+        change = ModelChange(signers=tuple(signers), expected_revision=_revision(expected))
+        model = await self._calls_within(timeout).update_model(model_id, change)
+        if model.signers != ordered_signers(signers):
+            message = (
+                f"the signers of model {quoted(model_id)} were not set, since the server is of an older release, which "
+                "demands no signatures"
+            )
+            raise ModelRegistryError(message, model_id=model_id)
+        return model
 
     async def apply_retention(
         self, model_id: str | None, rules: Iterable[RetentionRule] | None, timeout: float | None, *, dry_run: bool

@@ -54,8 +54,8 @@ def _list_versions(request: Any) -> Needs:
 
 
 def _update_model(request: Any) -> Needs:
-    """Rules and shares decide what is deleted and evicted, so they need more than tags."""
-    is_rule = request.HasField("retention") or request.HasField("transient_share")
+    """Rules, shares and signers decide what is deleted, evicted and refused, so they need more than tags."""
+    is_rule = any(request.HasField(name) for name in ("retention", "transient_share", "signers"))
     return (Need(("admin",) if is_rule else CREATE, request.model_id),)
 
 

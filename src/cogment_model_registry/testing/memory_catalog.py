@@ -26,6 +26,7 @@ from cogment_model_registry.records.lifecycle import (
     check_revision,
 )
 from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, check_model_revision
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo, check_version_number
 from cogment_model_registry.registry.contracts import (
@@ -207,6 +208,9 @@ class MemoryCatalog(Catalog):
             model.changes += 1
             await self._record(_Change(ref.model_id, "changed"))
             yield model.summary()
+
+    async def get_signers(self, ref: ModelRef) -> Sequence[PublicKey]:
+        return (await self._require_life(ref)).decided.signers
 
     async def get_state(self, ref: ModelRef) -> ModelState:
         model = await self._require_life(ref)

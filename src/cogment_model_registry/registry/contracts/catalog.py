@@ -15,6 +15,7 @@ from cogment_model_registry.records.lifecycle import (
     Version,
 )
 from cogment_model_registry.records.retention import ModelChange
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts.news import News, Watcher
@@ -222,6 +223,16 @@ class Catalog(ABC):
             ConflictError: It has another revision than was expected. Raised on entering, as the others.
             NotFoundError: That life of the model is over.
             TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    async def get_signers(self, ref: ModelRef) -> Sequence[PublicKey]:
+        """Return the keys of which one must have signed each new version of a model; none if that is not required.
+
+        Within a change of the model, such as `publishing`, they are those that hold until it is left.
+
+        Raises:
+            NotFoundError: That life of the model is over.
         """
 
     @abstractmethod

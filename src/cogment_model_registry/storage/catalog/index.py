@@ -26,6 +26,8 @@ from cogment_model_registry.storage.folder import FolderArchive, FolderContents,
 
 _log = structlog.stdlib.get_logger(__name__)
 
+_UNDECIDED = ModelAnnotations()
+
 
 class VersionIndex:
     """The index of a folder.
@@ -213,7 +215,7 @@ class VersionIndex:
 
     def annotations_of_model(self, model_id: str) -> ModelAnnotations:
         """Return what people decided about a model."""
-        return self._models.get(model_id) or ModelAnnotations()
+        return self._models.get(model_id) or _UNDECIDED
 
     async def change_model(self, model_id: str, change: ModelChange) -> None:
         """Change what people decided about a model; see `Catalog.changing_model`."""

@@ -32,6 +32,7 @@ from cogment_model_registry.records.lifecycle import (
     check_revision,
 )
 from cogment_model_registry.records.retention import ModelChange
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import (
     VERSION_NUMBER_MAX,
@@ -195,6 +196,10 @@ class LocalCatalog(Catalog):
             model.changes += 1
             self._note_change(ref.model_id)
             yield self._summary(model)
+
+    async def get_signers(self, ref: ModelRef) -> Sequence[PublicKey]:
+        self._require_life(ref)
+        return self._index.annotations_of_model(ref.model_id).signers
 
     async def get_state(self, ref: ModelRef) -> ModelState:
         model = self._require_life(ref)
