@@ -20,6 +20,7 @@ from cogment_model_registry.records.lifecycle import (
     Version,
 )
 from cogment_model_registry.records.retention import ModelChange, RetentionRule, TransientShare
+from cogment_model_registry.records.signatures import public_key_of_raw
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import (
@@ -33,9 +34,11 @@ from cogment_model_registry.registry.contracts import (
 )
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_order, position_of
-from cogment_model_registry.testing.bytes import describe
+from cogment_model_registry.testing.bytes import SIGNATURE, describe
 
 _WAIT_SECONDS = 20
+
+_KEYS = (public_key_of_raw(bytes(range(32))), public_key_of_raw(bytes(range(1, 33))))
 
 
 async def publish(catalog: Catalog, model_id: str) -> VersionInfo:
@@ -498,18 +501,48 @@ class CatalogSuite(ABC):
         ref = await catalog.find("m")
         rules = (RetentionRule("archived", "tags.a = x", 3, 2, "return", True, 60, 10), RetentionRule(keep_last=1))
         share = TransientShare(1, 2, 3, 4)
-        first = await change_model(catalog, ref, ModelChange({"a": "1"}, (), rules, share, FIRST_REVISION))
+        change = ModelChange({"a": "1"}, (), rules, share, FIRST_REVISION, signers=_KEYS)
+        first = await change_model(catalog, ref, change)
         assert (first.tags, first.retention, first.share) == ({"a": "1"}, rules, share)
+        assert {*first.signers} == {*_KEYS}
         assert first.revision > FIRST_REVISION
         with pytest.raises(ConflictError, match=f"revision {first.revision}"):
             await change_model(catalog, ref, ModelChange({"a": "2"}, expected_revision=first.revision + 1))
         second = await change_model(catalog, ref, ModelChange({"b": "2"}, ["a", "none"], (), None, first.revision))
         assert (second.tags, second.retention, second.share) == ({"b": "2"}, (), share)
+        assert second.signers == first.signers == await catalog.get_signers(ref)
         assert second.revision > first.revision
         assert await catalog.summarize([ModelInfo("m")]) == [second]
         await publish_annotated(catalog, archived=True)
         [alias] = await catalog.set_aliases(ref, [AliasChange("best", 1)], 0)
         assert alias.revision not in (first.revision, second.revision)
+
+    async def test_signers_end_with_their_change_and_with_their_model(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        assert await catalog.get_signers(ref) == ()
+        await change_model(catalog, ref, ModelChange(signers=_KEYS))
+        await change_model(catalog, ref, ModelChange(signers=()))
+        assert await catalog.get_signers(ref) == ()
+        await change_model(catalog, ref, ModelChange(signers=_KEYS))
+        await self.remove_model(catalog, "m")
+        await self.put_model(catalog, "m")
+        with pytest.raises(NotFoundError):
+            await catalog.get_signers(ref)
+        assert await catalog.get_signers(await catalog.find("m")) == ()
+
+    @pytest.mark.parametrize("archived", [False, True])
+    async def test_a_signature_is_described_listed_and_searched(self, catalog: Catalog, archived: bool) -> None:
+        async with catalog.publishing(await catalog.find("m")) as slot:
+            info = replace(describe("m", slot.number, b"data", archived), signature=SIGNATURE)
+            await slot.annotate(info, Annotations({"a": "1"}))
+            slot.show(info)
+        found = [
+            *await catalog.get_versions("m", [1]),
+            *await catalog.list_versions("m", 1, 9),
+            *await catalog.describe([info]),
+            *await catalog.search(Search("m", parse_filter("tags.a = 1"), BY_NUMBER, None, 10)),
+        ]
+        assert [each.signature for each in found] == [SIGNATURE] * 4
 
     async def test_a_deleted_model_loses_what_was_decided_about_it(self, catalog: Catalog) -> None:
         ref = await catalog.find("m")
@@ -564,7 +597,7 @@ class CatalogSuite(ABC):
         async with self.opened(tmp_path) as catalog:
             await self.put_model(catalog, "m")
             rules = (RetentionRule("transient", keep_seconds=5), RetentionRule(keep_every=10))
-            change = ModelChange({"a": "1"}, (), rules, TransientShare(0, 2**40))
+            change = ModelChange({"a": "1"}, (), rules, TransientShare(0, 2**40), signers=_KEYS)
             changed = await change_model(catalog, await catalog.find("m"), change)
         async with self.opened(tmp_path) as catalog:
             assert await catalog.summarize([ModelInfo("m")]) == [changed]

@@ -67,6 +67,8 @@ _log = structlog.stdlib.get_logger(__name__)
 _INFO_CACHE_BYTES = 32 * 1024 * 1024
 _INFO_BYTES = 900  # what a cached version and its encoding take without user_data, measured with tracemalloc
 
+_SIGNATURE_BYTES = 400  # its object and its two texts
+
 _SEARCH_ATTEMPTS = 3
 
 _EVALUATED_AT_ONCE = 256
@@ -74,7 +76,7 @@ _EVALUATED_AT_ONCE = 256
 
 
 def _info_bytes(info: VersionInfo) -> int:
-    return _INFO_BYTES + 2 * user_data_bytes(info.user_data)
+    return _INFO_BYTES + _SIGNATURE_BYTES * (info.signature is not None) + 2 * user_data_bytes(info.user_data)
 
 
 class LocalCatalog(Catalog):
