@@ -16,7 +16,7 @@ from cogment_model_registry.cli.parameters import (
 )
 from cogment_model_registry.cli.presentation import safe
 from cogment_model_registry.cli.retention import show_changed_model
-from cogment_model_registry.cli.running import PathType, check_free, telling
+from cogment_model_registry.cli.running import PathType, check_free, translating_errors
 from cogment_model_registry.errors import InvalidError, SignatureError, counted, shown
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def key_in(path: str) -> bytes:
         InvalidError: It is too large for keys.
         ModelRegistryError: It cannot be read.
     """
-    with telling(f"reading {shown(path)}"), open(path, "rb") as file:
+    with translating_errors(f"reading {shown(path)}"), open(path, "rb") as file:
         data = file.read(_FILE_MAX_BYTES + 1)
     if len(data) > _FILE_MAX_BYTES:
         raise InvalidError(f"{safe(path)} has more than {_FILE_MAX_BYTES} bytes; keys take less")
@@ -138,7 +138,7 @@ def _as_json(version: "Version") -> dict[str, object]:
 def _write(path: str, data: bytes, *, force: bool) -> None:
     from cogment_model_registry.system.replacement import Replacement  # noqa: PLC0415 # as above
 
-    with telling(f"writing {shown(path)}"):
+    with translating_errors(f"writing {shown(path)}"):
         check_free(path, force=force)
         replacement = Replacement(path)
         try:
