@@ -136,7 +136,7 @@ class Uploads:
     async def _publish_here(
         self, header: UploadHeader, memory: sources.Source, what: str, wish: Wish, deadline: Deadline | None
     ) -> VersionInfo | None:
-        """Publish bytes by handing them over, without their hash, and close them; None if they are to be sent."""
+        """Publish bytes by handing them over, and close them; None if they are to be sent. The server hashes them."""
         try:
             with reporting(what, memory.size_bytes, wish) as report:
                 limit = deadline or transfer_deadline(memory.size_bytes)
