@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure, print tables, write JSON, and draw plots when told to."""
+"""`python -m benchmarks`: measure, print tables, write JSON, and draw plots on request."""
 
 import shutil
 import signal
@@ -26,6 +26,7 @@ from benchmarks import (
     plots,
     same_host,
     small_path,
+    tokens,
     trials,
     watching,
 )
@@ -48,6 +49,7 @@ _FIGURES = [
     *consumers.BENCHMARKS,
     *same_host.BENCHMARKS,
     *small_path.BENCHMARKS,
+    *tokens.BENCHMARKS,
     *h2load.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]
@@ -66,14 +68,14 @@ def _chosen(only: Sequence[str], *, with_plots: bool, quick: bool) -> list[Bench
 
 
 def _measure(bench: Bench, benchmark: Benchmark, run: Run) -> None:
-    """Measure, and record the outcome, whatever it is."""
+    """Measure, and record the result or the failure."""
     started = time.perf_counter()
     try:
         outcomes = benchmark.run(bench)
     except NotHereError as error:
         run.skipped[benchmark.name] = str(error)
         return
-    except Exception as error:  # one that cannot be measured is reported, and the others continue
+    except Exception as error:  # a failed benchmark is reported, and the others continue
         run.failed[benchmark.name] = escape(f"{type(error).__name__}: {error}")
         return
     finally:
@@ -101,7 +103,7 @@ def _run_all(benchmarks: Sequence[Benchmark], directory: Path, console: Console,
 
 
 def _exit_on(number: int, _frame: object) -> None:
-    sys.exit(128 + number)  # through all contexts, which end the processes
+    sys.exit(128 + number)  # unwinds all context managers, which end the processes
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -119,7 +121,7 @@ def main(
     """Measure the server and the client, and compare each figure with its floor."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=_WIDTH)  # a file has none of its own
+        console = Console(width=_WIDTH)  # the console has none for a file
     if list_them:
         for benchmark in _ALL:
             console.print(f"{benchmark.name:20}{benchmark.what}", highlight=False)
@@ -127,7 +129,7 @@ def main(
     benchmarks = _chosen(only, with_plots=plots_dir is not None, quick=quick)
     if plots_dir is not None:
         try:
-            plots.load_matplotlib()  # told before minutes are spent
+            plots.load_matplotlib()  # fails before minutes are spent
         except plots.NoPlotsError as error:
             raise click.ClickException(str(error)) from None
     signal.signal(signal.SIGTERM, _exit_on)

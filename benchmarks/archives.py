@@ -1,4 +1,4 @@
-"""Archives of many versions, written at once: by the layout's own names and texts, with nothing synced."""
+"""Archives of many versions, written directly with the names and texts of the layout, and without syncs."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from cogment_model_registry.storage.filesystem.files import Files
 
 _DATA = b"weights of a version"
 _PLACEHOLDER = 4_000_000_000
-"""A number that stands nowhere else in the metadata, to be replaced; formatting each anew would take minutes."""
+"""A number that occurs nowhere else in the metadata, to be replaced; formatting each file would take minutes."""
 
 
 def model_name(index: int) -> str:
@@ -20,7 +20,7 @@ def model_name(index: int) -> str:
 
 
 def generate(archive_dir: Path, models: int, first_number: int, last_number: int) -> None:
-    """Write versions into an archive directory that no server has; make the models that are not there.
+    """Write versions into an archive directory that no server uses; create missing models.
 
     Args:
         archive_dir: The directory.

@@ -1,4 +1,4 @@
-"""A run: how thorough it is, where its files go, and the processes that its figures share."""
+"""A run: its scope, its directory, and the processes that its figures share."""
 
 import contextlib
 import shutil
@@ -17,7 +17,7 @@ Outcome = Result | Curve
 
 
 class NotHereError(Exception):
-    """Something that a benchmark needs is not on this machine; the message says what."""
+    """This machine lacks something that a benchmark needs; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,16 +28,16 @@ class Pair:
     floor: ServerProcess
 
     def mark(self) -> None:
-        """Begin to count the time of processors anew."""
+        """Reset the count of processor time."""
         self.registry.mark_processor()
         self.floor.mark_processor()
 
     def processor_ratio(self, calls: Blocks | None = None, floor_calls: Blocks | None = None) -> float:
-        """Return what a call has taken of processors since `mark`, divided by what it took for the floor.
+        """Return the processor time of a call since `mark`, divided by that of a call to the floor.
 
         Args:
-            calls: How many calls there were; as many as of the floor when None.
-            floor_calls: How many there were of the floor.
+            calls: The number of calls; if None, the same as for the floor.
+            floor_calls: The number of calls to the floor.
         """
         ratio = self.registry.marked_processor_seconds() / max(self.floor.marked_processor_seconds(), 0.01)
         if calls and floor_calls:
@@ -46,17 +46,17 @@ class Pair:
 
 
 class Bench:
-    """What all figures of a run share.
+    """The shared parts of a run.
 
     Args:
-        directory: Where archives and files go: on the disk that is to be measured.
-        quick: Whether less is measured, in less time.
+        directory: The directory for archives and files, on the disk to be measured.
+        quick: Whether to measure less, in less time.
         mlflow: The program of MLflow, if it is not in `PATH`.
 
     Attributes:
         quick: As above.
         mlflow: As above.
-        budget_mib: The memory budget of registries, if a benchmark does not give them one of its own.
+        budget_mib: The default memory budget of registries.
     """
 
     def __init__(self, directory: Path, *, quick: bool, mlflow: str = "") -> None:
@@ -82,17 +82,17 @@ class Bench:
         return self._loads[index]
 
     def free_bytes(self) -> int:
-        """Return how much the disk that is measured has room for."""
+        """Return the free space of the measured disk."""
         return shutil.disk_usage(self._directory).free
 
     def require_room(self, size_bytes: int) -> None:
-        """Raise `NotHereError` unless the disk that is measured has room for so many bytes."""
+        """Raise `NotHereError` unless the measured disk has this much free space."""
         if self.free_bytes() < size_bytes:
-            raise NotHereError(f"the disk has no room for {size_bytes // MIB:,} MiB")
+            raise NotHereError(f"the disk has no space for {size_bytes // MIB:,} MiB")
 
     @contextlib.contextmanager
     def place(self) -> Iterator[Path]:
-        """Open a context with an empty directory, which is removed at the end."""
+        """Return a context manager for an empty directory, which is removed at the end."""
         self._places += 1
         path = self._directory / f"place-{self._places}"
         path.mkdir(parents=True)
@@ -103,7 +103,7 @@ class Bench:
 
     @contextlib.contextmanager
     def registry(self, *flags: str, budget_mib: int = 0) -> Iterator[ServerProcess]:
-        """Open a context with a registry that has an empty archive."""
+        """Return a context manager for a registry with an empty archive."""
         with (
             self.place() as place,
             processes.registry(
@@ -114,7 +114,7 @@ class Bench:
 
     @contextlib.contextmanager
     def pair(self, *flags: str, model_id: str = "walker", budget_mib: int = 0) -> Iterator[Pair]:
-        """Open a context with a registry that has one model, and a floor."""
+        """Return a context manager for a registry with one model, and a floor."""
         with ExitStack() as stack:
             registry = stack.enter_context(self.registry(*flags, budget_mib=budget_mib))
             floor = stack.enter_context(processes.floor())
@@ -123,17 +123,17 @@ class Bench:
             yield Pair(registry, floor)
 
     def fit_floor(self, pair: Pair, upload: Upload, *, with_bytes: bool = False) -> None:
-        """Let the floor answer with messages of the sizes that the registry answers with; creates a version.
+        """Let the floor answer with messages of the same sizes as the registry; creates a version.
 
         Args:
             pair: The registry and the floor.
             upload: The version.
-            with_bytes: Whether watchers are sent what followers of the registry are, with its bytes.
+            with_bytes: Whether watchers receive the same message as followers of the registry, with the bytes.
         """
         self.load(0).run(job(shape_like, pair.registry.port, pair.floor.port, upload, with_bytes=with_bytes))
 
     def fill_budget(self, pair: Pair, upload: Upload) -> None:
-        """Publish versions until each further one evicts another, as it is in use: memory is then recycled."""
+        """Publish versions until each further one evicts another, as in normal use: memory is then recycled."""
         self.load(0).run(
             job(upload_seconds, pair.registry.port, upload, self.budget_mib * MIB // upload.size_bytes + 1)
         )
@@ -147,12 +147,12 @@ class Bench:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Something to be measured.
+    """A benchmark.
 
     Attributes:
-        name: What `--only` names it.
-        what: What it tells, for `--list`.
-        run: What measures it.
+        name: Its name for `--only`.
+        what: Its description for `--list`.
+        run: Measures it.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """The calls of a benchmark's clients, with messages that were encoded beforehand: the jobs of load processes.
 
-The registry and its floor meet the same code: what differs is the port. All clients have gRPC's default options, but a
-connection of its own each.
+The same code calls the registry and its floor: only the port differs. All clients have gRPC's default options, but
+separate connections.
 """
 
 import asyncio
@@ -31,22 +31,22 @@ _METHOD = f"/{m.SERVICE_NAMES[0]}/"
 _NOISE = os.urandom(4 * MIB)
 
 SDK_CHUNK_BYTES = 2 * MIB
-"""What the stock SDK sends at once."""
+"""The chunk size of the stock SDK."""
 
 _NEWS_SECONDS = 20.0
-"""How long a watcher waits for the next version at most."""
+"""The longest time that a watcher waits for the next version."""
 
 
 @dataclass(frozen=True, slots=True)
 class Upload:
-    """A version to be created.
+    """A version to create.
 
     Attributes:
         model_id: Its model.
-        size_bytes: How large it is.
+        size_bytes: Its size.
         archived: Whether it is archived.
-        chunk_bytes: How much one body has; 4 MiB at most.
-        is_zeros: Whether its bytes are zeros, and not noise.
+        chunk_bytes: The size of one body; 4 MiB at most.
+        is_zeros: Whether its bytes are zeros instead of noise.
     """
 
     model_id: str
@@ -56,7 +56,7 @@ class Upload:
     is_zeros: bool = False
 
     def messages(self) -> list[bytes]:
-        """Return the messages, encoded. Bodies that are alike are one object."""
+        """Return the encoded messages. Equal bodies are one object."""
         info = m.ModelVersionInfo(model_id=self.model_id, data_size=self.size_bytes, archived=self.archived)
         header = m.CreateVersionRequestChunk(header=m.CreateVersionRequestChunk.Header(version_info=info))
         full, rest = divmod(self.size_bytes, self.chunk_bytes)
@@ -73,12 +73,12 @@ def _body(size_bytes: int, *, is_zeros: bool) -> bytes:
 
 
 def follow_request(upload: Upload) -> bytes:
-    """Return the request to follow a model with the bytes of its versions, in one reply where they fit."""
+    """Return the request to follow a model with the bytes of its versions, in one reply if they fit."""
     return watch_request([upload.model_id], "", inline_max_bytes=upload.size_bytes, in_one_reply=True)
 
 
 class Kind(Enum):
-    """Calls that many clients make at once."""
+    """Calls that many clients make concurrently."""
 
     PUBLISH = "publish"
     INFOS = "infos of the latest"
@@ -103,7 +103,7 @@ class Client:
         await self._model(request.SerializeToString())
 
     async def configure(self, shape: Shape) -> None:
-        """Tell a floor what to answer."""
+        """Configure the replies of a floor."""
         await self._configure(shape.encoded())
 
     async def create_version(self, messages: Sequence[bytes]) -> bytes:
@@ -141,7 +141,7 @@ class Client:
         return self._watches(request)
 
     async def newest_inline(self, upload: Upload) -> bytes:
-        """Return the message with which a follower gets the newest version of a model and its bytes."""
+        """Return the message to a follower with the newest version of a model and its bytes."""
         call = self.follow(follow_request(upload))
         while (message := await call.read()) is not grpc.aio.EOF:
             reply = decode_reply(message)
@@ -153,7 +153,7 @@ class Client:
 
 @dataclass(frozen=True, slots=True)
 class SecurePort:
-    """A port that is served over TLS.
+    """A port with TLS.
 
     Attributes:
         number: The port.
@@ -176,7 +176,7 @@ def _channel(port: Port, options: Sequence[tuple[str, int]]) -> grpc.aio.Channel
 
 @asynccontextmanager
 async def connected(port: Port) -> AsyncIterator[Client]:
-    """Open a context with a client of a server."""
+    """Return a context manager for a client of a server."""
     async with _channel(port, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         await channel.channel_ready()
         yield Client(channel)
@@ -192,10 +192,10 @@ async def prepare(port: Port, model_ids: Sequence[str]) -> None:
 async def shape_like(
     port: Port, floor_port: Port, upload: Upload, *, infos_only: bool = False, with_bytes: bool = False
 ) -> Shape:
-    """Let a floor answer as the registry does for an upload like this one; return how.
+    """Let a floor answer as the registry does for an upload like this one; return the replies.
 
-    Creates a version unless `infos_only`, where the listing of all versions is what counts. `with_bytes` lets each
-    watcher be sent what the registry sends to a follower, in one message.
+    Creates a version unless `infos_only`, which measures the listing of all versions. With `with_bytes`, each watcher
+    receives the message that the registry sends to a follower.
     """
     async with connected(port) as client, connected(floor_port) as floor:
         if infos_only:
@@ -221,10 +221,10 @@ async def upload_seconds(
 
     Args:
         port: The server.
-        upload: What is created.
-        count: How often.
-        gap_seconds: How long to wait before each.
-        warm_up: Whether one more goes ahead, which does not count.
+        upload: The version to create.
+        count: The number of calls.
+        gap_seconds: The pause before each call.
+        warm_up: Whether to make one more call first, which is not measured.
     """
     messages = upload.messages()
     async with connected(port) as client:
@@ -258,7 +258,7 @@ async def retrieve_seconds(
         async def once() -> None:
             sizes = await client.retrieve(upload.model_id)
             if sum(sizes) < upload.size_bytes:
-                raise RuntimeError(f"{sum(sizes)} bytes came instead of {upload.size_bytes}")
+                raise RuntimeError(f"{sum(sizes)} bytes were received instead of {upload.size_bytes}")
 
         return await _timed(once, count, gap_seconds, warm_up=warm_up)
 
@@ -274,7 +274,7 @@ async def infos_seconds(port: int, model_id: str, count: int) -> list[float]:
 
 
 async def versions_listed(port: int, model_id: str) -> int:
-    """Return how many versions one listing has."""
+    """Return the number of versions in one listing."""
     async with connected(port) as client:
         return len(m.RetrieveVersionInfosReply.FromString(await client.infos(model_id)).version_infos)
 
@@ -287,14 +287,14 @@ async def latest_number(port: int, model_id: str) -> int:
 
 
 async def call_seconds(port: int, upload: Upload, connections: int, seconds: float, kind: Kind) -> list[float]:
-    """Make calls one after the other on each of some connections, for some time; return the seconds of each call.
+    """Make successive calls on each of some connections for a time; return the seconds of each call.
 
     Args:
         port: The server.
-        upload: What is published, or whose model is asked for its latest version.
-        connections: How many.
-        seconds: How long.
-        kind: Which calls.
+        upload: The version to publish, or whose model is looked up.
+        connections: The number of connections.
+        seconds: The time.
+        kind: The kind of call.
     """
     messages = upload.messages()
     latencies: list[float] = []
@@ -337,17 +337,17 @@ async def publish_moments(port: int, upload: Upload, rounds: int, gap_seconds: f
     return moments
 
 
-async def told_moments(port: int, upload: Upload, connections: int, streams: int, rounds: int) -> list[float]:
+async def notified_moments(port: int, upload: Upload, connections: int, streams: int, rounds: int) -> list[float]:
     """Watch a model with `streams` streams over some connections.
 
     Returns:
-        For each of `rounds` versions, the moment at which the last stream was told.
+        For each of `rounds` versions, the moment at which the last stream was notified.
     """
     last = [0.0] * rounds
 
     async def watch(call: Any) -> None:
         for index in range(rounds):
-            async with asyncio.timeout(_NEWS_SECONDS):  # one that skipped a version would wait for ever
+            async with asyncio.timeout(_NEWS_SECONDS):  # a stream that skipped a version would wait indefinitely
                 message = await call.read()
             if message is grpc.aio.EOF:
                 raise RuntimeError("a watch ended")

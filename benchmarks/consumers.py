@@ -1,4 +1,4 @@
-"""What consumers cost, and how soon a trainer knows that all of them run a version."""
+"""The cost of consumers, and how soon a trainer knows that all of them run a version."""
 
 import asyncio
 import itertools
@@ -35,11 +35,11 @@ _CONSUMERS = 1000
 _CONNECTIONS = 20
 _BARRIER_CONSUMERS = 100
 _BARRIER_SECONDS = 0.2
-"""Over which time the consumers of a barrier report."""
+"""The period in which the consumers of a barrier report."""
 
 _CALLS_MAX = 500
-"""How many calls are under way at most. A gRPC server that is kept from running, as by other work of the machine, ends
-calls with CANCELLED once 1,000 wait to be taken (`grpc.server.max_pending_requests`); reports come at a fixed rate."""
+"""The largest number of concurrent calls. A gRPC server that does not run for a while, as on a busy machine, ends calls
+with CANCELLED when 1,000 are waiting (`grpc.server.max_pending_requests`); reports arrive at a fixed rate."""
 
 _TIMEOUT_SECONDS = 60.0
 
@@ -54,12 +54,12 @@ def _requests(count: int, number: int) -> list[bytes]:
 
 
 async def reported(port: int, seconds: float, *, is_floor: bool) -> int:
-    """Let consumers report once a second each, evenly; return how many reports were answered.
+    """Let each consumer report once a second, evenly distributed; return the number of answered reports.
 
     Args:
         port: The port of the registry, or of the floor.
-        seconds: For how long.
-        is_floor: Whether to make as many calls that ask the floor for nothing.
+        seconds: The time.
+        is_floor: Whether to make as many empty calls to the floor instead.
     """
     requests = itertools.cycle(_requests(_CONSUMERS, 1))
     answered = 0
@@ -93,12 +93,12 @@ async def reported(port: int, seconds: float, *, is_floor: bool) -> int:
 
 
 def _share(bench: Bench, server: ServerProcess, seconds: float, *, is_floor: bool) -> Callable[[], list[float]]:
-    """Return what measures the share of a core that a server takes, in percent."""
+    """Return a function that measures the share of a core that a server takes, in percent."""
 
     def measure() -> list[float]:
         server.mark_processor()
         answered = bench.load(0).run(job(reported, server.port, seconds, is_floor=is_floor))
-        # By the calls and not by the clock: on a busy machine they take longer than they should.
+        # By the number of calls and not by the clock: on a busy machine they take longer than planned.
         return [100 * server.marked_processor_seconds() / (answered / _CONSUMERS)]
 
     return measure
@@ -131,7 +131,7 @@ def _reports(bench: Bench) -> Sequence[Outcome]:
 
 
 async def last_reports(port: int, rounds: int) -> list[float]:
-    """Let consumers report each of some versions over a short time; return the moments of the last answers."""
+    """Let consumers report each of some versions within a short period; return the moments of the last replies."""
     moments = []
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         call: Any = channel.unary_unary(f"/{SERVICE_NAME}/ReportConsumer")

@@ -1,4 +1,4 @@
-"""How many small calls are answered, and how fast, against the number of clients that call at once."""
+"""Rate and latency of small calls against the number of concurrent clients."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,13 +21,13 @@ _SMALL_BYTES = 10 * KIB
 _PUBLISHERS = 8
 _ASKERS = 16
 _LOADS = 2
-"""Processes that call: one alone can do less than a server."""
+"""The number of load processes: a single one is slower than a server."""
 
 
 def _latencies(
     bench: Bench, port: int, connections: int, seconds: float, kind: Kind
 ) -> Callable[[], list[list[float]]]:
-    """Return what makes calls for some time, and returns the seconds of each call, by process."""
+    """Return a function that makes calls for a time, and returns the seconds of each call, by process."""
     loads = min(_LOADS, connections)
     shares = [connections // loads + (index < connections % loads) for index in range(loads)]
     upload = Upload(MODEL_ID, _SMALL_BYTES)
@@ -44,7 +44,7 @@ def _latencies(
 
 
 def _rate(bench: Bench, port: int, connections: int, seconds: float, kind: Kind) -> Callable[[], list[float]]:
-    """Return what measures calls per second once."""
+    """Return a function that measures calls per second once."""
     measure = _latencies(bench, port, connections, seconds, kind)
     return lambda: [sum(len(latencies) for latencies in measure()) / seconds]
 

@@ -1,4 +1,4 @@
-"""How fast the bytes of versions move, one client at a time: publish, store, retrieve."""
+"""Throughput of publishes, stores and retrievals, with one client at a time."""
 
 import asyncio
 import functools
@@ -32,7 +32,7 @@ _LARGE_BYTES = 64 * MIB
 _FLOORS = ("sink", "source", "write + fsync")
 
 _SETTLE_SECONDS = 0.2
-"""Longer than the archive takes a file for one that may still change without a trace."""
+"""Longer than the period in which a change of a file may be invisible in its times."""
 
 
 def _measure_uploads(bench: Bench, port: int, upload: Upload, count: int) -> Callable[[], list[float]]:
@@ -44,7 +44,7 @@ def _measure_retrievals(bench: Bench, port: int, upload: Upload, count: int) -> 
 
 
 def _repetitions(bench: Bench) -> tuple[int, int]:
-    """Return how many blocks there are, and how many values each has."""
+    """Return the number of blocks, and the number of values in each."""
     return bench.choose(9, 2), bench.choose(4, 1)
 
 
@@ -62,7 +62,7 @@ def _compared(
     target: Target,
     note: str = "",
 ) -> Outcome:
-    """Measure what moves versions of 64 MiB through the registry, and the same through its floor, in turns."""
+    """Measure transfers of 64 MiB through the registry and through its floor, in turns."""
     repetitions, count = _repetitions(bench)
     pair.mark()
     blocks = interleaved(
@@ -151,7 +151,7 @@ def _retrieve(bench: Bench, *, archived: bool) -> Sequence[Outcome]:
 
 
 def _check_stored(bench: Bench, pair: Pair, upload: Upload) -> None:
-    """Let the registry read a stored version to its end, once it trusts that a change would show."""
+    """Let the registry read a stored version to its end, after a change would be visible in its times."""
     bench.load(0).run(job(_settled_retrieval, pair.registry.port, upload))
 
 
@@ -163,7 +163,7 @@ async def _settled_retrieval(port: int, upload: Upload) -> list[float]:
 def _throughput(bench: Bench) -> Sequence[Outcome]:
     """Measure throughput against the size of versions."""
     largest = 16 * MIB if bench.quick else GIB
-    # The budget and what is archived take several times the size.
+    # The budget and the archived versions take several times the size.
     largest = min(largest, psutil.virtual_memory().available // 6, bench.free_bytes() // 20)
     sizes = [size for size in (KIB, 16 * KIB, 256 * KIB, 4 * MIB, 16 * MIB, 64 * MIB, GIB) if size <= largest]
     names = [
@@ -194,7 +194,7 @@ def _throughput_at(bench: Bench, size_bytes: int) -> dict[str, Spread]:
         bench.fit_floor(pair, transient)
         _check_stored(bench, pair, archived)
         writing = job(floors.write_seconds, str(place), size_bytes, SDK_CHUNK_BYTES, count, sync=True)
-        # What is retrieved comes first: each store makes another version the latest, which is checked again.
+        # Retrievals first: each store makes another version the latest, which would be checked again.
         blocks = interleaved(
             repetitions,
             {

@@ -1,7 +1,7 @@
-"""Downloads that are cut: how fast they are in all, what is received again, and what memory the client takes.
+"""Interrupted downloads: their speed, the bytes that are received again, and the memory of the client.
 
 `python -m benchmarks.downloads ENDPOINT FILE CUT_BYTES` is the client: it downloads with `resume=True`, and kills
-itself as soon as it has so many bytes; for 0 it downloads without `resume`. It writes a line of JSON at the end.
+itself as soon as it has CUT_BYTES; for 0 it downloads without `resume`. It writes a line of JSON at the end.
 """
 
 import itertools
@@ -30,13 +30,13 @@ _CLIENT_SECONDS = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one process did.
+    """The part of one process.
 
     Attributes:
-        present_bytes: How many bytes were there when it began.
-        done_bytes: How many were there when it ended, received or written.
-        seconds: How long it downloaded.
-        over_rest_mib: Its peak memory less that of a client that has done nothing but a small call.
+        present_bytes: The bytes that existed when it began.
+        done_bytes: The bytes that existed when it ended, received or written.
+        seconds: The time of its download.
+        over_rest_mib: Its peak memory minus that of a client that has made only a small call.
     """
 
     present_bytes: int
@@ -46,7 +46,7 @@ class Piece:
 
 
 def _download(endpoint: str, path: str, cut_bytes: int) -> None:
-    """Be the client."""
+    """Run the client process."""
     present_bytes = done_bytes = 0
     with ModelRegistry(endpoint) as registry:
         registry.status()
@@ -70,12 +70,12 @@ def _download(endpoint: str, path: str, cut_bytes: int) -> None:
 
 
 def _peak_mib() -> float:
-    # Not by getrusage(2), which begins with the peak of the parent.
+    # Not from getrusage(2), which starts with the peak of the parent.
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _piece(registry: ServerProcess, path: Path, cut_bytes: int) -> Piece:
-    """Let one process download until it has so many bytes."""
+    """Let one process download until it has a number of bytes."""
     command = [sys.executable, "-m", "benchmarks.downloads", f"grpc://127.0.0.1:{registry.port}"]
     command += [str(path), str(cut_bytes)]
     ended = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=_CLIENT_SECONDS, check=False, cwd=ROOT)
@@ -85,7 +85,7 @@ def _piece(registry: ServerProcess, path: Path, cut_bytes: int) -> Piece:
 
 
 def _cut(bench: Bench) -> Sequence[Outcome]:
-    """Download one version in one go, and once in pieces, whose processes are killed."""
+    """Download one version without an interruption, and once in pieces, by processes that are killed."""
     size_bytes, cuts = bench.choose(4 * GIB, 256 * MIB), bench.choose(20, 4)
     bench.require_room(3 * size_bytes)
     size = "256 MiB" if bench.quick else "4 GiB"
@@ -95,7 +95,7 @@ def _cut(bench: Bench) -> Sequence[Outcome]:
         bench.load(0).run(job(upload_seconds, registry.port, upload, 1, warm_up=False))
         whole = _piece(registry, place / "whole", 0)
         (place / "whole").unlink()
-        # No process is cut at the end: it has more than all bytes to receive.
+        # The last process is not killed: its limit is above the size of the version.
         ends = [size_bytes * number // (cuts + 1) for number in range(1, cuts + 1)]
         pieces = [_piece(registry, place / "cut", end) for end in [*ends, 2 * size_bytes]]
     again = [(before.done_bytes - after.present_bytes) / MIB for before, after in itertools.pairwise(pieces)]
@@ -124,7 +124,7 @@ def _cut(bench: Bench) -> Sequence[Outcome]:
         ),
         Result(
             "download cut memory",
-            f"peak memory over a client at rest: {what}",
+            f"peak memory above an idle client: {what}",
             "MiB",
             Spread.of([max(piece.over_rest_mib for piece in pieces)]),
             "in one go",

@@ -1,4 +1,4 @@
-"""How fast the bytes of versions move over TLS, compared with a gRPC server over TLS with nothing behind it."""
+"""Throughput over TLS, compared with a gRPC server over TLS without a registry."""
 
 import shutil
 import subprocess
@@ -32,7 +32,7 @@ class _Secured:
 
 
 def _create_certificate(directory: Path) -> tuple[str, str]:
-    """Create a certificate that is its own authority, and return its file and that of its key."""
+    """Create a self-signed certificate, and return its file and that of its key."""
     if shutil.which("openssl") is None:
         raise NotHereError("openssl is not installed")
     certificate, key = str(directory / "tls.pem"), str(directory / "tls.key")
@@ -44,7 +44,7 @@ def _create_certificate(directory: Path) -> tuple[str, str]:
 
 @contextmanager
 def _secured(bench: Bench) -> Iterator[_Secured]:
-    """Open a context with a registry that has a version, and a floor that answers alike, both over TLS."""
+    """Return a context manager for a registry with a version, and a floor with the same replies, both over TLS."""
     with bench.place() as place:
         certificate, key = _create_certificate(place)
         with (
@@ -63,7 +63,7 @@ def _measure(bench: Bench, timed: Callable[[SecurePort, int], Job[list[float]]],
     repetitions, count = bench.choose(9, 2), bench.choose(4, 1)
     floor_name = {"publish": "sink", "retrieve": "source"}[verb]
     with _secured(bench) as secured:
-        if verb == "publish":  # memory is then recycled, as it is in use
+        if verb == "publish":  # memory is then recycled, as in normal use
             full = bench.budget_mib * MIB // _UPLOAD.size_bytes + 1
             bench.load(0).run(timed(secured.registry, full))
         secured.pair.mark()

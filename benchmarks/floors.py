@@ -1,7 +1,7 @@
-"""What there is to beat: a gRPC server with nothing behind it, and a file that is written and synced.
+"""The floors: a gRPC server without a registry, and a file that is written and synced.
 
-The server answers the paths of the registry's own methods, so that the same client code with the same messages meets
-both, and answers as the registry does, which it is told first, with data of the same sizes:
+The server has the same methods as the registry, so the same client code sends the same messages to both. Its replies,
+which are configured first, have the same sizes as those of the registry:
 
 - `CreateVersion` is the *sink*: it drops the messages as raw bytes;
 - `RetrieveVersionData` is the *source*: it repeats one prebuilt buffer;
@@ -9,7 +9,7 @@ both, and answers as the registry does, which it is told first, with data of the
 - `VersionUpdate` keeps a stream open, and each end of a sink sends one message to every such stream: the reply of
   CreateVersion, or what the registry sent to a follower, bytes included.
 
-`python -m benchmarks.floors` runs it and says its port; the files of a certificate and its key let it use TLS.
+`python -m benchmarks.floors` runs it and prints its port; with the files of a certificate and its key, it uses TLS.
 """
 
 import asyncio
@@ -32,18 +32,18 @@ from cogment_model_registry.wire.frames import build_data_chunk
 
 CONFIGURE = "/benchmarks.Floor/Configure"
 
-_Context: TypeAlias = Any  # gRPC's own type knows no end of a stream
+_Context: TypeAlias = Any  # gRPC's own type lacks the end of a stream
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the registry answers, for the floor to answer alike.
+    """The replies of the registry, which the floor repeats.
 
     Attributes:
-        created: The reply of CreateVersion, in base64; an update has the version that it has.
+        created: The reply of CreateVersion, in base64; updates have its version.
         infos: The reply of RetrieveVersionInfos, in base64.
         chunks_bytes: The sizes of the data in the messages of RetrieveVersionData, which are zeros.
-        news: What VersionUpdate sends for a version, in base64; empty for the reply of CreateVersion.
+        news: The message of VersionUpdate for a version, in base64; if empty, the reply of CreateVersion.
     """
 
     created: str = ""
@@ -52,15 +52,15 @@ class Shape:
     news: str = ""
 
     def encoded(self) -> bytes:
-        """Return it as a message."""
+        """Return the shape as a message."""
         return json.dumps(asdict(self)).encode()
 
 
 class _Floor:
-    """Answers with what it was told."""
+    """Answers with the configured replies."""
 
     def __init__(self) -> None:
-        self._created = self._infos = self._told = b""
+        self._created = self._infos = self._update = b""
         self._chunks: list[bytes] = []
         self._news = asyncio.Event()
 
@@ -81,7 +81,7 @@ class _Floor:
     async def _configure(self, data: bytes, _context: _Context) -> bytes:
         shape = Shape(**json.loads(data))
         self._created, self._infos = b64decode(shape.created), b64decode(shape.infos)
-        self._told = b64decode(shape.news) or self._created
+        self._update = b64decode(shape.news) or self._created
         buffers = {size: build_data_chunk([bytes(size)]) for size in set(shape.chunks_bytes)}
         self._chunks = [buffers[size] for size in shape.chunks_bytes]
         return b""
@@ -106,7 +106,7 @@ class _Floor:
     async def _watch(self, _data: bytes, context: _Context) -> None:
         while True:
             news = self._news
-            await context.write(self._told)
+            await context.write(self._update)
             await news.wait()
 
 
@@ -128,17 +128,17 @@ async def _serve(certificate: str = "", key: str = "") -> None:
 
 
 async def write_seconds(directory: str, size_bytes: int, block_bytes: int, count: int, *, sync: bool) -> list[float]:
-    """Write a new file under a temporary name, `count` times, and return the seconds that each took.
+    """Write a new file under a temporary name, `count` times, and return the seconds of each.
 
     Args:
-        directory: Where.
-        size_bytes: How much.
-        block_bytes: How much at once.
-        count: How often.
-        sync: Whether it is synced, too.
+        directory: The directory.
+        size_bytes: The size of the file.
+        block_bytes: The size of one write.
+        count: The number of files.
+        sync: Whether to sync the file, too.
     """
     blocks = _blocks(size_bytes, block_bytes)
-    # They stay, as versions do: memory and blocks of a file that was just removed would be had sooner.
+    # The files stay, as versions do: memory and blocks of a just removed file would be allocated faster.
     started_ns = time.monotonic_ns()
     return [_write_once(Path(directory) / f"floor-{started_ns}-{index}", blocks, sync=sync) for index in range(count)]
 
@@ -155,7 +155,7 @@ def _write_once(path: Path, blocks: Sequence[bytes], *, sync: bool) -> float:
 
 
 async def read_seconds(directory: str, size_bytes: int, block_bytes: int, count: int) -> list[float]:
-    """Read a file that the system has in memory, `count` times, and return the seconds that each took."""
+    """Read a file in the page cache, `count` times, and return the seconds of each."""
     path = Path(directory) / "read"
     if not path.exists():
         path.write_bytes(b"".join(_blocks(size_bytes, block_bytes)))

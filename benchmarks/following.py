@@ -1,4 +1,4 @@
-"""The jobs of load processes that follow a model: with the bytes along, or told and then fetched."""
+"""The jobs of load processes that follow a model: with inline bytes, or with a notification and a retrieval."""
 
 import asyncio
 import time
@@ -17,15 +17,15 @@ from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.watching import Bytes, decode_reply
 
 _NEWS_SECONDS = 20.0
-"""How long a follower waits for the next version at most."""
+"""The longest time that a follower waits for the next version."""
 
 
 async def followed_moments(
     port: int, upload: Upload, connections: int, streams: int, rounds: int, *, is_floor: bool = False
 ) -> list[float]:
-    """Follow a model with `streams` streams over some connections; the bytes of versions come along.
+    """Follow a model with `streams` streams over some connections, with inline bytes.
 
-    `is_floor` says that a floor sends them, as what comes over VersionUpdate: the followers decode and check the same.
+    `is_floor` says that a floor sends the same messages over VersionUpdate: the followers decode and check them alike.
 
     Returns:
         For each of `rounds` versions, the moment at which the last stream had its verified bytes.
@@ -54,13 +54,13 @@ async def followed_moments(
 
 
 async def _begin(call: Any) -> None:
-    """Read what existed."""
+    """Read the existing versions."""
     while await _read_version(call):
         pass
 
 
 async def _read_version(call: Any) -> bool:
-    """Read up to the end of a version, or up to the end of what existed; return whether it was a version."""
+    """Read up to the end of a version, or up to `caught_up`; return whether it was a version."""
     version: Version | None = None
     parts = list[memoryview]()
     while True:
@@ -85,10 +85,10 @@ async def _read_version(call: Any) -> bool:
 
 def _verify(version: Version, data: bytes | memoryview) -> None:
     if digest_text(sha256(data).digest()) != version.data_hash:
-        raise RuntimeError("a follower got wrong bytes")
+        raise RuntimeError("a follower received wrong bytes")
 
 
-async def told_then_fetched_moments(
+async def notified_then_fetched_moments(
     port: int, upload: Upload, connections: int, streams: int, rounds: int
 ) -> list[float]:
     """Watch a model with `streams` streams over some connections, each of which retrieves each version.

@@ -1,8 +1,8 @@
-"""Small calls from a load generator that is not Python: h2load of nghttp2, which leaves more of the machine to servers.
+"""Small calls from h2load of nghttp2, a load generator in C that leaves more of the machine to servers.
 
 It repeats one prepared request over some connections. A gRPC call is a POST whose body has its messages, each after
-five bytes: a zero, and the length. h2load knows nothing of the status of a gRPC call; so one is made before, and what
-comes back is counted.
+five bytes: a zero, and the length. h2load does not read the status of a gRPC call; so one call is made before, and the
+received bytes are counted.
 """
 
 import re
@@ -25,7 +25,7 @@ _UPLOAD = Upload(MODEL_ID, 10 * KIB)
 _CONNECTIONS = 8
 _SECONDS_MAX = 120
 _WARM_UP_VERSIONS = 200
-"""As many as evict others by then, as they do in use."""
+"""Enough for each further publish to evict a version, as in normal use."""
 
 _FOUND = re.compile(r"finished in .*?, (?P<rate>[\d.]+) req/s")
 _SUCCEEDED = re.compile(r"requests: .* (?P<succeeded>\d+) succeeded")
@@ -39,11 +39,11 @@ class _Call:
     Attributes:
         kind: Which call it is.
         name: Its name in the names of figures.
-        what: What it does, in a few words.
+        what: A short description.
         floor: What the floor does for it.
         method: The method.
         messages: Its messages.
-        reply_min_bytes: How many bytes an answer has at least.
+        reply_min_bytes: The smallest size of a reply.
     """
 
     kind: Kind
@@ -86,11 +86,11 @@ def _program() -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """What one run of h2load measured.
+    """The results of one run of h2load.
 
     Attributes:
         calls_per_second: How many calls were answered in a second.
-        processor_us: The microseconds of processor time that a call took the server.
+        processor_us: The processor time of the server for one call, in microseconds.
     """
 
     calls_per_second: float
@@ -107,7 +107,7 @@ def _turn(program: str, server: ServerProcess, call: _Call, body: Path, calls: i
     processor_us = server.marked_processor_seconds() / calls * 1e6
     rate, succeeded, data = (pattern.search(said) for pattern in (_FOUND, _SUCCEEDED, _DATA))
     if rate is None or succeeded is None or data is None:
-        raise RuntimeError(f"h2load said something else: {said[-500:]}")
+        raise RuntimeError(f"the output of h2load is not as expected: {said[-500:]}")
     if int(succeeded["succeeded"]) != calls or int(data["bytes"]) < calls * call.reply_min_bytes:
         raise RuntimeError(f"{calls} calls of {call.method} were not all answered: {said[-500:]}")
     return _Turn(float(rate["rate"]), processor_us)
@@ -125,7 +125,7 @@ def _h2load(bench: Bench) -> Sequence[Outcome]:
 
 
 def _measured(bench: Bench, program: str, call: _Call, pair: Pair, body: Path) -> Sequence[Outcome]:
-    """Return the calls in a second, and the processor time of one, compared with the floor."""
+    """Return the calls per second, and the processor time of one, compared with the floor."""
     registry = pair.registry
     calls, turns = bench.choose(2000, 400), bench.choose(5, 2)
     body.write_bytes(call.body())

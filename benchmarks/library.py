@@ -1,9 +1,9 @@
-"""How fast the Python client is, compared with what a user would write with bare `grpcio`, and with the stock client.
+"""Throughput of the Python client, compared with bare `grpcio`, and with the stock client.
 
 A *bare client* is `grpcio`'s blocking one with the generated messages: it cuts the bytes into chunks and joins them, as
-the documentation of gRPC shows it. It checks nothing, while ours hashes what it sends and what it gets. Both meet a
-server with nothing behind it, a sink or a source. Beside that stands the floor that the server is held against:
-messages that were encoded in advance, and that nobody joins.
+the documentation of gRPC shows. It checks nothing, while ours hashes the bytes that it sends and receives. Both call a
+server without a registry, a sink or a source. The floor of the server is measured too: messages that are encoded in
+advance, and replies that are not joined.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ _METHOD = f"/{m.SERVICE_NAMES[0]}/"
 
 _STOCK_SECONDS = 60.0
 _STOCK_ENVIRONMENTS = ".cache/stock-client-*/bin/python"
-"""Where the tests of the stock client install it."""
+"""The environment in which the tests install the stock client."""
 
 _Timed = Callable[..., Coroutine[Any, Any, list[float]]]
 
 
 def _times(call: Callable[[], object], count: int) -> list[float]:
-    """Call `count` times, after once that does not count; return the seconds of each."""
+    """Call `count` times, after one call that is not measured; return the seconds of each."""
     call()
     seconds = []
     for _ in range(count):
@@ -124,16 +124,16 @@ async def prepared_upload_seconds(port: int, size_bytes: int, count: int) -> lis
 
 
 async def dropped_retrieve_seconds(port: int, size_bytes: int, count: int) -> list[float]:
-    """Retrieve the latest version and drop what comes, `count` times, and return the seconds of each."""
+    """Retrieve the latest version and discard its bytes, `count` times, and return the seconds of each."""
     return await retrieve_seconds(port, Upload(_MODEL_ID, size_bytes), count)
 
 
 _Side = tuple[str, _Timed]
-"""What it is, and what times it."""
+"""A description, and the function that measures it."""
 
 
 def _compared(bench: Bench, pair: Pair, ours: _Side, theirs: _Side, target: Target | None = None) -> Result:
-    """Measure our client and another way of doing the same, in turns, on a server with nothing behind it."""
+    """Measure our client and another client, in turns, on a server without a registry."""
     count = bench.choose(4, 1)
 
     def measured(timed: _Timed) -> Callable[[], list[float]]:
@@ -153,7 +153,7 @@ def _compared(bench: Bench, pair: Pair, ours: _Side, theirs: _Side, target: Targ
 
 
 def _library(bench: Bench) -> Sequence[Outcome]:
-    """Compare our client with a bare one, and with messages that cost nothing."""
+    """Compare our client with a bare one, and with prepared messages."""
     with bench.pair() as pair:
         # The floor's data is zeros: they have the hash that our client checks.
         bench.fit_floor(pair, Upload(_MODEL_ID, _LARGE_BYTES, is_zeros=True))
@@ -163,7 +163,7 @@ def _library(bench: Bench) -> Sequence[Outcome]:
             against(publish, ("a bare client, and a sink", bare_upload_seconds), at_least(0.75)),
             against(retrieve, ("a bare client, and a source", bare_retrieve_seconds), at_least(0.75)),
             against(publish, ("messages encoded in advance, and a sink", prepared_upload_seconds)),
-            against(retrieve, ("replies that nobody joins, from a source", dropped_retrieve_seconds)),
+            against(retrieve, ("replies that are not joined, from a source", dropped_retrieve_seconds)),
         ]
 
 
@@ -171,7 +171,7 @@ def _stock(bench: Bench) -> Sequence[Outcome]:
     """Measure retrievals of our client and of the stock one, from the same server."""
     python = next(iter(sorted(ROOT.glob(_STOCK_ENVIRONMENTS))), None)
     if python is None:
-        raise NotHereError("there is no stock client; `make test` installs it where there is a Python 3.10")
+        raise NotHereError("the stock client is not installed; `make test` installs it if there is a Python 3.10")
     count = bench.choose(3, 1)
     with bench.registry("--local_socket=off") as registry:
         bench.load(0).run(job(library_upload_seconds, registry.port, _LARGE_BYTES, 0))

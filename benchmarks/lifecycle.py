@@ -1,4 +1,4 @@
-"""What the life of versions costs: promotion, and searches among many versions."""
+"""The cost of promotion, and of searches among many versions."""
 
 import os
 import sqlite3
@@ -56,7 +56,7 @@ _QUESTIONS = {
 
 @asynccontextmanager
 async def _calls(port: int) -> AsyncIterator[Any]:
-    """Open a context with a function that makes a call of ModelLifecycle: method, request, type of the reply."""
+    """Return a context manager for a function that calls ModelLifecycle: method, request, type of the reply."""
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         await channel.channel_ready()
 
@@ -84,7 +84,7 @@ async def promotion(port: int, upload: Upload) -> tuple[float, int]:
 
 
 def _moved_bytes() -> int:
-    """Return how many bytes this process has read and written so far, through sockets too (proc(5), `io`)."""
+    """Return the bytes that this process has read and written so far, including sockets (proc(5), `io`)."""
     counters = psutil.Process().io_counters()
     return int(counters.read_chars + counters.write_chars)
 
@@ -105,7 +105,7 @@ _Archiving: TypeAlias = Callable[[int, Upload], Coroutine[Any, Any, tuple[float,
 
 
 def _without_bytes(bench: Bench, name: str, verb: str, archive: _Archiving) -> Sequence[Outcome]:
-    """Measure what archives a large version that was published, without its bytes moving to or from the client."""
+    """Measure a call that archives a large published version without a transfer of its bytes."""
     size_bytes = bench.choose(GIB, 64 * MIB)
     repetitions = bench.choose(5, 2)
     bench.require_room(3 * repetitions * size_bytes)
@@ -118,7 +118,7 @@ def _without_bytes(bench: Bench, name: str, verb: str, archive: _Archiving) -> S
     with bench.registry(budget_mib=3 * size_bytes // (2 * MIB)) as registry, bench.place() as place:
         writing = job(floors.write_seconds, str(place), size_bytes, SDK_CHUNK_BYTES, 1, sync=True)
         for index in range(repetitions):
-            # Each has a model of its own: a version of the same bytes in the archive would be shared.
+            # Each has its own model: an archived version with the same bytes would be shared.
             upload = Upload(f"{MODEL_ID}{index}", size_bytes)
             bench.load(0).run(job(publish, registry.port, upload))
             before_mib = registry.resident_mib()
@@ -159,7 +159,7 @@ def _without_bytes(bench: Bench, name: str, verb: str, archive: _Archiving) -> S
 
 
 async def stored_again(port: int, upload: Upload) -> tuple[float, int]:
-    """Store what was just published; return the seconds, and the bytes that this process read and wrote."""
+    """Store a just published version; return the seconds, and the bytes that this process read and wrote."""
     async with connected(port) as client:
         [published] = m.RetrieveVersionInfosReply.FromString(await client.infos(upload.model_id, -1)).version_infos
     info = m.ModelVersionInfo(
@@ -182,12 +182,12 @@ async def stored_again(port: int, upload: Upload) -> tuple[float, int]:
 
 
 def _store_again(bench: Bench) -> Sequence[Outcome]:
-    """Measure stores of what was just published, each in turns with a write of the same bytes."""
+    """Measure stores of a just published version, each in turns with a write of the same bytes."""
     return _without_bytes(bench, "store again", "store what was just published", stored_again)
 
 
 async def search_seconds(port: int, question: tuple[str, str], count: int) -> list[float]:
-    """Ask for the first page `count` times, and return the seconds of each."""
+    """Request the first page `count` times, and return the seconds of each."""
     accepted, order = question
     request = wire.ListVersionsRequest(model_id=archives.model_name(0), filter=accepted, order_by=order, page_size=100)
     seconds = []
@@ -259,7 +259,7 @@ def _wait_until_indexed(bench: Bench, registry: ServerProcess, total: int) -> No
 
 
 def _annotate(path: Path, total: int) -> None:
-    """Give metrics and tags to versions, at once: by calls it would take minutes."""
+    """Write metrics and tags of versions directly: with calls it would take minutes."""
     with closing(sqlite3.connect(path)) as connection, connection:
         [(model, count)] = connection.execute("SELECT model, count(*) FROM versions GROUP BY model").fetchall()
         if count != total:
@@ -275,7 +275,7 @@ def _annotate(path: Path, total: int) -> None:
 
 
 def _forget(path: Path) -> None:
-    """Ask the system to drop a file from its memory."""
+    """Ask the system to drop a file from the page cache."""
     if hasattr(os, "posix_fadvise"):
         file = os.open(path, os.O_RDONLY)
         os.fsync(file)

@@ -1,4 +1,4 @@
-"""What many versions cost: listing them, and starting with them."""
+"""The cost of many versions: listings, and starts."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ def _list(bench: Bench) -> Sequence[Outcome]:
 
 
 def _start(bench: Bench) -> Sequence[Outcome]:
-    """Measure starts against the number of archived versions, each in turns with a start without any."""
+    """Measure starts against the number of archived versions, each in turns with a start on an empty archive."""
     counts = [2_000] if bench.quick else [1_000, 10_000, 30_000, 100_000]
     points: list[tuple[float, Spread]] = []
     empty_points: list[tuple[float, Spread]] = []
@@ -125,7 +125,7 @@ def _start(bench: Bench) -> Sequence[Outcome]:
 
 
 def _start_once(archive_dir: Path, peaks: Blocks) -> list[float]:
-    """Start the registry, and return the seconds that it took; note its peak."""
+    """Start the registry, and return the seconds that it took; record its peak memory."""
     with processes.registry(archive_dir) as registry:
         peaks.append([registry.peak_mib()])
         return [registry.start_seconds]

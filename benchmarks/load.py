@@ -1,7 +1,7 @@
-"""Processes that make the calls, so that no client takes the time of a server or of another client's interpreter.
+"""Load processes, which make the calls, so that no client delays a server or another client's interpreter.
 
 A job is a coroutine function of a module and its arguments; it runs on the event loop of a load process. Jobs that
-belong together prepare themselves (connect, call once), then `meet`, so that all begin in the same moment.
+belong together prepare themselves (connect, call once), then `meet`, so that all begin at the same moment.
 """
 
 import asyncio
@@ -18,18 +18,18 @@ from typing import Any, Generic, TypeVar
 _T = TypeVar("_T")
 
 JOB_SECONDS = 240.0
-"""How long one job may take at most."""
+"""The time limit of one job."""
 
 _MEET_SECONDS = 90.0
 
 
 class JobFailedError(Exception):
-    """A job ended with an error; the message tells with which."""
+    """A job ended with an error; the message has the error."""
 
 
 @dataclass(slots=True)
 class _Meeting:
-    """In a load process: its loop, and how it meets the others."""
+    """In a load process: its event loop, and the rendezvous with the others."""
 
     runner: asyncio.Runner
     ready: Event
@@ -40,14 +40,14 @@ _meetings: list[_Meeting] = []
 
 
 async def meet() -> None:
-    """In a job: say that all is prepared, and wait for the others."""
+    """In a job: signal that it is prepared, and wait for the others."""
     _meetings[0].ready.set()
     await asyncio.to_thread(_meetings[0].go.wait, _MEET_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
 class Job(Generic[_T]):
-    """Something to be done in a load process."""
+    """A job for a load process."""
 
     function: Callable[..., Coroutine[Any, Any, _T]]
     arguments: tuple[object, ...]
@@ -60,7 +60,7 @@ def job(function: Callable[..., Coroutine[Any, Any, _T]], *arguments: object, **
 
 
 class Load:
-    """A process that does one job at a time. Its end is `close`."""
+    """A process that runs one job at a time. Call `close` to end it."""
 
     def __init__(self) -> None:
         context = get_context("spawn")
@@ -74,40 +74,42 @@ class Load:
         return self._executor.submit(_do, todo)
 
     def wait_ready(self, future: "Future[Any]") -> None:
-        """Wait until a job wants to meet the others, or ended."""
+        """Wait until a job is prepared, or has ended."""
         deadline = time.monotonic() + _MEET_SECONDS
         while not self._ready.wait(0.05) and not future.done() and time.monotonic() < deadline:
             pass
 
     def go(self) -> None:
-        """Let the job that waits go on."""
+        """Let the waiting job continue."""
         self._go.set()
 
     def run(self, todo: Job[_T]) -> _T:
-        """Do a job that meets nobody else, and return its result."""
+        """Run a job without a rendezvous, and return its result."""
         future = self.start(todo)
         self.go()
         return future.result(JOB_SECONDS + _MEET_SECONDS)
 
     def close(self) -> None:
-        """End the process once its job is done."""
+        """End the process after its job."""
         self._go.set()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 
 def together(jobs: Sequence[tuple[Load, Job[_T]]]) -> list[_T]:
-    """Do jobs in as many processes at once, and return their results."""
+    """Run jobs concurrently in as many processes, and return their results."""
     futures = [(load, load.start(todo)) for load, todo in jobs]
     for load, future in futures:
         load.wait_ready(future)
     for load, _ in futures:
         load.go()
-    wait([future for _, future in futures], JOB_SECONDS + _MEET_SECONDS)  # all, so that none is in the way of the next
+    wait(
+        [future for _, future in futures], JOB_SECONDS + _MEET_SECONDS
+    )  # all of them, so that none delays the next benchmark
     return [future.result(0) for _, future in futures]
 
 
 def _prepare(ready: Event, go: Event) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run that began this ends it
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends this one
     _meetings.append(_Meeting(asyncio.Runner(), ready, go))
 
 
@@ -115,10 +117,10 @@ def _do(todo: Job[_T]) -> _T:
     try:
         return _meetings[0].runner.run(_limited(todo))
     except Exception as error:
-        # As a text: not every exception can go from one process to another.
+        # As a text: not every exception can be pickled.
         raise JobFailedError(f"{getattr(todo.function, '__name__', 'job')}: {type(error).__name__}: {error}") from None
     finally:
-        gc.collect()  # closes connections that only circles still keep, and keeps that out of the next job
+        gc.collect()  # closes connections in reference cycles, so that this does not happen during the next job
 
 
 async def _limited(todo: Job[_T]) -> _T:

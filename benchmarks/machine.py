@@ -1,4 +1,4 @@
-"""What a run was made on."""
+"""The machine and the software of a run."""
 
 import contextlib
 import datetime
@@ -20,15 +20,15 @@ class Machine:
 
     Attributes:
         date: When the run began, in UTC.
-        cores: How many processors the run may use.
+        cores: The number of processors that the run may use.
         processor: Their name.
         memory_mib: All memory.
-        load: How busy the machine was in the minute before the run: processes that run or wait.
+        load: The load average of the minute before the run.
         kernel: The system and its version.
-        file_system: The one that archives were written to.
+        file_system: The file system of the archives.
         python: The version of Python.
         grpcio: The version of grpcio.
-        commit: The commit of the working copy; with a mark where it was changed since.
+        commit: The commit of the working copy; with a mark if it has changes.
     """
 
     date: str
@@ -47,7 +47,7 @@ class Machine:
         """Return this machine, now.
 
         Args:
-            directory: Where archives will be written.
+            directory: The directory of the archives.
         """
         return cls(
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

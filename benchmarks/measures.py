@@ -1,4 +1,4 @@
-"""What is measured, and what it is compared with.
+"""Figures, and their comparison with floors and targets.
 
 Each figure is measured in turns with its floor (A B A B ...), so that other work of the machine affects both. A turn is
 a *block* of a few values; the ratio is that of the medians of two neighbouring blocks, and its median over all pairs is
@@ -37,12 +37,12 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a figure is to reach.
+    """The target of a figure.
 
     Attributes:
         limit: The number.
         is_minimum: Whether more is better.
-        of_ratio: Whether the ratio to the floor is meant, and not the value itself.
+        of_ratio: Whether it applies to the ratio to the floor, and not to the value.
         unit: The unit of `limit`; empty for a ratio.
     """
 
@@ -57,37 +57,37 @@ class Target:
 
 
 def at_least(ratio: float) -> Target:
-    """Return the target of a ratio that is to be no smaller."""
+    """Return a lower limit of a ratio."""
     return Target(ratio, is_minimum=True)
 
 
 def at_most(ratio: float) -> Target:
-    """Return the target of a ratio that is to be no larger."""
+    """Return an upper limit of a ratio."""
     return Target(ratio, is_minimum=False)
 
 
 def no_more_than(limit: float, unit: str) -> Target:
-    """Return the target of a value that is to be no larger."""
+    """Return an upper limit of a value."""
     return Target(limit, is_minimum=False, of_ratio=False, unit=unit)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A figure, and what it was compared with.
+    """A figure, and its comparison with a floor.
 
     Attributes:
         name: Its name, unique in a run.
-        what: What it measures, in a few words.
+        what: A short description.
         unit: The unit of `value` and `floor`.
-        value: What was measured.
-        against: What `floor` is; empty when there is none.
-        floor: The floor, or what a user could use instead.
+        value: The measured values.
+        against: The description of `floor`; empty if there is none.
+        floor: The floor, or an alternative.
         ratio: `value` divided by `floor`, over pairs of neighbouring blocks.
-        target: What is to be reached; None when there is no target.
-        peak_mib: The peak memory of the server's process during the measurement; None when it was not measured.
-        note: What is special about this run.
-        processor_ratio: How long processors worked for the server, divided by how long they did for the floor's.
-        blocks: All values, as they were measured.
+        target: The target; None if there is none.
+        peak_mib: The peak memory of the server's process during the measurement; None if it was not measured.
+        note: A remark on this run.
+        processor_ratio: The processor time of the server, divided by that of the floor's server.
+        blocks: All measured values.
         floor_blocks: All values of the floor.
     """
 
@@ -107,7 +107,7 @@ class Result:
 
     @property
     def reached(self) -> bool | None:
-        """Whether the target is reached; None when there is none."""
+        """Whether the target is reached; None if there is none."""
         if self.target is None:
             return None
         measured = self.ratio if self.target.of_ratio else self.value
@@ -129,16 +129,16 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What becomes a plot.
+    """The data of a plot.
 
     Attributes:
         name: Its name, and that of its file.
-        title: What it shows.
+        title: Its title.
         x_label: What varies, with the unit.
         y_label: What is measured, with the unit.
         series: The lines.
         is_log_x: Whether x has a logarithmic scale.
-        is_log_y: Whether y has.
+        is_log_y: Whether y has a logarithmic scale.
     """
 
     name: str
@@ -154,8 +154,8 @@ def interleaved(repetitions: int, sides: Mapping[str, Callable[[], Sequence[floa
     """Measure all sides in turns.
 
     Args:
-        repetitions: How many blocks of each.
-        sides: What returns the values of a block, by name.
+        repetitions: The number of blocks of each side.
+        sides: Functions that return the values of a block, by name.
 
     Returns:
         The blocks of each side.
@@ -184,7 +184,7 @@ def converted(blocks: Blocks, convert: Callable[[float], float]) -> Blocks:
 
 
 def mib_per_second(size_bytes: int) -> Callable[[float], float]:
-    """Return what converts the seconds that so many bytes took."""
+    """Return a function that converts the seconds of a number of bytes to MiB/s."""
     return lambda seconds: size_bytes / MIB / seconds
 
 

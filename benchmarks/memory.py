@@ -1,4 +1,4 @@
-"""How much memory the server takes, as the operating system counts it."""
+"""The memory of the server, as the operating system counts it."""
 
 import asyncio
 import random
@@ -27,10 +27,10 @@ class Churn:
     """A mix of versions of all sizes.
 
     Attributes:
-        model_ids: The models that get them.
-        total_bytes: How much in all.
-        max_bytes: How large one is at most; 1 kB at least.
-        connections: How many clients publish at once.
+        model_ids: The models of the versions.
+        total_bytes: The total size.
+        max_bytes: The size of the largest version; the smallest has 1 kB.
+        connections: The number of clients that publish concurrently.
     """
 
     model_ids: list[str]
@@ -40,7 +40,7 @@ class Churn:
 
 
 async def churn(port: int, churn: Churn) -> int:
-    """Publish a mix of versions, every fourth of which is fetched; return how many there were."""
+    """Publish a mix of versions, and retrieve every fourth; return their number."""
     chance = random.Random(1)
     left = churn.total_bytes
     count = 0
@@ -64,7 +64,7 @@ async def churn(port: int, churn: Churn) -> int:
 
 @contextmanager
 def _sampled(server: ServerProcess) -> Iterator[list[tuple[float, Spread]]]:
-    """Open a context in which the resident memory of a server is noted, with the seconds since the start."""
+    """Return a context manager that samples the resident memory of a server, with the seconds since the start."""
     samples: list[tuple[float, Spread]] = []
     stop = threading.Event()
     started = time.perf_counter()
@@ -118,7 +118,7 @@ def _churn(bench: Bench) -> Sequence[Outcome]:
 
 
 def _large(bench: Bench) -> Sequence[Outcome]:
-    """Measure the memory that one very large archived version takes, on its way in and out."""
+    """Measure the memory of a store and a retrieval of one very large archived version."""
     size_bytes = 256 * MIB if bench.quick else 4 * GIB
     size = "256 MiB" if bench.quick else "4 GiB"
     note = bench.note("a smaller version than in a full run")

@@ -1,8 +1,8 @@
-"""What a user would take instead, measured the same way and in turns: plain files, Redis, MLflow.
+"""Alternatives, measured in the same way and in turns: plain files, Redis, MLflow.
 
-They promise other things. Redis keeps what it has in memory and numbers nothing; here it saves nothing either. A file
-has no versions and tells nobody. MLflow keeps versions and their artifacts, and was not made for many a minute. What is
-not installed is skipped, and said.
+They make other guarantees. Redis keeps its data in memory and assigns no numbers; here it saves nothing either. A file
+has no versions and notifies nobody. MLflow keeps versions and their artifacts, and was not designed for many versions a
+minute. Alternatives that are not installed are skipped and reported.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ _HTTP_SECONDS = 120
 
 
 _Side = tuple[str, Callable[[], list[float]]]
-"""What it is, and what measures it: seconds for 64 MiB."""
+"""A description, and the function that measures it: seconds for 64 MiB."""
 
 
 def _rates(bench: Bench, name: str, ours: _Side, theirs: _Side) -> Result:
@@ -98,7 +98,7 @@ def _redis_benchmark(bench: Bench) -> Sequence[Outcome]:
     _redis()
     program = shutil.which("redis-server")
     if program is None:
-        raise NotHereError("there is no redis-server")
+        raise NotHereError("redis-server is not installed")
     large, small = Upload(_KEY, _LARGE_BYTES), Upload(_KEY, _SMALL_BYTES)
     load = bench.load(0)
     with bench.pair() as pair, bench.place() as place:
@@ -156,7 +156,7 @@ def _redis_calls(bench: Bench, port: int, seconds: float, kind: Kind) -> list[fl
 
 
 async def redis_seconds(port: int, size_bytes: int, count: int, *, write: bool) -> list[float]:
-    """Set or get a value `count` times, after once that does not count; return the seconds of each."""
+    """Set or get a value `count` times, after one call that is not measured; return the seconds of each."""
     client = _redis().Redis(port=port)
     value = os.urandom(size_bytes) if write else b""
     seconds = []
@@ -165,7 +165,7 @@ async def redis_seconds(port: int, size_bytes: int, count: int, *, write: bool) 
         if write:
             client.set(_KEY, value)
         elif len(client.get(_KEY)) != size_bytes:
-            raise RuntimeError("another value came")
+            raise RuntimeError("a wrong value was received")
         if index:
             seconds.append(time.perf_counter() - started)
     client.close()
@@ -200,7 +200,7 @@ async def redis_call_seconds(port: int, connections: int, seconds: float, *, wri
 def _mlflow_benchmark(bench: Bench) -> Sequence[Outcome]:
     program = bench.mlflow or shutil.which("mlflow")
     if not program:
-        raise NotHereError("there is no mlflow; --mlflow names one")
+        raise NotHereError("mlflow is not installed; name it with --mlflow")
     load = bench.load(0)
     upload = Upload(_KEY, _LARGE_BYTES, archived=True)
     with bench.pair() as pair, bench.place() as place:
@@ -238,18 +238,18 @@ def _open(port: int, method: str, path: str, body: bytes | None, content_type: s
 
 
 def _post(port: int, path: str, **fields: str) -> Any:
-    """Call MLflow with JSON, and return its answer."""
+    """Call MLflow with JSON, and return its reply."""
     with _open(port, "POST", f"mlflow/{path}", json.dumps(fields).encode(), "application/json") as reply:
         return json.loads(reply.read())
 
 
 @dataclass(frozen=True, slots=True)
 class MlflowRun:
-    """What MLflow wants each version of a model to come from.
+    """The run that MLflow requires for the versions of a model.
 
     Attributes:
         run_id: Its id.
-        artifact_uri: Where its artifacts are, for MLflow.
+        artifact_uri: The address of its artifacts in MLflow.
     """
 
     run_id: str
@@ -269,7 +269,7 @@ async def mlflow_prepare(port: int) -> MlflowRun:
 
 
 async def mlflow_store_seconds(port: int, run: MlflowRun, count: int) -> list[float]:
-    """Upload an artifact and register it as a version, `count` times after once that does not count."""
+    """Upload an artifact and register it as a version, `count` times after one that is not measured."""
     data = os.urandom(_LARGE_BYTES)
     seconds = []
     for index in range(count + 1):
@@ -282,7 +282,7 @@ async def mlflow_store_seconds(port: int, run: MlflowRun, count: int) -> list[fl
 
 
 async def mlflow_retrieve_seconds(port: int, run: MlflowRun, count: int) -> list[float]:
-    """Download the artifact `count` times, after once that does not count."""
+    """Download the artifact `count` times, after one that is not measured."""
     seconds = []
     for index in range(count + 1):
         started = time.perf_counter()
@@ -291,7 +291,7 @@ async def mlflow_retrieve_seconds(port: int, run: MlflowRun, count: int) -> list
             while block := reply.read(SDK_CHUNK_BYTES):
                 received_bytes += len(block)
         if received_bytes != _LARGE_BYTES:
-            raise RuntimeError("another artifact came")
+            raise RuntimeError("a wrong artifact was received")
         if index:
             seconds.append(time.perf_counter() - started)
     return seconds

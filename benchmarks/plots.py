@@ -1,4 +1,4 @@
-"""Curves as SVG files, by matplotlib, which only the benchmarks need: it is imported when the first one is drawn."""
+"""Curves as SVG files, by matplotlib, which only the benchmarks need: it is imported for the first plot."""
 
 import importlib
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ _HINT = "matplotlib is not installed: `make bench` installs requirements/bench.t
 
 
 class NoPlotsError(Exception):
-    """There is no matplotlib."""
+    """matplotlib is not installed."""
 
 
 def load_matplotlib() -> Any:
@@ -25,7 +25,7 @@ def load_matplotlib() -> Any:
     except ImportError:
         raise NoPlotsError(_HINT) from None
     matplotlib.use("svg")
-    # The same figures give the same file, and its text is text.
+    # Reproducible files, with text as text.
     matplotlib.rcParams.update({"svg.hashsalt": "benchmarks", "svg.fonttype": "none"})
     return importlib.import_module("matplotlib.pyplot")
 
@@ -34,12 +34,12 @@ def draw(curves: Sequence[Curve], directory: Path, caption: str) -> list[Path]:
     """Draw each curve into a file of its name; return the files.
 
     Args:
-        curves: What to draw.
-        directory: Where.
-        caption: What stands below each: where and when it was measured.
+        curves: The curves.
+        directory: The directory of the files.
+        caption: The text below each plot: where and when it was measured.
 
     Raises:
-        NoPlotsError: There is no matplotlib.
+        NoPlotsError: matplotlib is not installed.
     """
     pyplot = load_matplotlib()
     directory.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The server processes of a run: the registry as a user starts it, its floors, and what is compared with it."""
+"""The server processes of a run: the registry as a user starts it, its floors, and alternatives."""
 
 import contextlib
 import os
@@ -20,23 +20,23 @@ _STOP_SECONDS = 15.0
 
 
 class StartFailedError(Exception):
-    """A server process did not say that it serves; the message has the end of what it said."""
+    """A server process did not report that it serves; the message has the end of its output."""
 
 
 class ServerProcess:
-    """A server in a process of its own.
+    """A server in a separate process.
 
     Args:
-        command: What to run.
-        serving: A pattern of the line that tells that it serves; its first group is the port.
-        environment: What its environment has besides.
+        command: The command.
+        serving: A pattern of the line that reports that it serves; its first group is the port.
+        environment: Additional environment variables.
 
     Attributes:
         port: Its TCP port.
-        start_seconds: From its start until it said that it serves.
+        start_seconds: The time from its start until it reported that it serves.
 
     Raises:
-        StartFailedError: It ended, or did not say that it serves.
+        StartFailedError: It ended, or did not report that it serves.
     """
 
     def __init__(self, command: Sequence[str], serving: str, environment: dict[str, str] | None = None) -> None:
@@ -48,16 +48,16 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             text=True,
             env={**clean, "PYTHONPATH": str(ROOT), **(environment or {})},
-            start_new_session=True,  # so that Ctrl-C ends it after its clients
+            start_new_session=True,  # so Ctrl-C ends it after its clients
         )
         self._about = psutil.Process(self._process.pid)
-        self._told = threading.Event()
+        self._started = threading.Event()
         self._lines: list[str] = []
         self._port = 0
         self._marked_seconds = 0.0
         self._reader = threading.Thread(target=self._read, args=(re.compile(serving),), daemon=True)
         self._reader.start()
-        self._told.wait(_START_SECONDS)
+        self._started.wait(_START_SECONDS)
         self.start_seconds = time.perf_counter() - started
         self.port = self._port
         if not self.port:
@@ -71,8 +71,8 @@ class ServerProcess:
             self._lines = [*self._lines[-50:], line.strip()]
             if not self._port and (match := serving.search(line)):
                 self._port = int(match[1])
-                self._told.set()
-        self._told.set()
+                self._started.set()
+        self._started.set()
 
     @property
     def pid(self) -> int:
@@ -80,11 +80,11 @@ class ServerProcess:
         return self._process.pid
 
     def mark_processor(self) -> None:
-        """Begin to count the time of processors anew."""
+        """Reset the count of processor time."""
         self._marked_seconds = self._processor_seconds()
 
     def marked_processor_seconds(self) -> float:
-        """Return how long processors have worked for it since `mark_processor`."""
+        """Return its processor time since `mark_processor`."""
         return self._processor_seconds() - self._marked_seconds
 
     def _processor_seconds(self) -> float:
@@ -92,11 +92,11 @@ class ServerProcess:
         return float(times.user + times.system)
 
     def resident_mib(self) -> float:
-        """Return how much of it is in memory now."""
+        """Return its resident memory."""
         return float(self._about.memory_info().rss) / 2**20
 
     def peak_mib(self) -> float:
-        """Return the most of it that was in memory since `forget_peak`, or how much is now where nobody tells."""
+        """Return the peak of its resident memory since `forget_peak`; the current value if there is no peak."""
         with contextlib.suppress(OSError):
             status = Path(f"/proc/{self.pid}/status").read_text()
             match = re.search(r"VmHWM:\s+(\d+) kB", status)
@@ -105,16 +105,16 @@ class ServerProcess:
         return self.resident_mib()
 
     def forget_peak(self) -> None:
-        """Let the next peak be that from now on, where the system can do so (proc(5), `clear_refs`)."""
+        """Reset the peak, if the system can (proc(5), `clear_refs`)."""
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.pid}/clear_refs").write_text("5")
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)  # it leads a group, since it leads a session
+            os.killpg(self._process.pid, number)  # it leads a process group, since it leads a session
 
     def stop(self) -> None:
-        """End it and the processes that it started, and wait for that."""
+        """End it and the processes that it started, and wait for them."""
         if self._process.poll() is None:
             self._signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -128,7 +128,7 @@ class ServerProcess:
 
 @contextlib.contextmanager
 def running(command: Sequence[str], serving: str, environment: dict[str, str] | None = None) -> Iterator[ServerProcess]:
-    """Open a context in which a server process serves."""
+    """Return a context manager for a server process that serves."""
     process = ServerProcess(command, serving, environment)
     try:
         yield process
@@ -137,19 +137,19 @@ def running(command: Sequence[str], serving: str, environment: dict[str, str] | 
 
 
 def registry(archive_dir: Path, *flags: str) -> contextlib.AbstractContextManager[ServerProcess]:
-    """Return a context in which the registry serves an archive directory."""
+    """Return a context manager for a registry that serves an archive directory."""
     command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
     command += ["--host=127.0.0.1", f"--archive_dir={archive_dir}", "--grace_seconds=0", *flags]
     return running(command, r"serving .*\bport=(\d+)")
 
 
 def floor(*pair: str) -> contextlib.AbstractContextManager[ServerProcess]:
-    """Return a context manager in which a floor serves, over TLS with the files of a certificate and its key."""
+    """Return a context manager for a floor that serves, over TLS with the files of a certificate and its key."""
     return running([sys.executable, "-m", "benchmarks.floors", *pair], r"serving port=(\d+)")
 
 
 def free_port() -> int:
-    """Return a TCP port of the loopback interface that nobody listens on."""
+    """Return a free TCP port of the loopback interface."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

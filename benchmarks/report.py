@@ -14,17 +14,17 @@ from benchmarks.measures import Curve, Result, Spread
 
 @dataclass(slots=True)
 class Run:
-    """What a run found.
+    """The results of a run.
 
     Attributes:
-        machine: What it was made on.
-        quick: Whether it was a quick one.
+        machine: The machine.
+        quick: Whether it was a quick run.
         figures: The figures.
-        peers: The registry compared with what a user could use instead.
-        curves: What becomes a plot.
-        skipped: What was not measured, and why, by name.
-        failed: What could not be measured, and why, by name.
-        seconds: How long each took, by name.
+        peers: The registry compared with alternatives.
+        curves: The data of the plots.
+        skipped: The reasons for which benchmarks were skipped, by name.
+        failed: The errors of failed benchmarks, by name.
+        seconds: The time of each benchmark, by name.
     """
 
     machine: Machine

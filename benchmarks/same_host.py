@@ -1,7 +1,7 @@
-"""What the UNIX socket saves where client and server share a host: the copies, and most of the time.
+"""Transfers over the UNIX socket between a client and a server on one host, without copies.
 
-A *further reader* gets a version that the server has checked already, and reads each of its pages. Its floor is a file
-that the system has in memory, mapped and read in the same way.
+A *further reader* retrieves a version that the server has already checked, and reads each of its pages. Its floor is a
+file in the page cache, mapped and read in the same way.
 """
 
 import asyncio
@@ -37,11 +37,11 @@ _COPIES_MAX = 1.1
 _PUBLISH_RATIO = 1.5
 
 _kept: list[memoryview] = []
-"""In a load process: the views that it holds."""
+"""In a load process: its open views."""
 
 
 def _fresh(size_bytes: int) -> bytearray:
-    """Return bytes that no version has: a model does not get the same ones twice."""
+    """Return bytes that no version has: a model shares equal bytes."""
     data = bytearray(size_bytes)
     data[:8] = os.urandom(8)
     return data
@@ -78,7 +78,7 @@ async def copy_seconds(port: int, count: int) -> list[float]:
 
 
 async def mapped_seconds(directory: str, size_bytes: int, count: int) -> list[float]:
-    """Map a file that the system has in memory and read each page, `count` times; return the seconds of each."""
+    """Map a file in the page cache and read each page, `count` times; return the seconds of each."""
     path = Path(directory) / "mapped"
     if not path.exists():
         path.write_bytes(_fresh(size_bytes))
@@ -92,7 +92,7 @@ async def mapped_seconds(directory: str, size_bytes: int, count: int) -> list[fl
 
 
 async def publish_seconds(port: int, size_bytes: int, count: int, *, sealed: bool) -> list[float]:
-    """Publish `count` versions, from sealed memory or from other; return the seconds of each."""
+    """Publish `count` versions, from sealed or from ordinary memory; return the seconds of each."""
 
     def measure() -> list[float]:
         make = SealedMemory.of if sealed else bytes
@@ -110,9 +110,9 @@ def _read_pages(view: memoryview) -> memoryview:
 
 
 def _timed(call: Callable[[], object], count: int) -> list[float]:
-    """Call `count` times, after once that does not count; return the seconds of each.
+    """Call `count` times, after one call that is not measured; return the seconds of each.
 
-    What the calls return is kept to the end, as by readers that use it.
+    The results of the calls are kept until the end, as by readers that use them.
     """
     results = [call()]
     seconds = []
@@ -124,7 +124,7 @@ def _timed(call: Callable[[], object], count: int) -> list[float]:
 
 
 async def keep_view(port: int) -> None:
-    """Retrieve the latest version without a copy, read each page, and keep it in place of the one before."""
+    """Retrieve the latest version without a copy, read each page, and keep it in place of the previous one."""
 
     def keep() -> None:
         with ModelRegistry(f"grpc://127.0.0.1:{port}") as registry:
@@ -141,7 +141,7 @@ async def process_id() -> int:
 
 
 def _share_mib(pid: int) -> float:
-    """Return the share of a process in what is in memory: all shares are what is in memory, each page once."""
+    """Return the proportional set size of a process; the sum over processes counts each page once."""
     rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
     found = re.search(r"^Pss:\s+(\d+) kB", rollup, re.MULTILINE)
     return int(found[1]) / 1024 if found else 0.0
@@ -188,7 +188,7 @@ def _retrieve(bench: Bench) -> Sequence[Outcome]:
 
 
 def _readers(bench: Bench) -> Sequence[Outcome]:
-    """Measure what sixteen readers and the server have in memory of one version, together."""
+    """Measure the memory of sixteen readers and the server for one version, together."""
     results: list[Outcome] = []
     loads = [bench.load(index) for index in range(_READERS)]
     with bench.registry() as registry:
@@ -201,7 +201,7 @@ def _readers(bench: Bench) -> Sequence[Outcome]:
             return sum(map(_share_mib, pids))
 
         for kind, archived in (("transient", False), ("archived", True)):
-            # What a first transfer loads, starts and leaves in the heap is there before.
+            # A first transfer loads modules, starts threads and grows the heap before the measurement.
             loads[0].run(job(publish, registry.port, _LARGE_BYTES, archived=archived, model_id="warm-up"))
             before_mib = shares_mib(2 * MIB, archived=archived)
             grown_mib = shares_mib(_LARGE_BYTES, archived=archived) - before_mib
@@ -222,7 +222,7 @@ def _readers(bench: Bench) -> Sequence[Outcome]:
 
 
 def _publish(bench: Bench) -> Sequence[Outcome]:
-    """Compare a publish from sealed memory, and one from other memory, with one over gRPC."""
+    """Compare a publish from sealed memory, and one from ordinary memory, with one over gRPC."""
     repetitions, count = bench.choose(5, 2), bench.choose(3, 1)
     with bench.registry() as registry, bench.registry("--local_socket=off") as remote:
 

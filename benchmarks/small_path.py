@@ -1,6 +1,6 @@
-"""What a small call costs the registry's own Python, before any transport: in one process, with calls that are faked.
+"""Processor time of a small call in the registry's own Python, without transport: in one process, with fake calls.
 
-The handlers are those that the server gives to gRPC, on the backends that it opens. What is counted is processor time.
+The handlers are those that the server passes to gRPC, on the backends that it opens.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _KINDS = {
 
 @dataclass(slots=True)
 class _FakedContext:
-    """gRPC's part of a call: requests are there at once, and replies go nowhere."""
+    """gRPC's part of a call: requests are available at once, and replies are discarded."""
 
     requests: list[bytes] = field(default_factory=list)
     replies: int = 0
@@ -57,7 +57,7 @@ class _FakedContext:
 
 @dataclass(slots=True)
 class _Method:
-    """What gRPC asks a handler for."""
+    """The argument with which gRPC looks up a handler."""
 
     method: str
     invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
@@ -65,7 +65,7 @@ class _Method:
 
 @asynccontextmanager
 async def _methods(archive_dir: Path) -> AsyncIterator[Callable[[str], Any]]:
-    """Open a context with a function that returns the handler of a method of ModelRegistrySP."""
+    """Return a context manager for a function that returns the handler of a method of ModelRegistrySP."""
     settings = Settings(archive_dir=str(archive_dir), cache_max_bytes=64 * MIB)
     metrics = Metrics()
     async with open_backends(settings, metrics) as backends:
@@ -82,9 +82,9 @@ async def _methods(archive_dir: Path) -> AsyncIterator[Callable[[str], Any]]:
 
 
 async def processor_us(archive_dir: str, calls: int, blocks: int) -> dict[str, list[float]]:
-    """Return the microseconds of processor time that a call took, by kind: means of blocks of calls.
+    """Return the processor time of a call in microseconds, by kind: means of blocks of calls.
 
-    What a task costs that does nothing is taken off: gRPC makes one for each call, whatever it does.
+    The cost of an empty task is subtracted: gRPC creates one for each call.
     """
     upload = Upload(_MODEL_ID, _SMALL_BYTES).messages()
     model = m.CreateOrUpdateModelRequest(model_info=m.ModelInfo(model_id=_MODEL_ID)).SerializeToString()

@@ -1,6 +1,6 @@
 # mypy: ignore-errors
-# (The stock client has no types, and is installed in an environment of its own alone.)
-"""Retrieves with the stock client, and prints the seconds of each time as JSON.
+# (The stock client has no types, and is installed only in its own environment.)
+"""Retrieve with the stock client, and print the seconds of each retrieval as JSON.
 
 Run as a program, by a Python 3.10 that has `cogment`: ADDRESS MODEL COUNT.
 """
@@ -14,7 +14,7 @@ import cogment
 
 
 async def main(address, model_id, count):
-    """Retrieve the latest version so many times, after once that does not count."""
+    """Retrieve the latest version a number of times, after one retrieval that is not measured."""
     context = cogment.Context(user_id="benchmarks", cog_settings=None)
     registry = await context.get_model_registry_v2(cogment.Endpoint(f"grpc://{address}"))
     seconds = []

@@ -1,7 +1,7 @@
-"""Trials: servers with nothing behind them that differ in one thing, each compared with the plain one.
+"""Trials: servers without a registry that differ in one thing, each compared with the plain one.
 
-They tell what a part of the work costs, and what another way to serve would bring, before it is built. They are
-measured when they are named with `--only`. `python -m benchmarks.trials` runs one such server and says its port.
+They show the cost of a part of the work, and the gain of another way to serve before it is built. They are measured
+only if named with `--only`. `python -m benchmarks.trials` runs one such server and prints its port.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from cogment_model_registry.wire import messages
 MODEL_ID = "walker"
 _LARGE_BYTES = 64 * MIB
 _SMALL_BYTES = 10 * KIB
-_REPLY = bytes(90)  # about what the registry answers
+_REPLY = bytes(90)  # about as large as the reply of the registry
 _SLAB_BYTES = MIB
 _SLABS = 256
 _THREADS = 16
@@ -51,11 +51,11 @@ _PUBLISHES = {
 """The variants of a sink of 64 MiB. The last but one works as the registry does."""
 
 _CALLS = {"asyncio": (), "asyncio on uvloop": ("--loop=uvloop",), "threads": ("--loop=threads",)}
-"""What small calls are served by."""
+"""The servers of small calls."""
 
 
 class Work:
-    """What a sink does with the bytes of one upload, as the transient store does it."""
+    """Processes the bytes of one upload in a sink, as the transient store does."""
 
     def __init__(
         self, slabs: Iterator[memoryview], executor: ThreadPoolExecutor, *, copies: bool, hashes: bool
@@ -70,7 +70,7 @@ class Work:
         self._hashing: Future[None] | None = None
 
     def take(self, data: memoryview) -> None:
-        """Do what is to be done with the next bytes."""
+        """Process the next bytes."""
         if self._copies:
             self._copy(data)
         else:
@@ -94,7 +94,7 @@ class Work:
             self._sha256.update(part)
 
     async def finish(self) -> None:
-        """Wait until all is done."""
+        """Wait until everything is done."""
         if self._hashing is not None:
             await asyncio.wrap_future(self._hashing)
             await asyncio.wrap_future(self._executor.submit(self._hash, self._ready))
@@ -103,7 +103,7 @@ class Work:
 def _endless_slabs() -> Iterator[memoryview]:
     slabs = [memoryview(mmap.mmap(-1, _SLAB_BYTES)) for _ in range(_SLABS)]
     for slab in slabs:
-        slab[:] = bytes(_SLAB_BYTES)  # in use, as after a while of publishing
+        slab[:] = bytes(_SLAB_BYTES)  # already used, as after some publishes
     while True:
         yield from slabs
 

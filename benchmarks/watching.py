@@ -1,4 +1,4 @@
-"""How soon those who watch a model have what was published."""
+"""The time from a publish until watchers have the version."""
 
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from benchmarks.bench import Bench, Benchmark, Outcome, Pair
 from benchmarks.clients import (
     Upload,
     fetched_moments,
+    notified_moments,
     publish_moments,
     retrieve_seconds,
-    told_moments,
     upload_seconds,
 )
-from benchmarks.following import followed_moments, told_then_fetched_moments
+from benchmarks.following import followed_moments, notified_then_fetched_moments
 from benchmarks.load import Job, job, together
 from benchmarks.measures import (
     KIB,
@@ -34,14 +34,14 @@ MODEL_ID = "walker"
 _FETCHED_BYTES = MIB
 _FETCH_GAP_SECONDS = 0.1
 _FAN_OUT_GAP_SECONDS = 4.0
-"""Between two versions that 1,000 fetch: none may skip one."""
+"""The pause between two versions that 1,000 watchers fetch, so that none skips one."""
 
 _WATCHER_LOADS = 2
 _STREAMS_PER_CONNECTION = 10
 
 
 def _fetched(bench: Bench) -> Sequence[Outcome]:
-    """Measure from the start of a publish until the one who watches has the bytes."""
+    """Measure from the start of a publish until the watcher has the bytes."""
     upload = Upload(MODEL_ID, _FETCHED_BYTES)
     rounds = bench.choose(15, 3)
     with bench.pair() as pair:
@@ -91,7 +91,7 @@ def _fetched(bench: Bench) -> Sequence[Outcome]:
 def _until(
     pair: Pair, name: str, what: str, blocks: Blocks, *, against: str, floor_blocks: Blocks, at_most_ratio: float
 ) -> Result:
-    """Return the figure of the seconds from a publish until something, compared with those of the floor."""
+    """Return a figure: the seconds from a publish until an event, compared with those of the floor."""
     return compared(
         name,
         what,
@@ -125,8 +125,8 @@ def _fan_out(bench: Bench) -> Sequence[Outcome]:
             blocks = interleaved(
                 bench.choose(3, 1),
                 {
-                    "registry": _tellings(bench, pair.registry.port, upload, count),
-                    "floor": _tellings(bench, pair.floor.port, upload, count),
+                    "registry": _notifications(bench, pair.registry.port, upload, count),
+                    "floor": _notifications(bench, pair.floor.port, upload, count),
                 },
             )
             blocks = {name: converted(values, milliseconds) for name, values in blocks.items()}
@@ -156,24 +156,24 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
     with bench.pair() as pair:
         bench.fit_floor(pair, small, with_bytes=True)
         port = pair.registry.port
-        told = interleaved(
+        followed = interleaved(
             bench.choose(3, 1),
             {
-                "registry": _tellings(bench, port, small, 1000, moments=followed_moments),
-                "floor": _tellings(bench, pair.floor.port, small, 1000, moments=followed_moments, is_floor=True),
+                "registry": _notifications(bench, port, small, 1000, moments=followed_moments),
+                "floor": _notifications(bench, pair.floor.port, small, 1000, moments=followed_moments, is_floor=True),
             },
         )
         bench.fit_floor(pair, large, with_bytes=True)
         bytes_of = interleaved(
             bench.choose(3, 1),
             {
-                "followed": _tellings(
+                "followed": _notifications(
                     bench, port, large, 1000, moments=followed_moments, gap_seconds=_FAN_OUT_GAP_SECONDS
                 ),
-                "fetched": _tellings(
-                    bench, port, large, 1000, moments=told_then_fetched_moments, gap_seconds=_FAN_OUT_GAP_SECONDS
+                "fetched": _notifications(
+                    bench, port, large, 1000, moments=notified_then_fetched_moments, gap_seconds=_FAN_OUT_GAP_SECONDS
                 ),
-                "floor": _tellings(
+                "floor": _notifications(
                     bench,
                     pair.floor.port,
                     large,
@@ -189,9 +189,9 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
                 pair,
                 "fan-out inline",
                 "publish 1 KiB until the last of 1,000 followers has its bytes",
-                told["registry"],
+                followed["registry"],
                 against="the same messages from an empty server",
-                floor_blocks=told["floor"],
+                floor_blocks=followed["floor"],
                 at_most_ratio=1.3,
             ),
             _until(
@@ -208,24 +208,24 @@ def _followed(bench: Bench) -> Sequence[Outcome]:
                 "fan-out against fetching",
                 "publish 100 KiB until the last of 1,000 followers has its bytes",
                 bytes_of["followed"],
-                against="told, then fetched, from the same server",
+                against="notified, then fetched, from the same server",
                 floor_blocks=bytes_of["fetched"],
                 at_most_ratio=0.5,
             ),
         ]
 
 
-def _tellings(
+def _notifications(
     bench: Bench,
     port: int,
     upload: Upload,
     watchers: int,
     *,
-    moments: Callable[..., Coroutine[Any, Any, list[float]]] = told_moments,
+    moments: Callable[..., Coroutine[Any, Any, list[float]]] = notified_moments,
     gap_seconds: float = 0.0,
     **options: object,
 ) -> Callable[[], list[float]]:
-    """Return what opens the streams, publishes some times, and returns the seconds of each time."""
+    """Return a function that opens the streams, publishes some times, and returns the seconds of each time."""
     rounds = bench.choose(6, 2)
     gap_seconds = gap_seconds or 0.1 + watchers * 0.0004
     loads = min(_WATCHER_LOADS, watchers)
@@ -239,11 +239,11 @@ def _tellings(
             )
             for index, share in enumerate(shares)
         ]
-        begun, *told = together(
+        begun, *received = together(
             [(bench.load(0), job(publish_moments, port, upload, rounds + 1, gap_seconds)), *watching]
         )
         # The first one warms up.
-        return [max(ends) - start for start, *ends in zip(begun, *told, strict=True)][1:]
+        return [max(ends) - start for start, *ends in zip(begun, *received, strict=True)][1:]
 
     return measure
 

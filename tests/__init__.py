@@ -1,1 +1,1 @@
-"""The tests; see CONTRIBUTING.md for how they are laid out."""
+"""The tests; see CONTRIBUTING.md for their layout."""

@@ -1,12 +1,17 @@
-"""Authorities and certificates of tests, made with the program `openssl`."""
+"""Authorities and certificates for tests, created with the program `openssl`, and a client that uses them."""
 
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 
+from tests.client import Client
 from tests.waiting import PATIENCE_SECONDS
 
 LOCAL = ("DNS:localhost", "IP:127.0.0.1", "IP:::1")
@@ -16,7 +21,7 @@ _NEW_KEY = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes
 
 
 def openssl(*words: str | Path) -> None:
-    """Run `openssl`; skip the test where there is none."""
+    """Run `openssl`; skip the test if it is not installed."""
     if shutil.which("openssl") is None:
         pytest.skip("there is no openssl on PATH")
     command = ["openssl", *map(str, words)]
@@ -26,23 +31,23 @@ def openssl(*words: str | Path) -> None:
 
 @dataclass(frozen=True)
 class Issued:
-    """The files of a certificate and its key."""
+    """The files of a certificate and of its key."""
 
     certificate: Path
     key: Path
 
     @property
     def flags(self) -> list[str]:
-        """The flags of a server, or of a command, that shows it."""
+        """The flags of a server, or of a command, that presents it."""
         return [f"--tls_certificate={self.certificate}", f"--tls_key={self.key}"]
 
     @property
     def options(self) -> dict[str, str]:
-        """The arguments of settings, or of a client, that shows it."""
+        """The arguments of settings, or of a client, that presents it."""
         return {"tls_certificate": str(self.certificate), "tls_key": str(self.key)}
 
     def replace_by(self, other: "Issued") -> None:
-        """Put other files in the place of these, each whole, one after the other."""
+        """Replace these files by others, each atomically, one after the other."""
         for old, new in ((self.certificate, other.certificate), (self.key, other.key)):
             copy = old.with_suffix(".new")
             shutil.copy(new, copy)
@@ -50,7 +55,7 @@ class Issued:
 
 
 class Authority:
-    """An authority with a certificate of its own.
+    """A certificate authority with a self-signed certificate.
 
     Attributes:
         certificate: The file of its certificate.
@@ -73,3 +78,16 @@ class Authority:
         made = ("-days", str(days), "-extfile", extensions, "-out", certificate)
         openssl("x509", "-req", "-in", request, *signed_by, *made)
         return Issued(certificate, key)
+
+
+@asynccontextmanager
+async def connected_over_tls(port: int, authority: Authority, client: Issued | None = None) -> AsyncIterator[Client]:
+    """Return a context manager with a client over TLS."""
+    credentials = grpc.ssl_channel_credentials(
+        authority.certificate.read_bytes(),
+        client.key.read_bytes() if client else None,
+        client.certificate.read_bytes() if client else None,
+    )
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
+        yield Client(channel, port=port)

@@ -1,4 +1,4 @@
-"""A client that sends exactly what a test says: messages, or raw bytes, over a real channel."""
+"""A client that sends exactly the messages or raw bytes of a test, over a real channel."""
 
 import asyncio
 import urllib.request
@@ -31,7 +31,7 @@ def body(data: bytes) -> m.CreateVersionRequestChunk:
 def upload(
     model_id: str, data: bytes, archived: bool = False, chunk_size: int = 2**21, **fields: Any
 ) -> list[m.CreateVersionRequestChunk]:
-    """Return the chunks of a whole upload."""
+    """Return the chunks of a complete upload."""
     chunks = [header(model_id, len(data), archived, **fields)]
     return chunks + [body(data[start : start + chunk_size]) for start in range(0, len(data), chunk_size)]
 
@@ -75,7 +75,7 @@ class Client:
         return reply
 
     async def create_version(self, chunks: Iterable[Message | bytes]) -> m.ModelVersionInfo:
-        """Upload the chunks as they are, and return the version of the reply."""
+        """Upload the chunks unchanged, and return the version of the reply."""
 
         async def encoded() -> AsyncIterator[bytes]:
             for chunk in chunks:
@@ -85,9 +85,9 @@ class Client:
         return m.CreateVersionReply.FromString(await call(encoded(), timeout=PATIENCE_SECONDS)).version_info
 
     async def create_version_to_the_end(self, chunks: Iterable[Message | bytes]) -> m.ModelVersionInfo:
-        """Upload the chunks as they are with gRPC's blocking client, which always has the status that the server gave.
+        """Upload the chunks unchanged with gRPC's blocking client, which always reports the status of the server.
 
-        The asyncio client may have a status of its own when the server ends a call while it is still being written to
+        The asyncio client may report its own status if the server ends a call while the client is still writing
         (https://github.com/grpc/grpc/issues/36066).
         """
 
@@ -157,11 +157,11 @@ async def next_version(watch: Any) -> m.ModelVersionInfo:
 async def connected(
     port: int, service: str = SERVICE, further_options: Sequence[tuple[str, int]] = ()
 ) -> AsyncIterator[Client]:
-    """Return a context manager with a client of the server on a port of the loopback interface."""
+    """Return a context manager for a client of the server on a port of the loopback interface."""
     options = [
         ("grpc.max_receive_message_length", -1),
         ("grpc.max_send_message_length", -1),
-        ("grpc.use_local_subchannel_pool", 1),  # a connection of its own for each client
+        ("grpc.use_local_subchannel_pool", 1),  # a separate connection for each client
         *further_options,
     ]
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
@@ -178,7 +178,7 @@ def refused(code: grpc.StatusCode, details: str = "") -> Iterator[None]:
 
 
 async def status_of(call: Awaitable[object]) -> grpc.StatusCode:
-    """Return the status that a call ends with."""
+    """Return the status of a call."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -187,7 +187,7 @@ async def status_of(call: Awaitable[object]) -> grpc.StatusCode:
 
 
 def metrics_text(port: int) -> str:
-    """Return the answer to a scrape of a port."""
+    """Return the reply to a scrape of a port."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=PATIENCE_SECONDS) as reply:
         text: str = reply.read().decode()
         return text

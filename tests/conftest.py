@@ -1,4 +1,4 @@
-"""What tests share: a server in their own process with a client, and the check that nothing is left behind."""
+"""Shared fixtures: a server in the process of the test with a client, and the check that nothing is left behind."""
 
 import gc
 import os
@@ -21,11 +21,11 @@ from tests.processes import ServerProcess, server_process
 from tests.waiting import PATIENCE_SECONDS
 
 set_hypothesis_home_dir(".cache/hypothesis")
-settings.register_profile("no deadline", deadline=None)  # a machine may be busy with something else
+settings.register_profile("no deadline", deadline=None)  # the machine may be busy
 settings.load_profile("no deadline")
 
-# A shell lets what it starts in the background ignore Ctrl-C, and nohup lets it ignore the end of a terminal; the
-# processes of the tests would inherit that.
+# A shell starts background processes with SIGINT ignored, and nohup starts them with SIGHUP ignored; the processes of
+# the tests would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -34,14 +34,14 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """Fail when the tests of this process leave a process, a thread of the package, or a descriptor of a file."""
+    """Fail if the tests of this process leave a process, a thread of the package, or a file descriptor behind."""
     yield
     gc.collect()
     children = psutil.Process().children(recursive=True)
     assert not children, f"processes left behind: {children}"
     for thread in threading.enumerate():
         if thread.name.startswith(("archive", "catalog", "hash", "log", "server", "model registry client", "tracking")):
-            thread.join(PATIENCE_SECONDS)  # one that is ending may need a moment
+            thread.join(PATIENCE_SECONDS)  # an ending thread may need a moment
             assert not thread.is_alive(), f"thread left behind: {thread.name}"
     files = [file.path for file in psutil.Process().open_files() if "/.cache/tests/" in file.path]
     assert not files, f"files left open: {files}"
@@ -49,7 +49,7 @@ def nothing_left_behind() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def quiet_log() -> Iterator[None]:
-    """Keep the log of servers in this process out of the output of tests."""
+    """Keep the logs of servers in this process out of the output of tests."""
     structlog.configure(
         processors=[structlog.stdlib.render_to_log_kwargs], logger_factory=structlog.stdlib.LoggerFactory()
     )
@@ -59,7 +59,7 @@ def quiet_log() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the settings in a developer's environment away from the tests."""
+    """Remove settings in a developer's environment."""
     for name in list(os.environ):
         if name.startswith("COGMENT_"):
             monkeypatch.delenv(name)
@@ -81,7 +81,7 @@ async def client(server: Server) -> AsyncIterator[Client]:
 
 @pytest.fixture(scope="session")
 def shared_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    """A server process for all tests that need one and leave it as it is."""
+    """A server process for all tests that leave it unchanged."""
     with server_process(tmp_path_factory.mktemp("shared") / "archive") as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""A watcher that receives exactly what a server sends, and resumes where it was."""
+"""A watcher that records exactly what a server sends, and can resume."""
 
 import asyncio
 from typing import Any
@@ -21,15 +21,15 @@ class Follower:
     Args:
         client: Makes the call.
         model_ids: The models.
-        every: Whether every version is wanted.
-        token: Where to resume.
-        inline: The size up to which versions come with their bytes.
+        every: Whether to watch every version.
+        token: The token to resume from.
+        inline: The size up to which versions are sent with their bytes.
         fields: Other fields of the request.
 
     Attributes:
-        token: Where the next follower resumes.
-        data: The bytes of the last version that had any.
-        came_in_one: Whether the last event came in one reply with bytes.
+        token: The token for the next follower.
+        data: The bytes of the last version that was sent with bytes.
+        came_in_one: Whether the last event and its bytes were in one reply.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Follower:
         self.call: Any = Client(client.channel, lifecycle.SERVICE_NAME).streamed("Watch", request)
 
     async def next(self) -> Event:
-        """Return what is told next; the bytes of a version are then in `data`."""
+        """Return the next event; the bytes of a version are then in `data`."""
         reply = await self._read()
         assert not isinstance(reply, wire.Bytes), "bytes without a version"
         event = reply.event
@@ -80,14 +80,14 @@ class Follower:
         return received
 
     async def until_caught_up(self) -> list[str]:
-        """Return what is told until all that existed was, as `text_of` writes it."""
+        """Return the events up to `caught_up`, as texts of `text_of`."""
         texts: list[str] = []
         while not isinstance(event := await self.next(), CaughtUp):
             texts.append(text_of(event))
         return texts
 
     async def texts(self, count: int) -> list[str]:
-        """Return so many events as texts."""
+        """Return a number of events as texts."""
         return [text_of(await self.next()) for _ in range(count)]
 
     async def cancel(self) -> None:
@@ -97,7 +97,7 @@ class Follower:
 
 
 def text_of(event: Event) -> str:
-    """Return an event in a few characters."""
+    """Return an event as a short text."""
     if isinstance(event, Version):
         return f"{event.model_id} {event.number}"
     if isinstance(event, ModelSummary):

@@ -1,7 +1,7 @@
-"""`cogment` commands in the process of the tests, which takes milliseconds where a process of its own takes a second.
+"""`cogment` commands in the process of the tests: milliseconds, instead of a second for a separate process.
 
-For tests of the output and the exit code of a command. Tests of processes (signals, terminals, descriptors, bytes of
-standard streams, loaded modules) use `tests.processes.run_cogment`.
+Use it to test the output and the exit code of a command. Tests of process behaviour (signals, terminals, descriptors,
+bytes of standard streams, loaded modules) use `tests.processes.run_cogment`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from cogment_model_registry.cli import main
 def run_in_process(
     *arguments: str, environment: dict[str, str] | None = None, cwd: Path | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Run a `cogment` command that ends by itself, through the function that the program calls."""
+    """Run a `cogment` command that terminates, through the entry point of the program."""
     output, errors = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
     with (
         mock.patch.dict(os.environ, environment or {}),
@@ -28,7 +28,7 @@ def run_in_process(
     ):
         try:
             code: object = main(arguments)
-        except SystemExit as end:  # as a completion ends
+        except SystemExit as end:  # how a completion ends
             code = end.code
     assert isinstance(code, int)
     return subprocess.CompletedProcess(arguments, code, _text(output), _text(errors))

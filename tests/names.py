@@ -1,4 +1,4 @@
-"""Names whose addresses a test decides, and changes, for the processes that it starts."""
+"""Host names whose addresses a test sets and changes, for the processes that it starts."""
 
 import functools
 import subprocess
@@ -8,7 +8,7 @@ import pytest
 
 
 class Names:
-    """A file of names and addresses that a process sees as `/etc/hosts`, in a mount namespace of its own.
+    """A file of names and addresses that a process sees as `/etc/hosts`, in its own mount namespace.
 
     Args:
         directory: Where to write the file.
@@ -21,13 +21,13 @@ class Names:
         self._file.touch()
 
     def set(self, name: str, *addresses: str) -> None:
-        """Let a name, the only one, have these addresses."""
-        # In place: a process sees this file, and not what is under its name.
+        """Replace all names by one with these addresses."""
+        # In place: the mount shows this file, and not a file that replaces it.
         self._file.write_text("".join(f"{address} {name}\n" for address in addresses))
 
     @property
     def command(self) -> list[str]:
-        """The words that go before those of a command to let it see the names."""
+        """The prefix of a command that lets it see the names."""
         return _within_names(str(self._file))
 
 

@@ -45,7 +45,7 @@ def text_of(page: str) -> str:
 
 
 def blocks(page: str, language: str) -> list[str]:
-    """Return the blocks of a page in one language, in order."""
+    """Return the code blocks of a page in one language, in order."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text_of(page), re.MULTILINE | re.DOTALL)
 
 
@@ -67,13 +67,13 @@ def run_session(
     seconds: float,
     environment: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """Return what each command prints, all run in one shell.
+    """Run the commands in one shell, and return the output of each.
 
     Args:
         commands: The commands of the page.
         directory: An empty directory for files of the session.
-        ports: The port to use in place of each port of the page; the output has those of the page.
-        seconds: After how long to give up.
+        ports: The port to use in place of each port of the page; in the output they are replaced back.
+        seconds: The time limit of the session.
         environment: More environment variables.
     """
     mark = "----- end of a command -----"
@@ -94,7 +94,7 @@ def run_session(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that everything a failure leaves running can be killed
+            start_new_session=True,  # so everything that a failure leaves running can be killed
         )
         try:
             process.wait(seconds)
@@ -139,7 +139,7 @@ def is_as_documented(output: str, documented: str) -> bool:
 
 
 def _stable(text: str) -> str:
-    """Return a text in which everything that differs from run to run is replaced by fixed words."""
+    """Return a text with everything that differs from run to run replaced by fixed words."""
     for pattern, word in _NEVER_THE_SAME:
         text = re.sub(pattern, word, text, flags=re.MULTILINE)
     return text

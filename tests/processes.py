@@ -16,7 +16,9 @@ START_SECONDS = PATIENCE_SECONDS
 
 
 class ServerProcess:
-    """`cogment services model_registry`, or `directory`, in a process of its own; `before` is a command that runs it.
+    """`cogment services model_registry`, or `directory`, in a separate process; `before` is the prefix of its command.
+
+    Without `archive_dir`, the flags or the environment say where the archive is.
 
     Attributes:
         port: The port in its log.
@@ -25,7 +27,7 @@ class ServerProcess:
 
     def __init__(
         self,
-        archive_dir: Path,
+        archive_dir: Path | None,
         *flags: str,
         environment: dict[str, str] | None = None,
         service: str = "model_registry",
@@ -36,14 +38,14 @@ class ServerProcess:
         command = [*before, sys.executable, "-m", "cogment_model_registry", "services", service]
         command += ["--port=0", "--host=127.0.0.1"]
         if service == "model_registry":
-            # Rules of retention are applied when a test asks for it, and not by a timer in the middle of one.
-            command += [f"--archive_dir={archive_dir}", "--retention_seconds=0"]
+            # Retention is applied only when a test requests it, and not by a timer in the middle of a test.
+            command += [*([f"--archive_dir={archive_dir}"] if archive_dir else []), "--retention_seconds=0"]
         command += flags
         self._process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            encoding="utf-8",  # in each locale, but for what is not the log
+            encoding="utf-8",  # in each locale; only other output may not be UTF-8
             errors="backslashreplace",
             env={**clean_environment(), **(environment or {})},
         )
@@ -68,7 +70,7 @@ class ServerProcess:
             self._news.notify_all()
 
     def wait_for_line(self, pattern: str) -> re.Match[str]:
-        """Return the match of the first line of the log that has one, once it is there."""
+        """Wait for the first line of the log that matches, and return the match."""
 
         def search() -> re.Match[str] | None:
             return next((match for line in self.lines if (match := re.search(pattern, line))), None)
@@ -95,12 +97,12 @@ class ServerProcess:
         return code
 
     def stop(self) -> int:
-        """Stop it as an operator does, and return its exit code."""
+        """Stop it with SIGTERM, as an operator does, and return its exit code."""
         self.signal(signal.SIGTERM)
         return self.wait()
 
     def kill(self) -> None:
-        """End it as a crash does."""
+        """Kill it, as in a crash."""
         if self._process.returncode is None:
             self._process.kill()
         self.wait()
@@ -116,7 +118,7 @@ WITHOUT_RICH = os.path.join(os.path.dirname(__file__), "without_rich")
 def clean_environment() -> dict[str, str]:
     """Return the environment as users have it: without a developer's settings, and without rich.
 
-    structlog imports rich wherever it is installed, which takes most of the time of a start.
+    structlog imports rich if it is installed, which takes most of the time of a start.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COGMENT_")}
     return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, (WITHOUT_RICH, os.environ.get("PYTHONPATH"))))}
@@ -124,15 +126,15 @@ def clean_environment() -> dict[str, str]:
 
 @contextmanager
 def server_process(
-    archive_dir: Path,
+    archive_dir: Path | None,
     *flags: str,
     environment: dict[str, str] | None = None,
     service: str = "model_registry",
     before: Sequence[str] = (),
 ) -> Iterator[ServerProcess]:
-    """Return a context manager in which a server process serves; what is left of it at the end is killed.
+    """Return a context manager for a server process that serves; if it still runs at the end, it is killed.
 
-    The words of `before` come before those of its command.
+    `before` is the prefix of its command.
     """
     process = ServerProcess(archive_dir, *flags, environment=environment, service=service, before=before)
     try:
@@ -147,7 +149,7 @@ def run_cogment(
     cwd: Path | None = None,
     before: Sequence[str] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run a `cogment` command that ends by itself."""
+    """Run a `cogment` command that terminates."""
     command = [*before, sys.executable, "-m", "cogment_model_registry", *arguments]
     return run(*command, environment=environment, cwd=cwd)
 
@@ -158,7 +160,7 @@ def run(
     cwd: Path | None = None,
     within_seconds: float = START_SECONDS,
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command that ends by itself, without the settings of a developer; return its exit code and outputs."""
+    """Run a command that terminates, without the settings of a developer; return its exit code and outputs."""
     return subprocess.run(
         command,
         capture_output=True,

@@ -1,4 +1,4 @@
-"""A terminal for programs that behave differently on one: what they show is read, and keys are pressed."""
+"""A pseudo-terminal for programs: tests read the output, and press keys."""
 
 import contextlib
 import fcntl
@@ -20,10 +20,10 @@ _ESCAPES = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|[()][A-Z0-9])")
 
 
 class Terminal:
-    """A `cogment` command on a terminal of its own.
+    """A `cogment` command on its own terminal.
 
     Attributes:
-        text: What it has shown so far, with all escape sequences.
+        text: The output so far, with all escape sequences.
         process: The command.
     """
 
@@ -34,11 +34,11 @@ class Terminal:
 
     @property
     def plain(self) -> str:
-        """What it has shown so far, without escape sequences."""
+        """The output so far, without escape sequences."""
         return _ESCAPES.sub("", self.text).replace("\r\n", "\n")
 
     def wait_for(self, pattern: str) -> re.Match[str]:
-        """Return the match of what it shows, as soon as there is one."""
+        """Wait until the output matches, and return the match."""
         deadline = time.monotonic() + START_SECONDS
         while not (match := re.search(pattern, self.plain)):
             assert self._read(deadline), f"no {pattern!r}, but: {self.text!r}"
@@ -56,10 +56,10 @@ class Terminal:
 
     def _read(self, deadline: float) -> bool:
         ready, _, _ = select.select([self._descriptor], [], [], max(deadline - time.monotonic(), 0))
-        assert ready, f"nothing more came in time after: {self.text!r}"
+        assert ready, f"no further output in time after: {self.text!r}"
         try:
             data = os.read(self._descriptor, 65536)
-        except OSError:  # on Linux, when the other side is closed
+        except OSError:  # on Linux, if the other side is closed
             return False
         self.text += data.decode(errors="replace")
         return bool(data)
@@ -70,8 +70,8 @@ import fcntl, os, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.argv[1], sys.argv[1:])
 """
-"""Makes the terminal the one that controls the command, so that Ctrl-C is a signal. Not a `preexec_fn`, which would run
-in a fork of this process, where gRPC's threads are missing and its handlers of forks may end the command."""
+"""Makes the terminal the controlling terminal of the command, so that Ctrl-C is a signal. Not a `preexec_fn`, which
+would run in a fork of this process, without gRPC's threads, where gRPC's fork handlers may end the command."""
 
 
 @contextlib.contextmanager
@@ -83,15 +83,15 @@ def on_terminal(
     cwd: Path | None = None,
     program: Sequence[str] = ("-m", "cogment_model_registry"),
 ) -> Iterator[Terminal]:
-    """Return a context manager with a `cogment` command on a terminal, which is killed at the end if it still runs.
+    """Return a context manager for a `cogment` command on a terminal, which is killed at the end if it still runs.
 
     Args:
-        arguments: The words after `cogment`.
-        columns: How wide the terminal is.
-        environment: Variables of its environment.
-        kind: Those that say what kind of terminal it is.
+        arguments: The arguments of `cogment`.
+        columns: The width of the terminal.
+        environment: Environment variables.
+        kind: The variables that describe the terminal.
         cwd: Its working directory.
-        program: What Python is to run, instead of `cogment`.
+        program: The Python program to run instead of `cogment`.
     """
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))

@@ -1,6 +1,6 @@
-"""Wait for conditions that nothing reports: each is checked until it holds, in bounded time.
+"""Wait for conditions by polling, in bounded time.
 
-What does report, such as a line of a log or a reply, is waited for directly.
+Wait directly for events that are reported, such as a line of a log or a reply.
 """
 
 import asyncio
@@ -11,14 +11,14 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 PATIENCE_SECONDS = 60.0
-"""How long anything may take on a machine that is busy with something else."""
+"""A time limit that suffices on a busy machine."""
 
 _FIRST_PAUSE_SECONDS = 0.005
 _LONGEST_PAUSE_SECONDS = 0.1
 
 
 def _pauses(describe: Callable[[], object] | None, within_seconds: float) -> Iterator[float]:
-    """Yield before each check how long to pause after it, and fail once there was a check after the time was over."""
+    """Yield the pause after each check, and fail after a check at the end of the time."""
     deadline = time.monotonic() + within_seconds
     is_over = False
     pause_seconds = _FIRST_PAUSE_SECONDS
@@ -35,12 +35,12 @@ def wait_until(
     describe: Callable[[], object] | None = None,
     within_seconds: float = PATIENCE_SECONDS,
 ) -> _T:
-    """Block until a check returns something true, and return that.
+    """Block until a check returns a true value, and return this value.
 
     Args:
-        check: What is checked.
+        check: The check.
         describe: Returns the state that a failure shows.
-        within_seconds: When it fails.
+        within_seconds: The time limit.
     """
     for pause_seconds in _pauses(describe, within_seconds):
         if found := check():
@@ -54,7 +54,7 @@ async def until(
     describe: Callable[[], object] | None = None,
     within_seconds: float = PATIENCE_SECONDS,
 ) -> _T:
-    """Wait as `wait_until` does, and let the event loop run."""
+    """Wait as `wait_until` does, without blocking the event loop."""
     for pause_seconds in _pauses(describe, within_seconds):
         if found := check():
             return found
@@ -67,7 +67,7 @@ async def eventually(
     describe: Callable[[], object] | None = None,
     within_seconds: float = PATIENCE_SECONDS,
 ) -> _T:
-    """Wait as `until` does, for a check that is awaited."""
+    """Wait as `until` does, for an asynchronous check."""
     for pause_seconds in _pauses(describe, within_seconds):
         if found := await check():
             return found

@@ -1,4 +1,4 @@
-"""A short session of the client, both flavours and the command line, for an environment with nothing but the package.
+"""A short session of both clients and the command line, for an environment with only the package.
 
 Takes the endpoint of a registry and the id of a model that does not exist. Used by `tools/try_wheel.py`.
 """
@@ -25,7 +25,7 @@ def blocking_session(endpoint: str, model_id: str) -> None:
             assert latest.wait_for(timeout=SECONDS) == first
             second = registry.store(model_id, b"better")
             assert latest.wait_for(newer_than=first.number, timeout=SECONDS) == second
-        for _ in range(2):  # from the registry, and from the cache
+        for _ in range(2):  # first from the registry, then from the cache
             assert registry.retrieve(first) == WEIGHTS
         assert registry.download(model_id, path) == second
         assert path.read_bytes() == b"better"
@@ -49,7 +49,7 @@ async def asyncio_session(endpoint: str, model_id: str) -> None:
 
 
 def command_line_session(endpoint: str, model_id: str) -> None:
-    """Look at the model with the command line, and ask for what needs the extra `server`."""
+    """Show the model on the command line, and run commands that need the extra `server`."""
 
     def cogment(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cogment_model_registry", *words]

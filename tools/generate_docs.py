@@ -1,8 +1,9 @@
-"""Write what is generated into the documents; with `--check`, only report whether they are up to date.
+"""Write the generated parts of the documents; with `--check`, only report whether they are up to date.
 
 A document has each table between two comments: ``<!-- settings -->`` and ``<!-- /settings -->`` for the registry,
 ``<!-- directory settings -->`` and ``<!-- /directory settings -->`` for the Directory, and so on. Figures come from
-files that `make bench` wrote; the help of a command, in ``<!-- help cogment archive -->`` and the like, from itself.
+files that `make bench` wrote; the help of a command, in comments such as ``<!-- help cogment archive -->``, from the
+command.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def reference(settings_class: type[ServiceSettings]) -> str:
 
 
 def section(setting: Setting) -> str:
-    """Return the section of the reference on one setting."""
+    """Return the section of the reference about one setting."""
     example = f"--{setting.name}" if setting.is_switch else f"--{setting.name}={setting.kind.placeholder}"
     return "\n".join(
         [
@@ -67,12 +68,12 @@ TRIALS = "docs/benchmarks/trials.json"
 
 
 def run_of(file: str) -> Any:
-    """Return what a run of the benchmarks wrote."""
+    """Return the figures of a run of the benchmarks."""
     return json.loads((ROOT / file).read_text())
 
 
 def number(value: float) -> str:
-    """Return a number with three digits that matter."""
+    """Return a number with three significant digits."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
@@ -85,7 +86,7 @@ def spread(measured: dict[str, float], unit: str) -> str:
 
 
 def machine(file: str) -> str:
-    """Return the sentence that says on which machine a run was made."""
+    """Return the sentence about the machine of a run."""
     about = run_of(file)["machine"]
     return (
         f"Measured on {about['date'][:10]} at commit `{about['commit']}`: {about['cores']} cores "
@@ -95,7 +96,7 @@ def machine(file: str) -> str:
 
 
 def verdict(figure: dict[str, Any]) -> str:
-    """Return the target of a figure, and whether it was reached; nothing where there is none."""
+    """Return the target of a figure, and whether it was reached; empty if there is none."""
     if not figure["target"]:
         return ""
     return f"{figure['target']}, {'reached' if figure['reached'] else '**missed**'}"
@@ -128,7 +129,7 @@ GUARANTEES = "docs/guarantees.md"
 
 
 def counted(what: str) -> str:
-    """Return a count in the table of proofs, by the words that follow it."""
+    """Return a count in the table of figures of the proofs, by the words after it."""
     found = re.search(rf"([0-9,]+) {what}", (ROOT / GUARANTEES).read_text())
     if found is None:
         raise SystemExit(f"{GUARANTEES} counts no {what}")
@@ -151,7 +152,7 @@ budget was published.
 
 
 def claims() -> str:
-    """Return what the README claims, with the figures of the last runs of the benchmarks and of the proofs."""
+    """Return the claims of the README, with the figures of the last runs of the benchmarks and of the proofs."""
     run = {(each["what"], each["against"]): each for each in run_of(FIGURES)["figures"]}
 
     def median(what: str, against: str, part: str = "value") -> str:
@@ -180,7 +181,7 @@ HELP_WIDTH = 100
 
 def proofs() -> str:
     """Return the table of all proofs."""
-    sys.path.insert(0, str(ROOT))  # the tests are in no package that is installed
+    sys.path.insert(0, str(ROOT))  # the tests are not in an installed package
     from tests.torture.proofs import PROOFS  # noqa: PLC0415 (they load what tests alone need)
 
     rows = ["| promise | proof | short form | long form | requirements |", "|---|---|---|---|---|"]
@@ -191,7 +192,7 @@ def proofs() -> str:
 
 
 def commands(path: tuple[str, ...] = ("cogment",)) -> dict[tuple[str, ...], click.Context]:
-    """Return the context of each command and group, by the words that name it."""
+    """Return the context of each command and group, by its name."""
     found: dict[tuple[str, ...], click.Context] = {}
 
     def walk(command: click.Command, words: tuple[str, ...], parent: click.Context | None) -> None:
@@ -230,7 +231,7 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         for words, context in commands().items()
     },
 }
-"""What to write into each document, by the name in the comments around it."""
+"""The functions that generate the parts of each document, by the name in the comments around the part."""
 
 
 def filled(document: str) -> str:
@@ -246,7 +247,7 @@ def filled(document: str) -> str:
 
 
 def main() -> int:
-    """Write, or compare."""
+    """Write or check the documents."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when a document is out of date")
     check = parser.parse_args().check

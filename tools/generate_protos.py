@@ -1,10 +1,10 @@
-"""Write `wire/_generated/` from `wire/protos/`; with `--check`, only tell whether it is up to date.
+"""Write `wire/_generated/` from `wire/protos/`; with `--check`, only report whether it is up to date.
 
 protoc lays its output out like the .proto files and imports it by absolute names (`from cogment.api import ...`), which
-would claim the name of the stock SDK's package. The imports are rewritten to the place where the modules lie here.
+would claim the name of the stock SDK's package. The imports are rewritten to the location of the modules here.
 
 protoc also writes a check that refuses a protobuf older than itself. Without the check its output is that of protoc 25
-but for two names that matter to no released runtime, and it runs on protobuf 4.25 to 7: the check is removed, and
+except for two names that no released runtime needs, and it runs on protobuf 4.25 to 7: the check is removed, and
 `make test-minimum` and `tools/try_wheel.py` run the client on each of these versions instead.
 """
 
@@ -46,7 +46,7 @@ def contents(folder: pathlib.Path) -> dict[str, str]:
 
 
 def main() -> int:
-    """Generate, or compare."""
+    """Generate or check the modules."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; fail when the modules are out of date")
     check = parser.parse_args().check

@@ -1,8 +1,8 @@
-"""Install what `make test-frameworks` tests besides NumPy, as `requirements/frameworks.txt` has it, into this Python.
+"""Install the packages of `requirements/frameworks.txt`, for `make test-frameworks`, into this Python.
 
-PyTorch comes in builds for the CPU alone, of some hundred megabytes, and with CUDA, of several gigabytes. Which one an
-index has under the pinned version is its business, so pip is asked first, which takes the metadata alone. A build with
-CUDA is left out, and the tests that need it skip, unless `--torch=any` says that it will do.
+PyTorch has builds for the CPU, of some hundred megabytes, and with CUDA, of several gigabytes. The index determines
+which one the pinned version is, so pip resolves it first, which downloads only metadata. A build with CUDA is left out,
+and the tests that need it are skipped, unless `--torch=any` accepts it.
 """
 
 import argparse
@@ -16,24 +16,24 @@ from packaging.requirements import Requirement
 PINS = pathlib.Path(__file__).parent.parent / "requirements/frameworks.txt"
 
 PIP_WITH_METADATA = "pip>=23.3"
-"""The first one that resolves without fetching the packages."""
+"""The first version of pip that resolves without downloading packages."""
 
 NEED_TORCH = ("torch==", "tensordict==", "torchao==")
-"""How the pins begin of PyTorch and of what would bring it along."""
+"""The beginnings of the pins of PyTorch and of packages that require it."""
 
 LARGE = ("cuda-", "nvidia-", "triton")
-"""How the names of what a build with CUDA requires begin."""
+"""The beginnings of the names of packages that a build with CUDA requires."""
 
 
 def pip(*arguments: str) -> str:
-    """Run pip, and return what it prints."""
-    # Compiling all that is never imported takes half of the time.
+    """Run pip, and return its output."""
+    # Compiling modules that are never imported takes half of the time.
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", *arguments]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 def requires_cuda(pin: str) -> bool:
-    """Return whether the build that would be installed for a pin requires CUDA on this machine."""
+    """Return whether the build for a pin on this machine requires CUDA."""
     report = json.loads(pip("--dry-run", "--no-deps", "--ignore-installed", "--report=-", pin))
     required = map(Requirement, report["install"][0]["metadata"].get("requires_dist", []))
     return any(
@@ -45,13 +45,13 @@ def requires_cuda(pin: str) -> bool:
 def main() -> None:
     """Install them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--torch", choices=("cpu", "any"), default="cpu", help="which builds of PyTorch will do")
+    parser.add_argument("--torch", choices=("cpu", "any"), default="cpu", help="accepted builds of PyTorch")
     which = parser.parse_args().torch
     pins = [line for line in PINS.read_text().splitlines() if line and not line.startswith("#")]
     pip(PIP_WITH_METADATA)
     for pin in [pin for pin in pins if pin.startswith("torch==") and which == "cpu" and requires_cuda(pin)]:
         print(
-            f"{pin} is at hand with CUDA only, which takes gigabytes: left out, its tests skip; TORCH=any installs it"
+            f"{pin} is available only with CUDA, which takes gigabytes: skipped with its tests; TORCH=any installs it"
         )
         pins = [other for other in pins if not other.startswith(NEED_TORCH)]
     pip(*pins)

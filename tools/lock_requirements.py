@@ -1,9 +1,8 @@
-"""Pin what the package needs, with hashes, for every supported Python and platform: `requirements/*.txt`.
+"""Pin the dependencies, with hashes, for every supported Python and platform: `requirements/*.txt`.
 
-serve.txt is what running and building the package takes, develop.txt what testing and checking it takes besides, and
-bench.txt what measuring it takes. minimum.txt has the lowest version of everything that pyproject.toml gives a range
-for, on the oldest Python that runs the server. The pins name no index: where packages come from is the machine's
-business.
+serve.txt is for running and building the package, develop.txt adds the packages for tests and checks, and bench.txt
+those for benchmarks. minimum.txt has the lowest version of each range in pyproject.toml, on the oldest Python that runs
+the server. The pins name no index: the machine chooses it.
 """
 
 import pathlib
@@ -18,7 +17,7 @@ TEST_TOOLS = ("pytest-randomly", "pytest-timeout", "pytest-xdist", "safetensors"
 
 
 def compile_pins(names: list[str], target: pathlib.Path, *options: str) -> None:
-    """Write the pins of `names` and of all that they need to `target`."""
+    """Write the pins of `names` and of their dependencies to `target`."""
     common = [f"--python-version={OLDEST_PYTHON}", "--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
     command = [sys.executable, "-m", "uv", "pip", "compile", *common, *options, f"--output-file={target}", "-"]
     subprocess.run(command, input="\n".join(names), text=True, check=True)
@@ -35,7 +34,7 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
     needs = [*project["project"]["dependencies"], *extras["server"], *extras["oidc"], *extras["signatures"]]
-    # hatchling asks for editables when it makes an editable install.
+    # hatchling requires editables for an editable install.
     runtime = [*needs, *project["build-system"]["requires"], "editables"]
     requirements = ROOT / "requirements"
     serve, develop = requirements / "serve.txt", requirements / "develop.txt"

@@ -1,8 +1,8 @@
 """Build hook: the address of the repository in the metadata of the package, and in the links of its description.
 
 A package index shows README.md without the files next to it, so links need addresses there. The address of the
-repository is that of `REPOSITORY_URL`, else that from which the working copy was cloned. Without one, the package has
-no address and the links stay as they are.
+repository is `REPOSITORY_URL`, or else the address from which the working copy was cloned. Without one, the package has
+no address and the links stay unchanged.
 """
 
 import os
@@ -24,7 +24,7 @@ _ADDRESS = re.compile(
 
 def repository_url(root: pathlib.Path) -> str:
     """Return the address of the repository, without a name or password in it; empty if none is known."""
-    source = root / "PKG-INFO"  # of a source distribution, which has no git
+    source = root / "PKG-INFO"  # in a source distribution, which has no git
     if os.environ.get(VARIABLE):
         address = os.environ[VARIABLE]
     elif source.exists():
@@ -40,7 +40,7 @@ def _origin(root: pathlib.Path) -> str:
     command = ["git", "-C", str(root), "remote", "get-url", "origin"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # there is no git
+    except OSError:  # git is not installed
         return ""
 
 

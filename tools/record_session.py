@@ -1,7 +1,7 @@
-"""Record a session on a terminal as docs/session.svg: commands that really run, against a server that really serves.
+"""Record a terminal session as docs/session.svg: real commands with a real server.
 
-Everything is what the commands print, colours included; only the prompts are added. Times and ages differ from one
-recording to the next, so nothing checks that the picture is up to date: `make session` makes it anew.
+The picture shows the output of the commands, including colours; only the prompts are added. Times and ages differ
+between recordings, so nothing checks that the picture is up to date: `make session` records it again.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ FILES = {"step-1000.bin": 3_400_000, "step-2000.bin": 3_400_000}
 
 @contextlib.contextmanager
 def server(directory: pathlib.Path, environment: dict[str, str]) -> Iterator[None]:
-    """Open a context in which a registry serves where the environment says."""
+    """Return a context manager for a registry that serves at the endpoint in the environment."""
     port = environment["COGMENT_MODEL_REGISTRY_ENDPOINT"].rpartition(":")[2]
     command = ["cogment", "services", "model_registry", f"--port={port}", "--host=127.0.0.1", "--archive_dir=models"]
     with subprocess.Popen(command, cwd=directory, env=environment, stdout=subprocess.DEVNULL) as process:
@@ -61,7 +61,7 @@ def server(directory: pathlib.Path, environment: dict[str, str]) -> Iterator[Non
 
 
 def shown_by(command: str, directory: pathlib.Path, environment: dict[str, str]) -> str:
-    """Return what a command shows on a terminal."""
+    """Return the output of a command on a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))
     with subprocess.Popen(
@@ -74,7 +74,7 @@ def shown_by(command: str, directory: pathlib.Path, environment: dict[str, str])
     ) as process:
         os.close(theirs)
         shown = b""
-        # On Linux, reading fails once the last process has closed the other side.
+        # On Linux, reading fails after the last process has closed the other side.
         with contextlib.suppress(OSError):
             while data := os.read(ours, 65536):
                 shown += data
@@ -101,7 +101,7 @@ def main() -> int:
                 console.print(Text.assemble(("$ ", "bold green"), (command, "bold")))
                 console.print(Text.from_ansi(shown_by(command, directory, environment).removesuffix("\n")))
     picture = console.export_svg(title="a model registry", theme=MONOKAI, unique_id="session")
-    # The fonts of the template come from another site; a picture of a document asks nobody.
+    # The template loads fonts from another site; a picture in a document must not.
     PICTURE.write_text(re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL))
     return 0
 

@@ -1,13 +1,12 @@
 """Run tests in environments that users have: other locales, an umask, a user who is not root, closed standard streams.
 
-What an environment takes and this machine lacks is printed, and the environment skipped.
+If this machine lacks something for an environment, this is printed, and the environment is skipped.
 """
 
 import argparse
 import contextlib
 import os
 import pathlib
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,19 +16,20 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from tests.locales import POSIX, C, MissingLocaleError, latin_1
+from tests.mounts import reaching
 
 ROOT = pathlib.Path(__file__).parent.parent
 SUITES = [f"tests/{name}" for name in ("archive_tools", "cli", "settings", "storage/test_filesystem.py", "system")]
 SUITES += [f"tests/registry_client/test_{name}.py" for name in ("cache", "calls")]
 SUITES += [f"tests/server/test_{name}.py" for name in ("call_log", "life_cycle", "locales", "log_writer")]
-"""Tests of what reads and writes files, streams and the command line."""
+"""Tests of files, streams and the command line."""
 
 PYTEST = [sys.executable, "-m", "pytest", "-n", "4", "--dist", "worksteal", "-q"]
 NOBODY = "nobody"
 
 
 class MissingError(Exception):
-    """The machine lacks what an environment takes; the message says what."""
+    """The machine lacks something for an environment; the message says what."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Environment:
     """How to run a command in an environment.
 
     Attributes:
-        prefix: The words before the command.
-        variables: Variables of the environment.
+        prefix: The prefix of the command.
+        variables: Environment variables.
         umask: The umask; -1 for that of this process.
         cwd: The working copy.
     """
@@ -72,38 +72,12 @@ def _another_user() -> Iterator[Environment]:
         shutil.copytree(ROOT, copy, ignore=left_out, symlinks=True)
         for path in (copy, *copy.rglob("*")):
             shutil.chown(path, NOBODY, "nogroup")
-        prefix = [*_reaching(pathlib.Path(folder) / "kept", [ROOT, sys.prefix, sys.base_prefix]), *switch]
+        prefix = [*reaching(pathlib.Path(folder) / "kept", [ROOT, sys.prefix, sys.base_prefix]), *switch]
         tried = subprocess.run([*prefix, sys.executable, "-c", ""], capture_output=True, text=True, check=False)
         if tried.returncode != 0:
             raise MissingError(f"{NOBODY} cannot run {sys.executable}: {tried.stderr.strip()}")
         cache = str(copy / ".cache/pycache")
         yield Environment(prefix, {"HOME": str(copy), "PYTHONPYCACHEPREFIX": cache}, cwd=copy)
-
-
-def _reaching(folder: pathlib.Path, places: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Return the words before a command that let everybody reach some places.
-
-    A place below a directory that is closed to others, as /root is, appears at its path in a mount namespace of the
-    command, where nothing else is below that directory.
-    """
-    paths = [pathlib.Path(place).resolve() for place in places]
-    closed = {path: _closed_above(path) for path in paths}
-    if not any(closed.values()):
-        return []
-    lines = ["set -e"]
-    for number, path in enumerate(paths):
-        lines += [f"mkdir -p {folder}/{number}", f"mount --bind {shlex.quote(str(path))} {folder}/{number}"]
-    lines += [f"mount -t tmpfs -o mode=755 none {shlex.quote(top)}" for top in sorted({*filter(None, closed.values())})]
-    for number, (path, top) in enumerate(closed.items()):
-        if top:
-            there = shlex.quote(str(path))
-            lines += [f"mkdir -p {there}", f"mount --bind {folder}/{number} {there}"]
-    return ["unshare", "--mount", "sh", "-c", "\n".join([*lines, 'exec "$@"']), "sh"]
-
-
-def _closed_above(path: pathlib.Path) -> str:
-    """Return the topmost directory above a path that others may not pass; empty if they may pass all."""
-    return next((str(each) for each in reversed(path.parents) if not each.stat().st_mode & 0o001), "")
 
 
 ENVIRONMENTS: dict[str, Callable[[], AbstractContextManager[Environment]]] = {
@@ -112,7 +86,7 @@ ENVIRONMENTS: dict[str, Callable[[], AbstractContextManager[Environment]]] = {
     "posix": lambda: contextlib.nullcontext(Environment(variables=POSIX)),
     "umask_077": lambda: contextlib.nullcontext(Environment(umask=0o077)),
     "another_user": _another_user,
-    # Standard output shows what the tests say. What pytest captures, and what runs tests in parallel, would be open.
+    # Standard output shows the results. pytest's capture and parallel runs would open descriptors.
     "closed_streams": lambda: contextlib.nullcontext(
         Environment(["sh", "-c", 'exec "$@" -n0 -s -p no:faulthandler <&- 2>&-', "sh"])
     ),
@@ -120,7 +94,7 @@ ENVIRONMENTS: dict[str, Callable[[], AbstractContextManager[Environment]]] = {
 
 
 def try_environment(name: str, arguments: Sequence[str]) -> str:
-    """Run the tests in an environment, and return the result in a word or a sentence."""
+    """Run the tests in an environment, and return a description of the result."""
     try:
         with ENVIRONMENTS[name]() as environment:
             done = subprocess.run(
@@ -136,7 +110,7 @@ def try_environment(name: str, arguments: Sequence[str]) -> str:
 
 
 def main() -> int:
-    """Try them all; return 1 when one fails."""
+    """Try all environments; return 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--environment", action="append", choices=ENVIRONMENTS, help="by default all of them")
     parser.add_argument("arguments", nargs="*", default=SUITES, help="arguments for pytest; by default the suites")

@@ -1,7 +1,7 @@
-"""Try the wheel as users install it: in new environments, with each Python at hand and each major version of protobuf.
+"""Try the wheel as users install it: in new environments, with each installed Python and major version of protobuf.
 
-Each environment gets the wheel and nothing else, and runs `tools/client_session.py` against a server of the environment
-that runs this. What was installed is printed. It takes an index of packages.
+Each environment gets only the wheel, and runs `tools/client_session.py` with a server of the present environment. The
+installed packages are printed. A package index is needed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ UV = [sys.executable, "-m", "uv"]
 
 
 def find_python(version: str) -> str | None:
-    """Return an interpreter of a version; None where there is none."""
+    """Return an interpreter of a version; None if there is none."""
     candidates = sorted((pathlib.Path.home() / ".pyenv/versions").glob(f"{version}.*/bin/python"))
     for candidate in (shutil.which(f"python{version}"), *candidates):
         if candidate and subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode == 0:
@@ -38,7 +38,7 @@ def build_wheel(folder: pathlib.Path) -> pathlib.Path:
 
 @contextmanager
 def running_server(folder: pathlib.Path) -> Iterator[str]:
-    """Run a server while the context is open, and return its endpoint."""
+    """Return a context manager for a running server; it returns the endpoint."""
     flags = ["--port=0", "--host=127.0.0.1", f"--archive_dir={folder / 'models'}"]
     command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", *flags]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -55,7 +55,7 @@ def running_server(folder: pathlib.Path) -> Iterator[str]:
 
 
 def try_environment(python: str, wheel: pathlib.Path, packages: list[str], endpoint: str, model_id: str) -> str:
-    """Install the wheel and packages in a new environment, run the session, and return what was installed."""
+    """Install the wheel and packages in a new environment, run the session, and return the installed packages."""
     with tempfile.TemporaryDirectory() as folder:
         python_there = f"{folder}/bin/python"
         subprocess.run([*UV, "venv", "--quiet", "--clear", f"--python={python}", folder], check=True)
@@ -69,9 +69,9 @@ def try_environment(python: str, wheel: pathlib.Path, packages: list[str], endpo
 
 
 def main() -> int:
-    """Try them all; return 1 when one fails."""
+    """Try all environments; return 1 if one fails."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", action="append", help="a version such as 3.12; by default all at hand")
+    parser.add_argument("--python", action="append", help="a version such as 3.12; by default all that are installed")
     failed = 0
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
@@ -80,7 +80,7 @@ def main() -> int:
             for version in parser.parse_args().python or PYTHONS:
                 python = find_python(version)
                 if python is None:
-                    print(f"Python {version}: not at hand")
+                    print(f"Python {version}: not installed")
                     continue
                 for number, protobuf in enumerate(PROTOBUFS):
                     title = f"Python {version}, {protobuf or 'nothing else'}"

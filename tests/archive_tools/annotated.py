@@ -28,14 +28,14 @@ ALL = {
     "model": ({"team": "walkers"}, [(0, 1), (2, 0)], 7),
     "versions": [1, 2, 3],
 }
-"""What `described` says of such an archive."""
+"""The result of `described` for such an archive."""
 
 NOTHING = {**ALL, "aliases": {}, "tags": {}, "metrics": {}, "model": ({}, [], 0)}
-"""What it says when the database is lost."""
+"""The result of `described` if the database is lost."""
 
 
 def annotated_archive(place: Path) -> Path:
-    """Let a server make an archive with the model `m`: versions 1 to 3, a tag, a metric, and the aliases `a` and `b`.
+    """Let a server create an archive with the model `m`: versions 1 to 3, a tag, a metric, and the aliases `a` and `b`.
 
     `a` points to version 3, whose metric is 0.5; `b` to version 1; the tag is that of version 2. The model has a tag,
     rules of retention that delete nothing, and a share of the transient store.
@@ -61,7 +61,7 @@ def annotated_archive(place: Path) -> Path:
 
 
 def described(archive: Path, model_id: str = "m") -> dict[str, Any]:
-    """Return what a server says of the aliases and annotations in an archive."""
+    """Return the aliases and annotations that a server shows of an archive."""
 
     async def ask() -> dict[str, Any]:
         async with serving(archive) as server, connected(server.port) as client:
@@ -84,7 +84,7 @@ def described(archive: Path, model_id: str = "m") -> dict[str, Any]:
 
 
 def change_database(archive: Path, *statements: str) -> None:
-    """Change the database of an archive behind its server's back."""
+    """Change the database of an archive without its server."""
     with closing(sqlite3.connect(archive / CATALOG_NAME, isolation_level=None)) as connection:
         for statement in statements:
             connection.execute(statement)

@@ -1,4 +1,4 @@
-"""What the tests of `cogment archive` share."""
+"""Shared fixtures of the tests of `cogment archive`."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`cogment archive export` and `import` carry aliases, tags and metrics, whole or not at all."""
+"""`cogment archive export` and `import` include aliases, tags and metrics, completely or not at all."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ def manifest(file: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("new_id", ["", "été"])
-def test_an_import_has_what_people_said_of_the_exported_model(
+def test_an_import_has_the_annotations_of_the_exported_model(
     new_id: str, archive: Path, target: Path, file: Path, run: Command
 ) -> None:
     assert run("export", archive, "m", "--output", file)[0] == 0
@@ -82,7 +82,7 @@ def test_a_running_server_does_not_disturb_an_export_and_refuses_an_import(
     assert described(archive, "n") == NOTHING
 
 
-def test_without_annotations_the_file_is_one_of_older_releases(
+def test_without_annotations_the_file_has_the_format_of_older_releases(
     archive: Path, target: Path, file: Path, run: Command
 ) -> None:
     assert run("export", archive, "m", "--output", file, "--without_annotations")[0] == 0
@@ -95,7 +95,7 @@ def test_without_annotations_the_file_is_one_of_older_releases(
     assert not (target / CATALOG_NAME).exists()
 
 
-def test_what_a_former_model_of_the_name_left_in_the_database_goes(archive: Path, file: Path, run: Command) -> None:
+def test_an_import_removes_remains_of_a_former_model_from_the_database(archive: Path, file: Path, run: Command) -> None:
     assert run("export", archive, "m", "--output", file, "--without_annotations")[0] == 0
     for path in (archive / "m").iterdir():
         path.unlink()
@@ -130,16 +130,14 @@ def test_a_damaged_database_fails_an_export_unless_it_is_left_out(archive: Path,
     assert "left out: the aliases, tags and metrics" in errors
 
 
-def test_a_version_that_is_another_one_than_in_the_database_has_no_notes(
-    archive: Path, file: Path, run: Command
-) -> None:
+def test_a_version_that_differs_from_the_database_has_no_annotations(archive: Path, file: Path, run: Command) -> None:
     change_database(archive, "UPDATE versions SET created = created + 1 WHERE number = 3")
     remove_version(archive, 1)
     assert run("export", archive, "m", "--output", file)[0] == 0
     assert manifest(file)["annotations"]["aliases"] == []
 
 
-def test_an_import_that_fails_leaves_nothing_in_the_database(
+def test_a_failed_import_leaves_nothing_in_the_database(
     archive: Path, target: Path, file: Path, run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("export", archive, "m", "--output", file)[0] == 0
@@ -160,7 +158,7 @@ def test_an_import_that_fails_leaves_nothing_in_the_database(
 
 
 def changed(file: Path, old: str, new: str) -> None:
-    """Change the annotations in an export, with a manifest that fits."""
+    """Change the annotations in an export, and its manifest accordingly."""
     with tarfile.open(file) as tar:
         member = tar.getmember("m/.manifest.json")
         reader = tar.extractfile(member)
@@ -227,7 +225,7 @@ def test_an_export_of_a_newer_format_says_so(archive: Path, target: Path, file: 
     assert "import it with a newer version" in run("import", target, file)[2]
 
 
-def test_notes_survive_the_way_through_a_file() -> None:
+def test_annotations_survive_an_export_and_an_import() -> None:
     rules = (RetentionRule("archived", "metrics.m > 1", keep_best=3, metric="m"), RetentionRule(keep_last=1))
     notes = ModelNotes(
         9,

@@ -1,4 +1,4 @@
-"""`cogment archive backup`: sound and consistent while a server works, cheap to repeat, and safe to interrupt."""
+"""`cogment archive backup`: intact and consistent while a server runs, cheap to repeat, and safe to interrupt."""
 
 import asyncio
 import itertools
@@ -63,7 +63,7 @@ def test_a_backup_is_an_archive_with_everything(archive: Path, target: Path, run
     assert described(target) == ALL
 
 
-def test_an_update_copies_only_what_is_new_and_removes_what_is_gone(archive: Path, target: Path, run: Command) -> None:
+def test_an_update_copies_new_versions_and_removes_deleted_ones(archive: Path, target: Path, run: Command) -> None:
     assert run("backup", archive, target)[0] == 0
     inodes = {path: path.stat().st_ino for path in target.glob(VERSION_FILES)}
     write_version(archive / "m", 4, b"new")
@@ -91,7 +91,7 @@ def test_a_model_that_was_created_again_replaces_the_one_in_the_backup(
     assert described(target) == {**ALL, "aliases": {}, "tags": {}, "metrics": {}, "versions": [1]}
 
 
-def test_generations_that_share_files_stay_as_they_were(archive: Path, target: Path, run: Command) -> None:
+def test_generations_that_share_files_stay_unchanged(archive: Path, target: Path, run: Command) -> None:
     assert run("backup", archive, target)[0] == 0
     old = target.parent / "old"
     shutil.copytree(target, old, copy_function=os.link)
@@ -142,7 +142,7 @@ def test_versions_that_share_bytes_share_them_in_the_backup(archive: Path, targe
     assert contents(target) == contents(archive)
 
 
-def test_a_target_that_is_no_backup_is_refused(archive: Path, target: Path, run: Command) -> None:
+def test_a_target_that_is_not_a_backup_is_refused(archive: Path, target: Path, run: Command) -> None:
     other = annotated_archive(target.parent)
     before = tree(other)
     for place in (other, archive, archive / "inside", archive / "m"):
@@ -153,7 +153,7 @@ def test_a_target_that_is_no_backup_is_refused(archive: Path, target: Path, run:
     assert not (archive / "inside").exists()
 
 
-def test_a_backup_that_a_server_has_used_is_an_archive_of_its_own(archive: Path, target: Path, run: Command) -> None:
+def test_a_backup_that_a_server_has_used_is_not_updated(archive: Path, target: Path, run: Command) -> None:
     assert run("backup", archive, target)[0] == 0
     with server_process(target):
         assert run("backup", archive, target)[0] in {1, 3}
@@ -193,7 +193,7 @@ def test_damage_is_reported_and_replaces_nothing(
     damage(archive)
     described_before = contents(target)
     code, output, _ = run("backup", archive, target, "--quick")
-    if damage is damage_data:  # its metadata is the same, so the version is not read
+    if damage is damage_data:  # its metadata is unchanged, so the version is not read
         assert code == 0
         code, output, _ = run("verify", archive)
     assert code == 1
@@ -213,7 +213,7 @@ def test_a_damaged_version_is_left_out_of_a_new_backup(archive: Path, target: Pa
     assert not list(target.glob("m/m-v000003*"))
 
 
-def test_a_database_that_is_lost_stays_in_the_backup(archive: Path, target: Path, run: Command) -> None:
+def test_a_lost_database_is_kept_in_the_backup(archive: Path, target: Path, run: Command) -> None:
     assert run("backup", archive, target)[0] == 0
     (archive / CATALOG_NAME).unlink()
     remove_version(archive, 3)
@@ -222,11 +222,11 @@ def test_a_database_that_is_lost_stays_in_the_backup(archive: Path, target: Path
 
 
 class Killed(Exception):
-    """The process ends here."""
+    """Simulates the end of the process."""
 
 
 class Counted(OwnedFiles):
-    """File operations of which only so many are made."""
+    """File operations that end the process after a number of them."""
 
     left = 10**9
 
@@ -248,7 +248,7 @@ class Counted(OwnedFiles):
         super().remove(directory, name)
 
 
-def test_an_interrupted_update_leaves_a_sound_backup_that_can_be_updated(
+def test_an_interrupted_update_leaves_an_intact_backup_that_can_be_updated(
     archive: Path, target: Path, run: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run("backup", archive, target)[0] == 0
@@ -277,7 +277,7 @@ def test_an_interrupted_update_leaves_a_sound_backup_that_can_be_updated(
 
 
 async def _work(client: Client, model_id: str, seed: int) -> None:
-    """Publish, store, promote, annotate, alias and delete, without end."""
+    """Publish, store, promote, annotate, alias and delete until cancelled."""
     choice = random.Random(seed)
     lifecycle = Lifecycle(client)
     with suppress(grpc.aio.AioRpcError):
@@ -298,7 +298,7 @@ async def _work(client: Client, model_id: str, seed: int) -> None:
             await client.create_model(model_id)
 
 
-async def test_a_backup_is_consistent_while_a_server_works(tmp_path: Path, target: Path) -> None:
+async def test_a_backup_is_consistent_while_a_server_runs(tmp_path: Path, target: Path) -> None:
     archive = tmp_path / "archive"
     with server_process(archive) as server:
         async with connected(server.port) as client:

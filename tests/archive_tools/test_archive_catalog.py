@@ -1,4 +1,4 @@
-"""`cogment archive verify` compares the database with the files, and its repair loses nothing that can be read."""
+"""`cogment archive verify` compares the database with the files, and its repair loses no readable data."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ def kinds(document: dict[str, Any], field: str = "findings") -> list[tuple[str, 
 
 
 def copied_with_log(archive: Path, place: Path) -> Path:
-    """Return a copy of an archive whose database has changes in its log, as a server leaves that is killed."""
+    """Return a copy of an archive whose database has changes in its log, as a killed server leaves it."""
     with closing(sqlite3.connect(archive / CATALOG_NAME, isolation_level=None)) as connection:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("UPDATE tags SET value = 'in the log'")
@@ -51,7 +51,7 @@ def copied_with_log(archive: Path, place: Path) -> Path:
     return place
 
 
-def test_a_database_that_agrees_with_the_files_is_sound_and_not_changed(
+def test_a_consistent_database_is_reported_as_sound_and_not_changed(
     archive: Path, tmp_path: Path, verify: Verify
 ) -> None:
     for place in (archive, copied_with_log(archive, tmp_path / "killed")):
@@ -135,7 +135,7 @@ def test_a_difference_is_found_and_repaired(
     assert described(archive) == after
 
 
-def test_a_server_that_starts_makes_up_for_the_same_differences(archive: Path, verify: Verify) -> None:
+def test_a_starting_server_repairs_the_same_differences(archive: Path, verify: Verify) -> None:
     replace_version(archive)
     remove_version(archive, 2)
     write_version(archive / "m", 9, b"from elsewhere")
@@ -145,7 +145,7 @@ def test_a_server_that_starts_makes_up_for_the_same_differences(archive: Path, v
     assert (code, kinds(document)) == (0, [("high_water_mark_low", None)])
 
 
-def test_a_damaged_version_keeps_what_people_said_of_it(archive: Path, verify: Verify) -> None:
+def test_a_damaged_version_keeps_its_annotations(archive: Path, verify: Verify) -> None:
     path = archive / "m" / "m-v000003.yaml"
     text = path.read_text(encoding="utf-8")
     path.write_text("", encoding="utf-8")
@@ -190,7 +190,7 @@ def only_a_log(archive: Path) -> None:
         (only_a_log, Kind.CATALOG_LOG_ALONE),
     ],
 )
-def test_an_unusable_database_is_moved_aside_and_built_again(
+def test_an_unusable_database_is_moved_aside_and_rebuilt(
     damage: Callable[[Path], None], kind: Kind, archive: Path, verify: Verify
 ) -> None:
     damage(archive)
@@ -210,7 +210,7 @@ def test_an_unusable_database_is_moved_aside_and_built_again(
     assert described(archive)["versions"] == [1, 2, 3]
 
 
-def test_a_repair_keeps_all_that_can_be_read(archive: Path, verify: Verify) -> None:
+def test_a_repair_keeps_all_readable_data(archive: Path, verify: Verify) -> None:
     # An index is damaged, and the tables are not.
     upload = ("id", "digest", "m", 3, 10**15, "[]")
     change_database(
@@ -228,7 +228,7 @@ def test_a_repair_keeps_all_that_can_be_read(archive: Path, verify: Verify) -> N
     assert described(archive) == ALL
 
 
-def test_a_repair_says_what_is_lost(archive: Path, verify: Verify) -> None:
+def test_a_repair_reports_lost_data(archive: Path, verify: Verify) -> None:
     remove_version(archive, 3)
     with closing(sqlite3.connect(archive / CATALOG_NAME, isolation_level=None)) as connection:
         [page] = connection.execute("SELECT rootpage FROM sqlite_schema WHERE name = 'tags'").fetchone()

@@ -165,7 +165,7 @@ def test_model_can_be_imported_under_another_name(new_id: str, archive: Path, ta
             )
         assert files.status(directory).st_nlink
     assert (model / ".high_water_mark").read_text(encoding="utf-8") == "7\n"
-    # Long names take another form of header.
+    # Long names need another form of header.
     import_(target, export(target, new_id), "back")
     assert len(os.listdir(target / "back")) == 8
 
@@ -247,7 +247,7 @@ def changed(position: int, **attributes: object) -> Callable[[Entries], Entries]
     return change
 
 
-def retold(position: int, text: bytes) -> Callable[[Entries], Entries]:
+def with_content(position: int, text: bytes) -> Callable[[Entries], Entries]:
     """Return a function that changes the content of an entry."""
 
     def change(entries: Entries) -> Entries:
@@ -318,25 +318,25 @@ HOSTILE: dict[str, Callable[[Entries], Entries]] = {
     "a long id that is not UTF-8": lambda entries: [extra("m" * 200 + "\udcff/.high_water_mark", b"7\n"), *entries[1:]],
     "an id that is no id": with_all_ids("a\nb"),
     "a long id": with_all_ids("x" * 250),
-    "other metadata of the model": retold(1, b"model_id: m\nuser_data: {a: b}\n"),
-    "metadata of another model": retold(1, b"model_id: n\nuser_data: {}\n"),
-    "another mark": retold(0, b"8\n"),
-    "a mark below a version": retold(0, b"4\n"),
-    "a mark in other words": retold(0, b"07\n"),
-    "no mark": retold(0, b"x"),
-    "huge metadata": retold(1, b"#" * (layout.METADATA_MAX_BYTES + 1)),
-    "a huge manifest": retold(-1, b" " * (layout.METADATA_MAX_BYTES + 10**6)),
-    "an empty manifest": retold(-1, b""),
-    "a manifest that is a list": retold(-1, b"[]"),
-    "a manifest that nests": retold(-1, b'{"left_out":' + b"[" * 100_000),
-    "a manifest with other words": retold(-1, b'{"left_out": ["x"]}'),
-    "other data": retold(2, b"data 7"),
-    "more data": retold(2, b"data 1 "),
+    "other metadata of the model": with_content(1, b"model_id: m\nuser_data: {a: b}\n"),
+    "metadata of another model": with_content(1, b"model_id: n\nuser_data: {}\n"),
+    "another mark": with_content(0, b"8\n"),
+    "a mark below a version": with_content(0, b"4\n"),
+    "a mark in other words": with_content(0, b"07\n"),
+    "no mark": with_content(0, b"x"),
+    "huge metadata": with_content(1, b"#" * (layout.METADATA_MAX_BYTES + 1)),
+    "a huge manifest": with_content(-1, b" " * (layout.METADATA_MAX_BYTES + 10**6)),
+    "an empty manifest": with_content(-1, b""),
+    "a manifest that is a list": with_content(-1, b"[]"),
+    "a manifest that nests": with_content(-1, b'{"left_out":' + b"[" * 100_000),
+    "a manifest with other words": with_content(-1, b'{"left_out": ["x"]}'),
+    "other data": with_content(2, b"data 7"),
+    "more data": with_content(2, b"data 1 "),
 }
 
 
 @pytest.mark.parametrize("what", HOSTILE)
-def test_anything_but_an_export_is_refused_and_leaves_nothing(what: str, archive: Path, target: Path) -> None:
+def test_a_file_that_is_not_an_export_is_refused_and_leaves_nothing(what: str, archive: Path, target: Path) -> None:
     data = packed(HOSTILE[what](members(export(archive))))
     before = tree(target.parent)
     with refused(target):
@@ -347,7 +347,7 @@ def test_anything_but_an_export_is_refused_and_leaves_nothing(what: str, archive
 @pytest.mark.parametrize("tar_format", [tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT])
 def test_other_formats_of_tar_are_refused(tar_format: int, archive: Path, target: Path) -> None:
     entries = members(export(archive))
-    assert packed(entries) == export(archive)  # this test makes exports as they are
+    assert packed(entries) == export(archive)  # this test creates unchanged exports
     for info, _ in entries:
         info.pax_headers = {"GNU.sparse.size": "5", "path": "x"}
     with refused(target):
@@ -623,7 +623,7 @@ def test_import_does_not_replace_a_model_created_during_it(archive: Path, target
 
 
 def sweep(target: Path, *, all_of_it: bool) -> None:
-    """Remove what a server that starts removes; or not all of it, since there is more by and by."""
+    """Remove what a starting server removes, or a part of it, since files are added concurrently."""
     for directory in target.glob(".~*"):
         for path in directory.iterdir():
             path.unlink()
@@ -728,7 +728,7 @@ def test_export_to_a_full_disk_is_reported_in_one_line(archive: Path) -> None:
 
 @contextlib.contextmanager
 def stuck_import(archive: Path, target: Path) -> Iterator["subprocess.Popen[bytes]"]:
-    """Return a context manager with an import that waits for the second half of its file."""
+    """Return a context manager for an import that waits for the second half of its file."""
     data = export(archive)
     with subprocess.Popen(
         [*COGMENT, "archive", "import", str(target), "-"],
@@ -742,7 +742,7 @@ def stuck_import(archive: Path, target: Path) -> Iterator["subprocess.Popen[byte
             process.stdin.write(data[:5000])
             process.stdin.flush()
             wait_until(lambda: list(target.glob(".~*/*.yaml")))
-            # A signal right before Python begins to read would be seen only after the read.
+            # Python would handle a signal just before a read only after the read.
             wait_until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING)
             yield process
         finally:

@@ -44,7 +44,7 @@ COGMENT = (sys.executable, "-m", "cogment_model_registry")
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """An archive with the model `m`, whose versions 1 to 3 are sound."""
+    """An archive with the model `m`, whose versions 1 to 3 are intact."""
     return sound_archive(tmp_path)
 
 
@@ -83,7 +83,7 @@ def test_versions_that_share_their_bytes_are_sound(archive: Path, verify: Verify
     os.link(archive / "m/m-v000001.data", archive / "m/m-v000004.data")
     code, document = verify(archive)
     assert (code, document["versions"], document["findings"]) == (0, 4, [])
-    (archive / "m/m-v000001.data").write_bytes(b"DATA 1")  # which is the data of both
+    (archive / "m/m-v000001.data").write_bytes(b"DATA 1")  # the data of both
     code, document = verify(archive)
     assert code == 1
     assert len(document["findings"]) == 2
@@ -109,7 +109,7 @@ def test_sound_archive_is_reported_as_sound_and_not_changed(archive: Path, verif
 
 EXPECTED = {YAML: {Kind.VERSION_METADATA_DAMAGED}, DATA: {Kind.DATA_WRONG_SIZE}}
 EXPECTED_THINGS = {YAML: {Kind.VERSION_METADATA_NOT_A_FILE}, DATA: {Kind.DATA_NOT_A_FILE}}
-# Metadata that is sound in itself, and does not fit the data.
+# Metadata that is valid, but does not fit the data.
 OF_OTHER_DATA = {"size 5", "size 7"}
 
 
@@ -367,7 +367,7 @@ class Deleting(Files):
 
 
 def delete(model: Path, *, renames: bool) -> Path:
-    """Begin to delete a model as a server does, and return where its files are: renamed, or marked."""
+    """Begin to delete a model as a server does, and return the path of its files: renamed, or marked."""
     if not renames:
         (model / ".deleted").touch()
         return model
@@ -430,7 +430,7 @@ async def test_uploads_of_a_running_server_are_not_findings_and_nothing_is_repai
             assert await call
 
 
-def test_each_kind_of_problem_that_is_left_comes_with_what_to_do(archive: Path) -> None:
+def test_each_remaining_problem_has_advice(archive: Path) -> None:
     plant_leftovers(archive)
     (archive / "m" / DATA).write_bytes(b"data 7")
     (archive / "m/m-v000001.data").write_bytes(b"data 7")
@@ -448,7 +448,7 @@ def test_each_kind_of_problem_that_is_left_comes_with_what_to_do(archive: Path) 
     assert "backup" in REMEDIES[Kind.DATA_WRONG_HASH]
 
 
-def test_a_problem_that_a_repair_could_not_repair_comes_with_what_to_do(archive: Path) -> None:
+def test_a_problem_that_a_repair_could_not_fix_has_advice(archive: Path) -> None:
     (archive / "m" / YAML).rename(archive / "m" / f"{YAML}.bak")
     result = run_in_process("archive", "verify", str(archive), "--repair")
     assert f"to do: data_without_metadata: {AFTER_REPAIR}" in result.stdout.splitlines()
@@ -481,7 +481,7 @@ def run_on_terminal(*arguments: str) -> tuple[int, str, str]:
         while True:
             try:
                 part = os.read(master, 65536)
-            except OSError:  # the last writer is gone
+            except OSError:  # the last writer has closed it
                 break
             if not part:
                 break

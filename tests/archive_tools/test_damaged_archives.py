@@ -25,7 +25,7 @@ SECRET = b"what lies outside of the archive"
 
 
 def version_text(model_id: str, number: int, data: bytes, /, **changes: str | None) -> str:
-    """Return the metadata of a version as the original writes it, with some fields changed, or left out for None."""
+    """Return the metadata of a version as the original writes it, with some fields changed, or left out if None."""
     fields: dict[str, str | None] = {
         "model_id": model_id,
         "version_number": str(number),
@@ -54,7 +54,7 @@ def write_version(directory: Path, number: int, data: bytes, **changes: str | No
 
 
 def sound_archive(place: Path) -> Path:
-    """Write an archive with the model `m`, whose versions 1 to 3 are sound, and return its directory."""
+    """Write an archive with the model `m`, whose versions 1 to 3 are intact, and return its directory."""
     directory = write_model(place / "archive", "m")
     for number in (1, 2, 3):
         write_version(directory, number, b"data %d" % number)
@@ -63,7 +63,7 @@ def sound_archive(place: Path) -> Path:
 
 @pytest.fixture
 def archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An archive with the model `m`, whose versions 1 to 3 are sound; the working directory is the one above it."""
+    """An archive with the model `m`, whose versions 1 to 3 are intact, in the working directory."""
     monkeypatch.chdir(tmp_path)
     return sound_archive(tmp_path)
 
@@ -87,7 +87,7 @@ def entries(archive: Path) -> set[Path]:
 
 
 def errors(caplog: pytest.LogCaptureFixture, number: int) -> int:
-    """Return how many errors were logged about a version."""
+    """Return the number of errors that were logged about a version."""
     return sum(record.levelno >= logging.ERROR and vars(record).get("number") == number for record in caplog.records)
 
 
@@ -164,7 +164,7 @@ Plant = Callable[[Path, Path], object]
 
 
 def link_outside(path: Path, outside: Path) -> None:
-    """Link to a file outside that would be a sound version if the link were followed."""
+    """Link to a file outside that would be a valid version if the link were followed."""
     path.symlink_to(outside / path.name)
     if path.name == YAML:
         path.with_name(DATA).write_bytes(SECRET)

@@ -1,4 +1,4 @@
-"""What is no archive, has no model, or is of a newer format: each command says so, fails, and changes nothing."""
+"""Directories that are not archives, have no model, or have a newer format: each command fails and changes nothing."""
 
 import contextlib
 import json
@@ -42,12 +42,12 @@ def _other_things(path: Path) -> None:
 
 
 def _model(path: Path) -> None:
-    """Make what an operator gives who goes one directory too deep."""
+    """Create what an operator names who goes one directory too deep."""
     sound_archive(path.parent / "below").joinpath("m").rename(path)
 
 
 def _archive_below(path: Path) -> None:
-    """Make what an operator gives who does not go deep enough."""
+    """Create what an operator names who does not go deep enough."""
     path.mkdir()
     sound_archive(path)
 
@@ -81,7 +81,7 @@ READERS = [["verify"], ["verify", "--repair"], ["verify", "--json"], ["export"]]
     ],
     ids=lambda value: value.__name__ if callable(value) else " ".join(value),
 )
-def test_what_is_no_archive_is_wrong_usage_and_stays_as_it_is(
+def test_a_directory_that_is_not_an_archive_is_refused_and_unchanged(
     make: Make, words: list[str], tmp_path: Path, exported: str
 ) -> None:
     path = tmp_path / "given"
@@ -96,7 +96,7 @@ def test_what_is_no_archive_is_wrong_usage_and_stays_as_it_is(
     assert not (tmp_path / "x.tar").exists()
 
 
-def test_the_directory_above_an_archive_leads_to_it(tmp_path: Path) -> None:
+def test_the_error_for_the_parent_of_an_archive_suggests_the_archive(tmp_path: Path) -> None:
     with server_process(tmp_path / "above/archive") as server:
         assert server.stop() == 0
     result = run_in_process("archive", "verify", str(tmp_path / "above"))
@@ -113,7 +113,7 @@ def test_an_empty_directory_becomes_an_archive_by_an_import(make: Make, tmp_path
     assert "1 model, 3 versions" in result.stdout
 
 
-def test_an_archive_without_a_model_is_not_found_to_be_sound(tmp_path: Path) -> None:
+def test_an_archive_without_a_model_is_not_reported_as_sound(tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         assert server.stop() == 0
     result = run_in_process("archive", "verify", str(tmp_path / "archive"))
@@ -125,13 +125,13 @@ def test_an_archive_without_a_model_is_not_found_to_be_sound(tmp_path: Path) -> 
     assert run_in_process("archive", "export", str(tmp_path / "archive"), "m").returncode == 3
 
 
-def test_a_problem_counts_for_more_than_the_lack_of_models(tmp_path: Path) -> None:
+def test_a_problem_takes_precedence_over_the_lack_of_models(tmp_path: Path) -> None:
     (tmp_path / "archive/.~5").mkdir(parents=True)
     assert run_in_process("archive", "verify", str(tmp_path / "archive")).returncode == 1
     assert run_in_process("archive", "verify", str(tmp_path / "archive"), "--repair").returncode == 3
 
 
-def test_a_directory_that_may_not_be_read_is_told_by_its_name(tmp_path: Path) -> None:
+def test_an_unreadable_directory_is_named_in_the_error(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
     archive = sound_archive(tmp_path)
@@ -164,11 +164,9 @@ def _directory(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [_newer, _malformed, _cut, _directory], ids=lambda make: make.__name__)
-def test_an_archive_of_a_format_that_is_not_understood_is_refused_in_one_line(
-    make: Make, tmp_path: Path, exported: str
-) -> None:
+def test_an_archive_of_an_unknown_format_is_refused_in_one_line(make: Make, tmp_path: Path, exported: str) -> None:
     archive = sound_archive(tmp_path)
-    (archive / ".~7").mkdir()  # which a server would remove
+    (archive / ".~7").mkdir()  # a server would remove this
     make(archive / ".format")
     before = names_below(archive)
     expected = "format 2" if make is _newer else "not the number of a format"
@@ -191,7 +189,7 @@ def test_an_archive_of_a_format_that_is_not_understood_is_refused_in_one_line(
         assert names_below(archive) == sorted(before if flags else [*before, str(archive / ".lock")])
 
 
-def test_an_archive_may_name_the_present_format(tmp_path: Path) -> None:
+def test_an_archive_may_name_the_current_format(tmp_path: Path) -> None:
     archive = sound_archive(tmp_path)
     (archive / ".format").write_text("1\n")
     result = run_in_process("archive", "verify", str(archive), "--json")

@@ -1,4 +1,4 @@
-"""The command line of the server: real processes, started, asked and refused as a user does."""
+"""The command line of the server, in real processes."""
 
 import datetime
 import json
@@ -33,7 +33,7 @@ REGISTRY = ("services", "model_registry")
 
 @dataclass
 class Started:
-    """A server that a command started; its `output` is there once it has ended."""
+    """A server that a command started; `output` is set after it has ended."""
 
     pid: int
     address: str
@@ -43,9 +43,9 @@ class Started:
 
 @contextmanager
 def started(*command: str, environment: dict[str, str] | None = None, cwd: Path | None = None) -> Iterator[Started]:
-    """Return a context manager in which a command serves; at the end it must stop with 0 and nothing on standard error.
+    """Return a context manager for a command that serves; at the end it must exit with 0 and an empty standard error.
 
-    Where it serves is found out from the sockets of the process, whatever it prints.
+    Its address is found from the sockets of the process, independent of what it prints.
     """
     env = {**clean_environment(), **(environment or {})}
     pipe = subprocess.PIPE
@@ -63,7 +63,7 @@ def started(*command: str, environment: dict[str, str] | None = None, cwd: Path 
 
 
 def listening(pid: int) -> set[tuple[str, int]]:
-    """Return the addresses that a process listens on; gRPC listens on those of IPv4 by way of IPv6 where it can."""
+    """Return the addresses that a process listens on; gRPC listens on IPv4 addresses through IPv6 sockets if it can."""
     connections = psutil.Process(pid).net_connections(kind="tcp")
     addresses = [item.laddr for item in connections if item.status == psutil.CONN_LISTEN]
     return {(address.ip.removeprefix("::ffff:"), address.port) for address in addresses}
@@ -80,7 +80,7 @@ def answers(address: str) -> bool:
 
 
 def is_refused(result: subprocess.CompletedProcess[str], *parts: str) -> bool:
-    """Return whether a command ended with exit code 2 and one line that has all of the parts."""
+    """Return whether a command ended with exit code 2 and one line that contains all of the parts."""
     assert result.stdout == ""
     assert result.stderr.endswith("\n")
     assert len(result.stderr.splitlines()) == 1, result.stderr
@@ -163,7 +163,7 @@ def test_archive_is_below_the_working_directory_by_default(tmp_path: Path) -> No
         assert (tmp_path / ".cogment/model_registry").is_dir()
 
 
-def test_flag_beats_the_environment(tmp_path: Path) -> None:
+def test_a_flag_overrides_the_environment(tmp_path: Path) -> None:
     environment = {"COGMENT_LOG_FORMAT": "nonsense", "COGMENT_MODEL_REGISTRY_PORT": "1"}
     with server_process(tmp_path / "archive", "--log_format=json", environment=environment) as server:
         assert json.loads(server.lines[0])["port"] == server.port != 1
@@ -199,10 +199,10 @@ def test_setting_that_is_not_allowed_ends_the_start_with_one_line(tmp_path: Path
         ("directory", "COGMENT_DIRECTORY_PORT", "--persistence_file=/dev/null/file"),
     ],
 )
-def test_a_link_that_the_platform_set_is_ignored_with_a_warning(service: str, variable: str, place: str) -> None:
+def test_a_service_link_variable_is_ignored_with_a_warning(service: str, variable: str, place: str) -> None:
     link = "tcp://10.0.0.1:9002"
     result = run_cogment("services", service, place, "--log_format=json", environment={variable: link})
-    assert result.returncode == 3, "the port is not what fails, but what is served from it"
+    assert result.returncode == 3, "the archive fails, not the port"
     [line] = map(json.loads, result.stdout.splitlines())
     assert (line["level"], line["variable"], line["value"]) == ("warning", variable, link)
     assert "--port gives the setting" in line["event"]
@@ -258,7 +258,7 @@ def test_unknown_flag_or_argument_ends_with_one_line(tmp_path: Path, words: tupl
         ("archive verify models --repiar", "--repair"),
     ],
 )
-def test_a_wrong_word_gets_a_suggestion(line: str, suggested: str, tmp_path: Path) -> None:
+def test_a_mistyped_argument_gets_a_suggestion(line: str, suggested: str, tmp_path: Path) -> None:
     assert is_refused(run_in_process(*line.split(), cwd=tmp_path), suggested)
 
 
@@ -269,7 +269,7 @@ def test_a_wrong_word_gets_a_suggestion(line: str, suggested: str, tmp_path: Pat
         (["--grpc_reflection=false"], False),
     ],
 )
-def test_reflection_is_a_switch(tmp_path: Path, flags: list[str], is_on: bool) -> None:
+def test_reflection_can_be_enabled(tmp_path: Path, flags: list[str], is_on: bool) -> None:
     with (
         server_process(tmp_path / "archive", *flags) as server,
         grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel,
@@ -292,7 +292,7 @@ def test_reflection_is_a_switch(tmp_path: Path, flags: list[str], is_on: bool) -
         ("client directory inquire --service_id=x", ["--service_id", "'x' is not a valid whole number"]),
     ],
 )
-def test_a_line_that_lacks_a_word_says_where_to_look(line: str, words: list[str], tmp_path: Path) -> None:
+def test_an_error_about_a_missing_argument_names_the_help(line: str, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "models").mkdir()
     assert is_refused(run_in_process(*line.split(), cwd=tmp_path), *words)
 
@@ -301,8 +301,8 @@ def test_a_line_that_lacks_a_word_says_where_to_look(line: str, words: list[str]
 @pytest.mark.parametrize("columns", ["40", "80"])
 def test_every_help_fits_a_terminal_and_breaks_no_variable(words: tuple[str, ...], columns: str) -> None:
     text = run_in_process(*words, "--help", environment={"COLUMNS": columns}).stdout
-    width = max(int(columns), 50)  # click's least
-    usage = f"Usage: cogment {' '.join(words)}"  # which has no place for a break
+    width = max(int(columns), 50)  # click's minimum
+    usage = f"Usage: cogment {' '.join(words)}"  # a word that cannot be broken
     assert [line for line in text.splitlines() if len(line.rstrip()) > width and line.rstrip() != usage] == []
     wide = run_in_process(*words, "--help", environment={"COLUMNS": "500"}).stdout
     variables = {name for name in re.findall(r"COGMENT_[A-Z_]+", wide) if len(name) < width - 10}
@@ -322,7 +322,7 @@ def test_every_help_fits_a_terminal_and_breaks_no_variable(words: tuple[str, ...
         ("--archive_dir=file", ["archive directory file", "not a directory"]),
     ],
 )
-def test_a_start_that_fails_says_with_what_and_why(flag: str, words: list[str], tmp_path: Path) -> None:
+def test_a_failed_start_says_what_failed_and_why(flag: str, words: list[str], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -368,7 +368,7 @@ def test_only_the_given_host_is_served(tmp_path: Path, host: str) -> None:
 
 @pytest.fixture
 def damaged_archive(tmp_path: Path) -> Path:
-    """An archive of which there is an error to log, at its start, and something at debug level."""
+    """An archive that causes an error and a debug line in the log of a start."""
     model = tmp_path / "archive/m"
     model.mkdir(parents=True)
     (model / "m.yaml").write_text("model_id: m\nuser_data: {}\n")
@@ -383,7 +383,7 @@ def test_text_log_shows_the_port_and_ends_with_the_stop(tmp_path: Path) -> None:
         assert answers(f"127.0.0.1:{server.port}")
         assert server.stop() == 0
         assert "stopped" in server.lines[-1]
-        assert "\x1b" not in "".join(server.lines), "a log that is no terminal has no colours"
+        assert "\x1b" not in "".join(server.lines), "a log that is not a terminal has no colours"
 
 
 def test_json_log_is_one_object_a_line(damaged_archive: Path) -> None:
@@ -408,7 +408,7 @@ def test_log_shows_its_level_and_higher_ones(damaged_archive: Path, level: str, 
 
 
 def test_log_file_has_the_local_date_in_its_name_and_is_appended_to(tmp_path: Path) -> None:
-    # A zone where it is another day than in UTC.
+    # A time zone with another date than UTC.
     offset_hours = 14 if datetime.datetime.now(datetime.UTC).hour >= 11 else -12
     zone = datetime.timezone(datetime.timedelta(hours=offset_hours))
 
@@ -445,7 +445,7 @@ def test_undecodable_names_do_not_break_the_log(tmp_path: Path) -> None:
     try:
         os.mkdir(os.fsencode(archive) + b"/bad\xff")
     except OSError:
-        pytest.skip("this file system takes no such names")
+        pytest.skip("this file system refuses such names")
     flags = ("--port=0", "--host=127.0.0.1", f"--archive_dir={archive}", f"--log_file={tmp_path / 'x.log'}")
     with started(*COGMENT, *REGISTRY, *flags, "--log_level=debug"):
         pass

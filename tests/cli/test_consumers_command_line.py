@@ -1,4 +1,4 @@
-"""Who runs which version, on the command line."""
+"""Consumers and their versions on the command line."""
 
 import json
 from typing import Any
@@ -49,7 +49,7 @@ def test_consumers_are_listed_as_a_table_as_ids_and_as_json(cogment: Cogment, re
     assert failed(cogment.run("list_consumers", "m", "--filter=nothing = 1"), 1, "malformed")
 
 
-def test_what_changes_is_followed(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_changes_of_consumers_are_printed_with_follow(cogment: Cogment, registry: ModelRegistry) -> None:
     report(registry)
     with cogment.started("list_consumers", "m", "--follow", "--json", "--filter=NOT state = failed") as process:
         assert [each["version_number"] for each in json.loads(line_of(process))] == [1]

@@ -1,4 +1,4 @@
-"""`cogment client directory` and `cogment services directory` as a user runs them: words, exit codes, errors."""
+"""`cogment client directory` and `cogment services directory` as a user runs them: arguments, exit codes, errors."""
 
 import asyncio
 import dataclasses
@@ -43,7 +43,7 @@ async def endpoint() -> AsyncIterator[str]:
 
 
 class Cogment:
-    """Runs `cogment client directory ...` against a Directory, while that goes on in this process."""
+    """Runs `cogment client directory ...` with a Directory that runs in this process."""
 
     def __init__(self, endpoint: str, token: str = "") -> None:
         self.environment = {"COGMENT_DIRECTORY_ENDPOINT": endpoint, "COGMENT_DIRECTORY_AUTHENTICATION_TOKEN": token}
@@ -53,13 +53,13 @@ class Cogment:
         return await asyncio.to_thread(run_cogment, "client", "directory", *arguments, environment=environment)
 
     async def output(self, *arguments: str) -> str:
-        """Return what a command prints, which must succeed with nothing on standard error."""
+        """Return the output of a command, which must succeed with an empty standard error."""
         result = await self.run(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         return result.stdout
 
     async def register(self, *arguments: str) -> tuple[int, str]:
-        """Register as the arguments say, and return id and secret."""
+        """Register with these arguments, and return the id and the secret."""
         output = await self.output("register", *arguments)
         match = re.fullmatch(r"Service ID \[(\d+)\]  Secret \[(\S+)\]\n", output)
         assert match, output
@@ -84,7 +84,7 @@ async def add(endpoint: str, token: str = "", **properties: str) -> tuple[int, s
 
 
 def failed(result: subprocess.CompletedProcess[str], code: int, words: str = "") -> bool:
-    """Return whether a command failed as it should: with a code, and one line on standard error that has some words."""
+    """Return whether a command failed with an exit code and one line on standard error that contains these parts."""
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1, result.stderr
     assert result.stderr.startswith("error: ")
@@ -198,7 +198,7 @@ async def test_the_token_comes_from_a_flag_or_the_environment(endpoint: str, cog
     assert without == "[0] Services found\n"
 
 
-async def test_a_flag_for_the_endpoint_beats_the_environment(endpoint: str) -> None:
+async def test_a_flag_for_the_endpoint_overrides_the_environment(endpoint: str) -> None:
     elsewhere = Cogment(f"grpc://127.0.0.1:{free_port()}")
     flag = f"--directory_endpoint={endpoint}"
     assert await elsewhere.output("inquire", "--type=actor", flag) == "[0] Services found\n"
@@ -234,12 +234,12 @@ async def test_wait_for_ready_without_a_service_waits_for_the_directory() -> Non
         assert await waiting == "ready\n"
 
 
-async def test_wait_for_ready_reaches_the_directory_that_replaced_one_that_froze(endpoint: str) -> None:
+async def test_wait_for_ready_reaches_the_replacement_of_a_frozen_directory(endpoint: str) -> None:
     relay = Freezing(int(endpoint.rpartition(":")[2]))
     async with listening(relay.relay) as port:
         cogment = Cogment(f"grpc://127.0.0.1:{port}")
         waiting = asyncio.create_task(cogment.output("wait_for_ready", "--type=modelregistry"))
-        await until(lambda: relay.replies > 5)  # it was answered that there is none
+        await until(lambda: relay.replies > 5)  # the Directory replied that there is none
         relay.freeze()
         await add(endpoint)
         assert await waiting == "ready\n"
@@ -269,7 +269,7 @@ async def test_wait_for_ready_gives_up_with_3_for_a_service_and_4_for_the_direct
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_a_directory_that_is_away_exits_with_4_and_one_line(arguments: list[str]) -> None:
+def test_an_unavailable_directory_exits_with_4_and_one_line(arguments: list[str]) -> None:
     environment = {"COGMENT_DIRECTORY_ENDPOINT": f"grpc://127.0.0.1:{free_port()}"}
     assert failed(run_in_process("client", "directory", *arguments, environment=environment), 4)
 

@@ -82,7 +82,7 @@ def test_list_versions_and_find_versions_search_alike(
         assert everywhere == [f"policy {number}" for number in numbers.split()]
 
 
-def test_a_wrong_filter_is_pointed_at(shared_endpoint: str, registry: ModelRegistry) -> None:
+def test_the_position_of_an_error_in_a_filter_is_shown(shared_endpoint: str, registry: ModelRegistry) -> None:
     result = run_in_process(
         *WORDS, "list_versions", "policy", "--filter=metrics.return >", f"--endpoint={shared_endpoint}"
     )
@@ -90,7 +90,7 @@ def test_a_wrong_filter_is_pointed_at(shared_endpoint: str, registry: ModelRegis
     assert "at character 17" in result.stderr
 
 
-def test_metrics_are_left_out_where_a_terminal_is_narrow(shared_endpoint: str, registry: ModelRegistry) -> None:
+def test_metrics_are_left_out_on_a_narrow_terminal(shared_endpoint: str, registry: ModelRegistry) -> None:
     registry.update_version("policy", 3, metrics={f"metric{number:02}": number for number in range(20)})
     for columns in (70, 120):
         words = (*WORDS, "list_versions", "policy", f"--endpoint={shared_endpoint}")
@@ -118,7 +118,7 @@ def rows_of_models(endpoint: str) -> list[list[str]]:
     return [["*" if word.endswith("Z") else word for word in words] for words in lines]
 
 
-async def test_a_server_of_the_original_lists_what_it_has() -> None:
+async def test_the_lists_of_an_original_server_have_the_columns_that_it_knows() -> None:
     async def infos(call: Call) -> None:
         request = m.RetrieveVersionInfosRequest.FromString(await call.receive() or b"")
         versions = [version_message(number, size_bytes=10, archived=number == 1) for number in (1, 2)]

@@ -1,4 +1,4 @@
-"""`cogment client model_registry` as a user runs it: words, files, pipes, exit codes, signals, a terminal."""
+"""`cogment client model_registry` as a user runs it: arguments, files, pipes, exit codes, signals, a terminal."""
 
 import fcntl
 import hashlib
@@ -39,7 +39,7 @@ ENDPOINT = "COGMENT_MODEL_REGISTRY_ENDPOINT"
 
 @pytest.fixture
 def registry(shared_endpoint: str) -> Iterator[ModelRegistry]:
-    """The library, to prepare and to check."""
+    """The Python client, to prepare and to check."""
     with ModelRegistry(shared_endpoint) as client:
         yield client
 
@@ -50,7 +50,7 @@ class Cogment:
     def __init__(self, endpoint: str, directory: Path) -> None:
         self.directory = directory
         self.environment = {**clean_environment(), ENDPOINT: endpoint}
-        # With it, Python ignores a short write, and no error is seen.
+        # With it, Python ignores a short write, and reports no error.
         self.environment.pop("PYTHONUNBUFFERED", None)
 
     def command(self, *arguments: str) -> list[str]:
@@ -63,13 +63,13 @@ class Cogment:
         )
 
     def output(self, *arguments: str) -> str:
-        """Return what a command prints, which must succeed without a word on standard error."""
+        """Return the output of a command, which must succeed with an empty standard error."""
         result = self.run(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         return result.stdout
 
     def piped(self, *arguments: str, data: bytes = b"") -> bytes:
-        """Return the bytes that a process of its own writes, which must succeed without a word on standard error."""
+        """Return the bytes that a separate process writes, which must succeed with an empty standard error."""
         result = subprocess.run(
             self.command(*arguments),
             input=data,
@@ -88,13 +88,13 @@ class Cogment:
 
     @contextmanager
     def started(self, *arguments: str, **streams: Any) -> "Iterator[subprocess.Popen[bytes]]":
-        """Return a context manager with a command that does not end by itself."""
+        """Return a context manager for a command that does not terminate."""
         with self.started_command(self.command(*arguments), **streams) as process:
             yield process
 
     @contextmanager
     def started_command(self, command: list[str], **streams: Any) -> "Iterator[subprocess.Popen[bytes]]":
-        """Return a context manager with a command that does not end by itself, given by all its words."""
+        """Return a context manager for a command that does not terminate, with all of its arguments."""
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}
         with subprocess.Popen(command, cwd=self.directory, env=self.environment, **streams) as process:
             try:
@@ -110,7 +110,7 @@ def cogment(shared_endpoint: str, tmp_path: Path) -> Cogment:
 
 
 def failed(result: "subprocess.CompletedProcess[str]", code: int, *words: str) -> bool:
-    """Return whether a command failed as it should: with a code, and one line on standard error that has some words."""
+    """Return whether a command failed with an exit code and one line on standard error that contains these parts."""
     text = result.stderr
     assert not result.stdout
     assert text.startswith("error: ")
@@ -122,7 +122,7 @@ def failed(result: "subprocess.CompletedProcess[str]", code: int, *words: str) -
 
 
 def line_of(process: "subprocess.Popen[bytes]") -> bytes:
-    """Return the next line that a command prints, in bounded time; nothing of it is buffered here."""
+    """Return the next line that a command prints, in bounded time and without buffering."""
     assert process.stdout
     line = b""
     while not line.endswith(b"\n"):
@@ -179,7 +179,7 @@ def test_models_as_json_have_the_documented_fields(cogment: Cogment, registry: M
 
 
 def test_models_are_listed_with_latest_count_size_and_time(cogment: Cogment, registry: ModelRegistry) -> None:
-    for number in range(40):  # more than are asked for at once
+    for number in range(40):  # more than one request asks for
         registry.create_model(f"model-{number:02}")
     registry.publish("walker", b"x" * 100)
     registry.store("walker", b"x" * 1000)
@@ -235,7 +235,7 @@ def test_versions_are_published_stored_listed_and_shown(cogment: Cogment) -> Non
 
 
 @pytest.mark.parametrize("call", ["publish", "store"])
-def test_a_version_comes_with_its_tags_metrics_and_alias(cogment: Cogment, call: str) -> None:
+def test_a_version_is_stored_with_its_tags_metrics_and_alias(cogment: Cogment, call: str) -> None:
     flags = ["--tag=stage=new", "--tag=by=me", "--metric=return=480.5", "--alias=best"]
     assert "version 1 of model m" in cogment.output(call, "m", "w", *flags)
     [version] = cogment.json("find_versions", "m")
@@ -290,8 +290,8 @@ def test_a_version_is_named_by_a_number_that_may_be_negative(
     assert cogment.output("show_version", *flags, "m", *quiet) == output
 
 
-def test_a_model_whose_name_is_that_of_a_flag_goes_after_two_dashes(cogment: Cogment) -> None:
-    # The server refuses such names; its message shows that it received this one.
+def test_a_model_name_that_looks_like_a_flag_follows_two_dashes(cogment: Cogment) -> None:
+    # The server refuses such names; the message shows that it received this one.
     assert failed(cogment.run("show_version", "--", "-2"), 1, 'the latest version of model "-2"')
     assert failed(cogment.run("show_version", "--quiet", "--", "-2", "-3"), 1, 'version -3 of model "-2"')
 
@@ -361,15 +361,15 @@ def test_retrieve_replaces_a_file_only_with_force(cogment: Cogment, registry: Mo
     assert sorted(os.listdir(cogment.directory)) == ["link", "out", "w"]
 
 
-def test_an_interrupted_retrieval_goes_on_or_says_why_it_begins_again(
+def test_an_interrupted_retrieval_resumes_or_says_why_it_starts_over(
     cogment: Cogment, registry: ModelRegistry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("socket.SO_PEERCRED")  # what is handed over on the same host is there at once
+    monkeypatch.delattr("socket.SO_PEERCRED")  # a transfer through shared memory would be complete at once
     data = os.urandom(8 * 2**20)
     registry.store("m", data)
 
     def interrupt() -> None:
-        """Leave what an interrupted command leaves."""
+        """Interrupt a download, as a command would be interrupted."""
 
         def end(progress: Progress) -> None:
             if progress.done_bytes > len(data) - 2**20:
@@ -393,9 +393,9 @@ def test_an_interrupted_retrieval_goes_on_or_says_why_it_begins_again(
         busy = cogment.run("retrieve", "m", "--output=out", "--resume")
         assert failed(busy, 1, "writing out failed: another download to this file is under way")
     with cogment.started("retrieve", "m", "--output=out", "--resume") as command:
-        output, told = command.communicate(timeout=START_SECONDS)
-    assert (output, told.count(b"\n")) == (b"retrieved version 2 of model m: 5 B\n", 1)
-    assert told.startswith(b'the partial download is of version 1 of model "m", and version 2 of model "m" is')
+        output, errors = command.communicate(timeout=START_SECONDS)
+    assert (output, errors.count(b"\n")) == (b"retrieved version 2 of model m: 5 B\n", 1)
+    assert errors.startswith(b'the partial download is of version 1 of model "m", and version 2 of model "m" is')
     assert sorted(os.listdir(cogment.directory)) == ["out", "w"]
 
 
@@ -494,7 +494,7 @@ def test_a_watch_ends_when_its_output_is_closed(cogment: Cogment, registry: Mode
     with cogment.started("watch", "m") as process:
         line_of(process)
         assert process.stdout
-        process.stdout.close()  # and no further version comes, which would have to be printed
+        process.stdout.close()  # although no further version is published, which it would have to print
         assert process.wait(START_SECONDS) == 1
         assert process.stderr
         assert process.stderr.read() == b""
@@ -517,7 +517,7 @@ def test_a_reader_that_stops_early_is_not_an_error(cogment: Cogment, registry: M
 
 @contextmanager
 def silent_server() -> Iterator[str]:
-    """Return a context manager with the endpoint of a server that takes connections and says nothing."""
+    """Return a context manager for the endpoint of a server that accepts connections and sends nothing."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield f"grpc://127.0.0.1:{listener.getsockname()[1]}"
 
@@ -526,7 +526,7 @@ def silent_server() -> Iterator[str]:
 def test_signals_end_an_upload_from_a_silent_pipe(cogment: Cogment, number: signal.Signals, code: int) -> None:
     with cogment.started("publish", "m", "-", stdin=subprocess.PIPE) as process:
         assert process.stdin
-        # More than fits the pipe: once it is written, the command is reading.
+        # More than fits the pipe: after it is written, the command is reading.
         process.stdin.write(b"x" * 1_000_000)
         process.stdin.flush()
         process.send_signal(number)
@@ -682,7 +682,7 @@ def test_a_registry_is_found_through_a_directory(tmp_path: Path) -> None:
 LONG = "--retry_seconds=900"
 
 
-def test_timeout_ends_a_watch_for_which_nothing_comes(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_timeout_ends_a_watch_that_receives_nothing(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.create_model("m")
     message = "error: the command took longer than the 0.5 seconds of --timeout\n"
     result = cogment.run("watch", "m", "--timeout=0.5", "--count=1", LONG)
@@ -730,7 +730,7 @@ def test_timeout_bounds_retries_and_retry_seconds_does_not_bound_the_command(cog
     assert cogment.run("create_model", "m", "--retry_seconds=0").returncode == 0
 
 
-def test_timeout_ends_an_upload_from_a_pipe_that_says_nothing(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_timeout_ends_an_upload_from_a_silent_pipe(cogment: Cogment, registry: ModelRegistry) -> None:
     with cogment.started("publish", "m", "-", "--timeout=0.5", stdin=subprocess.PIPE) as process:
         assert process.wait(START_SECONDS) == 4
         assert process.stderr
@@ -781,7 +781,7 @@ def test_tables_fit_the_width_of_a_terminal(cogment: Cogment, registry: ModelReg
 
 
 @pytest.mark.parametrize("columns", [20, 40, 80, 110, 5000])
-def test_user_data_gives_way_first_where_a_terminal_is_narrow(
+def test_user_data_is_shortened_first_on_a_narrow_terminal(
     cogment: Cogment, registry: ModelRegistry, columns: int
 ) -> None:
     model_id = "walker-with-a-long-name"
@@ -793,7 +793,7 @@ def test_user_data_gives_way_first_where_a_terminal_is_narrow(
     titles = ["MODEL", "LATEST", "VERSIONS", "ARCHIVED", "UPDATED", "ALIASES", "USER_DATA"]
     wide = {20: 4, 40: 4, 80: 6}.get(columns, 7)
     assert head.split() == [*titles[: min(wide, 4)], *(["ALIASES"] if wide == 4 else titles[4:wide])]
-    cut = (f"{model_id[:11]}… ", f"{model_id[:9]}... ")  # the latter where the terminal lacks the former
+    cut = (f"{model_id[:11]}… ", f"{model_id[:9]}... ")  # the latter if the terminal lacks the former
     assert row.startswith(f"{model_id} " if columns >= 80 else cut)
     assert re.search(r" 1 +1 +2\.9 MiB", row)
     assert bool(re.search(r"just now|\d+ s ago", row)) == (columns >= 80)
@@ -861,7 +861,7 @@ def test_transfers_show_a_bar_on_a_terminal_unless_quiet(cogment: Cogment) -> No
             with on_terminal(*command, program=program, environment=cogment.environment, cwd=directory) as terminal:
                 assert terminal.wait() == 0, terminal.text
             assert (bar in terminal.plain) == (not quiet), terminal.text
-            assert terminal.text.count("\x1b[?25l") == terminal.text.count("\x1b[?25h"), "the cursor is shown again"
+            assert terminal.text.count("\x1b[?25l") == terminal.text.count("\x1b[?25h"), "the cursor is not shown again"
 
 
 def test_a_short_transfer_shows_no_bar(cogment: Cogment) -> None:
@@ -962,7 +962,7 @@ def test_the_completion_script_names_the_program(shell: str) -> None:
 def test_bash_completes_a_partly_typed_word(
     cogment: Cogment, registry: ModelRegistry, typed: str, word: str, replies: list[str]
 ) -> None:
-    """Bash has broken it at colons and equals signs."""
+    """Bash splits it at colons and equals signs."""
     for name in ("walker", "run:1", "run:2", "a b"):
         registry.create_model(name)
     environment = dict(cogment.environment)

@@ -68,7 +68,7 @@ def test_a_malformed_document_is_refused(document: str, problem: str) -> None:
         parse_rules(document, "a file")
 
 
-def test_rules_are_set_shown_tried_and_applied(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_rules_are_set_shown_dry_run_and_applied(cogment: Cogment, registry: ModelRegistry) -> None:
     for number in range(1, 5):
         registry.store("walker", b"%d" % number)
     registry.set_alias("walker", "production", 1)
@@ -135,7 +135,7 @@ def test_tags_and_shares_are_set_and_models_found(cogment: Cogment, registry: Mo
         (["find_models", "--filter=metrics.a > 1"], 1, "malformed at character 1"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_invalid_arguments_are_reported(
     cogment: Cogment, registry: ModelRegistry, words: list[str], code: int, problem: str
 ) -> None:
     registry.create_model("m")

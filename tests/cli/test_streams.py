@@ -1,4 +1,4 @@
-"""Standard streams that are closed, and terminals whose encoding has not all characters."""
+"""Closed standard streams, and terminals whose encoding lacks characters."""
 
 import signal
 import subprocess
@@ -45,7 +45,7 @@ def test_a_server_serves_and_stops_with_closed_streams(tmp_path: Path, service: 
             if service == "model_registry":
                 with ModelRegistry(f"grpc://127.0.0.1:{ports[0]}") as registry:
                     registry.store("m", b"data")
-            # No library that writes to a standard stream reaches a file or a socket of the server.
+            # A library that writes to a standard stream must not write to a file or a socket of the server.
             taken = {descriptor: Path(f"/proc/{process.pid}/fd/{descriptor}") for descriptor in range(3)}
             if taken[0].parent.is_dir():
                 places = {str(link.readlink()).partition(":")[0] for link in taken.values()}
@@ -106,7 +106,7 @@ def test_a_terminal_without_unicode_shows_escapes(endpoint: str) -> None:
         with on_terminal("client", "model_registry", *words, endpoint, environment=POSIX) as terminal:
             terminal.wait()
         assert shown in terminal.plain, terminal.text
-        assert terminal.text.isascii(), "a byte of UTF-8 may be a command to such a terminal"
+        assert terminal.text.isascii(), "bytes of UTF-8 may be control codes of such a terminal"
 
 
 def test_a_table_fits_a_terminal_without_unicode(endpoint: str) -> None:

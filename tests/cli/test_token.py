@@ -1,10 +1,9 @@
-"""`cogment token`: tokens made, listed and revoked next to a server, and the commands of the page about them."""
+"""`cogment token`: tokens created, listed and revoked while a server runs."""
 
 import json
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,14 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry, errors
-from tests import pages
-from tests.processes import ServerProcess, run, run_cogment, server_process
+from tests.processes import ServerProcess, run_cogment, server_process
 from tests.waiting import wait_until
 
 ENDPOINT = "grpc://127.0.0.1:{}"
 
 
 def token(*words: str, code: int = 0) -> str:
-    """Return what a command prints."""
+    """Return the output of a command."""
     result = run_cogment("token", *words)
     assert result.returncode == code, result.stderr
     return (result.stdout if code == 0 else result.stderr).rstrip("\n")
@@ -38,12 +36,12 @@ def archive(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def guarded(archive: Path) -> Iterator[ServerProcess]:
-    """A server to which nobody may say anything without a token, and which logs everything."""
+    """A server that requires a token for every call, and logs everything."""
     with server_process(archive, "--anonymous=nothing", "--log_level=trace") as server:
         yield server
 
 
-def test_a_token_is_made_before_the_first_start_and_works(archive: Path) -> None:
+def test_a_token_created_before_the_first_start_works(archive: Path) -> None:
     secret = created(archive, "trainer", "--scope=publish:policy-*", "--scope=read")
     assert re.fullmatch(r"cmr_[\w-]{43}", secret)
     assert not stat.S_IMODE(os.stat(archive / ".catalog.sqlite3").st_mode) & stat.S_IRWXO
@@ -56,7 +54,7 @@ def test_a_token_is_made_before_the_first_start_and_works(archive: Path) -> None
             registry.publish("other", b"1")
 
 
-def test_tokens_come_and_go_while_the_server_runs(archive: Path, guarded: ServerProcess) -> None:
+def test_tokens_are_created_and_revoked_while_the_server_runs(archive: Path, guarded: ServerProcess) -> None:
     endpoint = ENDPOINT.format(guarded.port)
     with ModelRegistry(endpoint) as registry, pytest.raises(errors.UnauthenticatedError, match="needs a token"):
         registry.list_models()
@@ -110,7 +108,7 @@ def test_tokens_are_listed_without_their_secrets(archive: Path) -> None:
         assert secret.encode() not in database
 
 
-def test_json_has_the_token_once(archive: Path) -> None:
+def test_json_shows_a_token_only_at_its_creation(archive: Path) -> None:
     made = json.loads(created(archive, "a", "--scope=read", "--json"))
     assert made["token"].startswith("cmr_")
     assert "token" not in json.loads(token("list", f"--archive_dir={archive}", "--json"))[0]
@@ -133,7 +131,7 @@ def test_json_has_the_token_once(archive: Path) -> None:
         (["revoke"], 2, "NAME"),
     ],
 )
-def test_what_is_wrong_is_refused_in_one_line(archive: Path, words: list[str], code: int, problem: str) -> None:
+def test_invalid_arguments_are_refused_in_one_line(archive: Path, words: list[str], code: int, problem: str) -> None:
     created(archive, "taken", "--scope=read")
     created(archive, "c", "--scope=read", "--certificate=c")
     said = token(*words, f"--archive_dir={archive}", code=code)
@@ -146,23 +144,7 @@ def test_listing_a_directory_that_does_not_exist_creates_nothing(archive: Path) 
     assert not archive.exists()
 
 
-def test_the_commands_of_the_page_work(tmp_path: Path) -> None:
-    lines = [
-        line
-        for block in pages.blocks("docs/security.md", "sh")
-        for line in block.splitlines()
-        if line.startswith("cogment token ")
-    ]
-    assert len(lines) >= 4
-    script = "set -euo pipefail\n" + "\n".join(line.replace("cogment", '"$COGMENT"') for line in lines)
-    program = os.path.join(os.path.dirname(sys.executable), "cogment")
-    done = run("bash", "-c", script, environment={"COGMENT": program}, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "trainer.token").read_text().startswith("cmr_")
-    assert "publish:policy-*, read:policy-*" in done.stdout
-
-
-def test_secrets_are_in_no_log_error_or_help(archive: Path, guarded: ServerProcess, tmp_path: Path) -> None:
+def test_no_log_error_or_help_has_a_secret(archive: Path, guarded: ServerProcess, tmp_path: Path) -> None:
     secret = created(archive, "trainer", "--scope=read")
     endpoint = ENDPOINT.format(guarded.port)
     file = tmp_path / "token"

@@ -1,4 +1,4 @@
-"""`watch --data`: versions as files, printed once they are there."""
+"""`watch --data`: versions as files, printed after they exist."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def cogment(shared_endpoint: str, tmp_path: Path) -> Cogment:
     return Cogment(shared_endpoint, tmp_path)
 
 
-def test_each_version_is_printed_once_its_file_is_there(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_each_version_is_printed_after_its_file_exists(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.publish("a", b"one")
     with cogment.started("watch", "--data=data", "a", "b") as process:
         assert line_of(process).split()[:3] == [b"data/a/000001.bin", b"1", b"transient"]
@@ -58,14 +58,14 @@ def test_signals_leave_no_half_files(
     registry.store("a", os.urandom(64 * 2**20))
     folder = cogment.directory / "d" / "a"
     with cogment.started("watch", "--data=d") as process:
-        wait_until(lambda: folder.is_dir() and os.listdir(folder))  # its temporary file, at first
+        wait_until(lambda: folder.is_dir() and os.listdir(folder))  # at first, its temporary file
         process.send_signal(number)
         _, errors = process.communicate(timeout=START_SECONDS)
     assert (process.returncode, errors) in ((code, b""), (code, b"\n"))
     assert os.listdir(folder) in ([], ["000001.bin"])
 
 
-def test_a_directory_that_takes_no_files_is_reported_in_one_line(cogment: Cogment, registry: ModelRegistry) -> None:
+def test_an_unwritable_directory_is_reported_in_one_line(cogment: Cogment, registry: ModelRegistry) -> None:
     registry.publish("a", b"1")
     (cogment.directory / "file").write_bytes(b"")
     assert failed(cogment.run("watch", "--data=file"), 1, "saving versions in file failed: File exists")

@@ -1,4 +1,4 @@
-"""Directories as processes of their own."""
+"""Directories as separate processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from tests.processes import ServerProcess
 
 
 class DirectoryProcess(ServerProcess):
-    """`cogment services directory` in a process of its own."""
+    """`cogment services directory` in a separate process."""
 
     def __init__(self, *flags: str, port: int = 0) -> None:
         super().__init__(Path(), "--persistence_file=", *flags, f"--port={port}", service="directory")
@@ -20,7 +20,7 @@ class DirectoryProcess(ServerProcess):
 
 @contextmanager
 def directory_process(*flags: str, port: int = 0) -> Iterator[DirectoryProcess]:
-    """Return a context manager in which a Directory serves; what is left of it at the end is killed."""
+    """Return a context manager for a Directory that serves; if it still runs at the end, it is killed."""
     process = DirectoryProcess(*flags, port=port)
     try:
         yield process

@@ -40,14 +40,14 @@ NAMED = Endpoint(Protocol.COGMENT, "somewhere", 0)
 
 @asynccontextmanager
 async def directory(**settings: Any) -> AsyncIterator[str]:
-    """Return a context manager in which a Directory serves, with its endpoint."""
+    """Return a context manager for a Directory that serves; it returns the endpoint."""
     async with running(dataclasses.replace(SETTINGS, **settings)) as server:
         yield f"grpc://127.0.0.1:{server.port}"
 
 
 @asynccontextmanager
 async def client_of_new(token: str = "", **settings: Any) -> AsyncIterator[DirectoryClient]:
-    """Return a context manager with a client of a Directory of its own."""
+    """Return a context manager for a client of a new Directory."""
     async with directory(**settings) as endpoint, connected(endpoint, token) as client:
         yield client
 
@@ -65,7 +65,7 @@ async def client(endpoint: str) -> AsyncIterator[DirectoryClient]:
 
 
 class Raw:
-    """Sends exactly what a test says."""
+    """Sends exactly the messages of a test."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self.channel = channel
@@ -83,7 +83,7 @@ class Raw:
         return call(timeout=PATIENCE_SECONDS)
 
     async def register(self, *requests: Message | bytes) -> list[pb.RegisterReply]:
-        """Return the reply to each request, sent once the one before was answered."""
+        """Return the reply to each request, which is sent after the previous one was answered."""
         return [wire.RegisterReply.FromString(data) for data in await self._answers("Register", requests)]
 
     async def deregister(self, *requests: Message | bytes) -> list[pb.DeregisterReply]:
@@ -121,12 +121,12 @@ async def raw_of(endpoint: str) -> AsyncIterator[Raw]:
 
 
 class FakeService:
-    """A model registry in this process that is as loaded, or as ill, as a test wants.
+    """A model registry in this process whose load and health the test sets.
 
     Attributes:
-        load: What it tells as its `overall_load`; None when `Status` fails.
+        load: Its `overall_load`; None if `Status` fails.
         has_version: Whether `Version` works.
-        asked: The names that each call of `Status` was for.
+        asked: The requested names of each call of `Status`.
     """
 
     def __init__(self, load: str | None = "0") -> None:
@@ -175,7 +175,7 @@ async def fake_service(load: str | None = "0") -> AsyncIterator[FakeService]:
 
 @asynccontextmanager
 async def listener() -> AsyncIterator[int]:
-    """Return a context manager with a port that takes TCP connections and speaks no gRPC."""
+    """Return a context manager for a port that accepts TCP connections and does not use gRPC."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server.getsockname()[1]
 
@@ -270,7 +270,7 @@ async def test_a_malformed_endpoint_is_refused_with_a_message(raw: Raw, where: p
 
 @pytest.mark.parametrize("number", [0, 10, 101])
 async def test_a_type_that_does_not_exist_is_refused(raw: Raw, number: int) -> None:
-    details = b"\x12" + bytes([2, 8, number])  # by hand: no generated class takes all of these
+    details = b"\x12" + bytes([2, 8, number])  # encoded by hand: no generated class accepts all of these
     [reply] = await raw.register(register_request().SerializeToString() + details)
     assert reply.status == pb.RegisterReply.FAILED
     assert str(number) in reply.error_msg
@@ -323,7 +323,7 @@ async def test_health_is_serving(raw: Raw, name: str) -> None:
 
 
 @pytest.mark.parametrize("is_on", [True, False])
-async def test_reflection_is_a_switch(is_on: bool) -> None:
+async def test_reflection_can_be_enabled(is_on: bool) -> None:
     list_services = b"\x3a\x00"
     async with directory(grpc_reflection=is_on) as endpoint, raw_of(endpoint) as raw:
         ask: Any = raw.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
@@ -409,11 +409,11 @@ async def test_a_permanent_service_is_updated_in_place(endpoint: str, client: Di
     assert sorted(await ids(client)) == sorted([first_id, other_id])
     async with connected(endpoint, "another") as stranger:
         their_id, _ = await stranger.register(Endpoint(Protocol.GRPC, "c", 3), registry(name="one"), permanent=True)
-        assert their_id != first_id  # a service of another token is another one
+        assert their_id != first_id  # a service with another token is a different one
     assert [service.endpoint.host for service in await client.inquire(first_id)] == ["b"]
 
 
-async def test_services_that_are_not_permanent_may_be_alike(client: DirectoryClient) -> None:
+async def test_services_that_are_not_permanent_may_be_equal(client: DirectoryClient) -> None:
     assert len({await add(client, registry(name="one")) for _ in range(2)}) == 2
     assert len(await ids(client)) == 2
 
@@ -423,7 +423,7 @@ async def test_a_permanent_service_stays_without_an_answer(endpoint: str, client
     await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", free_port()), registry(), permanent=True)
     await client.register(Endpoint(Protocol.GRPC, "127.0.0.1", free_port()), details)
     async with raw_of(endpoint) as raw:
-        await eventually(lambda: has_services(raw, 1))  # the other one failed all its checks by now
+        await eventually(lambda: has_services(raw, 1))  # the other one has failed all its checks
     assert len(await ids(client)) == 1
 
 
@@ -478,7 +478,7 @@ async def test_a_failed_check_hides_a_service_by_id_too_and_a_good_one_shows_it_
     async with directory(check_seconds=0.5) as endpoint, connected(endpoint) as client, fake_service() as ill:
         service_id, _ = await client.register(ill.endpoint, registry())
         await eventually_ids(client, service_id)
-        for _ in range(2):  # failures are counted again from 0 after a good check
+        for _ in range(2):  # a successful check resets the count of failures
             ill.load = None
             await eventually_ids(client)
             assert await client.inquire(service_id) == []
@@ -595,7 +595,7 @@ async def test_a_waiting_inquiry_does_not_delay_the_stop() -> None:
 
 @asynccontextmanager
 async def connected_after_stop() -> AsyncIterator["asyncio.Task[Any]"]:
-    """Return a context manager with an inquiry that waited when its Directory, which has a long grace, stopped."""
+    """Return a context manager for an inquiry that was waiting when its Directory, with a long grace, stopped."""
     server = running(dataclasses.replace(SETTINGS, registration_lag=3600, grace_seconds=20))
     directory_server = await server.__aenter__()
     async with raw_of(f"grpc://127.0.0.1:{directory_server.port}") as raw:
@@ -732,7 +732,7 @@ async def test_a_file_that_cannot_be_written_stops_the_start(tmp_path: Path) -> 
 
 
 async def test_a_registration_that_cannot_be_persisted_is_refused(tmp_path: Path) -> None:
-    """Once the file can be written again, registrations succeed again."""
+    """When the file can be written again, registrations succeed again."""
     folder = tmp_path / "folder"
     async with client_of_new(persistence_file=str(folder / "services")) as client:
         folder.rename(tmp_path / "aside")
@@ -768,7 +768,7 @@ async def test_checks_continue_after_a_removal_that_could_not_be_persisted(tmp_p
 # Servers that are no Directory.
 
 
-async def test_another_server_is_called_no_directory(tmp_path: Path) -> None:
+async def test_another_server_is_reported_as_not_a_directory(tmp_path: Path) -> None:
     async with (
         serving(tmp_path / "archive") as registry,
         tcp_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as web,

@@ -1,4 +1,4 @@
-"""How a registry registers with a Directory and stays registered: real processes, through their starts and crashes."""
+"""The registration of a registry with a Directory and its renewal: real processes, with restarts and crashes."""
 
 import asyncio
 import json
@@ -37,8 +37,8 @@ from tests.processes import START_SECONDS, ServerProcess, run, run_cogment, serv
 from tests.waiting import PATIENCE_SECONDS, eventually, until
 
 STOPPED_SECONDS = 4.0
-"""How long a registry may take to end when only an absent Directory could delay it: 1.5 s for that, and
-what a busy machine needs to end a process."""
+"""How long a registry may take to end if only an absent Directory can delay it: 1.5 s, and the time that a busy machine
+needs to end a process."""
 
 
 async def found(
@@ -66,13 +66,13 @@ async def registered(port: int, registry: ServerProcess, token: str = "") -> Ser
 
 
 def events(process: ServerProcess) -> list[tuple[str, str]]:
-    """Return level and event of the lines of a JSON log that are about the Directory."""
+    """Return the level and the event of the lines about the Directory in a JSON log."""
     entries = [json.loads(line) for line in process.lines]
     return relevant((entry["level"], entry["event"]) for entry in entries)
 
 
 def relevant(events: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Return the events, with their levels, that are about the Directory."""
+    """Return the events about the Directory, with their levels."""
     return [(level, event) for level, event in events if "Directory" in event or "registration" in event]
 
 
@@ -93,13 +93,24 @@ async def test_registers_with_a_running_directory(tmp_path: Path) -> None:
     ):
         service = await registered(directory.port, registry)
         assert service.details.type is ServiceType.MODEL_REGISTRY
-        assert str(service.endpoint) == f"grpc://127.0.0.1:{registry.port}"  # not 0, which was the setting
+        assert str(service.endpoint) == f"grpc://127.0.0.1:{registry.port}"  # not 0, the value of the setting
         assert not service.permanent
         async with connected(service.endpoint.port) as client:
             await client.create_model("m")
 
 
-async def test_registers_once_the_directory_starts(tmp_path: Path) -> None:
+async def test_a_registry_without_anonymous_access_is_found_too(tmp_path: Path) -> None:
+    """The Directory requests its load without a token."""
+    flags = ("--anonymous=nothing", "--log_format=json")
+    with (
+        directory_process() as directory,
+        server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}", *flags) as registry,
+    ):
+        await registered(directory.port, registry)
+        assert not [line for line in registry.lines if "UNAUTHENTICATED" in line]
+
+
+async def test_registers_when_the_directory_starts(tmp_path: Path) -> None:
     port = free_port()
     flag = f"--directory_endpoint=grpc://127.0.0.1:{port}"
     with server_process(tmp_path / "archive", flag, "--log_format=json") as registry:
@@ -168,7 +179,7 @@ ipv6 = pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine 
 
 
 def own_addresses() -> set[str]:
-    """Return the IPv4 addresses of this machine that others may reach."""
+    """Return the IPv4 addresses of this machine that other machines may reach."""
     every = [address for addresses in psutil.net_if_addrs().values() for address in addresses]
     ipv4 = {address.address for address in every if address.family == socket.AF_INET}
     return {address for address in ipv4 if not address.startswith("127.")}
@@ -188,13 +199,13 @@ async def test_an_address_of_the_machine_is_registered_when_all_interfaces_are_s
 
 
 def without_network(*command: str) -> list[str]:
-    """Return a command that runs in a network of its own, without any interface but loopback."""
+    """Return the prefix of a command that runs in a separate network with only a loopback interface."""
     return ["unshare", "--map-root-user", "--net", *command]
 
 
 def test_start_fails_without_a_host_to_register_and_names_the_setting(tmp_path: Path) -> None:
     if not shutil.which("unshare") or subprocess.run(without_network("true"), capture_output=True, check=False).stderr:
-        pytest.skip("a network without interfaces cannot be made here: unshare is missing or not permitted")
+        pytest.skip("no network namespace can be created here: unshare is missing or not permitted")
     registry = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
     flags = [f"--archive_dir={tmp_path}", "--directory_endpoint=grpc://127.0.0.1:9005"]
     result = run(*without_network(*registry, *flags))
@@ -228,7 +239,7 @@ async def test_only_a_client_with_the_token_finds_the_registry(tmp_path: Path) -
         assert "GH670ploT" not in "".join(registry.lines + directory.lines)
 
 
-# Directories that go and come back.
+# Directories that disappear and return.
 
 
 def new_registry(archive_dir: Path, directory: DirectoryProcess, stack: ExitStack) -> ServerProcess:
@@ -243,12 +254,12 @@ QUICK = Pace(
     first_pause_seconds=0.01,
     longest_pause_seconds=0.1,
 )
-"""A pace at which a registration notices in milliseconds what takes seconds by default."""
+"""Intervals of milliseconds instead of the default seconds."""
 
 
 @asynccontextmanager
 async def local_directory(port: int = 0, file: Path | str = "") -> AsyncIterator[int]:
-    """Return a context manager with the port of a Directory in this process."""
+    """Return a context manager for a Directory in this process; it returns the port."""
     settings = DirectorySettings(host="127.0.0.1", port=port, persistence_file=str(file), grace_seconds=0)
     async with running_directory(settings) as directory:
         yield directory.port
@@ -256,7 +267,7 @@ async def local_directory(port: int = 0, file: Path | str = "") -> AsyncIterator
 
 @asynccontextmanager
 async def local_registration(archive_dir: Path, directory_port: int, pace: Pace) -> AsyncIterator[Registration]:
-    """Return a context manager with the registration of a server in this process, which is maintained at this pace."""
+    """Return a context manager for the registration of a server in this process, maintained at these intervals."""
     async with serving(archive_dir) as server:
         settings = Settings(host="127.0.0.1", directory_endpoint=f"grpc://127.0.0.1:{directory_port}")
         registration = Registration(settings, server.port, pace)
@@ -280,7 +291,7 @@ async def only_registry(port: int, other_than: int = 0) -> Service:
     return await eventually(find)
 
 
-async def test_a_directory_that_lost_everything_gets_the_registry_again_under_another_id(tmp_path: Path) -> None:
+async def test_the_registry_registers_again_with_a_directory_that_lost_its_services(tmp_path: Path) -> None:
     with structlog.testing.capture_logs() as log:
         async with AsyncExitStack() as directories:
             port = await directories.enter_async_context(local_directory())
@@ -290,12 +301,12 @@ async def test_a_directory_that_lost_everything_gets_the_registry_again_under_an
                 await directories.enter_async_context(local_directory(port))
                 after = await only_registry(port, other_than=before.service_id)
                 assert after.details == before.details
-    # The id that now counts is in the log, so that an operator finds it there.
+    # The log has the new id, so that an operator finds it.
     registrations = [entry["service_id"] for entry in log if entry["event"] == "registered with the Directory"]
     assert after.service_id in registrations
 
 
-async def test_a_directory_that_kept_its_file_has_the_registry_once_under_the_same_id(tmp_path: Path) -> None:
+async def test_the_registry_keeps_its_id_in_a_directory_that_kept_its_file(tmp_path: Path) -> None:
     file = tmp_path / "services"
     patient = replace(QUICK, first_check_seconds=Pace().first_check_seconds)
     with structlog.testing.capture_logs() as log:
@@ -311,7 +322,7 @@ async def test_a_directory_that_kept_its_file_has_the_registry_once_under_the_sa
     assert not any(entry["event"].startswith("registering again") for entry in log)
 
 
-async def test_a_directory_that_gave_the_id_to_another_service_keeps_that_one_too(tmp_path: Path) -> None:
+async def test_the_registry_gets_a_new_id_if_the_directory_assigned_its_id_to_another_service(tmp_path: Path) -> None:
     file = tmp_path / "services"
     async with AsyncExitStack() as directories:
         port = await directories.enter_async_context(local_directory(file=file))
@@ -331,7 +342,7 @@ async def test_a_directory_that_gave_the_id_to_another_service_keeps_that_one_to
 
 
 async def moved(directory: Path, stack: ExitStack, end: Callable[[ServerProcess], None]) -> None:
-    """Let a registry lose its Directory, whose name gets the address of another one, and find that one."""
+    """Move the name of a registry's Directory to another Directory, and wait until the registry finds it."""
     names = Names(directory)
     names.set("directory.example", "127.0.0.1")
     old = stack.enter_context(directory_process())
@@ -347,7 +358,7 @@ async def moved(directory: Path, stack: ExitStack, end: Callable[[ServerProcess]
 async def test_a_directory_that_moved_gets_the_registry_within_30_seconds_even_if_the_old_one_is_frozen(
     tmp_path: Path,
 ) -> None:
-    """The registry sees names of its own, which change for it as they do where a cluster moves a service."""
+    """The registry has its own host names, which change as in a cluster that moves a service."""
     places = [tmp_path / "killed", tmp_path / "frozen"]
     for place in places:
         place.mkdir()
@@ -366,10 +377,10 @@ def test_a_lost_registration_is_repeated_within_30_seconds_by_default() -> None:
 
 
 class ScriptedDirectory:
-    """A Directory in this process that gives these answers to `Register`, call by call, and accepts after that.
+    """A Directory in this process with scripted replies to `Register`, which accepts all later calls.
 
     Attributes:
-        registrations: How many calls of `Register` there were.
+        registrations: The number of calls of `Register`.
     """
 
     def __init__(self, *answers: wire.RegisterReply | grpc.StatusCode | bytes) -> None:
@@ -391,7 +402,7 @@ class ScriptedDirectory:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[str]:
-        """Return a context manager in which it serves, with its endpoint."""
+        """Return a context manager in which it serves; it returns the endpoint."""
         methods: dict[str, Any] = {
             "Register": grpc.stream_stream_rpc_method_handler(self._register),
             "Deregister": grpc.stream_stream_rpc_method_handler(self._deregister),
@@ -406,11 +417,11 @@ class ScriptedDirectory:
             await server.stop(None)
 
 
-async def test_each_change_of_the_registration_is_one_line_and_refusals_are_errors(tmp_path: Path) -> None:
+async def test_each_change_of_the_registration_logs_one_line_and_refusals_are_errors(tmp_path: Path) -> None:
     refusal = wire.register_reply(error="no room for registries")
     away = grpc.StatusCode.UNAVAILABLE
     directory = ScriptedDirectory(refusal, refusal, away, away)
-    once = replace(QUICK, look_seconds=PATIENCE_SECONDS)  # this Directory answers no question of a later look
+    once = replace(QUICK, look_seconds=PATIENCE_SECONDS)  # this Directory does not answer later inquiries
     with structlog.testing.capture_logs() as log:
         async with (
             directory.serving() as endpoint,
@@ -447,14 +458,14 @@ async def is_true(value: bool) -> bool:
 
 @contextmanager
 def silent_listener() -> Iterator[int]:
-    """Return a context manager with a port that takes connections and never answers."""
+    """Return a context manager for a port that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         yield listener.getsockname()[1]
 
 
 @contextmanager
 def nobody() -> Iterator[int]:
-    """Return a context manager with a port that nobody listens on."""
+    """Return a context manager for a free port."""
     yield free_port()
 
 
@@ -475,7 +486,7 @@ async def test_a_vanished_directory_does_not_delay_the_stop(tmp_path: Path) -> N
     with directory_process() as directory, ExitStack() as stack:
         registry = new_registry(tmp_path / "archive", directory, stack)
         await registered(directory.port, registry)
-        directory.signal(signal.SIGSTOP)  # connections stay, and nothing is answered
+        directory.signal(signal.SIGSTOP)  # connections stay open without replies
         try:
             assert await asyncio.to_thread(seconds_to_stop, registry) < STOPPED_SECONDS
         finally:
@@ -487,7 +498,7 @@ async def test_a_vanished_directory_does_not_delay_the_stop(tmp_path: Path) -> N
 
 
 async def promise(client: Client, size: int) -> Any:
-    """Return an upload under way that was promised so much memory."""
+    """Return an active upload that has reserved an amount of memory."""
     await client.create_model("m")
     call = client.uploading()
     await call.write(header("m", size).SerializeToString())

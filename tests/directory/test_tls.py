@@ -1,4 +1,4 @@
-"""TLS of a Directory: its own, that of the services that it checks, and that of the registry at a Directory."""
+"""TLS of a Directory, of the services that it checks, and of a registry that registers with it."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -62,7 +62,7 @@ async def has_registry(client: DirectoryClient, protocol: Protocol) -> bool:
     return [service.endpoint.protocol for service in await client.inquire(REGISTRY)] == [protocol]
 
 
-async def test_a_directory_with_tls_takes_registrations_over_tls(authority: Authority, shown: Issued) -> None:
+async def test_a_directory_with_tls_accepts_registrations_over_tls(authority: Authority, shown: Issued) -> None:
     async with directory(shown) as endpoint:
         async with connected(endpoint, files=trusting(authority)) as client:
             service = Endpoint(Protocol.COGMENT, "named", 0)
@@ -86,10 +86,10 @@ async def test_a_directory_can_require_certificates_of_its_clients(authority: Au
 
 
 @pytest.mark.parametrize("is_required", [False, True], ids=["", "client certificates required"])
-async def test_a_registry_with_tls_registers_so_and_stays(
+async def test_a_registry_with_tls_registers_with_tls_and_stays_registered(
     authority: Authority, shown: Issued, tmp_path: Path, is_required: bool
 ) -> None:
-    """The Directory asks for the load over TLS, and both sides show their certificate if the other requires one."""
+    """The Directory requests the load over TLS, and both sides present their certificate if the other requires one."""
     ca = str(authority.certificate)
     clients = {"tls_client_ca": ca} if is_required else {}
     async with directory(shown, check_tls_ca=ca, check_seconds=0.1, **clients) as endpoint:
@@ -102,7 +102,7 @@ async def test_a_registry_with_tls_registers_so_and_stays(
             assert server.port == (await client.inquire(REGISTRY))[0].endpoint.port
 
 
-def test_the_protocol_to_register_says_whether_tls_is_required(shown: Issued) -> None:
+def test_the_registered_protocol_shows_whether_tls_is_required(shown: Issued) -> None:
     assert registration_endpoint(registry_settings(shown, host="127.0.0.1"), 1)[0].protocol is Protocol.GRPC_SSL
     named = registry_settings(shown, directory_registration_host="registry.example")
     assert registration_endpoint(named, 1)[0] == Endpoint(Protocol.GRPC_SSL, "registry.example", 1)
@@ -131,7 +131,7 @@ def service(port: int) -> Service:
 
 @asynccontextmanager
 async def answering(answer: bytes) -> AsyncIterator[int]:
-    """Run a TCP server that answers everybody with some bytes, and return its port."""
+    """Run a TCP server that answers each connection with some bytes, and return its port."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
@@ -155,7 +155,7 @@ async def test_a_service_with_tls_passes_if_it_speaks_tls(authority: Authority, 
     assert await check(service(free_port())) is None
 
 
-async def test_a_service_with_tls_is_asked_for_its_load_where_its_authority_is_known(
+async def test_the_load_of_a_service_with_tls_is_requested_if_its_authority_is_known(
     authority: Authority, shown: Issued, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checks, "STATUS_TIMEOUTS_SECONDS", (0.5,))
@@ -172,14 +172,14 @@ async def test_a_service_with_tls_is_asked_for_its_load_where_its_authority_is_k
     settings = registry_settings(shown, tls_client_ca=str(authority.certificate))
     async with serving(tmp_path / "archive", settings) as server:
         assert await check(service(server.port), trusting(stranger, shown)) is None
-        assert await check(service(server.port), trusting(authority)) is None  # it must show a certificate
+        assert await check(service(server.port), trusting(authority)) is None  # it must present a certificate
         assert not asked
         while await check(service(server.port), trusting(authority, shown)) is None:
             pass  # half a second may be too short
         assert asked
 
 
-async def test_files_for_checks_that_vanish_leave_the_handshake(shown: Issued, tmp_path: Path) -> None:
+async def test_checks_use_only_the_handshake_if_their_files_vanish(shown: Issued, tmp_path: Path) -> None:
     files = TlsFiles(PemFile("check_tls_ca", str(tmp_path / "no")))
     async with serving(tmp_path / "archive", registry_settings(shown)) as server:
         assert await check(service(server.port), files) == 0

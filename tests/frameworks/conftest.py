@@ -1,4 +1,4 @@
-"""A blocking client for the tests of the frameworks; its calls run on a thread, as the server has this one."""
+"""A blocking client for the tests of the frameworks; its calls run on a thread, because the server uses this one."""
 
 import asyncio
 import subprocess
@@ -25,12 +25,12 @@ def registry(server: Server) -> Iterator[ModelRegistry]:
 
 
 async def on_thread(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Await a call that blocks."""
+    """Await a blocking call."""
     return await asyncio.to_thread(call, *arguments, **options)
 
 
 def run_two(program: str, *arguments: str) -> list[str]:
-    """Run a program in two processes at once, which get their index and the arguments; return their outputs."""
+    """Run a program in two processes at once, with their index and the arguments; return their outputs."""
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program, str(index), *arguments],

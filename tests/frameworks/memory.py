@@ -1,7 +1,7 @@
-"""How much memory publishing and loading parameters takes, beside the parameters: `python -m tests.frameworks.memory`.
+"""The additional memory for publishing and loading parameters: `python -m tests.frameworks.memory`.
 
-Each figure is measured in a process of its own against a server in another one, and is the peak of the resident memory
-in the call, less what was resident before it, as a multiple of the size of the parameters. Linux alone has that peak.
+Each figure is measured in a separate process with a server in another one. It is the peak of the resident memory during
+the call minus that before the call, as a multiple of the size of the parameters. Only Linux reports that peak.
 """
 
 import argparse
@@ -22,7 +22,7 @@ _WARM_UP = "warm-up"
 
 
 def torch_module(size_bytes: int) -> Any:
-    """Return a module of that size, in some tensors of which one has a third."""
+    """Return a module of this size with some tensors, one of which has a third of it."""
     import torch  # noqa: PLC0415 # each process needs one framework
 
     elements = size_bytes // 4
@@ -31,14 +31,14 @@ def torch_module(size_bytes: int) -> Any:
 
 
 def numpy_tree(size_bytes: int) -> Any:
-    """Return a dict of arrays of that size."""
+    """Return a dict of arrays of this size."""
     import numpy as np  # noqa: PLC0415 # as above
 
     return {str(index): np.full(size_bytes // 8 // _TENSORS, 0.5) for index in range(_TENSORS)}
 
 
 def jax_tree(size_bytes: int) -> Any:
-    """Return a dict of arrays of that size."""
+    """Return a dict of arrays of this size."""
     import jax.numpy as jnp  # noqa: PLC0415 # as above
 
     tree = {str(index): jnp.full(size_bytes // 4 // _TENSORS, 0.5) for index in range(_TENSORS)}
@@ -50,17 +50,17 @@ OPTIONS = {"torch": ["load", "load into"], "numpy": ["load", "load into"], "jax"
 
 
 def resident_bytes(entry: str) -> int:
-    """Return the resident memory of this process: that of now (VmRSS), or the peak (VmHWM)."""
+    """Return the resident memory of this process: the current one (VmRSS), or the peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{entry}:")) * 1024
 
 
 def measure(framework: str, what: str, size_bytes: int, endpoint: str) -> int:
-    """Return by how many bytes one call makes this process grow at most."""
+    """Return the peak growth of this process during one call, in bytes."""
     make = MAKERS[framework]
     door: Any = __import__(f"cogment_model_registry.{framework}", fromlist=[framework])
     with ModelRegistry(endpoint, progress=False) as registry:
-        # What a first call loads and starts is of the same size for parameters of any size.
+        # What a first call loads and starts does not depend on the size of the parameters.
         small = make(MIB)
         door.publish(registry, _WARM_UP, small)
         door.load(registry, _WARM_UP)
@@ -76,14 +76,14 @@ def measure(framework: str, what: str, size_bytes: int, endpoint: str) -> int:
             return loaded
 
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now again
+        Path("/proc/self/clear_refs").write_text("5")  # reset the peak
         before_bytes = resident_bytes("VmRSS")
         loaded = call()
         grown_bytes = resident_bytes("VmHWM") - before_bytes
         del loaded
         left_bytes = resident_bytes("VmRSS")
         gc.collect()
-        # JAX itself leaves some of it to the collector.
+        # JAX itself leaves some memory to the garbage collector.
         assert framework == "jax" or left_bytes - resident_bytes("VmRSS") < size_bytes // 10, (
             "only the garbage collector frees the memory"
         )
@@ -112,7 +112,7 @@ def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mebibytes", type=int, default=1024, help="the size of the parameters")
-    parser.add_argument("--local_socket", default="off", help="auto for what a server on the same host hands over")
+    parser.add_argument("--local_socket", default="off", help="auto to use the socket of a server on the same host")
     parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("frameworks", nargs="*", default=list(MAKERS), help="torch, jax, numpy; all by default")
     arguments = parser.parse_args()

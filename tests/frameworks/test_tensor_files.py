@@ -47,7 +47,7 @@ NAMES = st.text(st.characters(codec="utf-8")).filter(lambda name: name != tensor
 
 
 @given(st.dictionaries(NAMES, TENSORS), st.dictionaries(st.text(st.characters(codec="utf-8")), st.text(), max_size=1))
-def test_the_bytes_are_those_of_safetensors_but_for_spaces_that_align_them(
+def test_the_bytes_equal_those_of_safetensors_except_for_padding(
     tensors: dict[str, Tensor], metadata: dict[str, str]
 ) -> None:
     data = b"".join(tensor_files.write(tensors, metadata))

@@ -77,7 +77,7 @@ def registry(shared_endpoint: str) -> Iterator[ModelRegistry]:
         yield client
 
 
-def test_a_version_is_loaded_when_its_owner_says_so(framework: Framework, registry: ModelRegistry) -> None:
+def test_a_version_is_loaded_when_the_program_requests_it(framework: Framework, registry: ModelRegistry) -> None:
     own = framework.parameters(0)
     with framework.module.track(registry, "policy", own) as tracked:
         assert tracked.update() is None
@@ -125,7 +125,7 @@ def test_waiting_for_a_version_that_does_not_fit_is_an_error(registry: ModelRegi
         tracked.wait_for(newer_than=1)
 
 
-def test_a_consumer_is_active_once_a_version_is_loaded(framework: Framework, registry: ModelRegistry) -> None:
+def test_a_consumer_is_active_after_a_version_is_loaded(framework: Framework, registry: ModelRegistry) -> None:
     framework.module.publish(registry, "policy", framework.parameters(1))
 
     def reported() -> tuple[str, int] | None:
@@ -195,7 +195,7 @@ def leaves(value: Any) -> list[Any]:
 
 
 @pytest.mark.skipif(not HAS["torch"], reason="PyTorch is not installed: make test-frameworks")
-def test_tensors_stay_and_optimisers_go_on(registry: ModelRegistry) -> None:
+def test_tensors_stay_the_same_objects_and_optimisers_continue(registry: ModelRegistry) -> None:
     import torch  # noqa: PLC0415 # where it is installed
 
     from cogment_model_registry import torch as module  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""What installing and importing the client takes: few packages, no server, no POSIX, little time."""
+"""Installing and importing the client needs few packages, no server, no POSIX, and little time."""
 
 import json
 import os
@@ -20,7 +20,7 @@ COGMENT = "from cogment_model_registry import cli; sys.exit(cli.main(sys.argv[1:
 
 
 def run(program: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of Python in a process of its own."""
+    """Run a Python program in a separate process."""
     return processes.run(sys.executable, "-c", program, *words)
 
 
@@ -79,7 +79,7 @@ def test_an_old_python_is_refused_by_servers_in_one_line() -> None:
     assert result.stderr.startswith("error: cogment services needs Python 3.11 or later")
 
 
-def test_the_client_works_without_what_windows_lacks(tmp_path: Path) -> None:
+def test_the_client_works_without_modules_that_windows_lacks(tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
         module = "tests.installation.without_posix"

@@ -1,6 +1,6 @@
-"""A session of the client without what Windows and Python 3.10 lack; takes the endpoint of a registry and a directory.
+"""A session of the client without modules that Windows and Python 3.10 lack; takes an endpoint and a directory.
 
-The standard library and gRPC are loaded before, since they choose their parts by the name of the system.
+The standard library and gRPC are imported first, since they choose their modules by the name of the system.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ locked: list[int] = []
 
 
 def remove_posix() -> None:
-    """Let the modules and names that Windows and Python 3.10 lack be missing, and Windows' locks be there."""
+    """Remove the modules and names that Windows and Python 3.10 lack, and add Windows' locks."""
     for name in (*MODULES, *SERVER_MODULES):
         sys.modules[name] = None  # type: ignore[assignment] # so an import fails
     posix = {os: OF_OS, select: OF_SELECT, signal: OF_SIGNAL, socket: OF_SOCKET}
@@ -63,7 +63,7 @@ def remove_posix() -> None:
         for name in names:
             if hasattr(module, name):
                 delattr(module, name)
-    old_typing = types.ModuleType("typing")  # another module, since `typing` itself needs what is missing
+    old_typing = types.ModuleType("typing")  # a copy of the module, since `typing` itself needs the missing names
     old_typing.__dict__.update((name, value) for name, value in vars(typing).items() if name not in OF_TYPING)
     sys.modules["typing"] = old_typing
     os.supports_fd.discard(os.chmod)
@@ -122,7 +122,7 @@ async def use_asyncio(endpoint: str) -> None:
 
 
 def use_command_line(endpoint: str, directory: str) -> None:
-    """Run commands in this process, and ask for what only runs elsewhere."""
+    """Run commands in this process, including those that run only on other systems."""
     from cogment_model_registry import cli  # noqa: PLC0415
 
     out = os.path.join(directory, "out")
@@ -134,7 +134,7 @@ def use_command_line(endpoint: str, directory: str) -> None:
     refused = (["services", "model_registry"], ["archive", "verify", directory])
     for command in refused:
         assert cli.main([command[0], "--help"]) == 0
-    os.name = "nt"  # so late because `pathlib` then makes paths that do not exist here
+    os.name = "nt"  # last, because `pathlib` then creates paths that do not exist here
     for command in refused:
         assert cli.main(command) == 2
 

@@ -1,4 +1,4 @@
-"""The benchmarks run and report; their figures are not tested, since machines differ."""
+"""The benchmarks run and write reports; their figures are not tested, since machines differ."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def test_a_quick_run_prints_a_table_and_writes_its_measurements(tmp_path: Path) 
     assert run["failed"] == {}
 
 
-def test_what_needs_a_missing_program_is_skipped(tmp_path: Path) -> None:
+def test_benchmarks_that_need_a_missing_program_are_skipped(tmp_path: Path) -> None:
     file = tmp_path / "figures.json"
     result = benchmarks("--quick", "--only", "h2load", "--json", str(file), path=str(tmp_path))
     assert result.returncode == 0, result.stdout + result.stderr

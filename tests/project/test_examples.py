@@ -1,4 +1,4 @@
-"""The examples do what their page says: each runs as a process, with a server of its own."""
+"""The examples do what their page says: each runs as a process with its own server."""
 
 import json
 import os
@@ -33,14 +33,14 @@ WEIGHTS = {
     "output.weight": np.array([[0, 0, -1, 0], [0, 0, 1, 0]], np.float32),
     "output.bias": np.zeros(2, np.float32),
 }
-"""A policy that pushes to the side to which the pole leans."""
+"""A policy that pushes to the side where the pole leans."""
 
 LEANING_RIGHT = [0.0, 0.0, 0.1, 0.0]
 
 
 @contextmanager
 def started(script: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Return a context manager in which an example runs in a session of its own, which is killed at the end."""
+    """Return a context manager for an example in its own process session, which is killed at the end."""
     process = subprocess.Popen(
         [sys.executable, "-u", str(script), *arguments],
         stdout=subprocess.PIPE,
@@ -58,7 +58,7 @@ def started(script: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
-    """Return a process that runs, and those that it started."""
+    """Return a running process, and those that it started."""
     try:
         parent = psutil.Process(process.pid)
         return [parent, *parent.children(recursive=True)]
@@ -67,7 +67,7 @@ def family(process: subprocess.Popen[str]) -> list[psutil.Process]:
 
 
 def wait_for_line(output: IO[str] | None, pattern: str) -> re.Match[str]:
-    """Return the match of the first of the lines to come that has one."""
+    """Wait for the first line that matches, and return the match."""
     assert output
     lines = []
     for line in output:
@@ -169,7 +169,7 @@ def test_a_training_without_a_server_starts_one_and_ctrl_c_ends_all_processes(tm
     assert plot.read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.timeout(120)  # four programs start one after the other, and a busy machine takes seconds for each
+@pytest.mark.timeout(120)  # four programs start in sequence, and a busy machine takes seconds for each
 def test_actors_report_stale_weights_and_the_training_outlives_a_restart(tmp_path: Path) -> None:
     archive_dir = tmp_path / "archive"
     with server_process(archive_dir) as server:
@@ -225,7 +225,7 @@ def test_a_deployment_waits_for_its_alias(
         get(url)
     refusal.value.close()
     deployed(registry, version)
-    tensors.store(registry, "policy", WEIGHTS)  # which is newer, and not deployed
+    tensors.store(registry, "policy", WEIGHTS)  # newer, but not deployed
     wait_for_line(deployment.stdout, f"serving version {version.number}")
     reply = get(url)
     assert (reply["model"], reply["version"]) == ("policy", version.number)
@@ -238,7 +238,7 @@ def test_a_deployment_waits_for_its_alias(
         refusal.value.close()
 
 
-def test_a_deployment_of_a_bad_version_keeps_what_it_serves(
+def test_a_deployment_of_a_bad_version_continues_to_serve_the_good_one(
     deployment: subprocess.Popen[str], registry: ModelRegistry, tmp_path: Path
 ) -> None:
     good = deployed(registry, tensors.store(registry, "policy", WEIGHTS))

@@ -1,4 +1,4 @@
-"""`make serve`: where it serves, and what it prints while it installs."""
+"""`make serve`: its address, and its output during the installation."""
 
 import shlex
 from pathlib import Path
@@ -17,7 +17,7 @@ def recipe(*flags: str) -> list[str]:
     return result.stdout.splitlines()
 
 
-def test_it_serves_this_machine_at_the_address_where_clients_look() -> None:
+def test_it_serves_this_machine_at_the_default_address_of_clients() -> None:
     words = shlex.split(recipe("--old-file=.venv/serve.stamp")[-1])
     assert words[:3] == [".venv/bin/cogment", "services", "model_registry"]
     flags = dict(word.removeprefix("--").partition("=")[::2] for word in words[3:])
@@ -26,12 +26,12 @@ def test_it_serves_this_machine_at_the_address_where_clients_look() -> None:
     assert DEFAULT.address == f"localhost:{settings.port}" == f"localhost:{Settings().port}"
 
 
-def test_a_flag_that_is_given_counts_for_more() -> None:
+def test_given_flags_override_the_defaults() -> None:
     command = recipe("--old-file=.venv/serve.stamp", "ARGUMENTS=--host=* --port=0")[-1]
     assert command.endswith("--host=* --port=0")
 
 
-def test_it_says_what_it_installs_and_shows_its_progress(tmp_path: Path) -> None:
+def test_it_prints_what_it_installs_and_shows_its_progress(tmp_path: Path) -> None:
     lines = recipe(f"VENV={tmp_path / 'venv'}")
     assert any(line.startswith('echo "Installing the server') for line in lines)
     installations = [line for line in lines if "-m pip install" in line]

@@ -1,4 +1,4 @@
-"""Scopes: their patterns against a slow oracle, their texts, and what they cover."""
+"""Scopes: their patterns compared with a slow oracle, their texts, and the calls that they allow."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_no_pattern_takes_long() -> None:
     st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=20),
     st.text(st.characters(exclude_categories=["C"]), min_size=1, max_size=20),
 )
-def test_scopes_are_their_texts(action: str, models: str, aliases: str) -> None:
+def test_scopes_round_trip_through_their_texts(action: str, models: str, aliases: str) -> None:
     text = f"alias:{models}/{aliases}" if action == "alias" else f"{action}:{models}"
     try:
         scope = Scope.parse(text)
@@ -115,5 +115,5 @@ def test_malformed_names_are_refused(name: str) -> None:
         ("admin", Need(("alias",), "a", "production"), True),
     ],
 )
-def test_what_a_scope_covers(scope: str, need: Need, is_covered: bool) -> None:
+def test_a_scope_allows_its_calls(scope: str, need: Need, is_covered: bool) -> None:
     assert Scope.parse(scope).covers(need) is is_covered

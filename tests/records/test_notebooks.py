@@ -82,7 +82,7 @@ def test_a_notebook_shows_values_as_people_read_them() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=["Cs", "Cc"]) | st.sampled_from("<>&\"'"), min_size=1))
-def test_what_users_write_is_never_html(text: str) -> None:
+def test_texts_of_users_are_never_html(text: str) -> None:
     def shown(text: str) -> Table:
         entries = {text: text}
         return table_of(
@@ -94,7 +94,7 @@ def test_what_users_write_is_never_html(text: str) -> None:
     assert table.fields["tags"] == f"{text} = {text}".rstrip("\n")
 
 
-def test_a_version_is_its_info_and_more() -> None:
+def test_the_table_of_a_version_includes_its_info() -> None:
     assert VERSION.info == INFO
     assert VERSION.annotations == Annotations({"stage": "candidate"}, {"return": 487.5}, 9)
     assert Version.of(VERSION.info, VERSION.annotations, VERSION.aliases) == VERSION

@@ -1,4 +1,4 @@
-"""The rules of ids, hashes and annotations, and the words of messages."""
+"""The rules of ids, hashes and annotations, and the texts of messages."""
 
 import unicodedata
 

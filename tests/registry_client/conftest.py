@@ -1,4 +1,4 @@
-"""Both flavours of the client, for tests that hold for either: what blocks runs on a thread, and is awaited."""
+"""Both flavours of the client, for tests of either: blocking calls run on a thread and are awaited."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
@@ -66,7 +66,7 @@ class Tracked:
 
 @asynccontextmanager
 async def opened(flavour: str, port: int, **options: Any) -> AsyncIterator[Any]:
-    """Return a context manager with a client of one flavour, of a server on this machine."""
+    """Return a context manager for a client of one flavour, of a server on this machine."""
     endpoint = f"grpc://127.0.0.1:{port}"
     if flavour == "asyncio":
         async with aio.ModelRegistry(endpoint, **options) as registry:
@@ -77,13 +77,13 @@ async def opened(flavour: str, port: int, **options: Any) -> AsyncIterator[Any]:
 
 
 async def counted(registry: Any, **counts: int) -> None:
-    """Wait until the server of a client counts so many uploads, retrievals or watchers."""
+    """Wait until the server of a client counts a number of uploads, retrievals or watchers."""
 
-    async def as_many() -> bool:
+    async def has_count() -> bool:
         status = await registry.status()
         return all(status[name] == str(count) for name, count in counts.items())
 
-    await eventually(as_many)
+    await eventually(has_count)
 
 
 @pytest.fixture(params=["blocking", "asyncio"])

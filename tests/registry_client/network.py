@@ -6,17 +6,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-"""What a server does with a connection."""
+"""Handles one connection of a server."""
 
 _READ_BYTES = 64 * 1024
 
 
 @asynccontextmanager
 async def listening(talk: Talk) -> AsyncIterator[int]:
-    """Return a context manager with the port of a server whose connections are all closed at its end.
+    """Return a context manager for the port of a server, which closes all connections at its end.
 
-    The sockets belong to it, and not to the tasks that talk: a task that is cancelled before its first turn never runs
-    its `finally`. Nor do they belong to asyncio's server, which leaves what it has just accepted open when it closes.
+    It owns the sockets, and not the tasks of the connections: a task that is cancelled before its first turn never runs
+    its `finally`. Nor does asyncio's server own them, which leaves just accepted sockets open when it closes.
     """
     loop = asyncio.get_running_loop()
     sockets: list[socket.socket] = []
@@ -53,7 +53,7 @@ async def listening(talk: Talk) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def tcp_server(answer: bytes) -> AsyncIterator[int]:
-    """Return a context manager with a server that is not a gRPC server: it sends some bytes, and then nothing."""
+    """Return a context manager for a server that is not a gRPC server: it sends some bytes, and then nothing."""
 
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(answer)
@@ -66,7 +66,7 @@ async def tcp_server(answer: bytes) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def http2_server(status: int) -> AsyncIterator[int]:
-    """Open a context with a web server of HTTP/2 that answers each request with a status, as a proxy may."""
+    """Return a context manager for an HTTP/2 server that answers each request with a status, as a proxy may."""
     text = str(status).encode()
     headers = b"\x08" + bytes([len(text)]) + text  # a literal value of the static table's ":status" (RFC 7541)
 
@@ -100,11 +100,11 @@ class Relay:
         target: The port of the server.
 
     Attributes:
-        target: As above; connections that are made later go to the port that it is then.
-        connections: How many connections clients have made.
-        sent_bytes: How many bytes it has passed on to the server.
-        replies: How many pieces of data it has passed on from the server.
-        replied_bytes: How many bytes they had.
+        target: The port of the server for new connections.
+        connections: The number of connections that clients have made.
+        sent_bytes: The number of bytes that it has passed on to the server.
+        replies: The number of pieces of data that it has passed on from the server.
+        replied_bytes: The number of bytes in them.
     """
 
     def __init__(self, target: int) -> None:
@@ -137,7 +137,7 @@ class Relay:
             each.cancel()
 
     async def copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, upwards: bool) -> None:
-        """Pass on bytes in one direction until that ends, and with it the connection."""
+        """Pass on bytes in one direction until it ends, and close the connection."""
         with suppress(ConnectionError):
             while data := await source.read(_READ_BYTES):
                 target.write(data)
@@ -154,9 +154,9 @@ class Relay:
 
 
 class Freezing(Relay):
-    """A relay that, as a frozen server, takes and keeps the connections that it has, and says nothing.
+    """A relay that acts as a frozen server: it keeps its connections open, and sends nothing.
 
-    Connections that are made after that are relayed again: to the server that took the place of the frozen one.
+    Later connections are relayed again, to the server that replaced the frozen one.
     """
 
     def __init__(self, target: int) -> None:
@@ -177,7 +177,7 @@ class Freezing(Relay):
 
 
 class Cutting(Relay):
-    """A relay that cuts each of its first connections after so many bytes of one direction."""
+    """A relay that cuts each of its first connections after a number of bytes in one direction."""
 
     def __init__(self, target: int, *, cuts: int, after_bytes: int, upwards: bool) -> None:
         super().__init__(target)
@@ -200,7 +200,7 @@ class Cutting(Relay):
 
 @asynccontextmanager
 async def cutting(port: int, *, cuts: int, after_bytes: int, upwards: bool = False) -> AsyncIterator[int]:
-    """Return a context manager with the port of a relay that breaks connections."""
+    """Return a context manager for the port of a relay that breaks connections."""
     relay = Cutting(port, cuts=cuts, after_bytes=after_bytes, upwards=upwards)
     async with listening(relay.relay) as relayed:
         yield relayed

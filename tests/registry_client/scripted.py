@@ -1,4 +1,4 @@
-"""A gRPC server that answers as a test says, however wrong that is."""
+"""A gRPC server whose replies the test chooses, also malformed ones."""
 
 import asyncio
 import hashlib
@@ -25,11 +25,11 @@ Answer = Callable[["Call"], Awaitable[None]]
 
 
 class Call:
-    """One call that the server got.
+    """One call that the server received.
 
     Attributes:
-        number: Which one it is of its method, from 1.
-        context: gRPC's side of it.
+        number: Its number among the calls of its method, from 1.
+        context: The context of gRPC.
     """
 
     def __init__(self, number: int, context: Any) -> None:
@@ -56,10 +56,10 @@ class Call:
 
 
 class Scripted:
-    """What the server does, and what it was asked.
+    """The handlers of the server, and the number of calls.
 
     Attributes:
-        calls: How many calls of each method there were.
+        calls: The number of calls of each method.
     """
 
     def __init__(self, answers: dict[str, Answer]) -> None:
@@ -68,12 +68,12 @@ class Scripted:
         self.port = 0
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
-        # Both sides of each call are streams here, which is the same on the wire as any other shape.
+        # Requests and replies of each call are streams here, which on the wire is the same as any other kind of call.
         methods: dict[str, Any] = {
             name: grpc.stream_stream_rpc_method_handler(self._handler(name, answer))
             for name, answer in self.answers.items()
         }
-        # No method is in both services.
+        # The services have no method name in common.
         return [grpc.method_handlers_generic_handler(name, methods) for name in (SERVICE, lifecycle.SERVICE_NAME)]
 
     def _handler(self, name: str, answer: Answer) -> Callable[..., Awaitable[None]]:
@@ -86,7 +86,7 @@ class Scripted:
 
 @asynccontextmanager
 async def scripted(**answers: Answer) -> AsyncIterator[Scripted]:
-    """Return a context manager with a server that answers these methods, by name."""
+    """Return a context manager for a server with these methods, by name."""
     script = Scripted(answers)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers(script.handlers())
@@ -127,7 +127,7 @@ def chunks(*parts: bytes) -> Answer:
 
 
 async def created(call: Call, data: bytes | None = None) -> None:
-    """Take an upload, or what is left of it, and answer with the version: of what came, or of other bytes."""
+    """Receive an upload, or the rest of it, and answer with a version of the received bytes, or of other bytes."""
     received = [body for body in map(split_body, await call.receive_all()) if body is not None]
     data = b"".join(received) if data is None else data
     message = version_message(1, digest_text(hashlib.sha256(data).digest()), len(data))
@@ -139,7 +139,7 @@ async def silence(_call: Call) -> None:
 
 
 def failing(times: int, then: Answer, status: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE) -> Answer:
-    """Return an answer that fails some times, before anything was received, and then succeeds."""
+    """Return an answer that fails a number of times, before anything was received, and then succeeds."""
 
     async def answer(call: Call) -> None:
         if call.number <= times:

@@ -1,4 +1,4 @@
-"""Calls that count archived versions only, which the API has no call for: the client looks them up."""
+"""Calls that count only archived versions: the API has no such call, so the client looks them up."""
 
 import random
 from collections.abc import AsyncIterator
@@ -23,7 +23,7 @@ from tests.waiting import PATIENCE_SECONDS
 async def test_archived_versions_are_counted_from_the_end(
     flavour: str, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In models of all mixtures, some of whose transient versions were evicted."""
+    """In models with all mixtures of tiers, with some transient versions evicted."""
     monkeypatch.setattr(lookups, "_FIRST_NUMBERS", 2)
     monkeypatch.setattr(lookups, "_PAGE_ITEMS", 3)
     chance = random.Random(seed)
@@ -73,9 +73,9 @@ TRANSIENT = range(LATEST_NUMBER - 99, LATEST_NUMBER + 1)
 
 @asynccontextmanager
 async def large_model(*, handles_are_positions: bool) -> AsyncIterator[tuple[Scripted, list[int]]]:
-    """Return a context manager with a server whose archived versions are far below its transient ones.
+    """Return a context manager for a server whose archived versions have far lower numbers than its transient ones.
 
-    With it comes the list of the numbers that it sent.
+    It also returns the list of the numbers that the server sent.
     """
     numbers, sent = [*ARCHIVED, *TRANSIENT], []
 
@@ -98,7 +98,7 @@ async def large_model(*, handles_are_positions: bool) -> AsyncIterator[tuple[Scr
 
 @pytest.mark.parametrize("handles_are_positions", [False, True])
 async def test_a_search_sees_little_of_a_large_model(flavour: str, handles_are_positions: bool) -> None:
-    """Also on a server whose handles are positions and not numbers."""
+    """Even if the handles of a server are positions and not numbers."""
     async with (
         large_model(handles_are_positions=handles_are_positions) as (server, sent),
         opened(flavour, server.port) as registry,
@@ -133,9 +133,9 @@ async def test_a_watch_yields_archived_versions_only(registry: Any) -> None:
 async def test_a_watch_finds_an_archived_version_that_the_stream_skipped(
     flavour: str, status: grpc.StatusCode | None
 ) -> None:
-    """Also when the first attempt to look it up fails."""
+    """Even if the first attempt to look it up fails."""
 
-    async def told(call: Call) -> None:
+    async def version_updates(call: Call) -> None:
         for number, archived in ((2, True), (6, False), (7, False)):
             await call.send(m.VersionUpdateReply(version_info=version_message(number, archived=archived)))
         await silence(call)
@@ -149,7 +149,7 @@ async def test_a_watch_finds_an_archived_version_that_the_stream_skipped(
         await call.send(m.RetrieveVersionInfosReply(version_infos=infos, next_version_handle="7"))
 
     async with (
-        scripted(RetrieveModels=has_model, VersionUpdate=told, RetrieveVersionInfos=listed) as server,
+        scripted(RetrieveModels=has_model, VersionUpdate=version_updates, RetrieveVersionInfos=listed) as server,
         opened(flavour, server.port) as registry,
         aclosing(registry.watch("policy", archived=True)) as versions,
     ):

@@ -1,4 +1,4 @@
-"""Wrong arguments, of every call: each is an error of this package that names the argument."""
+"""Invalid arguments of every call: each raises an error of this package that names the argument."""
 
 import io
 import mmap
@@ -91,13 +91,13 @@ CASES = [(name, call, wrong) for name, (call, all_wrong) in CALLS.items() for wr
 
 
 def shown(wrong: object) -> str:
-    """Return a value for the name of a test, without its address, which differs from process to process."""
+    """Return the text of a value for the name of a test, without its address, which differs between processes."""
     return re.sub(" at 0x[0-9a-f]+", "", repr(wrong))[:30]
 
 
 @pytest.mark.parametrize(("name", "call", "wrong"), CASES, ids=[f"{name} {shown(wrong)}" for name, _, wrong in CASES])
 async def test_a_wrong_argument_is_refused(registry: Any, name: str, call: Callable[..., Any], wrong: Any) -> None:
-    # What only makes an object refuses at once, without being awaited or a thread.
+    # Calls that only create an object refuse at once, without being awaited or a thread.
     made = getattr(registry, "registry", registry) if name.startswith(("watch", "mirror", "track")) else registry
     with pytest.raises(errors.InvalidError) as caught:
         await call(made, wrong)
@@ -119,7 +119,7 @@ MADE_WITH = [(name, wrong) for name, all_wrong in MAKING.items() for wrong in al
 
 @pytest.mark.parametrize(("name", "wrong"), MADE_WITH, ids=[f"{name} {shown(wrong)}" for name, wrong in MADE_WITH])
 @pytest.mark.parametrize("make", [ModelRegistry, aio.ModelRegistry], ids=["blocking", "asyncio"])
-def test_a_client_is_not_made_with_a_wrong_argument(make: Callable[..., Any], name: str, wrong: Any) -> None:
+def test_a_client_refuses_a_wrong_argument(make: Callable[..., Any], name: str, wrong: Any) -> None:
     needs_directory = name != "directory_endpoint" and (not isinstance(wrong, str) or wrong.startswith("cogment"))
     directory = {"directory_endpoint": "grpc://d:1"} if needs_directory or "token" in name else {}
     with pytest.raises((errors.InvalidError, errors.SettingError), match=name) as caught:
@@ -131,7 +131,7 @@ def test_a_client_is_not_made_with_a_wrong_argument(make: Callable[..., Any], na
 @pytest.mark.parametrize(
     "data", [np.array([1 + 2j]), np.array(["ab"]), np.zeros((2, 0, 3)), np.ones(2, [("O", ">i4")])]
 )
-async def test_whatever_has_contiguous_memory_is_published(registry: Any, data: Any) -> None:
+async def test_every_contiguous_buffer_is_published(registry: Any, data: Any) -> None:
     assert await registry.retrieve(await registry.publish("policy", data)) == data.tobytes()
 
 

@@ -39,7 +39,7 @@ def keep(cache: Cache, data: bytes, directory: Path) -> None:
 
 
 def cached(cache: Cache, data: bytes, directory: Path) -> bool:
-    """Return whether the cache has these bytes; it must give these or none."""
+    """Return whether the cache has these bytes; it must return these or none."""
     target = directory / "target"
     with target.open("w+b") as file:
         found = cache.copy_to(version_of(data), file)
@@ -60,7 +60,7 @@ async def test_a_cached_version_is_not_fetched_again(flavour: str, tmp_path: Pat
         assert server.calls["RetrieveVersionData"] == 1
 
 
-async def test_a_version_that_is_cached_takes_no_call_at_all(flavour: str, tmp_path: Path) -> None:
+async def test_a_cached_version_needs_no_call(flavour: str, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     keep(cache, DATA, tmp_path)
     async with (
@@ -85,7 +85,7 @@ async def test_damaged_bytes_in_the_cache_are_fetched_again(flavour: str, tmp_pa
         assert server.calls["RetrieveVersionData"] == 4
 
 
-async def test_the_environment_can_name_the_cache(
+async def test_the_cache_directory_comes_from_the_environment(
     flavour: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
@@ -123,7 +123,7 @@ def test_the_least_recently_used_file_is_removed_first(tmp_path: Path) -> None:
         [file] = [file for file in cached_files(tmp_path / "cache") if file.read_bytes() == data]
         used = time.time() - age
         os.utime(file, (used, used))
-    assert cached(cache, first, tmp_path)  # which is a use
+    assert cached(cache, first, tmp_path)  # this counts as a use
     keep(cache, third, tmp_path)
     assert cached(cache, first, tmp_path)
     assert not cached(cache, second, tmp_path)
@@ -167,7 +167,7 @@ with ModelRegistry(endpoint, cache_dir=directory, cache_max_bytes=300_000) as re
 """
 
 
-def test_many_processes_share_a_cache_that_has_no_room_for_all(tmp_path: Path) -> None:
+def test_many_processes_share_a_cache_that_is_too_small_for_all(tmp_path: Path) -> None:
     directory = tmp_path / "cache"
     with server_process(tmp_path / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
@@ -175,15 +175,15 @@ def test_many_processes_share_a_cache_that_has_no_room_for_all(tmp_path: Path) -
             for index in range(8):
                 registry.publish("policy", bytes([index]) * 90_000)
         processes = [started(USE_CACHE, endpoint, str(directory), str(seed)) for seed in range(3)]
-        told = [process.communicate(timeout=PATIENCE_SECONDS) for process in processes]
-        assert [process.returncode for process in processes] == [0, 0, 0], told
-    assert [errors for _output, errors in told] == ["", "", ""]
+        outputs = [process.communicate(timeout=PATIENCE_SECONDS) for process in processes]
+        assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert [errors for _output, errors in outputs] == ["", "", ""]
     files = cached_files(directory)
     assert sum(file.stat().st_size for file in files) <= 300_000
     assert not [file for file in files if file.name.startswith(".new-")]
 
 
-async def test_a_locked_cache_delays_nobody(flavour: str, server: Server, tmp_path: Path) -> None:
+async def test_a_locked_cache_delays_no_call(flavour: str, server: Server, tmp_path: Path) -> None:
     directory = tmp_path / "cache"
     async with opened(flavour, server.port, cache_dir=directory) as registry:
         await registry.retrieve(await registry.publish("policy", b"1"))
@@ -206,8 +206,8 @@ async def test_bytes_with_a_malformed_hash_are_not_returned(flavour: str, tmp_pa
             await registry.retrieve("policy")
 
 
-async def test_the_remains_of_a_failed_fetch_do_not_precede_the_cached_bytes(flavour: str, tmp_path: Path) -> None:
-    """The latest version is deleted while it is fetched, and the one before is in the cache."""
+async def test_bytes_of_a_failed_fetch_do_not_precede_the_cached_bytes(flavour: str, tmp_path: Path) -> None:
+    """The latest version is deleted while it is fetched, and the previous one is in the cache."""
     old, new = os.urandom(500), os.urandom(1000)
 
     async def described(call: Call) -> None:

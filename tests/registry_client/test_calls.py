@@ -1,4 +1,4 @@
-"""What each call of the client does, in both flavours, against a real server."""
+"""Each call of the client, in both flavours, with a real server."""
 
 import asyncio
 import gzip
@@ -67,8 +67,8 @@ async def test_a_stored_version_is_archived(registry: Any) -> None:
     assert await registry.retrieve(version) == b"weights"
 
 
-async def test_the_hash_goes_with_an_upload(registry: Any, client: Client) -> None:
-    """The server refuses bytes that change on their way: here, between the hash and the sending."""
+async def test_an_upload_sends_its_hash(registry: Any, client: Client) -> None:
+    """The server refuses bytes that change between the computation of the hash and the upload."""
     data = bytearray(3 * CHUNK_BYTES)
 
     def change(_progress: object) -> None:
@@ -82,7 +82,7 @@ async def test_the_hash_goes_with_an_upload(registry: Any, client: Client) -> No
 @pytest.mark.parametrize(
     "kind", ["bytes", "bytearray", "memoryview", "path", "text path", "BytesIO", "parts", "file", "pipe"]
 )
-async def test_data_may_be_anything_that_has_bytes(registry: Any, tmp_path: Path, kind: str) -> None:
+async def test_data_of_every_supported_type_is_published(registry: Any, tmp_path: Path, kind: str) -> None:
     data = os.urandom(100_000)
     path = tmp_path / "weights"
     path.write_bytes(data)
@@ -93,7 +93,7 @@ async def test_data_may_be_anything_that_has_bytes(registry: Any, tmp_path: Path
     elif kind == "pipe":
         reading, writing = os.pipe()
         with os.fdopen(reading, "rb") as pipe, os.fdopen(writing, "wb") as end:
-            end.write(data[:50_000])  # what a pipe holds
+            end.write(data[:50_000])  # the capacity of a pipe
             end.close()
             version = await registry.publish("policy", pipe)
         data = data[:50_000]
@@ -112,7 +112,7 @@ async def test_data_may_be_anything_that_has_bytes(registry: Any, tmp_path: Path
 
 
 @given(st.lists(st.binary(max_size=9)), st.integers(1, 12))
-def test_data_in_several_places_is_sent_in_full_blocks(parts: list[bytes], block_bytes: int) -> None:
+def test_data_in_several_buffers_is_sent_in_full_blocks(parts: list[bytes], block_bytes: int) -> None:
     source = Preparation(Parts(parts)).prepared.result().source
     for _attempt in range(2):
         blocks = [bytes(block) for block in source.blocks(block_bytes)]
@@ -127,7 +127,7 @@ async def test_an_open_file_is_read_from_its_position(registry: Any, tmp_path: P
     zipped = tmp_path / "zipped"
     zipped.write_bytes(gzip.compress(path.read_bytes()))
     with path.open("rb") as file, path.open("r+b") as buffered, gzip.open(zipped) as unzipped:
-        buffered.write(b"HEADER")  # which is not on the disk yet
+        buffered.write(b"HEADER")  # not on the disk yet
         for each in (file, buffered, unzipped, io.BytesIO(path.read_bytes())):
             each.seek(6)
             version = await registry.publish("policy", each)
@@ -182,7 +182,7 @@ async def test_other_user_data_is_refused(registry: Any) -> None:
         await registry.create_model("policy", user_data=7)
 
 
-async def test_an_existing_model_keeps_its_user_data_if_it_is_not_to_be_replaced(registry: Any) -> None:
+async def test_an_existing_model_keeps_its_user_data_unless_it_is_replaced(registry: Any) -> None:
     first = await registry.create_model("policy", user_data={"a": "1"}, replace=False)
     assert first == ModelInfo("policy", {"a": "1"})
     assert await registry.create_model("policy", user_data={"b": "2"}, replace=False) == first
@@ -238,7 +238,7 @@ async def test_a_number_may_be_of_any_integer_type(registry: Any) -> None:
     version = await registry.publish("policy", b"weights")
 
     class Number:
-        """As those of NumPy are."""
+        """An integer type like those of NumPy."""
 
         def __init__(self, value: int) -> None:
             self.value = value
@@ -298,13 +298,13 @@ async def test_a_missing_version_is_not_found(registry: Any, number: int) -> Non
     assert str(number) in caught.value.message
 
 
-async def test_asking_for_a_version_of_another_model_is_a_mistake(registry: Any) -> None:
+async def test_a_version_of_another_model_is_refused(registry: Any) -> None:
     version = await registry.publish("policy", b"1")
     with pytest.raises(errors.InvalidError, match='belongs to model "policy", not to "critic"'):
         await registry.retrieve("critic", version)
 
 
-async def test_asking_for_two_versions_at_once_is_a_mistake(registry: Any) -> None:
+async def test_two_version_arguments_are_refused(registry: Any) -> None:
     first = await registry.publish("policy", b"1")
     second = await registry.publish("policy", b"2")
     assert await registry.retrieve(first, 1) == await registry.retrieve(first, -1) == b"1"
@@ -317,7 +317,7 @@ async def test_listings_of_many_pages_are_complete(registry: Any, client: Client
     await client.create_model("policy")
     large = {"note": "x" * 200_000}
     for _ in range(45):
-        await registry.publish("policy", b"", user_data=large)  # 9 MB of infos, and a page has 4 MiB
+        await registry.publish("policy", b"", user_data=large)  # 9 MB of infos; a page has 4 MiB
     assert [version.number for version in await registry.list_versions("policy")] == list(range(1, 46))
     for index in range(45):
         await registry.create_model(f"model-{index:02}", user_data=large)
@@ -417,17 +417,17 @@ async def test_a_download_keeps_a_symbolic_link_and_the_permissions_of_what_it_r
     assert os.listdir(target.parent) == ["weights"]
 
 
-async def test_a_download_replaces_nothing_but_files(registry: Any, tmp_path: Path) -> None:
+async def test_a_download_replaces_only_regular_files(registry: Any, tmp_path: Path) -> None:
     """The error comes before anything is fetched."""
-    told: list[object] = []
+    reports: list[object] = []
     await registry.publish("policy", b"weights")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
     with pytest.raises(FileExistsError, match="not a regular file"):
-        await registry.download("policy", tmp_path / "pipe", progress=told.append)
+        await registry.download("policy", tmp_path / "pipe", progress=reports.append)
     with pytest.raises(IsADirectoryError):
-        await registry.download("policy", tmp_path / "directory", progress=told.append)
-    assert told == []
+        await registry.download("policy", tmp_path / "directory", progress=reports.append)
+    assert reports == []
     assert sorted(os.listdir(tmp_path)) == ["archive", "directory", "pipe"]
 
 

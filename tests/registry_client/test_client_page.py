@@ -1,4 +1,4 @@
-"""Every snippet of the page on the client runs against a real server."""
+"""Every snippet of the page about the client runs with a real server."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def snippets(page: str) -> list[str]:
 
 
 def run(page: str, directory: Path) -> str:
-    """Run all snippets of a page as one program, against a real server, and return what it prints."""
+    """Run all snippets of a page as one program, with a real server, and return what it prints."""
     script = directory / "page.py"
     with server_process(directory / "archive") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
@@ -75,7 +75,7 @@ def test_the_numbers_on_the_page_match_the_code(text: str, value: bool) -> None:
 
 
 def test_every_error_that_a_client_can_get_is_on_the_page() -> None:
-    # Tests and commands have errors of their own, and a client never starts a server.
+    # Tests and commands have their own errors, and a client never starts a server.
     subclasses = errors.ModelRegistryError.__subclasses__()
     kinds = {kind.__name__ for kind in subclasses if kind.__module__ == errors.__name__} - {"StartError"}
     assert kinds == set(re.findall(r"^\| `(\w+Error)` \|", PAGE, re.MULTILINE))

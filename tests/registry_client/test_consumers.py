@@ -1,4 +1,4 @@
-"""Consumers by the client, in both flavours, against a real server."""
+"""Consumers in the client, in both flavours, with a real server."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ def shown_as(registry: Any, expected: dict[str, tuple[str, int]]) -> Callable[[]
     return check
 
 
-async def test_what_is_reported_is_listed(registry: Any) -> None:
+async def test_reported_consumers_are_listed(registry: Any) -> None:
     for data in (b"1", b"2", b"3"):
         await registry.publish("policy", data)
     labels = {"host": "node-1"}
@@ -139,7 +139,7 @@ async def test_consumers_report_again_after_a_restart(flavour: str, tmp_path: Pa
             await eventually(shown_as(registry, {"actor-7": ("active", 1)}))
 
 
-async def test_against_the_original_nothing_is_reported_and_debug_says_so(
+async def test_the_original_gets_no_reports_and_a_debug_line_says_so(
     flavour: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, "cogment_model_registry")
@@ -183,7 +183,7 @@ async def test_a_barrier_waits_until_enough_consumers_run_the_version(registry: 
 
 @pytest.fixture
 def no_pause_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nobody ask for consumers because some time is over."""
+    """Never poll for consumers, so that only events of the server end a wait."""
     for name in ("_PAUSE_MIN_SECONDS", "_PAUSE_OF_LOOK_SECONDS", "_TOLD_SECONDS"):
         monkeypatch.setattr(barriers, name, 3600.0)
     monkeypatch.setattr(barriers, "_PAUSE_MAX_SECONDS", 3600.0)
@@ -193,9 +193,7 @@ def no_pause_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "options", [{"count": 3}, {}, {"filter": "state = loading OR state = active"}], ids=["count", "all", "filter"]
 )
-async def test_a_barrier_is_passed_when_the_registry_tells_of_the_last_report(
-    registry: Any, options: dict[str, Any]
-) -> None:
+async def test_a_barrier_is_passed_when_the_last_report_is_received(registry: Any, options: dict[str, Any]) -> None:
     version = await registry.publish("policy", b"1")
     names = ("a", "b", "c")
     for name in names:
@@ -206,7 +204,9 @@ async def test_a_barrier_is_passed_when_the_registry_tells_of_the_last_report(
     assert [each.consumer_id for each in await waiting] == ["a", "b", "c"]
 
 
-async def test_a_barrier_is_passed_where_the_server_cannot_tell(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_barrier_is_passed_if_the_server_sends_no_consumer_events(
+    registry: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Connection, "has_watch", property(lambda _: False, lambda _self, _value: None), raising=False)
     version = await registry.publish("policy", b"1")
     waiting = asyncio.create_task(registry.wait_for_consumers("policy", version, count=1))
@@ -215,7 +215,7 @@ async def test_a_barrier_is_passed_where_the_server_cannot_tell(registry: Any, m
     assert [each.consumer_id for each in await waiting] == ["a"]
 
 
-async def test_a_limit_of_the_lag_holds_for_all_consumers(registry: Any) -> None:
+async def test_a_limit_of_the_lag_applies_to_all_consumers(registry: Any) -> None:
     for number in range(1, 5):
         await registry.publish("policy", b"%d" % number)
     with pytest.raises(errors.TimedOutError, match="to be at most 2 versions behind: 0 of them"):

@@ -1,4 +1,4 @@
-"""Where the client finds a registry."""
+"""How the client finds a registry: arguments, the environment, and discovery."""
 
 import asyncio
 import os
@@ -111,7 +111,7 @@ def directory(tmp_path: Path) -> Iterator[ServerProcess]:
 
 
 def registered(directory: ServerProcess, archive: Path, port: int = 0) -> ServerProcess:
-    """Return a registry that the Directory returns: it is registered, and the Directory has found it ready."""
+    """Return a registry that is registered and that the Directory has found ready."""
     where = f"grpc://127.0.0.1:{directory.port}"
     endpoint = f"--directory_endpoint={where}"
     flags = ["--directory_registration_host=127.0.0.1", "--directory_registration_properties=room=7"]
@@ -141,9 +141,9 @@ def test_a_discovered_registry_is_found_again_when_it_has_moved(directory: Serve
             second = registered(directory, tmp_path / "archive", free_port())
             assert second.port != first.port
             assert registry.retrieve("policy") == b"1"
-            # A closed channel connects to nobody, so the port is free.
+            # The channel is closed, so the port is free.
             with socket.create_server(("127.0.0.1", first.port)) as elsewhere:
-                elsewhere.settimeout(3)  # gRPC would try again within two seconds
+                elsewhere.settimeout(3)  # gRPC would reconnect within two seconds
                 assert registry.retrieve("policy") == b"1"
                 with pytest.raises(TimeoutError):
                     elsewhere.accept()
@@ -170,7 +170,7 @@ def test_a_directory_that_is_down_is_unavailable() -> None:
 
 
 def test_a_call_waits_for_a_registry_that_restarts(directory: ServerProcess, tmp_path: Path) -> None:
-    """Although the Directory no longer returns it."""
+    """Even if the Directory no longer returns it."""
     port = free_port()
     where = f"grpc://127.0.0.1:{directory.port}"
     first = registered(directory, tmp_path / "archive", port)
@@ -215,7 +215,7 @@ def test_a_registry_that_is_slow_keeps_its_connection_and_needs_no_directory(
         server.kill()
 
 
-async def test_a_client_that_is_closed_while_it_asks_the_directory_ends_its_calls(flavour: str) -> None:
+async def test_closing_a_client_during_discovery_ends_its_calls(flavour: str) -> None:
     asked = asyncio.Event()
 
     async def handle(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -230,7 +230,7 @@ async def test_a_client_that_is_closed_while_it_asks_the_directory_ends_its_call
         listing = asyncio.ensure_future(registry.list_models())
         await asked.wait()
         await registry.close()
-        async with asyncio.timeout(5):  # and not only after the timeout of the Directory
+        async with asyncio.timeout(5):  # before the timeout of the Directory
             with pytest.raises(errors.ClosedError):
                 await listing
 
@@ -258,7 +258,7 @@ async def test_a_directory_that_does_not_answer_leaves_time_for_the_registry(
         registered_server.kill()
 
 
-def test_the_default_address_is_where_a_server_serves_and_an_error_says_how_to_start_one_there(
+def test_an_error_at_the_default_address_says_how_to_start_a_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert f"localhost:{Settings().port}" == DEFAULT.address
@@ -271,10 +271,10 @@ def test_the_default_address_is_where_a_server_serves_and_an_error_says_how_to_s
         registry.list_models()
 
 
-async def test_a_registry_of_the_directory_that_is_not_there_is_named_and_asked_for_again(
+async def test_an_unreachable_discovered_registry_is_named_and_discovered_again(
     directory: ServerProcess, tmp_path: Path
 ) -> None:
-    """The Directory may know a better address by now, so that what answers at the old one decides nothing."""
+    """The Directory may know a new address by now, so a reply at the old one is not final."""
     where = f"grpc://127.0.0.1:{directory.port}"
     async with tcp_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:
         async with connected(where) as client:
@@ -294,7 +294,7 @@ async def test_a_registry_of_the_directory_that_is_not_there_is_named_and_asked_
                 await asyncio.to_thread(process.kill)
 
 
-# Names with several addresses, and with changing ones, which the test decides.
+# Names with several or changing addresses, which the test sets.
 
 CALLING_TWICE = """
 import sys
@@ -339,7 +339,7 @@ async def test_another_server_at_one_of_the_addresses_of_a_name_is_found(
 ) -> None:
     names = Names(tmp_path)
     names.set("server.example", *addresses)
-    async with tcp_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:  # at 127.0.0.1; nobody is at 127.0.0.2
+    async with tcp_server(b"HTTP/1.1 400 Bad Request\r\n\r\n") as port:  # at 127.0.0.1; nothing listens at 127.0.0.2
         endpoint = f"grpc://server.example:{port}"
         command = ("client", "model_registry", "list_models", "--timeout=600", f"--endpoint={endpoint}")
         result = await asyncio.to_thread(run, *names.command, sys.executable, "-m", "cogment_model_registry", *command)

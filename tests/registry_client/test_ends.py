@@ -1,4 +1,4 @@
-"""The client when Python ends, and in processes that were forked: a call is made or refused, and nothing hangs."""
+"""The client at the exit of Python and in forked processes: each call succeeds or is refused, and nothing hangs."""
 
 from pathlib import Path
 
@@ -64,15 +64,15 @@ for call in calls[1:]:
 """
 
 
-def test_calls_are_made_or_refused_once_the_main_thread_has_ended(shared_endpoint: str, tmp_path: Path) -> None:
+def test_calls_succeed_or_are_refused_after_the_main_thread_has_ended(shared_endpoint: str, tmp_path: Path) -> None:
     process = started(IMPORTS + AFTER_THE_MAIN_THREAD, shared_endpoint, str(tmp_path / "file"))
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output, told) == (0, "worked\n", "")
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output, stderr) == (0, "worked\n", "")
 
 
 FINALIZER = """
 class AtTheEnd:
-    # In a cycle, which only the collector finds.
+    # In a reference cycle, which only the garbage collector finds.
 
     def __init__(self, call, *others):
         self.call, self.others, self.itself = call, others, self
@@ -80,7 +80,7 @@ class AtTheEnd:
     def __del__(self, ClosedError=ClosedError, print=print):
         try:
             self.call()
-        except (ClosedError, StopIteration):  # the collector may have closed a watch before
+        except (ClosedError, StopIteration):  # the garbage collector may have closed a watch before
             print("1")
 """
 
@@ -96,14 +96,14 @@ at_the_end = AtTheEnd(int, versions, registry)
 del versions, registry
 """,
     "a watch of another thread": """
-told = threading.Event()
+received = threading.Event()
 
 def watch():
     for _version in registry.watch("policy"):
-        told.set()
+        received.set()
 
 threading.Thread(target=watch, daemon=True).start()
-print(int(told.wait(50)))
+print(int(received.wait(50)))
 """,
     "a tracked model": """
 latest = registry.track("policy")
@@ -160,7 +160,7 @@ print("1")
     "an object that retrieves": "at_the_end = AtTheEnd(lambda: registry.retrieve('policy'))",
     "an object that stores": "at_the_end = AtTheEnd(lambda: registry.store('policy', bytes(200_000)))",
     "an object that watches": "at_the_end = AtTheEnd(lambda: next(registry.watch('policy')))",
-    "an object that goes on watching": """
+    "an object that continues to watch": """
 versions = registry.watch("policy")
 next(versions)
 at_the_end = AtTheEnd(lambda: next(versions))
@@ -193,13 +193,13 @@ def policy_endpoint(shared_endpoint: str) -> str:
 
 
 @pytest.mark.parametrize("left_open", LEFT_OPEN_AT_THE_END.values(), ids=LEFT_OPEN_AT_THE_END)
-def test_a_process_ends_whatever_is_left_of_its_client(shared_endpoint: str, left_open: str) -> None:
+def test_a_process_ends_although_its_client_is_in_use(shared_endpoint: str, left_open: str) -> None:
     with ModelRegistry(shared_endpoint) as registry:
         registry.publish("policy", b"1")
         registry.publish("large", bytes(2**24))
     process = started(f"{IMPORTS}{FINALIZER}\nregistry = ModelRegistry(sys.argv[1])\n{left_open}", shared_endpoint)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output) == (0, "1\n"), told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output) == (0, "1\n"), stderr
 
 
 SPAWNED = """
@@ -240,8 +240,8 @@ def test_a_spawned_process_may_get_a_client_and_leave_it_in_use(shared_endpoint:
     (tmp_path / "spawned.py").write_text(IMPORTS + SPAWNED)
     script = "import sys; sys.path.insert(0, sys.argv[2]); import spawned; spawned.main(sys.argv[1])"
     process = started(script, shared_endpoint, str(tmp_path))
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output.split()) == (0, ["0", "b'weights'", "nothing", "b'weights'"]), told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output.split()) == (0, ["0", "b'weights'", "nothing", "b'weights'"]), stderr
 
 
 FORKED = """
@@ -254,7 +254,7 @@ def refused(call):
         raise AssertionError(call)
 
 class Slow:
-    '''A file of another kind, whose read lasts until it is told to go on.'''
+    '''A file-like object whose read blocks until `may_go_on` is set.'''
 
     def __init__(self):
         self.is_read, self.may_go_on, self.parts = threading.Event(), threading.Event(), [b"slow", b""]
@@ -329,12 +329,12 @@ survives_forks = pytest.mark.skipif(
 
 
 @survives_forks
-def test_a_forked_process_is_refused_a_client_that_was_used_and_may_use_one_that_was_not(
+def test_a_forked_process_can_use_only_clients_that_were_unused_before_the_fork(
     shared_endpoint: str, tmp_path: Path
 ) -> None:
     process = started(IMPORTS + FORKED, shared_endpoint, str(tmp_path))
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert output.splitlines() == ["1", "1 1", "200000 2", "200000", "b'slow' 200000"]
 
 
@@ -368,7 +368,7 @@ asyncio.run(main())
 def test_asyncio_is_refused_in_a_process_that_was_forked_while_its_parent_used_it(shared_endpoint: str) -> None:
     """Calls of `grpc.aio` would never end there."""
     process = started(IMPORTS + FORKED_WITH_ASYNCIO, shared_endpoint)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert "[]" in output
     assert "was forked while its parent used a client for asyncio" in output

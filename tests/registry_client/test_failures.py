@@ -168,7 +168,7 @@ async def test_a_silent_server_is_unavailable_or_times_out(flavour: str) -> None
             await registry.list_models()
 
 
-# Servers of another kind. None of these is tried again, which would end with another error after the timeout.
+# Servers that are not registries. These errors are not retried: that would end with another error after the timeout.
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ async def test_every_call_says_that_another_grpc_server_is_not_a_model_registry(
 
 @pytest.mark.parametrize(("status", "kind"), [(404, errors.WrongServerError), (503, errors.UnavailableError)])
 @pytest.mark.parametrize("version", [1, 2])
-async def test_a_proxy_without_a_registry_is_the_wrong_server_or_unavailable(
+async def test_a_proxy_without_a_registry_is_a_wrong_server_or_unavailable(
     flavour: str, version: int, status: int, kind: type[errors.ModelRegistryError]
 ) -> None:
     proxy = http2_server(status) if version == 2 else tcp_server(f"HTTP/1.1 {status} For The Test\r\n\r\n".encode())
@@ -217,7 +217,7 @@ async def test_a_proxy_without_a_registry_is_the_wrong_server_or_unavailable(
         assert f"grpc://127.0.0.1:{port} is not a model registry" in caught.value.message
 
 
-async def test_a_registry_given_as_a_directory_is_refused_by_name(flavour: str, server: Server) -> None:
+async def test_a_registry_given_as_a_directory_is_named_in_the_error(flavour: str, server: Server) -> None:
     cls = ModelRegistry if flavour == "blocking" else aio.ModelRegistry
     client: Any = cls(directory_endpoint=f"grpc://127.0.0.1:{server.port}", retry_seconds=600)
     registry = Awaited(client) if flavour == "blocking" else client
@@ -256,7 +256,7 @@ async def test_an_upload_that_the_server_may_have_received_is_not_retried(flavou
         assert server.calls["CreateVersion"] == 1
 
 
-async def test_an_upload_that_ends_with_an_ambiguous_status_may_be_done(flavour: str) -> None:
+async def test_an_upload_that_ends_with_an_ambiguous_status_may_have_taken_effect(flavour: str) -> None:
     async def answer(call: Call) -> None:
         await call.receive_all()
         if call.number == 1:
@@ -271,7 +271,7 @@ async def test_an_upload_that_ends_with_an_ambiguous_status_may_be_done(flavour:
         assert server.calls["CreateVersion"] == 2
 
 
-async def test_an_upload_without_a_reply_may_be_done(flavour: str) -> None:
+async def test_an_upload_without_a_reply_may_have_taken_effect(flavour: str) -> None:
     async def answer(call: Call) -> None:
         await call.receive_all()
         await silence(call)
@@ -282,7 +282,7 @@ async def test_an_upload_without_a_reply_may_be_done(flavour: str) -> None:
         assert caught.value.may_be_done
 
 
-async def test_a_deletion_that_may_be_done_is_not_retried(flavour: str) -> None:
+async def test_a_deletion_that_may_have_taken_effect_is_not_retried(flavour: str) -> None:
     async with scripted(DeleteModel=failing(1, silence)) as server, opened(flavour, server.port) as registry:
         with pytest.raises(errors.UnavailableError) as caught:
             await registry.delete_model("policy")
@@ -290,7 +290,7 @@ async def test_a_deletion_that_may_be_done_is_not_retried(flavour: str) -> None:
         assert server.calls["DeleteModel"] == 1
 
 
-async def test_looking_for_a_missing_model_makes_calls_only_when_it_is_missing(flavour: str) -> None:
+async def test_the_model_is_looked_up_only_when_it_is_missing(flavour: str) -> None:
     async def models(call: Call) -> None:
         await call.fail(grpc.StatusCode.NOT_FOUND)
 
@@ -305,7 +305,7 @@ async def test_looking_for_a_missing_model_makes_calls_only_when_it_is_missing(f
         assert server.calls == {"CreateVersion": 3, "RetrieveModels": 1, "CreateOrUpdateModel": 1}
 
 
-async def test_a_server_that_stored_other_bytes_is_detected(flavour: str) -> None:
+async def test_a_server_that_stored_wrong_bytes_is_detected(flavour: str) -> None:
     async def answer(call: Call) -> None:
         await created(call, b"others")
 
@@ -388,7 +388,7 @@ async def test_the_latest_version_is_looked_up_again_when_it_was_evicted_before_
         assert server.calls["RetrieveVersionData"] == 3
 
 
-async def test_a_version_that_was_evicted_for_good_is_not_found(flavour: str) -> None:
+async def test_an_evicted_version_is_not_found(flavour: str) -> None:
     data = failing(10**6, silence, grpc.StatusCode.NOT_FOUND)
     async with scripted(RetrieveVersionInfos=infos, RetrieveVersionData=data) as server:
         async with opened(flavour, server.port) as registry:
@@ -423,7 +423,9 @@ async def test_cancelling_ends_an_upload_and_a_download(server: Server, tmp_path
             loop.call_soon_threadsafe(begun.set)
 
         calls: list[Callable[[], Awaitable[object]]] = [
-            lambda: registry.publish("policy", LARGE[1:], progress=note),  # bytes that the model has are not sent
+            lambda: registry.publish(
+                "policy", LARGE[1:], progress=note
+            ),  # bytes that the model already has are not sent
             lambda: registry.download("policy", tmp_path / "file", progress=note),
         ]
         for call in calls:
@@ -448,7 +450,9 @@ async def test_a_download_succeeds_over_a_network_that_breaks_connections(
     assert (tmp_path / "file").read_bytes() == LARGE
 
 
-async def test_an_upload_arrives_once_over_a_network_that_breaks_connections(flavour: str, server: Server) -> None:
+async def test_an_upload_creates_one_version_over_a_network_that_breaks_connections(
+    flavour: str, server: Server
+) -> None:
     async with (
         cutting(server.port, cuts=2, after_bytes=10 * MIB, upwards=True) as port,
         opened(flavour, port) as registry,
@@ -485,15 +489,15 @@ async def test_an_id_that_looks_like_an_error_does_not_make_an_upload_seem_unsen
 
 
 async def test_a_lingering_attempt_does_not_disturb_the_next_one(flavour: str, tmp_path: Path) -> None:
-    """The first one is still in its callback, on gRPC's thread, while the file is sent again."""
+    """The first attempt is still in its callback, on gRPC's thread, while the file is sent again."""
     go_on = threading.Event()
     path = tmp_path / "weights"
     path.write_bytes(DATA)
-    told: list[int] = []
+    reports: list[int] = []
 
     def note(progress: Progress) -> None:
-        told.append(progress.done_bytes)
-        if len(told) == 1:
+        reports.append(progress.done_bytes)
+        if len(reports) == 1:
             go_on.wait(20)
 
     async def answer(call: Call) -> None:
@@ -510,10 +514,10 @@ async def test_a_lingering_attempt_does_not_disturb_the_next_one(flavour: str, t
     async with scripted(CreateVersion=answer) as server, opened(flavour, server.port) as registry:
         assert (await registry.publish("policy", path, progress=note)).data_hash == HASH
         assert server.calls["CreateVersion"] == 2
-    assert told[-1] == len(DATA)
+    assert reports[-1] == len(DATA)
 
 
-UNRESOLVABLE = "x" * 64 + ".invalid"  # too long for a part of a name, so no name server is asked
+UNRESOLVABLE = "x" * 64 + ".invalid"  # longer than a label of a name may be, so no name server is asked
 
 
 @pytest.mark.parametrize("call", ALL.values(), ids=ALL)
@@ -528,7 +532,7 @@ async def test_an_unresolvable_name_is_unavailable_and_retried(call: Calling) ->
 
 
 class Dribbling:
-    """An open file without a size that never ends."""
+    """An open file of unknown size that never ends."""
 
     def __init__(self) -> None:
         self.reads = 0
@@ -542,14 +546,14 @@ class Dribbling:
         return b"x"
 
 
-async def test_the_time_of_an_upload_includes_the_reading_of_its_bytes(registry: Any) -> None:
+async def test_the_timeout_of_an_upload_includes_reading_its_bytes(registry: Any) -> None:
     source = Dribbling()
     async with asyncio.timeout(20):
         with pytest.raises(errors.TimedOutError, match="its bytes could not be read in time"):
             await registry.publish("policy", source, timeout=0.2)
     reads = source.reads
     assert reads > 1
-    await asyncio.sleep(0.1)  # in this time it would be read a few more times
+    await asyncio.sleep(0.1)  # long enough for a few more reads
     assert source.reads <= reads + 1
     assert await registry.list_models() == []
 
@@ -561,7 +565,7 @@ async def test_a_pipe_without_a_writer_times_out(registry: Any, tmp_path: Path) 
             await registry.publish("policy", tmp_path / "pipe", timeout=0.2)
 
 
-async def test_cancelling_an_upload_ends_the_reading_of_its_bytes(server: Server) -> None:
+async def test_cancelling_an_upload_stops_reading_its_bytes(server: Server) -> None:
     source: Any = Dribbling()
     async with aio.ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
         task = asyncio.ensure_future(registry.publish("policy", source))
@@ -570,14 +574,14 @@ async def test_cancelling_an_upload_ends_the_reading_of_its_bytes(server: Server
         with pytest.raises(asyncio.CancelledError):
             await task
         reads = source.reads
-        await asyncio.sleep(0.1)  # in this time it would be read a few more times
+        await asyncio.sleep(0.1)  # long enough for a few more reads
         assert source.reads <= reads + 1
 
 
 async def test_a_failed_upload_never_moves_the_position_of_a_regular_file(
     flavour: str, server: Server, tmp_path: Path
 ) -> None:
-    """Whether it was given up while it was hashed, or while it was sent; so it can be published again at once."""
+    """Whether the upload failed while the file was hashed or sent; so it can be published again at once."""
     path = tmp_path / "weights"
     path.write_bytes(b"x" + LARGE)
     go_on = threading.Event()
@@ -592,7 +596,7 @@ async def test_a_failed_upload_never_moves_the_position_of_a_regular_file(
             with pytest.raises(errors.ModelRegistryError):
                 await registry.publish("policy", file, progress=lambda _progress: go_on.wait(20))
             assert file.tell() == 1
-            go_on.set()  # and gRPC's thread would go on reading
+            go_on.set()  # otherwise gRPC's thread would continue to read
         async with opened(flavour, server.port) as registry:
             with pytest.raises(errors.TimedOutError):
                 await registry.publish("policy", file, timeout=0.001)
@@ -600,7 +604,7 @@ async def test_a_failed_upload_never_moves_the_position_of_a_regular_file(
             version = await registry.publish("policy", file)
             assert version.data_size_bytes == len(LARGE)
             assert await registry.retrieve(version) == LARGE
-        assert file.read() == b""  # it stands at its end
+        assert file.read() == b""  # its position is at the end
 
 
 class Slow(io.BytesIO):
@@ -612,7 +616,7 @@ class Slow(io.BytesIO):
 
 
 async def test_a_file_like_object_can_be_published_again_at_once(registry: Any) -> None:
-    """Though the thread that reads it may still be in the middle of a read."""
+    """Although the thread that reads it may still be in the middle of a read."""
     file = Slow(LARGE)
     file.seek(1)
     for _ in range(3):
@@ -625,7 +629,7 @@ async def test_a_file_like_object_can_be_published_again_at_once(registry: Any) 
 
 @pytest.mark.parametrize("buffering", [0, -1])
 async def test_a_non_blocking_file_is_refused(registry: Any, buffering: int) -> None:
-    """What it has now is not all of it."""
+    """The data that it has now may not be all of it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
@@ -679,7 +683,7 @@ async def test_a_retrieval_gives_up_on_a_version_that_is_replaced_repeatedly(fla
 
 @pytest.fixture
 def soon_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let clients replace a silent channel after half a second, and look at their streams as often."""
+    """Let clients replace a silent channel after half a second, and check their streams as often."""
     monkeypatch.setattr(connection, "_SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
     monkeypatch.setattr(watching, "CHECK_SECONDS", 0.5)
@@ -691,7 +695,7 @@ async def test_calls_reach_the_replacement_of_a_frozen_server(
     relay = Freezing(server.port)
     async with listening(relay.relay) as port, opened(flavour, port) as registry:
         await registry.publish("policy", DATA)
-        assert await registry.retrieve("policy") == DATA  # which has a connection of its own
+        assert await registry.retrieve("policy") == DATA  # which has its own connection
         relay.freeze()
 
         async def is_answered() -> bool:

@@ -1,4 +1,4 @@
-"""Retrievals in parts, and retrievals that go on where they broke."""
+"""Retrievals in parts, and retrievals that resume where they broke."""
 
 import asyncio
 import math
@@ -31,7 +31,7 @@ SPEEDS = {"fast": 0.0, "slow": math.inf}
 
 @pytest.fixture(params=SPEEDS)
 def speed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Let the client receive a version of some MiB as one of some GiB, and find the path fast or slow."""
+    """Let the client treat a version of some MiB like one of some GiB, and the path as fast or slow."""
     monkeypatch.setattr(fetching, "_LARGE_BYTES", 4 * MIB)
     monkeypatch.setattr(fetching, "_FIRST_BYTES", 3 * MIB)
     monkeypatch.setattr(downloads, "_PART_BYTES", MIB // 2)
@@ -56,32 +56,32 @@ async def test_a_large_archived_version_comes_over_as_many_connections_as_the_pa
     flavour: str, server: Server, tmp_path: Path, speed: str, how: str
 ) -> None:
     relay = Relay(server.port)
-    told: list[Progress] = []
+    reports: list[Progress] = []
     async with listening(relay.relay) as port, opened(flavour, port, cache_dir=tmp_path / "cache") as registry:
         await registry.store("policy", LARGE)
-        await registry.status()  # uploads of the client for asyncio have a connection of their own
+        await registry.status()  # uploads of the asyncio client have their own connection
         before = relay.connections
-        for _ in range(2):  # the second time from the cache
-            assert await retrieved(registry, how, tmp_path, "policy", progress=told.append) == LARGE
+        for _ in range(2):  # the second retrieval is from the cache
+            assert await retrieved(registry, how, tmp_path, "policy", progress=reports.append) == LARGE
         more = 3 if how == "retrieve" else 2
         assert relay.connections - before == (more if speed == "slow" else 0)
-    assert told[-1].done_bytes == told[-1].total_bytes == len(LARGE)
-    assert [each.done_bytes for each in told] == sorted(each.done_bytes for each in told)
+    assert reports[-1].done_bytes == reports[-1].total_bytes == len(LARGE)
+    assert [each.done_bytes for each in reports] == sorted(each.done_bytes for each in reports)
 
 
 @pytest.mark.parametrize("tier", ["publish", "store"])
-async def test_a_broken_retrieval_goes_on_where_it_broke(
+async def test_a_broken_retrieval_resumes_where_it_broke(
     flavour: str, server: Server, tmp_path: Path, speed: str, tier: str
 ) -> None:
     how = "retrieve" if tier == "publish" else "download"
     async with opened(flavour, server.port) as registry:
         await getattr(registry, tier)("policy", LARGE)
-    told: list[int] = []
-    note = lambda progress: told.append(progress.done_bytes)  # noqa: E731
+    reports: list[int] = []
+    note = lambda progress: reports.append(progress.done_bytes)  # noqa: E731
     async with cutting(server.port, cuts=4, after_bytes=MIB) as port, opened(flavour, port) as registry:
         assert await retrieved(registry, how, tmp_path, "policy", progress=note) == LARGE
-    assert told == sorted(told)
-    assert told[-1] == len(LARGE)
+    assert reports == sorted(reports)
+    assert reports[-1] == len(LARGE)
 
 
 @HOW
@@ -111,12 +111,12 @@ async def test_two_versions_are_never_mixed(flavour: str, server: Server, tmp_pa
 async def _retrieved_apart(
     flavour: str, port: int, how: str, tmp_path: Path, progress: Callable[[Progress], None]
 ) -> bytes:
-    """Retrieve on another event loop than that of the server, which `progress` waits for."""
+    """Retrieve on another event loop than the server's, since `progress` waits for the server."""
     async with opened(flavour, port) as registry:
         return await retrieved(registry, how, tmp_path, "policy", progress=progress)
 
 
-async def test_damage_is_found_by_the_client_and_noted_by_the_server(registry: Any, tmp_path: Path, speed: str) -> None:
+async def test_damage_found_by_the_client_is_recorded_by_the_server(registry: Any, tmp_path: Path, speed: str) -> None:
     version = await registry.store("policy", LARGE)
     with (tmp_path / "archive/policy/policy-v000001.data").open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -126,7 +126,7 @@ async def test_damage_is_found_by_the_client_and_noted_by_the_server(registry: A
     assert await registry.list_versions("policy") == []
 
 
-async def test_an_alias_may_stand_for_the_version(registry: Any, tmp_path: Path, speed: str) -> None:
+async def test_a_version_can_be_named_by_its_alias(registry: Any, tmp_path: Path, speed: str) -> None:
     await registry.publish("policy", LARGE)
     await registry.set_alias("policy", "production", 1)
     await registry.publish("policy", b"newer")
@@ -134,11 +134,11 @@ async def test_an_alias_may_stand_for_the_version(registry: Any, tmp_path: Path,
     assert (await registry.download("policy", tmp_path / "file", version="production")).number == 1
 
 
-# Servers that answer as a test says.
+# Scripted servers.
 
 
 def parts_of(data: bytes, *, fails_after: int | None = None, changes: Callable[[bytes], bytes] = bytes) -> Answer:
-    """Return an answer to ReadVersion with a part of some bytes, which are changed; it may fail on its way."""
+    """Return an answer to ReadVersion with a part of some bytes, after `change`; it may fail in the middle."""
 
     async def answer(call: Call) -> None:
         request = lifecycle.ReadVersionRequest.FromString(await call.receive() or b"")
@@ -160,7 +160,7 @@ async def archived_infos(call: Call) -> None:
 
 @asynccontextmanager
 async def answering(flavour: str, **answers: Answer) -> AsyncIterator[tuple[Any, dict[str, int]]]:
-    """Return a context manager with a client of a scripted server that has a version, and the counts of its calls."""
+    """Return a context manager for a client of a scripted server with one version, and the counts of its calls."""
     async with (
         scripted(RetrieveVersionInfos=archived_infos, **answers) as server,
         opened(flavour, server.port, retry_seconds=0.15) as registry,
@@ -174,7 +174,7 @@ async def test_a_server_without_parts_sends_the_whole(flavour: str, speed: str) 
         assert calls["RetrieveVersionData"] == 1
 
 
-async def test_patience_begins_again_with_each_byte_that_came(flavour: str, speed: str) -> None:
+async def test_each_received_byte_restarts_the_patience(flavour: str, speed: str) -> None:
     """Each wait is between 0.05 and 0.1 seconds, and patience lasts for 0.15."""
     async with answering(flavour, ReadVersion=parts_of(DATA, fails_after=300_000)) as (registry, calls):
         assert await registry.retrieve("policy") == DATA
@@ -186,7 +186,7 @@ async def test_patience_begins_again_with_each_byte_that_came(flavour: str, spee
     [lambda part: part[:-1], lambda part: part + b"x", lambda part: part[:-1] + b"x", lambda _part: b""],
     ids=["short", "long", "wrong", "nothing"],
 )
-async def test_after_wrong_parts_the_whole_is_received(
+async def test_after_wrong_parts_the_whole_version_is_retrieved(
     flavour: str, speed: str, changes: Callable[[bytes], bytes]
 ) -> None:
     answers = {"ReadVersion": parts_of(DATA, changes=changes), "RetrieveVersionData": chunks(DATA)}
@@ -205,7 +205,7 @@ async def test_closing_the_client_ends_all_its_streams(flavour: str, speed: str,
         await parts_of(DATA)(call)
         if call.number > 1:
             stalled += 1
-            if stalled == (2 if speed == "slow" else 1):  # of as many parts as there are
+            if stalled == (2 if speed == "slow" else 1):  # one stream for each part
                 loop.call_soon_threadsafe(begun.set)
             await asyncio.Event().wait()
 

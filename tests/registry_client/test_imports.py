@@ -1,4 +1,4 @@
-"""What the client loads: nothing of the server."""
+"""The client imports nothing of the server."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Promotion, aliases, tags, metrics, search and deletion by the client, in both flavours, against a real server."""
+"""Promotion, aliases, tags, metrics, search and deletion by the client, in both flavours, with a real server."""
 
 import os
 from contextlib import aclosing
@@ -26,7 +26,7 @@ async def test_a_published_version_is_promoted_without_its_bytes_moving(registry
     assert await registry.promote("policy", "production") == version
 
 
-async def test_an_alias_stands_wherever_a_version_may(registry: Any, tmp_path: Path) -> None:
+async def test_an_alias_is_accepted_wherever_a_version_is(registry: Any, tmp_path: Path) -> None:
     for data in (b"1", b"2", b"3"):
         await registry.store("policy", data)
     await registry.set_alias("policy", "production", 2)
@@ -97,7 +97,7 @@ async def test_a_deleted_version_is_gone(registry: Any) -> None:
         await registry.delete_version("policy", 1)
 
 
-async def test_a_watch_goes_on_when_the_newest_archived_version_is_deleted(registry: Any) -> None:
+async def test_a_watch_continues_when_the_newest_archived_version_is_deleted(registry: Any) -> None:
     await registry.store("policy", b"1")
     await registry.store("policy", b"2")
     async with aclosing(registry.watch("policy")) as versions:
@@ -109,7 +109,9 @@ async def test_a_watch_goes_on_when_the_newest_archived_version_is_deleted(regis
 
 @pytest.mark.parametrize("call", ["publish", "store"])
 @pytest.mark.parametrize("data", [b"weights", LARGE], ids=["small", "large"])
-async def test_a_version_comes_with_its_tags_and_metrics(registry: Any, call: str, data: bytes) -> None:
+async def test_a_version_has_its_tags_and_metrics_when_it_becomes_visible(
+    registry: Any, call: str, data: bytes
+) -> None:
     belongings = {"tags": {"stage": "new"}, "metrics": {"return": np.float32(480.5)}, "user_data": {"step": 1000}}
     info = await getattr(registry, call)("policy", data, **belongings)
     assert (info.archived, info.user_data) == (call == "store", {"step": "1000"})
@@ -126,7 +128,7 @@ async def test_an_alias_is_set_with_the_version_that_it_archives(registry: Any) 
     assert await registry.retrieve("policy", "production") == b"\2"
 
 
-async def test_the_original_takes_no_tags_metrics_and_aliases(flavour: str) -> None:
+async def test_tags_metrics_and_aliases_are_refused_for_the_original(flavour: str) -> None:
     async with scripted(CreateVersion=created) as server, opened(flavour, server.port) as registry:
         for created_before in (0, 1):
             for belongings in ({"tags": {"a": "1"}}, {"metrics": {"a": 1}}, {"alias": "a"}):
@@ -139,7 +141,7 @@ async def test_the_original_takes_no_tags_metrics_and_aliases(flavour: str) -> N
             assert (await registry.publish("policy", b"weights")).number == 1
 
 
-async def test_a_server_without_the_service_is_named_as_such(flavour: str) -> None:
+async def test_the_error_says_that_a_server_lacks_the_service(flavour: str) -> None:
     async with scripted() as server, opened(flavour, server.port, retry_seconds=0) as registry:
         with pytest.raises(
             errors.ModelRegistryError, match=r"promoting version 1 of .*the server has no .*ModelLifecycle"

@@ -1,4 +1,4 @@
-"""Uploads over a network that loses connections and replies: each arrives once."""
+"""Uploads over a network that loses connections and replies: each creates one version."""
 
 import asyncio
 import os
@@ -25,7 +25,7 @@ TIERS = pytest.mark.parametrize("call", ["publish", "store"])
 
 
 def losing(server: Server, times: int) -> Answer:
-    """Return an answer that passes uploads on to a server, and loses the last reply some times."""
+    """Return an answer that passes uploads on to a server, and loses the last reply a number of times."""
 
     async def answer(call: Call) -> None:
         async with connected(server.port) as client:
@@ -52,7 +52,7 @@ def losing(server: Server, times: int) -> Answer:
 
 @DATA
 @TIERS
-async def test_an_upload_whose_reply_was_lost_is_made_once(
+async def test_an_upload_whose_reply_was_lost_creates_one_version(
     flavour: str, server: Server, call: str, data: bytes
 ) -> None:
     async with scripted(UploadVersion=losing(server, 2)) as proxy, opened(flavour, proxy.port) as registry:
@@ -64,7 +64,7 @@ async def test_an_upload_whose_reply_was_lost_is_made_once(
         assert await registry.retrieve(version) == data
 
 
-async def test_an_upload_may_be_done_if_all_replies_are_lost(flavour: str, server: Server) -> None:
+async def test_an_upload_may_have_taken_effect_if_all_replies_are_lost(flavour: str, server: Server) -> None:
     async with scripted(UploadVersion=losing(server, 10**6)) as proxy:
         async with opened(flavour, proxy.port, retry_seconds=0.5) as registry:
             with pytest.raises(errors.UnavailableError, match="may have done it nevertheless") as caught:
@@ -75,8 +75,8 @@ async def test_an_upload_may_be_done_if_all_replies_are_lost(flavour: str, serve
         assert len(await registry.list_versions("policy")) == 1
 
 
-async def test_an_upload_that_may_be_done_never_goes_to_a_server_that_cannot_know_it(flavour: str) -> None:
-    """Such as the original, which has taken the place of the server in the meantime."""
+async def test_an_upload_is_never_repeated_on_a_server_that_cannot_recognize_it(flavour: str) -> None:
+    """Such as the original, if it has replaced the server in the meantime."""
 
     async def answer(call: Call) -> None:
         await call.receive_all()
@@ -92,7 +92,7 @@ async def test_an_upload_that_may_be_done_never_goes_to_a_server_that_cannot_kno
         assert server.calls["CreateVersion"] == 0
 
 
-async def test_a_server_without_repeatable_uploads_is_asked_once(flavour: str) -> None:
+async def test_a_server_without_repeatable_uploads_gets_one_request(flavour: str) -> None:
     async def answer(call: Call) -> None:
         await call.fail(grpc.StatusCode.UNIMPLEMENTED)
 
@@ -106,13 +106,13 @@ async def test_a_server_without_repeatable_uploads_is_asked_once(flavour: str) -
 
 
 @TIERS
-async def test_a_large_upload_goes_on_where_the_connection_was_cut(flavour: str, server: Server, call: str) -> None:
+async def test_a_large_upload_resumes_where_the_connection_was_cut(flavour: str, server: Server, call: str) -> None:
     relay = Cutting(server.port, cuts=1, after_bytes=24 * MIB, upwards=True)
     async with listening(relay.relay) as port, opened(flavour, port) as registry:
         version = await getattr(registry, call)("policy", LARGE)
         assert await registry.retrieve(version) == LARGE
         assert await registry.list_versions("policy") == [version]
-    # 32 MiB, and what was on its way when the connection was cut; from the beginning it would be 56 MiB.
+    # 32 MiB, and the bytes in flight when the connection was cut; from the beginning it would be 56 MiB.
     assert relay.sent_bytes < 48 * MIB
 
 

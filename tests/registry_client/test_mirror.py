@@ -1,4 +1,4 @@
-"""Mirrors: every version of some models as a file, whole, and fetched once."""
+"""Mirrors: every version of some models as a complete file that is fetched once."""
 
 import asyncio
 import os
@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def files(directory: Path) -> dict[str, bytes]:
-    """Return the files of a directory and its folders, with their bytes."""
+    """Return the files of a directory and its subfolders, with their bytes."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
@@ -30,7 +30,7 @@ def size_bytes(path: str) -> int:
 
 
 class Mirrored:
-    """What a mirror yields, one after the other."""
+    """Reads the versions and gaps that a mirror yields."""
 
     def __init__(self, events: Any) -> None:
         self._events = events
@@ -40,7 +40,7 @@ class Mirrored:
         return event
 
     async def saved(self, count: int) -> dict[tuple[str, int], str]:
-        """Return the paths of the next versions, each of which has its file by then."""
+        """Return the paths of the next versions; check that each file exists."""
         paths = {}
         for _ in range(count):
             event = await self.next()
@@ -74,7 +74,7 @@ async def test_every_version_of_all_models_becomes_a_file(registry: Any, tmp_pat
     }
 
 
-async def test_some_models_that_need_not_exist_yet(registry: Any, tmp_path: Path) -> None:
+async def test_a_mirror_of_some_models_includes_later_ones(registry: Any, tmp_path: Path) -> None:
     await registry.publish("a", b"a1")
     await registry.store("other", b"x")
     async with mirrored(registry, tmp_path / "m", "a", "b") as mirror:
@@ -88,7 +88,7 @@ async def test_some_models_that_need_not_exist_yet(registry: Any, tmp_path: Path
 
 
 @pytest.mark.parametrize("archived", [False, True])
-async def test_only_some_versions_are_wanted(registry: Any, tmp_path: Path, archived: bool) -> None:
+async def test_a_mirror_may_select_versions(registry: Any, tmp_path: Path, archived: bool) -> None:
     for index in range(3):
         await registry.publish("a", bytes([index]))
         await registry.store("a", bytes([index]))
@@ -97,7 +97,7 @@ async def test_only_some_versions_are_wanted(registry: Any, tmp_path: Path, arch
         assert [number for _, number in await mirror.saved(len(expected))] == expected
 
 
-async def test_small_news_come_with_their_bytes_and_others_are_fetched(
+async def test_small_versions_arrive_with_their_bytes_and_large_ones_are_fetched(
     flavour: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fetched: list[int] = []
@@ -126,7 +126,7 @@ async def test_small_news_come_with_their_bytes_and_others_are_fetched(
     assert 3 not in fetched
 
 
-async def test_what_is_there_is_not_fetched_again(flavour: str, server: Server, tmp_path: Path) -> None:
+async def test_existing_files_are_not_fetched_again(flavour: str, server: Server, tmp_path: Path) -> None:
     relay = Relay(server.port)
     data = [os.urandom(MIB), os.urandom(5 * MIB)]
     async with listening(relay.relay) as port, opened(flavour, port) as registry:
@@ -165,7 +165,7 @@ async def test_a_damaged_version_is_a_gap(registry: Any, tmp_path: Path) -> None
     assert files(tmp_path / "m") == {"a/000002.bin": b"fine"}
 
 
-async def test_broken_connections_cost_nothing(flavour: str, server: Server, tmp_path: Path) -> None:
+async def test_a_mirror_survives_broken_connections(flavour: str, server: Server, tmp_path: Path) -> None:
     async with (
         cutting(server.port, cuts=3, after_bytes=100_000) as port,
         opened(flavour, port) as registry,
@@ -178,7 +178,7 @@ async def test_broken_connections_cost_nothing(flavour: str, server: Server, tmp
     assert len(files(tmp_path / "m")) == 5
 
 
-async def test_a_directory_that_takes_no_files_is_an_error_of_the_system(registry: Any, tmp_path: Path) -> None:
+async def test_an_unwritable_directory_is_an_os_error(registry: Any, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     await registry.publish("a", b"1")
     with pytest.raises(FileExistsError):

@@ -1,4 +1,4 @@
-"""Tags, rules of retention and shares of models by the client, in both flavours, against a real server."""
+"""Tags, rules of retention and shares of models by the client, in both flavours, with a real server."""
 
 from typing import Any
 
@@ -30,27 +30,27 @@ async def test_tags_of_a_model_are_set_removed_and_searched(registry: Any) -> No
         await registry.describe_model("none")
 
 
-async def test_rules_are_tried_and_applied(registry: Any) -> None:
+async def test_rules_have_a_dry_run_and_a_real_run(registry: Any) -> None:
     for number in range(1, 6):
         await registry.store("policy", b"%d" % number)
     await registry.set_alias("policy", "production", 2)
     trial = [RetentionRule("archived", keep_last=2)]
-    told = await registry.apply_retention("policy", dry_run=True, rules=trial)
-    assert isinstance(told, RetentionReport)
-    assert [(each.version.number, each.deleted, each.reason) for each in told.decisions] == [
+    planned = await registry.apply_retention("policy", dry_run=True, rules=trial)
+    assert isinstance(planned, RetentionReport)
+    assert [(each.version.number, each.deleted, each.reason) for each in planned.decisions] == [
         (1, True, "rule 1 keeps the last 2, and this is number 5"),
         (3, True, "rule 1 keeps the last 2, and this is number 3"),
         (2, False, "alias production"),
         (4, False, "rule 1 keeps the last 2"),
         (5, False, "newest version"),
     ]
-    assert (told.deleted_versions, told.kept_versions, told.freed_bytes) == (2, 3, 2)
+    assert (planned.deleted_versions, planned.kept_versions, planned.freed_bytes) == (2, 3, 2)
     assert len(await registry.list_versions("policy")) == 5
     model = await registry.set_retention("policy", trial)
     assert list(model.retention) == trial
-    assert await registry.apply_retention("policy", dry_run=True) == told
+    assert await registry.apply_retention("policy", dry_run=True) == planned
     done = await registry.apply_retention("policy")
-    assert [each for each in done.decisions if each.deleted] == [each for each in told.decisions if each.deleted]
+    assert [each for each in done.decisions if each.deleted] == [each for each in planned.decisions if each.deleted]
     assert isinstance(done.decisions[0], Decision)
     assert done.freed_bytes == 2
     assert [info.number for info in await registry.list_versions("policy")] == [2, 4, 5]
@@ -58,7 +58,7 @@ async def test_rules_are_tried_and_applied(registry: Any) -> None:
     assert (await registry.set_retention("policy", [], expected=model.revision)).retention == ()
 
 
-async def test_a_share_holds_at_once(registry: Any) -> None:
+async def test_a_share_takes_effect_at_once(registry: Any) -> None:
     for number in range(1, 5):
         await registry.publish("policy", b"%d" % number)
     model = await registry.set_share("policy", TransientShare(max_items=2))
@@ -67,7 +67,7 @@ async def test_a_share_holds_at_once(registry: Any) -> None:
     assert (await registry.set_share("policy", TransientShare())).share == TransientShare()
 
 
-async def test_against_the_original_these_calls_say_so(flavour: str) -> None:
+async def test_these_calls_are_refused_for_the_original(flavour: str) -> None:
     async with scripted() as service, opened(flavour, service.port, retry_seconds=0) as registry:
         with pytest.raises(errors.ModelRegistryError, match=r"updating model \"policy\": .*the original one"):
             await registry.set_retention("policy", [RetentionRule(keep_last=1)])

@@ -1,4 +1,4 @@
-"""The network of these tests leaves nothing open, at whatever moment it ends."""
+"""The network of these tests leaves no socket open, whenever it ends."""
 
 import asyncio
 import gc
@@ -13,7 +13,7 @@ from tests.registry_client.network import cutting, tcp_server
 
 @pytest.mark.parametrize("turns", range(8))
 async def test_a_connection_is_closed_however_early_the_peer_ends(turns: int, server: Server) -> None:
-    """Even if its task has not run yet, so that its `finally` never runs."""
+    """Even if its task has not run yet, so its `finally` never runs."""
     connections = []
     async with AsyncExitStack() as stack:
         for peer in (tcp_server(b"answer"), cutting(server.port, cuts=1, after_bytes=1)):
@@ -21,7 +21,7 @@ async def test_a_connection_is_closed_however_early_the_peer_ends(turns: int, se
             connections.append(socket.create_connection(("127.0.0.1", port)))
         for _ in range(turns):
             await asyncio.sleep(0)
-    gc.collect()  # a transport that is open says so as it goes, which fails the test
+    gc.collect()  # an open transport warns when it is collected, which fails the test
     for connection in connections:
         connection.settimeout(20)
         with connection, suppress(ConnectionResetError):

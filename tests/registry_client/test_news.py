@@ -38,7 +38,7 @@ from tests.registry_client.scripted import (
 
 PATIENT = 50.0
 OTHER_HASH = digest_text(hashlib.sha256(b"other").digest())
-_TRACKERS = 4  # each of a blocking client takes a thread of asyncio's
+_TRACKERS = 4  # each one of a blocking client needs a thread of asyncio
 
 
 async def next_of(versions: Any) -> Any:
@@ -106,13 +106,13 @@ async def test_a_watch_survives_a_restart_and_never_goes_back(flavour: str, tmp_
                 assert await following == newer
 
 
-async def test_a_watch_of_a_server_that_is_down_gives_up_soon(flavour: str) -> None:
+async def test_a_watch_of_a_server_that_is_down_fails_soon(flavour: str) -> None:
     async with opened(flavour, free_port(), retry_seconds=0.3) as registry:
         with pytest.raises(errors.UnavailableError):
             await next_of(registry.watch("policy"))
 
 
-async def test_a_watch_gives_up_when_its_patience_is_over(flavour: str, tmp_path: Path) -> None:
+async def test_a_watch_fails_when_its_patience_is_over(flavour: str, tmp_path: Path) -> None:
     with server_process(tmp_path / "archive") as server:
         async with opened(flavour, server.port) as registry:
             await registry.publish("policy", b"1")
@@ -126,13 +126,13 @@ async def test_a_watch_gives_up_when_its_patience_is_over(flavour: str, tmp_path
 async def test_a_long_watch_continues_over_many_streams(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.1)
 
-    async def told(call: Call) -> None:
+    async def version_updates(call: Call) -> None:
         if call.number % 3 == 0:
             await call.send(m.VersionUpdateReply(version_info=version_message(call.number, HASH)))
         await silence(call)
 
     async with (
-        scripted(RetrieveModels=has_model, VersionUpdate=told) as server,
+        scripted(RetrieveModels=has_model, VersionUpdate=version_updates) as server,
         opened(flavour, server.port) as registry,
         aclosing(registry.watch("policy")) as versions,
     ):
@@ -141,12 +141,12 @@ async def test_a_long_watch_continues_over_many_streams(flavour: str, monkeypatc
             assert server.calls["VersionUpdate"] >= number
 
 
-def telling(*told: Any) -> Answer:
+def streams_that_break(*version_updates: Any) -> Answer:
     """Return an answer with one version in each stream, which then breaks; with the last one in all others."""
 
     async def answer(call: Call) -> None:
-        await call.send(m.VersionUpdateReply(version_info=told[min(call.number, len(told)) - 1]))
-        if call.number >= len(told):
+        await call.send(m.VersionUpdateReply(version_info=version_updates[min(call.number, len(version_updates)) - 1]))
+        if call.number >= len(version_updates):
             await silence(call)
         await call.fail(grpc.StatusCode.UNAVAILABLE)
 
@@ -169,7 +169,7 @@ async def test_a_model_recreated_during_a_disconnection_is_detected(
     flavour: str, before: Any, after: Any, proof: str
 ) -> None:
     async with (
-        scripted(RetrieveModels=has_model, VersionUpdate=telling(before, after)) as server,
+        scripted(RetrieveModels=has_model, VersionUpdate=streams_that_break(before, after)) as server,
         opened(flavour, server.port) as registry,
         aclosing(registry.watch("policy")) as versions,
     ):
@@ -180,13 +180,13 @@ async def test_a_model_recreated_during_a_disconnection_is_detected(
 
 async def test_an_older_version_does_not_prove_that_the_model_was_recreated(flavour: str) -> None:
     """A registry that was killed has lost its transient versions; and clients may set the time."""
-    told = (
+    version_updates = (
         version_message(9, HASH, creation_timestamp=1),
         version_message(8, OTHER_HASH, creation_timestamp=2),
         version_message(10, HASH, creation_timestamp=0),
     )
     async with (
-        scripted(RetrieveModels=has_model, VersionUpdate=telling(*told)) as server,
+        scripted(RetrieveModels=has_model, VersionUpdate=streams_that_break(*version_updates)) as server,
         opened(flavour, server.port) as registry,
         aclosing(registry.watch("policy")) as versions,
     ):
@@ -194,13 +194,13 @@ async def test_an_older_version_does_not_prove_that_the_model_was_recreated(flav
 
 
 async def test_a_deleted_archived_version_does_not_prove_that_the_model_was_recreated(flavour: str) -> None:
-    told = (
+    version_updates = (
         version_message(9, HASH, archived=True, creation_timestamp=2),
         version_message(8, OTHER_HASH, archived=True, creation_timestamp=1),
         version_message(10, HASH, creation_timestamp=3),
     )
     async with (
-        scripted(RetrieveModels=has_model, VersionUpdate=telling(*told)) as server,
+        scripted(RetrieveModels=has_model, VersionUpdate=streams_that_break(*version_updates)) as server,
         opened(flavour, server.port) as registry,
         aclosing(registry.watch("policy")) as versions,
     ):
@@ -208,7 +208,7 @@ async def test_a_deleted_archived_version_does_not_prove_that_the_model_was_recr
 
 
 async def test_a_watch_that_waits_for_a_first_version_survives_a_restart(flavour: str, tmp_path: Path) -> None:
-    """It is connected although nothing was published yet, so it has the longer patience."""
+    """It is connected although nothing was published yet, so the longer patience applies."""
     port = f"--port={free_port()}"
     with server_process(tmp_path / "archive", port) as server:
         async with (
@@ -298,8 +298,8 @@ async def test_a_tracker_reports_an_error_only_while_it_lasts(flavour: str, tmp_
                     assert latest.value == b"2"
 
 
-async def test_a_server_that_vanishes_silently_is_noticed(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It keeps the connection, and sends nothing any more."""
+async def test_a_server_that_vanishes_silently_is_detected(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server keeps the connection open, and sends nothing any more."""
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
     monkeypatch.setattr(watching, "CHECK_SECONDS", 0.5)
 
@@ -344,11 +344,11 @@ async def test_a_slow_decoder_skips_to_the_latest_version(registry: Any, monkeyp
             await registry.publish("policy", str(number).encode())
         go_on.set()
         await until(lambda: latest.value == b"39", latest)
-        assert len(decoded) <= 4  # the first, perhaps one whose news were read with it, and the latest
+        assert len(decoded) <= 4  # the first, perhaps one that was received together with it, and the latest
 
 
 async def test_trackers_end_at_once(registry: Any) -> None:
-    """However many they are, and whether they wait for news or for a server that does not answer."""
+    """Whatever their number, and whether they wait for new versions or for a server that does not answer."""
     await registry.publish("policy", b"1")
     for _ in range(20):
         async with asyncio.timeout(20), registry.track("policy") as latest:
@@ -382,9 +382,9 @@ async def test_many_trackers_share_one_client(flavour: str, tmp_path: Path) -> N
         assert await asyncio.gather(*following) == [b"3"] * _TRACKERS
 
 
-async def test_a_panic_of_a_decoder_is_reported(registry: Any) -> None:
+async def test_a_base_exception_of_a_decoder_is_reported(registry: Any) -> None:
     class PanicError(BaseException):
-        """As libraries in Rust do."""
+        """As libraries in Rust raise."""
 
     def decode(data: bytes) -> bytes:
         if data == b"bad":
@@ -400,7 +400,7 @@ async def test_a_panic_of_a_decoder_is_reported(registry: Any) -> None:
 
 
 async def test_a_tracker_never_goes_back_after_a_temporary_failure(flavour: str) -> None:
-    """The server loses version 6 before it could be fetched, and then 5, which is there already."""
+    """The server loses version 6 before it could be fetched, and then 5, which was already fetched."""
 
     async def data(call: Call) -> None:
         request = m.RetrieveVersionDataRequest.FromString(await call.receive() or b"")
@@ -411,7 +411,7 @@ async def test_a_tracker_never_goes_back_after_a_temporary_failure(flavour: str)
     five, six, three, seven = (version_message(number, HASH, len(DATA)) for number in (5, 6, 3, 7))
     go_on = asyncio.Event()
 
-    async def told(call: Call) -> None:
+    async def version_updates(call: Call) -> None:
         await call.send(m.VersionUpdateReply(version_info={1: five, 2: six}.get(call.number, three)))
         if call.number >= 3:
             await go_on.wait()
@@ -425,7 +425,7 @@ async def test_a_tracker_never_goes_back_after_a_temporary_failure(flavour: str)
         numbers.add(len(numbers))
 
     async with (
-        scripted(RetrieveModels=has_model, VersionUpdate=told, RetrieveVersionData=data) as server,
+        scripted(RetrieveModels=has_model, VersionUpdate=version_updates, RetrieveVersionData=data) as server,
         opened(flavour, server.port, retry_seconds=0) as registry,
         registry.track("policy", decode=decode) as latest,
     ):
@@ -451,7 +451,7 @@ async def test_a_damaged_version_is_reported_and_fetched_again_after_a_reconnect
     async with (
         scripted(
             RetrieveModels=has_model,
-            VersionUpdate=telling(version_message(1, HASH, len(DATA))),
+            VersionUpdate=streams_that_break(version_message(1, HASH, len(DATA))),
             RetrieveVersionData=data,
         ) as server,
         opened(flavour, server.port) as registry,
@@ -460,7 +460,7 @@ async def test_a_damaged_version_is_reported_and_fetched_again_after_a_reconnect
         await until(lambda: isinstance(latest.error, errors.DataLossError), latest)
         await latest.wait_for(timeout=PATIENT)
         assert (latest.value, latest.error) == (DATA, None)
-    assert checks == [1, 2, 3]  # once with each stream of news
+    assert checks == [1, 2, 3]  # once with each stream
 
 
 async def test_a_decoder_may_raise_any_exception(registry: Any) -> None:
@@ -497,7 +497,7 @@ async def test_waiting_without_tracking_is_refused(registry: Any, flavour: str) 
 
 
 async def test_closing_a_client_ends_all_waits(flavour: str, server: Server, tmp_path: Path) -> None:
-    """A watch, a tracker and an upload of another task or thread; each gets the reason."""
+    """A watch, a tracker and an upload of another task or thread; each raises the reason."""
 
     async def watch(registry: Any) -> None:
         async for _version in registry.watch("policy"):
@@ -526,10 +526,10 @@ async def test_closing_a_client_ends_all_waits(flavour: str, server: Server, tmp
 
 
 async def test_a_tracker_fetches_a_version_that_failed_at_first(flavour: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It asked for the latest one while it was behind; later streams report the same one."""
+    """It requested the latest version too early; later streams report the same version."""
     monkeypatch.setattr(tracking, "_PROMPT_SECONDS", 1.0)
 
-    async def told(call: Call) -> None:
+    async def version_updates(call: Call) -> None:
         for number in (1, 2, 3) if call.number == 1 else (3,):
             await call.send(m.VersionUpdateReply(version_info=version_message(number, HASH, len(DATA))))
         await silence(call)
@@ -545,7 +545,10 @@ async def test_a_tracker_fetches_a_version_that_failed_at_first(flavour: str, mo
 
     async with (
         scripted(
-            RetrieveModels=has_model, VersionUpdate=told, RetrieveVersionInfos=latest_info, RetrieveVersionData=data
+            RetrieveModels=has_model,
+            VersionUpdate=version_updates,
+            RetrieveVersionInfos=latest_info,
+            RetrieveVersionData=data,
         ) as server,
         opened(flavour, server.port, retry_seconds=0) as registry,
         registry.track("policy") as latest,
@@ -559,7 +562,7 @@ async def test_a_tracker_fetches_a_version_that_failed_at_first(flavour: str, mo
 async def test_a_tracker_has_the_latest_version_after_a_newer_one_was_deleted(flavour: str, has_older: bool) -> None:
     """Version 3 is deleted after the stream reported it and before it is fetched; then version 2 is the latest."""
 
-    async def told(call: Call) -> None:
+    async def version_updates(call: Call) -> None:
         for number in (2, 3) if has_older else (3,):
             await call.send(m.VersionUpdateReply(version_info=version_message(number, HASH, len(DATA))))
         await silence(call)
@@ -577,7 +580,10 @@ async def test_a_tracker_has_the_latest_version_after_a_newer_one_was_deleted(fl
     is_tried = asyncio.Event()
     async with (
         scripted(
-            RetrieveModels=has_model, VersionUpdate=told, RetrieveVersionInfos=latest_info, RetrieveVersionData=data
+            RetrieveModels=has_model,
+            VersionUpdate=version_updates,
+            RetrieveVersionInfos=latest_info,
+            RetrieveVersionData=data,
         ) as server,
         opened(flavour, server.port, retry_seconds=0) as registry,
         registry.track("policy") as latest,
@@ -592,7 +598,7 @@ async def test_a_tracker_has_the_latest_version_after_a_newer_one_was_deleted(fl
 async def test_a_server_that_ends_each_stream_at_once_is_unavailable(
     flavour: str, status: grpc.StatusCode | None
 ) -> None:
-    """Though it answers everything else."""
+    """Although it answers everything else."""
 
     async def ended(call: Call) -> None:
         if status is not None:

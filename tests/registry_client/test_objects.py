@@ -1,4 +1,4 @@
-"""What a program does with clients, trackers, records and errors besides calls: show, pickle, copy, turn into JSON."""
+"""Clients, trackers, records and errors as objects: their repr, pickling, copying and conversion to JSON."""
 
 import asyncio
 import copy
@@ -23,7 +23,7 @@ CLIENTS: list[Callable[..., Any]] = [ModelRegistry, aio.ModelRegistry]
 WHERE = "grpc://127.0.0.1:9"
 
 
-def test_a_client_shows_where_its_registry_is_and_whether_it_is_closed() -> None:
+def test_the_repr_of_a_client_has_its_endpoint_and_whether_it_is_closed() -> None:
     with ModelRegistry(WHERE) as registry:
         assert repr(registry) == "<ModelRegistry: grpc://127.0.0.1:9>"
     assert repr(registry) == "<ModelRegistry: grpc://127.0.0.1:9, closed>"
@@ -32,7 +32,7 @@ def test_a_client_shows_where_its_registry_is_and_whether_it_is_closed() -> None
     assert repr(discovered) == "<ModelRegistry: the Directory at grpc://d:1>"
 
 
-async def test_a_tracker_shows_its_model_its_version_and_its_problem(flavour: str, server: Server) -> None:
+async def test_the_repr_of_a_tracker_has_its_model_its_version_and_its_error(flavour: str, server: Server) -> None:
     kind, where = ("AsyncLatest", "Latest")[flavour == "blocking"], f"grpc://127.0.0.1:{server.port}"
     async with opened(flavour, server.port) as registry:
         tracked = (registry.registry if flavour == "blocking" else registry).track("po\nlicy")
@@ -49,7 +49,7 @@ async def test_a_tracker_shows_its_model_its_version_and_its_problem(flavour: st
 
 @pytest.mark.parametrize("make", CLIENTS, ids=["blocking", "asyncio"])
 @pytest.mark.parametrize("duplicate", [lambda client: pickle.loads(pickle.dumps(client)), copy.copy, copy.deepcopy])
-def test_a_pickled_or_copied_client_is_another_one_with_the_same_arguments(
+def test_a_pickled_or_copied_client_is_a_new_one_with_the_same_arguments(
     make: Callable[..., Any], duplicate: Callable[[Any], Any], tmp_path: Path
 ) -> None:
     shown = Authority(tmp_path).issue()
@@ -95,7 +95,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_an_error_is_pickled_with_all_that_it_says(error: errors.ModelRegistryError) -> None:
+def test_an_error_is_pickled_with_all_of_its_fields(error: errors.ModelRegistryError) -> None:
     error.may_be_done = True
     other = pickle.loads(pickle.dumps(error))
     assert (type(other), str(other), vars(other)) == (type(error), str(error), vars(error))

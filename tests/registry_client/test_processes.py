@@ -1,4 +1,4 @@
-"""The client in processes of its own: interrupted, with many threads, with little memory."""
+"""The client in separate processes: interrupted, with many threads, with little memory."""
 
 import os
 import signal
@@ -37,13 +37,13 @@ fetching._LARGE_BYTES = fetching._FIRST_BYTES = downloads._PART_BYTES = 2**20
 fetching._FAST_BYTES_PER_SECOND = 2**60
 registry.set_alias('policy', 'kept', 1)
 while True:
-    registry.retrieve('policy', progress=lambda told: told.done_bytes > 2**21 and print('begun', flush=True))
+    registry.retrieve('policy', progress=lambda progress: progress.done_bytes > 2**21 and print('begun', flush=True))
 """,
 }
 
 
 @pytest.mark.parametrize("call", INTERRUPTED.values(), ids=INTERRUPTED)
-def test_an_interruption_ends_any_call_under_way(shared_endpoint: str, call: str) -> None:
+def test_an_interruption_ends_any_call_in_progress(shared_endpoint: str, call: str) -> None:
     head = "import sys\nfrom cogment_model_registry import ModelRegistry\n"
     script = f"{head}registry = ModelRegistry(sys.argv[1])\nwith registry:\n" + "\n".join(
         f"    {line}" for line in call.splitlines()
@@ -54,10 +54,10 @@ def test_an_interruption_ends_any_call_under_way(shared_endpoint: str, call: str
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-        _output, told = process.communicate(timeout=PATIENCE_SECONDS)
-        assert process.returncode == -signal.SIGINT, told
-        assert told.rstrip().endswith("KeyboardInterrupt")
-        # Nothing of it is left on the server.
+        _output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == -signal.SIGINT, stderr
+        assert stderr.rstrip().endswith("KeyboardInterrupt")
+        # The server keeps nothing of the call.
         counts = ("uploads", "retrievals", "watchers")
         wait_until(lambda: {registry.status()[name] for name in counts} == {"0"}, registry.status)
         assert [version.number for version in registry.list_versions("policy")] == [1]
@@ -81,16 +81,16 @@ with ModelRegistry(sys.argv[1]) as registry:
 
 
 def test_a_client_works_after_an_interruption_at_any_moment(tmp_path: Path) -> None:
-    """Also between two steps of gRPC that belong together, after which a channel would never close."""
+    """Even between two steps of gRPC that must not be separated, after which a channel would never close."""
     with server_process(tmp_path / "archive", "--cache_max_items=1000000") as server:
         for moment in range(12):
             process = started(GOING_ON, f"grpc://127.0.0.1:{server.port}")
             assert process.stdout
             assert process.stdout.readline() == "begun\n"
-            time.sleep(0.007 * moment)  # this is the moment, and waits for nothing
+            time.sleep(0.007 * moment)  # the random moment of the signal; it waits for no condition
             process.send_signal(signal.SIGINT)
-            output, told = process.communicate(timeout=PATIENCE_SECONDS)
-            assert (process.returncode, output) == (0, "b'1'\n"), told
+            output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+            assert (process.returncode, output) == (0, "b'1'\n"), stderr
 
 
 MEMORY = """
@@ -124,8 +124,8 @@ def test_a_version_is_in_memory_once_at_most(shared_endpoint: str, call: str, co
     with ModelRegistry(shared_endpoint) as registry:
         registry.store("policy", path)
     process = started(MEMORY, shared_endpoint, call, str(path))
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert int(output) < copies * size_bytes + 64 * MIB
 
 
@@ -156,8 +156,8 @@ def test_a_download_to_a_full_disk_leaves_nothing(
     with ModelRegistry(shared_endpoint) as registry:
         registry.publish("policy", data)
     process = started(FULL_DISK, shared_endpoint, str(target / "file"), str(len(data) - missing_bytes), cache)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert output == f"File too large\n{len(data)}\n"
     assert os.listdir(target) == []
     assert [path for path in (tmp_path / "cache").rglob("*") if path.is_file()] == []
@@ -177,7 +177,7 @@ def test_threads_share_a_client(shared_endpoint: str) -> None:
 def test_closing_ends_the_calls_of_other_threads(shared_endpoint: str) -> None:
     registry = ModelRegistry(shared_endpoint)
     registry.publish("policy", b"1")
-    told: list[BaseException] = []
+    raised: list[BaseException] = []
     begun = threading.Event()
 
     def watch() -> None:
@@ -185,7 +185,7 @@ def test_closing_ends_the_calls_of_other_threads(shared_endpoint: str) -> None:
             for _version in registry.watch("policy"):
                 begun.set()
         except BaseException as error:
-            told.append(error)
+            raised.append(error)
 
     watching = threading.Thread(target=watch)
     watching.start()
@@ -193,7 +193,7 @@ def test_closing_ends_the_calls_of_other_threads(shared_endpoint: str) -> None:
     registry.close()
     watching.join(PATIENCE_SECONDS)
     assert not watching.is_alive()
-    assert [type(error) for error in told] == [ClosedError]
+    assert [type(error) for error in raised] == [ClosedError]
     with pytest.raises(ClosedError, match="the model registry client is closed"):
         registry.list_models()
     registry.close()
@@ -210,7 +210,7 @@ def store(number, frame):
     registry.store("policy", b"final")
     raise KeyboardInterrupt
 
-def told_and_then_interrupted(versions, number=signal.SIGINT):
+def receive_and_be_interrupted(versions, number=signal.SIGINT):
     try:
         print(next(versions).number)
         soon(number)
@@ -222,7 +222,7 @@ with ModelRegistry(sys.argv[1]) as registry:
     registry.publish("policy", b"1")
     untouched = registry.watch("policy")
     next(untouched)
-    told_and_then_interrupted(registry.watch("policy"))
+    receive_and_be_interrupted(registry.watch("policy"))
     registry.publish("policy", b"2")
     print(next(untouched).number)
 
@@ -236,17 +236,17 @@ with ModelRegistry(sys.argv[1]) as registry:
     except KeyboardInterrupt:
         print("interrupted")
 
-    # What the handler stores would be told, were the watch not over then.
+    # The watch must be over, or it would yield the version that the handler stores.
     signal.signal(signal.SIGUSR1, store)
-    told_and_then_interrupted(registry.watch("policy", after=1), signal.SIGUSR1)
+    receive_and_be_interrupted(registry.watch("policy", after=1), signal.SIGUSR1)
     print(registry.retrieve("policy"))
 """
 
 
 def test_an_interruption_ends_only_one_call_and_its_handler_may_make_another(shared_endpoint: str) -> None:
     process = started(SIGNALS, shared_endpoint)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert process.returncode == 0, told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, stderr
     assert output.split() == ["1", "interrupted", "2", "interrupted", "2", "interrupted", "b'final'"]
 
 
@@ -264,16 +264,16 @@ with ModelRegistry(sys.argv[1]) as registry, open(reading, "rb", buffering=int(s
 
 @pytest.mark.parametrize("buffering", ["0", "-1"], ids=["raw", "buffered"])
 def test_an_interruption_ends_the_wait_for_a_pipe(shared_endpoint: str, buffering: str) -> None:
-    """Which would never end otherwise: the process itself has the other side."""
+    """It would never end otherwise: the process itself has the other end of the pipe."""
     for moment in range(3):
         process = started(PIPED, shared_endpoint, buffering)
         assert process.stdout
         assert process.stdout.readline() == "begun\n"
-        time.sleep(0.1 * moment)  # this is the moment, and waits for nothing
+        time.sleep(0.1 * moment)  # the random moment of the signal; it waits for no condition
         process.send_signal(signal.SIGINT)
-        _output, told = process.communicate(timeout=PATIENCE_SECONDS)
-        assert process.returncode == -signal.SIGINT, told
-        assert told.rstrip().endswith("KeyboardInterrupt")
+        _output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == -signal.SIGINT, stderr
+        assert stderr.rstrip().endswith("KeyboardInterrupt")
 
 
 OTHERS_CACHE = """
@@ -288,7 +288,7 @@ with ModelRegistry(sys.argv[1], cache_dir=sys.argv[2]) as registry:
 """
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may become someone else")
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can change its user")
 def test_damaged_bytes_in_the_cache_of_another_user_are_fetched_again(shared_endpoint: str) -> None:
     with tempfile.TemporaryDirectory() as directory:
         with ModelRegistry(shared_endpoint, cache_dir=directory) as registry:
@@ -296,9 +296,9 @@ def test_damaged_bytes_in_the_cache_of_another_user_are_fetched_again(shared_end
         [cached] = Path(directory).glob("??/*")
         cached.write_bytes(b"damaged")
         process = started(OTHERS_CACHE, shared_endpoint, directory)
-        output, told = process.communicate(timeout=PATIENCE_SECONDS)
-        assert (process.returncode, output) == (0, "b'weights'\n"), told
-        assert "damaged bytes of version 1 of 'policy' found in the cache" in told
+        output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+        assert (process.returncode, output) == (0, "b'weights'\n"), stderr
+        assert "damaged bytes of version 1 of 'policy' found in the cache" in stderr
 
 
 AT_ANY_MOMENT = """
@@ -331,11 +331,11 @@ print(interrupted > 10, len(handled) > 10)
 """
 
 
-def test_signals_may_come_at_any_moment(shared_endpoint: str) -> None:
-    """Thousands of times an interruption, or a handler that makes a call, in the middle of a call."""
+def test_signals_may_arrive_at_any_moment(shared_endpoint: str) -> None:
+    """Thousands of interruptions, or of handlers that make a call, in the middle of a call."""
     process = started(AT_ANY_MOMENT, shared_endpoint)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output) == (0, "True True\n"), told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output) == (0, "True True\n"), stderr
 
 
 LEFT_OPEN = """
@@ -357,9 +357,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize("seconds", ["0.00005", "0.0002", "0.001", "0.01"])
-def test_a_process_ends_though_its_client_is_left_open_after_an_interruption(
-    shared_endpoint: str, seconds: str
-) -> None:
+def test_a_process_ends_although_its_client_is_open_after_an_interruption(shared_endpoint: str, seconds: str) -> None:
     process = started(LEFT_OPEN, shared_endpoint, seconds)
-    output, told = process.communicate(timeout=PATIENCE_SECONDS)
-    assert (process.returncode, output) == (0, "interrupted\n"), told
+    output, stderr = process.communicate(timeout=PATIENCE_SECONDS)
+    assert (process.returncode, output) == (0, "interrupted\n"), stderr

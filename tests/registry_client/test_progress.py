@@ -20,27 +20,27 @@ from tests.registry_client.scripted import DATA, Call, chunks, infos, scripted
 
 
 async def test_a_callback_receives_the_progress_of_each_chunk(registry: Any, tmp_path: Path) -> None:
-    told: list[Progress] = []
+    reports: list[Progress] = []
     await registry.create_model("policy")
-    await registry.publish("policy", DATA, progress=told.append)
-    assert told[-1] == Progress('publishing a version of model "policy"', len(DATA), len(DATA))
-    assert [each.done_bytes for each in told] == [CHUNK_BYTES, 2 * CHUNK_BYTES, len(DATA)]
-    told.clear()
-    await registry.retrieve("policy", progress=told.append)
-    assert told[-1] == Progress('retrieving version 1 of model "policy"', len(DATA), len(DATA))
-    told.clear()
-    await registry.download("policy", tmp_path / "file", progress=told.append)
-    assert [each.done_bytes for each in told] == sorted(each.done_bytes for each in told)
+    await registry.publish("policy", DATA, progress=reports.append)
+    assert reports[-1] == Progress('publishing a version of model "policy"', len(DATA), len(DATA))
+    assert [each.done_bytes for each in reports] == [CHUNK_BYTES, 2 * CHUNK_BYTES, len(DATA)]
+    reports.clear()
+    await registry.retrieve("policy", progress=reports.append)
+    assert reports[-1] == Progress('retrieving version 1 of model "policy"', len(DATA), len(DATA))
+    reports.clear()
+    await registry.download("policy", tmp_path / "file", progress=reports.append)
+    assert [each.done_bytes for each in reports] == sorted(each.done_bytes for each in reports)
 
 
 async def test_the_client_has_a_callback_for_all_its_transfers(flavour: str, server: Server) -> None:
-    told: list[Progress] = []
-    async with opened(flavour, server.port, progress=told.append) as registry:
+    reports: list[Progress] = []
+    async with opened(flavour, server.port, progress=reports.append) as registry:
         await registry.store("policy", DATA)
-        assert told[-1].text == 'storing a version of model "policy"'
-        told.clear()
+        assert reports[-1].text == 'storing a version of model "policy"'
+        reports.clear()
         await registry.retrieve("policy", progress=False)
-        assert told == []
+        assert reports == []
 
 
 async def test_a_restarted_transfer_reports_zero_bytes(flavour: str) -> None:
@@ -50,13 +50,13 @@ async def test_a_restarted_transfer_reports_zero_bytes(flavour: str) -> None:
             await call.fail(grpc.StatusCode.UNAVAILABLE)
         await chunks(DATA)(call)
 
-    told: list[Progress] = []
+    reports: list[Progress] = []
     async with (
         scripted(RetrieveVersionInfos=infos, RetrieveVersionData=answer) as server,
         opened(flavour, server.port) as registry,
     ):
-        await registry.retrieve("policy", progress=told.append)
-    assert [each.done_bytes for each in told] == [CHUNK_BYTES, 0, len(DATA)]
+        await registry.retrieve("policy", progress=reports.append)
+    assert [each.done_bytes for each in reports] == [CHUNK_BYTES, 0, len(DATA)]
 
 
 @pytest.mark.parametrize("kind", [ValueError, SystemExit])

@@ -1,4 +1,4 @@
-"""Downloads that go on with what an interrupted one left, also in another process."""
+"""Downloads that resume an interrupted one, also in another process."""
 
 import asyncio
 import logging
@@ -32,14 +32,14 @@ KIB = 1024
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Record what was received after each few bytes."""
+    """Update the journal after every few bytes."""
     monkeypatch.setattr(partial_files, "_SYNC_BYTES", 64 * KIB)
     monkeypatch.setattr(partial_files, "_UNSYNCED_BYTES", 64 * KIB)
 
 
 @pytest.fixture(params=["one connection", "two connections"])
 def connections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the client receive a version of some MiB as one of some GiB, and find the path fast or slow."""
+    """Let the client treat a version of some MiB like one of some GiB, and the path as fast or slow."""
     is_slow = request.param == "two connections"
     monkeypatch.setattr(fetching, "_LARGE_BYTES", 4 * MIB)
     monkeypatch.setattr(downloads, "_PART_BYTES", MIB)
@@ -47,11 +47,11 @@ def connections(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 
 
 class Interruption(Exception):
-    """Raised by the progress of a download, which ends it."""
+    """Raised by the progress callback of a download, to end it."""
 
 
 def after(size_bytes: int) -> Callable[[Progress], None]:
-    """Return what interrupts a download after so many bytes."""
+    """Return a callback that interrupts a download after a number of bytes."""
 
     def interrupt(progress: Progress) -> None:
         if progress.done_bytes >= size_bytes:
@@ -67,7 +67,7 @@ async def interrupted(registry: Any, path: Path, at_bytes: int = 6 * MIB, **opti
 
 
 def files(directory: Path) -> list[str]:
-    """Return the names of the files of a directory, but for the archive of the server."""
+    """Return the names of the files of a directory, without the archive of the server."""
     return sorted(set(os.listdir(directory)) - {"archive"})
 
 
@@ -75,7 +75,7 @@ PARTIAL = ["file.cogment-partial", "file.cogment-partial.journal"]
 
 
 @pytest.mark.parametrize("tier", ["publish", "store"])
-async def test_an_interrupted_download_goes_on_where_it_was(
+async def test_an_interrupted_download_resumes_where_it_was(
     flavour: str, server: Server, tmp_path: Path, connections: None, tier: str
 ) -> None:
     path = tmp_path / "file"
@@ -87,10 +87,10 @@ async def test_an_interrupted_download_goes_on_where_it_was(
         await interrupted(registry, path)
         assert files(tmp_path) == ["file", *PARTIAL]
         assert path.read_bytes() == b"old"
-        before, told = relay.replied_bytes, list[int]()
-        note = lambda progress: told.append(progress.done_bytes)  # noqa: E731
+        before, reports = relay.replied_bytes, list[int]()
+        note = lambda progress: reports.append(progress.done_bytes)  # noqa: E731
         assert await registry.download("policy", path, resume=True, progress=note) == version
-    assert told[0] > 3 * MIB
+    assert reports[0] > 3 * MIB
     assert relay.replied_bytes - before < len(LARGE) - 3 * MIB
     assert path.read_bytes() == LARGE
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
@@ -112,44 +112,44 @@ ModelRegistry(sys.argv[1]).download("policy", sys.argv[2], resume=True, progress
 """
 
 
-async def test_another_process_goes_on_after_one_was_killed(registry: Any, server: Server, tmp_path: Path) -> None:
+async def test_another_process_resumes_after_one_was_killed(registry: Any, server: Server, tmp_path: Path) -> None:
     await registry.store("policy", LARGE)
     path = tmp_path / utf_8("weights \N{SNAKE}.bin")
     process = started(KILLED, f"grpc://127.0.0.1:{server.port}", str(path))
     _, text = await asyncio.to_thread(process.communicate, timeout=PATIENCE_SECONDS)
     assert process.returncode == -9, text
-    told: list[int] = []
-    await registry.download("policy", path, resume=True, progress=lambda each: told.append(each.done_bytes))
-    assert told[0] > 5 * MIB
+    reports: list[int] = []
+    await registry.download("policy", path, resume=True, progress=lambda each: reports.append(each.done_bytes))
+    assert reports[0] > 5 * MIB
     assert path.read_bytes() == LARGE
 
 
-async def test_what_is_complete_but_for_its_name_is_not_fetched_again(registry: Any, tmp_path: Path) -> None:
+async def test_a_complete_partial_file_is_not_fetched_again(registry: Any, tmp_path: Path) -> None:
     await registry.store("policy", LARGE)
     await interrupted(registry, tmp_path / "file", at_bytes=len(LARGE))
     journal = tmp_path / PARTIAL[1]
     with journal.open("ab") as file:
         file.write(b"[0, %d]\n" % len(LARGE))
-    told: list[Progress] = []
-    await registry.download("policy", tmp_path / "file", resume=True, progress=told.append)
-    assert [each.done_bytes for each in told] == [len(LARGE)]
+    reports: list[Progress] = []
+    await registry.download("policy", tmp_path / "file", resume=True, progress=reports.append)
+    assert [each.done_bytes for each in reports] == [len(LARGE)]
     assert (tmp_path / "file").read_bytes() == LARGE
 
 
-async def test_a_name_that_stands_for_another_version_by_then_begins_again(
+async def test_a_download_starts_over_if_its_name_refers_to_another_version(
     registry: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     newer = os.urandom(3 * MIB)
     await registry.store("policy", LARGE, alias="production")
     await interrupted(registry, tmp_path / "file")
     await registry.store("policy", newer)
-    told: list[int] = []
+    reports: list[int] = []
     with caplog.at_level(logging.WARNING):
         version = await registry.download(
-            "policy", tmp_path / "file", resume=True, progress=lambda each: told.append(each.done_bytes)
+            "policy", tmp_path / "file", resume=True, progress=lambda each: reports.append(each.done_bytes)
         )
     assert version.number == 2
-    assert told[0] <= 2 * MIB
+    assert reports[0] <= 2 * MIB
     assert (tmp_path / "file").read_bytes() == newer
     (record,) = caplog.records
     assert record.getMessage() == (
@@ -158,20 +158,22 @@ async def test_a_name_that_stands_for_another_version_by_then_begins_again(
     )
 
 
-async def test_an_alias_that_was_not_moved_goes_on(
+async def test_a_download_by_an_alias_that_was_not_moved_resumes(
     registry: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await registry.store("policy", LARGE, alias="production")
     await interrupted(registry, tmp_path / "file", version="production")
     await registry.publish("policy", b"newer")
-    told: list[int] = []
-    note = lambda progress: told.append(progress.done_bytes)  # noqa: E731
+    reports: list[int] = []
+    note = lambda progress: reports.append(progress.done_bytes)  # noqa: E731
     await registry.download("policy", tmp_path / "file", version="production", resume=True, progress=note)
-    assert told[0] > 5 * MIB
+    assert reports[0] > 5 * MIB
     assert caplog.records == []
 
 
-async def test_a_version_that_was_created_again_with_other_bytes_is_another_one(registry: Any, tmp_path: Path) -> None:
+async def test_a_download_starts_over_if_the_version_was_created_again_with_other_bytes(
+    registry: Any, tmp_path: Path
+) -> None:
     await registry.store("policy", LARGE)
     await interrupted(registry, tmp_path / "file")
     await registry.delete_model("policy")
@@ -185,7 +187,7 @@ async def test_two_downloads_never_write_to_one_file(registry: Any, tmp_path: Pa
     await registry.store("policy", LARGE)
     await interrupted(registry, tmp_path / "file")
     with (tmp_path / PARTIAL[1]).open("ab") as journal:
-        assert lock_soon(journal.fileno(), 1, 0)  # as another process does
+        assert lock_soon(journal.fileno(), 1, 0)  # as another process would
         with pytest.raises(BlockingIOError, match="another download to this file is under way"):
             await registry.download("policy", tmp_path / "file", resume=True)
     assert files(tmp_path) == PARTIAL
@@ -206,14 +208,14 @@ async def test_two_downloads_never_write_to_one_file(registry: Any, tmp_path: Pa
         lambda journal: journal.replace(b'"number": 1', b'"number": true'),
     ],
 )
-async def test_a_journal_that_a_crash_cut_off_costs_some_bytes_at_most(
+async def test_a_truncated_journal_costs_only_some_bytes(
     registry: Any, tmp_path: Path, damage: Callable[[bytes], bytes]
 ) -> None:
     await registry.store("policy", LARGE)
     await interrupted(registry, tmp_path / "file")
     journal = tmp_path / PARTIAL[1]
     journal.write_bytes(damage(journal.read_bytes()))
-    await interrupted(registry, tmp_path / "file", at_bytes=8 * MIB)  # what is added is read again, too
+    await interrupted(registry, tmp_path / "file", at_bytes=8 * MIB)  # added bytes are read again, too
     await registry.download("policy", tmp_path / "file", resume=True)
     assert (tmp_path / "file").read_bytes() == LARGE
     assert files(tmp_path) == ["file"]
@@ -246,9 +248,7 @@ async def test_a_download_that_received_nothing_leaves_nothing(registry: Any, tm
     assert files(tmp_path) == ["directory"]
 
 
-async def test_a_registry_that_is_not_there_costs_nothing_that_was_received(
-    flavour: str, server: Server, tmp_path: Path
-) -> None:
+async def test_an_unavailable_registry_loses_no_received_bytes(flavour: str, server: Server, tmp_path: Path) -> None:
     relay = Relay(server.port)
     async with listening(relay.relay) as port, opened(flavour, port, retry_seconds=0) as registry:
         await registry.store("policy", LARGE)
@@ -256,14 +256,14 @@ async def test_a_registry_that_is_not_there_costs_nothing_that_was_received(
     async with opened(flavour, port, retry_seconds=0) as registry:
         with pytest.raises(errors.UnavailableError):
             await registry.download("policy", tmp_path / "file", resume=True)
-    told: list[int] = []
+    reports: list[int] = []
     async with opened(flavour, server.port) as registry:
-        note = lambda progress: told.append(progress.done_bytes)  # noqa: E731
+        note = lambda progress: reports.append(progress.done_bytes)  # noqa: E731
         await registry.download("policy", tmp_path / "file", resume=True, progress=note)
-    assert told[0] > 5 * MIB
+    assert reports[0] > 5 * MIB
 
 
-async def test_a_cancelled_download_can_be_gone_on_with_at_once(server: Server, tmp_path: Path) -> None:
+async def test_a_cancelled_download_can_be_resumed_at_once(server: Server, tmp_path: Path) -> None:
     begun = asyncio.Event()
     async with opened("asyncio", server.port) as registry:
         await registry.store("policy", LARGE)
@@ -289,7 +289,7 @@ async def test_the_cache_serves_and_keeps_the_bytes(flavour: str, server: Server
     assert (tmp_path / "again").read_bytes() == (tmp_path / "file").read_bytes() == LARGE
 
 
-async def test_of_a_server_without_parts_nothing_is_kept(flavour: str, tmp_path: Path) -> None:
+async def test_nothing_is_kept_if_the_server_sends_no_parts(flavour: str, tmp_path: Path) -> None:
     async def half(call: Call) -> None:
         if call.number == 1:
             await call.send(m.RetrieveVersionDataReplyChunk(data_chunk=DATA[: 3 * MIB]))

@@ -1,4 +1,4 @@
-"""Transfers without copies between processes of one host and one user, and what goes by gRPC instead."""
+"""Transfers without copies between processes of one host and one user, and the fallback to gRPC."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ from tests.registry_client.conftest import opened
 from tests.waiting import PATIENCE_SECONDS, until
 
 if not (wire.is_supported() and sealed_memory.is_supported()):
-    pytest.skip("this system hands over no sealed memory", allow_module_level=True)
+    pytest.skip("this system cannot pass sealed memory", allow_module_level=True)
 
 DATA = Random(2).randbytes(2 * MIB + 5)
 ARCHIVED = pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])
@@ -44,7 +44,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 
 @pytest.fixture(autouse=True)
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What client and server log, which says in which way a version went."""
+    """The log of client and server, which shows how a version was transferred."""
     caplog.set_level(logging.DEBUG, "cogment_model_registry")
     return caplog
 
@@ -58,7 +58,7 @@ def is_mapped(view: memoryview) -> bool:
 
 
 def place_of(registry: Any) -> LocalPlace:
-    """Return where a client found the socket."""
+    """Return the socket that a client uses."""
     client = getattr(registry, "registry", registry)
     place = client._core.calls.connection.local
     assert isinstance(place, LocalPlace)
@@ -69,7 +69,7 @@ def place_of(registry: Any) -> LocalPlace:
 
 
 @ARCHIVED
-async def test_a_view_is_of_the_memory_or_the_file_of_the_server(registry: Any, archived: bool) -> None:
+async def test_a_view_maps_the_memory_or_the_file_of_the_server(registry: Any, archived: bool) -> None:
     version = await fill(registry, archived=archived)
     views = [await registry.retrieve("m", copy=False), await registry.retrieve(version, copy=False, verify=True)]
     for view in views:
@@ -79,7 +79,7 @@ async def test_a_view_is_of_the_memory_or_the_file_of_the_server(registry: Any, 
 
 
 @ARCHIVED
-async def test_copies_and_files_come_in_the_same_way(
+async def test_copies_and_files_use_the_socket_too(
     registry: Any, archived: bool, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     await fill(registry, archived=archived)
@@ -92,9 +92,7 @@ async def test_copies_and_files_come_in_the_same_way(
     assert "RetrieveVersionData" not in log.text
 
 
-async def test_small_versions_go_by_grpc_and_the_server_is_not_asked(
-    registry: Any, log: pytest.LogCaptureFixture
-) -> None:
+async def test_small_versions_use_grpc_and_not_the_socket(registry: Any, log: pytest.LogCaptureFixture) -> None:
     data = DATA[: local.MIN_BYTES - 1]
     await fill(registry, data)
     view = await registry.retrieve("m", copy=False)
@@ -125,14 +123,14 @@ async def test_a_damaged_version_is_refused(registry: Any, tmp_path: Path) -> No
             await registry.retrieve(version, copy=copy)
 
 
-def test_an_own_check_refuses_other_bytes() -> None:
+def test_the_check_of_the_client_refuses_wrong_bytes() -> None:
     info = describe("m", 1, DATA, True)
     local.check(info, DATA)
     with pytest.raises(errors.DataLossError, match=re.escape(hash_of(b"other"))):
         local.check(info, b"other")
 
 
-async def test_nothing_of_it_goes_to_the_cache(server: Server, flavour: str, tmp_path: Path) -> None:
+async def test_views_are_not_cached(server: Server, flavour: str, tmp_path: Path) -> None:
     async with opened(flavour, server.port, cache_dir=tmp_path / "cache") as registry:
         await fill(registry)
         assert is_mapped(await registry.retrieve("m", copy=False))
@@ -149,13 +147,13 @@ async def test_progress_is_reported(registry: Any) -> None:
 # Tracking.
 
 
-async def test_a_tracker_decodes_from_a_view_of_its_own(registry: Any) -> None:
+async def test_a_tracker_decodes_from_a_private_view(registry: Any) -> None:
     def decode(view: memoryview) -> memoryview:
         assert is_mapped(view)
-        view[0] ^= 0xFF  # a copy of this page, for this process alone
+        view[0] ^= 0xFF  # copies this page, only for this process
         return view
 
-    data = DATA * 3  # more than comes along with the news
+    data = DATA * 3  # more than is sent with the notification
     async with registry.track("m", decode=decode, copy=False) as latest:
         await fill(registry, data)
         await latest.wait_for(timeout=60)
@@ -191,7 +189,7 @@ async def test_bytes_that_change_while_they_are_copied_are_not_handed_over(
     data = bytearray(8 * MIB)
 
     def change(_progress: object) -> None:
-        data[0] = 1  # which was copied before
+        data[0] = 1  # this part was already copied
 
     await registry.publish("m", data, progress=change)
     assert "the bytes changed while they were copied" in log.text
@@ -212,7 +210,7 @@ async def test_sealed_memory_is_handed_over(registry: Any, archived: bool, log: 
     assert await registry.retrieve("m") == DATA
 
 
-async def test_what_goes_to_a_disk_is_not_copied_to_memory_before(
+async def test_archived_uploads_are_not_copied_to_memory_first(
     registry: Any, log: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     (tmp_path / "data").write_bytes(DATA)
@@ -239,11 +237,11 @@ async def test_small_sealed_memory_is_sent(registry: Any) -> None:
     assert await registry.retrieve("m") == b"small"
 
 
-# Where there is no socket.
+# Without a socket.
 
 
 async def works(registry: Any) -> bool:
-    """Transfer a version in each direction, and return whether it was handed over on the way out."""
+    """Transfer a version in each direction, and return whether the retrieval used shared memory."""
     version = await fill(registry)
     view = await registry.retrieve(version, copy=False)
     assert view == DATA
@@ -251,7 +249,7 @@ async def works(registry: Any) -> bool:
     return is_mapped(view)
 
 
-async def test_without_a_socket_everything_goes_by_grpc(
+async def test_without_a_socket_everything_uses_grpc(
     flavour: str, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     async with serving(tmp_path, replace(SETTINGS, local_socket="off")) as server, opened(flavour, server.port) as one:
@@ -260,13 +258,13 @@ async def test_without_a_socket_everything_goes_by_grpc(
         assert log.text.count("Status OK") == 1
 
 
-async def test_a_socket_that_cannot_be_seen_from_here_is_forgotten_for_a_while(
+async def test_an_unreachable_socket_is_not_tried_again_for_a_while(
     flavour: str, tmp_path: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "socket"
     settings = replace(SETTINGS, local_socket=str(path))
     async with serving(tmp_path / "archive", settings) as server, opened(flavour, server.port) as registry:
-        path.rename(tmp_path / "elsewhere")  # as in a container with other files
+        path.rename(tmp_path / "elsewhere")  # as in a container with another file system
         assert not await works(registry)
         assert f"{path} is not here: No such file or directory" in log.text
         asked = log.text.count("Status OK")
@@ -304,7 +302,7 @@ async def test_a_server_that_was_restarted_is_found_again(flavour: str, tmp_path
         assert view == DATA
 
 
-async def test_a_server_that_never_answers_can_be_left(
+async def test_a_transfer_from_a_silent_server_can_be_cancelled(
     registry: Any, flavour: str, tmp_path: Path, log: pytest.LogCaptureFixture
 ) -> None:
     version = await fill(registry)
@@ -318,7 +316,7 @@ async def test_a_server_that_never_answers_can_be_left(
         assert f"goes by gRPC and not by {path}" in log.text
 
 
-async def test_a_cancelled_transfer_leaves_the_server_alone(server: Server, tmp_path: Path) -> None:
+async def test_a_cancelled_transfer_leaves_nothing_on_the_server(server: Server, tmp_path: Path) -> None:
     async with opened("asyncio", server.port) as registry:
         version = await fill(registry)
         with wire.new_socket() as listener:
@@ -336,7 +334,7 @@ async def test_a_cancelled_transfer_leaves_the_server_alone(server: Server, tmp_
                 assert await asyncio.to_thread(connection.recv, 1) == b""
 
 
-async def test_without_descriptors_in_packets_everything_goes_by_grpc(
+async def test_without_descriptor_passing_everything_uses_grpc(
     registry: Any, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delattr("socket.SO_PEERCRED")  # as on Windows and macOS
@@ -344,7 +342,7 @@ async def test_without_descriptors_in_packets_everything_goes_by_grpc(
     assert "Local" not in log.text
 
 
-async def test_threads_share_what_is_known(server: Server) -> None:
+async def test_threads_share_the_known_socket(server: Server) -> None:
     async with opened("blocking", server.port) as registry:
         await fill(registry)
         client = registry.registry
@@ -368,7 +366,7 @@ sys.stdin.readline()
 
 
 def proportional_bytes(pid: int, name: str) -> int:
-    """Return the share of a process in the memory of a file, of which all shares are the memory itself."""
+    """Return the proportional set size of a file in a process; the sum over all processes is its memory."""
     total = 0
     inside = False
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():

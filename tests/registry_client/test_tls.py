@@ -1,4 +1,4 @@
-"""The client over TLS: what it trusts and shows, what its errors say, and that everything else goes on working."""
+"""The client over TLS: trust, certificates, error messages, and that everything else works as without TLS."""
 
 import asyncio
 import os
@@ -64,7 +64,7 @@ def settings_with(shown: Issued | None, **others: Any) -> Settings:
 
 @asynccontextmanager
 async def secured(flavour: str, endpoint: str, **options: Any) -> AsyncIterator[Any]:
-    """Return a context manager with a client of one flavour."""
+    """Return a context manager for a client of one flavour."""
     if flavour == "asyncio":
         async with aio.ModelRegistry(endpoint, **options) as registry:
             yield registry
@@ -87,7 +87,7 @@ def test_an_endpoint_over_tls_is_one_of_grpcs() -> None:
 SECURE = Direct("host:9002", is_secure=True)
 
 
-def test_arguments_beat_variables_which_count_for_tls_alone(authority: Authority, actor: Issued) -> None:
+def test_arguments_override_variables_which_apply_only_to_tls(authority: Authority, actor: Issued) -> None:
     ca, certificate, key = str(authority.certificate), str(actor.certificate), str(actor.key)
     environment = {CA_VARIABLE: ca, CERTIFICATE_VARIABLE: certificate, KEY_VARIABLE: key}
     by_variables = encryption_of(SECURE, environment=environment)
@@ -109,7 +109,7 @@ def test_an_argument_for_tls_without_tls_is_refused(name: str, endpoint: str | N
         ModelRegistry(endpoint, **options)
 
 
-def test_half_a_pair_is_refused(actor: Issued) -> None:
+def test_a_certificate_without_a_key_is_refused_and_vice_versa(actor: Issued) -> None:
     with pytest.raises(errors.SettingError, match=r'tls_key: "" is not allowed; it must be the file of the key of'):
         ModelRegistry("grpcs://host:9002", tls_certificate=actor.certificate)
     with pytest.raises(errors.SettingError, match=r'tls_certificate: "" is not allowed; it must be the file of the'):
@@ -118,7 +118,7 @@ def test_half_a_pair_is_refused(actor: Issued) -> None:
 
 @pytest.mark.parametrize("name", ["tls_ca", "tls_certificate", "tls_key"])
 @pytest.mark.parametrize("wrong", [1, b"\0", "a\0b", object()])
-def test_what_is_no_path_is_refused(name: str, wrong: Any) -> None:
+def test_an_argument_that_is_not_a_path_is_refused(name: str, wrong: Any) -> None:
     options: dict[str, Any] = {name: wrong}
     with pytest.raises(errors.InvalidError, match=f"^{name} is "):
         ModelRegistry("grpcs://host:9002", **options)
@@ -180,7 +180,7 @@ async def mutual(authority: Authority, shown: Issued, tmp_path: Path) -> AsyncIt
         yield server
 
 
-async def test_variables_are_enough(
+async def test_tls_can_be_configured_by_variables_alone(
     flavour: str, authority: Authority, mutual: Server, actor: Issued, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(ENDPOINT_VARIABLE, f"grpcs://localhost:{mutual.port}")
@@ -196,7 +196,7 @@ async def test_variables_are_enough(
             assert await asyncio.to_thread(registry.list_models) == []
 
 
-# Errors. Each is raised at once: to try again would not help.
+# Errors. Each is raised at once, without retries, which would not help.
 
 
 @asynccontextmanager
@@ -220,7 +220,7 @@ async def test_a_certificate_of_an_unknown_authority_says_what_to_check(
         )
         async with failing(flavour, endpoint, message, tls_ca=stranger.certificate):
             pass
-        async with failing(flavour, endpoint, message):  # which trusts the public authorities
+        async with failing(flavour, endpoint, message):  # this client trusts the public authorities
             pass
 
 
@@ -242,7 +242,7 @@ async def test_an_expired_certificate_says_so(flavour: str, authority: Authority
             pass
 
 
-async def test_a_plain_client_at_a_server_with_tls_is_told_to_use_it(
+async def test_a_plain_client_of_a_server_with_tls_gets_an_error_that_says_so(
     flavour: str, shown: Issued, tmp_path: Path
 ) -> None:
     async with serving(tmp_path / "archive", settings_with(shown)) as server:
@@ -254,7 +254,7 @@ async def test_a_plain_client_at_a_server_with_tls_is_told_to_use_it(
             pass
 
 
-async def test_a_client_with_tls_at_a_plain_server_is_told_so(
+async def test_a_client_with_tls_of_a_plain_server_gets_an_error_that_says_so(
     flavour: str, authority: Authority, tmp_path: Path
 ) -> None:
     async with serving(tmp_path / "archive", settings_with(None)) as server:
@@ -264,7 +264,7 @@ async def test_a_client_with_tls_at_a_plain_server_is_told_so(
             pass
 
 
-async def test_a_client_without_the_certificate_that_is_required_is_told_to_give_one(
+async def test_a_client_without_the_required_certificate_gets_an_error_that_says_so(
     flavour: str, authority: Authority, stranger: Authority, mutual: Server
 ) -> None:
     endpoint = f"grpcs://127.0.0.1:{mutual.port}"
@@ -284,13 +284,13 @@ async def test_nothing_at_an_endpoint_over_tls_is_a_refused_connection(flavour: 
             await registry.list_models()
 
 
-# What the client does besides calls.
+# Renewal, forks, and the local socket.
 
 
-async def test_renewed_files_of_the_client_are_taken_by_the_call_that_needs_them(
+async def test_renewed_files_of_the_client_are_read_by_the_call_that_needs_them(
     flavour: str, authority: Authority, stranger: Authority, shown: Issued, tmp_path: Path
 ) -> None:
-    """The server gets a certificate of another authority, and the client's file of authorities is renewed too."""
+    """The server gets a certificate of another authority, and the client's CA file is replaced too."""
     trusted, used = tmp_path / "ca.pem", Issued(tmp_path / "tls.crt", tmp_path / "tls.key")
     shutil.copy(authority.certificate, trusted)
     shutil.copy(shown.certificate, used.certificate)
@@ -307,7 +307,7 @@ async def test_renewed_files_of_the_client_are_taken_by_the_call_that_needs_them
             server.stop()
 
 
-async def test_files_of_the_client_that_vanish_change_nothing(
+async def test_a_client_continues_when_its_files_vanish(
     flavour: str, authority: Authority, shown: Issued, tmp_path: Path
 ) -> None:
     trusted, port = tmp_path / "ca.pem", free_port()
@@ -405,7 +405,7 @@ async def directory(shown: Issued | None = None, **settings: Any) -> AsyncIterat
 
 
 async def lists_nothing(registry: Any) -> bool:
-    """Return whether a registry is found and has no models; the Directory checks it before it returns it."""
+    """Return whether a registry is found and has no models; the Directory returns it only after a check."""
     try:
         return not await registry.list_models()
     except errors.NotFoundError:
@@ -428,7 +428,7 @@ async def test_a_registry_with_tls_is_found_by_a_directory(
             await eventually(partial(lists_nothing, registry))
 
 
-async def test_a_registry_without_tls_is_not_used_where_tls_is_wanted(
+async def test_a_registry_without_tls_is_not_used_if_tls_is_required(
     flavour: str, authority: Authority, tmp_path: Path
 ) -> None:
     async with directory() as endpoint:
@@ -454,11 +454,11 @@ async def test_a_plain_directory_endpoint_of_a_directory_with_tls_says_so(flavou
 
 
 class Load:
-    """Calls, one after the other, on a thread.
+    """Successive calls on a thread.
 
     Attributes:
-        count: How many there were.
-        failures: How they failed.
+        count: The number of calls.
+        failures: Their failures.
     """
 
     def __init__(self, connect: Callable[[], ModelRegistry], call: Callable[[ModelRegistry], Any], calls: int) -> None:
@@ -500,7 +500,7 @@ def test_a_certificate_is_renewed_under_load_without_a_failed_call(authority: Au
     with server_process(tmp_path / "archive", *files.flags) as server:
         with connect() as first:
             first.publish("walker", b"weights")
-        # One client stays connected, and the others have a handshake for each call.
+        # One client stays connected; the others make a handshake for each call.
         loads = [
             Load(connect, lambda registry: registry.publish("walker", b"weights"), 10**9),
             *(Load(connect, lambda registry: registry.retrieve("walker"), 1) for _ in range(2)),

@@ -1,4 +1,4 @@
-"""The token of a client: where it comes from, files that are replaced, and the local socket."""
+"""The token of a client: its sources, replaced files, and the local socket."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ TOKENS = {"cmr_reader": "read", "cmr_writer": "publish", "cmr_admin": "admin"}
 
 @pytest.fixture
 async def guarded(tmp_path: Path) -> AsyncIterator[Server]:
-    """A server to which nobody may say anything without a token, with a local socket."""
+    """A server that requires a token for every call, with a local socket."""
     archive, socket = tmp_path / "archive", tmp_path / "socket"
     for token, scope in TOKENS.items():
         add_grant(str(archive), Grant(token, "token", identity_of(token), parse_scopes([scope]), 0))
@@ -54,7 +54,7 @@ async def test_every_kind_of_call_carries_the_token(guarded: Server, flavour: st
 
 
 @pytest.mark.parametrize("flavour", ["blocking", "asyncio"])
-async def test_a_tracker_that_may_read_follows_and_reports(guarded: Server, flavour: str) -> None:
+async def test_a_tracker_with_the_scope_read_follows_and_reports(guarded: Server, flavour: str) -> None:
     async with (
         opened(flavour, guarded.port, token="cmr_writer") as trainer,
         opened(flavour, guarded.port, token="cmr_reader") as actor,
@@ -67,7 +67,7 @@ async def test_a_tracker_that_may_read_follows_and_reports(guarded: Server, flav
             assert [each.consumer_id for each in await actor.consumers("m")] == ["actor"]
 
 
-def test_where_the_token_comes_from(tmp_path: Path) -> None:
+def test_the_token_comes_from_an_argument_a_file_or_a_variable(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("of_file\n")
     both = {"COGMENT_MODEL_REGISTRY_TOKEN": "of_variable", "COGMENT_MODEL_REGISTRY_TOKEN_FILE": str(file)}
@@ -78,7 +78,7 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
     del both["COGMENT_MODEL_REGISTRY_TOKEN"]
     assert found(None, None, both).authorization() == "Bearer of_file"
     assert found("", None, both).authorization() == ""
-    assert found(None, None, {}).metadata() is None
+    assert found(None, None, {}).metadata() == ()
 
 
 @pytest.mark.parametrize("token", ["a b", "a\nb", "é", "a\x00"])
@@ -143,4 +143,4 @@ async def test_the_local_socket_asks_for_the_token_too(guarded: Server, caplog: 
         assert not caplog.messages
         with pytest.raises(errors.PermissionDeniedError, match="lacks the scope publish:m"):
             await actor.publish("m", b"x" * 2 * MIB)
-        assert "lacks the scope publish:m" in caplog.text  # the socket refused it first
+        assert "lacks the scope publish:m" in caplog.text  # first over the socket, then over gRPC

@@ -1,4 +1,4 @@
-"""Watching every version, tracking with the bytes that come along, and following an alias."""
+"""Watching every version, tracking with inline bytes, and following an alias."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ PATIENT = 50.0
 
 
 async def next_of(versions: Any) -> str:
-    """Return the next version or gap that a watch yields, in a few characters."""
+    """Return the next version or gap that a watch yields, as a short text."""
     async with asyncio.timeout(PATIENT):
         event = await anext(versions)
     if isinstance(event, Gap):
@@ -77,26 +77,26 @@ async def test_watching_every_version_ends_with_the_model(registry: Any) -> None
 async def test_every_version_is_yielded_over_restarts_and_many_streams(
     flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The server is killed, and loses the transient versions that were not told."""
+    """The server is killed, and loses transient versions before they were sent."""
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
     port = f"--port={free_port()}"
-    told: list[str] = []
+    received: list[str] = []
     with server_process(tmp_path / "archive", port) as server:
         async with opened(flavour, server.port) as registry, aclosing(registry.watch("policy", all=True)) as versions:
             for _ in range(3):
                 await registry.store("policy", b"x")
-            told += await following(versions, 3)
+            received += await following(versions, 3)
             for _ in range(3):
                 await registry.publish("policy", b"lost")
             await asyncio.to_thread(server.kill)
             with server_process(tmp_path / "archive", port):
                 newest = (await registry.store("policy", b"x")).number
-                while told[-1] != str(newest):
-                    told.append(await next_of(versions))
+                while received[-1] != str(newest):
+                    received.append(await next_of(versions))
                 again = await registry.store("policy", b"x")
                 assert await next_of(versions) == str(again.number)
     covered: list[int] = []
-    for each in told:
+    for each in received:
         first, _, last = each.partition("-")
         covered += range(int(first), int(last or first) + 1)
     assert covered == [*range(1, newest + 1)]
@@ -112,7 +112,7 @@ async def test_a_server_without_the_call_cannot_yield_every_version(flavour: str
 
 
 @pytest.mark.parametrize("has_cache", [False, True], ids=["no cache", "cache"])
-async def test_a_tracker_gets_small_versions_with_the_news(
+async def test_a_tracker_receives_small_versions_with_their_bytes(
     flavour: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_cache: bool
 ) -> None:
     retrieved: list[VersionInfo] = []
@@ -133,8 +133,8 @@ async def test_a_tracker_gets_small_versions_with_the_news(
     assert [info.number for info in retrieved] == ([1, 2, 3, 4] if has_cache else [4])
 
 
-async def test_a_tracker_fetches_a_version_whose_bytes_did_not_come_whole(flavour: str) -> None:
-    """The next stream asks for no bytes, since it might not be long enough either."""
+async def test_a_tracker_fetches_a_version_whose_inline_bytes_are_incomplete(flavour: str) -> None:
+    """The next stream requests no bytes, since it may break again before they are complete."""
     data = b"whole"
     info = version_message(1, digest_text(hashlib.sha256(data).digest()), len(data))
     asked: list[int] = []

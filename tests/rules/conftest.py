@@ -1,4 +1,4 @@
-"""What the tests of the rules share."""
+"""Shared fixtures of the tests of the rules."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +8,6 @@ import pytest
 
 @pytest.fixture(scope="module")
 def hashing() -> Iterator[ThreadPoolExecutor]:
-    """Where transient stores hash."""
+    """The executor on which transient stores compute hashes."""
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as executor:
         yield executor

@@ -1,4 +1,4 @@
-"""Consumers: their reports, their lag, who is gone, and what they hold; in memory, with clocks of the test."""
+"""Consumers: reports, lag, disappearance, and holds; in memory, with simulated clocks."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -28,7 +28,7 @@ HELD_MAX_BYTES = 40
 
 
 class Clock:
-    """The two clocks of a registry; the tests let them go on together."""
+    """The two clocks of a registry; the tests advance them together."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -54,7 +54,7 @@ class World:
     clock: Clock
 
     async def upload(self, data: bytes = b"0123456789", *, archived: bool = False) -> int:
-        # The creation time is the client's, and far in the future.
+        # The client chose a creation time far in the future.
         async with await self.registry.create_version(
             VersionHeader("m", archived, len(data), created_ns=2 * 10**18)
         ) as upload:
@@ -76,7 +76,7 @@ class World:
         return [info.number for info in await self.registry.list_versions("m", 0, 100)]
 
     async def apply(self, *rules: RetentionRule) -> dict[int, str]:
-        """Apply rules, and return which versions are kept, and why."""
+        """Apply rules, and return the kept versions with the reasons."""
         await self.models.update("m", ModelChange(retention=rules))
         application = await self.retention.plan("m")
         async with aclosing(application.delete()) as deletions:
@@ -126,7 +126,7 @@ async def test_a_report_is_answered_and_listed_with_its_lag(world: World) -> Non
     assert (newest.versions_behind, newest.seconds_behind) == (0, 0.0)
 
 
-async def test_seconds_behind_go_on_when_the_first_newer_version_is_gone(world: World) -> None:
+async def test_seconds_behind_keep_growing_after_the_first_newer_version_is_gone(world: World) -> None:
     for _ in range(3):
         await world.upload()
         world.clock.seconds += 10
@@ -134,7 +134,7 @@ async def test_seconds_behind_go_on_when_the_first_newer_version_is_gone(world: 
     await world.lifecycle.delete_version("m", 2)
     [consumer] = await world.consumers.find("m")
     assert (consumer.versions_behind, consumer.seconds_behind) == (1, 20.0)
-    world.catalog._tables.models["m"].shown_ns.clear()  # as a catalog does that remembers only some
+    world.catalog._tables.models["m"].shown_ns.clear()  # as in a catalog that keeps only some of them
     world.catalog._tables.models["m"].shown_ns[3] = world.clock.now_ns()
     [consumer] = await world.consumers.find("m")
     assert consumer.seconds_behind == 20.0
@@ -150,7 +150,7 @@ async def test_a_consumer_that_runs_nothing_is_behind_every_version(world: World
     assert (consumer.state, consumer.version_number, consumer.versions_behind) == ("loading", 0, 2)
     [summary] = await world.consumers.summarize()
     assert (summary.model_id, dict(summary.states)) == ("m", {"loading": 1})
-    assert (summary.versions_behind, summary.seconds_behind) == (None, None), "it is no lag yet"
+    assert (summary.versions_behind, summary.seconds_behind) == (None, None), "there is no lag yet"
     await world.report("b", 1)
     world.clock.seconds += 5
     [summary] = await world.consumers.summarize()
@@ -215,10 +215,10 @@ async def test_consumers_are_found_by_filter_page_by_page(world: World) -> None:
     assert pages == [["m a1", "m a2"], ["m b1", "m c"], ["n a1"]]
 
 
-# Who is gone.
+# Consumers that are gone.
 
 
-async def test_a_consumer_that_does_not_report_in_time_is_gone_told_once_and_then_forgotten(world: World) -> None:
+async def test_a_consumer_that_stops_reporting_is_sent_as_gone_once_and_then_forgotten(world: World) -> None:
     await world.upload()
     heard: list[tuple[str, str]] = []
     with world.consumers.listening(lambda each: heard.append((each.consumer_id, each.state))):
@@ -227,7 +227,7 @@ async def test_a_consumer_that_does_not_report_in_time_is_gone_told_once_and_the
         for _ in range(5):
             world.clock.seconds += 9
             await world.report("a", 1, ttl=10)
-        assert heard == [("a", "active"), ("b", "active")], "a report that repeats the last one is no news"
+        assert heard == [("a", "active"), ("b", "active")], "a repeated report is not an event"
         world.clock.seconds += 10
         assert await world.states() == {"a": "gone", "b": "active"}
         world.consumers.expire()
@@ -245,7 +245,7 @@ async def test_a_consumer_may_leave_and_come_back(world: World) -> None:
     heard: list[str] = []
     with world.consumers.listening(lambda each: heard.append(each.state)):
         assert (await world.report("a", state="gone")).state == "gone"
-        assert await world.states() == {}, "who was never there need not leave"
+        assert await world.states() == {}, "a consumer that never reported need not leave"
         await world.report("a", 1, held=(1,))
         for _ in range(2):
             gone = await world.report("a", state="gone")
@@ -256,7 +256,7 @@ async def test_a_consumer_may_leave_and_come_back(world: World) -> None:
     assert await world.states() == {"a": "active"}
 
 
-async def test_times_to_live_that_change_all_the_time_leave_no_litter(world: World) -> None:
+async def test_changing_times_to_live_leave_no_stale_entries(world: World) -> None:
     await world.upload()
     for _ in range(1000):
         await world.report("a", 1, ttl=1000)
@@ -277,7 +277,9 @@ async def test_the_number_of_consumers_is_bounded(world: World) -> None:
     await world.report("c3", state="gone")
     await world.report("c1", state="gone")
     await world.report("new", 1)
-    assert sorted(await world.states()) == ["c0", "c1", "c2", "c4", "new"], "who has been gone longest gives way"
+    assert sorted(await world.states()) == ["c0", "c1", "c2", "c4", "new"], (
+        "the consumer that has been gone longest is dropped"
+    )
 
 
 async def test_consumers_end_with_their_model(world: World) -> None:
@@ -292,7 +294,7 @@ async def test_consumers_end_with_their_model(world: World) -> None:
     await world.lifecycle.delete_version("m", 1)
 
 
-async def test_consumers_of_a_model_that_was_replaced_behind_the_back_of_the_registry_are_forgotten(
+async def test_consumers_of_a_model_that_another_server_replaced_are_forgotten(
     world: World,
 ) -> None:
     await world.upload(archived=True)
@@ -318,7 +320,7 @@ async def test_a_held_version_is_not_evicted(world: World) -> None:
     await world.report("a", 1, held=(1,))
     for _ in range(8):
         await world.upload()
-    assert await world.numbers() == [1, 7, 8, 9], "it counts in the bound"
+    assert await world.numbers() == [1, 7, 8, 9], "it counts for the bound"
     with pytest.raises(TooLargeError, match=r"nor by versions that consumers hold \(10\)"):
         await world.upload(bytes(91))
     assert world.transient.usage.held_bytes == 10
@@ -353,7 +355,7 @@ async def test_retention_keeps_a_held_version_and_says_why(world: World) -> None
     assert await world.apply(RetentionRule(keep_last=1)) == {4: "newest version"}
 
 
-async def test_what_consumers_hold_is_bounded_and_counted_once(world: World) -> None:
+async def test_held_bytes_are_bounded_and_shared_holds_count_once(world: World) -> None:
     for _ in range(3):
         await world.upload(bytes(15))
     await world.report("a", 1, held=(1, 2))
@@ -363,13 +365,13 @@ async def test_what_consumers_hold_is_bounded_and_counted_once(world: World) -> 
     with pytest.raises(TooLargeError, match=message):
         await world.report("a", 2, held=(2, 3))
     [a, _] = await world.consumers.find("m")
-    assert (a.version_number, a.held_versions) == (1, (1, 2)), "what it held before stays"
+    assert (a.version_number, a.held_versions) == (1, (1, 2)), "its previous holds remain"
     await world.report("b", 2, held=(2,))
     assert (await world.report("a", 2, held=(2, 3))).held_versions == (2, 3)
     assert world.consumers.held_bytes == 30
 
 
-async def test_one_place_of_the_transient_store_is_left_for_what_is_published(world: World) -> None:
+async def test_one_item_of_the_transient_store_is_reserved_for_publishes(world: World) -> None:
     for _ in range(4):
         await world.upload(b"1")
     await world.report("a", 1, held=(1, 2, 3))
@@ -404,7 +406,7 @@ async def test_a_hold_outlasts_a_promotion(world: World) -> None:
 
 
 @pytest.mark.parametrize("archived", [False, True])
-async def test_of_a_hold_and_a_deletion_at_once_exactly_one_wins(world: World, archived: bool) -> None:
+async def test_exactly_one_of_a_concurrent_hold_and_deletion_wins(world: World, archived: bool) -> None:
     wins = {"hold": 0, "deletion": 0}
     for delay in range(40):
         number = await world.upload(archived=archived)
@@ -437,7 +439,7 @@ async def test_of_a_hold_and_a_deletion_at_once_exactly_one_wins(world: World, a
     assert min(wins.values()) > 0, wins
 
 
-async def test_of_a_hold_and_an_eviction_at_once_exactly_one_wins(world: World) -> None:
+async def test_exactly_one_of_a_concurrent_hold_and_eviction_wins(world: World) -> None:
     wins = {"hold": 0, "eviction": 0}
     for delay in range(30):
         numbers = [await world.upload() for _ in range(4)]
@@ -464,7 +466,7 @@ async def test_of_a_hold_and_an_eviction_at_once_exactly_one_wins(world: World) 
     assert min(wins.values()) > 0, wins
 
 
-async def test_holds_of_one_consumer_that_reports_twice_at_once_stay_whole(world: World) -> None:
+async def test_concurrent_reports_of_one_consumer_keep_its_holds_consistent(world: World) -> None:
     for _ in range(3):
         await world.upload(archived=True)
     for held in ((1, 2), (2, 3), (3,), ()):

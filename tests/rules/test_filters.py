@@ -161,7 +161,7 @@ def test_versions_without_the_field_come_last_in_either_direction() -> None:
 
 
 @pytest.mark.parametrize("text", ["metrics.return desc", "metrics.return", "version_number desc", "tags.stage"])
-def test_a_search_goes_on_after_each_position(text: str) -> None:
+def test_a_search_continues_after_each_position(text: str) -> None:
     order = parse_order(text)
     versions = [version_of(number, metrics={"return": number % 3} if number % 4 else {}) for number in range(1, 12)]
     whole = arranged(order, versions)

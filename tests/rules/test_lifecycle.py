@@ -63,7 +63,7 @@ async def world(hashing: ThreadPoolExecutor) -> AsyncIterator[World]:
     await catalog.close()
 
 
-async def test_a_version_that_changes_while_it_is_described_is_shown_as_it_is_then(
+async def test_a_version_that_changes_while_it_is_described_is_shown_in_its_new_state(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await world.upload()
@@ -108,7 +108,7 @@ async def test_tags_and_metrics_of_a_version_do_not_grow_beyond_the_limit(world:
         assert changed.tags == {"b": "y" * 99}
 
 
-async def test_a_model_has_so_many_aliases_and_no_more(world: World) -> None:
+async def test_the_number_of_aliases_of_a_model_is_bounded(world: World) -> None:
     await world.upload(archived=True)
     names = [f"alias{index}" for index in range(ALIASES_MAX)]
     await world.lifecycle.set_aliases("m", [AliasChange(name, 1) for name in names])
@@ -165,7 +165,7 @@ async def test_a_promotion_without_space_changes_nothing(world: World) -> None:
     assert await world.retrieve(1) == bytes(600)
 
 
-async def test_a_version_promoted_by_two_is_promoted_once(world: World) -> None:
+async def test_a_version_promoted_by_two_calls_is_promoted_once(world: World) -> None:
     await world.upload()
     both = await asyncio.gather(*(world.lifecycle.promote_version("m", 1) for _ in range(2)))
     assert both[0] == both[1]
@@ -192,7 +192,7 @@ async def test_a_version_with_an_alias_is_deleted_only_by_force(world: World) ->
     assert await world.numbers() == []
 
 
-async def test_an_alias_stands_wherever_a_version_may(world: World) -> None:
+async def test_an_alias_is_accepted_wherever_a_version_is(world: World) -> None:
     for _ in range(3):
         await world.upload(archived=True)
     await world.lifecycle.set_aliases("m", [AliasChange("production", 2)])
@@ -230,7 +230,7 @@ async def test_a_refused_change_of_aliases_promotes_nothing(world: World, refuse
 
 
 @pytest.mark.parametrize("alias", ["latest", "7", "-1", "", "a/b", ".hidden", "x" * 17])
-async def test_a_name_that_is_no_alias_is_refused(world: World, alias: str) -> None:
+async def test_an_invalid_alias_is_refused(world: World, alias: str) -> None:
     await world.upload(archived=True)
     with pytest.raises(InvalidError, match="alias"):
         await world.lifecycle.set_aliases("m", [AliasChange(alias, 1)])
@@ -272,7 +272,7 @@ async def test_a_search_finds_versions_of_either_tier(world: World) -> None:
 
 
 @pytest.mark.parametrize("model_id", ["", "a/b", "none"])
-async def test_every_call_refuses_a_model_that_cannot_be(world: World, model_id: str) -> None:
+async def test_every_call_refuses_an_invalid_model_id(world: World, model_id: str) -> None:
     lifecycle = world.lifecycle
     for call in (
         lifecycle.get_version(model_id, 1),

@@ -1,8 +1,8 @@
-"""Two calls on one version at the same time: the first one is held at each of its steps while the second one runs.
+"""Two concurrent calls on one version: the first one is paused at each of its steps while the second one runs.
 
-The backends in memory let other tasks run at each of their steps. So the first call is stopped after its first step,
-then after its second one, and so on, until the second call is over, or waits for the first one. After each race,
-everything that exists is compared: what is listed, what the stores have, and what aliases point to.
+The backends in memory let other tasks run at each of their steps. So the first call is paused after its first step,
+then after its second one, and so on, until the second call is over, or waits for the first one. After each race, the
+listing, the content of the stores, and the targets of aliases are compared.
 """
 
 import asyncio
@@ -31,14 +31,14 @@ from cogment_model_registry.testing.memory_catalog import MemoryCatalog, Tables
 MAX_ITEMS = 3
 STEPS_MAX = 500
 TURNS = 200
-"""For how many turns of the event loop a call is held: more than the other one takes, unless it waits for this one."""
+"""For how many turns of the event loop a call is paused: more than the other one takes, unless it waits."""
 
 
 class Hold:
-    """Stops a call, with all tasks that it makes, after a number of steps, until another call is over.
+    """Pauses a call, with all tasks that it creates, after a number of steps, until another call is over.
 
     Attributes:
-        begun: Set when it has come so far.
+        begun: Set when the call has reached this step.
         is_other_over: Whether the other call is over.
     """
 
@@ -48,7 +48,7 @@ class Hold:
         self._left = steps
 
     async def step(self) -> None:
-        """Count a step, and wait if it is the one to be held at."""
+        """Count a step, and wait if it is the chosen one."""
         self._left -= 1
         if self._left == -1:
             self.begun.set()
@@ -62,7 +62,7 @@ _hold: ContextVar[Hold | None] = ContextVar("hold", default=None)
 
 
 class Stepping:
-    """A coroutine that is held at one of its steps; awaiting this runs it."""
+    """A coroutine that is paused at one of its steps; awaiting this runs it."""
 
     def __init__(self, work: Coroutine[Any, Any, Any], hold: Hold) -> None:
         self._work = work
@@ -84,7 +84,7 @@ class Stepping:
 
 
 def new_task(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
-    """Return a task; one that is made by a call that is to be held is held with it."""
+    """Return a task; a task that is created by a paused call is paused with it."""
 
     async def step(hold: Hold) -> Any:
         return await Stepping(work, hold)
@@ -130,7 +130,7 @@ class World:
         return {number for contents in await self.archive.scan() for number in contents.version_numbers}
 
     async def check(self) -> None:
-        """Compare all that exists."""
+        """Compare everything that exists."""
         try:
             infos = await self.registry.list_versions("m", 0, 100)
         except NotFoundError:
@@ -141,14 +141,16 @@ class World:
         for info in infos:
             await self.retrieve(info.number)
         transient = [info for info in infos if not info.archived]
-        assert self.transient.usage.items == len(transient), "the transient store and the catalog have other versions"
+        assert self.transient.usage.items == len(transient), (
+            "the transient store and the catalog have different versions"
+        )
         assert self.transient.usage.bytes == sum(info.data_size_bytes for info in transient)
         archived = {info.number for info in infos if info.archived}
-        assert await self.archived_numbers() == archived, "the archive and the catalog have other versions"
+        assert await self.archived_numbers() == archived, "the archive and the catalog have different versions"
         for alias in await self.lifecycle.get_aliases("m"):
-            assert alias.version_number in archived, f"{alias} points to what is not archived"
+            assert alias.version_number in archived, f"{alias} points to a version that is not archived"
         line = self.transient._lines.find("m")
-        assert line is None or line.newest == infos[-1].number, "another version than the newest is evicted last"
+        assert line is None or line.newest == infos[-1].number, "a version other than the newest is evicted last"
 
 
 def world_in_memory(hashing: Executor) -> World:
@@ -214,7 +216,7 @@ async def create_model_again(world: World) -> None:
 
 
 async def upload_again(world: World, data: bytes, *aliases: str) -> None:
-    """Upload bytes that a version has already, so that they are not sent."""
+    """Upload bytes that a version already has, so they are not sent."""
     header = VersionHeader("m", bool(aliases), len(data), hash_of(data))
     async with world.uploads.begin(UploadHeader(header, aliases=aliases)) as upload:
         if not upload.is_complete:
@@ -282,7 +284,7 @@ RENEWING = (delete_model, create_model_again)
 
 
 async def finish(call: Call, world: World) -> ModelRegistryError | None:
-    """Make a call; return what it was refused with, which may be the loss of its version alone."""
+    """Make a call; return its error, which may only be that its version is gone."""
     try:
         await call(world)
     except (NotFoundError, PreconditionError) as error:
@@ -291,7 +293,7 @@ async def finish(call: Call, world: World) -> ModelRegistryError | None:
 
 
 async def race(world: World, first: Call, second: Call, steps: int) -> bool:
-    """Make two calls, and check what is there then; return whether the first one has so many steps."""
+    """Make two calls, and check the result; return whether the first one has this number of steps."""
     hold = Hold(steps)
     _hold.set(hold)
     running = asyncio.create_task(finish(first, world))
@@ -320,17 +322,19 @@ async def test_no_schedule_of_two_calls_breaks_anything(hashing: ThreadPoolExecu
             try:
                 has_more = await race(world, first, second, steps)
             except Exception as error:
-                error.add_note(f"{first.__name__} was held after {steps} steps while {second.__name__} ran")
+                error.add_note(f"{first.__name__} was paused after {steps} steps while {second.__name__} ran")
                 raise
             await world.catalog.close()
             if not has_more:
                 break
         else:
-            raise AssertionError(f"{first.__name__} has no end")
+            raise AssertionError(f"{first.__name__} does not end")
 
 
 @pytest.mark.parametrize("steps", range(0, 60, 3))
-async def test_a_promotion_whose_client_is_gone_is_whole_or_not_done(hashing: ThreadPoolExecutor, steps: int) -> None:
+async def test_a_promotion_whose_client_disconnected_is_complete_or_not_done(
+    hashing: ThreadPoolExecutor, steps: int
+) -> None:
     world = world_in_memory(hashing)
     await world.begin()
     promoting = asyncio.create_task(world.lifecycle.promote_version("m", 1))

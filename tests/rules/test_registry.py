@@ -84,7 +84,7 @@ async def test_a_version_of_either_tier_comes_back_under_its_number(world: World
     assert await world.retrieve(-1) == b"0123456789"
 
 
-async def test_a_read_only_registry_refuses_what_writes_and_gives_no_number(world: World) -> None:
+async def test_a_read_only_registry_refuses_writes_and_assigns_no_number(world: World) -> None:
     await world.upload(b"first", archived=True)
     archive = MemoryArchive(world.archive.shelf, MAX_BYTES, read_only=True)
     registry = Registry(Limits(16, 100, 3), world.catalog, archive, world.transient)
@@ -137,7 +137,7 @@ async def test_the_listing_is_never_empty_while_the_only_version_is_replaced(wor
 
 
 async def test_a_version_evicted_before_it_is_visible_is_never_listed(world: World) -> None:
-    """A slow database leaves time between the commit of a version and its visibility."""
+    """With a slow database, time passes between the commit of a version and its visibility."""
     is_committed, may_go_on = asyncio.Event(), asyncio.Event()
 
     async def wait(info: VersionInfo) -> None:
@@ -240,7 +240,7 @@ async def test_a_commit_completes_when_its_caller_is_cancelled(world: World) -> 
     assert await world.retrieve(1) == b"x"
 
 
-async def test_damage_that_a_reader_finds_takes_the_version_out_of_the_listing(world: World) -> None:
+async def test_damage_found_by_a_reader_removes_the_version_from_the_listing(world: World) -> None:
     info = await world.upload(b"data", archived=True)
     await world.upload(b"sound", archived=True)
     world.archive.shelf["m"].versions[1] = (info, b"dada")
@@ -267,7 +267,7 @@ async def test_ids_that_break_a_rule_are_refused_by_every_call(world: World, mod
             await call
 
 
-async def test_the_limits_of_requests_hold(world: World) -> None:
+async def test_requests_above_the_limits_are_refused(world: World) -> None:
     refused: Sequence[tuple[object, type[ModelRegistryError]]] = [
         (world.registry.get_models(["m"] * 4), InvalidError),
         (world.registry.get_versions("m", [1] * 4), InvalidError),
@@ -292,7 +292,7 @@ async def test_a_watch_is_counted_while_it_lasts_and_ends_with_the_catalog(world
     assert (await world.registry.status()).watchers == 0
 
 
-async def test_the_status_counts_what_is_visible_and_what_is_under_way(world: World) -> None:
+async def test_the_status_counts_visible_versions_and_active_calls(world: World) -> None:
     await world.upload(bytes(500))
     await world.upload(bytes(100), archived=True)
     async with await world.registry.open_version("m", 1):

@@ -1,4 +1,4 @@
-"""The rules of uploads that can be repeated, on backends in memory."""
+"""The rules of repeatable uploads, on backends in memory."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ class World:
     transient: MemoryTransientStore
 
     async def upload(self, header: UploadHeader, data: bytes = DATA) -> tuple[Version, int]:
-        """Make an upload to its end; return its version, and how many bytes were wanted."""
+        """Make a complete upload; return its version, and the number of bytes that the registry wanted."""
         async with self.uploads.begin(header) as upload:
             wanted = len(data) - upload.next_offset
             if not upload.is_complete:
@@ -53,7 +53,7 @@ class World:
             return await upload.commit(), wanted
 
     async def interrupt(self, header: UploadHeader, size: int, data: bytes = DATA) -> None:
-        """Make an upload that is interrupted after so many bytes, as one whose client vanishes."""
+        """Make an upload that is interrupted after a number of bytes, as if its client vanished."""
         written = asyncio.Event()
 
         async def begin() -> None:
@@ -103,7 +103,7 @@ BOTH_TIERS = pytest.mark.parametrize("archived", [False, True])
 
 
 @BOTH_TIERS
-async def test_a_version_comes_with_all_that_belongs_to_it(world: World, archived: bool) -> None:
+async def test_a_version_becomes_visible_with_its_tags_metrics_and_aliases(world: World, archived: bool) -> None:
     aliases = ("best", "production") if archived else ()
     header = header_of(archived=archived, tags={"stage": "new"}, metrics={"return": 480.5}, aliases=aliases)
     version, wanted = await world.upload(header)
@@ -119,7 +119,7 @@ async def test_a_version_with_an_alias_is_archived(world: World) -> None:
     assert await world.lifecycle.get_version("m", "production") == version
 
 
-async def test_a_missing_model_is_created_only_if_that_is_asked_for(world: World) -> None:
+async def test_a_missing_model_is_created_only_on_request(world: World) -> None:
     with pytest.raises(NotFoundError):
         await world.upload(header_of(model_id="new"))
     await world.upload(header_of(model_id="new", create_model=True))
@@ -164,7 +164,7 @@ async def test_a_finished_upload_answers_with_its_version(world: World, archived
 
 
 @BOTH_TIERS
-async def test_an_upload_whose_version_is_gone_is_not_made_again(world: World, archived: bool) -> None:
+async def test_a_repeated_upload_does_not_recreate_a_deleted_version(world: World, archived: bool) -> None:
     header = header_of(archived=archived)
     await world.upload(header)
     await world.lifecycle.delete_version("m", 1)
@@ -204,7 +204,7 @@ async def test_an_id_of_another_upload_is_refused(world: World, other: UploadHea
     assert await world.numbers() == [1]
 
 
-async def test_an_upload_without_an_id_is_always_another_one(world: World) -> None:
+async def test_an_upload_without_an_id_is_never_a_repetition(world: World) -> None:
     for _ in range(2):
         await world.upload(without_hash(header_of(request_id="")))
     assert await world.numbers() == [1, 2]
@@ -214,7 +214,7 @@ async def test_an_upload_without_an_id_is_always_another_one(world: World) -> No
 
 
 @BOTH_TIERS
-async def test_an_interrupted_upload_goes_on_where_it_stopped(world: World, archived: bool) -> None:
+async def test_an_interrupted_upload_resumes_where_it_stopped(world: World, archived: bool) -> None:
     header = header_of(archived=archived)
     await world.interrupt(header, 30)
     await world.interrupt(header, 60)
@@ -242,7 +242,7 @@ async def test_an_upload_that_ends_too_early_can_be_resumed(world: World) -> Non
     assert (await world.upload(header_of()))[1] == 70
 
 
-async def test_an_upload_without_a_hash_begins_anew(world: World) -> None:
+async def test_an_upload_without_a_hash_starts_over(world: World) -> None:
     await world.interrupt(without_hash(header_of()), 30)
     assert world.transient.usage.held_bytes == 0
     assert (await world.upload(without_hash(header_of())))[1] == 100
@@ -255,7 +255,7 @@ async def test_bytes_that_do_not_match_the_hash_are_not_kept(world: World) -> No
     assert (await world.upload(header_of()))[1] == 100
 
 
-async def test_a_call_takes_over_from_one_whose_client_is_gone_unnoticed(world: World) -> None:
+async def test_a_call_takes_over_from_one_whose_client_vanished(world: World) -> None:
     written = asyncio.Event()
 
     async def begin() -> None:
@@ -272,7 +272,7 @@ async def test_a_call_takes_over_from_one_whose_client_is_gone_unnoticed(world: 
     assert not first.cancelling()
 
 
-async def test_calls_that_come_during_the_commit_get_its_version(world: World) -> None:
+async def test_calls_during_the_commit_return_its_version(world: World) -> None:
     is_committing, go_on = asyncio.Event(), asyncio.Event()
 
     async def pause(_info: VersionInfo) -> None:
@@ -305,14 +305,14 @@ async def test_interrupted_uploads_make_room_for_others(world: World) -> None:
         await world.registry.create_version(VersionHeader("m", False, MAX_BYTES + 1))
 
 
-async def test_only_so_many_interrupted_uploads_are_kept(world: World) -> None:
+async def test_the_number_of_interrupted_uploads_is_bounded(world: World) -> None:
     for number in range(PARKED_MAX + 1):
         await world.interrupt(header_of(bytes([number]), f"id{number}", archived=True), 1, bytes([number]))
     assert world.registry.parking.header_of("id0") is None
     assert world.registry.parking.header_of("id1") is not None
 
 
-async def test_an_interrupted_upload_is_kept_for_some_time_only(world: World) -> None:
+async def test_an_interrupted_upload_is_kept_for_a_limited_time(world: World) -> None:
     world.registry.parking.seconds = 0.05
     await world.interrupt(header_of(), 30)
     await until(lambda: world.transient.usage.held_bytes == 0)

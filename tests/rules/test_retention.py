@@ -1,4 +1,4 @@
-"""Deletions by rules of retention while other things happen; models with tags, rules and shares; in memory."""
+"""Deletions by rules of retention with concurrent changes; models with tags, rules and shares; in memory."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +29,7 @@ from cogment_model_registry.testing.memory_catalog import MemoryCatalog, Tables
 
 @dataclass
 class World:
-    """A registry with the model ``m``, and what applies rules to it."""
+    """A registry with the model ``m``, and its retention."""
 
     registry: Registry
     lifecycle: Lifecycle
@@ -94,7 +94,7 @@ async def test_versions_of_both_tiers_are_deleted_with_their_bytes(world: World)
     assert await world.apply() == []
 
 
-async def test_a_mark_tells_whether_rules_may_have_something_to_delete(world: World) -> None:
+async def test_a_mark_shows_whether_rules_may_delete_something(world: World) -> None:
     for _ in range(3):
         await world.upload(archived=True)
     await world.set_rules(RetentionRule(keep_last=2))
@@ -116,13 +116,13 @@ async def test_a_mark_tells_whether_rules_may_have_something_to_delete(world: Wo
     assert await world.retention.has_changed(mark)
 
 
-async def test_a_dry_run_deletes_nothing_and_tells_what_a_real_run_deletes(world: World) -> None:
+async def test_a_dry_run_deletes_nothing_and_reports_what_a_real_run_deletes(world: World) -> None:
     for position in range(8):
         await world.upload(archived=position % 2 == 0)
     trial = [RetentionRule("archived", keep_last=2)]
     application = await world.retention.plan("m", trial)
-    told = [decision async for decision in application.decisions(application.doomed)]
-    assert [decision.version.number for decision in told] == [1, 3]
+    planned = [decision async for decision in application.decisions(application.doomed)]
+    assert [decision.version.number for decision in planned] == [1, 3]
     assert [verdict.number for verdict in application.kept] == [2, 4, 5, 6, 7, 8]
     assert await world.numbers() == [1, 2, 3, 4, 5, 6, 7, 8]
     await world.set_rules(*trial)
@@ -155,7 +155,7 @@ async def test_a_metric_that_is_set_in_the_meantime_counts(world: World) -> None
     assert await world.apply(measure) == [1, 2, 4, 5]
 
 
-async def test_rules_that_change_in_the_meantime_hold(world: World) -> None:
+async def test_rules_that_change_in_the_meantime_apply(world: World) -> None:
     for _ in range(6):
         await world.upload(archived=True)
     await world.set_rules(RetentionRule(keep_last=1))
@@ -167,8 +167,8 @@ async def test_rules_that_change_in_the_meantime_hold(world: World) -> None:
     assert await world.apply(relax) == [1, 2]
 
 
-async def test_a_version_that_takes_the_place_of_a_lost_one_is_kept(world: World) -> None:
-    """The last three are kept; when one of them is evicted, the fourth is one of the last three."""
+async def test_a_version_that_moves_up_after_an_eviction_is_kept(world: World) -> None:
+    """The last three are kept; if one of them is evicted, the fourth becomes one of the last three."""
     for _ in range(6):
         await world.upload()
     await world.set_rules(RetentionRule(keep_last=3))
@@ -182,7 +182,7 @@ async def test_a_version_that_takes_the_place_of_a_lost_one_is_kept(world: World
     assert await world.numbers() == [3, 4, 6]
 
 
-async def test_new_versions_in_the_meantime_change_nothing(world: World) -> None:
+async def test_new_versions_in_the_meantime_do_not_change_the_decision(world: World) -> None:
     for _ in range(5):
         await world.upload()
     await world.set_rules(RetentionRule(keep_last=2))
@@ -193,7 +193,7 @@ async def test_new_versions_in_the_meantime_change_nothing(world: World) -> None
     assert await world.apply(publish) == [1, 2, 3]
 
 
-async def test_a_version_that_is_being_promoted_stays(world: World) -> None:
+async def test_a_version_that_is_being_promoted_is_kept(world: World) -> None:
     for _ in range(3):
         await world.upload()
     await world.set_rules(RetentionRule(keep_last=1))
@@ -215,7 +215,7 @@ async def test_a_version_that_is_being_promoted_stays(world: World) -> None:
     assert [info.archived for info in await world.registry.list_versions("m", 0, 10)] == [True, False]
 
 
-async def test_a_version_that_is_read_is_read_to_its_end(world: World) -> None:
+async def test_a_reader_of_a_deleted_version_continues_to_its_end(world: World) -> None:
     for archived in (True, False, False):
         await world.upload(archived=archived)
     await world.set_rules(RetentionRule(keep_last=1))
@@ -228,7 +228,7 @@ async def test_a_version_that_is_read_is_read_to_its_end(world: World) -> None:
             assert b"".join([b"".join(chunk) async for chunk in reader.chunks(3, 100)]) == b"data"
 
 
-async def test_a_model_that_keeps_changing_is_left_to_the_next_run(world: World) -> None:
+async def test_a_model_that_keeps_changing_is_skipped_until_the_next_run(world: World) -> None:
     for _ in range(3):
         await world.upload(archived=True)
     await world.set_rules(RetentionRule(keep_last=1))
@@ -299,7 +299,7 @@ async def test_tags_of_a_model_are_bounded(world: World) -> None:
     assert (await world.models.update("m", ModelChange({"b": "x" * 60}, ["a"]))).tags == {"b": "x" * 60}
 
 
-async def test_the_share_of_a_model_holds_at_once_and_after_a_restart(
+async def test_the_share_of_a_model_applies_at_once_and_after_a_restart(
     world: World, hashing: ThreadPoolExecutor
 ) -> None:
     for _ in range(5):

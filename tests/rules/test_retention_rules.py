@@ -1,4 +1,4 @@
-"""What rules of retention say about versions."""
+"""The verdicts of retention rules on versions."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ SECOND_NS = 10**9
 def version(
     number: int, *, archived: bool = True, age: int = 0, aliases: Sequence[str] = (), value: float | None = None
 ) -> Version:
-    """Return a version of so many seconds of age."""
+    """Return a version of an age in seconds."""
     info = replace(describe("m", number, b"data", archived), created_ns=NOW_NS - age * SECOND_NS)
     tags = {"parity": "even" if number % 2 == 0 else "odd"}
     return Version.of(info, Annotations(tags, {} if value is None else {"return": value}), tuple(aliases))
@@ -64,7 +64,7 @@ def test_without_rules_every_version_stays() -> None:
         (RetentionRule(filter="version_number < 5"), [5, 6, 7, 8, 9, 10]),
     ],
 )
-def test_a_rule_keeps_what_it_says_and_the_newest(rule: RetentionRule, expected: list[int]) -> None:
+def test_a_rule_keeps_its_versions_and_the_newest(rule: RetentionRule, expected: list[int]) -> None:
     returns = {2: 9.0, 3: 9.0, 5: 5.0, 8: 1.0, 9: 0.5}
     versions = [
         version(number, archived=number % 2 == 0, age=2 * (10 - number), value=returns.get(number))
@@ -135,7 +135,7 @@ def is_about(rule: RetentionRule, one: Version) -> bool:
 
 
 def keeps(rule: RetentionRule, versions: Sequence[Version], each: Version) -> bool:
-    """Return whether a rule keeps a version that it is about, as its documentation says, slowly."""
+    """Return whether a rule keeps a version that it applies to: a slow implementation of the documentation."""
     members = [one for one in versions if is_about(rule, one)]
     sign = -1 if rule.lower_is_better else 1
     places = {
@@ -166,7 +166,7 @@ def test_verdicts_follow_the_documentation(rules: Sequence[RetentionRule], versi
 
 @settings(deadline=None)
 @given(rules=RULES, versions=VERSIONS)
-def test_what_is_left_stays_the_next_time(rules: Sequence[RetentionRule], versions: Sequence[Version]) -> None:
+def test_a_second_run_deletes_nothing(rules: Sequence[RetentionRule], versions: Sequence[Version]) -> None:
     left = [each for each in versions if each.number in kept(rules, versions)]
     assert kept(rules, left) == [each.number for each in left]
 

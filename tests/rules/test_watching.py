@@ -63,10 +63,10 @@ class World:
 
 
 class History:
-    """What a watcher received, and whether that is allowed. Numbers of a life arrive one after the other.
+    """The events that a watcher received, and whether they are allowed. Numbers of a life arrive in order.
 
-    Without positions, a token does not say whether what came and went had been sent, so it may be reported as gone; and
-    whether the newest version was skipped because of it, so that, or the one before it, may be sent again.
+    A token without positions does not record whether a version that was published and deleted had been sent, so it may
+    be reported as gone; nor whether the newest version was skipped, so it or its predecessor may be sent again.
     """
 
     def __init__(self, world: World, *, every: bool) -> None:
@@ -98,11 +98,11 @@ class History:
         self._sent[model_id] = last
 
     def last_sent(self, model_id: str) -> int:
-        """Return the last number of a model that was sent; 0 for none."""
+        """Return the last number of a model that was sent; 0 if none was."""
         return self._sent.get(model_id, 0)
 
     async def check_complete(self) -> None:
-        """Expect that all that exists was sent."""
+        """Expect that all existing versions were sent."""
         models = [info.model_id for info in await self._world.catalog.list_models(0, 10)]
         assert sorted(self._sent) == models
         for model_id in models:
@@ -111,7 +111,7 @@ class History:
 
 
 class Watcher:
-    """Someone who watches, loses the connection, and resumes."""
+    """A watcher that loses the connection, and resumes."""
 
     def __init__(self, world: World, model_ids: tuple[str, ...], *, every: bool) -> None:
         self._world = world
@@ -122,7 +122,7 @@ class Watcher:
         self._is_caught_up = False
 
     async def read(self, count: int) -> None:
-        """Take some events, as far as there are any."""
+        """Read some events, as far as there are any."""
         for _ in range(count):
             if self._is_caught_up:
                 return
@@ -153,12 +153,12 @@ class Watcher:
         self._is_caught_up = isinstance(event, CaughtUp)
 
     async def _check_version(self, version: Version) -> None:
-        """Expect that none is sent after a newer one, unless that is gone."""
+        """Expect that no version is sent after a newer one, unless the newer one is gone."""
         sent = self.history.last_sent(version.model_id)
         assert version.number >= sent or sent not in await self._world.numbers(version.model_id)
 
     async def _check_gap(self, gap: Gap) -> None:
-        """Expect that nothing is left out that exists."""
+        """Expect that no existing version is in the gap."""
         if gap.model_id in [info.model_id for info in await self._world.catalog.list_models(0, 10)]:
             assert not {*await self._world.numbers(gap.model_id)} & {*range(gap.first_number, gap.last_number + 1)}
 
@@ -216,7 +216,7 @@ async def follow(
 
 @contextmanager
 def positions_max(count: int) -> Iterator[None]:
-    """Return the context manager in which a token names so many positions, and more models are sent in order."""
+    """Return a context manager that limits the positions in a token, so that further models are sent in order."""
     with mock.patch.object(positions, "POSITIONS_MAX", count), mock.patch.object(watching, "POSITIONS_MAX", count):
         yield
 
@@ -236,10 +236,10 @@ def test_resuming_is_exact_over_interruptions_and_restarts(
 @pytest.mark.parametrize("every", [False, True], ids=["latest", "all"])
 @pytest.mark.parametrize("model_ids", [MODELS, ()], ids=["named", "everything"])
 @pytest.mark.parametrize("count", [-1, 1, 2])
-def test_resuming_is_exact_where_a_token_cannot_name_all_positions(
+def test_resuming_is_exact_if_a_token_cannot_hold_all_positions(
     hashing: ThreadPoolExecutor, every: bool, model_ids: tuple[str, ...], count: int
 ) -> None:
-    """With 1 or 2 positions for 3 models, tokens come with and without positions, as models come and go."""
+    """With 1 or 2 positions for 3 models, tokens have positions or not, as models are created and deleted."""
 
     @given(st.integers(0, 2**32))
     def check(seed: int) -> None:
@@ -249,7 +249,7 @@ def test_resuming_is_exact_where_a_token_cannot_name_all_positions(
     check()
 
 
-async def test_many_watchers_ask_for_a_version_once(hashing: ThreadPoolExecutor) -> None:
+async def test_many_watchers_query_a_version_once(hashing: ThreadPoolExecutor) -> None:
     world = World(hashing)
     await world.start()
     await world.create("m")
@@ -280,7 +280,7 @@ async def test_a_busy_model_does_not_delay_another_one(hashing: ThreadPoolExecut
 
 
 @given(st.text())
-def test_a_text_that_is_no_token_is_refused(text: str) -> None:
+def test_a_malformed_token_is_refused(text: str) -> None:
     with pytest.raises(InvalidError, match="resume_token is malformed"):
         Token.decode(text)
 
@@ -295,7 +295,7 @@ PLACES = st.builds(Position, *[st.integers(0, 2**53)] * 1, *[st.integers(0, 2**3
     st.integers(0, 2**30),
     st.none() | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), PLACES, max_size=5),
 )
-def test_a_token_says_what_was_put_into_it(
+def test_a_token_decodes_to_its_content(
     epoch: int, sequence: int, model_id: str, number: int, known: dict[str, Position] | None
 ) -> None:
     token = Token(epoch, sequence, model_id, number, known)

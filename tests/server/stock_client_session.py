@@ -1,10 +1,10 @@
 # mypy: ignore-errors
-# (The stock client has no types, and is installed in an environment of its own alone.)
-"""A session of the stock client with a registry: what a trainer and its actors do, one scenario after the other.
+# (The stock client has no types, and is installed only in its own environment.)
+"""A session of the stock client with a registry: what a trainer and its actors do, in successive scenarios.
 
 Run as a program, by a Python 3.10 that has `cogment`, with the registry's address as its argument; for TLS, the files
-of the authority to trust, of the client's key and of its certificate follow. It prints one JSON object: what each
-scenario saw, by its name, or the traceback of its failure as `error`. It judges nothing.
+of the authority to trust, of the client's key and of its certificate follow. It prints one JSON object: the results of
+each scenario, by its name, or the traceback of its failure as `error`. It checks nothing.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ SCENARIO_SECONDS = 15
 
 
 def described(info):
-    """Return what an iteration's info says, or None for none."""
+    """Return the fields of an iteration's info; None if there is none."""
     return info and {
         "name": info.model_name,
         "iteration": info.iteration,
@@ -37,7 +37,7 @@ def described(info):
 
 
 async def error_of(call):
-    """Return what the caller of the stock client sees go wrong."""
+    """Return the error that the stock client raises."""
     try:
         result = await call
     except CogmentError as error:
@@ -62,7 +62,7 @@ async def list_models(registry):
 
 
 async def list_iterations(registry):
-    await registry.publish_model("m", None)  # the model alone
+    await registry.publish_model("m", None)  # only the model
     sent = 0
     listings = {}
     for count in (0, 9, 10, 11, 20, 21):
@@ -152,17 +152,17 @@ async def track(registry):
 async def iteration_updates(registry):
     sent = [await registry.publish_model("m", b"one"), await registry.publish_model("m", b"two", {"a": "b"})]
     async with aclosing(registry.iteration_updates("m")) as updates:
-        told = [await anext(updates)]
+        received = [await anext(updates)]
         for send in (registry.publish_model, registry.store_model, registry.publish_model):
             sent.append(await send("m", b"more"))
-            told.append(await anext(updates))
+            received.append(await anext(updates))
         await registry.remove_model("m")
         removed = await error_of(anext(updates))
     async with aclosing(registry.iteration_updates("unknown")) as updates:
         unknown = await error_of(anext(updates))
     return {
         "sent": [described(info) for info in sent],
-        "told": [described(info) for info in told],
+        "received": [described(info) for info in received],
         "removed": removed,
         "unknown": unknown,
     }
@@ -175,7 +175,7 @@ async def large_models(registry):
         for send in (registry.publish_model, registry.store_model):
             info = await send("m", model)
             retrieved = await registry.retrieve_model("m", info.iteration)
-            results[f"{send.__name__} {size}"] = {"told size": info.size, "same": retrieved == model}
+            results[f"{send.__name__} {size}"] = {"reported size": info.size, "same": retrieved == model}
     return results
 
 
@@ -190,13 +190,13 @@ async def remove(registry):
         "iterations": await error_of(registry.list_iterations("m")),
         "data": await error_of(registry.retrieve_model("m", 2)),
         "again": await error_of(registry.remove_model("m")),
-        "anew": (await registry.publish_model("m", b"three")).iteration,
-        "anew listed": [info.iteration for info in await registry.list_iterations("m")],
+        "recreated": (await registry.publish_model("m", b"three")).iteration,
+        "recreated listed": [info.iteration for info in await registry.list_iterations("m")],
     }
 
 
 async def earlier_client(context, endpoint):
-    """Use the client that `get_model_registry_v2` replaced, which programs still have."""
+    """Use the client that `get_model_registry_v2` replaced, which programs still use."""
     registry = await context.get_model_registry(endpoint)
     model = cogment.Model("m", b"initial", user_data={"type": "policy"}, version_user_data={"step": 1})
     infos = [await registry.store_initial_version(model)]
@@ -229,7 +229,7 @@ SCENARIOS = (
 
 
 async def session(address, ca=None, key=None, certificate=None):
-    """Return what each scenario saw; each begins with a registry without models."""
+    """Return the results of each scenario; each begins with a registry without models."""
     context = cogment.Context(user_id="tests", cog_settings=None)
     endpoint = cogment.Endpoint(f"grpc://{address}", use_ssl=ca is not None)
     endpoint.set_from_files(key, ca, certificate)

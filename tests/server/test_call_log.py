@@ -1,4 +1,4 @@
-"""The log of calls: one line for each that its level includes, harmless whatever callers send."""
+"""The log of calls: one line for each call that its level includes, safe whatever callers send."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ HOSTILE_IDS = {
 
 @asynccontextmanager
 async def logging_server(tmp_path: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
-    """Return a context manager with a server process that has logged its start alone, and a client of it."""
+    """Return a context manager for a server process that has logged only its start, and a client of it."""
     with server_process(tmp_path, *flags) as server:
         assert len(server.lines) == 1
         async with connected(server.port) as client:
@@ -41,7 +41,7 @@ async def logging_server(tmp_path: Path, *flags: str) -> AsyncIterator[tuple[Ser
 
 
 async def stopped(server: ServerProcess) -> list[str]:
-    """Stop a server, and return what it logged between its start and that."""
+    """Stop a server, and return what it logged between its start and its stop."""
     assert await asyncio.to_thread(server.stop) == 0
     assert "Traceback" not in "\n".join(server.lines)
     assert "serving" in server.lines[0]
@@ -141,10 +141,10 @@ async def test_cancelled_call_is_a_line_at_debug(tmp_path: Path) -> None:
         await call.write(header("m", 10).SerializeToString())
         await call.write(body(b"123").SerializeToString())
 
-        async def is_under_way() -> bool:
+        async def is_in_progress() -> bool:
             return await client.status("transient_bytes") == {"transient_bytes": "10"}
 
-        await eventually(is_under_way)
+        await eventually(is_in_progress)
         call.cancel()
         await asyncio.to_thread(server.wait_for_line, "CreateVersion CANCELLED")
         [line] = [line for line in parsed(await stopped(server)) if line["event"] == "CreateVersion CANCELLED"]
@@ -204,7 +204,7 @@ async def test_server_fault_is_logged_as_an_error_and_shows_the_caller_no_path(t
     async with logging_server(tmp_path, "--log_format=json") as (server, client):
         await client.create_model("m")
         (tmp_path / "m").rename(tmp_path / "aside")
-        (tmp_path / "m").touch()  # a file where the model's directory was
+        (tmp_path / "m").touch()  # a file in place of the model's directory
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await client.store("m", b"data")
         assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
@@ -232,7 +232,7 @@ async def test_damaged_version_is_logged_once_as_an_error_and_its_callers_as_ref
     assert others[0]["level"] in ("warning", "error")
 
 
-async def test_watchers_ended_by_a_stop_are_not_logged_as_faults(tmp_path: Path) -> None:
+async def test_watchers_ended_by_a_stop_are_not_logged_as_errors(tmp_path: Path) -> None:
     with server_process(tmp_path, "--log_format=json") as server:
         async with connected(server.port) as client:
             await client.create_model("m")

@@ -1,4 +1,4 @@
-"""Connections: vanished peers are noticed, and the resources of one peer are bounded."""
+"""Connections: vanished peers are detected, and the resources of one peer are bounded."""
 
 import asyncio
 import os
@@ -29,7 +29,7 @@ NOTICED_SECONDS = 10
 
 QUICK_KEEPALIVE = ("--keepalive_seconds=1", "--keepalive_timeout_seconds=1")
 EVERYTHING = ("watchers", "uploads", "retrievals")
-DATA = bytes(48 * MIB)  # more than all buffers on the way hold
+DATA = bytes(48 * MIB)  # more than all buffers on the path hold
 
 CLIENT_PROGRAM = """
 import asyncio, sys
@@ -60,7 +60,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 @asynccontextmanager
 async def client_process(client: Client, port: int, *doings: str) -> AsyncIterator[Process]:
-    """Return a context manager with a process that does something with `m`, once the server counts that."""
+    """Return a context manager for a process that does something with `m`, after the server counts it."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", CLIENT_PROGRAM, str(port), *doings),
         stdout=subprocess.PIPE,
@@ -73,14 +73,14 @@ async def client_process(client: Client, port: int, *doings: str) -> AsyncIterat
         yield process
     finally:
         if process.returncode is None:
-            process.kill()  # even if it is stopped
+            process.kill()  # even if the process is stopped
         await process.wait()
 
 
-# Peers that are gone.
+# Vanished peers.
 
 
-async def noticed(client: Client, *doings: str) -> None:
+async def detected(client: Client, *doings: str) -> None:
     """Wait until the server counts no call of a peer any more."""
     async with asyncio.timeout(NOTICED_SECONDS):
         await under_way(client, **dict.fromkeys(doings, 0))
@@ -91,7 +91,7 @@ async def noticed(client: Client, *doings: str) -> None:
     [(False, ("watchers",)), (False, ("uploads",)), (False, ("retrievals",)), (True, EVERYTHING)],
     ids=["watch", "upload", "retrieval", "all at once"],
 )
-async def test_silent_peer_is_noticed_and_its_resources_are_freed(
+async def test_silent_peer_is_detected_and_its_resources_are_freed(
     tmp_path: Path, archived: bool, doings: tuple[str, ...]
 ) -> None:
     with server_process(tmp_path, *QUICK_KEEPALIVE, "--upload_idle_seconds=600") as server:
@@ -101,21 +101,21 @@ async def test_silent_peer_is_noticed_and_its_resources_are_freed(
             kept = await client.status("transient_bytes")
             async with client_process(client, server.port, *doings) as process:
                 process.send_signal(signal.SIGSTOP)
-                await noticed(client, *doings)
-                assert process.returncode is None, "it is silent, and not gone"
+                await detected(client, *doings)
+                assert process.returncode is None, "the peer is silent, not disconnected"
             assert await client.status("transient_bytes") == kept
             assert await client.status("overall_load") == {"overall_load": "0"}
             assert "Traceback" not in "\n".join(server.lines)
 
 
-async def test_peer_that_dies_is_noticed_at_once(tmp_path: Path) -> None:
+async def test_peer_that_dies_is_detected_at_once(tmp_path: Path) -> None:
     with server_process(tmp_path, "--keepalive_seconds=600", "--upload_idle_seconds=600") as server:
         async with connected(server.port) as client:
             await client.create_model("m")
             await client.publish("m", DATA)
             async with client_process(client, server.port, *EVERYTHING) as process:
                 process.kill()
-                await noticed(client, *EVERYTHING)
+                await detected(client, *EVERYTHING)
 
 
 async def test_idle_peer_that_answers_pings_is_kept_longer_than_the_keepalive(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ async def test_idle_peer_that_answers_pings_is_kept_longer_than_the_keepalive(tm
                 await under_way(other, watchers=2)
                 process.send_signal(signal.SIGSTOP)
                 async with asyncio.timeout(NOTICED_SECONDS):
-                    await under_way(other, watchers=1)  # the other peer fell silent later, so time enough has passed
+                    await under_way(other, watchers=1)  # the other peer became silent later, so enough time has passed
             assert not watch.done()
             watch.cancel()
 
@@ -139,13 +139,13 @@ async def test_idle_peer_that_answers_pings_is_kept_longer_than_the_keepalive(tm
 
 @asynccontextmanager
 async def bounded(tmp_path: Path, settings: Settings) -> AsyncIterator[tuple[int, Client]]:
-    """Return a context manager with a server's port and a client of it, with a model."""
+    """Return a context manager for a server's port and a client of it, with a model."""
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         await client.create_model("m")
         yield server.port, client
 
 
-async def test_calls_past_the_bound_of_a_connection_wait_until_others_end(tmp_path: Path) -> None:
+async def test_calls_above_the_limit_of_a_connection_wait_until_others_end(tmp_path: Path) -> None:
     async with (
         bounded(tmp_path, Settings(max_concurrent_streams=2, grace_seconds=0)) as (port, client),
         connected(port) as other,
@@ -156,7 +156,7 @@ async def test_calls_past_the_bound_of_a_connection_wait_until_others_end(tmp_pa
             await watch.read()
         third = client.watching("m")
         reading = asyncio.ensure_future(third.read())
-        for _ in range(20):  # other connections have a bound of their own
+        for _ in range(20):  # other connections have their own limit
             assert await other.status("watchers") == {"watchers": "2"}
         assert not reading.done()
         watches[0].cancel()
@@ -167,7 +167,7 @@ async def test_calls_past_the_bound_of_a_connection_wait_until_others_end(tmp_pa
             watch.cancel()
 
 
-async def test_connections_past_the_bound_are_closed_until_others_end(tmp_path: Path) -> None:
+async def test_connections_above_the_limit_are_closed_until_others_end(tmp_path: Path) -> None:
     settings = Settings(max_connections=3, grace_seconds=0)
     async with bounded(tmp_path, settings) as (port, client), AsyncExitStack() as stack:
         others = [await stack.enter_async_context(connected(port)) for _ in range(2)]
@@ -218,7 +218,7 @@ async def test_limit_of_a_message_does_not_limit_a_version(tmp_path: Path, archi
         assert await client.data("m") == data
 
 
-async def test_request_with_an_undecodable_path_is_answered_and_harms_nobody(tmp_path: Path) -> None:
+async def test_request_with_an_undecodable_path_is_answered_and_harms_no_other_call(tmp_path: Path) -> None:
     with server_process(tmp_path) as server:
         async with connected(server.port) as client:
             await client.create_model("m")

@@ -94,7 +94,7 @@ async def test_consumers_are_listed_by_filter_in_pages(client: Client, consumers
             await consumers.list(**wrong)
 
 
-async def test_what_is_wrong_is_refused(client: Client, consumers: Consumers) -> None:
+async def test_malformed_reports_and_filters_are_refused(client: Client, consumers: Consumers) -> None:
     await client.publish("m", b"1")
     with refused(INVALID, "runs no version"):
         await consumers.report("a", 0)
@@ -115,7 +115,7 @@ async def test_what_is_wrong_is_refused(client: Client, consumers: Consumers) ->
 
 @pytest.fixture
 async def small(tmp_path: Path) -> AsyncIterator[tuple[Client, Consumers]]:
-    """A server with little room for consumers and for what they hold."""
+    """A server with low limits for consumers and for what they hold."""
     settings = Settings(
         cache_max_bytes=100_000,
         cache_max_items=3,
@@ -129,7 +129,7 @@ async def small(tmp_path: Path) -> AsyncIterator[tuple[Client, Consumers]]:
         yield client, Consumers(client)
 
 
-async def test_bounds_hold_and_refusals_say_so(small: tuple[Client, Consumers]) -> None:
+async def test_consumers_and_their_holds_are_bounded(small: tuple[Client, Consumers]) -> None:
     client, consumers = small
     await client.publish("m", bytes(50_000))
     await consumers.report("a", 1, held_versions=(1,))
@@ -191,7 +191,7 @@ async def test_metrics_count_consumers_and_show_the_largest_lag(tmp_path: Path) 
     assert lines[f"{name}s_held_bytes"] == 1.0
 
 
-async def test_who_failed_and_who_is_gone_is_logged(tmp_path: Path) -> None:
+async def test_failed_and_gone_consumers_are_logged(tmp_path: Path) -> None:
     with server_process(tmp_path / "archive", "--log_format=json") as server:
         async with connected(server.port) as client:
             await client.create_model("m")

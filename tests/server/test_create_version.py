@@ -1,4 +1,4 @@
-"""CreateVersion: what it accepts, what it refuses and when; a refused upload leaves nothing."""
+"""CreateVersion: accepted and refused uploads, and when they are refused; a refused upload leaves nothing."""
 
 import asyncio
 import shutil
@@ -47,15 +47,15 @@ def files(directory: Path) -> list[str]:
 async def settled(client: Client, **expected: str) -> None:
     """Wait until the status is as expected."""
 
-    async def is_so() -> bool:
+    async def is_expected() -> bool:
         return await client.status(*expected) == expected
 
-    await eventually(is_so)
+    await eventually(is_expected)
 
 
 @asynccontextmanager
 async def leaving_nothing(client: Client, directory: Path, *, at_once: bool = True) -> AsyncIterator[None]:
-    """Expect that uploads to the model "m" leave nothing when the context ends, or a little later."""
+    """Expect that uploads to the model "m" leave nothing at the end of the context, or shortly after it."""
     await client.create_model("m")
     await client.store("m", b"before")
     before = files(directory)
@@ -77,9 +77,9 @@ async def leaving_nothing(client: Client, directory: Path, *, at_once: bool = Tr
 
 
 async def answer(client: Client, chunks: Chunks, *, is_all: bool = False) -> grpc.StatusCode:
-    """Send chunks, and return the status that comes while the stream is open, or after its end when `is_all`."""
+    """Send chunks, and return the status that is received while the stream is open, or after its end if `is_all`."""
     call = client.uploading()
-    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it is over before all are sent
+    with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # the call ends before all are sent
         for chunk in chunks:
             await call.write(chunk if isinstance(chunk, bytes) else chunk.SerializeToString())
         if is_all:
@@ -91,7 +91,7 @@ async def answer(client: Client, chunks: Chunks, *, is_all: bool = False) -> grp
 
 @asynccontextmanager
 async def uploading(client: Client, archived: bool = False) -> AsyncIterator[Any]:
-    """Return a context manager with a call that has sent two MiB of three, all of which have arrived."""
+    """Return a context manager for a call that has sent two MiB of three, which the server has received."""
     call = client.uploading()
     for chunk in upload("m", bytes(3 * MIB), archived, chunk_size=MIB)[:-1]:
         await call.write(chunk.SerializeToString())
@@ -141,7 +141,7 @@ async def test_header_with_any_integers_is_answered_and_keeps_its_time_but_not_i
     await client.create_model("m")
     expected = (max(await client.numbers("m"), default=0) + 1, timestamp)
     first = header("m", size, archived, version_number=number, creation_timestamp=timestamp)
-    # A client of grpc.aio that goes on writing to a call that was refused may report INTERNAL instead.
+    # A grpc.aio client that continues to write to a refused call may report INTERNAL instead.
     code = await answer(client, [first, body(b"abcd")] if size < 1000 else [first], is_all=4 <= size < 1000)
     assert code in ({grpc.StatusCode.OK} if size == 4 else {INVALID, EXHAUSTED})
     if size == 4:
@@ -194,7 +194,7 @@ async def test_budget_bounds_only_transient_versions_and_counts_exact_bytes(tmp_
     small = Settings(cache_max_bytes=MIB, grace_seconds=0)
     async with serving(tmp_path, small) as server, connected(server.port) as client:
         await client.create_model("m")
-        for _ in range(2):  # older versions make room
+        for _ in range(2):  # older versions are evicted
             await client.publish("m", bytes(MIB))
         await client.store("m", bytes(3 * MIB))
         assert await client.numbers("m") == [2, 3]
@@ -319,7 +319,7 @@ async def test_cancelled_upload_leaves_nothing_behind(client: Client, tmp_path: 
 
 @asynccontextmanager
 async def relayed(port: int) -> AsyncIterator[tuple[int, list[asyncio.StreamWriter]]]:
-    """Return a context manager with a port that leads to a server, and both ends of the connections through it."""
+    """Return a context manager for a port that relays to a server, and both ends of its connections."""
     writers: list[asyncio.StreamWriter] = []
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -369,6 +369,6 @@ async def test_slow_upload_may_last_longer_than_the_idle_limit(tmp_path: Path) -
         call = client.uploading()
         for chunk in upload("m", bytes(8), chunk_size=1):
             await call.write(chunk.SerializeToString())
-            await asyncio.sleep(0.25)  # the pace of the sender: all of it takes longer than one silence may
+            await asyncio.sleep(0.25)  # the pace of the sender: in all it takes longer than one pause may
         await call.done_writing()
         assert await call.code() == grpc.StatusCode.OK

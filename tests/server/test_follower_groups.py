@@ -1,4 +1,4 @@
-"""Groups of followers: who shares a watch, what slow ones skip, and who goes on alone; with tellers that are faked."""
+"""Groups of followers: which followers share a watch, what slow ones skip, and which leave; with fake senders."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,14 +18,17 @@ from tests.waiting import eventually
 
 
 class FakedTeller:
-    """Sends nothing until it is told to.
+    """Sends nothing until `end` is called.
 
     Attributes:
-        messages: What it was given.
+        messages: The messages to send.
+        is_slowed: Whether its caller has used up its bytes.
     """
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.is_slowed = False
+        self._may_go_on = asyncio.Event()
         self._when_sent: Callable[[BaseException | None], None] | None = None
 
     def start(self, message: bytes, when_sent: Callable[[BaseException | None], None]) -> None:
@@ -36,21 +39,30 @@ class FakedTeller:
     async def waiting(self, work: Awaitable[None]) -> None:
         await work
 
+    async def paced(self) -> None:
+        self._may_go_on.clear()
+        await self._may_go_on.wait()
+
+    def go_on(self) -> None:
+        """Let the caller have bytes again."""
+        self.is_slowed = False
+        self._may_go_on.set()
+
     def end(self, error: BaseException | None = None) -> None:
-        """Say that the message is sent, or failed."""
+        """Report that the message was sent, or failed."""
         when_sent, self._when_sent = self._when_sent, None
         assert when_sent is not None
         when_sent(error)
 
 
 class Call:
-    """A follower, and what its own task does: it takes what is sent by itself, until the follower goes on alone.
+    """A follower, and its own task: it records the steps that it sends after the follower has left its group.
 
     Attributes:
         follower: The follower.
-        teller: What sends for it.
+        teller: Sends messages for the follower.
         taken: The steps that its own task sent.
-        own: This task.
+        own: The task.
     """
 
     def __init__(self, follower: Follower, teller: FakedTeller) -> None:
@@ -81,27 +93,30 @@ class Scene:
         self.groups = FollowerGroups()
         self.prepared: list[str] = []
         self.has_whole = True
+        self.has_bytes = False
         self.calls: list[Call] = []
 
     async def _prepare(self, _token: str, event: Event) -> Prepared:
         await asyncio.sleep(0)
         self.prepared.append(text_of(event))
         plain = text_of(event).encode()
+        if self.has_bytes:
+            return Prepared(plain, plain + b" and bytes")
         return Prepared(plain, plain) if self.has_whole else Prepared(plain)
 
     async def follow(self, *model_ids: str, token: str = "") -> Call:
-        """Return a follower that was told everything, in its group; it may have been told a part before."""
+        """Return a follower that has received everything, in its group; it may have received a part before."""
         teller = FakedTeller()
         follower = Follower(cast(ReplySender, teller), "", token)
         watch = await self.world.watches.open(Question(model_ids, token=token)).__aenter__()
-        while (told := await watch.next(wait=False)) is not None:
-            follower.token = told[0]
+        while (received := await watch.next(wait=False)) is not None:
+            follower.token = received[0]
         self.groups.join(follower, model_ids, watch, self._prepare)
         self.calls.append(Call(follower, teller))
         return self.calls[-1]
 
     async def publish(self, model_id: str) -> None:
-        """Publish a version, and wait until the groups have taken it as a step."""
+        """Publish a version, and wait until the groups have processed it as a step."""
         count = len(self.prepared)
         await self.world.publish(model_id, archived=False)
         await _until(lambda: len(self.prepared) > count)
@@ -129,7 +144,7 @@ async def scene() -> AsyncIterator[Scene]:
         await world.catalog.close()
 
 
-async def test_followers_that_are_equally_far_have_one_watch(scene: Scene) -> None:
+async def test_followers_at_the_same_position_share_one_watch(scene: Scene) -> None:
     calls = [await scene.follow("m") for _ in range(70)]
     await scene.publish("m")
     await _until(lambda: all(call.teller.messages == ["m 1"] for call in calls))
@@ -137,7 +152,7 @@ async def test_followers_that_are_equally_far_have_one_watch(scene: Scene) -> No
     assert not any(call.taken for call in calls)
 
 
-async def test_a_follower_that_is_sending_skips_to_the_newest_and_delays_nobody(scene: Scene) -> None:
+async def test_a_busy_follower_skips_to_the_newest_and_delays_no_other(scene: Scene) -> None:
     slow, quick = await scene.follow("m"), await scene.follow("m")
     for number in range(1, 4):
         await scene.publish("m")
@@ -150,7 +165,7 @@ async def test_a_follower_that_is_sending_skips_to_the_newest_and_delays_nobody(
     await _until(lambda: slow.teller.messages == ["m 1", "m 4"])
 
 
-async def test_a_follower_that_would_skip_another_model_goes_on_alone(scene: Scene) -> None:
+async def test_a_follower_that_would_skip_another_model_leaves_its_group(scene: Scene) -> None:
     slow, quick = await scene.follow("m", "n"), await scene.follow("m", "n")
     await scene.publish("m")
     await _until(lambda: bool(slow.teller.messages and quick.teller.messages))
@@ -163,11 +178,34 @@ async def test_a_follower_that_would_skip_another_model_goes_on_alone(scene: Sce
     await asyncio.wait([slow.own])
     assert (slow.teller.messages, slow.taken, slow.follower.token) == (["m 1"], [], token)
     async with scene.world.watches.open(Question(("m", "n"), token=token)) as watch:
-        told = [text_of(event[1]) for _ in range(3) if (event := await watch.next(wait=False))]
-    assert (sorted(told[:2]), told[2]) == (["m 2", "n 1"], "caught up")
+        received = [text_of(event[1]) for _ in range(3) if (event := await watch.next(wait=False))]
+    assert (sorted(received[:2]), received[2]) == (["m 2", "n 1"], "caught up")
 
 
-async def test_what_needs_more_than_one_message_is_sent_by_the_tasks_of_the_calls(scene: Scene) -> None:
+async def test_a_follower_that_has_used_up_its_bytes_skips_to_the_newest_and_delays_nobody(scene: Scene) -> None:
+    scene.has_bytes = True
+    slowed, quick = await scene.follow("m"), await scene.follow("m")
+    slowed.teller.is_slowed = True
+    for number in range(1, 4):
+        await scene.publish("m")
+        text = f"m {number} and bytes"
+        await _until(lambda text=text: quick.teller.messages[-1:] == [text])  # type: ignore[misc]
+        quick.teller.end()
+    assert (slowed.teller.messages, slowed.taken) == ([], [])
+    slowed.teller.go_on()
+    await _until(lambda: slowed.taken == ["m 3"])
+    await scene.publish("m")
+    await _until(lambda: slowed.teller.messages == ["m 4 and bytes"])
+
+
+async def test_news_without_bytes_reach_a_follower_that_has_used_up_its_bytes(scene: Scene) -> None:
+    follower = await scene.follow("m")
+    follower.teller.is_slowed = True
+    await scene.publish("m")
+    await _until(lambda: follower.teller.messages == ["m 1"])
+
+
+async def test_steps_of_several_messages_are_sent_by_the_tasks_of_the_calls(scene: Scene) -> None:
     scene.has_whole = False
     call = await scene.follow("m")
     await scene.publish("m")
@@ -175,7 +213,7 @@ async def test_what_needs_more_than_one_message_is_sent_by_the_tasks_of_the_call
     assert call.teller.messages == []
 
 
-async def test_groups_that_become_equally_far_are_one(scene: Scene) -> None:
+async def test_groups_at_the_same_position_merge(scene: Scene) -> None:
     first, tokens = await scene.follow("m"), list[str]()
     for number in (1, 2):
         await scene.publish("m")
@@ -187,7 +225,7 @@ async def test_groups_that_become_equally_far_are_one(scene: Scene) -> None:
         pass
     await _until(lambda: first.teller.messages[-1] == "m 2 deleted")
     first.teller.end()
-    # One that was told of version 1 alone, and missed that version 2 came and went.
+    # A follower that has received only version 1, and missed that version 2 was published and deleted.
     second = await scene.follow("m", token=tokens[0])
     assert first.follower.group is not second.follower.group
     await scene.publish("m")
@@ -201,7 +239,7 @@ async def test_groups_that_become_equally_far_are_one(scene: Scene) -> None:
     assert scene.prepared[count:] == ["m 4"]
 
 
-async def test_a_peer_that_is_gone_ends_its_follower_alone(scene: Scene) -> None:
+async def test_a_disconnected_peer_ends_only_its_follower(scene: Scene) -> None:
     lost, other = await scene.follow("m"), await scene.follow("m")
     await scene.publish("m")
     await _until(lambda: bool(lost.teller.messages and other.teller.messages))
@@ -213,7 +251,7 @@ async def test_a_peer_that_is_gone_ends_its_follower_alone(scene: Scene) -> None
     await _until(lambda: other.teller.messages == ["m 1", "m 2"])
 
 
-async def test_all_go_on_alone_when_the_registry_stops_and_meet_the_reason_there(scene: Scene) -> None:
+async def test_all_followers_leave_their_groups_when_the_registry_stops(scene: Scene) -> None:
     calls = [await scene.follow("m") for _ in range(3)]
     scene.world.catalog.stop_watching()
     await asyncio.wait([call.own for call in calls])

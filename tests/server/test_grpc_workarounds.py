@@ -1,4 +1,4 @@
-"""Each workaround for gRPC is still needed: gRPC alone fails where the workaround does not."""
+"""Each workaround for gRPC is still needed: without it, gRPC fails."""
 
 import asyncio
 import contextlib
@@ -43,7 +43,7 @@ asyncio.run(main())
 
 @contextlib.contextmanager
 def serving(workaround: str) -> Iterator[int]:
-    """Run a gRPC server in a process of its own, and return its port."""
+    """Run a gRPC server in a separate process, and return its port."""
     command = [sys.executable, "-c", SERVER, workaround]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -54,7 +54,7 @@ def serving(workaround: str) -> Iterator[int]:
 
 
 def answers(port: int, timeout_seconds: float) -> bool:
-    """Return whether a server answers a sound call."""
+    """Return whether a server answers a valid call."""
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         echo: Any = channel.unary_unary("/test.Service/Echo")
         try:
@@ -70,7 +70,7 @@ def test_a_path_that_is_not_utf8_stops_a_server_only_without_the_workaround(work
         with contextlib.closing(Peer(port)) as peer:
             peer.call(1, "Echo", changes={":path": b"/test.Service/\xff"})
             peer.wait()
-        # Without, no wait is long enough; with it, a long one costs nothing.
+        # Without the workaround, no wait is long enough; with it, the wait is short.
         assert answers(port, 30 if workaround == "with" else 2) == (workaround == "with")
 
 
@@ -79,7 +79,7 @@ class Received:
 
 
 async def aborted(forget: Callable[[BaseException], None]) -> bool:
-    """Abort a call, and return whether what its handler held is freed without a garbage collection."""
+    """Abort a call, and return whether the bytes of its handler are freed without a garbage collection."""
     held: list[weakref.ref[Received]] = []
     ended = asyncio.Event()
 
@@ -145,8 +145,8 @@ def test_only_the_loss_of_a_peer_is_not_logged(
     assert bool(caplog.records) == is_logged
 
 
-def test_metadata_that_is_no_text_leaves_no_error_in_the_log() -> None:
-    """The proof `http2_abuse` sends such metadata, and fails where gRPC's error is in the log."""
+def test_metadata_that_is_not_text_leaves_no_error_in_the_log() -> None:
+    """The proof `http2_abuse` sends such metadata, and fails if gRPC's error is in the log."""
     try:
         b"\xff".decode()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""The standard health service, asked as orchestrators and balancers ask it."""
+"""The standard health service, called as orchestrators and load balancers call it."""
 
 import asyncio
 import errno
@@ -57,10 +57,10 @@ async def next_health(watch: Any) -> int:
 
 async def rest_of(watch: Any) -> set[int]:
     """Return all further statuses of a watch."""
-    told = set()
+    statuses = set()
     while (reply := await watch.read()) is not grpc.aio.EOF:
-        told.add(int(reply.status))
-    return told
+        statuses.add(int(reply.status))
+    return statuses
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -121,7 +121,7 @@ async def test_watches_are_notified_at_once_while_a_transfer_delays_the_stop(tmp
 
 
 class FailingFiles(Files):
-    """The operations on real files, of a disk that fails one sync of a file on request."""
+    """Operations on real files, with a disk that fails one sync of a file on request."""
 
     fails = False
 
@@ -132,7 +132,7 @@ class FailingFiles(Files):
         super().sync_file(file)
 
 
-async def test_server_whose_database_fails_says_so_and_goes_on(tmp_path: Path) -> None:
+async def test_server_whose_database_fails_reports_it_and_continues(tmp_path: Path) -> None:
     def fail(_connection: sqlite3.Connection) -> None:
         raise sqlite3.OperationalError("disk I/O error")
 
@@ -172,7 +172,7 @@ async def test_server_whose_archive_refuses_writes_is_not_serving(tmp_path: Path
             assert [await next_health(watch) for watch in watches] == [NOT_SERVING] * len(NAMES)
         assert [await check(client, name) for name in NAMES] == [NOT_SERVING] * len(NAMES)
 
-        # The disk works again, but it is not known what it lost: a restart is needed.
+        # The disk works again, but what it lost is unknown: a restart is needed.
         with refused(grpc.StatusCode.UNAVAILABLE, "restart"):
             await client.store("m", b"refused")
         assert await client.data("m") == b"sound"
@@ -185,7 +185,7 @@ async def test_server_whose_archive_refuses_writes_is_not_serving(tmp_path: Path
         assert (await client.store("m", b"stored")).version_number >= 2
 
 
-async def test_health_is_answered_while_many_calls_are_under_way(server: Server, client: Client) -> None:
+async def test_health_is_answered_while_many_calls_are_in_progress(server: Server, client: Client) -> None:
     await client.create_model("m")
     calls = [client.watching("m") for _ in range(200)]
 

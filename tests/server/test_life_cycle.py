@@ -1,4 +1,4 @@
-"""How a server starts, stops, crashes and starts again: real processes, signals, and what remains between them."""
+"""Start, stop, crash and restart of a server: real processes, signals, and the remaining files."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ MIB = 1024 * 1024
 
 
 async def refresh(server: ServerProcess, times: int = 1) -> None:
-    """Let the server rescan its archive, and wait until it has."""
+    """Let the server rescan its archive, and wait until it is done."""
     server.signal(signal.SIGHUP)
 
     async def looked() -> bool:
@@ -33,7 +33,7 @@ async def refresh(server: ServerProcess, times: int = 1) -> None:
 
 
 def refusal(*flags: str) -> str:
-    """Return the one line with which a server refuses to start."""
+    """Return the single error line of a server that refuses to start."""
     result = run_cogment("services", "model_registry", *flags)
     assert (result.returncode, result.stdout) == (3, "")
     [line] = result.stderr.splitlines()
@@ -44,7 +44,7 @@ def refusal(*flags: str) -> str:
 
 
 @pytest.mark.parametrize(("number", "archived"), [(signal.SIGTERM, True), (signal.SIGINT, False)])
-async def test_upload_under_way_is_finished_before_the_server_ends(
+async def test_upload_in_progress_is_finished_before_the_server_ends(
     tmp_path: Path, number: signal.Signals, archived: bool
 ) -> None:
     async with serving_process(tmp_path, "--grace_seconds=30") as (server, client):
@@ -63,7 +63,7 @@ async def test_upload_under_way_is_finished_before_the_server_ends(
 
 
 @pytest.mark.parametrize("archived", [True, False], ids=["archived", "transient"])
-async def test_retrieval_under_way_is_finished_before_the_server_ends(tmp_path: Path, archived: bool) -> None:
+async def test_retrieval_in_progress_is_finished_before_the_server_ends(tmp_path: Path, archived: bool) -> None:
     data = os.urandom(MIB) * 48  # more than all buffers on the way hold
     async with serving_process(tmp_path, "--grace_seconds=30") as (server, client):
         await client.create_model("m")
@@ -100,7 +100,7 @@ async def test_stop_notifies_watchers_at_once_and_refuses_new_calls_during_a_tra
         assert await asyncio.to_thread(server.wait) == 0
 
 
-async def test_transfer_that_outlasts_the_grace_is_cut_and_leaves_nothing(tmp_path: Path) -> None:
+async def test_transfer_that_exceeds_the_grace_is_cut_and_leaves_nothing(tmp_path: Path) -> None:
     async with serving_process(tmp_path, "--grace_seconds=0.1") as (server, client):
         await client.create_model("m")
         call = await begin_upload(client, b"x" * MIB, 2 * MIB)
@@ -126,7 +126,7 @@ async def test_second_signal_ends_the_server_at_once(
             assert await call.code() == grpc.StatusCode.UNAVAILABLE
 
 
-# Obstacles to a start.
+# Failing starts.
 
 
 def test_port_in_use_ends_the_start_with_one_line(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_two_servers_do_not_share_a_port(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["file", "file/below", "broken link"])
-def test_impossible_archive_directory_ends_the_start_with_one_line(tmp_path: Path, path: str) -> None:
+def test_unusable_archive_directory_ends_the_start_with_one_line(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "broken link").symlink_to(tmp_path / "nowhere/at all")
     assert str(tmp_path / path) in refusal("--port=0", "--host=127.0.0.1", f"--archive_dir={tmp_path / path}")
@@ -178,14 +178,14 @@ async def test_archive_can_be_opened_again_after_a_crash(tmp_path: Path) -> None
         assert await client.data("m", 1) == b"durable"
 
 
-async def test_leftovers_of_a_crash_are_cleared_at_the_next_start(tmp_path: Path) -> None:
+async def test_leftovers_of_a_crash_are_removed_at_the_next_start(tmp_path: Path) -> None:
     async with serving_process(tmp_path) as (server, client):
         await client.create_model("m")
         await client.store("m", b"kept")
         await begin_upload(client, b"x" * 2 * MIB, 4 * MIB)
         assert len(leftovers(tmp_path)) == 1, "the bytes of the upload"
         server.kill()
-    # A model whose removal a crash interrupted, and what the original leaves, or a crash between two files.
+    # A model whose removal a crash interrupted, and files that the original leaves, or a crash between two files.
     doomed = tmp_path / ".~42"
     (doomed / "nested").mkdir(parents=True)
     (doomed / "gone.yaml").write_text("model_id: gone\nuser_data: {}\n")
@@ -324,7 +324,7 @@ async def test_numbers_are_never_reused_after_an_old_copy_of_the_model_was_resto
         await client.create_model("m")
         await client.store("m", b"")
         copy(archive / "m", backup)
-        (backup / ".high_water_mark").unlink()  # as the original, which does not know it, would write the directory
+        (backup / ".high_water_mark").unlink()  # as the original would write the directory, without the high-water mark
         given = [(await client.publish("m", b"")).version_number for _ in range(3)]
         (archive / "m").rename(tmp_path / "aside")
         copy(backup, archive / "m")

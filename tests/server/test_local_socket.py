@@ -1,4 +1,4 @@
-"""The UNIX socket of a server: descriptors for processes of the same user, and what hostile ones can do with it."""
+"""The UNIX socket of a server: descriptors for processes of the same user, and hostile processes."""
 
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ from tests.processes import run, server_process
 from tests.waiting import eventually, until
 
 if not (local.is_supported() and sealed_memory.is_supported()):
-    pytest.skip("this system hands over no sealed memory", allow_module_level=True)
+    pytest.skip("this system cannot pass sealed memory", allow_module_level=True)
 
 DATA = Random(1).randbytes(3 * MIB + 7)
 ARCHIVED = pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])
@@ -42,7 +42,7 @@ SETTINGS = Settings(cache_max_bytes=16 * MIB, grace_seconds=0, local_socket=AUTO
 
 
 class Local:
-    """Asks over the socket of a server."""
+    """Makes requests over the socket of a server."""
 
     def __init__(self, path: str, socket_id: str) -> None:
         self.path = path
@@ -71,7 +71,7 @@ class Local:
         return await asyncio.to_thread(ask)
 
     async def refusal(self, message: bytes, *descriptors: int) -> str:
-        """Return why a message is refused, without a descriptor; close those that went with it."""
+        """Return why a message is refused, without a descriptor; close the descriptors that were sent with it."""
         received: list[int] = []
         with pytest.raises(local.RefusedError) as caught:
             local.read_reply(await self.ask(message, [*descriptors], received))
@@ -80,14 +80,14 @@ class Local:
         return str(caught.value)
 
     async def read(self, number: int = 1, data: bytes = DATA, model_id: str = "m") -> int | None:
-        """Return a descriptor of a version, to be closed."""
+        """Return a descriptor of a version, which the caller closes."""
         received: list[int] = []
         request = local.read_request(self.socket_id, model_id, number, hash_of(data))
         assert local.read_reply(await self.ask(request, [], received)) is None
         return received[0] if received else None
 
     async def upload(self, header: UploadHeader, descriptor: int) -> Version:
-        """Return the version of a descriptor, which is closed."""
+        """Upload a descriptor, close it, and return the version."""
         try:
             reply = await self.ask(local.upload_request(self.socket_id, header), [descriptor], [])
         finally:
@@ -105,7 +105,7 @@ def header(
 
 
 def content(descriptor: int) -> bytes:
-    """Return the bytes of a descriptor, which is closed."""
+    """Return the bytes of a descriptor, and close it."""
     size_bytes = os.fstat(descriptor).st_size
     data = os.pread(descriptor, size_bytes, 0)
     os.close(descriptor)
@@ -130,17 +130,17 @@ def runtime() -> Iterator[Path]:
         yield Path(path)
 
 
-# Where it is.
+# The path of the socket.
 
 
-async def test_status_names_the_socket_to_those_who_ask_for_it(client: Client, peer: Local) -> None:
+async def test_status_returns_the_socket_on_request(client: Client, peer: Local) -> None:
     assert stat.S_IMODE(os.lstat(peer.path).st_mode) == 0o600
     assert stat.S_IMODE(os.lstat(os.path.dirname(peer.path)).st_mode) == 0o700
     assert not {local.PATH_STATUS, local.ID_STATUS} & (await client.status("*")).keys()
     assert (await client.status(local.PATH_STATUS, "models")) == {local.PATH_STATUS: peer.path, "models": "0"}
 
 
-async def test_a_server_without_a_socket_names_none(tmp_path: Path) -> None:
+async def test_status_of_a_server_without_a_socket_has_none(tmp_path: Path) -> None:
     async with serving(tmp_path, replace(SETTINGS, local_socket="off")) as server, connected(server.port) as client:
         assert await client.status(local.PATH_STATUS, local.ID_STATUS) == {}
 
@@ -178,7 +178,7 @@ async def test_sockets_of_dead_servers_in_the_runtime_directory_are_removed(
 
 
 @pytest.mark.parametrize("what", ["a live server", "a file", "no directory"])
-async def test_a_path_that_cannot_be_had_fails_the_start(tmp_path: Path, what: str) -> None:
+async def test_an_unusable_socket_path_fails_the_start(tmp_path: Path, what: str) -> None:
     path = tmp_path / "socket"
     with contextlib.ExitStack() as stack:
         if what == "a live server":
@@ -233,7 +233,7 @@ async def test_descriptors_outlive_the_version_and_the_server(tmp_path: Path, ar
 
 
 @ARCHIVED
-async def test_what_cannot_be_retrieved_is_refused_in_the_words_of_the_other_services(
+async def test_refused_reads_have_the_messages_of_the_other_services(
     client: Client, peer: Local, archived: bool
 ) -> None:
     for model_id in ("m", "../m"):
@@ -272,13 +272,13 @@ async def test_a_version_being_streamed_moves_to_sealed_memory_unchanged(client:
     assert (await client.status("transient_bytes")) == {"transient_bytes": str(len(DATA))}
 
 
-async def test_an_evicted_version_stays_with_those_who_have_it_and_leaves_the_budget(
+async def test_an_evicted_version_stays_readable_by_its_holders_and_leaves_the_budget(
     client: Client, peer: Local
 ) -> None:
     await client.create_model("m")
     await client.create_version(upload("m", DATA, archived=False))
     descriptor = await peer.read()
-    for _ in range(6):  # more than the budget has room for
+    for _ in range(6):  # more than fits the budget
         await client.create_version(upload("m", DATA, archived=False))
     with refused(grpc.StatusCode.NOT_FOUND):
         await client.data("m", 1)
@@ -299,7 +299,7 @@ async def test_sealed_memory_becomes_a_version(client: Client, peer: Local, arch
     assert (await client.status("transient_bytes"))["transient_bytes"] == ("0" if archived else str(len(DATA)))
 
 
-async def test_adopted_memory_is_evicted_and_counted_as_any_other(client: Client, peer: Local) -> None:
+async def test_adopted_memory_is_counted_and_evicted_like_any_version(client: Client, peer: Local) -> None:
     for _ in range(8):
         with SealedMemory.of(DATA) as memory:
             await peer.upload(header(), memory.descriptor())
@@ -311,7 +311,7 @@ async def test_adopted_memory_is_evicted_and_counted_as_any_other(client: Client
     assert (await client.status("transient_bytes")) == {"transient_bytes": "0"}
 
 
-async def test_an_upload_that_is_repeated_in_either_way_is_one_version(client: Client, peer: Local) -> None:
+async def test_an_upload_repeated_over_either_transport_is_one_version(client: Client, peer: Local) -> None:
     first = header(request_id="one", tags={"a": "b"}, metrics={"r": 1.0})
     with SealedMemory.of(DATA) as memory:
         version = await peer.upload(first, memory.descriptor())
@@ -387,7 +387,7 @@ def pipe() -> int:
         "mem",
     ],
 )
-async def test_a_descriptor_of_what_may_change_is_refused(client: Client, peer: Local, make: Callable[[], int]) -> None:
+async def test_a_descriptor_of_writable_memory_is_refused(client: Client, peer: Local, make: Callable[[], int]) -> None:
     assert "sealed" in await peer.refusal(local.upload_request(peer.socket_id, header()), make())
     with refused(grpc.StatusCode.NOT_FOUND):
         await client.infos("m")
@@ -400,14 +400,14 @@ async def test_a_size_that_differs_from_the_memory_is_refused(peer: Local, size_
         assert "data_size" in reason
 
 
-async def test_another_hash_than_that_of_the_memory_is_refused(peer: Local) -> None:
+async def test_a_hash_that_differs_from_the_memory_is_refused(peer: Local) -> None:
     lying = header(data_hash=hash_of(b"other"))
     with SealedMemory.of(DATA) as memory:
         assert "data_hash" in await peer.refusal(local.upload_request(peer.socket_id, lying), memory.descriptor())
 
 
 @ARCHIVED
-async def test_no_descriptor_gives_access_to_writing_or_to_anything_else(
+async def test_descriptors_are_read_only_and_give_access_to_nothing_else(
     client: Client, peer: Local, archived: bool
 ) -> None:
     await client.create_model("m")
@@ -422,7 +422,7 @@ async def test_no_descriptor_gives_access_to_writing_or_to_anything_else(
         mmap.mmap(descriptor, len(DATA), flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     with pytest.raises(NotADirectoryError):
         os.open("..", os.O_RDONLY, dir_fd=descriptor)
-    if not archived:  # a file can be opened again by its owner, which docs/security.md says
+    if not archived:  # the owner of a file can open it again, as docs/security.md says
         again = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR)
         with pytest.raises(PermissionError):
             os.write(again, b"x")
@@ -440,7 +440,7 @@ async def test_no_descriptor_gives_access_to_writing_or_to_anything_else(
 
 
 @ARCHIVED
-async def test_receivers_share_no_position(client: Client, peer: Local, archived: bool) -> None:
+async def test_receivers_do_not_share_a_file_position(client: Client, peer: Local, archived: bool) -> None:
     await client.create_model("m")
     await client.create_version(upload("m", DATA, archived))
     one, other = await peer.read() or -1, await peer.read() or -1
@@ -451,7 +451,7 @@ async def test_receivers_share_no_position(client: Client, peer: Local, archived
     os.close(other)
 
 
-async def test_what_the_publisher_does_later_changes_no_version(client: Client, peer: Local) -> None:
+async def test_later_writes_of_the_publisher_change_no_version(client: Client, peer: Local) -> None:
     memory = UnsealedMemory(len(DATA))
     memory.write([DATA])
     sealed = memory.seal()
@@ -467,7 +467,7 @@ async def test_what_the_publisher_does_later_changes_no_version(client: Client, 
 
 
 @pytest.mark.parametrize("message", [b"x", b"\xff" * 100, bytes(local.MESSAGE_MAX_BYTES + 1)])
-async def test_malformed_messages_end_their_connection_alone(client: Client, peer: Local, message: bytes) -> None:
+async def test_malformed_messages_end_only_their_connection(client: Client, peer: Local, message: bytes) -> None:
     with peer.connected(), pytest.raises((local.MalformedError, OSError)):
         await peer.ask(message, [], [])
     for seed in range(100):
@@ -489,7 +489,7 @@ def descriptors() -> int:
     return len(os.listdir("/proc/self/fd"))
 
 
-async def test_descriptors_that_nobody_asked_for_are_closed(client: Client, peer: Local) -> None:
+async def test_unexpected_descriptors_are_closed(client: Client, peer: Local) -> None:
     await client.status("models")
     before = descriptors()
     request = local.read_request(peer.socket_id, "m", 1, hash_of(DATA))
@@ -502,7 +502,7 @@ async def test_descriptors_that_nobody_asked_for_are_closed(client: Client, peer
     await until(lambda: descriptors() <= before, descriptors)
 
 
-async def test_many_uploads_at_once_are_adopted_or_sent_on_to_grpc(client: Client, peer: Local) -> None:
+async def test_many_concurrent_uploads_are_adopted_or_referred_to_grpc(client: Client, peer: Local) -> None:
     await client.create_model("m")
 
     async def publish() -> bool:
@@ -518,16 +518,14 @@ async def test_many_uploads_at_once_are_adopted_or_sent_on_to_grpc(client: Clien
     assert await publish()
 
 
-async def test_memory_that_nobody_filled_is_not_hashed_where_it_does_not_fit(client: Client, peer: Local) -> None:
+async def test_memory_that_does_not_fit_is_refused_without_hashing(client: Client, peer: Local) -> None:
     size_bytes = 2**40
     with UnsealedMemory(size_bytes).seal() as memory:
         request = local.upload_request(peer.socket_id, header(size_bytes))
         assert "does not fit" in await peer.refusal(request, memory.descriptor())
 
 
-async def test_peers_that_dawdle_cost_nobody_anything(
-    client: Client, peer: Local, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_slow_peers_delay_no_other_client(client: Client, peer: Local, monkeypatch: pytest.MonkeyPatch) -> None:
     await client.create_model("m")
     await client.create_version(upload("m", DATA, archived=False))
     monkeypatch.setattr(local_socket, "_CONNECTIONS_MAX", 10)
@@ -535,7 +533,7 @@ async def test_peers_that_dawdle_cost_nobody_anything(
         silent = [stack.enter_context(peer.connected()) for _ in range(9)]
         assert content(await peer.read() or -1) == DATA
         silent.append(stack.enter_context(peer.connected()))
-        with pytest.raises((local.MalformedError, OSError)):  # beyond the places: closed at once
+        with pytest.raises((local.MalformedError, OSError)):  # beyond the limit: closed at once
             await peer.read()
         assert await client.data("m") == DATA
 
@@ -553,7 +551,7 @@ async def test_a_peer_that_sends_no_request_is_closed(peer: Local, monkeypatch: 
         assert await asyncio.to_thread(connection.recv, 1) == b""
 
 
-async def test_a_peer_that_is_gone_before_the_reply_leaves_no_descriptor(client: Client, peer: Local) -> None:
+async def test_a_peer_that_disconnects_before_the_reply_leaves_no_descriptor(client: Client, peer: Local) -> None:
     await client.create_model("m")
     await client.create_version(upload("m", DATA, archived=False))
     os.close(await peer.read() or -1)
@@ -578,16 +576,16 @@ except PermissionError:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_another_user_can_neither_reach_the_socket_nor_use_it(peer: Local) -> None:
-    async def told() -> str:
+    async def received() -> str:
         return (await asyncio.to_thread(run, sys.executable, "-c", _OTHER_USER, peer.path)).stdout.strip()
 
-    assert await told() == "forbidden"
+    assert await received() == "forbidden"
     directory = os.path.dirname(peer.path)
     try:
         os.chmod(directory, 0o755)
-        assert await told() == "forbidden"
+        assert await received() == "forbidden"
         os.chmod(peer.path, 0o666)
-        assert await told() == "closed"
+        assert await received() == "closed"
     finally:
         os.chmod(directory, 0o700)
 

@@ -1,4 +1,4 @@
-"""What processes write and find does not depend on their locale: names on the disk, exports, words, the log."""
+"""What processes write and find does not depend on their locale: file names, exports, arguments, the log."""
 
 import contextlib
 import io
@@ -44,7 +44,7 @@ def archive(tmp_path: Path) -> Path:
         with ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
             registry.store(CAFE, DATA, user_data={"clé": "é"})
         assert server.stop() == 0
-    with contextlib.suppress(OSError):  # some file systems take no such names
+    with contextlib.suppress(OSError):  # some file systems refuse such names
         os.mkdir(os.fsencode(tmp_path / "archive") + b"/" + FOREIGN)
     return tmp_path / "archive"
 
@@ -55,7 +55,7 @@ def names(directory: Path) -> set[bytes]:
 
 
 def cogment(locale: Locale, *words: str | bytes, **streams: bytes) -> "subprocess.CompletedProcess[bytes]":
-    """Run a `cogment` command that ends by itself, with words that are any bytes."""
+    """Run a `cogment` command that terminates, with arguments of any bytes."""
     command = [sys.executable, "-m", "cogment_model_registry", *words]
     environment = {**clean_environment(), **locale}
     return subprocess.run(
@@ -64,7 +64,7 @@ def cogment(locale: Locale, *words: str | bytes, **streams: bytes) -> "subproces
 
 
 def word(text: str, locale: Locale) -> bytes:
-    """Return a word as a user of a locale types it."""
+    """Return an argument as a user of a locale types it."""
     return text.encode("latin-1" if "8859" in locale["LC_ALL"] else "utf-8")
 
 
@@ -117,7 +117,7 @@ def test_words_of_the_command_line_are_text_in_each_locale(tmp_path: Path, local
         with ModelRegistry(f"grpc://127.0.0.1:{server.port}") as registry:
             assert registry.get_model(CAFE).user_data == {"clé": "é"}
             registry.create_model("b", user_data={"note": NAIVE + "🦊é"})
-        # What is not in the encoding is escaped as JSON has it, so that programs get the same document.
+        # Characters outside the encoding are escaped as in JSON, so programs read the same document.
         result = cogment(locale, "client", "model_registry", "list_models", "--json", endpoint)
         models = json.loads(result.stdout.decode("latin-1" if "8859" in locale["LC_ALL"] else "utf-8"))
         assert {model["model_id"]: model["user_data"] for model in models} == {

@@ -1,4 +1,4 @@
-"""The log never holds up the server: not by a pipe that nobody reads, a disk that hangs, or a file that went away."""
+"""The log never blocks the server: not with an unread pipe, a disk that hangs, or a file that was removed."""
 
 import contextlib
 import datetime
@@ -35,7 +35,7 @@ MISSING = re.compile(r"log lines missing here.* lines=(\d+)")
 
 
 class Pipe(Output):
-    """A pipe of one page that is read when a test says so."""
+    """A pipe of one page that the test reads on request."""
 
     name = "the pipe"
     has_substitute = False
@@ -61,7 +61,7 @@ class Pipe(Output):
 
 @contextlib.contextmanager
 def logger(output: Output, max_bytes: int = 2**20) -> Iterator[tuple[logging.Logger, ThreadHandler]]:
-    """Open a context with a logger whose handler writes to an output."""
+    """Return a context manager for a logger whose handler writes to an output."""
     handler = ThreadHandler(output, max_bytes=max_bytes)
     handler.setFormatter(Formatter())
     log = logging.Logger("test")  # noqa: LOG001 # not one that other tests see
@@ -73,7 +73,7 @@ def logger(output: Output, max_bytes: int = 2**20) -> Iterator[tuple[logging.Log
 
 
 class Formatter(logging.Formatter):
-    """Shows what a note of the log itself has."""
+    """Formats a record with the fields of the log's own notes."""
 
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={vars(record)[name]}" for name in ("reason", "lines") if name in vars(record))
@@ -88,7 +88,7 @@ def lines_of(directory: Path) -> list[str]:
 # The queue.
 
 
-def test_lines_that_find_no_room_are_counted_in_their_place() -> None:
+def test_dropped_lines_are_counted_in_their_place() -> None:
     pipe = Pipe()
     with logger(pipe, max_bytes=64 * 1024) as (log, handler):
         for number in range(2000):
@@ -103,10 +103,10 @@ def test_lines_that_find_no_room_are_counted_in_their_place() -> None:
         closing.join()
     numbers = [int(line.split()[1]) for line in lines if line.startswith("line")]
     [(place, dropped)] = [(place, int(match[1])) for place, line in enumerate(lines) if (match := GAP.search(line))]
-    assert numbers[:100] == list(range(100)), "what came first is there"
+    assert numbers[:100] == list(range(100)), "the first lines are missing"
     assert numbers == sorted(numbers)
     assert len(numbers) + dropped == 2000
-    assert numbers[place:] == [], "the note is where the lines are missing"
+    assert numbers[place:] == [], "the note is not in the place of the missing lines"
 
 
 def test_lines_after_a_gap_are_written_again() -> None:
@@ -126,7 +126,7 @@ def test_lines_after_a_gap_are_written_again() -> None:
     assert [bool(GAP.search(line)) for line in lines[-3:]] == [False, True, False]
 
 
-def test_a_pipe_that_became_non_blocking_loses_nothing() -> None:
+def test_a_pipe_that_becomes_non_blocking_loses_no_line() -> None:
     pipe = Pipe()
     os.set_blocking(pipe.writing, False)
     with logger(pipe) as (log, handler):
@@ -139,7 +139,7 @@ def test_a_pipe_that_became_non_blocking_loses_nothing() -> None:
     assert [int(line.split()[1]) for line in lines] == list(range(500))
 
 
-def test_a_pipe_without_a_reader_ends_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_pipe_without_a_reader_does_not_end_the_log(capfd: pytest.CaptureFixture[str]) -> None:
     pipe = Pipe()
     os.close(pipe.reading)
     with logger(pipe) as (log, _):
@@ -150,7 +150,7 @@ def test_a_pipe_without_a_reader_ends_nothing(capfd: pytest.CaptureFixture[str])
 # The daily file.
 
 
-def test_each_local_day_has_a_log_file_of_its_own(tmp_path: Path) -> None:
+def test_each_local_day_has_its_own_log_file(tmp_path: Path) -> None:
     noon = datetime.datetime(2026, 11, 22, 12, 0)
     with logger(DailyFile(str(tmp_path / "cogment.log"))) as (_, handler):
         for moment in (
@@ -181,7 +181,7 @@ def test_a_file_that_is_moved_away_is_created_again(tmp_path: Path) -> None:
     assert lines_of(tmp_path) == ["after"]
 
 
-def test_reopening_lets_go_of_a_file_that_was_moved_away(tmp_path: Path) -> None:
+def test_reopening_closes_a_file_that_was_moved_away(tmp_path: Path) -> None:
     with logger(DailyFile(str(tmp_path / "x.log"))) as (_, handler):
         [file] = tmp_path.glob("x_*.log")
         moved = str(file.rename(tmp_path / "moved"))
@@ -190,7 +190,7 @@ def test_reopening_lets_go_of_a_file_that_was_moved_away(tmp_path: Path) -> None
         wait_until(lambda: moved not in [each.path for each in psutil.Process().open_files()])
 
 
-def test_a_directory_that_goes_away_is_created_again(tmp_path: Path) -> None:
+def test_a_removed_log_directory_is_created_again(tmp_path: Path) -> None:
     with logger(DailyFile(str(tmp_path / "logs/x.log"))) as (log, handler):
         log.info("before")
         wait_until(lambda: handler.waiting_bytes == 0)
@@ -200,7 +200,7 @@ def test_a_directory_that_goes_away_is_created_again(tmp_path: Path) -> None:
     assert lines_of(tmp_path / "logs") == ["after"]
 
 
-def test_what_a_file_cannot_take_goes_to_standard_error_until_it_can(
+def test_lines_go_to_standard_error_while_the_file_cannot_be_written(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with logger(DailyFile(str(tmp_path / "logs/x.log"))) as (log, handler):
@@ -211,7 +211,7 @@ def test_what_a_file_cannot_take_goes_to_standard_error_until_it_can(
 
         say("before")
         (tmp_path / "logs").rename(tmp_path / "moved")
-        (tmp_path / "logs").touch()  # where the directory was
+        (tmp_path / "logs").touch()  # in place of the directory
         for text in ("one", "two", "three"):
             say(text)
         output, shown = capfd.readouterr()
@@ -229,7 +229,7 @@ def test_what_a_file_cannot_take_goes_to_standard_error_until_it_can(
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
-def test_a_full_disk_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_full_disk_is_reported_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / f"x_{datetime.date.today()}.log").symlink_to("/dev/full")
     with logger(DailyFile(str(tmp_path / "x.log"))) as (log, _):
         for number in range(5):
@@ -255,7 +255,7 @@ except OSError:
 """
 
 
-def test_a_line_that_was_cut_is_ended_before_the_next_one(tmp_path: Path) -> None:
+def test_a_truncated_line_is_ended_before_the_next_one(tmp_path: Path) -> None:
     with started(_CUT, str(tmp_path / "x.log")) as process:
         assert process.communicate(timeout=START_SECONDS) == ("", "")
     assert lines_of(tmp_path) == ["0123456789", "next", "last"]
@@ -265,7 +265,7 @@ def test_a_line_that_was_cut_is_ended_before_the_next_one(tmp_path: Path) -> Non
 
 
 def make_refused_calls(port: int, count: int) -> None:
-    """Make calls that are refused, each of which is a line of the log."""
+    """Make refused calls, each of which logs a line."""
     long_id = "x" * 128
     with ModelRegistry(f"grpc://127.0.0.1:{port}") as registry:
         for _ in range(count):
@@ -278,7 +278,7 @@ def stop(process: "subprocess.Popen[bytes]") -> int:
     return process.wait(START_SECONDS)
 
 
-def test_standard_output_that_nobody_reads_holds_up_no_call_and_no_stop(tmp_path: Path) -> None:
+def test_unread_standard_output_delays_no_call_and_no_stop(tmp_path: Path) -> None:
     reading, writing = os.pipe()
     fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
     command = [*REGISTRY, f"--archive_dir={tmp_path / 'archive'}"]
@@ -288,15 +288,15 @@ def test_standard_output_that_nobody_reads_holds_up_no_call_and_no_stop(tmp_path
             text = ""
             while not (match := re.search(r"\bport=(\d+)", text)):
                 text += os.read(reading, 4096).decode()
-            make_refused_calls(int(match[1]), 200)  # of which each takes some 300 bytes of the log
+            make_refused_calls(int(match[1]), 200)  # each logs some 300 bytes
             assert stop(process) == 0
         finally:
             process.kill()
             os.close(reading)
 
 
-def test_a_log_file_whose_disk_hangs_holds_up_no_call_and_no_stop(tmp_path: Path) -> None:
-    # A pipe in the place of the file: writing waits until someone reads, which nobody does.
+def test_a_log_file_whose_disk_hangs_delays_no_call_and_no_stop(tmp_path: Path) -> None:
+    # A pipe in place of the file: writes block, since nobody reads.
     files = [tmp_path / f"x_{datetime.date.today() + datetime.timedelta(days)}.log" for days in (0, 1)]
     readers = []
     for file in files:
@@ -322,7 +322,7 @@ def test_a_log_file_whose_disk_hangs_holds_up_no_call_and_no_stop(tmp_path: Path
                 os.close(reader)
 
 
-def test_hangup_lets_the_log_go_on_in_a_new_file(tmp_path: Path) -> None:
+def test_the_log_continues_in_a_new_file_after_a_hangup(tmp_path: Path) -> None:
     command = [*REGISTRY, f"--archive_dir={tmp_path / 'archive'}", f"--log_file={tmp_path / 'x.log'}"]
     with subprocess.Popen(command, env=clean_environment()) as process:
         try:

@@ -1,4 +1,4 @@
-"""What the server counts: a real scrape over HTTP, read by Prometheus' own parser."""
+"""The metrics of the server: a real scrape over HTTP, read by the parser of Prometheus."""
 
 import asyncio
 import socket
@@ -39,14 +39,14 @@ PROCESS = {
 
 
 class Scrape:
-    """The result of one scrape; a series that it lacks counts as 0."""
+    """The result of one scrape; a missing series counts as 0."""
 
     def __init__(self, text: str) -> None:
         self.families = list(text_string_to_metric_families(text))
         self.samples: list[Sample] = [sample for family in self.families for sample in family.samples]
 
     def __call__(self, name: str, **labels: str) -> float:
-        """Return the value of the only series with a name and labels."""
+        """Return the value of the single series with a name and labels."""
         found = [
             sample.value
             for sample in self.samples
@@ -84,7 +84,7 @@ class MeteredServer:
 
 @pytest.fixture
 async def metered(tmp_path: Path) -> AsyncIterator[MeteredServer]:
-    """A server with metrics, room for four transient versions and 8 MiB of them."""
+    """A server with metrics, and a transient store of four versions and 8 MiB."""
     settings = Settings(metrics_port=0, cache_max_bytes=BUDGET_BYTES, cache_max_items=MAX_ITEMS, grace_seconds=0)
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         yield MeteredServer(server, client)
@@ -92,7 +92,7 @@ async def metered(tmp_path: Path) -> AsyncIterator[MeteredServer]:
 
 @asynccontextmanager
 async def counting(metered: MeteredServer, name: str, expected: float, **labels: str) -> AsyncIterator[None]:
-    """Return a context manager that expects a counter to rise by so much."""
+    """Return a context manager that expects a counter to rise by an amount."""
     before = (await metered.scrape())(name, **labels)
     yield
     await metered.reaches(name, before + expected, **labels)
@@ -134,6 +134,8 @@ async def test_every_metric_is_served(metered: MeteredServer) -> None:
         "evictions",
         "held_bytes",
         "info",
+        "limited_callers",
+        "limited_calls",
         "load",
         "models",
         "readers",
@@ -143,6 +145,7 @@ async def test_every_metric_is_served(metered: MeteredServer) -> None:
         "retention_deletions",
         "sent_bytes",
         "sent_messages",
+        "slowed_seconds",
         "sync_seconds",
         "uploads",
         "version_bytes",
@@ -296,27 +299,27 @@ async def test_messages_of_a_part_of_a_version_are_counted(metered: MeteredServe
 async def test_versions_and_their_bytes_are_reported_by_tier(metered: MeteredServer) -> None:
     client = metered.client
 
-    async def told() -> tuple[float, Mapping[str, float], Mapping[str, float]]:
+    async def scraped() -> tuple[float, Mapping[str, float], Mapping[str, float]]:
         scrape = await metered.scrape()
         return scrape("models"), scrape.by("tier", "versions"), scrape.by("tier", "version_bytes")
 
     await client.create_model("m")
     await client.create_model("n")
-    assert await told() == (2, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
+    assert await scraped() == (2, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
     await client.publish("m", bytes(1000))
     await client.publish("m", bytes(200))
-    assert await told() == (2, {"transient": 2, "archived": 0}, {"transient": 1200, "archived": 0})
+    assert await scraped() == (2, {"transient": 2, "archived": 0}, {"transient": 1200, "archived": 0})
     await client.store("m", bytes(30))
     await client.store("n", bytes(4))
-    assert await told() == (2, {"transient": 2, "archived": 2}, {"transient": 1200, "archived": 34})
+    assert await scraped() == (2, {"transient": 2, "archived": 2}, {"transient": 1200, "archived": 34})
     for _ in range(MAX_ITEMS):
         await client.publish("n", bytes(5))
-    # Those of "n" gave way to each other: "m" has its fair share.
-    assert await told() == (2, {"transient": 4, "archived": 2}, {"transient": 1210, "archived": 34})
+    # Versions of "n" evicted each other: "m" has its fair share.
+    assert await scraped() == (2, {"transient": 4, "archived": 2}, {"transient": 1210, "archived": 34})
     await client.delete_model("m")
-    assert await told() == (1, {"transient": 2, "archived": 1}, {"transient": 10, "archived": 4})
+    assert await scraped() == (1, {"transient": 2, "archived": 1}, {"transient": 10, "archived": 4})
     await client.delete_model("n")
-    assert await told() == (0, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
+    assert await scraped() == (0, {"transient": 0, "archived": 0}, {"transient": 0, "archived": 0})
 
 
 async def test_archived_versions_of_an_earlier_run_are_reported(tmp_path: Path) -> None:
@@ -336,14 +339,14 @@ async def test_evictions_are_counted_by_the_bound_that_was_reached(metered: Mete
     for _ in range(MAX_ITEMS + 2):
         await metered.client.publish("m", b"small")
     assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 0, "share": 0}
-    await metered.client.publish("m", bytes(BUDGET_BYTES - 11))  # leaves room for two small ones
+    await metered.client.publish("m", bytes(BUDGET_BYTES - 11))  # leaves space for two small ones
     assert (await metered.scrape()).by("reason", "evictions_total") == {"items": 2, "bytes": 2, "share": 0}
 
 
-# Calls under way.
+# Active calls.
 
 
-async def test_watchers_under_way_are_reported(metered: MeteredServer) -> None:
+async def test_active_watchers_are_reported(metered: MeteredServer) -> None:
     await metered.client.create_model("m")
     await metered.client.publish("m", b"")
     watches = [metered.client.watching("m") for _ in range(3)]
@@ -355,7 +358,7 @@ async def test_watchers_under_way_are_reported(metered: MeteredServer) -> None:
     await metered.reaches("watchers", 0)
 
 
-async def test_uploads_under_way_hold_bytes_and_make_load(metered: MeteredServer) -> None:
+async def test_active_uploads_hold_bytes_and_raise_the_load(metered: MeteredServer) -> None:
     await metered.client.create_model("m")
     call = metered.client.uploading()
     await call.write(header("m", BUDGET_BYTES // 2).SerializeToString())
@@ -373,8 +376,8 @@ async def test_uploads_under_way_hold_bytes_and_make_load(metered: MeteredServer
     await metered.reaches("version_bytes", 0, tier="transient")
 
 
-async def test_readers_under_way_hold_the_bytes_of_their_versions(tmp_path: Path) -> None:
-    size = 32 * MIB  # more than all buffers on the way hold
+async def test_active_readers_hold_the_bytes_of_their_versions(tmp_path: Path) -> None:
+    size = 32 * MIB  # more than all buffers on the path hold
     settings = Settings(metrics_port=0, cache_max_bytes=2 * size, grace_seconds=0)
     async with serving(tmp_path, settings) as server, connected(server.port) as client:
         metered = MeteredServer(server, client)
@@ -476,11 +479,11 @@ async def test_port_is_closed_when_the_server_has_stopped(tmp_path: Path) -> Non
         await asyncio.to_thread(metrics_text, port)
 
 
-def test_idle_connection_to_the_metrics_port_does_not_hold_up_a_stop(tmp_path: Path) -> None:
+def test_idle_connection_to_the_metrics_port_does_not_delay_a_stop(tmp_path: Path) -> None:
     with server_process(tmp_path, "--metrics_port=0") as server:
         port = int(server.wait_for_line(r"metrics_port=(\d+)")[1])
         with socket.create_connection(("127.0.0.1", port)):
-            metrics_text(port)  # which came after that connection, so the server has that one too
+            metrics_text(port)  # made after that connection, so the server has accepted that one too
             assert server.stop() == 0
 
 

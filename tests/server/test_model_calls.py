@@ -38,11 +38,11 @@ BAD_IDS = [
     *("a/b", "/a", "a/", "../a", "a\\b", "a%b", "a%2fb", "%", "a*", "a?", 'a"b', "a'b", "a<b", "a>b", "a|b", "a;b"),
     *("a#b", "a&b", "a$b", "a!b", "a^b", "a`b", "a[b]", "a{b}"),
     *("a\0b", "\0", "a\nb", "a\n", "a\tb", "a\x7fb", "a\x85b"),
-    # Separators by their look, or once they are in NFKC: division slash, full-width ones, one and two dot leaders.
+    # Characters that look like separators, or are separators in NFKC: division slash, full-width ones, dot leaders.
     *("a\u2215b", "a\u2044b", "a\uff0fb", "a\uff3cb", "a\u2024", "\u2025", "a\u29f8b", "\uff05", "a\u2100b"),
-    # Letters whose NFKC form starts with a space, or ends with a mark on one.
+    # Letters whose NFKC form starts with a space, or ends with a combining mark on a space.
     *("\ufc5e", "\ufe70", "\u037a"),
-    # Formatting, invisible, private and unassigned characters, and spaces that are not the space.
+    # Formatting, invisible, private and unassigned characters, and spaces other than U+0020.
     *("a\u200bb", "a\u00adb", "\ufeffa", "a\u202eb", "a\u2066b", "a\U000e0041", "a\ue000", "a\u0378", "a\u200d"),
     *("a\u00a0b", "a\u3000b", "a\u2028b", "a\u2029b"),
     *("e\u0301te", "\u0301a", "\u212b", "🦊", "€", "x" * 129, "é" * 64 + "x"),
@@ -204,7 +204,7 @@ async def test_user_data_has_256_kib_of_keys_and_values_at_most(client: Client, 
 # DeleteModel.
 
 
-async def test_deleted_model_is_gone_at_once_for_everyone(server: Server, client: Client, tmp_path: Path) -> None:
+async def test_deleted_model_is_gone_at_once_on_every_call(server: Server, client: Client, tmp_path: Path) -> None:
     async with connected(server.port) as other:
         await client.create_model("m", a="b")
         await client.publish("m", b"transient")

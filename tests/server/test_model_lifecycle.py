@@ -94,7 +94,7 @@ async def test_watchers_are_not_notified_of_a_promotion(client: Client, lifecycl
     watch.cancel()
 
 
-async def test_what_is_set_survives_a_restart(tmp_path: Path) -> None:
+async def test_aliases_tags_and_metrics_survive_a_restart(tmp_path: Path) -> None:
     async with serving(tmp_path) as server, connected(server.port) as client:
         await client.create_model("m")
         await client.store("m", b"data")
@@ -178,7 +178,7 @@ async def test_a_deleted_version_is_gone_from_either_service(
     assert (await client.publish("m", b"4")).version_number == 4
 
 
-async def test_a_reader_goes_on_when_its_version_is_deleted(client: Client, lifecycle: Lifecycle) -> None:
+async def test_a_reader_continues_when_its_version_is_deleted(client: Client, lifecycle: Lifecycle) -> None:
     data = os.urandom(20_000_000)
     await client.store("m", data)
     replies = client.streamed(
@@ -190,7 +190,7 @@ async def test_a_reader_goes_on_when_its_version_is_deleted(client: Client, life
     assert b"".join(chunks) == data
 
 
-async def test_a_search_goes_page_by_page(client: Client, lifecycle: Lifecycle) -> None:
+async def test_a_search_continues_page_by_page(client: Client, lifecycle: Lifecycle) -> None:
     for number in range(1, 8):
         await (client.store if number % 2 else client.publish)("m", bytes([number]))
         await lifecycle.update(number, AnnotationChange(set_metrics={"return": number * 10}))
@@ -209,7 +209,7 @@ async def test_a_search_goes_page_by_page(client: Client, lifecycle: Lifecycle) 
         await lifecycle.find(**{**search, "filter": "metrics.return > 21"}, page_token=first_token)
 
 
-async def test_versions_that_are_named_come_in_as_many_replies_as_they_need(tmp_path: Path) -> None:
+async def test_named_versions_are_split_over_several_replies(tmp_path: Path) -> None:
     settings = Settings(reply_max_bytes=1024, grace_seconds=0)
     async with serving(tmp_path, settings) as server, connected(server.port) as client:
         lifecycle = Lifecycle(client)
@@ -267,7 +267,7 @@ async def test_a_malformed_search_is_refused(lifecycle: Lifecycle, fields: dict[
         ("tags.stage", None, False),
     ],
 )
-async def test_a_page_token_that_somebody_made_up_is_refused(
+async def test_a_forged_page_token_is_refused(
     client: Client, lifecycle: Lifecycle, order: str, value: str | int | None, number: int
 ) -> None:
     await client.create_model("m")
@@ -297,7 +297,7 @@ async def test_a_reply_has_a_bounded_size_whatever_is_listed(tmp_path: Path) -> 
         assert len((await lifecycle.find(model_id="m0")).versions) == 1
 
 
-async def test_models_are_listed_with_what_they_have(client: Client, lifecycle: Lifecycle) -> None:
+async def test_models_are_listed_with_their_versions_and_aliases(client: Client, lifecycle: Lifecycle) -> None:
     await client.create_model("n", note="yes")
     await client.store("m", b"1234")
     await client.publish("m", b"2")

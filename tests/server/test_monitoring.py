@@ -1,4 +1,4 @@
-"""What the metrics port answers besides metrics: whether the process works, whether it serves, and 404."""
+"""The replies of the metrics port other than metrics: liveness, readiness, and 404."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ SETTINGS = Settings(metrics_port=0, grace_seconds=0)
 
 
 def answer(port: int | None, path: str) -> tuple[int, str, str]:
-    """Return the status, the type and the text of what a GET answers."""
+    """Return the status, the type and the text of the reply to a GET."""
     try:
         reply = urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=PATIENCE_SECONDS)
     except urllib.error.HTTPError as error:
@@ -34,7 +34,7 @@ async def status(port: int | None, path: str) -> int:
 
 
 @pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/Metrics", "/healthz/live", "/favicon.ico"])
-async def test_a_path_that_the_port_does_not_have_is_404_and_names_those_that_it_has(tmp_path: Path, path: str) -> None:
+async def test_an_unknown_path_is_404_and_the_reply_names_the_known_ones(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, SETTINGS) as server:
         code, kind, text = await asyncio.to_thread(answer, server.metrics_port, path)
     assert (code, kind) == (404, "text/plain; charset=utf-8")
@@ -66,7 +66,7 @@ async def test_a_server_whose_archive_failed_is_healthy_and_not_ready(tmp_path: 
         assert await status(server.metrics_port, "/healthz") == 200
 
 
-async def test_a_server_whose_event_loop_stands_still_is_neither(
+async def test_a_server_whose_event_loop_is_blocked_is_neither_healthy_nor_ready(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(monitoring, "LOOP_SECONDS", 0.1)
@@ -78,7 +78,7 @@ async def test_a_server_whose_event_loop_stands_still_is_neither(
 
         asking = threading.Thread(target=ask)
         asking.start()
-        asking.join()  # which holds up this event loop, that of the server
+        asking.join()  # blocks this event loop, which is the server's
         assert [each[0] for each in answers] == [503, 503]
         assert "did not answer within 0.1 seconds" in answers[0][2]
         monkeypatch.setattr(monitoring, "LOOP_SECONDS", PATIENCE_SECONDS)

@@ -1,4 +1,4 @@
-"""Servers and commands on file systems that refuse something: overlays, read-only ones, and those that sync no name."""
+"""Servers and commands on overlay file systems, read-only ones, and those that cannot sync directories."""
 
 import asyncio
 import os
@@ -18,7 +18,7 @@ from tests.server.test_health import SERVING, check
 
 @asynccontextmanager
 async def serving_in(wrapper: list[str], archive: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
-    """Open a context with a server that runs among mounts."""
+    """Return a context manager for a server that runs with mounts."""
     with server_process(archive, *flags, before=wrapper) as server:
         async with connected(server.port) as client:
             yield server, client
@@ -70,7 +70,7 @@ async def test_models_of_a_lower_layer_are_stored_to_deleted_and_created_again(
 
 
 async def test_server_finishes_the_deletion_of_a_model_of_a_lower_layer(baked: Path, tmp_path: Path) -> None:
-    (baked / "m/.deleted").touch()  # as a server leaves it that was killed
+    (baked / "m/.deleted").touch()  # as a killed server leaves it
     merged, mount = overlay(baked, tmp_path)
     wrapper = mounted(mount)
     async with serving_in(wrapper, merged) as (server, client):
@@ -133,7 +133,7 @@ def test_archive_on_a_read_only_file_system_is_verified_and_exported(baked: Path
     assert repaired.stderr == f"error: archive directory {baked} cannot be used: Read-only file system\n"
 
 
-# File systems that sync no names.
+# File systems that cannot sync directories.
 
 
 async def test_archive_below_a_directory_that_cannot_be_synced_is_served(tmp_path: Path) -> None:

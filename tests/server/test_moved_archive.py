@@ -1,4 +1,4 @@
-"""An archive directory that is moved, removed or replaced under a running server, and comes back."""
+"""An archive directory that is moved, removed or replaced while a server runs, and restored."""
 
 import os
 import shutil
@@ -21,14 +21,14 @@ from tests.waiting import eventually
 
 
 async def until_health(client: Client, expected: int) -> None:
-    async def has_it() -> bool:
+    async def has_health() -> bool:
         return await check(client) == expected
 
-    await eventually(has_it)
+    await eventually(has_health)
 
 
 async def expect_no_writes(client: Client, reason: str) -> None:
-    """Expect that whatever writes is refused, that reading goes on, and that the server says why."""
+    """Expect that writes are refused, that reads work, and that the server says why."""
     for call in (
         client.store("m", b"lost"),
         client.create_model("n"),
@@ -53,7 +53,7 @@ async def expect_writes(client: Client) -> None:
 
 @asynccontextmanager
 async def stored(archive: Path) -> AsyncIterator[tuple[Server, Client]]:
-    """Open a context with a server that has a model with a version."""
+    """Return a context manager for a server that has a model with a version."""
     async with serving(archive) as server, connected(server.port) as client:
         await client.create_model("m")
         await client.store("m", b"first")
@@ -114,7 +114,7 @@ async def test_nothing_is_written_while_another_directory_or_none_is_at_the_path
         assert await client.numbers("m") == [1, 2]
 
 
-async def test_health_notices_by_itself_that_the_archive_is_gone_and_back(tmp_path: Path) -> None:
+async def test_health_reports_without_a_call_that_the_archive_is_gone_and_back(tmp_path: Path) -> None:
     async with stored(tmp_path / "archive") as (_, client):
         (tmp_path / "archive").rename(tmp_path / "aside")
         await until_health(client, NOT_SERVING)
@@ -140,7 +140,7 @@ async def test_server_on_a_copy_at_the_path_misses_no_version_that_was_acknowled
             assert acknowledged == [await other_client.data("m", number) for number in numbers[1:]]
 
 
-async def test_lock_that_somebody_removed_is_taken_again_so_that_no_second_server_starts(tmp_path: Path) -> None:
+async def test_removed_lock_is_taken_again_so_no_second_server_starts(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     async with stored(archive) as (_, client):
         (archive / ".lock").unlink()
@@ -151,7 +151,7 @@ async def test_lock_that_somebody_removed_is_taken_again_so_that_no_second_serve
                 pass
 
 
-async def test_nothing_is_written_once_another_server_has_taken_the_archive(tmp_path: Path) -> None:
+async def test_nothing_is_written_after_another_server_took_the_archive(tmp_path: Path) -> None:
     archive = tmp_path / "archive"
     async with stored(archive) as (_, client):
         (archive / ".lock").rename(tmp_path / "lock")
@@ -161,7 +161,7 @@ async def test_nothing_is_written_once_another_server_has_taken_the_archive(tmp_
         await expect_writes(client)
 
 
-async def test_hangup_says_that_the_archive_is_gone_and_forgets_nothing(tmp_path: Path) -> None:
+async def test_hangup_reports_a_missing_archive_and_forgets_no_version(tmp_path: Path) -> None:
     archive, aside = tmp_path / "archive", tmp_path / "aside"
     async with serving_process(archive) as (server, client):
         await client.create_model("m")

@@ -1,4 +1,4 @@
-"""A server that only reads its archive."""
+"""A read-only server."""
 
 import asyncio
 import os
@@ -26,7 +26,7 @@ READ_ONLY = Settings(read_only=True, grace_seconds=0)
 
 @pytest.fixture
 async def archive(tmp_path: Path) -> Path:
-    """An archive with a model that has versions, and what crashes have left."""
+    """An archive with a model that has versions, and with the remains of crashes."""
     path = tmp_path / "archive"
     async with serving(path) as server, connected(server.port) as client:
         await client.create_model("m", note="a")
@@ -45,13 +45,13 @@ async def archive(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def reading(archive: Path) -> AsyncIterator[tuple[Server, Client]]:
-    """Open a context with a server that only reads."""
+    """Return a context manager for a read-only server."""
     async with serving(archive, READ_ONLY) as server, connected(server.port) as client:
         yield server, client
 
 
 def state(archive: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield all paths in an archive, with what changes when they are written."""
+    """Yield all paths in an archive, with the status fields that a write would change."""
     for path in sorted([archive, *archive.rglob("*")]):
         status = path.stat()
         yield str(path), status.st_mtime_ns, status.st_ctime_ns
@@ -74,7 +74,7 @@ async def test_versions_are_listed_retrieved_and_watched_and_nothing_is_written(
 
 
 @pytest.mark.parametrize("model_id", ["m", "unknown"])
-async def test_whatever_writes_is_a_failed_precondition(archive: Path, model_id: str) -> None:
+async def test_every_write_is_a_failed_precondition(archive: Path, model_id: str) -> None:
     before = list(state(archive))
     async with reading(archive) as (_, client):
         for call in (
@@ -138,7 +138,7 @@ async def test_health_says_when_the_directory_is_not_at_its_path(archive: Path, 
         await until_health(client, SERVING)
 
 
-async def test_aliases_that_a_working_server_has_just_set_are_there(archive: Path) -> None:
+async def test_aliases_just_set_by_a_running_server_are_visible(archive: Path) -> None:
     async with serving(archive) as writer, connected(writer.port) as writing:
         for number in (1, 2, 1, 2):
             await Lifecycle(writing).set_aliases(AliasChange("production", number))
@@ -147,7 +147,7 @@ async def test_aliases_that_a_working_server_has_just_set_are_there(archive: Pat
                 assert [alias.version_number for alias in model.aliases] == [number]
 
 
-async def test_a_database_that_is_no_file_is_refused(archive: Path) -> None:
+async def test_a_database_that_is_not_a_regular_file_is_refused(archive: Path) -> None:
     (archive / ".catalog.sqlite3").unlink()
     (archive / ".catalog.sqlite3").mkdir()
     with pytest.raises(StartError, match="is not usable: it is not a regular file"):

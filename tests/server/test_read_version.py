@@ -35,7 +35,7 @@ def reading(
 
 
 async def read(client: Client, *arguments: Any, **named: Any) -> tuple[Version, list[bytes]]:
-    """Return the record of a version, and the chunks of the part that was asked for."""
+    """Return the record of a version, and the chunks of the requested part."""
     replies = [lifecycle.read_reply(message) async for message in reading(client, *arguments, **named)]
     assert isinstance(replies[0], Version)
     return replies[0], [bytes(chunk) for chunk in replies[1:] if isinstance(chunk, memoryview)]
@@ -61,7 +61,7 @@ async def test_the_record_comes_first_and_then_the_bytes(client: Client, archive
     ("offset", "limit"),
     [(0, 1), (1, 1), (2 * MIB - 1, 2), (MIB, None), (MIB, 4 * MIB), (5 * MIB, 100), (len(DATA), None), (7, 2**64 - 1)],
 )
-async def test_a_part_is_that_of_the_bytes(client: Client, archived: bool, offset: int, limit: int | None) -> None:
+async def test_a_part_has_the_requested_bytes(client: Client, archived: bool, offset: int, limit: int | None) -> None:
     await fill(client, [DATA], archived=archived)
     end = len(DATA) if limit is None else offset + limit
     for expected_hash in ("", hash_of(DATA)):
@@ -89,13 +89,13 @@ async def test_an_offset_past_the_end_is_out_of_range(client: Client, archived: 
     await fill(client, [b"data", b""], archived=archived)
     for number, offset, size in ((1, 5, "4 bytes"), (1, 2**64 - 1, "4 bytes"), (2, 1, "0 bytes")):
         with refused(grpc.StatusCode.OUT_OF_RANGE, f"offset {offset} is past the end"):
-            await reading(client, number, offset).read()  # nothing comes before
+            await reading(client, number, offset).read()  # nothing is sent before
         with refused(grpc.StatusCode.OUT_OF_RANGE, size):
             await read(client, number, offset, 1)
 
 
 @ARCHIVED
-async def test_another_hash_than_expected_is_refused(client: Client, archived: bool) -> None:
+async def test_an_unexpected_hash_is_refused(client: Client, archived: bool) -> None:
     await fill(client, [b"data"], archived=archived)
     with refused(grpc.StatusCode.FAILED_PRECONDITION, f'"{OTHER_HASH}" was expected'):
         await read(client, 1, 0, None, OTHER_HASH)
@@ -105,9 +105,7 @@ async def test_another_hash_than_expected_is_refused(client: Client, archived: b
         await read(client, 1, 2, None, hash_of(b"data"))
 
 
-async def test_a_damaged_version_is_data_loss_as_a_whole_and_its_sound_parts_can_be_read(
-    client: Client, tmp_path: Path
-) -> None:
+async def test_a_damaged_version_is_data_loss_but_its_intact_parts_can_be_read(client: Client, tmp_path: Path) -> None:
     await fill(client, [DATA], archived=True)
     with (tmp_path / "archive/m/m-v000001.data").open("r+b") as file:
         file.write(bytes([DATA[0] ^ 1]))
@@ -123,7 +121,7 @@ async def test_a_version_without_some_of_its_bytes_is_data_loss(client: Client, 
         await read(client, 1, 1, 1)
 
 
-async def test_a_file_that_is_touched_while_a_part_is_read_is_to_be_read_again(client: Client, tmp_path: Path) -> None:
+async def test_a_file_that_changes_while_a_part_is_read_is_unavailable(client: Client, tmp_path: Path) -> None:
     data = bytes(64 * MIB)
     await fill(client, [data], archived=True)
     path = tmp_path / "archive/m/m-v000001.data"
@@ -147,7 +145,7 @@ async def test_a_stalled_read_ends_and_its_memory_is_freed(tmp_path: Path, archi
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "took nothing"):
             while await call.read():
                 pass
-        await client.publish("m", bytes(60 * MIB))  # for which there was no room next to a reader of the other one
+        await client.publish("m", bytes(60 * MIB))  # which did not fit while the other one was being read
 
 
 async def test_a_read_has_its_line_in_the_log(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ SERVICES = sorted(
 
 
 async def asked(client: Client, version: str, **question: Any) -> reflection_pb2.ServerReflectionResponse:
-    """Return the answer to one question; its messages are the same in both versions."""
+    """Return the reply to one request; its messages are the same in both versions."""
     call: Any = client.channel.stream_stream(f"/{version}.ServerReflection/ServerReflectionInfo")
     request = reflection_pb2.ServerReflectionRequest(**question).SerializeToString()
     async for reply in call(iter([request]), timeout=PATIENCE_SECONDS):
@@ -38,7 +38,7 @@ async def asked(client: Client, version: str, **question: Any) -> reflection_pb2
 
 
 def pool_of(data: Iterable[bytes]) -> descriptor_pool.DescriptorPool:
-    """Return a pool with these files, which come in any order."""
+    """Return a pool with these files, which may be in any order."""
     files = {file.name: file for file in map(descriptor_pb2.FileDescriptorProto.FromString, data)}
     pool = descriptor_pool.DescriptorPool()
 
@@ -68,7 +68,7 @@ async def test_each_version_lists_and_describes_every_service(tmp_path: Path, ve
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-async def test_neither_version_is_served_unless_it_is_asked_for(tmp_path: Path, version: str) -> None:
+async def test_reflection_is_served_only_if_enabled(tmp_path: Path, version: str) -> None:
     async with serving(tmp_path) as server, connected(server.port) as client:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asked(client, version, list_services="")

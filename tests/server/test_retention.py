@@ -144,7 +144,7 @@ async def test_a_page_of_large_models_ends_at_the_size_of_a_reply(tmp_path: Path
             await models.list(*"abcde", page_token=first.next_page_token)
 
 
-async def test_a_dry_run_deletes_nothing_and_a_real_run_what_it_told(
+async def test_a_dry_run_deletes_nothing_and_a_real_run_deletes_what_it_reported(
     client: Client, models: Models, tmp_path: Path
 ) -> None:
     for position in range(6):
@@ -152,8 +152,8 @@ async def test_a_dry_run_deletes_nothing_and_a_real_run_what_it_told(
     await models.set_alias("best", 1)
     await models.set_rules(KEEP_TWO, RetentionRule("transient", keep_every=4))
     before = files_of(tmp_path)
-    told = await models.apply(dry_run=True)
-    assert [(each.version.number, each.deleted) for each in told.decisions] == [
+    planned = await models.apply(dry_run=True)
+    assert [(each.version.number, each.deleted) for each in planned.decisions] == [
         (2, True),
         (1, False),
         (3, False),
@@ -162,7 +162,7 @@ async def test_a_dry_run_deletes_nothing_and_a_real_run_what_it_told(
         (6, False),
     ]
     assert files_of(tmp_path) == before
-    assert await models.apply() == told
+    assert await models.apply() == planned
     assert await numbers(client) == [1, 3, 4, 5, 6]
     await client.store("m", b"12345")
     await models.apply()
@@ -173,7 +173,7 @@ async def test_a_dry_run_deletes_nothing_and_a_real_run_what_it_told(
     }
 
 
-async def test_other_rules_are_only_for_a_dry_run(client: Client, models: Models) -> None:
+async def test_rules_in_a_request_need_a_dry_run(client: Client, models: Models) -> None:
     for _ in range(3):
         await client.store("m", b"x")
     assert (await models.apply(rules=[KEEP_TWO], dry_run=True)).deleted_versions == 1
@@ -233,7 +233,7 @@ async def test_a_reply_about_many_versions_stays_within_its_size(tmp_path: Path)
             await models.set_rules(RetentionRule(keep_last=50))
 
 
-async def test_the_server_applies_rules_by_itself(tmp_path: Path) -> None:
+async def test_the_server_applies_rules_in_the_background(tmp_path: Path) -> None:
     settings = Settings(retention_seconds=0.01, grace_seconds=0)
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         models = Models(client)

@@ -1,4 +1,4 @@
-"""RetrieveVersionInfos with its pages and handles, RetrieveVersionData with its chunks and its check of the bytes."""
+"""RetrieveVersionInfos with its pages and handles, and RetrieveVersionData with its chunks and its check of bytes."""
 
 import os
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def numbers_of(reply: m.RetrieveVersionInfosReply) -> list[int]:
 
 
 async def fill(client: Client, count: int, **fields: Any) -> None:
-    """Create the model "m" with `count` versions, archived ones at the odd numbers, unless there are some."""
+    """Create the model "m" with `count` versions, archived ones at the odd numbers, unless it has versions."""
     await client.create_model("m")
     if not await client.numbers("m"):
         for number in range(1, count + 1):
@@ -92,7 +92,7 @@ async def test_pages_continue_at_the_last_returned_number_plus_one(client: Clien
 async def test_pages_continue_past_evicted_numbers(tmp_path: Path) -> None:
     small = Settings(cache_max_items=2, cache_max_bytes=MIB, grace_seconds=0)
     async with serving(tmp_path, small) as server, connected(server.port) as client:
-        await fill(client, 9)  # of the transient ones, 6 and 8 are left
+        await fill(client, 9)  # of the transient ones, 6 and 8 remain
         assert await client.numbers("m") == [1, 3, 5, 6, 7, 8, 9]
         for handle, expected in (("2", [3, 5]), ("4", [5, 6]), ("9", [9]), ("10", [])):
             page = await client.infos("m", count=2, handle=handle)
@@ -228,7 +228,7 @@ async def test_stalled_retrieval_ends_and_its_memory_is_freed(tmp_path: Path, ar
         with refused(grpc.StatusCode.DEADLINE_EXCEEDED, "took nothing"):
             while await call.read():
                 pass
-        await client.publish("m", bytes(60 * MIB))  # for which there was no room next to a reader of the other one
+        await client.publish("m", bytes(60 * MIB))  # which did not fit while the other one was being read
 
 
 @ARCHIVED
@@ -257,14 +257,14 @@ def flip(path: Path, position: int) -> None:
 
 
 def flip_unnoticed(path: Path) -> None:
-    """Change one byte, and set the time of the change back."""
+    """Change one byte, and restore the modification time."""
     status = path.stat()
     flip(path, -1)
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def exchange(path: Path) -> None:
-    """Put another file with as many bytes, of the same age, in its place."""
+    """Replace the file by another one of the same size and age."""
     status = path.stat()
     other = path.with_name("other")
     other.write_bytes(bytes(status.st_size))
@@ -284,7 +284,7 @@ TAMPERING: dict[str, Callable[[Path], object]] = {
 
 
 async def received_of(client: Client, number: int) -> tuple[grpc.StatusCode, bytes]:
-    """Retrieve a version, and return the status that it ends with and the bytes that came before."""
+    """Retrieve a version, and return its status and the bytes that were received before."""
     request = m.RetrieveVersionDataRequest(model_id="m", version_number=number)
     call = client.streamed("RetrieveVersionData", request)
     received = b""
@@ -299,7 +299,7 @@ async def received_of(client: Client, number: int) -> tuple[grpc.StatusCode, byt
 async def test_tampered_bytes_are_data_loss_and_never_complete(
     client: Client, tmp_path: Path, size: int, case: str
 ) -> None:
-    """Also when the same bytes were found sound before."""
+    """Even if the original bytes were checked before."""
     await client.create_model("m")
     for number in (1, 2):
         await client.store("m", Random(1).randbytes(size))

@@ -1,4 +1,4 @@
-"""Signals that come before a server serves, while it reads its archive again, and after it stopped serving."""
+"""Signals before a server serves, while it rescans its archive, and after it stopped serving."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ SERVICES = pytest.mark.parametrize("service", ["model_registry", "directory"])
 
 @contextmanager
 def starting(tmp_path: Path, service: str, *wrapper: str) -> Iterator[tuple["subprocess.Popen[str]", psutil.Process]]:
-    """Open a context with a command that starts a service, and the service when it has loaded gRPC, which is early."""
+    """Return a context manager for a command that starts a service, and the service after it has loaded gRPC, early."""
     command = [*wrapper, sys.executable, "-m", "cogment_model_registry", "services", service]
     command += ["--port=0", "--host=127.0.0.1"]
     command += [f"--archive_dir={tmp_path}" if service == "model_registry" else f"--persistence_file={tmp_path}/file"]
@@ -109,7 +109,7 @@ def test_hangup_after_the_stop_does_not_change_the_exit_code(tmp_path: Path) -> 
 
 
 class Rescans:
-    """A server whose rescans take as long as a test wants."""
+    """A server whose rescans end when the test says so."""
 
     def __init__(self) -> None:
         self.begun = 0

@@ -1,4 +1,4 @@
-"""A disk that takes its time over a promotion or a deletion delays nobody else."""
+"""A promotion or a deletion on a slow disk delays no other call."""
 
 import asyncio
 import threading
@@ -17,7 +17,7 @@ from tests.waiting import PATIENCE_SECONDS, until
 
 
 class SlowFiles(Files):
-    """Real files, whose syncs wait while somebody holds them."""
+    """Real files, whose syncs block between `hold` and `release`."""
 
     def __init__(self) -> None:
         self.waiting = 0
@@ -25,11 +25,11 @@ class SlowFiles(Files):
         self._free.set()
 
     def hold(self) -> None:
-        """Let each sync from now on wait."""
+        """Block each sync from now on."""
         self._free.clear()
 
     def release(self) -> None:
-        """Let all syncs go on."""
+        """Let all syncs continue."""
         self._free.set()
 
     def _wait(self) -> None:
@@ -55,7 +55,7 @@ async def slow_server(place: Path) -> AsyncIterator[tuple[SlowFiles, Client]]:
 
 
 async def publish_and_watch(client: Client, model_id: str, watch: Any) -> None:
-    """Publish some versions, and wait until a watcher has each of them."""
+    """Publish some versions, and wait until a watcher has received each of them."""
     for number in range(20):
         info = await client.publish(model_id, b"%d" % number)
         assert await next_version(watch) == info
@@ -63,7 +63,9 @@ async def publish_and_watch(client: Client, model_id: str, watch: Any) -> None:
 
 
 @pytest.mark.parametrize("model_id", ["m", "other"])
-async def test_publishes_and_watches_go_on_while_a_promotion_waits_for_the_disk(tmp_path: Path, model_id: str) -> None:
+async def test_publishes_and_watches_continue_while_a_promotion_waits_for_the_disk(
+    tmp_path: Path, model_id: str
+) -> None:
     async with slow_server(tmp_path) as (files, client):
         for each in ("m", "other"):
             await client.create_model(each)
@@ -82,7 +84,7 @@ async def test_publishes_and_watches_go_on_while_a_promotion_waits_for_the_disk(
         assert (await promoting).info.archived
 
 
-async def test_publishes_and_watches_go_on_while_a_deletion_waits_for_the_disk(tmp_path: Path) -> None:
+async def test_publishes_and_watches_continue_while_a_deletion_waits_for_the_disk(tmp_path: Path) -> None:
     async with slow_server(tmp_path) as (files, client):
         for model_id in ("m", "other"):
             await client.create_model(model_id)

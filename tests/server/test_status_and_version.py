@@ -1,4 +1,4 @@
-"""Version and Status; and what holds for all nine calls: either name of the service, and malformed messages."""
+"""Version and Status; and for all nine calls: both names of the service, and malformed messages."""
 
 import asyncio
 import platform
@@ -45,7 +45,7 @@ METHOD = pytest.mark.parametrize("method", REQUESTS)
 
 
 async def answer(client: Client, method: str, data: bytes) -> grpc.StatusCode:
-    """Send one message to a method, and return the status that follows; OK when an endless stream begins."""
+    """Send one message to a method, and return the resulting status; OK if an endless stream begins."""
     if method == "CreateVersion":
         call = client.uploading()
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -96,7 +96,7 @@ async def test_only_the_named_statuses_are_returned(client: Client) -> None:
         assert await client.status(name) == {name: value}
 
 
-async def test_status_counts_models_versions_and_calls_under_way(client: Client) -> None:
+async def test_status_counts_models_versions_and_active_calls(client: Client) -> None:
     names = ("models", "versions", "transient_versions", "transient_bytes", "uploads", "retrievals", "watchers")
 
     async def counts() -> list[int]:
@@ -106,7 +106,7 @@ async def test_status_counts_models_versions_and_calls_under_way(client: Client)
     assert await counts() == [0] * 7
     for model_id in ("m", "n"):
         await client.create_model(model_id)
-    data = bytes(30 * MIB)  # more than fits the connection
+    data = bytes(30 * MIB)  # more than the connection can buffer
     await client.publish("m", data)
     await client.store("m", b"archived")
     assert await counts() == [2, 2, 1, len(data), 0, 0, 0]
@@ -117,13 +117,13 @@ async def test_status_counts_models_versions_and_calls_under_way(client: Client)
     upload_call = client.uploading()
     await upload_call.write(header("m", 1, archived=True).SerializeToString())
 
-    async def are_under_way(count: int) -> bool:
+    async def are_in_progress(count: int) -> bool:
         return await counts() == [2, 2, 1, len(data), count, count, count]
 
-    await eventually(lambda: are_under_way(1))
+    await eventually(lambda: are_in_progress(1))
     for call in (retrieval, watch, upload_call):
         call.cancel()
-    await eventually(lambda: are_under_way(0))
+    await eventually(lambda: are_in_progress(0))
     await client.delete_model("m")
     assert await counts() == [1, 0, 0, 0, 0, 0, 0]
 
@@ -135,8 +135,8 @@ async def load_of(client: Client) -> int:
 
 
 @asynccontextmanager
-async def uploads_under_way(client: Client, count: int, size: int, archived: bool = False) -> AsyncIterator[None]:
-    """Return a context manager in which uploads have declared their size and sent nothing."""
+async def active_uploads(client: Client, count: int, size: int, archived: bool = False) -> AsyncIterator[None]:
+    """Return a context manager for uploads that have declared their size and sent nothing."""
     calls = [client.uploading() for _ in range(count)]
     for call in calls:
         await call.write(header("m", size, archived).SerializeToString())
@@ -149,9 +149,9 @@ async def uploads_under_way(client: Client, count: int, size: int, archived: boo
 
 async def test_load_rises_with_reserved_memory_and_falls_again(client: Client) -> None:
     await client.create_model("m")
-    async with uploads_under_way(client, 1, BUDGET_BYTES // 2):
+    async with active_uploads(client, 1, BUDGET_BYTES // 2):
         assert 120 <= await load_of(client) <= 135
-    async with uploads_under_way(client, 1, BUDGET_BYTES):
+    async with active_uploads(client, 1, BUDGET_BYTES):
         assert await load_of(client) >= 240
 
     async def is_idle() -> bool:
@@ -161,11 +161,11 @@ async def test_load_rises_with_reserved_memory_and_falls_again(client: Client) -
 
 
 @pytest.mark.parametrize("archived", [False, True], ids=["transient", "archived"])
-async def test_load_rises_with_each_transfer_under_way(client: Client, archived: bool) -> None:
+async def test_load_rises_with_each_active_transfer(client: Client, archived: bool) -> None:
     await client.create_model("m")
     loads = []
     for count in (1, 10, 40):
-        async with uploads_under_way(client, count, 1, archived):
+        async with active_uploads(client, count, 1, archived):
             loads.append(await load_of(client))
     assert 0 < loads[0] < loads[1] < loads[2] <= 255
 
@@ -177,9 +177,9 @@ async def test_evictable_memory_does_not_count_as_load(client: Client) -> None:
     assert await load_of(client) == 0
 
 
-async def test_registry_without_room_still_answers(client: Client) -> None:
+async def test_registry_without_free_memory_still_answers(client: Client) -> None:
     await client.create_model("m")
-    async with uploads_under_way(client, 1, BUDGET_BYTES):
+    async with active_uploads(client, 1, BUDGET_BYTES):
         with refused(grpc.StatusCode.RESOURCE_EXHAUSTED):
             await client.create_version([header("m", 1)])
         replies = await asyncio.gather(*(client.models("m") for _ in range(200)))
@@ -271,7 +271,9 @@ async def test_no_request_bytes_cause_a_server_fault(client: Client, method: str
 
 
 @METHOD
-async def test_request_of_16_mib_is_taken_and_a_larger_one_refused_on_every_call(client: Client, method: str) -> None:
+async def test_request_of_16_mib_is_accepted_and_a_larger_one_refused_on_every_call(
+    client: Client, method: str
+) -> None:
     await client.create_model("m")
     await client.publish("m", b"x")
     sound = REQUESTS[method].SerializeToString()

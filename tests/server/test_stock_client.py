@@ -1,7 +1,7 @@
-"""The stock Cogment client, as it is published, against a real server process.
+"""The published stock Cogment client, with a real server process.
 
-It needs Python 3.10 and dependencies that this project cannot have, so it runs in an environment of its own, made once
-below `.cache`, and prints what it saw: see `stock_client_session.py`.
+It needs Python 3.10 and dependencies that conflict with this project's, so it runs in its own environment, created once
+below `.cache`, and prints its results: see `stock_client_session.py`.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from tests.processes import run, run_cogment, server_process
 from tests.waiting import PATIENCE_SECONDS
 
 COGMENT = "2.10.1"
-REQUIREMENTS = (f"cogment=={COGMENT}", "psutil==7.2.2")  # cogment imports psutil without asking for it
+REQUIREMENTS = (f"cogment=={COGMENT}", "psutil==7.2.2")  # cogment imports psutil without requiring it
 INSTALL_SECONDS = 150  # of each step
 SESSION_SECONDS = 50
 
@@ -31,7 +31,7 @@ REPOSITORY = Path(__file__).parent.parent.parent
 CACHE = REPOSITORY / ".cache"
 SCRIPT = Path(__file__).with_name("stock_client_session.py")
 
-pytestmark = pytest.mark.timeout(2 * INSTALL_SECONDS + 2 * SESSION_SECONDS)  # the first test may make the environment
+pytestmark = pytest.mark.timeout(2 * INSTALL_SECONDS + 2 * SESSION_SECONDS)  # the first test may create the environment
 
 Report = dict[str, Any]
 
@@ -57,14 +57,14 @@ def stock_python() -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Return a context manager that one process at a time is in."""
+    """Return a context manager that only one process can enter at a time."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def find_python() -> str:
-    """Return a Python 3.10 that runs and can make environments; skip the test where there is none."""
+    """Return a Python 3.10 that can create environments; skip the test if there is none."""
     on_path = shutil.which("python3.10")
     candidates = [on_path] if on_path else []
     candidates += sorted(map(str, Path.home().glob(".pyenv/versions/3.10.*/bin/python")))
@@ -82,9 +82,9 @@ def find_python() -> str:
 
 
 def install(python: str, environment: Path) -> None:
-    """Make an environment with the stock client; skip the test where that fails."""
+    """Create an environment with the stock client; skip the test if that fails."""
     steps = {
-        "no environment can be made": [python, "-m", "venv", str(environment)],
+        "no environment can be created": [python, "-m", "venv", str(environment)],
         f"{' and '.join(REQUIREMENTS)} cannot be installed": [
             str(environment / "bin" / "python"),
             *("-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"),
@@ -106,7 +106,7 @@ def install(python: str, environment: Path) -> None:
 
 @pytest.fixture(scope="module", params=["plain", "mutual TLS"])
 def report(request: pytest.FixtureRequest, stock_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
-    """What the scenarios of the session saw, by their names."""
+    """The results of the scenarios of the session, by name."""
     place = tmp_path_factory.mktemp("stock")
     flags, files = [], []
     if request.param != "plain":
@@ -125,14 +125,14 @@ def report(request: pytest.FixtureRequest, stock_python: Path, tmp_path_factory:
 
 
 def seen(report: Report, scenario: str) -> Report:
-    """Return what a scenario saw, which must not have failed."""
+    """Return the results of a scenario, which must not have failed."""
     result: Report = report[scenario]
     assert "error" not in result, result["error"]
     return result
 
 
 def test_models_are_listed_completely_whatever_their_number(report: Report) -> None:
-    """The client asks for pages of 10, and takes a shorter one for the last."""
+    """The client requests pages of 10, and treats a shorter one as the last."""
     result = seen(report, "list_models")
     for count in (0, 9, 10, 11, 20, 21):
         expected = [[f"listed-{place:02}", {"place": str(place + 1)}] for place in range(count)]
@@ -214,16 +214,16 @@ def test_a_tracked_model_follows_what_is_published_and_stored(report: Report) ->
 
 def test_updates_yield_the_latest_iteration_then_newer_ones_until_the_model_is_removed(report: Report) -> None:
     result = seen(report, "iteration_updates")
-    assert [info["iteration"] for info in result["told"]] == [2, 3, 4, 5]
-    assert result["told"] == result["sent"][1:]
+    assert [info["iteration"] for info in result["received"]] == [2, 3, 4, 5]
+    assert result["received"] == result["sent"][1:]
     assert result["removed"] == "NOT_FOUND"
     assert result["unknown"] == "NOT_FOUND"
 
 
-def test_models_of_all_sizes_come_back_as_they_were_sent(report: Report) -> None:
+def test_models_of_all_sizes_are_retrieved_unchanged(report: Report) -> None:
     sizes = (1, 2**21 - 1, 2**21, 2**21 + 1, 10_000_000)  # the client sends chunks of 2 MiB
     calls = ("publish_model", "store_model")
-    expected = {f"{call} {size}": {"told size": size, "same": True} for size in sizes for call in calls}
+    expected = {f"{call} {size}": {"reported size": size, "same": True} for size in sizes for call in calls}
     assert seen(report, "large_models") == expected
 
 
@@ -235,8 +235,8 @@ def test_a_removed_model_is_gone_and_can_be_created_again(report: Report) -> Non
         "info": None,
         "data": "CogmentError: Unknown model [m]",
         "again": "NOT_FOUND",
-        "anew": 1,
-        "anew listed": [1],
+        "recreated": 1,
+        "recreated listed": [1],
     }
 
 

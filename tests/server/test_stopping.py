@@ -1,4 +1,4 @@
-"""How a server with many connections stops, and how it ends the calls under way."""
+"""The stop of a server with many connections and active calls."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ TIERS = pytest.mark.parametrize("archived", [True, False], ids=["archived", "tra
 
 @asynccontextmanager
 async def idle_watchers(server: ServerProcess, count: int, channels: int) -> AsyncIterator[list[Any]]:
-    """Return a context manager with watchers that the server counts, over some connections."""
+    """Return a context manager for watchers that the server counts, over some connections."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(server.port)) for _ in range(channels)]
         await clients[0].create_model("m")
@@ -148,7 +148,7 @@ async def test_stop_refuses_new_calls_and_does_not_disturb_a_transfer(tmp_path: 
 # Numbers.
 
 
-async def test_numbers_are_exact_after_a_stop_with_transfers_and_watchers_under_way(tmp_path: Path) -> None:
+async def test_numbers_have_no_gap_after_a_stop_with_active_transfers_and_watchers(tmp_path: Path) -> None:
     given = {"a": 3, "b": 70, "c": 0}
     async with serving_process(tmp_path, "--grace_seconds=0.1") as (server, client):
         await client.create_model("m")
@@ -170,7 +170,7 @@ async def test_numbers_are_exact_after_a_stop_with_transfers_and_watchers_under_
 # Signals.
 
 
-async def test_second_signal_ends_a_server_with_a_stalled_upload_which_the_next_start_clears(
+async def test_second_signal_ends_a_server_with_a_stalled_upload_that_the_next_start_removes(
     tmp_path: Path,
 ) -> None:
     async with serving_process(tmp_path, "--grace_seconds=600") as (server, client):

@@ -66,14 +66,14 @@ class Upload:
         return m.UploadVersionReply.FromString(message)
 
     async def begin(self, header: m.UploadVersionRequest) -> int:
-        """Send a header, and return from where the bytes are wanted."""
+        """Send a header, and return the offset at which the server wants the bytes to start."""
         await self.send(header)
         reply = await self.reply()
         assert reply.WhichOneof("reply") == "next_offset"
         return reply.next_offset
 
     async def finish(self, data: bytes = b"") -> Version:
-        """Send bytes and the end, and return the version."""
+        """Send bytes, end the stream, and return the version."""
         await self.send(*[chunk(data[start : start + MIB]) for start in range(0, len(data), MIB)])
         await self.call.done_writing()
         return await self.version()
@@ -86,7 +86,7 @@ class Upload:
         return m.version_from_message(reply.version)
 
     async def status(self) -> tuple[grpc.StatusCode, str]:
-        """Return the status and its details; it comes after all replies."""
+        """Return the status and its details, after all replies."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             with contextlib.suppress(grpc.aio.AioRpcError):
                 while await self.call.read() is not grpc.aio.EOF:
@@ -95,7 +95,7 @@ class Upload:
 
 
 async def interrupt(client: Client, header: m.UploadVersionRequest, data: bytes) -> None:
-    """Make an upload that is cancelled when some bytes have arrived."""
+    """Make an upload that is cancelled after some bytes have arrived."""
     upload = Upload(client)
     await upload.begin(header)
     await upload.send(chunk(data))
@@ -105,15 +105,15 @@ async def interrupt(client: Client, header: m.UploadVersionRequest, data: bytes)
 
 
 async def received(client: Client, size_bytes: int) -> None:
-    """Wait until the server has so many bytes of transient versions."""
+    """Wait until the server has a number of bytes of transient versions."""
 
-    async def has_them() -> bool:
+    async def has_bytes() -> bool:
         return await client.status("transient_bytes") == {"transient_bytes": str(size_bytes)}
 
-    await eventually(has_them)
+    await eventually(has_bytes)
 
 
-async def test_a_version_comes_with_all_that_belongs_to_it(client: Client) -> None:
+async def test_a_version_becomes_visible_with_its_tags_metrics_and_aliases(client: Client) -> None:
     upload = Upload(client)
     fields: dict[str, Any] = {
         "tags": {"stage": "new"},
@@ -166,7 +166,7 @@ async def test_an_upload_of_an_archived_version_is_known_after_a_restart(tmp_pat
         assert await upload.version() == version
 
 
-async def test_an_interrupted_upload_goes_on_where_it_stopped(client: Client) -> None:
+async def test_an_interrupted_upload_resumes_where_it_stopped(client: Client) -> None:
     await client.create_model("m")
     await interrupt(client, header(), DATA[:MIB])
     upload = Upload(client)
@@ -190,7 +190,7 @@ async def test_an_upload_that_sends_nothing_for_too_long_can_be_resumed(tmp_path
         assert await client.data("m") == DATA
 
 
-async def test_a_new_connection_takes_over_from_a_lost_one(client: Client, server: Server) -> None:
+async def test_a_new_connection_takes_over_the_upload_of_a_lost_one(client: Client, server: Server) -> None:
     await client.create_model("m")
     first = Upload(client)
     await first.begin(header())
@@ -205,7 +205,7 @@ async def test_a_new_connection_takes_over_from_a_lost_one(client: Client, serve
     assert await client.data("m") == DATA
 
 
-async def test_an_id_of_another_upload_exists_already(client: Client) -> None:
+async def test_the_id_of_a_different_upload_already_exists(client: Client) -> None:
     await client.create_model("m")
     await Upload(client).begin(header())
     other = Upload(client)
@@ -262,7 +262,7 @@ async def test_a_bad_upload_is_refused_and_leaves_nothing(
     assert (code, details in text) == (INVALID, True), text
     await under_way(client, uploads=0)
     assert await client.numbers("m") == []
-    # The numbers of a new model are reserved beside other calls, through a temporary file.
+    # The numbers of a new model are reserved concurrently with other calls, through a temporary file.
     await until(lambda: not leftovers(tmp_path / "archive"))
 
 
@@ -273,7 +273,7 @@ async def test_a_missing_model_is_not_found(client: Client) -> None:
     assert not (await client.models()).model_infos
 
 
-async def test_a_version_that_is_gone_is_not_made_again(client: Client) -> None:
+async def test_a_repeated_upload_does_not_recreate_a_deleted_version(client: Client) -> None:
     await client.create_model("m")
     upload = Upload(client)
     await upload.begin(header())

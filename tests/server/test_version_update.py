@@ -1,4 +1,4 @@
-"""VersionUpdate: a watcher receives the latest version of a model at once, and newer ones as they come."""
+"""VersionUpdate: a watcher receives the latest version of a model at once, and then newer ones."""
 
 import asyncio
 import sys
@@ -24,7 +24,7 @@ ARCHIVED = pytest.mark.parametrize("archived", [False, True], ids=["transient", 
 
 @asynccontextmanager
 async def watching(client: Client, model_id: str, count: int = 1) -> AsyncIterator[list[Any]]:
-    """Return a context manager with watches that the server has, and no others."""
+    """Return a context manager for watches, after the server counts exactly these."""
     watches = [client.watching(model_id) for _ in range(count)]
     await has_watchers(client, count)
     yield watches
@@ -33,12 +33,12 @@ async def watching(client: Client, model_id: str, count: int = 1) -> AsyncIterat
 
 
 async def has_watchers(client: Client, count: int) -> None:
-    """Wait until the server has that many watchers."""
+    """Wait until the server has a number of watchers."""
     await under_way(client, watchers=count)
 
 
 async def end_of(watch: Any) -> grpc.StatusCode:
-    """Return the status that a watch ends with, and expect that it ends."""
+    """Wait until a watch ends, and return its status."""
     async with asyncio.timeout(10):
         code: grpc.StatusCode = await watch.code()
     return code
@@ -49,7 +49,7 @@ async def next_number(watch: Any) -> int:
 
 
 @ARCHIVED
-async def test_latest_version_comes_at_once_then_newer_ones(client: Client, archived: bool) -> None:
+async def test_latest_version_is_sent_at_once_then_newer_ones(client: Client, archived: bool) -> None:
     await client.create_model("m")
     await client.publish("m", b"1")
     await client.store("m", b"2")
@@ -114,13 +114,13 @@ async def test_numbers_strictly_increase_up_to_the_latest_under_concurrent_publi
     await client.create_model("m")
     async with watching(client, "m", count=4) as watches:
 
-        async def heard(watch: Any) -> list[int]:
+        async def received(watch: Any) -> list[int]:
             numbers = [await next_number(watch)]
             while numbers[-1] < 60:
                 numbers.append(await next_number(watch))
             return numbers
 
-        hearing = [asyncio.ensure_future(heard(watch)) for watch in watches]
+        hearing = [asyncio.ensure_future(received(watch)) for watch in watches]
         chunks = [upload("m", b"%d" % position, archived=position % 6 == 0) for position in range(60)]
         infos = await asyncio.gather(*map(client.create_version, chunks))
         assert sorted(info.version_number for info in infos) == [*range(1, 61)]
@@ -129,19 +129,19 @@ async def test_numbers_strictly_increase_up_to_the_latest_under_concurrent_publi
             assert numbers[-1] == 60
 
 
-async def test_slow_watcher_delays_nobody_and_skips_to_the_latest(client: Client) -> None:
-    user_data = {"k": "x" * 200_000}  # so that few versions fill the buffers
+async def test_slow_watcher_delays_no_other_and_skips_to_the_latest(client: Client) -> None:
+    user_data = {"k": "x" * 200_000}  # so a few versions fill the buffers
     await client.create_model("m")
     async with watching(client, "m", count=2) as [slow, fast]:
         async with asyncio.timeout(20):
             for number in range(1, 61):
                 await client.publish("m", b"x", user_data=user_data)
                 assert await next_number(fast) == number
-        heard = [await next_number(slow)]
-        while heard[-1] < 60:
-            heard.append(await next_number(slow))
-        assert heard == sorted(set(heard))
-        assert len(heard) < 50
+        received = [await next_number(slow)]
+        while received[-1] < 60:
+            received.append(await next_number(slow))
+        assert received == sorted(set(received))
+        assert len(received) < 50
         await client.publish("m", b"x")
         assert await next_number(slow) == 61
 

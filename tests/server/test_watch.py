@@ -1,4 +1,4 @@
-"""Watch: what exists, then news, with the bytes, over a real channel."""
+"""Watch: existing versions, then new ones, with the bytes, over a real channel."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ ARCHIVED = pytest.mark.parametrize("archived", [False, True], ids=["transient", 
 
 @contextlib.asynccontextmanager
 async def restarted(tmp_path: Path, settings: Settings | None = None) -> AsyncIterator[Client]:
-    """Return a context manager with a client of a server that uses the same archive each time."""
+    """Return a context manager for a client of a server that uses the same archive each time."""
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         yield client
 
@@ -41,7 +41,7 @@ async def fill(client: Client, model_id: str, *datas: bytes, archived: bool = Fa
         await client.create_version(upload(model_id, data, archived))
 
 
-async def test_the_newest_of_each_model_comes_first_and_then_news(client: Client) -> None:
+async def test_the_newest_version_of_each_model_is_sent_first_and_then_newer_ones(client: Client) -> None:
     await fill(client, "m", b"1", b"2")
     await fill(client, "n", b"1")
     follower = Follower(client, "m", "n")
@@ -52,7 +52,7 @@ async def test_the_newest_of_each_model_comes_first_and_then_news(client: Client
     assert await follower.texts(1) == ["m 3"]
 
 
-async def test_every_version_is_told_in_order_or_a_gap(client: Client) -> None:
+async def test_every_version_is_sent_in_order_or_a_gap(client: Client) -> None:
     await fill(client, "m", b"1", b"2", b"3", b"4")
     await Lifecycle(client).delete(2)
     follower = Follower(client, "m", every=True)
@@ -84,7 +84,7 @@ async def test_a_model_is_watched_before_it_exists_and_over_its_lives(client: Cl
         assert await follower.texts(1) == ["m all deleted"]
 
 
-async def test_a_version_that_was_told_and_is_deleted_is_reported(client: Client) -> None:
+async def test_the_deletion_of_a_sent_version_is_reported(client: Client) -> None:
     await fill(client, "m", b"1", b"2")
     latest, every = Follower(client, "m"), Follower(client, "m", every=True)
     await latest.until_caught_up()
@@ -95,7 +95,7 @@ async def test_a_version_that_was_told_and_is_deleted_is_reported(client: Client
     assert await latest.texts(1) == ["m 2 deleted"]
 
 
-async def test_an_eviction_is_reported_to_those_who_follow_every_version(tmp_path: Path) -> None:
+async def test_an_eviction_is_reported_to_watchers_of_every_version(tmp_path: Path) -> None:
     async with restarted(tmp_path, replace(SETTINGS, cache_max_items=2)) as client:
         await fill(client, "m", b"1", b"2")
         every = Follower(client, "m", every=True)
@@ -104,7 +104,7 @@ async def test_an_eviction_is_reported_to_those_who_follow_every_version(tmp_pat
         assert sorted(await every.texts(2)) == ["m 1 evicted", "m 3"]
 
 
-async def test_aliases_and_tags_of_a_model_are_told_and_those_of_versions_are_not(client: Client) -> None:
+async def test_watchers_receive_aliases_and_tags_of_models_but_not_tags_of_versions(client: Client) -> None:
     await fill(client, "m", b"1", b"2", archived=True)
     lifecycle = Lifecycle(client)
     follower = Follower(client, "m")
@@ -121,7 +121,7 @@ async def test_aliases_and_tags_of_a_model_are_told_and_those_of_versions_are_no
 @ARCHIVED
 @EVERY
 @pytest.mark.parametrize("in_one_reply", [False, True], ids=["apart", "in one reply"])
-async def test_small_versions_come_with_their_bytes(
+async def test_small_versions_are_sent_with_their_bytes(
     client: Client, archived: bool, every: bool, in_one_reply: bool
 ) -> None:
     random = Random(1)
@@ -153,7 +153,7 @@ async def test_bytes_that_the_client_has_are_not_sent(client: Client, in_one_rep
     assert follower.data == b"2"
 
 
-async def test_a_version_larger_than_the_shared_memory_comes_with_its_bytes(client: Client) -> None:
+async def test_a_version_larger_than_the_shared_memory_is_sent_with_its_bytes(client: Client) -> None:
     data = Random(2).randbytes(20 * MIB)
     await fill(client, "m", data)
     follower = Follower(client, "m", inline=64 * MIB)
@@ -161,7 +161,7 @@ async def test_a_version_larger_than_the_shared_memory_comes_with_its_bytes(clie
     assert follower.data == data
 
 
-async def test_a_filter_chooses_the_versions_that_are_told(client: Client) -> None:
+async def test_a_filter_selects_the_versions_that_are_sent(client: Client) -> None:
     await client.create_model("m")
     for number in range(1, 7):
         await client.publish("m", b"x", user_data={"kind": "good" if number in (2, 3) else "bad"})
@@ -198,9 +198,9 @@ async def test_a_watch_resumes_exactly_over_restarts(tmp_path: Path, every: bool
         await fill(client, "n", b"other", archived=True)
     async with restarted(tmp_path) as client:
         follower = Follower(client, *model_ids, every=every, token=follower.token)
-        told = await follower.until_caught_up()
-        assert sorted(told) == ["m 4", "model n", "n 1", "n all deleted"]
-        assert [each for each in told if each.split()[0] == "n" or each == "model n"] == [
+        received = await follower.until_caught_up()
+        assert sorted(received) == ["m 4", "model n", "n 1", "n all deleted"]
+        assert [each for each in received if each.split()[0] == "n" or each == "model n"] == [
             "n all deleted",
             "model n",
             "n 1",
@@ -213,21 +213,21 @@ async def test_a_watch_of_very_many_models_resumes_exactly_while_the_server_runs
     for name in names:
         await fill(client, name, b"1")
     follower = Follower(client, every=every)
-    told = await follower.texts(100)
+    received = await follower.texts(100)
     await follower.cancel()
     follower = Follower(client, every=every, token=follower.token)
-    told += await follower.until_caught_up()
+    received += await follower.until_caught_up()
     await follower.cancel()
-    assert sorted(told) == sorted([f"{name} 1" for name in names] + [f"model {name}" for name in names])
-    await client.create_model("never told")
-    await client.delete_model("never told")
+    assert sorted(received) == sorted([f"{name} 1" for name in names] + [f"model {name}" for name in names])
+    await client.create_model("never received")
+    await client.delete_model("never received")
     await client.publish("m7", b"2")
     await client.delete_model("m8")
     follower = Follower(client, every=every, token=follower.token)
     assert await follower.until_caught_up() == ["m7 2", "m8 all deleted"]
 
 
-async def test_a_watch_of_very_many_models_says_after_a_restart_what_it_may_have_missed(tmp_path: Path) -> None:
+async def test_a_watch_of_very_many_models_reports_possible_gaps_after_a_restart(tmp_path: Path) -> None:
     names = [f"m{number}" for number in range(70)]
     async with restarted(tmp_path) as client:
         for name in names:
@@ -236,9 +236,9 @@ async def test_a_watch_of_very_many_models_says_after_a_restart_what_it_may_have
         await follower.until_caught_up()
     async with restarted(tmp_path) as client:
         follower = Follower(client, every=True, token=follower.token)
-        told = await follower.until_caught_up()
-        assert {f"{name} gap 1-1" for name in names} <= {*told}
-        assert not {f"{name} 1" for name in names} & {*told}
+        received = await follower.until_caught_up()
+        assert {f"{name} gap 1-1" for name in names} <= {*received}
+        assert not {f"{name} 1" for name in names} & {*received}
         await client.publish("m3", b"2")
         assert await follower.texts(1) == ["m3 2"]
 
@@ -250,7 +250,7 @@ async def test_a_malformed_token_is_refused(client: Client, token: str) -> None:
             pass
 
 
-async def test_what_no_watch_can_mean_is_refused(client: Client) -> None:
+async def test_contradictory_requests_to_watch_are_refused(client: Client) -> None:
     for request, details in (
         (wire.WatchRequest(model_ids=["a/b"]), "model_id"),
         (wire.WatchRequest(filter="("), "filter"),
@@ -275,24 +275,24 @@ async def test_watches_are_counted_and_end_when_the_server_stops(tmp_path: Path)
         assert await follower.call.code() == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_a_slow_watcher_skips_to_the_newest_and_delays_nobody(client: Client) -> None:
-    """Its window is full with the bytes of the first versions, since it reads nothing."""
+async def test_a_slow_watcher_skips_to_the_newest_and_delays_no_other(client: Client) -> None:
+    """The bytes of the first versions fill its window, since it reads nothing."""
     await client.create_model("m")
     slow, quick = Follower(client, "m", inline=8 * MIB), Follower(client, "m", inline=8 * MIB)
     await quick.until_caught_up()
     for number in range(1, 31):
         await client.publish("m", Random(number).randbytes(MIB))
         assert await quick.texts(1) == [f"m {number}"]
-    told = await slow.until_caught_up()
-    while told[-1] != "m 30":
-        told += await slow.texts(1)
+    received = await slow.until_caught_up()
+    while received[-1] != "m 30":
+        received += await slow.texts(1)
     assert slow.data == Random(30).randbytes(MIB)
-    numbers = [int(each.split()[1]) for each in told if each != "model m"]
+    numbers = [int(each.split()[1]) for each in received if each != "model m"]
     assert numbers == sorted({*numbers})
     assert len(numbers) < 30
 
 
-async def test_a_watcher_that_takes_nothing_loses_its_call(tmp_path: Path) -> None:
+async def test_the_call_of_a_watcher_that_reads_nothing_is_ended(tmp_path: Path) -> None:
     async with restarted(tmp_path, replace(SETTINGS, retrieval_idle_seconds=1)) as client:
         await client.create_model("m")
         stuck = Follower(client, "m", inline=64 * MIB)
@@ -304,12 +304,12 @@ async def test_a_watcher_that_takes_nothing_loses_its_call(tmp_path: Path) -> No
                 pass
 
 
-async def test_a_follower_that_takes_no_more_news_loses_its_call(tmp_path: Path) -> None:
-    """It took what existed, and was then told versions that fit one message each, until its window was full."""
+async def test_the_call_of_a_follower_that_stops_reading_is_ended(tmp_path: Path) -> None:
+    """It read the existing versions; then new ones that fit one message each filled its window."""
     async with contextlib.AsyncExitStack() as stack:
         server = await stack.enter_async_context(serving(tmp_path, replace(SETTINGS, retrieval_idle_seconds=1)))
         client = await stack.enter_async_context(connected(server.port))
-        # Otherwise it would have room for some MiB.
+        # Otherwise the window would hold some MiB.
         taking_little = connected(server.port, further_options=[("grpc.http2.bdp_probe", 0)])
         stuck = Follower(await stack.enter_async_context(taking_little), "m", inline=MIB, in_one_reply=True)
         await client.create_model("m")
@@ -323,7 +323,9 @@ async def test_a_follower_that_takes_no_more_news_loses_its_call(tmp_path: Path)
 
 
 @pytest.mark.parametrize("in_one_reply", [False, True], ids=["apart", "in one reply"])
-async def test_news_come_with_bytes_of_any_size_for_those_who_lack_them(client: Client, in_one_reply: bool) -> None:
+async def test_new_versions_are_sent_with_bytes_of_any_size_to_followers_that_lack_them(
+    client: Client, in_one_reply: bool
+) -> None:
     await client.create_model("m")
     known = Random(3).randbytes(1000)
     followers = [
@@ -342,7 +344,7 @@ async def test_news_come_with_bytes_of_any_size_for_those_who_lack_them(client: 
 
 
 @pytest.mark.parametrize("in_one_reply", [False, True], ids=["apart", "in one reply"])
-async def test_bytes_go_to_very_many_watchers(client: Client, in_one_reply: bool) -> None:
+async def test_bytes_are_sent_to_very_many_watchers(client: Client, in_one_reply: bool) -> None:
     await client.create_model("m")
     followers = [Follower(client, "m", inline=MIB, in_one_reply=in_one_reply) for _ in range(90)]
     await asyncio.gather(*(follower.until_caught_up() for follower in followers))
@@ -353,7 +355,7 @@ async def test_bytes_go_to_very_many_watchers(client: Client, in_one_reply: bool
         assert {follower.data for follower in followers} == {data}
 
 
-async def test_memory_that_watchers_used_is_given_back(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_memory_used_for_watchers_is_freed(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
     give_back = transfers.Transfers._give_back_window
 
@@ -372,13 +374,13 @@ async def test_memory_that_watchers_used_is_given_back(client: Client, monkeypat
     await stuck.cancel()
     await follower.cancel()
 
-    async def all_given() -> bool:
+    async def all_freed() -> bool:
         return bool(given) and given[-1] == transfers._SEND_BYTES
 
-    await eventually(all_given)
+    await eventually(all_freed)
 
 
-async def test_consumers_are_told_if_they_are_asked_for(client: Client) -> None:
+async def test_consumers_are_sent_on_request(client: Client) -> None:
     await fill(client, "m", b"1")
     lifecycle = Client(client.channel, "cogment_model_registry.v1.ModelLifecycle")
 

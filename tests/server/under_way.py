@@ -1,4 +1,4 @@
-"""Servers with calls under way, and servers that begin to stop."""
+"""Servers with active calls, and servers that begin to stop."""
 
 import asyncio
 import signal
@@ -18,19 +18,19 @@ from tests.waiting import eventually
 
 @asynccontextmanager
 async def serving_process(archive: Path, *flags: str) -> AsyncIterator[tuple[ServerProcess, Client]]:
-    """Return a context manager with a server process and a client of it."""
+    """Return a context manager for a server process and a client of it."""
     with server_process(archive, *flags) as server:
         async with connected(server.port) as client:
             yield server, client
 
 
 async def under_way(client: Client, **counts: int) -> None:
-    """Wait until the server counts so many uploads, retrievals or watchers."""
+    """Wait until the server counts a number of uploads, retrievals or watchers."""
 
-    async def as_many() -> bool:
+    async def has_count() -> bool:
         return await client.status(*counts) == {name: str(count) for name, count in counts.items()}
 
-    await eventually(as_many)
+    await eventually(has_count)
 
 
 async def begin_upload(client: Client, data: bytes, size: int, archived: bool = True) -> Any:
@@ -49,7 +49,7 @@ async def begin_to_stop(server: ServerProcess, number: signal.Signals = signal.S
 
 
 async def until_refused(client: Client) -> None:
-    """Wait until a server that began to stop takes no new calls any more."""
+    """Wait until a server that began to stop refuses new calls."""
 
     async def is_refused() -> bool:
         try:
@@ -66,5 +66,5 @@ BEHIND = {".lock", ".high_water_mark", *layout.CATALOG_NAMES}
 
 
 def leftovers(archive: Path) -> list[Path]:
-    """Return what in an archive has a temporary name."""
+    """Return the paths in an archive with a temporary name."""
     return [path for path in archive.rglob(".*") if path.name not in BEHIND]

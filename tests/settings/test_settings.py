@@ -1,4 +1,4 @@
-"""Settings: where each comes from, what it may be, and how much memory the default budget takes."""
+"""Settings: their sources, their allowed values, and the default memory budget."""
 
 import dataclasses
 import os
@@ -13,7 +13,7 @@ from cogment_model_registry.records.sizes import GIB, KIB, MIB, TIB
 from cogment_model_registry.settings import DirectorySettings, Setting, Settings, all_settings, is_local
 from cogment_model_registry.system.machine import usable_memory_bytes
 
-# What the original's documentation says: name, environment variable, default, an example and what it means.
+# From the original's documentation: name, environment variable, default, an example and its value.
 DOCUMENTED = [
     ("port", "COGMENT_MODEL_REGISTRY_PORT", 9002, "12000", 12000),
     ("grpc_reflection", "COGMENT_MODEL_REGISTRY_GRPC_REFLECTION", False, "1", True),
@@ -55,6 +55,9 @@ DOCUMENTED = [
 # The limits that the original does not have, and their defaults.
 LIMITS = {
     "request_max_bytes": 16 * MIB,
+    "caller_calls_per_second": 0.0,
+    "caller_bytes_per_second": 0,
+    "caller_uploads_max": 0,
     "user_data_max_bytes": 256 * KIB,
     "model_id_max_bytes": 128,
     "request_max_items": 10_000,
@@ -67,7 +70,7 @@ LIMITS = {
     "retrieval_idle_seconds": 60.0,
 }
 
-# For each setting, two texts that mean different values, neither of them its default.
+# For each setting, two texts of different values, neither of them the default.
 VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "port": (("1", 1), ("2", 2)),
     "host": (("127.0.0.1", "127.0.0.1"), ("localhost", "localhost")),
@@ -93,6 +96,9 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "oidc_audience": (("a", "a"), ("b", "b")),
     "oidc_keys": (("a", "a"), ("https://a/keys", "https://a/keys")),
     "oidc_scopes_claim": (("a", "a"), ("b", "b")),
+    "caller_calls_per_second": (("0.5", 0.5), ("100", 100.0)),
+    "caller_bytes_per_second": (("1000", 1000), ("10MiB", 10 * MIB)),
+    "caller_uploads_max": (("1", 1), ("2", 2)),
     "request_max_bytes": (("100000", 100_000), ("1MiB", MIB)),
     "request_max_items": (("1", 1), ("2", 2)),
     "model_aliases_max": (("1", 1), ("2", 2)),
@@ -155,7 +161,7 @@ def test_every_setting_is_explained(setting: Setting) -> None:
 
 
 @each_setting
-def test_flag_beats_environment_which_beats_default(setting: Setting) -> None:
+def test_flag_overrides_environment_which_overrides_default(setting: Setting) -> None:
     (first, first_value), (second, second_value) = VALUES[setting.name]
     default = getattr(Settings(), setting.name)
     assert getattr(Settings.load({}, {}), setting.name) == default != first_value
@@ -184,12 +190,12 @@ def test_flag_hides_an_invalid_environment_variable() -> None:
 
 
 LINKS = ["tcp://10.0.0.1:9002", "tcp://[fd00::1]:9002", "udp://10.0.0.1:9002"]
-"""What Kubernetes sets for a Service that is named like the server, and Docker for a linked container."""
+"""Variables of Kubernetes for a Service that is named like the server, and of Docker for a linked container."""
 
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("name", ["port", "host", "metrics_port", "directory_registration_host"])
-def test_a_variable_that_the_platform_set_counts_as_unset(name: str, link: str) -> None:
+def test_a_variable_set_by_the_platform_counts_as_unset(name: str, link: str) -> None:
     variable = SETTINGS[name].environment
     assert Settings.load({}, {variable: link}) == Settings()
     assert SETTINGS[name].is_link({variable: link})
@@ -199,12 +205,12 @@ def test_a_variable_that_the_platform_set_counts_as_unset(name: str, link: str) 
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("variable", ["COGMENT_DIRECTORY_PORT", "COGMENT_DIRECTORY_HOST"])
-def test_a_variable_of_the_directory_that_the_platform_set_counts_as_unset(variable: str, link: str) -> None:
+def test_a_variable_of_the_directory_set_by_the_platform_counts_as_unset(variable: str, link: str) -> None:
     assert DirectorySettings.load({}, {variable: link}) == DirectorySettings()
 
 
 def test_an_endpoint_of_another_scheme_is_refused_as_always() -> None:
-    """No platform sets it."""
+    """No platform sets such a value."""
     with pytest.raises(SettingError, match=r"directory_endpoint \(from COGMENT_DIRECTORY_ENDPOINT\)"):
         Settings.load({}, {"COGMENT_DIRECTORY_ENDPOINT": LINKS[0]})
 
@@ -281,6 +287,9 @@ BAD = [
     *[("consumers_max", text) for text in ("0", "1000001")],
     *[("consumers_held_max_bytes", text) for text in ("-1", "1.5MiB")],
     *[("model_id_max_bytes", text) for text in ("0", "239")],
+    *[("caller_calls_per_second", text) for text in ("-1", "1000001", "1/s", "nan")],
+    *[("caller_bytes_per_second", text) for text in ("-1", "1.5MiB", "2048TiB")],
+    *[("caller_uploads_max", text) for text in ("-1", "1000001", "1.5")],
     *[
         ("cache_max_bytes", text)
         for text in ("", "0", "0MiB", "-1", "MiB", "1.5MiB", "1P", "1Mi", "1  MiB", "1e9", "1_000")
@@ -294,7 +303,7 @@ BAD = [
     *[("archive_dir", text) for text in ("", "a\0b")],
     ("log_file", "a\0b"),
     *[("host", text) for text in ("", "a b", "a/b", "-a", "grpc://a", "a:9000", "[::1]", "**", "é")],
-    # An address with a port is no address.
+    # An address must not have a port.
     *[("host", text) for text in ("127.0.0.1:9000", "cafe:9000", ":", ":9000")],
     *[("directory_registration_host", text) for text in ("*", "a b", "10.0.0.1:9000", "0.0.0.0", "::", "0::0")],
     *[("directory_endpoint", text) for text in ("foo:9005", "http://foo:9005", "cogment://foo:9005", "grpc:foo:9005")],

@@ -1,4 +1,4 @@
-"""The backends in memory, which the tests of the rules use, fulfil the contracts."""
+"""The backends in memory, which the tests of the rules use, pass the conformance suites."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""The database of a catalog: durable when awaited, whole or not at all, and refused when it is not ours."""
+"""The database of a catalog: changes are durable when awaited, and atomic; foreign files are refused."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ async def test_a_change_is_seen_by_each_later_read(database: Database) -> None:
     assert await database.read(numbers) == [1, 2]
 
 
-async def test_a_refused_change_takes_back_nothing_but_itself(database: Database) -> None:
+async def test_a_refused_change_rolls_back_only_itself(database: Database) -> None:
     def refused(connection: sqlite3.Connection) -> int:
         insert(connection, 100)
         raise ConflictError("not now")
@@ -90,14 +90,14 @@ async def test_reads_do_not_wait_until_changes_stop_coming(database: Database) -
             await database.change(partial(insert, number=made))
 
     changing = [asyncio.create_task(go_on_changing()) for _ in range(4)]
-    await asyncio.sleep(0)  # so that there is a change in progress at each moment from now on
+    await asyncio.sleep(0)  # so that from now on a change is always in progress
     assert await database.read(numbers)
     is_read = True
     await asyncio.gather(*changing)
     assert made < 10_000
 
 
-async def test_all_that_a_read_sees_is_of_one_moment(database: Database) -> None:
+async def test_a_read_sees_one_snapshot(database: Database) -> None:
     await database.change(partial(insert, number=1))
     loop = asyncio.get_running_loop()
 
@@ -113,7 +113,7 @@ async def test_all_that_a_read_sees_is_of_one_moment(database: Database) -> None
 ENDLESS = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n"
 
 
-async def test_a_search_without_end_is_ended_and_delays_no_read(tmp_path: Path) -> None:
+async def test_an_endless_search_is_ended_and_delays_no_read(tmp_path: Path) -> None:
     database = Database(str(tmp_path / "catalog.db"), [FIRST], search_seconds=0.3)
     await database.open()
     searching = asyncio.create_task(database.search(lambda connection: connection.execute(ENDLESS).fetchone()))
@@ -129,12 +129,12 @@ async def test_a_stop_does_not_wait_for_a_search(tmp_path: Path) -> None:
     database = Database(str(tmp_path / "catalog.db"), [FIRST], search_seconds=3600)
     await database.open()
     searching = asyncio.create_task(database.search(lambda connection: connection.execute(ENDLESS).fetchone()))
-    await database.read(numbers)  # by now the search is with its thread
+    await database.read(numbers)  # the search is now on its thread
     await database.close()
     assert isinstance((await asyncio.gather(searching, return_exceptions=True))[0], StoppingError)
 
 
-async def test_a_caller_that_gives_up_leaves_the_change_whole(database: Database) -> None:
+async def test_a_cancelled_caller_leaves_the_change_complete(database: Database) -> None:
     changing = asyncio.ensure_future(database.change(lambda connection: insert(connection, 1)))
     await asyncio.sleep(0)
     changing.cancel()
@@ -143,7 +143,7 @@ async def test_a_caller_that_gives_up_leaves_the_change_whole(database: Database
     assert await database.read(numbers) == [1]
 
 
-async def test_a_closed_database_keeps_its_content_and_takes_no_more(tmp_path: Path) -> None:
+async def test_a_closed_database_keeps_its_content_and_refuses_changes(tmp_path: Path) -> None:
     path = str(tmp_path / "a %41?#.db")
     database = Database(path, [FIRST])
     await database.open()
@@ -173,7 +173,7 @@ async def test_the_schema_follows_the_migrations(tmp_path: Path) -> None:
     await older.close()
 
 
-async def test_a_file_that_is_no_catalog_is_refused(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_catalog_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "catalog.db"
     path.write_bytes(b"not a database, but long enough to look like one" * 100)
     await _is_refused(path, "not a database")
@@ -193,7 +193,7 @@ async def _is_refused(path: Path, words: str) -> None:
     await database.close()
 
 
-async def test_a_failed_write_ends_all_writes_and_no_reads(database: Database) -> None:
+async def test_a_failed_write_ends_writes_but_not_reads(database: Database) -> None:
     await database.change(lambda connection: insert(connection, 1))
 
     def fail(connection: sqlite3.Connection) -> None:
@@ -224,7 +224,7 @@ asyncio.run(main())
 
 
 def write_and_be_killed(path: str) -> list[int]:
-    """Let another process write until it is killed, and return what it acknowledged."""
+    """Let another process write until it is killed, and return the numbers that it acknowledged."""
     with subprocess.Popen([sys.executable, "-c", WRITER, path], stdout=subprocess.PIPE, text=True) as writer:
         assert writer.stdout is not None
         acknowledged = [int(next(writer.stdout)) for _ in range(50)]

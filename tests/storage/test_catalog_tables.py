@@ -1,4 +1,4 @@
-"""The tables of a catalog: searches agree with the rules, and changes compare before they set."""
+"""The tables of a catalog: searches agree with the rules, and changes are compare-and-set."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ orders = st.builds(Order, fields(), st.booleans())
 
 
 def fill(connection: sqlite3.Connection, content: list[Version]) -> None:
-    """Put versions into the tables, with their aliases; each model's aliases end on one of its versions."""
+    """Insert versions into the tables, with their aliases; each alias ends on one version."""
     tables.put_versions(connection, [version.info for version in content])
     for version in content:
         info = version.info
@@ -120,7 +120,7 @@ def fill(connection: sqlite3.Connection, content: list[Version]) -> None:
 
 
 def with_aliases(connection: sqlite3.Connection, content: list[Version]) -> list[Version]:
-    """Set the aliases of versions in turn, and return the versions with what the aliases point to in the end."""
+    """Return the versions with the aliases that point to them after all aliases were set in turn."""
     owners: dict[tuple[str, str], int] = {}
     for version in content:
         for alias in version.aliases:
@@ -208,7 +208,7 @@ def test_annotations_change_only_from_the_expected_revision(connection: sqlite3.
     assert tables.annotations_of(connection, info_of(1)) == second
 
 
-def test_a_version_found_again_in_the_files_keeps_its_annotations(connection: sqlite3.Connection) -> None:
+def test_a_version_found_again_in_the_archive_keeps_its_annotations(connection: sqlite3.Connection) -> None:
     tables.put_versions(connection, [info_of(1)])
     annotations = tables.change_annotations(connection, info_of(1), AnnotationChange(set_tags={"stage": "candidate"}))
     tables.set_aliases(connection, "m", [AliasChange("production", 1)], NOW_NS)
@@ -218,7 +218,7 @@ def test_a_version_found_again_in_the_files_keeps_its_annotations(connection: sq
 
 
 @pytest.mark.parametrize("changed", [{"data_hash": hash_of(b"another")}, {"created_ns": 1}])
-def test_another_version_under_the_number_inherits_nothing(
+def test_a_different_version_with_the_same_number_inherits_nothing(
     changed: dict[str, Any], connection: sqlite3.Connection
 ) -> None:
     tables.put_versions(connection, [info_of(1), info_of(2)])
@@ -243,7 +243,7 @@ def test_a_version_with_other_user_data_is_the_same_one(connection: sqlite3.Conn
     assert tables.annotations_of(connection, edited) == annotations
 
 
-def test_a_removed_version_takes_its_aliases_and_annotations_along(connection: sqlite3.Connection) -> None:
+def test_a_removed_version_loses_its_aliases_and_annotations(connection: sqlite3.Connection) -> None:
     tables.put_versions(connection, [info_of(1), info_of(2), info_of(1, "n")])
     for number in (1, 2):
         tables.change_annotations(connection, info_of(number), AnnotationChange(set_tags={"stage": "candidate"}))
@@ -268,7 +268,7 @@ def steps_of(connection: sqlite3.Connection, search: Search) -> list[list[str]]:
 @pytest.mark.parametrize("model_id", [None, "m"])
 @pytest.mark.parametrize("direction", ["", " desc"])
 @pytest.mark.parametrize("field", ["metrics.return", "tags.stage"])
-def test_a_search_goes_through_the_index_of_what_it_is_ordered_by(
+def test_a_search_uses_the_index_of_its_order(
     connection: sqlite3.Connection, monkeypatch: pytest.MonkeyPatch, model_id: str | None, direction: str, field: str
 ) -> None:
     monkeypatch.setattr(searches, "FEW", -1)
@@ -297,7 +297,7 @@ def test_a_search_of_a_model_sorts_nothing_to_order_it_by_number_or_time(
     "text",
     ["metrics.return > 480", "aliases:production AND data_size > 1", "tags:a OR metrics:b", "version_number = 3"],
 )
-def test_a_search_begins_with_the_few_versions_that_an_index_finds(connection: sqlite3.Connection, text: str) -> None:
+def test_a_search_starts_from_the_most_selective_index(connection: sqlite3.Connection, text: str) -> None:
     tables.put_versions(connection, [info_of()])
     [query] = searches.queries(connection, Search("m", parse_filter(text), filters.parse_order("data_size"), None, 10))
     assert query.source.startswith("(SELECT")

@@ -1,4 +1,4 @@
-"""The archive on a directory fulfils the contract; what is its own is tested below."""
+"""The archive in a directory passes the conformance suite; its additional behaviour is tested below."""
 
 import asyncio
 import errno
@@ -51,7 +51,7 @@ class TestDirectoryArchive(ArchiveSuite):
         assert contents is not None
         assert (contents.last_number, contents.high_water_mark) == (5, 2)
 
-    async def test_the_high_water_mark_survives_a_restart_and_goes_with_its_model(
+    async def test_the_high_water_mark_survives_a_restart_and_is_removed_with_its_model(
         self, store: DirectoryArchive, tmp_path: Path
     ) -> None:
         await store.write_high_water_mark("m", 128)
@@ -70,7 +70,7 @@ class TestDirectoryArchive(ArchiveSuite):
 
 
 class KeepingFiles(Files):
-    """Files of a file system that does not rename directories; `renames_new` says whether it does new ones."""
+    """Files of a file system that cannot rename directories; `renames_new` says whether it can rename new ones."""
 
     def __init__(self, *, renames_new: bool) -> None:
         self.renames_new = renames_new
@@ -96,7 +96,7 @@ class TestDirectoryArchiveWhoseModelsCannotBeRenamed(ArchiveSuite):
             assert await again.scan() == []
             assert os.listdir(tmp_path / "archive") == [".lock"]
 
-    async def test_uploads_under_way_fail_before_the_files_are_removed(self, store: DirectoryArchive) -> None:
+    async def test_active_uploads_fail_before_the_files_are_removed(self, store: DirectoryArchive) -> None:
         async with await store.open_upload("m", 4) as upload:
             await write_pieces(upload, b"data")
             removal = await store.begin_removal("m")
@@ -109,7 +109,7 @@ class TestDirectoryArchiveWhoseModelsCannotBeRenamed(ArchiveSuite):
         with pytest.raises(NotFoundError):
             await store.begin_removal("m")
 
-    async def test_foreign_files_and_directories_go_with_their_model(
+    async def test_foreign_files_and_directories_are_removed_with_their_model(
         self, store: DirectoryArchive, tmp_path: Path
     ) -> None:
         (tmp_path / "archive/m/notes/more").mkdir(parents=True)
@@ -135,7 +135,7 @@ async def test_deletion_that_was_postponed_never_touches_a_new_model_of_that_nam
         assert (await archive.scan())[0].info.user_data == {"a": "new one"}
 
 
-async def test_directory_that_cannot_be_removed_is_no_model_and_takes_a_new_one(tmp_path: Path) -> None:
+async def test_directory_that_cannot_be_removed_is_not_a_model_and_can_become_one_again(tmp_path: Path) -> None:
     class MountedFiles(KeepingFiles):
         def remove_directory(self, parent: int, name: str) -> None:
             raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
@@ -165,7 +165,7 @@ async def test_lock_file_with_a_second_hard_link_leaves_the_linked_file_unchange
 
 
 class TellingFiles(Files):
-    """Signals that an archive is being opened: its lock is taken next."""
+    """Signals that an archive is being opened, just before its lock is taken."""
 
     def __init__(self) -> None:
         self.opened = threading.Event()
@@ -191,7 +191,7 @@ async def test_reading_the_lock_does_not_keep_a_server_from_starting(tmp_path: P
 
 @asynccontextmanager
 async def opened(place: Path, files: Files) -> AsyncIterator[DirectoryArchive]:
-    """Return a context manager with an archive that has a model `m`."""
+    """Return a context manager for an archive that has a model `m`."""
     archive = archive_at(place, files)
     await archive.open()
     await archive.write_model(ModelInfo("m"))
@@ -202,7 +202,7 @@ async def opened(place: Path, files: Files) -> AsyncIterator[DirectoryArchive]:
 
 
 class PartlyCachedFiles(Files):
-    """Has only the first bytes of a file in memory."""
+    """Files of which only the first bytes are in the page cache."""
 
     def __init__(self, cached_bytes: int) -> None:
         self.cached_bytes = cached_bytes
@@ -217,7 +217,7 @@ class PartlyCachedFiles(Files):
 
 @pytest.mark.skipif(not hasattr(os, "RWF_NOWAIT"), reason="the system cannot read without waiting")
 @pytest.mark.parametrize("cached_bytes", [0, 1, 100_000, 100_001, 250_000, 333_332, 333_333, MIB])
-async def test_bytes_are_the_same_however_much_of_the_file_is_cached(tmp_path: Path, cached_bytes: int) -> None:
+async def test_bytes_do_not_depend_on_how_much_of_the_file_is_cached(tmp_path: Path, cached_bytes: int) -> None:
     data = random.Random(1).randbytes(333_333)
     files = PartlyCachedFiles(cached_bytes)
     async with opened(tmp_path, files) as archive:
@@ -227,7 +227,7 @@ async def test_bytes_are_the_same_however_much_of_the_file_is_cached(tmp_path: P
         file, fingerprint = archive.directory.open_data(info)
         archive.directory.close_file(file)
         while not archive.checked.has(info, fingerprint):
-            assert await read(archive, info) == data  # until a change would show
+            assert await read(archive, info) == data  # until a change would be detected
         assert files.read_in_place_bytes == 0
         async with await archive.open_version(info) as reader:
             chunks = await read_chunks(reader, 100_000)
@@ -237,7 +237,7 @@ async def test_bytes_are_the_same_however_much_of_the_file_is_cached(tmp_path: P
 
 
 class UnlinkableFiles(Files):
-    """Files of a file system on which a file has one name."""
+    """Files of a file system without hard links."""
 
     def link(self, directory: int, old: str, new: str) -> None:
         raise OSError(errno.EPERM, os.strerror(errno.EPERM))
@@ -265,7 +265,7 @@ async def test_a_copy_is_a_second_name_of_the_same_file(tmp_path: Path) -> None:
         assert len(numbers) == 1
 
 
-async def test_damaged_bytes_are_not_shared_unnoticed(tmp_path: Path) -> None:
+async def test_damaged_bytes_are_not_shared(tmp_path: Path) -> None:
     async with opened(tmp_path, Files()) as archive:
         info = describe("m", 1, b"data", True)
         await keep(archive, info, b"data")
@@ -279,8 +279,8 @@ async def test_damaged_bytes_are_not_shared_unnoticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_changed", [False, True])
-async def test_names_that_the_archive_gives_do_not_make_checked_bytes_suspect(tmp_path: Path, is_changed: bool) -> None:
-    """But other changes of the file do, also when they come between those of its names."""
+async def test_links_that_the_archive_creates_do_not_cause_another_check(tmp_path: Path, is_changed: bool) -> None:
+    """Other changes of the file do, even between two changes of its links."""
     data = random.Random(1).randbytes(333_333)
     path = tmp_path / "archive/m/m-v000001.data"
     async with opened(tmp_path, Files()) as archive:
@@ -294,7 +294,7 @@ async def test_names_that_the_archive_gives_do_not_make_checked_bytes_suspect(tm
             return archive.checked.has(info, fingerprint)
 
         while not is_checked():
-            assert await read(archive, info) == data  # until a change would show
+            assert await read(archive, info) == data  # until a change would be detected
         second = await copy(archive, info, 2)
         if is_changed:
             path.write_bytes(data[::-1])
@@ -310,7 +310,7 @@ async def test_names_that_the_archive_gives_do_not_make_checked_bytes_suspect(tm
 
 
 class SyncingFiles(Files):
-    """Counts syncs of files, of which one may fail."""
+    """Counts syncs of files, one of which may fail."""
 
     def __init__(self) -> None:
         self.syncs = 0
@@ -338,7 +338,7 @@ async def test_large_upload_is_synced_while_it_is_received(tmp_path: Path) -> No
             assert isinstance(upload, _FileUpload)
             for number in range(20):
                 await upload.write(piece)
-                if number in (8, 17):  # a piece after each 16 MiB; while a sync runs, no other one begins
+                if number in (8, 17):  # one sync for each 16 MiB; while a sync runs, no other one begins
                     await until(partial(_has_synced, files, before + number // 8))
                     await asyncio.wait(upload._syncing)
             await upload.finish()
@@ -356,12 +356,12 @@ async def test_failed_early_sync_is_not_hidden_by_a_later_one(tmp_path: Path, fa
             with pytest.raises(UnavailableError):
                 await write_pieces(upload, data, [2 * MIB] * 19)
         assert archive.failure
-        assert files.syncs - before <= max(failing, 2)  # the next one may be under way, but none follows
+        assert files.syncs - before <= max(failing, 2)  # the next one may be in progress, but none follows
         assert os.listdir(tmp_path / "archive/m") == ["m.yaml"]
 
 
 class SlowFiles(Files):
-    """Lists a directory of a model only when it is allowed to."""
+    """Blocks the listing of a model's directory until the test allows it."""
 
     def __init__(self) -> None:
         self.begun = threading.Event()
@@ -392,7 +392,7 @@ async def test_scan_of_many_models_ends_soon_after_it_is_cancelled(tmp_path: Pat
 
 
 class UnsyncableFiles(Files):
-    """Cannot sync one directory, as a file system that is read-only answers."""
+    """Cannot sync one directory, as on a read-only file system."""
 
     def __init__(self, path: Path, error: int) -> None:
         self.path = path
@@ -428,7 +428,7 @@ async def test_sync_above_the_archive_that_counts_and_fails_is_named(tmp_path: P
 
 
 class FoldingFiles(Files):
-    """Files of a file system that ignores upper and lower case, and keeps that of the first name."""
+    """Files of a case-insensitive file system that keeps the case of the first name."""
 
     def _existing(self, directory: int, name: str) -> str:
         return next((each for each in os.listdir(directory) if each.casefold() == name.casefold()), name)

@@ -1,4 +1,4 @@
-"""A start reads only the folders that changed since they were compared, and finds every change in them."""
+"""A start reads only the folders that changed since the last comparison, and finds every change in them."""
 
 import asyncio
 import os
@@ -50,7 +50,7 @@ def _settle_soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def let_settle(place: Path) -> None:
-    """Wait until the last changes of the folders are old enough to be told from the next ones."""
+    """Wait until the last changes of the folders are old enough to be distinguished from the next ones."""
     newest_ns = max(path.stat().st_ctime_ns for path in [place, *place.glob("archive/*")])
     wait_until(lambda: time.time_ns() - newest_ns > SETTLING_NS)
 
@@ -66,7 +66,7 @@ async def started(
     try:
         await archive.open()
         await catalog.open()
-        await catalog.search(EVERYTHING)  # it waits until all is read
+        await catalog.search(EVERYTHING)  # waits until everything is read
         yield archive, catalog, [name for name in files.listed if name != "archive"]
     finally:
         await catalog.close()
@@ -74,7 +74,7 @@ async def started(
 
 
 async def state(catalog: LocalCatalog) -> dict[str, Any]:
-    """Return all that a catalog has."""
+    """Return the content of a catalog."""
     models = await catalog.list_models(0, 100)
     return {
         "models": models,
@@ -86,7 +86,7 @@ async def state(catalog: LocalCatalog) -> dict[str, Any]:
 
 
 def write(place: Path, model_id: str, number: int, data: bytes) -> None:
-    """Write a version as another program does: under its name at once."""
+    """Write a version as another program does: directly under its final name."""
     folder = place / "archive" / model_id
     info = describe(model_id, number, data, True)
     (folder / layout.data_file_name(model_id, number)).write_bytes(data)
@@ -96,7 +96,7 @@ def write(place: Path, model_id: str, number: int, data: bytes) -> None:
 
 
 async def make(place: Path) -> None:
-    """Make an archive with two models of three versions."""
+    """Create an archive with two models of three versions."""
     async with started(place) as (archive, catalog, _):
         for model_id in MODELS:
             async with catalog.writing_model(ModelInfo(model_id)):
@@ -131,9 +131,7 @@ async def test_a_folder_in_the_recorded_state_is_not_read(tmp_path: Path) -> Non
         assert [info.number for info in await catalog.list_versions("b", 0, 10)] == [1, 2, 3, 9]
 
 
-async def test_a_change_right_after_the_last_one_is_not_taken_for_the_same_state(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_change_right_after_the_last_one_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     await make(tmp_path)
     monkeypatch.setattr(reading, "FOLDER_SETTLING_NS", 10**15)
     for _ in range(3):
@@ -141,7 +139,7 @@ async def test_a_change_right_after_the_last_one_is_not_taken_for_the_same_state
             assert listed == [*MODELS]
 
 
-async def test_what_a_version_is_of_decides_and_not_its_number(tmp_path: Path) -> None:
+async def test_a_replaced_version_with_the_same_number_is_detected(tmp_path: Path) -> None:
     await make(tmp_path)
     async with started(tmp_path) as (_, catalog, _):
         ref = await catalog.find("a")
@@ -149,7 +147,7 @@ async def test_what_a_version_is_of_decides_and_not_its_number(tmp_path: Path) -
         for number in (1, 2, 3):
             await catalog.change_annotations(ref, number, AnnotationChange(set_tags={"of": str(number)}))
     await start_and_record(tmp_path)
-    # As the original does when it deletes a model and creates it again; version 3 is restored as it was.
+    # As the original does when it deletes a model and creates it again; version 3 is restored unchanged.
     folder = tmp_path / "archive" / "a"
     kept = {
         path.name: path.read_bytes() for path in folder.glob("a*") if "v000003" in path.name or "-v" not in path.name
@@ -216,7 +214,7 @@ def recreate(place: Path, model_id: str, number: int) -> None:
 
 
 def set_back_times(place: Path, model_id: str, number: int) -> None:
-    """Let a version look as old as can be, as a restored backup does."""
+    """Give a version old times, as a restored backup has."""
     write(place, model_id, number, b"restored")
     folder = place / "archive" / model_id
     for path in [*folder.iterdir(), folder]:

@@ -1,4 +1,4 @@
-"""Names and metadata files: what is written is read back, and nothing else is believed."""
+"""Names and metadata files: written values are read back, and anything else is refused."""
 
 import datetime
 import re
@@ -14,7 +14,7 @@ from cogment_model_registry.storage.filesystem import layout
 
 HASH = "jY0g3VkUK62ILPr2JuaW5g7uQi0EcJVZJu8IYp3yfhI="
 
-# What a protobuf string can carry: all of Unicode except lone surrogates.
+# The values of a protobuf string: all of Unicode except lone surrogates.
 _TEXT = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
     ["yes", "1e3", "~", "null", "2021-10-01", "", "a\nb", "a: b", "- a", "#", "'", '"', "\0", "\x85", "\u2028",
      "\ufeff",
@@ -40,7 +40,7 @@ def test_a_version_comes_back_unchanged(
 
 
 @given(_USER_DATA)
-def test_any_yaml_reader_sees_the_same_texts(user_data: dict[str, str]) -> None:
+def test_other_yaml_readers_read_the_same_texts(user_data: dict[str, str]) -> None:
     fields = yaml.load(layout.format_version(VersionInfo("m", 1, 10**18, True, HASH, 14, user_data)), yaml.CSafeLoader)
     assert fields["user_data"] == user_data
     assert fields["version_number"] == 1
@@ -94,7 +94,7 @@ def test_other_names_are_not_versions(name: str) -> None:
 def test_the_original_ignores_temporary_names() -> None:
     name = layout.temporary_name()
     assert layout.is_temporary(name)
-    # What the original takes for a model's directory, and for a version's metadata.
+    # The patterns by which the original recognizes a model's directory, and a version's metadata.
     assert not re.search("[a-zA-Z]", name)
     assert not re.search("-v[0-9]+.yaml", name)
 

@@ -1,4 +1,4 @@
-"""The local catalog fulfils the contract; how it persists numbers and reads metadata is tested below."""
+"""The local catalog passes the conformance suite; how it persists numbers and reads metadata is tested below."""
 
 import asyncio
 import os
@@ -65,8 +65,8 @@ class TestLocalCatalog(CatalogSuite):
 
 
 @pytest.mark.parametrize("is_committed", [False, True])
-async def test_a_crash_leaves_all_of_an_upload_or_nothing(tmp_path: Path, is_committed: bool) -> None:
-    """It comes after the upload was noted: before its version exists, or before its aliases are set."""
+async def test_a_crash_leaves_an_upload_complete_or_absent(tmp_path: Path, is_committed: bool) -> None:
+    """The crash is after the upload was recorded: before its version exists, or before its aliases are set."""
     request = UploadRequest("id", "digest", ("best", "last"))
     archive, database = archive_at(tmp_path), database_at(tmp_path)
     await archive.open()
@@ -121,7 +121,7 @@ async def test_old_uploads_are_forgotten(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def crash_and_count(place: Path, publishes: list[int], block: int) -> list[int]:
-    """Publish so many versions in each life of a catalog, each ended by a crash, and return all numbers."""
+    """Publish a number of versions in each run of a catalog, end each run by a crash, and return all numbers."""
     numbers = []
     for count in publishes:
         archive = archive_at(place)
@@ -133,7 +133,7 @@ async def crash_and_count(place: Path, publishes: list[int], block: int) -> list
             async with catalog.writing_model(ModelInfo("m")):
                 await archive.write_model(ModelInfo("m"))
         numbers += [(await publish(catalog, "m")).number for _ in range(count)]
-        # A crash: no `catalog.close()`, and what was being persisted may or may not have been.
+        # A crash: no `catalog.close()`, and a mark that was being persisted may be lost or not.
         persisting = catalog._models["m"].persisting
         if persisting is not None:
             await asyncio.wait([persisting])
@@ -144,7 +144,7 @@ async def crash_and_count(place: Path, publishes: list[int], block: int) -> list
 
 @settings(max_examples=25, deadline=None)
 @given(publishes=st.lists(st.integers(0, 12), min_size=1, max_size=5), block=st.integers(1, 8))
-def test_numbers_increase_across_any_crashes(
+def test_numbers_increase_across_crashes(
     tmp_path_factory: pytest.TempPathFactory, publishes: list[int], block: int
 ) -> None:
     numbers = asyncio.run(crash_and_count(tmp_path_factory.mktemp("crash"), publishes, block))
@@ -153,7 +153,7 @@ def test_numbers_increase_across_any_crashes(
     assert not numbers or numbers[-1] <= sum(publishes) + block * len(publishes)
 
 
-async def test_publishing_writes_one_mark_a_block(tmp_path: Path) -> None:
+async def test_publishing_writes_one_mark_per_block(tmp_path: Path) -> None:
     archive = archive_at(tmp_path)
     await archive.open()
     marks: list[int] = []

@@ -1,4 +1,4 @@
-"""The transient store in memory fulfils the contract; its slabs are tested below."""
+"""The transient store in memory passes the conformance suite; its slabs are tested below."""
 
 import errno
 import os
@@ -57,7 +57,7 @@ class TestMemoryTransientStore(TransientStoreSuite):
             assert store.usage.bytes + store._slabs.free_bytes <= 8 * SLAB_BYTES
 
     async def hand_over(self, store: MemoryTransientStore, info: VersionInfo) -> bytes | None:
-        """Return the bytes of what is handed over; None if nothing is."""
+        """Return the bytes of the passed descriptor; None if there is none."""
         async with await store.open_version(info) as reader:
             descriptor = await reader.hand_over()
         if descriptor is None:
@@ -67,7 +67,7 @@ class TestMemoryTransientStore(TransientStoreSuite):
         finally:
             os.close(descriptor)
 
-    async def test_a_version_that_was_handed_over_is_not_in_slabs_any_more(self) -> None:
+    async def test_a_version_passed_as_a_descriptor_is_not_in_slabs_any_more(self) -> None:
         store = self.make(10, 8 * SLAB_BYTES)
         data = Random(1).randbytes(3 * SLAB_BYTES + 5)
         info = describe("m", 1, data, False)
@@ -77,7 +77,7 @@ class TestMemoryTransientStore(TransientStoreSuite):
         await store.remove_version(info)
         assert (store.usage.bytes, store._slabs.free_bytes) == (0, 0)
 
-    async def test_a_reader_goes_on_in_the_slabs_that_a_version_has_left(self) -> None:
+    async def test_a_reader_continues_in_the_slabs_after_the_version_moved(self) -> None:
         store = self.make(10, 32 * SLAB_BYTES)
         data = Random(2).randbytes(20 * SLAB_BYTES + 5)
         info = describe("m", 1, data, False)
@@ -94,8 +94,8 @@ class TestMemoryTransientStore(TransientStoreSuite):
             await store.remove_version(info)
             await keep(store, info, data)
 
-    async def test_descriptors_are_kept_for_others(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sealing, "_descriptors_max", lambda: 16)  # room for one version
+    async def test_descriptors_are_reused_for_other_readers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sealing, "_descriptors_max", lambda: 16)  # space for one version
         store = self.make(10, 8 * SLAB_BYTES)
         infos = [describe("m", number, b"data", False) for number in (1, 2)]
         for info in infos:
@@ -111,7 +111,7 @@ class TestMemoryTransientStore(TransientStoreSuite):
         assert await self.hand_over(store, infos[1]) == b"data"
 
     @pytest.mark.parametrize("failing", [0, 1, 2])
-    async def test_a_version_stays_whole_where_the_system_has_no_memory_left(
+    async def test_a_version_stays_complete_if_the_system_is_out_of_memory(
         self, monkeypatch: pytest.MonkeyPatch, failing: int
     ) -> None:
         store = self.make(10, 32 * SLAB_BYTES)

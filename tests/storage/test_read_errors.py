@@ -1,4 +1,4 @@
-"""One rule says which errors of reading a file are damage: the server, `verify` and `export` agree on each errno."""
+"""Which read errors are damage: the server, `verify` and `export` agree on each errno."""
 
 import errno
 import os
@@ -38,7 +38,7 @@ def error_of(name: str) -> OSError:
 
 
 class Failing(Files):
-    """File operations of which opening one file fails."""
+    """File operations in which opening one file fails."""
 
     def __init__(self, name: str, error: str) -> None:
         self._name = name
@@ -52,7 +52,7 @@ class Failing(Files):
 
 @pytest.fixture
 def archive(tmp_path: Path) -> Path:
-    """An archive with the model `m`, whose versions 1 to 3 are sound."""
+    """An archive with the model `m`, whose versions 1 to 3 are intact."""
     return sound_archive(tmp_path)
 
 
@@ -70,7 +70,7 @@ def test_something_that_is_not_a_regular_file_is_damage() -> None:
 
 
 async def read_by_server(archive: Path, files: Files) -> ModelRegistryError | None:
-    """Return why the server cannot read version 2 of the model; None when it can."""
+    """Return why the server cannot read version 2 of the model; None if it can."""
     server_archive = DirectoryArchive(str(archive), 128, files)
     await server_archive.open()
     try:
@@ -104,7 +104,7 @@ def verified(archive: Path, files: Files) -> verification.Report:
 
 @every_file
 @pytest.mark.parametrize("error", [*(e for e, cause in CAUSES.items() if cause is Cause.FILE), *STORAGE_ERRORS])
-def test_verify_reports_what_it_cannot_read_and_goes_on(archive: Path, name: str, error: str) -> None:
+def test_verify_reports_unreadable_versions_and_continues(archive: Path, name: str, error: str) -> None:
     report = verified(archive, Failing(name, error))
     message = f"it cannot be read: {os.strerror(getattr(errno, error))}"
     assert [(found.kind, found.file, found.message) for found in report.findings] == [
@@ -122,7 +122,7 @@ def exported(archive: Path, files: Files, warn: Callable[[str], object]) -> mode
 
 @every_file
 @pytest.mark.parametrize("error", [e for e, cause in CAUSES.items() if cause is Cause.FILE])
-def test_export_leaves_out_a_damaged_version_when_asked_to(archive: Path, name: str, error: str) -> None:
+def test_export_leaves_out_a_damaged_version_on_request(archive: Path, name: str, error: str) -> None:
     warnings: list[str] = []
     assert exported(archive, Failing(name, error), warnings.append).versions == 2
     assert len(warnings) == 1

@@ -31,12 +31,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize("path", ["~", "~/x", Path("~/x"), b"~/x"])
-def test_the_home_directory_stands_in_place_of_a_tilde(home: Path, path: str | bytes | Path) -> None:
+def test_a_leading_tilde_is_expanded_to_the_home_directory(home: Path, path: str | bytes | Path) -> None:
     assert expanded(path) in (str(home), str(home / "x"))
 
 
 @pytest.mark.parametrize("path", ["", "x", "./~", "a/~", "a~", "~no such user/x", "/~/x"])
-def test_other_paths_stay_as_they_are(path: str) -> None:
+def test_other_paths_are_unchanged(path: str) -> None:
     assert expanded(path) == path
 
 
@@ -72,7 +72,7 @@ def test_each_path_of_a_command_may_begin_with_a_tilde() -> None:
         assert isinstance(parameter.type, PathType), parameter.name
 
 
-def test_commands_take_a_tilde(home: Path, shared_endpoint: str) -> None:
+def test_commands_expand_a_tilde(home: Path, shared_endpoint: str) -> None:
     (home / "w").write_bytes(DATA)
     client = ("client", "model_registry")
     endpoint = f"--endpoint={shared_endpoint}"
@@ -89,7 +89,7 @@ def test_commands_take_a_tilde(home: Path, shared_endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("by_variable", [False, True])
-def test_the_client_takes_a_tilde(
+def test_the_client_expands_a_tilde(
     home: Path, shared_endpoint: str, monkeypatch: pytest.MonkeyPatch, by_variable: bool
 ) -> None:
     (home / "w").write_bytes(DATA)

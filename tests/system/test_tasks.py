@@ -1,4 +1,4 @@
-"""Work whose first step is made at once."""
+"""Work whose first step runs immediately."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from cogment_model_registry.system.tasks import begun, run_without_task
 
 
-async def test_work_that_never_waits_is_done_at_once() -> None:
+async def test_work_that_never_waits_finishes_immediately() -> None:
     async def work() -> int:
         return 1
 
@@ -16,7 +16,7 @@ async def test_work_that_never_waits_is_done_at_once() -> None:
     assert await future == 1
 
 
-async def test_work_that_waits_goes_on_by_itself() -> None:
+async def test_work_that_waits_continues_in_the_background() -> None:
     steps: list[str] = []
     news = asyncio.Event()
 
@@ -49,7 +49,7 @@ async def test_an_error_of_the_first_step_is_raised_at_once_and_a_later_one_by_t
         await future
 
 
-async def test_work_without_a_task_takes_its_first_step_at_once_and_reports_its_end() -> None:
+async def test_work_without_a_task_runs_its_first_step_immediately_and_reports_its_end() -> None:
     first: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     second: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     steps: list[str] = []
@@ -69,7 +69,7 @@ async def test_work_without_a_task_takes_its_first_step_at_once_and_reports_its_
     assert str(error) == "gone wrong"
 
 
-async def test_work_without_a_task_that_never_waits_is_over_at_once() -> None:
+async def test_work_without_a_task_that_never_waits_finishes_immediately() -> None:
     outcomes: list[BaseException | None] = []
 
     async def work(error: Exception | None = None) -> None:

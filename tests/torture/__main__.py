@@ -1,7 +1,7 @@
 """`make torture`: the long forms of the proofs, batch by batch, and the table of what they counted.
 
-Progress is saved after each batch, so that a run that was ended goes on where it was; `--fresh` begins anew. A batch's
-randomness comes from the name of its proof and its first round, so that a failure can be made to happen again.
+Progress is saved after each batch, so a run that was stopped continues where it was; `--fresh` starts over. A batch's
+randomness comes from the name of its proof and its first round, so a failure can be reproduced.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _BEGIN, _END = "<!-- figures of `make torture`: begin -->", "<!-- figures of `ma
 
 @dataclass
 class Progress:
-    """How far the long form of a proof is."""
+    """Progress of the long form of a proof."""
 
     rounds: int = 0
     seconds: float = 0.0
@@ -62,7 +62,7 @@ def _state(proof: Proof) -> Path:
 
 
 def prove(proof: Proof, progress: Progress) -> bool:
-    """Make what is missing of the rounds of a proof; return whether the promise held."""
+    """Run the remaining rounds of a proof; return whether the promise held."""
     while progress.rounds < proof.long:
         rounds = min(proof.batch, proof.long - progress.rounds)
         place = _STATE / f"{proof.name}.place"
@@ -88,7 +88,7 @@ def prove(proof: Proof, progress: Progress) -> bool:
 
 
 def row(proof: Proof) -> str:
-    """Return what is known here of a proof, as a row of the table of figures."""
+    """Return the saved figures of a proof, as a row of the table of figures."""
     progress = Progress.load(proof)
     if reason := proof.missing():
         return f"| {proof.promise} | none | not shown on this machine: {reason} | | |"
@@ -104,14 +104,14 @@ def table(rows: Iterable[str]) -> str:
 
 
 def machine() -> str:
-    """Return a line that tells what the figures were counted on."""
+    """Return a line that describes this machine."""
     memory_gib = psutil.virtual_memory().total / 2**30
     system = f"{platform.system()} {platform.release().split('-')[0]}"
     return f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {system}, Python {platform.python_version()}"
 
 
 def write_page() -> None:
-    """Put what is known here into the page of guarantees; proofs that were not run here keep their rows."""
+    """Write the saved figures into the page of guarantees; proofs that were not run here keep their rows."""
     page = _PAGE.read_text()
     between = re.compile(re.escape(_BEGIN) + ".*" + re.escape(_END), re.DOTALL)
     found = between.search(page)
@@ -124,29 +124,29 @@ def write_page() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Return what is asked for on the command line, with `proofs` for the proofs."""
+    """Return the options of the command line, with the selected proofs as `proofs`."""
     parser = argparse.ArgumentParser(prog="make torture", description="Try to break each promise, many times.")
-    parser.add_argument("names", nargs="*", metavar="proof", help="which proofs; all when none is named")
-    parser.add_argument("--list", action="store_true", help="list the proofs and end")
-    parser.add_argument("--fresh", action="store_true", help="begin anew instead of going on")
-    parser.add_argument("--write", action="store_true", help=f"put the figures into {_PAGE}")
+    parser.add_argument("names", nargs="*", metavar="proof", help="names of proofs; without any, all proofs")
+    parser.add_argument("--list", action="store_true", help="list the proofs and exit")
+    parser.add_argument("--fresh", action="store_true", help="start over instead of continuing")
+    parser.add_argument("--write", action="store_true", help=f"write the figures into {_PAGE}")
     options = parser.parse_args()
     known = {proof.name: proof for proof in PROOFS}
     for name in options.names:
         if name not in known:
-            parser.error(f"{name!r} is no proof; there are: {', '.join(known)}")
+            parser.error(f"{name!r} is not a proof; the proofs are: {', '.join(known)}")
     options.proofs = [known[name] for name in options.names] or PROOFS
     return options
 
 
 def main() -> int:
-    """Prove what is asked for, and print the table."""
+    """Run the selected proofs, and print the table."""
     options = parse_arguments()
     if options.list:
         for proof in options.proofs:
             print(f"{proof.name:20} {proof.long:>9,} {proof.unit:12} {proof.promise}")
         return 0
-    # Servers in this process are to log to nobody, as in the tests.
+    # As in the tests, servers in this process log nowhere.
     structlog.configure(
         processors=[structlog.stdlib.render_to_log_kwargs], logger_factory=structlog.stdlib.LoggerFactory()
     )
@@ -156,7 +156,7 @@ def main() -> int:
         if options.fresh:
             _state(proof).unlink(missing_ok=True)
         if reason := proof.missing():
-            print(f"{proof.name}: cannot be shown here: {reason}")
+            print(f"{proof.name}: skipped on this machine: {reason}")
         elif not prove(proof, Progress.load(proof)):
             broken.append(proof.name)
     print(f"\nOn {machine()}:\n\n{table(map(row, options.proofs))}")

@@ -1,9 +1,9 @@
-"""Many writers move one alias by compare-and-set: one wins each revision, and no move is lost, also after kills.
+"""Many writers move one alias by compare-and-set: one wins each revision, and no move is lost, even after kills.
 
-Each acknowledged move is kept here with the revision that it replaced. At the end they must be one chain, from the
-first revision to the one that the alias has. Readers look all the time: whatever shows the alias (the replies to moves,
-models, versions, filters) shows a revision that is not older than what was acknowledged before, and no version set has
-the alias twice or not at all.
+The proof records each acknowledged move with the revision that it replaced. At the end these moves must form one chain,
+from the first revision to the current one. Readers read continuously: every reply that shows the alias (of moves,
+models, versions, filters) shows a revision that is not older than the last acknowledged one, and in every list of
+versions exactly one version has the alias.
 """
 
 import asyncio
@@ -30,12 +30,12 @@ WRITERS_A_CONNECTION = 8
 READERS = 3
 MOVES_PER_KILL = 3200
 LIFE_SECONDS = 300
-"""How long one server may take for what is wanted of it."""
+"""How long one server may take for its share of the moves."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """A move that took effect: the revision that it replaced, the one that it made, and where it led."""
+    """A move that took effect: the revision that it replaced, its own revision, and its target."""
 
     expected: int
     revision: int
@@ -47,14 +47,14 @@ class World:
     """All moves, over the lives of all servers.
 
     Attributes:
-        target: How many moves are to be tried until this server ends.
-        tried: How many were.
-        moves: Those that took effect, by the revision that they replaced.
-        unknown: Where moves were to lead whose outcome nobody knows: under way, or of a server that was killed.
+        target: The number of tried moves at which this server ends.
+        tried: How many moves were tried.
+        moves: The moves that took effect, by the revision that they replaced.
+        unknown: The targets of moves whose outcome is unknown: in progress, or sent to a server that was killed.
         acknowledged: The highest revision that a reply showed.
-        seen: The version that the alias had at each revision that somebody saw.
+        seen: The target of the alias at each revision that a reply showed.
         first: The revision with which the alias was created.
-        gaps: The revisions that were found after a kill, by the last ones that were acknowledged before it.
+        gaps: The revisions found after a kill, by the last revision that was acknowledged before it.
     """
 
     random: Random
@@ -71,14 +71,14 @@ class World:
     reached: asyncio.Event = field(default_factory=asyncio.Event)
 
     def see(self, alias: Alias, floor: int, where: str) -> None:
-        """Check an alias that somebody saw who began to look when a revision had been acknowledged."""
+        """Check an alias from a reply; `floor` is the last revision acknowledged before the request was sent."""
         assert alias.revision >= floor, f"{where} shows {alias}, and revision {floor} was acknowledged before"
         number = self.seen.setdefault(alias.revision, alias.version_number)
-        assert number == alias.version_number, f"{where} shows {alias}, and somebody saw version {number} there"
+        assert number == alias.version_number, f"{where} shows {alias}, and another reply showed version {number}"
         self.acknowledged = max(self.acknowledged, alias.revision)
 
     def note_move(self, expected: int, alias: Alias) -> None:
-        """Record a move that was acknowledged: nobody else may have moved the alias from the same revision."""
+        """Record an acknowledged move: no other move may have replaced the same revision."""
         assert expected not in self.moves, f"revision {expected} was won twice: by {self.moves[expected]} and {alias}"
         assert alias.revision > expected, f"revision {expected} became {alias.revision}"
         self.moves[expected] = Move(expected, alias.revision, alias.version_number)
@@ -92,7 +92,7 @@ class World:
 
 
 def named(aliases: list[Alias]) -> Alias:
-    """Return the alias that moves, from all of the model: the other one is always there."""
+    """Return the alias that moves, from all aliases of the model; the fixed one must exist too."""
     found = {alias.name: alias for alias in aliases}
     assert found.keys() == {ALIAS, FIXED}, f"the model has the aliases {aliases}"
     assert found[FIXED].version_number == 1, f"{FIXED} was moved: {aliases}"
@@ -100,7 +100,7 @@ def named(aliases: list[Alias]) -> Alias:
 
 
 class Writer:
-    """Moves the alias from the revision that it saw last, and looks again when another one was faster."""
+    """Moves the alias from the revision that it saw last, and reads it again if another writer was faster."""
 
     def __init__(self, world: World, lifecycle: Lifecycle) -> None:
         self._world = world
@@ -145,7 +145,7 @@ async def look_at_model(lifecycle: Lifecycle, world: World) -> Alias:
 
 
 async def read(lifecycle: Lifecycle, world: World) -> None:
-    """Look at everything that shows the alias, until all is over."""
+    """Read everything that shows the alias, until the run is over."""
     while not world.is_over:
         await look_at_model(lifecycle, world)
         found = (await lifecycle.find(model_id="m")).versions
@@ -156,18 +156,18 @@ async def read(lifecycle: Lifecycle, world: World) -> None:
         assert ALIAS in owner.aliases, f"a filter found a version without the alias: {owner}"
         [version] = await lifecycle.get(ALIAS)
         assert version.info.archived, f"the alias points to {version}"
-        world.figures.count("looks of readers", 5)
+        world.figures.count("observations by readers", 5)
 
 
 def check_owner(versions: list[tuple[int, list[str]]], where: str) -> None:
-    """Check that one of all versions has the alias."""
+    """Check that exactly one version has the alias."""
     owners = [number for number, aliases in versions if ALIAS in aliases]
     assert len(versions) == VERSIONS, f"{where} shows the versions {versions}"
     assert len(owners) == 1, f"{where} shows the alias at the versions {owners}"
 
 
 async def begin(client: Client, lifecycle: Lifecycle, world: World) -> None:
-    """Make the model, whose newest version is transient until its alias is set."""
+    """Create the model, whose newest version is transient until its alias is set."""
     await client.create_model("m")
     for number in range(1, VERSIONS):
         await client.store("m", b"%d" % number)
@@ -177,19 +177,19 @@ async def begin(client: Client, lifecycle: Lifecycle, world: World) -> None:
 
 
 async def check_after_start(lifecycle: Lifecycle, world: World) -> None:
-    """Check that the alias is what the last move made it: an acknowledged one, or one whose server was killed."""
+    """Check that the alias is as the last move left it: an acknowledged move, or one whose server was killed."""
     last = end_of_chain(world)
     possible = +world.unknown
     alias = await look_at_model(lifecycle, world)
     if alias.revision != last:
         assert alias.version_number in possible, f"{alias} after revision {last}: nobody moved it there"
-        world.figures.count("moves found that were not acknowledged")
+        world.figures.count("unacknowledged moves found")
         world.gaps[last] = alias.revision
     world.unknown.clear()
 
 
 def end_of_chain(world: World) -> int:
-    """Return the last revision of the acknowledged moves, which must follow each other: else one of them was lost."""
+    """Return the last revision of the chain of moves; check that it contains every move, so that none was lost."""
     revision, found = world.first, 0
     while True:
         if move := world.moves.get(revision):
@@ -203,7 +203,7 @@ def end_of_chain(world: World) -> int:
 
 
 async def live(server: ServerProcess, world: World, target: int, *, crash: bool) -> None:
-    """Let everyone work until so many moves were tried, and end the server."""
+    """Run writers and readers until `target` moves were tried, and end the server."""
     world.target, world.reached = target, asyncio.Event()
     async with AsyncExitStack() as stack:
         connections = WRITERS // WRITERS_A_CONNECTION + 1
@@ -239,13 +239,13 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Let 64 writers try so many moves, and kill the server every few thousand."""
+    """Let 64 writers try a number of moves, and kill the server every few thousand."""
     asyncio.run(_attempt(place, rounds, random, figures))
 
 
 PROOF = Proof(
     name="aliases",
-    promise="One of many writers wins each revision of an alias, no move is lost, and all that shows it agrees",
+    promise="One of many writers wins each revision of an alias, no move is lost, and all replies agree",
     attempt=attempt,
     unit="moves",
     short=200,

@@ -1,12 +1,12 @@
-"""A database whose disk fails or is full refuses a change plainly, loses none that it acknowledged, and stops no bytes.
+"""If the disk of the database fails or is full, changes are refused, none is lost, and versions are still served.
 
-For each call and each n, the n-th of SQLite's own operations that the call makes fails: once, or from then on. Then:
+For each call and each n, the n-th operation of SQLite in that call fails: once, or it and all later ones. Then:
 
-- OK means done. Refused means UNAVAILABLE, or RESOURCE_EXHAUSTED where the disk is full, and that the running server
+- OK means done. Refused means UNAVAILABLE, or RESOURCE_EXHAUSTED if the disk is full, and that the running server
   has what it had before, or a whole step of the call. After a restart a refused change may be there, whole, since a log
   whose sync failed may be on the disk all the same.
-- Versions are published, stored and retrieved all the time.
-- Where the disk is full, changes are accepted as soon as there is space. After any other failure they are refused until
+- Versions are published, stored and retrieved throughout.
+- On a full disk, changes are accepted as soon as there is space. After any other failure they are refused until
   a restart, as after a failed sync of a file.
 """
 
@@ -35,14 +35,14 @@ from tests.torture.watched_sqlite import FULL, IOERR, WatchedSQLite
 SETTINGS = Settings(cache_max_bytes=64 * MIB, grace_seconds=0)
 OPERATIONS_MAX = 200
 SHORT_STEP = 3
-"""A short form lets every third operation fail, from a random one on."""
+"""The short form lets every third operation fail, starting at a random one."""
 
 UNAVAILABLE, EXHAUSTED = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @dataclass(frozen=True)
 class State:
-    """What a server has of the model `m`.
+    """The state of the model `m`.
 
     Attributes:
         archived: The numbers of its archived versions.
@@ -60,9 +60,9 @@ class Scenario:
     """A call on a model whose version 3 is transient.
 
     Attributes:
-        name: What it is called.
-        act: Makes it.
-        steps: The states after each step of it; None when the model is gone.
+        name: Its name.
+        act: Makes the call.
+        steps: The states after each step of the call; None if the model is gone.
     """
 
     name: str
@@ -103,14 +103,14 @@ SCENARIOS = [
 
 
 class Fault:
-    """The n-th operation of SQLite fails, once or for ever."""
+    """The n-th operation of SQLite fails, once or permanently."""
 
-    def __init__(self, watched: WatchedSQLite, number: int, code: int, *, for_ever: bool) -> None:
+    def __init__(self, watched: WatchedSQLite, number: int, code: int, *, permanent: bool) -> None:
         self.failed: list[str] = []
         self._watched = watched
         self._number = number
         self._code = code
-        self._for_ever = for_ever
+        self._permanent = permanent
         self._count = 0
 
     def arm(self) -> None:
@@ -118,23 +118,23 @@ class Fault:
         self._watched.fail = self._fail
 
     def disarm(self) -> None:
-        """Let all of them work again."""
+        """Let all operations work again."""
         self._watched.fail = lambda _operation, _path: 0
 
     def _fail(self, operation: str, path: str) -> int:
         if CATALOG_NAME not in path:
             return 0
         if self._code == FULL and operation != "write":
-            return 0  # a full disk syncs and removes
+            return 0  # syncs and removals work on a full disk
         self._count += 1
-        if self._count == self._number or (self._for_ever and self._count > self._number):
+        if self._count == self._number or (self._permanent and self._count > self._number):
             self.failed.append(operation)
             return self._code
         return 0
 
 
 async def build(archive: Path) -> None:
-    """Let a server write the archive of all trials."""
+    """Create the archive that all trials start from."""
     async with serving(archive, SETTINGS) as server, connected(server.port) as client:
         await client.create_model("m")
         for number in (1, 2):
@@ -144,7 +144,7 @@ async def build(archive: Path) -> None:
 
 
 async def observe(client: Client) -> State | None:
-    """Return what a server has; each alias has to point to a version."""
+    """Return the state that a server shows; each alias must point to a version."""
     lifecycle = Lifecycle(client)
     models = (await lifecycle.models()).models
     if not models:
@@ -164,7 +164,7 @@ async def observe(client: Client) -> State | None:
 
 @dataclass
 class Trial:
-    """One call of which one of SQLite's operations fails."""
+    """One call during which one operation of SQLite fails."""
 
     scenario: Scenario
     fault: Fault
@@ -174,13 +174,13 @@ class Trial:
     name: str
 
     async def run(self) -> None:
-        """Make the call, and look at what follows, also after a restart."""
+        """Make the call, and check its effect, also after a restart."""
         self.archive.parent.mkdir(exist_ok=True)
         async with self._serving() as client:
             await client.publish("m", b"transient")
             self.fault.arm()
             done = await self._act(client)
-            await self._bytes_go_on(client)
+            await self._check_that_versions_are_served(client)
             self.fault.disarm()
             seen = await observe(client)
             self._check(seen, done=done, restarted=False)
@@ -222,12 +222,12 @@ class Trial:
             return error.code()
         return grpc.StatusCode.OK
 
-    async def _bytes_go_on(self, client: Client) -> None:
+    async def _check_that_versions_are_served(self, client: Client) -> None:
         """Publish and retrieve while the database fails."""
         if self.scenario.steps[-1] is None and not (await client.models()).model_infos:
             return
-        number = (await client.publish("m", b"meanwhile")).version_number
-        assert await client.data("m", number) == b"meanwhile"
+        number = (await client.publish("m", b"in the meantime")).version_number
+        assert await client.data("m", number) == b"in the meantime"
         assert await client.data("m", 2) == b"data 2"
 
     def _check(self, seen: State | None, *, done: bool, restarted: bool) -> None:
@@ -237,7 +237,7 @@ class Trial:
         assert seen in steps, f"{self.name}: {seen} instead of one of {steps}"
 
     async def _try_again(self, client: Client, seen: State | None) -> None:
-        """Change something: at once where the disk was full, and where nothing failed; else it is refused."""
+        """Change something: accepted at once if the disk was full or nothing failed, otherwise refused."""
         if seen is None:
             return
         code = await self._code_of(Lifecycle(client).set_aliases(AliasChange("again", 2)))
@@ -247,12 +247,12 @@ class Trial:
 
 
 def _restarted(state: State) -> State:
-    """Return what is left of a state after a restart."""
+    """Return the part of a state that survives a restart."""
     return replace(state, tags={number: tags for number, tags in state.tags.items() if number in state.archived})
 
 
 def deal(rounds: int, random: Random) -> Iterator[tuple[Scenario, int, bool]]:
-    """Yield sweeps: one after the other of each scenario, until every combination was there once."""
+    """Yield sweeps, alternating between the scenarios, until every combination was yielded once."""
     kinds = list(itertools.product((IOERR, FULL), (False, True)))
     hands = [random.sample(kinds, len(kinds)) for _ in SCENARIOS]
     for number in range(rounds):
@@ -267,15 +267,15 @@ async def _sweep(place: Path, rounds: int, random: Random, figures: Figures) -> 
     step = 1 if rounds >= ALL else SHORT_STEP
     template = place / "template"
     watched = WatchedSQLite(None)
-    watched.syncs = False  # nobody cuts the power here
+    watched.syncs = False  # no power cut is simulated here
     with watched.installed():
         await build(template)
-        for scenario, code, for_ever in deal(rounds, random):
+        for scenario, code, permanent in deal(rounds, random):
             for number in range(random.randint(1, step), OPERATIONS_MAX, step):
                 archive = place / "archive"
                 shutil.copytree(template, archive)
-                fault = Fault(watched, number, code, for_ever=for_ever)
-                kind = f"{'full disk' if code == FULL else 'error'} {'for ever' if for_ever else 'once'}"
+                fault = Fault(watched, number, code, permanent=permanent)
+                kind = f"{'full disk' if code == FULL else 'error'} {'permanently' if permanent else 'once'}"
                 name = f"{scenario.name}, {kind}, operation {number}"
                 await Trial(scenario, fault, code, archive, figures, name).run()
                 shutil.rmtree(archive)
@@ -283,18 +283,18 @@ async def _sweep(place: Path, rounds: int, random: Random, figures: Figures) -> 
                 if not fault.failed:
                     break
             else:
-                raise AssertionError(f"{scenario.name}: it has no end")
+                raise AssertionError(f"{scenario.name}: every operation failed")
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Make a number of sweeps."""
+    """Run a number of sweeps."""
     asyncio.run(_sweep(place, rounds, random, figures))
     figures.count("lost changes", 0)
 
 
 PROOF = Proof(
     name="catalog_failing_io",
-    promise="If an operation of SQLite fails, its call has full effect or none, and versions go on",
+    promise="If an operation of SQLite fails, its call has full effect or none, and versions are still served",
     attempt=attempt,
     unit="sweeps",
     short=len(SCENARIOS),

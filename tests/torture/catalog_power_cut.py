@@ -1,9 +1,9 @@
 """A power cut at any operation, SQLite's included, loses no alias, tag, promotion or deletion that was acknowledged.
 
-An archive works on `RecordedFiles`, and SQLite under `WatchedSQLite`, so both kinds of operations are in one history.
-After each of them, disks that a power cut may leave are laid out: whatever was not synced may be lost, torn or there
-without what came before it. A registry is opened on each disk, and has to have what its clients were told: all of it,
-and of a call under way all, nothing, or one of the whole steps that it consists of.
+An archive uses `RecordedFiles`, and SQLite runs under `WatchedSQLite`, so one history has both kinds of operations.
+After each operation, the proof lays out disks that a power cut may leave: whatever was not synced may be lost, torn, or
+present without earlier writes. A registry opens each disk. It must have everything that was acknowledged, and of a call
+in progress all, nothing, or some of its complete steps.
 """
 
 import asyncio
@@ -33,17 +33,17 @@ MODELS = ("a", "b")
 ALIASES = ("production", "next")
 _ALL = 10**6
 _LOOKS = 100
-"""How many disks of a history are looked at, chosen at random: all of them would be hundreds of thousands."""
+"""How many disks of a history are checked, chosen at random out of hundreds of thousands."""
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What there must be of a model.
+    """The expected state of a model.
 
     Attributes:
         versions: The hashes of its archived versions, by number.
         aliases: The versions that its aliases point to.
-        tags: The tags of its archived versions, of those that have any.
+        tags: The tags of its archived versions that have any.
     """
 
     versions: Mapping[int, str] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class State:
     tags: Mapping[int, Mapping[str, str]] = field(default_factory=dict)
 
     def without(self, number: int) -> "State":
-        """Return it without a version."""
+        """Return the state without a version."""
         return State(
             {n: data_hash for n, data_hash in self.versions.items() if n != number},
             {name: n for name, n in self.aliases.items() if n != number},
@@ -61,12 +61,12 @@ class State:
 
 @dataclass(eq=False, slots=True)
 class Deed:
-    """A call, and what it may leave when the power is cut.
+    """A call, and the states that a power cut may leave.
 
     Attributes:
-        begun: How many operations there were before it.
-        completed: How many there were when it was completed; None when it was not.
-        steps: The states after each step of it, the last one when it is done; None for no model.
+        begun: The number of operations before the call.
+        completed: The number of operations when it was completed; None if it was not.
+        steps: The states after each step of the call, the last one when it is done; None for no model.
     """
 
     begun: int
@@ -76,7 +76,7 @@ class Deed:
 
 @dataclass(slots=True)
 class Seen:
-    """What a registry has of a model."""
+    """The state of a model that a registry shows."""
 
     state: State | None = None
     next_number: int = 0
@@ -84,11 +84,11 @@ class Seen:
 
 
 class World:
-    """Models that are worked on, one call after the other for each, and what must be there of them.
+    """Models that are changed by one call at a time each, and their expected states.
 
     Args:
         place: The directory that the power cut will hit.
-        random: Of what is done.
+        random: Chooses the calls.
     """
 
     def __init__(self, place: Path, random: Random) -> None:
@@ -102,7 +102,7 @@ class World:
         self._revisions: dict[str, list[tuple[int, int]]] = {model_id: [] for model_id in MODELS}
 
     async def work(self, calls: int) -> None:
-        """Make calls on all models at once, in two lives of a server with a checkpoint of the database in each."""
+        """Make calls on all models at once, in two runs of a server with a checkpoint of the database in each."""
         for life in range(2):
             for transient in self._transient.values():
                 transient.clear()
@@ -215,11 +215,11 @@ class World:
 
     @property
     def calls(self) -> int:
-        """How many calls changed something."""
+        """The number of calls that changed something."""
         return sum(len(deeds) for deeds in self._deeds.values())
 
     def allowed(self, model_id: str, operations: int) -> list[State | None]:
-        """Return what there may be of a model when the power was cut after so many operations."""
+        """Return the allowed states of a model if the power is cut after a number of operations."""
         states: list[State | None] = [None]
         for deed in self._deeds[model_id]:
             if deed.completed is not None and deed.completed <= operations:
@@ -228,15 +228,15 @@ class World:
                 states += deed.steps
         return states
 
-    def given(self, model_id: str, operations: int) -> tuple[int, int]:
-        """Return the highest number and the highest revision that clients were told of a model that was not deleted."""
+    def acknowledged_maxima(self, model_id: str, operations: int) -> tuple[int, int]:
+        """Return the highest acknowledged number and revision of a model that was not deleted."""
         numbers = [number for when, number in self._numbers[model_id] if when <= operations]
         revisions = [revision for when, revision in self._revisions[model_id] if when <= operations]
         return max([0, *numbers]), max([0, *revisions])
 
 
 async def look(archive_dir: Path) -> dict[str, Seen]:
-    """Open a registry after a power cut; return what it has of each model, and see whether it works."""
+    """Open a registry after a power cut; check that it works, and return the state of each model."""
     seen = {}
     async with registry_on(archive_dir, UnsyncedFiles(), 4) as (registry, lifecycle, archive):
         for model_id in MODELS:
@@ -274,10 +274,10 @@ async def _check(world: World, disk: Path, operations: int, name: str) -> None:
     for model_id, model in seen.items():
         allowed = world.allowed(model_id, operations)
         assert model.state in allowed, f"{name}: {model_id} is {model.state} instead of one of {allowed}"
-        number, revision = world.given(model_id, operations)
+        number, revision = world.acknowledged_maxima(model_id, operations)
         if model.state is not None:
-            assert model.next_number > number, f"{name}: number {number} of {model_id} is given again"
-            assert model.revision > revision, f"{name}: revision {revision} of {model_id} is given again"
+            assert model.next_number > number, f"{name}: number {number} of {model_id} is used again"
+            assert model.revision > revision, f"{name}: revision {revision} of {model_id} is used again"
 
 
 async def _cut(place: Path, random: Random, figures: Figures, name: str) -> None:
@@ -301,14 +301,14 @@ async def _cut(place: Path, random: Random, figures: Figures, name: str) -> None
                     )
                     await _check(world, place / "disk", operations, what)
                     shutil.rmtree(place / "disk")
-                    figures.count("disks looked at")
+                    figures.count("disks checked")
     figures.count("moments of a cut", len(history) + 1)
     figures.count("calls", world.calls)
     shutil.rmtree(home)
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Cut the power at every operation of a number of histories."""
+    """Cut the power after every operation of a number of histories."""
     with in_memory(place) as memory, asyncio.Runner(loop_factory=DirectLoop) as runner:
         for number in range(rounds):
             runner.run(_cut(memory, random, figures, f"history {number}"))

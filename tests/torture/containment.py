@@ -1,12 +1,12 @@
 """Nothing outside the archive directory is read or written, whatever ids say and whatever is planted in it.
 
-Around the archive lie files and directories whose names a path trick would hit, a whole second archive among them. In
-the archive lie symbolic links that point there, in the place of everything that the server opens: models, metadata,
-data, marks, temporary names. Then a real server gets ids made of path tricks on every call that takes an id, is told to
-look at the archive anew, and is restarted, while what is planted is planted again.
+Around the archive are files and directories whose names a path traversal would hit, and a complete second archive.
+In the archive are symbolic links to them, in place of everything that the server opens: models, metadata, data, marks,
+temporary names. Then a real server receives ids with path traversals in every call that takes an id, rescans the
+archive, and is restarted, while the links are planted repeatedly.
 
-What lies around must be the same afterwards, to the nanosecond of its times; and since reading leaves no trace there,
-the kernel is asked to tell of everything that is opened: it must have nothing to tell.
+The surroundings must be unchanged afterwards, to the nanosecond of their times. Since reading leaves no trace there,
+inotify reports everything that is opened: it must report nothing.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ _SECRET = "what lies outside of the archive"
 _HARMLESS = b"what lies in the archive"
 _AT_ONCE = 60
 _STRETCH = 2500
-"""How many ids at most between two rounds of planted links and files."""
+"""The largest number of ids between two rounds of planted links and files."""
 
 _LIFECYCLE_METHODS = "UpdateVersion", "PromoteVersion", "SetAliases", "ListVersions", "ReadVersion", "DeleteVersion"
 _WATCH_SECONDS = 0.2
@@ -53,11 +53,11 @@ _LINKED_MODELS = ("absolute", "relative", "dangling", "loop", "file", "m", "whol
 _PLANTED = ("planted", "linkedyaml", *_LINKED_MODELS)
 
 
-# What lies around the archive.
+# The surroundings of the archive.
 
 
 def build_surroundings(around: Path) -> None:
-    """Make the directory in which the archive lies, with what path tricks would hit."""
+    """Create the parent directory of the archive, with the files that path traversals would hit."""
     (around / "archive").mkdir(parents=True)
     for directory in (around, around / "m", around / "sibling" / "planted", around / "sibling" / "m"):
         directory.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def build_surroundings(around: Path) -> None:
 
 
 def plant(archive: Path, random: Random) -> None:
-    """Put models with links to the outside into the archive, in the place of what is there under their names."""
+    """Put models with links to the outside into the archive, replacing what has their names."""
     outside = archive.parent
     for name in (*_PLANTED, ".~777", ".~888"):
         _remove(archive / name)
@@ -109,7 +109,7 @@ def _remove(path: Path) -> None:
 
 
 def _plant_doomed(directory: Path) -> None:
-    """Make a model on its way out, which the server removes when it starts."""
+    """Create a model whose deletion was interrupted, which the server removes when it starts."""
     (directory / "inner").mkdir(parents=True)
     for place, up in ((directory, "../.."), (directory / "inner", "../../..")):
         (place / "m").symlink_to(f"{up}/m")
@@ -118,7 +118,7 @@ def _plant_doomed(directory: Path) -> None:
 
 
 def _plant_model(directory: Path, random: Random) -> None:
-    """Make a model with one sound version, and links in the place of everything else."""
+    """Create a model with one intact version, and links in place of everything else."""
     outside = random.choice(("../../sibling/planted", str(directory.parent.parent / "sibling" / "planted")))
     directory.mkdir()
     (directory / "planted.yaml").write_text("model_id: planted\nuser_data: {}\n")
@@ -129,7 +129,7 @@ def _plant_model(directory: Path, random: Random) -> None:
             if linked:
                 path.symlink_to(f"{outside}/{name}.{ending}")
             elif ending == "yaml":
-                # As the one outside, so that its data would be served if the link were followed.
+                # The same as the one outside, so that its data would be served if the link were followed.
                 data = _SECRET.encode() if number == 3 else _HARMLESS
                 path.write_text(version_text("planted", number, data))
             else:
@@ -141,7 +141,7 @@ def _plant_model(directory: Path, random: Random) -> None:
 
 
 def appearance(around: Path) -> dict[str, tuple[object, ...]]:
-    """Return what there is around the archive: of each entry its status, and its content."""
+    """Return the status and the content of each entry around the archive."""
     found: dict[str, tuple[object, ...]] = {}
     for directory, names, files in os.walk(around):
         if directory == str(around):
@@ -155,10 +155,10 @@ def appearance(around: Path) -> dict[str, tuple[object, ...]]:
 
 
 class Traps:
-    """Asks the kernel to tell of everything that is done to files and directories. See inotify(7).
+    """Records every access to files and directories around the archive. See inotify(7).
 
     Args:
-        around: The directory, below which everything is watched but the archive.
+        around: The directory, in which everything is watched except the archive.
     """
 
     _ALL_EVENTS = 0xFFF
@@ -178,12 +178,12 @@ class Traps:
         return watch
 
     def events(self) -> list[str]:
-        """Return what was done since the last time."""
-        told: list[str] = []
+        """Return the events since the last call."""
+        reported: list[str] = []
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self._descriptor, 65536):
-                told += self._decoded(data)
-        return told
+                reported += self._decoded(data)
+        return reported
 
     def _decoded(self, data: bytes) -> Iterator[str]:
         while data:
@@ -196,7 +196,7 @@ class Traps:
                 yield f"{path} {name}: {mask:#x}"
 
     def _is_allowed(self, path: str, name: str, mask: int) -> bool:
-        """Return whether the server may do this: open the archive, and sync the directory that has its name."""
+        """Return whether the server may do this: open the archive, and sync its parent directory."""
         if (path, name) == (self._around, "archive"):
             return True
         is_around = (path == self._around and not name) or os.path.join(path, name) == self._around
@@ -241,7 +241,7 @@ _RAW_PARTS = [
 
 
 def made_up_id(random: Random, around: Path) -> bytes:
-    """Return an id that is one of those planted, a path trick, or anything in between."""
+    """Return an id that is planted, a path traversal, or anything in between."""
     if random.random() < 0.1:
         return random.choice(_PLANTED).encode()
     parts = [random.choice(_PARTS) for _ in range(random.choice((1, 1, 2, 2, 3, 4, 6)))]
@@ -255,7 +255,7 @@ def made_up_id(random: Random, around: Path) -> bytes:
 
 
 def is_name(model_id: bytes) -> bool:
-    """The rule of ids once more, as the documentation has it."""
+    """Return whether an id is allowed, by the rule in the documentation."""
     try:
         text = model_id.decode()
     except UnicodeDecodeError:
@@ -286,7 +286,7 @@ class _Caller:
         self._around = around
 
     async def try_ids(self, rounds: Iterator[int]) -> None:
-        """Try ids until enough were tried."""
+        """Try ids until there were enough."""
         for _ in rounds:
             await self._try_id(made_up_id(self._random, self._around))
 
@@ -297,7 +297,7 @@ class _Caller:
         channel: Any = next(self._channels)
         for method, messages in calls:
             expected = _expected(model_id)
-            if method in _LIFECYCLE_METHODS and is_name(model_id):  # not each name may be that of an alias
+            if method in _LIFECYCLE_METHODS and is_name(model_id):  # not every id is allowed as an alias
                 expected = {*expected, INVALID, grpc.StatusCode.FAILED_PRECONDITION}
             code = await self._code(channel, method, messages, may_wait=OK in expected)
             self._figures.count("calls")
@@ -327,7 +327,7 @@ class _Caller:
             ("UpdateVersion", [ref + delimited(2, delimited(1, b"tag") + delimited(2, model_id))]),
             ("PromoteVersion", [ref + delimited(2, model_id)]),
             ("SetAliases", [field + delimited(2, delimited(1, model_id) + b"\x10\x02")]),
-            *([("ListVersions", [field])] if model_id else []),  # without an id, it lists those of all models
+            *([("ListVersions", [field])] if model_id else []),  # without an id, it lists the versions of all models
             ("ReadVersion", [ref]),
             ("DeleteVersion", [ref]),
         ]
@@ -336,7 +336,7 @@ class _Caller:
         return calls
 
     async def _code(self, channel: Any, method: str, messages: list[bytes], *, may_wait: bool) -> grpc.StatusCode:
-        """Make a call, and return its status. A watch that may wait for news is not waited for."""
+        """Make a call, and return its status. Do not wait for a watch that may stay open."""
         path = f"/{lifecycle.SERVICE_NAME if method in _LIFECYCLE_METHODS else m.SERVICE_NAMES[0]}/{method}"
         try:
             if method == "CreateVersion":
@@ -353,20 +353,20 @@ class _Caller:
         except grpc.aio.AioRpcError as error:
             self._look_at((error.details() or "").encode())
             if may_wait and method == "VersionUpdate" and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                return OK  # our own deadline, of a watch that has nothing to tell
+                return OK  # our own deadline, of a watch that has nothing to send
             return error.code()
         return OK
 
     def _look_at(self, reply: object) -> None:
         if isinstance(reply, bytes):
-            assert _SECRET.encode() not in reply, f"a reply shows what lies outside of the archive: {reply!r}"
+            assert _SECRET.encode() not in reply, f"a reply has bytes from outside the archive: {reply!r}"
 
 
 def _expected(model_id: bytes) -> set[grpc.StatusCode]:
-    """Return how a call with an id may end."""
+    """Return the expected status of a call with an id."""
     if not is_name(model_id):
         return {INVALID}
-    # Where a link is in the way of a model, its directory cannot be had.
+    # If a link has the name of a model, its directory cannot be created.
     planted = model_id.decode() in _PLANTED
     return {*_MEANINGFUL, grpc.StatusCode.UNAVAILABLE} if planted else _MEANINGFUL
 
@@ -387,7 +387,7 @@ async def _try_ids(port: int, rounds: int, random: Random, figures: Figures, aro
 
 
 def _rescan(server: ServerProcess) -> None:
-    """Let the server look at the archive anew, and wait until it has."""
+    """Let the server rescan the archive, and wait until it is done."""
 
     def times() -> int:
         return sum(_ANEW in line for line in server.lines)
@@ -398,27 +398,27 @@ def _rescan(server: ServerProcess) -> None:
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Try to get out of the archive."""
+    """Try to make the server leave the archive."""
     around = place / "around"
     build_surroundings(around)
     before = appearance(around)
     figures.count("entries outside the archive that were opened or changed", 0)
     with contextlib.closing(Traps(around)) as traps:
         (around / "secret.yaml").read_bytes()
-        assert traps.events(), "the traps do not work"
+        assert traps.events(), "inotify does not report an access"
         _go_through(around, rounds, random, figures)
         events = traps.events()
-        assert not events, f"the server was outside of the archive: {events[:20]}"
-    assert appearance(around) == before, "what lies around the archive was changed"
+        assert not events, f"the server accessed files outside the archive: {events[:20]}"
+    assert appearance(around) == before, "the surroundings of the archive were changed"
     for path in (around / "archive").rglob("*"):
         if path.is_file() and not path.is_symlink():
             text = path.read_bytes()
-            # The metadata that was planted with version 3 is about the data outside, but has none of it.
-            assert _SECRET.encode() not in text, f"{path} has what lies outside of the archive"
+            # The planted metadata of version 3 describes the data outside, but contains none of it.
+            assert _SECRET.encode() not in text, f"{path} has bytes from outside the archive"
 
 
 def _go_through(around: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Plant links and files, start or rescan, and try ids, until enough were tried."""
+    """Plant links and files, start or rescan, and try ids, until there were enough."""
     archive = around / "archive"
     server: ServerProcess | None = None
     try:
@@ -452,8 +452,8 @@ def _end(server: ServerProcess, random: Random) -> None:
 
 
 def missing() -> str:
-    """Return what there is to say when the kernel tells of nothing."""
-    return "" if sys.platform == "linux" else "inotify is there on Linux alone"
+    """Return why this machine cannot run the proof; empty if it can."""
+    return "" if sys.platform == "linux" else "inotify exists only on Linux"
 
 
 PROOF = Proof(

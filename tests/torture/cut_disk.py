@@ -1,11 +1,11 @@
 """What a power cut may leave of file operations.
 
-What a file system promises is little, and this takes it at its word:
+This model assumes only what file systems promise:
 
 - a change of names in a directory (create, rename, remove) is certain once that directory was synced after it;
 - the bytes written to a file are certain once that file was synced after them;
-- of all the rest, any part may be lost, whatever came first; only a rename is one thing, which does not get lost by
-  halves. One that was kept brings a file under its new name even when the creation under the old one was lost.
+- any part of the rest may be lost, in any order; only a rename is atomic. A rename that was kept shows the file under
+  its new name even if the creation under the old name was lost.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from random import Random
 from tests.torture.recorded_files import Directory, File, NameChange, Node, Operation, Patch, RecordedFiles, Sync, Write
 
 Tree = dict[str, bytes | None]
-"""What a directory has: the bytes of files by their relative path, None for directories."""
+"""The content of a directory: the bytes of files by their relative path, None for directories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Remains:
 
     Attributes:
         tree: The files and directories.
-        lost: What is not there of what was done.
+        lost: The operations whose effect is lost.
     """
 
     tree: Tree
@@ -36,7 +36,7 @@ class Remains:
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """One way in which one thing may have come out: whether names changed, or what bytes a file has."""
+    """One possible outcome of one uncertain operation: whether names changed, or the bytes of a file."""
 
     subject: NameChange | File
     content: bytes | None
@@ -44,7 +44,7 @@ class _Choice:
 
 
 class Disk:
-    """What is certain, and what is not, after some of the operations of a history: none at first.
+    """The certain and the uncertain state of a disk after some of the operations of a history; at first after none.
 
     Args:
         files: The operations.
@@ -53,12 +53,12 @@ class Disk:
     def __init__(self, files: RecordedFiles) -> None:
         self._root = files.root
         self._names, self._bytes = files.first()
-        self._changes: list[NameChange] = []  # uncertain, in their order
+        self._changes: list[NameChange] = []  # the uncertain ones, in their order
         self._writes: dict[File, list[bytes]] = {}
         self._patches: dict[File, list[Patch]] = {}
 
     def perform(self, operation: Operation) -> None:
-        """Do the next operation of the history."""
+        """Perform the next operation of the history."""
         match operation:
             case NameChange():
                 self._changes.append(operation)
@@ -77,7 +77,7 @@ class Disk:
                 self._forget_what_is_gone()
 
     def _forget_what_is_gone(self) -> None:
-        """Drop what is uncertain about directories and files that have certainly no name any more."""
+        """Drop uncertain changes of directories and files that certainly have no name any more."""
         named: set[Node | None] = {self._root}
         named.update(node for entries in self._names.values() for node in entries.values())
         named.update(change.node for change in self._changes)
@@ -87,12 +87,12 @@ class Disk:
         self._patches = {file: patches for file, patches in self._patches.items() if file in named}
 
     def remains(self, random: Random, limit: int, last: Operation | None = None) -> Iterator[Remains]:
-        """Yield what a power cut now may leave: all of it when that is `limit` or less, else a sample.
+        """Yield the states that a power cut may leave now: all if there are at most `limit`, otherwise a sample.
 
         Args:
-            random: Where writes are torn, what garbage there is, what the sample is.
-            limit: How much to yield at most, about.
-            last: An operation whose effect is there for certain; the states without it are those before it.
+            random: Chooses where writes are torn, the garbage, and the sample.
+            limit: About how many states to yield at most.
+            last: An operation whose effect is kept in all states; the states without it are those before it.
         """
         choices = [
             [_Choice(change, b"", ""), *([] if change is last else [_Choice(change, None, str(change))])]
@@ -104,7 +104,7 @@ class Disk:
             yield Remains(self._tree(choice), [part.lost for part in choice if part.lost])
 
     def _outcomes(self, file: File, random: Random) -> list[_Choice]:
-        """Return what bytes a file may have whose last writes are uncertain."""
+        """Return the possible bytes of a file whose last writes are uncertain."""
         certain = self._bytes.get(file, b"")
         parts = self._writes[file]
         added = b"".join(parts)
@@ -122,7 +122,7 @@ class Disk:
         return [_Choice(file, certain + data, lost) for lost, data in outcomes.items()]
 
     def _outcomes_of_patches(self, file: File, random: Random) -> list[_Choice]:
-        """Return what bytes a file may have of whose last patches any may be lost, or torn."""
+        """Return the possible bytes of a file if any of its last patches may be lost or torn."""
         certain = self._bytes.get(file, b"")
         patches = self._patches[file]
         first = random.randrange(len(patches))
@@ -170,11 +170,11 @@ def _patched(content: bytes, patches: Sequence[Patch]) -> bytes:
 
 
 def _combinations(choices: Sequence[Sequence[_Choice]], random: Random, limit: int) -> Iterator[Sequence[_Choice]]:
-    """Yield every combination of one of each when there are not too many, else those that differ most, and a sample."""
+    """Yield every combination of the choices if there are not too many, otherwise the most different and a sample."""
     if prod(len(options) for options in choices) <= limit:
         yield from itertools.product(*choices)
         return
-    for base in (0, -1):  # all of it is there, or nothing; then one thing of it is otherwise
+    for base in (0, -1):  # everything is kept, or nothing; then all but one
         whole = [options[base] for options in choices]
         yield whole
         for position, options in enumerate(choices):
@@ -185,9 +185,9 @@ def _combinations(choices: Sequence[Sequence[_Choice]], random: Random, limit: i
 
 
 def lay_out(tree: Tree, place: Path) -> None:
-    """Make real files and directories of a tree."""
+    """Write a tree to real files and directories."""
     place.mkdir()
-    for path, content in tree.items():  # a directory comes before what it has
+    for path, content in tree.items():  # a directory comes before its entries
         if content is None:
             (place / path).mkdir()
         else:

@@ -1,9 +1,9 @@
-"""A download that is cut again and again receives at most 16 MiB again for each cut, in bounded memory.
+"""A download that is interrupted repeatedly receives at most 16 MiB again for each cut, in bounded memory.
 
-One process after the other downloads a large version with `resume=True`, through a relay that counts what it passes on.
+One process after the other downloads a large version with `resume=True`, through a relay that counts bytes.
 At random moments the process is killed, all its connections are cut, or the server is killed and started again. What
-was received again is what the relay passed on in excess of the version, and after a kill of the process also what the
-journal does not have of it.
+was received again is what the relay passed on in excess of the version, and after a kill of the process also what is
+missing in the journal.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from tests.waiting import PATIENCE_SECONDS
 CHUNK_BYTES = 16 * MIB
 MEMORY_MIB = 64
 FRAMING = 1.003
-"""What HTTP/2 and messages add to the bytes of a version, generously."""
+"""An upper bound of what HTTP/2 and messages add to the bytes of a version."""
 
 LONG_CUTS = 20
 LONG_BYTES, SHORT_BYTES = 4 * 1024 * MIB, 64 * MIB
@@ -52,7 +52,7 @@ with ModelRegistry(sys.argv[1], retry_seconds=float(sys.argv[3])) as registry:
 
 
 class CountingRelay(Relay):
-    """A relay that notices when it has passed on so many bytes."""
+    """A relay that counts the bytes that it passes on."""
 
     def __init__(self, target: int) -> None:
         super().__init__(target)
@@ -60,7 +60,7 @@ class CountingRelay(Relay):
         self._has_passed = asyncio.Event()
 
     async def until(self, replied_bytes: int) -> None:
-        """Wait until it has passed on so many bytes from the server."""
+        """Wait until it has passed on a number of bytes from the server."""
         self._awaited_bytes = replied_bytes
         self._has_passed.clear()
         await self._has_passed.wait()
@@ -72,10 +72,10 @@ class CountingRelay(Relay):
 
 
 class Downloading:
-    """One process after the other that downloads a version to a file.
+    """Successive processes that download a version to a file.
 
     Args:
-        endpoint: Where they find the registry.
+        endpoint: The endpoint of the registry.
         path: The file.
         figures: Counts.
     """
@@ -101,12 +101,12 @@ class Downloading:
         await self.process.wait()
 
     async def finish(self) -> None:
-        """Wait until it succeeds."""
+        """Wait until the download succeeds."""
         self._note_memory(await self._kib())
         assert await self.process.wait() == 0
 
     def present_bytes(self) -> int:
-        """Return how much there is, by the journal."""
+        """Return the number of bytes that the journal has."""
         try:
             lines = self._journal.read_bytes().splitlines()[1:]
         except FileNotFoundError:
@@ -119,18 +119,18 @@ class Downloading:
 
     def _note_memory(self, peak_kib: int) -> None:
         over_mib = (peak_kib - self._rest_kib) / 1024
-        self._figures.peak("MiB over the client at rest at most", over_mib)
-        assert over_mib < MEMORY_MIB, f"the client took {over_mib:.0f} MiB more than at rest"
+        self._figures.peak("MiB above the idle client at most", over_mib)
+        assert over_mib < MEMORY_MIB, f"the client took {over_mib:.0f} MiB more than when idle"
 
 
 def _peak_kib(process_id: int) -> int:
-    """Return the most memory that was resident of a process."""
+    """Return the peak of the resident memory of a process."""
     status = Path(f"/proc/{process_id}/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0])
 
 
 class Servers:
-    """The server of the moment, of one archive.
+    """The current server of one archive.
 
     Args:
         archive_dir: The archive.
@@ -145,7 +145,7 @@ class Servers:
         return self._stack.enter_context(server_process(self._archive_dir, "--local_socket=off"))
 
     def restart(self) -> None:
-        """Kill it, and start its successor."""
+        """Kill the server, and start its successor."""
         self.now.kill()
         self.now = self._started()
 
@@ -179,7 +179,7 @@ async def _attempt(place: Path, cuts: int, random: Random, figures: Figures) -> 
             downloading = Downloading(endpoint, path, figures)
             await downloading.start()
             for number, kind in enumerate(kinds):
-                # Less than the version has passed the relay, so no download can be over.
+                # Less than the whole version has passed the relay, so no download can be complete.
                 await relay.until(int(size_bytes * (number + random.random()) / (cuts + 1)))
                 if kind == 0:
                     await downloading.kill()
@@ -189,7 +189,7 @@ async def _attempt(place: Path, cuts: int, random: Random, figures: Figures) -> 
                     figures.count("kills of the client")
                 elif kind == 1:
                     relay.cut()
-                    figures.count("times that all connections were cut")
+                    figures.count("cuts of all connections")
                 else:
                     await asyncio.to_thread(servers.restart)
                     relay.target = servers.now.port
@@ -205,15 +205,15 @@ async def _attempt(place: Path, cuts: int, random: Random, figures: Figures) -> 
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Cut one download so many times: of 4 GiB for many cuts, of 64 MiB for a few."""
-    for name in ("kills of the client", "times that all connections were cut", "kills of the server"):
+    """Cut one download a number of times: of 4 GiB for many cuts, of 64 MiB for a few."""
+    for name in ("kills of the client", "cuts of all connections", "kills of the server"):
         figures.count(name, 0)
     asyncio.run(_attempt(place, rounds, random, figures))
 
 
 PROOF = Proof(
     name="cut_downloads",
-    promise="A download that is cut goes on, also in another process, and receives at most 16 MiB again",
+    promise="An interrupted download continues, also in another process, and receives at most 16 MiB again",
     attempt=attempt,
     unit="cuts",
     short=3,

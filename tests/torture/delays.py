@@ -1,7 +1,7 @@
-"""Huge searches, large promotions and storms of moves of aliases delay nobody who publishes, watches or retrieves.
+"""Huge searches, large promotions and storms of alias moves do not delay publishes, watches or retrievals.
 
-The others work on models of their own, as fast as they can. In the meantime, versions of another model are published
-one after the other; each must reach its watcher and be retrieved in time. How long the slowest took is in the figures.
+These calls run on their own models, as fast as they can. In the meantime, versions of another model are published one
+after the other; each must reach its watcher and be retrieved in time. The figures show the time of the slowest one.
 """
 
 import asyncio
@@ -25,10 +25,10 @@ from tests.torture.oracle import fork, going_on
 from tests.torture.proof import Figures, Proof
 
 DEADLINE_SECONDS = 10
-"""As in `wake_ups`: far more than a busy machine needs, and less than anything that waits for the others would take."""
+"""As in `wake_ups`: far more than a busy machine needs, and less than a call that waits for the others would take."""
 
 VERSIONS_A_SECOND, VERSIONS_MAX = 500, 10_000
-"""How many versions there are to be searched, for each second of the proof, and at most."""
+"""The number of versions to search: for each second of the proof, and at most."""
 
 LARGE_BYTES = 32 * 2**20
 MOVERS = 16
@@ -38,7 +38,7 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def put_versions(archive: Path, count: int) -> None:
-    """Make an archive with a model of many versions, each with a byte."""
+    """Create an archive with a model of many versions of one byte each."""
     directory = archive / "many"
     directory.mkdir(parents=True)
     (directory / "many.yaml").write_bytes(layout.format_model(ModelInfo("many")))
@@ -49,7 +49,7 @@ def put_versions(archive: Path, count: int) -> None:
 
 
 class Run:
-    """The work of the others, until it is over."""
+    """The calls on other models, until the run is over."""
 
     def __init__(self, random: Random, figures: Figures) -> None:
         self.random = random
@@ -79,7 +79,7 @@ class Run:
             self.figures.count("promotions")
 
     async def move_aliases(self, lifecycle: Lifecycle, number: int) -> None:
-        """Move an alias, and change tags, which are as many syncs."""
+        """Move an alias, and change tags; each change is one sync."""
         while not self.is_over:
             changes = [AliasChange(f"alias-{number % 4}", 1 + number % 2, None)]
             try:
@@ -91,7 +91,7 @@ class Run:
             self.figures.count("moves of aliases")
 
     async def observe(self, client: Client, watch: Any, seconds: float) -> None:
-        """Publish versions, and wait until each has arrived, for some seconds."""
+        """Publish versions for some seconds, and wait until each has arrived."""
         end = time.perf_counter() + seconds
         while time.perf_counter() < end:
             data = self.random.randbytes(1000)
@@ -127,13 +127,13 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Search, promote and move aliases for so many seconds, and look at how others fare."""
+    """Search, promote and move aliases for a number of seconds, and measure publishes of another model."""
     asyncio.run(_attempt(place, rounds, random, figures))
 
 
 PROOF = Proof(
     name="delays",
-    promise="Searches, promotions and moves of aliases delay nobody who works on other models",
+    promise="Searches, promotions and moves of aliases do not delay calls on other models",
     attempt=attempt,
     unit="seconds",
     short=3,

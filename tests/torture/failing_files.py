@@ -1,4 +1,4 @@
-"""File operations of a disk that fails when it is told to: the n-th operation from then on, once or for ever."""
+"""File operations of a disk that fails on command: the n-th operation after arming, once or permanently."""
 
 import errno
 import os
@@ -13,29 +13,29 @@ from cogment_model_registry.storage.filesystem.files import Entry, Files
 
 @dataclass(frozen=True)
 class Fault:
-    """Which operation fails, and how.
+    """The operation that fails, and its error.
 
     Attributes:
-        operation: Its number, counted from 1 since the fault was armed.
-        error: The error number that it fails with.
-        for_ever: Whether all operations after it fail too.
+        operation: The number of the operation, counted from 1 since the fault was armed.
+        error: The errno that it fails with.
+        permanent: Whether all operations after it fail too.
     """
 
     operation: int
     error: int
-    for_ever: bool
+    permanent: bool
 
 
 class FailingFiles(Files):
-    """The operations on real files, of which an armed fault lets some fail.
+    """Operations on real files, some of which fail while a fault is armed.
 
     A write that fails has written half of its bytes. A close that fails has closed its descriptor nevertheless, as
     Linux does (close(2)). Any other operation that fails has done nothing. A sync that works does nothing either, since
-    nobody cuts the power here.
+    no power cut is simulated here.
 
     Attributes:
         failed: The names of the operations that failed, in order.
-        renames_models: Whether directories of models can be renamed, as most file systems can.
+        renames_models: Whether directories of models can be renamed, as on most file systems.
     """
 
     def __init__(self) -> None:
@@ -46,13 +46,13 @@ class FailingFiles(Files):
         self._lock = threading.Lock()
 
     def arm(self, fault: Fault) -> None:
-        """Begin to count operations, and let the fault fire when it is its turn."""
+        """Begin to count operations; the fault fires at its operation."""
         with self._lock:
             self._fault, self._operations = fault, 0
             self.failed.clear()
 
     def disarm(self) -> None:
-        """Let everything work again."""
+        """Let all operations work again."""
         with self._lock:
             self._fault = None
 
@@ -62,13 +62,13 @@ class FailingFiles(Files):
         return not {"sync_file", "sync_directory"}.isdisjoint(self.failed)
 
     def _error(self, operation: str) -> OSError | None:
-        """Count an operation, and return what it fails with, if it does."""
+        """Count an operation, and return the error that it fails with, if any."""
         with self._lock:
             fault = self._fault
             if fault is None:
                 return None
             self._operations += 1
-            due = self._operations >= fault.operation if fault.for_ever else self._operations == fault.operation
+            due = self._operations >= fault.operation if fault.permanent else self._operations == fault.operation
             if not due:
                 return None
             self.failed.append(operation)
@@ -171,13 +171,13 @@ class FailingFiles(Files):
 
 
 def open_below(directory: Path) -> list[str]:
-    """Return the paths, relative to a directory, of what this process has open in it; "." for itself."""
+    """Return what this process has open in a directory, as relative paths; "." is the directory itself."""
     found = []
     for descriptor in os.listdir("/proc/self/fd"):
         try:
             path = os.readlink(f"/proc/self/fd/{descriptor}")
         except FileNotFoundError:
-            continue  # the one that lists, or one that was closed meanwhile
+            continue  # the descriptor of this listing, or one that was closed in the meantime
         if path == str(directory) or path.startswith(f"{directory}/"):
             found.append(os.path.relpath(path, directory))
     return sorted(found)

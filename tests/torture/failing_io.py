@@ -1,14 +1,15 @@
-"""All or nothing under failing I/O: every file operation of every call fails once, or from then on, with every error.
+"""All or nothing under failing I/O: every file operation of every call fails once or permanently, with every error.
 
 For each call and each n, the n-th file operation that the call makes fails; n grows until the call goes through without
 a failure. (SQLite tests itself in this way: https://sqlite.org/testing.html, "I/O Error Testing".) Each time:
 
-- OK means done: it is so at once, and after a restart.
-- Refused means that the running server serves exactly what it served before; after a restart too, save where a sync
-  failed or nothing could be undone any more: there it may also have been done, whole.
-- The status is UNAVAILABLE, or RESOURCE_EXHAUSTED where the disk is full; sound data is never called damaged.
-- Nothing stays open, and nothing stays behind on the disk once the next write, or the next start, is over.
-- The same call works once the disk does; after a failed sync, only after a restart, and until then the server says so.
+- OK means done: the effect is visible at once, and after a restart.
+- Refused means that the running server serves exactly what it served before; after a restart too, unless a sync failed
+  or the change could not be undone: then it may also have been done completely.
+- The status is UNAVAILABLE, or RESOURCE_EXHAUSTED on a full disk; intact data is never reported as damaged.
+- No file stays open, and nothing is left on the disk after the next write or the next start.
+- The same call succeeds when the disk works again; after a failed sync, only after a restart, and until then the server
+  reports it.
 """
 
 import asyncio
@@ -48,27 +49,27 @@ LARGE = bytes(range(256)) * 4096 + bytes(range(200)) * 512  # more than a block 
 SETTINGS = Settings(cache_max_bytes=64 * MIB, grace_seconds=0, sent_version_chunk_size=MIB // 2)
 
 OPERATIONS_MAX = 500
-"""More operations than any call makes: who gets there goes round in circles."""
+"""More operations than any call makes: a sweep that gets there never ends."""
 
 WAIT_SECONDS = 20
 AT_ONCE = 4
-"""Sweeps under way at once, so that one goes on while another one waits for its health to be told."""
+"""Concurrent sweeps: one continues while another one waits for the health service."""
 
 
 @dataclass
 class Model:
-    """What there is of a model: its `user_data`, and of each version its bytes and whether it is archived."""
+    """The content of a model: its `user_data`, and of each version its bytes and whether it is archived."""
 
     user_data: dict[str, str]
     versions: dict[int, tuple[bytes, bool]] = field(default_factory=dict)
 
 
 World = dict[str, Model]
-"""All models there are."""
+"""All models by id."""
 
 
 def archived(world: World) -> World:
-    """Return what is left of a world after a restart."""
+    """Return the part of a world that survives a restart."""
     return {
         model_id: Model(model.user_data, {number: version for number, version in model.versions.items() if version[1]})
         for model_id, model in world.items()
@@ -81,7 +82,7 @@ def last_number(world: World, model_id: str) -> int:
 
 
 async def observe(client: Client) -> World:
-    """Return what a server serves, all of it; what it says of each version must be true of the bytes that it sends."""
+    """Return everything that a server serves; check that the info of each version describes the bytes that it sends."""
     world: World = {}
     for model in (await client.models()).model_infos:
         world[model.model_id] = seen = Model(dict(model.user_data))
@@ -93,13 +94,13 @@ async def observe(client: Client) -> World:
     return world
 
 
-# What is tried.
+# The scenarios.
 
 Act = Callable[[Server, Client, World], Awaitable[int]]
 """Makes a call in a world, and returns the number of the version that it created, if any, or 0."""
 
 Effect = Callable[[World, int], None]
-"""Lets the world be what it is once the call was done, with this number."""
+"""Changes the world as the call does, with this number."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +108,11 @@ class Scenario:
     """A call.
 
     Attributes:
-        name: What it is called.
-        act: Makes it.
-        effect: What it changes; nothing, for one that reads.
+        name: Its name.
+        act: Makes the call.
+        effect: Changes the world as the call does; nothing for a call that reads.
         renames_models: Whether the file system can rename the directory of a model.
-        publishes: Whether there is a transient version, the third of `m`, before the call.
+        publishes: Whether a transient version, the third of `m`, exists before the call.
         arrange: Changes the archive before the server starts.
     """
 
@@ -216,7 +217,7 @@ def forget(number: int) -> Effect:
 
 
 def without_mark(archive: Path) -> None:
-    """Leave an archive as the original does: its newest file alone says which number comes next."""
+    """Leave an archive as the original does: only its newest file determines the next number."""
     (archive / "m" / layout.HIGH_WATER_MARK_NAME).unlink()
 
 
@@ -229,7 +230,7 @@ DELETE = Scenario("deletion of a model", delete, forget_doomed)
 DELETE_BY_MARK = replace(DELETE, name="deletion of a model that cannot be renamed", renames_models=False)
 RETRIEVE = Scenario("retrieval", retrieve)
 REFRESH = Scenario("refresh", refresh)
-START = Scenario("start", refresh)  # the act is what is tried again later
+START = Scenario("start", refresh)  # the act is repeated later
 STOP = Scenario("stop", refresh)
 SCENARIOS = [
     STORE,
@@ -260,20 +261,20 @@ class Sweep:
 
     scenario: Scenario
     error: int
-    for_ever: bool
+    permanent: bool
 
     def __str__(self) -> str:
-        return f"{self.scenario.name}, {errno.errorcode[self.error]} {'for ever' if self.for_ever else 'once'}"
+        return f"{self.scenario.name}, {errno.errorcode[self.error]} {'permanently' if self.permanent else 'once'}"
 
 
 def deal(rounds: int, random: Random) -> Iterator[Sweep]:
-    """Yield that many sweeps: one after the other of each scenario, until every combination was there once."""
+    """Yield a number of sweeps, alternating between the scenarios, until every combination was yielded once."""
     kinds = list(itertools.product(ERRORS, (False, True)))
     hands = [random.sample(kinds, len(kinds)) for _ in SCENARIOS]
     for number in range(rounds):
         hand = hands[number % len(SCENARIOS)]
-        error, for_ever = hand[number // len(SCENARIOS) % len(hand)]
-        yield Sweep(SCENARIOS[number % len(SCENARIOS)], error, for_ever)
+        error, permanent = hand[number // len(SCENARIOS) % len(hand)]
+        yield Sweep(SCENARIOS[number % len(SCENARIOS)], error, permanent)
 
 
 # One trial.
@@ -285,8 +286,8 @@ class Trial:
     Args:
         sweep: The scenario and the kind of fault.
         number: n.
-        archive: The archive, as it is before.
-        world: What it has.
+        archive: The archive before the call.
+        world: Its content.
         figures: What was counted.
     """
 
@@ -296,10 +297,10 @@ class Trial:
         self.files.renames_models = sweep.scenario.renames_models
         self.acknowledged = False
         self._name = str(sweep)
-        self._fault = Fault(number, sweep.error, sweep.for_ever)
+        self._fault = Fault(number, sweep.error, sweep.permanent)
         self._archive = archive
-        self._world = deepcopy(world)  # what the running server has to serve
-        self._last_number = last_number(world, "m")  # the highest one that a client was told
+        self._world = deepcopy(world)  # what the running server must serve
+        self._last_number = last_number(world, "m")  # the highest one that a client received
         self._may_be_done = False
         self._figures = figures
         self.scenario.arrange(archive)
@@ -308,7 +309,7 @@ class Trial:
         return f"{self._name}, operation {self._fault.operation} ({', '.join(self.files.failed[:5])})"
 
     async def run(self, asks_health: bool) -> None:
-        """Try it, and look at all that follows; `asks_health` says whether to wait until health tells a failed sync."""
+        """Run the trial, and check its effects; `asks_health` says whether to wait for health to report it."""
         try:
             await self._run(asks_health)
         except grpc.aio.AioRpcError as error:
@@ -327,7 +328,7 @@ class Trial:
             model.versions = {number: version for number, version in model.versions.items() if version[1]}
         async with self._serving(FailingFiles()) as (server, client):
             await self._compare_with_disk(client)
-            await self._go_on(server, client, orphans=self._fault.for_ever)
+            await self._store_again(server, client, orphans=self._fault.permanent)
         await self._wait_for_open([])
         self._figures.count("failed operations", len(self.files.failed))
 
@@ -337,7 +338,7 @@ class Trial:
             yield server, client
 
     async def _start(self) -> None:
-        """Start with the fault; the start is refused, or all is well."""
+        """Start with the fault; the start fails, or nothing is wrong."""
         self.files.arm(self._fault)
         try:
             async with self._serving(self.files) as (server, client):
@@ -345,12 +346,12 @@ class Trial:
                 self.acknowledged = True
                 await self._compare(client)
                 if not self.files.a_sync_failed:
-                    await self._go_on(server, client)
+                    await self._store_again(server, client)
         except ModelRegistryError:
             self._figures.count("refused starts")
 
     async def _serve(self, asks_health: bool) -> None:
-        """Serve, make the call with the fault, and look at what became of it."""
+        """Serve, make the call with the fault, and check its effect."""
         try:
             async with self._serving(self.files) as (server, client):
                 if self.scenario in (REFRESH, STOP) or self.scenario.publishes:
@@ -358,7 +359,7 @@ class Trial:
                 self.files.arm(self._fault)
                 if self.scenario is not STOP:
                     await self._try(server, client)
-                    await self._look(server, client, asks_health)
+                    await self._check_after_repair(server, client, asks_health)
             self.acknowledged = self.acknowledged or self.scenario is STOP
         except ModelRegistryError as error:
             if self.scenario is not STOP:
@@ -366,7 +367,7 @@ class Trial:
             self._refuse(status_of(error), error.message)
 
     async def _act(self, scenario: Scenario, server: Server, client: Client) -> None:
-        """Make a call that is done: it changes the world."""
+        """Make a call that succeeds, and change the world accordingly."""
         async with asyncio.timeout(WAIT_SECONDS):
             number = await scenario.act(server, client, self._world)
         if number:
@@ -383,16 +384,16 @@ class Trial:
             self._refuse(error.code(), error.details() or "")
         except ModelRegistryError as error:
             self._refuse(status_of(error), error.message)
-        if self._fault.for_ever and self.files.failed:
-            await self._read_meanwhile(server, client)
+        if self._fault.permanent and self.files.failed:
+            await self._read_while_failing(server, client)
         self.files.disarm()
 
     def _refuse(self, code: grpc.StatusCode, details: str) -> None:
-        """Take note of a refusal."""
+        """Record a refusal, and check it."""
         self._figures.count("refused calls")
         assert self.files.failed, f"{self}: {code.name} although nothing failed: {details}"
         self._check_code(code, details)
-        self._may_be_done = self._fault.for_ever or (self.files.a_sync_failed and self.scenario is not UPDATE)
+        self._may_be_done = self._fault.permanent or (self.files.a_sync_failed and self.scenario is not UPDATE)
 
     def _check_code(self, code: grpc.StatusCode, details: str) -> None:
         allowed = {grpc.StatusCode.UNAVAILABLE}
@@ -400,21 +401,21 @@ class Trial:
             allowed.add(grpc.StatusCode.RESOURCE_EXHAUSTED)
         assert code in allowed, f"{self}: {code.name}: {details}"
 
-    async def _read_meanwhile(self, server: Server, client: Client) -> None:
-        """Read while every operation fails: what comes with OK is right."""
+    async def _read_while_failing(self, server: Server, client: Client) -> None:
+        """Read while every operation fails: a reply with OK must be right."""
         for scenario in (RETRIEVE, Scenario("listing", list_infos), Scenario("lookup", look_up)):
             try:
                 await scenario.act(server, client, self._world)
             except grpc.aio.AioRpcError as error:
                 self._check_code(error.code(), error.details() or "")
 
-    async def _look(self, server: Server, client: Client, asks_health: bool) -> None:
-        """Look at the running server once the disk works again."""
+    async def _check_after_repair(self, server: Server, client: Client, asks_health: bool) -> None:
+        """Check the running server after the disk works again."""
         # What could not be removed keeps its directory open until the next write.
-        if not self._fault.for_ever and "remove" not in self.files.failed:
+        if not self._fault.permanent and "remove" not in self.files.failed:
             await self._wait_for_open([".", ".lock"])
         if self._may_be_done and self.scenario in (DELETE, DELETE_BY_MARK):
-            await self._compare_with_disk(client)  # its files may be out of reach
+            await self._compare_with_disk(client)  # its files may be unreachable
         else:
             await self._compare(client)
         if self.files.a_sync_failed:
@@ -422,15 +423,15 @@ class Trial:
             return
         if not self.acknowledged:
             await self._act(self.scenario, server, client)
-        await self._go_on(server, client)
+        await self._store_again(server, client)
 
     async def _compare(self, client: Client) -> None:
-        """Hold what is served against what has to be."""
+        """Compare what is served with what must be served."""
         observed = await observe(client)
         assert observed == self._world, f"{self}: {describe(observed)} instead of {describe(self._world)}"
 
     async def _compare_with_disk(self, client: Client) -> None:
-        """The same, where the archive was looked at anew: a call that was refused may have been done after all."""
+        """The same after the archive was read again: a call that was refused may have taken effect."""
         observed = await observe(client)
         if self._may_be_done and observed != self._world:
             self._may_be_done = False
@@ -438,20 +439,20 @@ class Trial:
             self._figures.count("refused calls that had taken effect")
         assert observed == self._world, f"{self}: {describe(observed)} instead of {describe(self._world)}"
 
-    async def _go_on(self, server: Server, client: Client, orphans: bool = False) -> None:
-        """Store: that works, and clears away whatever was left behind; save data without metadata, for `orphans`."""
+    async def _store_again(self, server: Server, client: Client, orphans: bool = False) -> None:
+        """Store: this works, and removes whatever was left behind, except data without metadata (`orphans`)."""
         await self._act(STORE, server, client)
         assert await client.data("m", self._last_number) == SMALL[::-1], f"{self}: the next store is not served"
         await self._wait_for_open([".", ".lock"])
         extra = [name for name in left_over(self._archive, self._world) if not (orphans and name.endswith(".data"))]
-        if not self.scenario.renames_models:  # an empty directory is nothing to a server
+        if not self.scenario.renames_models:  # a server ignores an empty directory
             extra = [
                 name for name in extra if (self._archive / name).is_file() or any((self._archive / name).iterdir())
             ]
         assert not extra, f"{self}: left behind after the next write: {extra}"
 
     async def _expect_no_writes(self, server: Server, client: Client, asks_health: bool) -> None:
-        """Expect a server whose sync failed: it writes nothing, says so, and serves what it has."""
+        """Expect a server whose sync failed: it writes nothing, reports this, and serves what it has."""
         for scenario in (STORE, UPDATE, DELETE):
             if scenario is DELETE and "doomed" not in self._world:
                 continue
@@ -463,14 +464,14 @@ class Trial:
         await self._compare_with_disk(client)
         if asks_health:
 
-            async def is_told() -> bool:
+            async def is_reported() -> bool:
                 return await check(client) == NOT_SERVING
 
-            await eventually(is_told, lambda: f"{self}: health says SERVING after a failed sync", WAIT_SECONDS)
+            await eventually(is_reported, lambda: f"{self}: health says SERVING after a failed sync", WAIT_SECONDS)
         self._figures.count("failed syncs")
 
     async def _wait_for_open(self, expected: list[str]) -> None:
-        """Wait until nothing else of the archive is open: a reply may overtake the close of a file."""
+        """Wait until no other file of the archive is open: a reply may arrive before a file is closed."""
         kept = layout.CATALOG_NAMES if expected else frozenset[str]()  # those of the catalog, while a server runs
 
         def names() -> list[str]:
@@ -484,7 +485,7 @@ class Trial:
 
 
 async def code_of(call: Awaitable[int]) -> grpc.StatusCode:
-    """Return the status that a call ends with."""
+    """Return the status of a call."""
     try:
         await call
     except grpc.aio.AioRpcError as error:
@@ -493,7 +494,7 @@ async def code_of(call: Awaitable[int]) -> grpc.StatusCode:
 
 
 def describe(world: World) -> str:
-    """Return a world as a line."""
+    """Describe a world in one line."""
     return ", ".join(
         f"{model_id} ({str(model.user_data)[:40]}): {[(n, len(v[0]), v[1]) for n, v in model.versions.items()]}"
         for model_id, model in world.items()
@@ -516,11 +517,11 @@ def left_over(archive: Path, world: World) -> list[str]:
 
 ALL = len(SCENARIOS) * len(ERRORS) * 2
 SHORT_STEP = 4
-"""A short form lets every fourth operation fail, from a random one on."""
+"""The short form lets every fourth operation fail, starting at a random one."""
 
 
 async def build(archive: Path) -> World:
-    """Let a server write an archive, and return what it has."""
+    """Let a server write an archive, and return its content."""
     async with serving(archive, SETTINGS, FailingFiles()) as server, connected(server.port) as client:
         for model_id in ("m", "doomed"):
             await client.create_model(model_id, text="x" * 1000)
@@ -530,14 +531,14 @@ async def build(archive: Path) -> World:
 
 
 async def make_sweeps(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Make the sweeps, a few at once; with every n only when they are all of them."""
+    """Run the sweeps, a few at once; with every n only if they are all of them."""
     step = 1 if rounds >= ALL else SHORT_STEP
     template = place / "template"
     world = await build(template)
     room = asyncio.Semaphore(AT_ONCE)
 
     async def make(sweep: Sweep, archive: Path, numbers: Iterable[int]) -> None:
-        """Let one operation after the other fail, until none fails any more."""
+        """Let one operation after the other fail, until the call makes no more."""
         asks_health = True
         for number in numbers:
             shutil.copytree(template, archive)
@@ -548,7 +549,7 @@ async def make_sweeps(place: Path, rounds: int, random: Random, figures: Figures
                 assert trial.acknowledged, f"{trial}: refused although nothing failed"
                 return
             asks_health = asks_health and not trial.files.a_sync_failed
-        raise AssertionError(f"{sweep}: it has no end")
+        raise AssertionError(f"{sweep}: it does not end")
 
     async def make_in_turn(number: int, sweep: Sweep) -> None:
         async with room:
@@ -560,7 +561,7 @@ async def make_sweeps(place: Path, rounds: int, random: Random, figures: Figures
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Make a number of sweeps."""
+    """Run a number of sweeps."""
     try:
         asyncio.run(make_sweeps(place, rounds, random, figures))
     except* AssertionError as broken:

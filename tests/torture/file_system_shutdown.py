@@ -1,8 +1,8 @@
-"""A file system that is cut off under a server, as by a power cut, has all that the server said was done.
+"""A file system that shuts down under a server, as in a power cut, has all completed writes.
 
-A server process has its archive on an ext4 file system of its own, in a file. While clients work, the file system is
-told to shut down without writing its journal, and from then on takes and gives nothing. The server is killed, the file
-system mounted anew, which replays the journal, and a new server is asked for everything.
+The archive of a server process is on its own ext4 file system, in a file. While clients work, the file system shuts
+down without writing its journal; from then on it refuses reads and writes. The server is killed, the file system is
+mounted again, which replays the journal, and the proof reads everything from a new server.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from tests.torture.proof import Figures, Proof
 # linux/fs/ext4/ext4.h
 _EXT4_IOC_SHUTDOWN = 0x8004587D
 _LOG_FLUSH = 1
-"""The journal is written first: all that was done so far is there, but nothing that comes later."""
+"""The journal is written first: everything done so far is kept, and nothing later."""
 _NO_LOG_FLUSH = 2
-"""Nothing more is written: what the journal had not got yet is lost."""
+"""Nothing more is written: what is not yet in the journal is lost."""
 
 _IMAGE_BYTES = 256 * 1024 * 1024
 _WRITERS = 4
@@ -40,7 +40,7 @@ _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 
 @contextmanager
 def mounted(image: Path, mount_point: Path) -> Iterator[Path]:
-    """Open a context in which the file system in a file is mounted."""
+    """Return a context manager that mounts the file system in a file."""
     mount_point.mkdir(exist_ok=True)
     _run("mount", "-o", "loop", str(image), str(mount_point))
     try:
@@ -54,7 +54,7 @@ def mounted(image: Path, mount_point: Path) -> Iterator[Path]:
 
 
 def make_file_system(image: Path, size_bytes: int) -> None:
-    """Make an ext4 file system in a new file."""
+    """Create an ext4 file system in a new file."""
     with image.open("wb") as file:
         file.truncate(size_bytes)
     _run("mkfs.ext4", "-q", "-F", str(image))
@@ -68,7 +68,7 @@ def _moved(image: Path, path: Path) -> Path:
 
 
 def shut_down(mount_point: Path, flags: int) -> None:
-    """Cut a mounted file system off."""
+    """Shut a mounted file system down."""
     directory = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.ioctl(directory, _EXT4_IOC_SHUTDOWN, struct.pack("=I", flags))
@@ -83,7 +83,7 @@ def _run(*command: str) -> None:
 
 @functools.cache
 def missing() -> str:
-    """Tell what this machine lacks for the proof: it is tried out, since a container may allow some of it only."""
+    """Return what this machine lacks for the proof, by trying it: a container may allow only some of it."""
     for program in ("mkfs.ext4", "mount", "umount"):
         if not shutil.which(program, path=_PATH):
             return f"there is no {program}"
@@ -102,7 +102,7 @@ def missing() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What must be there of an archived version."""
+    """The expected state of an archived version."""
 
     data_hash: str
     size_bytes: int
@@ -111,7 +111,7 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What must be there of a model; without `user_data` there is none."""
+    """The expected state of a model; without `user_data` it does not exist."""
 
     user_data: dict[str, str] | None = None
     versions: dict[int, Version] = field(default_factory=dict)
@@ -119,12 +119,12 @@ class State:
 
 @dataclass(slots=True)
 class Model:
-    """A model that one writer works on.
+    """A model that one writer changes.
 
     Attributes:
-        state: As the last completed call left it.
-        unsure: As a call may have left it that was not completed; a version has the number 0 there.
-        last_number: The highest number that it was told.
+        state: The state after the last completed call.
+        unsure: The state that an unfinished call may have left; its new version has the number 0.
+        last_number: The highest number in a reply.
     """
 
     state: State = field(default_factory=State)
@@ -132,7 +132,7 @@ class Model:
     last_number: int = 0
 
     def difference(self, seen: State) -> str:
-        """Return how a model that was seen is other than it must be; empty when it is not."""
+        """Return how a model differs from its expected state; empty if it does not."""
         allowed = [self.state, *([self.unsure] if self.unsure else [])]
         if any(_matches(state, seen) for state in allowed):
             return ""
@@ -140,7 +140,7 @@ class Model:
 
 
 def _matches(state: State, seen: State) -> bool:
-    """Return whether a model is as it must be; the number of a version that was not completed may be any."""
+    """Return whether a model is as expected; a version that was not completed may have any number."""
     expected = dict(state.versions)
     extra = seen.versions.keys() - expected.keys()
     if 0 in expected and len(extra) == 1:
@@ -149,10 +149,10 @@ def _matches(state: State, seen: State) -> bool:
 
 
 class Workload:
-    """Writers that work on a server, and what they were told.
+    """Writers that use a server, and the replies that they received.
 
     Args:
-        random: Of what is done, and of when the file system is cut off.
+        random: Chooses the calls, and when the file system shuts down.
         figures: What is counted.
     """
 
@@ -164,7 +164,7 @@ class Workload:
         self._is_cut_off = False
 
     async def work_until_cut_off(self, client: Client, mount_point: Path) -> None:
-        """Let the writers work, and cut the file system off at some moment; each of them must notice."""
+        """Let the writers work, and shut the file system down at some moment; each writer must notice."""
         self._completed, self._is_cut_off = 0, False
         enough = asyncio.Event()
         calls = self._random.randint(1, 60)
@@ -173,13 +173,13 @@ class Workload:
             for writer in range(_WRITERS):
                 group.create_task(self._write(client, writer, calls, enough))
             await enough.wait()
-            await asyncio.sleep(self._random.random() / 200)  # somewhere within the calls under way
+            await asyncio.sleep(self._random.random() / 200)  # somewhere within the calls in progress
             await asyncio.to_thread(shut_down, mount_point, flags)
             self._is_cut_off = True
         self._figures.count("shutdowns")
 
     async def _write(self, client: Client, writer: int, calls: int, enough: asyncio.Event) -> None:
-        """Make calls until one fails, which none may before the file system is cut off."""
+        """Make calls until one fails; none may fail before the shutdown."""
         while True:
             model_id = self._random.choice([model_id for model_id in self._models if model_id.startswith(f"{writer}-")])
             try:
@@ -193,7 +193,7 @@ class Workload:
                 enough.set()
 
     def _note_refusal(self, error: grpc.aio.AioRpcError, may_be_cut_off: bool) -> None:
-        assert may_be_cut_off, f"a call failed while all was well: {error}"
+        assert may_be_cut_off, f"a call failed before the shutdown: {error}"
         assert error.code() == grpc.StatusCode.UNAVAILABLE, f"a write to a lost file system: {error}"
         self._figures.count("writes refused")
 
@@ -225,13 +225,13 @@ class Workload:
         model.state = replace(before, versions={**before.versions, info.version_number: version})
 
     async def _publish(self, client: Client, model_id: str, model: Model) -> None:
-        """Publish a version; its bytes are in memory, so it may go on after the file system is cut off."""
+        """Publish a version; its bytes are in memory, so this may succeed after the shutdown."""
         info = await client.publish(model_id, self._random.randbytes(10))
         self._take_number(model_id, model, info.version_number)
 
     @asynccontextmanager
     async def _changing(self, model: Model, after: State) -> AsyncIterator[None]:
-        """Open a context in which a call changes a model."""
+        """Return a context manager for a call that changes a model."""
         model.unsure = after
         was_cut_off = self._is_cut_off
         yield
@@ -243,7 +243,7 @@ class Workload:
         model.last_number = number
 
     async def check(self, client: Client) -> None:
-        """Hold what a server has against what the writers were told; then go on from there."""
+        """Compare what a server has with the replies to the writers, and continue from there."""
         seen = {info.model_id: dict(info.user_data) for info in (await client.models()).model_infos}
         assert seen.keys() <= self._models.keys(), f"there are models that nobody created: {seen.keys()}"
         for model_id, model in self._models.items():
@@ -258,7 +258,7 @@ class Workload:
                 await self._publish(client, model_id, model)
 
     async def _look(self, client: Client, model_id: str, user_data: dict[str, str]) -> State:
-        """Return a model as a server has it, with the hashes and sizes of the bytes that it sends."""
+        """Return a model as a server shows it, with the hashes and sizes of the bytes that it sends."""
         versions = {}
         for info in (await client.infos(model_id)).version_infos:
             data = await client.data(model_id, info.version_number)
@@ -276,13 +276,13 @@ async def _use_server(port: int, workload: Workload, mount_point: Path, cut_off:
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Cut a file system off under a server, again and again."""
+    """Shut a file system down under a server, repeatedly."""
     image = place / "image"
     make_file_system(image, _IMAGE_BYTES)
     workload = Workload(random, figures)
-    for round_number in range(rounds + 1):  # each looks at what the one before has left
+    for round_number in range(rounds + 1):  # each one reads what its predecessor left
         try:
-            # A mount namespace that another process has begun keeps what was cut off: a new mount would give it again.
+            # Another mount namespace may keep the file system after the shutdown; a new mount would return it.
             image = _moved(image, place / f"image {round_number}")
             with mounted(image, place / "mount") as mount_point, server_process(mount_point / "archive") as server:
                 asyncio.run(_use_server(server.port, workload, mount_point, cut_off=round_number < rounds))

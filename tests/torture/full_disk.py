@@ -1,8 +1,8 @@
-"""A full disk is refused, not suffered: nothing is lost, reading goes on, and room that is made is used at once.
+"""On a full disk, stores are refused: nothing is lost, reads continue, and freed space is used at once.
 
-The archive is on a small file system of its own, which is filled up to the last byte, or the last inode, by stores and
-by files from outside, at every point of a store: at its header, while its bytes come, at its metadata, at the mark of
-the numbers. The server runs through all of it without a restart.
+The archive is on its own small file system, which is filled to the last byte, or the last inode, by stores and by files
+from outside, at every point of a store: at its header, while its bytes arrive, at its metadata, at the high-water mark.
+The server is not restarted.
 """
 
 import asyncio
@@ -31,22 +31,22 @@ from tests.torture.proof import Figures, Proof
 from tests.waiting import eventually
 
 DISK_BYTES = 16 * MIB
-PAGE_BYTES = 4096  # what a tmpfs gives a file at least, and at a time
+PAGE_BYTES = 4096  # the unit in which a tmpfs allocates space
 INODES = 64
 SETTINGS = Settings(cache_max_items=1000, cache_max_bytes=64 * MIB, grace_seconds=0)
 
 MODELS = ("kept", "doomed", "also")
 PUBLISHES_MAX = 200
-"""More than there are numbers ahead (128): one of them needs the disk."""
+"""More than the reserved numbers (128), so one publish needs the disk."""
 
 STORES_MAX = 1000
 WAIT_SECONDS = 20
 REFUSAL_SECONDS = 0.5
-"""How long a server is given to come to the bytes for which there is no space, before it comes back."""
+"""How long to wait for the server to reach the bytes that do not fit, before the space is freed."""
 
 
 def missing() -> str:
-    """Return why no file system can be mounted here; empty when one can."""
+    """Return why no file system can be mounted here; empty if one can."""
     if os.geteuid() != 0:
         return "only root may mount a file system"
     for program in ("mount", "umount", "unshare"):
@@ -60,7 +60,7 @@ def missing() -> str:
 
 @contextmanager
 def mounted(place: Path, options: str) -> Iterator[Path]:
-    """Open a context in which a small file system is at a place."""
+    """Return a context manager that mounts a small file system."""
     place.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], check=True, capture_output=True)
     try:
@@ -77,7 +77,7 @@ def free_pages(disk: Path) -> int:
 
 
 class Ballast:
-    """Files from outside that eat a disk up, and give it back.
+    """Files that fill a disk from outside the server, and free it.
 
     Args:
         disk: The disk.
@@ -89,10 +89,10 @@ class Ballast:
         self._path.touch()
 
     def leave(self, pages: int) -> None:
-        """Let exactly so many pages be free, once nobody else is writing."""
+        """Leave exactly this number of pages free, when nothing else is writing."""
         deadline = time.monotonic() + WAIT_SECONDS
         while (excess := free_pages(self._disk) - pages) != 0:
-            assert time.monotonic() < deadline, f"{pages} pages cannot be had"
+            assert time.monotonic() < deadline, f"{pages} free pages cannot be reached"
             size_bytes = self._path.stat().st_size + excess * PAGE_BYTES
             with suppress(OSError), self._path.open("ab") as file:
                 file.truncate(min(size_bytes, file.tell()))
@@ -100,25 +100,25 @@ class Ballast:
                     file.write(bytes(min(size_bytes - start, MIB)))
 
     def leave_nothing(self) -> None:
-        """Eat up what is left, while someone else may be writing, too."""
+        """Use up the rest, while others may be writing too."""
         with self._path.open("ab", buffering=0) as file, suppress(OSError):
             while True:
                 file.write(bytes(PAGE_BYTES))
 
     def leave_no_inode(self) -> None:
-        """Let no file be created any more."""
+        """Use up the inodes, so that no file can be created."""
         for number in range(os.statvfs(self._disk).f_ffree):
             self._path.with_suffix(f".{number}").touch()
 
     def give_back(self) -> None:
-        """Take no space, and but one inode."""
+        """Free all space, and all inodes but one."""
         os.truncate(self._path, 0)
         for path in self._path.parent.glob(f"{self._path.stem}.*[0-9]"):
             path.unlink()
 
 
 def expect_no_room(error: grpc.aio.AioRpcError) -> None:
-    """Expect that a call was refused for lack of room."""
+    """Expect that a call was refused for lack of space."""
     assert error.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, f"{error.code().name}: {error.details()}"
 
 
@@ -127,7 +127,7 @@ class Filling:
 
     Args:
         disk: The disk, empty.
-        random: Decides on sizes.
+        random: Chooses sizes.
         figures: What was counted.
     """
 
@@ -142,7 +142,7 @@ class Filling:
         self.client: Client
 
     async def run(self, inodes: bool) -> None:
-        """Fill and free the disk in every way that there is."""
+        """Fill and free the disk in every way."""
         async with self._serving():
             for model_id in MODELS:
                 await self._create(model_id)
@@ -152,12 +152,12 @@ class Filling:
             await self._look(watch)
             await self._free()
             if not inodes:
-                await self._run_out_of_space_meanwhile(watch)
+                await self._run_out_of_space_during_stores(watch)
             await self._look(watch)
             await self._fill(inodes)
             watch.cancel()
         self.transient.clear()
-        async with self._serving():  # a start needs no room either
+        async with self._serving():  # a start needs no space either
             watch = self.client.watching("kept")
             await self._look(watch)
             await self._free()
@@ -180,7 +180,7 @@ class Filling:
         await eventually(has_numbers)
 
     async def _store(self, model_id: str, data: bytes) -> bool:
-        """Store a version, and return whether it was acknowledged; else there must be no room, and nothing left."""
+        """Store a version, and return whether it was acknowledged; if not, the disk must be full, and clean."""
         try:
             info = await self.client.store(model_id, data)
         except grpc.aio.AioRpcError as error:
@@ -193,7 +193,7 @@ class Filling:
         return True
 
     async def _leave(self, pages: int) -> None:
-        """Let exactly so many pages be free, once the catalog has written what it queued: a search waits for that."""
+        """Leave exactly this number of pages free, after the catalog has written its queue: a search waits for that."""
         request = lifecycle.ListVersionsRequest(page_size=1)
         await Client(self.client.channel, lifecycle.SERVICE_NAME).unary(
             "ListVersions", request, lifecycle.ListVersionsReply
@@ -201,7 +201,7 @@ class Filling:
         self.ballast.leave(pages)
 
     async def _fill(self, inodes: bool) -> None:
-        """Store until nothing fits any more, and eat up what is left."""
+        """Store until nothing fits any more, and use up the rest."""
         most_bytes = 1 if inodes else 2 * MIB
         for _ in range(STORES_MAX):
             data = self.random.randbytes(self.random.randint(most_bytes // 2, most_bytes))
@@ -217,7 +217,7 @@ class Filling:
             await self._leave(0)
 
     async def _expect_no_room_for_anything(self, inodes: bool) -> None:
-        """Make each call that needs room."""
+        """Make each call that needs space."""
         if not inodes:
             await self._expect_refusal_of_header(PAGE_BYTES)
         for model_id in ("kept", "new"):
@@ -231,7 +231,7 @@ class Filling:
             self._look_at_files()
 
     async def _expect_refusal_of_header(self, size_bytes: int) -> None:
-        """Expect that a header alone is enough to be refused."""
+        """Expect that an upload is refused after its header alone."""
         call = self.client.uploading()
         await call.write(header("kept", size_bytes, True).SerializeToString())
         async with asyncio.timeout(WAIT_SECONDS):
@@ -240,10 +240,10 @@ class Filling:
         self.figures.count("refused for lack of room")
 
     async def _free(self) -> None:
-        """Delete a model, and store as much again as it had, without a restart."""
+        """Delete a model, and store as many bytes as it had, without a restart."""
         sizes = [len(data) for data in self.models.pop("doomed").values()]
         await self.client.delete_model("doomed")
-        assert await self._store("kept", b"after the deletion"), "a deletion did not give its room back"
+        assert await self._store("kept", b"after the deletion"), "a deletion did not free its space"
         await self.client.create_model("doomed", text="x" * 100)
         self.models["doomed"] = {}
         for size_bytes in sizes[3:]:
@@ -252,8 +252,8 @@ class Filling:
         self.ballast.give_back()
         self.figures.count("models deleted on a full disk")
 
-    async def _run_out_of_space_meanwhile(self, watch: Any) -> None:
-        """Let the space go, from outside, at each point of a store."""
+    async def _run_out_of_space_during_stores(self, watch: Any) -> None:
+        """Use up the space from outside at each point of a store."""
         for model_id in ("doomed", "also"):
             await self.client.delete_model(model_id)
             await self._create(model_id)
@@ -261,7 +261,7 @@ class Filling:
             await self._run_out_within_upload(space_returns)
         for pages in (1, 2, 3):
             await self._leave(pages)
-            # The bytes of the first take all of the pages, so that there is none for the metadata.
+            # The bytes of the first upload take all pages, so there is none for the metadata.
             for data_pages in (pages, pages + 1):
                 stored = await self._store("doomed", self.random.randbytes(data_pages * PAGE_BYTES))
                 assert not stored, f"{data_pages} pages and metadata fit {pages} pages"
@@ -270,11 +270,11 @@ class Filling:
         await self._run_out_of_numbers()
         await self._look(watch)
         self.ballast.give_back()
-        assert await self._publish(), "numbers do not come back with the space"
-        assert await self._store("kept", self.random.randbytes(PAGE_BYTES)), "space that came back is not used"
+        assert await self._publish(), "numbers are not available again with the space"
+        assert await self._store("kept", self.random.randbytes(PAGE_BYTES)), "freed space is not used"
 
     async def _run_out_within_upload(self, space_returns: bool) -> None:
-        """Let the space go while the bytes of an upload come, and perhaps come back before its end."""
+        """Use up the space while the bytes of an upload arrive, and perhaps free it before the end."""
         self.ballast.give_back()
         half_bytes = free_pages(self.disk) * PAGE_BYTES // 2
         data = self.random.randbytes(min(self.random.randrange(half_bytes // 2, half_bytes), 2 * MIB))
@@ -302,14 +302,14 @@ class Filling:
             code = await call.code()
         if code == grpc.StatusCode.OK and space_returns:
             number = m.CreateVersionReply.FromString(await call).version_info.version_number
-            self.models["kept"][number] = data  # none of its writes fell into the time without space
+            self.models["kept"][number] = data  # none of its writes happened while the disk was full
         else:
             assert code == grpc.StatusCode.RESOURCE_EXHAUSTED, f"{code}: {await call.details()}"
             self.figures.count("uploads that ran out of space")
         self._look_at_files()
 
     async def _send(self, call: Any, chunks: Iterable[m.CreateVersionRequestChunk]) -> None:
-        """Send chunks of an upload, unless it was refused already."""
+        """Send chunks of an upload, unless it was already refused."""
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             for chunk in chunks:
                 await call.write(chunk.SerializeToString())
@@ -322,29 +322,31 @@ class Filling:
         except grpc.aio.AioRpcError as error:
             expect_no_room(error)
             return False
-        assert info.version_number > max([*self.models["kept"], *self.transient], default=0), "a number came twice"
+        assert info.version_number > max([*self.models["kept"], *self.transient], default=0), (
+            "a number was assigned twice"
+        )
         self.transient[info.version_number] = data
         self.figures.count("publishes on a full disk")
         return True
 
     async def _run_out_of_numbers(self) -> None:
-        """Publish until a number would have to be persisted: up to there, the disk is not needed."""
+        """Publish until a number would have to be persisted: before that, the disk is not needed."""
         for published in range(PUBLISHES_MAX):
             if not await self._publish():
                 assert published >= 32, f"only {published} publishes without the disk"
                 return
-        raise AssertionError("numbers were given that were not persisted")
+        raise AssertionError("numbers were assigned that were not persisted")
 
     async def _look(self, watch: Any) -> None:
-        """Expect that all but writing goes on."""
+        """Expect that everything but writes works."""
         await self._publish_and_watch(watch)
         expected = {**self.models, "kept": {**self.models["kept"], **self.transient}}
         for model_id, versions in expected.items():
-            assert await self.client.numbers(model_id) == sorted(versions), f"the versions of {model_id} are others"
+            assert await self.client.numbers(model_id) == sorted(versions), f"the versions of {model_id} are wrong"
             for number in [*self.models[model_id], *list(self.transient)[-5:]]:
                 if number in versions:
                     data = await self.client.data(model_id, number)
-                    assert data == versions[number], f"version {number} of {model_id} has other bytes"
+                    assert data == versions[number], f"version {number} of {model_id} has wrong bytes"
         models = {info.model_id: dict(info.user_data) for info in (await self.client.models()).model_infos}
         assert models == {model_id: {"text": "x" * 100} for model_id in self.models}
         assert await self.client.status("archive") == {"archive": "ok"}
@@ -353,7 +355,7 @@ class Filling:
         self._look_at_files()
 
     async def _publish_and_watch(self, watch: Any) -> None:
-        """Publish, as long as there are numbers; the watcher must be told."""
+        """Publish while there are numbers; the watcher must be notified."""
         if await self._publish():
             last = max(self.transient)
             while (await next_version(watch)).version_number != last:
@@ -375,7 +377,7 @@ class Filling:
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Fill a disk so many times: its space, and its inodes, by turns."""
+    """Fill a disk a number of times, alternating between its space and its inodes."""
     for number in range(rounds):
         inodes = number % 2 == 1
         options = f"size={DISK_BYTES}" + (f",nr_inodes={INODES}" if inodes else "")

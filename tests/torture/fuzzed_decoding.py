@@ -1,11 +1,11 @@
-"""The process of a proof in `fuzzed_messages`: decoders that are fed whatever brings their code further.
+"""The process of a proof in `fuzzed_messages`: coverage-guided fuzzing of the decoders.
 
-Atheris counts which lines and branches an input reaches, and makes new inputs out of those that reached new ones. It
-ends the process when it is done, so the proof starts this module as one of its own:
+Atheris records which lines and branches an input reaches, and mutates the inputs that reached new ones. It ends the
+process when it is done, so the proof starts this module as a separate process:
 
     python -m tests.torture.fuzzed_decoding -atheris_runs=1000 -seed=1 <directory of inputs>
 
-The first byte of an input says which decoder gets the rest. A decoder may refuse it with an error of the package;
+The first byte of an input selects the decoder of the rest. A decoder may refuse it with an error of the package;
 anything else that it raises, and any disagreement with protobuf or with its own encoder, ends the process with a crash.
 """
 
@@ -21,7 +21,9 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-atheris: Any = importlib.import_module("atheris")  # not there on every platform, so nothing else may import this module
+atheris: Any = importlib.import_module(
+    "atheris"
+)  # not available on every platform, so nothing else may import this module
 
 with atheris.instrument_imports(include=["cogment_model_registry"]):
     from cogment_model_registry.errors import InvalidError, ModelRegistryError
@@ -91,8 +93,8 @@ def split_a_body(data: bytes) -> None:
     view = frames.split_body(data)
     if view is not None:
         chunk = m.CreateVersionRequestChunk.FromString(data)
-        assert chunk.WhichOneof("msg") == "body", "split what protobuf does not take for a body"
-        assert chunk.body.data_chunk == view, "split another text than protobuf reads"
+        assert chunk.WhichOneof("msg") == "body", "split a message that is not a body for protobuf"
+        assert chunk.body.data_chunk == view, "split bytes that differ from what protobuf reads"
         assert (
             frames.build_data_chunk([view])
             == m.RetrieveVersionDataReplyChunk(data_chunk=bytes(view)).SerializeToString()
@@ -112,7 +114,7 @@ def decode_a_chunk(data: bytes) -> None:
         assert not expected.header.HasField("version_info"), "refused a header"
         return
     if not isinstance(decoded, records.VersionHeader):
-        assert expected.body.data_chunk == decoded, "decoded another body than protobuf reads"
+        assert expected.body.data_chunk == decoded, "decoded a body that differs from what protobuf reads"
         return
     info = expected.header.version_info
     assert (info.model_id, info.archived, info.data_size) == (
@@ -144,23 +146,25 @@ def decode_a_request(data: bytes) -> None:
 
 
 def parse_handles(data: bytes) -> None:
-    """Parse the handle of a page, and look for where it begins."""
+    """Parse the handle of a page, and check where the page begins."""
     text = _text(data)
     explicit = paging.ExplicitHandle.parse(text)
     for numbers in ([], [1], [5, 3, 3, 9], list(range(20))):
         assert 0 <= explicit.start(numbers) <= len(numbers), "a page begins outside of its list"
-    assert paging.parse_handle(text) == min(int(text or "0"), 10**20), "a number is read as another one"
+    assert paging.parse_handle(text) == min(int(text or "0"), 10**20), "a number changes when it is parsed"
 
 
 def parse_a_version(data: bytes) -> None:
     """Read the metadata of a version, and write it again."""
     info = layout.parse_version(data, "m", 1)
-    assert layout.parse_version(layout.format_version(info), "m", 1) in (info, _archived(info)), "rewritten as another"
+    assert layout.parse_version(layout.format_version(info), "m", 1) in (info, _archived(info)), (
+        "changed by writing and reading"
+    )
     assert m.VersionUpdateReply.FromString(convert.encode_version(info)).version_info.data_size == info.data_size_bytes
 
 
 def _archived(info: records.VersionInfo) -> records.VersionInfo:
-    """Return a version as it is written: only archived ones are."""
+    """Return a version as it is written: as an archived one."""
     return records.VersionInfo(
         info.model_id, info.number, info.created_ns, True, info.data_hash, info.data_size_bytes, info.user_data
     )
@@ -169,7 +173,7 @@ def _archived(info: records.VersionInfo) -> records.VersionInfo:
 def parse_a_model(data: bytes) -> None:
     """Read the metadata of a model, and write it again."""
     info = layout.parse_model(data, "m")
-    assert layout.parse_model(layout.format_model(info), "m") == info, "rewritten as another"
+    assert layout.parse_model(layout.format_model(info), "m") == info, "changed by writing and reading"
     assert m.RetrieveModelsReply.FromString(convert.encode_model(info)).model_infos[0].model_id == "m"
 
 
@@ -180,18 +184,18 @@ def parse_a_time(data: bytes) -> None:
     except ValueError:
         return
     assert 0 <= created_ns <= records.CREATED_MAX_NS, "the wire cannot say this time"
-    assert parse_timestamp(format_timestamp(created_ns)) == created_ns, "rewritten as another"
+    assert parse_timestamp(format_timestamp(created_ns)) == created_ns, "changed by writing and reading"
 
 
 def check_a_hash(data: bytes) -> None:
-    """Check a hash, of which nothing that is let through may be anything else."""
+    """Check a hash: whatever is accepted must be a hash."""
     text = _text(data)
     records.check_data_hash(text, "m")
-    assert records.digest_text(base64.b64decode(text)) == text, "what is no hash passes for one"
+    assert records.digest_text(base64.b64decode(text)) == text, "something that is not a hash is accepted"
 
 
 def decode_a_lifecycle_request(data: bytes) -> None:
-    """Decode a request of the second service; what changes something is the same after it was encoded and decoded."""
+    """Decode a request of the second service; encoding and decoding a change returns the same change."""
     if not data:
         return
     kind, convert_request = _LIFECYCLE_REQUESTS[data[0] % len(_LIFECYCLE_REQUESTS)]
@@ -199,7 +203,7 @@ def decode_a_lifecycle_request(data: bytes) -> None:
     converted: Any = convert_request(request)
     if isinstance(converted, AnnotationChange):
         update = lifecycle.update_request("m", 1, converted)
-        assert repr(lifecycle.annotation_change(update)) == repr(converted), "a change is another one on the wire"
+        assert repr(lifecycle.annotation_change(update)) == repr(converted), "a change is different on the wire"
         with contextlib.suppress(ModelRegistryError):
             check_metrics(converted.set_metrics, "m")
             before = lifecycle.version_message(_VERSION).ByteSize()
@@ -207,19 +211,19 @@ def decode_a_lifecycle_request(data: bytes) -> None:
             assert lifecycle.version_message(Version.of(_VERSION.info, after)).ByteSize() < before + 8 * len(data) + 100
     elif isinstance(converted, ModelChange):
         again = models.update_model_request("m", converted)
-        assert repr(models.model_change(again)) == repr(converted), "a change of a model is another one on the wire"
+        assert repr(models.model_change(again)) == repr(converted), "a change of a model is different on the wire"
     elif isinstance(request, lifecycle.SetAliasesRequest):
         changes = lifecycle.set_aliases_request("m", converted)
-        assert lifecycle.alias_changes(changes) == converted, "a change of aliases is another one on the wire"
+        assert lifecycle.alias_changes(changes) == converted, "a change of aliases is different on the wire"
         for change in converted:
             with contextlib.suppress(ModelRegistryError):
                 check_alias(change.name, "m", 128)
-                assert os.path.basename(change.name) == change.name, "a path passes for an alias"
-                assert not change.name.lstrip("+-").isnumeric(), "a number passes for an alias"
+                assert os.path.basename(change.name) == change.name, "a path is accepted as an alias"
+                assert not change.name.lstrip("+-").isnumeric(), "a number is accepted as an alias"
 
 
 def parse_a_token(data: bytes) -> None:
-    """Read a page token that was made up, and look for where it leads; its values may be anything."""
+    """Parse a generated page token with any values, and search with it."""
     if data:
         order = filters.parse_order(_ORDERS[data[0] % len(_ORDERS)])
         for token in (base64.urlsafe_b64encode(data[1:]).decode(), _text(data[1:])):
@@ -236,7 +240,7 @@ def parse_a_token(data: bytes) -> None:
 
 
 def ask(accepted: filters.Filter, order: filters.Order, after: filters.Position | None = None) -> None:
-    """Ask a database for its one version, and compare the answer with that of the evaluation in memory."""
+    """Search a database with one version, and compare the result with the evaluation in memory."""
     found = searches.find_versions(_DATABASE, Search(None, accepted, order, after, 10))
     expected = filters.arranged(order, [_VERSION] if filters.matches(accepted, _VERSION) else [], after)
     assert found == expected, f"the database finds {found} for {accepted} {order} {after}"
@@ -264,7 +268,7 @@ def parse_a_filter(data: bytes) -> None:
     text = _text(data)
     accepted = filter_text.parse_filter(text)
     filters.matches(accepted, _VERSION)
-    if text == data.decode(errors="ignore"):  # protobuf lets nothing else through
+    if text == data.decode(errors="ignore"):  # protobuf accepts nothing else
         for order in _ORDERS:
             ask(accepted, filters.parse_order(order))
 
@@ -277,12 +281,12 @@ def parse_an_order(data: bytes) -> None:
 def parse_a_mark(data: bytes) -> None:
     """Read a high-water mark, and write it again."""
     number = layout.parse_high_water_mark(data)
-    assert 0 <= number <= records.VERSION_NUMBER_MAX, "the mark is no version number"
+    assert 0 <= number <= records.VERSION_NUMBER_MAX, "the mark is not a version number"
     assert layout.parse_high_water_mark(layout.format_high_water_mark(number)) == number
 
 
 def parse_a_file_name(data: bytes) -> None:
-    """Read the name of a version's file, and make it again."""
+    """Parse the name of a version's file, and write it again."""
     name = _text(data)
     found = layout.parse_file_name("m", name)
     if found:
@@ -292,12 +296,12 @@ def parse_a_file_name(data: bytes) -> None:
 
 
 def check_an_id(data: bytes) -> None:
-    """Check an id, of which nothing that is let through may be a path."""
+    """Check an id: whatever is accepted must not be a path."""
     model_id = _text(data)
     records.check_model_id(model_id, 128)
-    assert os.path.basename(model_id) == model_id, "a path passes for an id"
-    assert model_id.isprintable(), "what cannot be seen passes for an id"
-    assert model_id not in ("", ".", ".."), "a directory passes for an id"
+    assert os.path.basename(model_id) == model_id, "a path is accepted as an id"
+    assert model_id.isprintable(), "unprintable text is accepted as an id"
+    assert model_id not in ("", ".", ".."), "a directory is accepted as an id"
     model_id.encode()
 
 
@@ -328,7 +332,7 @@ def feed(data: bytes) -> None:
 
 
 def _seeds() -> list[tuple[Callable[[bytes], None], bytes]]:
-    """Return inputs to begin with: what each decoder takes."""
+    """Return the first inputs: valid ones for each decoder."""
     hash_of = records.digest_text(bytes(32))
     version = records.VersionInfo("m", 1, 1, True, hash_of, 5, {"key": "yes"})
     model = m.ModelInfo(model_id="m", user_data={"key": "value"})
@@ -373,8 +377,8 @@ def _seeds() -> list[tuple[Callable[[bytes], None], bytes]]:
 
 
 def main() -> None:
-    """Write the first inputs into the directory named last, and feed the decoders for as long as the flags say."""
-    sys.set_int_max_str_digits(0)  # for the numbers that results are compared with
+    """Write the first inputs into the directory in the last argument, and fuzz the decoders as the flags say."""
+    sys.set_int_max_str_digits(0)  # for the numbers that metrics are compared with
     for index, (decoder, data) in enumerate(_seeds()):
         with open(os.path.join(sys.argv[-1], f"seed{index}"), "wb") as file:
             file.write(bytes((_DECODERS.index(decoder),)) + data)

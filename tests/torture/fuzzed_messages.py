@@ -1,12 +1,12 @@
 """Messages of any bytes: on the wire, and in the decoders alone.
 
-The first proof sends all calls of both services to a real server process over several connections
-at once: messages of random bytes, messages whose fields have hostile texts and extreme integers, come twice or are
-missing, and messages that were spoilt after that. Every one must be answered with a status that means something, while
-a well-behaved client stores and retrieves, and the server must have nothing to complain about and grow no memory.
+The first proof sends all calls of both services to a real server process over several connections at once: messages of
+random bytes; messages whose fields have hostile texts and extreme integers, are duplicated or are missing; and messages
+that were corrupted after that. Every call must be answered with a meaningful status, while a well-behaved client stores
+and retrieves. The server must log no errors, and its memory must not grow.
 
-The second one lets Atheris look for inputs that reach code of the decoders which no input has reached yet; it is a
-process of its own, `fuzzed_decoding`.
+The second one lets Atheris search for inputs that reach new code of the decoders; it runs in a separate process,
+`fuzzed_decoding`.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from tests.torture.proof import Figures, Proof
 _CONNECTIONS = 4
 _AT_ONCE = 160
 _GROWTH_MAX_BYTES = 96 * 2**20
-"""How much the server's memory may grow after the first part of the calls: room for what it may hold, and for waste."""
+"""How much the server's memory may grow after the first part of the calls: its buffers, and fragmentation."""
 
 _REQUEST_MAX_BYTES = 64 * 1024
 _FLAGS = (
@@ -73,23 +73,23 @@ _LIFECYCLE_MEANINGFUL = {
     grpc.StatusCode.ALREADY_EXISTS,
 }
 _WATCH_SECONDS = 0.1
-"""How long to wait for a watch to tell something; it may have nothing to tell."""
+"""How long to wait for a message of a watch; there may be none."""
 
 _TELLING_SECONDS = 1.0
-"""How long to wait for a watch of the second service: it always tells when it has told what exists."""
+"""How long to wait for a watch of the second service: it always sends `caught_up` after the existing versions."""
 
 _TOLD_MAX = 20
-"""How many replies of a watch are read at most."""
+"""The largest number of replies of a watch that are read."""
 
 _TOKENS = 50
-"""How many tokens of watches are known: the newest, and none of an earlier server."""
+"""How many tokens of watches are kept: the newest, and none of an earlier server."""
 
-_GOOD_ID = "the model of a well-behaved client, which nothing below makes up"
+_GOOD_ID = "the model of a well-behaved client, which is never generated below"
 _MODELS_MAX = 100
-"""Past so many models, the well-behaved client deletes those of the others."""
+"""Above this number of models, the well-behaved client deletes those of the others."""
 
 
-# What a message is made of. See https://protobuf.dev/programming-guides/encoding/
+# The parts of a message. See https://protobuf.dev/programming-guides/encoding/
 
 _IDS = [b"m", b"n", b"m-v000001", "été".encode(), b"123", b"x" * 128]
 _HOSTILE = [
@@ -116,7 +116,7 @@ def varint(value: int) -> bytes:
 
 
 def delimited(number: int, payload: bytes) -> bytes:
-    """Return a field with a length."""
+    """Return a length-delimited field."""
     return varint(number << 3 | 2) + varint(len(payload)) + payload
 
 
@@ -124,34 +124,34 @@ Field = Callable[[Random], bytes]
 
 
 def text(number: int) -> Field:
-    """Return how a text is made up."""
+    """Return a generator of texts."""
     return lambda random: delimited(number, random.choice(_TEXTS))
 
 
 def integer(number: int) -> Field:
-    """Return how an integer of variable length is made up."""
+    """Return a generator of integers of variable length."""
     return lambda random: varint(number << 3) + varint(random.choice(_INTEGERS))
 
 
 def fixed(number: int) -> Field:
-    """Return how an integer of eight bytes is made up."""
+    """Return a generator of integers of eight bytes."""
     return lambda random: varint(number << 3 | 1) + struct.pack("<Q", random.choice(_INTEGERS))
 
 
 def several(number: int) -> Field:
-    """Return how a list of integers is made up, packed as encoders do."""
+    """Return a generator of packed lists of integers."""
     return lambda random: delimited(
         number, b"".join(varint(random.choice(_INTEGERS)) for _ in range(random.choice((1, 1, 2, 5, 300))))
     )
 
 
 def message(number: int, *fields: Field) -> Field:
-    """Return how a message inside of another one is made up."""
+    """Return a generator of nested messages."""
     return lambda random: delimited(number, filled(random, fields))
 
 
 def filled(random: Random, fields: Sequence[Field]) -> bytes:
-    """Return a message that has each field once, or not at all, or twice."""
+    """Return a message that has each field once, never, or twice."""
     return b"".join(field(random) for field in fields for _ in range(random.choice((1, 1, 1, 1, 1, 1, 0, 2))))
 
 
@@ -173,28 +173,28 @@ _VERSION_INFO = (text(1), integer(2), fixed(3), integer(4), text(5), fixed(6), m
 
 
 def number(number: int) -> Field:
-    """Return how a floating-point number is made up."""
+    """Return a generator of floating-point numbers."""
     doubles = (0.0, -0.0, 1.5, 487.5, -1e308, 5e-324, math.nan, math.inf, -math.inf)
     return lambda random: varint(number << 3 | 1) + struct.pack("<d", random.choice(doubles))
 
 
 def alias(number: int) -> Field:
-    """Return how the name of an alias is made up."""
+    """Return a generator of names of aliases."""
     return lambda random: delimited(number, random.choice((*_ALIASES, *_ALIASES, *_TEXTS)))
 
 
 def small(number: int) -> Field:
-    """Return how an integer is made up that often means something: a number of a version, a revision, or a flag."""
+    """Return a generator of integers that are often valid: a number of a version, a revision, or a flag."""
     return lambda random: varint(number << 3) + varint(random.choice((*range(8), *_INTEGERS)))
 
 
 def one_of(*fields: Field) -> Field:
-    """Return how a choice of fields is made up."""
+    """Return a generator of one of several fields."""
     return lambda random: random.choice(fields)(random)
 
 
 def some(field: Field) -> Field:
-    """Return how a list is made up."""
+    """Return a generator of lists."""
     return lambda random: b"".join(field(random) for _ in range(random.choice((0, 1, 1, 2, 3, 50))))
 
 
@@ -207,13 +207,13 @@ _VALUES += ["2026-11-27T10:00:00Z", "2026-11-27T10:00:00+23:59", "9999-99-99T99:
 _VALUES += ["é", '"é\0\u202e"', "-0", "2" * 20, "A" * 43 + "=", "production", "x" * 300]
 
 
-def made_up_filter(random: Random, depth: int = 0) -> str:
-    """Return a filter, which may be wrong in some places."""
+def random_filter(random: Random, depth: int = 0) -> str:
+    """Return a filter, parts of which may be wrong."""
     dice = random.random()
     if depth > 5 or dice < 0.5:
         gap = random.choice(("", " "))
         return gap.join((random.choice(_FIELDS), random.choice(_OPERATORS), random.choice(_VALUES)))
-    parts = [made_up_filter(random, depth + 1) for _ in range(random.choice((1, 2, 2, 3)))]
+    parts = [random_filter(random, depth + 1) for _ in range(random.choice((1, 2, 2, 3)))]
     if dice < 0.65:
         return "(" + random.choice((" AND ", " OR ", " ", " NOT ")).join(parts) + ")"
     if dice < 0.75:
@@ -226,8 +226,8 @@ def made_up_filter(random: Random, depth: int = 0) -> str:
 
 
 def filter_text(random: Random) -> str:
-    """Return a filter that is often right, and seldom spoilt in any place."""
-    made = made_up_filter(random) if random.random() < 0.8 else ""
+    """Return a filter that is often valid, and sometimes corrupted anywhere."""
+    made = random_filter(random) if random.random() < 0.8 else ""
     if made and random.random() < 0.1:
         position = random.randrange(len(made))
         made = (
@@ -237,17 +237,17 @@ def filter_text(random: Random) -> str:
 
 
 def accepting(number: int) -> Field:
-    """Return how the text of a filter is made up."""
+    """Return a generator of filters."""
     return lambda random: delimited(number, filter_text(random).encode())
 
 
 def flag(number: int) -> Field:
-    """Return how a truth value is made up."""
+    """Return a generator of truth values."""
     return lambda random: varint(number << 3) + varint(random.choice((1, 1, 0)))
 
 
 def search(random: Random) -> bytes:
-    """Return a search, often with a page token that fits what is asked for, and says whatever it likes."""
+    """Return a search, often with a page token that fits the request but has arbitrary values."""
     model_id = random.choice((*_IDS, b"", b"m")).decode()
     order = random.choice(_FIELDS) + random.choice(("", " desc", " asc", " down", " desc desc"))
     question = (model_id, filter_text(random), random.choice(("", order)))
@@ -266,8 +266,8 @@ def search(random: Random) -> bytes:
     return request.SerializeToString()
 
 
-def made_up_token(random: Random, known: Sequence[str]) -> str:
-    """Return a token of a watch: one that the server gave, one with other values, or none at all."""
+def random_token(random: Random, known: Sequence[str]) -> str:
+    """Return a token of a watch: one from the server, one with other values, or something that is not a token."""
     values: list[Any] = [
         0,
         1,
@@ -307,10 +307,10 @@ def made_up_token(random: Random, known: Sequence[str]) -> str:
 
 
 def watch(random: Random, known: Sequence[str]) -> bytes:
-    """Return a request to watch, often with a token that may mean something."""
+    """Return a request to watch, often with a token that may be valid."""
     request = WatchRequest(
         model_ids=random.choices([each.decode() for each in _IDS], k=random.choice((0, 1, 1, 2, 70))),
-        resume_token=made_up_token(random, known) if random.random() < 0.7 else "",
+        resume_token=random_token(random, known) if random.random() < 0.7 else "",
         inline_max_bytes=random.choice((0, 1, 100, 10_000, 2**63, 2**64 - 1)),
         consumers=random.random() < 0.5,
         filter=random.choice((filter_text(random), "")),
@@ -360,7 +360,7 @@ _ODD_FIELDS = [
     b"\x12\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01",  # a length of -1
     b"\x0a\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80\x80",  # a number that never ends
     b"\x00\x01",  # field number 0
-    b"\x0f",  # a wire type that there is not
+    b"\x0f",  # a wire type that does not exist
     delimited(1, delimited(1, delimited(1, b"\x0a\x7f"))),
     delimited(1000, b"unknown"),
     varint(2**29 - 1 << 3) + b"\x01",
@@ -372,7 +372,7 @@ _ODD_FIELDS = [
 
 
 def nested(levels: int) -> bytes:
-    """Return a message in a message, and so on."""
+    """Return deeply nested messages."""
     inner = b""
     for _ in range(levels):
         inner = delimited(1, inner)
@@ -383,7 +383,7 @@ _DEEP = nested(500)
 
 
 def flipped(random: Random, data: bytes) -> bytes:
-    """Return a message with bits that are others."""
+    """Return a message with flipped bits."""
     changed = bytearray(data or b"\0")
     for _ in range(random.choice((1, 1, 2, 8))):
         changed[random.randrange(len(changed))] ^= 1 << random.randrange(8)
@@ -391,7 +391,7 @@ def flipped(random: Random, data: bytes) -> bytes:
 
 
 def inserted(random: Random, data: bytes) -> bytes:
-    """Return a message with something odd in it, often where a field ends."""
+    """Return a message with something malformed inserted, often where a field ends."""
     position = random.choice((len(data), random.randrange(len(data) + 1)))
     odd = random.choice([*_ODD_FIELDS, random.randbytes(random.choice((1, 2, 9)))])
     return data[:position] + odd + data[position:]
@@ -408,23 +408,23 @@ _WAYS_TO_SPOIL: list[Callable[[Random, bytes], bytes]] = [
 ]
 
 
-def spoilt(random: Random, data: bytes) -> bytes:
-    """Return a message with something wrong in it."""
+def corrupted(random: Random, data: bytes) -> bytes:
+    """Return a message with an error in it."""
     return random.choice(_WAYS_TO_SPOIL)(random, data)
 
 
-def made_up(random: Random, fields: Sequence[Field]) -> bytes:
-    """Return a message that may be right or wrong."""
+def random_message(random: Random, fields: Sequence[Field]) -> bytes:
+    """Return a message that may be valid or not."""
     data = filled(random, fields)
     while random.random() < 0.4:
-        data = spoilt(random, data)
+        data = corrupted(random, data)
     if random.random() < 0.0005:
         data += delimited(99, bytes(_REQUEST_MAX_BYTES))  # larger than a message may be
     return data
 
 
-def made_up_upload(random: Random) -> list[bytes]:
-    """Return the chunks of an upload, sound ones or in any order."""
+def random_upload(random: Random) -> list[bytes]:
+    """Return the chunks of an upload, valid or in any order."""
     pieces = [random.randbytes(random.choice((0, 1, 100, 3000))) for _ in range(random.choice((0, 1, 1, 2, 3)))]
     chunks = [delimited(2, delimited(1, piece)) for piece in pieces]
     if random.random() < 0.5:
@@ -433,17 +433,17 @@ def made_up_upload(random: Random) -> list[bytes]:
         info.model_id = random.choice(_IDS).decode()
         chunks.insert(0, delimited(1, delimited(1, info.SerializeToString())))
     else:
-        chunks.insert(0, delimited(1, delimited(1, made_up(random, _VERSION_INFO))))
+        chunks.insert(0, delimited(1, delimited(1, random_message(random, _VERSION_INFO))))
     if random.random() < 0.3:
         random.shuffle(chunks)
     if random.random() < 0.3:
         position = random.randrange(len(chunks))
-        chunks[position] = spoilt(random, chunks[position])
+        chunks[position] = corrupted(random, chunks[position])
     return chunks
 
 
-def made_up_repeatable_upload(random: Random) -> list[bytes]:
-    """Return the messages of an upload that may be sent again: sound ones or in any order, often with the same id."""
+def random_repeatable_upload(random: Random) -> list[bytes]:
+    """Return the messages of a repeatable upload, valid or in any order, often with the same id."""
     pieces = [random.randbytes(random.choice((0, 1, 100, 3000))) for _ in range(random.choice((0, 1, 1, 2, 3)))]
     data = b"".join(pieces)
     info = m.ModelVersionInfo(model_id=random.choice(_IDS).decode(), archived=random.random() < 0.2)
@@ -454,21 +454,21 @@ def made_up_repeatable_upload(random: Random) -> list[bytes]:
         *(one_of(text(5), lambda random: delimited(5, b"request %d" % random.randrange(20))), flag(6)),
     ]
     sound = delimited(1, info.SerializeToString())
-    first = sound if random.random() < 0.7 else delimited(1, made_up(random, _VERSION_INFO))
+    first = sound if random.random() < 0.7 else delimited(1, random_message(random, _VERSION_INFO))
     messages = [delimited(1, first + filled(random, details)), *(delimited(2, piece) for piece in pieces)]
     if random.random() < 0.2:
         random.shuffle(messages)
     if random.random() < 0.2:
         position = random.randrange(len(messages))
-        messages[position] = spoilt(random, messages[position])
+        messages[position] = corrupted(random, messages[position])
     return messages[: random.randrange(1, len(messages) + 1)] if random.random() < 0.2 else messages
 
 
-# Who sends them.
+# The clients.
 
 
 class _Sender:
-    """Makes calls, and looks at how each one ends."""
+    """Makes calls, and checks the status of each."""
 
     def __init__(self, channels: Sequence[grpc.aio.Channel], random: Random, figures: Figures) -> None:
         self._random = random
@@ -490,7 +490,7 @@ class _Sender:
         self._variants = len(channels) * len(m.SERVICE_NAMES)
 
     async def make_calls(self, rounds: Iterator[int]) -> None:
-        """Make calls until enough were made."""
+        """Make calls until all were made."""
         for _ in rounds:
             await self._make_call()
 
@@ -498,39 +498,39 @@ class _Sender:
         method = self._random.choice(_METHODS)
         invoke = self._calls[method, self._random.randrange(self._variants)]
         if method == "CreateVersion":
-            sent = made_up_upload(self._random)
+            sent = random_upload(self._random)
             code, details = await _upload(invoke, sent)
         elif method == "UploadVersion":
-            sent = made_up_repeatable_upload(self._random)
+            sent = random_repeatable_upload(self._random)
             code, details = await _read(invoke(iter(sent), timeout=60))
         elif method == "Watch":
             known = [*self._tokens]
-            sent = [watch(self._random, known) if self._random.random() < 0.7 else self._made_up(method)]
-            code, details = await _watch(invoke(sent[0], timeout=_TELLING_SECONDS), self._note_told)
+            sent = [watch(self._random, known) if self._random.random() < 0.7 else self._random_message(method)]
+            code, details = await _watch(invoke(sent[0], timeout=_TELLING_SECONDS), self._note_reply)
         elif method == "ListVersions" and self._random.random() < 0.8:
             sent = [search(self._random)]
             code, details = await _ask(invoke, sent[0], method)
         else:
-            sent = [self._made_up(method)]
+            sent = [self._random_message(method)]
             code, details = await _ask(invoke, sent[0], method)
         self._figures.count("calls")
         if details == "Internal error from Core":
-            # Said by grpc.aio itself, of an upload that is refused while it is written to
+            # Reported by grpc.aio itself, if an upload is refused while the client writes
             # (https://github.com/grpc/grpc/issues/36066).
-            self._figures.count("refused with a status that the client made up")
+            self._figures.count("refused with a status from the client library")
             return
         meaningful = _LIFECYCLE_MEANINGFUL if method in _LIFECYCLE_METHODS else _MEANINGFUL
         assert code in meaningful, f"{method} of {_shown(sent)} ended with {code}: {details}"
         self._figures.count("answered with OK", code == grpc.StatusCode.OK)
 
-    def _made_up(self, method: str) -> bytes:
-        return made_up(self._random, {**_SHAPES, **_LIFECYCLE_SHAPES}[method])
+    def _random_message(self, method: str) -> bytes:
+        return random_message(self._random, {**_SHAPES, **_LIFECYCLE_SHAPES}[method])
 
-    def _note_told(self, message: bytes) -> bool:
-        """Note what a watch told, whose tokens the next ones may have; return whether more follows at once."""
+    def _note_reply(self, message: bytes) -> bool:
+        """Record a reply of a watch, and its token for later calls; return whether more follows at once."""
         self._figures.count("replies of watches")
         reply = WatchReply.FromString(message)
-        assert reply.WhichOneof("event"), f"a watch told nothing: {message.hex()}"
+        assert reply.WhichOneof("event"), f"a watch sent an empty message: {message.hex()}"
         if reply.resume_token:
             self._tokens.append(reply.resume_token)
         return not reply.caught_up
@@ -574,7 +574,7 @@ async def _read(call: Any) -> tuple[grpc.StatusCode, str]:
 
 
 async def _watch(call: Any, note: Callable[[bytes], bool]) -> tuple[grpc.StatusCode, str]:
-    """Read what a watch tells, as long as more follows at once."""
+    """Read the replies of a watch, as long as more follows at once."""
     try:
         for _ in range(_TOLD_MAX):
             message = await call.read()
@@ -583,7 +583,7 @@ async def _watch(call: Any, note: Callable[[bytes], bool]) -> tuple[grpc.StatusC
             if not note(message):
                 break
     except grpc.aio.AioRpcError as error:
-        # What ends a watch that has nothing to tell is our own deadline.
+        # A watch that has nothing to send ends with our own deadline.
         ours = error.code() == grpc.StatusCode.DEADLINE_EXCEEDED
         return grpc.StatusCode.OK if ours else error.code(), error.details() or ""
     call.cancel()
@@ -591,14 +591,14 @@ async def _watch(call: Any, note: Callable[[bytes], bool]) -> tuple[grpc.StatusC
 
 
 async def _behave_well(client: Client, random: Random, figures: Figures) -> None:
-    """Store, promote and retrieve until cancelled, and delete what the others made when it is much."""
+    """Store, promote and retrieve until cancelled, and delete the models of the others when there are many."""
     await client.create_model(_GOOD_ID)
     lifecycle_calls = Lifecycle(client)
     while True:
         await _promote_one(client, lifecycle_calls, random)
         data = random.randbytes(random.choice((0, 10, 5000)))
         info = await client.store(_GOOD_ID, data)
-        assert await client.data(_GOOD_ID, info.version_number) == data, "a well-behaved client got other bytes back"
+        assert await client.data(_GOOD_ID, info.version_number) == data, "a well-behaved client received wrong bytes"
         figures.count("versions stored and retrieved by another client")
         if int((await client.status("models"))["models"]) > _MODELS_MAX:
             for model in (await client.models()).model_infos:
@@ -614,12 +614,12 @@ async def _promote_one(client: Client, lifecycle_calls: Lifecycle, random: Rando
         await lifecycle_calls.promote(number, "good", model_id=_GOOD_ID)
     except grpc.aio.AioRpcError as error:
         if error.code() == grpc.StatusCode.NOT_FOUND:
-            return  # evicted, when each model of the others has its newest version in memory
+            return  # evicted, if each model of the others has its newest version in memory
         raise
     await lifecycle_calls.update("good", AnnotationChange({"number": str(number)}), _GOOD_ID)
     found = await lifecycle_calls.find(model_id=_GOOD_ID, filter=f'aliases:good AND tags.number = "{number}"')
     assert [each.version_info.version_number for each in found.versions] == [number], f"a search found {found}"
-    assert await client.data(_GOOD_ID, number) == data, "a well-behaved client got other bytes back"
+    assert await client.data(_GOOD_ID, number) == data, "a well-behaved client received wrong bytes"
     await lifecycle_calls.delete(number, force=True, model_id=_GOOD_ID)
 
 
@@ -632,7 +632,7 @@ async def _delete_if_there(client: Client, model_id: str) -> None:
 
 
 async def _send(server: ServerProcess, rounds: int, random: Random, figures: Figures) -> None:
-    """Make the calls over several connections at once, beside a well-behaved client."""
+    """Make the calls over several connections at once, in parallel with a well-behaved client."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(server.port)) for _ in range(_CONNECTIONS + 1)]
         sender = _Sender([client.channel for client in clients[1:]], random, figures)
@@ -647,12 +647,12 @@ async def _send(server: ServerProcess, rounds: int, random: Random, figures: Fig
         finally:
             behaving.cancel()
             await asyncio.gather(behaving, return_exceptions=True)
-    figures.peak("MiB that the server grew", grown_bytes / 2**20)
+    figures.peak("MiB of growth of the server", grown_bytes / 2**20)
     assert grown_bytes < _GROWTH_MAX_BYTES, f"the server grew by {grown_bytes} bytes"
 
 
 async def _all_of(sender: _Sender, rounds: Iterator[int], behaving: asyncio.Task[None]) -> None:
-    """Make calls until all rounds are made, or until something went wrong."""
+    """Make calls until all rounds are done, or until one fails."""
     sending = {asyncio.create_task(sender.make_calls(rounds)) for _ in range(_AT_ONCE)}
     pending = {*sending}
     try:
@@ -678,10 +678,10 @@ def send_messages(place: Path, rounds: int, random: Random, figures: Figures) ->
 
 
 def decode_inputs(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Let Atheris feed the decoders."""
+    """Fuzz the decoders with Atheris."""
     (place / "inputs").mkdir()
     command = [
-        # Its child, and not its successor: the system counts the memory of whoever starts a process as its peak.
+        # A child process, without exec: the system counts the memory of the parent in the peak of a process.
         *("sh", "-c", '"$@"; exit $?', "sh"),
         *(sys.executable, "-m", "tests.torture.fuzzed_decoding"),
         *(f"-atheris_runs={rounds}", f"-seed={random.randrange(1, 2**31)}", "-timeout=20", "-rss_limit_mb=1024"),
@@ -690,15 +690,15 @@ def decode_inputs(place: Path, rounds: int, random: Random, figures: Figures) ->
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=clean_environment())
     match = re.search(r"^Done (\d+) ", done.stderr, re.MULTILINE)
     assert done.returncode == 0, f"a decoder failed, see {place}:\n{done.stdout[-1000:]}{done.stderr[-3000:]}"
-    assert match, f"the decoders were not fed to the end:\n{done.stderr[-3000:]}"
+    assert match, f"fuzzing the decoders did not finish:\n{done.stderr[-3000:]}"
     figures.count("inputs decoded", int(match[1]))
     figures.count("inputs that reached new code", len(list((place / "inputs").iterdir())))
     figures.peak("code locations reached", max(int(found) for found in re.findall(r"cov: (\d+)", done.stderr)))
 
 
 def atheris_missing() -> str:
-    """Return what there is to say when Atheris is not there."""
-    return "" if importlib.util.find_spec("atheris") else "Atheris is built for x86-64 Linux alone"
+    """Return why Atheris is not available; empty if it is."""
+    return "" if importlib.util.find_spec("atheris") else "Atheris is built only for Linux on x86-64"
 
 
 PROOF_MESSAGES = Proof(

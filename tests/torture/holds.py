@@ -1,8 +1,8 @@
-"""Versions that consumers hold, under pressure of both bounds, deletions, rules and promotions, all at once.
+"""Versions that consumers hold, under concurrent eviction by both bounds, deletions, rules and promotions.
 
 Each round has a registry on a real archive, whose transient store holds a few versions. Consumers hold versions and
-release them; others publish, promote, delete and apply rules that keep next to nothing. Whatever a consumer was told
-that it holds must be there, whole, until it lets go. Who held what is written down here, outside of the registry.
+release them; others publish, promote, delete and apply rules that keep almost nothing. Every version whose hold was
+acknowledged must exist, with all of its bytes, until it is released. The proof records the holds outside the registry.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ STEPS = 40
 
 
 class UnsyncedFiles(Files):
-    """Operations on real files. Nobody cuts the power here, so a sync does nothing."""
+    """Operations on real files. No power cut is simulated here, so a sync does nothing."""
 
     def sync_file(self, file: int) -> None:
         """Do nothing."""
@@ -67,7 +67,7 @@ class World:
 
 @asynccontextmanager
 async def opened(place: Path, figures: Figures) -> AsyncIterator[World]:
-    """Return a context manager with an empty registry at a place."""
+    """Return a context manager for an empty registry in a directory."""
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing:
         archive = DirectoryArchive(str(place), 128, UnsyncedFiles())
         await archive.open()
@@ -98,7 +98,7 @@ async def opened(place: Path, figures: Figures) -> AsyncIterator[World]:
             await archive.close()
 
 
-# Those who need room, or remove.
+# Tasks that need space or remove versions.
 
 
 async def publish(world: World, random: Random) -> None:
@@ -117,7 +117,7 @@ async def publish(world: World, random: Random) -> None:
 
 
 def check_bounds(world: World, items_max: int) -> None:
-    """Check that no more is in memory than is allowed."""
+    """Check that the memory is within its bounds."""
     usage = world.transient.usage
     assert usage.bytes <= BYTES_MAX, f"{usage.bytes} bytes are in memory"
     assert usage.items <= items_max, f"{usage.items} versions are in memory"
@@ -147,11 +147,11 @@ async def apply_rules(world: World) -> None:
             world.figures.count("deletions by rules")
 
 
-# Those who hold.
+# The consumers.
 
 
 async def consume(world: World, random: Random, name: str) -> None:
-    """Hold versions and release them, and look whether they are there."""
+    """Hold versions, check that they exist, and release them."""
     held: tuple[int, ...] = ()
     for _ in range(STEPS):
         numbers = await world.numbers()
@@ -171,7 +171,7 @@ async def consume(world: World, random: Random, name: str) -> None:
 
 
 async def check_whole(world: World, number: int) -> None:
-    """Check that a version that is held is there, with all of its bytes."""
+    """Check that a held version exists, with all of its bytes."""
     try:
         async with await world.registry.open_version(MODEL, number) as reader:
             data = b"".join([b"".join(chunk) async for chunk in reader.chunks(100, 2000)])
@@ -196,7 +196,7 @@ async def forget(world: World, random: Random) -> None:
 
 
 async def live(place: Path, random: Random, figures: Figures) -> None:
-    """Do all of it at once."""
+    """Run all tasks concurrently."""
     async with opened(place, figures) as world:
         await together(
             *(publish(world, fork(random)) for _ in range(2)),
@@ -207,14 +207,14 @@ async def live(place: Path, random: Random, figures: Figures) -> None:
         usage = world.transient.usage
         figures.count("evictions", sum(usage.evictions.values()))
         assert world.consumers.held_bytes == 0, "a hold outlives its consumer"
-        assert usage.held_bytes == 0, "memory is held that nobody holds"
+        assert usage.held_bytes == 0, "memory is held without a holder"
         async with await world.registry.create_version(VersionHeader(MODEL, False, 0)) as upload:
             await upload.commit()
         check_bounds(world, ITEMS_MAX)
 
 
 def attempt(directory: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Try that many registries."""
+    """Try a number of registries."""
     figures.count("held versions lost", 0)
     for number in range(rounds):
         with in_round(number):
@@ -226,7 +226,7 @@ def attempt(directory: Path, rounds: int, random: Random, figures: Figures) -> N
 
 PROOF = Proof(
     name="holds",
-    promise="A version that a consumer holds is never evicted or deleted, whatever happens at once",
+    promise="A version that a consumer holds is never evicted or deleted, under any concurrency",
     attempt=attempt,
     unit="registries",
     short=4,

@@ -1,10 +1,10 @@
-"""Peers that break HTTP/2 and gRPC on purpose, beside a client that does not.
+"""Peers that break HTTP/2 and gRPC on purpose, in parallel with a client that does not.
 
-Each way of abuse is a function that talks to a real server process over raw sockets, with frames made by hand, since
-libraries refuse to make them. It sends a bounded amount, looks whether the server still answers it, and goes, politely
-or not. All the while a well-behaved client creates, lists and retrieves: no call of it may fail or wait for long. What
-the abuser gets is not looked at: the server may end its connection, or bear with it. Afterwards the server must be as
-it was: alive, without errors in its log, with the descriptors and the memory that it had before.
+Each kind of abuse is a function that talks to a real server process over raw sockets, with frames made by hand, since
+libraries refuse to make them. It sends a bounded amount, checks whether the server still answers, and disconnects with
+or without a reset. In parallel, a well-behaved client creates, lists and retrieves: none of its calls may fail or take
+long. The replies to the abuser are not checked: the server may end its connection or keep it. Afterwards the server
+must run without errors in its log, with as many descriptors and as much memory as before.
 """
 
 import asyncio
@@ -41,10 +41,10 @@ _FLAGS = (
     "--log_format=json",
 )
 _WAIT_MAX_SECONDS = 15
-"""How long a well-behaved call may take; a wide bound for a machine that does other things too."""
+"""How long a well-behaved call may take; a generous bound for a busy machine."""
 
 _SETTLE_SECONDS = 30
-"""How long the server may take until it has freed what peers held that are gone."""
+"""How long the server may take to free what disconnected peers held."""
 
 _SPARE_DESCRIPTORS = 12
 _SPARE_BYTES = 64 * 2**20
@@ -60,7 +60,7 @@ HEADER_TABLE_SIZE, ENABLE_PUSH, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 1, 2, 4, 5
 
 
 def frame(kind: int, flags: int, stream: int, payload: bytes = b"", length: int | None = None) -> bytes:
-    """Return a frame, with another length than it has where one is given."""
+    """Return a frame, with a false length if one is given."""
     size = len(payload) if length is None else length
     return struct.pack(">I", size)[1:] + bytes((kind, flags)) + struct.pack(">I", stream) + payload
 
@@ -86,7 +86,7 @@ def _hpack_length(size: int) -> bytes:
 
 
 def call_fields(method: str, changes: Fields | None = None) -> bytes:
-    """Return the headers of a call, with some changed, or left out for None."""
+    """Return the headers of a call, with some changed, or left out if None."""
     fields: Fields = {
         ":method": b"POST",
         ":scheme": b"http",
@@ -112,7 +112,7 @@ PIECE = grpc_message(body(b"piece").SerializeToString())
 
 
 class Peer:
-    """A connection of an abuser. It puts up with whatever the server does to it."""
+    """A connection of an abuser. It tolerates whatever the server does."""
 
     def __init__(self, port: int, *, greet: bool = True, settings: bytes = b"") -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=5)
@@ -137,7 +137,7 @@ class Peer:
             self.send(frame(DATA, END_STREAM if end else 0, stream, payload))
 
     def wait(self) -> None:
-        """Wait until the server has taken in all that was sent, or has ended the connection, or a moment is over."""
+        """Wait until the server has received everything, or has ended the connection, or a short time is over."""
         mark = os.urandom(8)
         self.send(frame(PING, 0, 0, mark))
         self.socket.settimeout(0.3)
@@ -150,7 +150,7 @@ class Peer:
                 seen = seen[-16:] + received
 
     def close(self, *, rudely: bool = False) -> None:
-        """End the connection, with a reset of TCP where that is the way."""
+        """End the connection, with a TCP reset if this peer uses one."""
         if rudely:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.socket.close()
@@ -158,14 +158,14 @@ class Peer:
 
 @contextlib.contextmanager
 def peer(port: int, random: Random, *, greet: bool = True, settings: bytes = b"") -> Iterator[Peer]:
-    """Open a context with a peer, which waits for the server at the end and then goes in one of two ways."""
+    """Return a context manager for a peer, which finally waits for the server and disconnects in one of two ways."""
     with contextlib.closing(Peer(port, greet=greet, settings=settings)) as connection:
         yield connection
         connection.wait()
         connection.close(rudely=random.random() < 0.5)
 
 
-# The ways of abuse.
+# The kinds of abuse.
 
 
 def resets(port: int, random: Random) -> None:
@@ -178,7 +178,7 @@ def resets(port: int, random: Random) -> None:
 
 
 def resets_of_retrievals(port: int, random: Random) -> None:
-    """Begin to retrieve what is large, and reset it after it began."""
+    """Begin retrievals of a large version, and reset them after they began."""
     with peer(port, random) as it:
         for stream in range(1, 101, 2):
             it.call(stream, "RetrieveVersionData", RETRIEVE)
@@ -188,7 +188,7 @@ def resets_of_retrievals(port: int, random: Random) -> None:
 
 
 def resets_of_nothing(port: int, random: Random) -> None:
-    """Reset streams that there are not."""
+    """Reset streams that do not exist."""
     for stream in (0, 2, 3, 2**31 - 1):
         with peer(port, random) as it:
             for _ in range(100):
@@ -196,7 +196,7 @@ def resets_of_nothing(port: int, random: Random) -> None:
 
 
 def pings(port: int, random: Random) -> None:
-    """Ask for signs of life, very often."""
+    """Send very many PINGs."""
     with peer(port, random) as it:
         for _ in range(50):
             it.send(b"".join(frame(PING, 0, 0, random.randbytes(8)) for _ in range(100)))
@@ -206,7 +206,7 @@ def pings(port: int, random: Random) -> None:
 
 
 def settings_floods(port: int, random: Random) -> None:
-    """Change the settings all the time, during calls."""
+    """Change the settings continuously, during calls."""
     with peer(port, random) as it:
         it.call(1, "RetrieveVersionData", RETRIEVE)
         for value in range(2000):
@@ -217,7 +217,7 @@ def settings_floods(port: int, random: Random) -> None:
 
 
 def bad_settings(port: int, random: Random) -> None:
-    """Send settings that cannot be."""
+    """Send invalid settings."""
     entries = [(INITIAL_WINDOW_SIZE, 2**31), (ENABLE_PUSH, 2), (MAX_FRAME_SIZE, 1), (HEADER_TABLE_SIZE, 2**32 - 1)]
     frames = [frame(SETTINGS, 0, 0, setting(*entry)) for entry in entries]
     frames += [frame(SETTINGS, 0, 0, b"odd"), frame(SETTINGS, 0, 1), frame(SETTINGS, ACK, 0, bytes(6))]
@@ -228,7 +228,7 @@ def bad_settings(port: int, random: Random) -> None:
 
 
 def half_open(port: int, random: Random) -> None:
-    """Connect, and fall silent at some point."""
+    """Connect, and stop sending at some point."""
     whole = PREFACE + frame(SETTINGS, 0, 0) + frame(HEADERS, END_HEADERS, 1, call_fields("Status"))
     with contextlib.ExitStack() as stack:
         for end in (0, 1, 10, len(PREFACE), len(PREFACE) + 5, len(whole) - 40, len(whole) - 1, len(whole)):
@@ -247,7 +247,7 @@ def byte_by_byte(port: int, random: Random) -> None:
 
 
 def other_protocols(port: int, random: Random) -> None:
-    """Speak something else."""
+    """Speak other protocols."""
     for data in (
         b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n",
@@ -259,7 +259,7 @@ def other_protocols(port: int, random: Random) -> None:
 
 
 def large_headers(port: int, random: Random) -> None:
-    """Send more headers than a server should keep."""
+    """Send more headers than a server should accept."""
     with peer(port, random) as it:
         fields = call_fields("Status") + field(b"x", bytes(300_000))
         _send_headers(it, 1, fields, 16_000)
@@ -277,7 +277,7 @@ def _send_headers(it: Peer, stream: int, fields: bytes, size: int) -> None:
 
 
 def endless_continuations(port: int, random: Random) -> None:
-    """Let headers never end."""
+    """Send headers without an end."""
     for part in (b"", field(b"x", b"y" * 1000)):
         with peer(port, random) as it:
             it.send(frame(HEADERS, 0, 1, call_fields("Status")))
@@ -290,7 +290,7 @@ def endless_continuations(port: int, random: Random) -> None:
 
 
 def bad_headers(port: int, random: Random) -> None:
-    """Send headers that cannot be decoded, or that decode to very much."""
+    """Send headers that cannot be decoded, or that decode to a large size."""
     blocks = [
         *(b"\x80", b"\xff\xff\xff\xff\xff\xff\x0f", b"\x3f\xff\xff\xff\xff\x0f", b"\x00\xff\xff\xff\xff\x0f"),
         *(b"\x00\x81\xff\x81\xff", b"\x40", b"\xbf" * 100, random.randbytes(200)),
@@ -303,7 +303,7 @@ def bad_headers(port: int, random: Random) -> None:
 
 
 def bad_windows(port: int, random: Random) -> None:
-    """Open windows by nothing, and by more than there can be."""
+    """Increase windows by 0, and beyond their maximum."""
     for stream, step in itertools.product((0, 1, 5), (0, 2**31 - 1)):
         with peer(port, random) as it:
             it.call(1, "VersionUpdate", WATCH)
@@ -314,8 +314,8 @@ def bad_windows(port: int, random: Random) -> None:
         it.send(b"".join(frame(WINDOW_UPDATE, 0, random.choice((0, 1)), struct.pack(">I", 1)) for _ in range(5000)))
 
 
-def data_where_none_belongs(port: int, random: Random) -> None:
-    """Send data on streams that ended, that never began, and that are none."""
+def data_on_wrong_streams(port: int, random: Random) -> None:
+    """Send data on streams that ended, that never began, and that cannot exist."""
     for stream in (0, 1, 2, 99):
         with peer(port, random) as it:
             it.call(1, "Status", STATUS)
@@ -324,11 +324,11 @@ def data_where_none_belongs(port: int, random: Random) -> None:
                 it.send(frame(DATA, 0, stream, STATUS))
     with peer(port, random) as it:
         it.call(1, "CreateVersion", UPLOAD, end=False)
-        it.send(frame(DATA, 0, 1, bytes(16_000)) * 60)  # past every window
+        it.send(frame(DATA, 0, 1, bytes(16_000)) * 60)  # beyond every window
 
 
 def odd_data(port: int, random: Random) -> None:
-    """Send data without anything in it, and with padding that cannot be."""
+    """Send empty data, and data with invalid padding."""
     with peer(port, random) as it:
         it.call(1, "CreateVersion", UPLOAD, end=False)
         it.send(frame(DATA, 0, 1) * 5000)
@@ -340,7 +340,7 @@ def odd_data(port: int, random: Random) -> None:
 
 
 def wrong_lengths(port: int, random: Random) -> None:
-    """Send frames that are longer than allowed, or than said."""
+    """Send frames that are longer than allowed, or than declared."""
     for kind in (*range(10), 200):
         with peer(port, random) as it:
             it.send(frame(kind, 0, 1, b"short", length=2**24 - 1))
@@ -352,7 +352,7 @@ def wrong_lengths(port: int, random: Random) -> None:
 
 
 def unknown_frames(port: int, random: Random) -> None:
-    """Send frames of kinds that there are not, or that no client may send."""
+    """Send frames of unknown types, or of types that no client may send."""
     with peer(port, random) as it:
         it.send(b"".join(frame(random.randrange(10, 256), 255, random.randrange(9), bytes(50)) for _ in range(3000)))
         it.call(1, "Status", STATUS)
@@ -362,7 +362,7 @@ def unknown_frames(port: int, random: Random) -> None:
 
 
 def priorities(port: int, random: Random) -> None:
-    """Change priorities all the time, in circles."""
+    """Change priorities continuously, in cycles."""
     with peer(port, random) as it:
         it.call(1, "VersionUpdate", WATCH)
         for _ in range(50):
@@ -374,7 +374,7 @@ def priorities(port: int, random: Random) -> None:
 
 
 def farewells(port: int, random: Random) -> None:
-    """Say goodbye in the middle of a call, and go on."""
+    """Send GOAWAY in the middle of a call, and continue."""
     for last, code in ((0, 0), (1, 11), (2**31 - 1, 0)):
         with peer(port, random) as it:
             it.call(1, "RetrieveVersionData", RETRIEVE)
@@ -383,7 +383,7 @@ def farewells(port: int, random: Random) -> None:
 
 
 def never_reading(port: int, random: Random) -> None:
-    """Ask for much, and take nothing of it: with windows that stay closed, then with a socket that is not read."""
+    """Request many bytes, and read none: first with closed windows, then with a socket that is not read."""
     for settings in (setting(INITIAL_WINDOW_SIZE, 0), setting(INITIAL_WINDOW_SIZE, 2**31 - 1)):
         with peer(port, random, settings=settings) as it:
             it.send(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", 2**31 - 1 - 65_535)))
@@ -418,7 +418,7 @@ def bad_framing(port: int, random: Random) -> None:
 
 
 def empty_messages(port: int, random: Random) -> None:
-    """Upload messages without anything in them, very many."""
+    """Upload very many empty messages."""
     empty_body = grpc_message(body(b"").SerializeToString())
     for message in (grpc_message(b""), empty_body):
         with peer(port, random) as it:
@@ -428,7 +428,7 @@ def empty_messages(port: int, random: Random) -> None:
 
 
 def wrong_calls(port: int, random: Random) -> None:
-    """Call what is not there, or in a way that is not gRPC's."""
+    """Call methods that do not exist, or in ways that gRPC does not allow."""
     service = b"/cogmentAPI.ModelRegistrySP/"
     wrong: dict[str, list[bytes | None]] = {
         "content-type": [b"text/html", b"application/grpc+json", b"", None],
@@ -458,7 +458,7 @@ def wrong_calls(port: int, random: Random) -> None:
 
 
 def undecodable_texts(port: int, random: Random) -> None:
-    """Call with bytes that are no text in names and values."""
+    """Call with bytes that are not text in names and values."""
     changes: list[Fields] = [
         {":authority": b"\xff"},
         {"x": b"\xff"},
@@ -491,7 +491,7 @@ def odd_streams(port: int, random: Random) -> None:
 
 
 def too_many_streams(port: int, random: Random) -> None:
-    """Have more calls under way than a connection may have."""
+    """Make more concurrent calls than a connection may have."""
     for method, payload in (("VersionUpdate", WATCH), ("CreateVersion", UPLOAD), ("RetrieveVersionData", RETRIEVE)):
         with peer(port, random) as it:
             for stream in range(1, 6 * _STREAMS_MAX, 2):
@@ -499,7 +499,7 @@ def too_many_streams(port: int, random: Random) -> None:
 
 
 def too_many_connections(port: int, random: Random) -> None:
-    """Have more connections than there may be."""
+    """Open more connections than allowed."""
     with contextlib.ExitStack() as stack:
         peers = [
             stack.enter_context(contextlib.closing(Peer(port, greet=number % 2 == 0)))
@@ -514,7 +514,7 @@ def too_many_connections(port: int, random: Random) -> None:
 
 
 def short_connections(port: int, random: Random) -> None:
-    """Connect and go, very often, sometimes in the middle of an upload."""
+    """Connect and disconnect very often, sometimes in the middle of an upload."""
     for number in range(200):
         it = Peer(port, greet=number % 4 != 0)
         if number % 2:
@@ -536,7 +536,7 @@ _WAYS: list[Callable[[int, Random], None]] = [
     endless_continuations,
     bad_headers,
     bad_windows,
-    data_where_none_belongs,
+    data_on_wrong_streams,
     odd_data,
     wrong_lengths,
     unknown_frames,
@@ -554,11 +554,11 @@ _WAYS: list[Callable[[int, Random], None]] = [
 ]
 
 
-# The client beside them, and the server.
+# The well-behaved client, and the server.
 
 
 class _GoodClient:
-    """Uses the registry as it is meant to be used, and takes the time of each call."""
+    """Uses the registry as intended, and measures the time of each call."""
 
     def __init__(self, client: Client, random: Random, figures: Figures) -> None:
         self._client = client
@@ -567,7 +567,7 @@ class _GoodClient:
         self.cycles = 0
 
     async def prepare(self) -> None:
-        """Create what the others try to retrieve."""
+        """Create the version that the others try to retrieve."""
         await self._client.create_model(_BIG_ID)
         await self._client.store(_BIG_ID, bytes(_BIG_BYTES), chunk_size=100_000)
         await self._client.create_model("good")
@@ -577,23 +577,25 @@ class _GoodClient:
         for archived in (False, True):
             data = self._random.randbytes(self._random.choice((0, 100, 100_000)))
             info = await self._timed(self._client.store if archived else self._client.publish, "good", data)
-            assert await self._timed(self._client.data, "good", info.version_number) == data, "other bytes came back"
+            assert await self._timed(self._client.data, "good", info.version_number) == data, (
+                "wrong bytes were retrieved"
+            )
             [found] = (await self._timed(self._client.infos, "good", -1)).version_infos
             assert found == info, f"the last version is {found}, and must be {info}"
-        assert len((await self._timed(self._client.models)).model_infos) == 2, "other models are there"
+        assert len((await self._timed(self._client.models)).model_infos) == 2, "the list of models is wrong"
         self.cycles += 1
 
     async def _timed(self, call: Callable[..., Awaitable[Any]], *arguments: object) -> Any:
         started = time.perf_counter()
         async with asyncio.timeout(_WAIT_MAX_SECONDS):
             result = await call(*arguments)
-        self._figures.peak("ms that a well-behaved call took", (time.perf_counter() - started) * 1000)
+        self._figures.peak("ms of the slowest well-behaved call", (time.perf_counter() - started) * 1000)
         self._figures.count("well-behaved calls")
         return result
 
 
 async def _abuse(server: ServerProcess, rounds: int, random: Random, figures: Figures) -> None:
-    """Abuse the server in as many ways as there are rounds, beside a well-behaved client."""
+    """Abuse the server once a round, in parallel with a well-behaved client."""
     process = psutil.Process(server.pid)
     async with connected(server.port) as client:
         good = _GoodClient(client, random, figures)
@@ -606,7 +608,7 @@ async def _abuse(server: ServerProcess, rounds: int, random: Random, figures: Fi
             way = ways[number] if number < len(ways) else random.choice(_WAYS)
             seed = random.getrandbits(64)
             try:
-                await _beside(good, asyncio.to_thread(way, server.port, Random(seed)))
+                await _abuse_with_good_client(good, asyncio.to_thread(way, server.port, Random(seed)))
             except Exception as error:
                 error.add_note(f"during {way.__name__}, with seed {seed}")
                 raise
@@ -618,12 +620,12 @@ async def _abuse(server: ServerProcess, rounds: int, random: Random, figures: Fi
 
 
 async def _warm_up(port: int) -> None:
-    """Have as many connections as there will be, since the server keeps some of the memory that they take."""
+    """Open as many connections as the proof will, since the server keeps some of their memory."""
     await asyncio.to_thread(too_many_connections, port, Random(0))
 
 
-async def _beside(good: _GoodClient, abuse: Awaitable[None]) -> None:
-    """Let a well-behaved client work as long as an abuse takes, and once more after it."""
+async def _abuse_with_good_client(good: _GoodClient, abuse: Awaitable[None]) -> None:
+    """Let a well-behaved client work while an abuse runs, and once more after it."""
     working = asyncio.ensure_future(abuse)
     try:
         while not working.done():
@@ -636,7 +638,7 @@ async def _beside(good: _GoodClient, abuse: Awaitable[None]) -> None:
 async def _all_is_freed(
     process: psutil.Process, client: Client, descriptors: int, memory_bytes: int, figures: Figures
 ) -> None:
-    """Wait until the server holds nothing any more for peers that are gone."""
+    """Wait until the server holds nothing for disconnected peers."""
     found: tuple[dict[str, str], int, int] | None = None
 
     async def is_freed() -> bool:

@@ -1,10 +1,10 @@
-"""Readers, writers and a deleter at the same time: each sees whole versions of the right model, or that they are gone.
+"""Concurrent readers, writers and a deleter: each sees complete versions of the right model, or that they are gone.
 
 Writers promote and delete some of their versions, too.
 
-What was sent under a tag is kept here, and the bytes of a version begin with its tag. A deleted model is created anew
-under its id at once, so that a call may meet two lives of a model. What it may see then follows from the times at
-which calls were sent and answered; where nothing was deleted meanwhile, it follows exactly.
+The proof records what was sent under a tag, and the bytes of a version begin with its tag. A deleted model is created
+again under its id at once, so a call may overlap two lives of a model. The times at which calls were sent and answered
+determine what a call may see; if nothing was deleted in the meantime, they determine it exactly.
 """
 
 import asyncio
@@ -32,13 +32,13 @@ from tests.torture.proof import Figures, Proof
 KIB, MIB = 1024, 1024 * 1024
 MODEL_IDS = ("M", "m", "m-v000001", "quiet")
 USE_WEIGHTS = (10, 10, 10, 1)
-"""The latest version of a model that is seldom used is the first that eviction would take if it might."""
+"""The latest version of a rarely used model would be evicted first if it were allowed."""
 
 DELETION_WEIGHTS = (1, 3, 3, 1)
 READERS, SLOW_READERS, WRITERS = 6, 2, 2
 
 CACHE_MAX_ITEMS = 20
-"""Few enough for many evictions; enough that readers cannot pin all but the newest versions, which then stay."""
+"""Few enough for many evictions; too many for readers to pin all versions except the newest."""
 
 FLAGS = (
     f"--cache_max_items={CACHE_MAX_ITEMS}",
@@ -51,24 +51,24 @@ NARROW = [
     ("grpc.http2.lookahead_bytes", 64 * KIB),
     ("grpc.use_local_subchannel_pool", 1),
 ]
-"""Options of a connection that takes little ahead of its reader, so that the server has to keep the rest."""
+"""Options of a connection that buffers little for its reader, so that the server has to keep the rest."""
 
 
 @dataclass(eq=False)
 class Life:
-    """A model from its creation to its deletion; times are infinite until they are known.
+    """One life of a model, from its creation to its deletion; times are infinite until they are known.
 
     Attributes:
         sent: When its creation was sent.
         acknowledged: When its creation was acknowledged.
         deleting: When its deletion was sent.
         deleted: When its deletion was acknowledged.
-        tags: What its numbers were given to, as far as they are surely its own.
+        tags: The tags of its numbers, of those that are certainly its own.
         archived: The numbers of its acknowledged archived versions, of those.
         highest: The highest acknowledged number, of those.
-        highest_possible: The highest acknowledged number that may be its own.
-        promoting: The numbers whose promotion was sent when it may have been there.
-        removed: The numbers whose deletion was sent when it may have been there.
+        highest_possible: The highest acknowledged number that may belong to it.
+        promoting: The numbers whose promotion was sent when this life may have existed.
+        removed: The numbers whose deletion was sent when this life may have existed.
     """
 
     name: str
@@ -86,7 +86,7 @@ class Life:
 
 @dataclass
 class Sent:
-    """A version that was sent: what it is, and when its create began and ended."""
+    """A version that was sent: its info, and when its create began and ended."""
 
     info: m.ModelVersionInfo
     began: float
@@ -97,13 +97,13 @@ class Sent:
 
 @dataclass
 class Look:
-    """What a call, or several of them, may have met of a model.
+    """The state of a model when a call, or several of them, began.
 
     Attributes:
-        began: When the first one was sent.
-        life: The life of the model that was certain then.
-        highest: The highest number that was acknowledged in it.
-        archived: The archived versions that were.
+        began: When the first call was sent.
+        life: The life that the model certainly had then.
+        highest: The highest number that was acknowledged in this life.
+        archived: The archived versions that were acknowledged in it.
     """
 
     model_id: str
@@ -114,7 +114,7 @@ class Look:
 
 
 class World:
-    """All that was sent and acknowledged."""
+    """Everything that was sent and acknowledged."""
 
     def __init__(self, random: Random, figures: Figures) -> None:
         self.random = random
@@ -130,14 +130,14 @@ class World:
             figures.count(name, 0)
 
     async def note_created(self) -> None:
-        """Take note that a version was acknowledged."""
+        """Record that a version was acknowledged."""
         self.figures.count("acknowledged versions")
         async with self._news:
             self._created += 1
             self._news.notify_all()
 
     async def until_created(self, count: int) -> None:
-        """Wait until so many more versions were created, or all is over."""
+        """Wait until a number of further versions were created, or the run is over."""
         target = self._created + count
         async with self._news:
             await self._news.wait_for(lambda: self._created >= target or self.is_over)
@@ -149,22 +149,22 @@ class World:
             self._news.notify_all()
 
     def certain_life(self, model_id: str) -> Life | None:
-        """Return the life that a model has now; None while that is not known."""
+        """Return the current life of a model; None while it is not known."""
         life = self.lives[model_id][-1]
         return life if life.acknowledged < math.inf and life.deleting == math.inf else None
 
     def look(self, model_id: str) -> Look:
-        """Return what a call that is sent now begins with."""
+        """Return the known state of a model for a call that is sent now."""
         life = self.certain_life(model_id)
         highest, archived = (life.highest, set(life.archived)) if life else (0, set())
         return Look(model_id, time.perf_counter(), life, highest, archived)
 
     def certainly(self, look: Look) -> Life | None:
-        """Return the life that a model had from the beginning of a look until now; None when that is not known."""
+        """Return the life that a model had from the beginning of a look until now; None if it is not known."""
         return look.life if look.life and look.life is self.certain_life(look.model_id) else None
 
     def possible_lives(self, model_id: str, began: float, ended: float = math.inf) -> list[Life]:
-        """Return the lives that a model may have had in some time."""
+        """Return the lives that a model may have had in a period."""
         lives = []
         for life in reversed(self.lives[model_id]):
             if life.deleted <= began:
@@ -174,7 +174,7 @@ class World:
         return lives
 
     def check_version(self, info: m.ModelVersionInfo, look: Look) -> None:
-        """Check that a version that was seen is one that was sent, and of the life of the model that was met."""
+        """Check that an observed version was sent, to a life of the model that the call may have met."""
         where = f"{look.model_id} version {info.version_number}"
         sent = self.sent.get(tag_of(info))
         assert sent, f"{where} was never sent: {info}"
@@ -186,28 +186,28 @@ class World:
         if any(info.version_number in life.promoting for life in met):
             expected.archived = info.archived or expected.archived
         assert info == expected, f"{where} is {info}, and was sent as {expected}"
-        assert not sent.is_refused, f"{where} was refused, and is there: {info}"
+        assert not sent.is_refused, f"{where} was refused, and exists: {info}"
         lives = [life for life in met if life in self.possible_lives(look.model_id, sent.began, sent.ended)]
         assert lives, f"{where} is of a deleted life: {info}; met were {met}"
         if len(lives) == 1:
             self.note_number(lives[0], info)
 
     def note_number(self, life: Life, info: m.ModelVersionInfo) -> None:
-        """Check that nothing else has the number of a version that is surely of a life."""
+        """Check that no other version has the number of a version that certainly belongs to a life."""
         tag = life.tags.setdefault(info.version_number, tag_of(info))
-        assert tag == tag_of(info), f"number {info.version_number} was given to {tag} and to {info}"
+        assert tag == tag_of(info), f"number {info.version_number} was assigned to {tag} and to {info}"
 
     def check_absence(self, info: m.ModelVersionInfo, look: Look) -> None:
-        """Check that a version that was listed may be gone."""
+        """Check that a listed version was allowed to disappear."""
         self.figures.count("evicted or deleted")
         life = self.certainly(look)
         if life is not None and info.version_number not in life.removed:
-            assert not info.archived, f"archived, of a model that was not deleted, and lost: {info}"
+            assert not info.archived, f"an archived version was lost, but its model was not deleted: {info}"
             is_newest = life.highest_possible <= info.version_number and not self.creating[look.model_id]
-            assert not is_newest, f"the newest of its model, and evicted: {info}"
+            assert not is_newest, f"the newest version of a model was evicted: {info}"
 
     def check_bytes(self, data: bytes, look: Look) -> Sent:
-        """Check that bytes are exactly those of one version of the model, and return it."""
+        """Check that bytes are exactly those of one version of the model, and return this version."""
         tag = self.tags_by_hash.get(hash_of(data))
         assert tag, f"torn bytes of {look.model_id}: {data[:80]!r}, {len(data)} bytes"
         sent = self.sent[tag]
@@ -217,7 +217,7 @@ class World:
 
 
 class Creator:
-    """Creates versions: a writer, or the deleter, who makes room for its own by evicting others."""
+    """Creates versions: a writer, or the deleter, whose versions evict others."""
 
     def __init__(self, world: World, client: Client, name: str) -> None:
         self._world = world
@@ -270,7 +270,7 @@ class Creator:
             await self._change(acknowledged)
 
     async def _change(self, info: m.ModelVersionInfo) -> None:
-        """Promote or delete a version sometimes, which may be evicted by now, or one of a later model."""
+        """Sometimes promote or delete a version, which may be evicted by now, or belong to a later life."""
         world, dice, number = self._world, self._random.random(), info.version_number
         look = world.look(info.model_id)
         met = world.possible_lives(info.model_id, look.began)
@@ -337,7 +337,7 @@ async def delete_model(client: Client, world: World, model_id: str) -> None:
 
 
 class Reader:
-    """Lists and retrieves, and checks what it gets; when it is slow, versions are evicted or deleted meanwhile."""
+    """Lists and retrieves, and checks the replies; while a slow one reads, versions are evicted or deleted."""
 
     def __init__(self, world: World, client: Client, *, is_slow: bool = False) -> None:
         self._world = world
@@ -348,7 +348,7 @@ class Reader:
     async def read(self) -> None:
         while not self._world.is_over:
             [model_id] = self._random.choices(MODEL_IDS, USE_WEIGHTS)
-            acts = [self._read_listed, self._read_latest, self._ask_for_any, self._read_models]
+            acts = [self._read_listed, self._read_latest, self._retrieve_any_number, self._read_models]
             [act] = self._random.choices(acts, [1, 0, 0, 0] if self._is_slow else [6, 4, 4, 1])
             await act(self._world.look(model_id))
 
@@ -402,11 +402,13 @@ class Reader:
         sent = self._world.check_bytes(data, look)
         if self._world.certainly(look) and not self._removed(look) & {info.version_number, look.highest}:
             assert info.version_number >= look.highest, f"-1 is {info}, and {look.highest} was acknowledged before"
-            number = sent.number or math.inf  # one that is not acknowledged yet is newer than all that were
+            number = (
+                sent.number or math.inf
+            )  # a version that is not acknowledged yet is newer than all acknowledged ones
             assert number >= info.version_number, f"-1 gave {sent.info}, and before {info}"
 
-    async def _ask_for_any(self, look: Look) -> None:
-        """Ask for a number that may be that of a version, or may have been in a life before."""
+    async def _retrieve_any_number(self, look: Look) -> None:
+        """Retrieve a number that may be that of a version of this life or an earlier one."""
         number = self._random.randint(1, look.highest + 2 * CACHE_MAX_ITEMS)
         try:
             [info] = (await self._client.infos(look.model_id, number)).version_infos
@@ -426,7 +428,7 @@ class Reader:
                 assert found.get(model_id) == life.name, f"{model_id} has life {life.name}, and listed was {found}"
 
     async def _data(self, model_id: str, number: int) -> bytes:
-        """Retrieve a version; when slow, after its first chunk wait for others to be created."""
+        """Retrieve a version; a slow reader waits after the first chunk until others are created."""
         request = m.RetrieveVersionDataRequest(model_id=model_id, version_number=number)
         chunks = []
         async for message in self._client.streamed("RetrieveVersionData", request):
@@ -436,14 +438,14 @@ class Reader:
         return b"".join(chunks)
 
     def _check_not_found(self, error: grpc.aio.AioRpcError, look: Look, *, is_expected: bool) -> None:
-        """Check that a call ended with NOT_FOUND, and could."""
+        """Check that a call ended with NOT_FOUND, and was allowed to."""
         may_be = is_expected or not self._world.certainly(look)
         assert error.code() == NOT_FOUND, f"{look}: {error.code()} {error.details()}"
-        assert may_be, f"of a model that was not deleted, and lost: {look}: {error.details()}"
+        assert may_be, f"a version was lost, but its model was not deleted: {look}: {error.details()}"
 
 
-async def check_what_is_left(client: Client, world: World) -> None:
-    """Retrieve all that is left at the end."""
+async def check_remaining_versions(client: Client, world: World) -> None:
+    """Retrieve all remaining versions at the end."""
     reader = Reader(world, client)
     for model_id in MODEL_IDS:
         look = world.look(model_id)
@@ -473,11 +475,11 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
             creators[WRITERS].delete(),
             world.end_after(rounds),
         )
-        await check_what_is_left(clients[0], world)
+        await check_remaining_versions(clients[0], world)
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Let everyone work on the same models for so many seconds."""
+    """Let all clients work on the same models for a number of seconds."""
     asyncio.run(_attempt(place, rounds, random, figures))
 
 

@@ -1,9 +1,9 @@
-"""An acknowledged archived version survives a killed process: whole, under its number, with all that was said of it.
+"""An acknowledged archived version survives a killed process: complete, with its number and all of its metadata.
 
 Writers store, publish, promote, tag, update and delete, and move aliases, while others read, versions are evicted, and
-the server is killed at some moment. What was sent and what was acknowledged is kept here, and the next server's archive
-is compared with it. What was sent and not acknowledged may be there or not, but only whole, and what was seen once
-stays. Each version is changed by the writer that created it, and each alias by one writer, so the order is known.
+the server is killed at a random moment. The proof records what was sent and what was acknowledged, and compares the
+archive of the next server with it. Unacknowledged changes may exist or not, but only completely, and what was observed
+once stays. Only the creator of a version changes it, and only one writer moves an alias, so the order is known.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ from tests.torture.proof import Figures, Proof
 KIB, MIB = 1024, 1024 * 1024
 
 OWN_IDS = ("w", "w-v000001", "w.yaml", "été")
-"""Each writer has a model of its own, which it updates, deletes and creates anew under the same id."""
+"""Each writer has its own model, which it updates, deletes and creates again under the same id."""
 
 TEXTS = ("", "yes", "1e3", "~", "null", "2021-10-01", "line\nbreak", " 'quoted\" ", "\0\x85", "名前: [a, b]")
 SHARED_MAX_BYTES = 48 * MIB
@@ -56,24 +56,24 @@ FLAGS = ("--cache_max_items=12",)
 
 @dataclass
 class Model:
-    """One life of a model, as far as it is known outside of the server.
+    """One life of a model, as known outside the server.
 
     Attributes:
-        user_datas: What its `user_data` may be: what was acknowledged last, and what was sent since.
-        may_be_absent: Its creation was not acknowledged, or its deletion was sent.
-        sent: The versions that were sent and neither acknowledged nor listed, by tag.
-        given: The numbers that were given, to transient versions too, and those of data without metadata.
+        user_datas: Its possible `user_data`: the last acknowledged one, and those sent since.
+        may_be_absent: Whether its creation was not acknowledged, or its deletion was sent.
+        sent: The versions that were sent but neither acknowledged nor listed, by tag.
+        assigned: The numbers that were assigned, including those of transient versions and of data without metadata.
         known: The archived versions that were acknowledged or listed, by number.
         unread: The numbers of those whose bytes were not read back yet.
-        highest: The highest number that was given.
-        settled: The highest number that was given at the last check.
+        highest: The highest assigned number.
+        settled: The highest assigned number at the last check.
         transient: The transient versions that were acknowledged by this server, by number.
-        owners: Who created each version that was acknowledged.
-        promoting: The transient versions whose promotion was sent, as they are afterwards.
+        owners: The writer that created each acknowledged version.
+        promoting: The transient versions whose promotion was sent, as they are after it.
         deleting: The archived versions whose deletion was sent.
         removed: The numbers of versions that were deleted.
-        tags: What the tags of each version may be.
-        aliases: Where each alias may point; None for nowhere.
+        tags: The possible tags of each version.
+        aliases: The possible targets of each alias; None if it may not exist.
     """
 
     model_id: str
@@ -82,7 +82,7 @@ class Model:
     sent: dict[str, m.ModelVersionInfo] = field(default_factory=dict)
     known: dict[int, m.ModelVersionInfo] = field(default_factory=dict)
     unread: set[int] = field(default_factory=set)
-    given: set[int] = field(default_factory=set)
+    assigned: set[int] = field(default_factory=set)
     highest: int = 0
     settled: int = 0
     transient: dict[int, m.ModelVersionInfo] = field(default_factory=dict)
@@ -94,10 +94,10 @@ class Model:
     aliases: dict[str, list[int | None]] = field(default_factory=dict)
 
     def learn(self, info: m.ModelVersionInfo, floor: int) -> None:
-        """Take note of a version that the server has acknowledged or listed for the first time."""
+        """Record a version that the server has acknowledged or listed for the first time."""
         where = f"{self.model_id!r} version {info.version_number}"
-        assert info.version_number > floor, f"{where} was given after {floor}"
-        assert info.version_number not in self.given, f"the number of {where} was given before"
+        assert info.version_number > floor, f"{where} was assigned after {floor}"
+        assert info.version_number not in self.assigned, f"the number of {where} was assigned before"
         sent = self.sent.pop(tag_of(info), None)
         assert sent is not None, f"{where} was never sent, or has two numbers: {info}"
         expected = m.ModelVersionInfo()
@@ -105,7 +105,7 @@ class Model:
         expected.version_number = info.version_number
         expected.creation_timestamp = sent.creation_timestamp or info.creation_timestamp
         assert info == expected, f"{where} was sent as {expected} and is {info}"
-        self.give(info.version_number)
+        self.note_number(info.version_number)
         if info.archived:
             self.known[info.version_number] = info
             self.unread.add(info.version_number)
@@ -113,7 +113,7 @@ class Model:
             self.transient[info.version_number] = info
 
     def begin_promotion(self, number: int) -> None:
-        """Record that a transient version is about to be promoted; does nothing with an archived one."""
+        """Record that a transient version is about to be promoted; does nothing for an archived one."""
         if number in self.transient:
             self.promoting[number] = as_archived(self.transient[number])
 
@@ -133,9 +133,9 @@ class Model:
         self.removed.add(number)
         self.aliases = {name: [None] if number in where else where for name, where in self.aliases.items()}
 
-    def give(self, number: int) -> None:
-        """Take note of a number that must not be given again."""
-        self.given.add(number)
+    def note_number(self, number: int) -> None:
+        """Record a number that must not be assigned again."""
+        self.assigned.add(number)
         self.highest = max(self.highest, number)
 
 
@@ -148,10 +148,10 @@ def as_archived(info: m.ModelVersionInfo) -> m.ModelVersionInfo:
 
 
 class World:
-    """All that was sent to the server and acknowledged by it.
+    """Everything that was sent to the server and acknowledged by it.
 
     Attributes:
-        models: Those that are not known to be gone, by id.
+        models: The models that are not known to be deleted, by id.
         shared: The id of the model that all writers store into.
     """
 
@@ -193,7 +193,7 @@ class World:
         self.figures.count("acknowledged deletions of models")
 
     async def renew_shared(self, client: Client, random: Random) -> None:
-        """Let the writers store into a new model, and delete the one before."""
+        """Let the writers store into a new model, and delete the previous one."""
         self.is_renewing = True
         old, new = self.shared, f"shared-{self.next_tag()}"
         await self.create_model(client, new, random)
@@ -212,7 +212,7 @@ async def put_model(client: Client, model_id: str, user_data: dict[str, str]) ->
 
 
 class Fuse:
-    """Tells when to kill: at a random time, or after a random number of bytes."""
+    """Decides when to kill: at a random time, or after a random number of bytes."""
 
     def __init__(self, random: Random) -> None:
         by_time = random.random() < 0.5
@@ -276,7 +276,7 @@ class Writer:
                 await self._create_version(model)
 
     async def _change_version(self, model: Model, number: int) -> None:
-        """Promote, tag or delete a version of its own, or let its alias point to it."""
+        """Promote, tag or delete one of its versions, or point its alias to it."""
         changes = [self._promote, self._promote, self._tag, self._tag, self._move_alias, self._move_alias, self._delete]
         was_transient = number in model.transient
         try:
@@ -307,7 +307,7 @@ class Writer:
 
     def _check_tags(self, model: Model, version: Version) -> None:
         possible = model.tags.get(version.number, [{}])
-        assert version.tags in possible, f"{version} has not the tags {possible}"
+        assert version.tags in possible, f"the tags of {version} are none of {possible}"
 
     async def _move_alias(self, model: Model, number: int) -> None:
         where = model.aliases.setdefault(self._alias, [None])
@@ -375,14 +375,14 @@ class Writer:
 
 
 async def read(client: Client, world: World) -> None:
-    """Retrieve what is listed, as long as the server is there; versions are promoted and deleted in the meantime."""
+    """Retrieve listed versions until the server is gone; versions are promoted and deleted in the meantime."""
     random = fork(world.random)
     while True:
         model = random.choice([*world.models.values(), None])
         if model is None:
-            await asyncio.sleep(0.01)  # there may be nothing yet
+            await asyncio.sleep(0.01)  # there may be no model yet
             continue
-        may_be_absent = model.may_be_absent  # a reply may come after the one to its creation, which followed it
+        may_be_absent = model.may_be_absent  # the reply may arrive after the one to a later creation
         try:
             infos = (await client.infos(model.model_id)).version_infos
             if infos:
@@ -394,7 +394,7 @@ async def read(client: Client, world: World) -> None:
 
 
 async def read_one(client: Client, model: Model, info: m.ModelVersionInfo) -> None:
-    """Retrieve a version, which may be gone by now only if it is transient or was deleted."""
+    """Retrieve a version, which may be gone only if it is transient or was deleted."""
     number = info.version_number
     try:
         data = await client.data(model.model_id, number)
@@ -407,7 +407,7 @@ async def read_one(client: Client, model: Model, info: m.ModelVersionInfo) -> No
 
 
 def new_size_bytes(random: Random) -> int:
-    """Return a size from 0 to 8 MiB; most are small."""
+    """Return a size from 0 to 8 MiB; most sizes are small."""
     return min(int(2 ** random.triangular(0, 23.5, 9)) - 1, 8 * MIB)
 
 
@@ -423,7 +423,7 @@ async def write_until_killed(server: ServerProcess, world: World) -> None:
 
 
 def kill_a_start(archive: Path, seconds: float) -> None:
-    """Start a server, and kill it after a time that may not be enough for it to serve."""
+    """Start a server, and kill it after a time that may be too short for it to serve."""
     command = [sys.executable, "-m", "cogment_model_registry", "services", "model_registry", "--port=0"]
     command += ["--host=127.0.0.1", f"--archive_dir={archive}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, env=clean_environment()) as process:
@@ -437,7 +437,7 @@ def kill_a_start(archive: Path, seconds: float) -> None:
 
 
 async def check(client: Client, world: World, archive: Path, *, all_bytes: bool) -> None:
-    """Hold what the server has against what was sent and acknowledged."""
+    """Compare what the server has with what was sent and acknowledged."""
     await check_models(client, world)
     for model in world.models.values():
         await check_versions(client, model, world.figures)
@@ -456,7 +456,7 @@ async def check(client: Client, world: World, archive: Path, *, all_bytes: bool)
 async def check_models(client: Client, world: World) -> None:
     listed = {info.model_id: dict(info.user_data) for info in (await client.models()).model_infos}
     for model_id, user_data in listed.items():
-        assert model_id in world.models, f"{model_id!r} was deleted, and is there"
+        assert model_id in world.models, f"{model_id!r} was deleted, and still exists"
         model = world.models[model_id]
         assert user_data in model.user_datas, f"{model_id!r} has {user_data} and not one of {model.user_datas}"
         model.user_datas = [user_data]
@@ -480,7 +480,7 @@ async def check_versions(client: Client, model: Model, figures: Figures) -> None
     for number in sorted(by_number.keys() - model.known.keys()):
         info = by_number[number]
         assert info.archived, f"a transient version survived: {info}"
-        assert number not in model.removed, f"a deleted version is back: {info}"
+        assert number not in model.removed, f"a deleted version exists again: {info}"
         if number in model.promoting:
             assert info == model.promoting[number], f"promoted was {model.promoting[number]}, and now it is {info}"
             model.note_promotion(number)
@@ -496,7 +496,7 @@ async def check_versions(client: Client, model: Model, figures: Figures) -> None
 
 
 async def check_annotations(lifecycle: Lifecycle, model: Model) -> None:
-    """Compare what the second service has of a model: the same versions, with the tags and aliases that they had."""
+    """Compare what the second service shows of a model: the same versions, with the expected tags and aliases."""
     found: dict[int, Version] = {}
     token = ""
     while True:
@@ -509,13 +509,13 @@ async def check_annotations(lifecycle: Lifecycle, model: Model) -> None:
     assert listed == model.known, f"a search finds {listed}, and not {model.known}"
     for number, version in found.items():
         possible = model.tags.get(number, [{}])
-        assert version.tags in possible, f"{version} has not the tags {possible}"
+        assert version.tags in possible, f"the tags of {version} are none of {possible}"
         model.tags[number] = [dict(version.tags)]
     [summary] = (await lifecycle.models(model.model_id)).models
     aliases = {alias.alias: alias.version_number for alias in summary.aliases}
     for name, number in aliases.items():
         assert name in found[number].aliases, f"{name} points to version {number}, which is {found.get(number)}"
-    assert sum(len(version.aliases) for version in found.values()) == len(aliases), f"{found} have not {aliases}"
+    assert sum(len(version.aliases) for version in found.values()) == len(aliases), f"{found} do not have {aliases}"
     for name in aliases.keys() | model.aliases.keys():
         possible_targets = model.aliases.get(name, [None])
         assert aliases.get(name) in possible_targets, f"{name} points to {aliases.get(name)}, not to {possible_targets}"
@@ -533,7 +533,7 @@ async def listed_versions(client: Client, model_id: str) -> list[m.ModelVersionI
 
 
 def parts_to_read(model: Model, all_bytes: bool) -> list[list[m.ModelVersionInfo]]:
-    """Return the versions to be read back, in parts to be read at the same time."""
+    """Return the versions to be read back, in parts to be read concurrently."""
     infos = [info for number, info in model.known.items() if all_bytes or number in model.unread]
     return [infos[start::4] for start in range(4)]
 
@@ -544,12 +544,12 @@ async def check_bytes(client: Client, model: Model, infos: list[m.ModelVersionIn
         try:
             data = await client.data(model.model_id, info.version_number)
         except grpc.aio.AioRpcError as error:
-            raise AssertionError(f"{where} cannot be had: {error.code()} {error.details()}; {info}") from error
+            raise AssertionError(f"{where} cannot be retrieved: {error.code()} {error.details()}; {info}") from error
         assert hash_of(data) == info.data_hash, f"{where} is torn: {len(data)} bytes; {info}"
 
 
 def check_files(archive: Path, world: World) -> None:
-    """Check that the archive has the files of what is known, and data that a kill left before its metadata, no more."""
+    """Check that the archive has the files of known versions, data that a kill left without metadata, and no others."""
     for path in archive.rglob("*"):
         if path.is_dir():
             assert path.parent == archive, f"left over: {path}"
@@ -566,9 +566,9 @@ def check_file(path: Path, model: Model, figures: Figures) -> None:
     number = int(number_text)
     assert number not in model.removed, f"left over of a deleted version: {path}"
     assert path.suffix in ([".yaml", ".data"] if number in model.known else [".data"]), f"left over: {path}"
-    if number not in model.given:
+    if number not in model.assigned:
         assert number > model.settled, f"left over: {path}"
-        model.give(number)
+        model.note_number(number)
         figures.count("data files without metadata")
 
 
@@ -596,7 +596,7 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Kill a server so many times, on one archive."""
+    """Kill a server a number of times, on one archive."""
     asyncio.run(_attempt(place, rounds, random, figures))
 
 

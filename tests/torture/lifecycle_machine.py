@@ -1,8 +1,8 @@
-"""The calls of the second service in any order with those of the first, compared with the same plain model.
+"""The calls of both services in any order, compared with the same plain model.
 
-Versions are promoted, tagged and deleted and aliases moved between all that `state_machine` does. Searches have filters
-that are made up together with a function that says in Python what they accept. After each sequence, both services must
-show the same.
+Versions are promoted, tagged and deleted and aliases moved between the calls of `state_machine`. Each random filter of
+a search is generated together with a Python function that accepts the same versions. After each sequence, both services
+must show the same.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ Key = int | str
 Accepts = Callable[[str, Version], bool]
 
 
-# What is made up.
+# Generated values.
 
 aliases = st.sampled_from([*_ALIASES * 5, *_BAD_ALIASES])
 keys = st.one_of(numbers, st.integers(-3, -1), aliases)
@@ -61,7 +61,7 @@ changes = st.lists(
 
 
 def quoted(text: str) -> str:
-    """Return a text as a filter has it."""
+    """Return a text quoted as in a filter."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -76,7 +76,7 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def field_of(name: str, version: Version) -> Any:
-    """Return what a version has in a field; None for nothing."""
+    """Return the value of a field of a version; None if it has none."""
     kind, _, key = name.partition(".")
     entries: dict[str, Any] = {
         "tags": version.tags,
@@ -95,7 +95,7 @@ def field_of(name: str, version: Version) -> Any:
 
 @st.composite
 def comparisons(draw: st.DrawFn) -> tuple[str, Accepts]:
-    """Return a comparison, and what it accepts."""
+    """Return a comparison, and a function that accepts the same versions."""
     name, values = draw(
         st.sampled_from(
             [
@@ -122,7 +122,7 @@ def comparisons(draw: st.DrawFn) -> tuple[str, Accepts]:
 
 @st.composite
 def having(draw: st.DrawFn) -> tuple[str, Accepts]:
-    """Return a question for the tier, an alias or an entry, and what it accepts."""
+    """Return a filter on the tier, an alias or an entry, and a function that accepts the same versions."""
     kind = draw(st.sampled_from(["archived", "aliases", "tags", "metrics"]))
     if kind == "archived":
         wanted = draw(st.booleans())
@@ -192,7 +192,7 @@ class LifecycleMachine(RegistryMachine):
     def _take_revision(self, version: Version, reply: Reply) -> None:
         """Take the revision of a reply, which must be a new one."""
         assert not isinstance(reply, grpc.StatusCode), f"{version} was refused with {reply}"
-        assert reply.revision > version.revision, f"{reply} has not a later revision than {version}"
+        assert reply.revision > version.revision, f"{reply} does not have a later revision than {version}"
         version.revision = reply.revision
 
     @rule(model_id=ids, key=keys, names=st.lists(aliases, max_size=2))
@@ -215,7 +215,7 @@ class LifecycleMachine(RegistryMachine):
         self._learn_aliases(model_id)
 
     def _point(self, model_id: str, name: str, number: int | None) -> None:
-        """Move an alias; its new revision is not known yet."""
+        """Move an alias, whose new revision is not known yet."""
         model = self._expected.models[model_id]
         if name in model.aliases:
             model.versions[model.aliases.pop(name)[0]].aliases.discard(name)
@@ -224,7 +224,7 @@ class LifecycleMachine(RegistryMachine):
             model.versions[number].aliases.add(name)
 
     def _learn_aliases(self, model_id: str) -> None:
-        """Look at the aliases of a model, and learn the revisions of those that were moved."""
+        """Read the aliases of a model, and record the revisions of those that were moved."""
         model = self._expected.models[model_id]
         reply = self._world.do(self._lifecycle.models(model_id))
         found = {each.alias: (each.version_number, each.revision) for each in reply.models[0].aliases}
@@ -254,7 +254,7 @@ class LifecycleMachine(RegistryMachine):
         for change, version in targets:
             if version and not version.info.archived:
                 self._expected.archive(model_id, version)
-                version.revision = 0  # a new one, which is looked up below
+                version.revision = 0  # a new one, which is read below
             self._point(model_id, change.name, version.info.version_number if version else None)
         self._check({alias.name: alias.version_number for alias in reply}, {n: v[0] for n, v in model.aliases.items()})
         self._learn_aliases(model_id)
@@ -265,7 +265,7 @@ class LifecycleMachine(RegistryMachine):
         self._world.figures.count("changes of aliases")
 
     def _check_changes(self, model_id: str, requested: list[AliasChange]) -> list[tuple[AliasChange, Version | None]]:
-        """Return where aliases are to point, if that is allowed."""
+        """Return the targets of a change of aliases, if it is allowed."""
         names = [change.name for change in requested]
         if {*names} & {*_BAD_ALIASES} or len({*names}) < len(names) or any(c.version_number == 0 for c in requested):
             raise Refused(INVALID)
@@ -322,7 +322,7 @@ class LifecycleMachine(RegistryMachine):
     def _updated(
         self, model_id: str, key: Key, change: AnnotationChange
     ) -> tuple[Version, tuple[dict[str, str], dict[str, float]]]:
-        """Return a version, and the tags and metrics that it gets, if that is allowed."""
+        """Return a version with its new tags and metrics, if the change is allowed."""
         if not all(map(math.isfinite, change.set_metrics.values())):
             raise Refused(INVALID)
         version = self._find(model_id, key)
@@ -352,7 +352,7 @@ class LifecycleMachine(RegistryMachine):
         self._expected.remove(model_id, version)
         self._world.figures.count("deletions of versions")
 
-    # Most random numbers are those of no version, so these calls are about versions that exist.
+    # Most random numbers belong to no version, so these calls choose versions that exist.
 
     @precondition(lambda self: self._expected.versions_count)
     @rule(
@@ -436,7 +436,7 @@ class LifecycleMachine(RegistryMachine):
         self._check([lifecycle.version_message(version) for version in reply], expected)
 
     def compare_everything(self) -> None:
-        """Compare what both services have."""
+        """Compare what both services show."""
         super().compare_everything()
         self.search("", ("", lambda _model_id, _version: True), "version_number", False, 0)
         models = self._world.do(self._lifecycle.models()).models
@@ -452,19 +452,19 @@ class LifecycleMachine(RegistryMachine):
 
 
 def annotation_bytes(tags: dict[str, str], metrics: dict[str, float]) -> int:
-    """Return how many bytes tags and metrics have; a metric counts as its name and 8 bytes."""
+    """Return the size of tags and metrics; a metric counts as its name and 8 bytes."""
     return len("".join([*tags.keys(), *tags.values(), *metrics.keys()]).encode()) + 8 * len(metrics)
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Make up sequences of calls, and compare each answer with the model."""
+    """Generate sequences of calls, and compare each reply with the model."""
     set_hypothesis_home_dir(".cache/hypothesis")
     limits = settings(
         max_examples=rounds,
         stateful_step_count=STEPS,
         database=None,
         deadline=None,
-        phases=[Phase.generate],  # making a failure smaller may take hundreds of sequences
+        phases=[Phase.generate],  # shrinking a failure may take hundreds of sequences
         suppress_health_check=list(HealthCheck),
     )
     with asyncio.Runner() as runner:

@@ -1,9 +1,9 @@
-"""Each upload makes one version, whatever replies are lost, and however often the server is killed.
+"""Each upload creates one version, whichever replies are lost, and however often the server is killed.
 
 Clients publish and store through relays that cut their connections: within the bytes of an upload, and most often when
-the reply comes. The client repeats what was cut. Now and then the server itself is killed and started
-again. Each upload has a tag, by which the versions of it are counted: archived ones over all lives of the server,
-transient ones within one.
+the reply arrives. The client repeats each cut upload. Now and then the server itself is killed and started again.
+Each upload has a tag, by which its versions are counted: archived ones over all runs of the server, transient ones
+within one run.
 """
 
 import asyncio
@@ -26,21 +26,21 @@ MODEL_IDS = ("a", "b", "c")
 CLIENTS = 24
 UPLOADS_PER_KILL = 500
 RETRY_SECONDS = 240.0
-"""Longer than a busy machine takes to start a server, and than the largest upload needs on such a network."""
+"""Longer than a busy machine takes to start a server, and longer than the largest upload takes on such a network."""
 
 NEVER = 2**60
 
 TRANSIENT_MAX = 100_000
-"""More versions than are published in one life of a server: what is evicted could not be counted."""
+"""More versions than are published in one run of a server: evicted versions could not be counted."""
 
 
 class Relay:
-    """Passes bytes on between a client and the server of the moment, and cuts its connection during each upload.
+    """Passes bytes on between a client and the current server, and cuts its connection during each upload.
 
     Attributes:
-        port: Where the client connects.
+        port: The port that the client connects to.
         target: The port of the server.
-        cuts: How many connections it has cut.
+        cuts: The number of connections that it has cut.
     """
 
     def __init__(self, random: Random) -> None:
@@ -64,10 +64,10 @@ class Relay:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def cut_soon(self, size_bytes: int) -> None:
-        """Cut the connection once, somewhere in the next so many bytes of the client or at an answer to them."""
+        """Cut the connection once, within the next bytes of the client, or at the reply to them."""
         if self._random.random() < 0.3:
             self._up_bytes = self._random.randint(1, size_bytes + 500)
-        else:  # what the server says is lost: most often at once, which is the reply to a small upload
+        else:  # bytes of the server are lost: most often at once, which is the reply to a small upload
             self._down_reads = self._random.choices((1, 2, 3), (6, 3, 1))[0]
 
     def cut_no_more(self) -> None:
@@ -122,7 +122,7 @@ class Relay:
 
 
 async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, pass_on: Callable[[bytes], bytes]) -> None:
-    """Pass bytes on until some are left out."""
+    """Pass bytes on until the connection is cut."""
     while data := await source.read(16384):
         passed = pass_on(data)
         target.write(passed)
@@ -133,14 +133,14 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter, pass
 
 @dataclass
 class World:
-    """What was uploaded.
+    """The uploads.
 
     Attributes:
         random: The source of randomness.
-        figures: What is counted.
-        archived: The version of each upload that was acknowledged and archived, by its tag.
-        transient: The same of those published in this life of the server.
-        tags: How many uploads were begun.
+        figures: The counts.
+        archived: The version of each acknowledged archived upload, by its tag.
+        transient: The same for versions published in this run of the server.
+        tags: The number of uploads that began.
     """
 
     random: Random
@@ -155,7 +155,7 @@ class World:
 
 
 class Uploader:
-    """Makes uploads by a client, one after the other, each with a cut."""
+    """Uploads through one client, one upload after the other, each with a cut."""
 
     def __init__(self, world: World, registry: aio.ModelRegistry, relay: Relay) -> None:
         self._world = world
@@ -188,7 +188,7 @@ class Uploader:
 
 
 async def upload_all(uploaders: list[Uploader], count: int) -> None:
-    """Make so many uploads, by all clients at once."""
+    """Make a number of uploads, by all clients concurrently."""
     left = iter(range(count))
 
     async def upload_some(uploader: Uploader) -> None:
@@ -227,10 +227,10 @@ async def _versions(registry: aio.ModelRegistry, model_id: str) -> list[Version]
 
 
 class Servers:
-    """The servers on one archive, one after the other.
+    """The successive servers on one archive.
 
     Attributes:
-        now: The one that runs.
+        now: The running server.
     """
 
     def __init__(self, stack: AsyncExitStack, archive: Path, relays: list[Relay]) -> None:
@@ -247,7 +247,7 @@ class Servers:
         return server
 
     async def kill(self, world: World) -> None:
-        """Kill the server at some moment, and start its successor."""
+        """Kill the server at a random moment, and start its successor."""
         await asyncio.sleep(world.random.uniform(0.2, 3))
         self.now.kill()
         world.transient = {}
@@ -283,13 +283,13 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Make so many uploads, with a kill for every 500 of them."""
+    """Make a number of uploads, with a kill for every 500 of them."""
     asyncio.run(_attempt(place, rounds, random, figures))
 
 
 PROOF = Proof(
     name="lost_replies",
-    promise="An upload that is repeated since its reply was lost makes one version",
+    promise="An upload that is repeated because its reply was lost creates one version",
     attempt=attempt,
     unit="uploads",
     short=100,

@@ -1,4 +1,4 @@
-"""Memory is bounded: many uploads, readers that never read and uploads that stall, against a small budget."""
+"""Memory is bounded: many uploads, readers that never read and uploads that stall, with a small budget."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ _BEING_SERVED_SECONDS = 30.0
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Let each round be one kind of peer, all kinds in turn."""
+    """Run one kind of peer in each round, all kinds in turn."""
     kinds = list(_KINDS)
     for number in range(rounds):
         asyncio.run(_attempt(place / str(number), kinds[number % len(kinds)], random, figures))
@@ -44,10 +44,10 @@ async def _attempt(place: Path, kind: str, random: Random, figures: Figures) -> 
         async with _channels(server.port) as clients, connected(server.port) as good:
             await good.create_model("m")
             peak = await _peak_while(server, _KINDS[kind](clients, good, random, figures))
-            figures.peak("MiB over the budget at most", (peak - BUDGET_BYTES) / MIB)
+            figures.peak("MiB above the budget at most", (peak - BUDGET_BYTES) / MIB)
             assert peak < BUDGET_BYTES + ALLOWANCE_BYTES, f"{kind}: {peak / MIB:.0f} MiB resident"
             await _everything_is_freed(good)
-    figures.count("kinds of peers, each a hundred")
+    figures.count("kinds of peers, 100 of each")
 
 
 @asynccontextmanager
@@ -57,15 +57,15 @@ async def _channels(port: int) -> AsyncIterator[list[Client]]:
 
 
 async def _peak_while(server: ServerProcess, work: Awaitable[None]) -> int:
-    """Await the work, and return the most memory that was resident meanwhile, by the system's account."""
-    (Path("/proc") / str(server.pid) / "clear_refs").write_text("5")  # begin the high-water mark anew
+    """Await the work, and return the peak of the resident memory during it, as the system reports it."""
+    (Path("/proc") / str(server.pid) / "clear_refs").write_text("5")  # reset the peak
     await work
     status = (Path("/proc") / str(server.pid) / "status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
 async def _everything_is_freed(client: Client) -> None:
-    """Wait until nothing is held for anyone; then the whole budget can be used."""
+    """Wait until nothing is held for any peer; then the whole budget can be used."""
     await _until(client, "uploads", 0)
     await _until(client, "retrievals", 0)
     data = os.urandom(UPLOAD_BYTES)
@@ -75,7 +75,7 @@ async def _everything_is_freed(client: Client) -> None:
 
 @contextmanager
 def _allowing_refusal(figures: Figures) -> Iterator[None]:
-    """Let a publish be refused while the budget is taken by the others."""
+    """Allow a publish to be refused while the others use the budget."""
     try:
         yield
     except grpc.aio.AioRpcError as error:
@@ -85,7 +85,7 @@ def _allowing_refusal(figures: Figures) -> Iterator[None]:
 
 
 async def _served(good: Client, figures: Figures) -> None:
-    """Publish, store and retrieve, as someone who is not to notice the others."""
+    """Publish, store and retrieve, as a client that the others must not affect."""
     async with asyncio.timeout(_BEING_SERVED_SECONDS):
         await good.create_model("good")
         info = await good.store("good", b"archived")
@@ -97,7 +97,7 @@ async def _served(good: Client, figures: Figures) -> None:
 
 
 async def _uploading(clients: list[Client], good: Client, random: Random, figures: Figures, archived: bool) -> None:
-    """Upload all at once; some fit, the others are told that they do not."""
+    """Upload all at once; some fit, the others are refused."""
     chunk = os.urandom(random.choice(_CHUNK_SIZES))
     size_bytes = UPLOAD_BYTES if not archived else UPLOAD_BYTES // 4
 
@@ -136,12 +136,12 @@ async def _archived_uploads(clients: list[Client], good: Client, random: Random,
 
 
 async def _not_reading(clients: list[Client], good: Client, figures: Figures, archived: bool) -> None:
-    """Ask for the bytes of a version, and never take them."""
+    """Retrieve a version, and never read its bytes."""
     create = good.store if archived else good.publish
     number = (await create("m", os.urandom(UPLOAD_BYTES), chunk_size=MIB)).version_number
     request = m.RetrieveVersionDataRequest(model_id="m", version_number=number)
     calls = [clients[index % _CHANNELS].streamed("RetrieveVersionData", request) for index in range(PEERS)]
-    await asyncio.gather(*(call.initial_metadata() for call in calls))  # all have begun to be sent
+    await asyncio.gather(*(call.initial_metadata() for call in calls))  # all transfers have begun
     await _served(good, figures)
     await _until(good, "retrievals", 0)
     for call in calls:
@@ -158,7 +158,7 @@ async def _archived_readers(clients: list[Client], good: Client, random: Random,
 
 
 async def _stalled_uploads(clients: list[Client], good: Client, random: Random, figures: Figures) -> None:
-    """Begin uploads, and go on with none."""
+    """Begin uploads, and continue none."""
     chunk = body(os.urandom(MIB)).SerializeToString()
 
     async def begin(number: int) -> Any:
@@ -175,10 +175,10 @@ async def _stalled_uploads(clients: list[Client], good: Client, random: Random, 
 
 
 async def _until(client: Client, name: str, count: int) -> None:
-    async def is_so() -> bool:
+    async def holds() -> bool:
         return await client.status(name) == {name: str(count)}
 
-    await eventually(is_so, within_seconds=IDLE_SECONDS + 20)
+    await eventually(holds, within_seconds=IDLE_SECONDS + 20)
 
 
 _KINDS: dict[str, Callable[[list[Client], Client, Random, Figures], Awaitable[None]]] = {

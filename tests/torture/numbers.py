@@ -1,7 +1,7 @@
-"""The numbers of a model are unique, increase, and are never given again, although the server is killed meanwhile.
+"""The numbers of a model are unique, increase, and are never reused, although the server is killed repeatedly.
 
-Clients create versions, most of them transient, which leave no trace in the archive. Watchers and a lister look on,
-because a number that somebody has seen is given, whether its create was acknowledged or not.
+Clients create versions, most of them transient, which leave no trace in the archive. Watchers and a lister record
+numbers too, because a number that a client has seen is assigned, whether its create was acknowledged or not.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ CONNECTIONS = 8
 CREATES_PER_KILL = 160
 
 LIFE_SECONDS = 300
-"""How long one server may take for what is wanted of it; it takes a few seconds."""
+"""How long one server may take for its share of the creates; it takes a few seconds."""
 
 
-class Given:
-    """What each number of a model was given to."""
+class Assigned:
+    """The version that each number of a model was assigned to."""
 
     def __init__(self, model_id: str) -> None:
         self.highest = 0
@@ -38,11 +38,11 @@ class Given:
         self._numbers: dict[str, int] = {}
 
     def note(self, info: m.ModelVersionInfo, source: str) -> None:
-        """Take note of a version that the server has told of."""
+        """Record a version that the server has reported."""
         number, tag = info.version_number, tag_of(info)
-        assert info.model_id == self.model_id, f"{source} of {self.model_id} tells of {info.model_id}"
+        assert info.model_id == self.model_id, f"{source} of {self.model_id} has a version of {info.model_id}"
         other = self._tags.setdefault(number, tag)
-        assert other == tag, f"{source}: number {number} of {self.model_id} was given to {other} and to {tag}"
+        assert other == tag, f"{source}: number {number} of {self.model_id} was assigned to {other} and to {tag}"
         first = self._numbers.setdefault(tag, number)
         assert first == number, f"{source}: {tag} of {self.model_id} has the numbers {first} and {number}"
         self.highest = max(self.highest, number)
@@ -55,13 +55,13 @@ class Run:
     """All creates, over the lives of all servers.
 
     Attributes:
-        given: The numbers of each model.
-        total: How many creates are to be acknowledged.
-        acknowledged: How many were.
+        assigned: The numbers of each model.
+        total: How many creates must be acknowledged.
+        acknowledged: How many creates were acknowledged.
     """
 
     def __init__(self, total: int, random: Random, figures: Figures) -> None:
-        self.given = {model_id: Given(model_id) for model_id in MODEL_IDS}
+        self.assigned = {model_id: Assigned(model_id) for model_id in MODEL_IDS}
         self.total = total
         self.acknowledged = 0
         self.random = random
@@ -78,7 +78,7 @@ class Run:
             self._reached.set()
 
     async def until_acknowledged(self, target: int) -> None:
-        """Wait until that many creates are acknowledged, and one more than before at least, if there is one left."""
+        """Wait until a number of creates are acknowledged, and at least one more than before, if any are left."""
         self._target = min(max(target, self.acknowledged + 1), self.total)
         if self.acknowledged < self._target:
             self._reached.clear()
@@ -87,7 +87,7 @@ class Run:
 
 
 class Creator:
-    """A client that creates versions one after the other until it has as many as it wants."""
+    """A client that creates a number of versions, one after the other."""
 
     def __init__(self, run: Run, name: str, creates: int) -> None:
         self._run = run
@@ -99,16 +99,16 @@ class Creator:
     async def create(self, client: Client) -> None:
         while self._missing:
             model_id = self._random.choice(MODEL_IDS)
-            given = self._run.given[model_id]
-            floor = given.highest
+            assigned = self._run.assigned[model_id]
+            floor = assigned.highest
             try:
                 info = await client.create_version(self._next_upload(model_id))
             except grpc.aio.AioRpcError:
                 self._run.figures.count("unacknowledged creates")
                 raise
-            assert info.version_number > floor, f"{self._name}: {model_id} had {floor}, then came {info}"
+            assert info.version_number > floor, f"{self._name}: {model_id} had {floor}, then {info} was created"
             assert tag_of(info) == f"{self._name}.{self._sent}", f"{self._name} sent {self._sent}, and got {info}"
-            given.note(info, self._name)
+            assigned.note(info, self._name)
             self._missing -= 1
             self._run.note_acknowledged()
 
@@ -118,14 +118,14 @@ class Creator:
         return upload(model_id, tag.encode(), archived=self._random.random() < 0.25, user_data={"tag": tag})
 
 
-async def watch(client: Client, given: Given, figures: Figures) -> None:
-    """Take note of what a watcher is told."""
+async def watch(client: Client, assigned: Assigned, figures: Figures) -> None:
+    """Record the versions that a watcher receives."""
     last = 0
-    async for message in client.watching(given.model_id):
+    async for message in client.watching(assigned.model_id):
         info = m.VersionUpdateReply.FromString(message).version_info
-        assert info.version_number > last, f"a watcher was told {last}, then {info}"
+        assert info.version_number > last, f"a watcher received {last}, then {info}"
         last = info.version_number
-        given.note(info, "a watcher")
+        assigned.note(info, "a watcher")
         figures.count("versions sent to watchers")
 
 
@@ -133,18 +133,18 @@ async def look(client: Client, run: Run) -> None:
     """List one model after the other, and retrieve something from each."""
     random = fork(run.random)
     while True:
-        for model_id, given in run.given.items():
+        for model_id, assigned in run.assigned.items():
             infos = list((await client.infos(model_id)).version_infos)
             check_ascending(infos)
             for info in infos:
-                given.note(info, "a listing")
+                assigned.note(info, "a listing")
             if infos:
                 await check_content(client, random.choice(infos))
             run.figures.count("listings")
 
 
 async def check_content(client: Client, info: m.ModelVersionInfo) -> None:
-    """Check that the bytes of a transient or archived version are its own, unless it was evicted meanwhile."""
+    """Check that the bytes of a transient or archived version are its own, unless it was evicted."""
     try:
         data = await client.data(info.model_id, info.version_number)
     except grpc.aio.AioRpcError as error:
@@ -155,14 +155,14 @@ async def check_content(client: Client, info: m.ModelVersionInfo) -> None:
 
 
 async def live(server: ServerProcess, run: Run, creators: list[Creator], target: int, *, crash: bool) -> None:
-    """Let everyone work with a server until so many creates are acknowledged, and end it."""
+    """Run all clients until a number of creates are acknowledged, and end the server."""
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(server.port)) for _ in range(CONNECTIONS)]
         if not run.acknowledged:
             for model_id in MODEL_IDS:
                 await clients[0].create_model(model_id)
         works: list[Coroutine[Any, Any, None]] = [look(clients[0], run)]
-        works += [watch(clients[1], given, run.figures) for given in run.given.values()]
+        works += [watch(clients[1], assigned, run.figures) for assigned in run.assigned.values()]
         works += [creator.create(clients[index % CONNECTIONS]) for index, creator in enumerate(creators)]
         async with going_on(*[until_gone(server, work) for work in works]):
             await run.until_acknowledged(target)
@@ -181,11 +181,11 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
     with in_round(rounds), server_process(place / "archive") as server:
         await live(server, run, creators, run.total, crash=False)
     assert run.acknowledged == run.total
-    figures.count("numbers assigned", sum(map(len, run.given.values())))
+    figures.count("numbers assigned", sum(map(len, run.assigned.values())))
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Kill a server so many times while clients create 160 versions for each of them."""
+    """Kill a server a number of times, while clients create 160 versions in each run of it."""
     asyncio.run(_attempt(place, rounds, random, figures))
 
 

@@ -1,4 +1,4 @@
-"""What proofs keep outside of the server, and what they have in common: bytes that tell where they belong."""
+"""Code that the proofs share, such as bytes that contain the tag of their version."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ UNAVAILABLE, NOT_FOUND = grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.NOT_FOUND
 
 
 def payload(tag: str, size_bytes: int) -> bytes:
-    """Return bytes that are made from a tag, so that no two tags share a stretch of them."""
+    """Return bytes that are derived from a tag, so that two tags have no part in common."""
     return Random(tag).randbytes(size_bytes)
 
 
@@ -41,7 +41,7 @@ def check_ascending(infos: Sequence[m.ModelVersionInfo]) -> None:
 
 @contextlib.contextmanager
 def in_round(number: int) -> Iterator[None]:
-    """Tell the round in what goes wrong in it."""
+    """Add the number of the round to an exception."""
     try:
         yield
     except Exception as error:
@@ -51,7 +51,7 @@ def in_round(number: int) -> Iterator[None]:
 
 @asynccontextmanager
 async def going_on(*works: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
-    """Open a context during which work goes on; it waits for all of it, and raises the first thing that goes wrong."""
+    """Return a context manager that runs work in the background, then waits for it, and raises its first error."""
     try:
         async with asyncio.TaskGroup() as group:
             for work in works:
@@ -62,25 +62,25 @@ async def going_on(*works: Coroutine[Any, Any, Any]) -> AsyncIterator[None]:
 
 
 async def until_gone(server: ServerProcess, work: Awaitable[None]) -> None:
-    """Wait for work that ends because the server is gone, or before."""
+    """Wait for work that ends because the server is gone, or earlier."""
     try:
         await work
     except grpc.aio.AioRpcError as error:
-        # What the client itself says when the connection breaks while it writes a message.
+        # The client's own error if the connection breaks while it writes a message.
         is_broken = error.code() == UNAVAILABLE or error.details() == "Internal error from Core"
         if server.is_running or not is_broken:
             raise AssertionError(f"a call ended with {error.code()}: {error.details()}") from error
 
 
 async def together(*works: Coroutine[Any, Any, Any]) -> None:
-    """Wait for all work, and raise the first thing that goes wrong."""
+    """Wait for all work, and raise the first error."""
     async with going_on(*works):
         pass
 
 
 @contextlib.contextmanager
 def unharmed_server(archive_dir: Path, *flags: str) -> Iterator[ServerProcess]:
-    """Open a context with a server, which logs as JSON, and which is alive and has complained of nothing at the end."""
+    """Return a context manager for a server with a JSON log, which must be running without logged errors at the end."""
     with server_process(archive_dir, *flags) as server:
         try:
             yield server
@@ -93,5 +93,5 @@ def unharmed_server(archive_dir: Path, *flags: str) -> Iterator[ServerProcess]:
 
 
 def _complaints(lines: Sequence[str]) -> list[str]:
-    """Return the lines of a log that tell of errors, and what is no line of the log at all."""
+    """Return the lines of a log with errors, and those that are not log lines."""
     return [line for line in lines if not re.search(r'^\{.*"level": "(debug|info|warning)"', line)][:100]

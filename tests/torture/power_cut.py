@@ -1,8 +1,8 @@
 """A power cut at any moment loses nothing that was completed, and leaves nothing incomplete.
 
 An archive works on `RecordedFiles`. Then, for each operation on files that it has made, every disk that a power cut
-right after it may leave is laid out, and a registry is opened on it. What the registry has then is held against what
-its clients were told before that moment.
+right after it may leave is laid out, and a registry is opened on it. What the registry has then is compared with what
+its clients had received before that moment.
 """
 
 import asyncio
@@ -44,13 +44,13 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 _SUBSETS = 1024
-"""Up to how many combinations of what a power cut may lose are all looked at: those of ten uncertain operations."""
+"""Up to this number of combinations of losses, all are checked: those of ten uncertain operations."""
 
 _ALL = 10**6
 
 
 class UnsyncedFiles(Files):
-    """File operations for a look at a disk that is thrown away afterwards."""
+    """File operations on a disk that is only read and then discarded."""
 
     def sync_file(self, file: int) -> None:
         pass
@@ -60,10 +60,10 @@ class UnsyncedFiles(Files):
 
 
 class DirectLoop(asyncio.SelectorEventLoop):
-    """An event loop that can do without threads: most of a look at a small disk is waiting for them.
+    """An event loop that can run without threads: waiting for them is most of the time to check a small disk.
 
     Attributes:
-        direct: Whether to do the work of threads at once.
+        direct: Whether to do the work of threads in the loop.
     """
 
     direct = False
@@ -83,7 +83,7 @@ class DirectLoop(asyncio.SelectorEventLoop):
 
 @contextmanager
 def without_threads() -> Iterator[None]:
-    """Open a context in which the work of threads is done at once."""
+    """Return a context manager in which the loop does the work of threads."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, DirectLoop)
     loop.direct = True
@@ -94,7 +94,7 @@ def without_threads() -> Iterator[None]:
 
 
 async def new_models(world: World, random: Random) -> None:
-    """Models are created, the first one in directories that were not there."""
+    """Models are created, the first one in missing directories."""
     async with world.started():
         for model_id in ("a", "a-v000001", "été")[: random.randint(1, 3)]:
             await world.create(model_id)
@@ -122,7 +122,7 @@ async def updates(world: World, random: Random) -> None:
 
 
 async def deletions(world: World, random: Random) -> None:
-    """A model with versions is deleted, created anew, and stored to."""
+    """A model with versions is deleted, created again, and stored to."""
     async with world.started():
         for _ in range(2):
             await world.create("m")
@@ -135,7 +135,7 @@ async def deletions(world: World, random: Random) -> None:
 
 
 async def deletions_without_renames(world: World, random: Random) -> None:
-    """The same where no directory of a model can be renamed, and in half of the histories no new one either."""
+    """The same if no directory of a model can be renamed, and in half of the histories no new one either."""
     renames_new_ones = random.random() < 0.5
     world.files.can_rename = lambda name: renames_new_ones and layout.is_temporary(name)
     await deletions(world, random)
@@ -180,7 +180,7 @@ async def promotions(world: World, random: Random) -> None:
 
 
 async def copies(world: World, random: Random) -> None:
-    """Versions share the bytes of others, which are deleted, and whose copies are."""
+    """Versions share the bytes of others; originals and copies are deleted."""
     for _ in range(2):
         async with world.started():
             if not await world.has("m"):
@@ -191,7 +191,7 @@ async def copies(world: World, random: Random) -> None:
 
 
 async def version_deletions(world: World, random: Random) -> None:
-    """Versions of either tier are deleted, the newest one among them, and others come after them."""
+    """Versions of either tier are deleted, including the newest one, and others are created after them."""
     for _ in range(2):
         async with world.started():
             if not await world.has("m"):
@@ -203,7 +203,7 @@ async def version_deletions(world: World, random: Random) -> None:
 
 
 async def deletions_in_an_original(world: World, random: Random) -> None:
-    """An archive of the original, in which only the newest version says which number comes next, loses that version."""
+    """The newest version of an archive of the original is deleted; there, only it determines the next number."""
     await world.adopt_original("m", random.randint(1, 3))
     async with world.started():
         await world.delete_version("m")
@@ -224,7 +224,7 @@ async def changes_at_once(world: World, random: Random) -> None:
 
 
 async def killed_changes(world: World, random: Random) -> None:
-    """The process is killed while it promotes or deletes a version, and a new process finishes what it began."""
+    """The process is killed while it promotes or deletes a version, and a new process finishes the change."""
     for _ in range(3):
         with suppress(ProcessKilled):
             async with world.started():
@@ -239,7 +239,7 @@ async def killed_changes(world: World, random: Random) -> None:
 
 
 async def kills(world: World, random: Random) -> None:
-    """The process is killed anywhere and started anew before the power is cut: syncs that it owed were never made."""
+    """The process is killed anywhere and restarted before the power cut: its pending syncs were never made."""
     for _ in range(3):
         world.files.kill_after(random.randint(1, 30), at_sync=random.random() < 0.7)
         with suppress(ProcessKilled):
@@ -252,7 +252,7 @@ async def kills(world: World, random: Random) -> None:
 
 
 async def kills_without_renames(world: World, random: Random) -> None:
-    """The same where no model can be renamed: a new process goes on with the deletion of the old one."""
+    """The same if no model can be renamed: a new process continues the deletion of the old one."""
     world.files.can_rename = layout.is_temporary
     await kills(world, random)
 
@@ -287,14 +287,14 @@ SCENARIOS: list[Callable[[World, Random], Awaitable[None]]] = [
 
 @dataclass(slots=True)
 class Seen:
-    """What a registry had after a power cut: models by id, and whatever must not be."""
+    """The content of a registry after a power cut: models by id, and everything that must not exist."""
 
     models: dict[str, SeenModel] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
 
 
 async def look(archive_dir: Path, model_ids: set[str], *, leaves_empty_directories: bool) -> Seen:
-    """Open a registry on an archive after a power cut, and return what it has; then see whether it works."""
+    """Open a registry on an archive after a power cut, return its content, and check that it works."""
     seen = Seen()
     async with registry_on(archive_dir, UnsyncedFiles(), 4) as (registry, _, archive):
         listed = await registry.list_models(0, _ALL)
@@ -314,7 +314,7 @@ async def look(archive_dir: Path, model_ids: set[str], *, leaves_empty_directori
 
 
 async def _read(archive: DirectoryArchive, info: VersionInfo, faults: list[str]) -> VersionInfo:
-    """Return a version with the hash and the size that its bytes have."""
+    """Return a version with the hash and the size of its actual bytes."""
     data = b""
     try:
         data = await read(archive, info)
@@ -340,22 +340,22 @@ async def _store_one_more(registry: Registry, archive: DirectoryArchive, model_i
 
 
 def _litter(archive_dir: Path, seen: Seen, leaves_empty_directories: bool) -> list[str]:
-    """Return what a start should have cleared away, and what is there that is no model.
+    """Return what a start should have removed, and directories that are not models.
 
-    A directory that cannot be renamed loses its last file before it goes, and a new one comes before its first file. An
-    empty one is nothing to a server; it may also be somebody's mount point, so a start leaves it alone.
+    A directory that cannot be renamed loses its last file before it is removed, and a new one is created before its
+    first file. A server ignores an empty one; it may also be a mount point, so a start keeps it.
     """
     faults = []
     for path in archive_dir.rglob("*"):
         if layout.is_temporary(path.name):
-            faults.append(f"{path.name} was not cleared away")
+            faults.append(f"{path.name} was not removed")
         elif path.is_dir() and path.name not in seen.models and (any(path.iterdir()) or not leaves_empty_directories):
-            faults.append(f"there is a directory {path.name} that is no model")
+            faults.append(f"there is a directory {path.name} that is not a model")
     return faults
 
 
 async def look_over_the_wire(archive_dir: Path) -> dict[str, dict[int, bytes]]:
-    """Return what a whole server sends of an archive: bytes by model and number."""
+    """Return the bytes that a complete server sends of an archive, by model and number."""
     async with serving(archive_dir, SETTINGS, UnsyncedFiles()) as server, connected(server.port) as client:
         return {info.model_id: await _data(client, info.model_id) for info in (await client.models()).model_infos}
 
@@ -366,7 +366,7 @@ async def _data(client: Client, model_id: str) -> dict[int, bytes]:
 
 @contextmanager
 def laid_out(tree: Tree, place: Path) -> Iterator[Path]:
-    """Open a context in which a tree is a real directory."""
+    """Return a context manager that writes a tree to a real directory."""
     lay_out(tree, place)
     try:
         yield place
@@ -375,7 +375,7 @@ def laid_out(tree: Tree, place: Path) -> Iterator[Path]:
 
 
 def _essence(tree: Tree) -> frozenset[tuple[str, bytes | None]]:
-    """Return what makes a difference in a tree: of temporary files, only whether there are any and of which version."""
+    """Return the relevant part of a tree: of temporary files, only whether there are any, and of which version."""
     essence = set()
     for path, content in tree.items():
         directory, _, name = path.rpartition("/")
@@ -388,7 +388,7 @@ def _essence(tree: Tree) -> frozenset[tuple[str, bytes | None]]:
 
 
 def _described(content: bytes, model_id: str) -> bytes:
-    """Return the number of the version of which a file has the metadata; empty when it has none."""
+    """Return the number of the version whose metadata is in a file; empty if there is none."""
     with suppress(layout.BadMetadata):
         return b"%d" % layout.parse_version_number(content, model_id)
     return b""
@@ -396,7 +396,7 @@ def _described(content: bytes, model_id: str) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A disk that was looked at, and after how many operations the power was cut."""
+    """A disk that was checked, and the number of operations before the power cut."""
 
     tree: Tree
     operations: int
@@ -404,13 +404,13 @@ class Sample:
 
 
 class Aftermath:
-    """All that a power cut may leave of a world, looked at.
+    """Checks everything that a power cut may leave of a world.
 
     Args:
-        world: What was done.
+        world: The calls and their history.
         place: Where to lay out disks.
         figures: What is counted.
-        name: What to call it when a promise is broken.
+        name: The name of the history in failures.
     """
 
     def __init__(self, world: World, place: Path, figures: Figures, name: str) -> None:
@@ -422,28 +422,28 @@ class Aftermath:
         self._sample: Sample | None = None
 
     async def look(self) -> None:
-        """Look at the power cuts after each operation.
+        """Check a power cut after each operation.
 
-        When nobody was told anything since the operation before, what may be left without this one was looked at
-        there, and is not once more; and a sync leaves nothing that was not possible before.
+        If no client received a reply since the previous operation, the states without this operation were already
+        checked there and are skipped. A sync alone adds no states.
         """
         world = self._world
-        told = {deed.completed for deed in world.deeds}
+        reply_moments = {deed.completed for deed in world.deeds}
         disk = Disk(world.files)
         for operations, operation in enumerate([None, *world.files.history]):
             if operation:
                 disk.perform(operation)
-            is_told = operations in told
-            if is_told or not isinstance(operation, Sync):
-                for remains in disk.remains(world.random, _SUBSETS, None if is_told else operation):
+            has_reply = operations in reply_moments
+            if has_reply or not isinstance(operation, Sync):
+                for remains in disk.remains(world.random, _SUBSETS, None if has_reply else operation):
                     await self._check(remains, operations)
         self._figures.count("moments of a cut", len(world.files.history) + 1)
         self._figures.count("calls", len(world.deeds))
 
     async def look_further(self) -> None:
-        """Serve one of the disks with a whole server; work on it, and cut the power again."""
+        """Serve one of the disks with a complete server; make calls on it, and cut the power again."""
         disk = self._sample
-        assert disk, "there is always a disk"
+        assert disk, "there is no disk"
         with laid_out(disk.tree, self._place) as place:
             served = await look_over_the_wire(place / ARCHIVE)
         hashes = {model_id: {n: hash_of(data) for n, data in versions.items()} for model_id, versions in served.items()}
@@ -463,13 +463,13 @@ class Aftermath:
             await second.look()
 
     def _first(self, disk: Sample) -> dict[str, State]:
-        """Return the models of a disk that was looked at, as they must stay."""
+        """Return the models of a checked disk, as they must stay."""
         first = {}
         for model_id, model in disk.seen.models.items():
             states = self._world.states(model_id, disk.operations)
             state = next(state for state in states if state and not difference(state, model))
-            given = state.given | model.versions.keys()
-            first[model_id] = State(state.user_data, dict(model.versions), given=given)
+            assigned = state.assigned | model.versions.keys()
+            first[model_id] = State(state.user_data, dict(model.versions), assigned=assigned)
         return first
 
     async def _check(self, remains: Remains, operations: int) -> None:
@@ -477,7 +477,7 @@ class Aftermath:
         if key not in self._seen:
             self._seen[key] = await self._look_at(remains)
             self._figures.count("distinct states recovered")
-            if self._world.random.random() < 1 / len(self._seen):  # each of them has the same chance in the end
+            if self._world.random.random() < 1 / len(self._seen):  # each disk has the same chance in the end
                 self._sample = Sample(remains.tree, operations, self._seen[key])
         self._figures.count("possible states after a cut")
         seen = self._seen[key]
@@ -495,7 +495,7 @@ class Aftermath:
                 return Seen(faults=[f"the registry does not work: {error!r}"])
 
     def _differences(self, seen: Seen, operations: int) -> list[str]:
-        problems = [f"there is a model {model_id}" for model_id in seen.models.keys() - self._world.model_ids]
+        problems = [f"model {model_id} must not exist" for model_id in seen.models.keys() - self._world.model_ids]
         for model_id in sorted(self._world.model_ids):
             states = self._world.states(model_id, operations)
             differences = [difference(state, seen.models.get(model_id)) for state in states]
@@ -512,7 +512,7 @@ class Aftermath:
 
 @contextmanager
 def in_memory(place: Path) -> Iterator[Path]:
-    """Open a context with a directory in memory where the system has that: many thousands of files come and go."""
+    """Return a context manager for a directory, in memory if possible: many thousands of files are created in it."""
     memory = Path("/dev/shm")
     if not os.access(memory, os.W_OK):
         yield place
@@ -526,7 +526,7 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
         scenario = SCENARIOS[round_number % len(SCENARIOS)]
         (place / "world").mkdir()
         world = World(place / "world", random)
-        # Only what is concurrent needs threads; the rest can be made to happen again without them.
+        # Only concurrent scenarios need threads; without threads, the others are reproducible.
         with nullcontext() if scenario in (concurrency, changes_at_once) else without_threads():
             await scenario(world, random)
         aftermath = Aftermath(world, place / "disk", figures, f"round {round_number}, {scenario.__name__}")

@@ -1,4 +1,4 @@
-"""What a proof is: a promise, an attempt to break it that can be made any number of times, and what it counted."""
+"""A proof: a promise, a repeatable attempt to break it, and figures that it counts."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,11 +9,11 @@ from random import Random
 
 @dataclass
 class Figures:
-    """What a proof counted.
+    """The figures that a proof counts.
 
     Attributes:
-        sums: Counts, added up over batches: how often something was tried, and how often it went wrong (never).
-        peaks: Measures of which the largest one over all batches counts, such as memory.
+        sums: Counts, summed over all batches: how often something was tried, and how often it failed (never).
+        peaks: Measures, such as memory; the largest value of all batches is kept.
     """
 
     sums: Counter[str] = field(default_factory=Counter)
@@ -24,11 +24,11 @@ class Figures:
         self.sums[name] += number
 
     def peak(self, name: str, value: float) -> None:
-        """Take note of a measure."""
+        """Record a measure; the largest value is kept."""
         self.peaks[name] = max(value, self.peaks.get(name, value))
 
     def add(self, other: "Figures") -> None:
-        """Add what another batch counted."""
+        """Add the figures of another batch."""
         for name, number in other.sums.items():
             self.count(name, number)
         for name, value in other.peaks.items():
@@ -40,24 +40,24 @@ class Figures:
 
 
 Attempt = Callable[[Path, int, Random, Figures], None]
-"""Tries to break a promise: in an empty directory, for so many rounds, with this source of randomness, counting what it
-does. A promise that is broken is an AssertionError."""
+"""Tries to break a promise. Its arguments: an empty directory, the number of rounds, the source of randomness, and the
+figures to add to. It raises an AssertionError if the promise is broken."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """How a promise is shown.
+    """A promise, and how to test it.
 
     Attributes:
-        name: What it is called on the command line.
-        promise: What is shown, as the table of figures says it.
-        attempt: Tries to break it.
-        unit: What a round is.
-        short: How many rounds `make test` makes.
-        long: How many rounds `make torture` makes.
-        batch: After how many of them progress is saved.
-        missing: Tells what this machine lacks for it; empty when nothing.
-        requirements: What a machine must have for it, as the table of proofs says it.
+        name: Its name on the command line.
+        promise: The promise, as the tables show it.
+        attempt: Tries to break the promise.
+        unit: What a round is, in the plural.
+        short: How many rounds `make test` runs.
+        long: How many rounds `make torture` runs.
+        batch: The number of rounds after which progress is saved.
+        missing: Returns what this machine lacks for the proof; empty if nothing.
+        requirements: What the proof needs, as the table of proofs shows it.
     """
 
     name: str

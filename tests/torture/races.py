@@ -1,8 +1,8 @@
 """Two calls on one version at the same time, on the backends of a real server: see `rules/test_races`.
 
 There, the backends are in memory, and all schedules are tried. Here they are the archive in a directory and the catalog
-in a database, whose threads are replaced by turns of the event loop, so that a call can be held between any two of
-their operations, and the schedules are chosen at random.
+in a database. Turns of the event loop replace their threads, so a call can be paused between any two operations, and
+the schedules are chosen at random.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
 STEPS_MAX = 100
-"""Up to which step a call is held. Most have fewer, so early ones are chosen more often."""
+"""The last step at which a call is paused. Most calls have fewer, so early ones are chosen more often."""
 
 
 async def rescan(world: World) -> None:
-    """Look for what people changed in the files by hand, which is nothing."""
+    """Rescan the archive, which nobody changed by hand."""
     assert isinstance(world.catalog, LocalCatalog)
     await world.catalog.refresh(world.transient.remove_model)
 
@@ -71,7 +71,7 @@ async def _race(place: Path, random: Random, hashing: Executor, figures: Figures
         await world.begin()
         figures.count("calls held", await race(world, first, second, steps))
     except Exception as error:
-        error.add_note(f"{first.__name__} was held after {steps} steps while {second.__name__} ran")
+        error.add_note(f"{first.__name__} was paused after {steps} steps while {second.__name__} ran")
         raise
     finally:
         await world.registry.parking.close()
@@ -96,14 +96,14 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Let so many pairs of calls race."""
+    """Run a number of pairs of calls concurrently."""
     with in_memory(place) as memory, asyncio.Runner(loop_factory=TurnLoop) as runner:
         runner.run(_attempt(Path(tempfile.mkdtemp(dir=memory)), rounds, random, figures))
 
 
 PROOF = Proof(
     name="races",
-    promise="Two calls on one version, held at any step of each other, break nothing",
+    promise="Two concurrent calls on one version break nothing, however their steps interleave",
     attempt=attempt,
     unit="races",
     short=100,

@@ -1,4 +1,4 @@
-"""A watch of every version is exact, however often it is interrupted: nothing is told twice or missing without a gap.
+"""A watch of every version is exact, however often it is interrupted: nothing is sent twice or missing without a gap.
 
 Several watchers cancel their calls at random moments, also in the middle of a version's bytes, and resume with the last
 token, while versions of both tiers are published, and while the server is killed, or stopped, and started again.
@@ -27,17 +27,17 @@ WATCHERS = 8
 INLINE_BYTES = 200_000
 
 ROUNDS_IN_A_LIFE = 500
-"""How many reconnections there are between two restarts: 10,000 of them see 20."""
+"""The number of reconnections between two restarts: 20 restarts for 10,000 reconnections."""
 
 
 class World:
-    """What was published.
+    """The published versions.
 
     Attributes:
-        sizes: The size of each version that may exist, by model and number; its bytes follow from all three.
-        archived: Versions that were acknowledged and stay.
-        lives: In which life of the server a transient version was published.
-        life: The present life.
+        sizes: The size of each version that may exist, by model and number; all three determine its bytes.
+        archived: The acknowledged archived versions.
+        lives: The run of the server in which a transient version was published.
+        life: The current run.
     """
 
     def __init__(self) -> None:
@@ -62,11 +62,11 @@ class World:
 
 
 class Watcher:
-    """One who watches every version.
+    """A watcher of every version.
 
     Args:
-        world: What was published.
-        model_ids: What is watched.
+        world: The published versions.
+        model_ids: The watched models.
         random: Chooses the moments.
         figures: Counts.
     """
@@ -77,10 +77,10 @@ class Watcher:
         self._random = random
         self._figures = figures
         self._token = ""
-        self._told: dict[str, int] = {}
+        self._received: dict[str, int] = {}
 
     async def watch(self, client: Client, is_over: Callable[[], bool], on_reconnect: Callable[[], None]) -> None:
-        """Watch, and reconnect at random moments, until that is over or the server is gone."""
+        """Watch, and reconnect at random moments, until the run is over or the server is gone."""
         with contextlib.suppress(grpc.aio.AioRpcError, ConnectionError):
             while not is_over():
                 follower = self._follower(client)
@@ -93,14 +93,14 @@ class Watcher:
                 on_reconnect()
 
     async def catch_up(self, client: Client) -> None:
-        """Watch until all that exists was told, and expect that it was."""
+        """Watch until caught up, and expect that every existing version was received."""
         follower = self._follower(client)
         while not await self._take(follower):
             pass
         self._token = follower.token
         await follower.cancel()
         for model_id, number in self._world.archived:
-            assert self._told[model_id] >= number
+            assert self._received[model_id] >= number
 
     def _follower(self, client: Client) -> Follower:
         return Follower(
@@ -113,12 +113,12 @@ class Watcher:
         )
 
     async def _take(self, follower: Follower) -> bool:
-        """Take what is told next; return whether the watcher has caught up."""
+        """Handle the next event; return whether the watcher has caught up."""
         event = await follower.next()
         if isinstance(event, Version):
             self._advance(event.model_id, event.number, event.number)
             assert len(follower.data or b"") == event.data_size_bytes
-            self._figures.count("versions told")
+            self._figures.count("versions received")
         elif isinstance(event, Gap):
             self._advance(event.model_id, event.first_number, event.last_number)
             for number in range(event.first_number, event.last_number + 1):
@@ -127,17 +127,17 @@ class Watcher:
                 assert self._world.lives.get(key) != self._world.life, f"{key} was left out"
             self._figures.count("gaps")
         elif isinstance(event, ModelSummary):
-            self._told.setdefault(event.model_id, 0)
+            self._received.setdefault(event.model_id, 0)
         return isinstance(event, CaughtUp)
 
     def _advance(self, model_id: str, first: int, last: int) -> None:
-        before = self._told[model_id]
+        before = self._received[model_id]
         assert first == before + 1, f"{model_id}: {first} to {last} came after {before}"
-        self._told[model_id] = last
+        self._received[model_id] = last
 
 
 async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    for name in ("versions told twice", "versions missing without a gap"):
+    for name in ("versions received twice", "versions missing without a gap"):
         figures.count(name, 0)
     world = World()
     watchers = [Watcher(world, MODELS if index % 2 else (), fork(random), figures) for index in range(WATCHERS)]
@@ -148,7 +148,7 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
         done += 1
         figures.count("reconnections")
 
-    def has_come_to(end: int) -> bool:
+    def has_reached(end: int) -> bool:
         return done >= end
 
     restarts = max(2, rounds // ROUNDS_IN_A_LIFE)
@@ -161,7 +161,7 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
                 for model_id in MODELS:
                     await client.create_model(model_id)
                 publishing = asyncio.ensure_future(world.publish(client, fork(random), figures))
-                is_over = functools.partial(has_come_to, rounds * life // restarts)
+                is_over = functools.partial(has_reached, rounds * life // restarts)
                 await asyncio.gather(*(watcher.watch(client, is_over, note) for watcher in watchers))
                 if is_killed:
                     await asyncio.to_thread(server.kill)
@@ -174,13 +174,13 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Reconnect so many times."""
+    """Reconnect a number of times."""
     asyncio.run(_attempt(place, rounds, random, figures))
 
 
 PROOF = Proof(
     name="reconnects",
-    promise="A watch of every version tells nothing twice, and leaves nothing out without a gap, whatever happens",
+    promise="A watch of every version sends nothing twice, and skips nothing without a gap, whatever happens",
     attempt=attempt,
     unit="reconnections",
     short=200,

@@ -1,7 +1,7 @@
-"""An archive that works on recorded files, and what it must have after a power cut.
+"""An archive on recorded files, and its expected state after a power cut.
 
-What clients were told is kept beside the history of the file operations: for each call, how many operations there were
-when it began and when it was completed. So it is known for each moment what must be there, and what may be.
+For each call, the number of file operations at its begin and its end is recorded, together with its reply. So for each
+moment it is known what must exist, and what may exist.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from cogment_model_registry.testing.bytes import hash_of
 from tests.torture.recorded_files import RecordedFiles
 
 ARCHIVE = "new/directories/archive"
-"""Where the archive is in the directory that the power cut hits."""
+"""The path of the archive in the directory that the power cut hits."""
 
 SETTINGS = Settings(cache_max_bytes=16 * MIB, grace_seconds=0)
 LIMITS = Limits(SETTINGS.model_id_max_bytes, SETTINGS.user_data_max_bytes, SETTINGS.request_max_items)
@@ -38,20 +38,20 @@ LIMITS = Limits(SETTINGS.model_id_max_bytes, SETTINGS.user_data_max_bytes, SETTI
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """A model as it must be.
+    """The expected state of a model.
 
     Attributes:
-        user_data: Its own.
+        user_data: Its `user_data`.
         versions: The archived versions that were completed, by number.
-        unsure: Those that were begun, with whatever number.
-        given: The numbers that were given, to transient versions too.
+        unsure: The versions whose upload began, with any number.
+        assigned: The numbers that were assigned, including those of transient versions.
         removed: The numbers of versions that were deleted.
     """
 
     user_data: Mapping[str, str]
     versions: Mapping[int, VersionInfo] = field(default_factory=dict)
     unsure: Sequence[VersionInfo] = ()
-    given: frozenset[int] = frozenset()
+    assigned: frozenset[int] = frozenset()
     removed: frozenset[int] = frozenset()
 
 
@@ -61,8 +61,8 @@ class Deed:
 
     Attributes:
         model_id: The model.
-        begun: How many operations on files there were when it began.
-        completed: How many there were when it was completed; None when it was not.
+        begun: The number of file operations when it began.
+        completed: The number of file operations when it was completed; None if it was not.
     """
 
     model_id: str
@@ -70,12 +70,12 @@ class Deed:
     completed: int | None = None
 
     def outcomes(self, before: State | None, done: bool) -> list[State | None]:
-        """Return what may have become of a model: one state when the call was completed; none when it cannot be."""
+        """Return the possible states of a model: one state if the call was completed; none if it is impossible."""
         after = self.after(before)
         return after if done else [before, *after]
 
     def after(self, before: State | None) -> list[State | None]:
-        """Return what has become of a model."""
+        """Return the state of a model after the call."""
         raise NotImplementedError
 
 
@@ -107,7 +107,7 @@ class Upload(Deed):
         if before is None:
             return []
         versions = {**before.versions, **({self.info.number: self.info} if self.info.archived else {})}
-        return [replace(before, versions=versions, given=before.given | {self.info.number})]
+        return [replace(before, versions=versions, assigned=before.assigned | {self.info.number})]
 
     def outcomes(self, before: State | None, done: bool) -> list[State | None]:
         if done or before is None:
@@ -117,7 +117,7 @@ class Upload(Deed):
 
 @dataclass(eq=False, slots=True)
 class Promotion(Deed):
-    """A transient version is promoted; `info` is what it is afterwards."""
+    """A transient version is promoted; `info` is its info afterwards."""
 
     info: VersionInfo = field(kw_only=True)
 
@@ -140,13 +140,13 @@ class VersionDeletion(Deed):
 
 @dataclass(slots=True)
 class SeenModel:
-    """A model as a registry had it after a power cut.
+    """A model as a registry shows it after a power cut.
 
     Attributes:
-        user_data: Its own.
-        versions: Its versions, by number, as they are listed and as their bytes are.
-        next_number: The number that the next version got.
-        files: The numbers of which there are files.
+        user_data: Its `user_data`.
+        versions: Its versions, by number, with the listed and the actual size and hash.
+        next_number: The number of the next version.
+        files: The numbers that have files.
     """
 
     user_data: Mapping[str, str]
@@ -156,15 +156,15 @@ class SeenModel:
 
 
 def difference(state: State | None, seen: SeenModel | None) -> str:
-    """Return how a model is other than it must be; empty when it is not."""
+    """Return how a model differs from its expected state; empty if it does not."""
     if state is None:
-        return "the model is there" if seen else ""
+        return "the model exists" if seen else ""
     if seen is None:
         return "the model is missing"
     if seen.user_data != state.user_data:
         return f"user_data of the model is {dict(seen.user_data)} instead of {dict(state.user_data)}"
-    if seen.next_number <= max([0, *state.given, *seen.versions]):
-        return f"number {seen.next_number} is given again"
+    if seen.next_number <= max([0, *state.assigned, *seen.versions]):
+        return f"number {seen.next_number} is used again"
     if left := seen.files & state.removed:
         return f"files of deleted versions are left: {left}"
     return _difference_of_versions(state, seen.versions)
@@ -177,7 +177,7 @@ def _difference_of_versions(state: State, seen: Mapping[int, VersionInfo]) -> st
     unsure = list(state.unsure)
     for number in seen.keys() - state.versions.keys():
         candidates = [info for info in unsure if replace(info, number=number) == seen[number]]
-        if not candidates or number in state.given:
+        if not candidates or number in state.assigned:
             return f"there is a version that nobody created: {seen[number]}"
         unsure.remove(candidates[0])
     return ""
@@ -187,9 +187,9 @@ def _difference_of_versions(state: State, seen: Mapping[int, VersionInfo]) -> st
 async def registry_on(
     archive_dir: Path, files: Files, number_block: int
 ) -> AsyncIterator[tuple[Registry, Lifecycle, DirectoryArchive]]:
-    """Open a context with a registry on an archive directory, which stops cleanly unless its process was killed."""
+    """Return a context manager for a registry on an archive; it stops cleanly unless its process was killed."""
     archive = DirectoryArchive(str(archive_dir), SETTINGS.model_id_max_bytes, files)
-    # Its own durability is SQLite's; what a power cut loses of it may lose nothing of the archive.
+    # SQLite ensures its durability; whatever a power cut loses of it, the archive must lose nothing.
     database = Database(f"{archive_dir}.catalog", MIGRATIONS)
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing:
         try:
@@ -205,22 +205,22 @@ async def registry_on(
             await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
             await database.close()
             await archive.close()
-            archive.directory.close()  # one that was killed while it was opened holds the lock
+            archive.directory.close()  # a registry that was killed while it was opened holds the lock
 
 
 class World:
-    """An archive whose file operations are recorded, and what was done with it.
+    """An archive whose file operations are recorded, and the calls on it.
 
     Args:
         place: The directory that the power cut will hit.
-        random: Of what sizes and names things are.
-        first: The models that the archive has already.
+        random: Chooses sizes and names.
+        first: The models that the archive already has.
 
     Attributes:
         files: Its file operations.
-        deeds: What was done, in the order in which it began.
-        registry: The registry that is at work.
-        lifecycle: What changes its versions.
+        deeds: The calls, in the order in which they began.
+        registry: The running registry.
+        lifecycle: Changes its versions.
     """
 
     registry: Registry
@@ -236,7 +236,7 @@ class World:
 
     @asynccontextmanager
     async def started(self) -> AsyncIterator[None]:
-        """Open a context in which a registry is at work."""
+        """Return a context manager that runs a registry."""
         try:
             opening = registry_on(self.place / ARCHIVE, self.files, self._number_block)
             async with opening as (self.registry, self.lifecycle, _):
@@ -263,7 +263,7 @@ class World:
             await self.registry.delete_model(model_id)
 
     async def store(self, model_id: str, *sizes: int) -> None:
-        """Create an archived version, uploaded in pieces of these sizes; of some small size when none is given."""
+        """Create an archived version, uploaded in pieces of these sizes; of a random small size if none are passed."""
         await self._upload(model_id, True, sizes or [self.random.randint(0, 2000)])
 
     async def publish(self, model_id: str) -> None:
@@ -286,7 +286,7 @@ class World:
             deed.info = replace(info, number=await upload(self.registry, info, pieces))
 
     async def copy(self, model_id: str) -> None:
-        """Store a version with the bytes of another one of its model, if it has any: none are sent."""
+        """Store a version with the bytes of another version of its model, if there is one, without sending bytes."""
         versions = await self.versions(model_id)
         if not versions:
             return
@@ -334,18 +334,18 @@ class World:
         self.files = RecordedFiles(self.place)
 
     async def has(self, model_id: str) -> bool:
-        """Return whether there is a model."""
+        """Return whether a model exists."""
         with suppress(NotFoundError):
             return bool(await self.registry.get_models([model_id]))
         return False
 
     @property
     def model_ids(self) -> set[str]:
-        """The models that there may be."""
+        """The models that may exist."""
         return {deed.model_id for deed in self.deeds} | self._first.keys()
 
     def states(self, model_id: str, operations: int) -> list[State | None]:
-        """Return what a model may be after a power cut that came after so many operations on files."""
+        """Return the possible states of a model after a power cut that follows a number of file operations."""
         states: list[State | None] = [self._first.get(model_id)]
         for deed in self.deeds:
             if deed.model_id == model_id and deed.begun <= operations:
@@ -358,7 +358,7 @@ async def copy(registry: Registry, lifecycle: Lifecycle, info: VersionInfo) -> i
     """Create a version like `info` from the bytes that its model has, and return its number."""
     uploads = RepeatableUploads(registry, lifecycle._catalog, lifecycle._archive, lifecycle._transient)
     async with uploads.begin(UploadHeader(_header_of(info))) as version:
-        assert version.is_complete, "the model has the bytes"
+        assert version.is_complete, "the model lacks the bytes"
         return (await version.commit()).number
 
 

@@ -1,6 +1,6 @@
-"""File operations that are performed and recorded; what a power cut may leave of them is told in `cut_disk`.
+"""File operations that are performed and recorded; `cut_disk` computes what a power cut may leave of them.
 
-Names are recorded with what they stand for, so that a rename can be told from a removal and a creation.
+Names are recorded with their files, so that a rename differs from a removal and a creation.
 """
 
 import errno
@@ -17,7 +17,7 @@ from cogment_model_registry.storage.filesystem.files import Files
 
 
 class ProcessKilled(ModelRegistryError):
-    """The process that asks for this operation was killed before it; not an error of the system, which is handled."""
+    """The process was killed before this operation. Not an OSError, which would be handled."""
 
 
 @dataclass(eq=False, slots=True)
@@ -36,13 +36,13 @@ Names = dict[Directory, dict[str, Node]]
 
 @dataclass(frozen=True, eq=False, slots=True)
 class NameChange:
-    """A directory's entries change: an old name goes, a new one comes, or both at once.
+    """The entries of a directory change: an old name is removed, a new one is added, or both at once.
 
     Attributes:
         directory: The directory.
-        old: The name that goes; empty for none.
-        new: The name that comes; empty for none.
-        node: What has the new name; None without one.
+        old: The removed name; empty for none.
+        new: The added name; empty for none.
+        node: The file or directory with the new name; None without one.
     """
 
     directory: Directory
@@ -76,12 +76,12 @@ class Write:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Patch:
-    """Bytes are written somewhere into a file, or the file is cut off there: what SQLite does.
+    """Bytes are written anywhere in a file, or the file is truncated, as SQLite does.
 
     Attributes:
         file: The file.
-        offset: Where.
-        data: What is written; None when the file ends here from now on.
+        offset: The position, in bytes.
+        data: The bytes; None to truncate the file here.
     """
 
     file: File
@@ -113,15 +113,15 @@ Operation = NameChange | Write | Patch | Sync
 class RecordedFiles(Files):
     """Performs operations, one at a time, and records those that change something.
 
-    What is done beside it, such as the lock of the archive, is not recorded.
+    Other file operations, such as the lock of the archive, are not recorded.
 
     Args:
-        place: The directory that is looked at; what it has now is certain.
+        place: The recorded directory; its present content is certain.
 
     Attributes:
         history: The operations so far.
         root: The directory at `place`.
-        can_rename: Says whether the directory of this name can be renamed; all of them can at first.
+        can_rename: Returns whether the directory of this name can be renamed; at first all can.
     """
 
     def __init__(self, place: Path) -> None:
@@ -140,17 +140,17 @@ class RecordedFiles(Files):
         self._first_names = {directory: dict(entries) for directory, entries in self._names.items()}
 
     def kill_after(self, operations: int, *, at_sync: bool = False) -> None:
-        """Let the process be killed once it has made so many more operations: none that it asks for later is done.
+        """Kill the process after a number of further operations: later ones are not performed.
 
         Args:
-            operations: How many it makes before.
-            at_sync: Whether it makes more until it asks for the next sync of a directory, which is not made.
+            operations: The number of further operations.
+            at_sync: Whether to continue until the next sync of a directory, which is not made.
         """
         self._operations_left = operations
         self._at_sync = at_sync
 
     def revive(self) -> None:
-        """Let operations be those of a new process."""
+        """Let a new process perform the following operations."""
         self._operations_left = None
         self._killed = False
 
@@ -203,16 +203,16 @@ class RecordedFiles(Files):
         if self._is_killed(at_sync):
             raise ProcessKilled("the process was killed")
 
-    # What another part of the process does with files by itself.
+    # Operations of other parts of the process.
 
     @contextmanager
     def performing(self) -> Iterator[None]:
-        """Open a context in which an operation is made that is not one of `Files`, and then recorded."""
+        """Return a context manager for an operation that is not one of `Files`, and is recorded afterwards."""
         with self._one_at_a_time:
             yield
 
     def has(self, path: str) -> bool:
-        """Return whether a path leads into what is looked at."""
+        """Return whether a path is in the recorded directory."""
         return path.startswith(f"{self._place}/")
 
     def file_at(self, path: str) -> File:
@@ -234,7 +234,7 @@ class RecordedFiles(Files):
         """Record an operation that was made."""
         self._record(operation)
 
-    # What `Files` does, recorded.
+    # The operations of `Files`, recorded.
 
     def open_root(self, path: str) -> int:
         self._require_alive()
@@ -248,7 +248,7 @@ class RecordedFiles(Files):
         return root
 
     def _record_made_directories(self) -> None:
-        """Record the directories that `open_root` has made, which it does with no operation of its own."""
+        """Record the directories that `open_root` has created, which it does without a recorded operation."""
         while self._missing and os.path.isdir(self._missing[0]):
             path = self._missing.pop(0)
             parent = self._nodes[os.stat(os.path.dirname(path)).st_ino]
@@ -288,7 +288,7 @@ class RecordedFiles(Files):
             self._record_made_directories()
             self._require_alive(at_sync=True)
             super().sync_directory(directory)
-            # Directories above `place` are of no interest.
+            # Directories above `place` are not recorded.
             if node := self._nodes.get(os.fstat(directory).st_ino):
                 self._record(Sync(node))
 
@@ -333,7 +333,7 @@ class RecordedFiles(Files):
             self._record_removed(node, name)
 
     def _record_removed(self, parent: Directory, name: str) -> None:
-        """Record the removal of an entry, after that of all it had; in which order the files go means nothing."""
+        """Record the removal of an entry, after that of its content; the order of the files does not matter."""
         node = self._names[parent].get(name)
         if isinstance(node, Directory):
             for entry in list(self._names[node]):

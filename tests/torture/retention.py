@@ -1,10 +1,10 @@
-"""What a dry run of retention tells, a real run does; a kill between any two of its steps leaves nothing half done.
+"""A real run of retention deletes what a dry run reports; a kill between any two of its steps leaves nothing half done.
 
-Each round makes a random history (versions, promotions, aliases, tags, metrics, deletions) and random rules,
-asks for a dry run, and then applies the rules in a process that is killed before one of its steps: an operation on a
-file, or a change of the database, or never. Then the archive is opened again and held against what the dry run told.
+Each round makes a random history (versions, promotions, aliases, tags, metrics, deletions) and random rules, does a dry
+run, and then applies the rules in a process that is killed before one of its steps (an operation on a file, or a change
+of the database), or never. Then the archive is opened again and compared with the report of the dry run.
 
-As a program, this module is the one that forks those processes: they have loaded everything, and start at once.
+As a program, this module forks those processes: they have loaded everything, so they start at once.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ MODEL = "m"
 NOW_NS = 1_795_773_600_000_000_000
 SECOND_NS = 10**9
 STEPS_PER_DELETION = 14
-"""About how many steps a deletion has: more would seldom kill, fewer never late."""
+"""About how many steps a deletion has: with more, processes are seldom killed; with fewer, never late."""
 
 
 class Steps:
@@ -69,7 +69,7 @@ class Steps:
 
 
 class KillableFiles(Files):
-    """Operations on real files, each a step. Nobody cuts the power here, so a sync does nothing."""
+    """Operations on real files, each a step. No power cut is simulated here, so a sync does nothing."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
@@ -88,7 +88,7 @@ class KillableFiles(Files):
 
 
 class KillableDatabase(Database):
-    """A database, each of whose commits has a step before it and one after it, and syncs nothing."""
+    """A database with a step before and a step after each commit, and without syncs."""
 
     def __init__(self, path: str, steps: Steps) -> None:
         super().__init__(path, MIGRATIONS)
@@ -105,7 +105,7 @@ class KillableDatabase(Database):
 
 @dataclass
 class World:
-    """A registry without a network, and what applies rules to it."""
+    """A registry without a network, and its retention."""
 
     registry: Registry
     lifecycle: Lifecycle
@@ -124,8 +124,8 @@ class World:
     async def numbers(self) -> list[int]:
         return [info.number for info in await self.registry.list_versions(MODEL, 0, 1000)]
 
-    async def told(self) -> dict[str, list[Any]]:
-        """Return what a dry run tells: numbers and reasons."""
+    async def reported(self) -> dict[str, list[Any]]:
+        """Return the report of a dry run: numbers and reasons."""
         return said(await self.retention.plan(MODEL))
 
 
@@ -138,7 +138,7 @@ def said(application: Application) -> dict[str, list[Any]]:
 
 @asynccontextmanager
 async def opened(place: Path, steps: Steps) -> AsyncIterator[World]:
-    """Return a context manager with a registry over the archive at a place."""
+    """Return a context manager for a registry on the archive in a directory."""
     with ThreadPoolExecutor(1, thread_name_prefix="hash") as hashing:
         archive = DirectoryArchive(str(place), 128, KillableFiles(steps))
         await archive.open()
@@ -160,7 +160,7 @@ async def opened(place: Path, steps: Steps) -> AsyncIterator[World]:
 
 
 async def make_history(world: World, random: Random) -> None:
-    """Do what people do with a model, at random."""
+    """Make random calls on a model."""
     await world.registry.create_or_update_model(ModelInfo(MODEL))
     for position in range(random.randint(1, 24)):
         age = random.choice((0, 5, 50))
@@ -178,7 +178,7 @@ async def make_history(world: World, random: Random) -> None:
 
 
 async def change(world: World, random: Random, number: int) -> None:
-    """Change something about a version."""
+    """Change something of a version."""
     match random.randrange(6):
         case 0:
             await world.lifecycle.promote_version(MODEL, number)
@@ -211,33 +211,33 @@ def random_rules(random: Random) -> Iterator[RetentionRule]:
         )
 
 
-# The process that is killed.
+# The killed process.
 
 
 def live(place: Path, seed: int, last_step: float) -> None:
-    """Make a history, tell what a dry run says, and apply the rules; killed before a step, or never."""
-    with open(place / "told", "w", buffering=1) as log:
+    """Make a history, log the report of a dry run, and apply the rules; killed before a step, or never."""
+    with open(place / "reported", "w", buffering=1) as log:
 
-        def tell(**what: object) -> None:
+        def write_line(**what: object) -> None:
             log.write(json.dumps(what) + "\n")
 
-        asyncio.run(_live(place / "archive", Random(seed), last_step, tell))
+        asyncio.run(_live(place / "archive", Random(seed), last_step, write_line))
 
 
-async def _live(place: Path, random: Random, last_step: float, tell: Callable[..., None]) -> None:
+async def _live(place: Path, random: Random, last_step: float, write_line: Callable[..., None]) -> None:
     steps = Steps()
     async with opened(place, steps) as world:
         await make_history(world, random)
-        told = await world.told()
+        reported = await world.reported()
         infos = {info.number: info.archived for info in await world.registry.list_versions(MODEL, 0, 1000)}
-        tell(told=told, archived=[number for number, archived in infos.items() if archived])
+        write_line(reported=reported, archived=[number for number, archived in infos.items() if archived])
         if last_step:
-            steps.last = 1 + int(last_step * STEPS_PER_DELETION * max(len(told["doomed"]), 1))
+            steps.last = 1 + int(last_step * STEPS_PER_DELETION * max(len(reported["doomed"]), 1))
         application = await world.retention.plan(MODEL)
         async with aclosing(application.delete()) as deletions:
             async for decision in deletions:
-                tell(deleted=[decision.version.number, decision.reason])
-        tell(left=await world.numbers(), kept=said(application)["kept"])
+                write_line(deleted=[decision.version.number, decision.reason])
+        write_line(left=await world.numbers(), kept=said(application)["kept"])
         steps.last = 0
 
 
@@ -259,7 +259,7 @@ def main() -> None:
 
 @contextmanager
 def forking() -> Iterator[Callable[[Path, int, float], int]]:
-    """Return a context manager with a function that runs `live` in a process, and returns its exit code."""
+    """Return a context manager for a function that runs `live` in a process, and returns its exit code."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.torture.retention"],
         stdin=subprocess.PIPE,
@@ -289,7 +289,7 @@ def forking() -> Iterator[Callable[[Path, int, float], int]]:
 
 
 def attempt(directory: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Apply the rules of that many histories."""
+    """Apply the rules to a number of histories."""
     for name in ("differences", "orphan files", "listed versions without bytes"):
         figures.count(name, 0)
     with forking() as run:
@@ -306,37 +306,39 @@ def attempt(directory: Path, rounds: int, random: Random, figures: Figures) -> N
 
 
 async def check(place: Path, figures: Figures, *, is_whole: bool) -> None:
-    """Hold the archive against what the dry run told."""
-    lines = [json.loads(line) for line in (place / "told").read_text().splitlines()]
-    told, archived = lines[0]["told"], {*lines[0]["archived"]}
+    """Compare the archive with the report of the dry run."""
+    lines = [json.loads(line) for line in (place / "reported").read_text().splitlines()]
+    reported, archived = lines[0]["reported"], {*lines[0]["archived"]}
     deleted = [line["deleted"] for line in lines if "deleted" in line]
-    figures.count("versions", len(told["doomed"]) + len(told["kept"]))
+    figures.count("versions", len(reported["doomed"]) + len(reported["kept"]))
     figures.count("deletions", len(deleted))
-    assert deleted == told["doomed"][: len(deleted)], "a real run deletes what a dry run does not tell"
+    assert deleted == reported["doomed"][: len(deleted)], "a real run deletes what a dry run does not report"
     if is_whole:
-        assert deleted == told["doomed"], "a dry run tells what a real run does not delete"
-        assert lines[-1]["left"] == [number for number, _ in told["kept"]]
-        assert lines[-1]["kept"] == told["kept"]
+        assert deleted == reported["doomed"], "a dry run reports what a real run does not delete"
+        assert lines[-1]["left"] == [number for number, _ in reported["kept"]]
+        assert lines[-1]["kept"] == reported["kept"]
     async with opened(place / "archive", Steps()) as world:
         listed = await world.numbers()
-        kept = {number for number, _ in told["kept"]} & archived
-        doomed = {number for number, _ in told["doomed"]} & archived
+        kept = {number for number, _ in reported["kept"]} & archived
+        doomed = {number for number, _ in reported["doomed"]} & archived
         gone = {number for number, _ in deleted}
-        # The one whose deletion was under way may be there or not.
-        may_be_gone = {number for number, _ in told["doomed"][len(deleted) : len(deleted) + 1]}
-        assert kept <= set(listed), "a version that is kept is gone"
-        assert doomed - gone - may_be_gone <= set(listed) <= kept | doomed - gone, "a deletion was lost, or came early"
+        # The version whose deletion was in progress may exist or not.
+        may_be_gone = {number for number, _ in reported["doomed"][len(deleted) : len(deleted) + 1]}
+        assert kept <= set(listed), "a kept version is gone"
+        assert doomed - gone - may_be_gone <= set(listed) <= kept | doomed - gone, (
+            "a deletion was lost, or happened early"
+        )
         await check_whole(world, place / "archive" / MODEL, listed)
-        told = await world.told()
+        reported = await world.reported()
         application = await world.retention.plan(MODEL)
         again = [[each.version.number, each.reason] async for each in application.delete()]
-        assert again == told["doomed"]
-        assert await world.numbers() == [number for number, _ in told["kept"]]
+        assert again == reported["doomed"]
+        assert await world.numbers() == [number for number, _ in reported["kept"]]
         await check_whole(world, place / "archive" / MODEL, await world.numbers())
 
 
 async def check_whole(world: World, directory: Path, listed: list[int]) -> None:
-    """Check that the files and the database have the listed versions, whole, and nothing else."""
+    """Check that the files and the database have the listed versions, complete, and nothing else."""
     for info in await world.registry.list_versions(MODEL, 0, 1000):
         async with await world.registry.open_version(MODEL, info.number) as reader:
             data = b"".join([b"".join(chunk) async for chunk in reader.chunks(1000, 2000)])
@@ -353,12 +355,12 @@ async def check_whole(world: World, directory: Path, listed: list[int]) -> None:
             await world.registry.get_versions(MODEL, [number])
         except NotFoundError:
             continue
-        raise AssertionError(f"version {number} is not listed, and is there")
+        raise AssertionError(f"version {number} is not listed, but exists")
 
 
 PROOF = Proof(
     name="retention",
-    promise="A real run of retention deletes what a dry run tells; a kill between two steps leaves nothing half done",
+    promise="A real run of retention deletes what a dry run reports; a kill between two steps leaves nothing half done",
     attempt=attempt,
     unit="histories",
     short=12,

@@ -1,12 +1,12 @@
 """The nine calls in any order, compared with a plain model of the registry; `lifecycle_machine` adds the others.
 
-Hypothesis makes up sequences of calls, good ones and bad ones, with clean restarts and crashes of the server between
-them. A model of the registry in a few dictionaries says of each call which status and which reply it must have, to the
-last byte: what the documentation of the API and `docs/guarantees.md` say, with the rule of eviction written once more.
-Nothing is left open but which numbers a crash skips.
+Hypothesis generates sequences of valid and invalid calls, with clean restarts and crashes of the server between them. A
+model of the registry in a few dictionaries predicts the status and the reply of each call, to the last byte, as the
+documentation of the API and `docs/guarantees.md` describe them; it implements the rule of eviction independently. Only
+the numbers that a crash skips are not predicted.
 
-The server is a real process with a cache so small that it evicts all the time. It serves many sequences one after the
-other, each of which begins by deleting what the last one left.
+The server is a real process with a cache so small that it evicts constantly. It serves many sequences one after the
+other; each begins by deleting what the previous one left.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ _FLAGS = (
     f"--request_max_items={_LISTED_MAX}",
 )
 _SKIPPED_MAX = 128
-"""How many numbers a crash may skip."""
+"""The largest number of numbers that a crash may skip."""
 
 GOOD_IDS = ("m", "m-v000001", "été.yaml")
 BAD_IDS = ("", "..", "m/../m", "m\0", ".lock", "m%2f", "m ", "e\u0301")
@@ -64,7 +64,7 @@ Reply = Any
 
 
 def user_data_bytes(user_data: dict[str, str]) -> int:
-    """Return how many bytes of UTF-8 the keys and values have."""
+    """Return the size of the keys and values in bytes of UTF-8."""
     return len("".join([*user_data.keys(), *user_data.values()]).encode())
 
 
@@ -104,13 +104,13 @@ class Model:
 
 @dataclass
 class Refused(Exception):
-    """What the model says of a call that must not succeed."""
+    """The predicted status of a call that must not succeed."""
 
     code: grpc.StatusCode
 
 
 class Expected:
-    """What the registry must have: models, and which transient versions were used how long ago."""
+    """The expected state of the registry: models, and the order in which transient versions were used."""
 
     def __init__(self) -> None:
         self.models: dict[str, Model] = {}
@@ -125,7 +125,7 @@ class Expected:
         return sum(len(model.versions) for model in self.models.values())
 
     def find(self, model_id: str) -> Model:
-        """Return a model that a call is about."""
+        """Return the model of a call."""
         if model_id in BAD_IDS:
             raise Refused(INVALID)
         if model_id not in self.models:
@@ -145,14 +145,14 @@ class Expected:
         self.used = [key for key in self.used if key[0] != model_id]
 
     def use(self, model_id: str, number: int) -> None:
-        """Take note that a version was retrieved."""
+        """Record that a version was retrieved."""
         key = (model_id, number)
         if key in self.used:
             self.used.remove(key)
             self.used.append(key)
 
     def evict_one(self, amounts: dict[str, int]) -> None:
-        """Evict a version of the model that has most, the least recently used one; the newest of each model last."""
+        """Evict the least recently used version of the model that has most; the newest of each model last."""
         old = [key for key in self.used if key[1] != max(self.models[key[0]].versions)]
         most = max((amounts[model_id] for model_id, _ in old), default=0)
         model_id, number = next((key for key in old if amounts[key[0]] == most), self.used[0])
@@ -160,7 +160,7 @@ class Expected:
         self.used.remove((model_id, number))
 
     def make_room(self, model_id: str, size_bytes: int) -> None:
-        """Evict until so many bytes of an upload fit; they count as its model's."""
+        """Evict until the bytes of an upload fit; they count for its model."""
         while self.transient_bytes + size_bytes > _BYTES_MAX:
             amounts = Counter({model_id: size_bytes})
             for key in self.used:
@@ -168,19 +168,19 @@ class Expected:
             self.evict_one(amounts)
 
     def add(self, version: Version) -> None:
-        """Take note of a version that was created."""
+        """Record a created version."""
         info = version.info
         model = self.models[info.model_id]
         model.versions[info.version_number] = version
         model.last_number, model.may_skip = info.version_number, 0
         if not info.archived:
-            # The new one is its model's newest already, and may not go itself.
+            # The new one is already the newest of its model, and must not be evicted itself.
             while len(self.used) >= _ITEMS_MAX:
                 self.evict_one(Counter([info.model_id, *(model_id for model_id, _ in self.used)]))
             self.used.append((info.model_id, info.version_number))
 
     def archive(self, model_id: str, version: Version) -> None:
-        """Take note that a transient version was promoted."""
+        """Record that a transient version was promoted."""
         promoted = m.ModelVersionInfo()
         promoted.CopyFrom(version.info)
         promoted.archived = True
@@ -188,19 +188,19 @@ class Expected:
         self.used.remove((model_id, promoted.version_number))
 
     def remove(self, model_id: str, version: Version) -> None:
-        """Take note that a version was deleted."""
+        """Record that a version was deleted."""
         key = (model_id, version.info.version_number)
         del self.models[model_id].versions[version.info.version_number]
         self.used = [each for each in self.used if each != key]
 
     def forget_transient(self) -> None:
-        """Take note that the process ended."""
+        """Record that the process ended."""
         for model_id, number in self.used:
             del self.models[model_id].versions[number]
         self.used.clear()
 
     def receive(self, chunks: Sequence[Chunk]) -> tuple[m.ModelVersionInfo, bytes]:
-        """Return what an upload declares and carries, with what must be evicted for it evicted, if it must succeed."""
+        """Return the header and the bytes of an upload if it must succeed, after evicting what it needs."""
         declared = self.check_header(chunks[0] if chunks else b"\xff")
         data, wanted_bytes = b"", declared.data_size
         for chunk in chunks[1:]:
@@ -217,7 +217,7 @@ class Expected:
         return declared, data
 
     def check_header(self, chunk: Chunk) -> m.ModelVersionInfo:
-        """Return what the header of an upload declares, if it may be let in."""
+        """Return the declared version of an upload, if its header must be accepted."""
         if isinstance(chunk, bytes) or not chunk.header.HasField("version_info"):
             raise Refused(INVALID)
         declared = chunk.header.version_info
@@ -232,7 +232,7 @@ class Expected:
         return declared
 
 
-# What is made up.
+# Generated values.
 
 ids = st.sampled_from([*GOOD_IDS * 8, *BAD_IDS])
 texts = st.sampled_from(["", "yes", "1e3", "~", "é\u2028", "a: b\n", "\0", '"', "x" * 50]) | st.text(max_size=5)
@@ -259,12 +259,12 @@ def uploads(draw: st.DrawFn, bad: bool) -> list[Chunk]:
     cuts = sorted(draw(st.lists(st.integers(0, size_bytes), max_size=3)))
     pieces = [body(data[start:end]) for start, end in zip([0, *cuts], [*cuts, size_bytes], strict=True)]
     first = header(draw(ids if bad else st.sampled_from(GOOD_IDS)), size_bytes, draw(st.booleans()), **fields)
-    return draw(spoilt(first, pieces)) if bad else [first, *pieces]
+    return draw(corrupted(first, pieces)) if bad else [first, *pieces]
 
 
 @st.composite
-def spoilt(draw: st.DrawFn, first: m.CreateVersionRequestChunk, pieces: Sequence[Chunk]) -> list[Chunk]:
-    """Return the chunks of an upload with something wrong in one place."""
+def corrupted(draw: st.DrawFn, first: m.CreateVersionRequestChunk, pieces: Sequence[Chunk]) -> list[Chunk]:
+    """Return the chunks of an upload with one error."""
     chunks: list[Chunk] = [first, *pieces]
     info = first.header.version_info
     wrong = draw(st.sampled_from(["field", "chunk", "missing", "nothing"]))
@@ -306,7 +306,7 @@ class World:
         self.client: Client = self.runner.run(self._stack.enter_async_context(connected(self.process.port)))
 
     def end(self, *, kill: bool) -> None:
-        """End the server, cleanly or by a crash, and check that it had nothing to complain about."""
+        """End the server, cleanly or by a crash, and check that it logged no errors."""
         if kill:
             self.process.kill()
         else:
@@ -316,7 +316,7 @@ class World:
         assert not errors, f"the server logged errors: {errors}"
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Stop the server, and close the client."""
         self.process.kill()
         self.runner.run(self._stack.aclose())
 
@@ -332,20 +332,20 @@ class World:
         """Wait until the status has certain values."""
         texts = {name: str(value) for name, value in wanted.items()}
 
-        async def has_them() -> bool:
+        async def has_values() -> bool:
             return await self.client.status(*texts) == texts
 
-        await eventually(has_them, lambda: f"the status must be {texts}")
+        await eventually(has_values, lambda: f"the status must be {texts}")
 
 
 async def _end_of(watch: Any) -> grpc.StatusCode:
-    """Return with which status a watch ends that tells nothing more."""
+    """Return the status of a watch that sends nothing more."""
     try:
         async with asyncio.timeout(20):
             message = await watch.read()
     except grpc.aio.AioRpcError:
         message = grpc.aio.EOF
-    assert message is grpc.aio.EOF, f"the watch told of {message!r} instead of ending"
+    assert message is grpc.aio.EOF, f"the watch sent {message!r} instead of ending"
     code: grpc.StatusCode = await watch.code()
     return code
 
@@ -361,7 +361,7 @@ class RegistryMachine(RuleBasedStateMachine):
         self._restarts_left = 0
 
     def _check(self, reply: Reply, expected: Reply) -> None:
-        assert reply == expected, f"the answer was {reply!r}, and must be {expected!r}"
+        assert reply == expected, f"the reply was {reply!r}, and must be {expected!r}"
 
     def _model(self, model_id: str) -> Model | grpc.StatusCode:
         try:
@@ -373,7 +373,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @initialize(restarts=st.sampled_from([0, 0, 0, 1]), model_ids=st.sampled_from([GOOD_IDS, GOOD_IDS, GOOD_IDS[:1]]))
     def begin(self, restarts: int, model_ids: Sequence[str]) -> None:
-        """Delete what is there, and create some models."""
+        """Delete all models, and create some."""
         self._restarts_left = restarts
         self._world.figures.count("sequences")
         for info in self._world.do(self._world.client.models()).model_infos:
@@ -435,7 +435,7 @@ class RegistryMachine(RuleBasedStateMachine):
         first.header.version_info.model_id = model_ids[which % len(model_ids)]
         self._upload(chunks)
 
-    # The most common calls have more than one name, since each name is as likely as any other.
+    # The most common calls have more than one rule, since all rules are equally likely.
 
     @precondition(lambda self: self._expected.models)
     @rule(chunks=uploads(bad=False), which=st.integers(0, 2))
@@ -451,7 +451,7 @@ class RegistryMachine(RuleBasedStateMachine):
         )
     )
     def publish_and_retrieve(self, steps: list[tuple[int, int, int, bool]]) -> None:
-        """Fill the cache, and use what is in it, so that who goes first is who was not used."""
+        """Fill the cache, and use some versions in it, so that others are evicted first."""
         model_ids = sorted(self._expected.models)
         for which, size, used, retrieves in steps:
             model_id = model_ids[which % len(model_ids)]
@@ -472,7 +472,7 @@ class RegistryMachine(RuleBasedStateMachine):
             self._world.figures.count("uploads refused")
             self._check(reply, refusal.code)
             return
-        assert isinstance(reply, m.ModelVersionInfo), f"a sound upload was refused: {reply}"
+        assert isinstance(reply, m.ModelVersionInfo), f"a valid upload was refused: {reply}"
         model = self._expected.models[declared.model_id]
         number = reply.version_number
         skipped = number - model.last_number - 1
@@ -491,7 +491,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule(model_id=st.sampled_from(GOOD_IDS), archived=st.booleans(), size=st.sampled_from(_SIZES_BYTES[2:]))
     def cancel_upload(self, model_id: str, archived: bool, size: int) -> None:
-        """Cancel an upload of which some bytes have arrived; one that has all of them may be done already."""
+        """Cancel an upload after some of its bytes have arrived; with all of them, it may be completed already."""
         if model_id not in self._expected.models:
             return
         if not archived:
@@ -632,7 +632,7 @@ class RegistryMachine(RuleBasedStateMachine):
 
     @rule()
     def compare_everything(self) -> None:
-        """Look at everything that there is. This uses no version, so that it changes nothing."""
+        """Compare all models and versions. This uses no version, so it changes nothing."""
         self.list_models(0, "")
         for model_id in GOOD_IDS:
             self.list_versions(model_id, 0, "")
@@ -643,7 +643,7 @@ class RegistryMachine(RuleBasedStateMachine):
         while self._watches:
             self._watches.pop()[1].cancel()
         if sys.exception():
-            return  # the model stopped where a promise was broken
+            return  # a broken promise stopped the model early
         self.compare_everything()
         for model_id, model in self._expected.models.items():
             for number in model.versions:
@@ -651,5 +651,5 @@ class RegistryMachine(RuleBasedStateMachine):
 
 
 def _chunks(data: bytes) -> list[bytes]:
-    """Return the chunks in which bytes must be sent."""
+    """Return the chunks in which the server must send bytes."""
     return [data[start : start + _CHUNK_BYTES] for start in range(0, max(len(data), 1), _CHUNK_BYTES)]

@@ -1,7 +1,7 @@
-"""A thousand watchers who take nothing keep the memory of the server bounded, and keep nothing from anybody else.
+"""A thousand watchers that read nothing use bounded memory of the server, and delay no other client.
 
-They ask for the bytes of versions, and never read. Versions of many sizes are published one after the other; one who
-reads, and resumes, receives each with its bytes, and another one retrieves it.
+They request the bytes of versions, and never read. Versions of many sizes are published one after the other; a watcher
+that reads, and resumes, receives each with its bytes, and another client retrieves it.
 """
 
 import asyncio
@@ -31,13 +31,13 @@ ALLOWANCE_BYTES = 300 * MIB
 message for each of them, 128 KiB at least. Without a bound it would be 1 GiB and more."""
 
 _TAKES_LITTLE = [("grpc.http2.bdp_probe", 0)]
-"""Without it, this process would have some MiB for each of them."""
+"""Without this, the process would use some MiB for each watcher."""
 
 _SIZES = (1000, 128 * 1024, 300_000, INLINE_BYTES)
 
 
 async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    figures.count("versions that somebody else missed", 0)
+    figures.count("versions missed by other clients", 0)
     flags = (f"--cache_max_bytes={BUDGET_BYTES}", "--retrieval_idle_seconds=3600", "--log_format=json")
     with unharmed_server(place / "archive", *flags) as server:
         async with AsyncExitStack() as stack:
@@ -63,17 +63,17 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
                 token = follower.token
                 await follower.cancel()
                 grown_bytes = memory().rss - before_bytes
-                figures.peak("MiB that the server grew beyond its budget", (grown_bytes - BUDGET_BYTES) / MIB)
+                figures.peak("MiB of the server above its budget", (grown_bytes - BUDGET_BYTES) / MIB)
                 assert grown_bytes < BUDGET_BYTES + ALLOWANCE_BYTES, f"the server grew by {grown_bytes // MIB} MiB"
                 figures.count("versions")
             for call in stuck:
                 call.cancel()
             await under_way(good, watchers=0)
-    figures.count("watchers who took nothing", WATCHERS)
+    figures.count("watchers that read nothing", WATCHERS)
 
 
 async def _caught_up(client: Client) -> str:
-    """Return the token of one who was told all that exists."""
+    """Return the token of a watcher that has received all existing versions."""
     follower = Follower(client, "m", every=True)
     await follower.until_caught_up()
     await follower.cancel()
@@ -81,7 +81,7 @@ async def _caught_up(client: Client) -> str:
 
 
 def _stuck(client: Client, index: int) -> Any:
-    """Return a watch that nobody reads."""
+    """Return a watch that is never read."""
     request = WatchRequest(
         model_ids=["m"] if index % 2 else [],
         mode="MODE_ALL" if index % 4 < 2 else "MODE_LATEST",
@@ -93,13 +93,13 @@ def _stuck(client: Client, index: int) -> Any:
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Publish so many versions."""
+    """Publish a number of versions."""
     asyncio.run(_attempt(place, rounds, random, figures))
 
 
 PROOF = Proof(
     name="stuck_watchers",
-    promise="A thousand watchers who take nothing keep memory bounded, and keep nothing from anybody else",
+    promise="A thousand watchers that read nothing use bounded memory and delay no other client",
     attempt=attempt,
     unit="versions",
     short=6,

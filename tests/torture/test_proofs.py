@@ -1,4 +1,4 @@
-"""The short forms of the proofs; `make torture` makes the long ones."""
+"""The short forms of the proofs; `make torture` runs the long ones."""
 
 from pathlib import Path
 from random import Random
@@ -12,7 +12,7 @@ from tests.torture.proofs import PROOFS
 @pytest.mark.parametrize("proof", [pytest.param(proof, id=proof.name) for proof in PROOFS])
 def test_promise_holds(proof: Proof, tmp_path: Path) -> None:
     if reason := proof.missing():
-        pytest.skip(f"{proof.name} cannot be shown here: {reason}")
+        pytest.skip(f"{proof.name} cannot run on this machine: {reason}")
     figures = Figures()
     proof.attempt(tmp_path, proof.short, Random(proof.name), figures)
-    assert figures.sums, "a proof that counts nothing shows nothing"
+    assert figures.sums, "the proof counted nothing"

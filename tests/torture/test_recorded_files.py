@@ -1,4 +1,4 @@
-"""The recorder of file operations, and what it says that a power cut may leave."""
+"""The recorder of file operations, and the states that a power cut may leave."""
 
 import os
 from collections.abc import Iterator
@@ -42,7 +42,7 @@ def write(files: Files, directory: int, name: str, *parts: bytes, sync: bool = F
 
 
 def trees(files: RecordedFiles, limit: int = 1000) -> list[Tree]:
-    """Return all that a power cut now may leave."""
+    """Return all states that a power cut may leave now."""
     disk = Disk(files)
     for operation in files.history:
         disk.perform(operation)
@@ -105,7 +105,7 @@ def test_a_kept_rename_implies_the_creation_of_its_file(files: RecordedFiles, ro
         assert names in [tree.keys() for tree in found]
 
 
-def test_later_changes_may_survive_earlier_ones(files: RecordedFiles, root: int) -> None:
+def test_later_changes_may_survive_without_earlier_ones(files: RecordedFiles, root: int) -> None:
     write(files, root, "first", sync=True)
     write(files, root, "second", sync=True)
     assert {"old": b"old", "second": b""} in trees(files)
@@ -140,7 +140,7 @@ def test_missing_directories_are_recorded(files: RecordedFiles, place: Path) -> 
     assert [tree.keys() for tree in trees(files)] == [{"old", "a", "a/b"}]
 
 
-def test_possible_remains_can_be_sampled(files: RecordedFiles, root: int) -> None:
+def test_states_after_a_power_cut_can_be_sampled(files: RecordedFiles, root: int) -> None:
     for number in range(20):
         write(files, root, str(number), sync=True)
     found = trees(files, limit=100)

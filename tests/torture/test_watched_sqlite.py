@@ -1,4 +1,4 @@
-"""What SQLite does to files is seen, and fails when it is told to."""
+"""The file operations of SQLite are recorded, and fail on command."""
 
 import sqlite3
 from contextlib import closing
@@ -12,7 +12,7 @@ from tests.torture.cut_disk import Disk
 from tests.torture.recorded_files import NameChange, Patch, RecordedFiles, Sync
 from tests.torture.watched_sqlite import FULL, IOERR, WatchedSQLite
 
-pytestmark = pytest.mark.skipif(bool(watched_sqlite.missing()), reason=watched_sqlite.missing() or "it can be seen")
+pytestmark = pytest.mark.skipif(bool(watched_sqlite.missing()), reason=watched_sqlite.missing() or "it can be watched")
 
 
 def connect(path: Path) -> sqlite3.Connection:

@@ -1,8 +1,8 @@
-"""No wake-up is lost: whoever watches a model hears of its latest version, however subscribing and publishing race.
+"""No wake-up is lost: each watcher receives the latest version, however subscribing and publishing interleave.
 
-In a race, watchers come and versions are published at about the same time, in whatever order chance has it. After
-some, the model is deleted and created anew while it is watched. Several models race at the same time, and one that has
-no part in it is watched all along.
+In a race, watchers subscribe and versions are published at about the same time, in random order. After some races, the
+model is deleted and created again while it is watched. Several races run concurrently, and one model without races is
+watched throughout.
 """
 
 import asyncio
@@ -22,18 +22,18 @@ from tests.torture.proof import Figures, Proof
 
 DEADLINE_SECONDS = 10
 SPREAD_SECONDS = 0.01
-"""Within what time those that race begin: about as long as a publish takes then."""
+"""The period in which racing calls begin: about as long as a publish takes under this load."""
 
 LANES = ("m", "m-v000001", "m.yaml", "M")
-"""Models that race at the same time."""
+"""The number of models with concurrent races."""
 
 
 class Track:
-    """A model that races are held on, one after the other.
+    """A model with successive races.
 
     Attributes:
-        versions: What was acknowledged in all lives of the model, by tag.
-        latest: The latest acknowledged version of its life; None when it has none.
+        versions: The versions that were acknowledged in all lives of the model, by tag.
+        latest: The latest acknowledged version of its current life; None if it has none.
     """
 
     def __init__(self, client: Client, model_id: str, figures: Figures) -> None:
@@ -66,18 +66,18 @@ class Track:
 
 
 class Watcher:
-    """Watches a track from now on, and checks what it is told.
+    """Watches a track from now on, and checks the versions that it receives.
 
     Args:
-        client: Whose connection to watch over.
-        track: What to watch.
-        oldest: The lowest number that it may be told.
+        client: The client for the watch.
+        track: The model to watch.
+        oldest: The lowest number that it may receive.
     """
 
     def __init__(self, client: Client, track: Track, oldest: int = 0) -> None:
         self._track = track
         self._oldest = oldest
-        self._told: list[m.ModelVersionInfo] = []
+        self._received: list[m.ModelVersionInfo] = []
         self._news = asyncio.Event()
         self._watch = client.watching(track.model_id)
         self._reading = asyncio.ensure_future(self._read())
@@ -85,11 +85,11 @@ class Watcher:
         track.figures.count("watches")
 
     def __str__(self) -> str:
-        told = [(info.version_number, tag_of(info)) for info in self._told]
-        return f"a watcher of {self._track.model_id} that was told {told}"
+        received = [(info.version_number, tag_of(info)) for info in self._received]
+        return f"a watcher of {self._track.model_id} that received {received}"
 
     async def _read(self) -> grpc.StatusCode:
-        """Take note of what it is told, and return the status that it ends with."""
+        """Record the received versions, and return the status of the watch."""
         try:
             async for message in self._watch:
                 self._take(m.VersionUpdateReply.FromString(message).version_info)
@@ -100,19 +100,19 @@ class Watcher:
 
     def _take(self, info: m.ModelVersionInfo) -> None:
         number = info.version_number
-        assert number >= self._oldest, f"{self} was told {number}, and {self._oldest} was acknowledged before"
-        assert not self._told or number > self._told[-1].version_number, f"{self} was then told {number}"
-        self._told.append(info)
+        assert number >= self._oldest, f"{self} received {number}, but {self._oldest} was acknowledged before"
+        assert not self._received or number > self._received[-1].version_number, f"{self} then received {number}"
+        self._received.append(info)
 
-    async def hear(self, latest: m.ModelVersionInfo | None) -> None:
-        """Wait until it is told the latest version, or is over."""
+    async def until_latest(self, latest: m.ModelVersionInfo | None) -> None:
+        """Wait until it has received the latest version, or ends."""
         try:
             async with asyncio.timeout(DEADLINE_SECONDS):
-                while latest and not self._reading.done() and latest not in self._told[-1:]:
+                while latest and not self._reading.done() and latest not in self._received[-1:]:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            raise AssertionError(f"{self} did not hear of {latest}") from None
+            raise AssertionError(f"{self} did not receive {latest}") from None
         if self._reading.done():
             code = await self._reading
             assert code == NOT_FOUND, f"{self} ended with {code}"
@@ -120,18 +120,18 @@ class Watcher:
     def check_alive(self) -> None:
         assert not self._reading.done(), f"{self} has ended"
 
-    async def hear_end(self) -> None:
-        """Wait until it is told that its model is gone."""
+    async def until_deleted(self) -> None:
+        """Wait until it ends because its model is deleted."""
         done, _ = await asyncio.wait([self._reading], timeout=DEADLINE_SECONDS)
-        assert done, f"{self} was not told that its model is gone"
-        await self.hear(None)
+        assert done, f"{self} did not end although its model was deleted"
+        await self.until_latest(None)
 
-    def check_told(self) -> None:
-        """Check that it was told of versions that exist, all of the same life of the model."""
-        for info in self._told:
+    def check_received(self) -> None:
+        """Check that it received only published versions, all of the same life of the model."""
+        for info in self._received:
             published = self._track.versions.get(tag_of(info))
-            assert info == published, f"{self} was told {info}, and acknowledged was {published}"
-        lives = {tag_of(info).split(" ")[1] for info in self._told}
+            assert info == published, f"{self} received {info}, but {published} was acknowledged"
+        lives = {tag_of(info).split(" ")[1] for info in self._received}
         assert len(lives) <= 1, f"{self} saw the lives {lives}"
 
     async def aclose(self) -> None:
@@ -141,7 +141,7 @@ class Watcher:
 
 @asynccontextmanager
 async def closing_watchers() -> AsyncIterator[list[Watcher]]:
-    """Open a context with a list of watchers that are closed at its end."""
+    """Return a context manager for a list of watchers, which closes them at its end."""
     watchers: list[Watcher] = []
     try:
         yield watchers
@@ -151,12 +151,12 @@ async def closing_watchers() -> AsyncIterator[list[Watcher]]:
 
 
 class Lane:
-    """Holds races on a track.
+    """Runs races on a track.
 
     Args:
-        clients: Whose connections to watch and publish over.
+        clients: The clients for watches and publishes.
         track: The model.
-        random: What decides on who comes when.
+        random: Chooses when each call begins.
     """
 
     def __init__(self, clients: Sequence[Client], track: Track, random: Random) -> None:
@@ -165,33 +165,33 @@ class Lane:
         self._random = random
 
     async def race(self) -> None:
-        """Let watchers and publishers come at about the same time; at times, delete the model after that."""
+        """Start watchers and publishers at about the same time; sometimes delete the model afterwards."""
         async with closing_watchers() as watchers:
             works = [self._watch(watchers) for _ in range(self._random.randint(1, 4))]
             await together(*works, *[self._publish() for _ in range(self._random.randint(1, 4))])
-            await self._check_all_hear(watchers)
+            await self._check_all_received(watchers)
             if self._random.random() < 0.2:
                 await self._renew(watchers)
 
     async def _renew(self, watchers: list[Watcher]) -> None:
-        """Delete the model and create it anew while it is watched, and while more watchers come."""
+        """Delete the model and create it again while it is watched, and while more watchers subscribe."""
         async with closing_watchers() as late, closing_watchers() as new:
             straddling = [self._watch(late, is_certain=False) for _ in range(self._random.randint(1, 3))]
             await together(self._delete_and_create(), *straddling)
             for watcher in watchers:
-                await watcher.hear_end()
+                await watcher.until_deleted()
             for watcher in late:
-                await watcher.hear(self._track.latest)
+                await watcher.until_latest(self._track.latest)
             await self._watch(new)
-            await self._check_all_hear(new)
+            await self._check_all_received(new)
             for watcher in [*watchers, *late]:
-                watcher.check_told()
+                watcher.check_received()
 
-    async def _check_all_hear(self, watchers: list[Watcher]) -> None:
+    async def _check_all_received(self, watchers: list[Watcher]) -> None:
         for watcher in watchers:
-            await watcher.hear(self._track.latest)
+            await watcher.until_latest(self._track.latest)
             watcher.check_alive()
-            watcher.check_told()
+            watcher.check_received()
 
     async def _watch(self, watchers: list[Watcher], *, is_certain: bool = True) -> None:
         await self._phase()
@@ -200,7 +200,7 @@ class Lane:
 
     async def _publish(self) -> None:
         await self._phase()
-        filler = "x" * self._random.choice([0, 0, 0, 40_000])  # what takes longer to send is overtaken by news
+        filler = "x" * self._random.choice([0, 0, 0, 40_000])  # a longer reply is overtaken by the next version
         await self._track.publish(self._random.random() < 0.1, filler)
 
     async def _delete_and_create(self) -> None:
@@ -210,20 +210,20 @@ class Lane:
         await self._publish()
 
     async def _phase(self) -> None:
-        """Come at any time, or at once."""
+        """Wait a random time, or not at all."""
         await asyncio.sleep(self._random.choice([0, self._random.uniform(0, SPREAD_SECONDS)]))
 
 
 async def stand_by(client: Client, track: Track, is_over: asyncio.Event) -> None:
-    """Watch a model that no race is held on, and hear of each of its versions, until all races are over."""
+    """Watch a model without races, and receive each of its versions, until all races are over."""
     while not is_over.is_set():
         async with closing_watchers() as watchers:
             watchers.append(Watcher(client, track, track.latest.version_number if track.latest else 0))
             for _ in range(20):
                 await track.publish()
-                await watchers[0].hear(track.latest)
+                await watchers[0].until_latest(track.latest)
                 watchers[0].check_alive()
-            watchers[0].check_told()
+            watchers[0].check_received()
 
 
 async def hold_races(lane: Lane, track: Track, numbers: Sequence[int]) -> None:
@@ -251,7 +251,7 @@ async def _attempt(place: Path, rounds: int, random: Random, figures: Figures) -
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:
-    """Hold so many races."""
+    """Run a number of races."""
     asyncio.run(_attempt(place, rounds, random, figures))
 
 

@@ -1,9 +1,9 @@
-"""SQLite's own file operations, recorded for power cuts or failing when they are told to.
+"""SQLite's own file operations, recorded for power cuts, or failing on command.
 
 SQLite reaches files through a table of functions (https://www.sqlite.org/vfs.html). Here the default one is replaced by
-a copy whose writes, syncs, truncations and removals pass through Python; all others are SQLite's own. So this is the
-library that Python's `sqlite3` uses, and every change that it makes to a database or its log is seen. What it keeps in
-shared memory (`-shm`) is not, since it survives no process.
+a copy whose writes, syncs, truncations and removals pass through Python; all others are SQLite's own. So this watches
+the library that Python's `sqlite3` uses, and sees every change to a database or its log. Shared memory (`-shm`) is not
+watched, since it does not outlive the processes.
 """
 
 import ctypes
@@ -69,7 +69,7 @@ _SYNC = ctypes.CFUNCTYPE(ctypes.c_int, _POINTER, ctypes.c_int)
 
 
 def missing() -> str:
-    """Return why SQLite's operations cannot be seen here; empty when they can."""
+    """Return why SQLite's operations cannot be watched here; empty if they can."""
     try:
         library = _library()
     except OSError:
@@ -100,15 +100,15 @@ class _OpenFile:
 
 
 class WatchedSQLite:
-    """All that SQLite changes in files.
+    """All changes that SQLite makes to files.
 
     Args:
-        files: Where to record what it does to files that are looked at; None to record nothing.
+        files: Records the changes to files in its directory; None to record nothing.
 
     Attributes:
-        fail: Called with the name of each operation on a database (`write`, `sync`, `truncate`, `delete`); the code of
-            the error that it ends with, or 0.
-        syncs: Whether files that are not looked at are synced.
+        fail: Called with the name of each operation on a database (`write`, `sync`, `truncate`, `delete`); returns the
+            error code that it fails with, or 0.
+        syncs: Whether files that are not recorded are synced.
     """
 
     def __init__(self, files: RecordedFiles | None) -> None:
@@ -132,7 +132,7 @@ class WatchedSQLite:
 
     @contextmanager
     def installed(self) -> Iterator["WatchedSQLite"]:
-        """Open a context in which the connections of this process are watched."""
+        """Return a context manager in which the connections of this process are watched."""
         self._library.sqlite3_vfs_register(ctypes.addressof(self._vfs), 1)
         try:
             yield self
@@ -163,7 +163,7 @@ class WatchedSQLite:
         return 0
 
     def _table(self, address: int) -> int:
-        """Return the address of a copy of a table of methods, in which some are ours."""
+        """Return the address of a copy of a table of methods, some of which are ours."""
         with self._lock:
             if address not in self._tables:
                 real = _Methods.from_address(address)

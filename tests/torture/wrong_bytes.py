@@ -1,12 +1,12 @@
-"""Wrong bytes are never served as right: an archive is damaged in every way while its server runs, and between runs.
+"""Wrong bytes are never served as valid: an archive is damaged in every way while its server runs, and between runs.
 
-What is demanded depends on what was touched:
+The expected result depends on the damage:
 
-- the data of a version: it is DATA_LOSS each time it is asked for, its last bytes are never sent, and all other
-  versions are served; where the damage comes while the version is being sent, what came with OK is what was stored;
-- the fields of its metadata that say what it is, once the server has read them: DATA_LOSS each time, too;
+- the data of a version: each retrieval is DATA_LOSS, its last bytes are never sent, and all other versions are served;
+  if the damage happens while the version is being sent, the bytes that came with OK are those that were stored;
+- the fields of its metadata that describe its data, after the server has read them: DATA_LOSS each time, too;
 - anything in its metadata: no hash covers `user_data` and the time, so a change there may go unnoticed; but the bytes
-  that come with OK are those that were stored, and their hash is the one that is told.
+  that come with OK are those that were stored, and the reported hash is theirs.
 
 A replacement may have the same size and the same times, as a careless restore leaves it.
 """
@@ -33,10 +33,10 @@ from tests.torture.proof import Figures, Proof
 SETTINGS = Settings(cache_max_bytes=64 * MIB, grace_seconds=0, sent_version_chunk_size=128 * 1024)
 MODELS = ("alpha", "beta")
 SIZES = (1, 100, 100, 70_000, 70_000, 3_000_000)
-"""Of each model's versions: some alike, so that one can take the place of another one; some of many chunks."""
+"""Sizes of each model's versions: some equal, so that versions can be exchanged; some of many chunks."""
 
 SLOW_BYTES = 8_000_000
-"""More than a server, two sockets and a client hold: the rest is read once the client reads on."""
+"""More than a server, two sockets and a client buffer: the rest is read when the client continues to read."""
 
 RESTART_SHARE = 0.15
 SLOW_SHARE = 0.15
@@ -44,13 +44,13 @@ SLOW_SHARE = 0.15
 
 @dataclass(frozen=True)
 class Version:
-    """A version as it was acknowledged.
+    """An acknowledged version.
 
     Attributes:
         model_id: Its model.
         number: Its number.
         data: Its bytes.
-        directory: Where its files are.
+        directory: The directory of its files.
         metadata: The text of its metadata.
     """
 
@@ -72,7 +72,7 @@ class Version:
         return self.directory / f"{self.model_id}-v{self.number:06d}.yaml"
 
 
-# What damages a file. Each returns the bytes that it has then.
+# Functions that damage a file. Each returns its new bytes.
 
 
 def flip(content: bytes, random: Random) -> bytes:
@@ -88,7 +88,7 @@ def flip_at(content: bytes, position: int, random: Random) -> bytes:
 
 
 def cut(content: bytes, random: Random) -> bytes:
-    """Take bytes from the end."""
+    """Remove bytes from the end."""
     return content[: random.randrange(len(content))]
 
 
@@ -98,12 +98,12 @@ def extend(content: bytes, random: Random) -> bytes:
 
 
 def replace_all(content: bytes, random: Random) -> bytes:
-    """Take other bytes of the same size."""
+    """Replace all bytes by others, with the same size."""
     return flip(random.randbytes(len(content)), random) if len(content) > 1 else flip(content, random)
 
 
 def blank_page(content: bytes, random: Random) -> bytes:
-    """Take zeros for a page of the file, as a file system does that lost it."""
+    """Replace a page of the file by zeros, as a file system that lost it."""
     start = random.randrange(len(content)) // 4096 * 4096
     page = content[start : start + 4096]
     blank = bytes(len(page))
@@ -114,7 +114,7 @@ CHANGES: Sequence[Callable[[bytes, Random], bytes]] = (flip, flip, cut, extend, 
 
 
 def write_in_place(path: Path, content: bytes, keep_times: bool) -> None:
-    """Write over a file, as an editor or a disk does."""
+    """Overwrite a file in place, as an editor or a disk does."""
     before = path.stat()
     with path.open("r+b") as file:
         file.write(content)
@@ -123,8 +123,8 @@ def write_in_place(path: Path, content: bytes, keep_times: bool) -> None:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def write_anew(path: Path, content: bytes, keep_times: bool) -> None:
-    """Put another file in the place of a file, as a restore does."""
+def replace_file(path: Path, content: bytes, keep_times: bool) -> None:
+    """Replace a file by another file, as a restore does."""
     before = path.stat()
     new = path.with_suffix(".new")
     new.write_bytes(content)
@@ -134,15 +134,15 @@ def write_anew(path: Path, content: bytes, keep_times: bool) -> None:
 
 
 def change(path: Path, content: bytes, random: Random) -> str:
-    """Give a file other content in one of the ways; return which."""
-    write = random.choice((write_in_place, write_anew))
+    """Change the content of a file in one of the ways; return which."""
+    write = random.choice((write_in_place, replace_file))
     keep_times = random.random() < 0.6
     write(path, content, keep_times)
     return f"{write.__name__}{' with its times' if keep_times else ''}"
 
 
 def exchange(one: Path, other: Path, keep_times: bool) -> None:
-    """Let two files take each other's place."""
+    """Exchange two files."""
     contents, times = (one.read_bytes(), other.read_bytes()), (one.stat(), other.stat())
     aside = one.with_suffix(".aside")
     one.rename(aside)
@@ -155,7 +155,7 @@ def exchange(one: Path, other: Path, keep_times: bool) -> None:
 
 
 def flip_in_field(text: bytes, random: Random) -> bytes:
-    """Change one bit of the value of a field of metadata that says what the version is."""
+    """Change one bit of the value of a metadata field that describes the data."""
     field = random.choice((b"model_id: ", b"version_number: ", b"data_hash: ", b"data_size: "))
     start = text.index(field) + len(field)
     return flip_at(text, random.randrange(start, text.index(b"\n", start)), random)
@@ -163,12 +163,12 @@ def flip_in_field(text: bytes, random: Random) -> bytes:
 
 @dataclass
 class Damage:
-    """What was done.
+    """A case of damage.
 
     Attributes:
-        what: It, in words.
-        lost: Versions that cannot be right any more.
-        unsure: Versions of which something changed that no hash covers.
+        what: Its description.
+        lost: Versions that are certainly damaged.
+        unsure: Versions with a change that no hash covers.
     """
 
     what: str
@@ -185,11 +185,11 @@ def expect_data_loss(error: grpc.aio.AioRpcError, version: Version, what: str) -
 
 
 class Damaging:
-    """An archive that is damaged and mended, over and over, and what its server says of it.
+    """Damages and repairs an archive repeatedly, and checks the replies of its server.
 
     Args:
         place: An empty directory.
-        random: Decides what is damaged, how, and when.
+        random: Chooses what is damaged, how, and when.
         figures: What was counted.
     """
 
@@ -212,7 +212,7 @@ class Damaging:
             damage = self._damage(self._victims())
             async with self._serving():
                 await self._expect(damage)
-                await self._mend(damage)
+                await self._repair(damage)
                 left -= 1
                 while left and self.random.random() > RESTART_SHARE:
                     await self._damage_while_it_runs()
@@ -224,7 +224,7 @@ class Damaging:
             yield
 
     async def _create(self) -> None:
-        """Store what is to be damaged."""
+        """Store the versions that will be damaged."""
         for model_id in MODELS:
             await self.client.create_model(model_id)
             for size_bytes in SIZES:
@@ -237,7 +237,7 @@ class Damaging:
         return replace(version, metadata=version.metadata_path.read_bytes())
 
     async def _damage_while_it_runs(self) -> None:
-        """Damage what was read before, or was not, or is being read; see what comes of it; mend it."""
+        """Damage versions that were read before, were not, or are being read; check the replies; repair the archive."""
         if self.random.random() < SLOW_SHARE:
             damage = await self._damage_while_it_is_sent()
         else:
@@ -249,9 +249,9 @@ class Damaging:
             damage = self._damage(victims)
             damage.what += ", after it was read" if was_read else ", before it was read"
             if any(version.metadata_path.name in damage.what for version in victims):
-                await self.server.refresh()  # metadata that the server has is not read again before that
+                await self.server.refresh()  # until then, the server does not read its metadata again
         await self._expect(damage)
-        await self._mend(damage)
+        await self._repair(damage)
 
     def _victims(self) -> list[Version]:
         return self.random.sample(self.versions, 2)
@@ -270,9 +270,9 @@ class Damaging:
         return Damage(what, unsure=[one]) if kind == "metadata" else Damage(what, lost=[one])
 
     def _exchange(self, one: Version, other: Version) -> Damage:
-        """Let two versions have each other's data, metadata, or both."""
+        """Exchange the data, the metadata, or both of two versions."""
         if self.random.random() < 0.5:
-            # Of one size, so that neither of them shows it.
+            # Of one size, so that the size does not reveal the exchange.
             alike = [version for version in self.versions if len(version.data) == len(one.data) and version != one]
             other = self.random.choice(alike)
         keep_times = self.random.random() < 0.6
@@ -283,7 +283,7 @@ class Damaging:
         return Damage(f"exchanged {paths} with {other}{' with their times' if keep_times else ''}", lost=[one, other])
 
     async def _damage_while_it_is_sent(self) -> Damage:
-        """Damage the end of a version while a slow client has but its beginning."""
+        """Damage the end of a version while a slow client has received only its beginning."""
         version = self.random.choice(self.slow)
         was_read = self.random.random() < 0.6
         if was_read:
@@ -308,7 +308,7 @@ class Damaging:
         return damage
 
     async def _expect(self, damage: Damage) -> None:
-        """Hold what the server serves against what it must."""
+        """Compare what the server serves with what it must serve."""
         for version in damage.lost:
             for _ in range(2):
                 await self._expect_loss(version, damage.what)
@@ -319,7 +319,7 @@ class Damaging:
             await self._expect_right(version, f"while another one is damaged by {damage.what}")
 
     async def _expect_loss(self, version: Version, what: str) -> None:
-        """Expect DATA_LOSS before the last bytes, and in the listing that it is gone."""
+        """Expect DATA_LOSS before the last bytes, and that the version is not listed any more."""
         received = 0
         request = m.RetrieveVersionDataRequest(model_id=version.model_id, version_number=version.number)
         try:
@@ -334,7 +334,7 @@ class Damaging:
         self.figures.count("retrievals refused with DATA_LOSS")
 
     async def _expect_right_or_loss(self, version: Version, what: str) -> None:
-        """Expect DATA_LOSS, or the bytes that were stored with a hash that is theirs."""
+        """Expect DATA_LOSS, or the stored bytes with their hash."""
         try:
             [info] = (await self.client.infos(version.model_id, version.number)).version_infos
             data = await self.client.data(version.model_id, version.number)
@@ -355,14 +355,14 @@ class Damaging:
         assert data == version.data, f"{version}, {when}: wrong bytes with OK"
         self.figures.count("versions served intact")
 
-    async def _mend(self, damage: Damage) -> None:
-        """Put back what was there; the server serves it again once it rescanned the archive."""
+    async def _repair(self, damage: Damage) -> None:
+        """Restore the files; the server serves the versions again after it rescanned the archive."""
         for version in [*damage.lost, *damage.unsure]:
-            write_anew(version.data_path, version.data, keep_times=False)
-            write_anew(version.metadata_path, version.metadata, keep_times=False)
+            replace_file(version.data_path, version.data, keep_times=False)
+            replace_file(version.metadata_path, version.metadata, keep_times=False)
         await self.server.refresh()
         for version in [*damage.lost, *damage.unsure]:
-            await self._expect_right(version, f"mended after {damage.what}")
+            await self._expect_right(version, f"repaired after {damage.what}")
 
 
 def attempt(place: Path, rounds: int, random: Random, figures: Figures) -> None:

@@ -1,1 +1,1 @@
-"""Tests of what crosses the network."""
+"""Tests of messages on the network."""

@@ -1,4 +1,4 @@
-"""Messages that are split and built by hand are those that protobuf reads and writes."""
+"""Messages that are split and built by hand equal those that protobuf reads and writes."""
 
 import pytest
 from hypothesis import given
@@ -51,7 +51,7 @@ def test_a_chunk_of_a_part_is_built_and_split_as_protobuf_does() -> None:
         assert view.obj is message
 
 
-def test_the_version_before_a_part_is_left_to_protobuf() -> None:
+def test_the_version_before_a_part_is_parsed_by_protobuf() -> None:
     info = m.ModelVersionInfo(model_id="m", version_number=1)
     message = lifecycle.ReadVersionReply(version=lifecycle.VersionMessage(version_info=info)).SerializeToString()
     assert split_read_chunk(message) is None
@@ -69,7 +69,7 @@ def test_an_embedded_message_is_built_as_protobuf_does() -> None:
         assert embed(1, info.SerializeToString()) == reply.SerializeToString()
 
 
-def test_anything_but_a_plain_body_is_left_to_protobuf() -> None:
+def test_messages_other_than_plain_bodies_are_parsed_by_protobuf() -> None:
     plain = body(b"data").SerializeToString()
     inner = m.CreateVersionRequestChunk.Body(data_chunk=b"data").SerializeToString()
     for message in (

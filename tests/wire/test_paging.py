@@ -1,4 +1,4 @@
-"""Handles and pages: every entry comes once, whatever the size of pages."""
+"""Handles and pages: every entry is listed once, whatever the size of pages."""
 
 import re
 
@@ -20,7 +20,7 @@ def test_a_handle_is_a_decimal_number(handle: str, number: int) -> None:
     assert parse_handle(handle) == number
 
 
-def test_a_handle_of_any_length_is_past_every_end() -> None:
+def test_a_handle_of_any_length_may_be_past_the_end() -> None:
     assert parse_handle("9" * 10_000) >= 2**64
 
 

@@ -1,4 +1,4 @@
-"""The one table of errors and gRPC statuses."""
+"""The table of errors and gRPC statuses."""
 
 import grpc
 import pytest

@@ -27,6 +27,7 @@ class Caller:
         scopes: What they may do.
         advice: What to say to those who may not.
         is_named: Whether it has a name of its own.
+        identity: What no other caller has; its name if it is not given.
         expires_ns: When it ends, in nanoseconds since the Unix epoch; None for never.
         is_withdrawn: Returns whether what it rests on is no longer valid; None if it rests on nothing else.
 
@@ -34,6 +35,7 @@ class Caller:
         name: As above.
         expires_ns: As above.
         is_named: As above.
+        identity: As above.
         is_revoked: Whether it has been taken back.
         may_everything: Whether there is nothing it may not.
         reads_everything: Whether it may see every model.
@@ -45,6 +47,7 @@ class Caller:
         "_is_withdrawn",
         "_scopes",
         "expires_ns",
+        "identity",
         "is_named",
         "is_revoked",
         "may_everything",
@@ -59,12 +62,14 @@ class Caller:
         *,
         advice: str = "",
         is_named: bool = True,
+        identity: str = "",
         expires_ns: int | None = None,
         is_withdrawn: Callable[[], bool] | None = None,
     ) -> None:
         self.name = name
         self.expires_ns = expires_ns
         self.is_named = is_named
+        self.identity = identity or name
         self.is_revoked = False
         self._is_withdrawn = is_withdrawn
         self._scopes = tuple(scopes)
@@ -94,7 +99,8 @@ class Caller:
             PermissionDeniedError: A scope is missing. The message names it, and nothing that exists.
         """
         for need in needs:
-            if not self.may(need):
+            # A decision that is known needs no call.
+            if not (self._decisions.get(need) or self.may(need)):
                 raise PermissionDeniedError(f"{self.name} lacks the scope {need}{self._advice}")
 
     @property

@@ -39,6 +39,7 @@ from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
+from cogment_model_registry.serving.caller_limits import CallerLimits, CallerRates
 from cogment_model_registry.serving.certificates import Certificates, certificate_names, kept_certificates
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings, is_local
@@ -120,13 +121,14 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         stack.push_async_callback(registry.parking.close)
         transfers = Transfers(settings)
         local_socket = stack.enter_context(local_sockets.opened(settings.local_socket))
-        identities = await _identities(stack, settings, backends)
+        identities, limits = await _identities(stack, settings, backends), _caller_limits(settings, metrics)
         service = ModelRegistryService(
             registry,
             transfers,
             settings,
             observe=metrics.observe_call,
             guard=identities,
+            limits=limits,
             local_socket=local_socket,
         )
         rules, models = Lifecycle(registry, catalog, archive, transient), Models(registry, catalog, transient)
@@ -147,6 +149,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             settings=settings,
             observe=metrics.observe_call,
             guard=identities,
+            limits=limits,
         )
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
         health = Health(names)
@@ -158,7 +161,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics_port = _monitor(stack, settings, metrics, health, certificates)
         await grpc_server.start()
         if local_socket is not None:
-            local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, identities))
+            local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, identities, limits))
 
         health.set_serving(not archive.failure)
         works = [_follow_health(health, archive), _release_memory(transfers, transient), consumers.run()]
@@ -190,6 +193,8 @@ def _monitor(
     """Serve metrics and health over HTTP if that is asked for, and return the port."""
     if settings.metrics_port is None:
         return None
+    if certificates is not None:
+        metrics.watch_certificate(lambda: certificates.expires_at)
     monitoring = MonitoringServer(
         metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port, certificates
     )
@@ -215,6 +220,14 @@ def _retaining(settings: Settings, retention: RetentionWork) -> list[Coroutine[o
     """Return the work that applies the rules of retention, if it is asked for."""
     is_wanted = settings.retention_seconds and not settings.read_only
     return [retention.run(settings.retention_seconds)] if is_wanted else []
+
+
+def _caller_limits(settings: Settings, metrics: Metrics) -> CallerLimits | None:
+    """Return what keeps callers within their limits; None where there are none."""
+    rates = CallerRates(settings.caller_calls_per_second, settings.caller_bytes_per_second, settings.caller_uploads_max)
+    limits = CallerLimits(rates)
+    metrics.watch_limits(limits)
+    return limits if rates.is_any_set else None
 
 
 def _limits(settings: Settings) -> Limits:

@@ -16,6 +16,7 @@ from cogment_model_registry.registry.access import Caller
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.server.local_socket import LocalSocket
 from cogment_model_registry.server.transfers import Receiver, Transfers
+from cogment_model_registry.serving.caller_limits import CallerLimits
 from cogment_model_registry.serving.calls import Call, Guard, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, local, messages
@@ -42,6 +43,7 @@ class ModelRegistryService:
         settings: The limits of messages.
         observe: Called after each finished call.
         guard: Decides what callers may do.
+        limits: How much each caller may do; None for no limits.
         local_socket: The socket for processes on the same host, which `Status` names to those who ask for it.
     """
 
@@ -53,13 +55,14 @@ class ModelRegistryService:
         *,
         observe: Observer,
         guard: Guard | None = None,
+        limits: CallerLimits | None = None,
         local_socket: LocalSocket | None = None,
     ) -> None:
         self._registry = registry
         self._local_socket = local_socket
         self._transfers = transfers
         self._settings = settings
-        self._handlers = Handlers(observe, guard)
+        self._handlers = Handlers(observe, guard, limits)
 
     async def drained(self) -> None:
         """Wait until no call is under way."""

@@ -23,13 +23,13 @@ async def remove(archive: Archive, model_id: str) -> None:
 
 
 class ArchiveSuite(VersionStoreSuite):
-    """Demands on every archive. A subclass says how to make one."""
+    """Requirements of every archive. A subclass implements how to create one."""
 
     archived = True
 
     @abstractmethod
     def make(self, place: Path) -> Archive:
-        """Return the archive at a place, not yet open: each time with the same content."""
+        """Return the archive in a directory, not yet open: each time with the same content."""
 
     @pytest.fixture
     async def store(self, tmp_path: Path) -> AsyncIterator[Archive]:
@@ -42,7 +42,7 @@ class ArchiveSuite(VersionStoreSuite):
 
     @asynccontextmanager
     async def reopened(self, archive: Archive, place: Path) -> AsyncIterator[Archive]:
-        """Close an archive, and return a context manager that has it open again."""
+        """Close an archive, and return a context manager that opens it again."""
         await archive.close()
         again = self.make(place)
         await again.open()
@@ -51,9 +51,7 @@ class ArchiveSuite(VersionStoreSuite):
         finally:
             await again.close()
 
-    async def test_a_second_opener_is_refused_where_the_archive_is_exclusive(
-        self, store: Archive, tmp_path: Path
-    ) -> None:
+    async def test_a_second_opener_of_an_exclusive_archive_is_refused(self, store: Archive, tmp_path: Path) -> None:
         second = self.make(tmp_path)
         if store.is_exclusive:
             with pytest.raises(StartError):
@@ -88,7 +86,7 @@ class ArchiveSuite(VersionStoreSuite):
             await store.write_model(ModelInfo(model_id))
         assert [contents.info.model_id for contents in await store.scan()] == ["a", "m", "m-v000001", "z", "été"]
 
-    async def test_the_highest_number_in_use_is_known(self, store: Archive) -> None:
+    async def test_the_highest_number_in_use_is_reported(self, store: Archive) -> None:
         await keep(store, describe("m", 5, b"data", True), b"data")
         [contents] = await store.scan()
         assert (list(contents.version_numbers), contents.last_number) == ([5], 5)
@@ -202,7 +200,7 @@ class ArchiveSuite(VersionStoreSuite):
         parts = [await read_part(store, wrong, *part) for part in ((0, 2_999_999), (1, None), (1_000_000, 1))]
         assert [sum(map(len, chunks)) for chunks in parts] == [2_999_999, 2_999_999, 1]
 
-    async def test_bytes_of_another_size_are_refused(self, store: Archive) -> None:
+    async def test_bytes_of_an_unexpected_size_are_refused(self, store: Archive) -> None:
         info = describe("m", 1, b"data", True)
         await keep(store, info, b"data")
         with pytest.raises(DataLossError):

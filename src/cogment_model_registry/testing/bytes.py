@@ -9,7 +9,7 @@ from cogment_model_registry.registry.contracts import Reader, Upload, VersionSto
 
 
 def hash_of(data: bytes) -> str:
-    """Return the SHA-256 of bytes as the wire and the metadata have it."""
+    """Return the SHA-256 of bytes in the form of the wire and the metadata."""
     return digest_text(hashlib.sha256(data).digest())
 
 

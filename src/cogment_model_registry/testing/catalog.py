@@ -42,7 +42,7 @@ _KEYS = (public_key_of_raw(bytes(range(32))), public_key_of_raw(bytes(range(1, 3
 
 
 async def publish(catalog: Catalog, model_id: str) -> VersionInfo:
-    """Publish a transient version under the next number."""
+    """Publish a transient version with the next number."""
     async with catalog.publishing(await catalog.find(model_id)) as slot:
         info = describe(model_id, slot.number, b"data", False)
         slot.show(info)
@@ -67,7 +67,7 @@ async def publish_annotated(
 
 
 async def change_model(catalog: Catalog, ref: ModelRef, change: ModelChange) -> ModelSummary:
-    """Change what people decide about a model, and return it."""
+    """Change the tags, rules or share of a model, and return it."""
     async with catalog.changing_model(ref, change) as summary:
         return summary
 
@@ -78,13 +78,13 @@ async def publish_all(catalog: Catalog, count: int) -> list[VersionInfo]:
 
 
 async def changed(watcher: Watcher) -> Sequence[str]:
-    """Return the models that have changed, once there is one."""
+    """Wait until a model has changed, and return the changed models."""
     async with asyncio.timeout(_WAIT_SECONDS):
         return await watcher.changed(wait=True)
 
 
 async def counted(catalog: Catalog) -> tuple[int, int]:
-    """Return how many models and versions are visible."""
+    """Return the numbers of visible models and versions."""
     counts = await catalog.count()
     return counts.models, counts.versions
 
@@ -96,14 +96,14 @@ async def next_number(watch: AsyncGenerator[VersionInfo, None]) -> int:
 
 
 class CatalogSuite(ABC):
-    """Demands on every catalog. A subclass says how to open one, and what a model needs before it becomes visible."""
+    """Requirements of every catalog. A subclass implements how to open one, and how to prepare a model for it."""
 
     @abstractmethod
     def opened(self, place: Path) -> AbstractAsyncContextManager[Catalog]:
-        """Return a context manager with the catalog at a place: each time with the same content."""
+        """Return a context manager for the catalog in a directory: each time with the same content."""
 
     async def prepare_model(self, catalog: Catalog, info: ModelInfo) -> None:  # noqa: B027 # nothing by default
-        """Do what a model needs before it becomes visible. Nothing, unless the catalog lives in an archive."""
+        """Prepare a model before it becomes visible. Nothing, unless the catalog belongs to an archive."""
 
     async def retire_model(self, catalog: Catalog, model_id: str) -> None:  # noqa: B027 # nothing by default
         """Undo `prepare_model`."""
@@ -134,7 +134,7 @@ class CatalogSuite(ABC):
         assert await catalog.list_models(5, 10) == []
         assert await counted(catalog) == (5, 0)
 
-    async def test_models_are_listed_from_an_id_on(self, catalog: Catalog) -> None:
+    async def test_models_are_listed_from_an_id(self, catalog: Catalog) -> None:
         for model_id in ("b", "a", "c"):
             await self.put_model(catalog, model_id)
         for after, expected in (("", ["a", "b"]), ("a", ["b", "c"]), ("aa", ["b", "c"]), ("c", ["m"]), ("m", [])):
@@ -174,7 +174,7 @@ class CatalogSuite(ABC):
         async with self.opened(tmp_path) as catalog:
             assert (await publish(catalog, "m")).number == 6
 
-    async def test_a_recreated_model_is_another_one(self, catalog: Catalog) -> None:
+    async def test_a_recreated_model_is_a_new_model(self, catalog: Catalog) -> None:
         await publish(catalog, "m")
         before = await catalog.find("m")
         await self.remove_model(catalog, "m")
@@ -204,19 +204,19 @@ class CatalogSuite(ABC):
         assert await counted(catalog) == (1, 2)
         assert (await publish(catalog, "m")).number == 5
 
-    async def test_versions_are_listed_from_a_number_on(self, catalog: Catalog) -> None:
+    async def test_versions_are_listed_from_a_number(self, catalog: Catalog) -> None:
         infos = [await publish(catalog, "m") for _ in range(5)]
         await catalog.forget(infos[2])
         assert await catalog.list_versions("m", 2, 2) == [infos[1], infos[3]]
         assert await catalog.list_versions("m", 3, 10) == infos[3:]
         assert await catalog.list_versions("m", 2**70, 10) == []
 
-    async def test_what_is_newer_than_a_version_is_counted_and_since_when(self, catalog: Catalog) -> None:
+    async def test_newer_versions_are_counted_with_the_time_of_the_first(self, catalog: Catalog) -> None:
         assert (await catalog.newer_than("m", 0)) == Newer(0, None)
         moments = []
         for _ in range(4):
             moments.append(time_ns())
-            await publish(catalog, "m")  # years ago, as its creation time says
+            await publish(catalog, "m")  # years ago, according to its creation time
             moments.append(time_ns())
         for number in range(4):
             newer = await catalog.newer_than("m", number)
@@ -227,14 +227,14 @@ class CatalogSuite(ABC):
         since_ns = (await catalog.newer_than("m", 1)).since_ns
         [second] = await catalog.get_versions("m", [2])
         await catalog.forget(second)
-        assert await catalog.newer_than("m", 1) == Newer(2, since_ns), "what is gone has been newer nevertheless"
+        assert await catalog.newer_than("m", 1) == Newer(2, since_ns), "deleted versions count as newer too"
         with pytest.raises(NotFoundError):
             await catalog.newer_than("none", 1)
 
     async def test_a_damaged_version_leaves_the_listing_and_raises_its_error(self, catalog: Catalog) -> None:
         infos = [await publish(catalog, "m") for _ in range(3)]
         error = DataLossError.version("m", 3, "its bytes do not match their hash")
-        await catalog.mark_damaged(replace(await catalog.find("m"), life=-1), error)  # of another life: not meant
+        await catalog.mark_damaged(replace(await catalog.find("m"), life=-1), error)  # of another life: ignored
         assert len(await catalog.list_versions("m", 0, 10)) == 3
         await catalog.mark_damaged(await catalog.find("m"), error)
         assert await catalog.list_versions("m", 0, 10) == infos[:2]
@@ -294,7 +294,7 @@ class CatalogSuite(ABC):
             await anext(catalog.watch("m"))
 
     async def test_the_latest_always_arrives(self, catalog: Catalog) -> None:
-        """Subscribe against publish, 1,000 times over: the last number arrives, whatever the order."""
+        """Subscribe and publish concurrently, 1,000 times: the last number arrives, whatever the order."""
         for _ in range(1000):
             publishing = asyncio.create_task(publish(catalog, "m"))
             async with aclosing(catalog.watch("m")) as watch:
@@ -302,7 +302,7 @@ class CatalogSuite(ABC):
                 while not publishing.done() or last < publishing.result().number:
                     last = await next_number(watch)
 
-    async def test_changes_of_a_model_wait_for_each_other(self, catalog: Catalog) -> None:
+    async def test_changes_of_a_model_are_serialized(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "other")
         order: list[str] = []
 
@@ -319,9 +319,7 @@ class CatalogSuite(ABC):
         assert order == ["other", "first", "same"]
         assert [info.number for info in await catalog.list_versions("m", 0, 10)] == [1, 2]
 
-    async def test_a_publish_that_fails_shows_nothing_and_its_number_is_never_given_again(
-        self, catalog: Catalog
-    ) -> None:
+    async def test_a_failed_publish_shows_nothing_and_its_number_is_never_reused(self, catalog: Catalog) -> None:
         with pytest.raises(UnavailableError):
             await self._fail_to_publish(catalog)
         async with catalog.publishing(await catalog.find("m")):
@@ -334,7 +332,7 @@ class CatalogSuite(ABC):
             slot.show(describe("m", slot.number, b"data", False))
             raise UnavailableError("the commit failed")
 
-    async def test_a_change_of_a_model_that_fails_changes_nothing(self, catalog: Catalog) -> None:
+    async def test_a_failed_change_of_a_model_changes_nothing(self, catalog: Catalog) -> None:
         async def fail(change: AbstractAsyncContextManager[None]) -> None:
             async with change:
                 raise UnavailableError("the archive failed")
@@ -351,7 +349,7 @@ class CatalogSuite(ABC):
         assert await catalog.get_versions("m", [-1]) == [info]
         assert (await publish(catalog, "m")).number == 2
 
-    # What people change about versions.
+    # Aliases, tags and metrics.
 
     async def test_annotations_are_kept_for_either_tier(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "m")
@@ -428,7 +426,7 @@ class CatalogSuite(ABC):
         assert (version.annotations.tags, version.annotations.metrics) == ({"a": "1"}, {"return": 5})
         assert version.annotations.revision > FIRST_REVISION
 
-    async def test_a_promotion_that_fails_changes_nothing(self, catalog: Catalog) -> None:
+    async def test_a_failed_promotion_changes_nothing(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "m")
         info = await publish(catalog, "m")
         with pytest.raises(RuntimeError):
@@ -440,7 +438,9 @@ class CatalogSuite(ABC):
             promotion.show(replace(info, archived=True))
             raise RuntimeError
 
-    async def test_a_removed_version_is_gone_with_its_alias_and_its_number(self, catalog: Catalog) -> None:
+    async def test_a_removed_version_is_gone_with_its_alias_and_its_number_is_not_reused(
+        self, catalog: Catalog
+    ) -> None:
         await self.put_model(catalog, "m")
         ref = await catalog.find("m")
         for archived in (True, False, True):
@@ -468,7 +468,7 @@ class CatalogSuite(ABC):
         assert await catalog.get_aliases("m") == []
         assert await catalog.describe([info]) == [Version.of(info)]
 
-    async def test_a_search_finds_what_is_visible_page_by_page(self, catalog: Catalog) -> None:
+    async def test_a_search_finds_visible_versions_page_by_page(self, catalog: Catalog) -> None:
         await self.put_model(catalog, "m")
         await self.put_model(catalog, "n")
         for number in range(1, 11):
@@ -544,7 +544,7 @@ class CatalogSuite(ABC):
         ]
         assert [each.signature for each in found] == [SIGNATURE] * 4
 
-    async def test_a_deleted_model_loses_what_was_decided_about_it(self, catalog: Catalog) -> None:
+    async def test_a_deleted_model_loses_its_tags_rules_and_share(self, catalog: Catalog) -> None:
         ref = await catalog.find("m")
         await change_model(catalog, ref, ModelChange({"a": "1"}, (), (RetentionRule(keep_last=1),), TransientShare(1)))
         await self.remove_model(catalog, "m")
@@ -553,7 +553,7 @@ class CatalogSuite(ABC):
         with pytest.raises(NotFoundError):
             await change_model(catalog, ref, ModelChange({"a": "1"}))
 
-    async def test_the_state_of_a_model_shows_whether_a_decision_still_holds(self, catalog: Catalog) -> None:
+    async def test_the_state_of_a_model_shows_whether_a_decision_is_outdated(self, catalog: Catalog) -> None:
         ref = await catalog.find("m")
         for archived in (True, False, False):
             await publish_annotated(catalog, archived=archived)
@@ -593,7 +593,7 @@ class CatalogSuite(ABC):
             with pytest.raises(NotFoundError):
                 await look(over)
 
-    async def test_what_was_decided_about_a_model_survives_a_clean_stop(self, tmp_path: Path) -> None:
+    async def test_tags_rules_and_share_of_a_model_survive_a_clean_stop(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as catalog:
             await self.put_model(catalog, "m")
             rules = (RetentionRule("transient", keep_seconds=5), RetentionRule(keep_every=10))
@@ -615,7 +615,7 @@ class CatalogSuite(ABC):
     async def publish_archived(
         self, catalog: Catalog, annotations: Annotations, request: UploadRequest | None = None
     ) -> VersionInfo:
-        """Publish an archived version of ``m`` as its archive would keep it; a subclass adds what that takes."""
+        """Publish an archived version of ``m``; a subclass also stores it in its archive."""
         return await publish_annotated(catalog, annotations, archived=True, request=request)
 
     @pytest.mark.parametrize("archived", [False, True])
@@ -627,7 +627,7 @@ class CatalogSuite(ABC):
         assert await catalog.find_upload("other") is None
         assert (await catalog.describe([info]))[0].tags == {"a": "1"}
 
-    async def test_an_upload_that_failed_is_unknown_and_may_be_made_again(self, catalog: Catalog) -> None:
+    async def test_a_failed_upload_is_unknown_and_may_be_repeated(self, catalog: Catalog) -> None:
         request = UploadRequest("id", "digest", ("best",))
 
         async def fail() -> None:
@@ -711,7 +711,7 @@ class CatalogSuite(ABC):
         with catalog.watching(["m"]) as later, pytest.raises(UnavailableError):
             await changed(later)
 
-    async def test_news_of_a_model_begin_after_a_position(self, catalog: Catalog) -> None:
+    async def test_changes_of_a_model_begin_after_a_position(self, catalog: Catalog) -> None:
         await publish_all(catalog, 4)
         news = await catalog.get_news("m", 1, 0, 2)
         assert [each.number for each in news.shown] == [2, 3]
@@ -721,7 +721,7 @@ class CatalogSuite(ABC):
         assert (await catalog.get_news("m", 4, 0, 0)).shown == []
         assert (await catalog.get_news("none", 0, 0, 1)).life == 0
 
-    async def test_news_name_versions_that_disappeared_and_why(self, catalog: Catalog) -> None:
+    async def test_changes_include_removed_versions_and_the_reason(self, catalog: Catalog) -> None:
         infos = await publish_all(catalog, 3)
         ref = await catalog.find("m")
         await catalog.forget(infos[1])
@@ -734,7 +734,7 @@ class CatalogSuite(ABC):
         assert [(each.first_number, each.reason) for each in news.lost] == [(3, "deleted"), (1, "damaged")]
         assert (news.last_number, news.shown) == (3, [])
 
-    async def test_news_show_that_the_model_itself_was_changed(self, catalog: Catalog) -> None:
+    async def test_changes_show_that_the_model_itself_was_changed(self, catalog: Catalog) -> None:
         ref = await catalog.find("m")
         seen = [(await catalog.get_news("m", 0, 0, 1)).changed]
 
@@ -757,7 +757,7 @@ class CatalogSuite(ABC):
             pass
         assert await has_changed()
 
-    async def test_the_life_of_a_model_outlives_a_restart_and_ends_with_it(self, tmp_path: Path) -> None:
+    async def test_the_life_of_a_model_survives_a_restart_and_ends_with_its_deletion(self, tmp_path: Path) -> None:
         async with self.opened(tmp_path) as catalog:
             await self.put_model(catalog, "m")
             await publish_all(catalog, 2)
@@ -777,7 +777,7 @@ class CatalogSuite(ABC):
             assert again.life not in (0, life)
             assert again.last_number == 0
 
-    async def test_the_end_of_a_life_is_known_when_others_followed(self, catalog: Catalog) -> None:
+    async def test_the_end_of_a_life_is_known_after_later_lives(self, catalog: Catalog) -> None:
         ended: list[int] = []
         assert (await catalog.get_news("m", 0, 0, 1)).removed == 0
         for _ in range(3):
@@ -791,7 +791,7 @@ class CatalogSuite(ABC):
         await self.remove_model(catalog, "m")
         assert (await catalog.get_news("m", 0, ended[0], 1)).removed == ended[1]
 
-    async def test_the_highest_number_at_a_moment_is_known(self, catalog: Catalog) -> None:
+    async def test_the_highest_number_at_a_past_moment_is_known(self, catalog: Catalog) -> None:
         since = (await catalog.get_news("m", 0, 0, 1)).since
         await publish_all(catalog, 3)
         shown = (await catalog.get_news("m", 0, 0, 3)).shown

@@ -1,4 +1,4 @@
-"""The rule of eviction of `TransientStore`, slow and plain, and the steps of a test that compares the two."""
+"""A slow and plain implementation of the eviction rule of `TransientStore`, and the steps of a comparison."""
 
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -34,7 +34,7 @@ class Pin:
 
 @dataclass(frozen=True)
 class Unpin:
-    """Close the reader that is open for longest."""
+    """Close the reader that was opened first."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ STEPS = st.lists(
 
 
 class EvictionRule:
-    """The rule of eviction.
+    """The eviction rule.
 
     Args:
         max_items: The bound on versions.
@@ -79,7 +79,7 @@ class EvictionRule:
     def __init__(self, max_items: int, max_bytes: int) -> None:
         self.max_items = max_items
         self.max_bytes = max_bytes
-        self.used: list[Key] = []  # least recently first
+        self.used: list[Key] = []  # least recently used first
         self.sizes: dict[Key, int] = {}
         self.pins: list[Key] = []
         self.lingering: dict[Key, int] = {}  # evicted while being read
@@ -90,7 +90,7 @@ class EvictionRule:
 
     @property
     def held(self) -> int:
-        """Bytes of versions, those that linger included."""
+        """Bytes of versions, including evicted ones that are still being read."""
         return sum(self.sizes.values()) + sum(self.lingering.values())
 
     @property
@@ -119,7 +119,7 @@ class EvictionRule:
         return is_few or 0 < self._amount(model_id, "bytes") <= share.reserved_bytes
 
     def victim(self, bound: Literal["items", "bytes"], taker: str) -> Key | None:
-        """Return the version that goes first to make room for a model."""
+        """Return the version that is evicted first to free space for a model."""
         models = {model_id for model_id, _ in self.used}
         older = [key for model_id in models if (key := self._oldest(model_id))]
         if older:
@@ -146,7 +146,7 @@ class EvictionRule:
             self.lingering[key] = size
 
     def publish(self, model_id: str, size: int) -> Key | None:
-        """Return the version that a publish makes; None when it is refused."""
+        """Return the version that a publish creates; None if it is refused."""
         if size > self.max_bytes - self.pinned:
             return None
         self.uploads = {model_id: size}

@@ -1,6 +1,6 @@
 """An archive in memory, for tests of the rules. It passes the conformance suite.
 
-Whatever a caller wrote is in dictionaries that all archives on the same shelf share, so it survives a restart.
+Its content is in dictionaries that all archives on the same shelf share, so it survives a restart.
 """
 
 import asyncio
@@ -29,12 +29,12 @@ class StoredModel:
 
 
 class MemoryArchive(Archive):
-    """An archive in memory, which several openers share.
+    """An archive in memory, which several openers can share.
 
     Args:
-        shelf: The models by id; the same one for each opener.
-        max_bytes: The largest version that it takes.
-        read_only: Whether it takes no writes.
+        shelf: The models by id; the same dictionary for each opener.
+        max_bytes: The size of the largest version that it accepts.
+        read_only: Whether it refuses writes.
     """
 
     def __init__(self, shelf: dict[str, StoredModel], max_bytes: int = 2**40, *, read_only: bool = False) -> None:
@@ -175,7 +175,7 @@ class _MemoryReader(Reader):
     async def chunks(
         self, max_bytes: int, buffer_bytes: int, offset: int = 0, limit: int | None = None
     ) -> AsyncGenerator[Sequence[memoryview], None]:
-        del buffer_bytes  # nothing is copied
+        del buffer_bytes  # without a copy
         data = self._data[offset : None if limit is None else offset + limit]
         is_whole = len(data) == len(self._data)
         starts = range(0, max(len(data), 1), max_bytes)

@@ -1,7 +1,7 @@
 """A catalog in memory, for tests of the rules. It passes the conformance suite.
 
-Each call lets other tasks run before it answers, as a database would: a rule that forgets to await, or relies on an
-answer that is no longer true, fails here.
+Each call lets other tasks run before it returns, as a database would: a rule that forgets to await, or relies on an
+outdated result, fails here.
 """
 
 import asyncio
@@ -97,11 +97,11 @@ class _Change:
 
 @dataclass(eq=False, slots=True)
 class Tables:
-    """The content of a catalog: what a database would keep.
+    """The content of a catalog, which a database would store.
 
     Attributes:
         models: Models by id.
-        lives: How many models were created so far.
+        lives: The number of models that were created so far.
         uploads: Finished uploads by the ids of their requests, with the life of the model.
     """
 
@@ -145,8 +145,8 @@ class MemoryCatalog(Catalog):
     """A catalog in memory.
 
     Args:
-        tables: Its content; the same one after what a test calls a restart.
-        before_visible: Awaited before each version becomes visible: how slow the database is.
+        tables: Its content; the same object after a simulated restart.
+        before_visible: Awaited before each version becomes visible, to simulate a slow database.
         now_ns: The clock, in nanoseconds since the Unix epoch.
     """
 
@@ -405,7 +405,7 @@ class MemoryCatalog(Catalog):
         yield _MemoryWatcher(self, self._epoch, model_ids, existing)
 
     async def changed_since(self, sequence: int, model_ids: Collection[str] | None, *, wait: bool) -> list[str]:
-        """Return the models that were changed after a moment, of some or of all."""
+        """Return the models that were changed after a sequence number, of some or of all."""
 
         def changed() -> list[str]:
             changes = [each.model_id for each in self._log[sequence:]]
@@ -420,7 +420,7 @@ class MemoryCatalog(Catalog):
 
     @property
     def sequence(self) -> int:
-        """How many changes there were."""
+        """The number of changes so far."""
         return len(self._log)
 
     async def get_news(self, model_id: str, number: int, sequence: int, limit: int) -> News:
@@ -503,7 +503,7 @@ _epochs = count(1)
 
 
 class _MemoryWatcher(Watcher):
-    """Someone who watches a `MemoryCatalog`."""
+    """A watcher of a `MemoryCatalog`."""
 
     def __init__(
         self, catalog: MemoryCatalog, epoch: int, model_ids: Collection[str] | None, existing: Sequence[str]

@@ -19,10 +19,10 @@ async def serving(
     """Run a server on a free port of the loopback interface; a context manager.
 
     Args:
-        archive_dir: Its archive.
-        settings: Its other settings; when None, a memory budget of 64 MiB, no grace, no local socket, so that
+        archive_dir: The directory of its archive.
+        settings: Its other settings; if None, a memory budget of 64 MiB, no grace, no local socket, so that
             everything goes over the network, and no retention but on request.
-        files: The file operations of its archive; those on real files when None.
+        files: The file operations of its archive; if None, those on real files.
     """
     settings = settings or Settings(cache_max_bytes=64 * MIB, grace_seconds=0, local_socket="", retention_seconds=0)
     settings = replace(settings, port=0, host="127.0.0.1", archive_dir=str(archive_dir))

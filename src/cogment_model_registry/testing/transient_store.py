@@ -35,7 +35,7 @@ class Evictions:
 
 
 class TransientStoreSuite(VersionStoreSuite):
-    """Demands on every transient store. A subclass says how to make one."""
+    """Requirements of every transient store. A subclass implements how to create one."""
 
     archived = False
 
@@ -45,7 +45,7 @@ class TransientStoreSuite(VersionStoreSuite):
 
     @pytest.fixture
     def store(self) -> TransientStore:
-        """A store with room for 16 MiB."""
+        """A store with a budget of 16 MiB."""
         return self.make(100, 16 * MIB)
 
     async def test_the_bound_on_items_evicts_the_least_recently_used(self) -> None:
@@ -97,11 +97,11 @@ class TransientStoreSuite(VersionStoreSuite):
         assert evictions.take() == [("old", 1)]
 
     async def publish_many(self, store: TransientStore, model_id: str, count: int, data: bytes = b"x") -> None:
-        """Keep versions of a model, numbered from 1."""
+        """Commit versions of a model, numbered from 1."""
         for number in range(1, count + 1):
             await keep(store, describe(model_id, number, data, False), data)
 
-    async def test_a_sweep_takes_its_fair_share_and_leaves_the_others_theirs(self) -> None:
+    async def test_a_model_that_publishes_much_gets_only_its_fair_share(self) -> None:
         store = self.make(100, MIB)
         evictions = Evictions(store)
         for model_id in "abc":
@@ -112,7 +112,7 @@ class TransientStoreSuite(VersionStoreSuite):
         assert left == {"a": 25, "b": 25, "c": 25}
         assert ("sweep", 275) in evicted
         assert ("sweep", 276) not in evicted
-        assert ("a", 6) not in evicted  # the least recently used went
+        assert ("a", 6) not in evicted  # the least recently used one was evicted
 
     async def test_a_model_that_needs_less_than_its_share_loses_nothing(self) -> None:
         store = self.make(10, MIB)
@@ -131,7 +131,7 @@ class TransientStoreSuite(VersionStoreSuite):
         await self.publish_many(store, "large", 20, bytes(10))
         assert {model_id for model_id, _ in evictions.take()} == {"large"}
 
-    async def test_an_own_bound_evicts_only_own_older_versions(self) -> None:
+    async def test_the_bound_of_a_model_evicts_only_its_own_older_versions(self) -> None:
         store = self.make(100, MIB)
         evictions = Evictions(store)
         await self.publish_many(store, "other", 5)
@@ -146,7 +146,7 @@ class TransientStoreSuite(VersionStoreSuite):
         assert evictions.take() == [("m", 4)]
         assert await read(store, describe("m", 5, b"1234", False)) == b"1234"
 
-    async def test_a_reserve_is_kept_for_its_model(self) -> None:
+    async def test_reserved_memory_is_kept_for_its_model(self) -> None:
         store = self.make(10, MIB)
         evictions = Evictions(store)
         await store.set_share("m", TransientShare(reserved_items=6))
@@ -179,7 +179,7 @@ class TransientStoreSuite(VersionStoreSuite):
         await keep(store, describe("c", 1, b"x", False), b"x")
         assert evictions.take() == [("b", 1)]
 
-    async def test_after_the_newest_was_removed_the_one_before_is_evicted_last(self) -> None:
+    async def test_after_a_removal_of_the_newest_version_the_previous_one_is_evicted_last(self) -> None:
         store = self.make(2, MIB)
         evictions = Evictions(store)
         await keep(store, describe("a", 1, b"x", False), b"x")
@@ -187,11 +187,11 @@ class TransientStoreSuite(VersionStoreSuite):
         store.note_newest("a", 2)
         store.note_removed("a", 2, 1)
         store.note_newest("b", 3)
-        store.note_removed("b", 2, 1)  # says nothing: a newer one came in the meantime
+        store.note_removed("b", 2, 1)  # has no effect: a newer one was published in the meantime
         await keep(store, describe("c", 1, b"x", False), b"x")
         assert evictions.take() == [("b", 1)]
 
-    async def test_a_version_of_a_deleted_model_is_not_the_one_that_has_its_number_now(self) -> None:
+    async def test_a_version_of_a_deleted_model_is_not_confused_with_its_successor(self) -> None:
         store = self.make(1, MIB)
         old, new = describe("m", 1, b"old", False), describe("m", 1, b"new", False)
         await keep(store, new, b"new")
@@ -216,7 +216,7 @@ class TransientStoreSuite(VersionStoreSuite):
             assert [b"".join(chunk) async for chunk in reader.chunks(60, MIB)] == [bytes(60)]
         assert store.usage.bytes == 40
 
-    async def test_a_version_that_is_held_is_not_evicted(self) -> None:
+    async def test_a_held_version_is_not_evicted(self) -> None:
         store = self.make(1, 100)
         evictions = Evictions(store)
         first = describe("m", 1, bytes(60), False)
@@ -229,7 +229,7 @@ class TransientStoreSuite(VersionStoreSuite):
         await keep(store, describe("m", 3, bytes(40), False), bytes(40))
         assert evictions.take() == [("m", 1), ("m", 2)]
 
-    async def test_the_bytes_of_a_version_that_is_held_are_refused_to_uploads(self) -> None:
+    async def test_uploads_cannot_use_the_memory_of_a_held_version(self) -> None:
         store = self.make(10, 100)
         first = describe("m", 1, bytes(60), False)
         await keep(store, first, bytes(60))
@@ -246,7 +246,7 @@ class TransientStoreSuite(VersionStoreSuite):
                 await upload.write(memoryview(bytes(100)))
             assert await read(store, first) == bytes(60)
 
-    async def test_a_version_that_is_held_can_be_removed(self) -> None:
+    async def test_a_held_version_can_be_removed(self) -> None:
         store = self.make(10, 100)
         first = describe("m", 1, bytes(60), False)
         await keep(store, first, bytes(60))
@@ -315,7 +315,7 @@ class TransientStoreSuite(VersionStoreSuite):
             await task
         assert (store.usage.bytes, store.usage.held_bytes) == (0, 0)
 
-    @settings(deadline=None)  # a machine may be busy with something else
+    @settings(deadline=None)  # the machine may be busy
     @given(steps=STEPS, max_items=st.integers(1, 6), max_bytes=st.integers(1, 150))
     def test_eviction_follows_the_rule(self, steps: Sequence[Step], max_items: int, max_bytes: int) -> None:
         asyncio.run(self._follow(steps, EvictionRule(max_items, max_bytes)))
@@ -339,7 +339,7 @@ class TransientStoreSuite(VersionStoreSuite):
 
 
 class _Follower:
-    """Does the same with a store and with the rule, and compares."""
+    """Performs the same steps on a store and on the rule, and compares them."""
 
     def __init__(self, store: TransientStore, rule: EvictionRule) -> None:
         self.store = store

@@ -22,14 +22,14 @@ SIZES = [0, 1, 65_535, 65_536, 1_048_575, 1_048_576, 1_048_577, 3_000_000]
 
 
 class VersionStoreSuite(ABC):
-    """Demands on every store of versions. A subclass gives the fixture `store`, with the model ``m`` in it."""
+    """Requirements of every store of versions. A subclass provides the fixture `store`, with the model ``m`` in it."""
 
     archived: bool
 
     @pytest.fixture
     @abstractmethod
     def store(self) -> VersionStore:
-        """The store, open, with room for 16 MiB."""
+        """The store, open, with a budget of 16 MiB."""
 
     @pytest.mark.parametrize("size", SIZES)
     @pytest.mark.parametrize("piece", [1_000_000, 70_000, 2_000_000])
@@ -62,13 +62,13 @@ class VersionStoreSuite(ABC):
             assert await read_chunks(reader) == [b""]
 
     @pytest.mark.parametrize("max_bytes", [999, 65_536, 1_048_576])
-    async def test_parts_are_those_of_the_bytes(self, store: VersionStore, max_bytes: int) -> None:
+    async def test_a_part_has_the_requested_bytes(self, store: VersionStore, max_bytes: int) -> None:
         size = 3_000_000
         data = bytes(index * 31 % 251 for index in range(1000)) * 3000
         info = describe("m", 1, data, self.archived)
         await keep(store, info, data)
         edges = [0, 1, 65_535, 65_536, 65_537, 1_048_576, 2_500_000, size - 1, size]
-        for _ in range(2):  # what was read as a whole in between may be read in another way
+        for _ in range(2):  # after a read of the whole version, parts may be read in another way
             for offset in edges:
                 for limit in (None, 0, 1, 70_000, 2**60):
                     chunks = await read_part(store, info, offset, limit, max_bytes)
@@ -77,14 +77,14 @@ class VersionStoreSuite(ABC):
                     assert all(len(chunk) == max_bytes for chunk in chunks[:-1])
             assert await read(store, info) == data
 
-    async def test_no_bytes_are_one_chunk_without_bytes(self, store: VersionStore) -> None:
+    async def test_an_empty_part_is_one_chunk_without_bytes(self, store: VersionStore) -> None:
         info = describe("m", 1, b"data", self.archived)
         await keep(store, info, b"data")
         assert await read_part(store, info, 4, None) == [b""]
         assert await read_part(store, info, 2, 0) == [b""]
 
     @pytest.mark.parametrize("data", [b"", b"data", bytes(range(256)) * 8192])
-    async def test_bytes_in_memory_are_those_of_the_chunks(self, store: VersionStore, data: bytes) -> None:
+    async def test_the_view_in_memory_equals_the_chunks(self, store: VersionStore, data: bytes) -> None:
         info = describe("m", 1, data, self.archived)
         await keep(store, info, data)
         async with await store.open_version(info) as reader:
@@ -137,7 +137,7 @@ class VersionStoreSuite(ABC):
             await upload.aclose()
         assert [await read(store, info) for info in infos] == datas
 
-    async def test_bytes_may_come_in_several_parts_at_once(self, store: VersionStore) -> None:
+    async def test_several_buffers_may_be_written_at_once(self, store: VersionStore) -> None:
         data = bytes(range(256)) * 12_000
         info = describe("m", 1, data, self.archived)
         view = memoryview(data)
@@ -159,7 +159,7 @@ class VersionStoreSuite(ABC):
                 assert await upload.finish() == info.data_hash
                 await upload.commit(info)
             async with await store.open_upload("m", size) as upload:
-                await upload.adopt(memory, info.data_hash)  # and leaves nothing
+                await upload.adopt(memory, info.data_hash)  # leaves nothing behind
         assert await read(store, info) == data
         assert b"".join(await read_part(store, info, size // 2, None)) == data[size // 2 :]
         await store.remove_version(info)
@@ -167,7 +167,7 @@ class VersionStoreSuite(ABC):
             await read(store, info)
 
     @pytest.mark.parametrize("size", [1, 65_537, 1_048_576, 12_000_000])
-    async def test_what_is_handed_over_is_the_bytes_and_only_to_be_read(self, store: VersionStore, size: int) -> None:
+    async def test_a_passed_descriptor_has_the_bytes_and_is_read_only(self, store: VersionStore, size: int) -> None:
         data = bytes(index * 31 % 251 for index in range(1000)) * (size // 1000 + 1)
         data = data[:size]
         info = describe("m", 1, data, self.archived)
@@ -179,7 +179,7 @@ class VersionStoreSuite(ABC):
                 descriptor = await reader.hand_over()
                 assert start + b"".join([b"".join(chunk) async for chunk in chunks]) == data
             if descriptor is None:
-                pytest.skip("this store hands nothing over")
+                pytest.skip("this store passes no descriptors")
             try:
                 assert os.lseek(descriptor, 0, os.SEEK_CUR) == 0
                 with pytest.raises(OSError, match="Bad file descriptor"):
@@ -200,7 +200,7 @@ class VersionStoreSuite(ABC):
         with pytest.raises(NotFoundError):
             await store.open_version(describe("m", 7, b"", self.archived))
 
-    async def test_a_removed_version_is_gone_and_its_readers_go_on(self, store: VersionStore) -> None:
+    async def test_a_removed_version_is_gone_and_its_readers_continue(self, store: VersionStore) -> None:
         infos = [describe("m", number, bytes([number]) * 100_000, self.archived) for number in (1, 2)]
         for info in infos:
             await keep(store, info, bytes([info.number]) * 100_000)
