@@ -1,4 +1,4 @@
-"""The safetensors format, beside the package of that name."""
+"""The safetensors format, compared with the package of that name."""
 
 import json
 import math

@@ -104,7 +104,7 @@ RESOLVE_SECONDS = 120
 def index() -> None:
     """Skip unless resolving is requested, since it needs an index of packages and depends on it."""
     if os.environ.get("COGMENT_TEST_RESOLUTION") != "1":
-        pytest.skip("COGMENT_TEST_RESOLUTION=1 resolves the client beside other packages, with an index of packages")
+        pytest.skip("COGMENT_TEST_RESOLUTION=1 resolves the client together with other packages, from a package index")
 
 
 @pytest.mark.timeout(2 * RESOLVE_SECONDS)

@@ -13,6 +13,7 @@ from cogment_model_registry.cli.presentation import Column, print_table, time_te
 from cogment_model_registry.cli.running import PathType
 from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import quoted
+from cogment_model_registry.settings import Settings, all_settings
 
 if TYPE_CHECKING:
     from cogment_model_registry.records.access import Grant, GrantKind
@@ -40,13 +41,15 @@ class _ExpiryType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # be
         return seconds
 
 
+_SETTING = next(setting for setting in all_settings(Settings) if setting.name == "archive_dir")
+
 _archive_dir = click.option(
-    "--archive_dir",
+    f"--{_SETTING.name}",
     type=PathType(file_okay=False),
-    envvar="COGMENT_MODEL_REGISTRY_ARCHIVE_DIR",
-    default=".cogment/model_registry",
+    envvar=_SETTING.environment,
+    default=_SETTING.default_text,
     show_default=True,
-    help="Archive directory of the registry.  [env var: COGMENT_MODEL_REGISTRY_ARCHIVE_DIR]",
+    help=f"Archive directory of the registry.  [env var: {_SETTING.environment}]",
 )
 
 
