@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cogment_model_registry.cli import consumers, lifecycle, presentation, retention, watching
+from cogment_model_registry.cli import consumers, history, lifecycle, presentation, retention, watching
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.lifecycle import lacks_lifecycle
@@ -63,8 +63,9 @@ def model_registry() -> None:
     """
 
 
-for _command in (*lifecycle.COMMANDS, *retention.COMMANDS, *consumers.COMMANDS, *watching.COMMANDS):
-    model_registry.add_command(_command)
+for _module in (lifecycle, retention, consumers, watching, history):
+    for _command in _module.COMMANDS:
+        model_registry.add_command(_command)
 
 _user_data = click.option(
     "--user_data",

@@ -26,12 +26,14 @@ class Caller:
         name: For the log: the name of a grant, or ``anonymous``.
         scopes: What they may do.
         advice: What to say to those who may not.
+        kind: How it showed who it is: the kind of a grant, or ``anonymous``.
         is_named: Whether it has a name of its own.
         expires_ns: When it ends, in nanoseconds since the Unix epoch; None for never.
         is_withdrawn: Returns whether what it rests on is no longer valid; None if it rests on nothing else.
 
     Attributes:
         name: As above.
+        kind: As above.
         expires_ns: As above.
         is_named: As above.
         is_revoked: Whether it has been taken back.
@@ -47,6 +49,7 @@ class Caller:
         "expires_ns",
         "is_named",
         "is_revoked",
+        "kind",
         "may_everything",
         "name",
         "reads_everything",
@@ -57,12 +60,14 @@ class Caller:
         name: str,
         scopes: Iterable[Scope],
         *,
+        kind: str = "anonymous",
         advice: str = "",
         is_named: bool = True,
         expires_ns: int | None = None,
         is_withdrawn: Callable[[], bool] | None = None,
     ) -> None:
         self.name = name
+        self.kind = kind
         self.expires_ns = expires_ns
         self.is_named = is_named
         self.is_revoked = False

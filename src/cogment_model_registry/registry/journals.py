@@ -50,6 +50,13 @@ class Journal(Protocol):
     def record(self, change: Change) -> None:
         """Take a change, in the order of changes; never waits and never fails."""
 
+    def require_writable(self) -> None:
+        """Refuse a change that could not be kept.
+
+        Raises:
+            UnavailableError: Earlier ones could not be written, and still cannot.
+        """
+
     async def written(self) -> None:
         """Wait until all changes so far are kept.
 
@@ -77,6 +84,17 @@ def recording(journal: Journal | None) -> Iterator[None]:
         yield
     finally:
         _journal.reset(token)
+
+
+def require_writable() -> None:
+    """Refuse a change that could not be kept, where a journal is.
+
+    Raises:
+        UnavailableError: Earlier ones could not be written, and still cannot.
+    """
+    journal = _journal.get()
+    if journal is not None:
+        journal.require_writable()
 
 
 async def written() -> None:

@@ -48,6 +48,7 @@ class Identities:
         read_grants: Returns all grants.
         certificate_names: Returns the verified names of the certificate with which a call came.
         issuer: Verifies the JSON Web Tokens of an issuer, whose subjects may have grants; None without one.
+        on_grant: Called with each grant that was made (with True) or revoked since the first look.
         now_ns: Nanoseconds since the Unix epoch.
     """
 
@@ -57,13 +58,17 @@ class Identities:
         read_grants: Callable[[], Awaitable[Sequence[Grant]]],
         certificate_names: Callable[[Call], Sequence[str]] = lambda _: (),
         issuer: Issuer | None = None,
+        *,
+        on_grant: Callable[[Grant, bool], object] = lambda _grant, _is_new: None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._anonymous = anonymous
         self._read_grants = read_grants
         self._certificate_names = certificate_names
         self._issuer = issuer
+        self._on_grant = on_grant
         self._now_ns = now_ns
+        self._is_first_look = True
         self._grants: dict[Grant, Caller] = {}
         self._callers: dict[GrantKind, dict[str, Caller]] = {"token": {}, "certificate": {}, "subject": {}}
         self._issued: LRUCache[str, Caller] = LRUCache(_ISSUED_MAX)
@@ -103,8 +108,12 @@ class Identities:
         for grant in self._grants.keys() - grants:
             self._grants.pop(grant).is_revoked = True
             _log.info("token revoked", name=grant.name)
+            self._on_grant(grant, False)
         for grant in grants - self._grants.keys():
-            self._grants[grant] = Caller(grant.name, grant.scopes, expires_ns=grant.expires_ns)
+            self._grants[grant] = Caller(grant.name, grant.scopes, kind=grant.kind, expires_ns=grant.expires_ns)
+            if not self._is_first_look:
+                self._on_grant(grant, True)
+        self._is_first_look = False
         for kind, callers in self._callers.items():
             callers.clear()
             callers.update((each.identity, caller) for each, caller in self._grants.items() if each.kind == kind)
@@ -192,6 +201,7 @@ class Identities:
             return Caller(
                 verified.subject,
                 verified.scopes,
+                kind="subject",
                 expires_ns=verified.expires_ns,
                 is_withdrawn=lambda: key.is_withdrawn,
             )
@@ -199,6 +209,7 @@ class Identities:
         return Caller(
             granted.name,
             dict.fromkeys([*verified.scopes, *granted.scopes]),
+            kind=granted.kind,
             expires_ns=expires_ns,
             is_withdrawn=lambda: key.is_withdrawn or granted.is_revoked,
         )

@@ -6,6 +6,7 @@ upload are not copied on the way.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ import structlog
 
 from cogment_model_registry.errors import ModelRegistryError, StoppingError, UnavailableError, shown
 from cogment_model_registry.registry.access import NOBODY, Caller
+from cogment_model_registry.registry.journals import Journal
 from cogment_model_registry.serving import grpc_workarounds
 from cogment_model_registry.wire.convert import AnyMessage, decode, status_of
 
@@ -95,6 +97,7 @@ class Call:
         guard: Decides what the caller may do; None where everybody may do everything.
         caller: Who makes it.
         subject: The model, the version, and so on, for the log.
+        journal: Keeps the changes that the call makes; None where none is kept, and for calls that change nothing.
         received_bytes: Bytes of request messages so far.
         received_messages: Request messages so far.
         sent_bytes: Bytes of reply messages so far.
@@ -106,6 +109,7 @@ class Call:
     guard: Guard | None = None
     caller: Caller = NOBODY
     subject: dict[str, object] = field(default_factory=dict)
+    journal: Journal | None = None
     received_bytes: int = 0
     received_messages: int = 0
     sent_bytes: int = 0
@@ -282,11 +286,16 @@ class Handlers:
         level = logging.DEBUG
         try:
             reply = await answer
+            if call.journal is not None:
+                await call.journal.written()
             if isinstance(reply, bytes):
                 call.count_sent(reply)
             return reply
         except ModelRegistryError as error:
             status, details, level = status_of(error), error.message, _level(error)
+            if call.journal is not None:
+                with contextlib.suppress(ModelRegistryError):
+                    await call.journal.written()  # a call that failed may have changed something before
         except asyncio.CancelledError:
             status = grpc.StatusCode.CANCELLED
             raise

@@ -107,6 +107,9 @@ class ListJournal:
         """Take a change."""
         self.changes.append(change)
 
+    def require_writable(self) -> None:
+        """Do nothing."""
+
     async def written(self) -> None:
         """Do nothing."""
 
