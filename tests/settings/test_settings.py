@@ -93,6 +93,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "oidc_audience": (("a", "a"), ("b", "b")),
     "oidc_keys": (("a", "a"), ("https://a/keys", "https://a/keys")),
     "oidc_scopes_claim": (("a", "a"), ("b", "b")),
+    "audit_log": (("a", "a"), ("b", "b")),
     "request_max_bytes": (("100000", 100_000), ("1MiB", MIB)),
     "request_max_items": (("1", 1), ("2", 2)),
     "model_aliases_max": (("1", 1), ("2", 2)),

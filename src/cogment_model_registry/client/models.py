@@ -77,8 +77,8 @@ class Models(LifecyclePart):
     ) -> list[HistoryEntry]:
         """See `ModelRegistry.history`."""
         since = 0 if since_ns is None else checked_whole("since_ns", since_ns)
-        if since > CREATED_MAX_NS:
-            raise InvalidError(f"since_ns is {since}; it must be at most {CREATED_MAX_NS}")
+        if not 0 <= since <= CREATED_MAX_NS:
+            raise InvalidError(f"since_ns is {since}; it must be from 0 to {CREATED_MAX_NS}")
         most = None if limit is None else checked_whole("limit", limit)
         return await self._calls_within(timeout).list_changes(checked_id(model_id), since, most)
 
