@@ -180,6 +180,7 @@ async def test_each_day_has_a_file_and_a_clock_that_is_set_back_changes_no_past_
             return cls.fromtimestamp(cls.now_is.timestamp(), tz)
 
     monkeypatch.setattr("cogment_model_registry.serving.daily_lines.datetime.datetime", Clock)
+    monkeypatch.setattr(daily_lines, "_LOOK_SECONDS", 0)
     lines = DailyLines(str(tmp_path / "x"), "audit", "audit_log")
     for second in (0, 1, -1):
         Clock.now_is += datetime.timedelta(seconds=second)
@@ -189,7 +190,8 @@ async def test_each_day_has_a_file_and_a_clock_that_is_set_back_changes_no_past_
     assert files == {"audit_2026-11-22.jsonl": "0\n", "audit_2026-11-23.jsonl": "1\n-1\n"}
 
 
-async def test_a_file_that_was_moved_away_is_created_again(tmp_path: Path) -> None:
+async def test_a_file_that_was_moved_away_is_created_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daily_lines, "_LOOK_SECONDS", 0)
     lines = DailyLines(str(tmp_path / "x"), "audit", "audit_log")
     assert not await lines.append(b"1", is_durable=False)
     [file] = (tmp_path / "x").glob("*.jsonl")

@@ -28,6 +28,9 @@ _RETRY_SECONDS = 0.5
 _SYNC_SECONDS = 1.0
 """How soon lines reach the disk for which nobody waits until they do."""
 
+_LOOK_SECONDS = 0.2
+"""How soon a new day, or a file that was moved away, is noticed: a look takes as long as a write."""
+
 _CLOSE_SECONDS = 5.0
 """How long a stop waits for the lines that are left: a disk that hangs may take any time."""
 
@@ -71,6 +74,8 @@ class DailyLines:
         self._path = ""
         self._day = datetime.date.min
         self._is_cut = False
+        self._size_bytes = self._whole_bytes = 0  # of the file, and before what is being written
+        self._looks_at = float("-inf")
         self._unwritten: list[_Line] = []
         self._unsynced_since: float | None = None
         self.failure = ""
@@ -167,29 +172,39 @@ class DailyLines:
         return ""
 
     def _write(self, lines: Sequence[_Line]) -> None:
-        if self._file < 0 or datetime.datetime.now(datetime.UTC).date() > self._day or not self._is_in_place():
-            self._open()
-        size_bytes = os.fstat(self._file).st_size
+        now = monotonic()
+        if self._file < 0 or now >= self._looks_at:
+            self._look(now)
         try:
             if lines:
-                self._write_whole(b"".join(b"%s\n" % line.data for line in lines))
-                self._unsynced_since = self._unsynced_since or monotonic()
-            is_due = self._unsynced_since is not None and monotonic() - self._unsynced_since >= _SYNC_SECONDS
+                self._write_whole(b"".join([b"%s\n" % line.data for line in lines]))
+                self._unsynced_since = self._unsynced_since or now
+            is_due = self._unsynced_since is not None and now - self._unsynced_since >= _SYNC_SECONDS
             if is_due or any(line.is_durable for line in lines):
                 _synced(self._file)
                 self._unsynced_since = None
         except OSError:
             try:
-                os.ftruncate(self._file, size_bytes)  # so that lines are not there twice when they are written again
+                # So that lines are not there twice when they are written again.
+                os.ftruncate(self._file, self._whole_bytes)
             except OSError:
                 self._is_cut = True
             raise
+        self._whole_bytes = self._size_bytes
 
     def _write_whole(self, data: bytes) -> None:
         rest = memoryview(b"\n" + data if self._is_cut else data)
         while rest:
-            rest = rest[os.write(self._file, rest) :]
+            written = os.write(self._file, rest)
+            self._size_bytes += written
+            rest = rest[written:]
         self._is_cut = False
+
+    def _look(self, now: float) -> None:
+        """Open the file of today if it is another one, or if the open one was moved away."""
+        if self._file < 0 or datetime.datetime.now(datetime.UTC).date() > self._day or not self._is_in_place():
+            self._open()
+        self._looks_at = now + _LOOK_SECONDS
 
     def _is_in_place(self) -> bool:
         """Return whether the open file still has its name."""
@@ -204,7 +219,7 @@ class DailyLines:
         self._day = max(self._day, datetime.datetime.now(datetime.UTC).date())
         self._path = os.path.join(self._directory, f"{self._stem}_{self._day.isoformat()}.jsonl")
         self._file = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        size_bytes = os.fstat(self._file).st_size
+        size_bytes = self._size_bytes = self._whole_bytes = os.fstat(self._file).st_size
         if not size_bytes:
             self._sync_directory()
         self._is_cut = size_bytes > 0 and os.pread(self._file, 1, size_bytes - 1) != b"\n"
