@@ -41,7 +41,13 @@ ROWS = (
 @pytest.fixture
 async def metrics(tmp_path: Path) -> list[Metric]:
     """What a server exposes after each kind of call."""
-    settings = Settings(metrics_port=0, cache_max_bytes=MIB, cache_max_items=1, grace_seconds=0)
+    settings = Settings(
+        metrics_port=0,
+        cache_max_bytes=MIB,
+        cache_max_items=1,
+        grace_seconds=0,
+        audit_log=str(tmp_path / "audit"),
+    )
     async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
         await client.create_model("m")
         await client.store("m", b"archived")

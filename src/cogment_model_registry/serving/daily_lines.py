@@ -86,7 +86,7 @@ class DailyLines:
         except OSError as error:
             os.close(self._lock)
             raise StartError(f"{setting} {directory} cannot be written: {error.strerror}") from None
-        self._thread = threading.Thread(target=self._run, name=stem, daemon=True)
+        self._thread = threading.Thread(target=self._run, name=f"log {stem}", daemon=True)
         self._thread.start()
 
     def _take_lock(self, setting: str) -> int:
