@@ -15,8 +15,8 @@ from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.lifecycle import AliasChange, ModelSummary, Version
 from cogment_model_registry.records.news import CaughtUp, Event, Gap, Gone
 from cogment_model_registry.records.versions import ModelInfo
-from cogment_model_registry.registry import places, watching
-from cogment_model_registry.registry.places import Place, Token
+from cogment_model_registry.registry import positions, watching
+from cogment_model_registry.registry.positions import Position, Token
 from cogment_model_registry.registry.registry import Limits, Registry
 from cogment_model_registry.registry.watching import Question, Watches
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
@@ -63,27 +63,27 @@ class World:
 
 
 class History:
-    """What a watcher was told, and whether that is allowed. Numbers of a life are told one after the other.
+    """What a watcher received, and whether that is allowed. Numbers of a life arrive one after the other.
 
-    Without places, a token does not say whether what came and went had been told, so it may be reported as gone; and
-    whether it kept the newest version from being told, so that, or the one before it, may be told again.
+    Without positions, a token does not say whether what came and went had been sent, so it may be reported as gone; and
+    whether the newest version was skipped because of it, so that, or the one before it, may be sent again.
     """
 
     def __init__(self, world: World, *, every: bool) -> None:
         self._world = world
         self._every = every
-        self._told: dict[str, int] = {}
-        self._has_places = len(MODELS) <= places.PLACES_MAX
+        self._sent: dict[str, int] = {}
+        self._has_positions = len(MODELS) <= positions.POSITIONS_MAX
 
     def take(self, event: Event) -> None:
         if isinstance(event, ModelSummary):
-            self._told.setdefault(event.model_id, 0)
+            self._sent.setdefault(event.model_id, 0)
         elif isinstance(event, Gone) and event.version_number is None:
-            before = self._told.pop(event.model_id, None)
-            assert not self._has_places or before is not None
+            before = self._sent.pop(event.model_id, None)
+            assert not self._has_positions or before is not None
         elif isinstance(event, Gone):
             assert event.version_number is not None
-            assert not self._has_places or event.version_number <= self._told[event.model_id]
+            assert not self._has_positions or event.version_number <= self._sent[event.model_id]
         elif isinstance(event, Version):
             self._advance(event.model_id, event.number, event.number)
         elif isinstance(event, Gap):
@@ -91,23 +91,23 @@ class History:
             self._advance(event.model_id, event.first_number, event.last_number)
 
     def _advance(self, model_id: str, first: int, last: int) -> None:
-        before = self._told[model_id]
-        if self._has_places or self._every:
+        before = self._sent[model_id]
+        if self._has_positions or self._every:
             is_next = first == before + 1 if self._every else first > before
             assert is_next, f"{first} to {last} of {model_id} after {before}"
-        self._told[model_id] = last
+        self._sent[model_id] = last
 
-    def last_told(self, model_id: str) -> int:
-        """Return the last number of a model that was told; 0 for none."""
-        return self._told.get(model_id, 0)
+    def last_sent(self, model_id: str) -> int:
+        """Return the last number of a model that was sent; 0 for none."""
+        return self._sent.get(model_id, 0)
 
     async def check_complete(self) -> None:
-        """Expect that all that exists was told."""
+        """Expect that all that exists was sent."""
         models = [info.model_id for info in await self._world.catalog.list_models(0, 10)]
-        assert sorted(self._told) == models
+        assert sorted(self._sent) == models
         for model_id in models:
             newest = max(await self._world.numbers(model_id), default=0)
-            assert self._told[model_id] >= newest
+            assert self._sent[model_id] >= newest
 
 
 class Watcher:
@@ -153,9 +153,9 @@ class Watcher:
         self._is_caught_up = isinstance(event, CaughtUp)
 
     async def _check_version(self, version: Version) -> None:
-        """Expect that none is told after a newer one, unless that is gone."""
-        told = self.history.last_told(version.model_id)
-        assert version.number >= told or told not in await self._world.numbers(version.model_id)
+        """Expect that none is sent after a newer one, unless that is gone."""
+        sent = self.history.last_sent(version.model_id)
+        assert version.number >= sent or sent not in await self._world.numbers(version.model_id)
 
     async def _check_gap(self, gap: Gap) -> None:
         """Expect that nothing is left out that exists."""
@@ -215,9 +215,9 @@ async def follow(
 
 
 @contextmanager
-def places_max(count: int) -> Iterator[None]:
-    """Return the context manager in which a token names so many places, and more models are told in order."""
-    with mock.patch.object(places, "PLACES_MAX", count), mock.patch.object(watching, "PLACES_MAX", count):
+def positions_max(count: int) -> Iterator[None]:
+    """Return the context manager in which a token names so many positions, and more models are sent in order."""
+    with mock.patch.object(positions, "POSITIONS_MAX", count), mock.patch.object(watching, "POSITIONS_MAX", count):
         yield
 
 
@@ -236,14 +236,14 @@ def test_resuming_is_exact_over_interruptions_and_restarts(
 @pytest.mark.parametrize("every", [False, True], ids=["latest", "all"])
 @pytest.mark.parametrize("model_ids", [MODELS, ()], ids=["named", "everything"])
 @pytest.mark.parametrize("count", [-1, 1, 2])
-def test_resuming_is_exact_where_a_token_cannot_name_all_places(
+def test_resuming_is_exact_where_a_token_cannot_name_all_positions(
     hashing: ThreadPoolExecutor, every: bool, model_ids: tuple[str, ...], count: int
 ) -> None:
-    """With 1 or 2 places for 3 models, tokens come with and without places, as models come and go."""
+    """With 1 or 2 positions for 3 models, tokens come with and without positions, as models come and go."""
 
     @given(st.integers(0, 2**32))
     def check(seed: int) -> None:
-        with places_max(count):
+        with positions_max(count):
             asyncio.run(follow(hashing, seed, model_ids, every=every, restarts=False))
 
     check()
@@ -268,14 +268,14 @@ async def test_a_busy_model_does_not_delay_another_one(hashing: ThreadPoolExecut
         await world.create(model_id)
         await world.publish(model_id, archived=False)
     async with aclosing(world.watches.watch(Question(MODELS))) as events:
-        told: list[str] = []
+        sent: list[str] = []
         for _ in range(30):
             _, event = await anext(events)
             if isinstance(event, Version):
-                told.append(event.model_id)
+                sent.append(event.model_id)
             for model_id in MODELS:
                 await world.publish(model_id, archived=False)
-    assert abs(told.count("m") - told.count("n")) <= 1
+    assert abs(sent.count("m") - sent.count("n")) <= 1
     await world.catalog.close()
 
 
@@ -285,7 +285,7 @@ def test_a_text_that_is_no_token_is_refused(text: str) -> None:
         Token.decode(text)
 
 
-PLACES = st.builds(Place, *[st.integers(0, 2**53)] * 1, *[st.integers(0, 2**30)] * 2, *[st.integers(0, 2**53)] * 3)
+PLACES = st.builds(Position, *[st.integers(0, 2**53)] * 1, *[st.integers(0, 2**30)] * 2, *[st.integers(0, 2**53)] * 3)
 
 
 @given(
@@ -296,7 +296,7 @@ PLACES = st.builds(Place, *[st.integers(0, 2**53)] * 1, *[st.integers(0, 2**30)]
     st.none() | st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), PLACES, max_size=5),
 )
 def test_a_token_says_what_was_put_into_it(
-    epoch: int, sequence: int, model_id: str, number: int, known: dict[str, Place] | None
+    epoch: int, sequence: int, model_id: str, number: int, known: dict[str, Position] | None
 ) -> None:
     token = Token(epoch, sequence, model_id, number, known)
     assert Token.decode(token.encode()) == token

@@ -11,7 +11,7 @@ from cogment_model_registry.errors import StoppingError
 from cogment_model_registry.records.news import Event
 from cogment_model_registry.registry.watching import Question
 from cogment_model_registry.server.follower_groups import Follower, FollowerGroups, Prepared
-from cogment_model_registry.server.transfers import Teller
+from cogment_model_registry.server.transfers import ReplySender
 from tests.followers import text_of
 from tests.rules.test_watching import World
 from tests.waiting import eventually
@@ -92,7 +92,7 @@ class Scene:
     async def follow(self, *model_ids: str, token: str = "") -> Call:
         """Return a follower that was told everything, in its group; it may have been told a part before."""
         teller = FakedTeller()
-        follower = Follower(cast(Teller, teller), "", token)
+        follower = Follower(cast(ReplySender, teller), "", token)
         watch = await self.world.watches.open(Question(model_ids, token=token)).__aenter__()
         while (told := await watch.next(wait=False)) is not None:
             follower.token = told[0]

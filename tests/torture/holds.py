@@ -34,6 +34,8 @@ from tests.torture.proof import Figures, Proof
 
 MODEL = "m"
 ITEMS_MAX, BYTES_MAX, HELD_MAX_BYTES = 6, 4000, 2500
+PROMOTIONS_MAX = 1
+"""How many are under way at once: consumers leave one place of the store, and each promotion may take one more."""
 STEPS = 40
 
 
@@ -111,9 +113,14 @@ async def publish(world: World, random: Random) -> None:
                 await asyncio.sleep(0)
                 await upload.write(data[size_bytes // 2 :])
                 await upload.commit()
-        usage = world.transient.usage
-        assert usage.bytes <= BYTES_MAX, f"{usage.bytes} bytes are in memory"
-        assert usage.items <= ITEMS_MAX, f"{usage.items} versions are in memory"
+        check_bounds(world, ITEMS_MAX + PROMOTIONS_MAX)
+
+
+def check_bounds(world: World, items_max: int) -> None:
+    """Check that no more is in memory than is allowed."""
+    usage = world.transient.usage
+    assert usage.bytes <= BYTES_MAX, f"{usage.bytes} bytes are in memory"
+    assert usage.items <= items_max, f"{usage.items} versions are in memory"
 
 
 async def remove(world: World, random: Random) -> None:
@@ -201,6 +208,9 @@ async def live(place: Path, random: Random, figures: Figures) -> None:
         figures.count("evictions", sum(usage.evictions.values()))
         assert world.consumers.held_bytes == 0, "a hold outlives its consumer"
         assert usage.held_bytes == 0, "memory is held that nobody holds"
+        async with await world.registry.create_version(VersionHeader(MODEL, False, 0)) as upload:
+            await upload.commit()
+        check_bounds(world, ITEMS_MAX)
 
 
 def attempt(directory: Path, rounds: int, random: Random, figures: Figures) -> None:

@@ -21,7 +21,7 @@ from cogment_model_registry.cli.running import (
     ending_on_signals,
     is_terminal,
     open_standard_output,
-    telling,
+    translating_errors,
 )
 from cogment_model_registry.cli.server_extra import check_server_extra
 from cogment_model_registry.errors import InvalidError, NotFoundError, UnavailableError, counted, shown
@@ -243,11 +243,11 @@ def _output(path: str, *, force: bool) -> Iterator[BinaryIO]:
         return
     check_free(path, force=force)
     with contextlib.closing(Replacement(path, 0o640)) as replacement:
-        with telling(f"writing {shown(path)}"):
+        with translating_errors(f"writing {shown(path)}"):
             file = replacement.open()
         yield file
         check_free(path, force=force)
-        with telling(f"writing {shown(path)}"):
+        with translating_errors(f"writing {shown(path)}"):
             replacement.commit()
 
 
@@ -393,5 +393,5 @@ def _running(what: str) -> Iterator[None]:
 
     # Errors are printed; log lines of a server do not belong in the output of a command.
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    with telling(what), ending_on_signals():
+    with translating_errors(what), ending_on_signals():
         yield

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Concatenate, ParamSpec, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from cogment_model_registry.cli.running import ending_in_time, ending_on_signals, telling
+from cogment_model_registry.cli.running import ending_in_time, ending_on_signals, translating_errors
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry
@@ -77,7 +77,7 @@ class Flags:
         """
         retry_seconds = RETRY_SECONDS if self.retry_seconds is None else self.retry_seconds
         with (
-            telling("the command"),
+            translating_errors("the command"),
             ending_on_signals(),
             _registry(self, retry_seconds) as registry,
             ending_in_time(self.timeout_seconds, registry.close),

@@ -35,7 +35,7 @@ from cogment_model_registry.cli.running import (
     is_terminal,
     open_standard_input,
     open_standard_output,
-    telling,
+    translating_errors,
 )
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, counted, shown
 from cogment_model_registry.records.sizes import size_text
@@ -278,7 +278,7 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
         options: dict[str, Any] = {"tags": dict(tags), "metrics": metrics_of(metrics), "alias": alias, "create": create}
         with contextlib.ExitStack() as stack:
             registry = stack.enter_context(flags.connected())
-            with telling(f"reading {'standard input' if file == '-' else shown(file)}"):
+            with translating_errors(f"reading {'standard input' if file == '-' else shown(file)}"):
                 source = stack.enter_context(open_standard_input()) if file == "-" else file
                 call = registry.store if archived else registry.publish
                 with transfer_bar("storing" if archived else "publishing", is_quiet=flags.is_quiet) as progress:
@@ -357,7 +357,7 @@ def retrieve(
             raise click.UsageError("standard output cannot have both the version and JSON: give --output")
         _retrieve_to_standard_output(flags, model_id, number, archived=archived)
         return
-    with flags.connected() as registry, telling(f"writing {shown(output)}"):
+    with flags.connected() as registry, translating_errors(f"writing {shown(output)}"):
         check_free(output, force=force)
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
             version = registry.download(
@@ -376,7 +376,7 @@ def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int | str,
                 data = registry.retrieve(model_id, number, archived=archived, progress=progress)
             except MemoryError:
                 raise ModelRegistryError("the version does not fit into memory: give --output") from None
-        with telling("writing standard output"), open_standard_output() as file:
+        with translating_errors("writing standard output"), open_standard_output() as file:
             file.write(data)
 
 

@@ -428,7 +428,7 @@ def version_as_json_line(version: VersionInfo, **more: str) -> str:
 
 
 def gap_line(gap: Gap) -> str:
-    """Return the line for versions that a watch does not tell."""
+    """Return the line for a gap in the versions of a watch."""
     numbers = f"version {gap.first_number} is"
     if gap.first_number < gap.last_number:
         numbers = f"versions {gap.first_number} to {gap.last_number} are"
@@ -436,7 +436,7 @@ def gap_line(gap: Gap) -> str:
 
 
 def gap_as_json_line(gap: Gap) -> str:
-    """Return the object that stands for such versions, in one line."""
+    """Return the same as a JSON object in one line."""
     return json_text({"model_id": gap.model_id, "first_number": gap.first_number, "last_number": gap.last_number})
 
 

@@ -63,11 +63,11 @@ def transfer_bar(description: str, *, is_quiet: bool) -> Iterator["Wish"]:
         return
     with _bar(description, None, DELAY_SECONDS) as bar:
 
-        def tell(progress: "Progress") -> None:
+        def report(progress: "Progress") -> None:
             bar.total = progress.total_bytes
             bar.update(progress.done_bytes - bar.n)  # negative when a transfer starts again
 
-        yield tell
+        yield report
 
 
 def _bar(description: str, total_bytes: int | None, delay_seconds: float = 0.0) -> "tqdm[Any]":

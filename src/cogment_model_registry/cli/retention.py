@@ -19,7 +19,7 @@ from cogment_model_registry.cli.parameters import (
     word_text,
 )
 from cogment_model_registry.cli.presentation import Column, safe
-from cogment_model_registry.cli.running import PathType, is_terminal, open_standard_input, telling
+from cogment_model_registry.cli.running import PathType, is_terminal, open_standard_input, translating_errors
 from cogment_model_registry.errors import InvalidError, counted
 from cogment_model_registry.records.sizes import size_text
 
@@ -176,7 +176,7 @@ def _given(words: Iterable[str], path: str | None, *, is_none: bool) -> "list[Re
         raise click.UsageError("give either --rule or --file or --none")
     if path is not None:
         what = "standard input" if path == "-" else safe(path)
-        with telling(f"cannot read {what}"):
+        with translating_errors(f"cannot read {what}"):
             return parse_rules(_read(path), what)
     rules = [parse_rule(word_text(text) or "\0") for text in texts]
     return rules if rules or is_none else None

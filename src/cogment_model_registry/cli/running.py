@@ -37,8 +37,8 @@ class PathType(click.Path):
 
 
 @contextlib.contextmanager
-def telling(what: str) -> Iterator[None]:
-    """Return a context manager that turns errors of the system into errors of one line: `what` failed."""
+def translating_errors(what: str) -> Iterator[None]:
+    """Return a context manager that translates errors of the system into a line that says that `what` failed."""
     try:
         yield
     except BrokenPipeError:

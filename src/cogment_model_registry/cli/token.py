@@ -130,7 +130,7 @@ def create(
 @_archive_dir
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def list_tokens(*, archive_dir: str, as_json: bool) -> None:
-    """List the tokens, what they allow and when they end. What was kept of a token does not tell the token."""
+    """List the tokens, what they allow and when they end. The tokens themselves are not kept."""
     from cogment_model_registry.storage.tools.tokens import list_grants  # noqa: PLC0415
 
     grants = list_grants(archive_dir)

@@ -10,7 +10,7 @@ from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
 from cogment_model_registry.cli.groups import Command
 from cogment_model_registry.cli.parameters import HELP_WIDTH, ModelId, WholeNumber, archived_flag
-from cogment_model_registry.cli.running import PathType, ending_with_reader, telling
+from cogment_model_registry.cli.running import PathType, ending_with_reader, translating_errors
 from cogment_model_registry.errors import shown
 from cogment_model_registry.records.news import Gap, Saved
 from cogment_model_registry.records.versions import VersionInfo
@@ -91,7 +91,7 @@ def _saved_lines(
 
 
 def _next(events: Generator[Saved | Gap, None, None], directory: str) -> Saved | Gap:
-    with telling(f"saving versions in {shown(directory)}"):
+    with translating_errors(f"saving versions in {shown(directory)}"):
         return next(events)
 
 

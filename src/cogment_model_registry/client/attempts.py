@@ -3,8 +3,8 @@
 A server with ModelLifecycle knows an upload by its id, so an attempt whose reply was lost is repeated. With
 the original, an upload is sent again only if the server cannot have received it.
 
-Small data goes at once, in one round trip as with the original: the server is told that it need not say from where it
-wants the bytes. Of large data only what is wanted is sent.
+Small data is sent at once, in one round trip as with the original: the server is not asked from which byte on it wants
+them. Of large data only the missing bytes are sent.
 """
 
 from collections.abc import Callable, Iterator

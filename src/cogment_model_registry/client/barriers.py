@@ -1,6 +1,6 @@
 """Waiting until consumers run a version, or one that is new enough.
 
-Whether they do is what the registry says when it is asked. When to ask is told by Watch, which says what consumers
+Whether they do, the registry says when it is asked. When to ask, Watch says, which sends what consumers
 report; where the server does not have it, or it broke, the registry is asked from time to time.
 """
 
@@ -31,8 +31,8 @@ _PAUSE_OF_LOOK_SECONDS = 0.02
 """The pauses between two looks at consumers that are waited for: a hundredth of the time that was waited, and twice
 what a look takes if that is not long, so that waiting costs the registry little."""
 
-_TOLD_SECONDS = 1.0
-"""The pause while Watch tells what they report: a lag also shrinks when versions are deleted, of which it tells not."""
+_WATCHING_SECONDS = 1.0
+"""The pause while Watch sends their reports: a lag also shrinks when versions are deleted, which no report says."""
 
 _STREAM_SECONDS = 30.0
 """How long one stream lasts at most: a silent one does not show that its server vanished."""
@@ -119,7 +119,7 @@ class Barrier:
         self._deadline = deadline
         self._began = time.monotonic()
         self._numbers: dict[str, int] = {}
-        self._is_told = False
+        self._is_watching = False
         self._news: Future[None] = Future()
 
     async def passed(self) -> list[Consumer]:
@@ -158,7 +158,7 @@ class Barrier:
         """
         calls = self._calls.on(backend)
         while True:
-            self._news = Future()  # what is told during the look may have come too late for it
+            self._news = Future()  # reports that arrive during the look may be too late for it
             look_began = time.monotonic()
             found = await self._look(calls)
             if found:
@@ -166,13 +166,13 @@ class Barrier:
             now = time.monotonic()
             pause = min(max((now - self._began) / 100, _PAUSE_MIN_SECONDS), _PAUSE_MAX_SECONDS)
             pause = max(pause, min(2 * (now - look_began), _PAUSE_OF_LOOK_SECONDS))
-            if self._is_told:
-                pause = _TOLD_SECONDS
+            if self._is_watching:
+                pause = _WATCHING_SECONDS
             with suppress(TimeoutError):
                 await backend.wait(self._news, min(pause, self._deadline.left_seconds()))
 
     async def _listen(self, backend: Backend) -> None:
-        """Note what consumers report, as long as the server can tell."""
+        """Record what consumers report, as long as the server has Watch."""
         calls, backoff = self._calls.on(backend), Backoff()
         subject = Subject(f"waiting for {self._goal}", self._goal.model_id)
         while self._calls.connection.has_watch:
@@ -187,19 +187,19 @@ class Barrier:
             except WrongServerError:
                 self._calls.connection.has_watch = False
             except ModelRegistryError:
-                pass  # whoever looks is told the same
-            self._is_told = False
+                pass  # `_look_again` meets the same error
+            self._is_watching = False
             await backend.sleep(backoff.next_seconds())
 
     def _note(self, consumer: Consumer | None) -> None:
         """Note a report; None for the end of those that were made before."""
         if consumer is None:
-            self._is_told = True
+            self._is_watching = True
         elif consumer.is_live:
             self._numbers[consumer.consumer_id] = consumer.version_number
         else:
             self._numbers.pop(consumer.consumer_id, None)
-        if self._is_told and self._goal.may_be_reached(self._numbers):
+        if self._is_watching and self._goal.may_be_reached(self._numbers):
             with suppress(InvalidStateError):  # whoever looks has just given up waiting for it
                 if not self._news.done():
                     self._news.set_result(None)

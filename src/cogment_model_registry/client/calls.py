@@ -114,7 +114,7 @@ class Calls:
             except ModelRegistryError as error:
                 if is_begun and was_sent(error.__cause__) and _is_vague(error) and may_be_done():
                     is_uncertain = True
-                # What an earlier attempt did is told by an answer to this one, and by nothing else.
+                # Only an answer to this attempt says what an earlier one did.
                 raised = _uncertain(error) if is_uncertain and not _is_answer(error) else error
                 if not isinstance(error, UnavailableError) or (is_uncertain and not is_repeatable):
                     raise raised from error.__cause__

@@ -1,7 +1,7 @@
 """Versions of some models as files in a directory, each of them whole, as they appear.
 
 The files are `DIRECTORY/MODEL/NUMBER.bin`: see `model_folder`. A version whose file is there, with its size and its
-hash, is not fetched. What exists when a mirror begins is told without bytes, since its files may be there; later
+hash, is not fetched. What exists when a mirror begins is sent without bytes, since its files may be there; later
 versions come with their bytes where they are small.
 """
 
@@ -20,7 +20,7 @@ from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.client.lifecycle_calls import missing_service
 from cogment_model_registry.client.retrievals import Retrievals
 from cogment_model_registry.client.threads import submit
-from cogment_model_registry.client.watch_streams import Told, Wishes, stream
+from cogment_model_registry.client.watch_streams import Received, Wishes, stream
 from cogment_model_registry.client.watching import ARCHIVED, CHECK_SECONDS, Connected, Disconnected, stream_seconds
 from cogment_model_registry.errors import (
     DataLossError,
@@ -41,7 +41,7 @@ _PLAIN = frozenset(string.ascii_letters + string.digits + "-_.")
 """The characters of an id that stay as they are in the name of a folder."""
 
 _FOLDER_MAX_CHARACTERS = 180
-"""How much of a long id such a name has; the hash that follows tells it from others."""
+"""How much of a long id such a name has; the hash that follows makes it unique."""
 
 _READ_BYTES = 1024 * 1024
 
@@ -141,10 +141,10 @@ class Mirror:
     async def _taken(self, event: object) -> Saved | Gap | None:
         """Return what comes of an event."""
         if isinstance(event, Version):
-            event = Told(event.info)
+            event = Received(event.info)
         if isinstance(event, Gone) and event.version_number is None:
             self._created_again.add(event.model_id)
-        elif isinstance(event, Told) and event.version.number > self._begin(event.version.model_id):
+        elif isinstance(event, Received) and event.version.number > self._begin(event.version.model_id):
             return await self._saved(event.version, event.data)
         elif isinstance(event, Gap) and event.last_number > self._begin(event.model_id):
             first = max(event.first_number, self._begin(event.model_id) + 1)

@@ -42,16 +42,16 @@ A callback may be called from another thread; an error that it raises ends the t
 class Report:
     """Counts the bytes of a transfer. Made by `reporting`."""
 
-    def __init__(self, text: str, total_bytes: int, tell: Callable[[Progress], None]) -> None:
+    def __init__(self, text: str, total_bytes: int, report: Callable[[Progress], None]) -> None:
         self._text = text
         self._total_bytes = total_bytes
-        self._tell = tell
+        self._report = report
         self._done_bytes = 0
 
     def advance(self, size_bytes: int) -> None:
         """Add so many bytes."""
         self._done_bytes += size_bytes
-        self._tell(Progress(self._text, self._done_bytes, self._total_bytes))
+        self._report(Progress(self._text, self._done_bytes, self._total_bytes))
 
     def restart(self) -> None:
         """Reset: the transfer starts again."""

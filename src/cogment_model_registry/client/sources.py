@@ -237,13 +237,13 @@ class Preparation:
     def _opened(self, data: Data) -> Source:
         if isinstance(data, str | os.PathLike):
             opened = open(expanded(data), "rb", buffering=0, opener=_open_at_once)  # noqa: SIM115 # closed with the source
-            if _tells_its_size(opened):
+            if _has_known_size(opened):
                 return _File(opened, 0)
             with opened:
                 return self._copied(opened)
         file = cast("IO[bytes]", data)
         raw = _raw_file(file)
-        if raw is None or not _tells_its_size(raw):
+        if raw is None or not _has_known_size(raw):
             return self._copied(file)
         if file.writable():
             file.flush()
@@ -392,7 +392,7 @@ def _mode_of(file: io.FileIO) -> int:
     return os.fstat(file.fileno()).st_mode
 
 
-def _tells_its_size(file: io.FileIO) -> bool:
+def _has_known_size(file: io.FileIO) -> bool:
     """Return whether the size of a file is known: not that of a pipe, nor of files of /proc, which report 0."""
     status = os.fstat(file.fileno())
     return stat.S_ISREG(status.st_mode) and status.st_size > 0

@@ -17,7 +17,7 @@ from cogment_model_registry.client.core import Core
 from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.client.reporting import Reporter, TaskReporter, ThreadReporter
 from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart, submit
-from cogment_model_registry.client.watch_streams import Told
+from cogment_model_registry.client.watch_streams import Received
 from cogment_model_registry.errors import (
     ClosedError,
     DataLossError,
@@ -210,7 +210,7 @@ class _Tracked(ABC, Generic[_T]):
             async for event in news:
                 was_waiting = self._known.number > 0 and time.monotonic() - waiting_since < _PROMPT_SECONDS
                 self._connection_error = event.error if isinstance(event, watching.Disconnected) else None
-                if isinstance(event, Told):
+                if isinstance(event, Received):
                     await self._take(event.version, event.data, was_waiting=was_waiting)
                 elif isinstance(event, watching.Absent):
                     self._version_error = event.error

@@ -1,4 +1,4 @@
-"""Streams of Watch, the call that tells versions with their bytes; servers of the original do not have it."""
+"""Streams of Watch, the call that sends versions with their bytes; servers of the original do not have it."""
 
 import hashlib
 from collections.abc import AsyncGenerator, Sequence
@@ -28,8 +28,8 @@ _APART_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """A version that was told.
+class Received:
+    """A version that was received.
 
     Attributes:
         version: The version.
@@ -67,10 +67,10 @@ class Wishes:
 
 async def stream(
     calls: Calls, model_ids: Sequence[str], subject: Subject, wishes: Wishes, seconds: float
-) -> AsyncGenerator[Event | Told, None]:
+) -> AsyncGenerator[Event | Received, None]:
     """Yield the news of some models from one stream, until it has lasted for its time, or the server ended it.
 
-    Versions are `Told`, with the bytes that came along, but for a stream of every version without bytes.
+    Versions are `Received`, with the bytes that came along, except in a stream of every version without bytes.
 
     Once the next event is asked for, the wishes have the token of the last one. When a stream ends within the bytes of
     a version, they ask for none any more: the next one might not be long enough for them either.
@@ -112,7 +112,7 @@ async def stream(
                 wishes.inline_max_bytes = 0  # unless the bytes arrive in the time of the stream
                 data = await _received(calls, event, reply.data, replies) if asked.has_bytes(event) else None
                 wishes.inline_max_bytes = asked.inline_max_bytes
-                yield Told(event.info, data)
+                yield Received(event.info, data)
             else:
                 yield event
             wishes.token = reply.token
@@ -121,7 +121,7 @@ async def stream(
 async def consumers_of(
     calls: Calls, model_id: str, subject: Subject, seconds: float
 ) -> AsyncGenerator[Consumer | None, None]:
-    """Yield the consumers of a model, None when all that existed were told, and then what they report.
+    """Yield the consumers of a model, then None, and then what they report.
 
     Args:
         calls: Makes the call.

@@ -13,7 +13,7 @@ from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.client.lifecycle_calls import missing_service
 from cogment_model_registry.client.streams import STEADY_SECONDS, streaming
-from cogment_model_registry.client.watch_streams import NO_VERSION, Told, Wishes, stream
+from cogment_model_registry.client.watch_streams import NO_VERSION, Received, Wishes, stream
 from cogment_model_registry.errors import (
     ModelRegistryError,
     NotFoundError,
@@ -66,7 +66,7 @@ class Absent:
     error: ModelRegistryError
 
 
-Event: TypeAlias = Told | Connected | Disconnected
+Event: TypeAlias = Received | Connected | Disconnected
 
 _EveryEvent: TypeAlias = Version | Gap | Connected | Disconnected
 _News = TypeVar("_News")
@@ -142,15 +142,15 @@ async def events(
             # A stream is silent while nothing is new, and also when its server vanished.
             await _check(calls, model_id, subject)
             yield Connected()
-            async with aclosing(_told(calls, model_id, subject, wishes, known)) as versions:
-                async for told in versions:
-                    info = told.version
+            async with aclosing(_received(calls, model_id, subject, wishes, known)) as versions:
+                async for received in versions:
+                    info = received.version
                     if known.is_newer(info):
                         backoff = Backoff()
                         if info.archived or not archived:
-                            yield told
+                            yield received
                         elif (older := await _archived_before(calls, info, known)) is not None:
-                            yield Told(older)
+                            yield Received(older)
                             known.note(older)
                         known.note(info)
         except (UnavailableError, TimedOutError) as error:
@@ -222,15 +222,17 @@ async def aliased(calls: Calls, model_id: str, alias: str) -> AsyncGenerator[Eve
             await calls.backend.sleep(backoff.next_seconds())
 
 
-async def _target(calls: Calls, model: ModelSummary, alias: str) -> Told | Absent:
+async def _target(calls: Calls, model: ModelSummary, alias: str) -> Received | Absent:
     """Return the version that an alias points to."""
     for each in model.aliases:
         if each.name == alias:
             deadline = Deadline(CHECK_SECONDS)
             try:
-                return Told(await lookups.one(calls.without_retries(), model.model_id, each.version_number, deadline))
+                return Received(
+                    await lookups.one(calls.without_retries(), model.model_id, each.version_number, deadline)
+                )
             except NotFoundError as error:
-                return Absent(error)  # it was deleted with its alias, of which the next event tells
+                return Absent(error)  # it was deleted with its alias, as the next event will say
     message = f"model {quoted(model.model_id)} has no alias {quoted(alias)}"
     return Absent(NotFoundError(message, model_id=model.model_id))
 
@@ -258,8 +260,8 @@ async def versions(
         ModelRegistryError: The model does not exist, or no longer does, or the registry was unavailable for too long.
     """
     async with aclosing(patiently(calls, events(calls, model_id, known, archived=archived), patience_seconds)) as news:
-        async for told in news:
-            yield told.version
+        async for received in news:
+            yield received.version
 
 
 async def patiently(
@@ -295,16 +297,16 @@ async def patiently(
                 raise event.error
 
 
-async def _told(
+async def _received(
     calls: Calls, model_id: str, subject: Subject, wishes: Wishes, known: Known
-) -> AsyncGenerator[Told, None]:
+) -> AsyncGenerator[Received, None]:
     """Yield the versions of one stream: with their bytes where the server can send them along."""
     if calls.connection.has_watch:
         wishes.token, wishes.known_hash = "", known.data_hash  # the newest version says all there is to say
         try:
             async with aclosing(stream(calls, [model_id], subject, wishes, stream_seconds())) as news:
                 async for event in news:
-                    if isinstance(event, Told):
+                    if isinstance(event, Received):
                         yield event
         except WrongServerError:
             calls.connection.has_watch = False
@@ -312,13 +314,13 @@ async def _told(
             return
     async with aclosing(_stream(calls, model_id, subject)) as infos:
         async for info in infos:
-            yield Told(info)
+            yield Received(info)
 
 
 async def _required(
     calls: Calls, model_id: str, subject: Subject, wishes: Wishes
-) -> AsyncGenerator[NewsEvent | Told, None]:
-    """Yield what one stream tells; nothing else can, so that an error says that the server does not have the call."""
+) -> AsyncGenerator[NewsEvent | Received, None]:
+    """Yield the events of one stream; an error says so if the server does not have the call."""
     try:
         async with aclosing(stream(calls, [model_id], subject, wishes, stream_seconds())) as news:
             async for event in news:

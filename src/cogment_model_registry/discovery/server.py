@@ -89,7 +89,7 @@ async def serve(settings: DirectorySettings, signals: Signals) -> None:
     """
 
     def announce(server: DirectoryServer) -> None:
-        encryption = life_cycle.tell_encryption(settings.host, server.certificates)
+        encryption = life_cycle.check_encryption(settings.host, server.certificates)
         _log.info("serving", port=server.port, host=settings.host, version=__version__, **encryption)
 
     await life_cycle.serve_until_signal(running(settings), signals, announce, renew=DirectoryServer.renew_certificates)

@@ -1,4 +1,4 @@
-"""What a watcher is told next to versions and models."""
+"""The events of a watch."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -10,7 +10,7 @@ from cogment_model_registry.records.versions import VersionInfo
 
 @dataclass(frozen=True, slots=True)
 class Gap(Shown):
-    """Versions that a watcher is not told: they are gone, or their numbers were never given.
+    """Versions that a watcher does not receive: they are gone, or their numbers were never given.
 
     Attributes:
         model_id: Their model.
@@ -38,7 +38,7 @@ class Saved(Shown):
 
 @dataclass(frozen=True, slots=True)
 class Gone(Shown):
-    """A version that a watcher was told and that does not exist any more, or a whole model.
+    """A version that a watcher has received and that no longer exists, or a whole model.
 
     Attributes:
         model_id: The model.
@@ -53,8 +53,8 @@ class Gone(Shown):
 
 @dataclass(frozen=True, slots=True)
 class CaughtUp:
-    """What existed when a watch began has been told."""
+    """Everything that existed when a watch began has been sent."""
 
 
 Event: TypeAlias = Version | ModelSummary | Gap | Gone | CaughtUp
-"""What a watcher is told."""
+"""An event of a watch."""

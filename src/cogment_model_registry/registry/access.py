@@ -7,7 +7,7 @@ from cogment_model_registry.errors import PermissionDeniedError, Unauthenticated
 from cogment_model_registry.records.access import ANY, Need, Scope
 
 INVALID_TOKEN = "the token is not valid: it is unknown, was revoked, or has expired"  # noqa: S105 # a message
-"""What a caller with such a token is told; which of these it is says nothing to a stranger."""
+"""The error for such a token; it does not say which of these is true, since a stranger may ask."""
 
 _DECISIONS_MAX = 1024
 """How many decisions are kept for a caller, which asks for the same few models all the time."""

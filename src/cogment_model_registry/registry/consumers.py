@@ -131,9 +131,9 @@ class Consumers:
 
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
-        """Return the context manager in which a listener hears of changes: reports that repeat the last one are none.
+        """Return a context manager in which a listener receives changes; a report that repeats the last one is none.
 
-        That a consumer is gone is told once. When a model is deleted, nothing is told of its consumers.
+        A consumer that is gone is reported once. When a model is deleted, its consumers are not reported.
         """
         self._listeners.append(listener)
         try:
@@ -251,8 +251,8 @@ class Consumers:
         self._gone.pop(entry, None)
         entry.due = self._now() + report.ttl_seconds
         self._enqueue(entry)
-        if _told(before) != _told(report):
-            self._tell(entry.consumer)
+        if _reported(before) != _reported(report):
+            self._notify(entry.consumer)
 
     def _with_lag(self, entry: _Entry, newer: Newer, reported_ns: int | None = None) -> Consumer:
         """Return a consumer with what it lacks now, and perhaps with a new time of its report."""
@@ -266,7 +266,7 @@ class Consumers:
             seconds = max(self._now_ns() - entry.behind_since_ns, 0) / 1e9
         return consumer.with_lag(newer.versions, seconds, reported_ns)
 
-    def _tell(self, consumer: Consumer) -> None:
+    def _notify(self, consumer: Consumer) -> None:
         for listener in [*self._listeners]:
             listener(consumer)
 
@@ -306,7 +306,7 @@ class Consumers:
         entry.due = now + GONE_SECONDS
         self._gone[entry] = None
         self._enqueue(entry)
-        self._tell(entry.consumer)
+        self._notify(entry.consumer)
 
     def _drop(self, entry: _Entry) -> None:
         """Forget a consumer."""
@@ -434,6 +434,6 @@ def _summary(model_id: str, consumers: Sequence[Consumer]) -> ConsumerSummary:
     )
 
 
-def _told(consumer: Consumer) -> tuple[object, ...]:
-    """Return what of a consumer is told when it changes."""
+def _reported(consumer: Consumer) -> tuple[object, ...]:
+    """Return the parts of a consumer whose changes are reported to listeners."""
     return (consumer.version_number, consumer.state, consumer.error, consumer.labels, consumer.held_versions)

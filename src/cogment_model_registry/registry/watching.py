@@ -1,11 +1,11 @@
-"""The rules of a watch: what is told, in which order, and how it resumes.
+"""The rules of a watch: which events it yields, in which order, and how it resumes.
 
-A watch has no queue. It keeps a place for each model that it has told (see `places`) and the set of models that have
-news; when it may tell something, it takes the next of them and asks the catalog what is newer than its place. So what a
-slow watch skips costs nothing.
+A watch has no queue of events. It keeps its position in each model (see `positions`) and the set of models that have
+news; when its client can take an event, it picks the next model and asks the catalog what is newer than its position.
+So what a slow watch skips costs nothing.
 
-A watch of a few models tells them in turn, and its token has the place of each. A watch of all models, or of many,
-tells changes in the order in which they were made: then one sequence number says what has been told.
+A watch of a few models takes them in turn, and its token has the position in each. A watch of all models, or of many,
+yields changes in the order in which they were made: then one sequence number is its position.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from cogment_model_registry.records.news import CaughtUp, Event, Gap, Gone
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.registry.contracts import Catalog, News, Search, Watcher
 from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches, parse_order
-from cogment_model_registry.registry.places import LIFE_UNKNOWN, PLACES_MAX, Place, Token
+from cogment_model_registry.registry.positions import LIFE_UNKNOWN, POSITIONS_MAX, Position, Token
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.system.tasks import SharedWork
 
@@ -35,10 +35,10 @@ class Question:
 
     Attributes:
         model_ids: The models; all of them if there are none.
-        every: Whether to tell every version, and not only the newest of each model.
-        accepted: Which versions to tell.
-        token: Where to go on; empty to begin.
-        may_read: Which models may be told.
+        every: Whether every version is wanted, and not only the newest of each model.
+        accepted: Which versions are wanted.
+        token: Where to continue; empty to begin.
+        may_read: Which models the caller may read.
     """
 
     model_ids: Sequence[str] = ()
@@ -49,7 +49,7 @@ class Question:
 
 
 class _Item(NamedTuple):
-    """What comes next of a model.
+    """The next event of a model, before it is looked up.
 
     Attributes:
         sequence: When it happened.
@@ -57,7 +57,7 @@ class _Item(NamedTuple):
         first_number: The lowest number that it is about.
         last_number: The highest.
         reason: Why versions disappeared.
-        is_last: Whether the model has nothing more to tell after it, unless it is changed again.
+        is_last: Whether the model has no further events, unless it is changed again.
     """
 
     sequence: int
@@ -106,7 +106,7 @@ class Watches:
 
     @contextlib.contextmanager
     def counted(self) -> Iterator[None]:
-        """Return the context manager in which somebody counts as a watcher."""
+        """Return a context manager that counts one more watcher."""
         self._registry.watchers += 1
         try:
             yield
@@ -114,9 +114,9 @@ class Watches:
             self._registry.watchers -= 1
 
     async def describe(self, model_id: str, number: int, life: int) -> Version | None:
-        """Return a version of a life of a model; None if it is not there any more.
+        """Return a version of a life of a model; None if it no longer exists.
 
-        A thousand watchers that ask at once cost one look: what it found holds for all that the same news woke.
+        A thousand watchers that the same news woke cost one lookup.
         """
         return await self._looks.result((model_id, number, life), lambda: self._describe(model_id, number, life))
 
@@ -139,7 +139,7 @@ class Watch:
         watches: Describes versions.
         catalog: What exists.
         question: What is watched.
-        token: Where to go on.
+        token: Where to continue.
     """
 
     _watcher: Watcher
@@ -154,13 +154,13 @@ class Watch:
         self._is_filtered = question.accepted != EVERYTHING
         self._model_ids = {*question.model_ids}
         self._may_read = question.may_read
-        self._is_ordered = not self._model_ids or len(self._model_ids) > PLACES_MAX
-        self._places: dict[str, Place] = {}
-        self._missed: set[str] = set()  # models of which nobody knows what was told
+        self._is_ordered = not self._model_ids or len(self._model_ids) > POSITIONS_MAX
+        self._positions: dict[str, Position] = {}
+        self._missed: set[str] = set()  # models in which the position is lost
         self._queue: list[tuple[int, str]] = []
         self._queued: set[str] = set()
         self._turns = 0
-        self._behind: set[str] = set()  # models of which not all that existed has been told
+        self._behind: set[str] = set()  # models that existed, and have events left
         self._is_caught_up = False
         self._resources = contextlib.ExitStack()
 
@@ -177,31 +177,31 @@ class Watch:
         self.close()
 
     def close(self) -> None:
-        """Watch no more."""
+        """End the watch."""
         self._resources.close()
 
     async def _begin(self) -> None:
-        self._token = Token(self._watcher.epoch, places=self._places)
+        self._token = Token(self._watcher.epoch, positions=self._positions)
         existing = await self._watcher.changed(wait=False)
         if self._begin_at:
             await self._resume(self._begin_at, existing)
-        self._enqueue([*existing, *self._places])
+        self._enqueue([*existing, *self._positions])
         self._behind = {*self._queued}
 
     async def events(self) -> AsyncGenerator[tuple[str, Event], None]:
-        """Yield what is told; see `Watches.watch`."""
+        """Yield the events; see `Watches.watch`."""
         with self._watches.counted():
             async with self:
                 while True:
-                    told = await self.next()
-                    if told is not None:
-                        yield told
+                    event = await self.next()
+                    if event is not None:
+                        yield event
 
     async def next(self, *, wait: bool = True) -> tuple[str, Event] | None:
-        """Return what is told next, and the token that resumes after it; see `Watches.watch`.
+        """Return the next event, and the token that resumes after it; see `Watches.watch`.
 
         Args:
-            wait: Whether to wait until there is something; otherwise, None says that nothing is left to be told.
+            wait: Whether to wait until there is one; otherwise, None means that there is none now.
 
         Raises:
             UnavailableError: The registry stops.
@@ -213,13 +213,13 @@ class Watch:
                 return self._token.encode(), CaughtUp()
             self._enqueue(await self._watcher.changed(wait=wait and not self._queue))
             if not self._queue:
-                return None  # also when what has changed may not be told
-            told = await self._next_of_queue()
-            if told is not None:
-                return told
+                return None  # also when the caller may not read what has changed
+            event = await self._next_of_queue()
+            if event is not None:
+                return event
 
     async def _next_of_queue(self) -> tuple[str, Event] | None:
-        """Return what is told of the model that is first in the queue, if it is told now."""
+        """Return the next event of the model that is first in the queue, if it is its turn."""
         sequence, model_id = heapq.heappop(self._queue)
         self._queued.discard(model_id)
         item = await self._find(model_id)
@@ -230,7 +230,7 @@ class Watch:
         if (self._is_ordered and item.sequence > sequence) or not (self._behind or self._is_caught_up):
             self._enqueue([model_id], item.sequence)
             return None
-        event = await self._tell(model_id, item)
+        event = await self._look_up(model_id, item)
         if event is None or not (item.is_last and self._is_caught_up):
             self._enqueue([model_id], item.sequence)
         if event is None:
@@ -239,14 +239,16 @@ class Watch:
         return self._token.encode(), event
 
     def state(self) -> object:
-        """Return what all that will be told depends on: two watches of the same models with equal states tell the same.
+        """Return what all further events depend on: two watches of the same models with equal states yield the same.
 
-        Only of a watch of a few models: what others have told is a sequence number.
+        Only for a watch of a few models.
         """
-        return self._token.epoch, tuple([(model_id, *place.parts()) for model_id, place in self._places.items()])
+        return self._token.epoch, tuple(
+            [(model_id, *position.parts()) for model_id, position in self._positions.items()]
+        )
 
     def _enqueue(self, model_ids: Iterable[str], sequence: int = 0) -> None:
-        """Queue models: in order of what comes next of each, as far as it is known; or in turn."""
+        """Queue models: in the order of their next events, as far as it is known; or in turn."""
         for model_id in model_ids:
             if model_id not in self._queued and self._may_read(model_id):
                 self._turns += 1
@@ -254,32 +256,32 @@ class Watch:
                 heapq.heappush(self._queue, (sequence if self._is_ordered else self._turns, model_id))
 
     async def _resume(self, token: Token, existing: Sequence[str]) -> None:
-        """Find the place of each model, also of those that were removed, since that is told next."""
+        """Find the position in each model, also in those that were removed, since their end is an event."""
         is_same_epoch = token.epoch == self._watcher.epoch
-        if token.places is not None:
-            for model_id, place in token.places.items():
+        if token.positions is not None:
+            for model_id, position in token.positions.items():
                 if self._is_watched(model_id):
                     if not is_same_epoch:
-                        place.lost_sequence = place.changed = 0
-                    self._places[model_id] = place
+                        position.lost_sequence = position.changed = 0
+                    self._positions[model_id] = position
             return
         removed = await self._catalog.removed_since(token.sequence) if is_same_epoch else None
         for model_id in existing:
             news = await self._catalog.get_news(model_id, 0, 0, 1)
             if removed is not None and news.life and news.since <= token.sequence:
-                self._places[model_id] = await self._place_at(model_id, news, token)
+                self._positions[model_id] = await self._position_at(model_id, news, token)
             elif removed is None and news.life and self._every:
-                self._places[model_id] = Place(news.life)
+                self._positions[model_id] = Position(news.life)
                 self._missed.add(model_id)
         if is_same_epoch:
             self._token.sequence, self._token.model_id = token.sequence, token.model_id
             self._token.number = token.number
-        self._places.update((each, Place(LIFE_UNKNOWN)) for each in removed or () if self._is_watched(each))
+        self._positions.update((each, Position(LIFE_UNKNOWN)) for each in removed or () if self._is_watched(each))
 
     def _is_watched(self, model_id: str) -> bool:
         return not self._model_ids or model_id in self._model_ids
 
-    async def _place_at(self, model_id: str, news: News, token: Token) -> Place:
+    async def _position_at(self, model_id: str, news: News, token: Token) -> Position:
         number = await self._catalog.number_at(model_id, token.sequence)
         if number is None and self._every:
             self._missed.add(model_id)
@@ -290,54 +292,56 @@ class Watch:
             news = await self._catalog.get_news(model_id, 0, 0, 0)
             newest = news.shown[0].number if news.shown else 0
             if newest <= number and newest < news.last_number:
-                # One that came later is gone. Perhaps it kept the newest from being told, which must arrive.
+                # A later version is gone. Perhaps the newest was skipped because of it, and must be sent now.
                 number = max(newest - 1, 0)
             elif newest > number and model_id != token.model_id:
-                # A later one may have kept this one from being told; it is the newest again if that disappears.
-                return self._place(news, max(number - 1, 0), number, token)
-        return self._place(news, number, number, token)
+                # It may have been skipped because of a later version; it is the newest again if that disappears.
+                return self._position(news, max(number - 1, 0), number, token)
+        return self._position(news, number, number, token)
 
-    def _place(self, news: News, number: int, told: int, token: Token) -> Place:
-        return Place(news.life, number, told, lost_sequence=token.sequence, changed=token.sequence)
+    def _position(self, news: News, number: int, sent: int, token: Token) -> Position:
+        return Position(news.life, number, sent, lost_sequence=token.sequence, changed=token.sequence)
 
     async def _find(self, model_id: str) -> _Item | None:
-        """Return what comes next of a model."""
-        place = self._places.get(model_id) or Place()
-        news = await self._catalog.get_news(model_id, place.number, place.lost_sequence, int(self._every))
-        if place.life and (place.life != news.life or place.number > news.last_number):
-            # Not when the next life began: what happened between would be told before, and say that this was told.
+        """Return the next event of a model, to be looked up."""
+        position = self._positions.get(model_id) or Position()
+        news = await self._catalog.get_news(model_id, position.number, position.lost_sequence, int(self._every))
+        if position.life and (position.life != news.life or position.number > news.last_number):
+            # Not when the next life began: other changes happened before that, and their tokens would cover this event.
             return _Item(news.removed or news.since, "end")
         if not news.life:
             return None
-        if not place.life:
+        if not position.life:
             return _Item(news.since, "model")
         if model_id in self._missed and news.last_number:
             return _Item(news.since, "gap", 1, news.last_number)
         items = []
-        if news.lost and (lost := self._find_lost(place, news)):
+        if news.lost and (lost := self._find_lost(position, news)):
             items.append(lost)
-        if shown := self._find_version(place, news):
+        if shown := self._find_version(position, news):
             items.append(shown)
-        if news.changed > place.changed:
+        if news.changed > position.changed:
             items.append(_Item(news.changed, "model", is_last=True))
         if len(items) < 2:
             return items[0] if items else None
         return min(items, key=lambda item: item.sequence)._replace(is_last=False)
 
-    def _find_lost(self, place: Place, news: News) -> _Item | None:
+    def _find_lost(self, position: Position, news: News) -> _Item | None:
         for lost in news.lost:
-            was_told = (
-                lost.first_number <= place.number
+            was_sent = (
+                lost.first_number <= position.number
                 if self._every
-                else lost.first_number <= place.told <= lost.last_number
+                else lost.first_number <= position.sent <= lost.last_number
             )
-            if was_told:
-                return _Item(lost.sequence, "lost", lost.first_number, min(lost.last_number, place.number), lost.reason)
-            place.lost_sequence = lost.sequence
+            if was_sent:
+                return _Item(
+                    lost.sequence, "lost", lost.first_number, min(lost.last_number, position.number), lost.reason
+                )
+            position.lost_sequence = lost.sequence
         return None
 
-    def _find_version(self, place: Place, news: News) -> _Item | None:
-        following = place.number + 1
+    def _find_version(self, position: Position, news: News) -> _Item | None:
+        following = position.number + 1
         if news.shown:
             shown = news.shown[0]
             if self._every and shown.number > following:
@@ -348,86 +352,86 @@ class Watch:
             return _Item(news.next_sequence, "gap", following, news.last_number)
         return None
 
-    async def _tell(self, model_id: str, item: _Item) -> Event | None:
-        """Return what an item says, after noting that it was told; None if that is nothing."""
-        place = self._places.get(model_id)
+    async def _look_up(self, model_id: str, item: _Item) -> Event | None:
+        """Return the event of an item, after moving the position past it; None if there is none any more."""
+        position = self._positions.get(model_id)
         self._missed.discard(model_id)
-        if place is None or item.kind == "model":
-            return await self._tell_model(model_id)
+        if position is None or item.kind == "model":
+            return await self._look_up_model(model_id)
         if item.kind == "end":
-            del self._places[model_id]
+            del self._positions[model_id]
             if self._token.model_id == model_id:
                 self._token.model_id, self._token.number = "", 0  # the next life has numbers of its own
             return Gone(model_id, None, "deleted")
         if item.kind == "version":
-            return await self._tell_version(model_id, place, item.last_number)
+            return await self._look_up_version(model_id, position, item.last_number)
         if item.kind == "gap":
             last_number = await self._cut(model_id, item)
-            self._note_number(model_id, place, last_number)
+            self._note_number(model_id, position, last_number)
             return Gap(model_id, item.first_number, last_number)
-        place.lost_sequence = item.sequence
+        position.lost_sequence = item.sequence
         if item.reason:
             return Gone(model_id, item.first_number, item.reason)
         return Gap(model_id, item.first_number, item.last_number)
 
     async def _cut(self, model_id: str, gap: _Item) -> int:
-        """Return where a gap ends that is told before what comes next of other models."""
+        """Return the last number of a gap that comes before the next events of other models."""
         if not self._is_ordered or not self._queue:
             return gap.last_number
         number = await self._catalog.number_at(model_id, self._queue[0][0]) or 0
         return min(max(number, gap.first_number), gap.last_number)
 
-    async def _tell_version(self, model_id: str, place: Place, number: int) -> Version | None:
+    async def _look_up_version(self, model_id: str, position: Position, number: int) -> Version | None:
         if self._is_filtered and not self._every:
-            version = await self._newest_accepted(model_id, place, number)
+            version = await self._newest_accepted(model_id, position, number)
         else:
-            version = await self._watches.describe(model_id, number, place.life)
+            version = await self._watches.describe(model_id, number, position.life)
             if version is None:
                 return None  # it has just disappeared
             if self._is_filtered and not matches(self._accepted, version):
                 version = None
-        self._note_number(model_id, place, number)
+        self._note_number(model_id, position, number)
         if version is not None:
-            place.told = version.number
+            position.sent = version.number
         return version
 
-    def _note_number(self, model_id: str, place: Place, number: int) -> None:
-        place.number = self._token.number = number
+    def _note_number(self, model_id: str, position: Position, number: int) -> None:
+        position.number = self._token.number = number
         self._token.model_id = model_id
 
-    async def _tell_model(self, model_id: str) -> ModelSummary | None:
+    async def _look_up_model(self, model_id: str) -> ModelSummary | None:
         news = await self._catalog.get_news(model_id, 0, 0, 0)
         found = await self._catalog.summarize([ModelInfo(model_id)])
         if not found or not news.life:
             return None
         [summary] = found
-        if model_id not in self._places and self._token.model_id == model_id:
+        if model_id not in self._positions and self._token.model_id == model_id:
             self._token.model_id, self._token.number = "", 0  # its numbers begin again
-        place = self._places.setdefault(model_id, Place(news.life, lost_sequence=news.since))
-        if place.life != news.life:
-            return None  # that life has just ended
-        before, place.digest = place.digest, _digest(summary)
-        place.changed = news.changed
-        return summary if place.digest != before else None
+        position = self._positions.setdefault(model_id, Position(news.life, lost_sequence=news.since))
+        if position.life != news.life:
+            return None  # this life has just ended
+        before, position.digest = position.digest, _digest(summary)
+        position.changed = news.changed
+        return summary if position.digest != before else None
 
-    async def _newest_accepted(self, model_id: str, place: Place, newest: int) -> Version | None:
+    async def _newest_accepted(self, model_id: str, position: Position, newest: int) -> Version | None:
         """Return the newest version up to a number that a filter accepts, unless it was seen before."""
-        if not place.number or newest - place.number > _WALKED:
+        if not position.number or newest - position.number > _WALKED:
             search = Search(model_id, self._accepted, parse_order("version_number desc"), None, 1)
             try:
                 found = await self._catalog.search(search)
             except NotFoundError:
                 return None
-            return found[0] if found and place.number < found[0].number <= newest else None
-        for number in range(newest, place.number, -1):
-            version = await self._watches.describe(model_id, number, place.life)
+            return found[0] if found and position.number < found[0].number <= newest else None
+        for number in range(newest, position.number, -1):
+            version = await self._watches.describe(model_id, number, position.life)
             if version is not None and matches(self._accepted, version):
                 return version
         return None
 
 
 def _digest(summary: ModelSummary) -> int:
-    """Return a number that stands for what people said and decided about a model."""
+    """Return a number that changes with what people decided about a model."""
     parts = (
         sorted(summary.user_data.items()),
         summary.aliases,

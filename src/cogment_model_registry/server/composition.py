@@ -370,7 +370,7 @@ async def serve(settings: Settings, signals: Signals) -> None:
             cache_max_items=settings.cache_max_items,
             cache_max_bytes=settings.cache_max_bytes,
             **({} if server.metrics_port is None else {"metrics_port": server.metrics_port}),
-            **life_cycle.tell_encryption(settings.host, server.certificates),
+            **life_cycle.check_encryption(settings.host, server.certificates),
         )
         if settings.anonymous == "everything" and not is_local(settings.host):
             _log.warning("callers on other machines may do everything without a token: set anonymous=read or nothing")

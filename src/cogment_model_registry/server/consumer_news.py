@@ -1,4 +1,4 @@
-"""What consumers report, next to what a watcher is told of versions: the newest report of each, whoever is slow."""
+"""Reports of consumers among the events of a watch: a slow watcher receives the newest report of each consumer."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -9,18 +9,18 @@ from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.records.news import Event
 from cogment_model_registry.registry.consumers import Consumers
 
-Told: TypeAlias = "AsyncGenerator[tuple[str, Event], None]"
+Events: TypeAlias = "AsyncGenerator[tuple[str, Event], None]"
 
 
 async def with_consumers(
-    events: Told, consumers: Consumers, is_wanted: Callable[[str], bool], token: str
+    events: Events, consumers: Consumers, is_wanted: Callable[[str], bool], token: str
 ) -> AsyncGenerator[tuple[str, Event | Consumer], None]:
     """Yield events, and between them the consumers that exist and what they report; a slow watcher skips reports.
 
     Args:
-        events: What a watcher is told; closed by the caller.
-        consumers: Who reports.
-        is_wanted: Whether consumers of a model are told.
+        events: The events of the watch; closed by the caller.
+        consumers: The consumers.
+        is_wanted: Whether consumers of a model are wanted.
         token: The token of the watcher.
     """
     newest: dict[tuple[str, str], Consumer] = {}

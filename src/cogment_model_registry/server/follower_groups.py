@@ -1,14 +1,14 @@
-"""Followers that ask the same and are equally far: one watch for all of them, and one loop that sends what is new.
+"""Followers with the same request and the same position: one watch and one sending loop for all of them.
 
-A follower begins alone, with a watch of its own. As soon as nothing is left to be told, it joins the group of those
-that ask the same and were told the same. A group has one watch; each of its *steps* is looked up, encoded and framed
-once, and the leader of the group, a task, begins to send it to each follower that is not sending. The tasks of the
-calls sleep in the meantime: waking a thousand of them for each version cost more than the messages.
+A follower begins alone, with its own watch. When it has received everything, it joins the group of followers with the
+same request and the same position. A group has one watch; each of its *steps* is looked up, encoded and framed once,
+and the leader of the group, a task, starts to send it to each follower that is not sending. The tasks of the calls
+sleep in the meantime: waking a thousand of them for each version cost more than the messages.
 
-The leader waits for no follower. Of one that is still sending, and of a version that does not fit one message, the
-follower's own task takes care: it sends the newest step as soon as it can, however many were skipped, if they were
-versions of the same model. Otherwise the follower leaves the group, and goes on alone from the last token that it was
-told, as after a reconnect. So a slow follower keeps nothing but its message and its token.
+The leader never waits for a follower. If a follower is still sending, or if a version does not fit one message, the
+follower's own task sends the newest step as soon as it can. It may skip steps that are older versions of the same
+model; otherwise the follower leaves the group and continues alone from its last token, as after a reconnect. So a slow
+follower keeps nothing but its message and its token.
 """
 
 import asyncio
@@ -22,22 +22,22 @@ from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.news import CaughtUp, Event
 from cogment_model_registry.registry.watching import Watch
-from cogment_model_registry.server.transfers import Teller
+from cogment_model_registry.server.transfers import ReplySender
 
 _log = structlog.stdlib.get_logger(__name__)
 
 _SENT_AT_ONCE = 32
-"""To how many followers a leader sends before other calls get their turn: it takes some milliseconds."""
+"""How many followers a leader serves before other calls get their turn: it takes some milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Something that the followers of a group are told.
+    """An event that is sent to the followers of a group.
 
     Attributes:
-        position: How many steps there were, with this one.
+        position: Its position in the steps of the group, from 1.
         token: The token that resumes after it.
-        event: What it is.
+        event: The event.
     """
 
     position: int
@@ -50,9 +50,9 @@ class Prepared:
     """The messages of a step.
 
     Attributes:
-        plain: What is sent without the bytes of a version.
-        whole: What is sent with them; None if that is more than one message, or no longer available.
-        held: What must stay alive while it is sent.
+        plain: The message without the bytes of a version.
+        whole: The message with them; None if it is more than one message, or no longer available.
+        held: Must stay alive while the message is sent.
     """
 
     plain: bytes
@@ -67,17 +67,17 @@ class Follower:
     """A call that follows models, in a group or alone.
 
     Args:
-        teller: Sends its messages.
-        known_hash: The hash of the version whose bytes it does not want.
+        sender: Sends its messages.
+        known_hash: The hash of bytes that it already has.
         token: Where it begins.
 
     Attributes:
-        teller: As above.
-        token: Resumes after what it was told last.
-        is_caught_up: Whether it was told that it was told what existed.
+        sender: As above.
+        token: Resumes after the last event that it was sent.
+        is_caught_up: Whether it was sent `CaughtUp`.
         group: Its group; None while it is alone.
-        position: The position of the step of its group that it was told last.
-        is_sending: Whether a message is on its way, or its own task sends something.
+        position: The position of the last step that it was sent.
+        is_sending: Whether a message is being sent, by the leader or by its own task.
     """
 
     __slots__ = (
@@ -90,12 +90,12 @@ class Follower:
         "is_caught_up",
         "is_sending",
         "position",
-        "teller",
+        "sender",
         "token",
     )
 
-    def __init__(self, teller: Teller, known_hash: str, token: str) -> None:
-        self.teller = teller
+    def __init__(self, sender: ReplySender, known_hash: str, token: str) -> None:
+        self.sender = sender
         self.token = token
         self.is_caught_up = False
         self.group: FollowerGroup | None = None
@@ -108,9 +108,9 @@ class Follower:
         self._woken: asyncio.Future[None] | None = None
 
     async def next_step(self) -> Step | None:
-        """Return the next step that the follower's own task has to send; None if it has to go on alone.
+        """Return the next step that the follower's own task has to send; None if it has to continue alone.
 
-        To be called by this task, which sends nothing at the moment.
+        Called by this task, which is not sending.
 
         Raises:
             asyncio.CancelledError: The peer is gone.
@@ -128,15 +128,15 @@ class Follower:
                     group.leave(self)
                     return None
                 if self.position < group.last.position:
-                    self._note_told(group.last)
+                    self._begin_sending(group.last)
                     return group.last
             self._woken = asyncio.get_running_loop().create_future()
-            await self.teller.waiting(self._woken)
+            await self.sender.waiting(self._woken)
 
     # Called by the leader of the group.
 
     def send(self, step: Step, prepared: Prepared) -> None:
-        """Begin to send a step, or let the follower's own task send it as soon as it can."""
+        """Start to send a step, or let the follower's own task send it as soon as it can."""
         message = prepared.plain
         if prepared.whole is not prepared.plain and self._wants_bytes(step.event):
             if prepared.whole is None:
@@ -146,12 +146,12 @@ class Follower:
         if self.is_sending:
             self.call()
             return
-        self._note_told(step)
+        self._begin_sending(step)
         self._held = prepared.held
-        self.teller.start(message, self._note_sent)
+        self.sender.start(message, self._note_sent)
 
     def call(self) -> None:
-        """Let the follower's own task look what it has to do, as soon as nothing is being sent."""
+        """Wake the follower's own task as soon as nothing is being sent."""
         self._is_called = True
         if not self.is_sending:
             self._wake()
@@ -159,7 +159,7 @@ class Follower:
     def _wants_bytes(self, event: Event) -> bool:
         return not (isinstance(event, Version) and event.data_hash == self._known_hash)
 
-    def _note_told(self, step: Step) -> None:
+    def _begin_sending(self, step: Step) -> None:
         self.position, self.token = step.position, step.token
         self.is_sending, self._is_called = True, False
 
@@ -174,11 +174,11 @@ class Follower:
 
 
 class FollowerGroup:
-    """Followers that are equally far, except for slow ones. Made by `FollowerGroups`.
+    """Followers with the same position, and slower ones. Made by `FollowerGroups`.
 
     Attributes:
         last: The last step.
-        skippable_from: Who was told the step with this position, or a later one, may be told the last one next.
+        skippable_from: From this position on, a follower may skip all steps but the last.
     """
 
     def __init__(self, groups: "FollowerGroups", kind: object, watch: Watch, prepare: Prepare) -> None:
@@ -193,16 +193,16 @@ class FollowerGroup:
 
     @property
     def key(self) -> object:
-        """What groups with the same future have in common."""
+        """Equal for groups that would send the same from now on."""
         return self.kind, self._watch.state()
 
     def add(self, follower: Follower) -> None:
-        """Let a follower join, which was told all that the group was."""
+        """Add a follower with the position of the group."""
         follower.group, follower.position = self, self.last.position
         self._followers[follower] = None
 
     def leave(self, follower: Follower) -> None:
-        """Let a follower go; the last one ends the group."""
+        """Remove a follower; the last one ends the group."""
         follower.group = None
         self._followers.pop(follower, None)
         if not self._followers:
@@ -210,14 +210,14 @@ class FollowerGroup:
             self._leader.cancel()
 
     async def _lead(self) -> None:
-        """Tell the followers what is new, while there are any."""
+        """Send the followers what is new, while there are any."""
         try:
             while self._followers:
-                told = await self._watch.next()
-                if told is not None:
-                    await self._take_step(*told)
+                found = await self._watch.next()
+                if found is not None:
+                    await self._take_step(*found)
         except ModelRegistryError:
-            pass  # each one meets the error by itself
+            pass  # each follower's own watch raises it too
         except Exception:
             _log.exception("watch of a group failed unexpectedly", followers=len(self._followers))
         finally:
@@ -226,7 +226,7 @@ class FollowerGroup:
             self._dissolve()
 
     def _dissolve(self) -> None:
-        """Let all followers go on alone."""
+        """Let all followers continue alone."""
         for follower in self._followers:
             follower.group = None
             follower.call()
@@ -240,7 +240,7 @@ class FollowerGroup:
         self._groups.register(self)
         prepared = await self._prepare(token, event)
         for count, follower in enumerate([*self._followers], 1):
-            # One that left or came in the meantime, or whose own task was faster.
+            # Skips those that left or joined in the meantime, and those whose own task was faster.
             if follower.group is self and follower.position < step.position:
                 follower.send(step, prepared)
             if count % _SENT_AT_ONCE == 0:
@@ -250,7 +250,7 @@ class FollowerGroup:
             self._merge_into(other)
 
     def _merge_into(self, other: "FollowerGroup") -> None:
-        """Let the followers join a group that is equally far; slow ones go on alone."""
+        """Move the followers to a group with the same position; slow ones continue alone."""
         for follower in [*self._followers]:
             if follower.position == self.last.position:
                 del self._followers[follower]
@@ -267,11 +267,11 @@ class FollowerGroups:
         self._leaders: set[asyncio.Task[None]] = set()
 
     def join(self, follower: Follower, kind: object, watch: Watch, prepare: Prepare) -> None:
-        """Let a follower join those that are equally far.
+        """Add a follower to the group with its position.
 
         Args:
-            follower: The follower, which has been told everything.
-            kind: What its call asks for, with which its messages follow from what is told.
+            follower: The follower, which has received everything.
+            kind: The parts of its request on which its messages depend.
             watch: Its watch, which is closed, or becomes that of a new group.
             prepare: Returns the messages with an event and a token for all followers of this kind.
         """
@@ -298,7 +298,7 @@ class FollowerGroups:
         return leader
 
     def register(self, group: FollowerGroup) -> FollowerGroup:
-        """Let a group be found by those who are as far as it; return the one that is found."""
+        """Register a group under its key, unless there is one already; return the registered one."""
         key = group.key
         found = self._by_key.setdefault(key, group)
         if found is group:
@@ -306,7 +306,7 @@ class FollowerGroups:
         return found
 
     def forget(self, group: FollowerGroup) -> None:
-        """Let a group be found no more."""
+        """Unregister a group."""
         if group in self._keys:
             del self._by_key[self._keys.pop(group)]
 

@@ -71,7 +71,7 @@ def _delete_version(request: Any) -> Needs:
 
 
 def _set_aliases(request: Any) -> Needs:
-    # An empty request changes nothing, but tells which aliases there are.
+    # An empty request changes nothing, but returns the existing aliases.
     return _aliases(request.model_id, (change.alias for change in request.changes)) or (Need(READ, request.model_id),)
 
 

@@ -106,7 +106,7 @@ class Transfers:
         self._note_begin()
         return Receiver(call, decode, self._receiving, self._upload_idle, self._note_end)
 
-    def sending(self, call: Call, size_bytes: int) -> "Sender":
+    def sending(self, call: Call, size_bytes: int) -> "VersionSender":
         """Return the context manager that sends a version of `size_bytes` bytes."""
         window_bytes = _WINDOW_MIN_BYTES
         if size_bytes > _WINDOW_MIN_BYTES // _COPIES:
@@ -116,11 +116,13 @@ class Transfers:
             # Not before the call is over: bytes that a client does not take stay in gRPC, even after its time is up.
             call.when_over(lambda: self._give_back_window(window_bytes))
         self._note_begin()
-        return Sender(call, window_bytes, self._settings.sent_version_chunk_size, self._retrieval_idle, self._note_end)
+        return VersionSender(
+            call, window_bytes, self._settings.sent_version_chunk_size, self._retrieval_idle, self._note_end
+        )
 
-    def telling(self, call: Call) -> "Teller":
+    def replying(self, call: Call) -> "ReplySender":
         """Return the context manager that sends replies to a watcher."""
-        return Teller(call, self._retrieval_idle, lambda: None)
+        return ReplySender(call, self._retrieval_idle, lambda: None)
 
     def window(self, call: Call, size_bytes: int) -> AbstractContextManager[int]:
         """Return the context manager in which a watcher is sent the bytes of a version; it yields the size of chunks.
@@ -321,8 +323,8 @@ class Receiver(_Transfer, Generic[_Header]):
             self._budget.give_back(taken_bytes)
 
 
-class Teller(_Transfer):
-    """Sends replies one by one. Made by `Transfers.telling`."""
+class ReplySender(_Transfer):
+    """Sends replies one by one. Made by `Transfers.replying`."""
 
     def start(self, message: bytes, when_sent: Callable[[BaseException | None], None]) -> None:
         """Begin to send a message, from any task; nothing else may be sent until it is sent.
@@ -367,7 +369,7 @@ class Teller(_Transfer):
             raise self._timed_out() from None
 
 
-class Sender(Teller):
+class VersionSender(ReplySender):
     """Sends the chunks of one version. Made by `Transfers.sending`.
 
     Attributes:

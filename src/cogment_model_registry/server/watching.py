@@ -1,4 +1,4 @@
-"""The call Watch of ModelLifecycle: what a watcher is told, with the bytes of versions."""
+"""The call Watch of ModelLifecycle: sends events, with the bytes of versions."""
 
 import dataclasses
 from collections import OrderedDict
@@ -11,19 +11,19 @@ from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.news import CaughtUp, Event, Gap
 from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.filters import parse_filter
-from cogment_model_registry.registry.places import PLACES_MAX
+from cogment_model_registry.registry.positions import POSITIONS_MAX
 from cogment_model_registry.registry.registry import Registry, VersionReader
 from cogment_model_registry.registry.watching import Question, Watches
 from cogment_model_registry.server.consumer_news import with_consumers
 from cogment_model_registry.server.follower_groups import Follower, FollowerGroups, Prepared
 from cogment_model_registry.server.shared_bytes import SharedBytes
-from cogment_model_registry.server.transfers import Teller, Transfers
+from cogment_model_registry.server.transfers import ReplySender, Transfers
 from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.wire import watching as wire
 from cogment_model_registry.wire.frames import build_watch_data
 
 _ENCODED_MAX_ITEMS = 64
-"""How many replies stay encoded: those with versions that are told to all watchers now."""
+"""How many replies with versions stay encoded, for other watchers."""
 
 
 class WatchCalls:
@@ -51,33 +51,35 @@ class WatchCalls:
         every = wire.is_every(request)
         accepted = parse_filter(request.filter)
         question = Question([*request.model_ids], every, accepted, request.resume_token, call.caller.may_read)
-        with self._transfers.telling(call) as teller:
-            # Who is told every version cannot skip one, and what all models have told is not known for each of them.
-            if every or request.consumers or not 0 < len(question.model_ids) <= PLACES_MAX:
-                await self._watch_alone(request, question, teller, call)
+        with self._transfers.replying(call) as sender:
+            # A group can neither send every version to a slow watcher nor compare positions in very many models.
+            if every or request.consumers or not 0 < len(question.model_ids) <= POSITIONS_MAX:
+                await self._watch_alone(request, question, sender, call)
             else:
                 with self._rules.counted():
-                    await self._follow(request, question, teller, call)
+                    await self._follow(request, question, sender, call)
 
     async def drained(self) -> None:
         """Wait until no task of a group of followers is left."""
         await self._groups.drained()
 
-    async def _watch_alone(self, request: wire.WatchRequest, question: Question, teller: Teller, call: Call) -> None:
+    async def _watch_alone(
+        self, request: wire.WatchRequest, question: Question, sender: ReplySender, call: Call
+    ) -> None:
         async with (
             aclosing(self._rules.watch(question)) as events,
-            aclosing(self._told(request, events, question.may_read)) as told,
+            aclosing(self._with_consumers(request, events, question.may_read)) as all_events,
         ):
-            async for token, event in told:
+            async for token, event in all_events:
                 if isinstance(event, Consumer):
-                    await teller.send(wire.with_token(wire.encode_consumer(event), token))
+                    await sender.send(wire.with_token(wire.encode_consumer(event), token))
                 else:
-                    await self._tell(request, event, token, teller, call)
+                    await self._send(request, event, token, sender, call)
 
-    async def _follow(self, request: wire.WatchRequest, question: Question, teller: Teller, call: Call) -> None:
-        """Tell a follower what exists, and then, together with those that are equally far, what is new."""
+    async def _follow(self, request: wire.WatchRequest, question: Question, sender: ReplySender, call: Call) -> None:
+        """Send a follower what exists, and then what is new, together with others that have the same position."""
         kind = (*question.model_ids,), request.filter, request.inline_max_bytes, request.in_one_reply
-        follower = Follower(teller, request.known_hash, question.token)
+        follower = Follower(sender, request.known_hash, question.token)
 
         async def prepare(token: str, event: Event) -> Prepared:
             return await self._prepare(request, event, token)
@@ -88,17 +90,17 @@ class WatchCalls:
                     watch = await stack.enter_async_context(
                         self._rules.open(dataclasses.replace(question, token=follower.token))
                     )
-                    while (told := await watch.next(wait=False)) is not None:
-                        follower.token, event = told
+                    while (found := await watch.next(wait=False)) is not None:
+                        follower.token, event = found
                         if not isinstance(event, CaughtUp):
-                            await self._tell(request, event, follower.token, teller, call)
+                            await self._send(request, event, follower.token, sender, call)
                         elif not follower.is_caught_up:  # it goes on alone for the first time
                             follower.is_caught_up = True
-                            await self._tell(request, event, follower.token, teller, call)
+                            await self._send(request, event, follower.token, sender, call)
                     self._groups.join(follower, kind, watch, prepare)
                     stack.pop_all()
                 while (step := await follower.next_step()) is not None:
-                    await self._tell(request, step.event, step.token, teller, call)
+                    await self._send(request, step.event, step.token, sender, call)
         finally:
             if follower.group is not None:
                 follower.group.leave(follower)
@@ -114,17 +116,19 @@ class WatchCalls:
         try:
             shared = await self._shared.get(event, chunk_bytes, plain)
         except (DataLossError, NotFoundError):
-            shared = None  # each one finds it out by itself
+            shared = None  # each follower handles it for itself
         return Prepared(plain, shared.messages[0], shared) if shared is not None else Prepared(plain)
 
-    async def _tell(self, request: wire.WatchRequest, event: Event, token: str, teller: Teller, call: Call) -> None:
+    async def _send(
+        self, request: wire.WatchRequest, event: Event, token: str, sender: ReplySender, call: Call
+    ) -> None:
         """Send an event, with the bytes if it is a version that has them."""
         if isinstance(event, Version) and _has_bytes(request, event):
-            await self._tell_with_bytes(request, event, token, teller, call)
+            await self._send_with_bytes(request, event, token, sender, call)
         else:
-            await teller.send(self._encode(event, token))
+            await sender.send(self._encode(event, token))
 
-    def _told(
+    def _with_consumers(
         self,
         request: wire.WatchRequest,
         events: AsyncGenerator[tuple[str, Event], None],
@@ -139,8 +143,8 @@ class WatchCalls:
 
         return with_consumers(events, self._consumers, is_wanted, request.resume_token)
 
-    async def _tell_with_bytes(
-        self, request: wire.WatchRequest, version: Version, token: str, teller: Teller, call: Call
+    async def _send_with_bytes(
+        self, request: wire.WatchRequest, version: Version, token: str, sender: ReplySender, call: Call
     ) -> None:
         """Send a version and its bytes; if it has just disappeared, a gap, or nothing where the newest is enough."""
         reader = None
@@ -154,18 +158,18 @@ class WatchCalls:
             except (DataLossError, NotFoundError):
                 if request.mode == wire.MODE_ALL:
                     gap = Gap(version.model_id, version.number, version.number)
-                    await teller.send(wire.with_token(wire.encode_event(gap), token))
+                    await sender.send(wire.with_token(wire.encode_event(gap), token))
                 return
             if reader is not None:
-                await _stream(first, reader, teller, chunk_bytes)
+                await _stream(first, reader, sender, chunk_bytes)
             elif shared is not None:
                 if not is_one:
-                    await teller.send(first)
+                    await sender.send(first)
                 for message in shared.messages:
-                    await teller.send(message)
+                    await sender.send(message)
 
     def _encode(self, event: Event, token: str) -> bytes:
-        """Return a reply; that of a version is kept for the other watchers that are equally far."""
+        """Return a reply; that of a version is kept for other watchers with the same position."""
         if not isinstance(event, Version):
             return wire.with_token(wire.encode_event(event), token)
         known = self._encoded.get((id(event), token))
@@ -188,11 +192,11 @@ def _may_have_bytes(request: wire.WatchRequest, version: Version) -> bool:
     return version.data_size_bytes <= request.inline_max_bytes > 0
 
 
-async def _stream(first: bytes, opened: VersionReader, teller: Teller, chunk_bytes: int) -> None:
+async def _stream(first: bytes, opened: VersionReader, sender: ReplySender, chunk_bytes: int) -> None:
     """Send a version with bytes that this watcher reads by itself."""
     async with opened as reader, aclosing(reader.chunks(chunk_bytes, 2 * chunk_bytes)) as chunks:
         missing_bytes = reader.info.data_size_bytes
-        await teller.send(first)
+        await sender.send(first)
         async for parts in chunks:
             missing_bytes -= sum(map(len, parts))
-            await teller.send(build_watch_data(parts, is_last=not missing_bytes))
+            await sender.send(build_watch_data(parts, is_last=not missing_bytes))

@@ -153,12 +153,12 @@ def listen(server: grpc.aio.Server, host: str, port: int, certificates: Certific
         raise StartError(_refusal(host, port)) from None
 
 
-def tell_encryption(host: str, certificates: Certificates | None) -> dict[str, str]:
-    """Return what the log says of the encryption of a server that serves; warn if others can read along.
+def check_encryption(host: str, certificates: Certificates | None) -> dict[str, str]:
+    """Return the fields about encryption for the log of a server that serves; warn if others can read along.
 
     Args:
         host: Where it serves.
-        certificates: What it shows over TLS.
+        certificates: What it uses for TLS.
     """
     if certificates is not None:
         return {"tls": "client certificates required" if certificates.requires_clients else "on"}

@@ -87,7 +87,7 @@ class _Model:
 
 @dataclass(frozen=True, slots=True)
 class _Change:
-    """A change that watchers are told."""
+    """A change that watchers receive."""
 
     model_id: str
     kind: Literal["begun", "removed", "changed", "shown", "lost"]

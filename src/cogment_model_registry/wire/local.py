@@ -53,7 +53,7 @@ class StrangerError(RefusedError):
 
 
 def is_supported() -> bool:
-    """Return whether the system can hand over descriptors in packets, and tells the user at the other end."""
+    """Return whether the system can hand over descriptors in packets, and knows the user at the other end."""
     names = ("AF_UNIX", "SOCK_SEQPACKET", "SO_PEERCRED", "MSG_CMSG_CLOEXEC", "send_fds")
     return all(hasattr(socket, name) for name in names)
 

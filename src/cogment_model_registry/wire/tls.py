@@ -18,7 +18,7 @@ import grpc
 from cogment_model_registry.system.certificates import PemFile, new_context, read_authorities, read_pair
 
 _ROOTS_VARIABLE = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
-"""gRPC reads the authorities from this file, if it is set, when it is not told any."""
+"""gRPC reads the authorities from this file, if it is set, when the caller gives none."""
 
 _VERIFY_FAILED = re.compile(r"CERTIFICATE_VERIFY_FAILED(?:: ([^:]+))?")
 _NAME_FAILED = re.compile(r"Hostname Verification Check failed|is not in peer certificate")

@@ -1,4 +1,4 @@
-"""Between what watchers are told and the messages of Watch."""
+"""Conversion between the events of a watch and the messages of Watch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,12 +78,12 @@ class Bytes:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a watcher is told.
+    """A reply with an event.
 
     Attributes:
         token: Resumes after it.
-        event: What it is, or what a consumer reports; None for an event of a newer release.
-        data: All bytes of the version that it is, if they came in the same message.
+        event: The event, or the report of a consumer; None for an event of a newer release.
+        data: All bytes of the version, if they came in the same message.
     """
 
     token: str

@@ -1,7 +1,7 @@
-"""What a catalog tells those who watch: which models have news, and what is new of one of them.
+"""What a catalog reports to watchers: which models have news, and what is new in a model.
 
 Every change has a sequence number, which grows from 1 while the catalog is open. A watcher keeps positions and has no
-queue: it asks for what is newer when it is its turn, so a slow one takes no memory and delays nobody.
+queue: it asks for newer changes when it is ready, so a slow one takes no memory and delays nobody.
 """
 
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A version that can be told.
+    """A version that became visible.
 
     Attributes:
         sequence: When it became visible; for one that is old, a later moment, but never one after a newer version.

@@ -177,7 +177,7 @@ class ModelContents:
 
     Attributes:
         info: The model.
-        version_numbers: The numbers of its versions, ascending, as far as names tell: one of them may still turn out
+        version_numbers: The numbers of its versions, ascending, as far as names say: one of them may still turn out
             to be damaged when its metadata is read.
         size_bytes: The bytes of each of these versions, by number.
         damaged: What is wrong with versions that are known to be damaged, by number.
@@ -342,6 +342,8 @@ class TransientStore(VersionStore):
         """Return the context manager in which a version is not evicted; it yields whether the store has the version.
 
         A version that is held counts in both bounds, as ever. It can be removed, and then the hold has no effect.
+        A commit that finds all others held goes beyond the bound on items, and a later one evicts what is too much; the
+        bound on bytes is never exceeded.
         """
 
     @abstractmethod

@@ -454,7 +454,7 @@ class LocalCatalog(Catalog):
         return known if len(known) == len(numbers) else await self._look_up(model, numbers)
 
     def _known(self, model: Model, number: int) -> VersionInfo | None:
-        """Return a visible version, or the n-th from the last, if nothing must be read to tell which it is."""
+        """Return a visible version, or the n-th from the last, if nothing must be read to find it."""
         if number < 0:
             if model.unread or -number > len(model.numbers):
                 return None
@@ -664,7 +664,7 @@ class LocalCatalog(Catalog):
     # Versions.
 
     def _drop(self, model: Model, number: int, reason: str = "") -> None:
-        """Make a version invisible, and tell watchers the reason if there is one."""
+        """Make a version invisible, and report the reason to watchers if there is one."""
         archived_bytes = model.archived_bytes
         if model.drop(number):
             if reason:

@@ -79,7 +79,7 @@ def find_holder(files: Files, root: int) -> Holder | None:
 
 
 def is_held(files: Files, root: int) -> bool:
-    """Return whether a process owns an archive, as far as the lock tells."""
+    """Return whether a process owns an archive, as far as the lock shows."""
     with contextlib.suppress(OSError):
         return find_holder(files, root) is not None
     return False

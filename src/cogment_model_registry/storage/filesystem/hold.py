@@ -89,7 +89,7 @@ class Hold:
     def check(self) -> None:
         """Compare what the path leads to with what is held, set `loss`, and log a change of it.
 
-        An error that does not tell where the directory is changes nothing. A lock that was removed is taken again,
+        An error that does not say where the directory is changes nothing. A lock that was removed is taken again,
         which fails if another process was faster.
         """
         with self._checking:
