@@ -132,6 +132,29 @@ async def test_a_change_whose_line_does_not_reach_the_disk_is_not_acknowledged(t
         assert stored == [1, 2, 3], "each line is there once"
 
 
+async def test_only_durable_changes_wait_for_a_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(daily_lines, "_SYNC_SECONDS", 1e9)
+    monkeypatch.setattr(daily_lines, "_synced", synced.append)
+    async with audited(tmp_path) as of:
+        await of.registry.create_model(MODEL)
+        for change, syncs in (
+            (of.registry.publish(MODEL, b"1"), 0),
+            (of.registry.publish(MODEL, b"2"), 0),
+            (of.registry.update_version(MODEL, 1, tags={"a": "b"}), 0),
+            (of.registry.delete_version(MODEL, 1), 0),
+            (of.registry.store(MODEL, b"3"), 1),
+            (of.registry.promote(MODEL, 2), 1),
+            (of.registry.set_alias(MODEL, "a", 2), 1),
+            (of.registry.delete_version(MODEL, 3), 1),
+            (of.registry.update_model(MODEL, tags={"a": "b"}), 1),
+            (of.registry.delete_model(MODEL), 1),
+        ):
+            before = len(synced)
+            await change
+            assert len(synced) - before == syncs, of.lines()[-1]
+
+
 async def test_retention_stops_while_the_log_cannot_be_written(
     tmp_path: Path, disk: Disk, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,12 +1,13 @@
 """Reads the files of an audit log from their ends, a bounded part at a time, while the last one grows."""
 
+import contextlib
 import datetime
 import json
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.timestamps import parse_timestamp
@@ -16,7 +17,7 @@ _NAME = re.compile(r"audit_([0-9]{4}-[0-9]{2}-[0-9]{2})\.jsonl")
 _BLOCK_BYTES = 256 * 1024
 
 _SEARCHED_MAX_BYTES = 64 * 1024 * 1024
-"""How much of the files one page looks at: some 0.1 s."""
+"""How much of the files one page looks at: less than 0.1 s."""
 
 _ONE_DAY = datetime.timedelta(days=1)
 
@@ -69,16 +70,16 @@ def find_changes(
     entries: list[HistoryEntry] = []
     found_bytes = searched_bytes = 0
     for name in _names(directory, since_ns, start):
-        with _Backward(directory, name, start.offset if start and start.name == name else None) as lines:
-            for offset, line in lines:
-                entry = _entry(line, model_id, since_ns) if needle in line else None
+        with _Backward(directory, name, start.offset if start and start.name == name else None) as file:
+            for offset, line in file.lines(needle):
+                entry = _entry(line, model_id, since_ns)
                 found_bytes += len(line) if entry else 0
                 if entry and entries and found_bytes > max_bytes:
                     return Found(entries, Place(name, offset + len(line) + 1))
                 entries += [entry] if entry else []
-                searched_bytes += len(line) + 1
-                if len(entries) == limit or searched_bytes > _SEARCHED_MAX_BYTES:
+                if len(entries) == limit or searched_bytes + file.read_bytes > _SEARCHED_MAX_BYTES:
                     return Found(entries, Place(name, offset))
+            searched_bytes += file.read_bytes
     return Found(entries, None)
 
 
@@ -92,41 +93,58 @@ def _names(directory: str, since_ns: int, start: Place | None) -> list[str]:
 
 
 class _Backward:
-    """The whole lines of a file with their offsets, last first."""
+    """A file that is read from its end. To be entered.
+
+    Attributes:
+        read_bytes: How much was read so far.
+    """
 
     def __init__(self, directory: str, name: str, end: int | None) -> None:
-        try:
-            self._file = os.open(os.path.join(directory, name), os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:  # it was moved away in the meantime
-            self._file = -1
+        self._path = os.path.join(directory, name)
         self._end = end
+        self._file = -1
+        self.read_bytes = 0
 
-    def __enter__(self) -> Iterator[tuple[int, bytes]]:
-        return self._lines() if self._file >= 0 else iter(())
+    def __enter__(self) -> Self:
+        with contextlib.suppress(FileNotFoundError):  # it was moved away in the meantime
+            self._file = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._file >= 0:
             os.close(self._file)
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        size_bytes = os.fstat(self._file).st_size
+    def lines(self, needle: bytes) -> Iterator[tuple[int, bytes]]:
+        """Yield whole lines with their offsets, last first: those that contain a text, and some empty ones between.
+
+        Most blocks are about other models. They are not cut into lines, which would take the interpreter from the
+        threads that serve.
+        """
+        size_bytes = os.fstat(self._file).st_size if self._file >= 0 else 0
         position = size_bytes if self._end is None else min(self._end, size_bytes)
         tail, has_end = b"", False  # the end of a line whose begin is in the block before
         while position > 0:
             length = min(_BLOCK_BYTES, position)
             position -= length
-            pieces = (os.pread(self._file, length, position) + tail).split(b"\n")
+            text = os.pread(self._file, length, position) + tail
+            self.read_bytes += length
             if not has_end:
-                pieces.pop()  # what follows the last end of a line is no line: it is being written, or was cut
-                if not pieces:
+                # What follows the last end of a line is no line: it is being written, or was cut.
+                text, has_end = text[: text.rfind(b"\n") + 1][:-1], b"\n" in text
+                if not has_end:
                     continue
-                has_end = True
-            end = position + sum(map(len, pieces)) + len(pieces)
-            tail, *lines = pieces
+            if needle not in text:
+                tail, separator, _ = text.partition(b"\n")
+                if separator:
+                    yield position + len(tail) + 1, b""
+                continue
+            end = position + len(text) + 1
+            tail, *lines = text.split(b"\n")
             for line in reversed(lines):
                 end -= len(line) + 1
-                yield end, line
-        if has_end:
+                if needle in line:
+                    yield end, line
+        if has_end and needle in tail:
             yield 0, tail
 
 
