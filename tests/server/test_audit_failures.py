@@ -3,6 +3,7 @@
 import asyncio
 import datetime
 import os
+import threading
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -28,13 +29,17 @@ class Disk:
     Attributes:
         room_bytes: How many bytes it takes before it is full; None for any number.
         is_broken: Whether syncs fail.
+        works: Until when writes hang; None if they do not.
     """
 
     def __init__(self) -> None:
         self.room_bytes: int | None = None
         self.is_broken = False
+        self.works: threading.Event | None = None
 
     def write(self, file: int, data: bytes) -> int:
+        if self.works is not None:
+            self.works.wait()
         if self.room_bytes is None:
             return os.write(file, data)
         if not self.room_bytes:
@@ -168,6 +173,22 @@ async def test_retention_stops_while_the_log_cannot_be_written(
         disk.room_bytes = None
         await until(lambda: len([line for line in of.lines() if line["change"] == "version deleted"]) == 3)
         assert [version.number for version in await of.registry.list_versions(MODEL)] == [4]
+
+
+async def test_a_disk_that_hangs_is_a_failure_until_it_works_again(tmp_path: Path, disk: Disk) -> None:
+    works = disk.works = threading.Event()
+    with mock.patch.object(daily_lines, "_SLOW_SECONDS", 0.05):
+        lines = DailyLines(str(tmp_path / "x"), "audit", "audit_log")
+        line = lines.append(b"line", is_durable=False)
+        try:
+            await until(lambda: lines.failure == "writing takes more than 0.05 seconds", lambda: lines.failure)
+            assert not line.done()
+        finally:
+            works.set()
+        assert not await line
+        await until(lambda: not lines.failure)
+        await lines.close()
+    assert (lines.written, lines.failed) == (1, 0)
 
 
 async def test_lines_that_are_left_are_written_at_the_end(tmp_path: Path, disk: Disk) -> None:

@@ -1,8 +1,8 @@
-"""Lines that somebody waits for, in a file a day that only grows: written by a thread, many with one write.
+"""Lines that callers wait for, in a file a day that only grows: written by a thread, many with one write.
 
-A line that cannot be written is kept and written later, in its place: nobody adds lines that matter in the meantime,
-since those who would look at `failure` first. What a failed write left of a line is cut off again; where not even that
-works, or the process was killed, the next line begins on a new one, and a reader skips what is no whole line.
+A line that cannot be written is kept, and written first when writing works again; whoever has a choice looks at
+`failure` before it adds one. What a failed write left of a line is truncated. Where that fails too, or the process was
+killed, the next line begins after a line end, and readers skip what is no whole line.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from time import monotonic
 
 import structlog
 
-from cogment_model_registry.errors import StartError
+from cogment_model_registry.errors import StartError, counted
 from cogment_model_registry.system.file_locks import lock_soon
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -30,6 +30,9 @@ _SYNC_SECONDS = 1.0
 
 _LOOK_SECONDS = 0.2
 """How soon a new day, or a file that was moved away, is noticed: a look takes as long as a write."""
+
+_SLOW_SECONDS = 5.0
+"""A write that takes longer counts as a failure until it ends: the disk may hang."""
 
 _CLOSE_SECONDS = 5.0
 """How long a stop waits for the lines that are left: a disk that hangs may take any time."""
@@ -57,7 +60,6 @@ class DailyLines:
         setting: The setting that names the directory, for errors.
 
     Attributes:
-        failure: Why lines cannot be written; empty while they can.
         written: How many lines were written.
         failed: How many lines could not be written at the first try.
 
@@ -78,7 +80,8 @@ class DailyLines:
         self._looks_at = float("-inf")
         self._unwritten: list[_Line] = []
         self._unsynced_since: float | None = None
-        self.failure = ""
+        self._failure = ""
+        self._begun: float | None = None  # when the write under way began
         self.written = self.failed = 0
         self._lock = self._take_lock(setting)
         try:
@@ -99,6 +102,14 @@ class DailyLines:
             os.close(lock)
             raise StartError(f"{setting} {self._directory} is in use by another server")
         return lock
+
+    @property
+    def failure(self) -> str:
+        """Why lines cannot be written; empty while they can."""
+        begun = self._begun
+        if begun is not None and monotonic() - begun > _SLOW_SECONDS:
+            return f"writing takes more than {counted(_SLOW_SECONDS, 'second')}"
+        return self._failure
 
     def append(self, line: bytes, *, is_durable: bool) -> "asyncio.Future[str]":
         """Add a line, in the order of these calls.
@@ -145,7 +156,7 @@ class DailyLines:
         return lines, False
 
     def _patience_seconds(self) -> float | None:
-        if self.failure:
+        if self._failure:
             return _RETRY_SECONDS
         if self._unsynced_since is not None:
             return max(0.0, self._unsynced_since + _SYNC_SECONDS - monotonic())
@@ -153,6 +164,7 @@ class DailyLines:
 
     def _try_to_write(self, lines: Sequence[_Line]) -> str:
         """Write lines and sync what is to be synced; return why that failed, or nothing."""
+        self._begun = monotonic()
         try:
             self._write(lines)
         except OSError as error:
@@ -160,15 +172,17 @@ class DailyLines:
             reason = error.strerror or str(error)
             self.failed += len(lines) - len(self._unwritten)
             self._unwritten = [*lines]
-            if not self.failure:
+            if not self._failure:
                 _log.error("lines cannot be written", of=self._stem, directory=self._directory, reason=reason)
-            self.failure = reason
+            self._failure = reason
             return reason
+        finally:
+            self._begun = None
         self.written += len(lines)
         self._unwritten.clear()
-        if self.failure:
+        if self._failure:
             _log.info("lines can be written again", of=self._stem)
-        self.failure = ""
+        self._failure = ""
         return ""
 
     def _write(self, lines: Sequence[_Line]) -> None:
