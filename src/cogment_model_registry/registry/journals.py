@@ -9,11 +9,11 @@ that finish a call whose client is gone.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Any, Protocol, TypeAlias
 
 from cogment_model_registry.records.lifecycle import Alias, Annotations, ModelSummary, Version
-from cogment_model_registry.records.retention import NO_SHARE, ModelAnnotations
+from cogment_model_registry.records.retention import ModelAnnotations, RetentionRule
 from cogment_model_registry.records.timestamps import format_timestamp
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
@@ -115,7 +115,7 @@ def record_created(info: VersionInfo, annotations: Annotations | None = None) ->
     """Record a version that became visible."""
     journal = _journal.get()
     if journal is not None:
-        after = {**_info_state(info), **(_annotations_state(annotations) if annotations else {})}
+        after = {**_info_state(info), **(_fields(annotations) if annotations else {})}
         journal.record(Change("version created", info.model_id, info.number, after=after, is_durable=info.archived))
 
 
@@ -131,7 +131,7 @@ def record_deleted(version: Version) -> None:
     """Record a version that was deleted, as it was."""
     journal = _journal.get()
     if journal is not None:
-        before = {**_info_state(version), **_annotations_state(version.annotations), "aliases": [*version.aliases]}
+        before = {**_info_state(version), **_fields(version.annotations), "aliases": [*version.aliases]}
         journal.record(
             Change("version deleted", version.model_id, version.number, before=before, is_durable=version.archived)
         )
@@ -141,7 +141,7 @@ def record_annotated(info: VersionInfo, before: Annotations, after: Annotations)
     """Record that tags and metrics of a version were changed."""
     journal = _journal.get()
     if journal is not None:
-        was, now = _annotations_state(before), _annotations_state(after)
+        was, now = _fields(before), _fields(after)
         journal.record(
             Change("version changed", info.model_id, info.number, before=was, after=now, is_durable=info.archived)
         )
@@ -160,7 +160,7 @@ def record_model_changed(model_id: str, before: ModelAnnotations, after: ModelAn
     """Record that tags, rules or the share of a model were changed."""
     journal = _journal.get()
     if journal is not None:
-        journal.record(Change("model changed", model_id, before=_decided_state(before), after=_decided_state(after)))
+        journal.record(Change("model changed", model_id, before=_fields(before), after=_fields(after)))
 
 
 def record_model_deleted(summary: ModelSummary) -> None:
@@ -169,7 +169,7 @@ def record_model_deleted(summary: ModelSummary) -> None:
     if journal is not None:
         before = {
             "user_data": dict(summary.user_data),
-            **_decided_state(summary.annotations),
+            **_fields(summary.annotations),
             "versions": summary.versions,
             "latest_version_number": summary.latest_number,
             "archived_bytes": summary.archived_bytes,
@@ -192,35 +192,28 @@ def record_aliases(model_id: str, before: Mapping[str, Alias], after: Mapping[st
 
 
 def _alias_state(alias: Alias | None) -> State | None:
-    """Return where an alias points."""
     return None if alias is None else {"version_number": alias.version_number, "revision": alias.revision}
 
 
-def _annotations_state(annotations: Annotations) -> State:
-    """Return what people said of a version."""
-    return {
-        "tags": dict(annotations.tags),
-        "metrics": dict(annotations.metrics),
-        "revision": annotations.revision,
-    }
+def _info_state(info: VersionInfo) -> dict[str, Any]:
+    state = {name: value for name in _INFO_FIELDS if (value := _plain(getattr(info, name))) is not None}
+    return {"created": format_timestamp(info.created_ns), **state}
 
 
-def _info_state(info: VersionInfo) -> State:
-    """Return the record of a version."""
-    return {
-        "archived": info.archived,
-        "created": format_timestamp(info.created_ns),
-        "data_hash": info.data_hash,
-        "data_size_bytes": info.data_size_bytes,
-        "user_data": dict(info.user_data),
-    }
+_INFO_FIELDS = [each.name for each in fields(VersionInfo) if each.name not in {"model_id", "number", "created_ns"}]
 
 
-def _decided_state(decided: ModelAnnotations) -> State:
-    """Return what people decided about a model."""
-    state = {
-        "tags": dict(decided.tags),
-        "retention": [str(rule) for rule in decided.retention],
-        "revision": decided.revision,
-    }
-    return state if decided.share == NO_SHARE else {**state, "transient_share": asdict(decided.share)}
+def _fields(record: Annotations | ModelAnnotations) -> dict[str, Any]:
+    """Return the fields of a record, those that it gets later too."""
+    return {each.name: _plain(getattr(record, each.name)) for each in fields(record)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a field of a record as a value of JSON."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, RetentionRule):
+        return str(value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

@@ -73,7 +73,6 @@ class RetentionWork:
         journals.require_writable()
         async with aclosing(application.delete()) as deletions:
             async for decision in deletions:
-                await journals.written()  # before the next one: there may be very many
                 info = decision.version.info
                 self._observe(decision)
                 _log.info(
@@ -85,6 +84,7 @@ class RetentionWork:
                     reason=decision.reason,
                     **fields,
                 )
+                await journals.written()  # before the next one: there may be very many
                 yield decision
 
     def require_writable(self, model_id: str) -> None:

@@ -4,7 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from time import time_ns
 
@@ -19,7 +19,7 @@ from cogment_model_registry.records.lifecycle import (
     ModelSummary,
     Version,
 )
-from cogment_model_registry.records.retention import ModelChange, RetentionRule, TransientShare
+from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, RetentionRule, TransientShare
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import (
@@ -845,6 +845,13 @@ class CatalogSuite(ABC):
         assert changes[5][1] == changes[7][0]
         assert changes[7][1]["revision"] > changes[7][0]["revision"]
         assert changes[11][0].items() >= {"aliases": ["a"], "tags": {"stage": "old"}, "archived": True}.items()
+        assert changes[9][0].items() >= {"tags": {}, "retention": []}.items()
+        assert (
+            changes[9][1].items() >= {"tags": {"team": "x"}, "retention": ["of all versions, keep the last 1"]}.items()
+        )
+        assert changes[9][1].keys() == {each.name for each in fields(ModelAnnotations)}
+        names = {each.name for each in fields(VersionInfo)} - {"model_id", "number", "created_ns"}
+        assert changes[10][1].keys() == {*names, "created", *(each.name for each in fields(Annotations))}
         assert changes[13][0].items() >= {"versions": 1, "user_data": {"owner": "robots"}}.items()
 
     async def test_changes_that_were_refused_are_not_recorded(self, catalog: Catalog) -> None:
