@@ -26,6 +26,7 @@ from benchmarks import (
     plots,
     same_host,
     small_path,
+    tokens,
     trials,
     watching,
 )
@@ -48,6 +49,7 @@ _FIGURES = [
     *consumers.BENCHMARKS,
     *same_host.BENCHMARKS,
     *small_path.BENCHMARKS,
+    *tokens.BENCHMARKS,
     *h2load.BENCHMARKS,
 ]
 _CURVES = [*data_path.CURVES, *control_path.CURVES]

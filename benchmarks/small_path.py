@@ -79,6 +79,9 @@ class _Everybody:
     async def look_up(self, _call: Call) -> Caller:
         return NOBODY
 
+    def is_known(self, _call: Call) -> bool:
+        return True
+
     def decide(self, call: Call, request: object) -> None:
         """Do nothing."""
 

@@ -1,12 +1,17 @@
-"""Authorities and certificates of tests, made with the program `openssl`."""
+"""Authorities and certificates of tests, made with the program `openssl`, and a client that uses them."""
 
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
+import grpc.aio
 import pytest
 
+from tests.client import Client
 from tests.waiting import PATIENCE_SECONDS
 
 LOCAL = ("DNS:localhost", "IP:127.0.0.1", "IP:::1")
@@ -73,3 +78,16 @@ class Authority:
         made = ("-days", str(days), "-extfile", extensions, "-out", certificate)
         openssl("x509", "-req", "-in", request, *signed_by, *made)
         return Issued(certificate, key)
+
+
+@asynccontextmanager
+async def connected_over_tls(port: int, authority: Authority, client: Issued | None = None) -> AsyncIterator[Client]:
+    """Return a context manager with a client over TLS."""
+    credentials = grpc.ssl_channel_credentials(
+        authority.certificate.read_bytes(),
+        client.key.read_bytes() if client else None,
+        client.certificate.read_bytes() if client else None,
+    )
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
+        yield Client(channel, port=port)

@@ -4,8 +4,11 @@ Root gets a mount namespace, another user one in a user namespace, if the machin
 """
 
 import functools
+import os
 import shlex
+import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,3 +62,42 @@ def read_only(path: Path) -> str:
     """Return the command that makes a directory read-only."""
     quoted = shlex.quote(str(path))
     return f"mount --bind {quoted} {quoted} && mount -o remount,bind,ro {quoted}"
+
+
+def all_read_only(writable: Sequence[str]) -> str:
+    """Return the command that makes all mounts read-only but some, and those of the kernel."""
+    kept = "|".join([*writable, *(f"{path}|{path}/*" for path in ("/proc", "/sys", "/dev"))])
+    remount = f"case $path in {kept}) ;; *) mount -o remount,bind,ro $path ;; esac"
+    return f"cut -d ' ' -f 5 /proc/self/mountinfo | while read -r path; do {remount}; done"
+
+
+def needs_root() -> None:
+    """Skip a test where no process can be started as another user on a read-only file system."""
+    if os.geteuid() != 0 or not all(map(shutil.which, ("setpriv", "unshare", "mount"))):
+        pytest.skip("only root can mount a read-only file system and become another user, on Linux")
+
+
+def reaching(folder: Path, places: Sequence[str | os.PathLike[str]]) -> list[str]:
+    """Return the words before a command that let everybody reach some places.
+
+    A place below a directory that is closed to others, as /root is, appears at its path in a mount namespace of the
+    command, where nothing else is below that directory.
+    """
+    paths = [Path(place).resolve() for place in places]
+    closed = {path: _closed_above(path) for path in paths}
+    if not any(closed.values()):
+        return []
+    lines = ["set -e"]
+    for number, path in enumerate(paths):
+        lines += [f"mkdir -p {folder}/{number}", f"mount --bind {shlex.quote(str(path))} {folder}/{number}"]
+    lines += [f"mount -t tmpfs -o mode=755 none {shlex.quote(top)}" for top in sorted({*filter(None, closed.values())})]
+    for number, (path, top) in enumerate(closed.items()):
+        if top:
+            there = shlex.quote(str(path))
+            lines += [f"mkdir -p {there}", f"mount --bind {folder}/{number} {there}"]
+    return ["unshare", "--mount", "sh", "-c", "\n".join([*lines, 'exec "$@"']), "sh"]
+
+
+def _closed_above(path: Path) -> str:
+    """Return the topmost directory above a path that others may not pass; empty if they may pass all."""
+    return next((str(each) for each in reversed(path.parents) if not each.stat().st_mode & 0o001), "")

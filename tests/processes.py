@@ -18,6 +18,8 @@ START_SECONDS = PATIENCE_SECONDS
 class ServerProcess:
     """`cogment services model_registry`, or `directory`, in a process of its own; `before` is a command that runs it.
 
+    Without `archive_dir`, the flags or the environment say where the archive is.
+
     Attributes:
         port: The port in its log.
         lines: The lines that it has logged so far.
@@ -25,7 +27,7 @@ class ServerProcess:
 
     def __init__(
         self,
-        archive_dir: Path,
+        archive_dir: Path | None,
         *flags: str,
         environment: dict[str, str] | None = None,
         service: str = "model_registry",
@@ -37,7 +39,7 @@ class ServerProcess:
         command += ["--port=0", "--host=127.0.0.1"]
         if service == "model_registry":
             # Rules of retention are applied when a test asks for it, and not by a timer in the middle of one.
-            command += [f"--archive_dir={archive_dir}", "--retention_seconds=0"]
+            command += [*([f"--archive_dir={archive_dir}"] if archive_dir else []), "--retention_seconds=0"]
         command += flags
         self._process = subprocess.Popen(
             command,
@@ -124,7 +126,7 @@ def clean_environment() -> dict[str, str]:
 
 @contextmanager
 def server_process(
-    archive_dir: Path,
+    archive_dir: Path | None,
     *flags: str,
     environment: dict[str, str] | None = None,
     service: str = "model_registry",

@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import os
 import pathlib
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from tests.locales import POSIX, C, MissingLocaleError, latin_1
+from tests.mounts import reaching
 
 ROOT = pathlib.Path(__file__).parent.parent
 SUITES = [f"tests/{name}" for name in ("archive_tools", "cli", "settings", "storage/test_filesystem.py", "system")]
@@ -72,38 +72,12 @@ def _another_user() -> Iterator[Environment]:
         shutil.copytree(ROOT, copy, ignore=left_out, symlinks=True)
         for path in (copy, *copy.rglob("*")):
             shutil.chown(path, NOBODY, "nogroup")
-        prefix = [*_reaching(pathlib.Path(folder) / "kept", [ROOT, sys.prefix, sys.base_prefix]), *switch]
+        prefix = [*reaching(pathlib.Path(folder) / "kept", [ROOT, sys.prefix, sys.base_prefix]), *switch]
         tried = subprocess.run([*prefix, sys.executable, "-c", ""], capture_output=True, text=True, check=False)
         if tried.returncode != 0:
             raise MissingError(f"{NOBODY} cannot run {sys.executable}: {tried.stderr.strip()}")
         cache = str(copy / ".cache/pycache")
         yield Environment(prefix, {"HOME": str(copy), "PYTHONPYCACHEPREFIX": cache}, cwd=copy)
-
-
-def _reaching(folder: pathlib.Path, places: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Return the words before a command that let everybody reach some places.
-
-    A place below a directory that is closed to others, as /root is, appears at its path in a mount namespace of the
-    command, where nothing else is below that directory.
-    """
-    paths = [pathlib.Path(place).resolve() for place in places]
-    closed = {path: _closed_above(path) for path in paths}
-    if not any(closed.values()):
-        return []
-    lines = ["set -e"]
-    for number, path in enumerate(paths):
-        lines += [f"mkdir -p {folder}/{number}", f"mount --bind {shlex.quote(str(path))} {folder}/{number}"]
-    lines += [f"mount -t tmpfs -o mode=755 none {shlex.quote(top)}" for top in sorted({*filter(None, closed.values())})]
-    for number, (path, top) in enumerate(closed.items()):
-        if top:
-            there = shlex.quote(str(path))
-            lines += [f"mkdir -p {there}", f"mount --bind {folder}/{number} {there}"]
-    return ["unshare", "--mount", "sh", "-c", "\n".join([*lines, 'exec "$@"']), "sh"]
-
-
-def _closed_above(path: pathlib.Path) -> str:
-    """Return the topmost directory above a path that others may not pass; empty if they may pass all."""
-    return next((str(each) for each in reversed(path.parents) if not each.stat().st_mode & 0o001), "")
 
 
 ENVIRONMENTS: dict[str, Callable[[], AbstractContextManager[Environment]]] = {

@@ -13,7 +13,8 @@
     ├── DataLossError       what is stored is damaged
     ├── TimedOutError       the other side took too long
     ├── UnavailableError    the registry cannot do it now: its archive fails
-    │   └── StoppingError   the server is stopping
+    │   ├── StoppingError   the server is stopping
+    │   └── LimitedError    the caller is over one of its limits, and has to wait
     ├── WrongServerError    what answers is not a model registry, or not a Directory
     ├── ClosedError         the client was closed, or cannot be used here, or the model is not tracked
     ├── SettingError        a setting has a value that is not allowed
@@ -25,7 +26,7 @@ never shows a path of the server; `SettingError` and `StartError` speak to the o
 
 import errno
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
@@ -55,14 +56,19 @@ class ModelRegistryError(Exception):
         self.model_id = model_id
         self.version_number = version_number
 
+    def reworded(self, message: str) -> "Self":
+        """Return the same error with another message."""
+        return _restored(type(self), (message,), {**self.__dict__, "message": message})
+
     def __reduce__(self) -> tuple[object, ...]:
         # Subclasses have other arguments; and an error that cannot be unpickled makes pools of processes hang.
         return _restored, (type(self), self.args, self.__dict__)
 
 
-def _restored(
-    kind: type[ModelRegistryError], arguments: tuple[object, ...], state: dict[str, object]
-) -> ModelRegistryError:
+_Error = TypeVar("_Error", bound=ModelRegistryError)
+
+
+def _restored(kind: type[_Error], arguments: tuple[object, ...], state: dict[str, object]) -> _Error:
     """Return an error as it was pickled."""
     error = kind.__new__(kind, *arguments)
     error.__dict__.update(state)
@@ -145,6 +151,31 @@ class StoppingError(UnavailableError):
 
     def __init__(self) -> None:
         super().__init__("the server is stopping")
+
+
+class LimitedError(UnavailableError):
+    """The caller is over one of its limits. The call was refused before anything was done.
+
+    Args:
+        message: One line for people.
+        model_id: The model that the call was about, if it was about one.
+        version_number: The version of that model, if it was about one.
+        retry_after_seconds: When the caller may try again.
+
+    Attributes:
+        retry_after_seconds: As above.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        model_id: str | None = None,
+        version_number: int | None = None,
+        retry_after_seconds: float = 0.0,
+    ) -> None:
+        super().__init__(message, model_id=model_id, version_number=version_number)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class WrongServerError(ModelRegistryError):

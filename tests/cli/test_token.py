@@ -1,10 +1,9 @@
-"""`cogment token`: tokens made, listed and revoked next to a server, and the commands of the page about them."""
+"""`cogment token`: tokens made, listed and revoked next to a server."""
 
 import json
 import os
 import re
 import stat
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry, errors
-from tests import pages
-from tests.processes import ServerProcess, run, run_cogment, server_process
+from tests.processes import ServerProcess, run_cogment, server_process
 from tests.waiting import wait_until
 
 ENDPOINT = "grpc://127.0.0.1:{}"
@@ -144,22 +142,6 @@ def test_what_is_wrong_is_refused_in_one_line(archive: Path, words: list[str], c
 def test_listing_a_directory_that_does_not_exist_creates_nothing(archive: Path) -> None:
     assert "No such file" in token("list", f"--archive_dir={archive}", code=1)
     assert not archive.exists()
-
-
-def test_the_commands_of_the_page_work(tmp_path: Path) -> None:
-    lines = [
-        line
-        for block in pages.blocks("docs/security.md", "sh")
-        for line in block.splitlines()
-        if line.startswith("cogment token ")
-    ]
-    assert len(lines) >= 4
-    script = "set -euo pipefail\n" + "\n".join(line.replace("cogment", '"$COGMENT"') for line in lines)
-    program = os.path.join(os.path.dirname(sys.executable), "cogment")
-    done = run("bash", "-c", script, environment={"COGMENT": program}, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "trainer.token").read_text().startswith("cmr_")
-    assert "publish:policy-*, read:policy-*" in done.stdout
 
 
 def test_secrets_are_in_no_log_error_or_help(archive: Path, guarded: ServerProcess, tmp_path: Path) -> None:

@@ -99,6 +99,17 @@ async def test_registers_with_a_running_directory(tmp_path: Path) -> None:
             await client.create_model("m")
 
 
+async def test_a_registry_that_is_closed_to_strangers_is_found_too(tmp_path: Path) -> None:
+    """The Directory asks for its load without a token."""
+    flags = ("--anonymous=nothing", "--log_format=json")
+    with (
+        directory_process() as directory,
+        server_process(tmp_path / "archive", f"--directory_endpoint={directory.endpoint}", *flags) as registry,
+    ):
+        await registered(directory.port, registry)
+        assert not [line for line in registry.lines if "UNAUTHENTICATED" in line]
+
+
 async def test_registers_once_the_directory_starts(tmp_path: Path) -> None:
     port = free_port()
     flag = f"--directory_endpoint=grpc://127.0.0.1:{port}"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import ssl
 import urllib.request
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from cogment_model_registry.server.registration import State
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import consumers, lifecycle
-from tests.client import Client, connected
+from tests.certificates import Authority, connected_over_tls
+from tests.client import Client
 from tests.waiting import PATIENCE_SECONDS
 
 DOCUMENTS = Path(__file__).parent.parent.parent / "docs"
@@ -41,14 +43,17 @@ ROWS = (
 @pytest.fixture
 async def metrics(tmp_path: Path) -> list[Metric]:
     """What a server exposes after each kind of call."""
+    authority = Authority(tmp_path)
+    tls = authority.issue().options
     settings = Settings(
         metrics_port=0,
         cache_max_bytes=MIB,
         cache_max_items=1,
         grace_seconds=0,
         audit_log=str(tmp_path / "audit"),
+        **tls,  # type: ignore[arg-type]
     )
-    async with serving(tmp_path / "archive", settings) as server, connected(server.port) as client:
+    async with serving(tmp_path / "archive", settings) as server, connected_over_tls(server.port, authority) as client:
         await client.create_model("m")
         await client.store("m", b"archived")
         for data in (b"transient", b"another"):
@@ -61,9 +66,9 @@ async def metrics(tmp_path: Path) -> list[Metric]:
         await lifecycle_client.unary("ReportConsumer", request, consumers.ReportConsumerReply)
 
         def scrape() -> str:
-            with urllib.request.urlopen(
-                f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=PATIENCE_SECONDS
-            ) as reply:
+            address = f"https://127.0.0.1:{server.metrics_port}/metrics"
+            trusting = ssl.create_default_context(cafile=authority.certificate)
+            with urllib.request.urlopen(address, timeout=PATIENCE_SECONDS, context=trusting) as reply:
                 return str(reply.read().decode())
 
         return list(text_string_to_metric_families(await asyncio.to_thread(scrape)))

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cogment_model_registry.server import monitoring
 from cogment_model_registry.settings import Settings, all_settings
 from tests import pages
 from tests.ports import free_ports
@@ -178,20 +177,3 @@ def test_the_configuration_of_prometheus_is_yaml_with_a_target() -> None:
         "scrape_configs"
     ]
     assert job["static_configs"] == [{"targets": ["192.0.2.10:9003"]}]
-
-
-def test_the_pod_of_the_page_fits_the_image_and_the_server() -> None:
-    [pod] = [parsed["spec"] for parsed in map(yaml.safe_load, blocks("yaml")) if "spec" in parsed]
-    [container] = pod["containers"]
-    image = (ROOT / "deploy/Containerfile").read_text()
-    unit = (ROOT / "deploy/cogment-model-registry.service").read_text()
-    assert f"USER {pod['securityContext']['runAsUser']}:{pod['securityContext']['runAsGroup']}\n" in image
-    assert f"VOLUME {container['volumeMounts'][0]['mountPath']}\n" in image
-    assert f"TimeoutStopSec={pod['terminationGracePeriodSeconds']}\n" in unit
-    settings = Settings.load(dict(flag.removeprefix("--").split("=") for flag in container["args"]), {})
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"grpc": settings.port, "http": settings.metrics_port}
-    probes = [container[name]["httpGet"] for name in ("readinessProbe", "livenessProbe")]
-    assert [probe["path"] for probe in probes] == [monitoring.READY, monitoring.ALIVE]
-    assert {probe["port"] for probe in probes} == {"http"}
-    assert container["livenessProbe"]["timeoutSeconds"] > monitoring.LOOP_SECONDS

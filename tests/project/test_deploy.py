@@ -6,22 +6,30 @@ No image is built here, for want of an engine on the machines that test.
 import ast
 import configparser
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
+from cogment_model_registry import ModelRegistry
 from cogment_model_registry.settings import Settings, all_settings
-from tests.processes import clean_environment, run_cogment, server_process
-from tests.waiting import PATIENCE_SECONDS
+from tests.certificates import Authority
+from tests.mounts import AS_ROOT, all_read_only, mounted, needs_root, reaching
+from tests.processes import ServerProcess, clean_environment, run, run_cogment, server_process
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 UNIT_PATH = ROOT / "deploy/cogment-model-registry.service"
 CONTAINERFILE = (ROOT / "deploy/Containerfile").read_text()
+
+NOBODY = 65534
 
 COMMAND = "cogment services model_registry"
 VARIABLES = {setting.environment for setting in all_settings(Settings)}
@@ -110,6 +118,97 @@ def test_the_unit_gives_few_rights(unit: configparser.ConfigParser) -> None:
     assert service["CapabilityBoundingSet"] == ""
 
 
+def test_systemd_finds_little_exposure_in_the_unit() -> None:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("there is no systemd-analyze; the test before looks at the most important settings")
+    result = run(program, "security", "--offline=true", "--threshold=19", "--no-pager", str(UNIT_PATH))
+    if "Unknown option" in result.stderr or "unrecognized option" in result.stderr:
+        pytest.skip("this systemd-analyze rates no files")
+    # The threshold is ten times the exposure, which is from 0 to 10; without sandboxing it is over 9.
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def sandboxed(directory: Path, unit: configparser.ConfigParser) -> list[str]:
+    """Return the words before a command that give it the rights of the unit, as far as they are tried without systemd.
+
+    It runs as another user, without capabilities and new privileges; all file systems are read-only but for the
+    directory of the state and a private /tmp; /home is empty.
+    """
+    needs_root()
+    state = f"/var/lib/{unit['Service']['StateDirectory']}"
+    reach = reaching(directory / "reached", [ROOT, sys.prefix, sys.base_prefix])
+    made = directory / "state"
+    made.mkdir()
+    os.chown(made, NOBODY, NOBODY)
+    mounts = [
+        "mount -t tmpfs -o mode=755 none /var/lib",
+        f"mkdir {state}",
+        f"mount --bind {made} {state}",
+        "mount -t tmpfs -o mode=000 none /home",
+        all_read_only(writable=[state]),
+        "mount -t tmpfs -o mode=1777 none /tmp",
+    ]
+    switch = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs"]
+    switch += ["--inh-caps=-all", "--bounding-set=-all", "sh", "-c", f'umask 0027; cd {state}; exec "$@"', "sh"]
+    return [*reach, *mounted(*mounts, unshare=AS_ROOT), *switch]
+
+
+def test_the_server_works_with_the_rights_of_the_unit(unit: configparser.ConfigParser, tmp_path: Path) -> None:
+    archive = f"/var/lib/{unit['Service']['StateDirectory']}/archive"
+    before = sandboxed(tmp_path, unit)
+    with server_process(Path(archive), "--local_socket=/tmp/socket", before=before) as server:
+        use(f"grpc://127.0.0.1:{server.port}")
+        assert psutil.Process(server.pid).uids().effective == NOBODY
+        assert server.stop() == 0
+        assert not [line for line in server.lines if "warning" in line or "error" in line]
+    assert {path.name for path in (tmp_path / "state/archive").iterdir()} >= {"m"}
+    for place in ("/", "/etc", "/usr", "/var/lib"):
+        assert "Read-only file system" in run(*before, "touch", f"{place}/written").stderr
+
+
+def use(endpoint: str) -> None:
+    """Use a server as clients do: both tiers, and versions that are large enough for the local socket."""
+    data = os.urandom(3 << 20)
+    with ModelRegistry(endpoint) as registry:
+        for create in (registry.publish, registry.store):
+            assert registry.retrieve("m", create("m", data).number) == data
+        next(registry.watch("m"))
+
+
+def test_the_unit_allows_every_system_call_that_the_server_makes(
+    unit: configparser.ConfigParser, tmp_path: Path
+) -> None:
+    analyze, strace = shutil.which("systemd-analyze"), shutil.which("strace")
+    if not analyze or not strace or run(strace, "-qq", "-o", os.devnull, "true").returncode:
+        pytest.skip("there is no systemd-analyze that knows the groups, or no strace that may trace")
+    trace = tmp_path / "trace"
+    follow = [strace, "-f", "-qq", "--signal=none", f"--output={trace}"]
+    with server_process(tmp_path / "archive", "--metrics_port=0", before=follow) as server:
+        use(f"grpc://127.0.0.1:{server.port}")
+        [traced] = psutil.Process(server.pid).children()
+        traced.send_signal(signal.SIGHUP)
+        server.wait_for_line("rescanned the archive")
+        traced.terminate()
+        assert server.wait() == 0
+    made = set(re.findall(r"^\d+ +(\w+)\(", trace.read_text(), re.MULTILINE))
+    assert len(made) > 50
+    assert made <= calls_of(unit["Service"]["SystemCallFilter"], run(analyze, "syscall-filter", "--no-pager").stdout)
+
+
+def calls_of(name: str, text: str) -> set[str]:
+    """Return the system calls of a group, which may have other groups, as systemd prints all groups."""
+    parts = re.split(r"^(@[\w-]+)$", text, flags=re.MULTILINE)[1:]
+    groups = {
+        group: re.findall(r"^ +(@?\w[\w-]*)$", body, re.MULTILINE)
+        for group, body in zip(parts[::2], parts[1::2], strict=True)
+    }
+    found: set[str] = set()
+    for each in groups[name]:
+        found |= calls_of(each, text) if each.startswith("@") else {each}
+    return found
+
+
 def instructions() -> list[tuple[str, str]]:
     """Return the instructions of the Containerfile, with continued lines joined."""
     text = re.sub(r"^#.*\n", "", CONTAINERFILE, flags=re.MULTILINE).replace("\\\n", " ")
@@ -122,17 +221,19 @@ def the(name: str) -> str:
 
 
 def health_command() -> list[str]:
-    """Return the command of the health check, for the Python of this test."""
-    program, *arguments = json.loads(the("HEALTHCHECK").partition("CMD")[2])
+    """Return the command of the health check, for the Python and the files of this working copy."""
+    program, script = json.loads(the("HEALTHCHECK").partition("CMD")[2])
     assert program == "python"
-    return [sys.executable, *arguments]
+    [copied] = [rest.split() for name, rest in instructions() if name == "COPY" and rest.endswith(f" {script}")]
+    return [sys.executable, "-I", str(ROOT / copied[0])]
 
 
-def is_healthy(port: int, variable: str = "", default_port: int = 9002) -> bool:
-    """Return what the health check says, if the variable of the port has a value and the default port is another."""
-    environment = {**clean_environment(), "COGMENT_MODEL_REGISTRY_PORT": variable or str(port)}
-    command = [word.replace("'9002'", f"'{default_port}'") for word in health_command()]
-    result = subprocess.run(command, env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False)
+def is_healthy(**variables: str) -> bool:
+    """Return what the health check says in a container with these variables."""
+    environment = {**clean_environment(), **variables}
+    result = subprocess.run(
+        health_command(), env=environment, capture_output=True, timeout=PATIENCE_SECONDS, check=False
+    )
     return result.returncode == 0
 
 
@@ -199,36 +300,74 @@ def test_the_image_serves_as_an_unprivileged_user_with_its_settings() -> None:
     settings = {name: value for name, value in variables.items() if name.startswith("COGMENT_")}
     assert set(settings) <= VARIABLES
     assert loaded(**settings).archive_dir.startswith(f"{the('VOLUME').strip()}/")
-    assert int(the("EXPOSE")) == Settings().port
+    image = loaded(**settings)
+    assert [*map(int, the("EXPOSE").split())] == [image.port, image.metrics_port]
     assert the("STOPSIGNAL") == "SIGTERM"
 
 
-def test_the_health_check_succeeds_against_a_server_and_fails_without_one(tmp_path: Path) -> None:
-    with server_process(tmp_path / "archive") as server:
-        assert is_healthy(server.port)
+METRICS_PORT = "COGMENT_MODEL_REGISTRY_METRICS_PORT"
+HOST = "COGMENT_MODEL_REGISTRY_HOST"
+
+
+def metrics_port_of(server: ServerProcess) -> str:
+    return server.wait_for_line(r"\bmetrics_port[\"=: ]+(\d+)")[1]
+
+
+@pytest.mark.parametrize("encryption", ["none", "tls", "client certificates"])
+def test_the_health_check_succeeds_against_a_server_and_fails_without_one(tmp_path: Path, encryption: str) -> None:
+    flags = ["--metrics_port=0"]
+    if encryption != "none":
+        authority = Authority(tmp_path)
+        # Of a name that is not that of this host.
+        flags += authority.issue(names=("DNS:registry.example",)).flags
+        flags += [f"--tls_client_ca={authority.certificate}"] if encryption == "client certificates" else []
+    with server_process(tmp_path / "archive", *flags) as server:
+        port = metrics_port_of(server)
+        assert is_healthy(**{METRICS_PORT: port})
+        assert is_healthy(**{METRICS_PORT: port, HOST: "*"})
+        assert is_healthy(**{METRICS_PORT: port, HOST: "tcp://10.0.0.1:9002"})
         assert server.stop() == 0
-        assert not is_healthy(server.port)
+        assert not is_healthy(**{METRICS_PORT: port})
+
+
+def test_the_health_check_asks_the_interface_of_the_server(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive", "--host=127.0.0.2", "--metrics_port=0") as server:
+        port = metrics_port_of(server)
+        assert is_healthy(**{METRICS_PORT: port, HOST: "127.0.0.2"})
+        assert not is_healthy(**{METRICS_PORT: port})
 
 
 def test_the_health_check_fails_against_something_else_that_listens() -> None:
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        assert not is_healthy(other.getsockname()[1])
+        assert not is_healthy(**{METRICS_PORT: str(other.getsockname()[1])})
 
 
-def test_the_health_check_ignores_a_port_that_the_platform_set(tmp_path: Path) -> None:
-    with server_process(tmp_path / "archive") as server:
-        assert is_healthy(server.port, "tcp://10.0.0.1:9002", default_port=server.port)
+def test_the_health_check_fails_while_the_server_does_not_serve(tmp_path: Path) -> None:
+    with server_process(tmp_path / "archive", "--metrics_port=0") as server:
+        port = metrics_port_of(server)
+        (tmp_path / "archive").rename(tmp_path / "elsewhere")
+        wait_until(lambda: not is_healthy(**{METRICS_PORT: port}))
 
 
-def test_the_health_check_needs_only_the_contents_of_the_image() -> None:
-    [code] = health_command()[2:]
+def test_the_health_check_gives_up_before_the_engine_ends_it() -> None:
+    [seconds] = re.findall(r"--timeout=(\d+)s", the("HEALTHCHECK"))
+    script = (ROOT / "deploy/healthcheck.py").read_text()
+    [each] = re.findall(r"^SECONDS = (\d+)$", script, re.MULTILINE)
+    assert 2 * int(each) < int(seconds)
+
+
+def test_the_health_check_needs_only_the_standard_library_and_the_defaults_of_the_image() -> None:
+    script = (ROOT / "deploy/healthcheck.py").read_text()
     imported = {
-        alias.name for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Import) for alias in node.names
+        alias.name.split(".")[0]
+        for node in ast.walk(ast.parse(script))
+        if isinstance(node, ast.Import)
+        for alias in node.names
     }
-    imported |= {str(node.module) for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)}
-    assert imported == {"os", "sys", "grpc", "grpc_health.v1"}
-    pins = (ROOT / "requirements/serve.txt").read_text()
-    assert "\ngrpcio==" in pins
-    assert "\ngrpcio-health-checking==" in pins
+    assert imported
+    assert imported <= sys.stdlib_module_names
+    assert set(re.findall(r"COGMENT_\w+", script)) <= VARIABLES
+    [port] = re.findall(r"else (\d+)$", script, re.MULTILINE)
+    assert f"{METRICS_PORT}={port}" in the("ENV")

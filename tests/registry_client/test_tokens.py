@@ -78,7 +78,7 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
     del both["COGMENT_MODEL_REGISTRY_TOKEN"]
     assert found(None, None, both).authorization() == "Bearer of_file"
     assert found("", None, both).authorization() == ""
-    assert found(None, None, {}).metadata() is None
+    assert found(None, None, {}).metadata() == ()
 
 
 @pytest.mark.parametrize("token", ["a b", "a\nb", "é", "a\x00"])

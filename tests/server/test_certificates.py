@@ -30,7 +30,7 @@ from cogment_model_registry.serving.certificates import Certificates, certificat
 from cogment_model_registry.settings import DirectorySettings, Settings, TlsSettings
 from cogment_model_registry.system import certificates as pem
 from cogment_model_registry.testing.server import serving
-from tests.certificates import Authority, Issued, openssl
+from tests.certificates import Authority, Issued, connected_over_tls, openssl
 from tests.client import Client
 from tests.processes import ServerProcess, clean_environment, server_process
 from tests.waiting import PATIENCE_SECONDS, eventually, until, wait_until
@@ -61,19 +61,6 @@ def actor(authority: Authority) -> Issued:
 def settings_with(shown: Issued, **others: Any) -> Settings:
     given: dict[str, Any] = {**shown.options, **others}
     return Settings(grace_seconds=0, local_socket="", retention_seconds=0, **given)
-
-
-@asynccontextmanager
-async def connected(port: int, authority: Authority, client: Issued | None = None) -> AsyncIterator[Client]:
-    """Return a context manager with a client over TLS."""
-    credentials = grpc.ssl_channel_credentials(
-        authority.certificate.read_bytes(),
-        client.key.read_bytes() if client else None,
-        client.certificate.read_bytes() if client else None,
-    )
-    options = [("grpc.use_local_subchannel_pool", 1)]
-    async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
-        yield Client(channel, port=port)
 
 
 @contextlib.contextmanager
@@ -289,12 +276,34 @@ async def test_an_expired_certificate_is_a_warning(
     expired = authority.issue("expired", days=-1)
     async with (
         serving(tmp_path / "archive", settings_with(expired)) as server,
-        connected(server.port, authority) as client,
+        connected_over_tls(server.port, authority) as client,
     ):
         with unavailable():
             await client.status()
     [warning] = [record for record in caplog.records if record.levelname == "WARNING"]
     assert "certificate has expired" in warning.getMessage()
+
+
+DAY = 86_400
+
+
+@pytest.mark.parametrize(("days", "notice_days"), [(30, 5), (365, 14)])
+def test_the_end_of_a_certificate_is_a_warning_a_day_before_it_comes(
+    authority: Authority, caplog: pytest.LogCaptureFixture, days: int, notice_days: int
+) -> None:
+    now = time.time()
+    certificates = Certificates(settings_with(authority.issue(f"for-{days}", days=days)), now=lambda: now)
+    expires_at = certificates.expires_at
+    assert expires_at == pytest.approx(now + days * DAY, abs=60)
+    told = []
+    for before_days in (notice_days + 0.1, notice_days - 0.1, notice_days - 0.2, notice_days - 1.2, 0.01, -0.01, -2):
+        now = expires_at - before_days * DAY
+        certificates.tell_expiry()
+        told.append([record.getMessage() for record in caplog.records])
+        caplog.clear()
+    assert [len(messages) for messages in told] == [0, 1, 0, 1, 1, 1, 0]
+    assert "certificate expires soon" in told[1][0]
+    assert "certificate has expired" in told[5][0]
 
 
 async def test_the_certificate_and_the_key_may_be_in_one_file_with_other_text(
@@ -303,7 +312,7 @@ async def test_the_certificate_and_the_key_may_be_in_one_file_with_other_text(
     both = tmp_path / "both.pem"
     both.write_text(f"made by hand: ä\n{shown.key.read_text()}{shown.certificate.read_text()}", encoding="latin-1")
     settings = settings_with(Issued(both, both))
-    async with serving(tmp_path / "archive", settings) as server, connected(server.port, authority) as client:
+    async with serving(tmp_path / "archive", settings) as server, connected_over_tls(server.port, authority) as client:
         assert (await client.status("archive"))["archive"] == "ok"
 
 
@@ -323,11 +332,11 @@ async def test_a_server_with_a_certificate_takes_tls_and_nothing_else(
     authority: Authority, stranger: Authority, shown: Issued, tmp_path: Path
 ) -> None:
     async with serving(tmp_path / "archive", settings_with(shown)) as server:
-        async with connected(server.port, authority) as client:
+        async with connected_over_tls(server.port, authority) as client:
             await client.create_model("walker")
             await client.store("walker", b"weights")
             assert await client.data("walker") == b"weights"
-        async with connected(server.port, stranger) as client:
+        async with connected_over_tls(server.port, stranger) as client:
             with unavailable():
                 await client.status()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -365,10 +374,10 @@ async def test_clients_must_show_a_certificate_of_the_authority(
 ) -> None:
     settings = settings_with(shown, tls_client_ca=str(authority.certificate))
     async with serving(tmp_path / "archive", settings) as server:
-        async with connected(server.port, authority, actor) as client:
+        async with connected_over_tls(server.port, authority, actor) as client:
             assert (await client.status("archive"))["archive"] == "ok"
         for wrong in (None, stranger.issue("actor")):
-            async with connected(server.port, authority, wrong) as client:
+            async with connected_over_tls(server.port, authority, wrong) as client:
                 with unavailable():
                     await client.status()
 
@@ -378,7 +387,7 @@ async def test_clients_need_no_certificate_where_that_is_switched_off(
 ) -> None:
     ca = str(authority.certificate)
     settings = settings_with(shown, tls_client_ca=ca, tls_require_client_certificate=False)
-    async with serving(tmp_path / "archive", settings) as server, connected(server.port, authority) as client:
+    async with serving(tmp_path / "archive", settings) as server, connected_over_tls(server.port, authority) as client:
         assert (await client.status("archive"))["archive"] == "ok"
 
 
@@ -412,7 +421,7 @@ async def test_a_call_tells_the_names_of_the_client_certificate(
     authority: Authority, shown: Issued, actor: Issued
 ) -> None:
     certificates = Certificates(settings_with(shown, tls_client_ca=str(authority.certificate)))
-    async with telling_names(certificates) as port, connected(port, authority, actor) as client:
+    async with telling_names(certificates) as port, connected_over_tls(port, authority, actor) as client:
         assert await names_told(client.channel) == ["actor", "spiffe://example.org/actor", "actor-7"]
 
 
@@ -420,7 +429,7 @@ async def test_a_call_without_a_verified_certificate_has_no_names(
     authority: Authority, shown: Issued, actor: Issued
 ) -> None:
     certificates = Certificates(settings_with(shown))
-    async with telling_names(certificates) as port, connected(port, authority, actor) as client:
+    async with telling_names(certificates) as port, connected_over_tls(port, authority, actor) as client:
         assert await names_told(client.channel) == []
     async with telling_names(None) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         assert await names_told(channel) == []
@@ -553,7 +562,7 @@ async def test_renewed_files_are_taken_by_both_ports_without_a_restart(
 ) -> None:
     async with (
         serving(tmp_path / "archive", settings_with(renewed.files, metrics_port=0)) as server,
-        connected(server.port, authority) as before,
+        connected_over_tls(server.port, authority) as before,
     ):
         assert await shows(server.port, authority, "first")
         await before.status()
@@ -561,8 +570,28 @@ async def test_renewed_files_are_taken_by_both_ports_without_a_restart(
         await eventually(lambda: shows(server.port, authority, "next"))
         await eventually(lambda: shows(server.metrics_port, authority, "next"))
         assert (await before.status("archive"))["archive"] == "ok"  # on the connection from before
-        async with connected(server.port, authority) as after:
+        async with connected_over_tls(server.port, authority) as after:
             assert (await after.status("archive"))["archive"] == "ok"
+
+
+async def test_a_renewed_certificate_is_reported_again_only_before_its_own_end(
+    authority: Authority, renewed: Renewed, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Certificates(settings_with(renewed.files)).expires_at
+    now = first - DAY
+    certificates = Certificates(settings_with(renewed.files), now=lambda: now)
+    assert len(warnings_in(caplog)) == 1
+    looking = asyncio.create_task(certificates.keep_current())
+    try:
+        renewed.files.replace_by(authority.issue("longer", days=90))
+        certificates.look_now()
+        await until(lambda: certificates.expires_at > first)
+        now = first + DAY
+        certificates.tell_expiry()
+        assert len(warnings_in(caplog)) == 1
+    finally:
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
 
 
 async def test_files_behind_a_link_are_taken_when_the_link_is_swapped(
@@ -670,7 +699,7 @@ async def test_renewed_authorities_of_clients_count_for_new_connections(
     other = stranger.issue("actor")
 
     async def is_let_in(client: Issued) -> bool:
-        async with connected(server.port, authority, client) as connection:
+        async with connected_over_tls(server.port, authority, client) as connection:
             try:
                 await connection.status()
             except grpc.aio.AioRpcError:
@@ -712,4 +741,5 @@ def test_a_key_that_only_its_owner_reads_is_enough(renewed: Renewed) -> None:
     context = pem.new_context(ssl.PROTOCOL_TLS_SERVER)
     certificate, key = renewed.files.certificate, renewed.files.key
     pair = pem.read_pair(pem.PemFile("certificate", str(certificate)), pem.PemFile("key", str(key)), context)
-    assert pem.expiry_seconds(context, pair) > time.time()
+    begins, expires = pem.validity_seconds(context, pair)
+    assert begins <= time.time() < expires

@@ -22,10 +22,13 @@ class FakedTeller:
 
     Attributes:
         messages: What it was given.
+        is_slowed: Whether its caller has used up its bytes.
     """
 
     def __init__(self) -> None:
         self.messages: list[str] = []
+        self.is_slowed = False
+        self._may_go_on = asyncio.Event()
         self._when_sent: Callable[[BaseException | None], None] | None = None
 
     def start(self, message: bytes, when_sent: Callable[[BaseException | None], None]) -> None:
@@ -35,6 +38,15 @@ class FakedTeller:
 
     async def waiting(self, work: Awaitable[None]) -> None:
         await work
+
+    async def paced(self) -> None:
+        self._may_go_on.clear()
+        await self._may_go_on.wait()
+
+    def go_on(self) -> None:
+        """Let the caller have bytes again."""
+        self.is_slowed = False
+        self._may_go_on.set()
 
     def end(self, error: BaseException | None = None) -> None:
         """Say that the message is sent, or failed."""
@@ -81,12 +93,15 @@ class Scene:
         self.groups = FollowerGroups()
         self.prepared: list[str] = []
         self.has_whole = True
+        self.has_bytes = False
         self.calls: list[Call] = []
 
     async def _prepare(self, _token: str, event: Event) -> Prepared:
         await asyncio.sleep(0)
         self.prepared.append(text_of(event))
         plain = text_of(event).encode()
+        if self.has_bytes:
+            return Prepared(plain, plain + b" and bytes")
         return Prepared(plain, plain) if self.has_whole else Prepared(plain)
 
     async def follow(self, *model_ids: str, token: str = "") -> Call:
@@ -165,6 +180,29 @@ async def test_a_follower_that_would_skip_another_model_goes_on_alone(scene: Sce
     async with scene.world.watches.open(Question(("m", "n"), token=token)) as watch:
         told = [text_of(event[1]) for _ in range(3) if (event := await watch.next(wait=False))]
     assert (sorted(told[:2]), told[2]) == (["m 2", "n 1"], "caught up")
+
+
+async def test_a_follower_that_has_used_up_its_bytes_skips_to_the_newest_and_delays_nobody(scene: Scene) -> None:
+    scene.has_bytes = True
+    slowed, quick = await scene.follow("m"), await scene.follow("m")
+    slowed.teller.is_slowed = True
+    for number in range(1, 4):
+        await scene.publish("m")
+        text = f"m {number} and bytes"
+        await _until(lambda text=text: quick.teller.messages[-1:] == [text])  # type: ignore[misc]
+        quick.teller.end()
+    assert (slowed.teller.messages, slowed.taken) == ([], [])
+    slowed.teller.go_on()
+    await _until(lambda: slowed.taken == ["m 3"])
+    await scene.publish("m")
+    await _until(lambda: slowed.teller.messages == ["m 4 and bytes"])
+
+
+async def test_news_without_bytes_reach_a_follower_that_has_used_up_its_bytes(scene: Scene) -> None:
+    follower = await scene.follow("m")
+    follower.teller.is_slowed = True
+    await scene.publish("m")
+    await _until(lambda: follower.teller.messages == ["m 1"])
 
 
 async def test_what_needs_more_than_one_message_is_sent_by_the_tasks_of_the_calls(scene: Scene) -> None:

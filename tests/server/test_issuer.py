@@ -1,9 +1,6 @@
 """JSON Web Tokens of an issuer, over real channels, with its keys from a real HTTP server and from a file."""
 
-import base64
 import contextlib
-import hashlib
-import hmac
 import json
 import random
 import socket
@@ -23,12 +20,11 @@ import grpc.aio
 import jwt
 import pytest
 import structlog
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed448, ed25519, rsa
+from cryptography.hazmat.primitives.asymmetric import ec, ed448, rsa
 
 from cogment_model_registry.errors import StartError, UnauthenticatedError, UnavailableError
 from cogment_model_registry.records.access import Grant, identity_of, parse_scopes
-from cogment_model_registry.server import composition, issuer_keys
+from cogment_model_registry.server import composition, identities, issuer_keys
 from cogment_model_registry.server import issuer as issuers
 from cogment_model_registry.server.composition import Server
 from cogment_model_registry.server.identities import Identities
@@ -39,69 +35,35 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import lifecycle, watching
 from cogment_model_registry.wire import messages as m
 from tests.client import connected
+from tests.issued_tokens import (
+    ALL_KEYS,
+    AUDIENCE,
+    ISSUER,
+    KIDS,
+    OTHER_RSA,
+    P256,
+    PRIVATE,
+    RSA,
+    SUBJECT,
+    bad_tokens,
+    claims_of,
+    crafted,
+    encoded,
+    is_same,
+    jwk,
+    jwks,
+    mutated,
+    signed,
+)
 from tests.ports import free_port
 from tests.waiting import PATIENCE_SECONDS, eventually, until
 
-ISSUER, AUDIENCE, SUBJECT = "https://issuer.example/realm", "model-registry", "system:serviceaccount:rl:trainer"
 DENIED, UNKNOWN = grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.UNAUTHENTICATED
 WATCH = f"/{lifecycle.SERVICE_NAME}/Watch"
 RETRIEVE = f"/{m.SERVICE_NAMES[0]}/RetrieveModels"
 CREATE = f"/{m.SERVICE_NAMES[0]}/CreateOrUpdateModel"
 QUICK = Pace(read_seconds=0.05, failed_seconds=0.05, again_seconds=0.05)
 DAY_NS = 86_400 * 10**9
-
-RSA = rsa.generate_private_key(65537, 2048)
-OTHER_RSA = rsa.generate_private_key(65537, 2048)
-P256 = ec.generate_private_key(ec.SECP256R1())
-PRIVATE: Mapping[str, Any] = {
-    **dict.fromkeys(("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"), RSA),
-    "ES256": P256,
-    "ES384": ec.generate_private_key(ec.SECP384R1()),
-    "ES512": ec.generate_private_key(ec.SECP521R1()),
-    "EdDSA": ed25519.Ed25519PrivateKey.generate(),
-}
-KIDS = {"RSA": RSA, "P256": P256, "P384": PRIVATE["ES384"], "P521": PRIVATE["ES512"], "Ed25519": PRIVATE["EdDSA"]}
-
-
-def jwk(private: Any, kid: str | None, **members: object) -> dict[str, object]:
-    """Return the JSON Web Key of a key, without its private part."""
-    public = private.public_key()
-    algorithm: Any
-    if isinstance(private, rsa.RSAPrivateKey):
-        algorithm = jwt.algorithms.RSAAlgorithm
-    elif isinstance(private, ec.EllipticCurvePrivateKey):
-        algorithm = jwt.algorithms.ECAlgorithm
-    else:
-        algorithm = jwt.algorithms.OKPAlgorithm
-    return {
-        **algorithm.to_jwk(public, as_dict=True),
-        **({} if kid is None else {"kid": kid}),
-        **members,
-    }
-
-
-def jwks(*keys: dict[str, object]) -> bytes:
-    """Return a JSON Web Key Set."""
-    return json.dumps({"keys": keys}).encode()
-
-
-ALL_KEYS = jwks(*(jwk(private, kid) for kid, private in KIDS.items()))
-
-
-def claims_of(**claims: object) -> dict[str, object]:
-    """Return the claims of a valid token, less those that are None."""
-    now = int(time.time())
-    all_claims = {"iss": ISSUER, "aud": [AUDIENCE], "sub": SUBJECT, "exp": now + 600, "iat": now, **claims}
-    return {name: value for name, value in all_claims.items() if value is not None}
-
-
-def signed(
-    private: Any = RSA, kid: str | None = "RSA", algorithm: str = "RS256", headers: Any = None, **claims: object
-) -> str:
-    """Return a token, by default a valid one."""
-    return jwt.encode(
-        claims_of(**claims), private, algorithm, {**({} if kid is None else {"kid": kid}), **(headers or {})}
-    )
 
 
 class Website:
@@ -250,94 +212,6 @@ async def test_the_issuer_says_where_its_keys_are(tmp_path: Path, site: Website)
     assert site.requests == ["/realm/.well-known/openid-configuration", "/keys"]
 
 
-PUBLIC_TEXT = RSA.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
-
-
-def encoded(value: object) -> str:
-    """Return a part of a token."""
-    data = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
-def crafted(header: object, claims: object, secret: bytes | None = None) -> str:
-    """Return a token that no library would make: without a signature, or with an HMAC."""
-    text = f"{encoded(header)}.{encoded(claims)}"
-    return f"{text}." + ("" if secret is None else encoded(hmac.digest(secret, text.encode(), hashlib.sha256)))
-
-
-def bad_tokens() -> dict[str, str]:
-    """Return tokens that must be refused, by what is wrong with them."""
-    now = time.time()
-    admin = claims_of(scope="admin")
-    good = signed(scope="admin")
-    head, body, signature = good.split(".")
-    nested = b"[" * 2500 + b"]" * 2500
-    return {
-        "of another issuer": signed(scope="admin", iss=ISSUER + "/"),
-        "of an issuer whose name begins alike": signed(scope="admin", iss=ISSUER[:-1]),
-        "issuers in a list": signed(scope="admin", iss=[ISSUER]) if jwt.__version__ < "2.10" else head,
-        "without an issuer": signed(scope="admin", iss=None),
-        "for another audience": signed(scope="admin", aud="other"),
-        "for an audience that begins alike": signed(scope="admin", aud=[AUDIENCE + "x", AUDIENCE[:-1]]),
-        "for none": signed(scope="admin", aud=None),
-        "for an empty list": signed(scope="admin", aud=[]),
-        "audience of another type": signed(scope="admin", aud={AUDIENCE: 1}),
-        "expired": signed(scope="admin", exp=int(now) - 1),
-        "expired long ago": signed(scope="admin", exp=0),
-        "without an end": signed(scope="admin", exp=None),
-        "end that is a text": signed(scope="admin", exp=str(int(now) + 600)),
-        "end that is true": signed(scope="admin", exp=True),
-        "endless": signed(scope="admin", exp=float("inf")),
-        "end that is no number": signed(scope="admin", exp=float("nan")),
-        "end far away": signed(scope="admin", exp=10**400),
-        "not valid yet": signed(scope="admin", nbf=int(now) + 600),
-        "begin that is malformed": signed(scope="admin", nbf=[1]),
-        "issued in the future": signed(scope="admin", iat=int(now) + 600),
-        "issued at no number": signed(scope="admin", iat="yesterday"),
-        "without a subject": signed(scope="admin", sub=None),
-        "empty subject": signed(scope="admin", sub=""),
-        "subject with a line break": signed(scope="admin", sub="a\nb"),
-        "long subject": signed(scope="admin", sub="a" * 256),
-        "subject that is a number": crafted({"alg": "none"}, claims_of(sub=7)),
-        "signed by another key": signed(OTHER_RSA, scope="admin"),
-        "key of another name": signed(OTHER_RSA, "other", scope="admin"),
-        "key of another type": signed(P256, "RSA", "ES256", scope="admin"),
-        "algorithm of another key": signed(RSA, "P256", scope="admin"),
-        "without the name of a key": signed(kid=None, scope="admin"),
-        "key that comes along": signed(OTHER_RSA, headers={"jwk": jwk(OTHER_RSA, "RSA")}, scope="admin"),
-        "critical extension": signed(headers={"crit": ["x"], "x": 1}, scope="admin"),
-        "payload that is not encoded": signed(headers={"b64": False, "crit": ["b64"]}, scope="admin"),
-        "none": crafted({"alg": "none", "kid": "RSA"}, admin),
-        "None": crafted({"alg": "None", "kid": "RSA"}, admin),
-        "none with a signature": f"{encoded({'alg': 'none', 'kid': 'RSA'})}.{body}.{signature}",
-        "HMAC with the public key": crafted({"alg": "HS256", "kid": "RSA"}, admin, PUBLIC_TEXT),
-        "HMAC with the key of the set": crafted({"alg": "HS256", "kid": "RSA"}, admin, ALL_KEYS),
-        "HMAC with nothing": crafted({"alg": "HS256", "kid": "RSA"}, admin, b""),
-        "HMAC that says that it is not": crafted({"alg": "RS256", "kid": "RSA"}, admin, PUBLIC_TEXT),
-        "curve that is not accepted": signed(ec.generate_private_key(ec.SECP256K1()), "P256", "ES256K", scope="admin"),
-        "algorithm that is a list": crafted({"alg": ["RS256"], "kid": "RSA"}, admin),
-        "algorithm that is nothing": crafted({"kid": "RSA"}, admin),
-        "key that is a list": crafted({"alg": "RS256", "kid": ["RSA"]}, admin),
-        "header that is a list": crafted([], admin),
-        "header that is nested": crafted(nested, admin),
-        "header that is not UTF-8": crafted(b"\xff", admin),
-        "claims that are a list": jwt.api_jws.encode(b"[]", RSA, "RS256", {"kid": "RSA"}),
-        "claims that are nested": jwt.api_jws.encode(nested[:4000], RSA, "RS256", {"kid": "RSA"}),
-        "claims that are not UTF-8": jwt.api_jws.encode(b"\xff", RSA, "RS256", {"kid": "RSA"}),
-        "without a signature": f"{head}.{body}.",
-        "signature of another": f"{head}.{body}.{signed(scope='read').split('.')[2]}",
-        "other claims": f"{head}.{encoded(admin)}.{signed(scope='read').split('.')[2]}",
-        "without claims": f"{head}..{signature}",
-        "dots": "..",
-        "a part more": f"{good}.{signature}",
-        "a part less": f"{head}.{body}",
-        "too long": signed(scope="admin", padding="a" * 9000),
-        "far too long": f"{head}.{'a' * 10_000}.{signature}",
-        "not ours": "cmr_" + "a" * 43,
-        "empty": "",
-    }
-
-
 async def test_bad_tokens_are_refused(tmp_path: Path, site: Website) -> None:
     settings = settings_of(f"{site.address}/keys")
     async with calling(tmp_path, settings) as caller:
@@ -383,35 +257,6 @@ async def test_no_mutation_of_a_token_is_accepted(tmp_path: Path) -> None:
             if not is_same(token, good):
                 assert await caller.reads(token) is UNKNOWN, token
         assert [await caller.reads(token) for token in tokens] == [OK, OK]
-
-
-def mutated(token: str, chance: random.Random, alphabet: Sequence[str]) -> str:
-    """Return a token with some characters changed, removed, added or moved."""
-    letters = list(token)
-    for _ in range(chance.randint(1, 4)):
-        place = chance.randrange(len(letters))
-        letters[place : place + chance.randint(0, 2)] = chance.choices(alphabet, k=chance.randint(0, 2))
-    if chance.random() < 0.2:
-        parts = "".join(letters).split(".")
-        chance.shuffle(parts)
-        return ".".join(parts)
-    return "".join(letters)
-
-
-def is_same(token: str, good: str) -> bool:
-    """Return whether a token is another spelling of a good one, with other unused bits at the ends of its parts.
-
-    Base64 leaves some bits unused, and Python's decoder ignores what is not of its alphabet.
-    """
-
-    def parts(text: str) -> list[bytes]:
-        return [base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)) for part in text.split(".")]
-
-    try:
-        same_signature = parts(token)[2:] == parts(good)[2:]
-    except ValueError:
-        return False
-    return same_signature and token.split(".")[:2] == good.split(".")[:2]
 
 
 class Clock:
@@ -819,6 +664,96 @@ async def test_a_token_is_verified_once_until_it_ends(tmp_path: Path, monkeypatc
         for _ in range(2):
             assert await caller.reads(token) is UNKNOWN
             assert caller.details == "the token is not valid: it has expired"
+
+
+class Decoding:
+    """Counts how often signatures are checked."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        decode = jwt.decode
+
+        def counting(*arguments: Any, **options: Any) -> Any:
+            self.count += 1
+            return decode(*arguments, **options)
+
+        monkeypatch.setattr(jwt, "decode", counting)
+
+
+async def test_a_refused_token_that_is_repeated_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding = Decoding(monkeypatch)
+    tokens = [signed(OTHER_RSA), signed(aud="other"), signed(sub="x" * 300), signed(exp=1), signed(kid="unknown")]
+    async with issuer_with() as issuer:
+        for token in tokens * 20:
+            with contextlib.suppress(UnauthenticatedError):
+                assert issuer.verify(token) is None
+    assert decoding.count == len(tokens) - 1  # no key was there to check the last one
+
+
+async def test_a_refused_token_is_accepted_as_soon_as_its_key_is_there() -> None:
+    """Under a new name, under the name of another key, and as the only key."""
+    keys = [jwk(RSA, "RSA")]
+    others = [signed(OTHER_RSA, "new"), signed(OTHER_RSA, "RSA"), signed(OTHER_RSA, None)]
+    async with issuer_with(lambda: jwks(*keys)) as issuer:
+        for token, kid in zip(others, ("new", "RSA", "only"), strict=True):
+            for _ in range(3):
+                with contextlib.suppress(UnauthenticatedError):
+                    assert issuer.verify(token) is None
+            keys[:] = [jwk(OTHER_RSA, kid)]
+            await issuer.read()
+            assert issuer.verify(token) is not None
+            keys[:] = [jwk(RSA, "RSA")]
+            await issuer.read()
+            with contextlib.suppress(UnauthenticatedError):
+                assert issuer.verify(token) is None
+
+
+async def test_a_refused_token_is_accepted_when_its_time_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding, clock = Decoding(monkeypatch), Clock()
+    now = clock.now_ns // 10**9
+    token = signed(nbf=now + 100, exp=now + 200)
+    async with issuer_with(clock=clock) as issuer:
+        for seconds, is_valid in ((0, False), (94, False), (96, True), (199, True), (201, False), (0, False)):
+            clock.now_ns = (now + seconds) * 10**9
+            for _ in range(2):
+                if is_valid:
+                    assert issuer.verify(token) is not None
+                else:
+                    with pytest.raises(UnauthenticatedError, match=r"expired|not valid yet"):
+                        issuer.verify(token)
+    assert decoding.count == 1
+
+
+async def test_what_is_kept_of_refused_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding = Decoding(monkeypatch)
+    head, _, signature = signed().rpartition(".")
+    async with issuer_with() as issuer:
+        for number in range(3000):
+            with pytest.raises(UnauthenticatedError):
+                issuer.verify(f"{head}.{number:08d}{signature[8:]}")
+        assert len(issuer._checked) <= 1024
+        assert issuer._checked.ttl <= 60
+    assert decoding.count == 3000
+
+
+async def test_callers_are_known_by_what_they_send_and_their_number_is_bounded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(identities, "_KNOWN_MAX", 3)
+    known: list[int] = []
+
+    class CountingIssuer(Issuer):
+        def verify(self, token: str) -> issuers.Verified | None:
+            known.append(1)
+            return super().verify(token)
+
+    use_clock(monkeypatch, CountingIssuer)
+    tokens = [signed(scope="read", jti=str(number)) for number in range(5)]
+    async with calling(tmp_path, settings_of(key_file(tmp_path))) as caller:
+        for token in tokens * 2:
+            for _ in range(3):
+                assert await caller.reads(token) is OK
+    assert len(known) == 2 * len(tokens)  # each was forgotten for the others, and asked for only then
 
 
 @pytest.mark.parametrize("end", ["expired", "revoked", "key withdrawn", "grant expired"])

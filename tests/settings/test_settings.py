@@ -55,6 +55,9 @@ DOCUMENTED = [
 # The limits that the original does not have, and their defaults.
 LIMITS = {
     "request_max_bytes": 16 * MIB,
+    "caller_calls_per_second": 0.0,
+    "caller_bytes_per_second": 0,
+    "caller_uploads_max": 0,
     "user_data_max_bytes": 256 * KIB,
     "model_id_max_bytes": 128,
     "request_max_items": 10_000,
@@ -94,6 +97,9 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "oidc_keys": (("a", "a"), ("https://a/keys", "https://a/keys")),
     "oidc_scopes_claim": (("a", "a"), ("b", "b")),
     "audit_log": (("a", "a"), ("b", "b")),
+    "caller_calls_per_second": (("0.5", 0.5), ("100", 100.0)),
+    "caller_bytes_per_second": (("1000", 1000), ("10MiB", 10 * MIB)),
+    "caller_uploads_max": (("1", 1), ("2", 2)),
     "request_max_bytes": (("100000", 100_000), ("1MiB", MIB)),
     "request_max_items": (("1", 1), ("2", 2)),
     "model_aliases_max": (("1", 1), ("2", 2)),
@@ -282,6 +288,9 @@ BAD = [
     *[("consumers_max", text) for text in ("0", "1000001")],
     *[("consumers_held_max_bytes", text) for text in ("-1", "1.5MiB")],
     *[("model_id_max_bytes", text) for text in ("0", "239")],
+    *[("caller_calls_per_second", text) for text in ("-1", "1000001", "1/s", "nan")],
+    *[("caller_bytes_per_second", text) for text in ("-1", "1.5MiB", "2048TiB")],
+    *[("caller_uploads_max", text) for text in ("-1", "1000001", "1.5")],
     *[
         ("cache_max_bytes", text)
         for text in ("", "0", "0MiB", "-1", "MiB", "1.5MiB", "1P", "1Mi", "1  MiB", "1e9", "1_000")

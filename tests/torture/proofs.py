@@ -11,6 +11,7 @@ from tests.torture import (
     file_system_shutdown,
     full_disk,
     fuzzed_messages,
+    fuzzed_tokens,
     holds,
     http2_abuse,
     isolation,
@@ -55,5 +56,7 @@ PROOFS: list[Proof] = [
     holds.PROOF,
     fuzzed_messages.PROOF_MESSAGES,
     fuzzed_messages.PROOF_DECODING,
+    fuzzed_tokens.PROOF_TOKENS,
+    fuzzed_tokens.PROOF_SCOPES,
     http2_abuse.PROOF,
 ]

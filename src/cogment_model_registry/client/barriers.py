@@ -176,6 +176,7 @@ class Barrier:
         calls, backoff = self._calls.on(backend), Backoff()
         subject = Subject(f"waiting for {self._goal}", self._goal.model_id)
         while self._calls.connection.has_watch:
+            failure: ModelRegistryError | None = None
             try:
                 self._numbers.clear()
                 async with aclosing(consumers_of(calls, self._goal.model_id, subject, _STREAM_SECONDS)) as consumers:
@@ -186,10 +187,10 @@ class Barrier:
                 raise
             except WrongServerError:
                 self._calls.connection.has_watch = False
-            except ModelRegistryError:
-                pass  # `_look_again` meets the same error
+            except ModelRegistryError as error:
+                failure = error  # `_look_again` meets the same error
             self._is_watching = False
-            await backend.sleep(backoff.next_seconds())
+            await backend.sleep(backoff.next_seconds(failure))
 
     def _note(self, consumer: Consumer | None) -> None:
         """Note a report; None for the end of those that were made before."""

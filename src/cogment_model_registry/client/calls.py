@@ -8,6 +8,7 @@ from cogment_model_registry.client.connection import Connection, Subject, transl
 from cogment_model_registry.client.deadlines import Backoff, Deadline
 from cogment_model_registry.errors import (
     ClosedError,
+    LimitedError,
     ModelRegistryError,
     TimedOutError,
     UnavailableError,
@@ -86,7 +87,9 @@ class Calls:
         is_repeatable: bool = False,
         progress: Callable[[], int] = lambda: 0,
     ) -> _T:
-        """Make a call, and repeat it while the registry is unavailable.
+        """Make a call, and repeat it while the registry is unavailable, or the caller is over a limit.
+
+        Nothing was done for a caller over a limit, so any call is made again when the server said, until its deadline.
 
         Args:
             call: Makes it once, on a channel.
@@ -118,13 +121,16 @@ class Calls:
                 raised = _uncertain(error) if is_uncertain and not _is_answer(error) else error
                 if not isinstance(error, UnavailableError) or (is_uncertain and not is_repeatable):
                     raise raised from error.__cause__
-                if patience is None:
-                    await self.connection.check_stranger(self.backend, subject, error)
-                if patience is None or progress() > furthest:
-                    patience, backoff = Deadline(min(self.retry_seconds, deadline.left_seconds())), Backoff()
-                    furthest = progress()
-                seconds = backoff.next_seconds()
-                if patience.left_seconds() < seconds:
+                limit = patience
+                if isinstance(error, LimitedError):
+                    limit = deadline if self.retry_seconds else None
+                elif patience is None or progress() > furthest:
+                    if patience is None:
+                        await self.connection.check_stranger(self.backend, subject, error)
+                    limit = patience = Deadline(min(self.retry_seconds, deadline.left_seconds()))
+                    backoff, furthest = Backoff(), progress()
+                seconds = backoff.next_seconds(error)
+                if limit is None or limit.left_seconds() < seconds:
                     raise raised from error.__cause__
             await self.backend.sleep(seconds)
 
@@ -134,18 +140,21 @@ def _is_vague(error: ModelRegistryError) -> bool:
 
     The base class stands for a status of no certain meaning, such as of a stream that broke, or a malformed reply.
     """
-    return type(error) is ModelRegistryError or isinstance(error, UnavailableError | TimedOutError | ClosedError)
+    is_vague = type(error) is ModelRegistryError or isinstance(error, UnavailableError | TimedOutError | ClosedError)
+    return is_vague and not isinstance(error, LimitedError)
 
 
 def _is_answer(error: ModelRegistryError) -> bool:
-    """Return whether an error is the registry's answer to a call, and not that of a network or of another server."""
-    return not _is_vague(error) and not isinstance(error, WrongServerError)
+    """Return whether an error is the registry's answer to a call, and not that of a network or of another server.
+
+    One to a caller over a limit was given before the registry looked at the call.
+    """
+    return not _is_vague(error) and not isinstance(error, WrongServerError | LimitedError)
 
 
 def _uncertain(error: ModelRegistryError) -> ModelRegistryError:
     """Return an error with the note that the server may have done the call."""
-    message = f"{error.message}; the server may have done it nevertheless"
-    uncertain = type(error)(message, model_id=error.model_id, version_number=error.version_number)
+    uncertain = error.reworded(f"{error.message}; the server may have done it nevertheless")
     uncertain.may_be_done = True
     return uncertain
 

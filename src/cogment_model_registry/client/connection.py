@@ -19,6 +19,7 @@ from cogment_model_registry.client.endpoints import DEFAULT, ENDPOINT_VARIABLE, 
 from cogment_model_registry.client.threads import can_start, submit
 from cogment_model_registry.errors import (
     ClosedError,
+    LimitedError,
     ModelRegistryError,
     NotFoundError,
     TimedOutError,
@@ -26,7 +27,7 @@ from cogment_model_registry.errors import (
     WrongServerError,
 )
 from cogment_model_registry.records.services import Protocol
-from cogment_model_registry.wire import channels, convert
+from cogment_model_registry.wire import channels, convert, pushback
 from cogment_model_registry.wire import directory as directory_wire
 from cogment_model_registry.wire.tls import Tls
 
@@ -153,6 +154,9 @@ class Connection:
             await self._disconnect_unused(backend, outdated)
             yield link.channel
             link.note_answer()
+        except LimitedError:
+            link.note_answer()
+            raise
         except (UnavailableError, TimedOutError, WrongServerError) as error:
             self._is_suspect = isinstance(self.location, Discovered)
             if not isinstance(error, WrongServerError):
@@ -391,11 +395,14 @@ def translated(
             raise ClosedError from error
         advice = _ADVICE if connection.location == DEFAULT else ""
         error_type, message = channels.described(error, where or connection.peer, kind, advice)
-        raise error_type(
+        raised = error_type(
             f"{subject.text}: {message}",
             model_id=subject.model_id,
             version_number=subject.version_number,
-        ) from error
+        )
+        if isinstance(raised, LimitedError):
+            raised.retry_after_seconds = pushback.retry_after_seconds(error) or 0.0
+        raise raised from error
     except convert.DecodeError as error:
         raise ModelRegistryError(
             f"{subject.text}: the server sent a malformed reply",

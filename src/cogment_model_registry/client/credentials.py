@@ -29,9 +29,9 @@ class Credentials:
     """
 
     def __init__(self, token: str = "", path: str = "") -> None:
-        self._token = token
         self._path = path
         self._read_at = float("-inf")
+        self._metadata = _metadata(token)
 
     def authorization(self) -> str:
         """Return what calls carry as the metadata ``authorization``; empty without a token.
@@ -39,15 +39,23 @@ class Credentials:
         Raises:
             SettingError: The file cannot be read, or has no token. The message does not show what it has.
         """
-        if self._path and time.monotonic() - self._read_at >= _AGAIN_SECONDS:
-            self._token = _read(self._path)
-            self._read_at = time.monotonic()
-        return f"Bearer {self._token}" if self._token else ""
+        metadata = self.metadata()
+        return metadata[0][1] if metadata else ""
 
-    def metadata(self) -> tuple[tuple[str, str], ...] | None:
-        """Return the metadata of a call; see `authorization`."""
-        authorization = self.authorization()
-        return (("authorization", authorization),) if authorization else None
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return the metadata of a call, the same as long as the token is; empty without one.
+
+        Raises:
+            SettingError: As above.
+        """
+        if self._path and time.monotonic() - self._read_at >= _AGAIN_SECONDS:
+            self._metadata = _metadata(_read(self._path))
+            self._read_at = time.monotonic()
+        return self._metadata
+
+
+def _metadata(token: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def find_credentials(
@@ -142,11 +150,10 @@ class _Authorized:
         self._credentials = credentials
 
     def __call__(self, *args: Any, metadata: Any = None, **named: Any) -> Any:
-        return self._method(*args, metadata=self._with_token(metadata), **named)
+        own = self._credentials.metadata()
+        return self._method(*args, metadata=(*metadata, *own) if metadata else own, **named)
 
     def future(self, *args: Any, metadata: Any = None, **named: Any) -> Any:
         """Begin a call of the blocking flavour."""
-        return self._method.future(*args, metadata=self._with_token(metadata), **named)
-
-    def _with_token(self, metadata: Any) -> Any:
-        return (*(metadata or ()), *(self._credentials.metadata() or ())) or None
+        own = self._credentials.metadata()
+        return self._method.future(*args, metadata=(*metadata, *own) if metadata else own, **named)

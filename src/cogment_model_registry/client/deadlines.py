@@ -4,6 +4,7 @@ import random
 import time
 
 from cogment_model_registry.client.arguments import checked_seconds
+from cogment_model_registry.errors import LimitedError
 
 CALL_SECONDS = 30.0
 """How long a call that moves no data may take by default, with all retries."""
@@ -57,14 +58,24 @@ def transfer_deadline(size_bytes: int) -> Deadline:
     return Deadline(min(_TRANSFER_SECONDS + size_bytes / _TRANSFER_BYTES_PER_SECOND, _TRANSFER_MAX_SECONDS))
 
 
+_LATER = 1.25
+"""Callers that were told the same come back at different times, up to so many times later than they were told."""
+
+
 class Backoff:
-    """How long to wait before each further attempt: twice as long each time, with jitter."""
+    """How long to wait before each further attempt, with jitter: twice as long each time, or what the server said."""
 
     def __init__(self) -> None:
         self._seconds = _BACKOFF_FIRST_SECONDS
 
-    def next_seconds(self) -> float:
-        """Return how long to wait now."""
+    def next_seconds(self, error: Exception | None = None) -> float:
+        """Return how long to wait now.
+
+        Args:
+            error: Why the last attempt failed.
+        """
+        if isinstance(error, LimitedError):
+            return error.retry_after_seconds * random.uniform(1.0, _LATER)  # noqa: S311 # nothing secret
         seconds = self._seconds
         self._seconds = min(2 * seconds, _BACKOFF_MAX_SECONDS)
         return seconds * random.uniform(0.5, 1.0)  # noqa: S311 # nothing secret

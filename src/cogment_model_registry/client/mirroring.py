@@ -131,7 +131,7 @@ class Mirror:
                 raise missing_service(subject) from error
             except (UnavailableError, TimedOutError) as error:
                 yield Disconnected(error)
-                await self._calls.backend.sleep(backoff.next_seconds())
+                await self._calls.backend.sleep(backoff.next_seconds(error))
 
     async def _check(self, subject: Subject) -> None:
         """Check that the server answers: a stream without events looks like a dead one."""

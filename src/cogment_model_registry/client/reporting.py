@@ -15,7 +15,7 @@ from cogment_model_registry.client.blocking_backend import BlockingBackend, Stop
 from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.lifecycle_calls import LifecycleCalls
-from cogment_model_registry.errors import ClosedError, ModelRegistryError, WrongServerError
+from cogment_model_registry.errors import ClosedError, LimitedError, ModelRegistryError, WrongServerError
 from cogment_model_registry.records.consumers import ERROR_MAX_BYTES, Consumer, State
 
 _log = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ class Reporter:
             _log.debug("consumer not reported: %s", error)
             if isinstance(error.__cause__, WrongServerError):
                 return _UNSERVED_SECONDS
+            if isinstance(error, LimitedError):
+                return max(error.retry_after_seconds, _AGAIN_SECONDS)
             return min(heartbeat_seconds, _AGAIN_SECONDS)
         return heartbeat_seconds
 

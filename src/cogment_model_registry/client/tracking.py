@@ -161,6 +161,7 @@ class _Tracked(ABC, Generic[_T]):
         """Follow the model, also when it is deleted and created again, until the client is closed."""
         try:
             while True:
+                failure: Exception | None = None
                 try:
                     await self._follow_one_life()
                 except (StoppedError, ClosedError):
@@ -174,8 +175,8 @@ class _Tracked(ABC, Generic[_T]):
                         self._version_error = error
                 except Exception as error:
                     # The server's reply is malformed; or a version could not be fetched, which is tried again.
-                    self._connection_error = error
-                await self._core.calls.backend.sleep(self._backoff.next_seconds())
+                    self._connection_error = failure = error
+                await self._core.calls.backend.sleep(self._backoff.next_seconds(failure))
         except BaseException as error:
             self._note_end(error)
             if not isinstance(error, StoppedError | ClosedError):

@@ -155,7 +155,7 @@ async def events(
                         known.note(info)
         except (UnavailableError, TimedOutError) as error:
             yield Disconnected(error)
-            await calls.backend.sleep(backoff.next_seconds())
+            await calls.backend.sleep(backoff.next_seconds(error))
 
 
 async def every(calls: Calls, model_id: str, after: int, *, archived: bool) -> AsyncGenerator[_EveryEvent, None]:
@@ -189,7 +189,7 @@ async def every(calls: Calls, model_id: str, after: int, *, archived: bool) -> A
                         after = last
         except (UnavailableError, TimedOutError) as error:
             yield Disconnected(error)
-            await calls.backend.sleep(backoff.next_seconds())
+            await calls.backend.sleep(backoff.next_seconds(error))
 
 
 def _numbers(event: object) -> tuple[int, int]:
@@ -219,7 +219,7 @@ async def aliased(calls: Calls, model_id: str, alias: str) -> AsyncGenerator[Eve
                         yield await _target(calls, event, alias)
         except (UnavailableError, TimedOutError) as error:
             yield Disconnected(error)
-            await calls.backend.sleep(backoff.next_seconds())
+            await calls.backend.sleep(backoff.next_seconds(error))
 
 
 async def _target(calls: Calls, model: ModelSummary, alias: str) -> Received | Absent:

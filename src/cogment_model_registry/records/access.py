@@ -7,7 +7,7 @@ patterns: ``*`` stands for any characters, none included, and every other charac
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, get_args
+from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 from cogment_model_registry.errors import InvalidError, quoted
 
@@ -53,8 +53,7 @@ def matches(pattern: str, text: str) -> bool:
     return True
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
+class Need(NamedTuple):
     """What a call needs.
 
     Attributes:

@@ -28,6 +28,7 @@ class Caller:
         advice: What to say to those who may not.
         kind: How it showed who it is: the kind of a grant, or ``anonymous``.
         is_named: Whether it has a name of its own.
+        identity: What no other caller has; its name if it is not given.
         expires_ns: When it ends, in nanoseconds since the Unix epoch; None for never.
         is_withdrawn: Returns whether what it rests on is no longer valid; None if it rests on nothing else.
 
@@ -36,6 +37,7 @@ class Caller:
         kind: As above.
         expires_ns: As above.
         is_named: As above.
+        identity: As above.
         is_revoked: Whether it has been taken back.
         may_everything: Whether there is nothing it may not.
         reads_everything: Whether it may see every model.
@@ -47,6 +49,7 @@ class Caller:
         "_is_withdrawn",
         "_scopes",
         "expires_ns",
+        "identity",
         "is_named",
         "is_revoked",
         "kind",
@@ -63,6 +66,7 @@ class Caller:
         kind: str = "anonymous",
         advice: str = "",
         is_named: bool = True,
+        identity: str = "",
         expires_ns: int | None = None,
         is_withdrawn: Callable[[], bool] | None = None,
     ) -> None:
@@ -70,6 +74,7 @@ class Caller:
         self.kind = kind
         self.expires_ns = expires_ns
         self.is_named = is_named
+        self.identity = identity or name
         self.is_revoked = False
         self._is_withdrawn = is_withdrawn
         self._scopes = tuple(scopes)
@@ -99,7 +104,8 @@ class Caller:
             PermissionDeniedError: A scope is missing. The message names it, and nothing that exists.
         """
         for need in needs:
-            if not self.may(need):
+            # A decision that is known needs no call.
+            if not (self._decisions.get(need) or self.may(need)):
                 raise PermissionDeniedError(f"{self.name} lacks the scope {need}{self._advice}")
 
     @property

@@ -174,6 +174,7 @@ class AuditGuard:
         self.check_method = guard.check_method
         self.identify = guard.identify
         self.look_up = guard.look_up
+        self.is_known = guard.is_known
         self.check_still = guard.check_still
 
     def decide(self, call: Call, request: object) -> None:

@@ -9,6 +9,7 @@ import grpc
 from cogment_model_registry.errors import InvalidError, PreconditionError, UnavailableError
 from cogment_model_registry.server.audit import AuditLog
 from cogment_model_registry.server.audit_files import Found, Place, find_changes
+from cogment_model_registry.serving.caller_limits import CallerLimits
 from cogment_model_registry.serving.calls import Call, Guard, Handlers, Observer
 from cogment_model_registry.wire import audit
 from cogment_model_registry.wire.lifecycle import build_token, page_size, parse_token
@@ -26,6 +27,7 @@ class AuditLogService:
         reply_max_bytes: Where a reply ends.
         observe: Called after each finished call.
         guard: Decides what callers may do.
+        limits: How much each caller may do; None for no limits.
     """
 
     def __init__(
@@ -36,12 +38,13 @@ class AuditLogService:
         *,
         observe: Observer,
         guard: Guard | None = None,
+        limits: CallerLimits | None = None,
     ) -> None:
         self._log = log
         self._check_model_id = check_model_id
         self._reply_max_bytes = reply_max_bytes
         self._readers = asyncio.Semaphore(_READERS_MAX)
-        self._handlers = Handlers(observe, guard)
+        self._handlers = Handlers(observe, guard, limits)
 
     async def drained(self) -> None:
         """Wait until no call is in progress."""

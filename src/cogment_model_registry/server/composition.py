@@ -42,6 +42,7 @@ from cogment_model_registry.server.retention import RetentionWork
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
+from cogment_model_registry.serving.caller_limits import CallerLimits, CallerRates
 from cogment_model_registry.serving.calls import Guard
 from cogment_model_registry.serving.certificates import Certificates, certificate_names, kept_certificates
 from cogment_model_registry.serving.health import Health
@@ -127,13 +128,14 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         stack.push_async_callback(registry.parking.close)
         transfers = Transfers(settings)
         local_socket = stack.enter_context(local_sockets.opened(settings.local_socket))
-        identities, guard = await _access(stack, settings, backends, audit)
+        (identities, guard), limits = await _access(stack, settings, backends, audit), _caller_limits(settings, metrics)
         service = ModelRegistryService(
             registry,
             transfers,
             settings,
             observe=metrics.observe_call,
             guard=guard,
+            limits=limits,
             local_socket=local_socket,
             audit=audit,
         )
@@ -155,9 +157,15 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             settings=settings,
             observe=metrics.observe_call,
             guard=guard,
+            limits=limits,
         )
         history = AuditLogService(
-            audit, registry.check_model_id, settings.reply_max_bytes, observe=metrics.observe_call, guard=guard
+            audit,
+            registry.check_model_id,
+            settings.reply_max_bytes,
+            observe=metrics.observe_call,
+            guard=guard,
+            limits=limits,
         )
         names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME, audit_messages.SERVICE_NAME]
         health = Health(names)
@@ -171,7 +179,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics_port = _monitor(stack, settings, metrics, health, certificates)
         await grpc_server.start()
         if local_socket is not None:
-            local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, guard))
+            local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, guard, limits))
 
         health.set_serving(not _failure(archive, audit))
         background = [
@@ -210,6 +218,8 @@ def _monitor(
     """Serve metrics and health over HTTP if that is asked for, and return the port."""
     if settings.metrics_port is None:
         return None
+    if certificates is not None:
+        metrics.watch_certificate(lambda: certificates.expires_at)
     monitoring = MonitoringServer(
         metrics.registry, lambda: health.is_serving, settings.host, settings.metrics_port, certificates
     )
@@ -262,6 +272,14 @@ def _retaining(
             await retention.run(settings.retention_seconds)
 
     return [retain()] if settings.retention_seconds and not settings.read_only else []
+
+
+def _caller_limits(settings: Settings, metrics: Metrics) -> CallerLimits | None:
+    """Return what keeps callers within their limits; None where there are none."""
+    rates = CallerRates(settings.caller_calls_per_second, settings.caller_bytes_per_second, settings.caller_uploads_max)
+    limits = CallerLimits(rates)
+    metrics.watch_limits(limits)
+    return limits if rates.is_any_set else None
 
 
 def _limits(settings: Settings) -> Limits:

@@ -5,10 +5,10 @@ same request and the same position. A group has one watch; each of its *steps* i
 and the leader of the group, a task, starts to send it to each follower that is not sending. The tasks of the calls
 sleep in the meantime: waking a thousand of them for each version cost more than the messages.
 
-The leader never waits for a follower. If a follower is still sending, or if a version does not fit one message, the
-follower's own task sends the newest step as soon as it can. It may skip steps that are older versions of the same
-model; otherwise the follower leaves the group and continues alone from its last token, as after a reconnect. So a slow
-follower keeps nothing but its message and its token.
+The leader never waits for a follower. If a follower is still sending, or its caller has used up its bytes, or if a
+version does not fit one message, the follower's own task sends the newest step as soon as it can. It may skip steps
+that are older versions of the same model; otherwise the follower leaves the group and continues alone from its last
+token, as after a reconnect. So a slow follower keeps nothing but its message and its token.
 """
 
 import asyncio
@@ -128,6 +128,9 @@ class Follower:
                     group.leave(self)
                     return None
                 if self.position < group.last.position:
+                    if self.sender.is_slowed:
+                        await self.sender.paced()
+                        continue  # there may be a newer one
                     self._begin_sending(group.last)
                     return group.last
             self._woken = asyncio.get_running_loop().create_future()
@@ -139,7 +142,7 @@ class Follower:
         """Start to send a step, or let the follower's own task send it as soon as it can."""
         message = prepared.plain
         if prepared.whole is not prepared.plain and self._wants_bytes(step.event):
-            if prepared.whole is None:
+            if prepared.whole is None or self.sender.is_slowed:
                 self.call()
                 return
             message = prepared.whole

@@ -1,19 +1,20 @@
 """Who makes a call: the holder of a token or of a certificate that was granted something, or somebody anonymous."""
 
 import asyncio
+import hashlib
+import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import lru_cache
 
 import structlog
-from cachetools import LRUCache
 
 from cogment_model_registry.errors import ModelRegistryError, UnauthenticatedError
 from cogment_model_registry.records.access import Grant, GrantKind, Scope, identity_of
 from cogment_model_registry.records.addresses import is_loopback
 from cogment_model_registry.registry.access import INVALID_TOKEN, Caller
 from cogment_model_registry.server.issuer import Issuer, Verified
-from cogment_model_registry.server.needs import NEEDS
+from cogment_model_registry.server.needs import NEEDS, OPEN
 from cogment_model_registry.serving.calls import Call
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -24,11 +25,13 @@ _REFRESH_SECONDS = 1.0
 _LOOK_SECONDS = 0.1
 """The shortest time between two looks for a token that is not known, however many callers have such tokens."""
 
-_ISSUED_MAX = 4096
-"""How many verified tokens of the issuer are kept, by their hashes: verifying takes longer than a small call."""
+_KNOWN_MAX = 4096
+"""How many callers are known by what they send: looking up a token takes a part of a small call, and verifying one of
+the issuer longer than such a call."""
 
 _HEADER = "authorization"
 _SCHEME = "bearer "
+_MALFORMED = "the metadata authorization is malformed; it must be one Bearer TOKEN"
 
 _READER = Caller(
     "a caller without a token",
@@ -37,6 +40,7 @@ _READER = Caller(
     is_named=False,
 )
 _ANYBODY = Caller("a caller without a token", [Scope("admin")], is_named=False)
+_STRANGER = Caller("a caller without a token", (), is_named=False)
 
 
 class Identities:
@@ -71,7 +75,8 @@ class Identities:
         self._is_first_look = True
         self._grants: dict[Grant, Caller] = {}
         self._callers: dict[GrantKind, dict[str, Caller]] = {"token": {}, "certificate": {}, "subject": {}}
-        self._issued: LRUCache[str, Caller] = LRUCache(_ISSUED_MAX)
+        self._known: dict[bytes, Caller] = {}
+        self._secret = os.urandom(32)
         self._looking: asyncio.Task[None] | None = None
         self._looked = float("-inf")
 
@@ -103,14 +108,20 @@ class Identities:
             UnavailableError: The catalog failed.
         """
         grants = {*await self._read_grants()}
-        if any(grant.kind == "subject" for grant in grants ^ self._grants.keys()):
-            self._issued.clear()
+        if grants != self._grants.keys():
+            self._known.clear()
         for grant in self._grants.keys() - grants:
             self._grants.pop(grant).is_revoked = True
             _log.info("token revoked", name=grant.name)
             self._on_grant(grant, False)
         for grant in grants - self._grants.keys():
-            self._grants[grant] = Caller(grant.name, grant.scopes, kind=grant.kind, expires_ns=grant.expires_ns)
+            self._grants[grant] = Caller(
+                grant.name,
+                grant.scopes,
+                kind=grant.kind,
+                identity=f"grant:{grant.name}",  # a subject without a grant may be called alike
+                expires_ns=grant.expires_ns,
+            )
             if not self._is_first_look:
                 self._on_grant(grant, True)
         self._is_first_look = False
@@ -136,19 +147,50 @@ class Identities:
 
     def identify(self, call: Call) -> Caller | None:
         """Return who makes a call; None for an unknown token, which may be a new one."""
-        token = _token(call)
-        if token is None:
+        authorization = _authorization(call)
+        if authorization is None:
             return self._without_token(call)
+        key, now_ns = self._key(authorization), self._now_ns()
+        caller = self._known.get(key)
+        if caller is None or caller.is_over(now_ns):
+            caller = self._holder(_token(authorization), now_ns)
+            if caller is not None:
+                self._remember(key, caller)
+        return caller
+
+    def is_known(self, call: Call) -> bool:
+        """Return whether `identify` has nothing to check that takes time: there is no token, or a known one."""
+        authorization = _authorization(call)
+        if authorization is None or self._key(authorization) in self._known:
+            return True
+        return identity_of(_token(authorization)) in self._callers["token"]
+
+    def _key(self, authorization: str) -> bytes:
+        """Return what a caller is known by; the tokens themselves are not kept.
+
+        BLAKE2 takes a half of what SHA-256 does here. Its key makes the hashes useless outside of this process.
+        """
+        return hashlib.blake2b(authorization.encode(errors="surrogatepass"), key=self._secret, digest_size=32).digest()
+
+    def _remember(self, key: bytes, caller: Caller) -> None:
+        self._known.pop(key, None)
+        if len(self._known) >= _KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[key] = caller
+
+    def _holder(self, token: str, now_ns: int) -> Caller | None:
+        """Return who has a token; None if it is not known."""
         if self._issuer is not None and _is_issued(token):
-            return self._identify_issued(self._issuer, token)
+            verified = self._issuer.verify(token)
+            return None if verified is None else self._caller_of(verified, now_ns)
         caller = self._callers["token"].get(identity_of(token))
         if caller is not None:
-            caller.check_valid(self._now_ns())
+            caller.check_valid(now_ns)
         return caller
 
     async def look_up(self, call: Call) -> Caller:
         """Return who makes a call whose token, or the key of whose token, was not known, after a look for it."""
-        if self._issuer is not None and _is_issued(_token(call) or ""):
+        if self._issuer is not None and _is_issued(_token(_authorization(call) or _SCHEME)):
             await self._issuer.look_again()
             caller = self.identify(call)
             if caller is None:
@@ -182,18 +224,6 @@ class Identities:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
 
-    def _identify_issued(self, issuer: Issuer, token: str) -> Caller | None:
-        """Return who has a token of the issuer; None if its key is not known."""
-        now_ns = self._now_ns()
-        identity = identity_of(token)
-        caller = self._issued.get(identity)
-        if caller is None or caller.is_over(now_ns):
-            verified = issuer.verify(token)
-            if verified is None:
-                return None
-            caller = self._issued[identity] = self._caller_of(verified, now_ns)
-        return caller
-
     def _caller_of(self, verified: Verified, now_ns: int) -> Caller:
         """Return who has a valid token: with its scopes, and with those of the grant for its subject."""
         key, granted = verified.key, self._callers["subject"].get(verified.subject)
@@ -202,6 +232,7 @@ class Identities:
                 verified.subject,
                 verified.scopes,
                 kind="subject",
+                identity=f"subject:{verified.subject}",
                 expires_ns=verified.expires_ns,
                 is_withdrawn=lambda: key.is_withdrawn,
             )
@@ -210,6 +241,7 @@ class Identities:
             granted.name,
             dict.fromkeys([*verified.scopes, *granted.scopes]),
             kind=granted.kind,
+            identity=granted.identity,
             expires_ns=expires_ns,
             is_withdrawn=lambda: key.is_withdrawn or granted.is_revoked,
         )
@@ -225,23 +257,36 @@ class Identities:
         if self._anonymous == "everything" or (self._anonymous == "auto" and _is_here(call.context.peer())):
             return _ANYBODY
         if self._anonymous == "nothing":
+            if call.method in OPEN:
+                return _STRANGER
             raise UnauthenticatedError("this server needs a token, as the metadata authorization: Bearer TOKEN")
         return _READER
 
 
-def _token(call: Call) -> str | None:
-    """Return the token that came with a call; None without one.
+def _authorization(call: Call) -> str | None:
+    """Return what came with a call to say who makes it; None if nothing did.
 
     Raises:
-        UnauthenticatedError: What came is malformed, or there are two.
+        UnauthenticatedError: There are two, or it is no text.
     """
-    values = [value for name, value in call.context.invocation_metadata() or () if name == _HEADER]
-    if not values:
-        return None
-    [value, *others] = values
-    if others or not isinstance(value, str) or not value.lower().startswith(_SCHEME):
-        raise UnauthenticatedError("the metadata authorization is malformed; it must be one Bearer TOKEN")
-    return value[len(_SCHEME) :].strip()
+    found = None
+    for name, value in call.context.invocation_metadata() or ():
+        if name == _HEADER:
+            if found is not None or not isinstance(value, str):
+                raise UnauthenticatedError(_MALFORMED)
+            found = value
+    return found
+
+
+def _token(authorization: str) -> str:
+    """Return the token in what came with a call.
+
+    Raises:
+        UnauthenticatedError: It is malformed.
+    """
+    if authorization[: len(_SCHEME)].lower() != _SCHEME:
+        raise UnauthenticatedError(_MALFORMED)
+    return authorization[len(_SCHEME) :].strip()
 
 
 def _is_issued(token: str) -> bool:

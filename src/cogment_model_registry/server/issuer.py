@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import structlog
+from cachetools import TTLCache
 
 from cogment_model_registry.errors import InvalidError, StartError, UnauthenticatedError, UnavailableError
-from cogment_model_registry.records.access import SCOPES_MAX, Scope, check_name
+from cogment_model_registry.records.access import SCOPES_MAX, Scope, check_name, identity_of
 from cogment_model_registry.records.addresses import is_http, is_loopback
 from cogment_model_registry.server.issuer_keys import ALGORITHMS, TOTAL_SECONDS, Key, parse_keys, reader
 from cogment_model_registry.settings import Settings
@@ -30,6 +31,11 @@ TOKEN_MAX_BYTES = 8 << 10
 
 _LEEWAY_NS = 5 * 10**9
 """How far the clock of the issuer may be ahead. A token is not accepted for longer than it says."""
+
+_CHECKED_MAX = 1024
+_CHECKED_SECONDS = 60.0
+"""Of how many tokens, and for how long, it is kept what a check found: a check of a signature takes longer than a small
+call, and a client repeats a token that is refused. What depends on the time is not kept, and other keys end it all."""
 
 _FORM = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 """Three parts in base64url (RFC 7515, section 7.1); Python's decoder skips whatever else is between them."""
@@ -73,6 +79,32 @@ class Verified:
     scopes: tuple[Scope, ...]
     expires_ns: int
     key: Key
+
+
+@dataclass(frozen=True, slots=True)
+class _Signed:
+    """What a token of the issuer says, whatever the time.
+
+    Attributes:
+        verified: What it says while it is valid.
+        begins_ns: From when on it is valid, in nanoseconds since the Unix epoch, by the claims that say so.
+    """
+
+    verified: Verified
+    begins_ns: Mapping[str, int]
+
+    def at(self, now_ns: int) -> Verified:
+        """Return what it says at a time.
+
+        Raises:
+            UnauthenticatedError: It is not valid then.
+        """
+        if now_ns >= self.verified.expires_ns:
+            _refuse("it has expired")
+        for name, begins_ns in self.begins_ns.items():
+            if begins_ns > now_ns + _LEEWAY_NS:
+                _refuse(f"it is not valid yet ({name})")
+        return self.verified
 
 
 class Issuer:
@@ -119,6 +151,7 @@ class Issuer:
         self._reading: asyncio.Task[None] | None = None
         self._read_at = -math.inf
         self._failures: set[str] = set()
+        self._checked: TTLCache[str, _Signed | str | None] = TTLCache(_CHECKED_MAX, _CHECKED_SECONDS)
 
     # The keys.
 
@@ -171,6 +204,7 @@ class Issuer:
         """Use these keys from now on; keys that are still there stay the same objects."""
         former = {key.members: key for key in self._keys or ()}
         self._keys = tuple(former.pop(key.members, key) for key in keys)
+        self._checked.clear()
         for key in former.values():
             key.is_withdrawn = True
         log = _log.info if keys else _log.warning
@@ -204,17 +238,33 @@ class Issuer:
             raise UnauthenticatedError(f"{_INVALID}it has more than {TOKEN_MAX_BYTES} bytes")
         if not _FORM.fullmatch(token):
             _refuse("it is malformed")
-        algorithm, kid = self._header(token)
-        key = self._key(kid, algorithm)
-        if key is None:
-            return None
-        claims = self._claims(token, key, algorithm)
+        identity = identity_of(token)
+        try:
+            checked = self._checked[identity]
+        except KeyError:
+            checked = self._checked[identity] = self._check(token)
+        if isinstance(checked, str):
+            raise UnauthenticatedError(checked)
+        return None if checked is None else checked.at(self._now_ns())
+
+    def _check(self, token: str) -> _Signed | str | None:
+        """Return what a token says, or why it is never valid with the present keys; None if its key is not known."""
+        try:
+            algorithm, kid = self._header(token)
+            key = self._key(kid, algorithm)
+            return None if key is None else self._signed(self._claims(token, key, algorithm), key)
+        except UnauthenticatedError as error:
+            return error.message
+
+    def _signed(self, claims: Mapping[str, Any], key: Key) -> _Signed:
+        """Return what the claims of a token say."""
         subject = claims["sub"]
         try:
             check_name("sub", subject)
         except InvalidError:
             _refuse("its subject (sub) is longer than 255 bytes, or not printable")
-        return Verified(subject, self._scopes(claims), self._check_times(claims), key)
+        begins_ns = {name: _nanoseconds(claims, name) for name in ("nbf", "iat") if name in claims}
+        return _Signed(Verified(subject, self._scopes(claims), _nanoseconds(claims, "exp"), key), begins_ns)
 
     def _header(self, token: str) -> tuple[str, str | None]:
         """Return the algorithm and the id of the key that a token names."""
@@ -248,7 +298,7 @@ class Issuer:
     def _claims(self, token: str, key: Key, algorithm: str) -> Mapping[str, Any]:
         """Return the claims of a token whose signature, issuer and audience are right."""
         jwt = self._jwt
-        # The times are checked by the clock that also ends the token.
+        # The times are checked each time, by the clock that also ends the token.
         times = {"verify_exp": False, "verify_nbf": False, "verify_iat": False}
         try:
             claims: Mapping[str, Any] = jwt.decode(
@@ -270,17 +320,6 @@ class Issuer:
             _refuse("its issuer (iss) is not that of this server")
         except Exception:  # as above
             _refuse("it is malformed")
-
-    def _check_times(self, claims: Mapping[str, Any]) -> int:
-        """Return when a token ends, which is not yet."""
-        now_ns = self._now_ns()
-        expires_ns = _nanoseconds(claims, "exp")
-        if now_ns >= expires_ns:
-            _refuse("it has expired")
-        for name in ("nbf", "iat"):
-            if name in claims and _nanoseconds(claims, name) > now_ns + _LEEWAY_NS:
-                _refuse(f"it is not valid yet ({name})")
-        return expires_ns
 
     def _scopes(self, claims: Mapping[str, Any]) -> tuple[Scope, ...]:
         """Return the scopes of a token; what is not a scope of ours is for others."""

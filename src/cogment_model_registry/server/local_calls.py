@@ -5,7 +5,7 @@ way. A client that is refused asks by gRPC, which says the same.
 """
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -18,6 +18,7 @@ from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.server.model_lifecycle import log_aliases
+from cogment_model_registry.serving.caller_limits import CallerLimits
 from cogment_model_registry.serving.calls import Call, Guard, Handlers, Observer
 from cogment_model_registry.system.sealed_memory import SealedMemory
 from cogment_model_registry.wire import convert, lifecycle, local
@@ -55,7 +56,9 @@ class _Context:
         self._peer = peer
         self._authorization = authorization
 
-    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, str]] = ()
+    ) -> NoReturn:
         raise _RefusedError(code, details)
 
     async def read(self) -> object:
@@ -82,16 +85,23 @@ class LocalCalls:
         uploads: What answers uploads.
         observe: Called after each finished call.
         guard: Decides what callers may do.
+        limits: How much each caller may do; None for no limits.
     """
 
     def __init__(
-        self, rules: Lifecycle, uploads: RepeatableUploads, observe: Observer, guard: Guard | None = None
+        self,
+        rules: Lifecycle,
+        uploads: RepeatableUploads,
+        observe: Observer,
+        guard: Guard | None = None,
+        limits: CallerLimits | None = None,
     ) -> None:
         self._rules = rules
         self._uploads = uploads
         self._under_way = 0
         self._handlers = Handlers(observe)
         self._guard = guard
+        self._limits = limits
 
     async def answer(
         self, message: bytes, socket_id: str, peer: Peer, descriptors: list[int], handed: list[int]
@@ -118,7 +128,7 @@ class LocalCalls:
         if kind is None:
             raise local.MalformedError("the request asks for nothing")
         method = "LocalReadVersion" if kind == "read" else "LocalUploadVersion"
-        call = Call(method, _Context(peer, request.authorization), self._guard)
+        call = Call(method, _Context(peer, request.authorization), self._guard, self._limits)
         call.count_received(message)
         try:
             if kind == "read":
@@ -129,6 +139,7 @@ class LocalCalls:
 
     async def _read(self, request: lifecycle.ReadVersionRequest, call: Call, handed: list[int]) -> bytes:
         await call.identify()
+        call.begin()
         model_id, key = request.version.model_id, lifecycle.key_of(request.version)
         call.about(model_id=model_id, version=key)
         call.admit(request)
@@ -143,6 +154,7 @@ class LocalCalls:
         self, message: lifecycle.UploadVersionRequest.Header, call: Call, descriptors: list[int]
     ) -> bytes:
         await call.identify()
+        call.begin(is_upload=True)
         header = lifecycle.upload_header_from_message(message)
         size_bytes = header.data_size_bytes
         call.about(model_id=header.model_id, archived=header.archived, size_bytes=size_bytes)
@@ -151,6 +163,7 @@ class LocalCalls:
         if not descriptors:
             raise InvalidError("an upload without bytes needs a descriptor of sealed memory", model_id=header.model_id)
         with SealedMemory.received(descriptors[0], size_bytes) as memory, self._turn(header.model_id):
+            _charge(call, size_bytes)
             await self._uploads.check_room(header.version)
             header = await _with_hash(header, memory)
             # Adopting memory costs less than copying a version with the same bytes; an archived one shares its file.
@@ -177,6 +190,18 @@ class LocalCalls:
             yield
         finally:
             self._under_way -= 1
+
+
+def _charge(call: Call, size_bytes: int) -> None:
+    """Count the bytes of memory that is adopted for the caller.
+
+    Raises:
+        TooLargeError: They are too many to come at once; a stream can be slowed down.
+    """
+    if call.share is not None:
+        if not call.share.has_room(size_bytes):
+            raise TooLargeError(f"the caller may not move {size_bytes} bytes at once; send them")
+        call.share.charge(size_bytes)
 
 
 async def _with_hash(header: UploadHeader, memory: SealedMemory) -> UploadHeader:

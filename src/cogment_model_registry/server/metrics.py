@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
@@ -25,7 +26,9 @@ from cogment_model_registry.registry.registry import RegistryStatus
 from cogment_model_registry.server.audit import AuditLog
 from cogment_model_registry.server.call_metrics import CallMetrics
 from cogment_model_registry.server.consumer_metrics import ConsumerMetrics
+from cogment_model_registry.server.limit_metrics import LimitMetrics
 from cogment_model_registry.server.registration import State
+from cogment_model_registry.serving.caller_limits import CallerLimits
 
 _NAMESPACE = "cogment_model_registry"
 
@@ -97,6 +100,19 @@ class Metrics:
     def watch_consumers(self, consumers: Consumers) -> None:
         """Ask for the consumers, on the running event loop, at each scrape."""
         self.registry.register(ConsumerMetrics(_NAMESPACE, consumers, asyncio.get_running_loop(), _STATUS_SECONDS))
+
+    def watch_limits(self, limits: CallerLimits) -> None:
+        """Ask what the limits per caller have refused at each scrape."""
+        self.registry.register(LimitMetrics(_NAMESPACE, limits))
+
+    def watch_certificate(self, expires_at: Callable[[], float]) -> None:
+        """Ask at each scrape when the certificate of the server expires, in seconds since the Unix epoch."""
+        Gauge(
+            "certificate_expires_timestamp_seconds",
+            "When the certificate of the server expires, in seconds since the Unix epoch.",
+            namespace=_NAMESPACE,
+            registry=self.registry,
+        ).set_function(expires_at)
 
 
 class _AuditCollector(Collector):

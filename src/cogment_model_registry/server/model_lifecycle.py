@@ -18,6 +18,7 @@ from cogment_model_registry.server.consumer_calls import ConsumerCalls
 from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.server.watching import WatchCalls
+from cogment_model_registry.serving.caller_limits import CallerLimits
 from cogment_model_registry.serving.calls import Call, Guard, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import lifecycle
@@ -40,6 +41,7 @@ class ModelLifecycleService:
         settings: The limits of messages.
         observe: Called after each finished call.
         guard: Decides what callers may do.
+        limits: How much each caller may do; None for no limits.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class ModelLifecycleService:
         settings: Settings,
         observe: Observer,
         guard: Guard | None = None,
+        limits: CallerLimits | None = None,
     ) -> None:
         self._rules = rules
         self._uploads = uploads
@@ -62,7 +65,7 @@ class ModelLifecycleService:
         self._watches = watches
         self._transfers = transfers
         self._settings = settings
-        self._handlers = Handlers(observe, guard)
+        self._handlers = Handlers(observe, guard, limits)
 
     async def drained(self) -> None:
         """Wait until no call is in progress."""

@@ -17,6 +17,7 @@ from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.server.audit import AuditLog
 from cogment_model_registry.server.local_socket import LocalSocket
 from cogment_model_registry.server.transfers import Receiver, Transfers
+from cogment_model_registry.serving.caller_limits import CallerLimits
 from cogment_model_registry.serving.calls import Call, Guard, Handlers, Observer
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import convert, local, messages
@@ -43,6 +44,7 @@ class ModelRegistryService:
         settings: The limits of messages.
         observe: Called after each finished call.
         guard: Decides what callers may do.
+        limits: How much each caller may do; None for no limits.
         local_socket: The socket for processes on the same host, which `Status` names to those who ask for it.
         audit: The audit log, of which `Status` says whether it works; None where none is kept.
     """
@@ -55,6 +57,7 @@ class ModelRegistryService:
         *,
         observe: Observer,
         guard: Guard | None = None,
+        limits: CallerLimits | None = None,
         local_socket: LocalSocket | None = None,
         audit: AuditLog | None = None,
     ) -> None:
@@ -63,7 +66,7 @@ class ModelRegistryService:
         self._local_socket = local_socket
         self._transfers = transfers
         self._settings = settings
-        self._handlers = Handlers(observe, guard)
+        self._handlers = Handlers(observe, guard, limits)
 
     async def drained(self) -> None:
         """Wait until no call is under way."""

@@ -14,6 +14,10 @@ READ: tuple[Action, ...] = ("read",)
 CREATE: tuple[Action, ...] = ("publish", "store")
 """For models, tags and metrics: whoever creates versions of one kind or the other may set them."""
 
+OPEN = frozenset({"Version", "Status"})
+"""Calls that everybody may make: a Directory makes them, without a token, to check whether a service works and how much
+it has to do. What `Status` says of models is for those who may read all of them."""
+
 LISTING = Need(READ, None)
 """For what is about no model in particular: the reply has what the caller may read."""
 
@@ -83,7 +87,7 @@ _CALLS: Mapping[str, Callable[[Any], Needs]] = {
     "RetrieveVersionInfos": _of_model("read"),
     "RetrieveVersionData": _of_model("read"),
     "VersionUpdate": _of_model("read"),
-    "Version": lambda _: (),
+    "Version": lambda _: (),  # as `OPEN` says
     "Status": lambda _: (),
     "UploadVersion": _upload_version,
     "ReadVersion": _of_version("read"),

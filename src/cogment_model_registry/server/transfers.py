@@ -213,9 +213,11 @@ class Receiver(_Transfer, Generic[_Header]):
         Raises:
             InvalidError: It is not a header.
             PermissionDeniedError: The caller may not create the version.
+            LimitedError: The caller is over a limit.
             TimedOutError: The client sent nothing for too long.
         """
         method = self._call.method
+        self._call.begin(is_upload=True)
         first = await self.next_chunk()
         if first is None:
             raise InvalidError(f"{method} must begin with a header; the stream was empty")
@@ -250,6 +252,9 @@ class Receiver(_Transfer, Generic[_Header]):
             InvalidError: It is not a chunk.
             TimedOutError: The client sent nothing for too long.
         """
+        if self._call.share is not None:
+            self.end_turn()  # others have it while this one waits
+            await self._call.share.paced(self._expected_bytes)
         turn = None
         if self._taken_bytes or self._expected_bytes > _SMALL_MESSAGE_BYTES:
             await self._take_turn()
@@ -343,6 +348,15 @@ class ReplySender(_Transfer):
         self._watch.begin()
         run_without_task(self._call.write(message), note)
 
+    @property
+    def is_slowed(self) -> bool:
+        """Whether the caller has to wait for bytes."""
+        return self._call.share is not None and self._call.share.is_slowed
+
+    async def paced(self) -> None:
+        """Wait until the caller may be sent bytes."""
+        await self._call.paced(0)
+
     async def waiting(self, work: Awaitable[_T]) -> _T:
         """Await `work` in the task of the call, while messages are sent that `start` began.
 
@@ -363,6 +377,8 @@ class ReplySender(_Transfer):
         Raises:
             TimedOutError: The client took nothing for too long.
         """
+        if self._call.share is not None:
+            await self._call.share.paced(len(message))
         try:
             await self._watch.wait(self._call.write(message))
         except TimeoutError:

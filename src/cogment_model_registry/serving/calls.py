@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any, NoReturn, Protocol, TypeAlias, TypeVar
@@ -18,11 +18,20 @@ import grpc
 import grpc.aio
 import structlog
 
-from cogment_model_registry.errors import ModelRegistryError, StoppingError, UnavailableError, shown
+from cogment_model_registry.errors import (
+    LimitedError,
+    ModelRegistryError,
+    StoppingError,
+    UnauthenticatedError,
+    UnavailableError,
+    shown,
+)
 from cogment_model_registry.registry.access import NOBODY, Caller
 from cogment_model_registry.registry.journals import Journal
 from cogment_model_registry.serving import grpc_workarounds
+from cogment_model_registry.serving.caller_limits import CallerLimits, CallShare
 from cogment_model_registry.wire.convert import AnyMessage, decode, status_of
+from cogment_model_registry.wire.pushback import pushback
 
 _log = structlog.stdlib.get_logger(__name__)
 _levels = logging.getLogger(__name__)
@@ -37,7 +46,9 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # generic in gRPC's stu
 class Context(Protocol):
     """The part of gRPC's context that a handler needs; gRPC's own types lack raw bytes."""
 
-    async def abort(self, code: grpc.StatusCode, details: str = "") -> NoReturn:
+    async def abort(
+        self, code: grpc.StatusCode, details: str = "", trailing_metadata: Sequence[tuple[str, str]] = ()
+    ) -> NoReturn:
         """End the call with a status."""
 
     async def read(self) -> object:
@@ -72,6 +83,9 @@ class Guard(Protocol):
     async def look_up(self, call: "Call") -> Caller:
         """Return who makes a call; see `identify`."""
 
+    def is_known(self, call: "Call") -> bool:
+        """Return whether `identify` has nothing to check that takes time: there is no token, or a known one."""
+
     def decide(self, call: "Call", request: object) -> None:
         """Refuse what the caller may not do.
 
@@ -95,7 +109,9 @@ class Call:
         method: The method's name.
         context: gRPC's side of it.
         guard: Decides what the caller may do; None where everybody may do everything.
+        limits: How much each caller may do; None for no limits.
         caller: Who makes it.
+        share: What it has of what its caller may do; None where nothing is limited, and until it is known who that is.
         subject: The model, the version, and so on, for the log.
         journal: Keeps the changes that the call makes; None where none is kept, and for calls that change nothing.
         received_bytes: Bytes of request messages so far.
@@ -107,7 +123,9 @@ class Call:
     method: str
     context: Context
     guard: Guard | None = None
+    limits: CallerLimits | None = None
     caller: Caller = NOBODY
+    share: CallShare | None = None
     subject: dict[str, object] = field(default_factory=dict)
     journal: Journal | None = None
     received_bytes: int = 0
@@ -124,9 +142,42 @@ class Call:
 
         Raises:
             UnauthenticatedError: They have to say who they are, and have not.
+            LimitedError: They have not too often.
         """
+        limits = self.limits
         if self.guard is not None:
-            self.caller = self.guard.identify(self) or await self.guard.look_up(self)
+            try:
+                if limits is not None and limits.has_no_logins(self.context.peer) and not self.guard.is_known(self):
+                    raise limits.login_refusal(self.context.peer())
+                self.caller = self.guard.identify(self) or await self.guard.look_up(self)
+            except UnauthenticatedError:
+                if limits is not None:
+                    limits.count_refused_login(self.context.peer(), self.received_bytes)
+                raise
+        if limits is not None:
+            self.share = limits.enter(self.caller, self.context.peer)
+            self.share.charge(self.received_bytes)
+
+    def begin(self, *, is_upload: bool = False) -> None:
+        """Count the call for its caller. Every call passes here before anything of it is decoded or answered.
+
+        Args:
+            is_upload: Whether it is an upload.
+
+        Raises:
+            LimitedError: The caller is over a limit.
+        """
+        if self.share is not None:
+            self.share.begin(is_upload=is_upload)
+
+    async def paced(self, size_bytes: int) -> None:
+        """Wait until the caller may move the next message of a stream.
+
+        Args:
+            size_bytes: Its size, as far as that is known.
+        """
+        if self.share is not None:
+            await self.share.paced(size_bytes)
 
     def admit(self, request: object) -> None:
         """Refuse what the caller may not do. Every request passes here before anything answers it.
@@ -144,6 +195,8 @@ class Call:
         """Count a request message, and return it."""
         self.received_bytes += len(message)
         self.received_messages += 1
+        if self.share is not None:
+            self.share.charge(len(message))
         return message
 
     async def read(self) -> bytes | None:
@@ -156,12 +209,16 @@ class Call:
             return None
         self.received_bytes += len(message)
         self.received_messages += 1
+        if self.share is not None:
+            self.share.charge(len(message))
         return message
 
     def count_sent(self, message: bytes) -> bytes:
         """Count a reply message, and return it."""
         self.sent_bytes += len(message)
         self.sent_messages += 1
+        if self.share is not None:
+            self.share.charge(len(message))
         return message
 
     async def write(self, message: bytes) -> None:
@@ -201,11 +258,13 @@ class Handlers:
     Args:
         observe: Called after each finished call.
         guard: Decides what callers may do; None where everybody may do everything.
+        limits: How much each caller may do; None for no limits.
     """
 
-    def __init__(self, observe: Observer, guard: Guard | None = None) -> None:
+    def __init__(self, observe: Observer, guard: Guard | None = None, limits: CallerLimits | None = None) -> None:
         self._observe = observe
         self._guard = guard
+        self._limits = limits
         self._calls = 0
         self._none_left: asyncio.Event | None = None  # while somebody waits
 
@@ -223,7 +282,11 @@ class Handlers:
         }
 
     def streamed_request(self, method: str, answer: Callable[[Call], Awaitable[bytes]]) -> _Handler:
-        """Return the handler of a method with a stream of requests, which `answer` reads and admits, and one reply."""
+        """Return the handler of a method with a stream of requests and one reply.
+
+        `answer` begins the call, so that it can read what the client of a refused one still sends; and it reads and
+        admits the requests.
+        """
         return grpc.stream_unary_rpc_method_handler(self._given_stream(method, answer))
 
     def streamed_reply(
@@ -233,7 +296,7 @@ class Handlers:
         return grpc.unary_stream_rpc_method_handler(self._given_one(method, request_type, answer))
 
     def streamed(self, method: str, answer: Callable[[Call], Awaitable[None]]) -> _Handler:
-        """Return the handler of a method with a stream each way, which `answer` reads, admits and writes."""
+        """Return the handler of a method with a stream each way, which `answer` begins, reads, admits and writes."""
         return grpc.stream_stream_rpc_method_handler(self._given_stream(method, answer))
 
     def _given_one(
@@ -245,12 +308,13 @@ class Handlers:
         async def answer_admitted(data: bytes, call: Call) -> _T:
             call.count_received(data)
             await call.identify()
+            call.begin()
             request = decode(request_type, data)
             call.admit(request)
             return await answer(request, call)
 
         async def handle(data: bytes, context: Context) -> _T:
-            call = Call(method, context, self._guard)
+            call = Call(method, context, self._guard, self._limits)
             return await self.answer(call, answer_admitted(data, call))
 
         return handle
@@ -264,7 +328,7 @@ class Handlers:
             return await answer(call)
 
         async def handle(_messages: object, context: Context) -> _T:
-            call = Call(method, context, self._guard)
+            call = Call(method, context, self._guard, self._limits)
             return await self.answer(call, answer_identified(call))
 
         return handle
@@ -284,6 +348,7 @@ class Handlers:
         started = perf_counter()
         status, details = grpc.StatusCode.OK, ""
         level = logging.DEBUG
+        metadata: tuple[tuple[str, str], ...] = ()
         try:
             reply = await answer
             if call.journal is not None:
@@ -293,6 +358,7 @@ class Handlers:
             return reply
         except ModelRegistryError as error:
             status, details, level = status_of(error), error.message, _level(error)
+            metadata = pushback(error)
             if call.journal is not None:
                 with contextlib.suppress(ModelRegistryError):
                     await call.journal.written()  # a call that failed may have changed something before
@@ -304,13 +370,15 @@ class Handlers:
             status, details = grpc.StatusCode.INTERNAL, "the server failed; its log says why"
         finally:
             self._calls -= 1
+            if call.share is not None:
+                call.share.leave()
             if not self._calls and self._none_left is not None:
                 self._none_left.set()
                 self._none_left = None
             self._finish(call, status, details, level, perf_counter() - started)
         try:
             with grpc_workarounds.broken_calls_are_cancelled:
-                return await call.context.abort(status, details[:_DETAILS_MAX_CHARACTERS])
+                return await call.context.abort(status, details[:_DETAILS_MAX_CHARACTERS], metadata)
         except grpc.aio.AbortError as aborted:
             call.when_over(functools.partial(grpc_workarounds.forget_traceback, aborted))
             raise
@@ -338,6 +406,6 @@ def _level(error: ModelRegistryError) -> int:
 
     Damage of a version is logged once, where it is found; later calls for it count as refused.
     """
-    if isinstance(error, StoppingError):
-        return logging.DEBUG  # a stop with a thousand watchers must not log a thousand refusals
+    if isinstance(error, StoppingError | LimitedError):
+        return logging.DEBUG  # a stop with a thousand watchers, or a caller without end, must not log each refusal
     return logging.ERROR if isinstance(error, UnavailableError) else logging.INFO

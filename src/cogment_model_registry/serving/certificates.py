@@ -8,7 +8,7 @@ import asyncio
 import os
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -23,10 +23,10 @@ from cogment_model_registry.system.certificates import (
     CertificateError,
     Pair,
     PemFile,
-    expiry_seconds,
     new_context,
     read_authorities,
     read_pair,
+    validity_seconds,
 )
 from cogment_model_registry.system.tasks import end, wait_at_most
 
@@ -35,6 +35,13 @@ _log = structlog.stdlib.get_logger(__name__)
 LOOK_SECONDS = 1.0
 """How often the files are looked at. A file that cannot be used is refused at the second look that finds it so: it may
 be in the middle of being written at the first one."""
+
+
+_NOTICE_SECONDS, _NOTICE_PART = 14 * 86_400, 1 / 6
+"""How long before its end a certificate is reported: two weeks, or a part of the time for which it is valid if that is
+shorter. Programs that renew certificates do so with a third of this time left."""
+
+_NOTICE_PAUSE_SECONDS = 86_400
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,14 +53,21 @@ class _Loaded:
         authorities: The authorities of clients' certificates; empty if clients need none.
         configuration: The same for gRPC.
         context: The same for the standard library, which asks for the certificate of a client and takes none, too.
-        expires_at: When the certificate expires, in seconds since the epoch.
+        begins_at: When the certificate begins to be valid, in seconds since the epoch.
+        expires_at: When it expires.
     """
 
     pair: Pair
     authorities: bytes
     configuration: grpc.ServerCertificateConfiguration
     context: ssl.SSLContext
+    begins_at: float
     expires_at: float
+
+    @property
+    def notice_at(self) -> float:
+        """When its end is close enough to report it, in seconds since the epoch."""
+        return self.expires_at - min(_NOTICE_SECONDS, _NOTICE_PART * (self.expires_at - self.begins_at))
 
 
 class Certificates:
@@ -61,23 +75,26 @@ class Certificates:
 
     Args:
         settings: The files, of which there must be a certificate and a key.
+        now: Seconds since the epoch.
 
     Raises:
         StartError: A file cannot be used.
     """
 
-    def __init__(self, settings: TlsSettings) -> None:
+    def __init__(self, settings: TlsSettings, now: Callable[[], float] = time.time) -> None:
+        self._now = now
         self.requires_clients = requires_client_certificate(settings)
         self._certificate, self._key = pair_files(settings) or (PemFile("tls_certificate", ""), PemFile("tls_key", ""))
         self._client_ca = PemFile("tls_client_ca", settings.tls_client_ca)
         self._judged = self._doubtful = self._state()
         self._asked = asyncio.Event()
         self._expiry_told: _Loaded | None = None
+        self._notice_told_at: float | None = None
         try:
             self._loaded = self._read()
         except CertificateError as error:
             raise StartError(str(error)) from None
-        self._tell_expiry()
+        self.tell_expiry()
 
     def credentials(self) -> grpc.ServerCredentials:
         """Return what one port of a gRPC server needs; each port takes its own."""
@@ -130,7 +147,7 @@ class Certificates:
             if renewed is not None:
                 self._loaded = renewed
                 _log.info("certificate renewed", certificate=self._certificate.path, expires=_day(renewed.expires_at))
-            self._tell_expiry()
+            self.tell_expiry()
 
     def _look(self, *, is_asked: bool) -> _Loaded | None:
         """Return what the files have if that is something else now; blocks.
@@ -167,7 +184,7 @@ class Certificates:
         context = new_context(ssl.PROTOCOL_TLS_SERVER)
         pair = read_pair(self._certificate, self._key, context)
         try:
-            expires_at = expiry_seconds(context, pair)
+            begins_at, expires_at = validity_seconds(context, pair)
         except ssl.SSLError as error:
             reason = getattr(error, "verify_message", "") or error.reason or "unknown reason"
             advice = "request one for servers (serverAuth)"
@@ -179,17 +196,27 @@ class Certificates:
         configuration = grpc.ssl_server_certificate_configuration(
             [(pair.key, pair.certificate)], root_certificates=authorities or None
         )
-        return _Loaded(pair, authorities, configuration, context, expires_at)
+        return _Loaded(pair, authorities, configuration, context, begins_at, expires_at)
 
-    def _tell_expiry(self) -> None:
-        """Warn once of a certificate that has expired."""
-        loaded = self._loaded
-        if loaded.expires_at <= time.time() and self._expiry_told is not loaded:
-            self._expiry_told = loaded
+    def tell_expiry(self) -> None:
+        """Warn once of a certificate that has expired, and daily of one that is about to."""
+        loaded, now = self._loaded, self._now()
+        if loaded.expires_at <= now:
+            if self._expiry_told is not loaded:
+                self._expiry_told = loaded
+                _log.warning(
+                    "certificate has expired: clients refuse it; renew it",
+                    certificate=self._certificate.path,
+                    expired=_day(loaded.expires_at),
+                )
+        elif loaded.notice_at > now:
+            self._notice_told_at = None  # it was renewed
+        elif self._notice_told_at is None or now - self._notice_told_at >= _NOTICE_PAUSE_SECONDS:
+            self._notice_told_at = now
             _log.warning(
-                "certificate has expired: clients refuse it; renew it",
+                "certificate expires soon; renew it",
                 certificate=self._certificate.path,
-                expired=_day(loaded.expires_at),
+                expires=_day(loaded.expires_at),
             )
 
 

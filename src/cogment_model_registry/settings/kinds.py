@@ -115,6 +115,18 @@ def byte_count(least: int, most: int) -> Kind:
 
 def seconds(least: float, most: float) -> Kind:
     """Return the kind of numbers of seconds in a range, with or without a fraction."""
+    return number(least, most, "SECONDS", " of seconds")
+
+
+def number(least: float, most: float, placeholder: str = "NUMBER", of_what: str = "") -> Kind:
+    """Return the kind of numbers in a range, with or without a fraction.
+
+    Args:
+        least: The least one.
+        most: The largest one.
+        placeholder: What stands for the value in help texts.
+        of_what: Its unit, to follow "a number".
+    """
 
     def check(value: object) -> float:
         if not isinstance(value, int | float) or isinstance(value, bool) or not least <= value <= most:
@@ -126,7 +138,7 @@ def seconds(least: float, most: float) -> Kind:
             raise ValueError(text)
         return check(float(text))
 
-    return Kind("SECONDS", f"a number of seconds from {least:g} to {most:g}", parse, check)
+    return Kind(placeholder, f"a number{of_what} from {least:g} to {most:g}", parse, check)
 
 
 _TRUE = ("1", "true", "yes", "on")

@@ -34,6 +34,7 @@ from cogment_model_registry.settings.kinds import (
     TOKEN,
     byte_count,
     integer,
+    number,
     optional,
     seconds,
 )
@@ -178,6 +179,28 @@ class Settings(ServiceSettings):
         "Directory of the audit log, with a line for each change of models, versions and aliases, in a file a day. "
         "The server creates it if it is missing.",
         "none: no audit log is kept",
+    )
+    caller_calls_per_second: float = setting(
+        0.0,
+        _PREFIX + "CALLER_CALLS_PER_SECOND",
+        number(0, 1_000_000),
+        "How many calls one caller may begin per second: whoever a token or a certificate names, or else a host; "
+        "0 for no limit.",
+        "0: no limit",
+    )
+    caller_bytes_per_second: int = setting(
+        0,
+        _PREFIX + "CALLER_BYTES_PER_SECOND",
+        byte_count(0, 2**50),
+        "How many bytes per second the calls of one caller may move, in both directions together; 0 for no limit.",
+        "0: no limit",
+    )
+    caller_uploads_max: int = setting(
+        0,
+        _PREFIX + "CALLER_UPLOADS_MAX",
+        integer(0, 1_000_000),
+        "Largest number of uploads that one caller may have under way; 0 for no limit.",
+        "0: no limit",
     )
     request_max_bytes: int = setting(
         16 * MIB,

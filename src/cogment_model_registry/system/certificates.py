@@ -108,8 +108,8 @@ def new_context(protocol: int) -> ssl.SSLContext:
     return context
 
 
-def expiry_seconds(context: ssl.SSLContext, pair: Pair) -> float:
-    """Return when a certificate expires, in seconds since the epoch.
+def validity_seconds(context: ssl.SSLContext, pair: Pair) -> tuple[float, float]:
+    """Return when a certificate begins to be valid and when it expires, in seconds since the epoch.
 
     The standard library shows it of a peer alone, so one side shows the certificate to the other, in memory.
 
@@ -133,8 +133,9 @@ def expiry_seconds(context: ssl.SSLContext, pair: Pair) -> float:
                 side.do_handshake()
             except ssl.SSLWantReadError:
                 continue
-    expires = (here.getpeercert() or {}).get("notAfter")
-    return float(ssl.cert_time_to_seconds(str(expires)))
+    shown = here.getpeercert() or {}
+    begins, expires = (float(ssl.cert_time_to_seconds(str(shown.get(name)))) for name in ("notBefore", "notAfter"))
+    return begins, expires
 
 
 def _first(certificates: bytes) -> str:

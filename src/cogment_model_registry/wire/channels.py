@@ -12,10 +12,11 @@ from contextlib import suppress
 
 import grpc
 
-from cogment_model_registry.errors import ModelRegistryError, UnavailableError, WrongServerError
+from cogment_model_registry.errors import LimitedError, ModelRegistryError, UnavailableError, WrongServerError
 from cogment_model_registry.system.certificates import CertificateError
 from cogment_model_registry.wire import tls
 from cogment_model_registry.wire.convert import error_type_of
+from cogment_model_registry.wire.pushback import retry_after_seconds
 
 OPTIONS = (
     # A server that comes back is found within seconds, not within gRPC's two minutes; an address that does not answer
@@ -94,6 +95,8 @@ def described(error: grpc.RpcError, where: str, kind: str, advice: str = "") -> 
         answer = answer if is_http else f"does not know the call ({details})"
         return WrongServerError, _not(kind, where, f"the server there {answer}")
     error_type = error_type_of(status)
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_seconds(error) is not None:
+        return LimitedError, details
     return error_type, f"{details} ({status.name})" if error_type is ModelRegistryError else details
 
 

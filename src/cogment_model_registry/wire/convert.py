@@ -14,6 +14,7 @@ from cogment_model_registry.errors import (
     DataLossError,
     ExistsError,
     InvalidError,
+    LimitedError,
     ModelRegistryError,
     NotFoundError,
     OutOfRangeError,
@@ -41,6 +42,7 @@ STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
     PermissionDeniedError: grpc.StatusCode.PERMISSION_DENIED,
     ConflictError: grpc.StatusCode.ABORTED,
     ExistsError: grpc.StatusCode.ALREADY_EXISTS,
+    LimitedError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     TooLargeError: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DataLossError: grpc.StatusCode.DATA_LOSS,
     TimedOutError: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -50,6 +52,7 @@ STATUS_BY_ERROR: Mapping[type[ModelRegistryError], grpc.StatusCode] = {
 
 _ERROR_BY_STATUS: Mapping[grpc.StatusCode, type[ModelRegistryError]] = {
     **{status: kind for kind, status in STATUS_BY_ERROR.items()},
+    grpc.StatusCode.RESOURCE_EXHAUSTED: TooLargeError,  # a limit of the caller comes with when to try again
     grpc.StatusCode.CANCELLED: UnavailableError,  # by the server, or by a proxy
 }
 
