@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
     from cogment_model_registry.records.consumers import Consumer
+    from cogment_model_registry.records.history import HistoryEntry
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
     from cogment_model_registry.records.news import Gap, Saved
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
@@ -21,6 +22,7 @@ __all__ = [
     "Consumer",
     "Decision",
     "Gap",
+    "HistoryEntry",
     "Latest",
     "ModelInfo",
     "ModelRegistry",
@@ -45,6 +47,7 @@ _MODULES = {
     "Consumer": "records.consumers",
     "Decision": "records.lifecycle",
     "Gap": "records.news",
+    "HistoryEntry": "records.history",
     "Latest": "client.tracking",
     "ModelInfo": "records.versions",
     "ModelRegistry": "client.blocking",

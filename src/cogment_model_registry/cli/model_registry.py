@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cogment_model_registry.cli import consumers, lifecycle, presentation, retention, signatures, watching
+from cogment_model_registry.cli import (
+    consumers,
+    history,
+    lifecycle,
+    presentation,
+    retention,
+    signatures,
+    watching,
+)
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.lifecycle import lacks_lifecycle
@@ -66,7 +74,7 @@ def model_registry() -> None:
     """
 
 
-for _part in (lifecycle, retention, signatures, consumers, watching):
+for _part in (lifecycle, retention, signatures, consumers, watching, history):
     for _command in _part.COMMANDS:
         model_registry.add_command(_command)
 

@@ -1,5 +1,6 @@
 """The arguments of `cogment client model_registry`: their types, and how the words of a line are parsed."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import click
 from cogment_model_registry.cli.connection import complete_model, complete_version
 from cogment_model_registry.cli.groups import Command
 from cogment_model_registry.cli.running import PathType
+from cogment_model_registry.records.timestamps import parse_timestamp
 from cogment_model_registry.settings.kinds import byte_count
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -49,6 +51,21 @@ class ByteCount(_Number):
         if not isinstance(size_bytes, int):
             self.fail(f"{value!r} is not allowed; it must be {kind.allowed}", param, ctx)
         return size_bytes
+
+
+class Moment(_Number):
+    """A time, or a day, which stands for its begin in UTC; in nanoseconds since the Unix epoch."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return a word as a time."""
+        text = str(value)
+        for each in (text, f"{text}T00:00:00Z"):
+            with contextlib.suppress(ValueError):
+                return parse_timestamp(each)
+        message = f"{text!r} is neither a time such as 2026-11-22T08:00:00Z nor a day such as 2026-11-22"
+        return self.fail(message, param, ctx)
 
 
 class ModelId(_Text):

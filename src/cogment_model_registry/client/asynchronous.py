@@ -27,6 +27,7 @@ from cogment_model_registry.client.tracking import AsyncLatest
 from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS, Consumer
+from cogment_model_registry.records.history import HISTORY_LIMIT, HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
 from cogment_model_registry.records.news import Gap, Saved
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
@@ -501,6 +502,17 @@ class ModelRegistry(Client[AsyncioBackend]):
     ) -> RetentionReport:
         """Delete the versions that the rules of a model do not keep, or find out which those are."""
         return await self._core.models.apply_retention(model_id, rules, timeout, dry_run=dry_run)
+
+    async def history(
+        self,
+        model_id: str,
+        *,
+        since_ns: SupportsIndex | None = None,
+        limit: int | None = HISTORY_LIMIT,
+        timeout: float | None = None,
+    ) -> list[HistoryEntry]:
+        """Return who changed what of a model, newest first, as the audit log of the server has it."""
+        return await self._core.models.history(model_id, since_ns, limit, timeout)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

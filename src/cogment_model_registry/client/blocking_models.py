@@ -1,9 +1,11 @@
 """The calls of the blocking client for what people decide about models."""
 
 from collections.abc import Iterable, Mapping
+from typing import SupportsIndex
 
 from cogment_model_registry.client.blocking_client import BlockingClient
 from cogment_model_registry.client.signatures import TrustedKeys
+from cogment_model_registry.records.history import HISTORY_LIMIT, HistoryEntry
 from cogment_model_registry.records.lifecycle import ModelSummary, RetentionReport
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
 
@@ -165,3 +167,27 @@ class ModelMethods(BlockingClient):
             NotFoundError: The model does not exist.
         """
         return self._run(lambda core: core.models.apply_retention(model_id, rules, timeout, dry_run=dry_run))
+
+    def history(
+        self,
+        model_id: str,
+        *,
+        since_ns: SupportsIndex | None = None,
+        limit: int | None = HISTORY_LIMIT,
+        timeout: float | None = None,
+    ) -> list[HistoryEntry]:
+        """Return who changed what of a model, newest first, as the audit log of the server has it.
+
+        Needs the scope ``admin`` for the model, which need not exist any more.
+
+        Args:
+            model_id: The model.
+            since_ns: Only changes from this time on, in nanoseconds since the Unix epoch; None for all.
+            limit: The most changes to return; None for all.
+            timeout: How many seconds it may take.
+
+        Raises:
+            PermissionDeniedError: The scope is missing.
+            PreconditionError: The server keeps no audit log.
+        """
+        return self._run(lambda core: core.models.history(model_id, since_ns, limit, timeout))

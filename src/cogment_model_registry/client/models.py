@@ -8,6 +8,7 @@ from cogment_model_registry.client.lifecycle_calls import LifecyclePart
 from cogment_model_registry.client.signatures import TrustedKeys, public_keys_of
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, quoted
+from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.lifecycle import ModelSummary, RetentionReport
 from cogment_model_registry.records.retention import (
     ModelChange,
@@ -18,6 +19,7 @@ from cogment_model_registry.records.retention import (
     ordered_signers,
 )
 from cogment_model_registry.records.signatures import check_signers
+from cogment_model_registry.records.versions import CREATED_MAX_NS
 
 _Record = TypeVar("_Record")
 
@@ -89,6 +91,16 @@ class Models(LifecyclePart):
             raise InvalidError("rules are only for a dry run; set the rules of a model with set_retention")
         calls = self._calls_within(timeout, _APPLY_SECONDS)
         return await calls.apply_retention(checked_model, checked, is_dry_run=dry_run)
+
+    async def history(
+        self, model_id: str, since_ns: SupportsIndex | None, limit: int | None, timeout: float | None
+    ) -> list[HistoryEntry]:
+        """See `ModelRegistry.history`."""
+        since = 0 if since_ns is None else checked_whole("since_ns", since_ns)
+        if not 0 <= since <= CREATED_MAX_NS:
+            raise InvalidError(f"since_ns is {since}; it must be from 0 to {CREATED_MAX_NS}")
+        most = None if limit is None else checked_whole("limit", limit)
+        return await self._calls_within(timeout).list_changes(checked_id(model_id), since, most)
 
 
 def _revision(expected: SupportsIndex | None) -> int:

@@ -165,6 +165,9 @@ class Catalog(ABC):
 
     A change of a model is a context manager: while one is entered, nobody else changes the model, on this server or
     another one. Left without an error, the change is visible, in one step; left with an error, nothing has changed.
+
+    What changes is recorded with `journals`, where the current task has a journal: with what was before, with no other
+    change in between, and in the order of the changes of a model. Evictions and damage are no changes.
     """
 
     @property
