@@ -47,13 +47,14 @@ from cogment_model_registry.cli.running import (
     open_standard_output,
     translating_errors,
 )
-from cogment_model_registry.cli.signatures import key_in, keys_in
+from cogment_model_registry.cli.signatures import keys_in, signer_in
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, counted, shown
 from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry, ModelSummary
+    from cogment_model_registry.records.signatures import PublicKey
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -292,7 +293,7 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
         with contextlib.ExitStack() as stack:
             registry = stack.enter_context(flags.connected())
             if sign is not None:
-                options["sign"] = key_in(sign)
+                options["sign"] = signer_in(sign)
             with translating_errors(f"reading {'standard input' if file == '-' else shown(file)}"):
                 source = stack.enter_context(open_standard_input()) if file == "-" else file
                 call = registry.store if archived else registry.publish
@@ -397,7 +398,7 @@ def retrieve(
 
 
 def _retrieve_to_standard_output(
-    flags: Flags, model_id: str, number: int | str, *, archived: bool, verify: list[bytes] | bool
+    flags: Flags, model_id: str, number: int | str, *, archived: bool, verify: "list[PublicKey] | bool"
 ) -> None:
     with flags.connected() as registry:
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:

@@ -17,31 +17,41 @@ from cogment_model_registry.cli.parameters import (
 from cogment_model_registry.cli.presentation import safe
 from cogment_model_registry.cli.retention import show_changed_model
 from cogment_model_registry.cli.running import PathType, check_free, translating_errors
-from cogment_model_registry.errors import InvalidError, SignatureError, counted, shown
+from cogment_model_registry.errors import SignatureError, counted, shown
 
 if TYPE_CHECKING:
     from cogment_model_registry import Version
+    from cogment_model_registry.client.signatures import Signer
+    from cogment_model_registry.records.signatures import PublicKey
 
-_FILE_MAX_BYTES = 1024 * 1024
 
-
-def key_in(path: str) -> bytes:
-    """Return the PEM in a file.
+def signer_in(path: str) -> "Signer":
+    """Return the private key in a file.
 
     Raises:
-        InvalidError: It is too large for keys.
+        InvalidError: It has none.
         ModelRegistryError: It cannot be read.
     """
-    with translating_errors(f"reading {shown(path)}"), open(path, "rb") as file:
-        data = file.read(_FILE_MAX_BYTES + 1)
-    if len(data) > _FILE_MAX_BYTES:
-        raise InvalidError(f"{safe(path)} has more than {_FILE_MAX_BYTES} bytes; keys take less")
-    return data
+    from cogment_model_registry.client.signatures import signer_of  # noqa: PLC0415 # a help page needs no client
+
+    with translating_errors(f"reading {shown(path)}"):
+        return signer_of(path)
 
 
-def keys_in(paths: tuple[str, ...]) -> list[bytes]:
-    """Return the PEM in each of some files; see `key_in`."""
-    return [key_in(path) for path in paths]
+def keys_in(paths: tuple[str, ...]) -> "list[PublicKey]":
+    """Return the public keys in some files.
+
+    Raises:
+        InvalidError: One has none.
+        ModelRegistryError: One cannot be read.
+    """
+    from cogment_model_registry.client.signatures import public_keys_of  # noqa: PLC0415 # as above
+
+    keys = []
+    for path in paths:
+        with translating_errors(f"reading {shown(path)}"):
+            keys += public_keys_of(path)
+    return keys
 
 
 @click.command("set_signers", cls=Command, short_help="Set who must sign new versions.", context_settings=HELP_WIDTH)

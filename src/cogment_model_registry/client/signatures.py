@@ -37,8 +37,8 @@ from cogment_model_registry.system.paths import expanded
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-SigningKey: TypeAlias = "str | os.PathLike[str] | bytes | Ed25519PrivateKey"
-"""A private key: the path of a PEM file, the PEM itself as bytes, or the key as cryptography has it."""
+SigningKey: TypeAlias = "str | os.PathLike[str] | bytes | Ed25519PrivateKey | Signer"
+"""A private key: the path of a PEM file, the PEM itself as bytes, the key as cryptography has it, or loaded before."""
 
 TrustedKey: TypeAlias = "str | os.PathLike[str] | bytes | Ed25519PublicKey | PublicKey"
 """Public keys: the path of a PEM file with one or more, the PEM itself as bytes, or one as cryptography has it."""
@@ -156,6 +156,8 @@ def signer_of(key: SigningKey) -> Signer:
         InvalidError: It is no Ed25519 key in PEM, it is encrypted, or cryptography is not installed.
         OSError: Its file cannot be read.
     """
+    if isinstance(key, Signer):
+        return key
     if not ed25519.is_available():
         raise InvalidError(f"signing needs cryptography, which is not installed: {ed25519.INSTALL}")
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415 # an extra
