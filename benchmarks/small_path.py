@@ -5,8 +5,8 @@ The handlers are those that the server passes to gRPC, on the backends that it o
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from benchmarks.bench import Bench, Benchmark, Outcome
 from benchmarks.clients import Upload
 from benchmarks.load import job
 from benchmarks.measures import KIB, MIB, Result, Spread, no_more_than
+from cogment_model_registry.registry.access import NOBODY, Caller
 from cogment_model_registry.registry.registry import Limits, Registry
+from cogment_model_registry.server.audit import AuditGuard, AuditLog
 from cogment_model_registry.server.backends import open_backends
 from cogment_model_registry.server.metrics import Metrics
 from cogment_model_registry.server.model_registry import ModelRegistryService
 from cogment_model_registry.server.transfers import Transfers
+from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.wire import messages as m
 
@@ -30,6 +33,7 @@ _MODEL_ID = "walker"
 _SMALL_BYTES = 10 * KIB
 _KINDS = {
     "publish": ("publish 10 KiB", 60),
+    "audited": ("publish 10 KiB with an audit log", 200),
     "get": ("retrieve 10 KiB", 30),
     "infos": ("look up the latest version", 15),
 }
@@ -63,48 +67,90 @@ class _Method:
     invocation_metadata: tuple[tuple[str, str | bytes], ...] = ()
 
 
+class _Everybody:
+    """A guard that lets everybody do everything."""
+
+    def check_method(self, method: str) -> None:
+        """Do nothing."""
+
+    def identify(self, _call: Call) -> Caller:
+        return NOBODY
+
+    async def look_up(self, _call: Call) -> Caller:
+        return NOBODY
+
+    def is_known(self, _call: Call) -> bool:
+        return True
+
+    def decide(self, call: Call, request: object) -> None:
+        """Do nothing."""
+
+    def check_still(self, caller: Caller) -> None:
+        """Do nothing."""
+
+
 @asynccontextmanager
-async def _methods(archive_dir: Path) -> AsyncIterator[Callable[[str], Any]]:
-    """Return a context manager for a function that returns the handler of a method of ModelRegistrySP."""
+async def _methods(archive_dir: Path, audit_dir: Path | None = None) -> AsyncIterator[Callable[[str], Any]]:
+    """Return a context manager for a function that returns the handler of a method; the model exists."""
     settings = Settings(archive_dir=str(archive_dir), cache_max_bytes=64 * MIB)
     metrics = Metrics()
-    async with open_backends(settings, metrics) as backends:
+    audit = AuditLog(str(audit_dir)) if audit_dir else None
+    async with AsyncExitStack() as stack:
+        if audit is not None:
+            stack.push_async_callback(audit.close)
+        backends = await stack.enter_async_context(open_backends(settings, metrics))
         limits = Limits(settings.model_id_max_bytes, settings.user_data_max_bytes, settings.request_max_items)
         registry = Registry(limits, backends.catalog, backends.archive, backends.transient)
-        service = ModelRegistryService(registry, Transfers(settings), settings, observe=metrics.observe_call)
+        guard = AuditGuard(_Everybody(), audit) if audit else None
+        service = ModelRegistryService(
+            registry, Transfers(settings), settings, observe=metrics.observe_call, guard=guard
+        )
         [first, *_] = service.handlers()
 
         def method(name: str) -> Any:
             found: Any = first.service(_Method(f"/{m.SERVICE_NAMES[0]}/{name}"))
             return found.unary_unary or found.stream_unary or found.unary_stream
 
+        model = m.CreateOrUpdateModelRequest(model_info=m.ModelInfo(model_id=_MODEL_ID)).SerializeToString()
+        await method("CreateOrUpdateModel")(model, _FakedContext())
         yield method
 
 
 async def processor_us(archive_dir: str, calls: int, blocks: int) -> dict[str, list[float]]:
     """Return the processor time of a call in microseconds, by kind: means of blocks of calls.
 
-    The cost of an empty task is subtracted: gRPC creates one for each call.
+    The cost of an empty task is subtracted: gRPC creates one for each call. The server with an audit log runs after the
+    one without: the memory of both would not fit the processor's cache.
     """
+    place = Path(archive_dir)
     upload = Upload(_MODEL_ID, _SMALL_BYTES).messages()
-    model = m.CreateOrUpdateModelRequest(model_info=m.ModelInfo(model_id=_MODEL_ID)).SerializeToString()
     get = m.RetrieveVersionDataRequest(model_id=_MODEL_ID, version_number=-1).SerializeToString()
     infos = m.RetrieveVersionInfosRequest(model_id=_MODEL_ID, version_numbers=[-1]).SerializeToString()
-    async with _methods(Path(archive_dir)) as method:
-        await method("CreateOrUpdateModel")(model, _FakedContext())
+    async with _methods(place / "plain") as method:
         create, retrieve, look_up = (
             method(name) for name in ("CreateVersion", "RetrieveVersionData", "RetrieveVersionInfos")
         )
         kinds: dict[str, Callable[[], Awaitable[object]]] = {
-            "nothing": lambda: _nothing(None, _FakedContext([*upload])),
             "publish": lambda: create(None, _FakedContext([*upload])),
             "get": lambda: retrieve(get, _FakedContext()),
             "infos": lambda: look_up(infos, _FakedContext()),
         }
-        found: dict[str, list[float]] = {kind: [] for kind in kinds}
-        for _ in range(blocks + 1):
-            for kind, call in kinds.items():
-                found[kind].append(await _mean_us(call, calls))
+        found = await _blocks(kinds, upload, calls, blocks)
+    async with _methods(place / "audited", place / "log") as method:
+        publish = method("CreateVersion")
+        audited = {"audited": lambda: publish(None, _FakedContext([*upload]))}
+        return {**found, **await _blocks(audited, upload, calls, blocks)}
+
+
+async def _blocks(
+    kinds: Mapping[str, Callable[[], Awaitable[object]]], upload: Sequence[bytes], calls: int, blocks: int
+) -> dict[str, list[float]]:
+    """Return the means of blocks of calls, by kind."""
+    all_kinds = {"nothing": lambda: _nothing(None, _FakedContext([*upload])), **kinds}
+    found: dict[str, list[float]] = {kind: [] for kind in all_kinds}
+    for _ in range(blocks + 1):
+        for kind, call in all_kinds.items():
+            found[kind].append(await _mean_us(call, calls))
     nothing = found.pop("nothing")[1:]  # the first block warms up
     return {
         kind: [value - less for value, less in zip(values[1:], nothing, strict=True)] for kind, values in found.items()

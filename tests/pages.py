@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 _NEVER_THE_SAME = (
     (r"\d{4}-\d\d-\d\dT[0-9:.]+Z", "TIME"),
     (r"\bcmr_[\w-]+", "TOKEN"),
+    (r"\bipv4:127\.0\.0\.1:\d{5}\b", "PEER"),
     (r"\bprocess [0-9]+", "process N"),
     (r"Secret \[[^]]+\]", "Secret [...]"),
     (r"Service ID \[[0-9]+\]", "Service ID [N]"),

@@ -33,7 +33,8 @@ def main() -> None:
     """Write the files."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     extras = project["project"]["optional-dependencies"]
-    needs = [*project["project"]["dependencies"], *extras["server"], *extras["oidc"], *extras["bucket"]]
+    names = ("server", "oidc", "signatures", "bucket")
+    needs = [*project["project"]["dependencies"], *[need for name in names for need in extras[name]]]
     # hatchling requires editables for an editable install.
     runtime = [*needs, *project["build-system"]["requires"], "editables"]
     requirements = ROOT / "requirements"

@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from cogment_model_registry.client.progress import Progress
     from cogment_model_registry.client.tracking import Latest
     from cogment_model_registry.records.consumers import Consumer
+    from cogment_model_registry.records.history import HistoryEntry
     from cogment_model_registry.records.lifecycle import Alias, Decision, ModelSummary, RetentionReport, Version
     from cogment_model_registry.records.news import Gap, Saved
     from cogment_model_registry.records.retention import RetentionRule, TransientShare
+    from cogment_model_registry.records.signatures import PublicKey, Signature
     from cogment_model_registry.records.versions import ModelInfo, VersionInfo
     from cogment_model_registry.system.sealed_memory import SealedMemory
 
@@ -20,15 +22,18 @@ __all__ = [
     "Consumer",
     "Decision",
     "Gap",
+    "HistoryEntry",
     "Latest",
     "ModelInfo",
     "ModelRegistry",
     "ModelSummary",
     "Progress",
+    "PublicKey",
     "RetentionReport",
     "RetentionRule",
     "Saved",
     "SealedMemory",
+    "Signature",
     "TransientShare",
     "Version",
     "VersionInfo",
@@ -42,15 +47,18 @@ _MODULES = {
     "Consumer": "records.consumers",
     "Decision": "records.lifecycle",
     "Gap": "records.news",
+    "HistoryEntry": "records.history",
     "Latest": "client.tracking",
     "ModelInfo": "records.versions",
     "ModelRegistry": "client.blocking",
     "ModelSummary": "records.lifecycle",
     "Progress": "client.progress",
+    "PublicKey": "records.signatures",
     "RetentionReport": "records.lifecycle",
     "RetentionRule": "records.retention",
     "Saved": "records.news",
     "SealedMemory": "system.sealed_memory",
+    "Signature": "records.signatures",
     "TransientShare": "records.retention",
     "Version": "records.lifecycle",
     "VersionInfo": "records.versions",

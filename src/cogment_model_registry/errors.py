@@ -11,6 +11,7 @@
     ├── ExistsError         the id of an upload is taken by another upload
     ├── TooLargeError       it does not fit a limit, the memory budget or the disk
     ├── DataLossError       what is stored is damaged
+    ├── SignatureError      a version has no signature by a key that the caller trusts
     ├── TimedOutError       the other side took too long
     ├── UnavailableError    the registry cannot do it now: its archive fails
     │   ├── StoppingError   the server is stopping
@@ -137,6 +138,10 @@ class DataLossError(ModelRegistryError):
         error = cls(message, model_id=model_id, version_number=version_number)
         error.reason = reason
         return error
+
+
+class SignatureError(ModelRegistryError):
+    """A version has no signature, or one by a key that the caller does not trust, or one that is wrong."""
 
 
 class TimedOutError(ModelRegistryError):

@@ -707,6 +707,7 @@ def test_timeout_ends_every_command_on_a_registry_that_is_silent(cogment: Cogmen
         "remove_alias": ["production"],
         "update_model": ["--tag=a=b"],
         "set_retention": ["--none"],
+        "set_signers": ["--none"],
     }
     words = [
         command,

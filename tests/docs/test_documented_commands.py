@@ -354,8 +354,8 @@ def test_the_session_of_the_page_on_grpcurl_prints_what_the_page_shows(grpcurl: 
 def test_reflection_lists_all_services(process: ServerProcess) -> None:
     names = output_of("grpcurl -plaintext localhost:9000 list", process).split()
     reflection = [f"grpc.reflection.{version}.ServerReflection" for version in ("v1", "v1alpha")]
-    lifecycle = "cogment_model_registry.v1.ModelLifecycle"
-    assert sorted(names) == sorted([*SERVICES, lifecycle, "grpc.health.v1.Health", *reflection])
+    ours = [f"cogment_model_registry.v1.{name}" for name in ("AuditLog", "ModelLifecycle")]
+    assert sorted(names) == sorted([*SERVICES, *ours, "grpc.health.v1.Health", *reflection])
 
 
 @pytest.mark.parametrize("service", SERVICES)

@@ -29,7 +29,7 @@ def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page: str) -> None:
         assert not section or section in sections(file), target
 
 
-@pytest.mark.parametrize("page", ["docs/guarantees.md", "docs/security.md"])
+@pytest.mark.parametrize("page", ["docs/guarantees.md", "docs/security.md", "docs/threats.md"])
 def test_every_test_that_a_page_names_exists(page: str) -> None:
     modules = {str(path.with_suffix("")) for path in (ROOT / "tests").rglob("*.py")}
     names = set(re.findall(r"`((?:\w+/)*test_\w+|torture/\w+)`", (ROOT / page).read_text()))

@@ -45,7 +45,14 @@ async def metrics(tmp_path: Path) -> list[Metric]:
     """What a server exposes after each kind of call."""
     authority = Authority(tmp_path)
     tls = authority.issue().options
-    settings = Settings(metrics_port=0, cache_max_bytes=MIB, cache_max_items=1, grace_seconds=0, **tls)  # type: ignore[arg-type]
+    settings = Settings(
+        metrics_port=0,
+        cache_max_bytes=MIB,
+        cache_max_items=1,
+        grace_seconds=0,
+        audit_log=str(tmp_path / "audit"),
+        **tls,  # type: ignore[arg-type]
+    )
     async with serving(tmp_path / "archive", settings) as server, connected_over_tls(server.port, authority) as client:
         await client.create_model("m")
         await client.store("m", b"archived")

@@ -206,7 +206,8 @@ def test_the_pod_of_a_client_fits_the_manifest_and_the_commands() -> None:
 
 
 def test_every_block_is_run_or_checked() -> None:
-    assert pages.languages(PAGE) <= {"sh", "text", "yaml"}  # text: examples
+    # text: examples; json: vectors of signatures, which tests/records/test_signatures.py checks
+    assert pages.languages(PAGE) <= {"json", "sh", "text", "yaml"}
     assert len(pages.blocks(PAGE, "sh")) >= 12
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cogment_model_registry import ModelRegistry, errors, numpy
+from tests.signing import KeyPair
 from tests.waiting import wait_until
 
 HAS = {name: importlib.util.find_spec(name) is not None for name in ("torch", "jax")}
@@ -141,6 +142,20 @@ def test_a_consumer_is_active_after_a_version_is_loaded(framework: Framework, re
         wait_until(lambda: tracked.update() or tracked.error)
         wait_until(lambda: reported() == ("failed", 1))
         assert tracked.consumer is not None
+
+
+def test_parameters_are_signed_and_verified(framework: Framework, registry: ModelRegistry) -> None:
+    signer, other = KeyPair(), KeyPair()
+    own = framework.parameters(0)
+    framework.module.publish(registry, "policy", framework.parameters(1), sign=signer.private)
+    with framework.module.track(registry, "policy", own, verify=signer.public) as tracked:
+        tracked.wait_for(timeout=30)
+        framework.module.store(registry, "policy", framework.parameters(2), sign=other.private)
+        wait_until(lambda: isinstance(tracked.error, errors.SignatureError))
+        assert framework.numbers(tracked.value) == [1.0] * 8
+    assert framework.module.load(registry, "policy", verify=other.public_pem).version.number == 2
+    with pytest.raises(errors.SignatureError):
+        framework.module.load(registry, "policy", verify=signer.public)
 
 
 def test_options_choose_the_part_and_the_version(framework: Framework, registry: ModelRegistry) -> None:

@@ -66,8 +66,8 @@ def test_the_objects_belong_to_one_pod() -> None:
 
 def test_there_is_one_server_for_the_archive() -> None:
     assert the("StatefulSet")["spec"]["replicas"] == 1
-    [claim] = the("StatefulSet")["spec"]["volumeClaimTemplates"]
-    assert claim["spec"]["accessModes"] == ["ReadWriteOnce"]
+    claims = the("StatefulSet")["spec"]["volumeClaimTemplates"]
+    assert [claim["spec"]["accessModes"] for claim in claims] == [["ReadWriteOnce"], ["ReadWriteOnce"]]
 
 
 def test_the_pod_fits_the_image_and_the_server() -> None:
@@ -79,6 +79,7 @@ def test_the_pod_fits_the_image_and_the_server() -> None:
     settings = Settings.load(dict(flag.removeprefix("--").split("=", 1) for flag in CONTAINER["args"]), {})
     assert {"grpc": settings.port, "metrics": settings.metrics_port} == PORTS
     assert Settings.load({}, image_variables()).archive_dir.startswith(f"{paths['archive']}/")
+    assert settings.audit_log == paths["audit"]
     assert SPEC["terminationGracePeriodSeconds"] >= 2 * settings.grace_seconds
 
 

@@ -18,7 +18,16 @@ VERSION = Version.of(INFO, Annotations({"stage": "candidate"}, {"return": 487.5}
 ALIAS = Alias("production", 3, 2, 1_795_773_600_000_000_000)
 SUMMARY = ModelSummary("policy", {"task": "walk"}, (ALIAS,), 3, 2, 5_000_000)
 LABELS = {
-    "VersionInfo": ["model_id", "number", "created", "archived", "data_hash", "data_size_bytes", "user_data"],
+    "VersionInfo": [
+        "model_id",
+        "number",
+        "created",
+        "archived",
+        "data_hash",
+        "data_size_bytes",
+        "user_data",
+        "signature",
+    ],
     "Alias": ["name", "version_number", "revision", "set"],
     "ModelInfo": ["model_id", "user_data"],
 }

@@ -26,7 +26,7 @@ def snippets(page: str) -> list[str]:
 def run(page: str, directory: Path) -> str:
     """Run all snippets of a page as one program, with a real server, and return what it prints."""
     script = directory / "page.py"
-    with server_process(directory / "archive") as server:
+    with server_process(directory / "archive", f"--audit_log={directory / 'audit'}") as server:
         endpoint = f"grpc://127.0.0.1:{server.port}"
         script.write_text("\n".join(snippets(page)).replace("grpc://localhost:9002", endpoint))
         environment = {"COGMENT_MODEL_REGISTRY_ENDPOINT": endpoint}

@@ -184,7 +184,7 @@ async def test_a_barrier_waits_until_enough_consumers_run_the_version(registry: 
 @pytest.fixture
 def no_pause_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     """Never poll for consumers, so that only events of the server end a wait."""
-    for name in ("_PAUSE_MIN_SECONDS", "_PAUSE_OF_LOOK_SECONDS", "_TOLD_SECONDS"):
+    for name in ("_PAUSE_MIN_SECONDS", "_PAUSE_OF_LOOK_SECONDS", "_WATCHING_SECONDS"):
         monkeypatch.setattr(barriers, name, 3600.0)
     monkeypatch.setattr(barriers, "_PAUSE_MAX_SECONDS", 3600.0)
 

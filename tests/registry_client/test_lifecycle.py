@@ -133,7 +133,8 @@ async def test_tags_metrics_and_aliases_are_refused_for_the_original(flavour: st
         for created_before in (0, 1):
             for belongings in ({"tags": {"a": "1"}}, {"metrics": {"a": 1}}, {"alias": "a"}):
                 with pytest.raises(
-                    errors.ModelRegistryError, match=r"the server takes no tags, metrics and aliases.*the original one"
+                    errors.ModelRegistryError,
+                    match=r"the server takes no tags, metrics, aliases and signatures.*the original one",
                 ):
                     await registry.publish("policy", b"weights", **belongings)
             assert server.calls["CreateVersion"] == created_before

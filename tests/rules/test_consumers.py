@@ -444,7 +444,9 @@ async def test_exactly_one_of_a_concurrent_hold_and_eviction_wins(world: World) 
     for delay in range(30):
         numbers = [await world.upload() for _ in range(4)]
 
-        async def hold(number: int = numbers[0]) -> bool:
+        async def hold(number: int = numbers[0], delay: int = 30 - delay) -> bool:
+            for _ in range(delay):
+                await asyncio.sleep(0)
             try:
                 await world.report("a", number, held=(number,))
             except NotFoundError:

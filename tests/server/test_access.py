@@ -19,7 +19,7 @@ from cogment_model_registry.server.needs import NEEDS
 from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.storage.tools.tokens import add_grant, remove_grant
 from cogment_model_registry.testing.server import serving
-from cogment_model_registry.wire import consumers, convert, lifecycle, models, watching
+from cogment_model_registry.wire import audit, consumers, convert, lifecycle, models, watching
 from cogment_model_registry.wire import messages as m
 from tests.client import connected
 from tests.waiting import PATIENCE_SECONDS
@@ -98,6 +98,11 @@ CALLS: Mapping[str, tuple[str, bytes, Sequence[set[str]]]] = {
         [{"read"}],
     ),
     "ListConsumers": (LIFECYCLE, consumers.ListConsumersRequest(model_id=MODEL).SerializeToString(), [{"read"}]),
+    "ListChanges": (
+        audit.SERVICE_NAME,
+        audit.ListChangesRequest(model_id=MODEL).SerializeToString(),
+        [{"admin"}],
+    ),
 }
 
 
@@ -170,13 +175,15 @@ def is_enough(method: str, *actions: str) -> bool:
 
 
 def test_every_method_is_here() -> None:
-    services = {method.name for pool in (m, lifecycle) for method in _methods(pool)}
+    services = {method.name for pool in (m, lifecycle, audit) for method in _methods(pool)}
     assert services == CALLS.keys() == {name for name in NEEDS if not name.startswith("Local")}
 
 
 def _methods(module: Any) -> Sequence[Any]:
     if module is m:
         return [*m.CreateVersionReply.DESCRIPTOR.file.services_by_name["ModelRegistrySP"].methods]
+    if module is audit:
+        return [*audit.ListChangesRequest.DESCRIPTOR.file.services_by_name["AuditLog"].methods]
     return [*lifecycle.UploadVersionRequest.DESCRIPTOR.file.services_by_name["ModelLifecycle"].methods]
 
 

@@ -12,7 +12,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
-from cogment_model_registry.wire import lifecycle
+from cogment_model_registry.wire import audit, lifecycle
 from cogment_model_registry.wire import messages as m
 from tests.client import Client, connected
 from tests.waiting import PATIENCE_SECONDS
@@ -22,6 +22,7 @@ SERVICES = sorted(
     [
         *m.SERVICE_NAMES,
         lifecycle.SERVICE_NAME,
+        audit.SERVICE_NAME,
         "grpc.health.v1.Health",
         *(f"{name}.ServerReflection" for name in VERSIONS),
     ]

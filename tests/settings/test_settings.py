@@ -98,6 +98,7 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "oidc_audience": (("a", "a"), ("b", "b")),
     "oidc_keys": (("a", "a"), ("https://a/keys", "https://a/keys")),
     "oidc_scopes_claim": (("a", "a"), ("b", "b")),
+    "audit_log": (("a", "a"), ("b", "b")),
     "caller_calls_per_second": (("0.5", 0.5), ("100", 100.0)),
     "caller_bytes_per_second": (("1000", 1000), ("10MiB", 10 * MIB)),
     "caller_uploads_max": (("1", 1), ("2", 2)),

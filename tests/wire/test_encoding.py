@@ -48,5 +48,6 @@ def test_a_record_does_not_contain_its_encoding() -> None:
         "data_hash",
         "data_size_bytes",
         "user_data",
+        "signature",
     ]
     assert pickle.loads(pickle.dumps(info)) == dataclasses.replace(info) == info

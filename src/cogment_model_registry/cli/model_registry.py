@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cogment_model_registry.cli import consumers, lifecycle, presentation, retention, watching
+from cogment_model_registry.cli import (
+    consumers,
+    history,
+    lifecycle,
+    presentation,
+    retention,
+    signatures,
+    watching,
+)
 from cogment_model_registry.cli.connection import Flags, common_flags
 from cogment_model_registry.cli.groups import Group
 from cogment_model_registry.cli.lifecycle import lacks_lifecycle
@@ -25,7 +33,9 @@ from cogment_model_registry.cli.parameters import (
     metrics_of,
     metrics_option,
     model_argument,
+    sign_option,
     tags_option,
+    verify_option,
     version_argument,
 )
 from cogment_model_registry.cli.progress import transfer_bar
@@ -37,12 +47,14 @@ from cogment_model_registry.cli.running import (
     open_standard_output,
     translating_errors,
 )
+from cogment_model_registry.cli.signatures import keys_in, signer_in
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError, counted, shown
 from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 
 if TYPE_CHECKING:
     from cogment_model_registry import ModelRegistry, ModelSummary
+    from cogment_model_registry.records.signatures import PublicKey
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -63,8 +75,9 @@ def model_registry() -> None:
     """
 
 
-for _command in (*lifecycle.COMMANDS, *retention.COMMANDS, *consumers.COMMANDS, *watching.COMMANDS):
-    model_registry.add_command(_command)
+for _part in (lifecycle, retention, signatures, consumers, watching, history):
+    for _command in _part.COMMANDS:
+        model_registry.add_command(_command)
 
 _user_data = click.option(
     "--user_data",
@@ -262,6 +275,7 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
         show_default=True,
         help="Whether to create the model if it does not exist.",
     )
+    @sign_option
     @common_flags
     def upload(
         flags: Flags,
@@ -273,10 +287,13 @@ def _upload_command(name: str, short: str, doc: str, *, archived: bool) -> None:
         metrics: tuple[tuple[str, str], ...],
         alias: str | None,
         create: bool,
+        sign: str | None,
     ) -> None:
         options: dict[str, Any] = {"tags": dict(tags), "metrics": metrics_of(metrics), "alias": alias, "create": create}
         with contextlib.ExitStack() as stack:
             registry = stack.enter_context(flags.connected())
+            if sign is not None:
+                options["sign"] = signer_in(sign)
             with translating_errors(f"reading {'standard input' if file == '-' else shown(file)}"):
                 source = stack.enter_context(open_standard_input()) if file == "-" else file
                 call = registry.store if archived else registry.publish
@@ -331,9 +348,18 @@ _upload_command(
     "--resume", is_flag=True, help="Go on with an interrupted retrieval; keep what was received if this one is."
 )
 @archived_flag
+@verify_option
 @common_flags
 def retrieve(
-    flags: Flags, model_id: str, number: int | str, *, output: str, force: bool, resume: bool, archived: bool
+    flags: Flags,
+    model_id: str,
+    number: int | str,
+    *,
+    output: str,
+    force: bool,
+    resume: bool,
+    archived: bool,
+    verify: tuple[str, ...],
 ) -> None:
     """Write the bytes of a VERSION of a MODEL: a number, or -1 (the default) for the latest; or an alias.
 
@@ -344,7 +370,10 @@ def retrieve(
     With --resume, what was received stays in FILE.cogment-partial and FILE.cogment-partial.journal when the command is
     interrupted, and the next one with --resume goes on with it. If -1 or an alias stands for another version by then,
     that is retrieved from its beginning, and a line on standard error says so.
+
+    With --verify, nothing is written unless one of the keys has signed the version.
     """
+    keys = keys_in(verify) or False
     if output == "-":
         if resume:
             raise click.UsageError("standard output keeps nothing that could be gone on with: give --output")
@@ -354,13 +383,13 @@ def retrieve(
             )
         if flags.as_json:
             raise click.UsageError("standard output cannot have both the version and JSON: give --output")
-        _retrieve_to_standard_output(flags, model_id, number, archived=archived)
+        _retrieve_to_standard_output(flags, model_id, number, archived=archived, verify=keys)
         return
     with flags.connected() as registry, translating_errors(f"writing {shown(output)}"):
         check_free(output, force=force)
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
             version = registry.download(
-                model_id, output, version=number, archived=archived, resume=resume, progress=progress
+                model_id, output, version=number, archived=archived, resume=resume, verify=keys, progress=progress
             )
         if flags.as_json:
             _show(flags, version)
@@ -368,11 +397,13 @@ def retrieve(
         flags.say(f"retrieved version {version.number} of model {presentation.safe(model_id)}: {size}")
 
 
-def _retrieve_to_standard_output(flags: Flags, model_id: str, number: int | str, *, archived: bool) -> None:
+def _retrieve_to_standard_output(
+    flags: Flags, model_id: str, number: int | str, *, archived: bool, verify: "list[PublicKey] | bool"
+) -> None:
     with flags.connected() as registry:
         with transfer_bar("retrieving", is_quiet=flags.is_quiet) as progress:
             try:
-                data = registry.retrieve(model_id, number, archived=archived, progress=progress)
+                data = registry.retrieve(model_id, number, archived=archived, verify=verify, progress=progress)
             except MemoryError:
                 raise ModelRegistryError("the version does not fit into memory: give --output") from None
         with translating_errors("writing standard output"), open_standard_output() as file:

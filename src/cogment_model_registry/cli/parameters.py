@@ -1,5 +1,6 @@
 """The arguments of `cogment client model_registry`: their types, and how the words of a line are parsed."""
 
+import contextlib
 import os
 import re
 from collections.abc import Callable
@@ -9,6 +10,8 @@ import click
 
 from cogment_model_registry.cli.connection import complete_model, complete_version
 from cogment_model_registry.cli.groups import Command
+from cogment_model_registry.cli.running import PathType
+from cogment_model_registry.records.timestamps import parse_timestamp
 from cogment_model_registry.settings.kinds import byte_count
 
 _F = TypeVar("_F", bound=Callable[..., object])
@@ -48,6 +51,21 @@ class ByteCount(_Number):
         if not isinstance(size_bytes, int):
             self.fail(f"{value!r} is not allowed; it must be {kind.allowed}", param, ctx)
         return size_bytes
+
+
+class Moment(_Number):
+    """A time, or a day, which stands for its begin in UTC; in nanoseconds since the Unix epoch."""
+
+    name = "time"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return a word as a time."""
+        text = str(value)
+        for each in (text, f"{text}T00:00:00Z"):
+            with contextlib.suppress(ValueError):
+                return parse_timestamp(each)
+        message = f"{text!r} is neither a time such as 2026-11-22T08:00:00Z nor a day such as 2026-11-22"
+        return self.fail(message, param, ctx)
 
 
 class ModelId(_Text):
@@ -236,5 +254,19 @@ def _given(ctx: click.Context, number: int | str | None) -> int | str | None:
         raise click.UsageError(f"give one version, not {len(numbers)}: {', '.join(map(str, numbers))}")
     return numbers[0] if numbers else None
 
+
+sign_option = click.option(
+    "--sign",
+    metavar="KEYFILE",
+    type=PathType(),
+    help="Sign it with the Ed25519 private key in a PEM file.",
+)
+verify_option = click.option(
+    "--verify",
+    metavar="KEYFILE",
+    type=PathType(),
+    multiple=True,
+    help="Demand that it is signed by one of the Ed25519 public keys in a PEM file.",
+)
 
 archived_flag = click.option("--archived", is_flag=True, help="Take only archived versions into account.")

@@ -419,6 +419,8 @@ def version_as_json(version: VersionInfo) -> dict[str, object]:
         fields["metrics"] = dict(sorted(version.metrics.items()))
         fields["aliases"] = [*version.aliases]
         fields["revision"] = version.revision
+    if version.signature is not None:
+        fields["signature"] = {"key_id": version.signature.key_id, "value": version.signature.value}
     return fields
 
 

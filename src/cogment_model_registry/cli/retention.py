@@ -68,7 +68,7 @@ def set_retention(
     with flags.connected() as registry:
         model = registry.set_retention(model_id, given, expected=expected)
         count = counted(len(model.retention), "rule")
-        _show_model(flags, model, f"model {safe(model_id)} has {count}")
+        show_changed_model(flags, model, f"model {safe(model_id)} has {count}")
 
 
 @click.command("show_retention", cls=Command, short_help="Show the rules of a model.", context_settings=HELP_WIDTH)
@@ -218,7 +218,7 @@ def update_model(
         raise click.UsageError("give at least one of --tag and --remove_tag")
     with flags.connected() as registry:
         model = registry.update_model(model_id, tags={**dict(tags), **dict.fromkeys(removed_tags)}, expected=expected)
-        _show_model(flags, model, f"updated model {safe(model_id)}")
+        show_changed_model(flags, model, f"updated model {safe(model_id)}")
 
 
 @click.command(
@@ -250,10 +250,11 @@ def set_share(
     with flags.connected() as registry:
         share = TransientShare(max_items, max_bytes, reserved_items, reserved_bytes)
         model = registry.set_share(model_id, share, expected=expected)
-        _show_model(flags, model, f"set the share of model {safe(model_id)}")
+        show_changed_model(flags, model, f"set the share of model {safe(model_id)}")
 
 
-def _show_model(flags: Flags, model: "ModelSummary", done: str) -> None:
+def show_changed_model(flags: Flags, model: "ModelSummary", done: str) -> None:
+    """Show a model that was changed."""
     if flags.as_json:
         presentation.print_json(model_as_json(model))
     elif flags.is_quiet:
@@ -326,6 +327,7 @@ def model_as_json(model: "ModelSummary") -> dict[str, object]:
             "reserved_items": share.reserved_items,
             "reserved_bytes": share.reserved_bytes,
         },
+        "signers": [{"key_id": key.key_id, "public_key": key.pem} for key in model.signers],
         "revision": model.revision,
         "latest_number": model.latest_number,
         "versions": model.versions,

@@ -9,8 +9,9 @@ import click
 from cogment_model_registry.cli import presentation
 from cogment_model_registry.cli.connection import Flags, common_flags, complete_model
 from cogment_model_registry.cli.groups import Command
-from cogment_model_registry.cli.parameters import HELP_WIDTH, ModelId, WholeNumber, archived_flag
+from cogment_model_registry.cli.parameters import HELP_WIDTH, ModelId, WholeNumber, archived_flag, verify_option
 from cogment_model_registry.cli.running import PathType, ending_with_reader, translating_errors
+from cogment_model_registry.cli.signatures import keys_in
 from cogment_model_registry.errors import shown
 from cogment_model_registry.records.news import Gap, Saved
 from cogment_model_registry.records.versions import VersionInfo
@@ -38,9 +39,17 @@ if TYPE_CHECKING:
     help="Save every version of the MODELs, or of all models, as DIR/MODEL/NUMBER.bin.",
 )
 @archived_flag
+@verify_option
 @common_flags
 def watch(
-    flags: Flags, model_ids: tuple[str, ...], *, after: int, count: int | None, directory: str | None, archived: bool
+    flags: Flags,
+    model_ids: tuple[str, ...],
+    *,
+    after: int,
+    count: int | None,
+    directory: str | None,
+    archived: bool,
+    verify: tuple[str, ...],
 ) -> None:
     """Print the latest version of a MODEL, then each newer one, one per line, until Ctrl-C.
 
@@ -50,10 +59,13 @@ def watch(
     With --data, every version is saved to a file in DIR, whole and durably, and a line is printed once it is there; it
     begins with the path, and with --quiet it is the path. Files that are there are not fetched again, and none is
     removed. Several MODELs may be given, or none for all models, and they need not exist yet. A line on standard error
-    says which versions are gone.
+    says which versions are gone. With --verify, the command ends when a version comes that none of the keys has signed,
+    and saves nothing of it.
     """
     if directory is None and len(model_ids) != 1:
         raise click.UsageError("one MODEL must be given; several, or none for all, need --data")
+    if directory is None and verify:
+        raise click.UsageError("only versions that are saved are verified: give --data")
     with flags.connected() as registry, ending_with_reader(registry.close):
         options: dict[str, Any] = {"after": after, "archived": archived}
         if flags.retry_seconds is not None:
@@ -62,6 +74,7 @@ def watch(
         if directory is None:
             lines = map(_event_format(flags), registry.watch(model_ids[0], **options))
         else:
+            options["verify"] = keys_in(verify) or None
             lines = _saved_lines(flags, registry, directory, model_ids, options)
         for count_so_far, line in enumerate(lines, start=1):
             click.echo(line)

@@ -21,11 +21,13 @@ from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.opening import Client
 from cogment_model_registry.client.progress import Progress, Wish
 from cogment_model_registry.client.reporting import TaskReporter
+from cogment_model_registry.client.signatures import SigningKey, TrustedKeys
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import AsyncLatest
 from cogment_model_registry.client.uploads import UploadOptions
 from cogment_model_registry.client.watching import PATIENCE_SECONDS
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS, Consumer
+from cogment_model_registry.records.history import HISTORY_LIMIT, HistoryEntry
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, RetentionReport, Version
 from cogment_model_registry.records.news import Gap, Saved
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
@@ -111,12 +113,13 @@ class ModelRegistry(Client[AsyncioBackend]):
         metrics: Mapping[str, float | SupportsItem] | None = None,
         alias: str | None = None,
         create: bool = True,
+        sign: "SigningKey | None" = None,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Create a transient version: everyone who watches the model is notified, and it may be evicted later."""
         options = UploadOptions(
-            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
+            tags=tags, metrics=metrics, alias=alias, create=create, sign=sign, timeout=timeout, progress=progress
         )
         return await self._core.uploads.upload(model_id, data, user_data, archived=False, options=options)
 
@@ -130,12 +133,13 @@ class ModelRegistry(Client[AsyncioBackend]):
         metrics: Mapping[str, float | SupportsItem] | None = None,
         alias: str | None = None,
         create: bool = True,
+        sign: "SigningKey | None" = None,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Create an archived version: durable on return, and kept until its model is deleted."""
         options = UploadOptions(
-            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
+            tags=tags, metrics=metrics, alias=alias, create=create, sign=sign, timeout=timeout, progress=progress
         )
         return await self._core.uploads.upload(model_id, data, user_data, archived=True, options=options)
 
@@ -147,7 +151,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         *,
         archived: bool = False,
         copy: Literal[True] = True,
-        verify: bool = False,
+        verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> bytes: ...
@@ -160,7 +164,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         *,
         archived: bool = False,
         copy: Literal[False],
-        verify: bool = False,
+        verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> memoryview: ...
@@ -172,7 +176,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         *,
         archived: bool = False,
         copy: bool = True,
-        verify: bool = False,
+        verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> bytes | memoryview:
@@ -188,12 +192,13 @@ class ModelRegistry(Client[AsyncioBackend]):
         version: Key = LATEST,
         archived: bool = False,
         resume: bool = False,
+        verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
         """Write the bytes of a version to a file: whole, checked and durable, or not at all."""
         return await self._core.retrievals.download(
-            model, path, version, timeout, progress, archived=archived, resume=resume
+            model, path, version, timeout, progress, archived=archived, resume=resume, verify=verify
         )
 
     @overload
@@ -241,13 +246,14 @@ class ModelRegistry(Client[AsyncioBackend]):
         *model_ids: str,
         after: int = 0,
         archived: bool = False,
+        verify: "TrustedKeys | None" = None,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> AsyncGenerator[Saved | Gap, None]:
         """Write each version of some models to a file of its own, and yield it once the file is there, without end.
 
         If you leave it before its end, close it with `contextlib.aclosing`.
         """
-        return self._core.mirror(directory, model_ids, after, patience_seconds, archived=archived)
+        return self._core.mirror(directory, model_ids, after, patience_seconds, archived=archived, verify=verify)
 
     @overload
     def track(
@@ -256,6 +262,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         *,
         archived: bool = False,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -270,6 +277,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         copy: Literal[True] = True,
         archived: bool = False,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -284,6 +292,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         copy: Literal[False],
         archived: bool = False,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -297,6 +306,7 @@ class ModelRegistry(Client[AsyncioBackend]):
         copy: bool = True,
         archived: bool = False,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -306,7 +316,16 @@ class ModelRegistry(Client[AsyncioBackend]):
         if consumer is not None:
             report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
             reporter = TaskReporter(report, self._core.calls)
-        return AsyncLatest(self._core, model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter)
+        return AsyncLatest(
+            self._core,
+            model_id,
+            decode,
+            copy=copy,
+            archived=archived,
+            alias=alias,
+            verify=verify,
+            reporter=reporter,
+        )
 
     async def consumers(
         self,
@@ -467,6 +486,12 @@ class ModelRegistry(Client[AsyncioBackend]):
         """Bound what a model takes of the transient store, or reserve some of it; at once, and durably."""
         return await self._core.models.set_share(model_id, share, expected, timeout)
 
+    async def set_signers(
+        self, model_id: str, keys: TrustedKeys, *, expected: int | None = None, timeout: float | None = None
+    ) -> ModelSummary:
+        """See the blocking client."""
+        return await self._core.models.set_signers(model_id, keys, expected, timeout)
+
     async def apply_retention(
         self,
         model_id: str | None = None,
@@ -477,6 +502,17 @@ class ModelRegistry(Client[AsyncioBackend]):
     ) -> RetentionReport:
         """Delete the versions that the rules of a model do not keep, or find out which those are."""
         return await self._core.models.apply_retention(model_id, rules, timeout, dry_run=dry_run)
+
+    async def history(
+        self,
+        model_id: str,
+        *,
+        since_ns: SupportsIndex | None = None,
+        limit: int | None = HISTORY_LIMIT,
+        timeout: float | None = None,
+    ) -> list[HistoryEntry]:
+        """Return who changed what of a model, newest first, as the audit log of the server has it."""
+        return await self._core.models.history(model_id, since_ns, limit, timeout)
 
     async def status(self, *, timeout: float | None = None) -> dict[str, str]:
         """Return the state of the server, by name; `overall_load` is from 0 to 255."""

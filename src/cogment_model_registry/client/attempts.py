@@ -107,17 +107,18 @@ class Upload:
     @property
     def is_plain(self) -> bool:
         """Whether nothing belongs to the version but what any server takes."""
-        return not (self.header.tags or self.header.metrics or self.header.aliases)
+        header = self.header
+        return not (header.tags or header.metrics or header.aliases or header.version.signature)
 
     def require_plain(self, error: WrongServerError) -> None:
         """Refuse to upload to a server that takes only the bytes of a version.
 
         Raises:
-            ModelRegistryError: Tags, metrics or an alias belong to the version.
+            ModelRegistryError: Tags, metrics, an alias or a signature belong to the version.
         """
         if not self.is_plain:
             message = (
-                f"{self._subject.text}: the server takes no tags, metrics and aliases, since it has no "
+                f"{self._subject.text}: the server takes no tags, metrics, aliases and signatures, since it has no "
                 f"{lifecycle.SERVICE_NAME}; it is the original one, or an older release"
             )
             raise ModelRegistryError(message, model_id=self._subject.model_id) from error

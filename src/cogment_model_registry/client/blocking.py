@@ -13,6 +13,7 @@ from cogment_model_registry.client.consumers import checked_report
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.reporting import AppliedReporter, ThreadReporter
+from cogment_model_registry.client.signatures import SigningKey, TrustedKeys
 from cogment_model_registry.client.sources import Data
 from cogment_model_registry.client.tracking import Latest
 from cogment_model_registry.client.uploads import UploadOptions
@@ -158,6 +159,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         metrics: Mapping[str, float | SupportsItem] | None = None,
         alias: str | None = None,
         create: bool = True,
+        sign: "SigningKey | None" = None,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
@@ -177,6 +179,8 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             metrics: Finite numbers by name, which can be changed later.
             alias: An alias to point to it, in the same step; with one, the version is archived.
             create: Whether the model is created if it does not exist.
+            sign: The private key to sign it with: the path of a PEM file, the PEM as bytes, or an `Ed25519PrivateKey`
+                of cryptography. The signature is of the model, the bytes and the `user_data`.
             timeout: How many seconds it may take, with the reading of a file.
             progress: How to report it, in place of the client's own way.
 
@@ -187,11 +191,13 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             NotFoundError: The model does not exist, and `create` is false.
             TooLargeError: It does not fit into the server's memory.
             ModelRegistryError: With `may_be_done` when it is not known whether the server has it.
-            InvalidError: The id or the `user_data` breaks a rule, or the bytes changed during the call.
-            OSError: The file cannot be read.
+            PreconditionError: The model takes only versions that are signed by other keys.
+            InvalidError: The id or the `user_data` breaks a rule, the bytes changed during the call, or `sign` is no
+                key.
+            OSError: The file, or that of the key, cannot be read.
         """
         options = UploadOptions(
-            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
+            tags=tags, metrics=metrics, alias=alias, create=create, sign=sign, timeout=timeout, progress=progress
         )
         return self._run(lambda core: core.uploads.upload(model_id, data, user_data, archived=False, options=options))
 
@@ -205,6 +211,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         metrics: Mapping[str, float | SupportsItem] | None = None,
         alias: str | None = None,
         create: bool = True,
+        sign: "SigningKey | None" = None,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
@@ -213,7 +220,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         Arguments, result and errors are those of `publish`; `TooLargeError` says that the disk is full.
         """
         options = UploadOptions(
-            tags=tags, metrics=metrics, alias=alias, create=create, timeout=timeout, progress=progress
+            tags=tags, metrics=metrics, alias=alias, create=create, sign=sign, timeout=timeout, progress=progress
         )
         return self._run(lambda core: core.uploads.upload(model_id, data, user_data, archived=True, options=options))
 
@@ -225,7 +232,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *,
         archived: bool = False,
         copy: Literal[True] = True,
-        verify: bool = False,
+        verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> bytes: ...
@@ -238,7 +245,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *,
         archived: bool = False,
         copy: Literal[False],
-        verify: bool = False,
+        verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> memoryview: ...
@@ -250,7 +257,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *,
         archived: bool = False,
         copy: bool = True,
-        verify: bool = False,
+        verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> bytes | memoryview:
@@ -267,14 +274,17 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             copy: Whether the bytes are a copy. If not, they are a read-only view: of the memory or the file that all
                 processes of this host share, or of received bytes where there is none. It stays valid as long as
                 anything refers to it, also when the version is evicted or deleted.
-            verify: Whether this process checks the hash of what the server on this host has checked already. Received
-                bytes are always checked.
+            verify: Whether this process checks the hash of what the server on this host has checked already; received
+                bytes are always checked. Or the public keys of which one must have signed the version, which implies
+                that: the path of a PEM file with one or more, the PEM as bytes, an `Ed25519PublicKey` of cryptography,
+                or several of these. Then a file of the server is copied, also without `copy`.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
 
         Raises:
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
+            SignatureError: None of the keys has signed the version.
         """
         if copy:
             return self._run(
@@ -294,6 +304,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         version: Key = LATEST,
         archived: bool = False,
         resume: bool = False,
+        verify: "bool | TrustedKeys" = False,
         timeout: float | None = None,
         progress: Wish = None,
     ) -> VersionInfo:
@@ -314,6 +325,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
             archived: As for `retrieve`.
             resume: Whether to go on with an interrupted download, and to keep what was received if this one is.
                 Servers of the original cannot send parts, so nothing of theirs is kept.
+            verify: As for `retrieve`.
             timeout: How many seconds it may take.
             progress: How to report it, in place of the client's own way.
 
@@ -323,12 +335,13 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         Raises:
             NotFoundError: The model or the version does not exist, or the version was evicted.
             DataLossError: The bytes received are not those that were published.
+            SignatureError: None of the keys has signed the version; the file stays as it was.
             OSError: The file cannot be written, or the path is not a regular file. `BlockingIOError` if another
                 download with `resume` is writing to it.
         """
         return self._run(
             lambda core: core.retrievals.download(
-                model, path, version, timeout, progress, archived=archived, resume=resume
+                model, path, version, timeout, progress, archived=archived, resume=resume, verify=verify
             )
         )
 
@@ -392,6 +405,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *model_ids: str,
         after: int = 0,
         archived: bool = False,
+        verify: "TrustedKeys | None" = None,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> Generator[Saved | Gap, None, None]:
         """Write each version of some models to a file of its own, and yield it once the file is there, without end.
@@ -407,15 +421,18 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
                 is another one, whose versions replace the files with their numbers.
             after: The number of the version that the caller has; only newer ones are written.
             archived: Whether only archived versions count.
+            verify: The public keys of which one must have signed each version, as for `retrieve`; None for no check.
             patience_seconds: How long the registry may be unavailable once it was reached.
 
         Raises:
+            SignatureError: None of the keys has signed a version, of which no file is written.
             UnavailableError: The registry cannot be reached. `TimedOutError` if it does not answer.
             OSError: A file cannot be written.
         """
         backend = BlockingBackend(within=self._backend)
         core = self._core.on(backend)
-        return self._watched(core.mirror(directory, model_ids, after, patience_seconds, archived=archived), backend)
+        saved = core.mirror(directory, model_ids, after, patience_seconds, archived=archived, verify=verify)
+        return self._watched(saved, backend)
 
     def _watched(self, versions: AsyncGenerator[_T, None], backend: BlockingBackend) -> Generator[_T, None, None]:
         try:
@@ -436,6 +453,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         *,
         archived: bool = False,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -450,6 +468,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         copy: Literal[True] = True,
         archived: bool = False,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -464,6 +483,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         copy: Literal[False],
         archived: bool = False,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -477,6 +497,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         copy: bool = True,
         archived: bool = False,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         consumer: str | None = None,
         labels: Mapping[str, str] | None = None,
         ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -494,6 +515,8 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
                 page.
             archived: Whether only archived versions count.
             alias: Follow the version that this alias points to, instead of the latest one.
+            verify: The public keys of which one must have signed each version, as for `retrieve`; None for no check.
+                The value stays when a version comes that none of them has signed, and `Latest.error` says so.
             consumer: The name of this process, under which another thread reports which version it runs: the one that
                 `decode` has returned a value for. None for no reports. Servers of the original get none.
             labels: What the reports say about this process, such as its host.
@@ -503,7 +526,7 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         if consumer is not None:
             report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
             reporter = ThreadReporter(report, self._core.calls, self._backend)
-        return self._latest(model_id, decode, reporter, copy=copy, archived=archived, alias=alias)
+        return self._latest(model_id, decode, reporter, copy=copy, archived=archived, alias=alias, verify=verify)
 
     def _latest(
         self,
@@ -514,10 +537,19 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
         copy: bool,
         archived: bool,
         alias: str | None,
+        verify: "TrustedKeys | None",
     ) -> Latest[_T]:
         backend = BlockingBackend(within=self._backend)
         return Latest(
-            self._core, backend, model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter
+            self._core,
+            backend,
+            model_id,
+            decode,
+            copy=copy,
+            archived=archived,
+            alias=alias,
+            verify=verify,
+            reporter=reporter,
         )
 
     def status(self, *, timeout: float | None = None) -> dict[str, str]:
@@ -536,6 +568,7 @@ def track_applied(
     *,
     archived: bool = False,
     alias: str | None = None,
+    verify: "TrustedKeys | None" = None,
     consumer: str | None = None,
     labels: Mapping[str, str] | None = None,
     ttl_seconds: int = TTL_DEFAULT_SECONDS,
@@ -548,6 +581,7 @@ def track_applied(
         decode: Turns the bytes of a version into what the caller applies.
         archived: As for `ModelRegistry.track`.
         alias: As for `ModelRegistry.track`.
+        verify: As for `ModelRegistry.track`.
         consumer: As for `ModelRegistry.track`.
         labels: As for `ModelRegistry.track`.
         ttl_seconds: As for `ModelRegistry.track`.
@@ -556,17 +590,24 @@ def track_applied(
     if consumer is not None:
         report = checked_report(model_id, consumer, state="loading", labels=labels, ttl_seconds=ttl_seconds)
         reporter = AppliedReporter(report, registry._core.calls, registry._backend)  # noqa: SLF001 # it is one of us
-    latest = registry._latest(model_id, decode, reporter, copy=False, archived=archived, alias=alias)  # noqa: SLF001
+    latest = registry._latest(  # noqa: SLF001 # as above
+        model_id, decode, reporter, copy=False, archived=archived, alias=alias, verify=verify
+    )
     return latest, reporter
 
 
 def retrieve_writable(
-    registry: ModelRegistry, version: VersionInfo, *, timeout: float | None, progress: Wish
+    registry: ModelRegistry,
+    version: VersionInfo,
+    *,
+    verify: "bool | TrustedKeys" = False,
+    timeout: float | None,
+    progress: Wish,
 ) -> memoryview:
     """Return the bytes of a version as `ModelRegistry.retrieve` does without a copy, in memory that may be written to.
 
     What is written changes them for this process alone.
     """
     return registry._run(  # noqa: SLF001 # it is one of us
-        lambda core: core.retrievals.view(version, version, timeout, progress, is_writable=True)
+        lambda core: core.retrievals.view(version, version, timeout, progress, verify=verify, is_writable=True)
     )

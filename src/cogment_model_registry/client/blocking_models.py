@@ -1,8 +1,11 @@
 """The calls of the blocking client for what people decide about models."""
 
 from collections.abc import Iterable, Mapping
+from typing import SupportsIndex
 
 from cogment_model_registry.client.blocking_client import BlockingClient
+from cogment_model_registry.client.signatures import TrustedKeys
+from cogment_model_registry.records.history import HISTORY_LIMIT, HistoryEntry
 from cogment_model_registry.records.lifecycle import ModelSummary, RetentionReport
 from cogment_model_registry.records.retention import RetentionRule, TransientShare
 
@@ -114,6 +117,32 @@ class ModelMethods(BlockingClient):
         """
         return self._run(lambda core: core.models.set_share(model_id, share, expected, timeout))
 
+    def set_signers(
+        self, model_id: str, keys: TrustedKeys, *, expected: int | None = None, timeout: float | None = None
+    ) -> ModelSummary:
+        """Replace the keys of which one must have signed each new version of a model, durably.
+
+        From then on the server refuses to create other versions, and to promote other transient ones; what is archived
+        stays.
+
+        Args:
+            model_id: The model.
+            keys: The public keys, as `retrieve` takes them to verify; none at all to demand no signatures.
+            expected: The revision that the model must have now; None for any.
+            timeout: How many seconds it may take.
+
+        Returns:
+            The model, with its new revision.
+
+        Raises:
+            ConflictError: It has another revision than was expected.
+            InvalidError: A key is not an Ed25519 key in PEM, or there are too many.
+            NotFoundError: The model does not exist.
+            PreconditionError: The server cannot check signatures, since it lacks the package cryptography.
+            OSError: The file of a key cannot be read.
+        """
+        return self._run(lambda core: core.models.set_signers(model_id, keys, expected, timeout))
+
     def apply_retention(
         self,
         model_id: str | None = None,
@@ -138,3 +167,27 @@ class ModelMethods(BlockingClient):
             NotFoundError: The model does not exist.
         """
         return self._run(lambda core: core.models.apply_retention(model_id, rules, timeout, dry_run=dry_run))
+
+    def history(
+        self,
+        model_id: str,
+        *,
+        since_ns: SupportsIndex | None = None,
+        limit: int | None = HISTORY_LIMIT,
+        timeout: float | None = None,
+    ) -> list[HistoryEntry]:
+        """Return who changed what of a model, newest first, as the audit log of the server has it.
+
+        Needs the scope ``admin`` for the model, which need not exist any more.
+
+        Args:
+            model_id: The model.
+            since_ns: Only changes from this time on, in nanoseconds since the Unix epoch; None for all.
+            limit: The most changes to return; None for all.
+            timeout: How many seconds it may take.
+
+        Raises:
+            PermissionDeniedError: The scope is missing.
+            PreconditionError: The server keeps no audit log.
+        """
+        return self._run(lambda core: core.models.history(model_id, since_ns, limit, timeout))

@@ -28,6 +28,7 @@ from cogment_model_registry.client.mirroring import Mirror
 from cogment_model_registry.client.models import Models
 from cogment_model_registry.client.progress import Wish
 from cogment_model_registry.client.retrievals import Retrievals
+from cogment_model_registry.client.signatures import TrustedKeys, trust_of
 from cogment_model_registry.client.uploads import Uploads
 from cogment_model_registry.client.watch_streams import INLINE_MAX_BYTES
 from cogment_model_registry.errors import ClosedError, NotFoundError, quoted
@@ -199,6 +200,7 @@ class Core:
         patience_seconds: float,
         *,
         archived: bool,
+        verify: "TrustedKeys | None",
     ) -> AsyncGenerator[Saved | Gap, None]:
         """See `ModelRegistry.mirror`."""
         mirror = Mirror(
@@ -209,6 +211,7 @@ class Core:
             after=checked_whole("after", after),
             archived=archived,
             inline_max_bytes=self.inline_max_bytes,
+            trust=None if verify is None else trust_of(verify),
         )
         seconds = checked_seconds("patience_seconds", patience_seconds)
         return watching.patiently(self._calls, mirror.events(), seconds)

@@ -10,6 +10,7 @@ from cogment_model_registry.client.deadlines import CALL_SECONDS, Deadline, Time
 from cogment_model_registry.client.lookups import version_text
 from cogment_model_registry.errors import ModelRegistryError, WrongServerError, quoted
 from cogment_model_registry.records.consumers import Consumer
+from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.lifecycle import (
     Alias,
     AliasChange,
@@ -20,6 +21,7 @@ from cogment_model_registry.records.lifecycle import (
 )
 from cogment_model_registry.records.retention import ModelChange, RetentionRule
 from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.wire import audit as wire_audit
 from cogment_model_registry.wire import consumers as wire_consumers
 from cogment_model_registry.wire import lifecycle as wire
 from cogment_model_registry.wire import messages
@@ -49,6 +51,7 @@ class LifecycleCalls:
         subject: Subject,
         *,
         is_idempotent: bool = True,
+        service: str = wire.SERVICE_NAME,
     ) -> _Reply:
         try:
             return await self._calls.unary(
@@ -58,17 +61,17 @@ class LifecycleCalls:
                 subject,
                 self._deadline,
                 is_idempotent=is_idempotent,
-                service=wire.SERVICE_NAME,
+                service=service,
             )
         except WrongServerError as error:
-            raise missing_service(subject) from error
+            raise missing_service(subject, service) from error
 
     async def get_version(self, model_id: str, key: int | str) -> Version:
         """Return a version by its number, by -n for the n-th from the last, or by an alias."""
         subject = Subject(f"looking up {version_text(model_id, key)}", model_id)
         request = wire.ListVersionsRequest(versions=[wire.version_ref(model_id, key)])
         reply = await self._call("ListVersions", request, wire.ListVersionsReply, subject)
-        return wire.version_from_message(reply.versions[0])
+        return lookups.of_model(wire.version_from_message(reply.versions[0]), model_id)
 
     async def find_versions(
         self, model_id: str | None, accepted: str, order_by: str, limit: int | None
@@ -172,6 +175,21 @@ class LifecycleCalls:
 
         return await _all_pages(page, limit)
 
+    async def list_changes(self, model_id: str, since_ns: int, limit: int | None) -> list[HistoryEntry]:
+        """Return the changes of a model from a time on, newest first; all of them for a limit of None."""
+        subject = Subject(f"reading the history of model {quoted(model_id)}", model_id)
+
+        async def page(size: int, token: str) -> _Page[HistoryEntry]:
+            request = wire_audit.ListChangesRequest(
+                model_id=model_id, since_timestamp=since_ns, page_size=size, page_token=token
+            )
+            reply = await self._call(
+                "ListChanges", request, wire_audit.ListChangesReply, subject, service=wire_audit.SERVICE_NAME
+            )
+            return map(wire_audit.change_from_message, reply.changes), reply.next_page_token
+
+        return await _all_pages(page, limit)
+
 
 _Page: TypeAlias = tuple[Iterable[_T], str]
 """What a page has, and the token of the next one."""
@@ -211,9 +229,9 @@ class LifecyclePart:
         return LifecycleCalls(self._calls, self._timeouts.of_call(timeout, default_seconds))
 
 
-def missing_service(subject: Subject) -> ModelRegistryError:
+def missing_service(subject: Subject, service: str = wire.SERVICE_NAME) -> ModelRegistryError:
     """Return the error for a call that the server does not have."""
-    message = f"{subject.text}: the server has no {wire.SERVICE_NAME}; it is the original one, or an older release"
+    message = f"{subject.text}: the server has no {service}; it is the original one, or an older release"
     return ModelRegistryError(message, model_id=subject.model_id)
 
 

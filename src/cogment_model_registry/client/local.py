@@ -239,6 +239,18 @@ def mapped(info: VersionInfo, *, is_writable: bool) -> Callable[[int], mmap.mmap
     return partial(sealed_memory.mapped, size_bytes=info.data_size_bytes, is_writable=is_writable)
 
 
+def unchangeable(info: VersionInfo, *, is_writable: bool) -> Callable[[int], mmap.mmap | bytes | bytearray]:
+    """Return what maps the bytes of a descriptor of sealed memory, and copies those of a file, which may be changed."""
+
+    def take(descriptor: int) -> mmap.mmap | bytes | bytearray:
+        if sealed_memory.is_sealed(descriptor):
+            return mapped(info, is_writable=is_writable)(descriptor)
+        data = bytes_of(info)(descriptor)
+        return bytearray(data) if is_writable else data
+
+    return take
+
+
 def bytes_of(info: VersionInfo) -> Callable[[int], bytes]:
     """Return what copies the bytes of a descriptor of a version."""
 
@@ -272,12 +284,22 @@ def copy_to(info: VersionInfo, file: IO[bytes]) -> Callable[[int], bool]:
     return copy
 
 
-def check(info: VersionInfo, data: "mmap.mmap | memoryview | bytes") -> None:
+def check(info: VersionInfo, data: "mmap.mmap | memoryview | bytes | bytearray") -> None:
     """Check bytes against the hash of their version; blocks.
 
     Raises:
         DataLossError: They do not match it.
     """
-    if (data_hash := hash_of([memoryview(data)])) != info.data_hash:
+    _check(info, hash_of([memoryview(data)]))
+
+
+def check_file(info: VersionInfo, file: IO[bytes]) -> None:
+    """Check all bytes of a file against the hash of their version; blocks. See `check`."""
+    file.seek(0)
+    _check(info, hash_of(iter(partial(file.read, _BLOCK_BYTES), b"")))
+
+
+def _check(info: VersionInfo, data_hash: str) -> None:
+    if data_hash != info.data_hash:
         reason = f"its data_hash is {info.data_hash}, but the bytes received have {data_hash}"
         raise DataLossError.version(info.model_id, info.number, reason)

@@ -5,13 +5,17 @@ ones looks right below the latest version first, and then at twice as many numbe
 calls that it takes grow with the logarithm of the distance.
 """
 
+from typing import TypeVar
+
 from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline
-from cogment_model_registry.errors import NotFoundError, quoted
+from cogment_model_registry.errors import NotFoundError, WrongServerError, quoted
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import convert, messages
+
+AnyVersion = TypeVar("AnyVersion", bound=VersionInfo)
 
 _FIRST_NUMBERS = 64
 """How many numbers below the latest version the search looks at first."""
@@ -40,7 +44,19 @@ async def one(calls: Calls, model_id: str, number: int, deadline: Deadline) -> V
     reply = await calls.unary("RetrieveVersionInfos", request, messages.RetrieveVersionInfosReply, subject, deadline)
     if not reply.version_infos:
         raise NotFoundError.version(model_id, number)
-    return convert.version_from_message(reply.version_infos[0])
+    return of_model(convert.version_from_message(reply.version_infos[0]), model_id)
+
+
+def of_model(info: AnyVersion, model_id: str) -> AnyVersion:
+    """Return a version that the server sent for a model.
+
+    Raises:
+        WrongServerError: It is one of another model, whose signature may well be right.
+    """
+    if info.model_id != model_id:
+        message = f"asked for a version of model {quoted(model_id)}, the server sent one of {quoted(info.model_id)}"
+        raise WrongServerError(message, model_id=model_id)
+    return info
 
 
 async def every(calls: Calls, model_id: str, deadline: Deadline) -> list[VersionInfo]:

@@ -16,9 +16,10 @@ from typing import TypeAlias
 
 from cogment_model_registry.client.calls import Calls
 from cogment_model_registry.client.connection import Subject
-from cogment_model_registry.client.deadlines import Backoff, Deadline
+from cogment_model_registry.client.deadlines import CALL_SECONDS, Backoff, Deadline
 from cogment_model_registry.client.lifecycle_calls import missing_service
 from cogment_model_registry.client.retrievals import Retrievals
+from cogment_model_registry.client.signatures import Trust, verified
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.client.watch_streams import Received, Wishes, stream
 from cogment_model_registry.client.watching import ARCHIVED, CHECK_SECONDS, Connected, Disconnected, stream_seconds
@@ -80,6 +81,7 @@ class Mirror:
         after: The number after which to begin, in models that are not created again.
         archived: Whether to take archived versions only.
         inline_max_bytes: The size up to which versions should come with their bytes.
+        trust: Verifies the versions; None for no check.
     """
 
     def __init__(
@@ -92,7 +94,9 @@ class Mirror:
         after: int,
         archived: bool,
         inline_max_bytes: int,
+        trust: Trust | None = None,
     ) -> None:
+        self._trust = trust
         self._calls = calls
         self._retrievals = retrievals
         self._directory = directory
@@ -155,14 +159,26 @@ class Mirror:
         return 0 if model_id in self._created_again else self._after
 
     async def _saved(self, info: VersionInfo, data: bytes | None) -> Saved | Gap:
-        """Write the file of a version, unless it is there; return a gap if the version is gone or damaged."""
+        """Write the file of a version, unless it is there; return a gap if the version is gone or damaged.
+
+        Raises:
+            SignatureError: None of the keys has signed it.
+        """
+        if self._trust is not None:
+            try:
+                info = await verified(self._calls, info, info.model_id, self._trust, Deadline(CALL_SECONDS))
+            except NotFoundError:
+                return Gap(info.model_id, info.number, info.number)
         path = self._directory / model_folder(info.model_id) / f"{info.number:06}.bin"
         if not await self._calls.backend.wait(submit(lambda: _prepare(path, info))):
             if data is not None:
                 await self._write(path, data)
             else:
                 try:
-                    await self._retrievals.download(info, path, info, None, False, archived=False, resume=False)
+                    verify = self._trust or False
+                    await self._retrievals.download(
+                        info, path, info, None, False, archived=False, resume=False, verify=verify
+                    )
                 except (NotFoundError, DataLossError):
                     return Gap(info.model_id, info.number, info.number)
         return Saved(info, str(path))

@@ -5,7 +5,10 @@ from typing import SupportsIndex, TypeVar
 
 from cogment_model_registry.client.arguments import checked_id, checked_tags, checked_text, checked_whole
 from cogment_model_registry.client.lifecycle_calls import LifecyclePart
-from cogment_model_registry.errors import InvalidError, quoted
+from cogment_model_registry.client.signatures import TrustedKeys, public_keys_of
+from cogment_model_registry.client.threads import submit
+from cogment_model_registry.errors import InvalidError, ModelRegistryError, quoted
+from cogment_model_registry.records.history import HistoryEntry
 from cogment_model_registry.records.lifecycle import ModelSummary, RetentionReport
 from cogment_model_registry.records.retention import (
     ModelChange,
@@ -13,7 +16,10 @@ from cogment_model_registry.records.retention import (
     TransientShare,
     check_rules,
     check_share,
+    ordered_signers,
 )
+from cogment_model_registry.records.signatures import check_signers
+from cogment_model_registry.records.versions import CREATED_MAX_NS
 
 _Record = TypeVar("_Record")
 
@@ -59,6 +65,22 @@ class Models(LifecyclePart):
         change = ModelChange(share=checked, expected_revision=_revision(expected))
         return await self._calls_within(timeout).update_model(model_id, change)
 
+    async def set_signers(
+        self, model_id: str, keys: TrustedKeys, expected: SupportsIndex | None, timeout: float | None
+    ) -> ModelSummary:
+        """See `ModelRegistry.set_signers`."""
+        signers = await self._calls.backend.wait(submit(lambda: public_keys_of(keys)))
+        check_signers(signers, checked_id(model_id))
+        change = ModelChange(signers=tuple(signers), expected_revision=_revision(expected))
+        model = await self._calls_within(timeout).update_model(model_id, change)
+        if model.signers != ordered_signers(signers):
+            message = (
+                f"the signers of model {quoted(model_id)} were not set, since the server is of an older release, which "
+                "demands no signatures"
+            )
+            raise ModelRegistryError(message, model_id=model_id)
+        return model
+
     async def apply_retention(
         self, model_id: str | None, rules: Iterable[RetentionRule] | None, timeout: float | None, *, dry_run: bool
     ) -> RetentionReport:
@@ -69,6 +91,16 @@ class Models(LifecyclePart):
             raise InvalidError("rules are only for a dry run; set the rules of a model with set_retention")
         calls = self._calls_within(timeout, _APPLY_SECONDS)
         return await calls.apply_retention(checked_model, checked, is_dry_run=dry_run)
+
+    async def history(
+        self, model_id: str, since_ns: SupportsIndex | None, limit: int | None, timeout: float | None
+    ) -> list[HistoryEntry]:
+        """See `ModelRegistry.history`."""
+        since = 0 if since_ns is None else checked_whole("since_ns", since_ns)
+        if not 0 <= since <= CREATED_MAX_NS:
+            raise InvalidError(f"since_ns is {since}; it must be from 0 to {CREATED_MAX_NS}")
+        most = None if limit is None else checked_whole("limit", limit)
+        return await self._calls_within(timeout).list_changes(checked_id(model_id), since, most)
 
 
 def _revision(expected: SupportsIndex | None) -> int:

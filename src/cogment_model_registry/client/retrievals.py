@@ -6,7 +6,7 @@ import mmap
 import os
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager
-from typing import IO, TypeVar
+from typing import IO, TypeAlias, TypeVar
 
 from cogment_model_registry.client import local, lookups
 from cogment_model_registry.client.arguments import (
@@ -23,6 +23,7 @@ from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.lifecycle_calls import look_up
 from cogment_model_registry.client.partial_files import PartialFile
 from cogment_model_registry.client.progress import Report, Wish, reporting
+from cogment_model_registry.client.signatures import Trust, TrustedKeys, described_version, trust_of, verified
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import Version
@@ -30,6 +31,9 @@ from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.system.replacement import Replacement
 
 _T = TypeVar("_T")
+
+Verify: TypeAlias = "bool | TrustedKeys | Trust"
+"""Whether to check hashes here; or the keys of which one must have signed what is retrieved, which implies that."""
 
 _RESOLVE_ATTEMPTS = 5
 """How often to look up a version again that was evicted, replaced or damaged before it could be fetched."""
@@ -61,19 +65,20 @@ class Retrievals:
         progress: Wish,
         *,
         archived: bool,
-        verify: bool = False,
+        verify: Verify = False,
     ) -> bytes:
         """See `ModelRegistry.retrieve`."""
+        trust = await self._trust(verify)
 
         async def get(info: VersionInfo, deadline: Deadline | None) -> bytes:
             data = await self._from_here(info, local.bytes_of(info), deadline, progress)
             if data is None:
                 # It returns its bytes without a copy.
                 return (await self._fetched(info, deadline, progress)).getvalue()
-            await self._verify(info, data, is_wanted=verify)
+            await self._verify(info, data, is_wanted=verify is not False)
             return data
 
-        return (await self._resolved(model, version, timeout, get, archived=archived))[1]
+        return (await self._resolved(model, version, timeout, get, archived=archived, trust=trust))[1]
 
     async def view(
         self,
@@ -83,20 +88,23 @@ class Retrievals:
         progress: Wish,
         *,
         archived: bool = False,
-        verify: bool = False,
+        verify: Verify = False,
         is_writable: bool = False,
     ) -> memoryview:
         """See `ModelRegistry.retrieve` without a copy; what is written to a writable view is this process's alone."""
+        trust = await self._trust(verify)
 
         async def get(info: VersionInfo, deadline: Deadline | None) -> memoryview:
-            mapped = await self._from_here(info, local.mapped(info, is_writable=is_writable), deadline, progress)
+            # Whoever may write the files of the archive could change a mapped one after it was verified.
+            take = local.mapped if trust is None else local.unchangeable
+            mapped = await self._from_here(info, take(info, is_writable=is_writable), deadline, progress)
             if mapped is None:
                 view = (await self._fetched(info, deadline, progress)).getbuffer()
                 return view if is_writable else view.toreadonly()
-            await self._verify(info, mapped, is_wanted=verify)
+            await self._verify(info, mapped, is_wanted=verify is not False)
             return memoryview(mapped)
 
-        return (await self._resolved(model, version, timeout, get, archived=archived))[1]
+        return (await self._resolved(model, version, timeout, get, archived=archived, trust=trust))[1]
 
     async def download(
         self,
@@ -108,20 +116,26 @@ class Retrievals:
         *,
         archived: bool,
         resume: bool,
+        verify: Verify = False,
     ) -> VersionInfo:
         """See `ModelRegistry.download`."""
         target = checked_path("path", path)
+        trust = await self._trust(verify)
         new = PartialFile(target) if resume else Replacement(target)
         try:
             file = await self._on_thread(new.open)
 
             async def get(info: VersionInfo, deadline: Deadline | None) -> None:
                 if isinstance(new, PartialFile):
-                    await self._fetch_missing(info, new, deadline, progress)
-                elif not await self._from_here(info, local.copy_to(info, file), deadline, progress):
-                    await self._fetch(info, file, deadline, progress)
+                    is_copied = await self._fetch_missing(info, new, deadline, progress)
+                else:
+                    is_copied = bool(await self._from_here(info, local.copy_to(info, file), deadline, progress))
+                    if not is_copied:
+                        await self._fetch(info, file, deadline, progress)
+                if is_copied and verify is not False:
+                    await self._on_thread(lambda: local.check_file(info, file))
 
-            info, _ = await self._resolved(model, version, timeout, get, archived=archived)
+            info, _ = await self._resolved(model, version, timeout, get, archived=archived, trust=trust)
             await self._on_thread(new.commit)
         finally:
             new.close()
@@ -135,12 +149,15 @@ class Retrievals:
         get: Callable[[VersionInfo, Deadline | None], Awaitable[_T]],
         *,
         archived: bool,
+        trust: Trust | None,
     ) -> tuple[VersionInfo, _T]:
         """Return a version, and what a function gets of it; with another version if it is gone or damaged."""
         deadline = self._timeouts.wanted(timeout)
 
         async def looked_up() -> VersionInfo:
             limit = deadline or self._timeouts.of_call(None)
+            if trust is not None and not archived:  # with its signature
+                return await described_version(self._calls, model_id, number, limit)
             return await look_up(self._calls, model_id, number, limit, archived=archived)
 
         model_id, number, known = asked_for(model, version)
@@ -149,6 +166,9 @@ class Retrievals:
         info = known or await looked_up()
         for _ in range(_RESOLVE_ATTEMPTS):
             try:
+                if trust is not None:
+                    limit = deadline or self._timeouts.of_call(None)
+                    info = await verified(self._calls, info, model_id, trust, limit)
                 return info, await get(info, deadline)
             except (NotFoundError, DataLossError):
                 # A given version never changes, but another one may be the latest by now.
@@ -173,7 +193,13 @@ class Retrievals:
                 report.advance(info.data_size_bytes)
         return taken
 
-    async def _verify(self, info: VersionInfo, data: mmap.mmap | bytes, *, is_wanted: bool) -> None:
+    async def _trust(self, verify: "Verify") -> Trust | None:
+        """Return what verifies, unless no keys were given."""
+        if isinstance(verify, bool):
+            return None
+        return verify if isinstance(verify, Trust) else await self._on_thread(lambda: trust_of(verify))
+
+    async def _verify(self, info: VersionInfo, data: mmap.mmap | bytes | bytearray, *, is_wanted: bool) -> None:
         """Check bytes that the server on this host has checked already, if that is wanted."""
         if is_wanted:
             await self._on_thread(lambda: local.check(info, data))
@@ -199,18 +225,23 @@ class Retrievals:
 
     async def _fetch_missing(
         self, info: VersionInfo, partial_file: PartialFile, deadline: Deadline | None, progress: Wish
-    ) -> None:
-        """Write the bytes of a version that a partial file lacks to it; if it lacks all, this host may have them."""
+    ) -> bool:
+        """Write the bytes of a version that a partial file lacks to it; if it lacks all, this host may have them.
+
+        Returns:
+            Whether they are from this host, and were not checked here.
+        """
         cache, file = self._cache, partial_file.file
         present = await self._on_thread(lambda: partial_file.begin(info))
         if not present and await self._from_here(info, local.copy_to(info, file), deadline, progress):
-            return
+            return True
         if cache is not None and not present and await self._on_thread(lambda: cache.copy_to(info, file)):
-            return
+            return False
         with self._fetching(info, file, deadline, progress) as fetch:
             await fetch.resume(partial_file, present)
         if cache is not None:
             await self._on_thread(lambda: cache.keep(info, file))
+        return False
 
     @contextlib.contextmanager
     def _fetching(

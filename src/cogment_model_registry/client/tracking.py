@@ -14,8 +14,9 @@ from cogment_model_registry.client import watching
 from cogment_model_registry.client.arguments import LATEST, checked_id, checked_seconds, checked_text, checked_whole
 from cogment_model_registry.client.blocking_backend import BlockingBackend, StoppedError, run
 from cogment_model_registry.client.core import Core
-from cogment_model_registry.client.deadlines import Backoff, Deadline
+from cogment_model_registry.client.deadlines import CALL_SECONDS, Backoff, Deadline
 from cogment_model_registry.client.reporting import Reporter, TaskReporter, ThreadReporter
+from cogment_model_registry.client.signatures import TrustedKeys, trust_of, verified
 from cogment_model_registry.client.threads import SIGNAL_SECONDS, do_apart, submit
 from cogment_model_registry.client.watch_streams import Received
 from cogment_model_registry.errors import (
@@ -24,6 +25,7 @@ from cogment_model_registry.errors import (
     InvalidError,
     ModelRegistryError,
     NotFoundError,
+    SignatureError,
     TimedOutError,
     counted,
     quoted,
@@ -60,8 +62,10 @@ class _Tracked(ABC, Generic[_T]):
         copy: bool,
         archived: bool,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         reporter: Reporter | None = None,
     ) -> None:
+        self._trust = None if verify is None else trust_of(verify)
         self.model_id = checked_id(model_id)
         if alias is not None and archived:
             raise InvalidError("only archived versions have an alias: give alias or archived, and not both")
@@ -242,15 +246,14 @@ class _Tracked(ABC, Generic[_T]):
             if was_waiting:
                 latest = await self._core.get_version(version.model_id, LATEST, None, archived=self._archived)
                 version, data = (latest, None) if latest.number > version.number else (version, data)
-            if data is None:
-                data = await self._fetched(version)
+            version, data = await self._obtained(version, data)
         except NotFoundError as error:
             # It was evicted, so a newer one is on its way; or the model was deleted, which the next event reports.
             self._version_error = error
             if self._alias is None:
                 await self._take_older(version)
             return
-        except DataLossError as error:
+        except (DataLossError, SignatureError) as error:
             self._damaged, self._version_error = version, error
             self._known.note(version)
             self._note("failed", error=error)
@@ -270,12 +273,23 @@ class _Tracked(ABC, Generic[_T]):
             self._note("active", number=version.number)
             self._notify()
 
+    async def _obtained(
+        self, version: VersionInfo, data: bytes | memoryview | None
+    ) -> tuple[VersionInfo, bytes | memoryview]:
+        """Return a version, which was verified if that is wanted, and its bytes: those that came along, or fetched."""
+        if self._trust is not None:
+            deadline = Deadline(CALL_SECONDS)
+            version = await verified(self._core.calls, version, self.model_id, self._trust, deadline)
+        return version, await self._fetched(version) if data is None else data
+
     async def _fetched(self, version: VersionInfo) -> bytes | memoryview:
         """Return the bytes of a version, or a view of them."""
-        retrievals = self._core.retrievals
+        retrievals, verify = self._core.retrievals, self._trust or False
         if self._copies:
-            return await retrievals.retrieve(version, LATEST, None, False, archived=self._archived)
-        return await retrievals.view(version, LATEST, None, False, archived=self._archived, is_writable=True)
+            return await retrievals.retrieve(version, LATEST, None, False, archived=self._archived, verify=verify)
+        return await retrievals.view(
+            version, LATEST, None, False, archived=self._archived, verify=verify, is_writable=True
+        )
 
     async def _take_older(self, gone: VersionInfo) -> None:
         """Fetch the version that is the latest after a newer one was deleted, unless it or a later one is there."""
@@ -319,6 +333,7 @@ class Latest(_Tracked[_T]):
         copy: Whether it gets bytes, and not a view.
         archived: Whether only archived versions count.
         alias: The alias whose version counts; None for the latest one.
+        verify: The keys of which one must have signed each version; None for no check.
         reporter: Reports the version as that of a consumer, if there is one.
     """
 
@@ -332,10 +347,18 @@ class Latest(_Tracked[_T]):
         copy: bool,
         archived: bool,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         reporter: ThreadReporter | None = None,
     ) -> None:
         super().__init__(
-            core.on(backend), model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter
+            core.on(backend),
+            model_id,
+            decode,
+            copy=copy,
+            archived=archived,
+            alias=alias,
+            verify=verify,
+            reporter=reporter,
         )
         self._reporter = reporter
         self._backend = backend
@@ -413,6 +436,7 @@ class AsyncLatest(_Tracked[_T]):
         copy: Whether it gets bytes, and not a view.
         archived: Whether only archived versions count.
         alias: The alias whose version counts; None for the latest one.
+        verify: The keys of which one must have signed each version; None for no check.
         reporter: Reports the version as that of a consumer, if there is one.
     """
 
@@ -425,9 +449,12 @@ class AsyncLatest(_Tracked[_T]):
         copy: bool,
         archived: bool,
         alias: str | None = None,
+        verify: "TrustedKeys | None" = None,
         reporter: TaskReporter | None = None,
     ) -> None:
-        super().__init__(core, model_id, decode, copy=copy, archived=archived, alias=alias, reporter=reporter)
+        super().__init__(
+            core, model_id, decode, copy=copy, archived=archived, alias=alias, verify=verify, reporter=reporter
+        )
         self._reporter = reporter
         self._news = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

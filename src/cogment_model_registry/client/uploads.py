@@ -1,6 +1,7 @@
 """Uploads of versions: what callers give, checked and read."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import TypedDict
 from uuid import uuid4
 
@@ -20,9 +21,12 @@ from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer_deadline
 from cogment_model_registry.client.local import LocalTransfers
 from cogment_model_registry.client.progress import Wish, reporting
+from cogment_model_registry.client.signatures import SigningKey, signer_of
+from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import (
     DataLossError,
     InvalidError,
+    ModelRegistryError,
     NotFoundError,
     TimedOutError,
     WrongServerError,
@@ -41,6 +45,7 @@ class UploadOptions(TypedDict):
     create: bool
     timeout: float | None
     progress: Wish
+    sign: "SigningKey | None"
 
 
 class Uploads:
@@ -86,13 +91,16 @@ class Uploads:
         what = f"{'storing' if archived else 'publishing'} a version of model {quoted(checked_id(model_id))}"
         subject = Subject(what, model_id)
         deadline = self._timeouts.wanted(timeout)
+        sign = options["sign"]
+        signer = None if sign is None else await self._backend.wait(submit(lambda: signer_of(sign)))
         memory = sources.memory_of(data)
         wish = self._progress if progress is None else progress
         request_id = uuid4().hex
 
         def declared(size_bytes: int, data_hash: str) -> UploadHeader:
+            version = VersionHeader(model_id, archived, size_bytes, data_hash, user_data=noted)
             return UploadHeader(
-                version=VersionHeader(model_id, archived, size_bytes, data_hash, user_data=noted),
+                version=version if signer is None else replace(version, signature=signer.sign(version)),
                 tags=tags,
                 metrics=metrics,
                 aliases=alias,
@@ -102,11 +110,16 @@ class Uploads:
 
         # What is to be archived goes to a disk, so it is not copied to memory first.
         is_fit = memory is not None and (memory.sealed is not None or not (archived or alias))
-        if memory is not None and is_fit and await self._local.may_publish(memory, deadline):
+        is_local = memory is not None and is_fit and await self._local.may_publish(memory, deadline)
+        if is_local and memory is not None and signer is None:
             info = await self._publish_here(declared(memory.size_bytes, ""), memory, what, wish, deadline)
             if info is not None:
                 return info
         source, data_hash = await self._prepared(memory or data, subject, deadline)
+        if is_local and signer is not None:  # what is signed has the hash
+            info = await self._publish_here(declared(source.size_bytes, data_hash), source, what, wish, deadline)
+            if info is not None:
+                return _signed(info)
         deadline = deadline or transfer_deadline(source.size_bytes)
         try:
             header = declared(source.size_bytes, data_hash)
@@ -118,12 +131,12 @@ class Uploads:
             source.close()
         if info.data_hash != data_hash or info.data_size_bytes != source.size_bytes:
             raise DataLossError.version(model_id, info.number, "the server stored other bytes than were sent")
-        return info
+        return info if signer is None else _signed(info)
 
     async def _publish_here(
         self, header: UploadHeader, memory: sources.Source, what: str, wish: Wish, deadline: Deadline | None
     ) -> VersionInfo | None:
-        """Publish bytes by handing them over, without their hash, and close them; None if they are to be sent."""
+        """Publish bytes by handing them over, and close them; None if they are to be sent. The server hashes them."""
         try:
             with reporting(what, memory.size_bytes, wish) as report:
                 limit = deadline or transfer_deadline(memory.size_bytes)
@@ -176,6 +189,23 @@ class Uploads:
             raise
         finally:
             self._preparations.discard(preparation)
+
+
+def _signed(info: VersionInfo) -> VersionInfo:
+    """Return a version that was signed.
+
+    Raises:
+        ModelRegistryError: The server, of an older release, has created it without its signature.
+    """
+    if info.signature is None:
+        message = (
+            f"version {info.number} of model {quoted(info.model_id)} was created without its signature, since the "
+            "server is of an older release, which keeps none"
+        )
+        error = ModelRegistryError(message, model_id=info.model_id, version_number=info.number)
+        error.may_be_done = True
+        raise error
+    return info
 
 
 def _checked_annotations(options: UploadOptions) -> tuple[dict[str, str], dict[str, float], tuple[str, ...]]:

@@ -234,7 +234,7 @@ def publish(
         tree: As for `encode`.
         archived: Whether to archive the version, as `store` does.
         options: What `encode` takes: `dtype`, `prefix` and `user_data`; and what `ModelRegistry.publish` takes:
-            `tags`, `metrics`, `alias`, `create`, `timeout` and `progress`.
+            `tags`, `metrics`, `alias`, `create`, `sign`, `timeout` and `progress`.
 
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
@@ -258,8 +258,9 @@ def track(registry: ModelRegistry, model_id: str, like: _T, **options: "Unpack[T
         registry: The client.
         model_id: The model, which need not exist yet.
         like: A pytree, as for `decode`; it is the value until the first version comes.
-        options: What `ModelRegistry.track` takes: `archived`, `alias`, `consumer`, `labels` and `ttl_seconds`; a
-            consumer is active once a version is the value. And what `decode` takes: `prefix` and `strict`.
+        options: What `ModelRegistry.track` takes: `archived`, `alias`, `verify`, `consumer`, `labels` and
+            `ttl_seconds`; a consumer is active once a version is the value. And what `decode` takes: `prefix` and
+            `strict`.
     """
     of_track, of_decode = tracking.split(options)
 
@@ -300,7 +301,8 @@ def load(
         version: The number of the version, -1 for the latest, -2 for the one before; or an alias.
         like: As for `decode`.
         options: What `decode` takes: `dtype` and `prefix`, or `strict` with `like`; `archived`, whether only archived
-            versions count; `timeout`, the seconds that each call may take; and `progress`, how to report the transfer.
+            versions count; `verify`, the keys of which one must have signed it; `timeout`, the seconds that
+            each call may take; and `progress`, how to report the transfer.
 
     Raises:
         InvalidError: The version is not such a tree, or does not fit.

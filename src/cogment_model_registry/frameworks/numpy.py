@@ -150,7 +150,7 @@ def publish(
         tree: As for `encode`.
         archived: Whether to archive the version, as `store` does.
         options: What `encode` takes: `dtype`, `prefix` and `user_data`; and what `ModelRegistry.publish` takes:
-            `tags`, `metrics`, `alias`, `create`, `timeout` and `progress`.
+            `tags`, `metrics`, `alias`, `create`, `sign`, `timeout` and `progress`.
 
     Raises:
         InvalidError: As for `encode`; and the errors of `ModelRegistry.publish`.
@@ -174,8 +174,9 @@ def track(registry: ModelRegistry, model_id: str, into: _T, **options: "Unpack[T
         registry: The client.
         model_id: The model, which need not exist yet.
         into: A tree of arrays, as for `decode`: the arrays stay, and none is changed unless all fit.
-        options: What `ModelRegistry.track` takes: `archived`, `alias`, `consumer`, `labels` and `ttl_seconds`; a
-            consumer is active once a version was loaded. And what `decode` takes: `prefix` and `strict`.
+        options: What `ModelRegistry.track` takes: `archived`, `alias`, `verify`, `consumer`, `labels` and
+            `ttl_seconds`; a consumer is active once a version was loaded. And what `decode` takes: `prefix` and
+            `strict`.
     """
     of_track, of_decode = tracking.split(options)
 
@@ -217,7 +218,8 @@ def load(
         version: The number of the version, -1 for the latest, -2 for the one before; or an alias.
         into: As for `decode`.
         options: What `decode` takes: `dtype` and `prefix`, or `strict` with `into`; `archived`, whether only archived
-            versions count; `timeout`, the seconds that each call may take; and `progress`, how to report the transfer.
+            versions count; `verify`, the keys of which one must have signed it; `timeout`, the seconds that
+            each call may take; and `progress`, how to report the transfer.
 
     Returns:
         The version and the tree; with `into`, the version alone.

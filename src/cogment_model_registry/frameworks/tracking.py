@@ -5,6 +5,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar
 
 from cogment_model_registry.client.blocking import ModelRegistry, track_applied
+from cogment_model_registry.client.signatures import TrustedKeys
 from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.frameworks.versions import about
 from cogment_model_registry.records.consumers import Consumer
@@ -22,6 +23,7 @@ class TrackOptions(TypedDict, total=False):
 
     archived: bool
     alias: str | None
+    verify: "TrustedKeys | None"
     consumer: str | None
     labels: Mapping[str, str] | None
     ttl_seconds: int

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypedDict, TypeVar
 from cogment_model_registry.client.arguments import SupportsItem, UserData, checked_user_data
 from cogment_model_registry.client.blocking import ModelRegistry, retrieve_writable
 from cogment_model_registry.client.progress import Wish
+from cogment_model_registry.client.signatures import SigningKey, TrustedKeys
 from cogment_model_registry.client.sources import Parts
 from cogment_model_registry.errors import DataLossError, InvalidError, NotFoundError, quoted
 from cogment_model_registry.frameworks import tensor_files
@@ -48,6 +49,7 @@ class UploadOptions(TypedDict, total=False):
     metrics: Mapping[str, float | SupportsItem] | None
     alias: str | None
     create: bool
+    sign: "SigningKey | None"
     timeout: float | None
     progress: Wish
 
@@ -57,6 +59,7 @@ class LoadOptions(TypedDict, total=False):
 
     prefix: str
     archived: bool
+    verify: "bool | TrustedKeys"
     timeout: float | None
     progress: Wish
 
@@ -209,7 +212,7 @@ def upload(
         archived: Whether to store it.
         options: Those of `contents_of` and of the upload.
     """
-    passed_on = {"tags", "metrics", "alias", "create", "timeout", "progress"}
+    passed_on = {"tags", "metrics", "alias", "create", "sign", "timeout", "progress"}
     of_upload = {name: options[name] for name in options.keys() & passed_on}
     found = contents_of(parameters, **{name: options[name] for name in options.keys() - of_upload.keys()})
     call = registry.store if archived else registry.publish
@@ -223,6 +226,7 @@ def fetch(
     number: int | str,
     *,
     archived: bool = False,
+    verify: "bool | TrustedKeys" = False,
     timeout: float | None = None,
     progress: Wish = None,
     **options: object,
@@ -235,6 +239,7 @@ def fetch(
         model: The id of its model; or the version itself.
         number: Its number, -1 for the latest; or an alias.
         archived: Whether only archived versions count.
+        verify: As for `ModelRegistry.retrieve`.
         timeout: How many seconds each call may take.
         progress: How to report the progress of the transfer.
         options: Those of `decode`.
@@ -242,6 +247,7 @@ def fetch(
     Raises:
         InvalidError: The bytes are malformed or do not fit; the message names the version.
         NotFoundError: The model or the version does not exist, or the version was evicted.
+        SignatureError: None of the keys of `verify` has signed it.
     """
 
     def looked_up(model_id: str) -> VersionInfo:
@@ -251,7 +257,7 @@ def fetch(
     while True:
         _check_format(info)
         try:
-            data = retrieve_writable(registry, info, timeout=timeout, progress=progress)
+            data = retrieve_writable(registry, info, verify=verify, timeout=timeout, progress=progress)
             break
         except (NotFoundError, DataLossError):
             if isinstance(model, VersionInfo):

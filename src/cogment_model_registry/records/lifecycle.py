@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cogment_model_registry.errors import ConflictError, InvalidError, NotFoundError, counted, quoted
 from cogment_model_registry.records.notebooks import Shown
 from cogment_model_registry.records.retention import NO_SHARE, ModelAnnotations, RetentionRule, TransientShare
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.versions import (
     ModelInfo,
     VersionInfo,
@@ -71,6 +72,7 @@ class Version(VersionInfo):
             info.data_hash,
             info.data_size_bytes,
             info.user_data,
+            info.signature,
             tags=noted.tags,
             metrics=noted.metrics,
             aliases=aliases,
@@ -117,7 +119,8 @@ class ModelSummary(ModelInfo):
         tags: Texts by name.
         retention: The rules that keep and delete its versions.
         share: Its share of the transient store.
-        revision: Changes whenever its tags, its rules or its share change.
+        revision: Changes whenever its tags, its rules, its share or its signers change.
+        signers: The keys of which one must have signed each new version; none if that is not required.
     """
 
     aliases: tuple[Alias, ...] = ()
@@ -128,6 +131,7 @@ class ModelSummary(ModelInfo):
     retention: tuple[RetentionRule, ...] = ()
     share: TransientShare = NO_SHARE
     revision: int = FIRST_REVISION
+    signers: tuple[PublicKey, ...] = ()
 
     @classmethod
     def of(
@@ -153,6 +157,7 @@ class ModelSummary(ModelInfo):
             retention=decided.retention,
             share=decided.share,
             revision=decided.revision,
+            signers=decided.signers,
         )
 
     @property
@@ -163,7 +168,7 @@ class ModelSummary(ModelInfo):
     @property
     def annotations(self) -> ModelAnnotations:
         """What people decided about it."""
-        return ModelAnnotations(self.tags, self.retention, self.share, self.revision)
+        return ModelAnnotations(self.tags, self.retention, self.share, self.revision, self.signers)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,11 @@
-"""What people decide about a model: tags, rules that keep and delete versions, and its share of the transient store."""
+"""What people decide about a model: tags, rules that keep and delete versions, its share of memory, and who signs."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
 from cogment_model_registry.errors import ConflictError, InvalidError, counted, quoted
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.versions import user_data_bytes
 
 RULES_MAX = 32
@@ -94,12 +95,14 @@ class ModelAnnotations:
         retention: The rules that keep and delete its versions.
         share: Its share of the transient store.
         revision: Changes whenever the others change; never repeats while the model exists.
+        signers: The keys of which one must have signed each new version, ordered by id; none if that is not required.
     """
 
     tags: Mapping[str, str] = field(default_factory=dict)
     retention: tuple[RetentionRule, ...] = ()
     share: TransientShare = NO_SHARE
     revision: int = 1
+    signers: tuple[PublicKey, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,7 @@ class ModelChange:
         share: The share of the transient store; None to leave it.
         expected_revision: The revision that the model must have now; 0 for any.
         max_bytes: The most bytes of UTF-8 in the tags afterwards, if they grow.
+        signers: The keys that replace those of which one must have signed each new version; None to leave them.
     """
 
     set_tags: Mapping[str, str] = field(default_factory=dict)
@@ -121,6 +125,7 @@ class ModelChange:
     share: TransientShare | None = None
     expected_revision: int = 0
     max_bytes: int | None = None
+    signers: tuple[PublicKey, ...] | None = None
 
     def apply_to(self, model_id: str, before: ModelAnnotations, revision: int) -> ModelAnnotations:
         """Return the annotations of a model after the change.
@@ -142,7 +147,13 @@ class ModelChange:
             before.retention if self.retention is None else self.retention,
             before.share if self.share is None else self.share,
             revision,
+            before.signers if self.signers is None else ordered_signers(self.signers),
         )
+
+
+def ordered_signers(keys: Iterable[PublicKey]) -> tuple[PublicKey, ...]:
+    """Return each of some keys once, ordered by id."""
+    return tuple(sorted({*keys}, key=lambda key: key.key_id))
 
 
 def check_model_revision(model_id: str, now: ModelAnnotations, change: ModelChange) -> None:

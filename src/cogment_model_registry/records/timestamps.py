@@ -3,6 +3,7 @@
 import calendar
 import datetime
 import re
+from functools import lru_cache
 
 from cogment_model_registry.records.versions import CREATED_MAX_NS
 
@@ -17,8 +18,12 @@ _TIMESTAMP = re.compile(
 def format_timestamp(ns: int) -> str:
     """Return nanoseconds since the Unix epoch as RFC 3339, in UTC."""
     seconds, fraction_ns = divmod(ns, _NS_PER_SECOND)
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{fraction_ns:09d}Z"
+    return f"{_format_seconds(seconds)}.{fraction_ns:09d}Z"
+
+
+@lru_cache(64)  # most times that are formatted are of this second
+def _format_seconds(seconds: int) -> str:
+    return f"{datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc):%Y-%m-%dT%H:%M:%S}"
 
 
 def parse_timestamp(text: str) -> int:

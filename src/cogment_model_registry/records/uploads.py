@@ -57,6 +57,8 @@ class UploadHeader:
             sorted(self.aliases),
             self.create_model,
         ]
+        if version.signature is not None:  # so that the digests of other headers stay what they were
+            content.append(str(version.signature))
         return sha256(json.dumps(content).encode()).hexdigest()[:32]
 
 

@@ -10,6 +10,7 @@ from hashlib import sha256
 
 from cogment_model_registry.errors import InvalidError, TooLargeError, counted, quoted
 from cogment_model_registry.records.notebooks import Shown
+from cogment_model_registry.records.signatures import Signature
 
 VERSION_NUMBER_MAX = 2**32 - 1
 """The largest version number: `version_number` is a uint32 on the wire."""
@@ -54,6 +55,8 @@ class VersionInfo(_WeaklyReferable, Shown):
         data_hash: SHA-256 of its bytes, in standard base64 with padding.
         data_size_bytes: How many bytes it has.
         user_data: The annotations of its creator.
+        signature: The signature of its creator; None for none, and from calls of the original's service, which has no
+            field for it. So it does not count when two records are compared.
     """
 
     model_id: str
@@ -63,6 +66,7 @@ class VersionInfo(_WeaklyReferable, Shown):
     data_hash: str
     data_size_bytes: int
     user_data: Mapping[str, str] = field(default_factory=dict)
+    signature: Signature | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,7 @@ class VersionHeader:
         data_hash: Their SHA-256 in standard base64 with padding; empty when not declared.
         created_ns: When it was created, in nanoseconds since the Unix epoch; 0 for now.
         user_data: Its annotations.
+        signature: The signature of its creator, which is not checked here; None for none.
     """
 
     model_id: str
@@ -84,6 +89,7 @@ class VersionHeader:
     data_hash: str = ""
     created_ns: int = 0
     user_data: Mapping[str, str] = field(default_factory=dict)
+    signature: Signature | None = None
 
 
 def check_model_id(model_id: str, max_bytes: int) -> None:

@@ -26,6 +26,7 @@ class Caller:
         name: For the log: the name of a grant, or ``anonymous``.
         scopes: What they may do.
         advice: What to say to those who may not.
+        kind: How it showed who it is: the kind of a grant, or ``anonymous``.
         is_named: Whether it has a name of its own.
         identity: What no other caller has; its name if it is not given.
         expires_ns: When it ends, in nanoseconds since the Unix epoch; None for never.
@@ -33,6 +34,7 @@ class Caller:
 
     Attributes:
         name: As above.
+        kind: As above.
         expires_ns: As above.
         is_named: As above.
         identity: As above.
@@ -50,6 +52,7 @@ class Caller:
         "identity",
         "is_named",
         "is_revoked",
+        "kind",
         "may_everything",
         "name",
         "reads_everything",
@@ -60,6 +63,7 @@ class Caller:
         name: str,
         scopes: Iterable[Scope],
         *,
+        kind: str = "anonymous",
         advice: str = "",
         is_named: bool = True,
         identity: str = "",
@@ -67,6 +71,7 @@ class Caller:
         is_withdrawn: Callable[[], bool] | None = None,
     ) -> None:
         self.name = name
+        self.kind = kind
         self.expires_ns = expires_ns
         self.is_named = is_named
         self.identity = identity or name

@@ -37,6 +37,7 @@ from cogment_model_registry.registry.copying import copy_bytes
 from cogment_model_registry.registry.filters import Filter, Order, Position
 from cogment_model_registry.registry.holds import Holds
 from cogment_model_registry.registry.registry import Registry, VersionReader
+from cogment_model_registry.registry.signing_rules import check_signature
 from cogment_model_registry.system.tasks import run_to_end
 
 _T = TypeVar("_T")
@@ -187,6 +188,7 @@ class Lifecycle:
         if info.archived:
             return info
         promoted = replace(info, archived=True)
+        check_signature(await self._catalog.get_signers(ref), info, info.signature)
         with self._transient.holding(info):
             async with (
                 await self._transient.open_version(info) as reader,
@@ -200,6 +202,7 @@ class Lifecycle:
                     async with self._catalog.promoting(ref, info.number) as promotion:
                         if promotion.info.archived:
                             return promotion.info
+                        check_signature(await self._catalog.get_signers(ref), info, info.signature)
                         await promotion.annotate(promoted)
                         await upload.commit(promoted)
                         promotion.show(promoted)

@@ -1,14 +1,16 @@
-"""The rules of what people decide about models: tags, rules of retention, and shares of the transient store."""
+"""The rules of what people decide about models: tags, rules of retention, shares of memory, and signers."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 
 from cogment_model_registry.records.lifecycle import ModelSummary
 from cogment_model_registry.records.retention import NO_SHARE, ModelChange, check_share
+from cogment_model_registry.records.signatures import check_signers
 from cogment_model_registry.registry.contracts import Catalog, TransientStore
 from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches
 from cogment_model_registry.registry.registry import Registry
 from cogment_model_registry.registry.retention_rules import Rules
+from cogment_model_registry.registry.signing_rules import check_can_verify
 from cogment_model_registry.system.tasks import run_to_end
 
 _PAGE = 256
@@ -62,17 +64,20 @@ class Models:
         return await self._catalog.summarize(await self._registry.get_models(model_ids))
 
     async def update(self, model_id: str, change: ModelChange) -> ModelSummary:
-        """Change tags, rules and the share of a model; durable on return.
+        """Change tags, rules, the share and the signers of a model; durable on return.
 
         Raises:
             ConflictError: It has another revision than was expected.
             InvalidError: The id or the change breaks a rule.
             NotFoundError: It does not exist.
-            PreconditionError: The registry is read-only.
+            PreconditionError: The registry is read-only, or signatures cannot be checked here.
             TooLargeError: No space is left.
         """
         self._registry.check_model_id(model_id)
         self._registry.require_writable(model_id)
+        if change.signers:
+            check_signers(change.signers, model_id)
+            check_can_verify(model_id)
         if change.retention is not None:
             Rules(change.retention, model_id)
         if change.share is not None:

@@ -13,7 +13,7 @@ import contextlib
 import functools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import time_ns
 from typing import Self
 
@@ -27,6 +27,7 @@ from cogment_model_registry.errors import (
     quoted,
 )
 from cogment_model_registry.records.lifecycle import Annotations
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.versions import (
     ModelInfo,
     VersionHeader,
@@ -36,6 +37,7 @@ from cogment_model_registry.records.versions import (
     check_model_id,
     check_user_data,
 )
+from cogment_model_registry.registry import signing_rules
 from cogment_model_registry.registry.contracts import (
     Archive,
     Catalog,
@@ -114,6 +116,12 @@ async def _both(*works: Awaitable[None]) -> None:
     for outcome in await asyncio.gather(*works, return_exceptions=True):
         if outcome is not None:
             raise outcome
+
+
+def _require_signature(signers: Sequence[PublicKey], header: VersionHeader, data_hash: str) -> None:
+    """Refuse a version that a model demands to be signed, and that is not."""
+    if signers:
+        signing_rules.check_signature(signers, replace(header, data_hash=data_hash), header.signature)
 
 
 class _ModelExistsError(Exception):
@@ -315,6 +323,7 @@ class Registry:
     async def open_version_upload(self, header: VersionHeader) -> VersionUpload:
         """Return the upload of a new version whose header was checked; see `create_version`."""
         ref = await self._catalog.find(header.model_id)
+        signing_rules.check_header(await self._catalog.get_signers(ref), header)
         store: VersionStore = self._archive if header.archived else self._transient
         upload = await self.open_upload(store, header.model_id, header.data_size_bytes)
         return self.uploading(header, ref, upload)
@@ -482,8 +491,12 @@ class Registry:
         """Number a finished upload, commit it and make it visible."""
         created_ns = header.created_ns or time_ns()
         key = None
+        signers = await self._catalog.get_signers(ref)
+        _require_signature(signers, header, completion.data_hash)  # before a number is used up
         try:
             async with self._catalog.publishing(ref) as slot:
+                if (now := await self._catalog.get_signers(ref)) != signers:
+                    _require_signature(now, header, completion.data_hash)
                 info = VersionInfo(
                     model_id=header.model_id,
                     number=slot.number,
@@ -492,6 +505,7 @@ class Registry:
                     data_hash=completion.data_hash,
                     data_size_bytes=header.data_size_bytes,
                     user_data=header.user_data,
+                    signature=header.signature,
                 )
                 key = info.model_id, info.number
                 self._publishing[key] = False

@@ -17,6 +17,7 @@ import structlog
 from cogment_model_registry._version import __version__
 from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.contracts import Archive, TransientStore
+from cogment_model_registry.registry.journals import Journal, recording
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.registry import Limits, Registry
@@ -24,6 +25,8 @@ from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.registry.retention import Retention
 from cogment_model_registry.registry.watching import Watches
 from cogment_model_registry.server import local_socket as local_sockets
+from cogment_model_registry.server.audit import AuditGuard, AuditLog
+from cogment_model_registry.server.audit_calls import AuditLogService
 from cogment_model_registry.server.backends import Backends, OpenBackends, open_backends
 from cogment_model_registry.server.consumer_calls import ConsumerCalls, log_change
 from cogment_model_registry.server.identities import Identities
@@ -40,12 +43,14 @@ from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
 from cogment_model_registry.serving.caller_limits import CallerLimits, CallerRates
+from cogment_model_registry.serving.calls import Guard
 from cogment_model_registry.serving.certificates import Certificates, certificate_names, kept_certificates
 from cogment_model_registry.serving.health import Health
 from cogment_model_registry.settings import Settings, is_local
 from cogment_model_registry.system.machine import release_free_memory, tune_garbage_collection, tune_heap
 from cogment_model_registry.system.signals import Signals
 from cogment_model_registry.system.tasks import end
+from cogment_model_registry.wire import audit as audit_messages
 from cogment_model_registry.wire import lifecycle as lifecycle_messages
 from cogment_model_registry.wire import messages
 
@@ -115,21 +120,24 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
     async with AsyncExitStack() as stack:
         certificates = await stack.enter_async_context(kept_certificates(settings))
         metrics = Metrics()
-        backends = await stack.enter_async_context(open_backends(settings, metrics))
+        audit = _audit_log(stack, settings, metrics)
+        with recording(_journal(audit, "recovery")):  # a start finishes what a crash interrupted
+            backends = await stack.enter_async_context(open_backends(settings, metrics))
         archive, transient, catalog = backends.archive, backends.transient, backends.catalog
         registry = Registry(_limits(settings), catalog, archive, transient, settings.upload_resume_seconds)
         stack.push_async_callback(registry.parking.close)
         transfers = Transfers(settings)
         local_socket = stack.enter_context(local_sockets.opened(settings.local_socket))
-        identities, limits = await _identities(stack, settings, backends), _caller_limits(settings, metrics)
+        (identities, guard), limits = await _access(stack, settings, backends, audit), _caller_limits(settings, metrics)
         service = ModelRegistryService(
             registry,
             transfers,
             settings,
             observe=metrics.observe_call,
-            guard=identities,
+            guard=guard,
             limits=limits,
             local_socket=local_socket,
+            audit=audit,
         )
         rules, models = Lifecycle(registry, catalog, archive, transient), Models(registry, catalog, transient)
         await models.apply_shares()
@@ -148,12 +156,22 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
             transfers=transfers,
             settings=settings,
             observe=metrics.observe_call,
-            guard=identities,
+            guard=guard,
             limits=limits,
         )
-        names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME]
+        history = AuditLogService(
+            audit,
+            registry.check_model_id,
+            settings.reply_max_bytes,
+            observe=metrics.observe_call,
+            guard=guard,
+            limits=limits,
+        )
+        names = [*messages.SERVICE_NAMES, lifecycle_messages.SERVICE_NAME, audit_messages.SERVICE_NAME]
         health = Health(names)
-        grpc_server = _grpc_server(settings, [*service.handlers(), lifecycle.handlers()], names, health)
+        grpc_server = _grpc_server(
+            settings, [*service.handlers(), lifecycle.handlers(), history.handlers()], names, health
+        )
         port = life_cycle.listen(grpc_server, settings.host, settings.port, certificates)
         registration = Registration(settings, port) if settings.directory_endpoint else None
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
@@ -161,12 +179,19 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics_port = _monitor(stack, settings, metrics, health, certificates)
         await grpc_server.start()
         if local_socket is not None:
-            local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, identities, limits))
+            local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, guard, limits))
 
-        health.set_serving(not archive.failure)
-        works = [_follow_health(health, archive), _release_memory(transfers, transient), consumers.run()]
-        works += [identities.run(), *_retaining(settings, retention)]
-        background = [*map(asyncio.create_task, works)]
+        health.set_serving(not _failure(archive, audit))
+        background = [
+            asyncio.create_task(work)
+            for work in (
+                _follow_health(health, archive, audit),
+                _release_memory(transfers, transient),
+                consumers.run(),
+                identities.run(),
+                *_retaining(settings, retention, audit),
+            )
+        ]
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_serving() -> None:
@@ -180,8 +205,8 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
                 group.create_task(grpc_server.stop(settings.grace_seconds))
                 if local_socket is not None:
                     group.create_task(local_socket.stop(settings.grace_seconds))
-            await service.drained()
-            await lifecycle.drained()
+            for each in (service, lifecycle, history):
+                await each.drained()
 
         stack.push_async_callback(stop_serving)
         yield Server(port, metrics_port, backends, models, certificates)
@@ -202,24 +227,51 @@ def _monitor(
     return monitoring.port
 
 
-async def _identities(stack: AsyncExitStack, settings: Settings, backends: Backends) -> Identities:
-    """Return what finds out who calls."""
+def _audit_log(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> AuditLog | None:
+    """Open the audit log if one is to be kept."""
+    if not settings.audit_log:
+        return None
+    audit = AuditLog(settings.audit_log)
+    stack.push_async_callback(audit.close)
+    metrics.watch_audit(audit)
+    return audit
+
+
+def _journal(audit: AuditLog | None, name: str) -> Journal | None:
+    """Return the journal of something that the server does by itself, if an audit log is kept."""
+    return audit.journal_of_server(name) if audit else None
+
+
+async def _access(
+    stack: AsyncExitStack, settings: Settings, backends: Backends, audit: AuditLog | None
+) -> tuple[Identities, Guard]:
+    """Return what finds out who calls, and what decides what they may do."""
     issuer = issuer_of(settings)
     identities = Identities(
-        settings.anonymous, backends.read_grants, lambda call: certificate_names(call.context), issuer=issuer
+        settings.anonymous,
+        backends.read_grants,
+        lambda call: certificate_names(call.context),
+        issuer=issuer,
+        on_grant=audit.note_grant if audit else lambda _grant, _is_new: None,
     )
     stack.push_async_callback(identities.close)
     if issuer is not None:
         stack.push_async_callback(issuer.close)
         await issuer.read()
     await identities.refresh()
-    return identities
+    return identities, AuditGuard(identities, audit) if audit else identities
 
 
-def _retaining(settings: Settings, retention: RetentionWork) -> list[Coroutine[object, object, None]]:
+def _retaining(
+    settings: Settings, retention: RetentionWork, audit: AuditLog | None
+) -> list[Coroutine[object, object, None]]:
     """Return the work that applies the rules of retention, if it is asked for."""
-    is_wanted = settings.retention_seconds and not settings.read_only
-    return [retention.run(settings.retention_seconds)] if is_wanted else []
+
+    async def retain() -> None:
+        with recording(_journal(audit, "retention")):
+            await retention.run(settings.retention_seconds)
+
+    return [retain()] if settings.retention_seconds and not settings.read_only else []
 
 
 def _caller_limits(settings: Settings, metrics: Metrics) -> CallerLimits | None:
@@ -271,12 +323,17 @@ def _grpc_server(
     return server
 
 
-async def _follow_health(health: Health, archive: Archive) -> None:
-    """Check the archive, and report that the server does not serve while the archive takes no writes."""
+def _failure(archive: Archive, audit: AuditLog | None) -> str:
+    """Return why no change can be made; empty while changes can."""
+    return archive.failure or (audit.failure if audit else "")
+
+
+async def _follow_health(health: Health, archive: Archive, audit: AuditLog | None) -> None:
+    """Check the archive, and report that the server does not serve while it or the audit log takes no writes."""
     while True:
         await asyncio.sleep(_HEALTH_SECONDS)
         await archive.check()
-        health.set_serving(not archive.failure)
+        health.set_serving(not _failure(archive, audit))
 
 
 async def _release_memory(transfers: Transfers, transient: TransientStore) -> None:

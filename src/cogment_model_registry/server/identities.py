@@ -52,6 +52,7 @@ class Identities:
         read_grants: Returns all grants.
         certificate_names: Returns the verified names of the certificate with which a call came.
         issuer: Verifies the JSON Web Tokens of an issuer, whose subjects may have grants; None without one.
+        on_grant: Called with each grant that was made (with True) or revoked since the first look.
         now_ns: Nanoseconds since the Unix epoch.
     """
 
@@ -61,13 +62,17 @@ class Identities:
         read_grants: Callable[[], Awaitable[Sequence[Grant]]],
         certificate_names: Callable[[Call], Sequence[str]] = lambda _: (),
         issuer: Issuer | None = None,
+        *,
+        on_grant: Callable[[Grant, bool], object] = lambda _grant, _is_new: None,
         now_ns: Callable[[], int] = time.time_ns,
     ) -> None:
         self._anonymous = anonymous
         self._read_grants = read_grants
         self._certificate_names = certificate_names
         self._issuer = issuer
+        self._on_grant = on_grant
         self._now_ns = now_ns
+        self._is_first_look = True
         self._grants: dict[Grant, Caller] = {}
         self._callers: dict[GrantKind, dict[str, Caller]] = {"token": {}, "certificate": {}, "subject": {}}
         self._known: dict[bytes, Caller] = {}
@@ -108,13 +113,18 @@ class Identities:
         for grant in self._grants.keys() - grants:
             self._grants.pop(grant).is_revoked = True
             _log.info("token revoked", name=grant.name)
+            self._on_grant(grant, False)
         for grant in grants - self._grants.keys():
             self._grants[grant] = Caller(
                 grant.name,
                 grant.scopes,
+                kind=grant.kind,
                 identity=f"grant:{grant.name}",  # a subject without a grant may be called alike
                 expires_ns=grant.expires_ns,
             )
+            if not self._is_first_look:
+                self._on_grant(grant, True)
+        self._is_first_look = False
         for kind, callers in self._callers.items():
             callers.clear()
             callers.update((each.identity, caller) for each, caller in self._grants.items() if each.kind == kind)
@@ -221,6 +231,7 @@ class Identities:
             return Caller(
                 verified.subject,
                 verified.scopes,
+                kind="subject",
                 identity=f"subject:{verified.subject}",
                 expires_ns=verified.expires_ns,
                 is_withdrawn=lambda: key.is_withdrawn,
@@ -229,6 +240,7 @@ class Identities:
         return Caller(
             granted.name,
             dict.fromkeys([*verified.scopes, *granted.scopes]),
+            kind=granted.kind,
             identity=granted.identity,
             expires_ns=expires_ns,
             is_withdrawn=lambda: key.is_withdrawn or granted.is_revoked,

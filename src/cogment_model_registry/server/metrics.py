@@ -23,6 +23,7 @@ from cogment_model_registry._version import __version__
 from cogment_model_registry.records.lifecycle import Decision
 from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.registry import RegistryStatus
+from cogment_model_registry.server.audit import AuditLog
 from cogment_model_registry.server.call_metrics import CallMetrics
 from cogment_model_registry.server.consumer_metrics import ConsumerMetrics
 from cogment_model_registry.server.limit_metrics import LimitMetrics
@@ -92,6 +93,10 @@ class Metrics:
         """Ask for the state of the registry, on the running event loop, and of its registration at each scrape."""
         self.registry.register(_StateCollector(status, registration, asyncio.get_running_loop()))
 
+    def watch_audit(self, audit: AuditLog) -> None:
+        """Ask for the state of the audit log at each scrape."""
+        self.registry.register(_AuditCollector(audit))
+
     def watch_consumers(self, consumers: Consumers) -> None:
         """Ask for the consumers, on the running event loop, at each scrape."""
         self.registry.register(ConsumerMetrics(_NAMESPACE, consumers, asyncio.get_running_loop(), _STATUS_SECONDS))
@@ -108,6 +113,29 @@ class Metrics:
             namespace=_NAMESPACE,
             registry=self.registry,
         ).set_function(expires_at)
+
+
+class _AuditCollector(Collector):
+    """Turns the state of the audit log into metrics."""
+
+    def __init__(self, audit: AuditLog) -> None:
+        self._audit = audit
+
+    def describe(self) -> list[Metric]:
+        """Return nothing: the metrics are reported when they are collected."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics. Called from the thread of a scrape."""
+        for name, text, value in (
+            ("audit_lines", "Lines of the audit log that were written.", self._audit.written),
+            ("audit_failures", "Lines of the audit log that could not be written at once.", self._audit.failed),
+        ):
+            family = CounterMetricFamily(f"{_NAMESPACE}_{name}", text)
+            family.add_metric([], value)
+            yield family
+        text = "Whether the audit log works: 0 while it cannot be written, so that changes are refused."
+        yield _gauge("audit_usable", text, {}, int(not self._audit.failure))
 
 
 class _StateCollector(Collector):

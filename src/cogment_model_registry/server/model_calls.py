@@ -85,6 +85,9 @@ class ModelCalls:
             _log.info("retention set", model_id=model.model_id, rules=rules, peer=call.context.peer())
         if change.share is not None:
             _log.info("transient share set", model_id=model.model_id, **asdict(model.share), peer=call.context.peer())
+        if change.signers is not None:
+            keys = [key.key_id for key in model.signers]
+            _log.info("signers set", model_id=model.model_id, keys=keys, peer=call.context.peer())
         return models.model_message(model).SerializeToString()
 
     async def _apply_retention(self, request: models.ApplyRetentionRequest, call: Call) -> bytes:

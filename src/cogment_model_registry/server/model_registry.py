@@ -14,6 +14,7 @@ from cogment_model_registry.errors import InvalidError
 from cogment_model_registry.records.versions import VersionHeader, VersionInfo
 from cogment_model_registry.registry.access import Caller
 from cogment_model_registry.registry.registry import Registry
+from cogment_model_registry.server.audit import AuditLog
 from cogment_model_registry.server.local_socket import LocalSocket
 from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.serving.caller_limits import CallerLimits
@@ -30,7 +31,7 @@ _FIRST_BATCH = 16
 """The size of the first step of a listing: a page may be full after it, and reading more would be in vain."""
 
 
-_PUBLIC_STATUSES = {"overall_load", "archive", "catalog"}
+_PUBLIC_STATUSES = {"overall_load", "archive", "catalog", "audit_log"}
 """The statuses that say nothing of models which a caller may not read."""
 
 
@@ -45,6 +46,7 @@ class ModelRegistryService:
         guard: Decides what callers may do.
         limits: How much each caller may do; None for no limits.
         local_socket: The socket for processes on the same host, which `Status` names to those who ask for it.
+        audit: The audit log, of which `Status` says whether it works; None where none is kept.
     """
 
     def __init__(
@@ -57,8 +59,10 @@ class ModelRegistryService:
         guard: Guard | None = None,
         limits: CallerLimits | None = None,
         local_socket: LocalSocket | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
         self._registry = registry
+        self._audit = audit
         self._local_socket = local_socket
         self._transfers = transfers
         self._settings = settings
@@ -221,4 +225,5 @@ class ModelRegistryService:
             "watchers": str(status.watchers),
             "archive": status.archive_failure or ("read-only" if status.is_read_only else "ok"),
             "catalog": status.catalog_failure or "ok",
+            "audit_log": (self._audit.failure or "ok") if self._audit else "off",
         }

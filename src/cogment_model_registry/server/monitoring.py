@@ -146,7 +146,8 @@ def _application(
         except TimeoutError:
             return "503 Service Unavailable", f"the server did not answer within {LOOP_SECONDS:g} seconds"
         if path == READY and not serves:
-            return "503 Service Unavailable", "the server does not serve: it starts or stops, or its archive failed"
+            why = "it starts or stops, or its archive or its audit log failed"
+            return "503 Service Unavailable", f"the server does not serve: {why}"
         return "200 OK", "ok"
 
     def application(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:

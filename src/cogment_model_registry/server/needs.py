@@ -58,8 +58,8 @@ def _list_versions(request: Any) -> Needs:
 
 
 def _update_model(request: Any) -> Needs:
-    """Rules and shares decide what is deleted and evicted, so they need more than tags."""
-    is_rule = request.HasField("retention") or request.HasField("transient_share")
+    """Rules, shares and signers decide what is deleted, evicted and refused, so they need more than tags."""
+    is_rule = any(request.HasField(name) for name in ("retention", "transient_share", "signers"))
     return (Need(("admin",) if is_rule else CREATE, request.model_id),)
 
 
@@ -105,7 +105,30 @@ _CALLS: Mapping[str, Callable[[Any], Needs]] = {
     "Watch": lambda request: _listing(request.model_ids),
     "ReportConsumer": lambda request: (Need(READ, request.consumer.model_id),),
     "ListConsumers": lambda request: _listing([request.model_id] if request.model_id else []),
+    "ListChanges": _of_model("admin"),
 }
 
 NEEDS = {**_CALLS, "LocalReadVersion": _CALLS["ReadVersion"], "LocalUploadVersion": _CALLS["UploadVersion"]}
 """By the name of the call, what it needs: all of it."""
+
+CHANGES = frozenset(
+    {
+        "CreateOrUpdateModel",
+        "DeleteModel",
+        "CreateVersion",
+        "UploadVersion",
+        "UpdateVersion",
+        "PromoteVersion",
+        "DeleteVersion",
+        "SetAliases",
+        "UpdateModel",
+        "ApplyRetention",
+        "LocalUploadVersion",
+    }
+)
+"""The calls that change models and versions. What consumers report is no change: it is gone after a restart."""
+
+
+def is_change(method: str, request: Any) -> bool:
+    """Return whether a call changes something."""
+    return method in CHANGES and not (method == "ApplyRetention" and request.validate_only)

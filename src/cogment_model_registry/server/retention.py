@@ -9,6 +9,7 @@ import structlog
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError
 from cogment_model_registry.records.lifecycle import Decision, ModelSummary
 from cogment_model_registry.records.retention import RetentionRule
+from cogment_model_registry.registry import journals
 from cogment_model_registry.registry.filters import EVERYTHING
 from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.retention import Application, Mark, Retention
@@ -69,6 +70,7 @@ class RetentionWork:
             application: The rules, and what they say.
             **fields: What else the log says of each deletion.
         """
+        journals.require_writable()
         async with aclosing(application.delete()) as deletions:
             async for decision in deletions:
                 info = decision.version.info
@@ -82,6 +84,7 @@ class RetentionWork:
                     reason=decision.reason,
                     **fields,
                 )
+                await journals.written()  # before the next one: there may be very many
                 yield decision
 
     def require_writable(self, model_id: str) -> None:

@@ -6,6 +6,7 @@ upload are not copied on the way.
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -26,6 +27,7 @@ from cogment_model_registry.errors import (
     shown,
 )
 from cogment_model_registry.registry.access import NOBODY, Caller
+from cogment_model_registry.registry.journals import Journal
 from cogment_model_registry.serving import grpc_workarounds
 from cogment_model_registry.serving.caller_limits import CallerLimits, CallShare
 from cogment_model_registry.wire.convert import AnyMessage, decode, status_of
@@ -111,6 +113,7 @@ class Call:
         caller: Who makes it.
         share: What it has of what its caller may do; None where nothing is limited, and until it is known who that is.
         subject: The model, the version, and so on, for the log.
+        journal: Keeps the changes that the call makes; None where none is kept, and for calls that change nothing.
         received_bytes: Bytes of request messages so far.
         received_messages: Request messages so far.
         sent_bytes: Bytes of reply messages so far.
@@ -124,6 +127,7 @@ class Call:
     caller: Caller = NOBODY
     share: CallShare | None = None
     subject: dict[str, object] = field(default_factory=dict)
+    journal: Journal | None = None
     received_bytes: int = 0
     received_messages: int = 0
     sent_bytes: int = 0
@@ -347,12 +351,17 @@ class Handlers:
         metadata: tuple[tuple[str, str], ...] = ()
         try:
             reply = await answer
+            if call.journal is not None:
+                await call.journal.written()
             if isinstance(reply, bytes):
                 call.count_sent(reply)
             return reply
         except ModelRegistryError as error:
             status, details, level = status_of(error), error.message, _level(error)
             metadata = pushback(error)
+            if call.journal is not None:
+                with contextlib.suppress(ModelRegistryError):
+                    await call.journal.written()  # a call that failed may have changed something before
         except asyncio.CancelledError:
             status = grpc.StatusCode.CANCELLED
             raise

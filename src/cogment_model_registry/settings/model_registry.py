@@ -190,6 +190,14 @@ class Settings(ServiceSettings):
         "Claim of the issuer's tokens with scopes, as a list or as a text with spaces between them; what is not a "
         "scope of the registry is ignored.",
     )
+    audit_log: str = setting(
+        "",
+        _PREFIX + "AUDIT_LOG",
+        optional(PATH),
+        "Directory of the audit log, with a line for each change of models, versions and aliases, in a file a day. "
+        "The server creates it if it is missing.",
+        "none: no audit log is kept",
+    )
     caller_calls_per_second: float = setting(
         0.0,
         _PREFIX + "CALLER_CALLS_PER_SECOND",

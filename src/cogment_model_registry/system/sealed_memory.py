@@ -48,6 +48,14 @@ def mapped(descriptor: int, size_bytes: int, *, is_writable: bool) -> mmap.mmap:
     return mmap.mmap(descriptor, size_bytes, flags=mmap.MAP_PRIVATE, prot=protection)
 
 
+def is_sealed(descriptor: int) -> bool:
+    """Return whether what a descriptor refers to is memory that nobody can change any more."""
+    try:
+        return bool(_SEALS) and fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+    except OSError:  # a file
+        return False
+
+
 class UnsealedMemory:
     """Memory that is being filled; to be sealed or closed.
 

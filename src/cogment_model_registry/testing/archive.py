@@ -10,9 +10,9 @@ import pytest
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StartError
 from cogment_model_registry.records.sizes import MIB
-from cogment_model_registry.records.versions import ModelInfo
+from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import Archive
-from cogment_model_registry.testing.bytes import describe, keep, read, read_part, write_pieces
+from cogment_model_registry.testing.bytes import SIGNATURE, describe, keep, read, read_part, write_pieces
 from cogment_model_registry.testing.version_store import VersionStoreSuite
 
 
@@ -72,6 +72,14 @@ class ArchiveSuite(VersionStoreSuite):
             assert list(contents.version_numbers) == [1]
             assert await again.read_version_infos("m", [1, 2]) == [info, None]
             assert await read(again, info) == b"data"
+
+    async def test_a_signature_survives_a_restart(self, store: Archive, tmp_path: Path) -> None:
+        info = replace(describe("m", 1, b"data", True), signature=SIGNATURE)
+        await keep(store, info, b"data")
+        async with self.reopened(store, tmp_path) as again:
+            [found] = await again.read_version_infos("m", [1])
+            assert isinstance(found, VersionInfo)
+            assert found.signature == SIGNATURE
 
     async def test_models_are_listed_in_order(self, store: Archive) -> None:
         for model_id in ("z", "a", "m-v000001", "été"):

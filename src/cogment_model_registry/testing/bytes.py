@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
+from cogment_model_registry.records.signatures import signature_of
 from cogment_model_registry.records.versions import VersionInfo, digest_text
 from cogment_model_registry.registry.contracts import Reader, Upload, VersionStore
 
@@ -23,6 +24,10 @@ def describe(model_id: str, number: int, data: bytes, archived: bool, **user_dat
         data_size_bytes=len(data),
         user_data=user_data,
     )
+
+
+SIGNATURE = signature_of(bytes(range(32)), bytes(range(64)))
+"""A signature, which nothing below the rules checks."""
 
 
 def pieces(data: bytes, sizes: Iterable[int]) -> list[memoryview]:

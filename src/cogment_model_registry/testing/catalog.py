@@ -4,7 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from time import time_ns
 
@@ -19,7 +19,8 @@ from cogment_model_registry.records.lifecycle import (
     ModelSummary,
     Version,
 )
-from cogment_model_registry.records.retention import ModelChange, RetentionRule, TransientShare
+from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, RetentionRule, TransientShare
+from cogment_model_registry.records.signatures import public_key_of_raw
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import (
@@ -33,9 +34,12 @@ from cogment_model_registry.registry.contracts import (
 )
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import BY_NUMBER, EVERYTHING, parse_order, position_of
-from cogment_model_registry.testing.bytes import describe
+from cogment_model_registry.registry.journals import Change, recording
+from cogment_model_registry.testing.bytes import SIGNATURE, describe
 
 _WAIT_SECONDS = 20
+
+_KEYS = (public_key_of_raw(bytes(range(32))), public_key_of_raw(bytes(range(1, 33))))
 
 
 async def publish(catalog: Catalog, model_id: str) -> VersionInfo:
@@ -90,6 +94,41 @@ async def next_number(watch: AsyncGenerator[VersionInfo, None]) -> int:
     """Return the number of the next version that a watch yields."""
     async with asyncio.timeout(_WAIT_SECONDS):
         return (await anext(watch)).number
+
+
+class ListJournal:
+    """A journal that is a list.
+
+    Attributes:
+        changes: What was recorded.
+    """
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+
+    def record(self, change: Change) -> None:
+        """Take a change."""
+        self.changes.append(change)
+
+    def require_writable(self) -> None:
+        """Do nothing."""
+
+    async def written(self) -> None:
+        """Do nothing."""
+
+    def kinds(self) -> list[tuple[str, int, str]]:
+        """Return what happened, to which version and alias."""
+        return [(each.kind, each.version_number, each.alias) for each in self.changes]
+
+    def is_unbroken(self) -> bool:
+        """Return whether each change of the same thing begins where the last one ended."""
+        last: dict[tuple[str, int, str], object] = {}
+        for each in self.changes:
+            key = (each.model_id, 0, each.alias) if each.alias else (each.model_id, each.version_number, "")
+            if key in last and last[key] != each.before:
+                return False
+            last[key] = each.after
+        return True
 
 
 class CatalogSuite(ABC):
@@ -498,18 +537,48 @@ class CatalogSuite(ABC):
         ref = await catalog.find("m")
         rules = (RetentionRule("archived", "tags.a = x", 3, 2, "return", True, 60, 10), RetentionRule(keep_last=1))
         share = TransientShare(1, 2, 3, 4)
-        first = await change_model(catalog, ref, ModelChange({"a": "1"}, (), rules, share, FIRST_REVISION))
+        change = ModelChange({"a": "1"}, (), rules, share, FIRST_REVISION, signers=_KEYS)
+        first = await change_model(catalog, ref, change)
         assert (first.tags, first.retention, first.share) == ({"a": "1"}, rules, share)
+        assert {*first.signers} == {*_KEYS}
         assert first.revision > FIRST_REVISION
         with pytest.raises(ConflictError, match=f"revision {first.revision}"):
             await change_model(catalog, ref, ModelChange({"a": "2"}, expected_revision=first.revision + 1))
         second = await change_model(catalog, ref, ModelChange({"b": "2"}, ["a", "none"], (), None, first.revision))
         assert (second.tags, second.retention, second.share) == ({"b": "2"}, (), share)
+        assert second.signers == first.signers == await catalog.get_signers(ref)
         assert second.revision > first.revision
         assert await catalog.summarize([ModelInfo("m")]) == [second]
         await publish_annotated(catalog, archived=True)
         [alias] = await catalog.set_aliases(ref, [AliasChange("best", 1)], 0)
         assert alias.revision not in (first.revision, second.revision)
+
+    async def test_signers_end_with_their_change_and_with_their_model(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        assert await catalog.get_signers(ref) == ()
+        await change_model(catalog, ref, ModelChange(signers=_KEYS))
+        await change_model(catalog, ref, ModelChange(signers=()))
+        assert await catalog.get_signers(ref) == ()
+        await change_model(catalog, ref, ModelChange(signers=_KEYS))
+        await self.remove_model(catalog, "m")
+        await self.put_model(catalog, "m")
+        with pytest.raises(NotFoundError):
+            await catalog.get_signers(ref)
+        assert await catalog.get_signers(await catalog.find("m")) == ()
+
+    @pytest.mark.parametrize("archived", [False, True])
+    async def test_a_signature_is_described_listed_and_searched(self, catalog: Catalog, archived: bool) -> None:
+        async with catalog.publishing(await catalog.find("m")) as slot:
+            info = replace(describe("m", slot.number, b"data", archived), signature=SIGNATURE)
+            await slot.annotate(info, Annotations({"a": "1"}))
+            slot.show(info)
+        found = [
+            *await catalog.get_versions("m", [1]),
+            *await catalog.list_versions("m", 1, 9),
+            *await catalog.describe([info]),
+            *await catalog.search(Search("m", parse_filter("tags.a = 1"), BY_NUMBER, None, 10)),
+        ]
+        assert [each.signature for each in found] == [SIGNATURE] * 4
 
     async def test_a_deleted_model_loses_its_tags_rules_and_share(self, catalog: Catalog) -> None:
         ref = await catalog.find("m")
@@ -564,7 +633,7 @@ class CatalogSuite(ABC):
         async with self.opened(tmp_path) as catalog:
             await self.put_model(catalog, "m")
             rules = (RetentionRule("transient", keep_seconds=5), RetentionRule(keep_every=10))
-            change = ModelChange({"a": "1"}, (), rules, TransientShare(0, 2**40))
+            change = ModelChange({"a": "1"}, (), rules, TransientShare(0, 2**40), signers=_KEYS)
             changed = await change_model(catalog, await catalog.find("m"), change)
         async with self.opened(tmp_path) as catalog:
             assert await catalog.summarize([ModelInfo("m")]) == [changed]
@@ -765,3 +834,92 @@ class CatalogSuite(ABC):
         assert [await catalog.number_at("m", each.sequence) for each in shown] == [1, 2, 3]
         assert [await catalog.number_at("m", at) for at in (since - 1, since, shown[-1].sequence + 5)] == [0, 0, 3]
         assert await catalog.number_at("none", shown[-1].sequence) == 0
+
+    async def test_changes_are_recorded_with_what_was_before_and_what_is_after(self, catalog: Catalog) -> None:
+        journal = ListJournal()
+        with recording(journal):
+            await self.put_model(catalog, "j")
+            await self.put_model(catalog, "j", owner="robots")
+            ref = await catalog.find("j")
+            tags = Annotations({"stage": "new"}, {"return": 1.0})
+            await publish_annotated(catalog, tags, "j", request=UploadRequest("id", "digest", ()))
+            async with catalog.promoting(ref, 1) as promotion:
+                info = replace(promotion.info, archived=True)
+                await promotion.annotate(info)
+                promotion.show(info)
+            before = (await catalog.describe([info]))[0]
+            await catalog.change_annotations(ref, 1, AnnotationChange(set_tags={"stage": "old"}))
+            await catalog.set_aliases(ref, [AliasChange("a", 1), AliasChange("b", 1)], time_ns())
+            await catalog.set_aliases(ref, [AliasChange("a", 1), AliasChange("b", None)], time_ns())
+            await change_model(catalog, ref, ModelChange({"team": "x"}, retention=(RetentionRule(keep_last=1),)))
+            await publish_annotated(catalog, Annotations(), "j", archived=True)
+            async with catalog.removing_version(ref, 1):
+                pass
+            await self.remove_model(catalog, "j")
+        assert journal.kinds() == [
+            ("model created", 0, ""),
+            ("model replaced", 0, ""),
+            ("version created", 1, ""),
+            ("version promoted", 1, ""),
+            ("version changed", 1, ""),
+            *[("alias set", 1, "a"), ("alias set", 1, "b"), ("alias set", 1, "a"), ("alias removed", 1, "b")],
+            ("model changed", 0, ""),
+            ("version created", 2, ""),
+            *[("version deleted", 1, ""), ("alias removed", 1, "a")],
+            ("model deleted", 0, ""),
+        ]
+        changes = [(each.before or {}, each.after or {}) for each in journal.changes]
+        assert changes[0] == ({}, {"user_data": {}})
+        assert changes[1] == ({"user_data": {}}, {"user_data": {"owner": "robots"}})
+        assert changes[2][1].items() >= {"data_hash": info.data_hash, "tags": {"stage": "new"}}.items()
+        assert changes[4][0] == {"tags": {"stage": "new"}, "metrics": {"return": 1.0}, "revision": before.revision}
+        assert changes[4][1]["tags"] == {"stage": "old"}
+        assert [each[0] for each in changes[5:7]] == [{}, {}]
+        assert changes[5][1] == changes[7][0]
+        assert changes[7][1]["revision"] > changes[7][0]["revision"]
+        assert changes[11][0].items() >= {"aliases": ["a"], "tags": {"stage": "old"}, "archived": True}.items()
+        assert changes[9][0].items() >= {"tags": {}, "retention": []}.items()
+        assert (
+            changes[9][1].items() >= {"tags": {"team": "x"}, "retention": ["of all versions, keep the last 1"]}.items()
+        )
+        assert changes[9][1].keys() == {each.name for each in fields(ModelAnnotations)}
+        names = {each.name for each in fields(VersionInfo)} - {"model_id", "number", "created_ns"}
+        names.remove("signature")  # it has none
+        assert changes[10][1].keys() == {*names, "created", *(each.name for each in fields(Annotations))}
+        assert changes[13][0].items() >= {"versions": 1, "user_data": {"owner": "robots"}}.items()
+
+    async def test_changes_that_were_refused_are_not_recorded(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        await publish(catalog, "m")
+        journal = ListJournal()
+        with recording(journal):
+            with pytest.raises(ConflictError):
+                await catalog.change_annotations(ref, 1, AnnotationChange({"a": "b"}, expected_revision=99))
+            with pytest.raises(NotFoundError):
+                await catalog.set_aliases(ref, [AliasChange("a", 1)], time_ns())  # it is not archived
+            with pytest.raises(ValueError, match="no reason"):
+                async with catalog.removing_version(ref, 1):
+                    raise ValueError("no reason")
+        assert journal.changes == []
+
+    async def test_what_was_before_is_right_when_many_change_one_alias(self, catalog: Catalog) -> None:
+        ref = await catalog.find("m")
+        versions = [await publish_annotated(catalog, Annotations(), archived=True) for _ in range(3)]
+        journal = ListJournal()
+
+        async def change(turn: int) -> None:
+            aliases = await catalog.get_aliases("m")
+            revision = aliases[0].revision if aliases else 0
+            changes = [AliasChange("a", versions[turn % 3].number, revision)]
+            try:
+                await catalog.set_aliases(ref, changes, time_ns())
+            except ConflictError:
+                await catalog.set_aliases(ref, [AliasChange("a", versions[turn % 3].number)], time_ns())
+
+        with recording(journal):
+            async with asyncio.TaskGroup() as group:
+                for turn in range(20):
+                    group.create_task(change(turn))
+        assert len(journal.changes) == 20
+        assert journal.changes[0].before is None
+        assert journal.is_unbroken()

@@ -26,8 +26,10 @@ from cogment_model_registry.records.lifecycle import (
     check_revision,
 )
 from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, check_model_revision
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo, check_version_number
+from cogment_model_registry.registry import journals
 from cogment_model_registry.registry.contracts import (
     Catalog,
     CatalogCounts,
@@ -203,10 +205,15 @@ class MemoryCatalog(Catalog):
         async with self._locks[ref.model_id]:
             model = await self._require_life(ref)
             check_model_revision(ref.model_id, model.decided, change)
-            model.decided = change.apply_to(ref.model_id, model.decided, model.next_revision())
+            before = model.decided
+            model.decided = change.apply_to(ref.model_id, before, model.next_revision())
+            journals.record_model_changed(ref.model_id, before, model.decided)
             model.changes += 1
             await self._record(_Change(ref.model_id, "changed"))
             yield model.summary()
+
+    async def get_signers(self, ref: ModelRef) -> Sequence[PublicKey]:
+        return (await self._require_life(ref)).decided.signers
 
     async def get_state(self, ref: ModelRef) -> ModelState:
         model = await self._require_life(ref)
@@ -223,6 +230,7 @@ class MemoryCatalog(Catalog):
             yield
             await asyncio.sleep(0)
             model = self._tables.models.get(info.model_id)
+            journals.record_model_written(info, model.info if model else None)
             if model is None:
                 self._tables.lives += 1
                 self._tables.models[info.model_id] = _Model(info, self._tables.lives)
@@ -234,9 +242,10 @@ class MemoryCatalog(Catalog):
     @asynccontextmanager
     async def removing_model(self, model_id: str) -> AsyncGenerator[None, None]:
         async with self._locks[model_id]:
-            await self._require(model_id)
+            model = await self._require(model_id)
             yield
             await asyncio.sleep(0)
+            journals.record_model_deleted(model.summary())
             del self._tables.models[model_id]
             await self._record(_Change(model_id, "removed"))
 
@@ -255,6 +264,7 @@ class MemoryCatalog(Catalog):
                 await self.before_visible(slot.info)
                 model.versions[slot.number] = slot.info
                 model.shown_ns[slot.number] = self._now_ns()
+                journals.record_created(slot.info, model.annotations.get(slot.number))
                 if slot.request is not None:
                     self._finish_upload(model, slot.number, slot.request)
                 if slot.request is not None and slot.request.aliases:
@@ -264,9 +274,11 @@ class MemoryCatalog(Catalog):
     def _finish_upload(self, model: _Model, number: int, request: UploadRequest) -> None:
         finished = FinishedUpload(request.digest, model.info.model_id, number)
         self._tables.uploads[request.request_id] = (model.life, finished)
+        before = dict(model.aliases)
         for name in request.aliases:
             model.aliases[name] = Alias(name, number, model.next_revision(), time_ns())
             model.changes += 1
+        journals.record_aliases(model.info.model_id, before, model.aliases)
 
     async def find_upload(self, request_id: str) -> FinishedUpload | None:
         await asyncio.sleep(0)
@@ -290,15 +302,19 @@ class MemoryCatalog(Catalog):
             if promotion.shown is not None:
                 model.versions[number] = promotion.shown
                 model.changes += 1
+                journals.record_promoted(promotion.shown)
 
     @asynccontextmanager
     async def removing_version(self, ref: ModelRef, number: int) -> AsyncGenerator[VersionInfo, None]:
         async with self._locks[ref.model_id]:
             model = await self._require_life(ref)
-            yield _version(model, number)
+            info = _version(model, number)
+            yield info
             await asyncio.sleep(0)
             aliases = model.aliases
+            journals.record_deleted(model.describe(info))
             model.remove(number)
+            journals.record_aliases(ref.model_id, aliases, model.aliases)
             if model.aliases != aliases:
                 self._log.append(_Change(ref.model_id, "changed"))
             await self._record(_Change(ref.model_id, "lost", number, "deleted"))
@@ -313,8 +329,10 @@ class MemoryCatalog(Catalog):
             model = await self._require_life(ref)
             version = model.describe(_version(model, number))
             check_revision(version.info, version.annotations, change)
-            model.annotations[number] = change.apply_to(version.info, version.annotations, model.next_revision())
+            after = change.apply_to(version.info, version.annotations, model.next_revision())
+            model.annotations[number] = after
             model.changes += 1
+            journals.record_annotated(version.info, version.annotations, after)
             return model.describe(version.info)
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
@@ -333,6 +351,7 @@ class MemoryCatalog(Catalog):
                 if not _version(model, change.version_number).archived:
                     raise NotFoundError.version(ref.model_id, change.version_number)
                 aliases[change.name] = Alias(change.name, change.version_number, model.next_revision(), now_ns)
+            journals.record_aliases(ref.model_id, model.aliases, aliases)
             model.aliases = aliases
             model.changes += 1
             await self._record(_Change(ref.model_id, "changed"))

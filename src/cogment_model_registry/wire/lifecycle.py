@@ -4,6 +4,8 @@ import base64
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from typing import TypeVar
 
@@ -15,6 +17,7 @@ from cogment_model_registry.records.lifecycle import (
     Annotations,
     Version,
 )
+from cogment_model_registry.records.signatures import Signature, signature_of
 from cogment_model_registry.records.uploads import UploadHeader
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.wire import convert, messages
@@ -80,6 +83,7 @@ def version_message(version: Version) -> lifecycle_pb2.Version:
         metrics=version.metrics,
         aliases=version.aliases,
         revision=version.revision,
+        signature=signature_message(version.signature),
     )
 
 
@@ -87,7 +91,27 @@ def version_from_message(message: lifecycle_pb2.Version) -> Version:
     """Return the version that a message describes."""
     tags, metrics = convert.entries(message.tags), convert.entries(message.metrics)
     annotations = Annotations(tags, metrics, message.revision)
-    return Version.of(convert.version_from_message(message.version_info), annotations, tuple(message.aliases))
+    info = convert.version_from_message(message.version_info)
+    if message.HasField("signature"):
+        with suppress(InvalidError):  # a malformed one verifies nothing
+            info = replace(info, signature=_signature_from_message(message.signature))
+    return Version.of(info, annotations, tuple(message.aliases))
+
+
+def signature_message(signature: Signature | None) -> lifecycle_pb2.Signature | None:
+    """Return the message that has a signature; None for none."""
+    if signature is None:
+        return None
+    return lifecycle_pb2.Signature(key_id=signature.key_id_bytes, value=signature.value_bytes)
+
+
+def _signature_from_message(message: lifecycle_pb2.Signature) -> Signature:
+    """Return the signature in a message.
+
+    Raises:
+        InvalidError: It is malformed.
+    """
+    return signature_of(message.key_id, message.value)
 
 
 def version_ref(model_id: str, key: int | str) -> lifecycle_pb2.VersionRef:
@@ -191,12 +215,15 @@ def upload_header_from_message(header: lifecycle_pb2.UploadVersionRequest.Header
     """Return the declaration of a version with what belongs to it.
 
     Raises:
-        InvalidError: It has no `version_info`.
+        InvalidError: It has no `version_info`, or a malformed signature.
     """
     if not header.HasField("version_info"):
         raise InvalidError("the header of UploadVersion must have a version_info")
+    version = convert.header_from_message(header.version_info)
+    if header.HasField("signature"):
+        version = replace(version, signature=_signature_from_message(header.signature))
     return UploadHeader(
-        version=convert.header_from_message(header.version_info),
+        version=version,
         tags=dict(header.tags),
         metrics=dict(header.metrics),
         aliases=tuple(header.aliases),
@@ -219,6 +246,7 @@ def upload_header_message(header: UploadHeader) -> lifecycle_pb2.UploadVersionRe
         aliases=header.aliases,
         request_id=header.request_id,
         create_model=header.create_model,
+        signature=signature_message(header.version.signature),
     )
 
 
@@ -234,6 +262,7 @@ def encode_uploaded(version: Version) -> bytes:
         metrics=version.metrics or None,
         aliases=version.aliases,
         revision=version.revision,
+        signature=signature_message(version.signature),
     )
     # The record of a version has the same field in all messages, and its encoding is kept for listings and watchers.
     return embed(_VERSION_FIELD, convert.encode_version(version.info) + mutable.SerializeToString())

@@ -11,7 +11,9 @@ from cogment_model_registry.records.retention import (
     ModelChange,
     RetentionRule,
     TransientShare,
+    ordered_signers,
 )
+from cogment_model_registry.records.signatures import PublicKey, public_key
 from cogment_model_registry.wire import convert
 from cogment_model_registry.wire._generated.cogment_model_registry.v1 import lifecycle_pb2
 from cogment_model_registry.wire.lifecycle import (
@@ -41,6 +43,7 @@ def model_message(summary: ModelSummary) -> lifecycle_pb2.Model:
         latest_version_number=summary.latest_number,
         versions=summary.versions,
         archived_bytes=summary.archived_bytes,
+        signers=[key.der for key in summary.signers],
     )
     if summary.share != NO_SHARE:
         message.transient_share.CopyFrom(_share_message(summary.share))
@@ -57,7 +60,9 @@ def model_from_message(message: lifecycle_pb2.Model) -> ModelSummary:
         latest_number=message.latest_version_number,
         versions=message.versions,
         archived_bytes=message.archived_bytes,
-        annotations=ModelAnnotations(dict(message.tags), rules, share, message.revision),
+        annotations=ModelAnnotations(
+            dict(message.tags), rules, share, message.revision, _signers_from(message.signers)
+        ),
     )
 
 
@@ -108,11 +113,15 @@ def _share_from_message(message: lifecycle_pb2.TransientShare) -> TransientShare
     return TransientShare(message.max_items, message.max_bytes, message.reserved_items, message.reserved_bytes)
 
 
+def _signers_from(keys: Iterable[bytes]) -> tuple[PublicKey, ...]:
+    return ordered_signers(map(public_key, keys))
+
+
 def model_change(request: lifecycle_pb2.UpdateModelRequest) -> ModelChange:
     """Return the change that a request describes.
 
     Raises:
-        InvalidError: A rule is about a tier that does not exist.
+        InvalidError: A rule is about a tier that does not exist, or a key of a signer is malformed.
     """
     rules = _rules_from_messages(request.retention.rules, request.model_id)
     return ModelChange(
@@ -121,6 +130,7 @@ def model_change(request: lifecycle_pb2.UpdateModelRequest) -> ModelChange:
         retention=rules if request.HasField("retention") else None,
         share=_share_from_message(request.transient_share) if request.HasField("transient_share") else None,
         expected_revision=request.expected_revision,
+        signers=_signers_from(request.signers.public_keys) if request.HasField("signers") else None,
     )
 
 
@@ -136,6 +146,9 @@ def update_model_request(model_id: str, change: ModelChange) -> lifecycle_pb2.Up
         request.retention.CopyFrom(_retention_message(change.retention))
     if change.share is not None:
         request.transient_share.CopyFrom(_share_message(change.share))
+    if change.signers is not None:
+        request.signers.SetInParent()
+        request.signers.public_keys.extend(key.der for key in change.signers)
     return request
 
 

@@ -15,6 +15,7 @@ from cogment_model_registry.records.lifecycle import (
     Version,
 )
 from cogment_model_registry.records.retention import ModelChange
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts.news import News, Watcher
@@ -164,6 +165,9 @@ class Catalog(ABC):
 
     A change of a model is a context manager: while one is entered, nobody else changes the model, on this server or
     another one. Left without an error, the change is visible, in one step; left with an error, nothing has changed.
+
+    What changes is recorded with `journals`, where the current task has a journal: with what was before, with no other
+    change in between, and in the order of the changes of a model. Evictions and damage are no changes.
     """
 
     @property
@@ -222,6 +226,16 @@ class Catalog(ABC):
             ConflictError: It has another revision than was expected. Raised on entering, as the others.
             NotFoundError: That life of the model is over.
             TooLargeError: No space is left.
+        """
+
+    @abstractmethod
+    async def get_signers(self, ref: ModelRef) -> Sequence[PublicKey]:
+        """Return the keys of which one must have signed each new version of a model; none if that is not required.
+
+        Within a change of the model, such as `publishing`, they are those that hold until it is left.
+
+        Raises:
+            NotFoundError: That life of the model is over.
         """
 
     @abstractmethod

@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.signatures import parse_signature
 from cogment_model_registry.records.versions import (
     CREATED_MAX_NS,
     VERSION_NUMBER_MAX,
@@ -254,6 +255,7 @@ def build_record(record: Record) -> bytes:
             "user_data": dict(info.user_data),
             "key": record.key,
             "parts": list(record.parts),
+            **({} if info.signature is None else {"signature": str(info.signature)}),
         }
     )
 
@@ -287,6 +289,7 @@ def parse_record(text: bytes, model_id: str, number: int) -> Record | None:
         data_hash=data_hash,
         data_size_bytes=size_bytes,
         user_data=_user_data(fields),
+        signature=parse_signature(_text(fields, "signature")) if "signature" in fields else None,
     )
     key, parts = _text(fields, "key"), fields.get("parts")
     if not re.fullmatch("[0-9a-f]{8}-[0-9a-f]{32}", key):

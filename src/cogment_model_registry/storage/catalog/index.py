@@ -18,6 +18,7 @@ from cogment_model_registry.records.retention import ModelAnnotations, ModelChan
 from cogment_model_registry.records.uploads import UploadRequest
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
+from cogment_model_registry.registry.journals import record_aliases
 from cogment_model_registry.storage.catalog import model_tables, requests, tables
 from cogment_model_registry.storage.catalog.database import Database, Operation
 from cogment_model_registry.storage.catalog.following import Following
@@ -25,6 +26,8 @@ from cogment_model_registry.storage.catalog.searches import find_versions
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents, KnownFolder
 
 _log = structlog.stdlib.get_logger(__name__)
+
+_UNDECIDED = ModelAnnotations()
 
 
 class VersionIndex:
@@ -138,9 +141,9 @@ class VersionIndex:
         or the next start.
         """
         aliases = self._aliases.get(info.model_id, {})
-        self._aliases[info.model_id] = {
-            name: alias for name, alias in aliases.items() if alias.version_number != info.number
-        }
+        kept = {name: alias for name, alias in aliases.items() if alias.version_number != info.number}
+        self._aliases[info.model_id] = kept
+        record_aliases(info.model_id, aliases, kept)
 
         if not await self._remove(lambda connection: _remove_versions(connection, info.model_id, [info.number])):
             self._stale_versions.setdefault(info.model_id, set()).add(info.number)
@@ -191,12 +194,15 @@ class VersionIndex:
         """Return the annotations of archived versions, in the order given."""
         return await self._database.read(lambda connection: [tables.annotations_of(connection, info) for info in infos])
 
-    async def change_annotations(self, info: VersionInfo, change: AnnotationChange) -> Annotations:
-        """Change the annotations of an archived version; see `Catalog.change_annotations`."""
+    async def change_annotations(self, info: VersionInfo, change: AnnotationChange) -> tuple[Annotations, Annotations]:
+        """Change the annotations of an archived version, and return them as they were and as they are.
 
-        def change_annotations(connection: Connection) -> Annotations:
+        See `Catalog.change_annotations`.
+        """
+
+        def change_annotations(connection: Connection) -> tuple[Annotations, Annotations]:
             tables.put_versions(connection, [info])
-            return tables.change_annotations(connection, info, change)
+            return tables.annotations_of(connection, info), tables.change_annotations(connection, info, change)
 
         return await self._database.change(change_annotations)
 
@@ -213,13 +219,18 @@ class VersionIndex:
 
     def annotations_of_model(self, model_id: str) -> ModelAnnotations:
         """Return what people decided about a model."""
-        return self._models.get(model_id) or ModelAnnotations()
+        return self._models.get(model_id) or _UNDECIDED
 
-    async def change_model(self, model_id: str, change: ModelChange) -> None:
-        """Change what people decided about a model; see `Catalog.changing_model`."""
-        self._models[model_id] = await self._database.change(
+    async def change_model(self, model_id: str, change: ModelChange) -> tuple[ModelAnnotations, ModelAnnotations]:
+        """Change what people decided about a model, and return that as it was and as it is.
+
+        See `Catalog.changing_model`.
+        """
+        before = self.annotations_of_model(model_id)
+        after = self._models[model_id] = await self._database.change(
             lambda connection: model_tables.change_model(connection, model_id, change)
         )
+        return before, after
 
     async def find_copies(self, model_id: str, data_hash: str) -> list[int]:
         """Return the numbers of the newest archived versions of a model with a hash, visible or not, newest first."""
@@ -298,6 +309,7 @@ class VersionIndex:
         before, after = self._aliases.get(model_id, {}), {alias.name: alias for alias in aliases}
         self._aliases[model_id] = after
         if after != before:
+            record_aliases(model_id, before, after)
             self._on_aliases_changed(model_id)
 
 

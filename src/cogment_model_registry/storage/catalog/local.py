@@ -32,6 +32,7 @@ from cogment_model_registry.records.lifecycle import (
     check_revision,
 )
 from cogment_model_registry.records.retention import ModelChange
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import (
     VERSION_NUMBER_MAX,
@@ -39,6 +40,7 @@ from cogment_model_registry.records.versions import (
     VersionInfo,
     user_data_bytes,
 )
+from cogment_model_registry.registry import journals
 from cogment_model_registry.registry.contracts import (
     Catalog,
     CatalogCounts,
@@ -66,6 +68,8 @@ _log = structlog.stdlib.get_logger(__name__)
 _INFO_CACHE_BYTES = 32 * 1024 * 1024
 _INFO_BYTES = 900  # what a cached version and its encoding take without user_data, measured with tracemalloc
 
+_SIGNATURE_BYTES = 400  # its object and its two texts
+
 _SEARCH_ATTEMPTS = 3
 
 _EVALUATED_AT_ONCE = 256
@@ -73,7 +77,7 @@ _EVALUATED_AT_ONCE = 256
 
 
 def _info_bytes(info: VersionInfo) -> int:
-    return _INFO_BYTES + 2 * user_data_bytes(info.user_data)
+    return _INFO_BYTES + _SIGNATURE_BYTES * (info.signature is not None) + 2 * user_data_bytes(info.user_data)
 
 
 class LocalCatalog(Catalog):
@@ -191,10 +195,15 @@ class LocalCatalog(Catalog):
     async def changing_model(self, ref: ModelRef, change: ModelChange) -> AsyncGenerator[ModelSummary, None]:
         async with self.lock(ref.model_id):
             model = self._require_life(ref)
-            await self._index.change_model(ref.model_id, change)
+            before, after = await self._index.change_model(ref.model_id, change)
+            journals.record_model_changed(ref.model_id, before, after)
             model.changes += 1
             self._note_change(ref.model_id)
             yield self._summary(model)
+
+    async def get_signers(self, ref: ModelRef) -> Sequence[PublicKey]:
+        self._require_life(ref)
+        return self._index.annotations_of_model(ref.model_id).signers
 
     async def get_state(self, ref: ModelRef) -> ModelState:
         model = self._require_life(ref)
@@ -215,6 +224,7 @@ class LocalCatalog(Catalog):
                 life = await self._index.begin_life(info.model_id)
             yield
             model = self._models.get(info.model_id)
+            journals.record_model_written(info, model.info if model else None)
             if model is not None:
                 model.info = info
                 self._note_change(info.model_id)
@@ -226,6 +236,7 @@ class LocalCatalog(Catalog):
         async with self.lock(model_id):
             model = self._require(model_id)
             yield
+            journals.record_model_deleted(self._summary(model))
             await self._index.remove_model(model_id)
             self._forget_model(model)
             if model.persisting is not None:
@@ -318,6 +329,7 @@ class LocalCatalog(Catalog):
                 model.annotations.pop(number, None)
                 model.changes += 1
                 self._add_archived(model, promotion.shown)
+                journals.record_promoted(promotion.shown)
 
     @contextlib.asynccontextmanager
     async def removing_version(self, ref: ModelRef, number: int) -> AsyncGenerator[VersionInfo, None]:
@@ -327,7 +339,10 @@ class LocalCatalog(Catalog):
             if info.archived:
                 # An archive of the original has no mark, and its newest file says which number comes next.
                 await self._numbers.persist_used(model, number)
+            [version] = await self.describe([info]) if journals.current_journal() else [None]
             yield info
+            if version is not None:
+                journals.record_deleted(version)
             has_aliases = bool(self._index.names_of(info))
             self._drop(model, number, "deleted")
             if info.archived:
@@ -354,7 +369,7 @@ class LocalCatalog(Catalog):
             model = self._require_life(ref)
             info = await self._require_version(model, number)
             if info.archived:
-                annotations = await self._index.change_annotations(info, change)
+                before, annotations = await self._index.change_annotations(info, change)
                 model.changes += 1
             else:
                 before = model.annotations.get(number, Annotations())
@@ -363,6 +378,7 @@ class LocalCatalog(Catalog):
                 if model.has(number):  # not evicted in the meantime
                     model.annotations[number] = annotations
                     model.changes += 1
+            journals.record_annotated(info, before, annotations)
             return Version.of(info, annotations, self._index.names_of(info))
 
     async def get_aliases(self, model_id: str) -> list[Alias]:
@@ -743,6 +759,7 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
         self._ref = ref
         self._lock = catalog.lock(ref.model_id)
         self._info: VersionInfo | None = None
+        self._annotations: Annotations | None = None
         self._request: UploadRequest | None = None
 
     async def __aenter__(self) -> Slot:
@@ -755,7 +772,7 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
         return self
 
     async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
-        self._request = request
+        self._annotations, self._request = annotations, request
         await self._catalog.annotate(info, annotations, request)
 
     def show(self, info: VersionInfo) -> None:
@@ -766,6 +783,7 @@ class _Publishing(Slot, contextlib.AbstractAsyncContextManager[Slot]):
     ) -> None:
         try:
             if error is None and self._info is not None:
+                journals.record_created(self._info, self._annotations)
                 try:
                     if self._request is not None:
                         await self._catalog.finish_upload(self._info, self._request)

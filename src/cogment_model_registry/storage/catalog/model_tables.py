@@ -1,4 +1,4 @@
-"""What people decide about models, in tables: tags, rules of retention, and shares of the transient store."""
+"""What people decide about models, in tables: tags, rules of retention, shares of the transient store, and signers."""
 
 from collections.abc import Iterable
 from sqlite3 import Connection
@@ -10,7 +10,9 @@ from cogment_model_registry.records.retention import (
     RetentionRule,
     TransientShare,
     check_model_revision,
+    ordered_signers,
 )
+from cogment_model_registry.records.signatures import public_key
 from cogment_model_registry.storage.catalog.tables import next_revision
 
 _SHARE = "max_items, max_bytes, reserved_items, reserved_bytes"
@@ -51,6 +53,8 @@ def put_model(connection: Connection, model_id: str, annotations: ModelAnnotatio
     connection.execute("DELETE FROM rules WHERE model = ?", (model,))
     rules = [(model, position, *_rule_row(rule)) for position, rule in enumerate(annotations.retention, 1)]
     connection.executemany("INSERT INTO rules VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rules)
+    connection.execute("DELETE FROM signers WHERE model = ?", (model,))
+    connection.executemany("INSERT INTO signers VALUES (?, ?)", [(model, key.der) for key in annotations.signers])
 
 
 def annotations_of_model(connection: Connection, model_id: str) -> ModelAnnotations:
@@ -75,7 +79,11 @@ def _read(connection: Connection, condition: str, parameters: tuple[str, ...]) -
             f"SELECT {_RULE} FROM rules WHERE model = ? ORDER BY position",  # noqa: S608 - names of ours
             (model,),
         )
-        found[model_id] = ModelAnnotations(dict(tags), tuple(map(_rule, rules)), TransientShare(*share), revision)
+        keys = connection.execute("SELECT public_key FROM signers WHERE model = ?", (model,)).fetchall()
+        signers = ordered_signers(public_key(der) for (der,) in keys)
+        found[model_id] = ModelAnnotations(
+            dict(tags), tuple(map(_rule, rules)), TransientShare(*share), revision, signers
+        )
     return found
 
 

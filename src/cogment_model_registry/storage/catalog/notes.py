@@ -17,7 +17,9 @@ from cogment_model_registry.records.retention import (
     TransientShare,
     check_rules,
     check_share,
+    ordered_signers,
 )
+from cogment_model_registry.records.signatures import check_signers, parse_public_keys
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX
 from cogment_model_registry.registry.filter_text import parse_filter
 
@@ -44,7 +46,7 @@ class ModelNotes:
 
     Attributes:
         last_revision: The highest revision that anything of the model had.
-        model: What people decided about the model: its tags, rules of retention and share.
+        model: What people decided about the model: its tags, rules of retention, share and signers.
         aliases: Its aliases.
         versions: The versions of which something was said, by number.
     """
@@ -80,6 +82,8 @@ def to_fields(notes: ModelNotes) -> Fields:
             "tags": dict(sorted(notes.model.tags.items())),
             "retention": [asdict(rule) for rule in notes.model.retention],
             "share": asdict(notes.model.share),
+            # Left out where there are none: releases that do not know them refuse the field, as they should.
+            **({"signers": [key.pem for key in notes.model.signers]} if notes.model.signers else {}),
         },
         "aliases": [
             {
@@ -141,7 +145,9 @@ def _model(fields: Fields, model_id: str, last_revision: int) -> ModelAnnotation
     check_share(share, model_id)
     for rule in rules:
         parse_filter(rule.filter)
-    return ModelAnnotations(_texts(fields["tags"]), rules, share, _whole(fields["revision"], last_revision))
+    signers = ordered_signers(key for pem in fields.get("signers", ()) for key in parse_public_keys(pem.encode()))
+    check_signers(signers, model_id)
+    return ModelAnnotations(_texts(fields["tags"]), rules, share, _whole(fields["revision"], last_revision), signers)
 
 
 def _whole(value: object, largest: int) -> int:

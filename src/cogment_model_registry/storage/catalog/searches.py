@@ -14,7 +14,7 @@ from cogment_model_registry.records.lifecycle import Annotations, Version
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
 from cogment_model_registry.registry.filters import And, Comparison, Field, Filter, Has, Not, Or, Value
-from cogment_model_registry.storage.catalog.tables import TIME_OFFSET, entries, find_model
+from cogment_model_registry.storage.catalog.tables import TIME_OFFSET, entries, find_model, signature_in
 
 FEW = 2000
 """How many versions are checked and sorted rather than gone through in order; with two cores, in some 10 ms."""
@@ -64,7 +64,7 @@ class Query:
     def sql(self) -> str:
         """Return it as text; its last parameter is the limit."""
         return (
-            "SELECT v.model, m.model_id, v.number, v.created, v.data_hash, v.data_size, v.revision"  # noqa: S608 - all values are parameters
+            "SELECT v.model, m.model_id, v.number, v.created, v.data_hash, v.data_size, v.revision, v.signature"  # noqa: S608 - all values are parameters
             f" FROM {self.source} WHERE {' AND '.join(self.conditions) or '1'} ORDER BY {self.order} LIMIT ?"
         )
 
@@ -306,9 +306,11 @@ def _stored(field: Field, value: Value) -> Value:
 
 
 def _version(connection: Connection, row: Sequence[Any]) -> Version:
-    model, model_id, number, created, data_hash, data_size, revision = row
+    model, model_id, number, created, data_hash, data_size, revision, signature = row
     key = (model, number)
     user_data, tags, metrics = (entries(connection, table, key) for table in ("user_data", "tags", "metrics"))
     names = connection.execute("SELECT name FROM aliases WHERE model = ? AND number = ? ORDER BY name", key)
-    info = VersionInfo(model_id, number, created + TIME_OFFSET, True, data_hash, data_size, user_data)
+    info = VersionInfo(
+        model_id, number, created + TIME_OFFSET, True, data_hash, data_size, user_data, signature_in(signature)
+    )
     return Version.of(info, Annotations(tags, metrics, revision), tuple(name for (name,) in names))

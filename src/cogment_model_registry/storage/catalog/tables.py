@@ -21,6 +21,7 @@ from cogment_model_registry.records.lifecycle import (
     check_alias_revision,
     check_revision,
 )
+from cogment_model_registry.records.signatures import Signature, parse_signature
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.catalog.connections import Migration
 from cogment_model_registry.storage.folder import FolderStamp, KnownFolder
@@ -137,6 +138,16 @@ MIGRATIONS = (
         ) WITHOUT ROWID;
         """
     ),
+    Migration(
+        """
+        ALTER TABLE versions ADD COLUMN signature TEXT NOT NULL DEFAULT '';
+        CREATE TABLE signers (
+            model INTEGER NOT NULL REFERENCES models ON DELETE CASCADE,
+            public_key BLOB NOT NULL,
+            PRIMARY KEY (model, public_key)
+        ) WITHOUT ROWID;
+        """
+    ),
 )
 """The schema, step by step. A step that was released never changes."""
 
@@ -162,9 +173,10 @@ def put_versions(connection: Connection, infos: Iterable[VersionInfo]) -> list[i
             others.append(info.number)
         revision = _next_revision(connection, model) if is_other else FIRST_REVISION
         connection.execute(
-            "INSERT INTO versions (model, number, created, data_hash, data_size, revision) VALUES (?, ?, ?, ?, ?, ?)"
-            " ON CONFLICT DO UPDATE SET data_size = excluded.data_size",
-            (*key, created, info.data_hash, info.data_size_bytes, revision),
+            "INSERT INTO versions (model, number, created, data_hash, data_size, revision, signature)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET data_size = excluded.data_size, signature = excluded.signature",
+            (*key, created, info.data_hash, info.data_size_bytes, revision, signature_text(info)),
         )
         if found is None or is_other:
             connection.execute("UPDATE models SET folder_complete = 0 WHERE model = ? AND folder_complete", (model,))
@@ -303,13 +315,25 @@ def info_of(connection: Connection, model_id: str, number: int) -> VersionInfo |
     """Return the record of an archived version; None when there is none."""
     key = (find_model(connection, model_id), number)
     row = connection.execute(
-        "SELECT created, data_hash, data_size FROM versions WHERE model = ? AND number = ?", key
+        "SELECT created, data_hash, data_size, signature FROM versions WHERE model = ? AND number = ?", key
     ).fetchone()
     if row is None:
         return None
-    created, data_hash, data_size = row
+    created, data_hash, data_size, signature = row
     user_data = entries(connection, "user_data", key)
-    return VersionInfo(model_id, number, created + TIME_OFFSET, True, data_hash, data_size, user_data)
+    return VersionInfo(
+        model_id, number, created + TIME_OFFSET, True, data_hash, data_size, user_data, signature_in(signature)
+    )
+
+
+def signature_text(info: VersionInfo) -> str:
+    """Return the signature of a version as its column has it."""
+    return "" if info.signature is None else str(info.signature)
+
+
+def signature_in(text: str) -> Signature | None:
+    """Return the signature in the column of a version."""
+    return parse_signature(text) if text else None
 
 
 def lives(connection: Connection) -> dict[str, int]:

@@ -19,6 +19,8 @@ Entries with other names are foreign and left alone. The names that only this pa
 id does. The original takes every directory whose name has a letter for a model, and every file whose name contains
 ``-v``, digits and ``.yaml`` for a version; so temporary names have neither.
 
+A version that its creator signed has the field `signature` in its metadata, which the original ignores.
+
 Metadata is YAML 1.1. A scalar is read as it is written, so an unquoted value of `user_data` (`1e3`, `yes`) stays that
 text, and a timestamp keeps its nanoseconds. Reading builds no objects, follows no alias and nests no deeper than the
 layout does.
@@ -31,6 +33,7 @@ from collections.abc import Iterator, Mapping
 import yaml
 
 from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.records.signatures import Signature, parse_signature
 from cogment_model_registry.records.timestamps import format_timestamp, parse_timestamp
 from cogment_model_registry.records.versions import (
     VERSION_NUMBER_MAX,
@@ -135,16 +138,17 @@ def model_id_in(text: bytes) -> str:
 
 def format_version(info: VersionInfo) -> bytes:
     """Return the text of a version's metadata file."""
-    return _dump(
-        {
-            "model_id": info.model_id,
-            "version_number": info.number,
-            "creation_timestamp": _Timestamp(format_timestamp(info.created_ns)),
-            "data_hash": info.data_hash,
-            "data_size": info.data_size_bytes,
-            "user_data": _quote(info.user_data),
-        }
-    )
+    fields: dict[str, object] = {
+        "model_id": info.model_id,
+        "version_number": info.number,
+        "creation_timestamp": _Timestamp(format_timestamp(info.created_ns)),
+        "data_hash": info.data_hash,
+        "data_size": info.data_size_bytes,
+        "user_data": _quote(info.user_data),
+    }
+    if info.signature is not None:
+        fields["signature"] = str(info.signature)
+    return _dump(fields)
 
 
 def parse_version(text: bytes, model_id: str, number: int) -> VersionInfo:
@@ -170,6 +174,7 @@ def parse_version(text: bytes, model_id: str, number: int) -> VersionInfo:
         data_hash=data_hash,
         data_size_bytes=_whole_number(fields, "data_size"),
         user_data=_user_data(fields),
+        signature=_signature(fields),
     )
 
 
@@ -263,6 +268,9 @@ _Fields = dict[str, str | dict[str, str]]
 
 _KNOWN_FIELDS = {"model_id", "version_number", "transient", "creation_timestamp", "data_hash", "data_size", "user_data"}
 
+_OPTIONAL_TEXTS = {"signature"}
+"""Fields of ours that count only where they are texts: to other programs they may mean something else."""
+
 _DEPTH_MAX = 64
 """How deep an unknown field may nest."""
 
@@ -273,7 +281,9 @@ def _load(text: bytes) -> _Fields:
     try:
         events = _events(text)
         for name, value in _items(events):
-            if name not in _KNOWN_FIELDS:
+            if name in _OPTIONAL_TEXTS and isinstance(value, yaml.ScalarEvent):
+                fields[name] = _text(value)
+            elif name not in _KNOWN_FIELDS:
                 _skip(value, events)
             elif isinstance(value, yaml.MappingStartEvent):
                 fields[name] = {inner: _text(inner_value) for inner, inner_value in _items(events)}
@@ -348,6 +358,11 @@ def _timestamp(fields: _Fields) -> int:
         return parse_timestamp(_scalar(fields, "creation_timestamp"))
     except ValueError:
         raise BadMetadata("its creation_timestamp is not a time") from None
+
+
+def _signature(fields: _Fields) -> Signature | None:
+    """Return the signature, if there is one."""
+    return parse_signature(_scalar(fields, "signature")) if "signature" in fields else None
 
 
 def _user_data(fields: _Fields) -> dict[str, str]:

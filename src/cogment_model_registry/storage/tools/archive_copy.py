@@ -119,7 +119,7 @@ async def _copy_version(
     other: VersionInfo | DataLossError | None,
     copied: Copied,
 ) -> None:
-    if other == info:
+    if isinstance(other, VersionInfo) and other == info and other.signature == info.signature:
         copied.unchanged += 1
         return
     if isinstance(other, VersionInfo):

@@ -188,6 +188,7 @@ def summary(annotations: export_format.Annotations | None) -> str:
     annotated = sum(bool(each.annotations.tags or each.annotations.metrics) for each in notes.versions.values())
     parts = [
         counted(len(notes.model.retention), "rule") if notes.model.retention else "",
+        counted(len(notes.model.signers), "signer") if notes.model.signers else "",
         counted(len(notes.aliases), "alias", "aliases") if notes.aliases else "",
         f"tags and metrics of {counted(annotated, 'version')}" if annotated else "",
     ]

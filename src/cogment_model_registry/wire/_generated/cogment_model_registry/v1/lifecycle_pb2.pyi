@@ -19,7 +19,7 @@ class VersionRef(_message.Message):
     def __init__(self, model_id: _Optional[str] = ..., version_number: _Optional[int] = ..., alias: _Optional[str] = ...) -> None: ...
 
 class Version(_message.Message):
-    __slots__ = ("version_info", "tags", "metrics", "aliases", "revision")
+    __slots__ = ("version_info", "tags", "metrics", "aliases", "revision", "signature")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -39,12 +39,22 @@ class Version(_message.Message):
     METRICS_FIELD_NUMBER: _ClassVar[int]
     ALIASES_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     version_info: _model_registry_pb2.ModelVersionInfo
     tags: _containers.ScalarMap[str, str]
     metrics: _containers.ScalarMap[str, float]
     aliases: _containers.RepeatedScalarFieldContainer[str]
     revision: int
-    def __init__(self, version_info: _Optional[_Union[_model_registry_pb2.ModelVersionInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., aliases: _Optional[_Iterable[str]] = ..., revision: _Optional[int] = ...) -> None: ...
+    signature: Signature
+    def __init__(self, version_info: _Optional[_Union[_model_registry_pb2.ModelVersionInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., aliases: _Optional[_Iterable[str]] = ..., revision: _Optional[int] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
+
+class Signature(_message.Message):
+    __slots__ = ("key_id", "value")
+    KEY_ID_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    key_id: bytes
+    value: bytes
+    def __init__(self, key_id: _Optional[bytes] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class Alias(_message.Message):
     __slots__ = ("alias", "version_number", "revision", "set_timestamp")
@@ -99,7 +109,7 @@ class TransientShare(_message.Message):
     def __init__(self, max_items: _Optional[int] = ..., max_bytes: _Optional[int] = ..., reserved_items: _Optional[int] = ..., reserved_bytes: _Optional[int] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("model_info", "tags", "aliases", "retention", "revision", "latest_version_number", "versions", "archived_bytes", "transient_share")
+    __slots__ = ("model_info", "tags", "aliases", "retention", "revision", "latest_version_number", "versions", "archived_bytes", "transient_share", "signers")
     class TagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -116,6 +126,7 @@ class Model(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     ARCHIVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSIENT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SIGNERS_FIELD_NUMBER: _ClassVar[int]
     model_info: _model_registry_pb2.ModelInfo
     tags: _containers.ScalarMap[str, str]
     aliases: _containers.RepeatedCompositeFieldContainer[Alias]
@@ -125,12 +136,13 @@ class Model(_message.Message):
     versions: int
     archived_bytes: int
     transient_share: TransientShare
-    def __init__(self, model_info: _Optional[_Union[_model_registry_pb2.ModelInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., retention: _Optional[_Iterable[_Union[RetentionRule, _Mapping]]] = ..., revision: _Optional[int] = ..., latest_version_number: _Optional[int] = ..., versions: _Optional[int] = ..., archived_bytes: _Optional[int] = ..., transient_share: _Optional[_Union[TransientShare, _Mapping]] = ...) -> None: ...
+    signers: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, model_info: _Optional[_Union[_model_registry_pb2.ModelInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., aliases: _Optional[_Iterable[_Union[Alias, _Mapping]]] = ..., retention: _Optional[_Iterable[_Union[RetentionRule, _Mapping]]] = ..., revision: _Optional[int] = ..., latest_version_number: _Optional[int] = ..., versions: _Optional[int] = ..., archived_bytes: _Optional[int] = ..., transient_share: _Optional[_Union[TransientShare, _Mapping]] = ..., signers: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class UploadVersionRequest(_message.Message):
     __slots__ = ("header", "data_chunk")
     class Header(_message.Message):
-        __slots__ = ("version_info", "tags", "metrics", "aliases", "request_id", "create_model")
+        __slots__ = ("version_info", "tags", "metrics", "aliases", "request_id", "create_model", "signature")
         class TagsEntry(_message.Message):
             __slots__ = ("key", "value")
             KEY_FIELD_NUMBER: _ClassVar[int]
@@ -151,13 +163,15 @@ class UploadVersionRequest(_message.Message):
         ALIASES_FIELD_NUMBER: _ClassVar[int]
         REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
         CREATE_MODEL_FIELD_NUMBER: _ClassVar[int]
+        SIGNATURE_FIELD_NUMBER: _ClassVar[int]
         version_info: _model_registry_pb2.ModelVersionInfo
         tags: _containers.ScalarMap[str, str]
         metrics: _containers.ScalarMap[str, float]
         aliases: _containers.RepeatedScalarFieldContainer[str]
         request_id: str
         create_model: bool
-        def __init__(self, version_info: _Optional[_Union[_model_registry_pb2.ModelVersionInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., aliases: _Optional[_Iterable[str]] = ..., request_id: _Optional[str] = ..., create_model: _Optional[bool] = ...) -> None: ...
+        signature: Signature
+        def __init__(self, version_info: _Optional[_Union[_model_registry_pb2.ModelVersionInfo, _Mapping]] = ..., tags: _Optional[_Mapping[str, str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., aliases: _Optional[_Iterable[str]] = ..., request_id: _Optional[str] = ..., create_model: _Optional[bool] = ..., signature: _Optional[_Union[Signature, _Mapping]] = ...) -> None: ...
     HEADER_FIELD_NUMBER: _ClassVar[int]
     DATA_CHUNK_FIELD_NUMBER: _ClassVar[int]
     header: UploadVersionRequest.Header
@@ -312,12 +326,17 @@ class ListModelsReply(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
 
 class UpdateModelRequest(_message.Message):
-    __slots__ = ("model_id", "set_tags", "remove_tags", "retention", "expected_revision", "transient_share")
+    __slots__ = ("model_id", "set_tags", "remove_tags", "retention", "expected_revision", "transient_share", "signers")
     class Retention(_message.Message):
         __slots__ = ("rules",)
         RULES_FIELD_NUMBER: _ClassVar[int]
         rules: _containers.RepeatedCompositeFieldContainer[RetentionRule]
         def __init__(self, rules: _Optional[_Iterable[_Union[RetentionRule, _Mapping]]] = ...) -> None: ...
+    class Signers(_message.Message):
+        __slots__ = ("public_keys",)
+        PUBLIC_KEYS_FIELD_NUMBER: _ClassVar[int]
+        public_keys: _containers.RepeatedScalarFieldContainer[bytes]
+        def __init__(self, public_keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
     class SetTagsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -331,13 +350,15 @@ class UpdateModelRequest(_message.Message):
     RETENTION_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_REVISION_FIELD_NUMBER: _ClassVar[int]
     TRANSIENT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    SIGNERS_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     set_tags: _containers.ScalarMap[str, str]
     remove_tags: _containers.RepeatedScalarFieldContainer[str]
     retention: UpdateModelRequest.Retention
     expected_revision: int
     transient_share: TransientShare
-    def __init__(self, model_id: _Optional[str] = ..., set_tags: _Optional[_Mapping[str, str]] = ..., remove_tags: _Optional[_Iterable[str]] = ..., retention: _Optional[_Union[UpdateModelRequest.Retention, _Mapping]] = ..., expected_revision: _Optional[int] = ..., transient_share: _Optional[_Union[TransientShare, _Mapping]] = ...) -> None: ...
+    signers: UpdateModelRequest.Signers
+    def __init__(self, model_id: _Optional[str] = ..., set_tags: _Optional[_Mapping[str, str]] = ..., remove_tags: _Optional[_Iterable[str]] = ..., retention: _Optional[_Union[UpdateModelRequest.Retention, _Mapping]] = ..., expected_revision: _Optional[int] = ..., transient_share: _Optional[_Union[TransientShare, _Mapping]] = ..., signers: _Optional[_Union[UpdateModelRequest.Signers, _Mapping]] = ...) -> None: ...
 
 class ApplyRetentionRequest(_message.Message):
     __slots__ = ("model_id", "validate_only", "retention")
