@@ -21,7 +21,7 @@ _HASH_THREADS = 4
 _SENDING_BYTES = 32 * 1024 * 1024
 _COLLECTED_BYTES = 64 * 1024 * 1024
 _AHEAD_BYTES = 64 * 1024 * 1024
-_READER_AHEAD_BYTES = 20 * 1024 * 1024
+_READER_AHEAD_BYTES = 12 * 1024 * 1024
 _RECORDS_BYTES = 16 * 1024 * 1024
 _RECORD_BYTES = 1000
 """What a record takes in memory without its user_data and its parts."""

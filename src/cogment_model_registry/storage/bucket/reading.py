@@ -20,7 +20,7 @@ from cogment_model_registry.storage.bucket.layout import Record
 from cogment_model_registry.storage.bucket.translation import ObjectMissing
 from cogment_model_registry.system.tasks import run_to_end
 
-_BLOCK_BYTES = 8 * 1024 * 1024
+_BLOCK_BYTES = 4 * 1024 * 1024
 """The largest range that is read at once."""
 
 _LEAST_BLOCK_BYTES = 64 * 1024
@@ -74,7 +74,7 @@ class BucketReader(Reader):
             return
         self._ahead_bytes = self._home.take_ahead(end - offset - buffer_bytes)
         buffer_bytes += self._ahead_bytes
-        block_bytes = max_bytes * max(min(_BLOCK_BYTES, max(buffer_bytes // 3, _LEAST_BLOCK_BYTES)) // max_bytes, 1)
+        block_bytes = max_bytes * max(min(_BLOCK_BYTES, max(buffer_bytes // 4, _LEAST_BLOCK_BYTES)) // max_bytes, 1)
         at_once = min(max(buffer_bytes // block_bytes, 2), _AT_ONCE)
         blocks = [(start, min(start + block_bytes, end)) for start in range(offset, end, block_bytes)]
         blocks.reverse()
