@@ -63,9 +63,7 @@ async def refuse(call: Call, seconds: float, status: grpc.StatusCode = grpc.Stat
 
 
 @FLAVOURS
-async def test_calls_of_every_kind_wait_as_long_as_they_were_told_and_are_done_once(
-    tmp_path: Path, flavour: str
-) -> None:
+async def test_calls_of_every_kind_wait_as_long_as_asked_and_are_done_once(tmp_path: Path, flavour: str) -> None:
     async with limited(tmp_path, caller_calls_per_second=10) as server, opened(flavour, server.port) as registry:
         for number in range(1, 9):
             assert (await registry.publish("m", f"version {number}".encode())).number == number
@@ -76,7 +74,7 @@ async def test_calls_of_every_kind_wait_as_long_as_they_were_told_and_are_done_o
 
 
 @FLAVOURS
-async def test_a_call_is_not_made_again_before_it_was_told(flavour: str) -> None:
+async def test_a_call_is_not_repeated_before_the_time_that_the_server_named(flavour: str) -> None:
     times: list[float] = []
 
     async def retrieve_models(call: Call) -> None:
@@ -158,7 +156,9 @@ async def test_a_tracker_gets_its_value_when_the_server_lets_it(tmp_path: Path, 
 
 
 @FLAVOURS
-async def test_who_has_no_time_to_wait_is_told_how_long_it_would_be(tmp_path: Path, clock: Clock, flavour: str) -> None:
+async def test_a_caller_without_time_to_wait_learns_how_long_it_would_be(
+    tmp_path: Path, clock: Clock, flavour: str
+) -> None:
     async with limited(tmp_path, caller_calls_per_second=0.01) as server, opened(flavour, server.port) as registry:
         await registry.list_models()
         with pytest.raises(
@@ -258,7 +258,7 @@ def test_times_survive_the_wire() -> None:
     assert pushback(errors.TooLargeError("m")) == ()
 
 
-def test_callers_that_were_told_the_same_come_back_later_at_different_times() -> None:
+def test_callers_with_the_same_pushback_come_back_at_different_times() -> None:
     error = errors.LimitedError("m", retry_after_seconds=8.0)
     found = {deadlines.Backoff().next_seconds(error) for _ in range(100)}
     assert len(found) > 1

@@ -412,7 +412,7 @@ async def telling_names(certificates: Certificates | None) -> AsyncIterator[int]
         await server.stop(0)
 
 
-async def names_told(channel: Any) -> list[str]:
+async def names_reported(channel: Any) -> list[str]:
     names: list[str] = json.loads(await channel.unary_unary("/test/Names")(b"", timeout=PATIENCE_SECONDS))
     return names
 
@@ -422,7 +422,7 @@ async def test_a_call_tells_the_names_of_the_client_certificate(
 ) -> None:
     certificates = Certificates(settings_with(shown, tls_client_ca=str(authority.certificate)))
     async with telling_names(certificates) as port, connected_over_tls(port, authority, actor) as client:
-        assert await names_told(client.channel) == ["actor", "spiffe://example.org/actor", "actor-7"]
+        assert await names_reported(client.channel) == ["actor", "spiffe://example.org/actor", "actor-7"]
 
 
 async def test_a_call_without_a_verified_certificate_has_no_names(
@@ -430,9 +430,9 @@ async def test_a_call_without_a_verified_certificate_has_no_names(
 ) -> None:
     certificates = Certificates(settings_with(shown))
     async with telling_names(certificates) as port, connected_over_tls(port, authority, actor) as client:
-        assert await names_told(client.channel) == []
+        assert await names_reported(client.channel) == []
     async with telling_names(None) as port, grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        assert await names_told(channel) == []
+        assert await names_reported(channel) == []
 
 
 def answer(port: int | None, path: str, authority: Authority, client: Issued | None = None) -> tuple[int, str]:

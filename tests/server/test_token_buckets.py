@@ -30,7 +30,7 @@ def test_within_any_time_at_most_a_burst_and_the_rate_is_taken(
 
 
 @given(RATES, st.floats(1, 1e9), STEPS)
-def test_who_waits_as_long_as_it_is_told_gets_what_it_wants(
+def test_a_caller_that_waits_as_long_as_asked_gets_what_it_wants(
     rate: float, capacity: float, steps: list[tuple[float, float]]
 ) -> None:
     bucket, now = TokenBucket(rate, capacity, 0.0), 0.0

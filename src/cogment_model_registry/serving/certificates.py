@@ -88,7 +88,7 @@ class Certificates:
         self._client_ca = PemFile("tls_client_ca", settings.tls_client_ca)
         self._judged = self._doubtful = self._state()
         self._asked = asyncio.Event()
-        self._expiry_told: _Loaded | None = None
+        self._expiry_reported: _Loaded | None = None
         self._notice_told_at: float | None = None
         try:
             self._loaded = self._read()
@@ -202,8 +202,8 @@ class Certificates:
         """Warn once of a certificate that has expired, and daily of one that is about to."""
         loaded, now = self._loaded, self._now()
         if loaded.expires_at <= now:
-            if self._expiry_told is not loaded:
-                self._expiry_told = loaded
+            if self._expiry_reported is not loaded:
+                self._expiry_reported = loaded
                 _log.warning(
                     "certificate has expired: clients refuse it; renew it",
                     certificate=self._certificate.path,
