@@ -115,12 +115,15 @@ def test_the_package_has_its_public_names_and_only_those() -> None:
     lifecycle = ["Alias", "Consumer", "Decision", "Gap", "ModelSummary", "RetentionReport", "RetentionRule"]
     classes = [
         *lifecycle,
+        "HistoryEntry",
         "Latest",
         "ModelInfo",
         "ModelRegistry",
         "Progress",
+        "PublicKey",
         "Saved",
         "SealedMemory",
+        "Signature",
         "TransientShare",
         "Version",
         "VersionInfo",
