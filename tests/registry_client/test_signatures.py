@@ -24,7 +24,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import lifecycle, messages
 from cogment_model_registry.wire import watching as wire_watching
 from tests.registry_client.conftest import opened
-from tests.registry_client.scripted import Call, created, has_model, infos, scripted
+from tests.registry_client.scripted import Call, created, has_model, infos, scripted, silence
 from tests.registry_client.test_resumed_downloads import Interruption, after
 from tests.signing import KeyPair
 from tests.waiting import until
@@ -328,7 +328,7 @@ async def test_a_tracker_verifies_what_comes_with_the_news(flavour: str) -> None
         reply = wire_watching.WatchReply(resume_token="t", version_data=SMALL)
         reply.version.CopyFrom(record(SMALL, SIGNER.sign_data(SMALL, "other"), model_id="other"))
         await call.send(reply)
-        await call.receive_all()
+        await silence(call)
 
     async def version(call: Call) -> None:
         await call.send(messages.version_reply({}))
