@@ -21,6 +21,7 @@ from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.pushback import PUSHBACK_KEY, pushback, retry_after_seconds
 from tests.client import connected
+from tests.clock import Clock, stopped_clock
 from tests.processes import run_cogment
 from tests.registry_client.conftest import opened
 from tests.registry_client.scripted import Call, scripted
@@ -29,21 +30,9 @@ from tests.waiting import until
 FLAVOURS = pytest.mark.parametrize("flavour", ["blocking", "asyncio"])
 
 
-class Clock:
-    """The clock of the limits of a server in this process; it stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("cogment_model_registry.serving.caller_limits.monotonic", clock)
-    return clock
+    return stopped_clock(monkeypatch)
 
 
 @asynccontextmanager

@@ -25,6 +25,7 @@ from cogment_model_registry.wire import local
 from cogment_model_registry.wire import messages as m
 from cogment_model_registry.wire.pushback import PUSHBACK_KEY
 from tests.client import SERVICE, Client, body, connected, header, metrics_text, upload
+from tests.clock import Clock, stopped_clock
 from tests.followers import Follower
 from tests.server.test_local_socket import DATA, Local, content
 from tests.waiting import PATIENCE_SECONDS, eventually
@@ -33,21 +34,9 @@ LIMITED = grpc.StatusCode.RESOURCE_EXHAUSTED
 NAMES = ("greedy", "modest")
 
 
-class Clock:
-    """The clock of the limits of a server in this process; it stands still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr("cogment_model_registry.serving.caller_limits.monotonic", clock)
-    return clock
+    return stopped_clock(monkeypatch)
 
 
 @asynccontextmanager

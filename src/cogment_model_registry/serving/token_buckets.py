@@ -7,7 +7,7 @@ _NOTHING_SECONDS = 1e-6
 class TokenBucket:
     """A bucket that fills at a steady rate, and from which is taken.
 
-    Within any time, at most its capacity and what flows in meanwhile is taken by those who take no more than there is.
+    Within any time, those who take no more than its level take at most its capacity and what flows in during that time.
     Whoever takes more leaves a debt, which is paid first.
 
     Args:

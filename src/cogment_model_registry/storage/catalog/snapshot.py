@@ -120,7 +120,7 @@ def _copy_by_sqlite(path: str, target: str) -> None:
 
 
 def _copy_files(path: str, target: str) -> bool:
-    """Copy the files of a database; return whether none of them changed meanwhile."""
+    """Copy the files of a database; return whether none of them changed in that time."""
     before = _statuses(path)
     for ending in ("", *_LOGS):
         with contextlib.suppress(FileNotFoundError):
