@@ -59,7 +59,7 @@ async def publish_annotated(
     request: UploadRequest | None = None,
 ) -> VersionInfo:
     """Make a version with annotations visible, and return it."""
-    async with catalog.publishing(await catalog.find(model_id)) as slot:
+    async with catalog.publishing(await catalog.find(model_id), archived=archived) as slot:
         info = describe(model_id, slot.number, b"data", archived)
         if annotations is not None:
             await slot.annotate(info, annotations, request)
@@ -568,7 +568,7 @@ class CatalogSuite(ABC):
 
     @pytest.mark.parametrize("archived", [False, True])
     async def test_a_signature_is_described_listed_and_searched(self, catalog: Catalog, archived: bool) -> None:
-        async with catalog.publishing(await catalog.find("m")) as slot:
+        async with catalog.publishing(await catalog.find("m"), archived=archived) as slot:
             info = replace(describe("m", slot.number, b"data", archived), signature=SIGNATURE)
             await slot.annotate(info, Annotations({"a": "1"}))
             slot.show(info)
@@ -667,7 +667,7 @@ class CatalogSuite(ABC):
         request = UploadRequest("id", "digest", ("best",))
 
         async def fail() -> None:
-            async with catalog.publishing(await catalog.find("m")) as slot:
+            async with catalog.publishing(await catalog.find("m"), archived=True) as slot:
                 await slot.annotate(describe("m", slot.number, b"data", True), Annotations(), request)
                 raise UnavailableError("for the test")
 
