@@ -37,8 +37,9 @@ from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.model_lifecycle import ModelLifecycleService
 from cogment_model_registry.server.model_registry import ModelRegistryService
 from cogment_model_registry.server.monitoring import MonitoringServer
-from cogment_model_registry.server.registration import Registration, State
+from cogment_model_registry.server.registration import Registration, State, peer_endpoint
 from cogment_model_registry.server.retention import RetentionWork
+from cogment_model_registry.server.sharing import Sharing
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
@@ -146,6 +147,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         )
         consumers = _consumers(settings, registry, backends, rules)
         stack.enter_context(consumers.listening(log_change))
+        sharing = Sharing(backends.shared, models, consumers) if backends.shared else None
         uploads = RepeatableUploads(registry, catalog, archive, transient)
         lifecycle = ModelLifecycleService(
             rules,
@@ -178,6 +180,8 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics.watch_consumers(consumers)
         metrics_port = _monitor(stack, settings, metrics, health, certificates)
         await grpc_server.start()
+        if sharing is not None:
+            await stack.enter_async_context(sharing.joined(peer_endpoint(settings, port)))
         if local_socket is not None:
             local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, guard, limits))
 
@@ -189,7 +193,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
                 _release_memory(transfers, transient),
                 consumers.run(),
                 identities.run(),
-                *_retaining(settings, retention, audit),
+                *_retaining(settings, retention, audit, sharing),
             )
         ]
         registering = asyncio.create_task(registration.run()) if registration else None
@@ -263,13 +267,13 @@ async def _access(
 
 
 def _retaining(
-    settings: Settings, retention: RetentionWork, audit: AuditLog | None
+    settings: Settings, retention: RetentionWork, audit: AuditLog | None, sharing: Sharing | None
 ) -> list[Coroutine[object, object, None]]:
-    """Return the work that applies the rules of retention, if it is asked for."""
+    """Return the work that applies the rules of retention, if it is asked for; of several servers, one does it."""
 
     async def retain() -> None:
         with recording(_journal(audit, "retention")):
-            await retention.run(settings.retention_seconds)
+            await retention.run(settings.retention_seconds, sharing.is_leader if sharing else lambda: True)
 
     return [retain()] if settings.retention_seconds and not settings.read_only else []
 
@@ -299,6 +303,7 @@ def _consumers(settings: Settings, registry: Registry, backends: Backends, rules
         holds=rules.holds,
         consumers_max=settings.consumers_max,
         held_max_bytes=settings.consumers_held_max_bytes,
+        find_elsewhere=backends.shared.find_consumers if backends.shared else None,
     )
 
 
