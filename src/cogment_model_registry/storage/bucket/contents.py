@@ -13,8 +13,8 @@ import structlog
 
 from cogment_model_registry.errors import DataLossError
 from cogment_model_registry.storage.bucket import layout
-from cogment_model_registry.storage.bucket.holdings import HeldModel, Holdings
-from cogment_model_registry.storage.bucket.layout import Hint
+from cogment_model_registry.storage.bucket.holdings import Holdings
+from cogment_model_registry.storage.bucket.layout import Hint, ModelRecord
 from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.storage.folder import FolderContents, FolderStamp, KnownFolder
 
@@ -79,13 +79,13 @@ def _take_mark(listing: Listing, name: str) -> None:
         listing.marks[life] = max(number, listing.marks.get(life, 0))
 
 
-async def load_models(objects: Objects) -> tuple[dict[str, HeldModel], list[str]]:
+async def load_models(objects: Objects) -> tuple[dict[str, ModelRecord], list[str]]:
     """Return the models by id, and the names of objects of models that are malformed.
 
     Raises:
         UnavailableError: The store failed.
     """
-    models: dict[str, HeldModel] = {}
+    models: dict[str, ModelRecord] = {}
     malformed: list[str] = []
     turns = asyncio.Semaphore(READS_AT_ONCE)
 
@@ -95,12 +95,13 @@ async def load_models(objects: Objects) -> tuple[dict[str, HeldModel], list[str]
         if text is None:
             return
         try:
-            info, life = layout.parse_model(text, name)
+            model = layout.parse_model(text, name)
         except layout.BadObject as error:
             _log.error("model not loaded: its object is malformed", name=name, reason=str(error))
             malformed.append(name)
         else:
-            models[info.model_id] = HeldModel(info, life)
+            if not model.is_ended:
+                models[model.info.model_id] = model
 
     names = [name for name in await objects.all_names(layout.MODELS) if name.endswith(".json")]
     for start in range(0, len(names), READS_AT_ONCE * 8):
@@ -108,7 +109,7 @@ async def load_models(objects: Objects) -> tuple[dict[str, HeldModel], list[str]
     return models, malformed
 
 
-async def contents_of(home: Holdings, model: HeldModel, listing: Listing, known: KnownFolder) -> FolderContents:
+async def contents_of(home: Holdings, model: ModelRecord, listing: Listing, known: KnownFolder) -> FolderContents:
     """Return what a model has.
 
     Args:
@@ -151,7 +152,7 @@ def _state_of(numbers: Sequence[int]) -> int:
 
 
 async def _sizes_of(
-    home: Holdings, model: HeldModel, numbers: set[int], hints: Mapping[int, Hint]
+    home: Holdings, model: ModelRecord, numbers: set[int], hints: Mapping[int, Hint]
 ) -> tuple[dict[int, int], dict[int, str]]:
     """Return the sizes of versions by number, and what is wrong with others; void numbers are in neither."""
     sizes_bytes: dict[int, int] = {}
