@@ -1,6 +1,7 @@
 """The archive in a bucket when the store fails: nothing is torn, and nothing acknowledged is lost."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -103,6 +104,45 @@ async def test_a_crash_in_doubt_leaves_the_version_whole_or_not_at_all(is_there:
             assert await read(again, info) == b"data"
         await again.swept()
         assert len(await objects_of(again).all_names(layout.DATA)) == is_there
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("writes", range(4))
+async def test_a_crash_while_a_version_is_settled_leaves_it_whole_or_not_at_all(is_there: bool, writes: int) -> None:
+    store = MemoryStore()
+    objects = FaultyObjects(store)
+    info = describe("m", 1, b"data", True)
+    archive = BucketArchive(objects)
+    await archive.open()
+    await archive.write_model(ModelInfo("m"))
+    is_first = once(is_record)
+    done: list[str] = []
+
+    def begins(operation: str, name: str) -> bool:
+        """Return whether this is the write of the record, which fails, and from which on writes count."""
+        if not is_first(operation, name):
+            return False
+        done.append("record")
+        return True
+
+    def is_down(operation: str, name: str) -> bool:
+        """Return whether so many writes were done since."""
+        if done and operation != "get":
+            done.append(name)
+        return len(done) > 1 + writes
+
+    objects.refused = lambda operation, name: (not is_there and begins(operation, name)) or is_down(operation, name)
+    objects.unanswered = lambda operation, name: is_there and begins(operation, name)
+    with contextlib.suppress(UnavailableError):
+        await keep(archive, info, b"data")
+    objects.refused = lambda _operation, _name: True
+    await archive.close()
+    async with opened(Objects(store, "test://bucket"), lease_seconds=0.5) as again:
+        [contents] = await again.scan()
+        await again.swept()
+        assert (list(contents.version_numbers), contents.damaged) == ([1] if is_there else [], {})
+        if is_there:
+            assert await read(again, info) == b"data"
 
 
 def objects_of(archive: BucketArchive) -> Objects:

@@ -96,6 +96,8 @@ class Commitment:
         """
         objects, number = self._home.objects, record.info.number
         name = layout.version_name(self._life, number)
+        # First: with this hint, a start reads the record, whatever the hint of the version says that may be there too.
+        await objects.put(layout.hint_name(self._life, number, None), b"")
         try:
             await objects.create(name, layout.build_void())
         except ObjectExists:
@@ -106,8 +108,6 @@ class Commitment:
                 found = layout.parse_record(text, record.info.model_id, number)
                 if found is not None and found.key == record.key:
                     return _Outcome.COMMITTED
-            return _Outcome.VOID
-        await objects.put(layout.hint_name(self._life, number, None), b"")
         return _Outcome.VOID
 
     def _doubt(self, record: Record) -> None:
@@ -131,9 +131,9 @@ async def make_void(home: Holdings, life: str, number: int) -> None:
     Raises:
         UnavailableError: The store failed.
     """
+    await home.objects.put(layout.hint_name(life, number, None), b"")
     await home.objects.put(layout.version_name(life, number), layout.build_void())
     home.forget_record(life, number)
-    await home.objects.put(layout.hint_name(life, number, None), b"")
 
 
 def _unconfirmed() -> UnavailableError:

@@ -1,7 +1,8 @@
 """What a listing of a bucket shows of models and versions.
 
 Hints say in their names what records say in their text, so a start reads the record of a version only where its hint is
-missing. The records that it read are kept until somebody asks for them.
+missing, or where there is one of a void number too: then the record is void, or was about to be. The records that it
+read are kept until somebody asks for them.
 """
 
 import asyncio
@@ -162,9 +163,9 @@ async def _sizes_of(
         hint = hints.get(number)
         if (model.life, number) in home.doubts:
             continue
-        if hint is None or hint.size_bytes < 0:
+        if hint is None or not hint.key:
             unknown.append(number)
-        elif hint.key:
+        else:
             sizes_bytes[number] = hint.size_bytes
     for start in range(0, len(unknown), READS_AT_ONCE):
         batch = unknown[start : start + READS_AT_ONCE]

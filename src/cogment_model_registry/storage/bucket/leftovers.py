@@ -109,7 +109,7 @@ async def _keys_of(home: Holdings, life: str, model_id: str, listing: Listing) -
     hints = listing.hints.get(life, {})
     for number in listing.versions.get(life, ()):
         hint = hints.get(number)
-        if hint is None or hint.size_bytes < 0:
+        if hint is None or not hint.key:
             try:
                 record = await home.read_record(model_id, life, number)
             except DataLossError:
