@@ -179,9 +179,9 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
         metrics.watch_consumers(consumers)
         metrics_port = _monitor(stack, settings, metrics, health, certificates)
-        await grpc_server.start()
         if sharing is not None:
             await stack.enter_async_context(sharing.joined(peer_endpoint(settings, port)))
+        await grpc_server.start()
         if local_socket is not None:
             local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, guard, limits))
 
