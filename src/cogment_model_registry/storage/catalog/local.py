@@ -56,11 +56,11 @@ from cogment_model_registry.registry.contracts import (
 )
 from cogment_model_registry.registry.filters import ARCHIVED, Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
-from cogment_model_registry.storage.feed import Feed, History, NewsMemo
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Appearances, Model
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
 from cogment_model_registry.storage.catalog.requests import Entry, RequestLog
+from cogment_model_registry.storage.feed import Feed, History, NewsMemo
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)

@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 
@@ -61,7 +61,7 @@ class Change:
         await self._execute(f"BEGIN; SELECT pg_advisory_xact_lock({self._key}); {lease}", "lock")
         self._keep_alive()
 
-    async def fetch(self, name: str, query: str, *values: object) -> list[Record]:
+    async def fetch(self, name: str, query: str, *values: object) -> Sequence[Record]:
         """Return the rows of a statement."""
         start = time.perf_counter()
         async with self._turn:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
@@ -42,7 +42,7 @@ Observe = Callable[[str, float], object]
 """Called with the name of a query and the seconds that it took."""
 
 
-class _PooledConnection(asyncpg.Connection[asyncpg.Record]):
+class _PooledConnection(asyncpg.Connection):  # type: ignore[misc] # which has no types
     """A connection that is not reset before it goes back to its pool.
 
     That would be one more trip, for what this package does not leave behind: cursors, listeners and session settings.
@@ -79,7 +79,7 @@ class Connections:
         self._url = url
         self._observe = observe
         self._sizes = {"change": changes, "read": reads}
-        self._pools: dict[str, asyncpg.Pool[asyncpg.Record]] = {}
+        self._pools: dict[str, asyncpg.Pool] = {}
         self._away_until = 0.0
         self.is_away = False
 
@@ -124,9 +124,10 @@ class Connections:
     def _options(self) -> dict[str, object]:
         return {"timeout": _CONNECT_SECONDS, "command_timeout": _ANSWER_SECONDS, "server_settings": SETTINGS}
 
-    async def connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def connect(self) -> Connection:
         """Return a connection that belongs to no pool, for the caller to close."""
-        return await asyncpg.connect(self._url, **self._options)
+        connection: Connection = await asyncpg.connect(self._url, **self._options)
+        return connection
 
     async def close(self) -> None:
         """Close all connections; those in use are broken off after some seconds. Closing twice does nothing."""
@@ -151,7 +152,7 @@ class Connections:
             raise CatalogAwayError("the catalog is not available: its database does not answer")
         self._away_until = time.monotonic() + _AGAIN_SECONDS  # of others, while this one tries
         try:
-            connection = await pool.acquire()
+            connection: Connection = await pool.acquire()
         except (asyncpg.PostgresError, *LOST) as error:
             if isinstance(meaning(error), CatalogAwayError):
                 self.note_away(error)
@@ -187,7 +188,7 @@ class Connections:
         finally:
             await self.release("read", connection)
 
-    async def fetch(self, name: str, query: str, *values: object) -> list[Record]:
+    async def fetch(self, name: str, query: str, *values: object) -> Sequence[Record]:
         """Return the rows of a query that changes nothing.
 
         Args:

@@ -33,13 +33,14 @@ class Grants:
         """
         query = "SELECT name, kind, identity, scopes, created, expires FROM grants ORDER BY name"
         grants = []
-        for name, kind, identity, scopes, created, expires in await self._connections.fetch("read_grants", query):
+        for row in await self._connections.fetch("read_grants", query):
             try:
-                parsed = parse_scopes(scopes.split(_BETWEEN))
+                scopes = parse_scopes(row["scopes"].split(_BETWEEN))
             except InvalidError:
                 continue
-            expires_ns = None if expires is None else expires + _TIME_OFFSET
-            grants.append(Grant(name, kind, identity, parsed, created + _TIME_OFFSET, expires_ns))
+            expires_ns = None if row["expires"] is None else row["expires"] + _TIME_OFFSET
+            created_ns = row["created"] + _TIME_OFFSET
+            grants.append(Grant(row["name"], row["kind"], row["identity"], scopes, created_ns, expires_ns))
         return grants
 
     async def add(self, grant: Grant) -> None:

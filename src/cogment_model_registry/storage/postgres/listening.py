@@ -8,7 +8,6 @@ messages would have said is recorded. Versions that disappeared in the meantime 
 
 import asyncio
 import contextlib
-from typing import Any
 
 import asyncpg
 import structlog
@@ -17,7 +16,7 @@ from cogment_model_registry.errors import StartError
 from cogment_model_registry.storage.postgres.core import Core
 from cogment_model_registry.storage.postgres.notes import Note, letter_of
 from cogment_model_registry.storage.postgres.schema import SCHEMA
-from cogment_model_registry.storage.postgres.translation import LOST, Record
+from cogment_model_registry.storage.postgres.translation import LOST, Connection, Record
 from cogment_model_registry.system.tasks import end
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -29,7 +28,8 @@ _AGAIN_SECONDS = 0.5
 PING = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text"
 
 CHANGED = """
-SELECT m.model_id, m.life, m.stamp >= $1::text::xid8 AS is_changed, coalesce(h.stamp >= $1::text::xid8, false) AS is_shown
+SELECT m.model_id, m.life, m.stamp >= $1::text::xid8 AS is_changed,
+    coalesce(h.stamp >= $1::text::xid8, false) AS is_shown
 FROM models m LEFT JOIN heads h USING (life) WHERE m.stamp >= $1::text::xid8 OR h.stamp >= $1::text::xid8
 """
 
@@ -72,7 +72,7 @@ class Listening:
         if task is not None:
             await end(task)
 
-    async def _connect(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _connect(self) -> Connection:
         connection = await self._core.connections.connect()
         try:
             self._lost.clear()
@@ -86,7 +86,7 @@ class Listening:
         self.is_listening = True
         return connection
 
-    async def _run(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    async def _run(self, connection: Connection) -> None:
         self._over = [self._over_now, self._over_now]
         while True:
             try:
@@ -96,7 +96,7 @@ class Listening:
                 connection.terminate()
             connection = await self._reconnect()
 
-    async def _listen(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    async def _listen(self, connection: Connection) -> None:
         """Listen until the connection is lost."""
         try:
             while True:
@@ -109,7 +109,7 @@ class Listening:
         except (asyncpg.PostgresError, *LOST) as error:
             self._core.connections.note_away(error)
 
-    async def _reconnect(self) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _reconnect(self) -> Connection:
         _log.warning("connection for notifications lost")
         while True:
             try:
@@ -130,13 +130,13 @@ class Listening:
     def _note_lost(self, _connection: object) -> None:
         self._lost.set()
 
-    def _hear(self, _connection: object, _pid: int, _channel: str, message: Any) -> None:
-        letter = letter_of(message)
+    def _hear(self, _connection: object, _pid: int, _channel: str, message: object) -> None:
+        letter = letter_of(str(message))
         if letter is not None and letter.origin != self._core.origin:
             self._core.take(letter.note)
 
-    async def _catch_up(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-        """Record what was changed while nobody listened; messages of now are heard already, and say some of it again."""
+    async def _catch_up(self, connection: Connection) -> None:
+        """Record what was changed while nobody listened. New messages arrive already, and say some of it again."""
         since = self._over[0]
         for row in await connection.fetch(ENDED, since):
             self._core.take(Note("removed", row["model_id"], row["life"]))
@@ -146,7 +146,7 @@ class Listening:
             await self._catch_up_model(connection, row)
         await self._drop_held(connection)
 
-    async def _catch_up_model(self, connection: "asyncpg.Connection[asyncpg.Record]", row: Record) -> None:
+    async def _catch_up_model(self, connection: Connection, row: Record) -> None:
         model_id, life = row["model_id"], row["life"]
         line = self._core.lines.find(model_id)
         if row["is_changed"]:
@@ -159,7 +159,7 @@ class Listening:
             if numbers:
                 self._core.take(Note("shown", model_id, life, numbers))
 
-    async def _drop_held(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    async def _drop_held(self, connection: Connection) -> None:
         """Free the versions that other servers removed or promoted; after a crash of PostgreSQL that is not known."""
         generation = await connection.fetchval("SELECT generation FROM generation")
         if generation is None or generation != self._core.generation:

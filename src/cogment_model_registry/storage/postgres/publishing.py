@@ -109,7 +109,7 @@ async def publishing(core: Core, ref: ModelRef, archived: bool) -> AsyncGenerato
             try:
                 yield slot
             except BaseException:
-                # The number is used up nevertheless. What an archive has of the version is removed with its pending row.
+                # The number is used up nevertheless. What an archive has is removed with the pending row.
                 if not archived:
                     await change.commit(durably=is_raised)
                 raise
@@ -118,9 +118,9 @@ async def publishing(core: Core, ref: ModelRef, archived: bool) -> AsyncGenerato
                     await change.fetch("end pending", pending.DELETE, key)
                 await change.commit(durably=archived or is_raised)
             elif archived:
-                await _show_archived(core, change, ref, slot, slot.info, key)
+                await _show_archived(core, change, ref, slot, slot.info, key=key)
             else:
-                await _show_transient(core, change, ref, slot, slot.info, is_raised)
+                await _show_transient(core, change, ref, slot, slot.info, is_raised=is_raised)
         finally:
             core.entered.discard(key)
 
@@ -138,7 +138,7 @@ async def _take(core: Core, change: Change, ref: ModelRef) -> tuple[_Slot, bool]
 
 
 async def _show_transient(
-    core: Core, change: Change, ref: ModelRef, slot: _Slot, info: VersionInfo, is_raised: bool
+    core: Core, change: Change, ref: ModelRef, slot: _Slot, info: VersionInfo, *, is_raised: bool
 ) -> None:
     note = Note("shown", ref.model_id, ref.life, [info.number], info=info)
     now = time_ns() - TIME_OFFSET
@@ -153,7 +153,9 @@ async def _show_transient(
     journals.record_created(info, slot.annotations if slot.is_annotated else None)
 
 
-async def _show_archived(core: Core, change: Change, ref: ModelRef, slot: _Slot, info: VersionInfo, key: int) -> None:
+async def _show_archived(
+    core: Core, change: Change, ref: ModelRef, slot: _Slot, info: VersionInfo, *, key: int
+) -> None:
     now_ns = time_ns()
     now = now_ns - TIME_OFFSET
     await change.fetch("show archived", SHOW_ARCHIVED, ref.life, *version_values(info, slot.annotations), now, key)

@@ -1,5 +1,6 @@
 """What is asked of the shared catalog: each question is one query, so that all of its answer is of one moment."""
 
+import json
 from collections.abc import Sequence
 from time import time_ns
 
@@ -104,7 +105,8 @@ SELECT m.life AS model, {_V} FROM models m LEFT JOIN LATERAL (
 """
 
 STATE = """
-SELECT changes, (SELECT coalesce(array_agg(number ORDER BY number), '{}') FROM visible v WHERE v.life = m.life) AS numbers
+SELECT changes,
+    (SELECT coalesce(array_agg(number ORDER BY number), '{}') FROM visible v WHERE v.life = m.life) AS numbers
 FROM models m WHERE life = $1
 """
 
@@ -257,7 +259,7 @@ class Reads:
         rows = await self._require(model_id, "get_aliases", ALIASES)
         return [alias_of(row) for row in rows if row["name"] is not None]
 
-    async def _require(self, model_id: str, name: str, query: str, *values: object) -> list[Record]:
+    async def _require(self, model_id: str, name: str, query: str, *values: object) -> Sequence[Record]:
         """Return the rows about a model, of which there is one at least."""
         rows = await self._connections.fetch(name, query, model_id, *values)
         if not rows:
@@ -349,14 +351,12 @@ class Reads:
     async def existing(self, model_ids: Sequence[str] | None) -> list[str]:
         """Return the models that exist, of some or of all."""
         condition, values = ("", []) if model_ids is None else (" WHERE model_id = ANY($1)", [model_ids])
-        rows = await self._connections.fetch("watch_models", f"SELECT model_id FROM models{condition}", *values)  # noqa: S608
+        rows = await self._connections.fetch("watch_models", f"SELECT model_id FROM models{condition}", *values)
         return [row["model_id"] for row in rows]
 
 
 def summary_of(row: Record) -> ModelSummary:
     """Return the summary in a row of `SUMMARIES`."""
-    import json
-
     aliases = [
         Alias(name, number, revision, set_at + TIME_OFFSET)
         for name, number, revision, set_at in json.loads(row["aliases"] or "[]")

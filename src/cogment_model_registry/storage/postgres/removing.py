@@ -39,7 +39,8 @@ DELETE FROM pending WHERE pending = $11
 REMOVE_ARCHIVED = """
 WITH unnamed AS (DELETE FROM aliases WHERE life = $1 AND number = $2 RETURNING name),
 counted AS (
-    UPDATE models SET archived_versions = archived_versions - gone.versions, archived_bytes = archived_bytes - gone.bytes,
+    UPDATE models SET archived_versions = archived_versions - gone.versions,
+        archived_bytes = archived_bytes - gone.bytes,
         stamp = CASE WHEN EXISTS (SELECT FROM unnamed) THEN pg_current_xact_id() ELSE stamp END
     FROM (SELECT count(*) AS versions, coalesce(sum(data_size), 0) AS bytes FROM versions
         WHERE life = $1 AND number = $2 AND damage = '') gone

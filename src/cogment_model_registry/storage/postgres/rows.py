@@ -89,9 +89,7 @@ def version_of(model_id: str, row: Record) -> Version:
 
 
 def version_values(info: VersionInfo, annotations: Annotations) -> tuple[object, ...]:
-    """Return the values of a new row: number, created, data_hash, data_size, signature, user_data, tags, metrics,
-    revision.
-    """
+    """Return the values of a new row, from its number to its revision, in the order of the columns."""
     return (
         info.number,
         info.created_ns - TIME_OFFSET,

@@ -167,7 +167,7 @@ MIGRATIONS = (
     );
     CREATE INDEX transient_requests_by_time ON transient_requests (finished);
     CREATE UNLOGGED TABLE generation (
-        only boolean PRIMARY KEY DEFAULT true CHECK (only),
+        singleton boolean PRIMARY KEY DEFAULT true CHECK (singleton),
         generation bigint NOT NULL
     );
     CREATE VIEW visible AS

@@ -1,7 +1,6 @@
 """Searches, as one query of the versions of both tiers: all values are parameters and never text of a query."""
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import asyncpg
@@ -67,7 +66,7 @@ class _Query:
             conditions.append(self._later(search, ordered_by))
         direction = "DESC" if search.order.is_descending else "ASC"
         return (
-            f"SELECT m.model_id, {_V}, {_ALIASES} AS aliases FROM visible v JOIN models m USING (life)"  # noqa: S608
+            f"SELECT m.model_id, {_V}, {_ALIASES} AS aliases FROM visible v JOIN models m USING (life)"
             f" WHERE {' AND '.join(conditions)}"
             f" ORDER BY {ordered_by} {direction} NULLS LAST, m.model_id {direction}, v.number {direction}"
             f" LIMIT {self._parameter(min(search.limit, _WHOLE_MAX), 'bigint')}"
@@ -127,10 +126,11 @@ class _Query:
                 return f"v.{name} ? {self._parameter(escaped(key))}"
             case Not(part):
                 return f"NOT ({self._condition(part)})"
-            case And(parts):
-                return self._joined(parts, " AND ", "true")
-            case Or(parts):
-                return self._joined(parts, " OR ", "false")
+            case And(parts) | Or(parts):
+                by, empty = (" AND ", "true") if isinstance(accepted, And) else (" OR ", "false")
+                return f"({by.join(self._condition(part) for part in parts)})" if parts else empty
 
-    def _joined(self, parts: Sequence[Filter], by: str, empty: str) -> str:
-        return f"({by.join(self._condition(part) for part in parts)})" if parts else empty
+    def _has(self, name: str, key: str) -> str:
+        if name != "aliases":
+            return f"v.{name} ? {key}"
+        return f"EXISTS (SELECT FROM aliases a WHERE a.life = v.life AND a.number = v.number AND a.name = {key})"

@@ -3,19 +3,54 @@
 https://www.postgresql.org/docs/current/errcodes-appendix.html lists the codes.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, Protocol
 
 import asyncpg
 
 from cogment_model_registry.errors import ModelRegistryError, TooLargeError, UnavailableError
 
-if TYPE_CHECKING:
-    Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
-    Record: TypeAlias = asyncpg.Record
-else:
-    Connection = Record = object
+
+class Record(Protocol):
+    """A row."""
+
+    def __getitem__(self, column: str) -> Any: ...
+
+
+class Connection(Protocol):
+    """What is used of a connection of asyncpg, which has no types."""
+
+    async def execute(self, query: str, *values: object, timeout: float | None = None) -> str:
+        """Run statements; return the word for the last one."""
+
+    async def fetch(self, query: str, *values: object, timeout: float | None = None) -> Sequence[Record]:
+        """Return the rows of a statement."""
+
+    async def fetchval(self, query: str, *values: object, timeout: float | None = None) -> Any:
+        """Return the first column of the first row; None for none."""
+
+    def transaction(self) -> AbstractAsyncContextManager[object]:
+        """Return the context manager in which a transaction is open."""
+
+    def is_in_transaction(self) -> bool:
+        """Return whether one is open."""
+
+    def is_closed(self) -> bool:
+        """Return whether the connection was lost or closed."""
+
+    def terminate(self) -> None:
+        """Break it off."""
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        """Close it."""
+
+    async def add_listener(self, channel: str, listener: Callable[[object, int, str, object], None]) -> None:
+        """Call a listener with each notification in a channel."""
+
+    def add_termination_listener(self, listener: Callable[[object], None]) -> None:
+        """Call a listener when the connection is lost or closed."""
+
 
 LOST = (
     asyncpg.PostgresConnectionError,
