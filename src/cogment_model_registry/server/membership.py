@@ -82,6 +82,7 @@ class Membership:
         self._dropping: set[asyncio.Task[None]] = set()
         self._tasks: list[asyncio.Task[None]] = []
         catalog.on_dropped(self._drop)
+        catalog.on_shown(transient.note_newest)  # its own versions are older then
 
     @property
     def is_leader(self) -> bool:

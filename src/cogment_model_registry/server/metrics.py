@@ -62,6 +62,9 @@ class Metrics:
         self._archive_seconds = self._histogram(
             "archive_operation_seconds", "Duration of operations on the archive.", ["operation"], _FILE_BUCKETS
         )
+        self._query_seconds = self._histogram(
+            "query_seconds", "Duration of queries of a catalog in PostgreSQL.", ["query"], _FILE_BUCKETS
+        )
         self._sync_seconds = self._histogram("sync_seconds", "Duration of fsync.", ["kind"], _FILE_BUCKETS)
 
         self._retention_deletions = Counter(
@@ -84,6 +87,10 @@ class Metrics:
     def observe_archive(self, operation: str, seconds: float) -> None:
         """Record a finished operation on the archive. Called from its threads."""
         self._archive_seconds.labels(operation).observe(seconds)
+
+    def observe_query(self, name: str, seconds: float) -> None:
+        """Record a finished query of a catalog in PostgreSQL."""
+        self._query_seconds.labels(name).observe(seconds)
 
     def observe_sync(self, kind: str, seconds: float) -> None:
         """Record a finished fsync of a file or a directory. Called from the archive's threads."""

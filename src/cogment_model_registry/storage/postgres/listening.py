@@ -14,7 +14,7 @@ import structlog
 
 from cogment_model_registry.errors import StartError
 from cogment_model_registry.storage.postgres.core import Core
-from cogment_model_registry.storage.postgres.notes import Note, letter_of
+from cogment_model_registry.storage.postgres.notes import Note, letter_of, text_in
 from cogment_model_registry.storage.postgres.schema import SCHEMA
 from cogment_model_registry.storage.postgres.translation import LOST, Connection, Record
 from cogment_model_registry.system.tasks import end
@@ -132,7 +132,11 @@ class Listening:
 
     def _hear(self, _connection: object, _pid: int, _channel: str, message: object) -> None:
         letter = letter_of(str(message))
-        if letter is not None and letter.origin != self._core.origin:
+        if letter is None:
+            text = text_in(str(message), self._core.origin)
+            if text is not None:
+                self._core.on_received(text)
+        elif letter.origin != self._core.origin:
             self._core.take(letter.note)
 
     async def _catch_up(self, connection: Connection) -> None:
