@@ -1,8 +1,8 @@
 """This server among those that share a catalog: its lease, and what it does when it or another one is gone.
 
 Every second, a server gives a sign of life and looks at those of the others. One whose sign has not changed for some
-time is gone: its lease is removed, and what it left half done is undone. No clock is compared with another one, and time
-in which the database did not answer does not count, so an outage of the database ends no lease.
+time is gone: its lease is removed, and what it left half done is undone. No clock is compared with another one, and
+time in which the database did not answer does not count, so an outage of the database ends no lease.
 
 A server whose own lease was removed, because it was frozen or cut off, gives up the transient versions that it had,
 since others say that they are gone, and takes a new lease.
