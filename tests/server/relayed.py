@@ -1,14 +1,19 @@
-"""A `RelayingStore` whose peers a test scripts."""
+"""Stores that relay: from peers that a test scripts, or from real servers."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 
 from cogment_model_registry.errors import ModelRegistryError, NotFoundError
 from cogment_model_registry.records.sizes import MIB
 from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.server.peers import Peers, PeerToken
+from cogment_model_registry.server.relay_sources import RelayCounts, Stream
 from cogment_model_registry.server.relays import RelayingStore
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
+from cogment_model_registry.wire.tls import TlsFiles
+from tests.waiting import PATIENCE_SECONDS
 
 
 class ScriptedPeer:
@@ -81,6 +86,7 @@ class Relaying:
         local: Its memory.
         store: The store.
         peers: The peers by endpoint, in the order in which they are asked.
+        counts: What the relays did.
         announced: The versions of which the store became a holder.
     """
 
@@ -89,7 +95,8 @@ class Relaying:
         self.peers: dict[str, ScriptedPeer] = {}
         self.announced: list[VersionInfo] = []
         self.is_gone = False
-        self.store = RelayingStore(self.local, self._locate, self._open_stream, self._announce)
+        self.counts = RelayCounts()
+        self.store = RelayingStore(self.local, self._locate, self._open_stream, self._announce, self.counts)
 
     def add(self, *peers: ScriptedPeer) -> None:
         for peer in peers:
@@ -108,3 +115,53 @@ class Relaying:
         if self.is_gone:
             raise NotFoundError.version(info.model_id, info.number)
         self.announced.append(info)
+
+
+class OtherServer:
+    """A store that relays over real connections, from servers that the test names.
+
+    Attributes:
+        local: Its memory.
+        peers: Its connections.
+        peers_by_endpoint: Those to servers that have connections of their own.
+        counts: What its relays did.
+        holders: The endpoints of those that hold a version, the first one asked first.
+        store: The store.
+    """
+
+    def __init__(self, executor: ThreadPoolExecutor, peers: Peers, max_bytes: int) -> None:
+        self.local = MemoryTransientStore(100, max_bytes, executor)
+        self.peers = peers
+        self.counts = RelayCounts()
+        self.holders: list[str] = []
+        self.peers_by_endpoint: dict[str, Peers] = {}
+        self.store = RelayingStore(self.local, self._locate, self._open_stream, self._announce, self.counts)
+
+    async def _locate(self, _info: VersionInfo) -> Sequence[str]:
+        return [*self.holders]
+
+    async def _open_stream(self, endpoint: str, info: VersionInfo, offset: int, limit: int | None) -> Stream:
+        peers = self.peers_by_endpoint.get(endpoint, self.peers)
+        return await peers.open_stream(endpoint, info, offset, limit)
+
+    async def _announce(self, _info: VersionInfo) -> None:
+        """Do nothing: there is no catalog."""
+
+
+@asynccontextmanager
+async def other_server(
+    *ports: int, peers: Peers | None = None, max_bytes: int = 64 * MIB
+) -> AsyncIterator[OtherServer]:
+    """Return a context manager with a store that relays from the servers on some ports.
+
+    Args:
+        ports: The ports.
+        peers: Its connections; without TLS and token if None.
+        max_bytes: Its budget.
+    """
+    peers = peers or Peers(PeerToken(""), TlsFiles(), silent_seconds=PATIENCE_SECONDS)
+    with ThreadPoolExecutor(2, thread_name_prefix="hash") as executor:
+        server = OtherServer(executor, peers, max_bytes)
+        server.holders = [f"grpc://127.0.0.1:{port}" for port in ports]
+        async with peers, server.store:
+            yield server

@@ -86,7 +86,7 @@ async def test_a_version_of_another_server_is_read_and_kept(relaying: Relaying, 
     assert await read(relaying.local, info) == data
     assert await read(relaying.store, info) == data
     assert [len(peer.asked) for peer in relaying.peers.values()] == [1]
-    counts = relaying.store.counts
+    counts = relaying.counts
     assert (counts.begun, counts.joined, counts.failed, counts.received_bytes) == (1, 0, 0, size)
 
 
@@ -117,11 +117,11 @@ async def test_many_readers_share_one_relay(relaying: Relaying) -> None:
     peer = ScriptedPeer(DATA, stops_at=300)
     relaying.add(peer)
     reading = [asyncio.create_task(read(relaying.store, INFO, 50)) for _ in range(16)]
-    await until(lambda: relaying.store.counts.received_bytes == 300)
+    await until(lambda: relaying.counts.received_bytes == 300)
     peer.may_pass.set()
     assert await asyncio.gather(*reading) == [DATA] * 16
     assert peer.asked == [(0, None)]
-    assert (relaying.store.counts.begun, relaying.store.counts.joined) == (1, 15)
+    assert (relaying.counts.begun, relaying.counts.joined) == (1, 15)
 
 
 async def test_a_slow_reader_holds_up_neither_the_relay_nor_others(relaying: Relaying) -> None:
@@ -146,10 +146,10 @@ async def test_the_relay_ends_with_its_last_reader(relaying: Relaying) -> None:
     await readers[1].aclose()
     await until(lambda: not peer.open_streams)
     await until(lambda: is_empty(relaying))
-    assert relaying.store.counts.failed == 0
+    assert relaying.counts.failed == 0
     peer.may_pass.set()
     assert await read(relaying.store, INFO) == DATA
-    assert relaying.store.counts.begun == 2
+    assert relaying.counts.begun == 2
 
 
 async def test_a_cancelled_caller_ends_the_relay_that_nobody_else_wants(relaying: Relaying) -> None:
@@ -219,7 +219,7 @@ async def test_the_error_says_what_the_servers_said(
         async with await relaying.store.open_version(INFO) as reader:
             with pytest.raises(expected):
                 await rest_of(reader.chunks(100, 200))
-        assert relaying.store.counts.failed == 2
+        assert relaying.counts.failed == 2
     assert is_empty(relaying)
 
 
@@ -287,7 +287,7 @@ async def test_a_reader_that_comes_after_a_deletion_gets_its_bytes_although_they
     relaying.add(ScriptedPeer(DATA))
     async with await relaying.store.open_version(INFO) as reader:
         await relaying.store.remove_version(INFO)
-        await until(lambda: relaying.store.counts.received_bytes == 1000)
+        await until(lambda: relaying.counts.received_bytes == 1000)
         assert await rest_of(reader.chunks(100, 200)) == DATA
     await until(lambda: is_empty(relaying))
 
@@ -311,7 +311,7 @@ async def test_without_room_each_reader_receives_the_version_alone(full: Relayin
     assert await asyncio.gather(*(read(full.store, INFO, max_bytes) for _ in range(3))) == [DATA] * 3
     assert b"".join(await read_part(full.store, INFO, 10, 200, max_bytes)) == DATA[10:210]
     assert b"".join(await read_part(full.store, INFO, 990, None, max_bytes)) == DATA[990:]
-    assert full.store.counts.unkept == 5
+    assert full.counts.unkept == 5
 
 
 async def test_without_room_an_error_comes_when_the_version_is_opened(full: Relaying) -> None:
@@ -354,14 +354,14 @@ async def test_readers_go_on_alone_when_the_room_is_gone_in_the_middle(executor:
         async with await relaying.store.open_version(info) as reader, await relaying.store.open_version(info) as late:
             chunks = reader.chunks(SLAB_BYTES, 2 * SLAB_BYTES)
             first = b"".join(await anext(chunks))
-            await until(lambda: relaying.store.counts.received_bytes == 2 * SLAB_BYTES)
+            await until(lambda: relaying.counts.received_bytes == 2 * SLAB_BYTES)
             async with await relaying.store.open_version(other):  # now it cannot make room any more
                 peer.may_pass.set()
                 assert first + await rest_of(chunks) == data
                 assert await rest_of(late.chunks(SLAB_BYTES, 2 * SLAB_BYTES)) == data
                 with pytest.raises(NotFoundError):
                     await relaying.local.open_version(info)
-    assert relaying.store.counts.unkept == 2
+    assert relaying.counts.unkept == 2
 
 
 # Copies.

@@ -42,15 +42,18 @@ class RelayingStore(TransientStore, RelayListener):
         locate: Finds the servers that hold a version.
         open_stream: Asks one of them.
         announce: Records that this server holds a version.
-
-    Attributes:
-        counts: What relays did.
+        counts: Counts what relays do.
     """
 
     def __init__(
-        self, local: MemoryTransientStore, locate: Locate, open_stream: OpenStream, announce: Announce
+        self,
+        local: MemoryTransientStore,
+        locate: Locate,
+        open_stream: OpenStream,
+        announce: Announce,
+        counts: RelayCounts,
     ) -> None:
-        self.counts = RelayCounts()
+        self._counts = counts
         self._local = local
         self._locate = locate
         self._open_stream = open_stream
@@ -89,17 +92,17 @@ class RelayingStore(TransientStore, RelayListener):
         key = _key(info)
         relay = self._relays.get(key)
         if relay is None:
-            relay = Relay(info, self._local, self._new_source(info), self.counts, self)
-            self.counts.begun += 1
+            relay = Relay(info, self._local, self._new_source(info), self._counts, self)
+            self._counts.begun += 1
             self._relays[key] = relay
             self._tasks[relay] = task = asyncio.create_task(relay.run())
             task.add_done_callback(lambda _: self._tasks.pop(relay, None))
         else:
-            self.counts.joined += 1
+            self._counts.joined += 1
         return RelayReader(relay, lambda: self._new_source(info))
 
     def _new_source(self, info: VersionInfo) -> Source:
-        return Source(info, self._locate, self._open_stream, self.counts)
+        return Source(info, self._locate, self._open_stream, self._counts)
 
     def begin_to_keep(self, relay: Relay) -> None:
         self._copies[relay.info.model_id, relay.info.number] = relay.info
