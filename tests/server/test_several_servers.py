@@ -88,9 +88,10 @@ async def test_a_version_is_tracked_with_its_bytes_on_another_server(servers: li
     a, b, _ = servers
     await a.publish("m", DATA)
     async with b.track("m") as latest:
+        await latest.wait_for()
         assert latest.value == DATA
         await a.publish("m", DATA[::-1])
-        await latest.wait_for(2)
+        await latest.wait_for(1)
         assert latest.value == DATA[::-1]
 
 
@@ -162,7 +163,7 @@ async def test_a_repeated_upload_is_found_by_another_server(database: str, tmp_p
         assert await upload.begin(header(archived=archived)) == 0
         published = await upload.finish(UPLOADED)
         again = Upload(b)
-        await again.send(header(archived=archived))
+        assert await again.begin(header(archived=archived)) == len(UPLOADED)
         assert (await again.version()).info == published.info
 
 
@@ -233,9 +234,11 @@ async def test_a_token_is_one_on_every_server(database: str, tmp_path: Path) -> 
                 await grants.remove("trainer")
 
             async def is_revoked() -> bool:
-                with pytest.raises(errors.UnauthenticatedError):
+                try:
                     await b.list_models()
-                return True
+                except errors.UnauthenticatedError:
+                    return True
+                return False
 
             await eventually(is_revoked)
 

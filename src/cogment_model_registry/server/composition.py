@@ -7,7 +7,7 @@ no new calls, watchers notified, transfers given their grace, numbers persisted,
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -16,7 +16,7 @@ import structlog
 
 from cogment_model_registry._version import __version__
 from cogment_model_registry.registry.consumers import Consumers
-from cogment_model_registry.registry.contracts import Archive, TransientStore
+from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
 from cogment_model_registry.registry.journals import Journal, recording
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.models import Models
@@ -147,7 +147,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         )
         consumers = _consumers(settings, registry, backends, rules)
         stack.enter_context(consumers.listening(log_change))
-        sharing = Sharing(backends.shared, models, consumers) if backends.shared else None
+        sharing = _sharing(backends, models, consumers, metrics)
         uploads = RepeatableUploads(registry, catalog, archive, transient)
         lifecycle = ModelLifecycleService(
             rules,
@@ -198,22 +198,33 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         ]
         registering = asyncio.create_task(registration.run()) if registration else None
 
-        async def stop_serving() -> None:
-            for task in background:
-                await end(task)
-            health.stop()
-            catalog.stop_watching()
+        async def stop_calls() -> None:
             async with asyncio.TaskGroup() as group:
                 if registration and registering:
                     group.create_task(_deregister(registration, registering))
                 group.create_task(grpc_server.stop(settings.grace_seconds))
                 if local_socket is not None:
                     group.create_task(local_socket.stop(settings.grace_seconds))
-            for each in (service, lifecycle, history):
-                await each.drained()
 
-        stack.push_async_callback(stop_serving)
+        stack.push_async_callback(_stop_serving, background, health, catalog, stop_calls, (service, lifecycle, history))
         yield Server(port, metrics_port, backends, models, certificates)
+
+
+async def _stop_serving(
+    background: Sequence[asyncio.Task[None]],
+    health: Health,
+    catalog: Catalog,
+    stop_calls: Callable[[], Awaitable[None]],
+    services: Sequence[ModelRegistryService | ModelLifecycleService | AuditLogService],
+) -> None:
+    """Stop what serves: work in the background, watchers, and then calls, which get some grace."""
+    for task in background:
+        await end(task)
+    health.stop()
+    catalog.stop_watching()
+    await stop_calls()
+    for service in services:
+        await service.drained()
 
 
 def _monitor(
@@ -229,6 +240,14 @@ def _monitor(
     )
     stack.push_async_callback(asyncio.to_thread, monitoring.close)
     return monitoring.port
+
+
+def _sharing(backends: Backends, models: Models, consumers: Consumers, metrics: Metrics) -> Sharing | None:
+    """Return what joins this server to the others that share its catalog, if any do."""
+    if backends.shared is None:
+        return None
+    metrics.watch_sharing(backends.shared)
+    return Sharing(backends.shared, models, consumers)
 
 
 def _audit_log(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> AuditLog | None:

@@ -53,6 +53,7 @@ class Membership:
     Attributes:
         others: The other servers, as they were seen last.
         leases_lost: How many leases of this server others have removed.
+        leases_removed: How many of others this server has removed.
         on_new_lease: Called after a lease was lost and a new one was taken.
     """
 
@@ -67,6 +68,7 @@ class Membership:
     ) -> None:
         self.others: Sequence[Lease] = ()
         self.leases_lost = 0
+        self.leases_removed = 0
         self.on_new_lease: Callable[[], None] = _ignore
         self._catalog = catalog
         self._leases = catalog.leases
@@ -83,6 +85,11 @@ class Membership:
         self._tasks: list[asyncio.Task[None]] = []
         catalog.on_dropped(self._drop)
         catalog.on_shown(transient.note_newest)  # its own versions are older then
+
+    @property
+    def servers(self) -> int:
+        """How many servers there are, as far as this one knows."""
+        return len(self.others) + (self._leases.server != 0)
 
     @property
     def is_leader(self) -> bool:
@@ -144,6 +151,7 @@ class Membership:
             if silent_seconds > self._lease_seconds:
                 await self._leases.remove(other.server)
                 self._uncleared.add(other.server)
+                self.leases_removed += 1
                 _log.warning("server gone", server=other.server, endpoint=other.endpoint, silent_seconds=silent_seconds)
 
     async def _begin_again(self) -> None:

@@ -1,7 +1,7 @@
 """The consumers that report to the other servers."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from cogment_model_registry.errors import NotFoundError
 from cogment_model_registry.records.consumers import Consumer
@@ -18,7 +18,7 @@ class PeerConsumers:
         endpoints: Returns where they are.
     """
 
-    def __init__(self, peers: Peers, endpoints: Callable[[], Sequence[str]]) -> None:
+    def __init__(self, peers: Peers, endpoints: Callable[[], Awaitable[Sequence[str]]]) -> None:
         self._peers = peers
         self._endpoints = endpoints
 
@@ -34,7 +34,7 @@ class PeerConsumers:
             UnavailableError: A server does not answer, so that it is not known what reports to it.
         """
         found = await asyncio.gather(
-            *(self._find_at(endpoint, model_id, after, limit) for endpoint in self._endpoints())
+            *(self._find_at(endpoint, model_id, after, limit) for endpoint in await self._endpoints())
         )
         return [consumer for consumers in found for consumer in consumers]
 

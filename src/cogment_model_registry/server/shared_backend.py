@@ -76,8 +76,14 @@ async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor)
         stack.push_async_callback(archive.close)
         await archive.open()
         local = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing)
-        transient = await stack.enter_async_context(RelayingStore(local, locate, peers.open_stream, leases.hold))
+        transient = await stack.enter_async_context(
+            RelayingStore(local, locate, peers.open_stream, leases.hold, metrics.relays)
+        )
         membership = Membership(catalog, archive, transient)
         stack.push_async_callback(membership.leave)
-        consumers = PeerConsumers(peers, lambda: [other.endpoint for other in membership.others])
+
+        async def others() -> Sequence[str]:
+            return [lease.endpoint for lease in await leases.servers() if lease.server != leases.server]
+
+        consumers = PeerConsumers(peers, others)
         yield SharedStorage(archive, transient, catalog, membership, consumers.find)
