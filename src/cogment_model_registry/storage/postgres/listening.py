@@ -132,12 +132,13 @@ class Listening:
 
     def _hear(self, _connection: object, _pid: int, _channel: str, message: object) -> None:
         letter = letter_of(str(message))
-        if letter is not None and letter.origin != self._core.origin:
-            self._core.take(letter.note)
+        if letter is not None:
+            self._core.hear(letter)
 
     async def _catch_up(self, connection: Connection) -> None:
         """Record what was changed while nobody listened. New messages arrive already, and say some of it again."""
         since = self._over[0]
+        self._core.forget_sent()
         for row in await connection.fetch(ENDED, since):
             self._core.take(Note("removed", row["model_id"], row["life"]))
         for model_id in self._core.lines.known():
@@ -164,9 +165,11 @@ class Listening:
         generation = await connection.fetchval("SELECT generation FROM generation")
         if generation is None or generation != self._core.generation:
             return
-        held = {(row["life"], row["number"]) for row in await connection.fetch(HELD, self._core.server)}
-        for life, number in [*self._core.held]:
-            if (life, number) not in held and self._core.server:
-                dropped = self._core.held.pop((life, number), None)
-                if dropped is not None:
-                    self._core.on_dropped([dropped.info])
+        before = [*self._core.held.items()]
+        rows = await connection.fetch(HELD, self._core.server)
+        known = {(row["life"], row["number"]) for row in rows}
+        dropped = [held.info for _, held in before if (held.life, held.info.number) not in known]
+        for info in dropped:
+            self._core.held.pop((info.model_id, info.number), None)
+        if dropped and self._core.server:
+            self._core.on_dropped(dropped)
