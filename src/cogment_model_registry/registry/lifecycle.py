@@ -237,7 +237,8 @@ class Lifecycle:
                 async with self._catalog.removing_version(ref, number) as info:
                     [version] = await self._catalog.describe([info])
                     if not force:
-                        _check_unneeded(version, self.holds.objection(ref, number))
+                        elsewhere = (await self._catalog.held_elsewhere(ref)).get(number, "")
+                        _check_unneeded(version, self.holds.objection(ref, number) or elsewhere)
                     removal.enter_context(self.holds.removing(ref, number))
                     await (self._archive if info.archived else self._transient).remove_version(info)
             with suppress(NotFoundError):  # the model was deleted at once

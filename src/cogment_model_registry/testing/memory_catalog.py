@@ -6,7 +6,7 @@ outdated result, fails here.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -104,11 +104,13 @@ class Tables:
         models: Models by id.
         lives: The number of models that were created so far.
         uploads: Finished uploads by the ids of their requests, with the life of the model.
+        holds: The versions of models that consumers of a server hold, by the epoch of its catalog.
     """
 
     models: dict[str, _Model] = field(default_factory=dict)
     lives: int = 0
     uploads: dict[str, tuple[int, FinishedUpload]] = field(default_factory=dict)
+    holds: dict[tuple[int, ModelRef], Mapping[int, str]] = field(default_factory=dict)
 
 
 class _MemorySlot(Slot):
@@ -356,6 +358,18 @@ class MemoryCatalog(Catalog):
             model.changes += 1
             await self._record(_Change(ref.model_id, "changed"))
             return [aliases[name] for name in sorted(aliases)]
+
+    async def set_holds(self, ref: ModelRef, held: Mapping[int, str]) -> None:
+        async with self._locks[ref.model_id]:
+            model = await self._require_life(ref)
+            if gone := held.keys() - model.versions.keys():
+                raise NotFoundError.version(ref.model_id, min(gone))
+            self._tables.holds[self._epoch, ref] = held
+
+    async def held_elsewhere(self, ref: ModelRef) -> Mapping[int, str]:
+        await asyncio.sleep(0)
+        others = [held for (epoch, each), held in self._tables.holds.items() if each == ref and epoch != self._epoch]
+        return {number: reason for held in others for number, reason in held.items()}
 
     async def search(self, search: Search) -> list[Version]:
         models = [await self._require(search.model_id)] if search.model_id else [*self._tables.models.values()]

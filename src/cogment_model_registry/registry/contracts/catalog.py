@@ -1,7 +1,7 @@
 """The contract of what exists: Catalog, with its changes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -381,6 +381,22 @@ class Catalog(ABC):
         Raises:
             NotFoundError: The model does not exist.
         """
+
+    async def set_holds(self, ref: ModelRef, held: Mapping[int, str]) -> None:  # noqa: B027 # optional
+        """Set which versions of a model consumers of this server hold, and why, for others that share the catalog.
+
+        Does nothing where no other server does.
+
+        Raises:
+            NotFoundError: That life of the model is over, or a version was deleted; then nothing has changed.
+        """
+
+    async def held_elsewhere(self, ref: ModelRef) -> Mapping[int, str]:
+        """Return which versions of a model consumers of other servers hold, and why, by number.
+
+        Within `removing_version`, it stays so until that is left.
+        """
+        return {}
 
     @abstractmethod
     async def search(self, search: Search) -> list[Version]:

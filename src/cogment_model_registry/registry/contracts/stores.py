@@ -338,6 +338,17 @@ class TransientStore(VersionStore):
         first. Versions that are removed with their model are not evicted.
         """
 
+    async def fetch(self, info: VersionInfo) -> None:
+        """Bring a version into this memory that another server has, and keep it visible as long as it is here.
+
+        Does nothing where no other server has it.
+
+        Raises:
+            NotFoundError: It is gone.
+            TooLargeError: No space is left.
+            UnavailableError: The server that has it does not answer.
+        """
+
     @abstractmethod
     def holding(self, info: VersionInfo) -> AbstractContextManager[bool]:
         """Return the context manager in which a version is not evicted; it yields whether the store has the version.
