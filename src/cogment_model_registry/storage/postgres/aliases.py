@@ -71,10 +71,9 @@ async def set_aliases(core: Core, ref: ModelRef, changes: Sequence[AliasChange],
             if number not in row["archived"]:
                 raise NotFoundError.version(ref.model_id, number)
         before, after = await put(change, ref, changes, now_ns)
-        note = Note("changed", ref.model_id, ref.life)
-        await change.fetch("notify", NOTIFY, core.messages([note]))
-        await change.commit()
-        core.take_own([note])
+        sending = core.sending(Note("changed", ref.model_id, ref.life))
+        await change.fetch("notify", NOTIFY, sending.messages)
+        await sending.commit(change)
         journals.record_aliases(ref.model_id, before, after)
         return [*after.values()]
 
@@ -136,7 +135,6 @@ async def _put(core: Core, change: Change, ref: ModelRef, info: VersionInfo, aft
         await change.fetch("put metrics", REPLACE_METRICS, ref.life, info.number, names, numbers)
         await change.commit()
         return
-    note = Note("annotated", ref.model_id, ref.life, [info.number], annotations=after)
-    await change.fetch("notify", NOTIFY, core.messages([note]))
-    await change.commit(durably=False)
-    core.take_own([note])
+    sending = core.sending(Note("annotated", ref.model_id, ref.life, [info.number], annotations=after))
+    await change.fetch("notify", NOTIFY, sending.messages)
+    await sending.commit(change, durably=False)

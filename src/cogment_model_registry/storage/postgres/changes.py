@@ -195,4 +195,4 @@ class Changes:
         try:
             await change.end()
         finally:
-            await self._connections.release("change", connection)
+            self._connections.release("change", connection)

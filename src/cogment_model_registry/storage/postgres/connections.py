@@ -1,6 +1,5 @@
 """The connections to PostgreSQL: some for changes, others for reads, so that reads never wait for changes."""
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -10,6 +9,7 @@ import asyncpg
 import structlog
 
 from cogment_model_registry.errors import ModelRegistryError, StartError, UnavailableError
+from cogment_model_registry.storage.postgres.pool import Pool
 from cogment_model_registry.storage.postgres.schema import SCHEMA, migrate
 from cogment_model_registry.storage.postgres.translation import LOST, CatalogAwayError, Connection, Record, meaning
 
@@ -42,16 +42,6 @@ Observe = Callable[[str, float], object]
 """Called with the name of a query and the seconds that it took."""
 
 
-class _PooledConnection(asyncpg.Connection):  # type: ignore[misc] # which has no types
-    """A connection that is not reset before it goes back to its pool.
-
-    That would be one more trip, for what this package does not leave behind: cursors, listeners and session settings.
-    """
-
-    def get_reset_query(self) -> str:
-        return ""
-
-
 def check_url(url: str) -> None:
     """Refuse an address that is none of PostgreSQL.
 
@@ -79,19 +69,19 @@ class Connections:
         self._url = url
         self._observe = observe
         self._sizes = {"change": changes, "read": reads}
-        self._pools: dict[str, asyncpg.Pool] = {}
+        self._pools: dict[str, Pool] = {}
         self._away_until = 0.0
         self.is_away = False
 
     @property
     def size(self) -> int:
         """How many connections are open, without the one that listens."""
-        return sum(pool.get_size() for pool in self._pools.values())
+        return sum(pool.size for pool in self._pools.values())
 
     @property
     def in_use(self) -> int:
         """How many of them are in use."""
-        return sum(pool.get_size() - pool.get_idle_size() for pool in self._pools.values())
+        return sum(pool.in_use for pool in self._pools.values())
 
     async def open(self) -> None:
         """Connect, and bring the tables up to date.
@@ -105,39 +95,29 @@ class Connections:
                 await migrate(connection)
             finally:
                 await connection.close(timeout=_CONNECT_SECONDS)
-            for name, size in self._sizes.items():
-                self._pools[name] = await asyncpg.create_pool(
-                    self._url,
-                    min_size=0,
-                    max_size=size,
-                    max_inactive_connection_lifetime=60.0,
-                    connection_class=_PooledConnection,
-                    **self._options,
-                )
+            self._pools = {name: Pool(self.connect, size) for name, size in self._sizes.items()}
         except (asyncpg.PostgresError, ValueError, ModelRegistryError, *LOST) as error:
             if isinstance(error, StartError):
                 raise
             reason = str(error) or type(error).__name__
             raise StartError(f"the database of the catalog is not usable: {reason}") from error
 
-    @property
-    def _options(self) -> dict[str, object]:
-        return {"timeout": _CONNECT_SECONDS, "command_timeout": _ANSWER_SECONDS, "server_settings": SETTINGS}
-
     async def connect(self) -> Connection:
         """Return a connection that belongs to no pool, for the caller to close."""
-        connection: Connection = await asyncpg.connect(self._url, **self._options)
+        connection: Connection = await asyncpg.connect(
+            self._url,
+            timeout=_CONNECT_SECONDS,
+            command_timeout=_ANSWER_SECONDS,
+            server_settings=SETTINGS,
+            target_session_attrs="read-write",  # of several hosts the one that takes changes
+        )
         return connection
 
     async def close(self) -> None:
-        """Close all connections; those in use are broken off after some seconds. Closing twice does nothing."""
+        """Close all connections. Closing twice does nothing."""
         pools, self._pools = self._pools, {}
         for pool in pools.values():
-            try:
-                async with asyncio.timeout(_CONNECT_SECONDS):
-                    await pool.close()
-            except (asyncpg.PostgresError, *LOST):
-                pool.terminate()
+            await pool.close()
 
     async def acquire(self, kind: str) -> Connection:
         """Return a connection for a change or a read, to be released.
@@ -152,7 +132,7 @@ class Connections:
             raise CatalogAwayError("the catalog is not available: its database does not answer")
         self._away_until = time.monotonic() + _AGAIN_SECONDS  # of others, while this one tries
         try:
-            connection: Connection = await pool.acquire()
+            connection = await pool.acquire()
         except (asyncpg.PostgresError, *LOST) as error:
             if isinstance(meaning(error), CatalogAwayError):
                 self.note_away(error)
@@ -162,13 +142,13 @@ class Connections:
             _log.info("catalog available again")
         return connection
 
-    async def release(self, kind: str, connection: Connection) -> None:
-        """Give a connection back; one that is in a transaction is closed."""
+    def release(self, kind: str, connection: Connection) -> None:
+        """Take a connection back."""
         pool = self._pools.get(kind)
-        if pool is None or connection.is_in_transaction():
+        if pool is None:
             connection.terminate()
-        if pool is not None:
-            await pool.release(connection)
+        else:
+            pool.release(connection)
 
     def note_away(self, error: BaseException) -> None:
         """Record that PostgreSQL does not answer, so that calls fail at once for a moment."""
@@ -186,7 +166,7 @@ class Connections:
         except (asyncpg.PostgresError, *LOST) as error:
             raise meaning(error) from error
         finally:
-            await self.release("read", connection)
+            self.release("read", connection)
 
     async def fetch(self, name: str, query: str, *values: object) -> Sequence[Record]:
         """Return the rows of a query that changes nothing.

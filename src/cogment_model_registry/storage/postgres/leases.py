@@ -6,7 +6,7 @@ anything. A server that finds its lease gone takes another one.
 """
 
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import time_ns
@@ -19,7 +19,7 @@ from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
 from cogment_model_registry.storage.postgres.models import remove_model
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.pending import DELETE, LIST, Pending, pending_of
-from cogment_model_registry.storage.postgres.removing import remove_archived
+from cogment_model_registry.storage.postgres.removing import forget_held, remove_archived
 from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, metrics_of, texts_of, version_values
 
 _BATCH = 500
@@ -86,6 +86,8 @@ ON CONFLICT (life, number) DO UPDATE SET holders = array_append(array_remove(t.h
     WHERE t.created = excluded.created AND t.data_hash = excluded.data_hash
 RETURNING life, number
 """
+
+_IS_HELD = "SELECT FROM transient WHERE life = $1 AND number = $2 AND $3::integer = ANY(holders)"
 
 _UNRESOLVED = f"{LIST} WHERE server = $1 OR NOT EXISTS (SELECT FROM servers s WHERE s.server = pending.server)"
 
@@ -168,6 +170,8 @@ class Leases:
         """
         [row] = await self._connections.fetch("take lease", _TAKE, endpoint)
         self._core.held.clear()
+        self._core.forgotten.clear()
+        self._core.unclear.clear()
         self._core.server = row["server"]
         self._core.generation = await self._generation()
         return self._core.server
@@ -187,6 +191,7 @@ class Leases:
         rows = await self._connections.fetch("beat", _BEAT, self._core.server)
         if not rows:
             return False
+        await self._settle()
         if rows[0]["generation"] != self._core.generation:
             generation = await self._generation()
             await self._announce()
@@ -214,11 +219,12 @@ class Leases:
             numbers: dict[tuple[str, int], list[int]] = {}
             for row in lost:
                 numbers.setdefault((row["model_id"], row["life"]), []).append(row["number"])
-            notes = [Note("lost", *key, sorted(each), "server gone") for key, each in numbers.items()]
-            await connection.fetch(NOTIFY, self._core.messages(notes))
+            notes = [Note("lost", id_, life, sorted(each), "server gone") for (id_, life), each in numbers.items()]
+            sending = self._core.sending(*notes)
+            await connection.fetch(NOTIFY, sending.messages)
         if server == self._core.server:
             self._core.server = 0
-        self._core.take_own(notes)
+        sending.take()
 
     async def locate(self, info: VersionInfo) -> list[Holder]:
         """Return the other servers that have the bytes of a transient version; none if it does not exist any more."""
@@ -245,7 +251,7 @@ class Leases:
             raise NotFoundError.version(info.model_id, info.number)
         [row] = rows
         annotations = Annotations(texts_of(row["tags"]), metrics_of(row["metrics"]), row["revision"])
-        self._core.held[row["life"], info.number] = Held(info, annotations)
+        self._core.held[info.model_id, info.number] = Held(row["life"], info, annotations)
 
     def give_up_held(self) -> list[VersionInfo]:
         """Hold nothing any more; return what this server had."""
@@ -260,27 +266,43 @@ class Leases:
             found.setdefault(row["model_id"], []).append(row["number"])
         return found
 
+    async def _settle(self) -> None:
+        """Do what could not be done, or was not clear, while PostgreSQL did not answer."""
+        core = self._core
+        while core.forgotten:
+            await forget_held(core, core.forgotten[0])
+            core.forgotten.pop(0)
+        while core.unclear:
+            held = core.unclear[0]
+            rows = await self._connections.fetch("read unclear", _IS_HELD, held.life, held.info.number, core.server)
+            core.unclear.pop(0)
+            if not rows:
+                self._drop([held])
+
+    def _drop(self, dropped: Sequence[Held]) -> None:
+        """Hold versions no more, and have their bytes freed."""
+        gone = [each for each in dropped if self._core.held.get((each.info.model_id, each.info.number)) is each]
+        for each in gone:
+            del self._core.held[each.info.model_id, each.info.number]
+        if gone:
+            self._core.on_dropped([each.info for each in gone])
+
     async def _announce(self) -> None:
         """Make the versions that this server has visible again, and drop those that were deleted meanwhile."""
-        held = [*self._core.held.items()]
+        held = [*self._core.held.values()]
         for start in range(0, len(held), _BATCH):
             batch = held[start : start + _BATCH]
             async with self._connections.reading() as connection, connection.transaction():
                 await connection.execute("SELECT pg_advisory_xact_lock_shared($1, $2)", LEASE_LOCKS, self._core.server)
-                columns = zip(*[(life, *version_values(e.info, e.annotations)) for (life, _), e in batch], strict=True)
-                rows = await connection.fetch(_ANNOUNCE, *map(list, columns), self._core.server)
+                values = [(each.life, *version_values(each.info, each.annotations)) for each in batch]
+                rows = await connection.fetch(_ANNOUNCE, *map(list, zip(*values, strict=True)), self._core.server)
                 visible = {(row["life"], row["number"]) for row in rows}
-                notes = [
-                    Note("shown", each.info.model_id, life, [number], info=each.info)
-                    for (life, number), each in batch
-                    if (life, number) in visible
-                ]
-                await connection.fetch(NOTIFY, self._core.messages(notes))
-            dropped = [
-                self._core.held.pop(key).info for key, _ in batch if key not in visible and key in self._core.held
-            ]
-            if dropped:
-                self._core.on_dropped(dropped)
+                shown = [each for each in batch if (each.life, each.info.number) in visible]
+                notes = [Note("shown", e.info.model_id, e.life, [e.info.number], info=e.info) for e in shown]
+                sending = self._core.sending(*notes)
+                await connection.fetch(NOTIFY, sending.messages)
+            sending.take()
+            self._drop([each for each in batch if (each.life, each.info.number) not in visible])
 
     async def unresolved(self) -> list[Pending]:
         """Return changes of servers that are gone, and those of this one whose outcome was not clear or that failed."""

@@ -45,6 +45,10 @@ class Listening:
 
     Args:
         core: The state of the catalog.
+
+    Attributes:
+        is_listening: Whether the connection lives, and what was missed before is known.
+        pid: The process of PostgreSQL at its other end.
     """
 
     def __init__(self, core: Core) -> None:
@@ -53,6 +57,7 @@ class Listening:
         self._over = ["0", "0"]  # transactions before these were over at the last two signs of life
         self._lost = asyncio.Event()
         self.is_listening = False
+        self.pid = 0
 
     async def open(self) -> None:
         """Begin to listen.
@@ -64,6 +69,7 @@ class Listening:
             connection = await self._connect()
         except (asyncpg.PostgresError, *LOST) as error:
             raise StartError(f"the database of the catalog is not usable: {error}") from error
+        self.is_listening = True
         self._task = asyncio.create_task(self._run(connection), name="catalog listening")
 
     async def close(self) -> None:
@@ -83,12 +89,13 @@ class Listening:
             connection.terminate()
             raise
         self._over_now = over
-        self.is_listening = True
+        self.pid = connection.get_server_pid()
         return connection
 
     async def _run(self, connection: Connection) -> None:
         self._over = [self._over_now, self._over_now]
         while True:
+            self.is_listening = True
             try:
                 await self._listen(connection)
             finally:
@@ -120,7 +127,6 @@ class Listening:
                     connection.terminate()
                     raise
             except (asyncpg.PostgresError, *LOST):
-                self.is_listening = False
                 await asyncio.sleep(_AGAIN_SECONDS)
                 continue
             self._over = [self._over_now, self._over_now]
@@ -132,16 +138,15 @@ class Listening:
 
     def _hear(self, _connection: object, _pid: int, _channel: str, message: object) -> None:
         letter = letter_of(str(message))
-        if letter is None:
-            text = text_in(str(message), self._core.origin)
-            if text is not None:
-                self._core.on_received(text)
-        elif letter.origin != self._core.origin:
-            self._core.take(letter.note)
+        if letter is not None:
+            self._core.hear(letter)
+        elif (text := text_in(str(message), self._core.origin)) is not None:
+            self._core.on_received(text)
 
     async def _catch_up(self, connection: Connection) -> None:
         """Record what was changed while nobody listened. New messages arrive already, and say some of it again."""
         since = self._over[0]
+        self._core.forget_sent()
         for row in await connection.fetch(ENDED, since):
             self._core.take(Note("removed", row["model_id"], row["life"]))
         for model_id in self._core.lines.known():
@@ -168,9 +173,11 @@ class Listening:
         generation = await connection.fetchval("SELECT generation FROM generation")
         if generation is None or generation != self._core.generation:
             return
-        held = {(row["life"], row["number"]) for row in await connection.fetch(HELD, self._core.server)}
-        for life, number in [*self._core.held]:
-            if (life, number) not in held and self._core.server:
-                dropped = self._core.held.pop((life, number), None)
-                if dropped is not None:
-                    self._core.on_dropped([dropped.info])
+        before = [*self._core.held.items()]
+        rows = await connection.fetch(HELD, self._core.server)
+        known = {(row["life"], row["number"]) for row in rows}
+        dropped = [held.info for _, held in before if (held.life, held.info.number) not in known]
+        for info in dropped:
+            self._core.held.pop((info.model_id, info.number), None)
+        if dropped and self._core.server:
+            self._core.on_dropped(dropped)

@@ -58,10 +58,9 @@ async def writing_model(core: Core, info: ModelInfo) -> AsyncGenerator[None, Non
         yield
         values = new_life(), info.model_id, texts_json(info.user_data)
         life = (await change.fetch_one("write model", WRITE, *values))["life"]
-        note = Note("changed" if before else "created", info.model_id, life)
-        await change.fetch("notify", NOTIFY, core.messages([note]))
-        await change.commit()
-        core.take_own([note])
+        sending = core.sending(Note("changed" if before else "created", info.model_id, life))
+        await change.fetch("notify", NOTIFY, sending.messages)
+        await sending.commit(change)
         journals.record_model_written(info, before)
 
 
@@ -77,10 +76,10 @@ async def changing_model(core: Core, ref: ModelRef, asked: ModelChange) -> Async
         check_model_revision(ref.model_id, before, asked)
         after = asked.apply_to(ref.model_id, before, row["last_revision"] + 1)
         await change.fetch("change model", DECIDE, ref.life, *decided_values(after))
-        note = Note("changed", ref.model_id, ref.life)
-        await change.fetch("notify", NOTIFY, core.messages([note]))
+        sending = core.sending(Note("changed", ref.model_id, ref.life))
+        await change.fetch("notify", NOTIFY, sending.messages)
         await change.commit_and_go_on()
-        core.take_own([note])
+        sending.take()
         journals.record_model_changed(ref.model_id, before, after)
         yield await _summary(change, ref)
 
@@ -105,8 +104,7 @@ async def removing_model(core: Core, model_id: str) -> AsyncGenerator[None, None
             try:
                 yield
             except BaseException:
-                await change.fetch("end pending", pending.DELETE, key)
-                await change.commit()
+                await pending.void(change, key)
                 raise
             await remove_model(core, change, ref, key)
         finally:
@@ -122,7 +120,6 @@ async def remove_model(core: Core, change: Change, ref: ModelRef, key: int) -> N
         "remove model", "INSERT INTO ended VALUES ($1, $2) ON CONFLICT DO NOTHING", ref.life, ref.model_id
     )
     await change.fetch("end pending", pending.DELETE, key)
-    note = Note("removed", ref.model_id, ref.life)
-    await change.fetch("notify", NOTIFY, core.messages([note]))
-    await change.commit()
-    core.take_own([note])
+    sending = core.sending(Note("removed", ref.model_id, ref.life))
+    await change.fetch("notify", NOTIFY, sending.messages)
+    await sending.commit(change)

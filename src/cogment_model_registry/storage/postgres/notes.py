@@ -6,7 +6,7 @@ https://www.postgresql.org/docs/current/sql-notify.html bounds a message to 8,00
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from cogment_model_registry.records.lifecycle import Annotations
@@ -50,21 +50,30 @@ class Letter:
     """A note with its sender, as it is sent.
 
     Attributes:
-        origin: Which catalog sent it: those that receive their own letters know of the change already.
-        note: The change.
+        origin: Which catalog sent it.
+        change: The number of the change there: a catalog records its own changes when it has committed them.
+        note: What changed.
+        is_last: Whether it is the last letter of the change.
     """
 
     origin: int
+    change: int
     note: Note
+    is_last: bool
 
 
-def messages(origin: int, notes: Iterable[Note]) -> list[str]:
-    """Return notes as messages of the size that PostgreSQL allows."""
-    return [message for note in notes for message in _messages(origin, note)]
+def messages(origin: int, change: int, notes: Iterable[Note]) -> list[str]:
+    """Return the notes of a change as messages of the size that PostgreSQL allows."""
+    letters = [parts for note in notes for parts in _letters(note)]
+    return [
+        _message({"o": origin, "c": change, "z": position == len(letters), **parts}, rest)
+        for position, (parts, rest) in enumerate(letters, 1)
+    ]
 
 
-def _messages(origin: int, note: Note) -> Iterator[str]:
-    parts: dict[str, Any] = {"o": origin, "k": note.kind, "m": note.model_id, "l": note.life}
+def _letters(note: Note) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Yield what the letters of a note have to say, and what they say if it fits."""
+    parts: dict[str, Any] = {"k": note.kind, "m": note.model_id, "l": note.life}
     if note.reason:
         parts["r"] = note.reason
     rest = {}
@@ -73,9 +82,12 @@ def _messages(origin: int, note: Note) -> Iterator[str]:
     if note.annotations is not None:
         rest["a"] = [dict(note.annotations.tags), dict(note.annotations.metrics), note.annotations.revision]
     for start in range(0, max(len(note.numbers), 1), _NUMBERS):
-        parts["n"] = [*note.numbers[start : start + _NUMBERS]]
-        message = _text({**parts, **rest})
-        yield message if len(message) <= MESSAGE_MAX_BYTES else _text(parts)
+        yield {**parts, "n": [*note.numbers[start : start + _NUMBERS]]}, rest
+
+
+def _message(parts: dict[str, Any], rest: dict[str, Any]) -> str:
+    message = _text({**parts, **rest})
+    return message if len(message) <= MESSAGE_MAX_BYTES else _text(parts)
 
 
 def _text(parts: dict[str, Any]) -> str:
@@ -107,7 +119,7 @@ def letter_of(message: str) -> Letter | None:
     """Return the letter in a message; None for one that this release does not understand."""
     try:
         parts = json.loads(message)
-        return Letter(parts["o"], _note_of(parts))
+        return Letter(parts["o"], parts["c"], _note_of(parts), parts["z"])
     except (ValueError, TypeError, KeyError, IndexError):
         return None
 
@@ -121,18 +133,3 @@ def _note_of(parts: dict[str, Any]) -> Note:
     if "a" in parts:
         annotations = Annotations(*parts["a"])
     return Note(parts["k"], parts["m"], parts["l"], parts["n"], parts.get("r", ""), info, annotations)
-
-
-@dataclass(eq=False, slots=True)
-class Notes:
-    """The notes of one change, until it is committed.
-
-    Attributes:
-        notes: The notes.
-    """
-
-    notes: list[Note] = field(default_factory=list)
-
-    def add(self, note: Note) -> None:
-        """Add a note."""
-        self.notes.append(note)

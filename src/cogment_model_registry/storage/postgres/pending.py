@@ -6,10 +6,11 @@ resolved under the lock of the model: if it is still there then, the change was 
 of it is removed. A removal is finished: files first, row last.
 """
 
-from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.registry.contracts import ModelRef
 from cogment_model_registry.storage.postgres.changes import Change
 from cogment_model_registry.storage.postgres.translation import Record
@@ -55,6 +56,11 @@ async def begin(change: Change, kind: PendingKind, ref: ModelRef, number: int = 
     return pending
 
 
-def listed(rows: Sequence[Record]) -> list[Pending]:
-    """Return what rows say."""
-    return [pending_of(row) for row in rows]
+async def void(change: Change, key: int) -> None:
+    """Commit that nothing is pending, since the change failed before anything was done.
+
+    Where that fails, the row stays, and is resolved like any other; the error of the change is what counts.
+    """
+    with suppress(ModelRegistryError):
+        await change.fetch("end pending", DELETE, key)
+        await change.commit()

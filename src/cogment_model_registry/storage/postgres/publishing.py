@@ -6,10 +6,10 @@ ahead, durably, by a block. Without a head, the next number is the one after the
 """
 
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import time_ns
 
-from cogment_model_registry.errors import NotFoundError
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError
 from cogment_model_registry.records.lifecycle import AliasChange, Annotations
 from cogment_model_registry.records.uploads import UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, VersionInfo, check_version_number
@@ -20,6 +20,7 @@ from cogment_model_registry.storage.postgres.changes import Change
 from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, metric_rows, version_values
+from cogment_model_registry.storage.postgres.translation import UnclearError
 
 NUMBER_BLOCK = 1000
 """How many numbers are made durable ahead: one sync for as many publishes, and as many skipped after a crash."""
@@ -111,7 +112,8 @@ async def publishing(core: Core, ref: ModelRef, archived: bool) -> AsyncGenerato
             except BaseException:
                 # The number is used up nevertheless. What an archive has is removed with the pending row.
                 if not archived:
-                    await change.commit(durably=is_raised)
+                    with suppress(ModelRegistryError):
+                        await change.commit(durably=is_raised)
                 raise
             if slot.info is None:
                 if archived:
@@ -140,16 +142,24 @@ async def _take(core: Core, change: Change, ref: ModelRef) -> tuple[_Slot, bool]
 async def _show_transient(
     core: Core, change: Change, ref: ModelRef, slot: _Slot, info: VersionInfo, *, is_raised: bool
 ) -> None:
-    note = Note("shown", ref.model_id, ref.life, [info.number], info=info)
+    sending = core.sending(Note("shown", ref.model_id, ref.life, [info.number], info=info))
     now = time_ns() - TIME_OFFSET
-    values = (ref.life, *version_values(info, slot.annotations), change.server, now, core.messages([note]))
+    values = (ref.life, *version_values(info, slot.annotations), change.server, now, sending.messages)
     await change.fetch("show transient", SHOW_TRANSIENT, *values)
     if slot.request is not None:
         await _put_request(change, ref, info, slot.request, now)
     await _forget_appearances(change, ref, info.number)
-    await change.commit(durably=is_raised)
-    core.held[ref.life, info.number] = Held(info, slot.annotations)
-    await _take_own(core, ref, [note])
+    await _take_missed(core, ref, info.number)
+    key = info.model_id, info.number
+    held = core.held[key] = Held(ref.life, info, slot.annotations)
+    try:
+        await sending.commit(change, durably=is_raised)
+    except UnclearError:
+        core.unclear.append(held)
+        raise
+    except BaseException:
+        core.held.pop(key, None)
+        raise
     journals.record_created(info, slot.annotations if slot.is_annotated else None)
 
 
@@ -169,9 +179,10 @@ async def _show_archived(
             moved = await aliases.put(change, ref, changes, now_ns)
             notes.append(Note("changed", ref.model_id, ref.life))
     await _forget_appearances(change, ref, info.number)
-    await change.fetch("notify", NOTIFY, core.messages(notes))
-    await change.commit()
-    await _take_own(core, ref, notes)
+    await _take_missed(core, ref, info.number)
+    sending = core.sending(*notes)
+    await change.fetch("notify", NOTIFY, sending.messages)
+    await sending.commit(change)
     journals.record_created(info, slot.annotations if slot.is_annotated else None)
     if moved is not None:
         journals.record_aliases(ref.model_id, *moved)
@@ -193,18 +204,11 @@ async def _forget_appearances(change: Change, ref: ModelRef, number: int) -> Non
         await change.fetch("forget appearances", FORGET_APPEARANCES, ref.life, number - _APPEARANCES)
 
 
-async def _take_own(core: Core, ref: ModelRef, notes: list[Note]) -> None:
-    """Record a version that this server has shown, after those of others that it has not heard of yet."""
-    number = notes[0].numbers[0]
+async def _take_missed(core: Core, ref: ModelRef, number: int) -> None:
+    """Record versions of other servers that come before this one, if they were not heard of yet."""
     line = core.lines.find(ref.model_id)
     if line is not None and line.life == ref.life and line.history.last_number < number - 1:
-        numbers = await _between(core, ref, line.history.last_number, number)
-        if numbers:
-            core.lines.take(Note("shown", ref.model_id, ref.life, numbers))
-    core.take_own(notes)
-
-
-async def _between(core: Core, ref: ModelRef, after: int, before: int) -> list[int]:
-    sql = "SELECT number FROM visible WHERE life = $1 AND number > $2 AND number < $3 ORDER BY number"
-    rows = await core.connections.fetch("missed", sql, ref.life, after, before)
-    return [row["number"] for row in rows]
+        sql = "SELECT number FROM visible WHERE life = $1 AND number > $2 AND number < $3 ORDER BY number"
+        rows = await core.connections.fetch("read missed", sql, ref.life, line.history.last_number, number)
+        if rows:
+            core.lines.take(Note("shown", ref.model_id, ref.life, [row["number"] for row in rows]))

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import structlog
 
-from cogment_model_registry.errors import DataLossError
+from cogment_model_registry.errors import DataLossError, UnavailableError
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry import journals
 from cogment_model_registry.registry.contracts import ModelRef, Promotion
 from cogment_model_registry.storage.postgres import aliases, pending
 from cogment_model_registry.storage.postgres.changes import Change
-from cogment_model_registry.storage.postgres.core import NOTIFY, Core
+from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.publishing import put_metrics
 from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, alias_of, escaped, version_values
@@ -85,7 +85,8 @@ counted AS (
     UPDATE models SET archived_versions = archived_versions - 1, archived_bytes = archived_bytes - data_size
     FROM archived_one WHERE life = $1
 )
-SELECT EXISTS (SELECT FROM transient_one) OR EXISTS (SELECT FROM archived_one) AS is_marked
+SELECT pg_notify('cogment_model_registry', message) FROM unnest($4::text[]) AS message
+WHERE EXISTS (SELECT FROM transient_one) OR EXISTS (SELECT FROM archived_one)
 """
 
 
@@ -128,10 +129,9 @@ async def promoting(core: Core, ref: ModelRef, number: int) -> AsyncGenerator[Pr
             annotations = replace(promotion.annotations, revision=revision)
             await change.fetch("promote", PROMOTE, ref.life, *version_values(info, annotations), key)
             await put_metrics(change, ref, number, annotations)
-            note = Note("promoted", ref.model_id, ref.life, [number], info=info)
-            await change.fetch("notify", NOTIFY, core.messages([note]))
-            await change.commit()
-            core.take_own([note])
+            sending = core.sending(Note("promoted", ref.model_id, ref.life, [number], info=info))
+            await change.fetch("notify", NOTIFY, sending.messages)
+            await sending.commit(change)
             journals.record_promoted(info)
         finally:
             core.entered.discard(key)
@@ -145,11 +145,10 @@ async def removing_version(core: Core, ref: ModelRef, number: int) -> AsyncGener
         info = found.version.info
         if not info.archived:
             yield info
-            note = Note("lost", ref.model_id, ref.life, [number], "deleted")
+            sending = core.sending(Note("lost", ref.model_id, ref.life, [number], "deleted"))
             await change.fetch("remove transient", REMOVE_TRANSIENT, ref.life, number)
-            await change.fetch("notify", NOTIFY, core.messages([note]))
-            await change.commit()
-            core.take_own([note])
+            await change.fetch("notify", NOTIFY, sending.messages)
+            await sending.commit(change)
             journals.record_deleted(found.version)
             return
         key = await pending.begin(change, "remove", ref, number)
@@ -159,8 +158,7 @@ async def removing_version(core: Core, ref: ModelRef, number: int) -> AsyncGener
             try:
                 yield info
             except BaseException:
-                await change.fetch("end pending", pending.DELETE, key)
-                await change.commit()
+                await pending.void(change, key)
                 raise
             await remove_archived(core, change, ref, number, key)
         finally:
@@ -179,39 +177,46 @@ async def remove_archived(core: Core, change: Change, ref: ModelRef, number: int
     notes = [Note("lost", ref.model_id, ref.life, [number], "deleted")]
     if had_aliases:
         notes.append(Note("changed", ref.model_id, ref.life))
-    await change.fetch("notify", NOTIFY, core.messages(notes))
-    await change.commit()
-    core.take_own(notes)
+    sending = core.sending(*notes)
+    await change.fetch("notify", NOTIFY, sending.messages)
+    await sending.commit(change)
 
 
 async def forget(core: Core, info: VersionInfo) -> None:
     """Record that this server has not the bytes of a version any more; see `Catalog.forget`.
 
-    It takes no lock of the model: versions are evicted while others of the same model are published.
+    It takes no lock of the model: versions are evicted while others of the same model are published. While PostgreSQL
+    is away, it is done later (see `Leases.beat`).
     """
-    found = [life for (life, number), held in core.held.items() if number == info.number and held.info == info]
-    if not found:
+    held = core.held.get((info.model_id, info.number))
+    if held is None or (held.info is not info and held.info != info):
         return
-    [life] = found
-    note = Note("lost", info.model_id, life, [info.number], "evicted")
-    values = life, info.number, info.created_ns - TIME_OFFSET, info.data_hash, core.server, core.messages([note])
-    async with core.connections.reading() as connection:
-        rows = await connection.fetch(FORGET, *values)
-    core.held.pop((life, info.number), None)
-    if rows:
-        core.take_own([note])
+    del core.held[info.model_id, info.number]
+    try:
+        await forget_held(core, held)
+    except UnavailableError:
+        core.forgotten.append(held)
+
+
+async def forget_held(core: Core, held: Held) -> None:
+    """Record that this server has not the bytes of a version any more.
+
+    Raises:
+        UnavailableError: PostgreSQL does not answer.
+    """
+    info = held.info
+    sending = core.sending(Note("lost", info.model_id, held.life, [info.number], "evicted"))
+    values = held.life, info.number, info.created_ns - TIME_OFFSET, info.data_hash, core.server, sending.messages
+    if await core.connections.fetch("forget", FORGET, *values):
+        sending.take()
 
 
 async def mark_damaged(core: Core, ref: ModelRef, error: DataLossError) -> None:
     """Take a damaged version out of the listing; see `Catalog.mark_damaged`."""
-    number = error.version_number
+    number, reason = error.version_number, escaped(error.reason) or "damaged"
     if number is None:
         return
-    note = Note("lost", ref.model_id, ref.life, [number], "damaged")
-    async with core.connections.reading() as connection, connection.transaction():
-        if await connection.fetchval(MARK_DAMAGED, ref.life, number, escaped(error.reason) or "damaged"):
-            _log.error("damaged version found", model_id=ref.model_id, number=number, reason=error.reason)
-            await connection.fetch(NOTIFY, core.messages([note]))
-        else:
-            return
-    core.take_own([note])
+    sending = core.sending(Note("lost", ref.model_id, ref.life, [number], "damaged"))
+    if await core.connections.fetch("mark damaged", MARK_DAMAGED, ref.life, number, reason, sending.messages):
+        _log.error("damaged version found", model_id=ref.model_id, number=number, reason=error.reason)
+        sending.take()
