@@ -127,7 +127,12 @@ FROM models m WHERE life = $1
 
 NEWER = f"""
 SELECT
-    (SELECT count(*) FROM visible v WHERE v.life = m.life AND v.number > $2) AS versions,
+    (SELECT count(*) FROM transient t WHERE t.life = m.life AND t.number > $2 AND t.damage = '')
+    + CASE WHEN 2 * $2::bigint > m.mark  -- whichever is fewer
+        THEN (SELECT count(*) FROM versions v WHERE v.life = m.life AND v.number > $2 AND v.damage = '')
+        ELSE m.archived_versions
+            - (SELECT count(*) FROM versions v WHERE v.life = m.life AND v.number <= $2 AND v.damage = '')
+        END AS versions,
     (SELECT appeared FROM appearances a WHERE a.life = m.life AND a.number > $2 ORDER BY number LIMIT 1) AS appeared,
     (SELECT number FROM appearances a WHERE a.life = m.life ORDER BY number LIMIT 1) AS first_known,
     v.number, v.created
