@@ -26,6 +26,11 @@ _COLUMNS = {
 
 _TIERS = (("versions", "true"), ("transient", "false"))
 
+_LACKING = "NULL::float8"
+
+_CONSTANTS = (_LACKING, "true", "false")
+"""What all versions of a query have in common."""
+
 _ROW = ", ".join(f"v.{column}" for column in VERSION.split(", "))
 
 _ALIASES = "(SELECT array_agg(a.name ORDER BY a.name) FROM aliases a WHERE a.life = v.life AND a.number = v.number)"
@@ -114,12 +119,12 @@ class _Query:
             )
         ids = ["v.number"] if self._life is not None else ["m.model_id", "v.number"]
         conditions += self._later(value, ids)
-        nulls = " NULLS LAST" if self._search.order.field.key and self._which == "all" else ""
-        order = [*([f"{value} {self._direction}{nulls}"] if value not in ("NULL::float8", "v.number") else [])]
-        order += [f"{each} {self._direction}" for each in ids]
+        order = [f"{each} {self._direction}" for each in ids]
         if value == "v.number":
-            order.reverse()
-            order = order if self._life is None else order[:1]
+            order = order[-1:] if self._life is not None else order[::-1]
+        elif value not in _CONSTANTS:
+            nulls = " NULLS LAST" if self._search.order.field.key and self._which == "all" else ""
+            order.insert(0, f"{value} {self._direction}{nulls}")
         row = _ROW.replace("v.archived", f"{archived} AS archived")
         return (
             f"SELECT v.life, m.model_id, {row}, {value} AS value FROM {source} JOIN models m ON m.life = v.life"
@@ -133,7 +138,7 @@ class _Query:
     def _value(self, table: str, archived: str) -> str:
         """Return what the versions of a tier are ordered by."""
         if self._which == "lacking":
-            return "NULL::float8"
+            return _LACKING
         if self._which == "ordered" and table == "versions":
             return "o.value"
         return self._expression(self._search.order.field, archived)
