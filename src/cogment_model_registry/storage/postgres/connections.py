@@ -93,9 +93,11 @@ class Connections:
             connection = await self.connect()
             try:
                 await migrate(connection)
-            finally:
-                await connection.close(timeout=_CONNECT_SECONDS)
+            except BaseException:
+                connection.terminate()
+                raise
             self._pools = {name: Pool(self.connect, size) for name, size in self._sizes.items()}
+            self._pools["read"].add(connection)
         except (asyncpg.PostgresError, ValueError, ModelRegistryError, *LOST) as error:
             if isinstance(error, StartError):
                 raise
