@@ -70,8 +70,12 @@ def _ignore_dropped(_infos: Sequence[VersionInfo]) -> None:
     """Do nothing about versions whose bytes are not needed any more."""
 
 
-def _ignore_model(_model_id: str) -> None:
-    """Do nothing about a model that another server changed."""
+def _ignore_number(_model_id: str, _number: int) -> None:
+    """Do nothing about a version that another server has made visible."""
+
+
+def _ignore_text(_text: str) -> None:
+    """Do nothing about what another server says."""
 
 
 class Core:
@@ -97,6 +101,8 @@ class Core:
         signers: The signers of models of which this server publishes a version now, so that nobody changes them, by life.
         on_dropped: Receives transient versions of `held` that another server promoted or removed.
         on_model_changed: Receives models that another server created, changed or removed.
+        on_shown: Receives models and numbers of versions that another server has made visible.
+        on_received: Receives texts that other servers send.
     """
 
     def __init__(self, connections: Connections, observe: Observe) -> None:
@@ -114,7 +120,9 @@ class Core:
         self.entered: set[int] = set()
         self.signers: dict[int, Sequence[PublicKey]] = {}
         self.on_dropped: Callable[[Sequence[VersionInfo]], None] = _ignore_dropped
-        self.on_model_changed: Callable[[str], None] = _ignore_model
+        self.on_model_changed: Callable[[str], None] = _ignore_text
+        self.on_shown: Callable[[str, int], None] = _ignore_number
+        self.on_received: Callable[[str], None] = _ignore_text
         self._changes_sent = 0
         self._taken: set[int] = set()  # own changes that are recorded, and not heard of yet
         self._heard: set[int] = set()  # those that were heard of first
@@ -163,6 +171,8 @@ class Core:
             self.on_dropped(dropped)
         if note.kind in ("created", "changed", "removed"):
             self.on_model_changed(note.model_id)
+        elif note.kind == "shown" and note.numbers:
+            self.on_shown(note.model_id, max(note.numbers))
 
     def _held_after(self, note: Note) -> list[VersionInfo]:
         """Update what this server holds; return what is not transient any more."""
