@@ -98,7 +98,7 @@ class Core:
         unclear: Those of `held` that may not exist, since the connection was lost while they were committed.
         given: The highest number that this server gave to a version, by life, also to those that failed.
         entered: The pending rows of changes that are entered on this server.
-        signers: The signers of models of which this server publishes a version now, so that nobody changes them, by life.
+        signers: Those of models of which this server publishes a version now, so that nobody changes them, by life.
         on_dropped: Receives transient versions of `held` that another server promoted or removed.
         on_model_changed: Receives models that another server created, changed or removed.
         on_shown: Receives models and numbers of versions that another server has made visible.

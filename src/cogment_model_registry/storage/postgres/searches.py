@@ -49,7 +49,7 @@ async def find_versions(connections: Connections, search: Search, life: int | No
         UnavailableError: PostgreSQL does not answer.
     """
     found: list[Version] = []
-    async with connections.reading() as connection:
+    async with connections.reading("search") as connection:
         for query in _queries(search, life):
             if len(found) < search.limit:
                 try:
