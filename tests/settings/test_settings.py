@@ -82,6 +82,10 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "archive_dir": (("a", "a"), ("b", "b")),
     "archive_url": (("s3://a/b", "s3://a/b"), ("file:///a/b/", "file:///a/b")),
     "catalog_dir": (("a", "a"), ("b", "b")),
+    "catalog_url": (("postgresql://a/b", "postgresql://a/b"), ("postgres://u@c:1/d?sslmode=require",) * 2),
+    "peer_host": (("a", "a"), ("b", "b")),
+    "peer_token_file": (("a", "a"), ("/b c", "/b c")),
+    "peer_tls_ca": (("a", "a"), ("/b c", "/b c")),
     "read_only": (("true", True), ("false", False)),
     "cache_max_items": (("1", 1), ("2", 2)),
     "cache_max_bytes": (("1", 1), ("2", 2)),
@@ -309,10 +313,16 @@ BAD = [
         ("archive_url", text)
         for text in ("file://a/b", "file:///", "s3://a/b#c", "s3://a b/c", "s3://é/a", "s3://a/b?")
     ],
+    *[("catalog_url", text) for text in ("mysql://a/b", "postgresql:a", "postgresql://u:secret@a/b", "/a")],
+    *[
+        ("catalog_url", text)
+        for text in ("postgresql://a/b?password=secret", "postgresql://a/b#c", "postgresql://a b/c")
+    ],
     ("log_file", "a\0b"),
     *[("host", text) for text in ("", "a b", "a/b", "-a", "grpc://a", "a:9000", "[::1]", "**", "é")],
     # An address must not have a port.
     *[("host", text) for text in ("127.0.0.1:9000", "cafe:9000", ":", ":9000")],
+    *[("peer_host", text) for text in ("*", "a b", "10.0.0.1:9000", "::")],
     *[("directory_registration_host", text) for text in ("*", "a b", "10.0.0.1:9000", "0.0.0.0", "::", "0::0")],
     *[("directory_endpoint", text) for text in ("foo:9005", "http://foo:9005", "cogment://foo:9005", "grpc:foo:9005")],
     *[
@@ -437,6 +447,13 @@ def test_an_archive_is_a_directory_or_in_an_object_store() -> None:
         check_archive(Settings(archive_url="s3://a", archive_dir="b"))
     with pytest.raises(SettingError, match="unset without archive_url"):
         check_archive(Settings(catalog_dir="b"))
+    check_archive(Settings(archive_url="s3://a", catalog_url="postgresql://b"))
+    with pytest.raises(SettingError, match="catalog_url"):
+        check_archive(Settings(catalog_url="postgresql://b"))
+    with pytest.raises(SettingError, match="catalog_dir"):
+        check_archive(Settings(archive_url="s3://a", catalog_url="postgresql://b", catalog_dir="c"))
+    with pytest.raises(SettingError, match="read_only"):
+        check_archive(Settings(archive_url="s3://a", catalog_url="postgresql://b", read_only=True))
 
 
 def test_refusal_names_the_setting_its_source_its_value_and_what_is_allowed() -> None:

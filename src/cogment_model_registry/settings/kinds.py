@@ -248,6 +248,17 @@ def _parse_archive_url(text: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{'/' + path if path else ''}"
 
 
+def _parse_catalog_url(text: str) -> str:
+    """Return the address of a database of PostgreSQL."""
+    parts = urlsplit(text)
+    is_plain = text.isascii() and text.isprintable() and "#" not in text and " " not in text
+    # A password in an address ends up in lists of processes and in logs.
+    has_password = parts.password is not None or re.search(r"[?&]password=", text)
+    if parts.scheme not in ("postgresql", "postgres") or "://" not in text or not is_plain or has_password:
+        raise ValueError(text)
+    return text
+
+
 def _parse_name(text: str) -> str:
     if not text.isprintable() or text != text.strip() or not 0 < len(text) <= _NAME_MAX_CHARACTERS:
         raise ValueError(text)
@@ -262,6 +273,7 @@ ARCHIVE_URL = _text_kind(
     "s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or file:///path, without credentials or a query",
     _parse_archive_url,
 )
+CATALOG_URL = _text_kind("URL", "postgresql://user@host:port/database, without a password", _parse_catalog_url)
 ISSUER = _text_kind("ADDRESS", "an http or https address, without a user, a query or a fragment", _parse_issuer)
 KEYS = _text_kind("SOURCE", "a path, or an http or https address without a user or a fragment", _parse_source)
 NAME = _text_kind("NAME", f"1 to {_NAME_MAX_CHARACTERS} printable characters without a space at an end", _parse_name)

@@ -24,6 +24,7 @@ from cogment_model_registry.settings.kinds import (
     ANONYMOUS_ACCESS,
     ARCHIVE_URL,
     AUTO,
+    CATALOG_URL,
     ENDPOINT,
     ISSUER,
     KEYS,
@@ -77,6 +78,37 @@ class Settings(ServiceSettings):
         "Directory of the catalog of an archive in an object store: aliases, tags, metrics and tokens. "
         "The server creates it if it is missing.",
         "a directory for the `archive_url`, in `$XDG_STATE_HOME` or `~/.local/state`",
+    )
+    catalog_url: str = setting(
+        "",
+        _PREFIX + "CATALOG_URL",
+        optional(CATALOG_URL),
+        "Catalog in PostgreSQL, which several servers of one archive_url share: postgresql://user@host:port/database. "
+        "The password comes from PGPASSWORD or from the file that PGPASSFILE names.",
+        "none: the catalog of one server, in archive_dir or catalog_dir",
+    )
+    peer_host: str = setting(
+        "",
+        _PREFIX + "PEER_HOST",
+        optional(REACHABLE_HOST),
+        "Host at which the other servers of a catalog_url reach this one.",
+        "as for `directory_registration_host`",
+    )
+    peer_token_file: str = setting(
+        "",
+        _PREFIX + "PEER_TOKEN_FILE",
+        optional(PATH),
+        "File with the token that this server shows to the other servers of a catalog_url, with the scope read for all "
+        "models. It is read again when it may have been replaced.",
+        "none: no token is shown",
+    )
+    peer_tls_ca: str = setting(
+        "",
+        _PREFIX + "PEER_TLS_CA",
+        optional(PATH),
+        "PEM file of the authorities of the certificates of the other servers of a catalog_url; "
+        "servers that ask for a certificate get `tls_certificate`.",
+        "none: the public authorities that gRPC knows",
     )
     read_only: bool = setting(
         False,
@@ -332,7 +364,7 @@ def check_archive(settings: Settings) -> None:
     """Check that the settings name one archive.
 
     Raises:
-        SettingError: They name two, or a catalog without its archive.
+        SettingError: They name two, a catalog without its archive, or two catalogs.
     """
     default = next(field.default for field in fields(Settings) if field.name == "archive_dir")
     if settings.archive_url and settings.archive_dir != default:
@@ -343,3 +375,11 @@ def check_archive(settings: Settings) -> None:
         raise SettingError(
             "catalog_dir", settings.catalog_dir, "unset without archive_url: archive_dir has the catalog"
         )
+    if settings.catalog_url and not settings.archive_url:
+        raise SettingError("catalog_url", settings.catalog_url, "unset without archive_url: servers share both")
+    if settings.catalog_url and settings.catalog_dir:
+        raise SettingError(
+            "catalog_dir", settings.catalog_dir, "unset when catalog_url is given: a catalog is one of them"
+        )
+    if settings.catalog_url and settings.read_only:
+        raise SettingError("read_only", "on", "off when catalog_url is given")
