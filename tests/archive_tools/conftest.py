@@ -8,6 +8,8 @@ import pytest
 
 from cogment_model_registry.cli import main
 from tests.archive_tools.annotated import Command, Verify
+from tests.archive_tools.bucket_places import Archives
+from tests.object_store import S3Server
 
 
 @pytest.fixture
@@ -34,3 +36,9 @@ def verify(capsys: pytest.CaptureFixture[str]) -> Verify:
         return code, document
 
     return run
+
+
+@pytest.fixture
+def archives(object_store: S3Server, tmp_path: Path) -> Archives:
+    """Archives in a directory and in a bucket."""
+    return Archives(tmp_path, object_store)

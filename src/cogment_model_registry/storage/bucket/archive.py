@@ -53,6 +53,7 @@ class BucketArchive(BucketVersions, FolderArchive):
         self._is_swept = False
         self._sweeping: asyncio.Task[None] | None = None
         self._malformed: list[str] = []
+        self._staged: set[str] = set()
 
     @property
     def malformed(self) -> list[str]:
@@ -151,12 +152,30 @@ class BucketArchive(BucketVersions, FolderArchive):
         self._home.marks[model.life] = listing.marks.get(model.life, 0)
         return await contents_of(self._home, model, listing, known or KnownFolder())
 
+    def has_model(self, model_id: str) -> bool:
+        """Return whether there is a model of a name, or a malformed object of one."""
+        return model_id in self._home.models or layout.model_name(model_id) in self._malformed
+
+    def stage_model(self, info: ModelInfo) -> None:
+        """Begin a model that takes versions now, and appears with all of them when `write_model` writes it.
+
+        There must be none of its name, and nothing else may use the archive until then.
+        """
+        self._home.models[info.model_id] = ModelRecord(info, layout.new_life())
+        self._staged.add(info.model_id)
+
+    async def discard_model(self, model_id: str) -> None:
+        """Give up a model that was begun by `stage_model`, and delete its versions."""
+        self._staged.discard(model_id)
+        await BucketRemoval(self._home, self._home.models.pop(model_id).life).finish()
+
     async def _write_model(self, info: ModelInfo) -> None:
         await self._home.require_writable()
         held = self._home.models.get(info.model_id)
         model = ModelRecord(info, held.life if held else layout.new_life())
-        if held is None:
+        if held is None or info.model_id in self._staged:
             model = await self._begin_life(model)
+            self._staged.discard(info.model_id)
         else:
             await self._objects.put(layout.model_name(info.model_id), layout.build_model(model))
         self._home.models[info.model_id] = model
@@ -175,6 +194,8 @@ class BucketArchive(BucketVersions, FolderArchive):
                 life = layout.parse_model(found, name).life
             except layout.BadObject as damage:
                 raise UnavailableError(f"the archive failed: the object of the model is malformed: {damage}") from None
+            if model.info.model_id in self._staged and life != model.life:
+                raise self._contradiction() from None  # its versions are in another life
             model = ModelRecord(model.info, life)
             if found != text:
                 await self._objects.put(name, layout.build_model(model))
