@@ -4,6 +4,9 @@ import subprocess
 from pathlib import Path
 from uuid import uuid4
 
+import obstore
+from obstore.store import ObjectStore
+
 from cogment_model_registry import ModelRegistry
 from tests.object_store import BUCKET, SECRET_ACCESS_KEY, S3Server
 from tests.processes import ServerProcess, run_cogment
@@ -53,3 +56,8 @@ def check(process: ServerProcess) -> None:
         assert registry.retrieve("été", 3) == LARGE
         assert registry.get_version("été", 3).user_data == {"note": "\0 line\nbreak"}
         assert registry.publish("été", b"next").number == 129  # after the block that the first server had
+
+
+def names(store: ObjectStore, *prefixes: str) -> list[str]:
+    """Return the names of the objects below some prefixes."""
+    return sorted(each["path"] for prefix in prefixes for chunk in obstore.list(store, prefix) for each in chunk)

@@ -1,25 +1,15 @@
 """`cogment archive export` and `import` with archives in object stores."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
 import pytest
-from obstore.store import LocalStore, ObjectStore
+from obstore.store import ObjectStore
 
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.storage.bucket import layout
-from tests.archive_tools.bucket_places import LARGE, Archives, check, fill
+from tests.archive_tools.bucket_places import LARGE, Archives, check, fill, names
 from tests.processes import run_cogment, server_process
-
-
-@pytest.fixture(params=["s3", "file"])
-def place(request: pytest.FixtureRequest, archives: Archives, tmp_path: Path) -> Iterator[tuple[str, ObjectStore]]:
-    """The address of an archive, with its store."""
-    if request.param == "s3":
-        yield archives.url, archives.store
-    else:
-        yield f"file://{tmp_path}/objects", LocalStore(tmp_path / "objects", mkdir=True)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +29,6 @@ def file(exported: bytes, tmp_path: Path) -> Path:
     file = tmp_path / "m.tar"
     file.write_bytes(exported)
     return file
-
-
-def names(store: ObjectStore, *prefixes: str) -> list[str]:
-    return sorted(each["path"] for prefix in prefixes for chunk in obstore.list(store, prefix) for each in chunk)
 
 
 def test_a_model_goes_to_a_bucket_and_back_with_all_it_has(

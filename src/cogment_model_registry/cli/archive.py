@@ -61,6 +61,9 @@ def verify(directory: str, *, is_repair: bool, as_json: bool) -> int:
 
     With --repair, temporary files, models that were being deleted and data without metadata are removed, high-water
     marks are repaired, and missing metadata of models is written. Damaged versions are left as they are.
+
+    DIRECTORY may also be an address such as s3://bucket/prefix. There, --repair removes what interrupted uploads and
+    deletions have left, and rebuilds malformed metadata of models from those of their versions, without user_data.
     """
     started = time.monotonic()
     if bucket_archive.is_url(directory):
@@ -104,17 +107,20 @@ def _repaired(directory: str, files: "OwnedFiles", root: int) -> "tuple[Report, 
 
 def _verify_bucket(url: str, started: float, *, is_repair: bool, as_json: bool) -> int:
     """Verify the archive at an address; return the exit code."""
-    if is_repair:
-        raise click.UsageError("an archive in an object store is not repaired: a start clears away what is left over")
+    outcomes: list[Outcome] = []
     with running(f"checking {url}"), progress_bar("checking", None) as advance:
-        report = bucket_archive.verify(url, advance)
-    problems = [finding for finding in report.findings if finding.is_problem]
+        if is_repair:
+            report, outcomes = bucket_archive.repair(url, advance)
+        else:
+            report = bucket_archive.verify(url, advance)
+    repaired = {outcome.finding for outcome in outcomes if outcome.is_repaired}
+    problems = [finding for finding in report.findings if finding.is_problem and finding not in repaired]
     if as_json:
-        document = _as_json(url, report, [], is_sound=not problems and report.models > 0)
+        document = _as_json(url, report, outcomes, is_sound=not problems and report.models > 0)
         remedies = {"findings": [{**each, "remedy": bucket_archive.REMEDY} for each in document["findings"]]}
         click.echo(json.dumps({**document, **remedies}, indent=2))
     else:
-        _show(report, [], [], time.monotonic() - started)
+        _show(report, outcomes, [], time.monotonic() - started)
         if problems:
             click.echo(f"to do: {bucket_archive.REMEDY}")
     if problems:

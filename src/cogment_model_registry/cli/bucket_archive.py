@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cogment_model_registry.storage.bucket.archive import BucketArchive
     from cogment_model_registry.storage.filesystem.export_writer import Annotate, Exported
     from cogment_model_registry.storage.filesystem.import_reader import Imported
+    from cogment_model_registry.storage.filesystem.repair import Outcome
     from cogment_model_registry.storage.filesystem.verification import Report
     from cogment_model_registry.storage.folder import FolderArchive
     from cogment_model_registry.storage.tools.archive_copy import Copied
@@ -70,6 +71,32 @@ def verify(url: str, advance: Callable[[int], None]) -> "Report":
     async def run() -> "Report":
         async with _opened_to_read(url) as (archive, _):
             return await bucket_check.verify(archive, advance)  # type: ignore[arg-type] # an address has no other kind
+
+    return asyncio.run(run())
+
+
+def repair(url: str, advance: Callable[[int], None]) -> "tuple[Report, list[Outcome]]":
+    """Verify and repair the archive at an address, which no server may use.
+
+    Raises:
+        StartError: It is not an archive, or cannot be used, or a server uses it.
+        UnavailableError: The store failed.
+    """
+    check_bucket_extra()
+    from cogment_model_registry.storage.bucket.archive import BucketArchive  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.objects import Objects  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.opening import open_store  # noqa: PLC0415
+    from cogment_model_registry.storage.tools import bucket_repair  # noqa: PLC0415
+
+    async def run() -> "tuple[Report, list[Outcome]]":
+        async with _opened_to_read(url):
+            pass  # what is opened to be written may be new, and there would be nothing to repair
+        archive = BucketArchive(Objects(open_store(url), url), is_sweeping=False)
+        try:
+            await archive.open()
+            return await bucket_repair.repair(archive, advance)
+        finally:
+            await archive.close()
 
     return asyncio.run(run())
 
