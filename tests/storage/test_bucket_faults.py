@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import obstore
 import pytest
-from obstore.store import MemoryStore
+from obstore.store import MemoryStore, ObjectStore
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StartError, UnavailableError
 from cogment_model_registry.records.sizes import MIB
@@ -211,6 +212,25 @@ async def test_damage_is_told_from_a_store_that_fails() -> None:
         assert isinstance(damaged, DataLossError)
         with pytest.raises(UnavailableError):
             await archive.read_version_infos("m", [2])
+
+
+async def test_what_is_gone_does_not_keep_the_rest_from_being_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    delete = obstore.delete_async
+
+    async def delete_what_is_there(store: ObjectStore, names: str | Sequence[str]) -> None:
+        """Delete as Azure and Google Cloud Storage do, which refuse what is not there."""
+        for name in [names] if isinstance(names, str) else names:
+            await obstore.head_async(store, name)
+            await delete(store, name)
+
+    monkeypatch.setattr(obstore, "delete_async", delete_what_is_there)
+    objects = Objects(MemoryStore(), "test://bucket")
+    for name in ("data/a", "data/c"):
+        await objects.put(name, b"")
+    await objects.delete(["data/a", "data/b", "data/c"])
+    await objects.delete(["data/a"])
+    assert await gone(objects, "data")
+    assert objects.failure == ""
 
 
 class Careless(Objects):
