@@ -25,7 +25,7 @@ from cogment_model_registry.records.lifecycle import (
     check_alias_revision,
     check_revision,
 )
-from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, check_model_revision
+from cogment_model_registry.records.retention import NO_SHARE, ModelAnnotations, ModelChange, check_model_revision
 from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo, check_version_number
@@ -198,6 +198,10 @@ class MemoryCatalog(Catalog):
         models = self._tables.models
         return [models[each].info for each in sorted(models) if each > model_id][:limit]
 
+    async def list_models_with_shares(self) -> list[str]:
+        await asyncio.sleep(0)
+        return [model_id for model_id, model in self._tables.models.items() if model.decided.share != NO_SHARE]
+
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         await asyncio.sleep(0)
         return [model.summary() for info in models if (model := self._tables.models.get(info.model_id))]
@@ -251,7 +255,7 @@ class MemoryCatalog(Catalog):
             del self._tables.models[model_id]
             await self._record(_Change(model_id, "removed"))
 
-    def publishing(self, ref: ModelRef) -> AbstractAsyncContextManager[Slot]:
+    def publishing(self, ref: ModelRef, *, archived: bool = False) -> AbstractAsyncContextManager[Slot]:
         return self._publishing(ref)
 
     @asynccontextmanager

@@ -140,6 +140,14 @@ class SharedBucketArchive(BucketVersions):
         self._home.models.pop(model_id, None)
         return BucketRemoval(self._home, model.life)
 
+    async def has_model(self, model_id: str) -> bool:
+        """Return whether a model exists whose removal has not begun.
+
+        Raises:
+            UnavailableError: The store failed.
+        """
+        return await self._home.find_model(model_id) is not None
+
     async def finish_removal(self, model_id: str) -> None:
         """Remove a model whose removal another server may have begun, and free its bytes. Nothing if it is done.
 
