@@ -37,6 +37,7 @@ ROWS = (
     "Archive and fsync",
     "Registration and health",
     "Process",
+    "Other servers",
 )
 
 

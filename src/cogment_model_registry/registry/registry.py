@@ -135,7 +135,7 @@ class VersionReader:
         info: The version.
     """
 
-    def __init__(self, registry: "Registry", info: VersionInfo, ref: ModelRef, reader: Reader) -> None:
+    def __init__(self, registry: "Registry", info: VersionInfo, ref: ModelRef | None, reader: Reader) -> None:
         self.info = info
         self._registry = registry
         self._ref = ref
@@ -162,7 +162,7 @@ class VersionReader:
                 async for chunk in chunks:
                     yield chunk
         except DataLossError as error:
-            await self._registry.mark_damaged(self._ref, error)
+            await self._mark_damaged(error)
             raise
 
     def in_memory(self, max_bytes: int) -> Sequence[memoryview] | None:
@@ -178,8 +178,12 @@ class VersionReader:
         try:
             return await self._reader.hand_over()
         except DataLossError as error:
-            await self._registry.mark_damaged(self._ref, error)
+            await self._mark_damaged(error)
             raise
+
+    async def _mark_damaged(self, error: DataLossError) -> None:
+        if self._ref is not None:
+            await self._registry.mark_damaged(self._ref, error)
 
 
 class Registry:
@@ -424,6 +428,17 @@ class Registry:
             async with reader:
                 raise NotFoundError.version(info.model_id, info.number)
         return reader
+
+    async def open_own_version(self, model_id: str, number: int) -> VersionReader:
+        """Return the reader of a transient version whose bytes this process has. Not even the catalog is asked.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: The process does not have them.
+        """
+        self.check_model_id(model_id)
+        info, reader = await self._transient.open_own(model_id, number)
+        return VersionReader(self, info, None, reader)
 
     async def _is_current(self, ref: ModelRef, reader: Reader | None = None) -> bool:
         """Return whether a model was not deleted and created again; close a reader if it was.

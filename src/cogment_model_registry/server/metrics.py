@@ -28,6 +28,8 @@ from cogment_model_registry.server.call_metrics import CallMetrics
 from cogment_model_registry.server.consumer_metrics import ConsumerMetrics
 from cogment_model_registry.server.limit_metrics import LimitMetrics
 from cogment_model_registry.server.registration import State
+from cogment_model_registry.server.relay_metrics import RelayMetrics
+from cogment_model_registry.server.relay_sources import RelayCounts
 from cogment_model_registry.serving.caller_limits import CallerLimits
 
 _NAMESPACE = "cogment_model_registry"
@@ -51,6 +53,7 @@ class Metrics:
     Attributes:
         registry: What a scrape collects.
         observe_call: Records a finished call. To be called on the event loop.
+        relays: Counts the relays of versions that other servers hold.
     """
 
     def __init__(self) -> None:
@@ -59,6 +62,8 @@ class Metrics:
         calls = CallMetrics(_NAMESPACE)
         self.registry.register(calls)
         self.observe_call = calls.observe
+        self.relays = RelayCounts()
+        self.registry.register(RelayMetrics(_NAMESPACE, self.relays))
         self._archive_seconds = self._histogram(
             "archive_operation_seconds", "Duration of operations on the archive.", ["operation"], _FILE_BUCKETS
         )

@@ -96,7 +96,9 @@ class ModelLifecycleService:
     async def _read_version(self, request: lifecycle.ReadVersionRequest, call: Call) -> None:
         model_id, key = _about(call, request.version)
         call.about(offset=request.offset, limit=request.limit)
-        async with self._rules.reading(model_id, key, request.offset, request.expected_hash) as (version, reader):
+        [(mark, value)] = lifecycle.FOR_A_PEER
+        reading = self._rules.reading_own if call.metadata(mark) == value else self._rules.reading
+        async with reading(model_id, key, request.offset, request.expected_hash) as (version, reader):
             call.about(number=version.number, size_bytes=version.info.data_size_bytes)
             with self._transfers.sending(call, version.info.data_size_bytes) as sender:
                 first = lifecycle.ReadVersionReply(version=lifecycle.version_message(version))

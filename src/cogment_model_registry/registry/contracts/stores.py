@@ -350,6 +350,17 @@ class TransientStore(VersionStore):
         """
 
     @abstractmethod
+    async def open_own(self, model_id: str, number: int) -> tuple[VersionInfo, Reader]:
+        """Begin to read the version with a number if this process has its bytes; nobody else is asked for them.
+
+        Returns:
+            The version, and its reader.
+
+        Raises:
+            NotFoundError: The process does not have them.
+        """
+
+    @abstractmethod
     def holding(self, info: VersionInfo) -> AbstractContextManager[bool]:
         """Return the context manager in which a version is not evicted; it yields whether the store has the version.
 
