@@ -509,7 +509,7 @@ class Registry:
         signers = await self._catalog.get_signers(ref)
         _require_signature(signers, header, completion.data_hash)  # before a number is used up
         try:
-            async with self._catalog.publishing(ref) as slot:
+            async with self._catalog.publishing(ref, archived=header.archived) as slot:
                 if (now := await self._catalog.get_signers(ref)) != signers:
                     _require_signature(now, header, completion.data_hash)
                 info = VersionInfo(

@@ -251,7 +251,7 @@ class MemoryCatalog(Catalog):
             del self._tables.models[model_id]
             await self._record(_Change(model_id, "removed"))
 
-    def publishing(self, ref: ModelRef) -> AbstractAsyncContextManager[Slot]:
+    def publishing(self, ref: ModelRef, *, archived: bool = False) -> AbstractAsyncContextManager[Slot]:
         return self._publishing(ref)
 
     @asynccontextmanager

@@ -106,7 +106,7 @@ class Slot(ABC):
 
     @abstractmethod
     async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
-        """Keep annotations for the version, before its store commits it; durable on return if it is archived.
+        """Keep annotations for the version, before its store commits it; if it is archived, they are as durable as it.
 
         With a request, `Catalog.find_upload` finds the version once it is committed, even after a crash if it is
         archived; and the request's aliases point to it when the context is left, or after the crash.
@@ -269,10 +269,16 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    def publishing(self, ref: ModelRef) -> AbstractAsyncContextManager[Slot]:
+    def publishing(self, ref: ModelRef, *, archived: bool = False) -> AbstractAsyncContextManager[Slot]:
         """Return the change that makes a version visible under the next number, and wakes the watchers of its model.
 
         A number is used up even when the context is left with an error, or without `Slot.show`.
+
+        Args:
+            ref: The model.
+            archived: Whether the version will be archived. Then the number is durably used up when the context is
+                entered, and a catalog that several servers share remembers that the archive may get the version: if
+                the context is not left, or with an error, what the archive has of it is to be removed.
 
         Raises:
             NotFoundError: That life of the model is over. Raised on entering.
