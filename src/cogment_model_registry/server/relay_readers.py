@@ -140,6 +140,7 @@ async def _receive(
         await source.begin(position, stop - position)
         while (view := await source.next()) is not None:
             chunk.append(view)
+        await source.finish()
         if checked is not None:
             await _hash(checked, chunk)
             if stop == part.stop and checked.digest_text() != info.data_hash:
