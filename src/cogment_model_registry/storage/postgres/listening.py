@@ -45,6 +45,10 @@ class Listening:
 
     Args:
         core: The state of the catalog.
+
+    Attributes:
+        is_listening: Whether the connection lives, and what was missed before is known.
+        pid: The process of PostgreSQL at its other end.
     """
 
     def __init__(self, core: Core) -> None:
@@ -53,6 +57,7 @@ class Listening:
         self._over = ["0", "0"]  # transactions before these were over at the last two signs of life
         self._lost = asyncio.Event()
         self.is_listening = False
+        self.pid = 0
 
     async def open(self) -> None:
         """Begin to listen.
@@ -64,6 +69,7 @@ class Listening:
             connection = await self._connect()
         except (asyncpg.PostgresError, *LOST) as error:
             raise StartError(f"the database of the catalog is not usable: {error}") from error
+        self.is_listening = True
         self._task = asyncio.create_task(self._run(connection), name="catalog listening")
 
     async def close(self) -> None:
@@ -83,12 +89,13 @@ class Listening:
             connection.terminate()
             raise
         self._over_now = over
-        self.is_listening = True
+        self.pid = connection.get_server_pid()
         return connection
 
     async def _run(self, connection: Connection) -> None:
         self._over = [self._over_now, self._over_now]
         while True:
+            self.is_listening = True
             try:
                 await self._listen(connection)
             finally:
@@ -120,7 +127,6 @@ class Listening:
                     connection.terminate()
                     raise
             except (asyncpg.PostgresError, *LOST):
-                self.is_listening = False
                 await asyncio.sleep(_AGAIN_SECONDS)
                 continue
             self._over = [self._over_now, self._over_now]

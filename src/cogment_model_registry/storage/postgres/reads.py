@@ -1,7 +1,7 @@
 """What is asked of the shared catalog: each question is one query, so that all of its answer is of one moment."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from time import time_ns
 
 from cogment_model_registry.errors import DataLossError, NotFoundError
@@ -13,6 +13,7 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import CatalogCounts, ModelOutline, ModelRef, ModelState, Newer
 from cogment_model_registry.storage.postgres.connections import Connections
 from cogment_model_registry.storage.postgres.core import Core
+from cogment_model_registry.storage.postgres.joining import Joining
 from cogment_model_registry.storage.postgres.rows import (
     DECIDED,
     TIME_OFFSET,
@@ -32,6 +33,32 @@ _ALIASES = "(SELECT array_agg(a.name ORDER BY a.name) FROM aliases a WHERE a.lif
 
 _V = ", ".join(f"v.{column}" for column in VERSION.split(", "))
 
+_ROW = f"life, {VERSION}, damage"
+
+
+def _both(condition: str, rest: str = "") -> str:
+    """Return the query for versions of both tiers that meet a condition, each tier with the same rest of a query."""
+    tiers = (("versions", "true"), ("transient", "false"))
+    return " UNION ALL ".join(
+        f"(SELECT {_ROW.replace('archived', f'{archived} AS archived')} FROM {table} WHERE {condition} {rest})"
+        for table, archived in tiers
+    )
+
+
+def _ordered(condition: str, direction: str, limit: str, offset: str = "0") -> str:
+    """Return the query for sound versions in the order of their numbers.
+
+    Each tier is ordered and cut by itself first: PostgreSQL would sort all of both otherwise.
+    """
+    rest = f"ORDER BY number {direction} LIMIT {limit}"
+    each = _both(f"{condition} AND damage = ''", rest if offset == "0" else f"{rest} + {offset}")
+    return f"SELECT * FROM ({each}) both_tiers {rest} OFFSET {offset}"
+
+
+_NEWEST = """coalesce(greatest(
+    (SELECT max(number) FROM versions WHERE life = m.life AND damage = '' {condition}),
+    (SELECT max(number) FROM transient WHERE life = m.life AND damage = '' {condition})), 0)"""
+
 FIND = "SELECT life FROM models WHERE model_id = $1"
 
 MODEL = "SELECT life, model_id, user_data FROM models WHERE model_id = $1"
@@ -43,7 +70,7 @@ MODELS_AFTER = "SELECT model_id, user_data FROM models WHERE model_id > $1 ORDER
 SUMMARIES = f"""
 SELECT m.model_id, m.user_data, {DECIDED}, m.archived_bytes::text AS archived_bytes,
     m.archived_versions + (SELECT count(*) FROM transient t WHERE t.life = m.life AND t.damage = '') AS versions,
-    coalesce((SELECT v.number FROM visible v WHERE v.life = m.life ORDER BY v.number DESC LIMIT 1), 0) AS latest,
+    {_NEWEST.format(condition="")} AS latest,
     (SELECT json_agg(json_build_array(a.name, a.number, a.revision, a.set_at) ORDER BY a.name)::text
         FROM aliases a WHERE a.life = m.life) AS aliases
 FROM models m WHERE m.model_id = ANY($1)
@@ -51,56 +78,36 @@ FROM models m WHERE m.model_id = ANY($1)
 
 BY_NUMBERS = f"""
 SELECT m.life AS model, {_V}, v.damage
-FROM models m LEFT JOIN LATERAL (
-    SELECT life, {VERSION.replace("archived", "true AS archived")}, damage FROM versions
-        WHERE life = m.life AND number = ANY($2)
-    UNION ALL
-    SELECT life, {VERSION.replace("archived", "false AS archived")}, damage FROM transient
-        WHERE life = m.life AND number = ANY($2)
-) v ON true WHERE m.model_id = $1
+FROM models m LEFT JOIN LATERAL ({_both("life = m.life AND number = ANY($2)")}) v ON true WHERE m.model_id = $1
 """
 
 FROM_LAST = f"""
 SELECT m.life AS model, w.asked, {_V}
-FROM models m CROSS JOIN unnest($2::bigint[]) AS w(asked) LEFT JOIN LATERAL (
-    SELECT * FROM visible WHERE life = m.life ORDER BY number DESC OFFSET -w.asked - 1 LIMIT 1
-) v ON true WHERE m.model_id = $1
+FROM models m CROSS JOIN unnest($2::bigint[]) AS w(asked)
+LEFT JOIN LATERAL ({_ordered("life = m.life", "DESC", "1", "(-w.asked - 1)")}) v ON true WHERE m.model_id = $1
 """
 
 LATEST = f"""
 SELECT m.life AS model, {_V}
-FROM models m LEFT JOIN LATERAL (
-    SELECT * FROM visible WHERE life = m.life ORDER BY number DESC LIMIT 1
-) v ON true WHERE m.model_id = $1
+FROM models m LEFT JOIN LATERAL ({_ordered("life = m.life", "DESC", "1")}) v ON true WHERE m.model_id = $1
 """
 
 LIST = f"""
 SELECT m.life AS model, {_V}
-FROM models m LEFT JOIN LATERAL (
-    SELECT * FROM visible WHERE life = m.life AND number >= $2 ORDER BY number LIMIT $3
-) v ON true WHERE m.model_id = $1
+FROM models m LEFT JOIN LATERAL ({_ordered("life = m.life AND number >= $2", "ASC", "$3")}) v ON true
+WHERE m.model_id = $1 ORDER BY v.number
 """
 
 DESCRIBE = f"""
-SELECT w.position, m.model_id, {_V}, {_ALIASES} AS aliases
+SELECT w.position, m.model_id, {_V}, v.damage, {_ALIASES} AS aliases
 FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS w(model_id, number, position)
 JOIN models m ON m.model_id = w.model_id
-JOIN LATERAL (
-    SELECT life, {VERSION.replace("archived", "true AS archived")}, damage FROM versions
-        WHERE life = m.life AND number = w.number
-    UNION ALL
-    SELECT life, {VERSION.replace("archived", "false AS archived")}, damage FROM transient
-        WHERE life = m.life AND number = w.number
-) v ON true
+JOIN LATERAL ({_both("life = m.life AND number = w.number")}) v ON true
 """
 
 COPIES = f"""
 SELECT m.life AS model, {_V} FROM models m LEFT JOIN LATERAL (
-    (SELECT life, {VERSION.replace("archived", "true AS archived")} FROM versions
-        WHERE life = m.life AND data_hash = $2 AND data_size = $3 AND damage = '' ORDER BY number DESC LIMIT 8)
-    UNION ALL
-    (SELECT life, {VERSION.replace("archived", "false AS archived")} FROM transient
-        WHERE life = m.life AND data_hash = $2 AND data_size = $3 AND damage = '' ORDER BY number DESC LIMIT 8)
+    {_both("life = m.life AND data_hash = $2 AND data_size = $3 AND damage = ''", "ORDER BY number DESC LIMIT 8")}
 ) v ON true WHERE m.model_id = $1
 """
 
@@ -110,24 +117,22 @@ SELECT changes,
 FROM models m WHERE life = $1
 """
 
-OUTLINE = """
+OUTLINE = f"""
 SELECT m.changes,
     m.archived_versions - (SELECT count(*) FROM versions v WHERE v.life = m.life AND v.number > $2 AND v.damage = '')
     + (SELECT count(*) FROM transient t WHERE t.life = m.life AND t.number <= $2 AND t.damage = '') AS versions,
-    coalesce((SELECT number FROM visible v WHERE v.life = m.life AND v.number <= $2 ORDER BY number DESC LIMIT 1), 0)
-        AS newest
+    {_NEWEST.format(condition="AND number <= $2")} AS newest
 FROM models m WHERE life = $1
 """
 
-NEWER = """
+NEWER = f"""
 SELECT
     (SELECT count(*) FROM visible v WHERE v.life = m.life AND v.number > $2) AS versions,
     (SELECT appeared FROM appearances a WHERE a.life = m.life AND a.number > $2 ORDER BY number LIMIT 1) AS appeared,
     (SELECT number FROM appearances a WHERE a.life = m.life ORDER BY number LIMIT 1) AS first_known,
     v.number, v.created
-FROM models m LEFT JOIN LATERAL (
-    SELECT number, created FROM visible WHERE life = m.life AND number > $2 ORDER BY number LIMIT 1
-) v ON true WHERE m.model_id = $1
+FROM models m LEFT JOIN LATERAL ({_ordered("life = m.life AND number > $2", "ASC", "1")}) v ON true
+WHERE m.model_id = $1
 """
 
 SIGNERS = "SELECT signers FROM models WHERE life = $1"
@@ -150,20 +155,17 @@ SELECT count(*) AS models, coalesce(sum(archived_versions), 0)::bigint
 FROM models
 """
 
-NEWS = """
-SELECT coalesce(h.last_number, m.mark) AS head, CASE WHEN $4::bigint > 0 THEN
-    (SELECT array_agg(number ORDER BY number) FROM (SELECT number FROM visible v
-        WHERE v.life = m.life AND v.number > $2 AND v.number <= $3 ORDER BY number LIMIT $4) x)
-    ELSE
-    (SELECT array_agg(number) FROM (SELECT number FROM visible v
-        WHERE v.life = m.life AND v.number > $2 AND v.number <= $3 ORDER BY number DESC LIMIT 1) x)
-    END AS numbers
+_NEWS = "life = m.life AND number > $2 AND number <= $3"
+
+NEWS = f"""
+SELECT coalesce(h.last_number, m.mark) AS head, CASE WHEN $4::bigint > 0
+    THEN (SELECT array_agg(number ORDER BY number) FROM ({_ordered(_NEWS, "ASC", "$4::bigint")}) v)
+    ELSE (SELECT array_agg(number) FROM ({_ordered(_NEWS, "DESC", "1")}) v) END AS numbers
 FROM models m LEFT JOIN heads h USING (life) WHERE m.life = $1
 """
 
-HEAD = """
-SELECT m.life, coalesce(h.last_number, m.mark) AS head,
-    coalesce((SELECT number FROM visible v WHERE v.life = m.life ORDER BY number DESC LIMIT 1), 0) AS newest
+HEAD = f"""
+SELECT m.life, coalesce(h.last_number, m.mark) AS head, {_NEWEST.format(condition="")} AS newest
 FROM models m LEFT JOIN heads h USING (life) WHERE m.model_id = $1
 """
 
@@ -174,10 +176,15 @@ class Reads:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._connections: Connections = core.connections
+        self._joining = Joining()
+
+    async def _join(self, name: str, query: str, *values: Hashable) -> Sequence[Record]:
+        """Return the rows of a query that many may send at once."""
+        return await self._joining.result((query, *values), lambda: self._connections.fetch(name, query, *values))
 
     async def find(self, model_id: str) -> ModelRef:
         try:
-            rows = await self._connections.fetch("find", FIND, model_id)
+            rows = await self._join("find", FIND, model_id)
         except CatalogAwayError:
             if (known := self._core.cache.find(model_id)) is None:
                 raise
@@ -215,18 +222,18 @@ class Reads:
         wanted = {number for number in numbers if abs(number) <= _NUMBER_MAX}
         found: dict[int, VersionInfo] = {}
         damage: dict[int, str] = {}
-        last = [number for number in wanted if number < 0]
+        last = sorted(number for number in wanted if number < 0)
         if wanted == {-1}:
-            rows = await self._connections.fetch("get_latest", LATEST, model_id)
+            rows = await self._join("get_latest", LATEST, model_id)
             found.update((-1, info_of(model_id, row)) for row in rows if row["number"] is not None)
         else:
             rows = []
             if last:
-                rows = await self._connections.fetch("get_last", FROM_LAST, model_id, last)
+                rows = await self._join("get_last", FROM_LAST, model_id, tuple(last))
                 found.update((row["asked"], info_of(model_id, row)) for row in rows if row["number"] is not None)
-            others = [number for number in wanted if number >= 0]
+            others = sorted(number for number in wanted if number >= 0)
             if others or not last:
-                rows = await self._connections.fetch("get_versions", BY_NUMBERS, model_id, others)
+                rows = await self._join("get_versions", BY_NUMBERS, model_id, tuple(others))
                 sound = [row for row in rows if row["number"] is not None]
                 found.update((row["number"], info_of(model_id, row)) for row in sound if not row["damage"])
                 damage = {row["number"]: row["damage"] for row in sound if row["damage"]}
@@ -241,7 +248,7 @@ class Reads:
 
     async def latest(self, model_id: str) -> tuple[int, VersionInfo | None]:
         """Return the life of a model, 0 if it does not exist, and its newest version."""
-        rows = await self._connections.fetch("get_latest", LATEST, model_id)
+        rows = await self._join("get_latest", LATEST, model_id)
         if not rows:
             return 0, None
         return rows[0]["model"], None if rows[0]["number"] is None else info_of(model_id, rows[0])
@@ -306,9 +313,7 @@ class Reads:
         if not infos:
             return {}
         ids, numbers = [info.model_id for info in infos], [info.number for info in infos]
-        rows = await self._connections.fetch(
-            "describe", DESCRIBE.replace("v.revision", "v.revision, v.damage"), ids, numbers
-        )
+        rows = await self._connections.fetch("describe", DESCRIBE, ids, numbers)
         for row in rows:
             if damaged and row["damage"]:
                 raise DataLossError.version(row["model_id"], row["number"], row["damage"])

@@ -65,8 +65,7 @@ MIGRATIONS = (
         PRIMARY KEY (life, number),
         FOREIGN KEY (life) REFERENCES models ON DELETE CASCADE
     );
-    CREATE INDEX versions_by_time ON versions (life, created, number);
-    CREATE INDEX versions_by_hash ON versions (life, data_hash);
+    CREATE INDEX versions_by_hash ON versions (data_hash);
     CREATE INDEX versions_by_tags ON versions USING gin (tags jsonb_path_ops);
     CREATE TABLE metrics (
         life bigint NOT NULL,
@@ -137,7 +136,7 @@ MIGRATIONS = (
         holders integer[] NOT NULL,
         PRIMARY KEY (life, number)
     );
-    CREATE INDEX transient_by_hash ON transient (life, data_hash);
+    CREATE INDEX transient_by_hash ON transient (data_hash);
     CREATE UNLOGGED TABLE heads (
         life bigint PRIMARY KEY,
         last_number bigint NOT NULL,

@@ -33,6 +33,9 @@ class Connection(Protocol):
     def transaction(self) -> AbstractAsyncContextManager[object]:
         """Return the context manager in which a transaction is open."""
 
+    def get_server_pid(self) -> int:
+        """Return the process of PostgreSQL that serves it."""
+
     def is_in_transaction(self) -> bool:
         """Return whether one is open."""
 
