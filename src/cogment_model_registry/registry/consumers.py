@@ -234,8 +234,12 @@ class Consumers:
             self._unshared.add(ref)
             raise
 
+    def share_all(self) -> None:
+        """Let other servers soon know all that consumers hold: they have forgotten it."""
+        self._unshared.update(group.ref for group in self._groups.values())
+
     async def share_holds(self) -> None:
-        """Let other servers know what consumers do not hold any more.
+        """Let other servers know what consumers hold, where that has changed without a report.
 
         Raises:
             UnavailableError: The catalog is not available; it is done by the next call.

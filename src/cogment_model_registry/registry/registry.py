@@ -410,11 +410,13 @@ class Registry:
                     await self.mark_damaged(ref, error)
                     raise
             except NotFoundError:
-                # Perhaps it is being deleted in this moment, and then another version is the n-th from the last.
-                if number > 0 or info == gone:
+                # Perhaps it was promoted in this moment, and is archived now; or it is being deleted, and then another
+                # version is the n-th from the last.
+                if info == gone:
                     raise
                 gone = info
-                await self._catalog.settled(model_id)
+                if number < 0:
+                    await self._catalog.settled(model_id)
 
     async def open_same_version(self, info: VersionInfo) -> VersionReader:
         """Return the reader of a version that was found before.

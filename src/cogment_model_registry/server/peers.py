@@ -25,6 +25,7 @@ from cogment_model_registry.errors import (
 from cogment_model_registry.records.addresses import split_endpoint
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.serving.calls import Call
 from cogment_model_registry.serving.certificates import pair_files
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.system.certificates import CertificateError, PemFile
@@ -140,6 +141,36 @@ class Peers:
         """How many connections there are."""
         return len(self._connections)
 
+    async def ask(self, endpoint: str, name: str, request: bytes) -> bytes:
+        """Make a call of ModelLifecycle, which the server answers from what it knows itself; return the reply.
+
+        Raises:
+            UnavailableError: It cannot be reached, or did not answer.
+            ModelRegistryError: It refused.
+        """
+        connection = await self._begin(endpoint)
+        is_lost = False
+        try:
+            metadata = (*lifecycle.FOR_A_PEER, *await self._token.metadata())
+            multi_callable: Any = connection.channel.unary_unary(f"/{lifecycle.SERVICE_NAME}/{name}")
+            reply: bytes = await multi_callable(request, metadata=metadata, timeout=self._silent_seconds)
+        except grpc.aio.AioRpcError as error:
+            is_lost = error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+            error_type, message = channels.described(error, endpoint, channels.REGISTRY)
+            raise error_type(message) from None
+        finally:
+            self._note_end(endpoint, connection, is_lost=is_lost)
+        return reply
+
+    async def _begin(self, endpoint: str) -> _Connection:
+        """Return a connection for a call that begins now."""
+        connection = await self._connected(endpoint)
+        connection.calls += 1
+        if connection.closing is not None:
+            connection.closing.cancel()
+            connection.closing = None
+        return connection
+
     async def open_stream(self, endpoint: str, info: VersionInfo, offset: int, limit: int | None) -> "PeerStream":
         """Ask a server for a version that it has in memory; see `relay_sources.OpenStream`.
 
@@ -148,11 +179,7 @@ class Peers:
             UnavailableError: It cannot be reached, or did not answer.
             ModelRegistryError: It refused.
         """
-        connection = await self._connected(endpoint)
-        connection.calls += 1
-        if connection.closing is not None:
-            connection.closing.cancel()
-            connection.closing = None
+        connection = await self._begin(endpoint)
         try:
             metadata = (*lifecycle.FOR_A_PEER, *await self._token.metadata())
             request = lifecycle.read_request(info.model_id, info.number, offset, limit, info.data_hash)
@@ -275,6 +302,12 @@ class PeerStream:
             self._is_lost = error.code() is grpc.StatusCode.UNAVAILABLE
             error_type, message = channels.described(error, self._endpoint, channels.REGISTRY)
             raise error_type(message) from None
+
+
+def is_for_a_peer(call: Call) -> bool:
+    """Return whether another server makes a call, which is to be answered from what this one has and knows itself."""
+    [(mark, value)] = lifecycle.FOR_A_PEER
+    return call.metadata(mark) == value
 
 
 def _identity(info: VersionInfo) -> tuple[str, int, int, str, int]:

@@ -25,7 +25,7 @@ from cogment_model_registry.records.lifecycle import (
     check_alias_revision,
     check_revision,
 )
-from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, check_model_revision
+from cogment_model_registry.records.retention import NO_SHARE, ModelAnnotations, ModelChange, check_model_revision
 from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo, check_version_number
@@ -197,6 +197,10 @@ class MemoryCatalog(Catalog):
         await asyncio.sleep(0)
         models = self._tables.models
         return [models[each].info for each in sorted(models) if each > model_id][:limit]
+
+    async def list_models_with_shares(self) -> list[str]:
+        await asyncio.sleep(0)
+        return [model_id for model_id, model in self._tables.models.items() if model.decided.share != NO_SHARE]
 
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         await asyncio.sleep(0)

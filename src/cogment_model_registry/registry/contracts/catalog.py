@@ -212,6 +212,10 @@ class Catalog(ABC):
         """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
 
     @abstractmethod
+    async def list_models_with_shares(self) -> list[str]:
+        """Return the ids of the models that have a share of the memory of the transient store."""
+
+    @abstractmethod
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         """Return models with what they have now, in the order given; those that do not exist any more are left out."""
 

@@ -178,6 +178,9 @@ class LocalCatalog(Catalog):
     async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
         return await self.list_models(bisect.bisect_right(self._ids, model_id), limit)
 
+    async def list_models_with_shares(self) -> list[str]:
+        return self._index.models_with_shares()
+
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         return [self._summary(model) for info in models if (model := self._models.get(info.model_id))]
 

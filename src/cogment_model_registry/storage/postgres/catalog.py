@@ -13,7 +13,7 @@ Nothing is read at the start.
     leases               which servers there are, and what they hold
 """
 
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 
 from cogment_model_registry.errors import DataLossError
@@ -35,12 +35,13 @@ from cogment_model_registry.registry.contracts import (
     Slot,
     Watcher,
 )
-from cogment_model_registry.storage.postgres import aliases, models, publishing, removing
+from cogment_model_registry.storage.postgres import aliases, holds, models, publishing, removing
 from cogment_model_registry.storage.postgres.connections import CHANGES, READS, Connections, Observe
-from cogment_model_registry.storage.postgres.core import Core
+from cogment_model_registry.storage.postgres.core import NOTIFY, Core
 from cogment_model_registry.storage.postgres.grants import Grants
 from cogment_model_registry.storage.postgres.leases import Leases
 from cogment_model_registry.storage.postgres.listening import Listening
+from cogment_model_registry.storage.postgres.notes import text_message
 from cogment_model_registry.storage.postgres.reads import Reads
 from cogment_model_registry.storage.postgres.searches import find_versions
 from cogment_model_registry.storage.postgres.watching import Watching
@@ -108,6 +109,28 @@ class PostgresCatalog(Catalog):
         """Set who receives the ids of models that another server created, changed or removed."""
         self._core.on_model_changed = listener
 
+    def on_shown(self, listener: Callable[[str, int], None]) -> None:
+        """Set who receives the models and numbers of versions that other servers have made visible.
+
+        It is called on the event loop.
+        """
+        self._core.on_shown = listener
+
+    def on_received(self, listener: Callable[[str], None]) -> None:
+        """Set who receives the texts that other servers send. It is called on the event loop."""
+        self._core.on_received = listener
+
+    async def send(self, texts: Sequence[str]) -> None:
+        """Send texts to the other servers that listen now.
+
+        Args:
+            texts: Each of ASCII, and of at most some 7,800 characters.
+
+        Raises:
+            UnavailableError: PostgreSQL does not answer.
+        """
+        await self._connections.fetch("send", NOTIFY, [text_message(self._core.origin, text) for text in texts])
+
     async def open(self) -> None:
         await self._connections.open()
         try:
@@ -137,6 +160,9 @@ class PostgresCatalog(Catalog):
 
     async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
         return await self._reads.list_models_after(model_id, limit)
+
+    async def list_models_with_shares(self) -> list[str]:
+        return await self._reads.models_with_shares()
 
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         return await self._reads.summarize(models)
@@ -193,6 +219,12 @@ class PostgresCatalog(Catalog):
 
     async def find_copies(self, model_id: str, data_hash: str, size_bytes: int) -> list[VersionInfo]:
         return await self._reads.find_copies(model_id, data_hash, size_bytes)
+
+    async def set_holds(self, ref: ModelRef, held: Mapping[int, str]) -> None:
+        await holds.set_holds(self._core, ref, held)
+
+    async def held_elsewhere(self, ref: ModelRef) -> Mapping[int, str]:
+        return await holds.held_elsewhere(self._core, ref)
 
     async def search(self, search: Search) -> list[Version]:
         if search.model_id is not None:

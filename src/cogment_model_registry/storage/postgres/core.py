@@ -69,8 +69,12 @@ def _ignore_dropped(_infos: Sequence[VersionInfo]) -> None:
     """Do nothing about versions whose bytes are not needed any more."""
 
 
-def _ignore_model(_model_id: str) -> None:
-    """Do nothing about a model that another server changed."""
+def _ignore_number(_model_id: str, _number: int) -> None:
+    """Do nothing about a version that another server has made visible."""
+
+
+def _ignore_text(_text: str) -> None:
+    """Do nothing about what another server says."""
 
 
 class Core:
@@ -95,6 +99,8 @@ class Core:
         entered: The pending rows of changes that are entered on this server.
         on_dropped: Receives transient versions of `held` that another server promoted or removed.
         on_model_changed: Receives models that another server created, changed or removed.
+        on_shown: Receives models and numbers of versions that another server has made visible.
+        on_received: Receives texts that other servers send.
     """
 
     def __init__(self, connections: Connections, observe: Observe) -> None:
@@ -111,7 +117,9 @@ class Core:
         self.given: dict[int, int] = {}
         self.entered: set[int] = set()
         self.on_dropped: Callable[[Sequence[VersionInfo]], None] = _ignore_dropped
-        self.on_model_changed: Callable[[str], None] = _ignore_model
+        self.on_model_changed: Callable[[str], None] = _ignore_text
+        self.on_shown: Callable[[str, int], None] = _ignore_number
+        self.on_received: Callable[[str], None] = _ignore_text
         self._changes_sent = 0
         self._taken: set[int] = set()  # own changes that are recorded, and not heard of yet
         self._heard: set[int] = set()  # those that were heard of first
@@ -160,6 +168,8 @@ class Core:
             self.on_dropped(dropped)
         if note.kind in ("created", "changed", "removed"):
             self.on_model_changed(note.model_id)
+        elif note.kind == "shown" and note.numbers:
+            self.on_shown(note.model_id, max(note.numbers))
 
     def _held_after(self, note: Note) -> list[VersionInfo]:
         """Update what this server holds; return what is not transient any more."""

@@ -11,6 +11,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import time_ns
 
+from cogment_model_registry.errors import NotFoundError, UnavailableError
+from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.postgres.changes import LEASE_LOCKS
 from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
@@ -18,7 +20,7 @@ from cogment_model_registry.storage.postgres.models import remove_model
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.pending import DELETE, LIST, Pending, pending_of
 from cogment_model_registry.storage.postgres.removing import forget_held, remove_archived
-from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, version_values
+from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, metrics_of, texts_of, version_values
 
 _BATCH = 500
 """How many versions are announced in one transaction."""
@@ -48,6 +50,13 @@ SELECT m.model_id, gone.life, gone.number FROM gone JOIN models m USING (life)
 _LOCATE = """
 SELECT s.server, s.endpoint FROM models m JOIN transient t USING (life) JOIN servers s ON s.server = ANY(t.holders)
 WHERE m.model_id = $1 AND t.number = $2 AND t.created = $3 AND t.data_hash = $4 AND s.server <> $5
+"""
+
+_HOLD = """
+UPDATE transient t SET holders = array_append(array_remove(t.holders, $5::integer), $5::integer)
+FROM models m WHERE m.life = t.life AND m.model_id = $1 AND t.number = $2 AND t.created = $3 AND t.data_hash = $4
+    AND EXISTS (SELECT FROM servers WHERE server = $5)
+RETURNING t.life, t.tags, t.metrics, t.revision
 """
 
 _HELD = """
@@ -205,6 +214,7 @@ class Leases:
         async with self._connections.reading() as connection, connection.transaction():
             await connection.execute("SELECT pg_advisory_xact_lock($1, $2)", LEASE_LOCKS, server)
             await connection.execute("DELETE FROM servers WHERE server = $1", server)
+            await connection.execute("DELETE FROM holds WHERE server = $1", server)
             lost = await connection.fetch(_LOSE, server)
             numbers: dict[tuple[str, int], list[int]] = {}
             for row in lost:
@@ -222,6 +232,32 @@ class Leases:
         values = info.model_id, info.number, created, info.data_hash, self._core.server
         rows = await self._connections.fetch("locate", _LOCATE, *values)
         return [Holder(row["server"], row["endpoint"]) for row in rows]
+
+    async def hold(self, info: VersionInfo) -> None:
+        """Record that this server has the bytes of a transient version, too.
+
+        Raises:
+            NotFoundError: The version is not visible any more.
+            UnavailableError: This server has no lease.
+        """
+        server = self._core.server
+        if not server:
+            raise UnavailableError("this server has no lease in the catalog")
+        values = info.model_id, info.number, info.created_ns - TIME_OFFSET, info.data_hash, server
+        async with self._connections.reading() as connection, connection.transaction():
+            await connection.execute("SELECT pg_advisory_xact_lock_shared($1, $2)", LEASE_LOCKS, server)
+            rows = await connection.fetch(_HOLD, *values)
+        if not rows:
+            raise NotFoundError.version(info.model_id, info.number)
+        [row] = rows
+        annotations = Annotations(texts_of(row["tags"]), metrics_of(row["metrics"]), row["revision"])
+        self._core.held[info.model_id, info.number] = Held(row["life"], info, annotations)
+
+    def give_up_held(self) -> list[VersionInfo]:
+        """Hold nothing any more; return what this server had."""
+        infos = [held.info for held in self._core.held.values()]
+        self._core.held.clear()
+        return infos
 
     async def held_numbers(self, server: int) -> dict[str, list[int]]:
         """Return the transient versions that a server has: their numbers by model, ascending."""

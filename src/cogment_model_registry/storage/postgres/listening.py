@@ -14,7 +14,7 @@ import structlog
 
 from cogment_model_registry.errors import StartError
 from cogment_model_registry.storage.postgres.core import Core
-from cogment_model_registry.storage.postgres.notes import Note, letter_of
+from cogment_model_registry.storage.postgres.notes import Note, letter_of, text_in
 from cogment_model_registry.storage.postgres.schema import SCHEMA
 from cogment_model_registry.storage.postgres.translation import LOST, Connection, Record
 from cogment_model_registry.system.tasks import end
@@ -140,6 +140,8 @@ class Listening:
         letter = letter_of(str(message))
         if letter is not None:
             self._core.hear(letter)
+        elif (text := text_in(str(message), self._core.origin)) is not None:
+            self._core.on_received(text)
 
     async def _catch_up(self, connection: Connection) -> None:
         """Record what was changed while nobody listened. New messages arrive already, and say some of it again."""

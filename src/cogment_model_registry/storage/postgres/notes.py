@@ -3,6 +3,7 @@
 https://www.postgresql.org/docs/current/sql-notify.html bounds a message to 8,000 bytes.
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -98,6 +99,20 @@ def _info_parts(info: VersionInfo) -> list[Any]:
     return [info.number, info.created_ns, info.archived, info.data_hash, info.data_size_bytes, dict(info.user_data)] + (
         [signature] if signature else []
     )
+
+
+def text_message(origin: int, text: str) -> str:
+    """Return the message with a text of ASCII that is for other servers, and no change of the catalog."""
+    return _text({"o": origin, "t": text})
+
+
+def text_in(message: str, origin: int) -> str | None:
+    """Return the text in a message of another catalog than `origin`; None if it has none."""
+    with contextlib.suppress(ValueError):
+        parts = json.loads(message)
+        if isinstance(parts, dict) and parts.get("o") != origin and isinstance(parts.get("t"), str):
+            return str(parts["t"])
+    return None
 
 
 def letter_of(message: str) -> Letter | None:

@@ -67,6 +67,8 @@ MODELS = "SELECT model_id, user_data FROM models ORDER BY model_id OFFSET $1 LIM
 
 MODELS_AFTER = "SELECT model_id, user_data FROM models WHERE model_id > $1 ORDER BY model_id LIMIT $2"
 
+WITH_SHARES = "SELECT model_id FROM models WHERE share <> '{0,0,0,0}' ORDER BY model_id"
+
 SUMMARIES = f"""
 SELECT m.model_id, m.user_data, {DECIDED}, m.archived_bytes::text AS archived_bytes,
     m.archived_versions + (SELECT count(*) FROM transient t WHERE t.life = m.life AND t.damage = '') AS versions,
@@ -281,6 +283,9 @@ class Reads:
         after = model_id.replace("\0", "\1")  # an id has none, but whoever asks may
         rows = await self._connections.fetch("list_models", MODELS_AFTER, after, min(limit, _NUMBER_MAX))
         return [model_of(row) for row in rows]
+
+    async def models_with_shares(self) -> list[str]:
+        return [row["model_id"] for row in await self._connections.fetch("list_shares", WITH_SHARES)]
 
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         ids = [info.model_id for info in models]

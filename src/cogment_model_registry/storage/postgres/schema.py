@@ -148,6 +148,14 @@ MIGRATIONS = (
         appeared bigint NOT NULL,
         PRIMARY KEY (life, number)
     );
+    CREATE UNLOGGED TABLE holds (
+        life bigint NOT NULL,
+        server integer NOT NULL,
+        number bigint NOT NULL,
+        reason text NOT NULL,
+        PRIMARY KEY (life, server, number)
+    );
+    CREATE INDEX holds_by_server ON holds (server);
     CREATE UNLOGGED TABLE transient_requests (
         request_id text COLLATE "C" PRIMARY KEY,
         digest text NOT NULL,
