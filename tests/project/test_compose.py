@@ -3,8 +3,10 @@
 import re
 import urllib.error
 import urllib.request
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import obstore
 import pytest
@@ -141,6 +143,25 @@ def test_the_object_store_is_healthy_and_takes_objects_with_its_key_alone(tmp_pa
         wait_until(lambda: takes_objects(address, SECRETS["OBJECT_STORE_SECRET"]))
         with pytest.raises(PermissionDeniedError):
             put(address, "another")
+
+
+def test_several_servers_serve_as_one_with_their_words_and_variables(database: str, tmp_path: Path) -> None:
+    at = urlsplit(database)
+    with object_store(SEVERAL.services["object-store"], tmp_path) as store, ExitStack() as stack:
+        wait_until(lambda: takes_objects(store, SECRETS["OBJECT_STORE_SECRET"]))
+        here = {"registry@postgres:5432/registry": f"{at.netloc}{at.path}", "http://object-store:8333": store}
+        servers = [
+            stack.enter_context(SEVERAL.registry(name, {**here, name: "127.0.0.1"})) for name in SEVERAL.registries
+        ]
+        endpoints = [f"grpc://127.0.0.1:{server.port}" for server in servers]
+        with ModelRegistry(endpoints[0]) as registry:
+            numbers = [registry.publish("walker", b"transient").number, registry.store("walker", b"archived").number]
+        for endpoint in endpoints:
+            with ModelRegistry(endpoint) as registry:
+                assert [registry.retrieve("walker", number) for number in numbers] == [b"transient", b"archived"]
+        for server in servers:
+            assert server.stop() == 0
+            assert [line for line in server.lines if '"warning"' in line or '"error"' in line] == []
 
 
 def is_there(address: str) -> bool:
