@@ -113,6 +113,11 @@ class PostgresServer:
         self._run("psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--command={statement}", self.url())
 
     @property
+    def pid(self) -> int:
+        """Its main process, while it runs."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
+    @property
     def is_running(self) -> bool:
         """Whether it runs."""
         return (self._data / "postmaster.pid").exists()
