@@ -118,6 +118,11 @@ class PostgresServer:
         self._run("psql", *options, f"--command={statement}", self.url(database))
 
     @property
+    def pid(self) -> int:
+        """Its main process, while it runs."""
+        return int((self._data / "postmaster.pid").read_text().split()[0])
+
+    @property
     def is_running(self) -> bool:
         """Whether it runs."""
         return (self._data / "postmaster.pid").exists()
