@@ -15,8 +15,7 @@ from types import TracebackType
 from cogment_model_registry.system.tasks import end
 
 _HOST, _PEER_HOST = "127.0.0.1", "127.77.0.1"
-_SLOW_BYTES = 4_096
-_SLOW_SECONDS = 0.1
+_SLOW_BYTES_PER_SECOND = 50_000
 PEERS = "the servers"
 
 
@@ -81,10 +80,10 @@ class Proxy:
                 each.close()
 
     async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(_SLOW_BYTES if self._is_slow else 65_536):
+        while data := await reader.read(16_384):
             await self._is_open.wait()
             if self._is_slow:
-                await asyncio.sleep(_SLOW_SECONDS)  # what a slow network does
+                await asyncio.sleep(len(data) / _SLOW_BYTES_PER_SECOND)  # what a slow network does
             writer.write(data)
             await writer.drain()
         with contextlib.suppress(OSError):
