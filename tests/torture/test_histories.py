@@ -1,7 +1,9 @@
 """The checks of histories, on good and bad ones that were made by hand."""
 
 import dataclasses
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from tests.torture.several_servers import aliases, checks
 from tests.torture.several_servers.history import History, Kind, Operation, Outcome, Trouble, parse_operation, to_line
 from tests.torture.several_servers.live import LiveHistory
+from tests.torture.several_servers.logs import complaints, leases_lost
 from tests.torture.several_servers.recovery import quartiles, recovery_ms
 
 S = 10**9
@@ -266,3 +269,14 @@ def test_a_history_is_read_while_it_is_written(tmp_path: Path) -> None:
 def test_an_operation_shows_what_is_known_of_it() -> None:
     with pytest.raises(AssertionError, match="number=2 tag=tag 2 "):
         checks.check_numbers(History.of([create(0, 1, 2, tag="first"), create(2, 3, 2)]))
+
+
+def test_the_logs_show_lost_leases_and_errors() -> None:
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    lost = f'{{"event": "server gone", "level": "warning", "timestamp": "{at}"}}'
+    usual = f'{{"event": "alias set", "level": "info", "timestamp": "{at}"}}'
+    error = f'{{"event": "server gone?", "level": "error", "timestamp": "{at}"}}'
+    [found] = leases_lost([usual, lost, error, "Traceback"])
+    assert found.began_ns < found.ended_ns
+    assert abs(found.ended_ns - time.monotonic_ns()) < 60 * S
+    assert complaints([usual, lost, error, "Traceback"]) == [error, "Traceback"]

@@ -149,11 +149,11 @@ def check_visibility(history: History) -> tuple[int, int]:
             if one.outcome not in (Outcome.OK, Outcome.ABSENT):
                 continue
             checked += 1
-            if is_right(one, versions, each.troubles):
+            if is_right(one, versions, each.excuses):
                 continue
             # A server that cannot ask PostgreSQL knows nothing new; that is no reason to forget what is archived.
-            assert one.kind is Kind.LATEST, _complaint(one, versions, each.troubles)
-            assert _may_be_stale(one, each.troubles), _complaint(one, versions, each.troubles)
+            assert one.kind is Kind.LATEST, _complaint(one, versions, each.excuses)
+            assert _may_be_stale(one, each.excuses), _complaint(one, versions, each.excuses)
             stale += 1
     return checked, stale
 
@@ -201,7 +201,7 @@ def check_watchers(history: History) -> int:
             news += 1
             for number in range(one.number, one.last_number + 1):
                 version = versions.by_number.get(number)
-                is_missing = version is not None and version.is_certain(one.began_ns, one.ended_ns, each.troubles)
+                is_missing = version is not None and version.is_certain(one.began_ns, one.ended_ns, each.excuses)
                 assert not is_missing, f"a watcher received the gap {one}, which hides {version}"
     return news
 

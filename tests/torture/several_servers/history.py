@@ -130,16 +130,25 @@ class History:
 
     Attributes:
         operations: In the order of their beginnings.
-        troubles: The faults.
+        troubles: The faults, one after the other.
+        others: What went wrong besides.
     """
 
     operations: tuple[Operation, ...]
     troubles: tuple[Trouble, ...] = ()
+    others: tuple[Trouble, ...] = ()
 
     @classmethod
-    def of(cls, operations: Iterable[Operation], troubles: Iterable[Trouble] = ()) -> "History":
+    def of(
+        cls, operations: Iterable[Operation], troubles: Iterable[Trouble] = (), others: Iterable[Trouble] = ()
+    ) -> "History":
         """Return a history of operations in any order."""
-        return cls(tuple(sorted(operations, key=lambda each: each.began_ns)), tuple(troubles))
+        return cls(tuple(sorted(operations, key=lambda each: each.began_ns)), tuple(troubles), tuple(others))
+
+    @property
+    def excuses(self) -> tuple[Trouble, ...]:
+        """Everything that went wrong."""
+        return (*self.troubles, *self.others)
 
     def having(self, *kinds: Kind) -> list[Operation]:
         """Return the operations of some kinds."""
@@ -150,7 +159,9 @@ class History:
         models: dict[str, list[Operation]] = {}
         for operation in self.operations:
             models.setdefault(operation.model_id, []).append(operation)
-        return {model_id: History(tuple(operations), self.troubles) for model_id, operations in models.items()}
+        return {
+            model_id: History(tuple(operations), self.troubles, self.others) for model_id, operations in models.items()
+        }
 
 
 def to_line(operation: Operation) -> str:

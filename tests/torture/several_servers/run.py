@@ -12,6 +12,7 @@ from tests.torture.several_servers.aliases import check_aliases
 from tests.torture.several_servers.faults import Fault, deck
 from tests.torture.several_servers.history import History, Kind, Outcome, Trouble
 from tests.torture.several_servers.live import ANSWERED
+from tests.torture.several_servers.logs import complaints, leases_lost
 from tests.torture.several_servers.recovery import quartiles, recovery_ms
 from tests.torture.several_servers.stage import FOLLOWING, MODELS, SERVERS, WORKING, Stage, stage
 from tests.torture.several_servers.workers import LAST, Recorder, Task, Worker, create
@@ -118,7 +119,9 @@ async def observe(on: Stage, faults: list[Fault], random: Random, figures: Figur
     await on.stop_clients([*FOLLOWING])
     audit_ns = await asyncio.to_thread(auditor.retrieve_all)
     on.live.read()
-    return History.of(on.live.operations, troubles), audit_ns
+    lost = leases_lost(on.logged())
+    figures.count("leases lost", len(lost))
+    return History.of(on.live.operations, troubles, lost), audit_ns
 
 
 def check(history: History, audit_ns: int, figures: Figures) -> None:
@@ -168,6 +171,8 @@ async def run(
     """
     async with stage(place, databases, has_own_network=has_own_network) as on:
         history, audit_ns = await observe(on, deck(rounds, random), random, figures)
+        complained = complaints(on.logged())
+        assert not complained, "\n".join(["servers logged errors:", *complained[:50]])
         figures.count(f"faults in {on.network.description}", rounds)
     check(history, audit_ns, figures)
     measure(history, figures)

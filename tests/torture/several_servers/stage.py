@@ -85,7 +85,12 @@ class Stage:
         """Kill a server."""
         server = self.servers.pop(name)
         await asyncio.to_thread(server.kill)
-        self._lines[name] += [*server.lines, "--- killed ---"]
+        self._lines[name] += server.lines
+
+    def logged(self) -> list[str]:
+        """Return all lines that the servers have logged."""
+        running = [line for server in self.servers.values() for line in [*server.lines]]
+        return [*running, *(line for lines in self._lines.values() for line in lines)]
 
     def endpoint(self, name: str) -> str:
         """Return the address of a server for this process, to which no fault of the network applies."""
