@@ -1,6 +1,7 @@
 """The checks of histories, on good and bad ones that were made by hand."""
 
 import dataclasses
+import json
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -275,8 +276,17 @@ def test_the_logs_show_lost_leases_and_errors() -> None:
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     lost = f'{{"event": "server gone", "level": "warning", "timestamp": "{at}"}}'
     usual = f'{{"event": "alias set", "level": "info", "timestamp": "{at}"}}'
-    error = f'{{"event": "server gone?", "level": "error", "timestamp": "{at}"}}'
+    error = json.dumps(
+        {
+            "event": "call failed",
+            "level": "error",
+            "timestamp": at,
+            "exception": [
+                {"exc_type": "KeyError", "exc_value": "'x'", "frames": [{"filename": "a.py", "lineno": 7}]},
+            ],
+        }
+    )
     [found] = leases_lost([usual, lost, error, "Traceback"])
     assert found.began_ns < found.ended_ns
     assert abs(found.ended_ns - time.monotonic_ns()) < 60 * S
-    assert complaints([usual, lost, error, "Traceback"]) == [error, "Traceback"]
+    assert complaints([usual, lost, error, "Traceback"]) == [f"{at} call failed ; KeyError: 'x' at a.py:7", "Traceback"]

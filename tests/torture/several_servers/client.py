@@ -2,8 +2,10 @@
 
 import functools
 import json
+import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -30,15 +32,15 @@ def works_of(task: Task, recorder: Recorder, stop: threading.Event) -> Iterator[
 def main() -> int:
     """Do what the first argument says; return 1 if a thread failed."""
     task = Task(**json.loads(sys.argv[1]))
-    stop, has_failed = threading.Event(), threading.Event()
+    stop, is_late = threading.Event(), False
     recorder = Recorder(Path(task.path))
 
     def run(work: Callable[[], None]) -> None:
         try:
             work()
         except BaseException:
-            has_failed.set()
-            raise
+            traceback.print_exc()
+            os._exit(1)  # whoever waits for this thread need not wait
 
     with ExitStack() as stack:
         threads = []
@@ -52,10 +54,10 @@ def main() -> int:
         for thread in threads:
             thread.join(PATIENCE_SECONDS)
             if thread.is_alive():
-                has_failed.set()
+                is_late = True
                 sys.stderr.write(f"{thread.name} did not end although everything works again\n")
     recorder.close()
-    return 1 if has_failed.is_set() else 0
+    return 1 if is_late else 0
 
 
 if __name__ == "__main__":

@@ -27,9 +27,16 @@ def leases_lost(lines: Iterable[str]) -> list[Trouble]:
 
 
 def complaints(lines: Iterable[str]) -> list[str]:
-    """Return the lines with errors, and those that are not log lines, such as exceptions that nobody handled."""
-    return [
-        line
-        for line in lines
-        if not line.startswith("{") or json.loads(line).get("level") not in ("debug", "info", "warning")
-    ]
+    """Return the exceptions that nobody handled; that something is not available is expected."""
+    return [complaint for line in lines if (complaint := _complaint(line))]
+
+
+def _complaint(line: str) -> str:
+    if not line.startswith("{"):
+        return line
+    entry = json.loads(line)
+    parts = [f"{entry['timestamp']} {entry['event']} {entry.get('call', '')}"] if "exception" in entry else []
+    for each in entry.get("exception", []):
+        where = [f"{frame['filename']}:{frame['lineno']}" for frame in each["frames"][-6:]]
+        parts.append(f"{each['exc_type']}: {each['exc_value']} at {', '.join(where)}")
+    return "; ".join(parts)
