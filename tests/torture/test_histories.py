@@ -11,7 +11,17 @@ from typing import Any
 import pytest
 
 from tests.torture.several_servers import aliases, checks
-from tests.torture.several_servers.history import History, Kind, Operation, Outcome, Trouble, parse_operation, to_line
+from tests.torture.several_servers.history import (
+    NOTHING,
+    Effect,
+    History,
+    Kind,
+    Operation,
+    Outcome,
+    Trouble,
+    parse_operation,
+    to_line,
+)
 from tests.torture.several_servers.live import LiveHistory
 from tests.torture.several_servers.logs import complaints, leases_lost
 from tests.torture.several_servers.recovery import quartiles, recovery_ms
@@ -52,8 +62,8 @@ def gap(at: float, first: int, last: int, client: str = "w") -> Operation:
     return op(Kind.GAP, at, at, number=first, last_number=last, client=client)
 
 
-def trouble(began: float, ended: float, *, loses: bool = False, stale: bool = False) -> Trouble:
-    return Trouble("trouble", int(began * S), int(ended * S), loses, stale)
+def trouble(began: float, ended: float, effect: Effect = NOTHING) -> Trouble:
+    return Trouble("trouble", int(began * S), int(ended * S), effect)
 
 
 def holds(check: Callable[[History], object], *operations: Operation, troubles: tuple[Trouble, ...] = ()) -> bool:
@@ -131,7 +141,7 @@ def test_a_deleted_version_may_disappear_when_its_deletion_begins_and_must_when_
 
 def test_only_a_fault_that_loses_memory_excuses_a_transient_version_and_nothing_an_archived_one() -> None:
     absent = find(5, 6, 1, Outcome.ABSENT)
-    crash = (trouble(2, 3, loses=True),)
+    crash = (trouble(2, 3, Effect.LOSES),)
     assert holds(checks.check_visibility, create(0, 1, 1), absent, latest(7, 8, 0), troubles=crash)
     assert not holds(checks.check_visibility, create(0, 1, 1), absent, troubles=(trouble(2, 3),))
     assert not holds(checks.check_visibility, create(4, 4.5, 1), absent, troubles=crash)
@@ -142,11 +152,20 @@ def test_only_a_fault_that_loses_memory_excuses_a_transient_version_and_nothing_
     assert not holds(checks.check_visibility, create(0, 1, 1), alias, absent, troubles=crash)
 
 
+def test_a_crash_of_postgresql_hides_transient_versions_only_until_they_are_announced_again() -> None:
+    crash = (trouble(2, 3, Effect.HIDES),)
+    for at in (2.5, 4, 22):
+        assert holds(checks.check_visibility, create(0, 1, 1), latest(at, at + 0.1, 0), troubles=crash)
+    assert not holds(checks.check_visibility, create(0, 1, 1), latest(1.5, 1.6, 0), troubles=crash)
+    assert not holds(checks.check_visibility, create(0, 1, 1), latest(24, 25, 0), troubles=crash)
+    assert not holds(checks.check_visibility, create(3.5, 3.6, 1), latest(4, 5, 0), troubles=crash)
+
+
 def test_while_postgresql_is_away_an_older_latest_version_is_counted_and_nothing_else_is_excused() -> None:
-    away = (trouble(2, 5, stale=True),)
+    away = (trouble(2, 5, Effect.MAKES_STALE),)
     stored = [create(0, 1, 1, archived=True), create(2, 3, 2, archived=True)]
     assert checks.check_visibility(History.of([*stored, latest(4, 5, 1)], away)) == (1, 1)
-    assert not holds(checks.check_visibility, *stored, latest(4, 5, 1), troubles=(trouble(2, 5, loses=True),))
+    assert not holds(checks.check_visibility, *stored, latest(4, 5, 1), troubles=(trouble(2, 5, Effect.LOSES),))
     assert not holds(checks.check_visibility, *stored, latest(11, 12, 1), troubles=away)
     assert not holds(checks.check_visibility, *stored, find(4, 5, 1, Outcome.ABSENT), troubles=away)
 
@@ -164,7 +183,7 @@ def test_a_gap_hides_nothing_that_is_there() -> None:
     assert holds(checks.check_watchers, stored, delete(2, 3, 1), gap(4, 1, 1))
     assert not holds(checks.check_watchers, stored, gap(4, 1, 1))
     assert not holds(checks.check_watchers, create(0, 1, 1), gap(4, 1, 1))
-    assert holds(checks.check_watchers, create(0, 1, 1), gap(4, 1, 1), troubles=(trouble(2, 3, loses=True),))
+    assert holds(checks.check_watchers, create(0, 1, 1), gap(4, 1, 1), troubles=(trouble(2, 3, Effect.LOSES),))
 
 
 def test_a_watcher_of_every_version_receives_each_number_or_a_gap() -> None:
@@ -177,21 +196,25 @@ def test_a_watcher_of_every_version_receives_each_number_or_a_gap() -> None:
     assert check(History.of([gap(1, 1, 2), news(2, 3)])) == 1
 
 
-def test_each_server_has_all_archived_versions_and_no_deleted_one_at_the_end() -> None:
+def test_each_server_has_what_is_kept_and_nothing_that_was_deleted_at_the_end() -> None:
     def check(history: History) -> int:
-        return checks.check_archived(history, ["a", "b"], 10 * S)
+        return checks.check_remaining(history, ["a", "b"], 10 * S)
 
     def end(number: int, server: str) -> Operation:
         return op(Kind.RETRIEVE, 11, 12, number=number, server=server)
 
     stored, transient = create(0, 1, 1, archived=True), create(0, 1, 2)
-    assert holds(check, stored, transient, end(1, "a"), end(1, "b"))
+    lost = (trouble(2, 3, Effect.LOSES),)
+    assert holds(check, stored, end(1, "a"), end(1, "b"))
+    assert check(History.of([stored, transient, end(1, "a"), end(1, "b")], lost)) == 1
     assert not holds(check, stored, end(1, "a"))
+    assert not holds(check, stored, end(1, "a"), troubles=lost)
     assert not holds(check, stored, end(1, "a"), op(Kind.RETRIEVE, 5, 6, number=1, server="b"))
     assert holds(check, stored, delete(2, 3, 1))
     assert not holds(check, stored, delete(2, 3, 1), end(1, "b"))
     assert holds(check, stored, delete(2, 3, 1, Outcome.UNKNOWN), end(1, "b"))
-    assert not holds(check, transient, op(Kind.PROMOTE, 2, 3, number=2))
+    assert not holds(check, transient)
+    assert not holds(check, transient, op(Kind.PROMOTE, 2, 3, number=2), troubles=lost)
 
 
 def move(

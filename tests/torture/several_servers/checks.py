@@ -4,13 +4,17 @@ import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from tests.torture.several_servers.history import History, Kind, Operation, Outcome, Trouble
+from tests.torture.several_servers.history import Effect, History, Kind, Operation, Outcome, Trouble
 
 OBSERVATIONS = (Kind.LATEST, Kind.FIND, Kind.RETRIEVE, Kind.NEWS)
 """The operations whose answer shows that a version exists."""
 
 STALE_SECONDS = 5
 """How long after an outage of PostgreSQL a server may still answer from what it knew before."""
+
+HIDDEN_SECONDS = 20
+"""How long after a crash of PostgreSQL servers may need to announce the versions that they have: some seconds, with
+room for a busy machine."""
 
 _NS = 10**9
 
@@ -81,10 +85,14 @@ class Version:
             return False
         if self.archived_ns is not None and self.archived_ns < began_ns:
             return True
-        return not any(
-            trouble.loses_transient and trouble.began_ns <= ended_ns and trouble.ended_ns >= self.began_ns
-            for trouble in troubles
-        )
+        return not any(self._is_excused(began_ns, ended_ns, each) for each in troubles)
+
+    def _is_excused(self, began_ns: int, ended_ns: int, trouble: Trouble) -> bool:
+        """Return whether a fault explains that it was not visible between two moments."""
+        if trouble.began_ns > ended_ns or trouble.ended_ns < self.began_ns:
+            return False
+        is_hidden = Effect.HIDES in trouble.effect and began_ns <= trouble.ended_ns + HIDDEN_SECONDS * _NS
+        return is_hidden or Effect.LOSES in trouble.effect
 
 
 @dataclass
@@ -170,7 +178,7 @@ def is_right(one: Operation, versions: Versions, troubles: Iterable[Trouble]) ->
 
 def _may_be_stale(one: Operation, troubles: Iterable[Trouble]) -> bool:
     return any(
-        trouble.makes_stale
+        Effect.MAKES_STALE in trouble.effect
         and trouble.began_ns <= one.ended_ns
         and one.began_ns <= trouble.ended_ns + STALE_SECONDS * _NS
         for trouble in troubles
@@ -220,8 +228,8 @@ def check_all_news(history: History, clients: Iterable[str]) -> int:
     return gaps
 
 
-def check_archived(history: History, servers: Iterable[str], began_ns: int) -> int:
-    """Check that each server has what is archived, at the end; return the number of versions.
+def check_remaining(history: History, servers: Iterable[str], began_ns: int) -> int:
+    """Check that each server has what must be there at the end; return the number of archived versions.
 
     Args:
         history: The history, with the retrievals from each server at the end.
@@ -231,15 +239,15 @@ def check_archived(history: History, servers: Iterable[str], began_ns: int) -> i
     archived = 0
     for model_id, each in history.by_model().items():
         versions = Versions.of(each).by_number.values()
-        kept = {one.number for one in versions if one.archived_ns is not None and one.deleting_ns is None}
+        kept = {one.number for one in versions if one.is_certain(began_ns, began_ns, each.excuses)}
         gone = {one.number for one in versions if one.deleted_ns is not None}
-        archived += len(kept)
+        archived += sum(one.number in kept and one.archived_ns is not None for one in versions)
         for server in servers:
             found = {
                 one.number
                 for one in each.having(Kind.RETRIEVE)
                 if one.server == server and one.began_ns >= began_ns and one.outcome is Outcome.OK
             }
-            assert not kept - found, f"{server} has lost archived versions of {model_id}: {sorted(kept - found)}"
+            assert not kept - found, f"{server} has lost versions of {model_id}: {sorted(kept - found)}"
             assert not gone & found, f"{server} has deleted versions of {model_id}: {sorted(gone & found)}"
     return archived

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 from tests.object_proxy import Mode
-from tests.torture.several_servers.history import Trouble
+from tests.torture.several_servers.history import NOTHING, Effect, Trouble
 from tests.torture.several_servers.stage import CLIENTS, DATABASES, SERVERS, STORE, Stage
 
 LEASE_SECONDS = 10
@@ -25,22 +25,20 @@ class Fault:
     Attributes:
         name: Its name, in the figures in the plural.
         act: What happens.
-        loses_transient: See `Trouble`.
-        makes_stale: See `Trouble`.
+        effect: What it may do.
         repair: What is to be done before the next fault, when everything works already.
     """
 
     name: str
     act: Act
-    loses_transient: bool = False
-    makes_stale: bool = False
+    effect: Effect = NOTHING
     repair: Callable[[Stage], Awaitable[None]] | None = None
 
     async def happen(self, stage: Stage, random: Random) -> Trouble:
         """Let it happen, and return when it did."""
         began_ns = time.monotonic_ns()
         await self.act(stage, random)
-        return Trouble(self.name, began_ns, time.monotonic_ns(), self.loses_transient, self.makes_stale)
+        return Trouble(self.name, began_ns, time.monotonic_ns(), self.effect)
 
 
 async def last(random: Random, shortest_seconds: float, longest_seconds: float) -> None:
@@ -142,34 +140,31 @@ def let_store(mode: Mode) -> Act:
 # A cut from the databases may outlast the lease. A fast restart of PostgreSQL keeps its unlogged tables.
 FAULTS: dict[str, list[Fault]] = {
     "server": [
-        Fault("kills of a server", kill_server, loses_transient=True),
-        Fault("kills of a server for longer than a lease", kill_server_for_long, loses_transient=True),
-        Fault("servers frozen for longer than a lease", freeze_server, loses_transient=True),
+        Fault("kills of a server", kill_server, Effect.LOSES),
+        Fault("kills of a server for longer than a lease", kill_server_for_long, Effect.LOSES),
+        Fault("servers frozen for longer than a lease", freeze_server, Effect.LOSES),
     ],
     "database": [
-        Fault("fast restarts of PostgreSQL", end_database(signal.SIGINT), makes_stale=True),
-        Fault("crashes of PostgreSQL", end_database(signal.SIGQUIT), loses_transient=True, makes_stale=True),
-        Fault("kills of PostgreSQL", end_database(signal.SIGKILL), loses_transient=True, makes_stale=True),
-        Fault("failovers of PostgreSQL", fail_over, loses_transient=True, makes_stale=True, repair=attach_standby),
+        Fault("fast restarts of PostgreSQL", end_database(signal.SIGINT), Effect.MAKES_STALE),
+        Fault("crashes of PostgreSQL", end_database(signal.SIGQUIT), Effect.HIDES | Effect.MAKES_STALE),
+        Fault("kills of PostgreSQL", end_database(signal.SIGKILL), Effect.HIDES | Effect.MAKES_STALE),
+        Fault("failovers of PostgreSQL", fail_over, Effect.HIDES | Effect.MAKES_STALE, repair=attach_standby),
     ],
     "network": [
         Fault(
             "cuts between a server and PostgreSQL",
             on_ways(server_and_databases, 2, LEASE_SECONDS + 4),
-            loses_transient=True,
-            makes_stale=True,
+            Effect.LOSES | Effect.MAKES_STALE,
         ),
         Fault(
             "servers cut off from everything",
             on_ways(server_and_all, 2, LEASE_SECONDS + 4),
-            loses_transient=True,
-            makes_stale=True,
+            Effect.LOSES | Effect.MAKES_STALE,
         ),
         Fault(
             "slow networks between a server and PostgreSQL",
             on_ways(server_and_databases, 4, 8, only_slow=True),
-            loses_transient=True,
-            makes_stale=True,
+            Effect.LOSES | Effect.MAKES_STALE,
         ),
         Fault("cuts between a server and the object store", on_ways(server_and_store, 2, 8)),
         Fault("cuts between two servers", on_ways(two_servers, 2, 8)),

@@ -105,6 +105,20 @@ class Operation:
         return self.outcome in (Outcome.OK, Outcome.UNKNOWN)
 
 
+class Effect(enum.Flag):
+    """What a fault may do to what others see."""
+
+    LOSES = enum.auto()
+    """Transient versions may be lost that were visible then, or created in the meantime."""
+    HIDES = enum.auto()
+    """They may be invisible until the servers that have them announce them again."""
+    MAKES_STALE = enum.auto()
+    """Servers may be unable to ask PostgreSQL, and answer from what they know."""
+
+
+NOTHING = Effect(0)
+
+
 @dataclass(frozen=True, slots=True)
 class Trouble:
     """A fault, from its beginning to the moment when everything works again except for what has to notice it.
@@ -113,15 +127,13 @@ class Trouble:
         name: What it was.
         began_ns: When it began.
         ended_ns: When it was over.
-        loses_transient: Whether transient versions may be lost that were visible then, or created in the meantime.
-        makes_stale: Whether servers may be unable to ask PostgreSQL, and answer from what they know.
+        effect: What it may do.
     """
 
     name: str
     began_ns: int
     ended_ns: int
-    loses_transient: bool
-    makes_stale: bool
+    effect: Effect
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable
 from datetime import datetime
 
-from tests.torture.several_servers.history import Trouble
+from tests.torture.several_servers.history import Effect, Trouble
 
 LEASE_LOST = ("lease lost; another one taken", "server gone")
 """The events by which a server says that its lease, or that of another one, is gone."""
@@ -22,7 +22,7 @@ def leases_lost(lines: Iterable[str]) -> list[Trouble]:
         if any(f'"{event}"' in line for event in LEASE_LOST) and line.startswith("{"):
             at = datetime.fromisoformat(json.loads(line)["timestamp"])
             at_ns = int(at.timestamp() * 10**9) - offset_ns
-            troubles.append(Trouble("lease lost", at_ns - _LEASE_NS, at_ns, loses_transient=True, makes_stale=False))
+            troubles.append(Trouble("lease lost", at_ns - _LEASE_NS, at_ns, Effect.LOSES))
     return troubles
 
 
