@@ -28,7 +28,7 @@ def all_names(store: S3Store, prefix: str) -> list[str]:
 def read_model(store: S3Store, model: Model) -> tuple[str, dict[int, layout.Record]]:
     """Return the life of a model, and its records by number."""
     name = layout.model_name(model.model_id)
-    _, life = layout.parse_model(bytes(obstore.get(store, name).bytes()), name)
+    life = layout.parse_model(bytes(obstore.get(store, name).bytes()), name).life
     records: dict[int, layout.Record] = {}
     for record_name in all_names(store, f"{layout.VERSIONS}/{life}"):
         parsed = layout.parse_version_name(record_name)

@@ -111,8 +111,7 @@ class Auditor:
 
 async def observe(on: Stage, faults: list[Fault], random: Random, figures: Figures) -> tuple[History, int]:
     """Let faults happen while clients work; return what they saw, and when the audit at the end began."""
-    for name in SERVERS:
-        await on.start_server(name)
+    await asyncio.gather(*map(on.start_server, SERVERS))
     auditor = Auditor(on)
     await asyncio.to_thread(auditor.begin)
     await on.start_clients(WORKING | FOLLOWING, random)
