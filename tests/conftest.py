@@ -18,6 +18,7 @@ from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
 from tests.object_store import S3Server, object_server
+from tests.postgres import PostgresServer, new_database, postgres_server
 from tests.processes import ServerProcess, server_process
 from tests.waiting import PATIENCE_SECONDS
 
@@ -85,6 +86,20 @@ def object_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]
     """An S3 server for all tests that need one; each uses a prefix of its own."""
     with object_server(tmp_path_factory.mktemp("object_store")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """PostgreSQL for all tests that need one and leave it running; each has a database of its own."""
+    with postgres_server() as running:
+        yield running
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[str]:
+    """The address of a new database."""
+    with new_database(postgres) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

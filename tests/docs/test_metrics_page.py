@@ -6,6 +6,7 @@ import re
 import ssl
 import urllib.request
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from cogment_model_registry.settings import MIB, Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import consumers, lifecycle
 from tests.certificates import Authority, connected_over_tls
-from tests.client import Client
+from tests.client import Client, connected
+from tests.several import settings_of, several_servers
 from tests.waiting import PATIENCE_SECONDS
 
 DOCUMENTS = Path(__file__).parent.parent.parent / "docs"
@@ -37,12 +39,38 @@ ROWS = (
     "Archive and fsync",
     "Registration and health",
     "Process",
+    "Other servers",
 )
 
 
+async def shared_metrics(database: str, folder: Path) -> list[Metric]:
+    """Return what a server exposes that shares its catalog."""
+    settings = replace(settings_of(database, folder), metrics_port=0)
+    async with several_servers(settings, 1) as (server,), connected(server.port) as client:
+        await client.create_model("m")
+        await client.publish("m", b"data")
+
+        def scrape() -> str:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{server.metrics_port}/metrics", timeout=PATIENCE_SECONDS
+            ) as reply:
+                return str(reply.read().decode())
+
+        return list(text_string_to_metric_families(await asyncio.to_thread(scrape)))
+
+
 @pytest.fixture
-async def metrics(tmp_path: Path) -> list[Metric]:
-    """What a server exposes after each kind of call."""
+async def metrics(tmp_path: Path, database: str) -> list[Metric]:
+    """What servers expose after each kind of call: one alone, and one that shares its catalog."""
+    found = {metric.name: metric for metric in await shared_metrics(database, tmp_path / "shared")}
+    for metric in await own_metrics(tmp_path):
+        if metric.samples or metric.name not in found:
+            found[metric.name] = metric
+    return [*found.values()]
+
+
+async def own_metrics(tmp_path: Path) -> list[Metric]:
+    """Return what a server exposes after each kind of call."""
     authority = Authority(tmp_path)
     tls = authority.issue().options
     settings = Settings(

@@ -104,7 +104,7 @@ def test_a_token_of_the_wrong_type_is_refused(tmp_path: Path) -> None:
 @pytest.fixture
 def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files are read again for each call."""
-    monkeypatch.setattr(credentials, "_AGAIN_SECONDS", 0)
+    monkeypatch.setattr(credentials, "AGAIN_SECONDS", 0)
 
 
 @pytest.mark.parametrize("flavour", ["blocking", "asyncio"])

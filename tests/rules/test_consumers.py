@@ -1,7 +1,7 @@
 """Consumers: reports, lag, disappearance, and holds; in memory, with simulated clocks."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -12,9 +12,11 @@ from cogment_model_registry.errors import InvalidError, NotFoundError, Precondit
 from cogment_model_registry.records.consumers import Consumer, State
 from cogment_model_registry.records.retention import ModelChange, RetentionRule
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader
-from cogment_model_registry.registry.consumers import GONE_SECONDS, Consumers
+from cogment_model_registry.registry.consumers import GONE_SECONDS, Consumers, FindElsewhere
+from cogment_model_registry.registry.contracts import Catalog, ModelRef
 from cogment_model_registry.registry.filter_text import parse_filter
 from cogment_model_registry.registry.filters import CONSUMERS
+from cogment_model_registry.registry.holds import Holds
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.models import Models
 from cogment_model_registry.registry.registry import Limits, Registry
@@ -49,6 +51,7 @@ class World:
     models: Models
     retention: Retention
     consumers: Consumers
+    tables: Tables
     catalog: MemoryCatalog
     transient: MemoryTransientStore
     clock: Clock
@@ -88,7 +91,8 @@ class World:
 @pytest.fixture
 async def world(hashing: ThreadPoolExecutor) -> AsyncIterator[World]:
     clock = Clock()
-    catalog, archive = MemoryCatalog(Tables(), now_ns=clock.now_ns), MemoryArchive({}, 1000)
+    tables = Tables()
+    catalog, archive = MemoryCatalog(tables, now_ns=clock.now_ns), MemoryArchive({}, 1000)
     transient = MemoryTransientStore(4, 100, hashing)
     registry = Registry(Limits(16, 100, 3), catalog, archive, transient)
     await registry.create_or_update_model(ModelInfo("m"))
@@ -105,7 +109,7 @@ async def world(hashing: ThreadPoolExecutor) -> AsyncIterator[World]:
     )
     models = Models(registry, catalog, transient)
     retention = Retention(registry, catalog, archive, transient, holds=lifecycle.holds)
-    yield World(registry, lifecycle, models, retention, consumers, catalog, transient, clock)
+    yield World(registry, lifecycle, models, retention, consumers, tables, catalog, transient, clock)
     await catalog.close()
 
 
@@ -475,3 +479,98 @@ async def test_concurrent_reports_of_one_consumer_keep_its_holds_consistent(worl
         assert world.consumers.held_bytes == 10 * len(consumer.held_versions)
     await world.report("a", state="gone")
     assert world.consumers.held_bytes == 0
+
+
+# Several servers.
+
+
+def consumers_of(world: World, catalog: Catalog, find_elsewhere: FindElsewhere | None = None) -> Consumers:
+    """Return the consumers of another server that shares the catalog."""
+    return Consumers(
+        world.registry,
+        catalog,
+        world.transient,
+        holds=Holds(),
+        consumers_max=CONSUMERS_MAX,
+        held_max_bytes=HELD_MAX_BYTES,
+        find_elsewhere=find_elsewhere,
+        now=world.clock.now,
+        now_ns=world.clock.now_ns,
+    )
+
+
+async def test_a_version_that_a_consumer_of_another_server_holds_is_not_deleted(world: World) -> None:
+    await world.upload()
+    await world.upload()
+    others = consumers_of(world, MemoryCatalog(world.tables))
+    await others.report(Consumer("m", "elsewhere", 1, "active", ttl_seconds=10, held_versions=(1,)))
+    with pytest.raises(PreconditionError, match='held by consumer "elsewhere"'):
+        await world.lifecycle.delete_version("m", 1)
+    assert await world.apply(RetentionRule(tier="any", keep_last=1)) == {
+        1: 'held by consumer "elsewhere"',
+        2: "newest version",
+    }
+    world.clock.seconds += 10
+    others.expire()
+    await others.share_holds()
+    await world.lifecycle.delete_version("m", 1)
+    assert await world.numbers() == [2]
+
+
+async def test_a_version_that_was_deleted_by_another_server_cannot_be_held(world: World) -> None:
+    await world.upload()
+    catalog = MemoryCatalog(world.tables)
+    others = consumers_of(world, catalog)
+    set_holds = catalog.set_holds
+
+    async def delete_before(ref: ModelRef, held: Mapping[int, str]) -> None:
+        await world.lifecycle.delete_version("m", 1)
+        await set_holds(ref, held)
+
+    catalog.set_holds = delete_before  # type: ignore[method-assign]
+    with pytest.raises(NotFoundError):
+        await others.report(Consumer("m", "elsewhere", 0, "loading", ttl_seconds=10, held_versions=(1,)))
+    assert others.held_bytes == 0
+    assert [each.held_versions for each in await others.find("m")] == [()]
+
+
+async def test_consumers_of_all_servers_are_listed_each_with_its_last_report(world: World) -> None:
+    await world.upload()
+    elsewhere: dict[str, Consumer] = {}
+
+    async def find_elsewhere(model_id: str | None, after: tuple[str, str], limit: int | None) -> Sequence[Consumer]:
+        assert model_id in (None, "m")
+        found = [elsewhere[name] for name in sorted(elsewhere) if ("m", name) > after]
+        return found[:limit]
+
+    consumers = consumers_of(world, world.catalog, find_elsewhere)
+    for name in ("a", "moved", "z"):
+        await consumers.report(Consumer("m", name, 1, "active", ttl_seconds=10))
+    world.clock.seconds += 11
+    for name in ("b", "moved", "y"):
+        elsewhere[name] = Consumer("m", name, 1, "active", ttl_seconds=10, reported_ns=world.clock.now_ns())
+    found = await consumers.find("m")
+    assert [(each.consumer_id, each.state) for each in found] == [
+        ("a", "gone"), ("b", "active"), ("moved", "active"), ("y", "active"), ("z", "gone")
+    ]  # fmt: skip
+    gone = parse_filter("state = gone", CONSUMERS)
+    assert [each.consumer_id for each in await consumers.find("m", gone)] == ["a", "z"]
+    assert [each.consumer_id for each in await consumers.find(None, gone, limit=1)] == ["a"]
+    assert [each.consumer_id for each in await consumers.find(None, gone, ("m", "a"), 1)] == ["z"]
+    pages, after = [], ("", "")
+    while page := await consumers.find(after=after, limit=2):
+        pages.append([each.consumer_id for each in page])
+        after = ("m", pages[-1][-1])
+    assert pages == [["a", "b"], ["moved", "y"], ["z"]]
+
+
+async def test_listeners_hear_of_consumers_elsewhere_only_if_they_ask_for_them(world: World) -> None:
+    here: list[str] = []
+    everywhere: list[str] = []
+    with (
+        world.consumers.listening(lambda each: here.append(each.consumer_id)),
+        world.consumers.listening(lambda each: everywhere.append(each.consumer_id), elsewhere=True),
+    ):
+        await world.report("a")
+        world.consumers.note_elsewhere(Consumer("m", "b", 0, "loading"))
+    assert (here, everywhere) == (["a"], ["a", "b"])

@@ -18,6 +18,8 @@ from cogment_model_registry.errors import (
     UnavailableError,
 )
 from cogment_model_registry.records.versions import ModelInfo, VersionHeader, VersionInfo
+from cogment_model_registry.registry.contracts import Reader
+from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.registry import LOAD_MAX, Limits, Registry
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
 from cogment_model_registry.testing.bytes import hash_of
@@ -238,6 +240,25 @@ async def test_a_commit_completes_when_its_caller_is_cancelled(world: World) -> 
         with pytest.raises(asyncio.CancelledError):
             await committing
     assert await world.retrieve(1) == b"x"
+
+
+@pytest.mark.parametrize("number", [1, -1])
+async def test_a_version_that_is_promoted_while_it_is_opened_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    info = await world.upload()
+    lifecycle = Lifecycle(world.registry, world.catalog, world.archive, world.transient)
+    open_version = world.transient.open_version
+
+    async def promote_first(info: VersionInfo) -> Reader:
+        monkeypatch.undo()
+        await lifecycle.promote_version("m", info.number)
+        return await open_version(info)
+
+    monkeypatch.setattr(world.transient, "open_version", promote_first)
+    assert await world.retrieve(number) == b"data"
+    [promoted] = await world.registry.get_versions("m", [info.number])
+    assert promoted.archived
 
 
 async def test_damage_found_by_a_reader_removes_the_version_from_the_listing(world: World) -> None:

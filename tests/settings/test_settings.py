@@ -84,6 +84,8 @@ VALUES: Mapping[str, tuple[tuple[str, object], tuple[str, object]]] = {
     "catalog_dir": (("a", "a"), ("b", "b")),
     "catalog_url": (("postgresql://a/b", "postgresql://a/b"), ("postgres://u@c:1/d?sslmode=require",) * 2),
     "peer_host": (("a", "a"), ("b", "b")),
+    "peer_token_file": (("a", "a"), ("/b c", "/b c")),
+    "peer_tls_ca": (("a", "a"), ("/b c", "/b c")),
     "read_only": (("true", True), ("false", False)),
     "cache_max_items": (("1", 1), ("2", 2)),
     "cache_max_bytes": (("1", 1), ("2", 2)),

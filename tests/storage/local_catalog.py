@@ -25,7 +25,7 @@ class LocalCatalogSuite(CatalogSuite):
         self, catalog: Catalog, annotations: Annotations, request: UploadRequest | None = None
     ) -> VersionInfo:
         assert isinstance(catalog, LocalCatalog)
-        async with catalog.publishing(await catalog.find("m")) as slot:
+        async with catalog.publishing(await catalog.find("m"), archived=True) as slot:
             info = describe("m", slot.number, b"data", True)
             await slot.annotate(info, annotations, request)
             await keep(catalog._archive, info, b"data")

@@ -1,4 +1,4 @@
-"""The archive in a bucket fulfils the contract on each kind of store; what is its own is tested below."""
+"""The archives in a bucket, of one server and of several, fulfil the contract on each kind of store."""
 
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from cogment_model_registry.errors import NotFoundError
 from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.storage.bucket.archive import BucketArchive
 from cogment_model_registry.storage.bucket.objects import Objects
+from cogment_model_registry.storage.bucket.shared import SharedBucketArchive
 from cogment_model_registry.testing.archive import ArchiveSuite, remove
 from cogment_model_registry.testing.bytes import describe, keep
 from tests.object_store import S3Server
@@ -16,12 +17,39 @@ from tests.object_store import S3Server
 LEASE_SECONDS = 10.0
 
 
-class BucketSuite(ArchiveSuite):
-    """The archive of one server in a bucket: numbers have a mark, which counts."""
+class Stores:
+    """A kind of store."""
 
     def store_at(self, place: Path) -> ObjectStore:
         """Return the store of a test."""
         raise NotImplementedError
+
+
+class InMemory(Stores):
+    @pytest.fixture(autouse=True)
+    def _stores(self) -> None:
+        self.stores: dict[Path, MemoryStore] = {}
+
+    def store_at(self, place: Path) -> ObjectStore:
+        return self.stores.setdefault(place, MemoryStore())
+
+
+class OnALocalPath(Stores):
+    def store_at(self, place: Path) -> ObjectStore:
+        return LocalStore(place / "bucket", mkdir=True)
+
+
+class OnS3(Stores):
+    @pytest.fixture(autouse=True)
+    def _server(self, object_store: S3Server) -> None:
+        self.server = object_store
+
+    def store_at(self, place: Path) -> ObjectStore:
+        return self.server.store(str(place).strip("/"))
+
+
+class BucketSuite(Stores, ArchiveSuite):
+    """The archive of one server in a bucket: numbers have a mark, which counts."""
 
     def make(self, place: Path) -> BucketArchive:
         return BucketArchive(Objects(self.store_at(place), f"test://{place.name}"), lease_seconds=LEASE_SECONDS)
@@ -53,24 +81,36 @@ class BucketSuite(ArchiveSuite):
             await store.write_high_water_mark("other", 1)
 
 
-class TestBucketArchiveInMemory(BucketSuite):
-    @pytest.fixture(autouse=True)
-    def _stores(self) -> None:
-        self.stores: dict[Path, MemoryStore] = {}
-
-    def store_at(self, place: Path) -> ObjectStore:
-        return self.stores.setdefault(place, MemoryStore())
+class TestBucketArchiveInMemory(InMemory, BucketSuite):
+    pass
 
 
-class TestBucketArchiveOnALocalPath(BucketSuite):
-    def store_at(self, place: Path) -> ObjectStore:
-        return LocalStore(place / "bucket", mkdir=True)
+class TestBucketArchiveOnALocalPath(OnALocalPath, BucketSuite):
+    pass
 
 
-class TestBucketArchiveOnS3(BucketSuite):
-    @pytest.fixture(autouse=True)
-    def _server(self, object_store: S3Server) -> None:
-        self.server = object_store
+class TestBucketArchiveOnS3(OnS3, BucketSuite):
+    pass
 
-    def store_at(self, place: Path) -> ObjectStore:
-        return self.server.store(str(place).strip("/"))
+
+async def allow() -> None:
+    """Let a server write."""
+
+
+class SharedSuite(Stores, ArchiveSuite):
+    """The archive of several servers in a bucket."""
+
+    def make(self, place: Path) -> SharedBucketArchive:
+        return SharedBucketArchive(Objects(self.store_at(place), f"test://{place.name}"), allow, lambda: 7)
+
+
+class TestSharedBucketArchiveInMemory(InMemory, SharedSuite):
+    pass
+
+
+class TestSharedBucketArchiveOnALocalPath(OnALocalPath, SharedSuite):
+    pass
+
+
+class TestSharedBucketArchiveOnS3(OnS3, SharedSuite):
+    pass

@@ -1,12 +1,13 @@
 """The archive in a bucket when the store fails: nothing is torn, and nothing acknowledged is lost."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from obstore.store import MemoryStore, ObjectStore
+from obstore.store import MemoryStore
 
 from cogment_model_registry.errors import DataLossError, NotFoundError, StartError, UnavailableError
 from cogment_model_registry.records.sizes import MIB
@@ -22,66 +23,8 @@ from cogment_model_registry.testing.archive import remove
 from cogment_model_registry.testing.bytes import describe, keep, read, read_chunks
 from tests.object_proxy import Mode, object_proxy
 from tests.object_store import S3Server, store_at
+from tests.storage.faulty_objects import FaultyObjects, gone, is_record, names_below, once
 from tests.waiting import eventually, until
-
-UNAVAILABLE = UnavailableError("the test lets the store fail")
-
-
-class FaultyObjects(Objects):
-    """Objects of which some operations fail: before they reach the store, or when their answer is lost.
-
-    Attributes:
-        refused: Returns whether an operation on a name fails before it reaches the store.
-        unanswered: Returns whether an operation on a name is done, and fails nevertheless.
-    """
-
-    def __init__(self, store: ObjectStore) -> None:
-        super().__init__(store, "test://bucket")
-        self.refused: Callable[[str, str], bool] = lambda _operation, _name: False
-        self.unanswered: Callable[[str, str], bool] = lambda _operation, _name: False
-
-    def fail_from(self, first: Callable[[str, str], bool], *, is_there: bool) -> None:
-        """Fail from the first operation on for which a rule holds; `is_there` says whether that one is done."""
-        is_down = False
-
-        def fails(operation: str, name: str) -> bool:
-            nonlocal is_down
-            is_down = is_down or first(operation, name)
-            return is_down
-
-        if is_there:
-            self.unanswered = fails
-            self.refused = lambda _operation, _name: is_down
-        else:
-            self.refused = fails
-
-    def recover(self) -> None:
-        """Fail no more."""
-        self.refused = self.unanswered = lambda _operation, _name: False
-
-    def _fail(self, rule: Callable[[str, str], bool], operation: str, name: str) -> None:
-        if rule(operation, name):
-            self.failure = UNAVAILABLE.message
-            raise UNAVAILABLE
-
-    async def put(self, name: str, data: bytes) -> None:
-        self._fail(self.refused, "put", name)
-        await super().put(name, data)
-        self._fail(self.unanswered, "put", name)
-
-    async def create(self, name: str, data: bytes) -> None:
-        self._fail(self.refused, "create", name)
-        await super().create(name, data)
-        self._fail(self.unanswered, "create", name)
-
-    async def get(self, name: str) -> bytes:
-        self._fail(self.refused, "get", name)
-        return await super().get(name)
-
-    async def delete(self, names: Sequence[str]) -> None:
-        for name in names:
-            self._fail(self.refused, "delete", name)
-        await super().delete(names)
 
 
 @asynccontextmanager
@@ -93,28 +36,6 @@ async def opened(objects: Objects, lease_seconds: float = LEASE_SECONDS) -> Asyn
         await archive.write_model(ModelInfo("m"))
     yield archive
     await archive.close()
-
-
-def is_record(operation: str, name: str) -> bool:
-    return operation == "create" and name.startswith(layout.VERSIONS)
-
-
-def once(rule: Callable[[str, str], bool]) -> Callable[[str, str], bool]:
-    """Return a rule that holds for the first one for which another rule does."""
-    held: list[str] = []
-
-    def holds(operation: str, name: str) -> bool:
-        if not rule(operation, name) or held:
-            return False
-        held.append(name)
-        return True
-
-    return holds
-
-
-async def names_below(objects: Objects, *prefixes: str) -> list[str]:
-    """Return the names of the objects below some prefixes, once nothing is left to do."""
-    return [name for prefix in prefixes for name in await objects.all_names(prefix)]
 
 
 async def test_a_record_whose_confirmation_was_lost_is_a_commit() -> None:
@@ -144,10 +65,6 @@ async def test_a_version_whose_record_did_not_get_there_never_appears() -> None:
     async with opened(objects) as archive:
         [contents] = await archive.scan()
         assert (list(contents.version_numbers), contents.damaged, contents.last_number) == ([2], {}, 2)
-
-
-async def gone(objects: Objects, *prefixes: str) -> bool:
-    return not await names_below(objects, *prefixes)
 
 
 @pytest.mark.parametrize("is_there", [False, True])
@@ -187,6 +104,45 @@ async def test_a_crash_in_doubt_leaves_the_version_whole_or_not_at_all(is_there:
             assert await read(again, info) == b"data"
         await again.swept()
         assert len(await objects_of(again).all_names(layout.DATA)) == is_there
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+@pytest.mark.parametrize("writes", range(4))
+async def test_a_crash_while_a_version_is_settled_leaves_it_whole_or_not_at_all(is_there: bool, writes: int) -> None:
+    store = MemoryStore()
+    objects = FaultyObjects(store)
+    info = describe("m", 1, b"data", True)
+    archive = BucketArchive(objects)
+    await archive.open()
+    await archive.write_model(ModelInfo("m"))
+    is_first = once(is_record)
+    done: list[str] = []
+
+    def begins(operation: str, name: str) -> bool:
+        """Return whether this is the write of the record, which fails, and from which on writes count."""
+        if not is_first(operation, name):
+            return False
+        done.append("record")
+        return True
+
+    def is_down(operation: str, name: str) -> bool:
+        """Return whether so many writes were done since."""
+        if done and operation != "get":
+            done.append(name)
+        return len(done) > 1 + writes
+
+    objects.refused = lambda operation, name: (not is_there and begins(operation, name)) or is_down(operation, name)
+    objects.unanswered = lambda operation, name: is_there and begins(operation, name)
+    with contextlib.suppress(UnavailableError):
+        await keep(archive, info, b"data")
+    objects.refused = lambda _operation, _name: True
+    await archive.close()
+    async with opened(Objects(store, "test://bucket"), lease_seconds=0.5) as again:
+        [contents] = await again.scan()
+        await again.swept()
+        assert (list(contents.version_numbers), contents.damaged) == ([1] if is_there else [], {})
+        if is_there:
+            assert await read(again, info) == b"data"
 
 
 def objects_of(archive: BucketArchive) -> Objects:

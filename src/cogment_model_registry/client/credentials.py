@@ -6,18 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cogment_model_registry.client.arguments import checked_path
-from cogment_model_registry.errors import InvalidError, SettingError
-from cogment_model_registry.records.addresses import parse_token
+from cogment_model_registry.errors import InvalidError
+from cogment_model_registry.system.token_files import AGAIN_SECONDS, checked_token, read_token
 
 TOKEN_VARIABLE = "COGMENT_MODEL_REGISTRY_TOKEN"  # noqa: S105 # the name of it
 TOKEN_FILE_VARIABLE = "COGMENT_MODEL_REGISTRY_TOKEN_FILE"  # noqa: S105 # the name of it
-
-_AGAIN_SECONDS = 1.0
-"""How soon a file that was replaced is read again."""
-
-_FILE_MAX_BYTES = 64 * 1024
-_HIDDEN = "***"
-_ALLOWED = "one line of printable ASCII without spaces"
 
 
 class Credentials:
@@ -48,8 +41,8 @@ class Credentials:
         Raises:
             SettingError: As above.
         """
-        if self._path and time.monotonic() - self._read_at >= _AGAIN_SECONDS:
-            self._metadata = _metadata(_read(self._path))
+        if self._path and time.monotonic() - self._read_at >= AGAIN_SECONDS:
+            self._metadata = _metadata(read_token("token_file", self._path))
             self._read_at = time.monotonic()
         return self._metadata
 
@@ -75,11 +68,11 @@ def find_credentials(
     if token is not None and not isinstance(token, str):
         raise InvalidError(f"token is a {type(token).__name__}; it must be a string")
     if token:
-        return Credentials(_checked(token, "token"))
+        return Credentials(checked_token(token, "token"))
     if token_file is not None and token is None:
         return _of_file(checked_path("token_file", token_file))
     if token is None and (text := environment.get(TOKEN_VARIABLE, "")):
-        return Credentials(_checked(text.strip(), f"token (from {TOKEN_VARIABLE})"))
+        return Credentials(checked_token(text.strip(), f"token (from {TOKEN_VARIABLE})"))
     if token is None and (path := environment.get(TOKEN_FILE_VARIABLE, "")):
         return _of_file(path)
     return Credentials()
@@ -89,25 +82,6 @@ def _of_file(path: str) -> Credentials:
     credentials = Credentials(path=path)
     credentials.authorization()  # what is wrong with it is said now
     return credentials
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_FILE_MAX_BYTES)
-    except OSError as error:
-        raise SettingError("token_file", path, f"a file with a token ({error.strerror or error})") from None
-    return _checked(data.decode("ascii", "replace").strip(), f"the token in {path}")
-
-
-def _checked(token: str, name: str) -> str:
-    """Return a token, if it can be one."""
-    try:
-        if not token or " " in token:
-            raise ValueError(token)
-        return parse_token(token)
-    except ValueError:
-        raise SettingError(name, _HIDDEN, _ALLOWED) from None
 
 
 def authorized(channel: Any, credentials: Credentials) -> Any:

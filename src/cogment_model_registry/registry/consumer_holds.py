@@ -60,6 +60,10 @@ class ConsumerHolds:
         with self._transient.holding(info) as is_there:
             return is_there
 
+    def of(self, ref: ModelRef) -> Mapping[int, str]:
+        """Return the numbers of the versions of a model that consumers hold, and why."""
+        return {number: version.reason for (each, number), version in self._versions.items() if each == ref}
+
     def consumers_of(self, ref: ModelRef, number: int) -> Sequence[str]:
         """Return the ids of the consumers that hold a version."""
         version = self._versions.get((ref, number))

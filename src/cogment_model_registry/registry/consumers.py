@@ -8,14 +8,14 @@ wait in one heap, where each consumer is looked at when its earliest one has com
 import asyncio
 import heapq
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from itertools import count
 from time import monotonic, time_ns
 from typing import TypeAlias
 
-from cogment_model_registry.errors import NotFoundError, TooLargeError, counted, quoted
+from cogment_model_registry.errors import NotFoundError, TooLargeError, UnavailableError, counted, quoted
 from cogment_model_registry.records.consumers import TTL_DEFAULT_SECONDS, Consumer, State, check_consumer
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.consumer_holds import ConsumerHolds
@@ -32,6 +32,9 @@ _SWEEP_SECONDS = 0.5
 
 _LISTED_AT_ONCE = 256
 """How many consumers a listing looks at before other calls get their turn."""
+
+FindElsewhere: TypeAlias = Callable[[str | None, tuple[str, str], int | None], Awaitable[Sequence[Consumer]]]
+"""Returns consumers that report to other servers; the arguments are the model, the position and the limit of `find`."""
 
 Listener: TypeAlias = Callable[[Consumer], None]
 """Receives consumers whose reports change anything, or that are gone. It must neither block nor raise."""
@@ -91,6 +94,7 @@ class Consumers:
         holds: Who needs which versions.
         consumers_max: How many consumers are known at most.
         held_max_bytes: How many bytes the versions that they hold may have together.
+        find_elsewhere: Returns the consumers that report to other servers of the same models; None if there are none.
         now: A clock that never goes back, in seconds.
         now_ns: The clock of the catalog, in nanoseconds since the Unix epoch.
     """
@@ -104,6 +108,7 @@ class Consumers:
         holds: Holds,
         consumers_max: int,
         held_max_bytes: int,
+        find_elsewhere: FindElsewhere | None = None,
         now: Callable[[], float] = monotonic,
         now_ns: Callable[[], int] = time_ns,
     ) -> None:
@@ -113,6 +118,7 @@ class Consumers:
         self._now = now
         self._now_ns = now_ns
         self._transient = transient
+        self._find_elsewhere = find_elsewhere
         self._held = ConsumerHolds(transient, holds, held_max_bytes)
         self._groups: dict[str, _Group] = {}
         self._count = 0
@@ -120,7 +126,9 @@ class Consumers:
         self._queue: list[tuple[float, int, _Entry]] = []
         self._turns = count()
         self._removals = 0
-        self._listeners: list[Listener] = []
+        self._listeners: dict[Listener, bool] = {}
+        self._sharing = asyncio.Lock()
+        self._unshared: set[ModelRef] = set()  # models of which holds have ended that other servers know of
         registry.on_model_removed(self._forget_model)
         holds.on_removed(self._note_removed)
 
@@ -130,22 +138,33 @@ class Consumers:
         return self._held.held_bytes
 
     @contextmanager
-    def listening(self, listener: Listener) -> Iterator[None]:
+    def listening(self, listener: Listener, *, elsewhere: bool = False) -> Iterator[None]:
         """Return a context manager in which a listener receives changes; a report that repeats the last one is none.
 
         A consumer that is gone is reported once. When a model is deleted, its consumers are not reported.
+
+        Args:
+            listener: The listener.
+            elsewhere: Whether it also receives the changes of consumers that report to other servers.
         """
-        self._listeners.append(listener)
+        self._listeners[listener] = elsewhere
         try:
             yield
         finally:
-            self._listeners.remove(listener)
+            del self._listeners[listener]
+
+    def note_elsewhere(self, consumer: Consumer) -> None:
+        """Notify listeners of a change of a consumer that reports to another server."""
+        for listener in [each for each, elsewhere in self._listeners.items() if elsewhere]:
+            listener(consumer)
 
     async def run(self) -> None:
         """Notice, until cancelled, which consumers are gone; listings notice it by themselves."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             self.expire()
+            with suppress(UnavailableError):
+                await self.share_holds()
 
     # Reports.
 
@@ -169,7 +188,8 @@ class Consumers:
         while True:
             ref = await self._catalog.find(report.model_id)
             removals = self._removals
-            held = await self._look_up(ref, report)
+            before = self._held_by(ref, report.consumer_id)
+            held = await self._look_up(ref, report, before)
             newer = await self._catalog.newer_than(report.model_id, report.version_number)
             if await self._catalog.find(report.model_id) != ref:
                 continue
@@ -179,24 +199,61 @@ class Consumers:
             is_current = removals == self._removals or not any(held.values())
             entry = self._record(ref, report, held, newer) if is_current else None
             if entry is not None:
+                if {*before} != held.keys():
+                    await self._share_holds(ref, report)
                 return entry.consumer
             await self._catalog.settled(report.model_id)
             await asyncio.sleep(0)
 
-    async def _look_up(self, ref: ModelRef, report: Consumer) -> dict[int, VersionInfo | None]:
+    async def _look_up(self, ref: ModelRef, report: Consumer, before: Sequence[int]) -> dict[int, VersionInfo | None]:
         """Return the versions that a consumer wants to hold; None for those that it holds already."""
-        before = self._held_by(ref, report.consumer_id)
         held: dict[int, VersionInfo | None] = {}
         for number in report.held_versions:
             held[number] = None
             if number not in before:
                 [info] = await self._catalog.get_versions(ref.model_id, [number])
+                if not info.archived:
+                    await self._transient.fetch(info)
                 if not info.archived and not self._held.is_in_memory(info):
                     # It was evicted; or its bytes lie with the archived ones, and nothing evicts it.
                     async with await self._transient.open_version(info):
                         info = replace(info, archived=True)
                 held[number] = info
         return held
+
+    async def _share_holds(self, ref: ModelRef, report: Consumer) -> None:
+        """Let other servers know what consumers hold, and give up what a consumer cannot hold any more."""
+        try:
+            async with self._sharing:
+                await self._catalog.set_holds(ref, self._held.of(ref))
+        except NotFoundError:
+            entry = self._entry_of(ref, report.consumer_id)
+            if entry is not None:
+                self._held.release(ref, report.consumer_id, entry.consumer.held_versions)
+                entry.consumer = replace(entry.consumer, held_versions=())
+            self._unshared.add(ref)
+            raise
+
+    def share_all(self) -> None:
+        """Let other servers soon know all that consumers hold: they have forgotten it."""
+        self._unshared.update(group.ref for group in self._groups.values())
+
+    async def share_holds(self) -> None:
+        """Let other servers know what consumers hold, where that has changed without a report.
+
+        Raises:
+            UnavailableError: The catalog is not available; it is done by the next call.
+        """
+        while self._unshared:
+            ref = self._unshared.pop()
+            try:
+                async with self._sharing:
+                    await self._catalog.set_holds(ref, self._held.of(ref))
+            except NotFoundError:  # they are over as well
+                continue
+            except BaseException:
+                self._unshared.add(ref)
+                raise
 
     def _held_by(self, ref: ModelRef, consumer_id: str) -> Sequence[int]:
         entry = self._entry_of(ref, consumer_id)
@@ -301,18 +358,24 @@ class Consumers:
     def _end(self, entry: _Entry, now: float) -> None:
         """Record that a consumer is gone, which ends its holds."""
         consumer = entry.consumer
-        self._held.release(self._groups[consumer.model_id].ref, consumer.consumer_id, consumer.held_versions)
+        self._release(self._groups[consumer.model_id].ref, consumer)
         entry.consumer = replace(consumer, state="gone", held_versions=())
         entry.due = now + GONE_SECONDS
         self._gone[entry] = None
         self._enqueue(entry)
         self._notify(entry.consumer)
 
+    def _release(self, ref: ModelRef, consumer: Consumer) -> None:
+        """End the holds of a consumer."""
+        if consumer.held_versions:
+            self._held.release(ref, consumer.consumer_id, consumer.held_versions)
+            self._unshared.add(ref)
+
     def _drop(self, entry: _Entry) -> None:
         """Forget a consumer."""
         consumer = entry.consumer
         group = self._groups[consumer.model_id]
-        self._held.release(group.ref, consumer.consumer_id, consumer.held_versions)
+        self._release(group.ref, consumer)
         del group.entries[consumer.consumer_id]
         if not group.entries:
             del self._groups[consumer.model_id]
@@ -371,6 +434,27 @@ class Consumers:
         if model_id is not None:
             self._registry.check_model_id(model_id)
             await self._catalog.find(model_id)
+        if self._find_elsewhere is None:
+            return await self.find_here(model_id, accepted, after, limit)
+        found: list[Consumer] = []
+        while True:
+            # Of a consumer that has moved, the last report counts; so it is filtered after that is known.
+            left = None if limit is None else limit - len(found)
+            here = await self.find_here(model_id, EVERYTHING, after, left)
+            page = _merged([*here, *await self._find_elsewhere(model_id, after, left)])[:left]
+            found += [consumer for consumer in page if matches(accepted, consumer)]
+            if left is None or len(page) < left or len(found) == limit:
+                return found
+            after = _key(page[-1])
+
+    async def find_here(
+        self,
+        model_id: str | None = None,
+        accepted: Filter = EVERYTHING,
+        after: tuple[str, str] = ("", ""),
+        limit: int | None = None,
+    ) -> list[Consumer]:
+        """Return consumers that report to this server; see `find`."""
         self.expire()
         model_ids = [model_id] if model_id is not None else sorted(each for each in self._groups if each >= after[0])
         found: list[Consumer] = []
@@ -417,9 +501,9 @@ class Consumers:
         return entry.consumer
 
     async def summarize(self) -> list[ConsumerSummary]:
-        """Return the consumers of each model that has any, ordered by model."""
+        """Return the consumers of each model that report to this server, ordered by model."""
         summaries: dict[str, list[Consumer]] = {}
-        for consumer in await self.find():
+        for consumer in await self.find_here():
             summaries.setdefault(consumer.model_id, []).append(consumer)
         return [_summary(model_id, consumers) for model_id, consumers in summaries.items()]
 
@@ -432,6 +516,20 @@ def _summary(model_id: str, consumers: Sequence[Consumer]) -> ConsumerSummary:
         max((each.versions_behind for each in running), default=None),
         max((each.seconds_behind for each in running), default=None),
     )
+
+
+def _key(consumer: Consumer) -> tuple[str, str]:
+    return consumer.model_id, consumer.consumer_id
+
+
+def _merged(consumers: Sequence[Consumer]) -> list[Consumer]:
+    """Return the last report of each consumer, ordered by model and id."""
+    latest: dict[tuple[str, str], Consumer] = {}
+    for consumer in consumers:
+        other = latest.get(_key(consumer))
+        if other is None or (other.is_live, other.reported_ns) < (consumer.is_live, consumer.reported_ns):
+            latest[_key(consumer)] = consumer
+    return [latest[key] for key in sorted(latest)]
 
 
 def _reported(consumer: Consumer) -> tuple[object, ...]:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from cogment_model_registry.records.lifecycle import ModelSummary
-from cogment_model_registry.records.retention import NO_SHARE, ModelChange, check_share
+from cogment_model_registry.records.retention import ModelChange, check_share
 from cogment_model_registry.records.signatures import check_signers
+from cogment_model_registry.records.versions import ModelInfo
 from cogment_model_registry.registry.contracts import Catalog, TransientStore
 from cogment_model_registry.registry.filters import EVERYTHING, Filter, matches
 from cogment_model_registry.registry.registry import Registry
@@ -33,14 +34,14 @@ class Models:
 
     async def apply_shares(self) -> None:
         """Set the shares of all models in the transient store: after a start, and when models came otherwise."""
-        after = ""
-        while page := await self.find(EVERYTHING, after, _PAGE):
-            for listed in page:
-                # Again, since somebody may have changed it while those before were set.
-                for model in await self._catalog.summarize([listed.info]):
-                    if model.share != NO_SHARE:
-                        await self._transient.set_share(model.model_id, model.share)
-            after = page[-1].model_id
+        for model_id in await self._catalog.list_models_with_shares():
+            await self.apply_share(model_id)
+
+    async def apply_share(self, model_id: str) -> None:
+        """Set the share of a model in the transient store, if the model exists."""
+        # As it is now, since somebody may have changed it in the meantime.
+        for model in await self._catalog.summarize([ModelInfo(model_id)]):
+            await self._transient.set_share(model.model_id, model.share)
 
     async def find(self, accepted: Filter, after: str, limit: int) -> list[ModelSummary]:
         """Return up to `limit` models that a filter accepts, ordered by id, whose ids come after `after`."""

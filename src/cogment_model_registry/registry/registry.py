@@ -135,7 +135,7 @@ class VersionReader:
         info: The version.
     """
 
-    def __init__(self, registry: "Registry", info: VersionInfo, ref: ModelRef, reader: Reader) -> None:
+    def __init__(self, registry: "Registry", info: VersionInfo, ref: ModelRef | None, reader: Reader) -> None:
         self.info = info
         self._registry = registry
         self._ref = ref
@@ -162,7 +162,7 @@ class VersionReader:
                 async for chunk in chunks:
                     yield chunk
         except DataLossError as error:
-            await self._registry.mark_damaged(self._ref, error)
+            await self._mark_damaged(error)
             raise
 
     def in_memory(self, max_bytes: int) -> Sequence[memoryview] | None:
@@ -178,8 +178,12 @@ class VersionReader:
         try:
             return await self._reader.hand_over()
         except DataLossError as error:
-            await self._registry.mark_damaged(self._ref, error)
+            await self._mark_damaged(error)
             raise
+
+    async def _mark_damaged(self, error: DataLossError) -> None:
+        if self._ref is not None:
+            await self._registry.mark_damaged(self._ref, error)
 
 
 class Registry:
@@ -406,11 +410,13 @@ class Registry:
                     await self.mark_damaged(ref, error)
                     raise
             except NotFoundError:
-                # Perhaps it is being deleted in this moment, and then another version is the n-th from the last.
-                if number > 0 or info == gone:
+                # Perhaps it was promoted in this moment, and is archived now; or it is being deleted, and then another
+                # version is the n-th from the last.
+                if info == gone:
                     raise
                 gone = info
-                await self._catalog.settled(model_id)
+                if number < 0:
+                    await self._catalog.settled(model_id)
 
     async def open_same_version(self, info: VersionInfo) -> VersionReader:
         """Return the reader of a version that was found before.
@@ -424,6 +430,17 @@ class Registry:
             async with reader:
                 raise NotFoundError.version(info.model_id, info.number)
         return reader
+
+    async def open_own_version(self, model_id: str, number: int) -> VersionReader:
+        """Return the reader of a transient version whose bytes this process has. Not even the catalog is asked.
+
+        Raises:
+            InvalidError: The id breaks a rule.
+            NotFoundError: The process does not have them.
+        """
+        self.check_model_id(model_id)
+        info, reader = await self._transient.open_own(model_id, number)
+        return VersionReader(self, info, None, reader)
 
     async def _is_current(self, ref: ModelRef, reader: Reader | None = None) -> bool:
         """Return whether a model was not deleted and created again; close a reader if it was.
@@ -494,7 +511,7 @@ class Registry:
         signers = await self._catalog.get_signers(ref)
         _require_signature(signers, header, completion.data_hash)  # before a number is used up
         try:
-            async with self._catalog.publishing(ref) as slot:
+            async with self._catalog.publishing(ref, archived=header.archived) as slot:
                 if (now := await self._catalog.get_signers(ref)) != signers:
                     _require_signature(now, header, completion.data_hash)
                 info = VersionInfo(

@@ -120,7 +120,8 @@ class Application:
 
     async def _decide(self) -> None:
         newest = self._numbers[-1] if self._numbers else 0
-        self._held = self._retention.holds.of(self._ref)
+        elsewhere = await self._retention.catalog.held_elsewhere(self._ref)
+        self._held = {**elsewhere, **self._retention.holds.of(self._ref)}
         arguments = self._rules.rules, [*self._candidates.values()], newest, self._held, self._retention.now_ns()
         if len(self._candidates) > _INLINE_MAX:
             verdicts = await asyncio.to_thread(decide, *arguments)
@@ -179,6 +180,8 @@ class Application:
             raise _OutdatedError
         if outline.versions != len(self._numbers):
             await self._drop_others(await self._retention.catalog.get_state(self._ref))
+        if number in await self._retention.catalog.held_elsewhere(self._ref):
+            raise _OutdatedError
         # Nothing is awaited from here to the mark of the removal, after which nobody can hold the version any more.
         if not self._verdicts[number].is_deleted or number in self._retention.holds.of(self._ref):
             raise _OutdatedError

@@ -3,11 +3,11 @@
 import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from cogment_model_registry.errors import StartError
 from cogment_model_registry.records.access import Grant
@@ -25,6 +25,9 @@ from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.layout import CATALOG_NAME
 from cogment_model_registry.storage.folder import FolderArchive
 from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
+
+if TYPE_CHECKING:
+    from cogment_model_registry.server.shared_backend import SharedStorage
 
 _HASH_THREADS = max(2, os.cpu_count() or 2)
 
@@ -48,6 +51,7 @@ class Backends:
         catalog: What exists.
         read_grants: Returns who may do what.
         rescan: Finds what people changed in the files by hand; does nothing without files.
+        shared: The same as it is shared with other servers; None if it is not.
     """
 
     archive: Archive
@@ -55,6 +59,7 @@ class Backends:
     catalog: Catalog
     read_grants: Callable[[], Awaitable[Sequence[Grant]]] = _no_grants
     rescan: Callable[[], Awaitable[None]] = _nothing
+    shared: "SharedStorage | None" = None
 
 
 OpenBackends: TypeAlias = Callable[[Settings, Metrics], AbstractAsyncContextManager[Backends]]
@@ -73,8 +78,19 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
     Raises:
         StartError: The archive is not usable.
     """
+    check_archive(settings)
     async with AsyncExitStack() as stack:
         hashing = stack.enter_context(ThreadPoolExecutor(_HASH_THREADS, thread_name_prefix="hash"))
+        if settings.catalog_url:
+            shared = await stack.enter_async_context(_opened_shared(settings, metrics, hashing))
+            yield Backends(
+                shared.archive,
+                shared.transient,
+                shared.catalog,
+                read_grants=shared.catalog.grants.read,
+                shared=shared,
+            )
+            return
         archive, folder = await stack.enter_async_context(_opened_archive(settings, metrics, files))
         # Some versions in an archive of the original are transient by their own metadata.
         transient = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing, elsewhere=archive)
@@ -96,19 +112,34 @@ async def open_backends(settings: Settings, metrics: Metrics, files: Files | Non
         )
 
 
+def _opened_shared(
+    settings: Settings, metrics: Metrics, hashing: Executor
+) -> "AbstractAsyncContextManager[SharedStorage]":
+    """Return the context manager of what several servers share."""
+    try:
+        # Not loaded, nor needed, for a catalog of one server.
+        from cogment_model_registry.server.shared_backend import opened_shared  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise _not_installed("catalog_url", error, "bucket,postgresql") from None
+    return opened_shared(settings, metrics, hashing)
+
+
+def _not_installed(setting: str, error: ModuleNotFoundError, extras: str) -> StartError:
+    install = f"pip install 'cogment-model-registry[server,{extras}]'"
+    return StartError(f"{setting} needs {error.name}, which is not installed: {install}")
+
+
 @asynccontextmanager
 async def _opened_archive(
     settings: Settings, metrics: Metrics, files: Files | None
 ) -> AsyncIterator[tuple[FolderArchive, str]]:
     """Open the archive; a context manager with it and with the directory of its catalog."""
-    check_archive(settings)
     if settings.archive_url:
         try:
             # Not loaded, nor needed, for an archive in a directory.
             from cogment_model_registry.server.bucket_backend import opened_bucket  # noqa: PLC0415
         except ModuleNotFoundError as error:
-            install = "pip install 'cogment-model-registry[bucket]'"
-            raise StartError(f"archive_url needs {error.name}, which is not installed: {install}") from None
+            raise _not_installed("archive_url", error, "bucket") from None
         async with opened_bucket(settings, metrics) as opened:
             yield opened
         return

@@ -7,7 +7,7 @@ no new calls, watchers notified, transfers given their grace, numbers persisted,
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import grpc
@@ -16,7 +16,7 @@ import structlog
 
 from cogment_model_registry._version import __version__
 from cogment_model_registry.registry.consumers import Consumers
-from cogment_model_registry.registry.contracts import Archive, TransientStore
+from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
 from cogment_model_registry.registry.journals import Journal, recording
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.models import Models
@@ -37,8 +37,9 @@ from cogment_model_registry.server.model_calls import ModelCalls
 from cogment_model_registry.server.model_lifecycle import ModelLifecycleService
 from cogment_model_registry.server.model_registry import ModelRegistryService
 from cogment_model_registry.server.monitoring import MonitoringServer
-from cogment_model_registry.server.registration import Registration, State
+from cogment_model_registry.server.registration import Registration, State, peer_endpoint
 from cogment_model_registry.server.retention import RetentionWork
+from cogment_model_registry.server.sharing import Sharing
 from cogment_model_registry.server.transfers import Transfers
 from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving import grpc_workarounds, life_cycle
@@ -146,6 +147,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         )
         consumers = _consumers(settings, registry, backends, rules)
         stack.enter_context(consumers.listening(log_change))
+        sharing = _sharing(backends, models, consumers, metrics)
         uploads = RepeatableUploads(registry, catalog, archive, transient)
         lifecycle = ModelLifecycleService(
             rules,
@@ -177,6 +179,8 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
         metrics.watch_consumers(consumers)
         metrics_port = _monitor(stack, settings, metrics, health, certificates)
+        if sharing is not None:
+            await stack.enter_async_context(sharing.joined(peer_endpoint(settings, port)))
         await grpc_server.start()
         if local_socket is not None:
             local_socket.serve(LocalCalls(rules, uploads, metrics.observe_call, guard, limits))
@@ -189,27 +193,38 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
                 _release_memory(transfers, transient),
                 consumers.run(),
                 identities.run(),
-                *_retaining(settings, retention, audit),
+                *_retaining(settings, retention, audit, sharing),
             )
         ]
         registering = asyncio.create_task(registration.run()) if registration else None
 
-        async def stop_serving() -> None:
-            for task in background:
-                await end(task)
-            health.stop()
-            catalog.stop_watching()
+        async def stop_calls() -> None:
             async with asyncio.TaskGroup() as group:
                 if registration and registering:
                     group.create_task(_deregister(registration, registering))
                 group.create_task(grpc_server.stop(settings.grace_seconds))
                 if local_socket is not None:
                     group.create_task(local_socket.stop(settings.grace_seconds))
-            for each in (service, lifecycle, history):
-                await each.drained()
 
-        stack.push_async_callback(stop_serving)
+        stack.push_async_callback(_stop_serving, background, health, catalog, stop_calls, (service, lifecycle, history))
         yield Server(port, metrics_port, backends, models, certificates)
+
+
+async def _stop_serving(
+    background: Sequence[asyncio.Task[None]],
+    health: Health,
+    catalog: Catalog,
+    stop_calls: Callable[[], Awaitable[None]],
+    services: Sequence[ModelRegistryService | ModelLifecycleService | AuditLogService],
+) -> None:
+    """Stop what serves: work in the background, watchers, and then calls, which get some grace."""
+    for task in background:
+        await end(task)
+    health.stop()
+    catalog.stop_watching()
+    await stop_calls()
+    for service in services:
+        await service.drained()
 
 
 def _monitor(
@@ -225,6 +240,14 @@ def _monitor(
     )
     stack.push_async_callback(asyncio.to_thread, monitoring.close)
     return monitoring.port
+
+
+def _sharing(backends: Backends, models: Models, consumers: Consumers, metrics: Metrics) -> Sharing | None:
+    """Return what joins this server to the others that share its catalog, if any do."""
+    if backends.shared is None:
+        return None
+    metrics.watch_sharing(backends.shared)
+    return Sharing(backends.shared, models, consumers)
 
 
 def _audit_log(stack: AsyncExitStack, settings: Settings, metrics: Metrics) -> AuditLog | None:
@@ -263,13 +286,13 @@ async def _access(
 
 
 def _retaining(
-    settings: Settings, retention: RetentionWork, audit: AuditLog | None
+    settings: Settings, retention: RetentionWork, audit: AuditLog | None, sharing: Sharing | None
 ) -> list[Coroutine[object, object, None]]:
-    """Return the work that applies the rules of retention, if it is asked for."""
+    """Return the work that applies the rules of retention, if it is asked for; of several servers, one does it."""
 
     async def retain() -> None:
         with recording(_journal(audit, "retention")):
-            await retention.run(settings.retention_seconds)
+            await retention.run(settings.retention_seconds, sharing.is_leader if sharing else lambda: True)
 
     return [retain()] if settings.retention_seconds and not settings.read_only else []
 
@@ -299,6 +322,7 @@ def _consumers(settings: Settings, registry: Registry, backends: Backends, rules
         holds=rules.holds,
         consumers_max=settings.consumers_max,
         held_max_bytes=settings.consumers_held_max_bytes,
+        find_elsewhere=backends.shared.find_consumers if backends.shared else None,
     )
 
 

@@ -9,6 +9,7 @@ from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.registry.access import find_readable
 from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.filters import CONSUMERS, parse_filter
+from cogment_model_registry.server.peers import is_for_a_peer
 from cogment_model_registry.serving.calls import Call, UnaryAnswers
 from cogment_model_registry.wire import consumers as wire
 from cogment_model_registry.wire.lifecycle import build_token, fitting, page_size, parse_token
@@ -50,8 +51,10 @@ class ConsumerCalls:
         limit = page_size(request.page_size)
         accepted = parse_filter(request.filter, CONSUMERS)
 
+        listing = self._rules.find_here if is_for_a_peer(call) else self._rules.find
+
         def find(after: tuple[str, str], limit: int) -> Awaitable[Sequence[Consumer]]:
-            return self._rules.find(request.model_id or None, accepted, after, limit)
+            return listing(request.model_id or None, accepted, after, limit)
 
         found = await find_readable(
             call.caller, find, after, limit, lambda each: (each.model_id, (each.model_id, each.consumer_id))

@@ -31,7 +31,7 @@ async def with_consumers(
             newest[consumer.model_id, consumer.consumer_id] = consumer
             news.set()
 
-    with consumers.listening(note):
+    with consumers.listening(note, elsewhere=True):
         for consumer in await consumers.find():
             note(consumer)
         following = asyncio.ensure_future(anext(events))

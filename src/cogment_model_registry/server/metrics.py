@@ -6,7 +6,7 @@ archive, and asks for everything else when it is scraped.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,7 +28,13 @@ from cogment_model_registry.server.call_metrics import CallMetrics
 from cogment_model_registry.server.consumer_metrics import ConsumerMetrics
 from cogment_model_registry.server.limit_metrics import LimitMetrics
 from cogment_model_registry.server.registration import State
+from cogment_model_registry.server.relay_metrics import RelayMetrics
+from cogment_model_registry.server.relay_sources import RelayCounts
+from cogment_model_registry.server.sharing_metrics import SharingMetrics
 from cogment_model_registry.serving.caller_limits import CallerLimits
+
+if TYPE_CHECKING:
+    from cogment_model_registry.server.shared_backend import SharedStorage
 
 _NAMESPACE = "cogment_model_registry"
 
@@ -51,6 +57,7 @@ class Metrics:
     Attributes:
         registry: What a scrape collects.
         observe_call: Records a finished call. To be called on the event loop.
+        relays: Counts the relays of versions that other servers hold.
     """
 
     def __init__(self) -> None:
@@ -59,9 +66,12 @@ class Metrics:
         calls = CallMetrics(_NAMESPACE)
         self.registry.register(calls)
         self.observe_call = calls.observe
+        self.relays = RelayCounts()
+        self.registry.register(RelayMetrics(_NAMESPACE, self.relays))
         self._archive_seconds = self._histogram(
             "archive_operation_seconds", "Duration of operations on the archive.", ["operation"], _FILE_BUCKETS
         )
+        self._query_seconds: Histogram | None = None
         self._sync_seconds = self._histogram("sync_seconds", "Duration of fsync.", ["kind"], _FILE_BUCKETS)
 
         self._retention_deletions = Counter(
@@ -85,6 +95,13 @@ class Metrics:
         """Record a finished operation on the archive. Called from its threads."""
         self._archive_seconds.labels(operation).observe(seconds)
 
+    def observe_query(self, name: str, seconds: float) -> None:
+        """Record a finished query of a catalog in PostgreSQL."""
+        if self._query_seconds is None:
+            text = "Duration of queries of a catalog in PostgreSQL."
+            self._query_seconds = self._histogram("query_seconds", text, ["query"], _FILE_BUCKETS)
+        self._query_seconds.labels(name).observe(seconds)
+
     def observe_sync(self, kind: str, seconds: float) -> None:
         """Record a finished fsync of a file or a directory. Called from the archive's threads."""
         self._sync_seconds.labels(kind).observe(seconds)
@@ -100,6 +117,10 @@ class Metrics:
     def watch_consumers(self, consumers: Consumers) -> None:
         """Ask for the consumers, on the running event loop, at each scrape."""
         self.registry.register(ConsumerMetrics(_NAMESPACE, consumers, asyncio.get_running_loop(), _STATUS_SECONDS))
+
+    def watch_sharing(self, shared: "SharedStorage") -> None:
+        """Ask for the state of what servers share at each scrape."""
+        self.registry.register(SharingMetrics(_NAMESPACE, shared))
 
     def watch_limits(self, limits: CallerLimits) -> None:
         """Ask what the limits per caller have refused at each scrape."""

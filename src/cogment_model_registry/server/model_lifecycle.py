@@ -16,6 +16,7 @@ from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.resuming import RepeatableUploads
 from cogment_model_registry.server.consumer_calls import ConsumerCalls
 from cogment_model_registry.server.model_calls import ModelCalls
+from cogment_model_registry.server.peers import is_for_a_peer
 from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.server.watching import WatchCalls
 from cogment_model_registry.serving.caller_limits import CallerLimits
@@ -96,7 +97,8 @@ class ModelLifecycleService:
     async def _read_version(self, request: lifecycle.ReadVersionRequest, call: Call) -> None:
         model_id, key = _about(call, request.version)
         call.about(offset=request.offset, limit=request.limit)
-        async with self._rules.reading(model_id, key, request.offset, request.expected_hash) as (version, reader):
+        reading = self._rules.reading_own if is_for_a_peer(call) else self._rules.reading
+        async with reading(model_id, key, request.offset, request.expected_hash) as (version, reader):
             call.about(number=version.number, size_bytes=version.info.data_size_bytes)
             with self._transfers.sending(call, version.info.data_size_bytes) as sender:
                 first = lifecycle.ReadVersionReply(version=lifecycle.version_message(version))

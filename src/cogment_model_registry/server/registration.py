@@ -20,6 +20,7 @@ import structlog
 from cogment_model_registry._version import __version__
 from cogment_model_registry.discovery.client import DirectoryClient, connected
 from cogment_model_registry.errors import InvalidError, ModelRegistryError, StartError
+from cogment_model_registry.records.addresses import endpoint_text
 from cogment_model_registry.records.services import (
     SOURCE_PROPERTY,
     VERSION_PROPERTY,
@@ -79,11 +80,26 @@ def registration_endpoint(settings: Settings, port: int) -> tuple[Endpoint, str]
     protocol = Protocol.GRPC_SSL if settings.tls_certificate else Protocol.GRPC
     if settings.directory_registration_host:
         return Endpoint(protocol, settings.directory_registration_host, port), "Self-Command_Line"
+    return Endpoint(protocol, _own_host(settings, "directory_registration_host"), port), "Self-Implicit"
+
+
+def peer_endpoint(settings: Settings, port: int) -> str:
+    """Return the endpoint at which other servers of the same catalog reach this one.
+
+    Raises:
+        StartError: No host is given, and none can be found out.
+    """
+    host = settings.peer_host or settings.directory_registration_host or _own_host(settings, "peer_host")
+    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return endpoint_text(address, is_secure=bool(settings.tls_certificate))
+
+
+def _own_host(settings: Settings, setting: str) -> str:
+    """Return the host that the server serves on, or an address of it; `setting` is the one that would say so."""
     host = _own_address() if means_all_interfaces(settings.host) else settings.host
     if host is None:
-        message = "this machine has only loopback IPv4 addresses: set directory_registration_host"
-        raise StartError(message)
-    return Endpoint(protocol, host, port), "Self-Implicit"
+        raise StartError(f"this machine has only loopback IPv4 addresses: set {setting}")
+    return host
 
 
 def _own_address() -> str | None:

@@ -1,7 +1,7 @@
 """Retention on a server: on request and by itself, one version after the other, each with a line in the log."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 
 import structlog
@@ -91,23 +91,35 @@ class RetentionWork:
         """Refuse to delete where the registry is read-only."""
         self._retention.require_writable(model_id)
 
-    async def run(self, every_seconds: float) -> None:
+    async def run(self, every_seconds: float, is_due: Callable[[], bool] = lambda: True) -> None:
         """Apply the rules of all models from time to time, until it is cancelled.
 
         After each deletion it rests for as long as that took, so that it never takes more than half of the disk. A
         model that has not changed since its rules had nothing to delete is not looked at again.
+
+        Args:
+            every_seconds: How long to wait before each time.
+            is_due: Says each time whether it is for this server to apply them.
         """
         marks: dict[str, Mark] = {}
         while True:
             await asyncio.sleep(every_seconds)
-            now_marks: dict[str, Mark] = {}
-            async for model in self._all_models():
-                mark = marks.get(model.model_id)
-                if model.retention and (mark is None or await self._retention.has_changed(mark)):
-                    mark = await self._apply_quietly(model.model_id)
-                if model.retention and mark is not None:
-                    now_marks[model.model_id] = mark
-            marks = now_marks
+            if is_due():
+                try:
+                    marks = await self._apply_all(marks)
+                except ModelRegistryError as error:
+                    _log.warning("retention failed", reason=error.message)
+
+    async def _apply_all(self, marks: Mapping[str, Mark]) -> dict[str, Mark]:
+        """Apply the rules of the models that have changed since their marks; return the marks of now."""
+        now_marks: dict[str, Mark] = {}
+        async for model in self._all_models():
+            mark = marks.get(model.model_id)
+            if model.retention and (mark is None or await self._retention.has_changed(mark)):
+                mark = await self._apply_quietly(model.model_id)
+            if model.retention and mark is not None:
+                now_marks[model.model_id] = mark
+        return now_marks
 
     async def _apply_quietly(self, model_id: str) -> Mark | None:
         """Apply the rules of a model; return the state in which they have nothing to delete, if it is reached."""

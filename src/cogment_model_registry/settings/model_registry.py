@@ -94,6 +94,22 @@ class Settings(ServiceSettings):
         "Host at which the other servers of a catalog_url reach this one.",
         "as for `directory_registration_host`",
     )
+    peer_token_file: str = setting(
+        "",
+        _PREFIX + "PEER_TOKEN_FILE",
+        optional(PATH),
+        "File with the token that this server shows to the other servers of a catalog_url, with the scope read for all "
+        "models. It is read again when it may have been replaced.",
+        "none: no token is shown",
+    )
+    peer_tls_ca: str = setting(
+        "",
+        _PREFIX + "PEER_TLS_CA",
+        optional(PATH),
+        "PEM file of the authorities of the certificates of the other servers of a catalog_url; "
+        "servers that ask for a certificate get `tls_certificate`.",
+        "none: the public authorities that gRPC knows",
+    )
     read_only: bool = setting(
         False,
         _PREFIX + "READ_ONLY",

@@ -59,7 +59,7 @@ async def publish_annotated(
     request: UploadRequest | None = None,
 ) -> VersionInfo:
     """Make a version with annotations visible, and return it."""
-    async with catalog.publishing(await catalog.find(model_id)) as slot:
+    async with catalog.publishing(await catalog.find(model_id), archived=archived) as slot:
         info = describe(model_id, slot.number, b"data", archived)
         if annotations is not None:
             await slot.annotate(info, annotations, request)
@@ -334,8 +334,11 @@ class CatalogSuite(ABC):
         for _ in range(1000):
             publishing = asyncio.create_task(publish(catalog, "m"))
             async with aclosing(catalog.watch("m")) as watch:
-                last = 0
-                while not publishing.done() or last < publishing.result().number:
+                # A watch may yield a version before the one who publishes it is answered.
+                reading = asyncio.create_task(next_number(watch))
+                number = (await publishing).number
+                last = await reading
+                while last < number:
                     last = await next_number(watch)
 
     async def test_changes_of_a_model_are_serialized(self, catalog: Catalog) -> None:
@@ -568,7 +571,7 @@ class CatalogSuite(ABC):
 
     @pytest.mark.parametrize("archived", [False, True])
     async def test_a_signature_is_described_listed_and_searched(self, catalog: Catalog, archived: bool) -> None:
-        async with catalog.publishing(await catalog.find("m")) as slot:
+        async with catalog.publishing(await catalog.find("m"), archived=archived) as slot:
             info = replace(describe("m", slot.number, b"data", archived), signature=SIGNATURE)
             await slot.annotate(info, Annotations({"a": "1"}))
             slot.show(info)
@@ -667,7 +670,7 @@ class CatalogSuite(ABC):
         request = UploadRequest("id", "digest", ("best",))
 
         async def fail() -> None:
-            async with catalog.publishing(await catalog.find("m")) as slot:
+            async with catalog.publishing(await catalog.find("m"), archived=True) as slot:
                 await slot.annotate(describe("m", slot.number, b"data", True), Annotations(), request)
                 raise UnavailableError("for the test")
 

@@ -6,7 +6,7 @@ outdated result, fails here.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import count
@@ -25,7 +25,7 @@ from cogment_model_registry.records.lifecycle import (
     check_alias_revision,
     check_revision,
 )
-from cogment_model_registry.records.retention import ModelAnnotations, ModelChange, check_model_revision
+from cogment_model_registry.records.retention import NO_SHARE, ModelAnnotations, ModelChange, check_model_revision
 from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, ModelInfo, VersionInfo, check_version_number
@@ -104,11 +104,13 @@ class Tables:
         models: Models by id.
         lives: The number of models that were created so far.
         uploads: Finished uploads by the ids of their requests, with the life of the model.
+        holds: The versions of models that consumers of a server hold, by the epoch of its catalog.
     """
 
     models: dict[str, _Model] = field(default_factory=dict)
     lives: int = 0
     uploads: dict[str, tuple[int, FinishedUpload]] = field(default_factory=dict)
+    holds: dict[tuple[int, ModelRef], Mapping[int, str]] = field(default_factory=dict)
 
 
 class _MemorySlot(Slot):
@@ -196,6 +198,10 @@ class MemoryCatalog(Catalog):
         models = self._tables.models
         return [models[each].info for each in sorted(models) if each > model_id][:limit]
 
+    async def list_models_with_shares(self) -> list[str]:
+        await asyncio.sleep(0)
+        return [model_id for model_id, model in self._tables.models.items() if model.decided.share != NO_SHARE]
+
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         await asyncio.sleep(0)
         return [model.summary() for info in models if (model := self._tables.models.get(info.model_id))]
@@ -249,7 +255,7 @@ class MemoryCatalog(Catalog):
             del self._tables.models[model_id]
             await self._record(_Change(model_id, "removed"))
 
-    def publishing(self, ref: ModelRef) -> AbstractAsyncContextManager[Slot]:
+    def publishing(self, ref: ModelRef, *, archived: bool = False) -> AbstractAsyncContextManager[Slot]:
         return self._publishing(ref)
 
     @asynccontextmanager
@@ -356,6 +362,18 @@ class MemoryCatalog(Catalog):
             model.changes += 1
             await self._record(_Change(ref.model_id, "changed"))
             return [aliases[name] for name in sorted(aliases)]
+
+    async def set_holds(self, ref: ModelRef, held: Mapping[int, str]) -> None:
+        async with self._locks[ref.model_id]:
+            model = await self._require_life(ref)
+            if gone := held.keys() - model.versions.keys():
+                raise NotFoundError.version(ref.model_id, min(gone))
+            self._tables.holds[self._epoch, ref] = held
+
+    async def held_elsewhere(self, ref: ModelRef) -> Mapping[int, str]:
+        await asyncio.sleep(0)
+        others = [held for (epoch, each), held in self._tables.holds.items() if each == ref and epoch != self._epoch]
+        return {number: reason for held in others for number, reason in held.items()}
 
     async def search(self, search: Search) -> list[Version]:
         models = [await self._require(search.model_id)] if search.model_id else [*self._tables.models.values()]

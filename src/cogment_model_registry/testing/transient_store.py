@@ -200,6 +200,28 @@ class TransientStoreSuite(VersionStoreSuite):
         await store.remove_version(old)
         assert await read(store, new) == b"new"
 
+    async def test_its_own_versions_are_found_by_number(self, store: TransientStore) -> None:
+        infos = [describe("m", number, bytes([number]), False) for number in (1, 2)]
+        for info in infos:
+            await keep(store, info, bytes([info.number]))
+        found, reader = await store.open_own("m", 1)
+        async with reader:
+            assert found == infos[0]
+            await store.remove_version(infos[0])
+            assert [b"".join(chunk) async for chunk in reader.chunks(10, MIB)] == [b"\1"]
+        for model_id, number in (("m", 1), ("m", 3), ("other", 1)):
+            with pytest.raises(NotFoundError):
+                await store.open_own(model_id, number)
+
+    async def test_a_version_found_by_number_was_used(self) -> None:
+        store = self.make(3, MIB)
+        evictions = Evictions(store)
+        await self.publish_many(store, "m", 3)
+        _, reader = await store.open_own("m", 1)
+        await reader.aclose()
+        await keep(store, describe("m", 4, b"x", False), b"x")
+        assert evictions.take() == [("m", 2)]
+
     async def test_a_version_being_read_keeps_its_bytes_and_they_count(self) -> None:
         store = self.make(1, 100)
         evictions = Evictions(store)

@@ -1,5 +1,7 @@
 """Between the records of consumers and the messages of ModelLifecycle."""
 
+import base64
+
 from cogment_model_registry.errors import InvalidError, quoted
 from cogment_model_registry.records.consumers import STATES, Consumer
 from cogment_model_registry.wire import convert
@@ -27,6 +29,19 @@ def consumer_message(consumer: Consumer) -> lifecycle_pb2.Consumer:
         seconds_behind=consumer.seconds_behind,
         reported_timestamp=consumer.reported_ns,
     )
+
+
+def consumer_text(consumer: Consumer) -> str:
+    """Return a consumer as a text of ASCII, of at most some 7,000 characters."""
+    return base64.b64encode(consumer_message(consumer).SerializeToString()).decode()
+
+
+def consumer_in(text: str) -> Consumer | None:
+    """Return the consumer in a text; None if it is not one that this release understands."""
+    try:
+        return consumer_from_message(lifecycle_pb2.Consumer.FromString(base64.b64decode(text)))
+    except (ValueError, convert.DecodeError, InvalidError):
+        return None
 
 
 def consumer_from_message(message: lifecycle_pb2.Consumer) -> Consumer:

@@ -47,6 +47,9 @@ WHOLE_UPLOAD = (("cogment-whole-upload", "1"),)
 """Metadata of an UploadVersion call whose client sends all bytes without waiting: the first reply is left out, so that
 the call takes no longer than one with a single reply."""
 
+FOR_A_PEER = (("cogment-for-peer", "1"),)
+"""Metadata of a call that a server makes of another one, which then answers from what it has and knows itself."""
+
 PAGE_DEFAULT_ITEMS = 100
 """The size of a page when the caller gives none."""
 

@@ -1,7 +1,7 @@
 """The contract of what exists: Catalog, with its changes."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Collection, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass, replace
 
@@ -106,7 +106,7 @@ class Slot(ABC):
 
     @abstractmethod
     async def annotate(self, info: VersionInfo, annotations: Annotations, request: UploadRequest | None = None) -> None:
-        """Keep annotations for the version, before its store commits it; durable on return if it is archived.
+        """Keep annotations for the version, before its store commits it; if it is archived, they are as durable as it.
 
         With a request, `Catalog.find_upload` finds the version once it is committed, even after a crash if it is
         archived; and the request's aliases point to it when the context is left, or after the crash.
@@ -212,6 +212,10 @@ class Catalog(ABC):
         """Return up to `limit` models, ordered by id, whose ids come after `model_id`."""
 
     @abstractmethod
+    async def list_models_with_shares(self) -> list[str]:
+        """Return the ids of the models that have a share of the memory of the transient store."""
+
+    @abstractmethod
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         """Return models with what they have now, in the order given; those that do not exist any more are left out."""
 
@@ -269,10 +273,16 @@ class Catalog(ABC):
         """
 
     @abstractmethod
-    def publishing(self, ref: ModelRef) -> AbstractAsyncContextManager[Slot]:
+    def publishing(self, ref: ModelRef, *, archived: bool = False) -> AbstractAsyncContextManager[Slot]:
         """Return the change that makes a version visible under the next number, and wakes the watchers of its model.
 
         A number is used up even when the context is left with an error, or without `Slot.show`.
+
+        Args:
+            ref: The model.
+            archived: Whether the version will be archived. Then the number is durably used up when the context is
+                entered, and a catalog that several servers share remembers that the archive may get the version: if
+                the context is not left, or with an error, what the archive has of it is to be removed.
 
         Raises:
             NotFoundError: That life of the model is over. Raised on entering.
@@ -375,6 +385,22 @@ class Catalog(ABC):
         Raises:
             NotFoundError: The model does not exist.
         """
+
+    async def set_holds(self, ref: ModelRef, held: Mapping[int, str]) -> None:  # noqa: B027 # optional
+        """Set which versions of a model consumers of this server hold, and why, for others that share the catalog.
+
+        Does nothing where no other server does.
+
+        Raises:
+            NotFoundError: That life of the model is over, or a version was deleted; then nothing has changed.
+        """
+
+    async def held_elsewhere(self, ref: ModelRef) -> Mapping[int, str]:
+        """Return which versions of a model consumers of other servers hold, and why, by number.
+
+        Within `removing_version`, it stays so until that is left.
+        """
+        return {}
 
     @abstractmethod
     async def search(self, search: Search) -> list[Version]:

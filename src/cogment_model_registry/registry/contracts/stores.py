@@ -338,6 +338,28 @@ class TransientStore(VersionStore):
         first. Versions that are removed with their model are not evicted.
         """
 
+    async def fetch(self, info: VersionInfo) -> None:
+        """Bring a version into this memory that another server has, and keep it visible as long as it is here.
+
+        Does nothing where no other server has it.
+
+        Raises:
+            NotFoundError: It is gone.
+            TooLargeError: No space is left.
+            UnavailableError: The server that has it does not answer.
+        """
+
+    @abstractmethod
+    async def open_own(self, model_id: str, number: int) -> tuple[VersionInfo, Reader]:
+        """Begin to read the version with a number if this process has its bytes; nobody else is asked for them.
+
+        Returns:
+            The version, and its reader.
+
+        Raises:
+            NotFoundError: The process does not have them.
+        """
+
     @abstractmethod
     def holding(self, info: VersionInfo) -> AbstractContextManager[bool]:
         """Return the context manager in which a version is not evicted; it yields whether the store has the version.

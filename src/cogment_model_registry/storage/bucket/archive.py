@@ -1,50 +1,43 @@
 """The archive in a bucket, of one server: see `layout` for its objects, and `claim` for who owns it."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import replace
+from collections.abc import Mapping
 
 import structlog
 
 from cogment_model_registry.errors import (
     DataLossError,
     ModelRegistryError,
-    NotFoundError,
+    PreconditionError,
     StartError,
-    TooLargeError,
     UnavailableError,
 )
-from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-from cogment_model_registry.registry.contracts import Reader, Removal, Upload
+from cogment_model_registry.registry.contracts import Removal
 from cogment_model_registry.storage.bucket import layout
 from cogment_model_registry.storage.bucket.claim import LEASE_SECONDS, Claim
-from cogment_model_registry.storage.bucket.contents import READS_AT_ONCE, Listing, contents_of, list_names, load_models
-from cogment_model_registry.storage.bucket.holdings import HeldModel, Holdings
-from cogment_model_registry.storage.bucket.layout import Record
+from cogment_model_registry.storage.bucket.contents import Listing, contents_of, list_names, load_models
+from cogment_model_registry.storage.bucket.holdings import Holdings
+from cogment_model_registry.storage.bucket.layout import ModelRecord, Record
 from cogment_model_registry.storage.bucket.leftovers import clear_leftovers
 from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.storage.bucket.probe import probe
-from cogment_model_registry.storage.bucket.reading import BucketReader
-from cogment_model_registry.storage.bucket.translation import ObjectExists, reason_of
-from cogment_model_registry.storage.bucket.uploads import PART_BYTES, PARTS_MAX, BucketCopy, BucketUpload
+from cogment_model_registry.storage.bucket.removal import BucketRemoval
+from cogment_model_registry.storage.bucket.translation import ObjectExists
+from cogment_model_registry.storage.bucket.versions import BucketVersions
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents, KnownFolder
 from cogment_model_registry.system.tasks import end, run_to_end
 
 _log = structlog.stdlib.get_logger(__name__)
 
-_COPY_BLOCK_BYTES = 1024 * 1024
-_COPY_BUFFER_BYTES = 16 * 1024 * 1024
 
-
-class BucketArchive(FolderArchive):
-    """Archived versions in a bucket.
+class BucketArchive(BucketVersions, FolderArchive):
+    """Archived versions in a bucket, of one server.
 
     Args:
         objects: The objects under the prefix of the archive.
         state: What identifies the directory of the catalog, which this process has locked; empty for none.
-        read_only: Whether to write nothing: another server may own the archive.
+        read_only: Whether to write nothing: another server may own the archive, or several may share it.
         lease_seconds: How long the claim of a server counts that gives no sign of life.
 
     Attributes:
@@ -54,11 +47,8 @@ class BucketArchive(FolderArchive):
     def __init__(
         self, objects: Objects, state: str = "", *, read_only: bool = False, lease_seconds: float = LEASE_SECONDS
     ) -> None:
-        self._objects = objects
         self._claim = None if read_only else Claim(objects, state, lease_seconds)
-        self._home = Holdings(objects, self._claim)
-        self.id = ""
-        self._is_open = False
+        super().__init__(Holdings(objects, self._require_writable, lambda: self._claim.epoch if self._claim else 0))
         self._is_fresh = False
         self._is_swept = False
         self._sweeping: asyncio.Task[None] | None = None
@@ -81,60 +71,46 @@ class BucketArchive(FolderArchive):
     def failure(self) -> str:
         return "" if self._claim is None else self._claim.failure or self._objects.failure
 
-    async def open(self) -> None:
-        try:
-            if self._claim is not None:
-                await probe(self._objects)
-                await self._claim.take()
-            await self._check_format()
-            await self._load_models()
-        except ModelRegistryError as error:
-            await self._release()
-            if isinstance(error, StartError):
-                raise
-            raise StartError(f"archive {self._objects.url} cannot be used: {reason_of(error)}") from error
-        except BaseException:
-            await self._release()
-            raise
-        self._is_open = True
+    async def _require_writable(self) -> None:
+        if self._claim is None:
+            raise PreconditionError("the archive is open for reading only")
+        await self._claim.require()
+
+    async def _open(self) -> None:
+        if self._claim is not None:
+            await probe(self._objects)
+            await self._claim.take()
+        await self._check_format()
+        await self._load_models()
 
     async def _check_format(self) -> None:
-        text = await self._objects.find(layout.FORMAT_NAME)
-        if text is None:
+        found = await self._read_format()
+        if not found:
             if self._claim is None:
                 raise StartError(f"archive {self._objects.url} cannot be used: no server has used it")
-            text = layout.build_format(layout.new_life())
-            await self._objects.put(layout.FORMAT_NAME, text)
-        try:
-            found, self.id = layout.parse_format(text)
-        except layout.BadObject as error:
-            raise StartError(f"archive {self._objects.url} cannot be used: its format.json: {error}") from None
-        if found > layout.FORMAT_MAX:
+            self.id = layout.new_life()
+            try:
+                await self._objects.create(layout.FORMAT_NAME, layout.build_format(layout.FORMAT_OF_ONE, self.id))
+            except ObjectExists:  # of servers that share it, or of this one, if the store did not answer at first
+                found = await self._read_format()
+        if found == layout.FORMAT_SHARED and self._claim is not None:
             raise StartError(
-                f"archive {self._objects.url} has the format {found}; this version knows formats up to "
-                f"{layout.FORMAT_MAX}: use a newer version"
+                f"archive {self._objects.url} is in use by several servers that share a catalog: give this one their "
+                "catalog_url too, or copy the archive to another place (cogment archive copy)"
             )
 
     async def _load_models(self) -> None:
         self._home.models, self._malformed = await load_models(self._objects)
         self._is_fresh = True
 
-    async def _release(self) -> None:
+    async def _give_up(self) -> None:
         if self._claim is not None:
             await self._claim.release()
-
-    async def close(self) -> None:
-        if self._is_open:
-            self._is_open = False
-            await run_to_end(self._close())
-        await run_to_end(self._objects.close())
-        self._home.close()
 
     async def _close(self) -> None:
         if self._sweeping is not None:
             await end(self._sweeping)
-        await self._home.chores.close()
-        await self._release()
+        await super()._close()
 
     async def scan(self, known: Mapping[str, KnownFolder] | None = None) -> list[FolderContents]:
         if not self._is_fresh:
@@ -175,21 +151,19 @@ class BucketArchive(FolderArchive):
         self._home.marks[model.life] = listing.marks.get(model.life, 0)
         return await contents_of(self._home, model, listing, known or KnownFolder())
 
-    async def write_model(self, info: ModelInfo) -> None:
-        await run_to_end(self._write_model(info))
-
     async def _write_model(self, info: ModelInfo) -> None:
         await self._home.require_writable()
         held = self._home.models.get(info.model_id)
-        life = held.life if held else await self._begin_life(info)
-        if held is not None:
-            await self._objects.put(layout.model_name(info.model_id), layout.build_model(info, life))
-        self._home.models[info.model_id] = HeldModel(info, life)
+        model = ModelRecord(info, held.life if held else layout.new_life())
+        if held is None:
+            model = await self._begin_life(model)
+        else:
+            await self._objects.put(layout.model_name(info.model_id), layout.build_model(model))
+        self._home.models[info.model_id] = model
 
-    async def _begin_life(self, info: ModelInfo) -> str:
-        """Create a model, and return the id of its life."""
-        name, life = layout.model_name(info.model_id), layout.new_life()
-        text = layout.build_model(info, life)
+    async def _begin_life(self, model: ModelRecord) -> ModelRecord:
+        """Create a model, and return it with its life."""
+        name, text = layout.model_name(model.info.model_id), layout.build_model(model)
         try:
             await self._objects.create(name, text)
         except (ObjectExists, UnavailableError) as error:
@@ -198,22 +172,20 @@ class BucketArchive(FolderArchive):
             if found is None:
                 raise error if isinstance(error, UnavailableError) else self._contradiction() from None
             try:
-                _, life = layout.parse_model(found, name)
+                life = layout.parse_model(found, name).life
             except layout.BadObject as damage:
                 raise UnavailableError(f"the archive failed: the object of the model is malformed: {damage}") from None
+            model = ModelRecord(model.info, life)
             if found != text:
-                await self._objects.put(name, layout.build_model(info, life))
-        return life
+                await self._objects.put(name, layout.build_model(model))
+        return model
 
     def _contradiction(self) -> UnavailableError:
         return UnavailableError("the archive failed: the object store contradicts itself")
 
-    async def begin_removal(self, model_id: str) -> Removal:
-        return await run_to_end(self._begin_removal(model_id))
-
-    async def _begin_removal(self, model_id: str) -> "_BucketRemoval":
+    async def _begin_removal(self, model_id: str) -> Removal:
         await self._home.require_writable()
-        model = self._home.require_model(model_id)
+        model = await self._home.require_model(model_id)
         name = layout.model_name(model_id)
         try:
             await self._objects.delete([name])
@@ -222,14 +194,14 @@ class BucketArchive(FolderArchive):
                 raise
         del self._home.models[model_id]
         self._home.marks.pop(model.life, None)
-        return _BucketRemoval(self._home, model.life)
+        return BucketRemoval(self._home, model.life)
 
     async def write_high_water_mark(self, model_id: str, number: int) -> None:
         await run_to_end(self._write_high_water_mark(model_id, number))
 
     async def _write_high_water_mark(self, model_id: str, number: int) -> None:
         await self._home.require_writable()
-        life = self._home.require_model(model_id).life
+        life = (await self._home.require_model(model_id)).life
         before = self._home.marks.get(life, 0)
         if number == before:
             return
@@ -240,65 +212,10 @@ class BucketArchive(FolderArchive):
             await self._objects.delete([layout.mark_name(life, before)])
         self._home.marks[life] = number
 
-    async def read_version_infos(
-        self, model_id: str, numbers: Sequence[int]
-    ) -> list[VersionInfo | DataLossError | None]:
-        model = self._home.models.get(model_id)
-        if model is None:
-            return [None] * len(numbers)
-        turns = asyncio.Semaphore(READS_AT_ONCE)
-
-        async def read(number: int) -> VersionInfo | DataLossError | None:
-            async with turns:
-                try:
-                    record = await self._home.read_record(model_id, model.life, number)
-                except DataLossError as error:
-                    return error
-            return record.info if record is not None else None
-
-        return await asyncio.gather(*map(read, numbers))
-
-    async def open_upload(self, model_id: str, size_bytes: int) -> Upload:
-        await self._home.require_writable()
-        model = self._home.require_model(model_id)
-        if size_bytes > PART_BYTES * PARTS_MAX:
-            raise TooLargeError(f"a version in a bucket can have at most {PART_BYTES * PARTS_MAX} bytes")
-        return BucketUpload(self._home, model.life, layout.new_key(self._home.epoch))
-
-    async def open_version(self, info: VersionInfo) -> Reader:
-        life, record = await self._require_record(info)
-        self._home.chores.pin(record.key)
-        return BucketReader(self._home, life, record)
-
-    async def _require_record(self, info: VersionInfo) -> tuple[str, Record]:
+    async def _find_record(self, info: VersionInfo) -> tuple[str, Record] | None:
         model = self._home.models.get(info.model_id)
         record = await self._home.read_record(info.model_id, model.life, info.number) if model else None
-        if model is None or record is None:
-            raise NotFoundError.version(info.model_id, info.number)
-        if record.info.data_size_bytes != info.data_size_bytes:
-            reason = f"it has {record.info.data_size_bytes} bytes instead of {info.data_size_bytes}"
-            raise DataLossError.version(info.model_id, info.number, reason)
-        # The caller's hash counts: it is what clients were told.
-        return model.life, replace(record, info=info)
-
-    async def open_copy(self, info: VersionInfo) -> Upload:
-        await self._home.require_writable()
-        life, record = await self._require_record(info)
-        self._home.chores.pin(record.key)
-        return BucketCopy(self._home, life, record, layout.new_key(self._home.epoch), self._hash_of)
-
-    async def _hash_of(self, life: str, record: Record) -> str:
-        """Return the hash of the bytes that a record leads to."""
-        digest = PayloadHash()
-        self._home.chores.pin(record.key)
-        reader = BucketReader(self._home, life, record, is_checked=False)  # the caller compares the hash
-        async with reader, aclosing(reader.chunks(_COPY_BLOCK_BYTES, _COPY_BUFFER_BYTES)) as chunks:
-            async for chunk in chunks:
-                await self._home.start_hash(digest, chunk)
-        return digest.digest_text()
-
-    async def remove_version(self, info: VersionInfo) -> None:
-        await run_to_end(self._remove_version(info))
+        return (model.life, record) if model and record else None
 
     async def _remove_version(self, info: VersionInfo) -> None:
         await self._home.require_writable()
@@ -315,35 +232,3 @@ class BucketArchive(FolderArchive):
         if record is not None:
             self._home.chores.delete_soon([layout.hint_name(model.life, number, record)])
             self._home.chores.delete_data_soon(record.key, layout.data_names(model.life, record))
-
-
-class _BucketRemoval(Removal):
-    """A life that no model has any more, whose objects go one by one."""
-
-    def __init__(self, home: Holdings, life: str) -> None:
-        self._home = home
-        self._life = life
-
-    async def finish(self) -> None:
-        await run_to_end(self._finish())
-
-    async def _finish(self) -> None:
-        try:
-            for prefix in (layout.VERSIONS, layout.HINTS, layout.MARKS):
-                await self._delete(await self._home.objects.all_names(f"{prefix}/{self._life}"))
-            by_key: dict[str, list[str]] = {}
-            for name in await self._home.objects.all_names(f"{layout.DATA}/{self._life}"):
-                if data := layout.parse_data_name(name):
-                    by_key.setdefault(data[1], []).append(name)
-            free = [name for key, names in by_key.items() if not self._home.chores.is_pinned(key) for name in names]
-            await self._delete(free)
-            for key, names in by_key.items():
-                if self._home.chores.is_pinned(key):
-                    self._home.chores.delete_data_soon(key, names)
-        except ModelRegistryError as error:
-            _log.warning("removal of part of a deleted model postponed", reason=error.message)
-
-    async def _delete(self, names: Sequence[str]) -> None:
-        if names:
-            await self._home.require_writable()
-            await self._home.objects.delete(names)

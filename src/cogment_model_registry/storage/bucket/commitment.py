@@ -2,8 +2,9 @@
 
 When the store does not answer, the record may exist, now or later. Then the number is made void, by creating a void
 record of it: either that succeeds, and the record can never exist, or it fails because the record exists, and the
-version is committed. If the store answers neither, that is done later, and the record is deleted if it exists, since
-the caller was told that the version does not.
+version is committed. If the store answers neither, that is done later, and a record that exists is replaced by a
+void one, since the caller was told that the version does not. It is not deleted: what the network still has of the
+request could create it again.
 
 The bytes of a version that failed are deleted only when its record cannot exist.
 """
@@ -14,7 +15,7 @@ import enum
 
 import structlog
 
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError, TooLargeError, UnavailableError
+from cogment_model_registry.errors import ModelRegistryError, TooLargeError, UnavailableError
 from cogment_model_registry.storage.bucket import layout
 from cogment_model_registry.storage.bucket.holdings import Holdings
 from cogment_model_registry.storage.bucket.layout import Record
@@ -46,10 +47,7 @@ class Commitment:
 
     async def make(self, record: Record) -> None:
         """Create the record; see `Upload.commit`."""
-        info = record.info
-        if not self._home.is_living(info.model_id, self._life):
-            raise NotFoundError.model(info.model_id)
-        await self._home.require_writable()
+        await self._home.require_upload(record.info.model_id, self._life, record.key)
         # Created at the same time: a start trusts a hint only where there is a record too.
         hinting = asyncio.ensure_future(self._put_hint(record))
         self.keeps_data = True
@@ -59,7 +57,7 @@ class Commitment:
             await asyncio.wait([hinting])
         self._home.keep_record(self._life, record)
         try:
-            # Another server may own the archive since then, and may have looked before the record was there.
+            # This process may have lost the right to write, and others may have looked before the record was there.
             await self._home.require_writable()
         except ModelRegistryError:
             self._doubt(record)
@@ -98,6 +96,8 @@ class Commitment:
         """
         objects, number = self._home.objects, record.info.number
         name = layout.version_name(self._life, number)
+        # First: with this hint, a start reads the record, whatever the hint of the version says that may be there too.
+        await objects.put(layout.hint_name(self._life, number, None), b"")
         try:
             await objects.create(name, layout.build_void())
         except ObjectExists:
@@ -108,8 +108,6 @@ class Commitment:
                 found = layout.parse_record(text, record.info.model_id, number)
                 if found is not None and found.key == record.key:
                     return _Outcome.COMMITTED
-            return _Outcome.VOID
-        await objects.put(layout.hint_name(self._life, number, None), b"")
         return _Outcome.VOID
 
     def _doubt(self, record: Record) -> None:
@@ -120,12 +118,22 @@ class Commitment:
         self._home.chores.settle_soon(lambda: self._undo(record))
 
     async def _undo(self, record: Record) -> None:
-        number = record.info.number
         if await self._settle(record) is _Outcome.COMMITTED:
-            await self._home.objects.delete([layout.version_name(self._life, number)])
-        await self._home.objects.delete([layout.hint_name(self._life, number, record)])
+            await make_void(self._home, self._life, record.info.number)
+        await self._home.objects.delete([layout.hint_name(self._life, record.info.number, record)])
         self._home.chores.delete_data_soon(record.key, layout.data_names(self._life, record))
-        self._home.doubts.discard((self._life, number))
+        self._home.doubts.discard((self._life, record.info.number))
+
+
+async def make_void(home: Holdings, life: str, number: int) -> None:
+    """Make a number void, whatever record it has, so that nothing can create one again.
+
+    Raises:
+        UnavailableError: The store failed.
+    """
+    await home.objects.put(layout.hint_name(life, number, None), b"")
+    await home.objects.put(layout.version_name(life, number), layout.build_void())
+    home.forget_record(life, number)
 
 
 def _unconfirmed() -> UnavailableError:

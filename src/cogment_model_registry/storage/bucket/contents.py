@@ -1,7 +1,8 @@
 """What a listing of a bucket shows of models and versions.
 
 Hints say in their names what records say in their text, so a start reads the record of a version only where its hint is
-missing. The records that it read are kept until somebody asks for them.
+missing, or where there is one of a void number too: then the record is void, or was about to be. The records that it
+read are kept until somebody asks for them.
 """
 
 import asyncio
@@ -13,8 +14,8 @@ import structlog
 
 from cogment_model_registry.errors import DataLossError
 from cogment_model_registry.storage.bucket import layout
-from cogment_model_registry.storage.bucket.holdings import HeldModel, Holdings
-from cogment_model_registry.storage.bucket.layout import Hint
+from cogment_model_registry.storage.bucket.holdings import Holdings
+from cogment_model_registry.storage.bucket.layout import Hint, ModelRecord
 from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.storage.folder import FolderContents, FolderStamp, KnownFolder
 
@@ -79,13 +80,13 @@ def _take_mark(listing: Listing, name: str) -> None:
         listing.marks[life] = max(number, listing.marks.get(life, 0))
 
 
-async def load_models(objects: Objects) -> tuple[dict[str, HeldModel], list[str]]:
+async def load_models(objects: Objects) -> tuple[dict[str, ModelRecord], list[str]]:
     """Return the models by id, and the names of objects of models that are malformed.
 
     Raises:
         UnavailableError: The store failed.
     """
-    models: dict[str, HeldModel] = {}
+    models: dict[str, ModelRecord] = {}
     malformed: list[str] = []
     turns = asyncio.Semaphore(READS_AT_ONCE)
 
@@ -95,12 +96,13 @@ async def load_models(objects: Objects) -> tuple[dict[str, HeldModel], list[str]
         if text is None:
             return
         try:
-            info, life = layout.parse_model(text, name)
+            model = layout.parse_model(text, name)
         except layout.BadObject as error:
             _log.error("model not loaded: its object is malformed", name=name, reason=str(error))
             malformed.append(name)
         else:
-            models[info.model_id] = HeldModel(info, life)
+            if not model.is_ended:
+                models[model.info.model_id] = model
 
     names = [name for name in await objects.all_names(layout.MODELS) if name.endswith(".json")]
     for start in range(0, len(names), READS_AT_ONCE * 8):
@@ -108,7 +110,7 @@ async def load_models(objects: Objects) -> tuple[dict[str, HeldModel], list[str]
     return models, malformed
 
 
-async def contents_of(home: Holdings, model: HeldModel, listing: Listing, known: KnownFolder) -> FolderContents:
+async def contents_of(home: Holdings, model: ModelRecord, listing: Listing, known: KnownFolder) -> FolderContents:
     """Return what a model has.
 
     Args:
@@ -151,7 +153,7 @@ def _state_of(numbers: Sequence[int]) -> int:
 
 
 async def _sizes_of(
-    home: Holdings, model: HeldModel, numbers: set[int], hints: Mapping[int, Hint]
+    home: Holdings, model: ModelRecord, numbers: set[int], hints: Mapping[int, Hint]
 ) -> tuple[dict[int, int], dict[int, str]]:
     """Return the sizes of versions by number, and what is wrong with others; void numbers are in neither."""
     sizes_bytes: dict[int, int] = {}
@@ -161,9 +163,9 @@ async def _sizes_of(
         hint = hints.get(number)
         if (model.life, number) in home.doubts:
             continue
-        if hint is None or hint.size_bytes < 0:
+        if hint is None or not hint.key:
             unknown.append(number)
-        elif hint.key:
+        else:
             sizes_bytes[number] = hint.size_bytes
     for start in range(0, len(unknown), READS_AT_ONCE):
         batch = unknown[start : start + READS_AT_ONCE]

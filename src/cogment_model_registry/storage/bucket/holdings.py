@@ -1,19 +1,17 @@
-"""What an archive in a bucket has in memory: its models, the records read last, and what its parts share."""
+"""What an archive in a bucket has in memory: models, the records read last, and what its parts share."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 from cachetools import LRUCache
 
-from cogment_model_registry.errors import DataLossError, NotFoundError, PreconditionError
+from cogment_model_registry.errors import DataLossError, NotFoundError, UnavailableError
 from cogment_model_registry.records.payload import PayloadHash
-from cogment_model_registry.records.versions import ModelInfo, user_data_bytes
+from cogment_model_registry.records.versions import user_data_bytes
 from cogment_model_registry.storage.bucket import layout
 from cogment_model_registry.storage.bucket.chores import Chores
-from cogment_model_registry.storage.bucket.claim import Claim
-from cogment_model_registry.storage.bucket.layout import Record
+from cogment_model_registry.storage.bucket.layout import ModelRecord, Record
 from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.system.byte_budget import ByteBudget
 
@@ -31,29 +29,18 @@ def _record_bytes(record: Record) -> int:
     return _RECORD_BYTES + 2 * user_data_bytes(record.info.user_data) + 36 * len(record.parts)
 
 
-@dataclass(frozen=True, slots=True)
-class HeldModel:
-    """A model.
-
-    Attributes:
-        info: The model.
-        life: The id of its life.
-    """
-
-    info: ModelInfo
-    life: str
-
-
 class Holdings:
     """What an archive has in memory.
 
     Args:
         objects: The objects of the archive.
-        claim: The claim of this process; None for an archive that is only read.
+        require_writable: Checks that this process may write; see `Holdings.require_writable`.
+        server: Returns the number of this server.
 
     Attributes:
         objects: The same.
-        claim: The same.
+        require_writable: The same. It raises PreconditionError if the archive is only read, and UnavailableError if
+            this process may not write now.
         models: The models by id.
         marks: The mark of the numbers of each life.
         doubts: The lives and numbers of records that may exist or not.
@@ -62,13 +49,16 @@ class Holdings:
         collected_bytes: How much uploads have collected.
     """
 
-    def __init__(self, objects: Objects, claim: Claim | None) -> None:
+    def __init__(
+        self, objects: Objects, require_writable: Callable[[], Awaitable[None]], server: Callable[[], int]
+    ) -> None:
         self.objects = objects
-        self.claim = claim
-        self.models: dict[str, HeldModel] = {}
+        self.require_writable = require_writable
+        self._server = server
+        self.models: MutableMapping[str, ModelRecord] = {}
         self.marks: dict[str, int] = {}
         self.doubts: set[tuple[str, int]] = set()
-        self.chores = Chores(objects, self.require_writable)
+        self.chores = Chores(objects, require_writable)
         self.sending = ByteBudget(_SENDING_BYTES)
         self.collected_bytes = 0
         self._ahead_bytes = _AHEAD_BYTES
@@ -95,55 +85,71 @@ class Holdings:
         self._ahead_bytes += taken_bytes
 
     @property
-    def epoch(self) -> int:
-        """The epoch of this process."""
-        return self.claim.epoch if self.claim else 0
+    def server(self) -> int:
+        """The number of this server, with which the keys of its bytes begin."""
+        return self._server()
 
-    async def require_writable(self) -> None:
-        """Check that this process may write.
+    async def find_model(self, model_id: str) -> ModelRecord | None:
+        """Return a model as it is now; None if it does not exist.
 
         Raises:
-            PreconditionError: The archive is only read.
-            UnavailableError: Another process owns the archive, or may own it.
+            UnavailableError: The store failed.
         """
-        if self.claim is None:
-            raise PreconditionError("the archive is open for reading only")
-        await self.claim.require()
+        return self.models.get(model_id)
 
-    def require_model(self, model_id: str) -> HeldModel:
-        """Return a model.
+    async def require_model(self, model_id: str) -> ModelRecord:
+        """Return a model as it is now.
 
         Raises:
             NotFoundError: It does not exist.
+            UnavailableError: The store failed.
         """
-        model = self.models.get(model_id)
+        model = await self.find_model(model_id)
         if model is None:
             raise NotFoundError.model(model_id)
         return model
 
-    def is_living(self, model_id: str, life: str) -> bool:
-        """Return whether a model exists in this life."""
-        model = self.models.get(model_id)
-        return model is not None and model.life == life
+    async def require_upload(self, model_id: str, life: str, key: str) -> None:
+        """Check that an upload can still become a version.
 
-    async def read_record(self, model_id: str, life: str, number: int) -> Record | None:
+        Raises:
+            NotFoundError: The model was removed in the meantime.
+            PreconditionError: The archive is only read.
+            UnavailableError: This process may not write, or another server may have deleted the bytes.
+        """
+        if (await self.require_model(model_id)).life != life:
+            raise NotFoundError.model(model_id)
+        await self.require_writable()
+        if layout.server_of(key) != self.server:
+            raise UnavailableError("the server was out of touch with the others during the upload; store it again")
+
+    async def read_record(self, model_id: str, life: str, number: int, *, is_fresh: bool = False) -> Record | None:
         """Return the record of a version; None if it does not exist.
+
+        Args:
+            model_id: The model.
+            life: Its life.
+            number: The number of the version.
+            is_fresh: Whether to ask the store, although the record was read before.
 
         Raises:
             DataLossError: It is malformed.
             UnavailableError: The store failed.
         """
-        record = self._records.get((life, number))
+        record = None if is_fresh else self._records.get((life, number))
         if record is not None or (life, number) in self.doubts:
             return record
         text = await self.objects.find(layout.version_name(life, number))
         if text is None:
+            self.forget_record(life, number)
             return None
         try:
             record = layout.parse_record(text, model_id, number)
         except layout.BadObject as error:
             raise DataLossError.version(model_id, number, f"its record: {error}") from None
-        if record is not None:
+        if record is None:
+            self.forget_record(life, number)
+        else:
             self.keep_record(life, record)
         return record
 

@@ -4,7 +4,8 @@
       format.json                             the format of the archive
       claims/<epoch>.json                     a server that owned the archive; the highest epoch owns it
       claims/<epoch>.alive                    changes while that server lives: see `claim`
-      models/<name>.json                      a model, and the id of its life; its commit point
+      models/<name>.json                      a model, and the id of its life; its commit point. Several servers do not
+                                              delete it, but write that the life has ended: see `registers`
       marks/<life>/<number>                   no number up to this one may be given again; the highest counts
       versions/<life>/<number>.json           the record of a version, created once; its commit point
       hints/<life>/<number>-<size>-<key>      what the record says, by its name alone, so that a listing shows it
@@ -15,8 +16,8 @@ A model that is created again has another life, so nothing of a deleted one can 
 model or no record leads to is what an interruption left.
 
 Bytes are ordinary objects and not the parts of a multipart upload: what an interrupted one leaves is invisible in a
-listing, stays until someone aborts it, and is paid for. The key of the bytes begins with the epoch of the server that
-wrote them, so what an earlier server left is told from uploads under way.
+listing, stays until someone aborts it, and is paid for. The key of the bytes begins with the number of the server that
+wrote them, the epoch of its claim or its lease, so what a server that is gone left is told from uploads under way.
 
 Numbers have leading zeros in names, so that a listing is in their order. Foreign objects are left alone.
 """
@@ -38,8 +39,17 @@ from cogment_model_registry.records.versions import (
     check_data_hash,
 )
 
-FORMAT_MAX = 1
+FORMAT_OF_ONE = 1
+"""The format of an archive that one server at a time owns."""
+
+FORMAT_SHARED = 2
+"""The format of an archive that several servers write, which share a catalog. One server alone refuses it."""
+
+FORMAT_MAX = FORMAT_SHARED
 """The newest format that this version reads and writes."""
+
+SERVER_MAX = 2**32 - 1
+"""The highest number of a server for which keys have digits."""
 
 FORMAT_NAME = "format.json"
 CLAIMS, MODELS, MARKS, VERSIONS, HINTS, DATA, PROBES = (
@@ -68,6 +78,21 @@ _CLAIM = re.compile(r"claims/([0-9a-f]{8})\.json")
 
 class BadObject(ValueError):  # a malformed text is no error of the program
     """The text of an object is malformed. The message says how, without its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """What the object of a model says.
+
+    Attributes:
+        info: The model.
+        life: The id of its life.
+        is_ended: Whether the life has ended, so the model does not exist.
+    """
+
+    info: ModelInfo
+    life: str
+    is_ended: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +128,22 @@ def new_life() -> str:
     return secrets.token_hex(16)
 
 
-def new_key(epoch: int) -> str:
-    """Return a key for the bytes of a version."""
-    return f"{epoch:08x}-{secrets.token_hex(16)}"
+def new_key(server: int) -> str:
+    """Return a key for the bytes of a version that the server with a number writes."""
+    if not 0 <= server <= SERVER_MAX:
+        raise ValueError(f"the number of a server must be from 0 to {SERVER_MAX}")
+    return f"{server:08x}-{secrets.token_hex(16)}"
+
+
+def server_of(key: str) -> int:
+    """Return the number of the server that wrote the bytes that have a key."""
+    return int(key[:8], 16)
+
+
+def life_of(name: str) -> str:
+    """Return the life that an object is of; empty for objects of none, and for foreign ones."""
+    parsed = parse_version_name(name) or parse_hint_name(name) or parse_mark_name(name) or parse_data_name(name)
+    return parsed[0] if parsed else ""
 
 
 def model_name(model_id: str) -> str:
@@ -172,7 +210,7 @@ def parse_mark_name(name: str) -> tuple[str, int] | None:
 
 
 def parse_data_name(name: str) -> tuple[str, str, int] | None:
-    """Return the life, the key and the epoch of the name of a part; None for other names."""
+    """Return the life, the key and the server's number of the name of a part; None for other names."""
     match = _DATA.fullmatch(name)
     return (match[1], match[2], int(match[3], 16)) if match else None
 
@@ -203,9 +241,9 @@ def parse_object(text: bytes) -> dict[str, object]:
     return fields
 
 
-def build_format(archive_id: str) -> bytes:
-    """Return the text of the format of a new archive."""
-    return build_object({"format": FORMAT_MAX, "id": archive_id})
+def build_format(format_number: int, archive_id: str) -> bytes:
+    """Return the text of the format of an archive."""
+    return build_object({"format": format_number, "id": archive_id})
 
 
 def parse_format(text: bytes) -> tuple[int, str]:
@@ -218,13 +256,26 @@ def parse_format(text: bytes) -> tuple[int, str]:
     return _number(fields, "format", 2**31), _text(fields, "id")
 
 
-def build_model(info: ModelInfo, life: str) -> bytes:
-    """Return the text of a model."""
-    return build_object({"model_id": info.model_id, "life": life, "user_data": dict(info.user_data)})
+def build_model(model: ModelRecord, change: str = "") -> bytes:
+    """Return the text of a model.
+
+    Args:
+        model: The model.
+        change: What no other text has, if this one is to be told from others that say the same.
+    """
+    return build_object(
+        {
+            "model_id": model.info.model_id,
+            "life": model.life,
+            "user_data": dict(model.info.user_data),
+            **({VOID: True} if model.is_ended else {}),
+            **({"change": change} if change else {}),
+        }
+    )
 
 
-def parse_model(text: bytes, name: str) -> tuple[ModelInfo, str]:
-    """Return a model and the id of its life.
+def parse_model(text: bytes, name: str) -> ModelRecord:
+    """Return what the object of a model says.
 
     Args:
         text: The text of the object.
@@ -239,7 +290,7 @@ def parse_model(text: bytes, name: str) -> tuple[ModelInfo, str]:
         raise BadObject("it is of another model")
     if not re.fullmatch("[0-9a-f]{32}", life):
         raise BadObject("its life is not 32 hexadecimal digits")
-    return ModelInfo(model_id, _user_data(fields)), life
+    return ModelRecord(ModelInfo(model_id, _user_data(fields)), life, fields.get(VOID) is True)
 
 
 def build_record(record: Record) -> bytes:

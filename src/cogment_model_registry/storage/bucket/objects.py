@@ -9,7 +9,7 @@ A store on a local path is not durable by itself: the library renames files and 
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, TypeVar
@@ -19,7 +19,7 @@ import structlog
 from obstore.store import LocalStore, ObjectStore
 
 from cogment_model_registry.errors import TooLargeError, UnavailableError
-from cogment_model_registry.storage.bucket.translation import ObjectMissing, reason_of, translated
+from cogment_model_registry.storage.bucket.translation import ObjectExists, ObjectMissing, reason_of, translated
 
 _T = TypeVar("_T")
 _log = structlog.stdlib.get_logger(__name__)
@@ -40,6 +40,19 @@ class Found:
 
     name: str
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An object as it was read, so that it can be replaced if it is still the same.
+
+    Attributes:
+        data: Its bytes.
+        tag: What tells the store whether it is the same.
+    """
+
+    data: bytes
+    tag: Mapping[str, str]
 
 
 class Objects:
@@ -68,6 +81,11 @@ class Objects:
         self.url = url
         self.failure = ""
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the store is a local path."""
+        return bool(self._root)
+
     async def get(self, name: str) -> bytes:
         """Return an object.
 
@@ -86,6 +104,18 @@ class Objects:
         """
         try:
             return await self.get(name)
+        except ObjectMissing:
+            return None
+
+    async def find_written(self, name: str) -> Written | None:
+        """Return an object for `replace`; None if there is none.
+
+        Raises:
+            UnavailableError: The store failed.
+        """
+        try:
+            with self._operation("get"):
+                return await self._ask(_get_written(self._store, name))
         except ObjectMissing:
             return None
 
@@ -122,6 +152,37 @@ class Objects:
         with self._writing("create"):
             await self._ask(obstore.put_async(self._store, name, data, mode="create", use_multipart=False))
             await self._sync(name)
+
+    async def replace(self, name: str, data: bytes, written: Written) -> None:
+        """Write an object in place of one that was read and is still the same: of those who try at once, one succeeds.
+
+        On a local path, two who try within the same microseconds may both succeed: no file system has this operation.
+        There, nothing is under way in a network either.
+
+        Raises:
+            ObjectExists: The object is another one now, or gone. It may be this one, if the store did not answer at
+                first.
+            TooLargeError: No space is left.
+            UnavailableError: The store failed: the object may be written nevertheless, even later.
+        """
+        with self._writing("replace"):
+            try:
+                if self._root:
+                    await asyncio.to_thread(self._replace_file, name, data, written.data)
+                    return
+                mode: Any = dict(written.tag)
+                await self._ask(obstore.put_async(self._store, name, data, mode=mode, use_multipart=False))
+            except FileNotFoundError as error:
+                raise ObjectExists from error
+
+    def _replace_file(self, name: str, data: bytes, before: bytes) -> None:
+        """Write a file durably in place of one that has some bytes; blocks."""
+        path = os.path.join(self._root, name)
+        with open(path, "rb") as file:
+            if file.read() != before:
+                raise ObjectExists
+        obstore.put(self._store, name, data, use_multipart=False)
+        self._sync_file(name)
 
     async def copy(self, source: str, name: str) -> None:
         """Copy an object within the store, which does not send it to anyone.
@@ -243,6 +304,12 @@ class Objects:
         for directory in {os.path.dirname(name) for name in names}:
             with contextlib.suppress(FileNotFoundError):
                 _sync_path(os.path.join(self._root, directory))
+
+
+async def _get_written(store: ObjectStore, name: str) -> Written:
+    result = await obstore.get_async(store, name)
+    tag = {key: str(result.meta[key]) for key in ("e_tag", "version") if result.meta.get(key) is not None}
+    return Written(bytes(await result.bytes_async()), tag)
 
 
 async def _get(store: ObjectStore, name: str) -> bytes:

@@ -13,6 +13,7 @@ from itertools import accumulate
 
 from cogment_model_registry.errors import DataLossError, ModelRegistryError, NotFoundError
 from cogment_model_registry.records.payload import PayloadHash
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Reader
 from cogment_model_registry.storage.bucket import layout
 from cogment_model_registry.storage.bucket.holdings import Holdings
@@ -119,17 +120,10 @@ class BucketReader(Reader):
         try:
             found = await self._home.objects.get_range(name, wanted.start, wanted.size_bytes)
         except ObjectMissing:
-            raise await self._missing() from None
+            raise await missing(self._home, self._life, self._record.info) from None
         if len(found) != wanted.size_bytes:
             raise self._damage("its data is truncated")
         return found
-
-    async def _missing(self) -> ModelRegistryError:
-        """Return the error of a version of which a part is missing: it is damaged, unless it was removed."""
-        info = self._record.info
-        if await self._home.objects.find(layout.version_name(self._life, info.number)) is None:
-            return NotFoundError.version(info.model_id, info.number)
-        return self._damage("its data is missing")
 
     async def _settle_hash(self) -> None:
         if self._hashing is not None:
@@ -161,6 +155,18 @@ class BucketReader(Reader):
         await self._settle_hash()
         self._home.give_ahead_back(self._ahead_bytes)
         self._home.chores.unpin(self._record.key)
+
+
+async def missing(home: Holdings, life: str, info: VersionInfo) -> ModelRegistryError:
+    """Return the error of a version of which a part is missing: it is damaged, unless it was removed.
+
+    Raises:
+        UnavailableError: The store failed.
+    """
+    with contextlib.suppress(DataLossError):  # damaged it is
+        if await home.read_record(info.model_id, life, info.number, is_fresh=True) is None:
+            return NotFoundError.version(info.model_id, info.number)
+    return DataLossError.version(info.model_id, info.number, "its data is missing")
 
 
 def _cut(block: Sequence[memoryview], max_bytes: int) -> Iterator[list[memoryview]]:

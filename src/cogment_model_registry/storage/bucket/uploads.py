@@ -7,7 +7,6 @@ uploads together is bounded: beyond that, smaller parts are sent. So is what is 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from cogment_model_registry.errors import DataLossError
 from cogment_model_registry.records.payload import PayloadHash
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Upload
@@ -15,6 +14,7 @@ from cogment_model_registry.storage.bucket import layout
 from cogment_model_registry.storage.bucket.commitment import Commitment
 from cogment_model_registry.storage.bucket.holdings import Holdings
 from cogment_model_registry.storage.bucket.layout import Record
+from cogment_model_registry.storage.bucket.reading import missing
 from cogment_model_registry.storage.bucket.translation import ObjectMissing
 from cogment_model_registry.system.tasks import run_to_end
 
@@ -156,7 +156,7 @@ class BucketCopy(Upload):
             try:
                 await self._home.objects.copy(name, layout.data_name(self._life, self._key, part))
             except ObjectMissing:
-                raise DataLossError.version(info.model_id, info.number, "its data is missing") from None
+                raise await missing(self._home, self._life, info) from None
         return await self._read_hash(self._life, self._copy_of(info))
 
     def _copy_of(self, info: VersionInfo) -> Record:

@@ -14,7 +14,7 @@ import structlog
 
 from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.lifecycle import Alias, AliasChange, AnnotationChange, Annotations, Version
-from cogment_model_registry.records.retention import ModelAnnotations, ModelChange
+from cogment_model_registry.records.retention import NO_SHARE, ModelAnnotations, ModelChange
 from cogment_model_registry.records.uploads import UploadRequest
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.contracts import Search
@@ -220,6 +220,10 @@ class VersionIndex:
     def annotations_of_model(self, model_id: str) -> ModelAnnotations:
         """Return what people decided about a model."""
         return self._models.get(model_id) or _UNDECIDED
+
+    def models_with_shares(self) -> list[str]:
+        """Return the models that have a share."""
+        return [model_id for model_id, decided in self._models.items() if decided.share != NO_SHARE]
 
     async def change_model(self, model_id: str, change: ModelChange) -> tuple[ModelAnnotations, ModelAnnotations]:
         """Change what people decided about a model, and return that as it was and as it is.

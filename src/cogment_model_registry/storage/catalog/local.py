@@ -56,11 +56,11 @@ from cogment_model_registry.registry.contracts import (
 )
 from cogment_model_registry.registry.filters import ARCHIVED, Filter, arranged, matches, position_of
 from cogment_model_registry.storage.catalog.database import Database
-from cogment_model_registry.storage.catalog.feed import Feed, History, NewsMemo
 from cogment_model_registry.storage.catalog.index import VersionIndex
 from cogment_model_registry.storage.catalog.model import Appearances, Model
 from cogment_model_registry.storage.catalog.numbers import NUMBER_BLOCK, Numbers
 from cogment_model_registry.storage.catalog.requests import Entry, RequestLog
+from cogment_model_registry.storage.feed import Feed, History, NewsMemo
 from cogment_model_registry.storage.folder import FolderArchive, FolderContents
 
 _log = structlog.stdlib.get_logger(__name__)
@@ -178,6 +178,9 @@ class LocalCatalog(Catalog):
     async def list_models_after(self, model_id: str, limit: int) -> list[ModelInfo]:
         return await self.list_models(bisect.bisect_right(self._ids, model_id), limit)
 
+    async def list_models_with_shares(self) -> list[str]:
+        return self._index.models_with_shares()
+
     async def summarize(self, models: Sequence[ModelInfo]) -> list[ModelSummary]:
         return [self._summary(model) for info in models if (model := self._models.get(info.model_id))]
 
@@ -243,7 +246,7 @@ class LocalCatalog(Catalog):
                 # Its mark must not be written into the directory of a later model of this name.
                 await asyncio.wait([model.persisting])
 
-    def publishing(self, ref: ModelRef) -> contextlib.AbstractAsyncContextManager[Slot]:
+    def publishing(self, ref: ModelRef, *, archived: bool = False) -> contextlib.AbstractAsyncContextManager[Slot]:
         return _Publishing(self, ref)
 
     # What `_Publishing` calls.

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from cogment_model_registry.records.lifecycle import Annotations
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import ModelRef
-from cogment_model_registry.storage.catalog.feed import History
+from cogment_model_registry.storage.feed import History
 
 _SHOWN_MAX = 1024
 """Of so many versions of a model it is known when they became visible. Who asks for older ones asked before."""

@@ -78,7 +78,7 @@ class MemoryTransientStore(TransientStore):
     def _unevictable_bytes(self) -> int:
         return self._pinned_bytes + self._uploaded_bytes + self._promised_bytes
 
-    async def open_upload(self, model_id: str, size_bytes: int) -> Upload:
+    async def open_upload(self, model_id: str, size_bytes: int) -> "MemoryUpload":
         available = self._max_bytes - self._unevictable_bytes
         if size_bytes > available:
             message = (
@@ -90,7 +90,7 @@ class MemoryTransientStore(TransientStore):
                 message += f", nor by versions that consumers hold ({self._kept_bytes})"
             raise TooLargeError(message, model_id=model_id)
         self._promised_bytes += size_bytes
-        return _MemoryUpload(self, model_id, size_bytes)
+        return MemoryUpload(self, model_id, size_bytes)
 
     async def open_version(self, info: VersionInfo) -> Reader:
         line, blob = self._find(info)
@@ -98,12 +98,23 @@ class MemoryTransientStore(TransientStore):
             if self._elsewhere is not None:
                 return await self._elsewhere.open_version(info)
             raise NotFoundError.version(info.model_id, info.number)
-        line.blobs.move_to_end(info.number)
+        return self._reading(line, info.number, blob)
+
+    async def open_own(self, model_id: str, number: int) -> tuple[VersionInfo, Reader]:
+        line = self._lines.find(model_id)
+        blob = line.blobs.get(number) if line else None
+        if line is None or blob is None or blob.info is None:
+            raise NotFoundError.version(model_id, number)
+        return blob.info, self._reading(line, number, blob)
+
+    def _reading(self, line: Line, number: int, blob: Blob) -> Reader:
+        """Return a reader of a version, which counts as a use of it."""
+        line.blobs.move_to_end(number)
         self._lines.use(blob)
         if not blob.readers and not blob.is_held:
             self._pinned_bytes += blob.size_bytes
         blob.readers += 1
-        return _MemoryReader(self, info.model_id, blob)
+        return _MemoryReader(self, line.model_id, blob)
 
     async def remove_version(self, info: VersionInfo) -> None:
         line, blob = self._find(info)
@@ -326,7 +337,7 @@ async def _ignore(_evicted: Sequence[VersionInfo]) -> None:
 _NO_SPACE = memoryview(b"")
 
 
-class _MemoryUpload(Upload):
+class MemoryUpload(Upload):
     """Copies into slabs, and hashes each as soon as it is full."""
 
     def __init__(self, store: MemoryTransientStore, model_id: str, size_bytes: int) -> None:
@@ -410,6 +421,15 @@ class _MemoryUpload(Upload):
             self._hashed_slabs = full
             loop = asyncio.get_running_loop()
             self._hashing = loop.run_in_executor(self._store.executor, self._hash.update, slabs)
+
+    def written(self, start: int, stop: int) -> list[memoryview]:
+        """Return the views that make up a part of the bytes written so far; valid until the upload is closed."""
+        blob = self._open_blob()
+        first = start // SLAB_BYTES
+        parts = [*blob.slabs[first : -(-stop // SLAB_BYTES)]]
+        if stop > len(blob.slabs) * SLAB_BYTES:
+            parts.append(memoryview(blob.rest))
+        return [*_cut(parts, start - first * SLAB_BYTES, stop - start)]
 
     async def finish(self) -> str:
         if self._known_hash:

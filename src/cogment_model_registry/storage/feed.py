@@ -1,4 +1,4 @@
-"""What a catalog in memory remembers for those who watch: the order of changes, bounded, and who waits for them."""
+"""What a catalog remembers for those who watch, in memory: the order of changes, bounded, and who waits for them."""
 
 import asyncio
 import bisect
@@ -47,7 +47,7 @@ class History:
 
     def show(self, sequence: int, number: int) -> None:
         """Record that a version became visible."""
-        self.last_number = number
+        self.last_number = max(self.last_number, number)
         self._shown_at.append(sequence)
         self._shown_numbers.append(number)
         if len(self._shown_at) > 2 * _REMEMBERED:
@@ -61,6 +61,21 @@ class History:
             self._forgotten_at, number, _ = self._lost.popleft()
             self._forgotten_first = min(self._forgotten_first or number, number)
             self._forgotten_last = max(self._forgotten_last, number)
+
+    def shows(self, number: int) -> bool:
+        """Return whether it is known when exactly this version became visible."""
+        index = bisect.bisect_left(self._shown_numbers, number)
+        return index < len(self._shown_numbers) and self._shown_numbers[index] == number
+
+    def begin_after(self, number: int) -> None:
+        """Record that only versions up to this number are old; does nothing when later ones are known."""
+        if not self._shown_numbers:
+            self._base_number = min(self._base_number, number)
+
+    def lose_unknown(self, sequence: int) -> None:
+        """Record that any of the versions so far may have disappeared."""
+        self._lost.clear()
+        self._forgotten_at, self._forgotten_first, self._forgotten_last = sequence, 1, self.last_number
 
     def shown(self, numbers: Iterable[int]) -> list[Shown]:
         """Return visible versions with the moments at which they became visible."""

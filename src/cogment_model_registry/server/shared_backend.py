@@ -1,0 +1,89 @@
+"""The storage of one of several servers: a catalog in PostgreSQL and a bucket that they share, and each one's memory.
+
+Loaded only when it is asked for.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Executor
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from random import sample
+
+from cogment_model_registry.errors import UnavailableError
+from cogment_model_registry.records.versions import VersionInfo
+from cogment_model_registry.registry.consumers import FindElsewhere
+from cogment_model_registry.server.membership import Membership
+from cogment_model_registry.server.metrics import Metrics
+from cogment_model_registry.server.peer_consumers import PeerConsumers
+from cogment_model_registry.server.peers import peers_of
+from cogment_model_registry.server.relays import RelayingStore
+from cogment_model_registry.settings import Settings
+from cogment_model_registry.storage.bucket.objects import Objects
+from cogment_model_registry.storage.bucket.opening import open_store
+from cogment_model_registry.storage.bucket.shared import SharedBucketArchive
+from cogment_model_registry.storage.memory.transient_store import MemoryTransientStore
+from cogment_model_registry.storage.postgres.catalog import PostgresCatalog
+
+
+@dataclass(frozen=True, slots=True)
+class SharedStorage:
+    """What several servers share, as one of them has it open.
+
+    Attributes:
+        archive: Where archived versions live.
+        transient: Where transient versions live.
+        catalog: What exists.
+        membership: The part of this server among the others; not joined yet.
+        find_consumers: Finds the consumers that report to the others.
+    """
+
+    archive: SharedBucketArchive
+    transient: RelayingStore
+    catalog: PostgresCatalog
+    membership: Membership
+    find_consumers: FindElsewhere
+
+
+@asynccontextmanager
+async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor) -> AsyncIterator[SharedStorage]:
+    """Open what the settings name; a context manager.
+
+    Args:
+        settings: The settings, with a `catalog_url` and an `archive_url`.
+        metrics: Receives the operations of the archive and the queries of the catalog.
+        hashing: Where to hash.
+
+    Raises:
+        StartError: The catalog or the archive is not usable.
+    """
+    async with AsyncExitStack() as stack:
+        peers = await stack.enter_async_context(peers_of(settings))
+        catalog = PostgresCatalog(settings.catalog_url, observe=metrics.observe_query)
+        stack.push_async_callback(catalog.close)
+        await catalog.open()
+        leases = catalog.leases
+
+        async def require_lease() -> None:
+            if not leases.server:
+                raise UnavailableError("this server has no lease in the catalog")
+
+        async def locate(info: VersionInfo) -> Sequence[str]:
+            holders = await leases.locate(info)
+            return [holder.endpoint for holder in sample(holders, len(holders))]  # those who ask spread over them
+
+        objects = Objects(open_store(settings.archive_url), settings.archive_url, metrics.observe_archive)
+        archive = SharedBucketArchive(objects, require_lease, lambda: leases.server)
+        stack.push_async_callback(archive.close)
+        await archive.open()
+        local = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing)
+        transient = await stack.enter_async_context(
+            RelayingStore(local, locate, peers.open_stream, leases.hold, metrics.relays)
+        )
+        membership = Membership(catalog, archive, transient)
+        stack.push_async_callback(membership.leave)
+
+        async def others() -> Sequence[str]:
+            return [lease.endpoint for lease in await leases.servers() if lease.server != leases.server]
+
+        consumers = PeerConsumers(peers, others)
+        yield SharedStorage(archive, transient, catalog, membership, consumers.find)

@@ -1,0 +1,102 @@
+"""The table of grants: who may do what. The commands use it without a server."""
+
+from collections.abc import AsyncGenerator, Iterable, Sequence
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from cogment_model_registry.errors import ExistsError, InvalidError, NotFoundError, quoted
+from cogment_model_registry.records.access import Grant, parse_scopes
+from cogment_model_registry.storage.postgres.connections import Connections
+
+_BETWEEN = "\n"
+"""Between two scopes in the table; no scope has it."""
+
+_TIME_OFFSET = 2**63
+
+
+class Grants:
+    """Who may do what.
+
+    Args:
+        connections: The connections; open.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+
+    async def read(self) -> Sequence[Grant]:
+        """Return all grants, by name. One with scopes that this release does not know is left out: it allows nothing.
+
+        Raises:
+            UnavailableError: PostgreSQL does not answer.
+        """
+        query = "SELECT name, kind, identity, scopes, created, expires FROM grants ORDER BY name"
+        grants = []
+        for row in await self._connections.fetch("read_grants", query):
+            try:
+                scopes = parse_scopes(row["scopes"].split(_BETWEEN))
+            except InvalidError:
+                continue
+            expires_ns = None if row["expires"] is None else row["expires"] + _TIME_OFFSET
+            created_ns = row["created"] + _TIME_OFFSET
+            grants.append(Grant(row["name"], row["kind"], row["identity"], scopes, created_ns, expires_ns))
+        return grants
+
+    async def add(self, grant: Grant) -> None:
+        """Add a grant, durably.
+
+        Raises:
+            ExistsError: There is one with its name, or for the same certificate or subject.
+            UnavailableError: PostgreSQL does not answer.
+        """
+        await self.restore([grant])
+
+    async def restore(self, grants: Iterable[Grant]) -> None:
+        """Add grants of another catalog, all or none; see `add`."""
+        async with self._connections.reading() as connection, connection.transaction():
+            for grant in grants:
+                try:
+                    async with connection.transaction():
+                        await connection.execute(_ADD, *_values(grant))
+                except asyncpg.UniqueViolationError:
+                    holder = await connection.fetchval(_HOLDER, grant.name, grant.kind, grant.identity)
+                    what = "the name" if holder == grant.name else f"the {grant.kind}"
+                    raise ExistsError(f"{what} is taken by token {quoted(holder)}; revoke that one first") from None
+
+    async def remove(self, name: str) -> None:
+        """Remove a grant, durably.
+
+        Raises:
+            NotFoundError: There is none with this name.
+            UnavailableError: PostgreSQL does not answer.
+        """
+        async with self._connections.reading() as connection:
+            removed = await connection.fetchval("DELETE FROM grants WHERE name = $1 RETURNING name", name)
+        if removed is None:
+            raise NotFoundError(f"token {quoted(name)} does not exist")
+
+
+_ADD = "INSERT INTO grants (name, kind, identity, scopes, created, expires) VALUES ($1, $2, $3, $4, $5, $6)"
+_HOLDER = "SELECT name FROM grants WHERE name = $1 OR (kind = $2 AND identity = $3) LIMIT 1"
+
+
+def _values(grant: Grant) -> tuple[object, ...]:
+    scopes = _BETWEEN.join(map(str, grant.scopes))
+    expires = None if grant.expires_ns is None else grant.expires_ns - _TIME_OFFSET
+    return grant.name, grant.kind, grant.identity, scopes, grant.created_ns - _TIME_OFFSET, expires
+
+
+@asynccontextmanager
+async def opened_grants(url: str) -> AsyncGenerator[Grants, None]:
+    """Return a context manager with the grants in a database, for a command.
+
+    Raises:
+        StartError: PostgreSQL does not answer, or the database is not usable.
+    """
+    connections = Connections(url, changes=1, reads=1)
+    await connections.open()
+    try:
+        yield Grants(connections)
+    finally:
+        await connections.close()

@@ -1,0 +1,173 @@
+"""A real PostgreSQL in processes of its own, in a temporary directory, with a new database for each test.
+
+It refuses to run as root, so there it runs as the user that its package has made, or as nobody.
+"""
+
+import contextlib
+import os
+import pwd
+import secrets
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import asyncpg
+
+from tests.ports import free_ports
+
+_SECONDS = 60
+_USER = "registry"
+
+_FAST = {"fsync": "off", "full_page_writes": "off", "wal_level": "minimal", "max_wal_senders": "0"}
+"""Settings of a server whose files need not outlive the machine; those that a crash of PostgreSQL needs stay."""
+
+
+def find_program(name: str) -> str | None:
+    """Return the path of a program of PostgreSQL; None where it is not installed."""
+    folders = [str(folder) for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
+    return shutil.which(name, path=os.pathsep.join([*folders, os.environ.get("PATH", "")]))
+
+
+def program(name: str) -> str:
+    """Return the path of a program of PostgreSQL; skip the test where it is not installed, except in CI."""
+    import pytest  # noqa: PLC0415 # benchmarks use the rest of this module without it
+
+    found = find_program(name)
+    if found is None:
+        if os.environ.get("CI"):
+            pytest.fail("PostgreSQL is not installed: apt-get install postgresql")
+        pytest.skip("PostgreSQL is not installed: apt-get install postgresql")
+    return found
+
+
+def _user() -> str | None:
+    """Return the user that PostgreSQL runs as; None for the current one."""
+    if os.getuid() != 0:
+        return None
+    for name in ("postgres", "nobody"):
+        with contextlib.suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    return None
+
+
+class PostgresServer:
+    """PostgreSQL on a port of the loopback interface. It can be stopped and started again.
+
+    Args:
+        folder: Where it keeps its files; it is handed to the user that it runs as.
+        settings: More settings.
+        is_fast: Whether it may lose what it has when the machine crashes.
+
+    Attributes:
+        port: Its port.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, str] | None = None, *, is_fast: bool = True) -> None:
+        self.port = free_ports(1)[0]
+        self._data = folder / "data"
+        self._log = folder / "log"
+        self._user = _user()
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": "",
+            "max_connections": "200",
+            "shared_buffers": "32MB",
+            "log_min_messages": "warning",
+            **(_FAST if is_fast else {}),
+            **(settings or {}),
+        }
+        if self._user is not None:
+            shutil.chown(folder, self._user)
+        arguments = [f"--username={_USER}", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync"]
+        self._run("initdb", f"--pgdata={self._data}", *arguments)
+        with (self._data / "postgresql.auto.conf").open("a") as file:
+            file.writelines(f"{name} = '{value}'\n" for name, value in options.items())
+
+    def url(self, database: str = "postgres", user: str = _USER) -> str:
+        """Return the address of a database."""
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def start(self) -> None:
+        """Start it, and wait until it takes connections."""
+        self._control("start", "--wait", f"--timeout={_SECONDS}", f"--log={self._log}")
+
+    def stop(self) -> None:
+        """End it in order; connections are broken off."""
+        self._control("stop", "--mode=fast", "--wait", f"--timeout={_SECONDS}")
+
+    def crash(self) -> None:
+        """End it without a checkpoint, as a crash does: it recovers at the next start, and empties unlogged tables."""
+        self._control("stop", "--mode=immediate", "--wait", f"--timeout={_SECONDS}")
+
+    def restart(self) -> None:
+        """End it in order, and start it again."""
+        self.stop()
+        self.start()
+
+    def execute(self, statement: str) -> None:
+        """Run a statement."""
+        self._run("psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", f"--command={statement}", self.url())
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it runs."""
+        return (self._data / "postmaster.pid").exists()
+
+    def _control(self, *arguments: str) -> None:
+        self._run("pg_ctl", f"--pgdata={self._data}", "--silent", *arguments)
+
+    def _run(self, name: str, *arguments: str) -> None:
+        subprocess.run(
+            [program(name), *arguments],
+            user=self._user,
+            group=None if self._user is None else pwd.getpwnam(self._user).pw_gid,
+            extra_groups=None if self._user is None else [],
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
+            check=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=2 * _SECONDS,
+        )
+
+
+@contextmanager
+def postgres_server(settings: Mapping[str, str] | None = None, *, is_fast: bool = True) -> Iterator[PostgresServer]:
+    """Run PostgreSQL; a context manager."""
+    program("initdb")
+    # Not below the directory of a test, which other users may not enter.
+    with TemporaryDirectory(prefix="postgres-", ignore_cleanup_errors=True) as folder:
+        server = PostgresServer(Path(folder), settings, is_fast=is_fast)
+        server.start()
+        try:
+            yield server
+        finally:
+            if server.is_running:
+                server.crash()  # nobody needs its files
+
+
+@contextmanager
+def new_database(server: PostgresServer) -> Iterator[str]:
+    """Make a database that nobody else uses; a context manager with its address."""
+    name = f"test_{secrets.token_hex(8)}"
+    server.execute(f"CREATE DATABASE {name}")
+    try:
+        yield server.url(name)
+    finally:
+        if server.is_running:
+            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+async def execute(url: str, statement: str, *values: object) -> list[asyncpg.Record]:
+    """Run a statement in a database, and return its rows."""
+    connection = await asyncpg.connect(url)
+    try:
+        rows: list[asyncpg.Record] = await connection.fetch(statement, *values)
+        return rows
+    finally:
+        await connection.close()
