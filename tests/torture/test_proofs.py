@@ -10,6 +10,7 @@ from tests.torture.proof import Figures, Proof
 from tests.torture.proofs import PROOFS
 
 
+@pytest.mark.timeout(300)  # some start many processes, which takes long on a busy machine
 @pytest.mark.parametrize("proof", [pytest.param(proof, id=proof.name) for proof in PROOFS])
 def test_promise_holds(proof: Proof, tmp_path: Path) -> None:
     if reason := proof.missing():
