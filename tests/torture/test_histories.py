@@ -214,6 +214,7 @@ def test_each_server_has_what_is_kept_and_nothing_that_was_deleted_at_the_end() 
     assert not holds(check, stored, delete(2, 3, 1), end(1, "b"))
     assert holds(check, stored, delete(2, 3, 1, Outcome.UNKNOWN), end(1, "b"))
     assert not holds(check, transient)
+    assert not holds(check, transient, troubles=(trouble(2, 3, Effect.HIDES),))
     assert not holds(check, transient, op(Kind.PROMOTE, 2, 3, number=2), troubles=lost)
 
 

@@ -228,20 +228,29 @@ def check_all_news(history: History, clients: Iterable[str]) -> int:
     return gaps
 
 
+def remaining(history: History, at_ns: int) -> set[int]:
+    """Return the numbers of the one model of a history that must be visible at its end.
+
+    Versions that a crash of PostgreSQL hid belong to them: the servers that have them have announced them by then.
+    """
+    lost = [trouble for trouble in history.excuses if Effect.LOSES in trouble.effect]
+    versions = Versions.of(history).by_number.values()
+    return {one.number for one in versions if one.is_certain(at_ns, at_ns, lost)}
+
+
 def check_remaining(history: History, servers: Iterable[str], began_ns: int) -> int:
-    """Check that each server has what must be there at the end; return the number of archived versions.
+    """Check that each server has what must be there at the end; return the number of versions.
 
     Args:
         history: The history, with the retrievals from each server at the end.
         servers: The servers.
         began_ns: When these retrievals began.
     """
-    archived = 0
+    count = 0
     for model_id, each in history.by_model().items():
-        versions = Versions.of(each).by_number.values()
-        kept = {one.number for one in versions if one.is_certain(began_ns, began_ns, each.excuses)}
-        gone = {one.number for one in versions if one.deleted_ns is not None}
-        archived += sum(one.number in kept and one.archived_ns is not None for one in versions)
+        kept = remaining(each, began_ns)
+        gone = {one.number for one in Versions.of(each).by_number.values() if one.deleted_ns is not None}
+        count += len(kept)
         for server in servers:
             found = {
                 one.number
@@ -250,4 +259,4 @@ def check_remaining(history: History, servers: Iterable[str], began_ns: int) -> 
             }
             assert not kept - found, f"{server} has lost versions of {model_id}: {sorted(kept - found)}"
             assert not gone & found, f"{server} has deleted versions of {model_id}: {sorted(gone & found)}"
-    return archived
+    return count

@@ -18,7 +18,7 @@ from tests.torture.several_servers.logs import complaints, leases_lost
 from tests.torture.several_servers.recovery import quartiles, recovery_ms
 from tests.torture.several_servers.stage import FOLLOWING, MODELS, SERVERS, WORKING, Stage, stage
 from tests.torture.several_servers.workers import LAST, Recorder, Task, Worker, create
-from tests.waiting import until
+from tests.waiting import until, wait_until
 
 GOAL_MS = 5_000
 """How soon after a fault clients should go on. On a busy machine they may take longer, so it is counted only."""
@@ -88,22 +88,32 @@ class Auditor:
             for model_id in MODELS:
                 create(worker, model_id, f"{LAST} of {model_id}", 100, archived=True)
 
-    def retrieve_all(self) -> int:
-        """Retrieve all versions that each server lists, and return when that began."""
+    def retrieve_all(self, history: History) -> int:
+        """Retrieve all versions that each server lists, and return when that began.
+
+        Args:
+            history: What the clients saw. Each server must list what remains of it; after a crash of PostgreSQL, a
+                server may need some seconds to announce what it has.
+        """
         began_ns = time.monotonic_ns()
+        models = history.by_model()
         for server in SERVERS:
             worker = self.worker(server)
             with worker.registry:
                 for model_id in MODELS:
-                    self._retrieve_model(worker, model_id)
+                    self._retrieve_model(worker, model_id, checks.remaining(models[model_id], began_ns))
         self._recorder.close()
         return began_ns
 
-    def _retrieve_model(self, worker: Worker, model_id: str) -> None:
+    def _retrieve_model(self, worker: Worker, model_id: str, kept: set[int]) -> None:
         def retrieve(version: VersionInfo) -> None:
             with worker.doing(Kind.RETRIEVE, model_id, number=version.number) as draft:
                 draft.show_bytes(worker.registry.retrieve(version))
 
+        def missing() -> set[int]:
+            return kept - {version.number for version in worker.registry.list_versions(model_id)}
+
+        wait_until(lambda: not missing(), lambda: f"{worker.server} has lost of {model_id}: {sorted(missing())}")
         with ThreadPoolExecutor(_AUDITORS) as pool:
             for done in [pool.submit(retrieve, version) for version in worker.registry.list_versions(model_id)]:
                 done.result()
@@ -124,10 +134,11 @@ async def observe(on: Stage, faults: list[Fault], random: Random, figures: Figur
     await on.stop_clients([*WORKING])
     await asyncio.to_thread(auditor.create_last)
     await on.stop_clients([*FOLLOWING])
-    audit_ns = await asyncio.to_thread(auditor.retrieve_all)
-    on.live.read()
     lost = leases_lost(on.logged())
     figures.count("leases lost", len(lost))
+    on.live.read()
+    audit_ns = await asyncio.to_thread(auditor.retrieve_all, History.of(on.live.operations, troubles, lost))
+    on.live.read()
     return History.of(on.live.operations, troubles, lost), audit_ns
 
 
@@ -142,8 +153,8 @@ def check(history: History, audit_ns: int, figures: Figures) -> None:
     watchers = {one.client for one in history.having(Kind.NEWS) if " watch " in one.client}
     figures.count("gaps", checks.check_all_news(history, watchers))
     figures.count("operations on aliases", check_aliases(history))
-    figures.count("archived versions on all servers", checks.check_remaining(history, SERVERS, audit_ns))
-    for name in ("numbers given twice", "archived versions lost or torn", "moves of an alias lost"):
+    figures.count("versions found on all servers at the end", checks.check_remaining(history, SERVERS, audit_ns))
+    for name in ("numbers given twice", "versions lost or torn", "moves of an alias lost"):
         figures.count(name, 0)
     unanswered = [one for one in history.operations if one.outcome not in ANSWERED]
     figures.count("operations that failed or have an unknown outcome", len(unanswered))
