@@ -15,7 +15,7 @@ from tests.ports import free_ports
 from tests.processes import clean_environment
 
 PAGE = "docs/scale.md"
-RUN_SECONDS = 200
+RUN_SECONDS = 300
 
 
 def script(server: S3Server, database: str) -> str:
