@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from cogment_model_registry.storage.postgres import connections
 from tests import pages
 from tests.object_store import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3Server
 from tests.ports import free_ports
@@ -75,3 +76,12 @@ def test_the_installation_names_the_extras() -> None:
     project = (pages.ROOT / "pyproject.toml").read_text()
     assert "bucket = [" in project
     assert "postgresql = [" in project
+
+
+def test_the_page_says_how_many_connections_a_server_opens() -> None:
+    of_the_lease = of_notifications = 1
+    most = connections.CHANGES + connections.READS + connections._SEARCHES + of_the_lease
+    assert f"each opens up to {most + of_notifications} connections to PostgreSQL" in pages.text_of(PAGE)
+    assert f"stays near {most}," in pages.text_of("docs/metrics.md")
+    usual = 100
+    assert 5 * (most + of_notifications) < usual < 6 * (most + of_notifications)
