@@ -1,13 +1,17 @@
 """Shared fixtures of the tests of `cogment archive`."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from obstore.store import LocalStore, ObjectStore
 
 from cogment_model_registry.cli import main
 from tests.archive_tools.annotated import Command, Verify
+from tests.archive_tools.bucket_places import Archives
+from tests.object_store import S3Server
 
 
 @pytest.fixture
@@ -34,3 +38,18 @@ def verify(capsys: pytest.CaptureFixture[str]) -> Verify:
         return code, document
 
     return run
+
+
+@pytest.fixture
+def archives(object_store: S3Server, tmp_path: Path) -> Archives:
+    """Archives in a directory and in a bucket."""
+    return Archives(tmp_path, object_store)
+
+
+@pytest.fixture(params=["s3", "file"])
+def place(request: pytest.FixtureRequest, archives: Archives, tmp_path: Path) -> Iterator[tuple[str, ObjectStore]]:
+    """The address of an archive, with its store."""
+    if request.param == "s3":
+        yield archives.url, archives.store
+    else:
+        yield f"file://{tmp_path}/objects", LocalStore(tmp_path / "objects", mkdir=True)

@@ -25,6 +25,7 @@ from cogment_model_registry.records.sizes import size_text
 from cogment_model_registry.storage.filesystem import (
     claim,
     export_format,
+    import_reader,
     layout,
     model_export,
     model_files,
@@ -94,7 +95,7 @@ def import_(
     *,
     files: Files | None = None,
     check_holder: Callable[[], object] = do_nothing,
-) -> model_import.Imported:
+) -> import_reader.Imported:
     files = files or Unsynced()
     with claim.opened_root(files, str(target)) as root:
         return model_import.import_model(

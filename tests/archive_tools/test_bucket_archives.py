@@ -1,68 +1,14 @@
 """`cogment archive verify` and `copy` with archives in object stores."""
 
 import json
-import subprocess
 from pathlib import Path
-from uuid import uuid4
 
 import obstore
-import pytest
 
 from cogment_model_registry import ModelRegistry
 from cogment_model_registry.storage.bucket import layout
-from tests.object_store import BUCKET, SECRET_ACCESS_KEY, S3Server
-from tests.processes import ServerProcess, run_cogment, server_process
-
-LARGE = bytes(range(256)) * 70_000
-
-
-class Archives:
-    """A directory, and a bucket with its catalog."""
-
-    def __init__(self, place: Path, server: S3Server) -> None:
-        self.prefix = uuid4().hex
-        self.url = f"s3://{BUCKET}/{self.prefix}"
-        self.directory = place / "archive"
-        self.catalog = place / "catalog"
-        self.environment = server.environment
-        self.store = server.store(self.prefix)
-
-    def cogment(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run a command of `cogment archive`."""
-        ended = run_cogment("archive", *arguments, environment=self.environment)
-        assert SECRET_ACCESS_KEY not in ended.stdout + ended.stderr
-        return ended
-
-    def copy(self, source: object, target: object) -> subprocess.CompletedProcess[str]:
-        flags = [f"--from_catalog_dir={self.catalog}"] if source == self.url else []
-        flags += [f"--to_catalog_dir={self.catalog}"] if target == self.url else []
-        return self.cogment("copy", str(source), str(target), *flags)
-
-
-@pytest.fixture
-def archives(object_store: S3Server, tmp_path: Path) -> Archives:
-    return Archives(tmp_path, object_store)
-
-
-def fill(process: ServerProcess) -> None:
-    with ModelRegistry(f"grpc://127.0.0.1:{process.port}") as registry:
-        registry.create_model("été", user_data={"a": "b"})
-        registry.store("été", b"first", tags={"kind": "small"}, alias="production")
-        registry.publish("été", b"transient")
-        registry.store("été", LARGE, user_data={"note": "\0 line\nbreak"})
-        registry.create_model("empty")
-
-
-def check(process: ServerProcess) -> None:
-    with ModelRegistry(f"grpc://127.0.0.1:{process.port}") as registry:
-        assert [model.model_id for model in registry.list_models()] == ["empty", "été"]
-        assert registry.get_model("été").user_data == {"a": "b"}
-        assert [each.number for each in registry.list_versions("été")] == [1, 3]
-        assert registry.retrieve("été", "production") == b"first"
-        assert registry.describe_version("été", 1).tags == {"kind": "small"}
-        assert registry.retrieve("été", 3) == LARGE
-        assert registry.get_version("été", 3).user_data == {"note": "\0 line\nbreak"}
-        assert registry.publish("été", b"next").number == 129  # after the block that the first server had
+from tests.archive_tools.bucket_places import LARGE, Archives, check, fill
+from tests.processes import server_process
 
 
 def test_an_archive_goes_to_a_bucket_and_back_with_all_it_has(archives: Archives, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tests.ports import free_port
 from tests.processes import clean_environment
 
 PAGE = "docs/scale.md"
-RUN_SECONDS = 100
+RUN_SECONDS = 300
 
 
 def script(server: S3Server) -> str:

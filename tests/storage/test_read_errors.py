@@ -9,7 +9,7 @@ import pytest
 
 from cogment_model_registry.errors import DataLossError, ModelRegistryError, UnavailableError
 from cogment_model_registry.records.versions import VersionInfo
-from cogment_model_registry.storage.filesystem import claim, model_export, verification
+from cogment_model_registry.storage.filesystem import claim, export_writer, model_export, verification
 from cogment_model_registry.storage.filesystem.archive import DirectoryArchive
 from cogment_model_registry.storage.filesystem.files import Cause, Files, NotRegularError, cause_of
 from cogment_model_registry.storage.filesystem.findings import Kind
@@ -113,7 +113,7 @@ def test_verify_reports_unreadable_versions_and_continues(archive: Path, name: s
     assert report.versions == 3
 
 
-def exported(archive: Path, files: Files, warn: Callable[[str], object]) -> model_export.Exported:
+def exported(archive: Path, files: Files, warn: Callable[[str], object]) -> export_writer.Exported:
     with claim.opened_root(files, str(archive)) as root:
         return model_export.export_model(
             files, root, "m", lambda _: None, skip_damaged=True, warn=warn, advance=lambda _: None

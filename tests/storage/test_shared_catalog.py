@@ -14,6 +14,7 @@ from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import ModelRef
 from cogment_model_registry.storage.postgres.catalog import PostgresCatalog
+from cogment_model_registry.storage.postgres.connections import READS
 from cogment_model_registry.storage.postgres.translation import Record
 from cogment_model_registry.testing.bytes import describe
 from cogment_model_registry.testing.catalog import change_model, publish, publish_annotated
@@ -271,6 +272,17 @@ async def test_a_lease_beats_and_is_listed(two: Two) -> None:
     now = await b.leases.servers()
     assert now[0].beat > first[0].beat
     assert now[1].beat == first[1].beat
+
+
+async def test_a_beat_waits_for_no_other_query(two: Two) -> None:
+    a, _ = two
+    reads = [asyncio.create_task(a._connections.fetch("sleep", "SELECT pg_sleep(600)")) for _ in range(20)]
+    await until(lambda: a.pool_in_use == READS)
+    assert await a.leases.beat()
+    for read in reads:
+        read.cancel()
+    await asyncio.wait(reads)
+    assert await numbers(a) == []
 
 
 async def test_a_transient_version_is_located_on_the_server_that_has_it(two: Two) -> None:

@@ -1,21 +1,28 @@
-"""`cogment archive` on archives in object stores: `copy`, and what `verify` does with an address."""
+"""`cogment archive` on archives in object stores: `copy`, `share`, and what `verify` does with an address."""
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
 from cogment_model_registry.cli.running import PathType
 from cogment_model_registry.errors import InvalidError, shown
-from cogment_model_registry.settings.kinds import ARCHIVE_URL
+from cogment_model_registry.settings.kinds import ARCHIVE_URL, CATALOG_URL
 
 if TYPE_CHECKING:
+    from cogment_model_registry.storage.bucket.archive import BucketArchive
+    from cogment_model_registry.storage.filesystem.export_writer import Annotate, Exported
+    from cogment_model_registry.storage.filesystem.import_reader import Imported
+    from cogment_model_registry.storage.filesystem.repair import Outcome
     from cogment_model_registry.storage.filesystem.verification import Report
     from cogment_model_registry.storage.folder import FolderArchive
     from cogment_model_registry.storage.tools.archive_copy import Copied
+    from cogment_model_registry.storage.tools.bucket_transfer import Run
+    from cogment_model_registry.storage.tools.share import Shared
 
 
 REMEDY = "copy the archive back from a copy that `cogment archive copy` has made, or delete the version"
@@ -53,6 +60,32 @@ def check_bucket_extra() -> None:
         raise click.UsageError(f"archives in object stores need obstore, which is not installed: {install}") from None
 
 
+def check_postgresql_extra() -> None:
+    """Refuse a catalog in PostgreSQL if the library for it is not installed.
+
+    Raises:
+        click.UsageError: It is not.
+    """
+    try:
+        import asyncpg  # noqa: F401, PLC0415 # not needed elsewhere
+    except ModuleNotFoundError:
+        install = "pip install 'cogment-model-registry[server,postgresql]'"
+        raise click.UsageError(f"catalogs in PostgreSQL need asyncpg, which is not installed: {install}") from None
+
+
+class CatalogUrlType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # before click 8.4 it takes no type
+    """The address of a catalog in PostgreSQL."""
+
+    name = "url"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the address that a word is."""
+        try:
+            return str(CATALOG_URL.parse(str(value)))
+        except ValueError:
+            self.fail(f"the address is not allowed; it must be {CATALOG_URL.allowed}", param, ctx)
+
+
 def verify(url: str, advance: Callable[[int], None]) -> "Report":
     """Verify the archive at an address.
 
@@ -66,6 +99,32 @@ def verify(url: str, advance: Callable[[int], None]) -> "Report":
     async def run() -> "Report":
         async with _opened_to_read(url) as (archive, _):
             return await bucket_check.verify(archive, advance)  # type: ignore[arg-type] # an address has no other kind
+
+    return asyncio.run(run())
+
+
+def repair(url: str, advance: Callable[[int], None]) -> "tuple[Report, list[Outcome]]":
+    """Verify and repair the archive at an address, which no server may use.
+
+    Raises:
+        StartError: It is not an archive, or cannot be used, or a server uses it.
+        UnavailableError: The store failed.
+    """
+    check_bucket_extra()
+    from cogment_model_registry.storage.bucket.archive import BucketArchive  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.objects import Objects  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.opening import open_store  # noqa: PLC0415
+    from cogment_model_registry.storage.tools import bucket_repair  # noqa: PLC0415
+
+    async def run() -> "tuple[Report, list[Outcome]]":
+        async with _opened_to_read(url):
+            pass  # what is opened to be written may be new, and there would be nothing to repair
+        archive = BucketArchive(Objects(open_store(url), url), is_sweeping=False)
+        try:
+            await archive.open()
+            return await bucket_repair.repair(archive, advance)
+        finally:
+            await archive.close()
 
     return asyncio.run(run())
 
@@ -90,6 +149,111 @@ def copy(
             return copied, await asyncio.to_thread(archive_copy.copy_catalog, folder, other_folder)
 
     return asyncio.run(run())
+
+
+def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
+    """Make the archive at an address one that several servers share; return what their catalog was given."""
+    check_bucket_extra()
+    check_postgresql_extra()
+    from cogment_model_registry.server.bucket_backend import default_catalog_dir  # noqa: PLC0415 # not for --help
+    from cogment_model_registry.storage.bucket.objects import Objects  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.opening import open_store  # noqa: PLC0415
+    from cogment_model_registry.storage.postgres.filling import opened_filling  # noqa: PLC0415
+    from cogment_model_registry.storage.tools import share as tool  # noqa: PLC0415
+
+    async def run() -> "Shared":
+        async with (
+            opened_filling(catalog_url) as filling,
+            tool.opened_archive(Objects(open_store(url), url)) as archive,
+        ):
+            old = await asyncio.to_thread(tool.read_catalog, catalog_dir or default_catalog_dir(url))
+            return await tool.share(archive, old, filling)
+
+    return asyncio.run(run())
+
+
+@contextlib.contextmanager
+def opened_for_export(url: str, catalog_dir: str) -> "Iterator[Callable[..., Exported]]":
+    """Open the archive at an address; a context manager with what exports a model, as `model_transfer.export_model`.
+
+    Raises:
+        StartError: It is not an archive, or cannot be read.
+    """
+    check_bucket_extra()
+    from cogment_model_registry.storage.filesystem.claim import OwnedFiles, opened_root  # noqa: PLC0415
+    from cogment_model_registry.storage.filesystem.export_writer import no_annotations  # noqa: PLC0415
+    from cogment_model_registry.storage.tools import bucket_transfer, model_transfer  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
+
+    with _running_bucket(url, catalog_dir, read_only=True) as (run, archive, folder):
+
+        def export(
+            model_id: str,
+            write: Callable[[bytes], object],
+            *,
+            skip_damaged: bool,
+            annotations: bool,
+            warn: Callable[[str], object],
+            advance: Callable[[int], None],
+        ) -> "Exported":
+            annotate: Annotate = no_annotations
+            if annotations and not os.path.isdir(folder):
+                warn(f"left out: aliases, tags and metrics: there is no catalog in {shown(folder)}")
+            elif annotations:
+                files = OwnedFiles(folder)
+                with opened_root(files, folder) as root:
+                    place = ArchivePlace(files, root, folder)
+                    annotate = model_transfer.annotating(place, model_id, warn, skip_damaged=skip_damaged)
+            return bucket_transfer.export_model(
+                run,
+                archive,
+                model_id,
+                write,
+                skip_damaged=skip_damaged,
+                annotate=annotate,
+                warn=warn,
+                advance=advance,
+            )
+
+        yield export
+
+
+def import_model(
+    url: str, stream: BinaryIO, model_id: str, *, annotations: bool, catalog_dir: str, advance: Callable[[int], None]
+) -> "Imported":
+    """Make a model in the archive at an address from a tar file; see `model_transfer.import_model`.
+
+    Raises:
+        StartError: The archive cannot be used, or a server uses it.
+    """
+    check_bucket_extra()
+    from cogment_model_registry.storage.filesystem.claim import OwnedFiles, opened_root  # noqa: PLC0415
+    from cogment_model_registry.storage.tools import bucket_transfer, model_transfer  # noqa: PLC0415
+    from cogment_model_registry.storage.tools.place import ArchivePlace  # noqa: PLC0415
+
+    with _running_bucket(url, catalog_dir, read_only=False) as (run, archive, folder):
+        files = OwnedFiles(folder)
+        with opened_root(files, folder) as root:
+            annotate = model_transfer.keeping(ArchivePlace(files, root, folder), annotations=annotations)
+            return bucket_transfer.import_model(
+                run, archive, stream, model_id=model_id, annotate=annotate, advance=advance
+            )
+
+
+@contextlib.contextmanager
+def _running_bucket(url: str, catalog_dir: str, *, read_only: bool) -> "Iterator[tuple[Run, BucketArchive, str]]":
+    """Open an archive for a caller that is not asynchronous; a context manager.
+
+    It has what runs the event loop until a coroutine is done, the archive, and the directory of its catalog.
+    """
+    with asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        opening = stack.enter_async_context(_opened_bucket(url, catalog_dir, read_only=read_only))
+        try:
+            archive, folder = runner.run(opening)
+            yield runner.run, archive, folder
+        finally:
+            runner.run(stack.aclose())
 
 
 @asynccontextmanager
@@ -122,7 +286,7 @@ async def _opened_to_write(place: str, catalog_dir: str) -> "AsyncIterator[tuple
 
 
 @asynccontextmanager
-async def _opened_bucket(url: str, catalog_dir: str, *, read_only: bool) -> "AsyncIterator[tuple[FolderArchive, str]]":
+async def _opened_bucket(url: str, catalog_dir: str, *, read_only: bool) -> "AsyncIterator[tuple[BucketArchive, str]]":
     from cogment_model_registry.server.bucket_backend import opened_bucket  # noqa: PLC0415
     from cogment_model_registry.server.metrics import Metrics  # noqa: PLC0415
     from cogment_model_registry.settings import Settings  # noqa: PLC0415

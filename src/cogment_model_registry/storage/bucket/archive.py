@@ -1,7 +1,7 @@
 """The archive in a bucket, of one server: see `layout` for its objects, and `claim` for who owns it."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import structlog
 
@@ -19,9 +19,10 @@ from cogment_model_registry.storage.bucket.claim import LEASE_SECONDS, Claim
 from cogment_model_registry.storage.bucket.contents import Listing, contents_of, list_names, load_models
 from cogment_model_registry.storage.bucket.holdings import Holdings
 from cogment_model_registry.storage.bucket.layout import ModelRecord, Record
-from cogment_model_registry.storage.bucket.leftovers import clear_leftovers
+from cogment_model_registry.storage.bucket.leftovers import clear_leftovers, delete_leftovers, find_leftovers
 from cogment_model_registry.storage.bucket.objects import Objects
 from cogment_model_registry.storage.bucket.probe import probe
+from cogment_model_registry.storage.bucket.rebuilding import rebuild_model
 from cogment_model_registry.storage.bucket.removal import BucketRemoval
 from cogment_model_registry.storage.bucket.translation import ObjectExists
 from cogment_model_registry.storage.bucket.versions import BucketVersions
@@ -39,20 +40,28 @@ class BucketArchive(BucketVersions, FolderArchive):
         state: What identifies the directory of the catalog, which this process has locked; empty for none.
         read_only: Whether to write nothing: another server may own the archive, or several may share it.
         lease_seconds: How long the claim of a server counts that gives no sign of life.
+        is_sweeping: Whether the first `scan` begins to clear away what interruptions left.
 
     Attributes:
         id: What tells the archive from others, once it is open.
     """
 
     def __init__(
-        self, objects: Objects, state: str = "", *, read_only: bool = False, lease_seconds: float = LEASE_SECONDS
+        self,
+        objects: Objects,
+        state: str = "",
+        *,
+        read_only: bool = False,
+        lease_seconds: float = LEASE_SECONDS,
+        is_sweeping: bool = True,
     ) -> None:
         self._claim = None if read_only else Claim(objects, state, lease_seconds)
         super().__init__(Holdings(objects, self._require_writable, lambda: self._claim.epoch if self._claim else 0))
         self._is_fresh = False
-        self._is_swept = False
+        self._is_swept = not is_sweeping
         self._sweeping: asyncio.Task[None] | None = None
         self._malformed: list[str] = []
+        self._staged: set[str] = set()
 
     @property
     def malformed(self) -> list[str]:
@@ -143,6 +152,40 @@ class BucketArchive(BucketVersions, FolderArchive):
         if self._sweeping is not None:
             await asyncio.wait([self._sweeping])
 
+    async def find_leftovers(self) -> list[tuple[str, str]]:
+        """Return the names of what interruptions left, with the model of each, empty for a model that was removed.
+
+        The archive must be owned by this process, and have no malformed model.
+
+        Raises:
+            UnavailableError: The store failed.
+        """
+        listing = await list_names(self._objects)
+        models = {model.life: model.info.model_id for model in self._home.models.values()}
+        found = [name async for names in find_leftovers(self._home, listing) for name in names]
+        return [(name, models.get(layout.life_of(name), "")) for name in found]
+
+    async def delete_leftovers(self, names: Sequence[str]) -> None:
+        """Delete what `find_leftovers` has found.
+
+        Raises:
+            UnavailableError: The store failed.
+        """
+        await delete_leftovers(self._home, names)
+
+    async def rebuild_model(self, name: str) -> None:
+        """Rebuild the malformed object of a model from its versions, without `user_data`.
+
+        Raises:
+            DataLossError: That is not possible.
+            UnavailableError: The store failed.
+        """
+        await self._home.require_writable()
+        living = {model.life for model in self._home.models.values()}
+        model = await rebuild_model(self._objects, name, await list_names(self._objects), living)
+        self._home.models[model.info.model_id] = model
+        self._malformed.remove(name)
+
     async def scan_model(self, model_id: str, known: KnownFolder | None = None) -> FolderContents | None:
         model = self._home.models.get(model_id)
         if model is None:
@@ -151,12 +194,30 @@ class BucketArchive(BucketVersions, FolderArchive):
         self._home.marks[model.life] = listing.marks.get(model.life, 0)
         return await contents_of(self._home, model, listing, known or KnownFolder())
 
+    def has_model(self, model_id: str) -> bool:
+        """Return whether there is a model of a name, or a malformed object of one."""
+        return model_id in self._home.models or layout.model_name(model_id) in self._malformed
+
+    def stage_model(self, info: ModelInfo) -> None:
+        """Begin a model that takes versions now, and appears with all of them when `write_model` writes it.
+
+        There must be none of its name, and nothing else may use the archive until then.
+        """
+        self._home.models[info.model_id] = ModelRecord(info, layout.new_life())
+        self._staged.add(info.model_id)
+
+    async def discard_model(self, model_id: str) -> None:
+        """Give up a model that was begun by `stage_model`, and delete its versions."""
+        self._staged.discard(model_id)
+        await BucketRemoval(self._home, self._home.models.pop(model_id).life).finish()
+
     async def _write_model(self, info: ModelInfo) -> None:
         await self._home.require_writable()
         held = self._home.models.get(info.model_id)
         model = ModelRecord(info, held.life if held else layout.new_life())
-        if held is None:
+        if held is None or info.model_id in self._staged:
             model = await self._begin_life(model)
+            self._staged.discard(info.model_id)
         else:
             await self._objects.put(layout.model_name(info.model_id), layout.build_model(model))
         self._home.models[info.model_id] = model
@@ -175,6 +236,8 @@ class BucketArchive(BucketVersions, FolderArchive):
                 life = layout.parse_model(found, name).life
             except layout.BadObject as damage:
                 raise UnavailableError(f"the archive failed: the object of the model is malformed: {damage}") from None
+            if model.info.model_id in self._staged and life != model.life:
+                raise self._contradiction() from None  # its versions are in another life
             model = ModelRecord(model.info, life)
             if found != text:
                 await self._objects.put(name, layout.build_model(model))

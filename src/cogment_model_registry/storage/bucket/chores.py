@@ -7,7 +7,7 @@ left when the process ends is cleared away by the next start.
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import structlog
 
@@ -37,6 +37,7 @@ class Chores:
         self._settling: list[Callable[[], Awaitable[None]]] = []
         self._pins: Counter[str] = Counter()
         self._doomed: dict[str, Sequence[str]] = {}
+        self._waiting: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
 
     def pin(self, key: str) -> None:
@@ -66,6 +67,17 @@ class Chores:
         if names:
             self._names += names
             self._begin()
+
+    def delete_after(self, writes: Collection[asyncio.Task[None]], names: Sequence[str]) -> None:
+        """Delete objects that nothing leads to, once the requests that may still write them have ended."""
+        task = asyncio.create_task(self._delete_after(writes, names))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _delete_after(self, writes: Collection[asyncio.Task[None]], names: Sequence[str]) -> None:
+        if writes:
+            await asyncio.wait(writes)
+        self.delete_soon(names)
 
     def settle_soon(self, settle: Callable[[], Awaitable[None]]) -> None:
         """Do what settles a record that may exist or not, until it succeeds."""
@@ -98,8 +110,13 @@ class Chores:
 
     async def close(self) -> None:
         """Do what there is to do, if the store answers soon."""
-        if self._task is not None:
-            task = self._task
-            with contextlib.suppress(TimeoutError):
-                await wait_at_most(_LAST_SECONDS, asyncio.shield(task))
+        with contextlib.suppress(TimeoutError):
+            await wait_at_most(_LAST_SECONDS, self._finish())
+        for task in [*self._waiting, *([self._task] if self._task else [])]:
             await end(task)
+
+    async def _finish(self) -> None:
+        if self._waiting:
+            await asyncio.wait(self._waiting)
+        if self._task is not None:
+            await asyncio.wait([self._task])

@@ -311,6 +311,15 @@ def build_record(record: Record) -> bytes:
     )
 
 
+def parse_model_id(text: bytes) -> str:
+    """Return the model that a record says that it is of.
+
+    Raises:
+        BadObject: It is malformed, or void.
+    """
+    return _text(parse_object(text), "model_id")
+
+
 def build_void() -> bytes:
     """Return the text of a record that keeps a number from being used."""
     return build_object({VOID: True})

@@ -5,6 +5,8 @@ upload if a server wrote them that is gone: an earlier owner, or one of several;
 under way.
 """
 
+from collections.abc import AsyncIterator, Sequence
+
 import structlog
 
 from cogment_model_registry.errors import DataLossError
@@ -28,20 +30,35 @@ async def clear_leftovers(home: Holdings, listing: Listing) -> int:
     Raises:
         UnavailableError: The store failed.
     """
+    deleted = 0
+    async for names in find_leftovers(home, listing):
+        deleted += await delete_leftovers(home, names)
+    if deleted:
+        _log.info("leftovers of interrupted work cleared away", objects=deleted)
+    return deleted
+
+
+async def find_leftovers(home: Holdings, listing: Listing) -> AsyncIterator[list[str]]:
+    """Yield the names of what is left, some at once; see `clear_leftovers`."""
     lives = {model.life: model.info.model_id for model in home.models.values()}
     known = {life: await _keys_of(home, life, model_id, listing) for life, model_id in lives.items()}
-    deleted = 0
     for prefix in (layout.VERSIONS, layout.HINTS, layout.MARKS, layout.DATA):
         names: list[str] = []
         async for chunk in home.objects.list_names(prefix):
             names += [found.name for found in chunk if _is_left(home, found.name, known, listing)]
-        for start in range(0, len(names), _BATCH):
-            await home.require_writable()
-            await home.objects.delete(names[start : start + _BATCH])
-        deleted += len(names)
-    if deleted:
-        _log.info("leftovers of interrupted work cleared away", objects=deleted)
-    return deleted
+        yield names
+
+
+async def delete_leftovers(home: Holdings, names: Sequence[str]) -> int:
+    """Delete objects that nothing leads to, and return how many.
+
+    Raises:
+        UnavailableError: The store failed.
+    """
+    for start in range(0, len(names), _BATCH):
+        await home.require_writable()
+        await home.objects.delete(names[start : start + _BATCH])
+    return len(names)
 
 
 async def clear_leftovers_of(home: Holdings, server: int) -> int:

@@ -207,7 +207,16 @@ class Objects:
                 if self._root:
                     await asyncio.to_thread(self._delete_files, batch)
                 else:
-                    await self._ask(obstore.delete_async(self._store, batch[0] if len(batch) == 1 else batch))
+                    await self._delete(batch)
+
+    async def _delete(self, names: Sequence[str]) -> None:
+        try:
+            await self._ask(obstore.delete_async(self._store, names[0] if len(names) == 1 else names))
+        except FileNotFoundError:
+            # S3 deletes what is gone without a word; Azure and Google refuse, and may leave the rest of a batch.
+            if len(names) > 1:
+                for name in names:
+                    await self._delete([name])
 
     async def list_names(self, prefix: str) -> AsyncIterator[list[Found]]:
         """Yield the objects below a prefix, in no particular order, some at once.

@@ -114,15 +114,12 @@ class BucketUpload(Upload):
     async def _aclose(self) -> None:
         self._note_collected(-self._collected_bytes)
         self._collected.clear()
-        for task in self._sending:
-            task.cancel()
-        under_way = [*self._sending, *([self._hashing] if self._hashing else [])]
-        if under_way:
-            await asyncio.wait(under_way)
+        if self._hashing is not None:
+            await asyncio.wait([self._hashing])
         if self._parts and not self._commitment.keeps_data:
-            self._home.chores.delete_soon(
-                [layout.data_name(self._life, self._key, part) for part in range(len(self._parts))]
-            )
+            names = [layout.data_name(self._life, self._key, part) for part in range(len(self._parts))]
+            # What is being sent goes on, and would be written after it was deleted.
+            self._home.chores.delete_after([*self._sending], names)
 
 
 class BucketCopy(Upload):

@@ -4,33 +4,16 @@ Nothing is written to the directory, and a server may run on it. The export has 
 one of them disappears during it, because the model is deleted, the export ends.
 """
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeAlias
+from collections.abc import Callable, Iterator, Sequence
 
-from cogment_model_registry.errors import DataLossError, NotFoundError, UnavailableError, counted, quoted
-from cogment_model_registry.records.versions import ModelInfo, VersionInfo
-from cogment_model_registry.storage.filesystem import export_format, layout, model_files
+from cogment_model_registry.errors import DataLossError, NotFoundError, UnavailableError, quoted
+from cogment_model_registry.storage.filesystem import export_writer, layout, model_files
+from cogment_model_registry.storage.filesystem.export_writer import Annotate, Exported, ExportSource, OpenVersion
 from cogment_model_registry.storage.filesystem.files import Files
 from cogment_model_registry.storage.filesystem.findings import Kind
 from cogment_model_registry.storage.filesystem.model_files import Damage, ModelFiles, Unreadable
-
-Identity: TypeAlias = tuple[int, str]
-"""The time of a version, in nanoseconds since the Unix epoch, and its hash."""
-
-
-@dataclass(slots=True)
-class Exported:
-    """The result of an export.
-
-    Attributes:
-        versions: How many versions.
-        data_bytes: How many bytes they have.
-    """
-
-    versions: int = 0
-    data_bytes: int = 0
 
 
 def data_size_bytes(files: Files, root: int, model_id: str) -> int:
@@ -53,25 +36,24 @@ def export_model(
     write: Callable[[bytes], object],
     *,
     skip_damaged: bool = False,
-    annotate: Callable[[Mapping[int, Identity]], export_format.Annotations | None] = lambda _exported: None,
+    annotate: Annotate = export_writer.no_annotations,
     warn: Callable[[str], object],
     advance: Callable[[int], None],
 ) -> Exported:
-    """Write a model as a tar file.
+    """Write a model as a tar file; see `export_writer.write_export`.
 
     Args:
         files: The file operations.
         root: Descriptor of the archive directory.
         model_id: The model; an id that obeys the rules.
-        write: Takes the next bytes of the tar file.
-        skip_damaged: Whether to leave out what is damaged; data is read twice then, to know before it is written.
-        annotate: Returns what else the file has to have, for the versions that it has.
-        warn: Called with a line for each thing that is left out.
-        advance: Called with the bytes of versions that were written.
+        write: See there.
+        skip_damaged: See there.
+        annotate: See there.
+        warn: See there.
+        advance: See there.
 
     Raises:
-        DataLossError: Something is damaged, or every version with `skip_damaged`; the written file is not a complete
-            export.
+        DataLossError: See there.
         NotFoundError: The model does not exist, or is deleted during the export.
         UnavailableError: A file cannot be read, and may be intact.
         OSError: The directory cannot be listed, or the process is short of a resource.
@@ -81,8 +63,10 @@ def export_model(
         found = model_files.list_model(files, directory, model_id)
         if not found.is_model:
             raise NotFoundError.model(model_id)
-        export = _Export(files, root, directory, model_id, write=write, annotate=annotate, advance=advance)
-        return export.run(found, warn if skip_damaged else None)
+        source = _DirectorySource(files, root, directory, model_id, found)
+        return export_writer.write_export(
+            source, write, skip_damaged=skip_damaged, annotate=annotate, warn=warn, advance=advance
+        )
     except Unreadable as fault:
         # It may be intact, so it is not left out as what is damaged is.
         message = f"model {quoted(model_id)} cannot be exported now: {fault.name}: {fault.message}"
@@ -98,129 +82,69 @@ def _open_model(files: Files, root: int, model_id: str) -> int:
         raise NotFoundError.model(model_id) from None
 
 
-class _Export:
-    """One export."""
+class _DirectorySource(ExportSource):
+    """A model in an archive directory."""
 
-    def __init__(
-        self,
-        files: Files,
-        root: int,
-        directory: int,
-        model_id: str,
-        *,
-        write: Callable[[bytes], object],
-        annotate: Callable[[Mapping[int, Identity]], export_format.Annotations | None],
-        advance: Callable[[int], None],
-    ) -> None:
+    def __init__(self, files: Files, root: int, directory: int, model_id: str, found: ModelFiles) -> None:
         self._files = files
         self._root = root
         self._directory = directory
         self._model_id = model_id
-        self._write_bytes = write
-        self._annotate = annotate
-        self._advance = advance
-        self._offset = 0
-        self._exported = Exported()
-        self._identities: dict[int, Identity] = {}
+        self._found = found
 
-    def run(self, found: ModelFiles, warn: Callable[[str], object] | None) -> Exported:
-        """Write everything; `warn` is given when damage is left out."""
-        mark = self._high_water_mark(found, warn)
-        model_text = self._model_text(warn)
-        self._add(layout.HIGH_WATER_MARK_NAME, layout.format_high_water_mark(mark))
-        self._add(layout.model_file_name(self._model_id), model_text)
-        manifest = export_format.Manifest(self._model_id, mark, model_text)
-        left_out: list[int] = []
-        for number in sorted(found.metadata):
-            try:
-                self._add_version(number, manifest, is_checked_first=warn is not None)
-            except FileNotFoundError:
-                raise self._deleted() from None
-            except Damage as damage:
-                error = self._damaged(number, damage)
-                if warn is None or isinstance(error, NotFoundError):
-                    raise error from None
-                warn(f"left out: {error.message}")
-                left_out.append(number)
-        if left_out and not self._exported.versions:
-            damaged = counted(len(left_out), "damaged version")
-            message = f"no version of model {quoted(self._model_id)} is left to export: {damaged} left out"
-            raise DataLossError(message, model_id=self._model_id)
-        self._add(layout.MANIFEST_NAME, manifest.text(left_out, self._annotate(self._identities)))
-        self._write(export_format.ending(self._offset))
-        return self._exported
+    @property
+    def model_id(self) -> str:
+        return self._model_id
 
-    def _high_water_mark(self, found: ModelFiles, warn: Callable[[str], object] | None) -> int:
-        """Return the highest number that may have been given, as far as it is known."""
-        mark = 0
+    @property
+    def numbers(self) -> Sequence[int]:
+        return sorted(self._found.metadata)
+
+    @property
+    def last_number(self) -> int:
+        return self._found.last_number
+
+    def read_mark(self) -> int:
         try:
-            mark = model_files.read_high_water_mark(self._files, self._directory)
+            return model_files.read_high_water_mark(self._files, self._directory)
         except FileNotFoundError:
-            pass  # the original has none
+            return 0  # the original has none
         except Damage as damage:
-            self._leave_out(damage, "its high-water mark", warn)
-        return max(mark, found.last_number)
+            raise self._damaged_model(damage) from None
 
-    def _model_text(self, warn: Callable[[str], object] | None) -> bytes:
+    def read_model(self) -> bytes:
         try:
             return model_files.read_model(self._files, self._directory, self._model_id)[1]
         except FileNotFoundError:
             name = layout.model_file_name(self._model_id)
-            self._leave_out(Damage(Kind.MODEL_METADATA_MISSING, name, "it is missing"), "its user_data", warn)
+            raise self._damaged_model(Damage(Kind.MODEL_METADATA_MISSING, name, "it is missing")) from None
         except Damage as damage:
-            self._leave_out(damage, "its user_data", warn)
-        return layout.format_model(ModelInfo(self._model_id))
+            raise self._damaged_model(damage) from None
 
-    def _leave_out(self, damage: Damage, what: str, warn: Callable[[str], object] | None) -> None:
+    def _damaged_model(self, damage: Damage) -> DataLossError:
         message = f"model {quoted(self._model_id)} is damaged: {damage.name}: {damage.message}"
-        if warn is None:
-            raise DataLossError(message, model_id=self._model_id)
-        warn(f"left out: {what}: {message}")
+        return DataLossError(message, model_id=self._model_id)
+
+    @contextlib.contextmanager
+    def opened_version(self, number: int) -> Iterator[OpenVersion]:
+        try:
+            info, text = model_files.read_version(self._files, self._directory, self._model_id, number)
+            with model_files.opened_data(self._files, self._directory, info) as file:
+
+                def blocks() -> Iterator[bytes]:
+                    os.lseek(file, 0, os.SEEK_SET)
+                    try:
+                        yield from model_files.data_blocks(self._files, file, info)
+                    except Damage as damage:
+                        raise self._damaged(number, damage) from None
+
+                yield OpenVersion(info, text, blocks)
+        except FileNotFoundError:
+            raise export_writer.deleted(self._model_id) from None
+        except Damage as damage:
+            raise self._damaged(number, damage) from None
 
     def _damaged(self, number: int, damage: Damage) -> DataLossError | NotFoundError:
         if not model_files.is_still(self._files, self._root, self._directory, self._model_id):
-            return self._deleted()  # and its files go one by one
+            return export_writer.deleted(self._model_id)  # and its files go one by one
         return DataLossError.version(self._model_id, number, f"{quoted(damage.name)}: {damage.message}")
-
-    def _deleted(self) -> NotFoundError:
-        message = f"model {quoted(self._model_id)}, or a version of it, was deleted while it was exported"
-        return NotFoundError(message, model_id=self._model_id)
-
-    def _add_version(self, number: int, manifest: export_format.Manifest, *, is_checked_first: bool) -> None:
-        info, text = model_files.read_version(self._files, self._directory, self._model_id, number)
-        with model_files.opened_data(self._files, self._directory, info) as file:
-            if is_checked_first:
-                self._check_data(info, file)
-            try:
-                self._add_data(info, file)
-            except Damage as damage:
-                raise self._damaged(number, damage) from None  # part of it is written already
-        self._add(layout.version_file_name(self._model_id, number), text, export_format.mtime_seconds(info))
-        manifest.add(info, text)
-        self._identities[number] = (info.created_ns, info.data_hash)
-        self._exported.versions += 1
-        self._exported.data_bytes += info.data_size_bytes
-
-    def _check_data(self, info: VersionInfo, file: int) -> None:
-        for _ in model_files.data_blocks(self._files, file, info):
-            pass
-        os.lseek(file, 0, os.SEEK_SET)
-
-    def _add_data(self, info: VersionInfo, file: int) -> None:
-        name = layout.data_file_name(self._model_id, info.number)
-        self._add_header(name, info.data_size_bytes, export_format.mtime_seconds(info))
-        for block in model_files.data_blocks(self._files, file, info):
-            self._write(block)
-            self._advance(len(block))
-        self._write(export_format.padding(info.data_size_bytes))
-
-    def _add(self, name: str, text: bytes, mtime_seconds: int = 0) -> None:
-        self._add_header(name, len(text), mtime_seconds)
-        self._write(text + export_format.padding(len(text)))
-
-    def _add_header(self, name: str, size_bytes: int, mtime_seconds: int) -> None:
-        self._write(export_format.header(f"{self._model_id}/{name}", size_bytes, mtime_seconds))
-
-    def _write(self, data: bytes) -> None:
-        self._write_bytes(data)
-        self._offset += len(data)

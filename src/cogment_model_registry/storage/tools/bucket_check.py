@@ -1,6 +1,7 @@
 """Verification of an archive in a bucket: every record, and every byte against its hash. Nothing is written.
 
-A server may be using the archive. What interrupted work left is no finding: a start clears it away.
+A server may be using the archive. What interrupted work left is no finding: it may be under way, and a start or a
+repair clears it away.
 """
 
 from collections.abc import Callable
@@ -37,9 +38,14 @@ async def verify(archive: BucketArchive, advance: Callable[[int], None]) -> Repo
         report.versions += len(contents.damaged)
         await _verify_versions(archive, contents, report, advance)
     for name in archive.malformed:
-        report.findings.append(Finding(Kind.MODEL_METADATA_DAMAGED, name, "it is malformed: the model is not served"))
+        report.findings.append(malformed_model(name))
     report.findings.sort(key=lambda finding: finding.position)
     return report
+
+
+def malformed_model(name: str) -> Finding:
+    """Return the finding of an object of a model that is malformed."""
+    return Finding(Kind.MODEL_METADATA_DAMAGED, name, "it is malformed: the model is not served")
 
 
 async def _verify_versions(

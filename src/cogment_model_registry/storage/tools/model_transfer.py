@@ -6,19 +6,27 @@ there is no such model; so the model is imported with all of it or not at all.
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 from cogment_model_registry.errors import DataLossError, InvalidError, PreconditionError, counted, quoted
+from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.catalog import requests, tables
 from cogment_model_registry.storage.catalog.connections import open_for_writing
 from cogment_model_registry.storage.catalog.note_tables import put_notes, read_notes
 from cogment_model_registry.storage.catalog.notes import ModelNotes, from_fields, to_fields
 from cogment_model_registry.storage.catalog.snapshot import Flaw, UnusableCatalogError, opened_snapshot
-from cogment_model_registry.storage.filesystem import export_format, layout, model_export, model_files, model_import
+from cogment_model_registry.storage.filesystem import (
+    export_format,
+    export_writer,
+    import_reader,
+    layout,
+    model_export,
+    model_import,
+)
 from cogment_model_registry.storage.filesystem.claim import Holder
-from cogment_model_registry.storage.filesystem.model_export import Exported, Identity
-from cogment_model_registry.storage.filesystem.model_import import Imported
+from cogment_model_registry.storage.filesystem.export_writer import Exported, Identity
+from cogment_model_registry.storage.filesystem.import_reader import Imported
 from cogment_model_registry.storage.tools.place import ArchivePlace
 
 
@@ -43,8 +51,33 @@ def export_model(
         warn: Called with a line for each thing that is left out.
         advance: Called with the bytes of versions that were written.
     """
-    # Read first: each version that it speaks of is in the files then, or was deleted.
-    notes = _notes(place, model_id, warn if skip_damaged else None) if annotations else ModelNotes()
+    annotate = annotating(place, model_id, warn, skip_damaged=skip_damaged) if annotations else None
+    return model_export.export_model(
+        place.files,
+        place.root,
+        model_id,
+        write,
+        skip_damaged=skip_damaged,
+        annotate=annotate or export_writer.no_annotations,
+        warn=warn,
+        advance=advance,
+    )
+
+
+def annotating(
+    place: ArchivePlace, model_id: str, warn: Callable[[str], object], *, skip_damaged: bool
+) -> export_writer.Annotate:
+    """Read what the database has on a model, and return what annotates its export.
+
+    Called before the versions are read: each one that the database speaks of is there then, or was deleted.
+
+    Args:
+        place: The directory of the database.
+        model_id: The model.
+        warn: Called with a line for each thing that is left out.
+        skip_damaged: Whether to leave out what is damaged.
+    """
+    notes = _notes(place, model_id, warn if skip_damaged else None)
 
     def annotate(exported: Mapping[int, Identity]) -> export_format.Annotations | None:
         kept = notes.restricted(
@@ -57,16 +90,7 @@ def export_model(
                 warn(f"left out: alias {quoted(alias.name)}, whose version {alias.version_number} is not in the export")
         return to_fields(kept) if kept else None
 
-    return model_export.export_model(
-        place.files,
-        place.root,
-        model_id,
-        write,
-        skip_damaged=skip_damaged,
-        annotate=annotate,
-        warn=warn,
-        advance=advance,
-    )
+    return annotate
 
 
 def _notes(place: ArchivePlace, model_id: str, warn: Callable[[str], object] | None) -> ModelNotes:
@@ -110,9 +134,9 @@ def import_model(
     """
 
     @contextlib.contextmanager
-    def annotate(imported: Imported, open_directory: Callable[[], int]) -> Iterator[None]:
-        notes = _checked(imported) if annotations else ModelNotes()
+    def annotate(imported: Imported, read: Callable[[Iterable[int]], Iterable[VersionInfo]]) -> Iterator[None]:
         if holder is not None:
+            notes = _checked(imported) if annotations else ModelNotes()
             if notes:
                 raise PreconditionError(
                     f"the export has aliases, tags and metrics, and process {holder.process} uses their database: stop "
@@ -121,7 +145,7 @@ def import_model(
                 )
             yield
             return
-        with _kept(place, imported.model_id, notes, open_directory):
+        with keeping(place, annotations=annotations)(imported, read):
             yield
 
     return model_import.import_model(
@@ -133,6 +157,22 @@ def import_model(
         check_holder=check_holder,
         advance=advance,
     )
+
+
+def keeping(place: ArchivePlace, *, annotations: bool) -> import_reader.Annotate:
+    """Return what keeps the annotations of an import in a database that this process owns.
+
+    Args:
+        place: The directory of the database.
+        annotations: Whether to keep them; what a model of that name has left, which is gone, goes in any case.
+    """
+
+    def keep(
+        imported: Imported, read: Callable[[Iterable[int]], Iterable[VersionInfo]]
+    ) -> contextlib.AbstractContextManager[None]:
+        return _kept(place, imported.model_id, _checked(imported) if annotations else ModelNotes(), read)
+
+    return keep
 
 
 def _checked(imported: Imported) -> ModelNotes:
@@ -150,7 +190,9 @@ def _checked(imported: Imported) -> ModelNotes:
 
 
 @contextlib.contextmanager
-def _kept(place: ArchivePlace, model_id: str, notes: ModelNotes, open_directory: Callable[[], int]) -> Iterator[None]:
+def _kept(
+    place: ArchivePlace, model_id: str, notes: ModelNotes, read: Callable[[Iterable[int]], Iterable[VersionInfo]]
+) -> Iterator[None]:
     """Keep notes on a model that gets its name in the body; take them back if that fails.
 
     What a model of that name, which is gone, has left in the database goes in any case.
@@ -163,13 +205,8 @@ def _kept(place: ArchivePlace, model_id: str, notes: ModelNotes, open_directory:
         connection.execute("BEGIN IMMEDIATE")
         tables.remove_model(connection, model_id)
         requests.mark_gone(connection, model_id)
-        directory = open_directory()
-        try:
-            for number in notes.versions:
-                info, _ = model_files.read_version(place.files, directory, model_id, number)
-                tables.put_versions(connection, [info])
-        finally:
-            place.files.close(directory)
+        for info in read(notes.versions):
+            tables.put_versions(connection, [info])
         if notes:
             put_notes(connection, model_id, notes)
         connection.execute("COMMIT")
