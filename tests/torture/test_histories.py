@@ -23,7 +23,7 @@ from tests.torture.several_servers.history import (
     to_line,
 )
 from tests.torture.several_servers.live import LiveHistory
-from tests.torture.several_servers.logs import complaints, leases_lost
+from tests.torture.several_servers.logs import complaints, leases_removed
 from tests.torture.several_servers.recovery import quartiles, recovery_ms
 
 S = 10**9
@@ -296,7 +296,7 @@ def test_an_operation_shows_what_is_known_of_it() -> None:
         checks.check_numbers(History.of([create(0, 1, 2, tag="first"), create(2, 3, 2)]))
 
 
-def test_the_logs_show_lost_leases_and_errors() -> None:
+def test_the_logs_show_removed_leases_and_errors() -> None:
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     lost = f'{{"event": "server gone", "level": "warning", "timestamp": "{at}"}}'
     usual = f'{{"event": "alias set", "level": "info", "timestamp": "{at}"}}'
@@ -310,7 +310,7 @@ def test_the_logs_show_lost_leases_and_errors() -> None:
             ],
         }
     )
-    [found] = leases_lost([usual, lost, error, "Traceback"])
+    [found] = leases_removed([usual, lost, error, "Traceback"])
     assert found.began_ns < found.ended_ns
     assert abs(found.ended_ns - time.monotonic_ns()) < 60 * S
     assert complaints([usual, lost, error, "Traceback"]) == [f"{at} call failed ; KeyError: 'x' at a.py:7", "Traceback"]

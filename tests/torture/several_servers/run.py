@@ -14,7 +14,7 @@ from tests.torture.several_servers.aliases import check_aliases
 from tests.torture.several_servers.faults import Fault, deck
 from tests.torture.several_servers.history import History, Kind, Outcome, Trouble
 from tests.torture.several_servers.live import ANSWERED
-from tests.torture.several_servers.logs import complaints, leases_lost
+from tests.torture.several_servers.logs import complaints, leases_removed
 from tests.torture.several_servers.recovery import quartiles, recovery_ms
 from tests.torture.several_servers.stage import FOLLOWING, MODELS, SERVERS, WORKING, Stage, stage
 from tests.torture.several_servers.workers import LAST, Recorder, Task, Worker, create
@@ -134,12 +134,12 @@ async def observe(on: Stage, faults: list[Fault], random: Random, figures: Figur
     await on.stop_clients([*WORKING])
     await asyncio.to_thread(auditor.create_last)
     await on.stop_clients([*FOLLOWING])
-    lost = leases_lost(on.logged())
-    figures.count("leases lost", len(lost))
+    removed = leases_removed(on.logged())
+    figures.count("leases removed", len(removed))
     on.live.read()
-    audit_ns = await asyncio.to_thread(auditor.retrieve_all, History.of(on.live.operations, troubles, lost))
+    audit_ns = await asyncio.to_thread(auditor.retrieve_all, History.of(on.live.operations, troubles, removed))
     on.live.read()
-    return History.of(on.live.operations, troubles, lost), audit_ns
+    return History.of(on.live.operations, troubles, removed), audit_ns
 
 
 def check(history: History, audit_ns: int, figures: Figures) -> None:
