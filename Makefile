@@ -65,7 +65,7 @@ check: $(VENV)/develop.stamp ## check style, types, the directions of imports an
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tools/generate_protos.py --check
-	$(BIN)/python tools/generate_docs.py --check
+	$(BIN)/python -m tools.generate_docs --check
 	$(BIN)/lint-imports --cache-dir=.cache/imports
 
 format: $(VENV)/develop.stamp ## format the code and mend what can be mended
@@ -76,7 +76,7 @@ protos: $(VENV)/develop.stamp ## generate the modules of wire/_generated
 	$(BIN)/python tools/generate_protos.py
 
 docs: $(VENV)/develop.stamp ## generate the tables and the help texts in README.md and docs/
-	$(BIN)/python tools/generate_docs.py
+	$(BIN)/python -m tools.generate_docs
 
 session: $(VENV)/develop.stamp ## record the session on a terminal that the README shows
 	$(BIN)/python tools/record_session.py

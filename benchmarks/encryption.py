@@ -31,7 +31,7 @@ class _Secured:
     floor: SecurePort
 
 
-def _create_certificate(directory: Path) -> tuple[str, str]:
+def create_certificate(directory: Path) -> tuple[str, str]:
     """Create a self-signed certificate, and return its file and that of its key."""
     if shutil.which("openssl") is None:
         raise NotHereError("openssl is not installed")
@@ -46,7 +46,7 @@ def _create_certificate(directory: Path) -> tuple[str, str]:
 def _secured(bench: Bench) -> Iterator[_Secured]:
     """Return a context manager for a registry with a version, and a floor with the same replies, both over TLS."""
     with bench.place() as place:
-        certificate, key = _create_certificate(place)
+        certificate, key = create_certificate(place)
         with (
             bench.registry(f"--tls_certificate={certificate}", f"--tls_key={key}") as registry,
             processes.floor(certificate, key) as floor,

@@ -18,7 +18,7 @@ from cogment_model_registry.server.composition import Server
 from cogment_model_registry.testing.server import serving
 from tests.client import Client, connected
 from tests.object_store import S3Server, object_server
-from tests.postgres import PostgresServer, new_database, postgres_server
+from tests.postgres import PostgresServer, emptied_database, postgres_server
 from tests.processes import ServerProcess, server_process
 from tests.waiting import PATIENCE_SECONDS
 
@@ -96,10 +96,9 @@ def postgres() -> Iterator[PostgresServer]:
 
 
 @pytest.fixture
-def database(postgres: PostgresServer) -> Iterator[str]:
-    """The address of a new database."""
-    with new_database(postgres) as url:
-        yield url
+def database(postgres: PostgresServer) -> str:
+    """The address of a database without models."""
+    return emptied_database(postgres)
 
 
 @pytest.fixture(scope="session")

@@ -65,9 +65,12 @@ def read_only(path: Path) -> str:
 
 
 def all_read_only(writable: Sequence[str]) -> str:
-    """Return the command that makes all mounts read-only except some, and except those of the kernel."""
+    """Return the command that makes all mounts read-only except some, and except those of the kernel.
+
+    It leaves out a mount that a later one hides, such as /run/netns below another /run.
+    """
     kept = "|".join([*writable, *(f"{path}|{path}/*" for path in ("/proc", "/sys", "/dev"))])
-    remount = f"case $path in {kept}) ;; *) mount -o remount,bind,ro $path ;; esac"
+    remount = f"case $path in {kept}) ;; *) ! mountpoint -q $path || mount -o remount,bind,ro $path ;; esac"
     return f"cut -d ' ' -f 5 /proc/self/mountinfo | while read -r path; do {remount}; done"
 
 

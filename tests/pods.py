@@ -1,4 +1,4 @@
-"""deploy/kubernetes.yaml, as far as it runs without a cluster: its container as a process with the rights of the pod.
+"""The manifests for Kubernetes, as far as they run without a cluster: a container is a process with rights of the pod.
 
 The process is the server, with the arguments, variables and volumes of the manifest, as its user, without capabilities
 and without new privileges, on a root file system that is read-only. Not tried: the filter of system calls of the
@@ -16,6 +16,7 @@ import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +26,60 @@ from tests.mounts import AS_ROOT, all_read_only, mounted, reaching
 from tests.processes import ServerProcess, server_process
 
 ROOT = Path(__file__).parent.parent
-MANIFEST = ROOT / "deploy/kubernetes.yaml"
-DOCUMENTS: list[dict[str, Any]] = list(yaml.safe_load_all(MANIFEST.read_text()))
 
 
-def the(kind: str) -> dict[str, Any]:
-    """Return the only object of a kind."""
-    [found] = [document for document in DOCUMENTS if document["kind"] == kind]
-    return found
+@dataclass(frozen=True)
+class Manifest:
+    """A manifest in deploy/, whose pods are those of its only StatefulSet.
+
+    Args:
+        name: The name of the file.
+    """
+
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return ROOT / "deploy" / self.name
+
+    @cached_property
+    def documents(self) -> list[dict[str, Any]]:
+        """All objects."""
+        return list(yaml.safe_load_all(self.path.read_text()))
+
+    def the(self, kind: str, name: str = "model-registry") -> dict[str, Any]:
+        """Return the object of a kind that has a name."""
+        objects = [document for document in self.documents if document["kind"] == kind]
+        [found] = [document for document in objects if document["metadata"]["name"] == name]
+        return found
+
+    @property
+    def pod(self) -> dict[str, Any]:
+        """The template of the pods."""
+        template: dict[str, Any] = self.the("StatefulSet")["spec"]["template"]
+        return template
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What a pod is."""
+        spec: dict[str, Any] = self.pod["spec"]
+        return spec
+
+    @property
+    def container(self) -> dict[str, Any]:
+        """The only container of a pod."""
+        [container] = self.spec["containers"]
+        return dict(container)
+
+    @property
+    def ports(self) -> Mapping[str, int]:
+        """The ports of the container."""
+        return {port["name"]: port["containerPort"] for port in self.container["ports"]}
 
 
-POD: dict[str, Any] = the("StatefulSet")["spec"]["template"]
-SPEC: dict[str, Any] = POD["spec"]
-CONTAINER: dict[str, Any] = SPEC["containers"][0]
-PORTS: Mapping[str, int] = {port["name"]: port["containerPort"] for port in CONTAINER["ports"]}
+ONE = Manifest("kubernetes.yaml")
+SEVERAL = Manifest("kubernetes-several.yaml")
 
 
 def image_variables() -> dict[str, str]:
@@ -82,12 +123,15 @@ def projected(directory: Path, files: Mapping[str, bytes], mode: int, gid: int) 
 
 @dataclass
 class Pod:
-    """The pod of the manifest, with volumes below a directory of this machine.
+    """A pod of a manifest, with volumes below a directory of this machine.
 
     Attributes:
         place: An empty directory.
         config_maps: What the ConfigMaps have, by name.
         secrets: What the Secrets have, by name.
+        manifest: The manifest.
+        replaced: Variables that are others here, such as addresses.
+        service_account_token: The token that Kubernetes makes for the pod.
         server: The container, while it runs.
         metrics_port: The port that it has for metrics here.
     """
@@ -95,19 +139,28 @@ class Pod:
     place: Path
     config_maps: Mapping[str, Mapping[str, bytes]]
     secrets: Mapping[str, Mapping[str, bytes]]
+    manifest: Manifest = ONE
+    replaced: Mapping[str, str] = field(default_factory=dict)
+    service_account_token: str = ""
     server: ServerProcess | None = field(default=None, init=False)
     metrics_port: int = field(default=0, init=False)
 
     def write_volumes(self) -> None:
         """Write the volumes, also again when a Secret or a ConfigMap has changed."""
-        gid: int = SPEC["securityContext"]["fsGroup"]
-        for volume in SPEC["volumes"]:
+        gid: int = self.manifest.spec["securityContext"]["fsGroup"]
+        for volume in self.manifest.spec["volumes"]:
             if "secret" in volume:
-                content, mode = self.secrets[volume["secret"]["secretName"]], volume["secret"]["defaultMode"]
+                secret = volume["secret"]
+                content, mode = self.secrets[secret["secretName"]], secret["defaultMode"]
+                if "items" in secret:
+                    content = {item["path"]: content[item["key"]] for item in secret["items"]}
+            elif "projected" in volume:
+                [source] = volume["projected"]["sources"]
+                content, mode = {source["serviceAccountToken"]["path"]: self.service_account_token.encode()}, 0o440
             else:
                 content, mode = self.config_maps[volume["configMap"]["name"]], 0o644
             projected(self.place / volume["name"], content, mode, gid)
-        for claim in the("StatefulSet")["spec"]["volumeClaimTemplates"]:
+        for claim in self.manifest.the("StatefulSet")["spec"]["volumeClaimTemplates"]:
             path = self.place / claim["metadata"]["name"]
             if not path.exists():
                 path.mkdir()
@@ -117,21 +170,28 @@ class Pod:
     def variables(self) -> dict[str, str]:
         """Return the variables of the container."""
         variables = image_variables()
-        for each in CONTAINER.get("env", ()):
-            if "value" in each:
-                variables[each["name"]] = each["value"]
-            else:
-                key = each["valueFrom"]["configMapKeyRef"]
-                variables[each["name"]] = self.config_maps[key["name"]][key["key"]].decode()
-        return variables
+        for each in self.manifest.container["env"]:
+            value = self._value(each)
+            variables[each["name"]] = re.sub(r"\$\((\w+)\)", lambda match: variables[match[1]], value)
+        assert {*self.replaced} <= {*variables}
+        return {**variables, **self.replaced}
+
+    def _value(self, variable: Mapping[str, Any]) -> str:
+        if "value" in variable:
+            return str(variable["value"])
+        [(kind, key)] = variable["valueFrom"].items()
+        if kind == "fieldRef":
+            return {"metadata.name": "model-registry-0", "metadata.namespace": "models"}[key["fieldPath"]]
+        kept = {"configMapKeyRef": self.config_maps, "secretKeyRef": self.secrets}[kind]
+        return kept[key["name"]][key["key"]].decode()
 
     def before(self) -> list[str]:
         """Return the words before a command that runs in the container."""
-        pod, own = SPEC["securityContext"], CONTAINER["securityContext"]
+        pod, own = self.manifest.spec["securityContext"], self.manifest.container["securityContext"]
         assert own["readOnlyRootFilesystem"]
         assert own["capabilities"] == {"drop": ["ALL"]}
         assert own["allowPrivilegeEscalation"] is False
-        mounts = {each["mountPath"]: each for each in CONTAINER["volumeMounts"]}
+        mounts = {each["mountPath"]: each for each in self.manifest.container["volumeMounts"]}
         # What is there on this machine is hidden.
         lines = [f"mount -t tmpfs -o mode=755 none {shlex.quote(top)}" for top in sorted({*map(_top, mounts)})]
         for path, mount in mounts.items():
@@ -151,7 +211,7 @@ class Pod:
         self.write_volumes()
         with server_process(
             None,
-            *CONTAINER["args"],
+            *self.manifest.container["args"],
             "--metrics_port=0",
             environment=dict(environment or {}),
             before=self.before(),
@@ -162,9 +222,9 @@ class Pod:
 
     def probe(self, name: str) -> int:
         """Return the status with which a probe is answered. A kubelet checks no certificate, and shows none."""
-        probe = CONTAINER[name]
+        probe = self.manifest.container[name]
         assert self.server
-        port = {PORTS["grpc"]: self.server.port, PORTS["metrics"]: self.metrics_port}[PORTS[probe["httpGet"]["port"]]]
+        port = {"grpc": self.server.port, "metrics": self.metrics_port}[probe["httpGet"]["port"]]
         unchecked = ssl.create_default_context()
         unchecked.check_hostname, unchecked.verify_mode = False, ssl.CERT_NONE
         address = f"{probe['httpGet']['scheme'].lower()}://127.0.0.1:{port}{probe['httpGet']['path']}"

@@ -16,6 +16,9 @@ from typing import Any
 
 import click
 
+from benchmarks.scale_model import tables
+from benchmarks.scale_model.figures import Measured
+from benchmarks.scale_model.inputs import INPUTS, Inputs
 from cogment_model_registry.cli import cogment
 from cogment_model_registry.settings import DirectorySettings, ServiceSettings, Setting, Settings, all_settings
 
@@ -226,6 +229,15 @@ DOCUMENTS: dict[str, dict[str, Callable[[], str]]] = {
         "trials": trials,
     },
     "docs/guarantees.md": {"proofs": proofs},
+    "docs/scale_model.md": {
+        "measured": lambda: tables.measured(Measured.read()),
+        "inputs": lambda: tables.options(*INPUTS),
+        "work": lambda: tables.knobs(Inputs(), Measured.read().figures),
+        "sizes": lambda: tables.sizes(Inputs(), Measured.read().figures),
+        "kept": lambda: tables.kept(Inputs(), Measured.read().figures),
+        "database": lambda: tables.database(Inputs(), Measured.read().figures),
+        "month": lambda: tables.money(Inputs(), Measured.read().figures),
+    },
     "docs/command_line.md": {
         f"help {' '.join(words)}": lambda context=context: help_of(context)  # type: ignore[misc] # no such lambda
         for words, context in commands().items()

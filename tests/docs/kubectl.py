@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.pods import CONTAINER, MANIFEST, Pod, the
+from tests.pods import ONE, Pod
 from tests.waiting import wait_until
 
 LOG_NAME = "pod.log"
-POD_NAME = f"{the('StatefulSet')['metadata']['name']}-0"
+POD_NAME = f"{ONE.the('StatefulSet')['metadata']['name']}-0"
 
 
 def _read(place: Path, kind: str) -> dict[str, dict[str, bytes]]:
@@ -66,12 +66,12 @@ def create_command(place: Path, words: Sequence[str]) -> None:
 
 def apply(place: Path, path: str) -> None:
     """Start the server of the manifest, on free ports of this machine."""
-    if Path(path).read_bytes() != MANIFEST.read_bytes():
+    if Path(path).read_bytes() != ONE.path.read_bytes():
         raise SystemExit(f"{path} is not the manifest")
     pod = _pod(place)
     pod.write_volumes()
     command = [*pod.before(), sys.executable, "-m", "cogment_model_registry", "services", "model_registry"]
-    command += [*CONTAINER["args"], "--port=0", "--metrics_port=0", "--host=127.0.0.1"]
+    command += [*ONE.container["args"], "--port=0", "--metrics_port=0", "--host=127.0.0.1"]
     with (place / LOG_NAME).open("wb") as log:
         subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
 
@@ -88,7 +88,7 @@ def main(directory: str, *words: str) -> int:
             sys.stdout.write(json.loads((place / "raw.json").read_text())[path])
         case ["apply", "-f", path]:
             apply(place, path)
-        case ["rollout", "status", name] if name == f"statefulset/{the('StatefulSet')['metadata']['name']}":
+        case ["rollout", "status", name] if name == f"statefulset/{ONE.the('StatefulSet')['metadata']['name']}":
             wait_until(lambda: '"event": "serving"' in (place / LOG_NAME).read_text())
         case ["exec", name, "--", "cogment", *rest] if name == POD_NAME:
             command = [*_pod(place).before(), sys.executable, "-m", "cogment_model_registry", *rest]

@@ -124,7 +124,7 @@ def test_the_installation_matches_the_makefile() -> None:
 def test_the_commands_for_root_are_the_expected_ones() -> None:
     known = {
         *("python3", "/opt/cogment-model-registry/bin/python", "/opt/cogment-model-registry/bin/cogment"),
-        *("useradd", "install", "systemctl", "journalctl", "podman", "rm"),
+        *("useradd", "install", "systemctl", "journalctl", "podman", "docker", "export", "rm"),
     }
     assert {command.split()[0] for command in root_commands()} == known
 

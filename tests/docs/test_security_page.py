@@ -25,7 +25,7 @@ from tests import pages
 from tests.docs import kubectl
 from tests.issued_tokens import jwk, jwks
 from tests.mounts import needs_root
-from tests.pods import CONTAINER, the
+from tests.pods import ONE
 from tests.ports import free_ports
 from tests.processes import clean_environment
 from tests.waiting import wait_until
@@ -190,18 +190,18 @@ def test_the_pod_of_a_client_fits_the_manifest_and_the_commands() -> None:
         import kubernetes_validate  # type: ignore[import-untyped]  # noqa: PLC0415
 
         kubernetes_validate.validate(pod, "1.37", strict=True)
-    rules = the("NetworkPolicy")["spec"]["ingress"]
+    rules = ONE.the("NetworkPolicy")["spec"]["ingress"]
     assert pod["metadata"]["labels"] in [peer["podSelector"]["matchLabels"] for peer in rules[0]["from"]]
     [container] = pod["spec"]["containers"]
     environment = {each["name"]: each["value"] for each in container["env"]}
     assert {*environment} == {ENDPOINT_VARIABLE, CA_VARIABLE, TOKEN_FILE_VARIABLE}
-    service = the("Service")
+    service = ONE.the("Service")
     assert environment[ENDPOINT_VARIABLE] == f"grpcs://{service['metadata']['name']}.models:{Settings().port}"
     assert f"DNS:{service['metadata']['name']}.models," in pages.text_of(PAGE)
     mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
     assert all(os.path.dirname(environment[name]) in mounts for name in (CA_VARIABLE, TOKEN_FILE_VARIABLE))
     [source] = next(each for each in pod["spec"]["volumes"] if "projected" in each)["projected"]["sources"]
-    assert f"--oidc_audience={source['serviceAccountToken']['audience']}" in CONTAINER["args"]
+    assert f"--oidc_audience={source['serviceAccountToken']['audience']}" in ONE.container["args"]
     assert f"system:serviceaccount:models:{pod['spec']['serviceAccountName']} " in pages.text_of(PAGE)
 
 

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import psutil
@@ -291,6 +292,15 @@ def test_the_image_installs_pinned_versions_as_the_makefile_does() -> None:
     minor = re.fullmatch(r"python:3\.(\d+)-slim", bases[0])
     assert minor, bases
     assert f"Programming Language :: Python :: 3.{minor[1]}" in _project()
+
+
+def test_the_image_has_what_each_kind_of_server_needs() -> None:
+    extras = tomllib.loads(_project())["project"]["optional-dependencies"]
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "requirements/serve.txt").read_text(), re.MULTILINE)
+    for extra in ("server", "oidc", "signatures", "bucket", "postgresql"):
+        for need in extras[extra]:
+            [name] = re.findall(r"^[\w-]+", need)
+            assert name.lower() in pinned, need
 
 
 def test_the_image_serves_as_an_unprivileged_user_with_its_settings() -> None:

@@ -1,6 +1,6 @@
-"""deploy/kubernetes.yaml: valid for the API of Kubernetes, consistent, and run as far as it goes without a cluster.
+"""The manifests for Kubernetes: valid for its API, consistent, and run as far as it goes without a cluster.
 
-`tests/pods.py` says what is tried of the pod, and what is not.
+`tests/pods.py` says what is tried of a pod, and what is not. test_kubernetes_several.py tries several servers.
 """
 
 import json
@@ -21,7 +21,7 @@ from cogment_model_registry.server import monitoring
 from cogment_model_registry.settings import DirectorySettings, Settings, all_settings
 from tests.certificates import LOCAL, Authority, Issued
 from tests.mounts import needs_root
-from tests.pods import CONTAINER, DOCUMENTS, POD, PORTS, SPEC, Pod, image_variables, service_links, the
+from tests.pods import ONE, SEVERAL, Manifest, Pod, service_links
 from tests.processes import run, run_cogment
 from tests.waiting import wait_until
 
@@ -34,10 +34,18 @@ TRAINER = "system:serviceaccount:models:trainer"
 MANIFEST_NAMES = {"tls": "model-registry-tls", "issuer": "model-registry-issuer"}
 
 
-# The file.
+# The files.
 
 
-@pytest.mark.parametrize("document", [pytest.param(each, id=each["kind"]) for each in DOCUMENTS])
+MANIFESTS = [pytest.param(each, id=each.name) for each in (ONE, SEVERAL)]
+OBJECTS = [
+    pytest.param(document, id=f"{manifest.name} {document['kind']} {document['metadata']['name']}")
+    for manifest in (ONE, SEVERAL)
+    for document in manifest.documents
+]
+
+
+@pytest.mark.parametrize("document", OBJECTS)
 @pytest.mark.parametrize("version", KUBERNETES)
 def test_the_manifest_is_valid_for_the_api_of_kubernetes(document: dict[str, Any], version: str) -> None:
     with warnings.catch_warnings():
@@ -46,90 +54,128 @@ def test_the_manifest_is_valid_for_the_api_of_kubernetes(document: dict[str, Any
 
         kubernetes_validate.validate(document, version, strict=True)
         with pytest.raises(kubernetes_validate.ValidationError):
-            kubernetes_validate.validate({**document, "spec": {**document["spec"], "unknown": 1}}, version, strict=True)
+            kubernetes_validate.validate({**document, "unknown": 1}, version, strict=True)
 
 
-def test_the_objects_belong_to_one_pod() -> None:
-    labels = POD["metadata"]["labels"]
-    assert the("StatefulSet")["spec"]["selector"]["matchLabels"] == labels
-    assert the("Service")["spec"]["selector"] == labels
-    assert the("NetworkPolicy")["spec"]["podSelector"]["matchLabels"] == labels
-    assert the("StatefulSet")["spec"]["serviceName"] == the("Service")["metadata"]["name"]
-    targets = [port["targetPort"] for port in the("Service")["spec"]["ports"]]
-    allowed = [port["port"] for rule in the("NetworkPolicy")["spec"]["ingress"] for port in rule["ports"]]
-    assert {*targets, *allowed} == {*PORTS}
-    claims = [claim["metadata"]["name"] for claim in the("StatefulSet")["spec"]["volumeClaimTemplates"]]
-    volumes = [*claims, *(volume["name"] for volume in SPEC["volumes"])]
-    assert sorted(mount["name"] for mount in CONTAINER["volumeMounts"]) == sorted(volumes)
-    assert not any("subPath" in mount for mount in CONTAINER["volumeMounts"])
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_the_objects_belong_to_the_same_pods(manifest: Manifest) -> None:
+    labels = manifest.pod["metadata"]["labels"]
+    workload, service, policy = map(manifest.the, ("StatefulSet", "Service", "NetworkPolicy"))
+    assert workload["spec"]["selector"]["matchLabels"] == labels
+    assert service["spec"]["selector"] == labels
+    assert policy["spec"]["podSelector"]["matchLabels"] == labels
+    manifest.the("Service", workload["spec"]["serviceName"])
+    targets = [port["targetPort"] for port in service["spec"]["ports"]]
+    allowed = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
+    assert {*targets, *allowed} == {*manifest.ports}
+    claims = [claim["metadata"]["name"] for claim in workload["spec"]["volumeClaimTemplates"]]
+    volumes = [*claims, *(volume["name"] for volume in manifest.spec["volumes"])]
+    mounts = manifest.container["volumeMounts"]
+    assert sorted(mount["name"] for mount in mounts) == sorted(volumes)
+    assert not any("subPath" in mount for mount in mounts)
 
 
-def test_there_is_one_server_for_the_archive() -> None:
-    assert the("StatefulSet")["spec"]["replicas"] == 1
-    claims = the("StatefulSet")["spec"]["volumeClaimTemplates"]
+def test_there_is_one_server_for_an_archive_on_a_volume() -> None:
+    assert ONE.the("StatefulSet")["spec"]["replicas"] == 1
+    claims = ONE.the("StatefulSet")["spec"]["volumeClaimTemplates"]
     assert [claim["spec"]["accessModes"] for claim in claims] == [["ReadWriteOnce"], ["ReadWriteOnce"]]
 
 
-def test_the_pod_fits_the_image_and_the_server() -> None:
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_the_pod_fits_the_image_and_the_server(manifest: Manifest) -> None:
     image = (Path(__file__).parents[2] / "deploy/Containerfile").read_text()
-    user = SPEC["securityContext"]
+    user = manifest.spec["securityContext"]
     assert f"USER {user['runAsUser']}:{user['runAsGroup']}\n" in image
-    paths = {mount["name"]: mount["mountPath"] for mount in CONTAINER["volumeMounts"]}
-    assert f"VOLUME {paths['archive']}\n" in image
-    settings = Settings.load(dict(flag.removeprefix("--").split("=", 1) for flag in CONTAINER["args"]), {})
-    assert {"grpc": settings.port, "metrics": settings.metrics_port} == PORTS
-    assert Settings.load({}, image_variables()).archive_dir.startswith(f"{paths['archive']}/")
+    settings = settings_of(manifest)
+    assert {"grpc": settings.port, "metrics": settings.metrics_port} == manifest.ports
+    paths = {mount["name"]: mount["mountPath"] for mount in manifest.container["volumeMounts"]}
     assert settings.audit_log == paths["audit"]
-    assert SPEC["terminationGracePeriodSeconds"] >= 2 * settings.grace_seconds
+    assert settings.tls_certificate.startswith(f"{paths['tls']}/")
+    assert settings.tls_key.startswith(f"{paths['tls']}/")
+    assert settings.oidc_keys.startswith(f"{paths['issuer']}/")
+    assert manifest.spec["terminationGracePeriodSeconds"] >= 2 * settings.grace_seconds
 
 
-def test_the_pod_fits_the_restricted_standard() -> None:
+def settings_of(manifest: Manifest) -> Settings:
+    """Return the settings of a pod, as flags and variables give them."""
+    known = {setting.environment for setting in all_settings(Settings)}
+    named = {each["name"] for each in manifest.container["env"] if each["name"].startswith("COGMENT_")}
+    assert named <= known
+    flags = dict(flag.removeprefix("--").split("=", 1) for flag in manifest.container["args"])
+    assert {*flags} <= {setting.name for setting in all_settings(Settings)}
+    pod = Pod(
+        Path(),
+        config_maps={MANIFEST_NAMES["issuer"]: {"issuer": ISSUER.encode()}},
+        secrets={
+            "model-registry-database": {"password": b"password"},
+            "model-registry-object-store": {"access_key_id": b"key", "secret_access_key": b"secret"},
+        },
+        manifest=manifest,
+    )
+    return Settings.load(flags, pod.variables())
+
+
+def test_the_archive_of_one_server_is_on_its_volume() -> None:
+    paths = {mount["name"]: mount["mountPath"] for mount in ONE.container["volumeMounts"]}
+    assert f"VOLUME {paths['archive']}\n" in (Path(__file__).parents[2] / "deploy/Containerfile").read_text()
+    assert settings_of(ONE).archive_dir.startswith(f"{paths['archive']}/")
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_the_pod_fits_the_restricted_standard(manifest: Manifest) -> None:
     """The rules of the Pod Security Standard "restricted", https://kubernetes.io/docs/concepts/security/."""
-    pod, own = SPEC["securityContext"], CONTAINER["securityContext"]
+    spec = manifest.spec
+    pod, own = spec["securityContext"], manifest.container["securityContext"]
     assert pod["runAsNonRoot"] is True
     assert pod["runAsUser"] != 0
     assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
     assert own["allowPrivilegeEscalation"] is False
     assert own["capabilities"] == {"drop": ["ALL"]}
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & {*SPEC}
-    assert {kind for volume in SPEC["volumes"] for kind in volume if kind != "name"} <= {"secret", "configMap"}
-    assert not any("hostPort" in port for port in CONTAINER["ports"])
+    assert not {"hostNetwork", "hostPID", "hostIPC"} & {*spec}
+    assert {kind for volume in spec["volumes"] for kind in volume if kind != "name"} <= {
+        "secret",
+        "configMap",
+        "projected",
+    }
+    assert not any("hostPort" in port for port in manifest.container["ports"])
     # Beyond the standard.
     assert own["readOnlyRootFilesystem"] is True
-    assert SPEC["automountServiceAccountToken"] is False
+    assert spec["automountServiceAccountToken"] is False
 
 
-def test_no_variable_of_the_service_is_one_of_a_setting() -> None:
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_no_variable_of_the_service_is_one_of_a_setting(manifest: Manifest) -> None:
     variables = {each.environment for kind in (Settings, DirectorySettings) for each in all_settings(kind)}
-    assert not {*service_links(the("Service"))} & variables
+    assert not {*service_links(manifest.the("Service"))} & variables
     # That is so because of the name.
-    service = {**the("Service"), "metadata": {"name": "cogment-model-registry"}}
+    service = {**manifest.the("Service"), "metadata": {"name": "cogment-model-registry"}}
     assert {*service_links(service)} & variables == {"COGMENT_MODEL_REGISTRY_PORT"}
-    assert SPEC["enableServiceLinks"] is False
+    assert manifest.spec["enableServiceLinks"] is False
 
 
-def test_the_annotations_lead_prometheus_to_the_metrics() -> None:
-    annotations = POD["metadata"]["annotations"]
-    assert annotations == {
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_the_annotations_lead_prometheus_to_the_metrics(manifest: Manifest) -> None:
+    assert manifest.pod["metadata"]["annotations"] == {
         "prometheus.io/scrape": "true",
         "prometheus.io/scheme": "https",
-        "prometheus.io/port": str(PORTS["metrics"]),
+        "prometheus.io/port": str(manifest.ports["metrics"]),
         "prometheus.io/path": monitoring.METRICS,
     }
 
 
-def test_probes_wait_longer_than_the_server_takes_to_answer() -> None:
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_probes_wait_longer_than_the_server_takes_to_answer(manifest: Manifest) -> None:
     for name, path in (
         ("startupProbe", monitoring.ALIVE),
         ("readinessProbe", monitoring.READY),
         ("livenessProbe", monitoring.ALIVE),
     ):
-        assert CONTAINER[name]["httpGet"]["path"] == path
+        assert manifest.container[name]["httpGet"]["path"] == path
     for name in ("readinessProbe", "livenessProbe"):
-        assert CONTAINER[name]["timeoutSeconds"] > monitoring.LOOP_SECONDS
+        assert manifest.container[name]["timeoutSeconds"] > monitoring.LOOP_SECONDS
 
 
-# The pod.
+# The pod of one server.
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +192,7 @@ def secret_of(issued: Issued) -> Mapping[str, bytes]:
 def pod(tmp_path: Path, authority: Authority) -> Pod:
     """The pod, with a certificate for this machine and for the Service, and the keys of an issuer."""
     needs_root()
-    name = the("Service")["metadata"]["name"]
+    name = ONE.the("Service")["metadata"]["name"]
     issued = authority.issue(names=(*LOCAL, f"DNS:{name}.models.svc"))
     key = json.dumps({"keys": [{**jwt.algorithms.RSAAlgorithm.to_jwk(KEY.public_key(), as_dict=True), "kid": "1"}]})
     place = tmp_path / "pod"
@@ -183,7 +229,7 @@ def may_store(endpoint: str, authority: Authority, token: str) -> bool:
 
 
 def test_the_pod_serves_with_the_rights_of_the_manifest(pod: Pod, authority: Authority) -> None:
-    with pod.running(service_links(the("Service"))) as server:
+    with pod.running(service_links(ONE.the("Service"))) as server:
         assert {name: pod.probe(name) for name in ("startupProbe", "readinessProbe", "livenessProbe")} == dict.fromkeys(
             ("startupProbe", "readinessProbe", "livenessProbe"), 200
         )
@@ -215,7 +261,7 @@ def test_the_pod_serves_with_the_rights_of_the_manifest(pod: Pod, authority: Aut
             registry.store("other", b"weights")
         begun = time.monotonic()
         assert server.stop() == 0
-        assert time.monotonic() - begun < SPEC["terminationGracePeriodSeconds"]
+        assert time.monotonic() - begun < ONE.spec["terminationGracePeriodSeconds"]
         assert [line for line in server.lines if "warning" in line or "error" in line] == []
     # The next pod has the archive of the one before.
     with (
@@ -227,7 +273,7 @@ def test_the_pod_serves_with_the_rights_of_the_manifest(pod: Pod, authority: Aut
 
 def test_the_root_file_system_of_the_pod_is_read_only(pod: Pod) -> None:
     pod.write_volumes()
-    archive = next(each["mountPath"] for each in CONTAINER["volumeMounts"] if each["name"] == "archive")
+    archive = next(each["mountPath"] for each in ONE.container["volumeMounts"] if each["name"] == "archive")
     for place in ("/", "/tmp", "/usr", "/var/lib", "/run/secrets/model-registry", "/etc", archive):
         result = run(*pod.before(), "touch", f"{place}/written")
         if place == archive:

@@ -1,7 +1,7 @@
 """Both flavours of the client, for tests of either: blocking calls run on a thread and are awaited."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, aio
 from cogment_model_registry.client import blocking_client
+from cogment_model_registry.client.connection import Connection
 from cogment_model_registry.server.composition import Server
 from tests.waiting import eventually
 
@@ -65,15 +66,33 @@ class Tracked:
 
 
 @asynccontextmanager
-async def opened(flavour: str, port: int, **options: Any) -> AsyncIterator[Any]:
-    """Return a context manager for a client of one flavour, of a server on this machine."""
-    endpoint = f"grpc://127.0.0.1:{port}"
+async def opened(flavour: str, *ports: int, **options: Any) -> AsyncIterator[Any]:
+    """Return a context manager for a client of one flavour, of a server on this machine, or of several equal ones."""
+    endpoints = [f"grpc://127.0.0.1:{port}" for port in ports]
+    async with opened_at(flavour, endpoints[0] if len(ports) == 1 else endpoints, **options) as registry:
+        yield registry
+
+
+@asynccontextmanager
+async def opened_at(flavour: str, endpoint: str | Sequence[str] | None, **options: Any) -> AsyncIterator[Any]:
+    """Return a context manager for a client of one flavour."""
     if flavour == "asyncio":
         async with aio.ModelRegistry(endpoint, **options) as registry:
             yield registry
     else:
         with ModelRegistry(endpoint, **options) as registry:
             yield Awaited(registry)
+
+
+def connection_of(registry: Any) -> Connection:
+    """Return the connection of a client of either flavour."""
+    connection: Connection = getattr(registry, "registry", registry)._core.calls.connection
+    return connection
+
+
+def port_of(registry: Any) -> int:
+    """Return the port of the server to which the calls of a client go now."""
+    return int(connection_of(registry).peer.rpartition(":")[2])
 
 
 async def counted(registry: Any, **counts: int) -> None:

@@ -123,11 +123,11 @@ class Relay:
         try:
             await asyncio.wait(copies, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            server_writer.transport.abort()  # before this waits, since that may be cancelled
             self._copies.difference_update(copies)
             for each in copies:
                 each.cancel()
             await asyncio.gather(*copies, return_exceptions=True)
-            server_writer.transport.abort()
             with suppress(ConnectionError):
                 await server_writer.wait_closed()
 
@@ -174,6 +174,44 @@ class Freezing(Relay):
                 target.write(data)
         if generation != self._generation:
             await asyncio.Event().wait()  # a frozen server closes nothing either
+
+
+class Switch(Relay):
+    """A relay that a test switches off, as if its server were gone, or stalls, as if it were frozen."""
+
+    def __init__(self, target: int) -> None:
+        super().__init__(target)
+        self._is_off = self._is_stalled = False
+
+    def switch_off(self) -> None:
+        """Cut all connections, and each later one."""
+        self._is_off = True
+        self.cut()
+
+    def switch_on(self) -> None:
+        """Relay later connections again."""
+        self._is_off = False
+
+    def stall(self) -> None:
+        """Pass on nothing any more, and keep all connections open, also later ones."""
+        self._is_stalled = True
+
+    async def relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_off:
+            self.connections += 1
+            return
+        if self._is_stalled:
+            await asyncio.Event().wait()
+        await super().relay(reader, writer)
+
+    async def copy(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, upwards: bool) -> None:
+        with suppress(ConnectionError):
+            while data := await source.read(_READ_BYTES):
+                if self._is_stalled:
+                    await asyncio.Event().wait()
+                target.write(data)
+                await target.drain()
+                self.count(len(data), upwards=upwards)
 
 
 class Cutting(Relay):

@@ -70,16 +70,19 @@ class Scripted:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         # Requests and replies of each call are streams here, which on the wire is the same as any other kind of call.
         methods: dict[str, Any] = {
-            name: grpc.stream_stream_rpc_method_handler(self._handler(name, answer))
-            for name, answer in self.answers.items()
+            name: grpc.stream_stream_rpc_method_handler(self._handler(name)) for name in self.answers
         }
         # The services have no method name in common.
         return [grpc.method_handlers_generic_handler(name, methods) for name in (SERVICE, lifecycle.SERVICE_NAME)]
 
-    def _handler(self, name: str, answer: Answer) -> Callable[..., Awaitable[None]]:
+    def replace(self, **answers: Answer) -> None:
+        """Answer later calls of some methods in other ways."""
+        self.answers.update(answers)
+
+    def _handler(self, name: str) -> Callable[..., Awaitable[None]]:
         async def handle(_requests: object, context: Any) -> None:
             self.calls[name] += 1
-            await answer(Call(self.calls[name], context))
+            await self.answers[name](Call(self.calls[name], context))
 
         return handle
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry, aio, errors
-from cogment_model_registry.client import connection, endpoints
+from cogment_model_registry.client import endpoints, failures
 from cogment_model_registry.client.endpoints import DEFAULT, ENDPOINT_VARIABLE, Direct, Discovered, locate
 from cogment_model_registry.discovery.client import connected
 from cogment_model_registry.records.services import Details, Endpoint, Protocol, ServiceType
@@ -263,7 +263,7 @@ def test_an_error_at_the_default_address_says_how_to_start_a_server(
 ) -> None:
     assert f"localhost:{Settings().port}" == DEFAULT.address
     nobody = Direct(f"127.0.0.1:{free_port()}")
-    for module in (connection, endpoints):
+    for module in (failures, endpoints):
         monkeypatch.setattr(module, "DEFAULT", nobody)
     advice = f"start a server there with `cogment services model_registry`, or name its endpoint in {ENDPOINT_VARIABLE}"
     message = f"cannot connect to {nobody}: Connection refused; {advice}$"

@@ -684,7 +684,7 @@ async def test_a_retrieval_gives_up_on_a_version_that_is_replaced_repeatedly(fla
 @pytest.fixture
 def soon_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let clients replace a silent channel after half a second, and check their streams as often."""
-    monkeypatch.setattr(connection, "_SILENCE_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.5)
     monkeypatch.setattr(watching, "STREAM_SECONDS", 0.5)
     monkeypatch.setattr(watching, "CHECK_SECONDS", 0.5)
 

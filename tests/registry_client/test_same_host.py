@@ -16,7 +16,7 @@ import pytest
 
 from cogment_model_registry import ModelRegistry, SealedMemory, errors
 from cogment_model_registry.client import local
-from cogment_model_registry.client.connection import LocalPlace
+from cogment_model_registry.client.links import LocalPlace
 from cogment_model_registry.server.composition import Server, running
 from cogment_model_registry.settings import AUTO, MIB, Settings
 from cogment_model_registry.system import sealed_memory

@@ -322,7 +322,7 @@ async def test_a_client_continues_when_its_files_vanish(
 async def test_a_silent_channel_over_tls_is_replaced(
     flavour: str, authority: Authority, shown: Issued, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "_SILENCE_SECONDS", 0.0)
+    monkeypatch.setattr(connection, "SILENCE_SECONDS", 0.0)
     silent = asyncio.Event()
     writers: list[asyncio.StreamWriter] = []
 

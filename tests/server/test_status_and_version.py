@@ -17,6 +17,7 @@ from cogment_model_registry.server.composition import Server
 from cogment_model_registry.settings import Settings
 from cogment_model_registry.testing.server import serving
 from cogment_model_registry.wire import messages as m
+from cogment_model_registry.wire import pings
 from tests.client import Client, connected, header, next_version, refused, upload
 from tests.server.under_way import under_way
 from tests.waiting import eventually
@@ -94,6 +95,11 @@ async def test_only_the_named_statuses_are_returned(client: Client) -> None:
     }
     for name, value in (await client.status("*")).items():
         assert await client.status(name) == {name: value}
+
+
+async def test_how_often_to_ping_is_returned_only_to_those_who_ask_for_it(client: Client) -> None:
+    assert await client.status(pings.STATUS) == {pings.STATUS: "1"}
+    assert pings.STATUS not in await client.status("*")
 
 
 async def test_status_counts_models_versions_and_active_calls(client: Client) -> None:

@@ -12,6 +12,8 @@ from cogment_model_registry.testing.catalog import CatalogSuite
 
 
 class TestPostgresCatalog(CatalogSuite):
+    watches = 200
+
     @pytest.fixture(autouse=True)
     def _database(self, database: str) -> None:
         self.database = database

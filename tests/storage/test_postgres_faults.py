@@ -234,21 +234,28 @@ async def test_a_change_that_waits_for_an_archive_keeps_its_lock(
 # Starts.
 
 
-async def test_servers_may_start_at_once_on_an_empty_database(database: str) -> None:
-    catalogs = [PostgresCatalog(database) for _ in range(5)]
+@pytest.fixture
+def empty_database(postgres: PostgresServer) -> Iterator[str]:
+    """The address of a database without tables."""
+    with new_database(postgres) as url:
+        yield url
+
+
+async def test_servers_may_start_at_once_on_an_empty_database(empty_database: str) -> None:
+    catalogs = [PostgresCatalog(empty_database) for _ in range(5)]
     await asyncio.gather(*(catalog.open() for catalog in catalogs))
     for catalog in catalogs:
         assert (await catalog.count()).models == 0
         await catalog.close()
-    assert len(await execute(database, f"SELECT * FROM {SCHEMA}.migrations")) == len(MIGRATIONS)
+    assert len(await execute(empty_database, f"SELECT * FROM {SCHEMA}.migrations")) == len(MIGRATIONS)
 
 
-async def test_a_catalog_of_a_newer_release_is_refused(database: str) -> None:
-    async with opened(database):
+async def test_a_catalog_of_a_newer_release_is_refused(empty_database: str) -> None:
+    async with opened(empty_database):
         pass
-    await execute(database, f"INSERT INTO {SCHEMA}.migrations VALUES (1000)")
+    await execute(empty_database, f"INSERT INTO {SCHEMA}.migrations VALUES (1000)")
     with pytest.raises(StartError, match="newer release"):
-        await PostgresCatalog(database).open()
+        await PostgresCatalog(empty_database).open()
 
 
 @pytest.mark.parametrize("url", ["sqlite:///catalog.db", "postgresql://127.0.0.1:1/none"])
@@ -257,21 +264,23 @@ async def test_an_address_that_is_of_no_use_is_a_start_error(url: str) -> None:
         await PostgresCatalog(url).open()
 
 
-async def test_a_role_that_may_not_create_tables_is_a_start_error(postgres: PostgresServer, database: str) -> None:
-    name = database.rpartition("/")[2]
-    await execute(database, f"CREATE ROLE {name}_reader LOGIN")
+async def test_a_role_that_may_not_create_tables_is_a_start_error(
+    postgres: PostgresServer, empty_database: str
+) -> None:
+    name = empty_database.rpartition("/")[2]
+    await execute(empty_database, f"CREATE ROLE {name}_reader LOGIN")
     try:
         with pytest.raises(StartError, match="CREATE SCHEMA"):
             await PostgresCatalog(postgres.url(name, f"{name}_reader")).open()
     finally:
-        await execute(database, f"DROP ROLE {name}_reader")
+        await execute(empty_database, f"DROP ROLE {name}_reader")
 
 
-async def test_a_closed_catalog_is_not_available(database: str) -> None:
-    async with opened(database) as catalog:
+async def test_a_closed_catalog_is_not_available(empty_database: str) -> None:
+    async with opened(empty_database) as catalog:
         await write_model(catalog, "m")
     with pytest.raises(UnavailableError):
         await catalog.list_models(0, 1)
     with pytest.raises(NotFoundError):
-        async with opened(database) as catalog:
+        async with opened(empty_database) as catalog:
             await catalog.find("none")

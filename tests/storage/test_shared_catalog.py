@@ -1,7 +1,7 @@
 """What holds for several catalogs on one database, each of a server of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 
@@ -14,6 +14,8 @@ from cogment_model_registry.records.uploads import FinishedUpload, UploadRequest
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import ModelRef
 from cogment_model_registry.storage.postgres.catalog import PostgresCatalog
+from cogment_model_registry.storage.postgres.connections import READS
+from cogment_model_registry.storage.postgres.translation import Record
 from cogment_model_registry.testing.bytes import describe
 from cogment_model_registry.testing.catalog import change_model, publish, publish_annotated
 from tests.postgres import execute
@@ -160,6 +162,27 @@ async def test_a_position_of_another_server_that_is_ahead_is_no_end_of_the_model
     assert (await b.get_news("m", info.number + 1, 0, 1)).last_number == 0
 
 
+async def test_a_version_that_is_heard_of_while_news_are_read_is_in_the_next_news(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = two
+    fetch = b._core.connections.fetch
+
+    async def fetch_slowly(name: str, query: str, *values: object) -> Sequence[Record]:
+        rows = await fetch(name, query, *values)
+        if name == "get_news":
+            monkeypatch.undo()
+            info = await publish(a, "m")
+            await until(lambda: b._core.lines.known()["m"].history.last_number == info.number)
+        return rows
+
+    monkeypatch.setattr(b._core.connections, "fetch", fetch_slowly)
+    news = await b.get_news("m", 0, 0, 1)
+    assert (news.last_number, news.shown) == (0, [])
+    news = await b.get_news("m", 0, 0, 1)
+    assert (news.last_number, [each.number for each in news.shown]) == (1, [1])
+
+
 async def test_an_alias_moves_only_from_the_expected_revision_over_both(two: Two) -> None:
     a, b = two
     ref = await a.find("m")
@@ -249,6 +272,17 @@ async def test_a_lease_beats_and_is_listed(two: Two) -> None:
     now = await b.leases.servers()
     assert now[0].beat > first[0].beat
     assert now[1].beat == first[1].beat
+
+
+async def test_a_beat_waits_for_no_other_query(two: Two) -> None:
+    a, _ = two
+    reads = [asyncio.create_task(a._connections.fetch("sleep", "SELECT pg_sleep(600)")) for _ in range(20)]
+    await until(lambda: a.pool_in_use == READS)
+    assert await a.leases.beat()
+    for read in reads:
+        read.cancel()
+    await asyncio.wait(reads)
+    assert await numbers(a) == []
 
 
 async def test_a_transient_version_is_located_on_the_server_that_has_it(two: Two) -> None:

@@ -258,5 +258,35 @@ def copy(source: str, target: str, *, from_catalog_dir: str, to_catalog_dir: str
     return 1 if copied.damaged else 0
 
 
+@archive.command("share", short_help="Let several servers use an archive in an object store.")
+@click.argument("place", metavar="URL", type=PLACE)
+@click.argument("catalog_url", metavar="CATALOG_URL", type=bucket_archive.CatalogUrlType())
+@click.option("--catalog_dir", metavar="PATH", type=PathType(file_okay=False), default="", help=CATALOG_HELP)
+def share(place: str, catalog_url: str, *, catalog_dir: str) -> int:
+    """Make the archive at URL, of one server, one that several servers share, with their catalog at CATALOG_URL.
+
+    The server must have stopped, and no single server can use the archive afterwards. Its models and versions are put
+    into the catalog in PostgreSQL, with the aliases, tags, metrics, rules and tokens of the server's own catalog. What
+    the shared catalog has already is left as it is, so an interrupted run goes on.
+
+    The same command gives the servers a new catalog if theirs was lost and there is no backup of it: then aliases,
+    tags, metrics, rules and tokens are missing, and numbers may be given again that transient versions had.
+
+    Exits with 1 if a version is damaged, which is left out; and with 3 if one of them cannot be used.
+    """
+    if not bucket_archive.is_url(place):
+        raise click.UsageError("several servers share an archive in an object store: give its address")
+    with running("the move"):
+        shared = bucket_archive.share(place, catalog_url, catalog_dir)
+    for error in shared.damaged:
+        click.echo(f"problem: {error.message}")
+    click.echo(
+        f"{counted(shared.models, 'model')} with {counted(shared.versions, 'version')} and "
+        f"{counted(shared.grants, 'token')} added, {counted(shared.unchanged, 'model')} there before: "
+        f"{counted(len(shared.damaged), 'problem')}"
+    )
+    return 1 if shared.damaged else 0
+
+
 archive.add_command(archive_transfer.export_model)
 archive.add_command(archive_transfer.import_model)

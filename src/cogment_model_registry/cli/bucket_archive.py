@@ -1,4 +1,4 @@
-"""`cogment archive` on archives in object stores: `copy`, and what `verify` does with an address."""
+"""`cogment archive` on archives in object stores: `copy`, `share`, and what `verify` does with an address."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ import click
 
 from cogment_model_registry.cli.running import PathType
 from cogment_model_registry.errors import InvalidError, shown
-from cogment_model_registry.settings.kinds import ARCHIVE_URL
+from cogment_model_registry.settings.kinds import ARCHIVE_URL, CATALOG_URL
 
 if TYPE_CHECKING:
     from cogment_model_registry.storage.bucket.archive import BucketArchive
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cogment_model_registry.storage.folder import FolderArchive
     from cogment_model_registry.storage.tools.archive_copy import Copied
     from cogment_model_registry.storage.tools.bucket_transfer import Run
+    from cogment_model_registry.storage.tools.share import Shared
+
 
 REMEDY = "copy the archive back from a copy that `cogment archive copy` has made, or delete the version"
 """What to do about damage."""
@@ -56,6 +58,32 @@ def check_bucket_extra() -> None:
     except ModuleNotFoundError:
         install = "pip install 'cogment-model-registry[server,bucket]'"
         raise click.UsageError(f"archives in object stores need obstore, which is not installed: {install}") from None
+
+
+def check_postgresql_extra() -> None:
+    """Refuse a catalog in PostgreSQL if the library for it is not installed.
+
+    Raises:
+        click.UsageError: It is not.
+    """
+    try:
+        import asyncpg  # noqa: F401, PLC0415 # not needed elsewhere
+    except ModuleNotFoundError:
+        install = "pip install 'cogment-model-registry[server,postgresql]'"
+        raise click.UsageError(f"catalogs in PostgreSQL need asyncpg, which is not installed: {install}") from None
+
+
+class CatalogUrlType(click.ParamType):  # type: ignore[type-arg,unused-ignore] # before click 8.4 it takes no type
+    """The address of a catalog in PostgreSQL."""
+
+    name = "url"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the address that a word is."""
+        try:
+            return str(CATALOG_URL.parse(str(value)))
+        except ValueError:
+            self.fail(f"the address is not allowed; it must be {CATALOG_URL.allowed}", param, ctx)
 
 
 def verify(url: str, advance: Callable[[int], None]) -> "Report":
@@ -119,6 +147,27 @@ def copy(
         ):
             copied = await archive_copy.copy_archive(archive, other, advance)
             return copied, await asyncio.to_thread(archive_copy.copy_catalog, folder, other_folder)
+
+    return asyncio.run(run())
+
+
+def share(url: str, catalog_url: str, catalog_dir: str) -> "Shared":
+    """Make the archive at an address one that several servers share; return what their catalog was given."""
+    check_bucket_extra()
+    check_postgresql_extra()
+    from cogment_model_registry.server.bucket_backend import default_catalog_dir  # noqa: PLC0415 # not for --help
+    from cogment_model_registry.storage.bucket.objects import Objects  # noqa: PLC0415
+    from cogment_model_registry.storage.bucket.opening import open_store  # noqa: PLC0415
+    from cogment_model_registry.storage.postgres.filling import opened_filling  # noqa: PLC0415
+    from cogment_model_registry.storage.tools import share as tool  # noqa: PLC0415
+
+    async def run() -> "Shared":
+        async with (
+            opened_filling(catalog_url) as filling,
+            tool.opened_archive(Objects(open_store(url), url)) as archive,
+        ):
+            old = await asyncio.to_thread(tool.read_catalog, catalog_dir or default_catalog_dir(url))
+            return await tool.share(archive, old, filling)
 
     return asyncio.run(run())
 

@@ -154,8 +154,8 @@ _COMMON = (
         "--endpoint",
         metavar="ENDPOINT",
         help="Address of the registry: grpc://host:port, grpcs://host:port for TLS, or cogment://discover to ask a "
-        "Directory.  [env var: COGMENT_MODEL_REGISTRY_ENDPOINT; default: the registry that the Directory knows if one "
-        "is given, else grpc://localhost:9002]",
+        "Directory; several of the first two, separated by commas, serve the same models.  [env var: "
+        "COGMENT_MODEL_REGISTRY_ENDPOINT; default: the registry that the Directory knows if one is given, else grpc://localhost:9002]",
     ),
     click.option(
         "--directory_endpoint",

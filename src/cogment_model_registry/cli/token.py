@@ -1,13 +1,16 @@
-"""`cogment token`: who may do what with a registry, in the database of its archive directory."""
+"""`cogment token`: who may do what with a registry, in the database of its catalog."""
 
+import asyncio
 import json
 import re
 import secrets
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
+from cogment_model_registry.cli.bucket_archive import CatalogUrlType, check_postgresql_extra
 from cogment_model_registry.cli.groups import Command, Group
 from cogment_model_registry.cli.presentation import Column, print_table, time_text
 from cogment_model_registry.cli.running import PathType
@@ -17,6 +20,9 @@ from cogment_model_registry.settings import Settings, all_settings
 
 if TYPE_CHECKING:
     from cogment_model_registry.records.access import Grant, GrantKind
+    from cogment_model_registry.storage.postgres.grants import Grants
+
+_T = TypeVar("_T")
 
 _PREFIX = "cmr_"
 """What tokens begin with, so that programs that look for secrets in files can find them."""
@@ -52,10 +58,20 @@ _archive_dir = click.option(
     help=f"Archive directory of the registry.  [env var: {_SETTING.environment}]",
 )
 
+_CATALOG = next(setting for setting in all_settings(Settings) if setting.name == "catalog_url")
+
+_catalog_url = click.option(
+    f"--{_CATALOG.name}",
+    type=CatalogUrlType(),
+    envvar=_CATALOG.environment,
+    default=None,
+    help=f"Catalog in PostgreSQL, of several servers, in place of archive_dir.  [env var: {_CATALOG.environment}]",
+)
+
 
 @click.group(cls=Group, short_help="Say who may do what with a registry.")
 def token() -> None:
-    """Say who may do what with a registry: on its host, in the database of its archive directory.
+    """Say who may do what with a registry: in the database of its archive directory or of its catalog_url.
 
     The server may run. It takes a new token at once, and refuses a revoked one within a second.
     """
@@ -90,6 +106,7 @@ def token() -> None:
     help="Make no token: the scopes are those of this subject of the issuer of JSON Web Tokens.",
 )
 @_archive_dir
+@_catalog_url
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def create(
     *,
@@ -99,6 +116,7 @@ def create(
     certificate: str | None,
     subject: str | None,
     archive_dir: str,
+    catalog_url: str | None,
     as_json: bool,
 ) -> None:
     """Create a token with one or more scopes, and print it. It is shown once: the registry keeps its hash alone."""
@@ -120,7 +138,10 @@ def create(
     now_ns = time.time_ns()
     expires_ns = None if expires is None else now_ns + expires * _NS
     grant = Grant(name, kind, identity, parse_scopes(scopes), now_ns, expires_ns)
-    add_grant(archive_dir, grant)
+    if catalog_url:
+        _shared(catalog_url, lambda grants: grants.add(grant))
+    else:
+        add_grant(archive_dir, grant)
     if as_json:
         click.echo(json.dumps({**_as_json(grant), **({"token": secret} if secret else {})}, indent=2))
     elif secret:
@@ -131,12 +152,13 @@ def create(
 
 @token.command("list", cls=Command, short_help="List the tokens, without their secrets.")
 @_archive_dir
+@_catalog_url
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def list_tokens(*, archive_dir: str, as_json: bool) -> None:
+def list_tokens(*, archive_dir: str, catalog_url: str | None, as_json: bool) -> None:
     """List the tokens, what they allow and when they end. The tokens themselves are not kept."""
     from cogment_model_registry.storage.tools.tokens import list_grants  # noqa: PLC0415
 
-    grants = list_grants(archive_dir)
+    grants = _shared(catalog_url, lambda each: each.read()) if catalog_url else list_grants(archive_dir)
     if as_json:
         click.echo(json.dumps([_as_json(grant) for grant in grants], indent=2))
         return
@@ -165,12 +187,33 @@ def _expiry(grant: "Grant", now_ns: int) -> str:
 @token.command(cls=Command, short_help="Revoke a token.")
 @click.argument("name")
 @_archive_dir
-def revoke(name: str, *, archive_dir: str) -> None:
+@_catalog_url
+def revoke(name: str, *, archive_dir: str, catalog_url: str | None) -> None:
     """Revoke the token NAME. A server that runs refuses it within a second."""
     from cogment_model_registry.storage.tools.tokens import remove_grant  # noqa: PLC0415
 
-    remove_grant(archive_dir, name)
+    if catalog_url:
+        _shared(catalog_url, lambda grants: grants.remove(name))
+    else:
+        remove_grant(archive_dir, name)
     click.echo(f"token {quoted(name)} is revoked")
+
+
+def _shared(url: str, act: "Callable[[Grants], Awaitable[_T]]") -> _T:
+    """Return what an action on the grants of a catalog in PostgreSQL returns."""
+    check_postgresql_extra()
+    import structlog  # noqa: PLC0415 # not for --help
+
+    from cogment_model_registry.storage.postgres.grants import opened_grants  # noqa: PLC0415
+
+    # Log lines of a server do not belong in the output of a command.
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+
+    async def run() -> _T:
+        async with opened_grants(url) as grants:
+            return await act(grants)
+
+    return asyncio.run(run())
 
 
 def _as_json(grant: "Grant") -> dict[str, object]:

@@ -42,14 +42,15 @@ class _AsyncioChannel:
     """
 
     def __init__(
-        self, address: str, settings: Sequence[tuple[str, str | int]], *, tls: Tls | None, credentials: Credentials
+        self, address: str, *, tls: Tls | None, window_bytes: int, is_pinged: bool, credentials: Credentials
     ) -> None:
+        settings = options(window_bytes, is_pinged=is_pinged)
         if tls is not None:
             calls = grpc.aio.secure_channel(address, tls.credentials(), options=settings)
         else:
             calls = grpc.aio.insecure_channel(address, options=settings)
         self.calls = authorized(calls, credentials)
-        self.uploads = authorized(blocking_channel(address, tls=tls), credentials)
+        self.uploads = authorized(blocking_channel(address, options(is_pinged=is_pinged), tls=tls), credentials)
         # gRPC 1.60 ends only those calls with its channel that a task awaits with nothing in between.
         self.streams: set[Any] = set()
         self.is_closed = False
@@ -111,9 +112,13 @@ class AsyncioBackend:
             self.check_here()
             self._is_stopped.set()
 
-    def connect(self, address: str, *, tls: Tls | None, window_bytes: int, credentials: Credentials) -> Channel:
+    def connect(
+        self, address: str, *, tls: Tls | None, window_bytes: int, is_pinged: bool, credentials: Credentials
+    ) -> Channel:
         """Return a channel of the running event loop."""
-        return _AsyncioChannel(address, options(window_bytes), tls=tls, credentials=credentials)
+        return _AsyncioChannel(
+            address, tls=tls, window_bytes=window_bytes, is_pinged=is_pinged, credentials=credentials
+        )
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel; nothing of it is left to await when its event loop has ended."""

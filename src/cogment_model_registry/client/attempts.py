@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 from cogment_model_registry.client.backends import Channel
 from cogment_model_registry.client.calls import Calls, method_path
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.progress import Report
 from cogment_model_registry.client.sources import Source
 from cogment_model_registry.errors import ModelRegistryError, WrongServerError

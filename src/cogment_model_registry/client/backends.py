@@ -14,7 +14,7 @@ import grpc.aio
 
 from cogment_model_registry.client.credentials import Credentials
 from cogment_model_registry.errors import ClosedError
-from cogment_model_registry.wire import channels
+from cogment_model_registry.wire import channels, pings
 from cogment_model_registry.wire.directory import TOKEN_KEY
 from cogment_model_registry.wire.tls import Tls
 
@@ -33,16 +33,20 @@ OPTIONS = (
 )
 
 
-def options(window_bytes: int) -> tuple[tuple[str, str | int], ...]:
-    """Return the options of a channel: how much a server may send ahead, or 0 to leave that to gRPC.
+def options(window_bytes: int = 0, *, is_pinged: bool = False) -> tuple[tuple[str, str | int], ...]:
+    """Return the options of a channel.
 
-    gRPC lets it grow with the speed, and takes tens of MiB for a few fast streams.
+    Args:
+        window_bytes: How much a server may send ahead, or 0 to leave that to gRPC, which lets it grow with the speed,
+            and takes tens of MiB for a few fast streams.
+        is_pinged: Whether it pings the server during calls.
     """
-    return (
-        (*OPTIONS, ("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", window_bytes))
-        if window_bytes
-        else OPTIONS
-    )
+    chosen: dict[str, str | int] = dict(OPTIONS)
+    if window_bytes:
+        chosen.update({"grpc.http2.bdp_probe": 0, "grpc.http2.lookahead_bytes": window_bytes})
+    if is_pinged:
+        chosen.update(pings.OPTIONS)
+    return tuple(chosen.items())
 
 
 class Replies(Protocol):
@@ -69,7 +73,9 @@ class Backend(Protocol):
             ClosedError: It is used on another event loop than the first time.
         """
 
-    def connect(self, address: str, *, tls: Tls | None, window_bytes: int, credentials: Credentials) -> Channel:
+    def connect(
+        self, address: str, *, tls: Tls | None, window_bytes: int, is_pinged: bool, credentials: Credentials
+    ) -> Channel:
         """Return a channel, which connects when it is first needed; see `options`."""
 
     async def disconnect(self, channel: Channel) -> None:
@@ -172,11 +178,11 @@ def read_replies(call: Any, failures: list[BaseException], on_reply: Callable[[b
         raise
 
 
-def blocking_channel(address: str, *, tls: Tls | None, window_bytes: int = 0) -> Channel:
+def blocking_channel(address: str, settings: Sequence[tuple[str, str | int]], *, tls: Tls | None) -> Channel:
     """Return a channel of gRPC's blocking client."""
     if tls is not None:
-        return grpc.secure_channel(address, tls.credentials(), options=options(window_bytes))
-    return grpc.insecure_channel(address, options=options(window_bytes))
+        return grpc.secure_channel(address, tls.credentials(), options=settings)
+    return grpc.insecure_channel(address, options=settings)
 
 
 @contextmanager

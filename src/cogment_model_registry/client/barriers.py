@@ -11,8 +11,8 @@ from typing import NoReturn
 
 from cogment_model_registry.client.backends import Backend
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Backoff, Deadline
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.lifecycle_calls import LifecycleCalls
 from cogment_model_registry.client.watch_streams import consumers_of
 from cogment_model_registry.errors import (

@@ -39,8 +39,10 @@ class ModelRegistry(LifecycleMethods, ModelMethods, ConsumerMethods):
 
     Args:
         endpoint: Its address: ``grpc://host:port``, ``grpcs://host:port`` for TLS, or ``cogment://discover`` (also with
-            ``?name=value&...`` or ``/service?__id=N``) to ask a Directory. Without one it is that of
-            `COGMENT_MODEL_REGISTRY_ENDPOINT`, else the one that a Directory returns, if `directory_endpoint` or
+            ``?name=value&...`` or ``/service?__id=N``) to ask a Directory. Several of the first two, in a list or
+            separated by commas, serve the same models, as do all that a Directory returns: calls go to one of them,
+            and to another one when it does not answer. Without an endpoint it is that of
+            `COGMENT_MODEL_REGISTRY_ENDPOINT`, else what a Directory returns, if `directory_endpoint` or
             `COGMENT_DIRECTORY_ENDPOINT` names one, else ``grpc://localhost:9002``.
         directory_endpoint: The address of the Directory, of the same forms; else `COGMENT_DIRECTORY_ENDPOINT`.
         directory_authentication_token: The token of the registry in the Directory; else that of

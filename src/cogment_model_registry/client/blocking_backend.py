@@ -21,6 +21,7 @@ from cogment_model_registry.client.backends import (
     blocking_channel,
     checked_requests,
     metadata_of,
+    options,
     read_replies,
     refusing_closed_channels,
     reply_of,
@@ -52,9 +53,12 @@ class BlockingBackend:
     def check_here(self) -> None:
         """Do nothing: any thread may use it."""
 
-    def connect(self, address: str, *, tls: Tls | None, window_bytes: int, credentials: Credentials) -> Channel:
+    def connect(
+        self, address: str, *, tls: Tls | None, window_bytes: int, is_pinged: bool, credentials: Credentials
+    ) -> Channel:
         """Return a channel, which any thread may use."""
-        return authorized(blocking_channel(address, tls=tls, window_bytes=window_bytes), credentials)
+        channel = blocking_channel(address, options(window_bytes, is_pinged=is_pinged), tls=tls)
+        return authorized(channel, credentials)
 
     async def disconnect(self, channel: Channel) -> None:
         """Close a channel."""

@@ -4,12 +4,14 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from cogment_model_registry.client.backends import Backend, Channel
-from cogment_model_registry.client.connection import Connection, Subject, translated
+from cogment_model_registry.client.connection import Connection
 from cogment_model_registry.client.deadlines import Backoff, Deadline
+from cogment_model_registry.client.failures import Subject, translated
 from cogment_model_registry.errors import (
     ClosedError,
     LimitedError,
     ModelRegistryError,
+    NotFoundError,
     TimedOutError,
     UnavailableError,
     WrongServerError,
@@ -114,7 +116,8 @@ class Calls:
                     is_begun = True
                     with translated(subject, self.connection):
                         return await call(channel)
-            except ModelRegistryError as error:
+            except ModelRegistryError as caught:
+                error = caught if is_begun else _about(subject, caught)
                 if is_begun and was_sent(error.__cause__) and _is_vague(error) and may_be_done():
                     is_uncertain = True
                 # Only an answer to this attempt says what an earlier one did.
@@ -133,6 +136,15 @@ class Calls:
                 if limit is None or limit.left_seconds() < seconds:
                     raise raised from error.__cause__
             await self.backend.sleep(seconds)
+
+
+def _about(subject: Subject, error: ModelRegistryError) -> ModelRegistryError:
+    """Return the error of a call for which no registry was found, with what the call was about."""
+    if not isinstance(error, UnavailableError | TimedOutError | WrongServerError | NotFoundError):
+        return error
+    about = error.reworded(subject.message(error.message))
+    about.__cause__ = error.__cause__
+    return about
 
 
 def _is_vague(error: ModelRegistryError) -> bool:

@@ -19,9 +19,9 @@ from cogment_model_registry.client.arguments import (
 from cogment_model_registry.client.backends import Backend
 from cogment_model_registry.client.cache import Cache
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.consumers import Consumers
 from cogment_model_registry.client.deadlines import Deadline, Timeouts
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.lifecycle import Lifecycle
 from cogment_model_registry.client.lifecycle_calls import look_up
 from cogment_model_registry.client.mirroring import Mirror

@@ -16,6 +16,7 @@ _TRANSFER_MAX_SECONDS = 7 * 24 * 3600.0
 
 _BACKOFF_FIRST_SECONDS = 0.1
 _BACKOFF_MAX_SECONDS = 2.0
+_BACKOFF_FORGOTTEN_SECONDS = 15.0
 
 
 class Deadline:
@@ -63,10 +64,14 @@ _LATER = 1.25
 
 
 class Backoff:
-    """How long to wait before each further attempt, with jitter: twice as long each time, or what the server said."""
+    """How long to wait before each further attempt, with jitter: twice as long each time, or what the server said.
+
+    After an attempt that lasted for long, it begins again.
+    """
 
     def __init__(self) -> None:
         self._seconds = _BACKOFF_FIRST_SECONDS
+        self._last = time.monotonic()
 
     def next_seconds(self, error: Exception | None = None) -> float:
         """Return how long to wait now.
@@ -76,6 +81,8 @@ class Backoff:
         """
         if isinstance(error, LimitedError):
             return error.retry_after_seconds * random.uniform(1.0, _LATER)  # noqa: S311 # nothing secret
-        seconds = self._seconds
+        now = time.monotonic()
+        seconds = _BACKOFF_FIRST_SECONDS if now - self._last > _BACKOFF_FORGOTTEN_SECONDS else self._seconds
+        self._last = now
         self._seconds = min(2 * seconds, _BACKOFF_MAX_SECONDS)
         return seconds * random.uniform(0.5, 1.0)  # noqa: S311 # nothing secret

@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from cogment_model_registry.client.arguments import checked_path
-from cogment_model_registry.client.endpoints import Direct, Discovered
+from cogment_model_registry.client.endpoints import Direct, Location, Several
 from cogment_model_registry.errors import InvalidError, SettingError
 from cogment_model_registry.system.certificates import CertificateError, PemFile
 from cogment_model_registry.system.paths import expanded
@@ -46,7 +46,7 @@ class Encryption:
 
 
 def encryption_of(
-    location: Direct | Discovered,
+    location: Location,
     tls_ca: Path | None = None,
     tls_certificate: Path | None = None,
     tls_key: Path | None = None,
@@ -67,9 +67,11 @@ def encryption_of(
     """
     given = {"tls_ca": tls_ca, "tls_certificate": tls_certificate, "tls_key": tls_key}
     arguments = [name for name, path in given.items() if path is not None]
-    if isinstance(location, Direct) and not location.is_secure:
-        if arguments:
-            raise SettingError("endpoint", str(location), f"grpcs://{location.address} where {arguments[0]} is given")
+    places = location.places if isinstance(location, Several) else (location,)
+    plain = [place for place in places if isinstance(place, Direct) and not place.is_secure]
+    if plain and arguments:
+        raise SettingError("endpoint", str(plain[0]), f"grpcs://{plain[0].address} where {arguments[0]} is given")
+    if len(plain) == len(places):
         return Encryption(TlsFiles(), Tls())
     authorities = _file("tls_ca", tls_ca, CA_VARIABLE, environment)
     certificate = _file("tls_certificate", tls_certificate, CERTIFICATE_VARIABLE, environment)

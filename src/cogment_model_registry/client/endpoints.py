@@ -1,9 +1,10 @@
-"""Where a registry is: a fixed address, or one that a Directory knows."""
+"""Where a registry is: a fixed address, several of them, or one that a Directory knows."""
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 from urllib.parse import parse_qsl, urlsplit
 
 from cogment_model_registry.errors import InvalidError, SettingError
@@ -37,6 +38,20 @@ class Direct:
         return endpoint_text(self.address, is_secure=self.is_secure)
 
 
+@dataclass(frozen=True, slots=True)
+class Several:
+    """Registries at fixed addresses that serve the same models.
+
+    Attributes:
+        places: Their addresses, two at least.
+    """
+
+    places: tuple[Direct, ...]
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.places))
+
+
 DEFAULT = Direct("localhost:9002")
 """Where a registry is by default: on this machine, on the default port of the server."""
 
@@ -66,12 +81,18 @@ class Discovered:
         return f"the Directory at {self.directory}"
 
 
+Location: TypeAlias = Direct | Several | Discovered
+"""Where a registry is."""
+
+_ALLOWED = f"endpoints of the form grpc://host:port, grpcs://host:port for TLS, separated by commas, or {DISCOVER}"
+
+
 def locate(
-    endpoint: str | None = None,
+    endpoint: str | Sequence[str] | None = None,
     directory_endpoint: str | None = None,
     directory_authentication_token: str | None = None,
     environment: Mapping[str, str] = os.environ,
-) -> Direct | Discovered:
+) -> Location:
     """Return where a registry is, from arguments and the environment.
 
     Without an endpoint it is the one of `COGMENT_MODEL_REGISTRY_ENDPOINT`, else the one that the Directory knows, if a
@@ -80,7 +101,8 @@ def locate(
     Args:
         endpoint: ``grpc://host:port``, ``grpcs://host:port``, ``cogment://discover``,
             ``cogment://discover?name=value&...`` or ``cogment://discover/service?__id=N``. The property
-            ``__authentication-token`` overrides the token.
+            ``__authentication-token`` overrides the token. Several of the first two forms, in one text separated by
+            commas or in a sequence, are registries that serve the same models.
         directory_endpoint: The address of the Directory.
         directory_authentication_token: The token for the Directory.
         environment: The environment variables.
@@ -92,12 +114,12 @@ def locate(
     directory_source, directory = _given(
         "directory_endpoint", directory_endpoint, DIRECTORY_ENDPOINT_VARIABLE, environment
     )
-    source, text = _given("endpoint", endpoint, ENDPOINT_VARIABLE, environment)
+    source, text = _given("endpoint", _joined(endpoint), ENDPOINT_VARIABLE, environment)
     if not text:
         text = DISCOVER if directory else str(DEFAULT)
     if not text.startswith("cogment:"):
-        allowed = f"an endpoint of the form grpc://host:port, grpcs://host:port for TLS, or {DISCOVER}"
-        return Direct(*_address(source, text, allowed))
+        places = tuple(dict.fromkeys(Direct(*_address(source, each.strip(), _ALLOWED)) for each in text.split(",")))
+        return places[0] if len(places) == 1 else Several(places)
     if not directory:
         allowed = f"given together with a directory_endpoint (or {DIRECTORY_ENDPOINT_VARIABLE})"
         raise SettingError(source, text, allowed)
@@ -111,6 +133,24 @@ def locate(
     except ValueError:
         raise SettingError(token_source, "...", "printable ASCII") from None
     return Discovered(directory_address, token, inquiry, is_secure)
+
+
+def _joined(endpoint: str | Sequence[str] | None) -> str | None:
+    """Return an endpoint, or several of them, as one text.
+
+    Raises:
+        InvalidError: It is something else, or a sequence of nothing.
+    """
+    if endpoint is None or isinstance(endpoint, str):
+        return endpoint
+    given: object = endpoint
+    if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
+        raise InvalidError(f"endpoint is of type {type(endpoint).__name__}; it must be a string, or a list of strings")
+    if not endpoint:
+        raise InvalidError("endpoint has no endpoints; it must be a string, or a list of one string or more")
+    if any("," in each for each in endpoint) or "" in endpoint:
+        raise SettingError("endpoint", ",".join(endpoint), "a list with one endpoint in each string")
+    return ",".join(endpoint)
 
 
 def _given(name: str, value: str | None, variable: str, environment: Mapping[str, str]) -> tuple[str, str]:

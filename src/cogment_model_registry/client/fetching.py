@@ -21,9 +21,9 @@ import grpc
 
 from cogment_model_registry.client.backends import Backend, Channel, Replies
 from cogment_model_registry.client.calls import Calls, method_path
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline
 from cogment_model_registry.client.downloads import Download, Rest
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.partial_files import PartialFile
 from cogment_model_registry.client.progress import Report
 from cogment_model_registry.client.threads import submit

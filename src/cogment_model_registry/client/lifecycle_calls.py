@@ -5,8 +5,8 @@ from typing import TypeAlias, TypeVar
 
 from cogment_model_registry.client import lookups
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import CALL_SECONDS, Deadline, Timeouts
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.lookups import version_text
 from cogment_model_registry.errors import ModelRegistryError, WrongServerError, quoted
 from cogment_model_registry.records.consumers import Consumer

@@ -5,6 +5,7 @@ that is large enough; what goes wrong is logged at `debug`, and gRPC does the tr
 of what it hands over, and keeps them unchanged: a file of its archive, or sealed memory.
 """
 
+import asyncio
 import io
 import logging
 import mmap
@@ -13,16 +14,26 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from typing import IO, TypeVar
 
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import LocalPlace, Subject
 from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.failures import Subject
+from cogment_model_registry.client.links import LocalPlace
 from cogment_model_registry.client.progress import Report
 from cogment_model_registry.client.sources import Source
 from cogment_model_registry.client.threads import submit
-from cogment_model_registry.errors import ClosedError, DataLossError, ModelRegistryError
+from cogment_model_registry.errors import (
+    ClosedError,
+    DataLossError,
+    LimitedError,
+    ModelRegistryError,
+    TimedOutError,
+    UnavailableError,
+)
 from cogment_model_registry.records.lifecycle import Version
 from cogment_model_registry.records.payload import hash_of
 from cogment_model_registry.records.sizes import GIB, MIB
@@ -48,6 +59,12 @@ _ASK_SECONDS = 1.0
 
 _ASK_AGAIN_SECONDS = 10.0
 """How long to remember that there is no socket."""
+
+_QUIET_SECONDS = 0.5
+"""How long to wait for an answer before the server is checked, where another one can go on."""
+
+_CHECK_SECONDS = 5.0
+"""How long it may take to answer then; its connection breaks sooner if it froze."""
 
 _BLOCK_BYTES = 4 * MIB
 
@@ -150,13 +167,52 @@ class LocalTransfers:
         connection = local.new_socket()
         try:
             talking = submit(partial(_ask, connection, place, ask, deadline.left_seconds()))
-            return await self._calls.backend.wait(talking, deadline.left_seconds())
+            return await self._awaited(talking, connection, place, deadline)
         except BaseException:
-            try:
-                connection.shutdown(socket.SHUT_RDWR)  # the thread may be waiting, and closes it
-            except OSError:
-                connection.close()  # it never connected, or is closed
+            _wake(connection)
             raise
+
+    async def _awaited(
+        self, talking: "Future[_T]", connection: socket.socket, place: LocalPlace, deadline: Deadline
+    ) -> _T:
+        """Return the result of talking to the server; check on the way that it answers, if another one can go on.
+
+        Raises:
+            _AbsentError: It does not answer any more, or calls go to another server by now.
+            TimeoutError: The result did not come in time.
+        """
+        backend = self._calls.backend
+        if not self._calls.connection.has_others:
+            return await backend.wait(talking, deadline.left_seconds())
+        while True:
+            over: Future[None] = Future()  # one that a wait may cancel
+            talking.add_done_callback(partial(_note_end, over))
+            left_seconds = deadline.left_seconds()
+            with suppress(TimeoutError, asyncio.TimeoutError):  # which are two before Python 3.11
+                await backend.wait(over, min(_QUIET_SECONDS, left_seconds))
+            if talking.done():
+                return talking.result()
+            if left_seconds <= _QUIET_SECONDS:
+                raise TimeoutError
+            if reason := await self._absence(place):
+                _wake(connection)  # the thread may have its answer already; it never works on after this
+                try:
+                    return await backend.wait(talking, deadline.left_seconds())
+                except (local.RefusedError, local.MalformedError, OSError):
+                    raise _AbsentError(reason) from None
+
+    async def _absence(self, place: LocalPlace) -> str:
+        """Return why the server of a socket is not the one to wait for any more; empty if it still answers."""
+        request, limit = messages.StatusRequest(names=[local.ID_STATUS]), Deadline(_CHECK_SECONDS)
+        try:
+            await self._calls.without_retries().unary(
+                "Status", request, messages.StatusReply, Subject("checking the server"), limit
+            )
+        except LimitedError:
+            return ""
+        except (UnavailableError, TimedOutError) as error:
+            return error.message
+        return "" if self._calls.connection.local is place else "calls go to another server by now"
 
     async def _place(self, deadline: Deadline) -> LocalPlace | None:
         """Return where the socket of the server is; None if it has none here."""
@@ -183,6 +239,20 @@ class LocalTransfers:
         if not path:
             _log.debug("the server at %s has no local socket", calls.connection.peer)
         return LocalPlace(path, socket_id, time.monotonic())
+
+
+def _wake(connection: socket.socket) -> None:
+    """Let the thread that talks over a socket find it ended; it closes the socket."""
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        connection.close()  # it never connected, or is closed
+
+
+def _note_end(over: "Future[None]", _talking: object) -> None:
+    """Wake who waits for the end of something, unless they have given up."""
+    if over.set_running_or_notify_cancel():
+        over.set_result(None)
 
 
 class _AbsentError(Exception):

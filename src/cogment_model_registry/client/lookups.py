@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from cogment_model_registry.client.arguments import LATEST
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.errors import NotFoundError, WrongServerError, quoted
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.wire import convert, messages

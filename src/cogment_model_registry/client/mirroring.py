@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import CALL_SECONDS, Backoff, Deadline
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.lifecycle_calls import missing_service
 from cogment_model_registry.client.retrievals import Retrievals
 from cogment_model_registry.client.signatures import Trust, verified

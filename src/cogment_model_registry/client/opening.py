@@ -3,7 +3,7 @@
 import functools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Generic, TypedDict, TypeVar
 
 from cogment_model_registry.client.arguments import (
@@ -33,7 +33,7 @@ CACHE_VARIABLE = "COGMENT_MODEL_REGISTRY_CACHE_DIR"
 class Options(TypedDict):
     """The arguments of a client; see `ModelRegistry`."""
 
-    endpoint: str | None
+    endpoint: str | Sequence[str] | None
     directory_endpoint: str | None
     directory_authentication_token: str | None
     token: str | None
@@ -71,7 +71,7 @@ class Client(ABC, Generic[_B]):
 
     def __init__(
         self,
-        endpoint: str | None = None,
+        endpoint: str | Sequence[str] | None = None,
         *,
         directory_endpoint: str | None = None,
         directory_authentication_token: str | None = None,
@@ -87,7 +87,7 @@ class Client(ABC, Generic[_B]):
         progress: Wish = None,
     ) -> None:
         self._options: Options = {
-            "endpoint": endpoint,
+            "endpoint": tuple(endpoint) if isinstance(endpoint, list) else endpoint,  # it may change later
             "directory_endpoint": directory_endpoint,
             "directory_authentication_token": directory_authentication_token,
             "token": token,

@@ -58,17 +58,27 @@ class Reporter:
         """
         number = self._report.version_number if version_number is None else version_number
         self._report = replace(self._report, state=state, version_number=number, error=_cut(error))
+        self._report_soon()
+
+    def _report_soon(self) -> None:
         with suppress(InvalidStateError):  # the heartbeat has just given up waiting for it
             if not self._news.done():
                 self._news.set_result(None)
 
     async def run(self, calls: Calls) -> None:
-        """Report until the backend of the calls is stopped, or the task cancelled."""
-        while True:
-            self._news = Future()
-            seconds = await self._send(calls)
-            with suppress(TimeoutError, asyncio.TimeoutError):  # which are two before Python 3.11
-                await calls.backend.wait(self._news, seconds)
+        """Report until the backend of the calls is stopped, or the task cancelled.
+
+        Each server knows the consumers that report to it, so one to which the calls move gets a report at once.
+        """
+        calls.connection.on_moved.add(self._report_soon)
+        try:
+            while True:
+                self._news = Future()
+                seconds = await self._send(calls)
+                with suppress(TimeoutError, asyncio.TimeoutError):  # which are two before Python 3.11
+                    await calls.backend.wait(self._news, seconds)
+        finally:
+            calls.connection.on_moved.discard(self._report_soon)
 
     async def _send(self, calls: Calls) -> float:
         """Report once, and return how long to wait until the next time."""

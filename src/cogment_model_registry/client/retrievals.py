@@ -16,8 +16,8 @@ from cogment_model_registry.client.arguments import (
 )
 from cogment_model_registry.client.cache import Cache
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer_deadline
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.fetching import Fetch
 from cogment_model_registry.client.lifecycle import Key
 from cogment_model_registry.client.lifecycle_calls import look_up

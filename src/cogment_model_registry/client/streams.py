@@ -5,8 +5,8 @@ from contextlib import asynccontextmanager
 
 from cogment_model_registry.client.backends import Replies
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import Subject, translated
 from cogment_model_registry.client.deadlines import Deadline
+from cogment_model_registry.client.failures import Subject, translated
 from cogment_model_registry.errors import TimedOutError, UnavailableError
 
 STEADY_SECONDS = 1.0

@@ -17,8 +17,8 @@ from cogment_model_registry.client.arguments import (
 )
 from cogment_model_registry.client.attempts import Upload
 from cogment_model_registry.client.calls import Calls
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Deadline, Timeouts, transfer_deadline
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.local import LocalTransfers
 from cogment_model_registry.client.progress import Wish, reporting
 from cogment_model_registry.client.signatures import SigningKey, signer_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from cogment_model_registry.client.backends import Replies
 from cogment_model_registry.client.calls import Calls, method_path
-from cogment_model_registry.client.connection import Subject
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.streams import streaming
 from cogment_model_registry.client.threads import submit
 from cogment_model_registry.errors import NotFoundError, UnavailableError

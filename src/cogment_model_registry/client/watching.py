@@ -9,8 +9,8 @@ from typing import TypeAlias, TypeVar
 
 from cogment_model_registry.client import lookups
 from cogment_model_registry.client.calls import Calls, method_path
-from cogment_model_registry.client.connection import Subject
 from cogment_model_registry.client.deadlines import Backoff, Deadline
+from cogment_model_registry.client.failures import Subject
 from cogment_model_registry.client.lifecycle_calls import missing_service
 from cogment_model_registry.client.streams import STEADY_SECONDS, streaming
 from cogment_model_registry.client.watch_streams import NO_VERSION, Received, Wishes, stream

@@ -20,7 +20,7 @@ from cogment_model_registry.server.transfers import Receiver, Transfers
 from cogment_model_registry.serving.caller_limits import CallerLimits
 from cogment_model_registry.serving.calls import Call, Guard, Handlers, Observer
 from cogment_model_registry.settings import Settings
-from cogment_model_registry.wire import convert, local, messages
+from cogment_model_registry.wire import convert, local, messages, pings
 from cogment_model_registry.wire.frames import build_data_chunk
 from cogment_model_registry.wire.paging import ExplicitHandle, Page, cut_handle, parse_handle
 
@@ -197,7 +197,7 @@ class ModelRegistryService:
 
     async def _status(self, request: messages.StatusRequest, call: Call) -> bytes:
         names = {*request.names}
-        # Asked for before a transfer, and not for people: it is no part of "*".
+        # Asked for by clients, and not for people: it is no part of "*".
         place = {name: text for name, text in self._place().items() if name in names}
         statuses = await self._statuses() if names - place.keys() else {}
         if not call.caller.reads_everything:
@@ -205,10 +205,11 @@ class ModelRegistryService:
         return messages.status_reply({**statuses, **place}, names).SerializeToString()
 
     def _place(self) -> dict[str, str]:
-        """Return the statuses that say where the socket for processes on the same host is."""
+        """Return the statuses that say how to reach the server: where the local socket is, and how often to ping."""
+        allowed = {pings.STATUS: f"{pings.MIN_SECONDS:g}"}
         if self._local_socket is None:
-            return {}
-        return {local.PATH_STATUS: self._local_socket.path, local.ID_STATUS: self._local_socket.socket_id}
+            return allowed
+        return {**allowed, local.PATH_STATUS: self._local_socket.path, local.ID_STATUS: self._local_socket.socket_id}
 
     async def _statuses(self) -> dict[str, str]:
         status = await self._registry.status()

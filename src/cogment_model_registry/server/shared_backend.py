@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from random import sample
 
-from cogment_model_registry.errors import UnavailableError
+from cogment_model_registry.errors import StartError, UnavailableError
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.registry.consumers import FindElsewhere
 from cogment_model_registry.server.membership import Membership
@@ -75,6 +75,7 @@ async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor)
         archive = SharedBucketArchive(objects, require_lease, lambda: leases.server)
         stack.push_async_callback(archive.close)
         await archive.open()
+        await _check_known(settings, catalog, archive)
         local = MemoryTransientStore(settings.cache_max_items, settings.cache_max_bytes, hashing)
         transient = await stack.enter_async_context(
             RelayingStore(local, locate, peers.open_stream, leases.hold, metrics.relays)
@@ -87,3 +88,20 @@ async def opened_shared(settings: Settings, metrics: Metrics, hashing: Executor)
 
         consumers = PeerConsumers(peers, others)
         yield SharedStorage(archive, transient, catalog, membership, consumers.find)
+
+
+async def _check_known(settings: Settings, catalog: PostgresCatalog, archive: SharedBucketArchive) -> None:
+    """Refuse an archive of which the catalog knows nothing: that of a single server, or with a catalog that was lost.
+
+    Raises:
+        StartError: It is one.
+    """
+    try:
+        is_unknown = not await catalog.list_models(0, 1) and await archive.has_models()
+    except UnavailableError as error:
+        raise StartError(error.message) from error
+    if is_unknown:
+        raise StartError(
+            f"archive {settings.archive_url} has models, and the catalog has none: make it known by "
+            f"cogment archive share {settings.archive_url} CATALOG_URL"
+        )

@@ -18,6 +18,7 @@ from cogment_model_registry.serving.certificates import Certificates
 from cogment_model_registry.settings import ALL_INTERFACES, is_local
 from cogment_model_registry.system.signals import Signals
 from cogment_model_registry.system.tasks import end
+from cogment_model_registry.wire import pings
 
 _log = structlog.stdlib.get_logger(__name__)
 
@@ -125,8 +126,8 @@ def server_options(keepalive_seconds: float, keepalive_timeout_seconds: float) -
         ("grpc.keepalive_permit_without_calls", 1),
         # gRPC waits this long for the answer to a ping where the kernel of a frozen peer still acknowledges bytes.
         ("grpc.http2.ping_timeout_ms", timeout_ms),
-        # Clients may ping as often, and while idle; gRPC would otherwise close their connections.
-        ("grpc.http2.min_ping_interval_without_data_ms", 5000),
+        # Clients may ping too, also while idle; gRPC would otherwise close their connections.
+        ("grpc.http2.min_ping_interval_without_data_ms", int(pings.MIN_SECONDS * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
     ]
 

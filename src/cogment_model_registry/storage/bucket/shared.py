@@ -140,6 +140,15 @@ class SharedBucketArchive(BucketVersions):
         self._home.models.pop(model_id, None)
         return BucketRemoval(self._home, model.life)
 
+    async def has_models(self) -> bool:
+        """Return whether there is any model. Takes long where there are very many.
+
+        Raises:
+            UnavailableError: The store failed.
+        """
+        models, _ = await load_models(self._objects)
+        return bool(models)
+
     async def has_model(self, model_id: str) -> bool:
         """Return whether a model exists whose removal has not begun.
 

@@ -227,9 +227,8 @@ class PostgresCatalog(Catalog):
         return await holds.held_elsewhere(self._core, ref)
 
     async def search(self, search: Search) -> list[Version]:
-        if search.model_id is not None:
-            await self._reads.find(search.model_id)
-        return await find_versions(self._connections, search)
+        life = None if search.model_id is None else (await self._reads.find(search.model_id)).life
+        return await find_versions(self._connections, search, life)
 
     async def forget(self, info: VersionInfo) -> None:
         await removing.forget(self._core, info)

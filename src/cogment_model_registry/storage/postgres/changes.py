@@ -54,6 +54,7 @@ class Change:
         self._timer: asyncio.TimerHandle | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._is_over = False
+        self._is_ended = False
 
     async def begin(self) -> None:
         """Begin the transaction and wait for the locks."""
@@ -110,6 +111,7 @@ class Change:
 
     async def end(self) -> None:
         """Take back what was not committed."""
+        self._is_ended = True
         self._stop_keepalive()
         if self._keeping is not None:
             await asyncio.wait([self._keeping])
@@ -139,7 +141,8 @@ class Change:
         with contextlib.suppress(ModelRegistryError):
             if not self._turn.locked():
                 await self._execute("SELECT", "keepalive")
-            self._keep_alive()
+            if not self._is_ended:
+                self._keep_alive()
 
     def _stop_keepalive(self) -> None:
         if self._timer is not None:

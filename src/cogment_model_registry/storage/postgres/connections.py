@@ -1,8 +1,12 @@
-"""The connections to PostgreSQL: some for changes, others for reads, so that reads never wait for changes."""
+"""The connections to PostgreSQL, of several kinds, so that none waits for another.
+
+Reads never wait for changes, nor for searches, which may take long; and the beats of the lease wait for nobody.
+"""
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -17,8 +21,13 @@ _log = structlog.stdlib.get_logger(__name__)
 
 CHANGES = 8
 READS = 6
-"""How many connections a server has at most, next to one that listens: with three servers less than half of the 100
-that PostgreSQL has by default."""
+"""How many connections a server has at most for these, next to four others: with three servers just over half of the
+100 that PostgreSQL has by default."""
+
+_SEARCHES = 2
+
+Kind: TypeAlias = Literal["change", "read", "search", "lease"]
+"""What a connection is for."""
 
 _CONNECT_SECONDS = 5.0
 _ANSWER_SECONDS = 30.0
@@ -68,8 +77,8 @@ class Connections:
         check_url(url)
         self._url = url
         self._observe = observe
-        self._sizes = {"change": changes, "read": reads}
-        self._pools: dict[str, Pool] = {}
+        self._sizes: dict[Kind, int] = {"change": changes, "read": reads, "search": _SEARCHES, "lease": 1}
+        self._pools: dict[Kind, Pool] = {}
         self._away_until = 0.0
         self.is_away = False
 
@@ -93,9 +102,11 @@ class Connections:
             connection = await self.connect()
             try:
                 await migrate(connection)
-            finally:
-                await connection.close(timeout=_CONNECT_SECONDS)
+            except BaseException:
+                connection.terminate()
+                raise
             self._pools = {name: Pool(self.connect, size) for name, size in self._sizes.items()}
+            self._pools["read"].add(connection)
         except (asyncpg.PostgresError, ValueError, ModelRegistryError, *LOST) as error:
             if isinstance(error, StartError):
                 raise
@@ -119,8 +130,8 @@ class Connections:
         for pool in pools.values():
             await pool.close()
 
-    async def acquire(self, kind: str) -> Connection:
-        """Return a connection for a change or a read, to be released.
+    async def acquire(self, kind: Kind) -> Connection:
+        """Return a connection of a kind, to be released.
 
         Raises:
             UnavailableError: PostgreSQL does not answer, or the catalog is closed.
@@ -142,7 +153,7 @@ class Connections:
             _log.info("catalog available again")
         return connection
 
-    def release(self, kind: str, connection: Connection) -> None:
+    def release(self, kind: Kind, connection: Connection) -> None:
         """Take a connection back."""
         pool = self._pools.get(kind)
         if pool is None:
@@ -158,29 +169,30 @@ class Connections:
             _log.warning("catalog not available", reason=str(error) or type(error).__name__)
 
     @asynccontextmanager
-    async def reading(self) -> AsyncIterator[Connection]:
-        """Return a context manager with a connection for reads."""
-        connection = await self.acquire("read")
+    async def reading(self, kind: Kind = "read") -> AsyncIterator[Connection]:
+        """Return a context manager with a connection that has no transaction."""
+        connection = await self.acquire(kind)
         try:
             yield connection
         except (asyncpg.PostgresError, *LOST) as error:
             raise meaning(error) from error
         finally:
-            self.release("read", connection)
+            self.release(kind, connection)
 
-    async def fetch(self, name: str, query: str, *values: object) -> Sequence[Record]:
-        """Return the rows of a query that changes nothing.
+    async def fetch(self, name: str, query: str, *values: object, kind: Kind = "read") -> Sequence[Record]:
+        """Return the rows of a statement that is a transaction by itself.
 
         Args:
             name: The name of the query, for whoever measures.
             query: The query.
             values: Its parameters.
+            kind: The kind of the connection.
 
         Raises:
             UnavailableError: PostgreSQL does not answer.
         """
         start = time.perf_counter()
-        async with self.reading() as connection:
+        async with self.reading(kind) as connection:
             rows = await connection.fetch(query, *values)
         self._observe(name, time.perf_counter() - start)
         return rows

@@ -8,6 +8,7 @@ import structlog
 
 from cogment_model_registry.errors import UnavailableError
 from cogment_model_registry.records.lifecycle import Annotations
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.versions import VersionInfo
 from cogment_model_registry.storage.postgres.cache import Cache
 from cogment_model_registry.storage.postgres.changes import Change, Changes
@@ -97,6 +98,7 @@ class Core:
         unclear: Those of `held` that may not exist, since the connection was lost while they were committed.
         given: The highest number that this server gave to a version, by life, also to those that failed.
         entered: The pending rows of changes that are entered on this server.
+        signers: Those of models of which this server publishes a version now, so that nobody changes them, by life.
         on_dropped: Receives transient versions of `held` that another server promoted or removed.
         on_model_changed: Receives models that another server created, changed or removed.
         on_shown: Receives models and numbers of versions that another server has made visible.
@@ -116,6 +118,7 @@ class Core:
         self.unclear: list[Held] = []
         self.given: dict[int, int] = {}
         self.entered: set[int] = set()
+        self.signers: dict[int, Sequence[PublicKey]] = {}
         self.on_dropped: Callable[[Sequence[VersionInfo]], None] = _ignore_dropped
         self.on_model_changed: Callable[[str], None] = _ignore_text
         self.on_shown: Callable[[str, int], None] = _ignore_number

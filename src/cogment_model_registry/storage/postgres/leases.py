@@ -30,6 +30,8 @@ _REQUESTS_MAX = 50_000
 
 _TAKE = "INSERT INTO servers (endpoint) VALUES ($1) RETURNING server"
 
+_LEASES = "SELECT server, endpoint, beat FROM servers ORDER BY server"
+
 _BEAT = """
 UPDATE servers SET beat = beat + 1 WHERE server = $1
 RETURNING coalesce((SELECT generation FROM generation), 0) AS generation
@@ -168,7 +170,7 @@ class Leases:
 
         What the last lease of this server held is not held by this one.
         """
-        [row] = await self._connections.fetch("take lease", _TAKE, endpoint)
+        [row] = await self._connections.fetch("take lease", _TAKE, endpoint, kind="lease")
         self._core.held.clear()
         self._core.forgotten.clear()
         self._core.unclear.clear()
@@ -188,7 +190,7 @@ class Leases:
             Whether the lease still exists. Otherwise the bytes of all transient versions are of no use any more, since
             nobody finds them, and `take` takes a new lease.
         """
-        rows = await self._connections.fetch("beat", _BEAT, self._core.server)
+        rows = await self._connections.fetch("beat", _BEAT, self._core.server, kind="lease")
         if not rows:
             return False
         await self._settle()
@@ -200,9 +202,7 @@ class Leases:
 
     async def servers(self) -> list[Lease]:
         """Return all leases."""
-        rows = await self._connections.fetch(
-            "read leases", "SELECT server, endpoint, beat FROM servers ORDER BY server"
-        )
+        rows = await self._connections.fetch("read leases", _LEASES, kind="lease")
         return [Lease(row["server"], row["endpoint"], row["beat"]) for row in rows]
 
     async def remove(self, server: int) -> None:

@@ -38,6 +38,10 @@ class Pool:
         """How many are in use."""
         return len(self._in_use)
 
+    def add(self, connection: Connection) -> None:
+        """Take a connection that was made elsewhere, while none was acquired yet."""
+        self._idle.append(connection)
+
     async def acquire(self) -> Connection:
         """Return a connection, to be released.
 

@@ -19,7 +19,7 @@ from cogment_model_registry.storage.postgres import aliases, pending
 from cogment_model_registry.storage.postgres.changes import Change
 from cogment_model_registry.storage.postgres.core import NOTIFY, Core, Held
 from cogment_model_registry.storage.postgres.notes import Note
-from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, metric_rows, version_values
+from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, metric_rows, signers_of, version_values
 from cogment_model_registry.storage.postgres.translation import UnclearError
 
 NUMBER_BLOCK = 1000
@@ -30,7 +30,7 @@ _APPEARANCES = 1024
 
 TAKE = f"""
 WITH fence AS (SELECT EXISTS (SELECT FROM servers WHERE server = $2) AS leased),
-model AS (SELECT life, mark FROM models CROSS JOIN fence WHERE life = $1 AND leased),
+model AS (SELECT life, mark, signers FROM models CROSS JOIN fence WHERE life = $1 AND leased),
 taken AS (
     INSERT INTO heads AS h (life, last_number) SELECT life, greatest(mark, $3::bigint) + 1 FROM model
     ON CONFLICT (life) DO UPDATE
@@ -41,8 +41,8 @@ raised AS (
     UPDATE models SET mark = least(taken.last_number + {NUMBER_BLOCK - 1}, {VERSION_NUMBER_MAX}) FROM taken
     WHERE models.life = $1 AND models.mark < taken.last_number RETURNING models.mark
 )
-SELECT fence.leased, taken.last_number, raised.mark IS NOT NULL AS is_raised
-FROM fence LEFT JOIN taken ON true LEFT JOIN raised ON true
+SELECT fence.leased, model.signers, taken.last_number, raised.mark IS NOT NULL AS is_raised
+FROM fence LEFT JOIN model ON true LEFT JOIN taken ON true LEFT JOIN raised ON true
 """
 
 SHOW_TRANSIENT = """
@@ -125,6 +125,7 @@ async def publishing(core: Core, ref: ModelRef, archived: bool) -> AsyncGenerato
                 await _show_transient(core, change, ref, slot, slot.info, is_raised=is_raised)
         finally:
             core.entered.discard(key)
+            core.signers.pop(ref.life, None)
 
 
 async def _take(core: Core, change: Change, ref: ModelRef) -> tuple[_Slot, bool]:
@@ -136,6 +137,7 @@ async def _take(core: Core, change: Change, ref: ModelRef) -> tuple[_Slot, bool]
         raise NotFoundError.model(ref.model_id)
     check_version_number(number, ref.model_id)
     core.given[ref.life] = number
+    core.signers[ref.life] = signers_of(row)
     return _Slot(number), row["is_raised"]
 
 

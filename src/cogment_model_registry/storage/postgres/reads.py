@@ -6,8 +6,7 @@ from time import time_ns
 
 from cogment_model_registry.errors import DataLossError, NotFoundError
 from cogment_model_registry.records.lifecycle import Alias, ModelSummary, Version
-from cogment_model_registry.records.retention import ordered_signers
-from cogment_model_registry.records.signatures import PublicKey, public_key
+from cogment_model_registry.records.signatures import PublicKey
 from cogment_model_registry.records.uploads import FinishedUpload
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import CatalogCounts, ModelOutline, ModelRef, ModelState, Newer
@@ -22,6 +21,7 @@ from cogment_model_registry.storage.postgres.rows import (
     decided_of,
     info_of,
     model_of,
+    signers_of,
     version_of,
 )
 from cogment_model_registry.storage.postgres.translation import CatalogAwayError, Record
@@ -129,7 +129,12 @@ FROM models m WHERE life = $1
 
 NEWER = f"""
 SELECT
-    (SELECT count(*) FROM visible v WHERE v.life = m.life AND v.number > $2) AS versions,
+    (SELECT count(*) FROM transient t WHERE t.life = m.life AND t.number > $2 AND t.damage = '')
+    + CASE WHEN 2 * $2::bigint > m.mark  -- whichever is fewer
+        THEN (SELECT count(*) FROM versions v WHERE v.life = m.life AND v.number > $2 AND v.damage = '')
+        ELSE m.archived_versions
+            - (SELECT count(*) FROM versions v WHERE v.life = m.life AND v.number <= $2 AND v.damage = '')
+        END AS versions,
     (SELECT appeared FROM appearances a WHERE a.life = m.life AND a.number > $2 ORDER BY number LIMIT 1) AS appeared,
     (SELECT number FROM appearances a WHERE a.life = m.life ORDER BY number LIMIT 1) AS first_known,
     v.number, v.created
@@ -333,8 +338,8 @@ class Reads:
         return Newer(row["versions"], since_ns)
 
     async def get_signers(self, ref: ModelRef) -> Sequence[PublicKey]:
-        row = await self._require_life(ref, "get_signers", SIGNERS)
-        return ordered_signers(public_key(der) for der in row["signers"])
+        known = self._core.signers.get(ref.life)
+        return known if known is not None else signers_of(await self._require_life(ref, "get_signers", SIGNERS))
 
     async def get_state(self, ref: ModelRef) -> ModelState:
         row = await self._require_life(ref, "get_state", STATE)

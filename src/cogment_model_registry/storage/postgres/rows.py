@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 from cogment_model_registry.records.lifecycle import Alias, Annotations, Version
 from cogment_model_registry.records.retention import ModelAnnotations, RetentionRule, TransientShare, ordered_signers
-from cogment_model_registry.records.signatures import parse_signature, public_key
+from cogment_model_registry.records.signatures import PublicKey, parse_signature, public_key
 from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.storage.postgres.translation import Record
 
@@ -120,10 +120,13 @@ DECIDED = "tags, rules, share, signers, revision"
 def decided_of(row: Record) -> ModelAnnotations:
     """Return what people decided about the model in a row."""
     rules = [RetentionRule(**{**each, **_rule_texts(each)}) for each in json.loads(row["rules"])]
-    signers = ordered_signers(public_key(der) for der in row["signers"])
-    return ModelAnnotations(
-        texts_of(row["tags"]), tuple(rules), TransientShare(*row["share"]), row["revision"], signers
-    )
+    share = TransientShare(*row["share"])
+    return ModelAnnotations(texts_of(row["tags"]), tuple(rules), share, row["revision"], signers_of(row))
+
+
+def signers_of(row: Record) -> tuple[PublicKey, ...]:
+    """Return the keys of which one must have signed each new version of the model in a row."""
+    return ordered_signers(public_key(der) for der in row["signers"] or ())
 
 
 def decided_values(decided: ModelAnnotations) -> tuple[object, ...]:

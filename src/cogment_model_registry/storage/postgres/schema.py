@@ -76,6 +76,7 @@ MIGRATIONS = (
         FOREIGN KEY (life, number) REFERENCES versions ON DELETE CASCADE
     );
     CREATE INDEX metrics_of_model ON metrics (life, name, value, number);
+    CREATE INDEX metrics_by_value ON metrics (name, value, life, number);
     CREATE TABLE aliases (
         life bigint NOT NULL,
         name text COLLATE "C" NOT NULL,
