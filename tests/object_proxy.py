@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import enum
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -29,10 +30,12 @@ _CUT_BYTES = 100_000
 
 
 class ObjectProxy:
-    """A proxy on a port of the loopback interface.
+    """A proxy on a port of the loopback interface, or at another socket.
 
     Args:
         target_port: The port of the store.
+        target_host: The address of the store.
+        listening: A socket that listens already.
 
     Attributes:
         port: Its port.
@@ -40,8 +43,11 @@ class ObjectProxy:
         requests: How many connections sent something since the mode was set.
     """
 
-    def __init__(self, target_port: int) -> None:
-        self._target_port = target_port
+    def __init__(
+        self, target_port: int, target_host: str = "127.0.0.1", listening: socket.socket | None = None
+    ) -> None:
+        self._target = target_host, target_port
+        self._listening = listening
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.port = 0
@@ -55,7 +61,9 @@ class ObjectProxy:
 
     async def start(self) -> None:
         """Listen."""
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        if self._listening is None:
+            self._listening = socket.create_server(("127.0.0.1", 0))
+        self._server = await asyncio.start_server(self._accept, sock=self._listening)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
@@ -103,7 +111,7 @@ class ObjectProxy:
             await self._relay(first, reader, writer)
 
     async def _relay(self, first: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        store_reader, store_writer = await asyncio.open_connection("127.0.0.1", self._target_port)
+        store_reader, store_writer = await asyncio.open_connection(*self._target)
         try:
             store_writer.write(first)
             sending = asyncio.create_task(self._send(len(first), reader, store_writer))

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -43,17 +43,21 @@ def program() -> str:
 
 
 class S3Server:
-    """SeaweedFS with its S3 interface on a port of the loopback interface. It can be stopped and started again.
+    """SeaweedFS with its S3 interface. It can be stopped and started again.
 
     Args:
         folder: Where it keeps its files.
+        host: The address at which it listens.
+        before: The prefix of its command.
 
     Attributes:
         port: The port of S3.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, host: str = "127.0.0.1", before: Sequence[str] = ()) -> None:
         self._folder = folder
+        self._host = host
+        self._before = before
         self._ports = free_ports(8)
         self._process: subprocess.Popen[bytes] | None = None
         self.port = self._ports[0]
@@ -68,7 +72,7 @@ class S3Server:
     @property
     def endpoint(self) -> str:
         """The address of S3."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self._host}:{self.port}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -79,13 +83,14 @@ class S3Server:
         """Start it, and wait until it takes and returns an object."""
         s3, s3_grpc, master, master_grpc, volume, volume_grpc, filer, filer_grpc = self._ports
         command = [
+            *self._before,
             program(),
             "-logtostderr=true",
             "-v=0",
             "server",
             f"-dir={self._folder}",
-            "-ip=127.0.0.1",
-            "-ip.bind=127.0.0.1",
+            f"-ip={self._host}",
+            f"-ip.bind={self._host}",
             f"-master.port={master}",
             f"-master.port.grpc={master_grpc}",
             "-master.volumeSizeLimitMB=64",

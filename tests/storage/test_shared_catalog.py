@@ -1,7 +1,7 @@
 """What holds for several catalogs on one database, each of a server of its own."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from cogment_model_registry.records.versions import ModelInfo, VersionInfo
 from cogment_model_registry.registry.contracts import ModelRef
 from cogment_model_registry.storage.postgres.catalog import PostgresCatalog
 from cogment_model_registry.storage.postgres.connections import READS
+from cogment_model_registry.storage.postgres.translation import Record
 from cogment_model_registry.testing.bytes import describe
 from cogment_model_registry.testing.catalog import change_model, publish, publish_annotated
 from tests.postgres import execute
@@ -159,6 +160,27 @@ async def test_a_position_of_another_server_that_is_ahead_is_no_end_of_the_model
     info = await publish(a, "m")
     assert (await b.get_news("m", info.number, 0, 1)).last_number == info.number
     assert (await b.get_news("m", info.number + 1, 0, 1)).last_number == 0
+
+
+async def test_a_version_that_is_heard_of_while_news_are_read_is_in_the_next_news(
+    two: Two, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = two
+    fetch = b._core.connections.fetch
+
+    async def fetch_slowly(name: str, query: str, *values: object) -> Sequence[Record]:
+        rows = await fetch(name, query, *values)
+        if name == "get_news":
+            monkeypatch.undo()
+            info = await publish(a, "m")
+            await until(lambda: b._core.lines.known()["m"].history.last_number == info.number)
+        return rows
+
+    monkeypatch.setattr(b._core.connections, "fetch", fetch_slowly)
+    news = await b.get_news("m", 0, 0, 1)
+    assert (news.last_number, news.shown) == (0, [])
+    news = await b.get_news("m", 0, 0, 1)
+    assert (news.last_number, [each.number for each in news.shown]) == (1, [1])
 
 
 async def test_an_alias_moves_only_from_the_expected_revision_over_both(two: Two) -> None:

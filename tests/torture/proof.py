@@ -58,6 +58,7 @@ class Proof:
         batch: The number of rounds after which progress is saved.
         missing: Returns what this machine lacks for the proof; empty if nothing.
         requirements: What the proof needs, as the table of proofs shows it.
+        is_needed: Whether its short form fails instead of being skipped where something is missing in CI.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Proof:
     batch: int
     missing: Callable[[], str] = lambda: ""
     requirements: str = ""
+    is_needed: bool = False
 
     def rounds(self, number: int) -> str:
         """Return a number of rounds with their unit."""

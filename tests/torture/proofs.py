@@ -30,10 +30,12 @@ from tests.torture import (
     wrong_bytes,
 )
 from tests.torture.proof import Proof
+from tests.torture.several_servers import proof as several_servers
 
 PROOFS: list[Proof] = [
     kills.PROOF,
     bucket_kills.PROOF,
+    several_servers.PROOF,
     lost_replies.PROOF,
     cut_downloads.PROOF,
     power_cut.PROOF,

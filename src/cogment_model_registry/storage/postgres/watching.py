@@ -81,19 +81,20 @@ class Watching:
             if line is None:
                 return News(0, feed.removed_at(model_id), removed=feed.first_removed(model_id, sequence))
             history = line.history
-            last = max(history.last_number, number)
+            known = history.last_number  # a version that is heard of while this waits is for the next question
+            last = max(known, number)
             rows = await self._core.connections.fetch("get_news", NEWS, line.life, number, last, limit)
             if self._core.lines.find(model_id) is not line:
                 continue  # it has just ended
             # A row that is gone already belongs to a model whose end is about to be heard of.
-            numbers = [each for each in (rows[0]["numbers"] or ()) if each <= history.last_number] if rows else []
+            numbers = [each for each in (rows[0]["numbers"] or ()) if each <= known] if rows else []
             # A watcher may come from another server, which had heard of later versions.
-            is_ahead = bool(rows) and history.last_number < number <= rows[0]["head"]
+            is_ahead = bool(rows) and known < number <= rows[0]["head"]
             return News(
                 life=line.life,
                 since=history.since,
                 changed=history.changed,
-                last_number=number if is_ahead else history.last_number,
+                last_number=number if is_ahead else known,
                 next_sequence=history.sequence_of(number + 1),
                 shown=history.shown(numbers),
                 lost=history.lost(sequence),
