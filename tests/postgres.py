@@ -44,7 +44,7 @@ def program(name: str) -> str:
     return found
 
 
-def _user() -> str | None:
+def system_user() -> str | None:
     """Return the user that PostgreSQL runs as; None for the current one."""
     if os.getuid() != 0:
         return None
@@ -73,7 +73,7 @@ class PostgresServer:
         self.port = free_ports(1)[0]
         self._data = folder / "data"
         self._log = folder / "log"
-        self._user = _user()
+        self._user = system_user()
         options = {
             "listen_addresses": "127.0.0.1",
             "port": str(self.port),

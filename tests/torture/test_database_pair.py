@@ -11,7 +11,8 @@ from random import Random
 
 import pytest
 
-from tests.torture.several_servers.database import Pair, find_programs
+from tests.postgres import program
+from tests.torture.several_servers.database import Pair
 from tests.torture.several_servers.faults import FAULTS, deck
 from tests.torture.several_servers.network import network
 
@@ -19,10 +20,7 @@ from tests.torture.several_servers.network import network
 @pytest.fixture
 async def pair() -> AsyncIterator[Pair]:
     """A primary with a standby."""
-    if find_programs() is None:
-        if os.environ.get("CI"):
-            pytest.fail("PostgreSQL is not installed")
-        pytest.skip("PostgreSQL is not installed")
+    program("pg_basebackup")
     with tempfile.TemporaryDirectory() as place:
         os.chmod(place, 0o755)  # its user may be another one
         async with network((), has_own=False) as ways:

@@ -6,8 +6,8 @@ cuts the power.
 """
 
 import asyncio
-import functools
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -18,13 +18,11 @@ from pathlib import Path
 import psutil
 
 from tests.ports import free_port
+from tests.postgres import find_program, system_user
 from tests.torture.several_servers.network import Network
 from tests.waiting import PATIENCE_SECONDS, wait_until
 
 USER, DATABASE = "registry", "postgres"
-_SYSTEM_USER = "postgres"
-"""Who runs PostgreSQL where this process is root, whom it refuses."""
-
 _SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
@@ -48,21 +46,19 @@ _ALL_COMMITS_WAIT = "synchronous_standby_names = '*'\n"
 _PROGRAMS = ("initdb", "pg_basebackup", "pg_ctl", "postgres", "psql")
 
 
-@functools.cache
-def find_programs() -> Path | None:
-    """Return the directory of the programs of PostgreSQL; None where it is not installed."""
-    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name), reverse=True)
-    for folder in [*debian, *map(Path, os.environ.get("PATH", "").split(os.pathsep))]:
-        if all(os.access(folder / program, os.X_OK) for program in _PROGRAMS):
-            return folder
-    return None
+def is_installed() -> bool:
+    """Return whether all programs of PostgreSQL are there."""
+    return all(map(find_program, _PROGRAMS))
 
 
 def owner_prefix() -> list[str]:
     """Return the prefix of a command that runs as the user of PostgreSQL."""
-    if os.geteuid() != 0:
-        return []
-    return ["setpriv", f"--reuid={_SYSTEM_USER}", f"--regid={_SYSTEM_USER}", "--clear-groups"]
+    user = system_user()
+    return ["setpriv", f"--reuid={user}", f"--regid={_group(user)}", "--clear-groups"] if user else []
+
+
+def _group(user: str) -> str:
+    return str(pwd.getpwnam(user).pw_gid)
 
 
 @dataclass
@@ -99,7 +95,7 @@ class Database:
     def try_to_run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a program of PostgreSQL next to it."""
         return subprocess.run(
-            [*self.before, f"{find_programs()}/{program}", *arguments],
+            [*self.before, str(find_program(program)), *arguments],
             capture_output=True,
             text=True,
             timeout=PATIENCE_SECONDS,
@@ -126,7 +122,7 @@ class Database:
 
     def start(self, is_ready: str = TAKES_CHANGES) -> None:
         """Start it, and wait until a statement returns something."""
-        command = [*self.before, f"{find_programs()}/postgres", "-D", str(self.data)]
+        command = [*self.before, str(find_program("postgres")), "-D", str(self.data)]
         with (self.folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder)
         wait_until(lambda: self.query(is_ready), self.last_lines)
@@ -173,8 +169,9 @@ class Pair:
 
     def _database(self, folder: Path, node: str) -> Database:
         folder.mkdir(parents=True)
-        if os.geteuid() == 0:
-            shutil.chown(folder, _SYSTEM_USER, _SYSTEM_USER)
+        user = system_user()
+        if user:
+            shutil.chown(folder, user)
         before = [*self._network.before(node), *owner_prefix()]
         return Database(node, self._network.host(node), free_port(), folder, before)
 

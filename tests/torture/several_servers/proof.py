@@ -15,7 +15,7 @@ from random import Random
 from tests.object_store import find_program
 from tests.processes import clean_environment
 from tests.torture.proof import Figures, Proof
-from tests.torture.several_servers.database import find_programs
+from tests.torture.several_servers.database import is_installed
 from tests.torture.several_servers.namespaces import OWN_NETWORK, may_make_namespaces
 from tests.torture.several_servers.stage import FIGURES, ROOT
 
@@ -56,7 +56,7 @@ def _run(command: list[str], random: Random) -> tuple[int, str]:
 
 def missing() -> str:
     """Return what this machine lacks."""
-    lacks = [] if find_programs() else ["PostgreSQL"]
+    lacks = [] if is_installed() else ["PostgreSQL"]
     return " and ".join([*lacks, *([] if find_program() else ["SeaweedFS"])]) + " not installed" if lacks else ""
 
 
