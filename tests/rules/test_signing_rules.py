@@ -88,9 +88,9 @@ async def test_a_rule_that_is_set_between_the_check_and_the_number_holds(
 ) -> None:
     publishing = MemoryCatalog.publishing
 
-    def late(catalog: MemoryCatalog, ref: object) -> object:
+    def late(catalog: MemoryCatalog, ref: object, *, archived: bool) -> object:
         catalog._tables.models["m"].decided = replace(catalog._tables.models["m"].decided, signers=(SIGNER.public,))
-        return publishing(catalog, ref)  # type: ignore[arg-type]
+        return publishing(catalog, ref, archived=archived)  # type: ignore[arg-type]
 
     monkeypatch.setattr(MemoryCatalog, "publishing", late)
     with pytest.raises(PreconditionError, match="has no signature"):
