@@ -142,7 +142,10 @@ def database(inputs: Inputs, figures: Figures) -> str:
         (f"with {plain(machines.database_cores)} cores of PostgreSQL", "a second"),
         ("publishes", number(keeping.publishes_per_second(machines, figures))),
         ("stores", number(keeping.stores_per_second(machines, figures))),
-        ("look-ups of the latest version", number(keeping.lookups_per_second(machines, figures))),
+        (
+            "look-ups of the latest version, 16 at once on each server",
+            number(keeping.lookups_per_second(machines, figures)),
+        ),
         ("publishes of this work", f"{number(publishes)} ({share:.4%} of that)"),
     )
 
