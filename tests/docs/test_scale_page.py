@@ -1,46 +1,56 @@
-"""docs/scale.md, run: its shell commands, as one script, against a real S3 server."""
+"""docs/scale.md, run: its shell commands, as one script, against a real S3 server and a real PostgreSQL."""
 
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from cogment_model_registry.storage.postgres import connections
 from tests import pages
 from tests.object_store import ACCESS_KEY_ID, SECRET_ACCESS_KEY, S3Server
-from tests.ports import free_port
+from tests.ports import free_ports
 from tests.processes import clean_environment
 
 PAGE = "docs/scale.md"
 RUN_SECONDS = 300
 
 
-def script(server: S3Server) -> str:
-    """Return the commands of the page with the server of the tests, and an end at the first one that fails."""
+def script(server: S3Server, database: str) -> str:
+    """Return the commands of the page with the servers of the tests, and an end at the first one that fails."""
     text = "\n".join(pages.blocks(PAGE, "sh"))
+    one, *several = free_ports(4)
+    at = urlsplit(database)
     places = {
         "http://127.0.0.1:8333": server.endpoint,
         "my-key": ACCESS_KEY_ID,
         "my-secret": SECRET_ACCESS_KEY,
-        "REGISTRY_PORT=9002": f"REGISTRY_PORT={free_port()}",
+        "REGISTRY_PORT=9002": f"REGISTRY_PORT={one}",
+        "(9012 9022 9032)": f"({' '.join(map(str, several))})",
+        "registry@127.0.0.1:5432/registry": f"{at.netloc}{at.path}",
+        # A prefix of its own, on a server that other tests use.
+        "s3://archives/models": "s3://archives/scale-page",
     }
     for documented, actual in places.items():
-        assert documented in text
+        assert documented in text, documented
         text = text.replace(documented, actual)
     return "set -euo pipefail\n" + text
 
 
 @pytest.mark.timeout(RUN_SECONDS + 20)
-def test_the_commands_of_the_page_work_from_top_to_bottom(object_store: S3Server, tmp_path: Path) -> None:
+def test_the_commands_of_the_page_work_from_top_to_bottom(
+    object_store: S3Server, database: str, tmp_path: Path
+) -> None:
     path = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
     output_path = tmp_path / "output"
     directory = tmp_path / "session"
     directory.mkdir()
     with output_path.open("wb") as output:
         process = subprocess.Popen(
-            ["bash", "-c", script(object_store)],
+            ["bash", "-c", script(object_store, database)],
             cwd=directory,
             env={**clean_environment(), "PATH": path},
             stdin=subprocess.DEVNULL,
@@ -53,13 +63,25 @@ def test_the_commands_of_the_page_work_from_top_to_bottom(object_store: S3Server
         finally:
             left = pages.end_session(process)
     text = output_path.read_text()
-    assert code == 0, f"exit code {code} after:\n{text}"
+    logs = "".join(log.read_text() for log in directory.glob("*.log"))
+    assert code == 0, f"exit code {code} after:\n{text}\n{logs}"
     assert not left, f"the page leaves processes behind, after:\n{text}"
-    log = "".join((directory / "registry.log").read_text())
-    assert SECRET_ACCESS_KEY not in log + text
+    for secret in (SECRET_ACCESS_KEY, "my-password"):
+        assert secret not in logs + text
 
 
-def test_the_installation_names_the_extra() -> None:
+def test_the_installation_names_the_extras() -> None:
     [block] = pages.blocks(PAGE, "console")
-    assert re.search(r"pip install 'cogment-model-registry\[server,bucket\]'", block)
-    assert "bucket = [" in (pages.ROOT / "pyproject.toml").read_text()
+    assert re.search(r"pip install 'cogment-model-registry\[server,bucket,postgresql\]'", block)
+    project = (pages.ROOT / "pyproject.toml").read_text()
+    assert "bucket = [" in project
+    assert "postgresql = [" in project
+
+
+def test_the_page_says_how_many_connections_a_server_opens() -> None:
+    of_the_lease = of_notifications = 1
+    most = connections.CHANGES + connections.READS + connections._SEARCHES + of_the_lease
+    assert f"each opens up to {most + of_notifications} connections to PostgreSQL" in pages.text_of(PAGE)
+    assert f"stays near {most}," in pages.text_of("docs/metrics.md")
+    usual = 100
+    assert 5 * (most + of_notifications) < usual < 6 * (most + of_notifications)

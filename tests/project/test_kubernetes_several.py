@@ -1,6 +1,5 @@
 """deploy/kubernetes-several.yaml: what it has besides deploy/kubernetes.yaml; test_kubernetes.py tests both."""
 
-import asyncio
 import json
 import os
 import pwd
@@ -15,9 +14,7 @@ from urllib.parse import urlsplit
 import jwt
 
 from cogment_model_registry import ModelRegistry, errors
-from cogment_model_registry.records.access import Grant, parse_scopes
 from cogment_model_registry.settings import Settings
-from cogment_model_registry.storage.postgres.grants import opened_grants
 from tests.certificates import Authority
 from tests.mounts import needs_root
 from tests.object_store import ACCESS_KEY_ID, BUCKET, SECRET_ACCESS_KEY, S3Server
@@ -28,6 +25,7 @@ from tests.project.test_kubernetes import (
     ISSUER,
     KEY,
     TRAINER,
+    in_container,
     secret_of,
     service_account_token,
     settings_of,
@@ -201,7 +199,8 @@ def test_three_pods_serve_as_one_and_one_of_them_may_stop(object_store: S3Server
                 ("servers", SERVERS, ("read",)),
                 ("trainers", TRAINER, ("publish", "store", "alias", "read")),
             ):
-                asyncio.run(add_grant(database, Grant(name, "subject", subject, parse_scopes(scopes), time.time_ns())))
+                flags = [f"--name={name}", f"--subject={subject}", *(f"--scope={scope}" for scope in scopes)]
+                in_container(cluster.pods[0], "token", "create", *flags)
             data = os.urandom(3 << 20)
             with cluster.client(first) as trainer, cluster.client(second) as near, cluster.client(third) as far:
                 wait_until(lambda: may_list(trainer) and may_list(near) and may_list(far))
@@ -220,11 +219,6 @@ def test_three_pods_serve_as_one_and_one_of_them_may_stop(object_store: S3Server
                 assert server.stop() == 0
             for server in servers:
                 assert [line for line in server.lines if '"warning"' in line or '"error"' in line] == []
-
-
-async def add_grant(database: str, grant: Grant) -> None:
-    async with opened_grants(database) as grants:
-        await grants.add(grant)
 
 
 def may_list(registry: ModelRegistry) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cogment_model_registry import ModelRegistry, errors
-from cogment_model_registry.client import reporting, watching
+from cogment_model_registry.client import blocking_client, reporting, watching
 from cogment_model_registry.settings import MIB
 from cogment_model_registry.wire import local as wire
 from tests.certificates import LOCAL, Authority
@@ -51,6 +51,14 @@ def servers(archives: list[Path]) -> Iterator[dict[int, ServerProcess]]:
 def end(request: pytest.FixtureRequest) -> signal.Signals:
     """The signal that ends a server, or freezes it."""
     return signal.Signals[request.param]
+
+
+@pytest.fixture
+def flavour(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One flavour for each signal: servers are slow to start, and what moves on is the same in both."""
+    monkeypatch.setattr(blocking_client, "_is_main_thread", lambda: True)
+    is_frozen = "end" in request.fixturenames and request.getfixturevalue("end") is signal.SIGSTOP
+    return "blocking" if is_frozen else "asyncio"
 
 
 @pytest.fixture(autouse=True)

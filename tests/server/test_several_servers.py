@@ -1,10 +1,11 @@
 """Several servers as one: a catalog in PostgreSQL, an archive in a bucket, and the memory of each, over the wire."""
 
 import asyncio
+import functools
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from contextlib import AbstractContextManager, ExitStack, aclosing
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from tests.processes import run_cogment
 from tests.server.test_upload_version import DATA as UPLOADED
 from tests.server.test_upload_version import Upload, header
 from tests.several import endpoint, settings_of, several, several_processes, several_servers
-from tests.waiting import eventually
+from tests.waiting import eventually, until
 
 DATA = os.urandom(5_000_000)
 
@@ -312,7 +313,70 @@ async def test_a_crash_of_the_database_loses_no_version_and_no_number(tmp_path: 
             assert (await b.publish("m", b"next")).number > 4
 
 
-# Starts.
+# Stops and starts.
+
+
+def test_a_server_that_stops_hands_its_transient_versions_over(database: str, tmp_path: Path) -> None:
+    async def run() -> None:
+        with several_processes(database, tmp_path, count=3) as (a, b, c):
+            async with ModelRegistry(endpoint(a)) as first, ModelRegistry(endpoint(b)) as other:
+                for number in range(1, 8):
+                    await first.publish("m", b"%d" % number, tags={"number": str(number)})
+                assert a.stop() == 0
+                assert await listed(other, *range(1, 8))()
+                c.kill()
+                b.wait_for_line("server gone")
+                kept = [version.number for version in await other.list_versions("m")]
+                assert len(kept) in (3, 4), "the part of one of two servers"
+                for number in kept:
+                    assert await other.retrieve("m", number) == b"%d" % number
+                    assert (await other.describe_version("m", number)).tags == {"number": str(number)}
+
+    asyncio.run(run())
+
+
+def test_no_call_fails_and_nothing_is_lost_while_one_server_after_the_other_is_replaced(
+    database: str, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        with ExitStack() as stack:
+            processes = stack.enter_context(several_processes(database, tmp_path, count=2))
+            async with ModelRegistry([endpoint(process) for process in processes]) as registry:
+                is_over = asyncio.Event()
+                published: list[int] = []
+
+                async def publish() -> None:
+                    while not is_over.is_set():
+                        version = await registry.publish("m", b"data")
+                        published.append(version.number)
+                        assert await registry.retrieve("m", version.number) == b"data"
+
+                await registry.store("m", b"archived", alias="best")
+                publishing = asyncio.create_task(publish())
+                for process in processes:
+                    await until(functools.partial(_has_grown, published, len(published) + 3))
+                    assert await asyncio.to_thread(process.stop) == 0
+                    flag = f"--port={process.port}"
+                    replaced = several_processes(database, tmp_path, flag, count=1)
+                    stack.enter_context(await asyncio.to_thread(_entered, replaced))
+                is_over.set()
+                await publishing
+                assert published == sorted(published)
+                assert await registry.retrieve("m", "best") == b"archived"
+                assert [version.number for version in await registry.list_versions("m")][-1] == published[-1]
+
+    asyncio.run(run())
+
+
+def _has_grown(items: list[int], count: int) -> bool:
+    return len(items) > count
+
+
+def _entered(manager: AbstractContextManager[object]) -> AbstractContextManager[object]:
+    """Enter a context manager on the thread of the caller, and return one that leaves it."""
+    stack = ExitStack()
+    stack.enter_context(manager)
+    return stack
 
 
 def test_a_server_without_its_database_says_so_and_ends(postgres: PostgresServer, tmp_path: Path) -> None:

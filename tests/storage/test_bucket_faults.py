@@ -233,6 +233,39 @@ async def test_what_is_gone_does_not_keep_the_rest_from_being_deleted(monkeypatc
     assert objects.failure == ""
 
 
+class SlowObjects(Objects):
+    """Objects whose bytes take until `go` is set to be written, also when nobody waits for that any more."""
+
+    def __init__(self) -> None:
+        super().__init__(MemoryStore(), "test://slow")
+        self.begun = asyncio.Event()
+        self.go = asyncio.Event()
+        self.written = asyncio.Event()
+
+    async def put(self, name: str, data: bytes) -> None:
+        if name.startswith(layout.DATA):
+            await asyncio.shield(asyncio.ensure_future(self._put_later(name, data)))
+        else:
+            await super().put(name, data)
+
+    async def _put_later(self, name: str, data: bytes) -> None:
+        self.begun.set()
+        await self.go.wait()
+        await super().put(name, data)
+        self.written.set()
+
+
+async def test_bytes_that_are_sent_when_an_upload_is_given_up_are_deleted() -> None:
+    objects = SlowObjects()
+    async with opened(objects) as archive:
+        async with await archive.open_upload("m", 9 * MIB) as upload:
+            await upload.write(memoryview(bytes(9 * MIB)))
+            await objects.begun.wait()
+        objects.go.set()
+        await objects.written.wait()
+    assert await gone(objects, layout.DATA)
+
+
 class Careless(Objects):
     """A store that creates objects that exist: always, or if someone else creates them at the same time."""
 

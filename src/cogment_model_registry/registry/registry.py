@@ -22,6 +22,7 @@ from cogment_model_registry.errors import (
     InvalidError,
     NotFoundError,
     PreconditionError,
+    StoppingError,
     TooLargeError,
     counted,
     quoted,
@@ -223,6 +224,7 @@ class Registry:
         # Versions that are committed and not visible yet, and whether they were evicted already.
         self._publishing: dict[tuple[str, int], bool] = {}
         self._on_model_removed: Callable[[str], None] = _ignore
+        self._takes_uploads = True
         transient.on_evicted(self._forget)
 
     def on_model_removed(self, listener: Callable[[str], None]) -> None:
@@ -325,12 +327,22 @@ class Registry:
         return await self.open_version_upload(header)
 
     async def open_version_upload(self, header: VersionHeader) -> VersionUpload:
-        """Return the upload of a new version whose header was checked; see `create_version`."""
+        """Return the upload of a new version whose header was checked; see `create_version`.
+
+        Raises:
+            UnavailableError: After `stop_uploads`.
+        """
+        if not self._takes_uploads:
+            raise StoppingError
         ref = await self._catalog.find(header.model_id)
         signing_rules.check_header(await self._catalog.get_signers(ref), header)
         store: VersionStore = self._archive if header.archived else self._transient
         upload = await self.open_upload(store, header.model_id, header.data_size_bytes)
         return self.uploading(header, ref, upload)
+
+    def stop_uploads(self) -> None:
+        """Refuse new versions from now on: the server stops. Uploads that have begun go on."""
+        self._takes_uploads = False
 
     def uploading(self, header: VersionHeader, ref: ModelRef, upload: Upload) -> VersionUpload:
         """Return the upload of a version whose bytes go to an upload of the store of its tier."""

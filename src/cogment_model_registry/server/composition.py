@@ -16,7 +16,7 @@ import structlog
 
 from cogment_model_registry._version import __version__
 from cogment_model_registry.registry.consumers import Consumers
-from cogment_model_registry.registry.contracts import Archive, Catalog, TransientStore
+from cogment_model_registry.registry.contracts import Archive, TransientStore
 from cogment_model_registry.registry.journals import Journal, recording
 from cogment_model_registry.registry.lifecycle import Lifecycle
 from cogment_model_registry.registry.models import Models
@@ -145,7 +145,7 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         retention = RetentionWork(
             Retention(registry, catalog, archive, transient, holds=rules.holds), models, metrics.observe_retention
         )
-        consumers = _consumers(settings, registry, backends, rules)
+        consumers = _consumers(settings, registry, backends, rules, metrics)
         stack.enter_context(consumers.listening(log_change))
         sharing = _sharing(backends, models, consumers, metrics)
         uploads = RepeatableUploads(registry, catalog, archive, transient)
@@ -177,7 +177,6 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         port = life_cycle.listen(grpc_server, settings.host, settings.port, certificates)
         registration = Registration(settings, port) if settings.directory_endpoint else None
         metrics.watch(registry.status, lambda: registration.state if registration else State.OFF)
-        metrics.watch_consumers(consumers)
         metrics_port = _monitor(stack, settings, metrics, health, certificates)
         if sharing is not None:
             await stack.enter_async_context(sharing.joined(peer_endpoint(settings, port)))
@@ -199,6 +198,8 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
         registering = asyncio.create_task(registration.run()) if registration else None
 
         async def stop_calls() -> None:
+            await _hand_over(registry, sharing, settings.grace_seconds)
+            catalog.stop_watching()
             async with asyncio.TaskGroup() as group:
                 if registration and registering:
                     group.create_task(_deregister(registration, registering))
@@ -206,25 +207,30 @@ async def running(settings: Settings, open_backends: OpenBackends = open_backend
                 if local_socket is not None:
                     group.create_task(local_socket.stop(settings.grace_seconds))
 
-        stack.push_async_callback(_stop_serving, background, health, catalog, stop_calls, (service, lifecycle, history))
+        stack.push_async_callback(_stop_serving, background, health, stop_calls, (service, lifecycle, history))
         yield Server(port, metrics_port, backends, models, certificates)
 
 
 async def _stop_serving(
     background: Sequence[asyncio.Task[None]],
     health: Health,
-    catalog: Catalog,
     stop_calls: Callable[[], Awaitable[None]],
     services: Sequence[ModelRegistryService | ModelLifecycleService | AuditLogService],
 ) -> None:
-    """Stop what serves: work in the background, watchers, and then calls, which get some grace."""
+    """Stop what serves: work in the background, and then watchers and calls, which get some grace."""
     for task in background:
         await end(task)
     health.stop()
-    catalog.stop_watching()
     await stop_calls()
     for service in services:
         await service.drained()
+
+
+async def _hand_over(registry: Registry, sharing: Sharing | None, within_seconds: float) -> None:
+    """Let the other servers take the transient versions of this one before it stops, if there are others."""
+    if sharing is not None:
+        registry.stop_uploads()
+        await sharing.hand_over(within_seconds)
 
 
 def _monitor(
@@ -314,8 +320,10 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _consumers(settings: Settings, registry: Registry, backends: Backends, rules: Lifecycle) -> Consumers:
-    return Consumers(
+def _consumers(
+    settings: Settings, registry: Registry, backends: Backends, rules: Lifecycle, metrics: Metrics
+) -> Consumers:
+    consumers = Consumers(
         registry,
         backends.catalog,
         backends.transient,
@@ -324,6 +332,8 @@ def _consumers(settings: Settings, registry: Registry, backends: Backends, rules
         held_max_bytes=settings.consumers_held_max_bytes,
         find_elsewhere=backends.shared.find_consumers if backends.shared else None,
     )
+    metrics.watch_consumers(consumers)
+    return consumers
 
 
 def _grpc_server(

@@ -200,7 +200,7 @@ class Membership:
                 await self._archive.remove_leftover(model_id, number)
             elif pending.kind == "remove":
                 [found] = await self._archive.read_version_infos(model_id, [number])
-                if not isinstance(found, VersionInfo):
+                if found is None:  # the record goes first
                     await self._archive.remove_leftover(model_id, number)
                     resolution.finish()
             elif not await self._archive.has_model(model_id):

@@ -11,6 +11,7 @@ from cogment_model_registry.errors import ModelRegistryError
 from cogment_model_registry.records.consumers import Consumer
 from cogment_model_registry.registry.consumers import Consumers
 from cogment_model_registry.registry.models import Models
+from cogment_model_registry.server.handing_over import HandingOver
 from cogment_model_registry.system.tasks import end
 from cogment_model_registry.wire import consumers as wire
 
@@ -39,6 +40,7 @@ class Sharing:
         self._changed: dict[tuple[str, str], Consumer] = {}  # of which the other servers do not know yet
         self._has_changed = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._handing_over = HandingOver(shared)
 
     @asynccontextmanager
     async def joined(self, endpoint: str) -> AsyncIterator[None]:
@@ -61,10 +63,15 @@ class Sharing:
                 try:
                     yield
                 finally:
+                    await self._handing_over.aclose()
                     await membership.leave()
         finally:
             for task in (sending, *self._tasks):
                 await end(task)
+
+    async def hand_over(self, within_seconds: float) -> None:
+        """Let the other servers take the transient versions that this one alone has, before it stops."""
+        await self._handing_over.hand_over(within_seconds)
 
     # Consumers.
 
@@ -87,6 +94,8 @@ class Sharing:
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def _receive(self, text: str) -> None:
+        if self._handing_over.receive(text):
+            return
         consumer = wire.consumer_in(text)
         if consumer is not None:
             self._consumers.note_elsewhere(consumer)

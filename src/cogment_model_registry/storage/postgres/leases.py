@@ -20,7 +20,14 @@ from cogment_model_registry.storage.postgres.models import remove_model
 from cogment_model_registry.storage.postgres.notes import Note
 from cogment_model_registry.storage.postgres.pending import DELETE, LIST, Pending, pending_of
 from cogment_model_registry.storage.postgres.removing import forget_held, remove_archived
-from cogment_model_registry.storage.postgres.rows import TIME_OFFSET, metrics_of, texts_of, version_values
+from cogment_model_registry.storage.postgres.rows import (
+    TIME_OFFSET,
+    VERSION,
+    info_of,
+    metrics_of,
+    texts_of,
+    version_values,
+)
 
 _BATCH = 500
 """How many versions are announced in one transaction."""
@@ -59,6 +66,14 @@ UPDATE transient t SET holders = array_append(array_remove(t.holders, $5::intege
 FROM models m WHERE m.life = t.life AND m.model_id = $1 AND t.number = $2 AND t.created = $3 AND t.data_hash = $4
     AND EXISTS (SELECT FROM servers WHERE server = $5)
 RETURNING t.life, t.tags, t.metrics, t.revision
+"""
+
+_VERSION_T = ", ".join("false AS archived" if name == "archived" else f"t.{name}" for name in VERSION.split(", "))
+
+_SOLE = f"""
+SELECT m.model_id, h.last_number = t.number AS is_newest, {_VERSION_T}
+FROM transient t JOIN models m USING (life) LEFT JOIN heads h USING (life)
+WHERE t.holders = ARRAY[$1::integer] AND t.damage = '' ORDER BY is_newest DESC, t.number DESC
 """
 
 _HELD = """
@@ -252,6 +267,14 @@ class Leases:
         [row] = rows
         annotations = Annotations(texts_of(row["tags"]), metrics_of(row["metrics"]), row["revision"])
         self._core.held[info.model_id, info.number] = Held(row["life"], info, annotations)
+
+    async def sole_versions(self, server: int) -> list[tuple[VersionInfo, bool]]:
+        """Return the transient versions that a server alone has, and whether each is the newest of its model.
+
+        Those that are come first, then those with the highest numbers.
+        """
+        rows = await self._connections.fetch("read sole", _SOLE, server)
+        return [(info_of(row["model_id"], row), bool(row["is_newest"])) for row in rows]
 
     def give_up_held(self) -> list[VersionInfo]:
         """Hold nothing any more; return what this server had."""
