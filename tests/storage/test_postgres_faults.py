@@ -1,8 +1,10 @@
 """What the shared catalog does when PostgreSQL crashes, restarts, or loses connections."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -284,3 +286,15 @@ async def test_a_closed_catalog_is_not_available(empty_database: str) -> None:
     with pytest.raises(NotFoundError):
         async with opened(empty_database) as catalog:
             await catalog.find("none")
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="only Linux breaks off silent connections")
+async def test_a_connection_is_broken_off_when_the_other_side_is_silent(empty_database: str) -> None:
+    connection: Any = await connections.Connections(empty_database).connect()
+    try:
+        used = connection._transport.get_extra_info("socket")
+        silent_ms = used.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+        assert 0 < silent_ms < 5_000
+        assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    finally:
+        await connection.close()

@@ -203,6 +203,20 @@ async def test_uploads_are_found_by_other_servers(two: Two) -> None:
         assert await b.find_upload(request.request_id) == FinishedUpload("digest", "m", info.number)
 
 
+@pytest.mark.parametrize("archived", [False, True])
+async def test_an_upload_that_another_server_has_just_finished_makes_no_second_version(
+    two: Two, archived: bool
+) -> None:
+    a, b = two
+    request = UploadRequest("id", "digest")
+    assert await b.find_upload("id") is None  # it was repeated on another server before the first one had finished it
+    info = await publish_annotated(a, Annotations(), archived=archived, request=request)
+    with pytest.raises(UnavailableError, match="another server has just finished this upload"):
+        await publish_annotated(b, Annotations(), archived=archived, request=request)
+    assert await numbers(a) == await numbers(b) == [info.number]
+    assert await b.find_upload("id") == FinishedUpload("digest", "m", info.number)
+
+
 # Leases.
 
 

@@ -2,9 +2,7 @@
 
 import dataclasses
 import json
-import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from tests.torture.several_servers.history import (
     to_line,
 )
 from tests.torture.several_servers.live import LiveHistory
-from tests.torture.several_servers.logs import complaints, leases_removed
+from tests.torture.several_servers.logs import complaints, is_removal
 from tests.torture.several_servers.recovery import quartiles, recovery_ms
 
 S = 10**9
@@ -297,20 +295,19 @@ def test_an_operation_shows_what_is_known_of_it() -> None:
 
 
 def test_the_logs_show_removed_leases_and_errors() -> None:
-    at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    lost = f'{{"event": "server gone", "level": "warning", "timestamp": "{at}"}}'
-    usual = f'{{"event": "alias set", "level": "info", "timestamp": "{at}"}}'
+    removed = '{"event": "server gone", "level": "warning", "timestamp": "2026"}'
+    usual = '{"event": "alias set", "level": "info", "timestamp": "2026"}'
     error = json.dumps(
         {
             "event": "call failed",
-            "level": "error",
-            "timestamp": at,
+            "timestamp": "2026",
             "exception": [
                 {"exc_type": "KeyError", "exc_value": "'x'", "frames": [{"filename": "a.py", "lineno": 7}]},
             ],
         }
     )
-    [found] = leases_removed([usual, lost, error, "Traceback"])
-    assert found.began_ns < found.ended_ns
-    assert abs(found.ended_ns - time.monotonic_ns()) < 60 * S
-    assert complaints([usual, lost, error, "Traceback"]) == [f"{at} call failed ; KeyError: 'x' at a.py:7", "Traceback"]
+    assert [is_removal(line) for line in (removed, usual, error)] == [True, False, False]
+    assert complaints([usual, removed, error, "Traceback"]) == [
+        "2026 call failed ; KeyError: 'x' at a.py:7",
+        "Traceback",
+    ]

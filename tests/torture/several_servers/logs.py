@@ -1,32 +1,15 @@
 """What the logs of the servers say."""
 
 import json
-import time
 from collections.abc import Iterable
-from datetime import datetime
-
-from tests.torture.several_servers.history import Effect, Trouble
 
 SERVER_GONE = "server gone"
 """The event by which a server says that it has removed the lease of another one."""
 
-_LEASE_NS = 20 * 10**9
-"""How long before such an event the server may have given no sign of life, with room for a busy machine."""
 
-
-def leases_removed(lines: Iterable[str]) -> list[Trouble]:
-    """Return when leases were removed: on a busy machine without a fault too. Transient versions are lost with them.
-
-    What a server acknowledges later under such a lease has no excuse.
-    """
-    offset_ns = time.time_ns() - time.monotonic_ns()
-    troubles = []
-    for line in lines:
-        if f'"{SERVER_GONE}"' in line and line.startswith("{"):
-            at = datetime.fromisoformat(json.loads(line)["timestamp"])
-            at_ns = int(at.timestamp() * 10**9) - offset_ns
-            troubles.append(Trouble("lease removed", at_ns - _LEASE_NS, at_ns, Effect.LOSES))
-    return troubles
+def is_removal(line: str) -> bool:
+    """Return whether a line says that a lease was removed."""
+    return f'"event": "{SERVER_GONE}"' in line
 
 
 def complaints(lines: Iterable[str]) -> list[str]:

@@ -14,7 +14,7 @@ from tests.torture.several_servers.aliases import check_aliases
 from tests.torture.several_servers.faults import Fault, deck
 from tests.torture.several_servers.history import History, Kind, Outcome, Trouble
 from tests.torture.several_servers.live import ANSWERED
-from tests.torture.several_servers.logs import complaints, leases_removed
+from tests.torture.several_servers.logs import complaints
 from tests.torture.several_servers.recovery import quartiles, recovery_ms
 from tests.torture.several_servers.stage import FOLLOWING, MODELS, SERVERS, WORKING, Stage, stage
 from tests.torture.several_servers.workers import LAST, Recorder, Task, Worker, create
@@ -39,6 +39,7 @@ async def until_answered(on: Stage, since_ns: int) -> None:
 
     def have_gone_on() -> bool:
         on.check_clients()
+        on.read_logs()
         return not on.live.waiting(since_ns, count_clients())
 
     await until(have_gone_on, lambda: f"not answered: {on.live.waiting(since_ns, count_clients())}")
@@ -134,12 +135,13 @@ async def observe(on: Stage, faults: list[Fault], random: Random, figures: Figur
     await on.stop_clients([*WORKING])
     await asyncio.to_thread(auditor.create_last)
     await on.stop_clients([*FOLLOWING])
-    removed = leases_removed(on.logged())
-    figures.count("leases removed", len(removed))
+    on.read_logs()
     on.live.read()
-    audit_ns = await asyncio.to_thread(auditor.retrieve_all, History.of(on.live.operations, troubles, removed))
+    audit_ns = await asyncio.to_thread(auditor.retrieve_all, History.of(on.live.operations, troubles, on.removed))
+    on.read_logs()
     on.live.read()
-    return History.of(on.live.operations, troubles, removed), audit_ns
+    figures.count("leases removed", len(on.removed))
+    return History.of(on.live.operations, troubles, on.removed), audit_ns
 
 
 def check(history: History, audit_ns: int, figures: Figures) -> None:

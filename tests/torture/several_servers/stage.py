@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,13 +18,18 @@ from tests.object_store import BUCKET, S3Server, environment_of
 from tests.ports import free_port
 from tests.processes import ServerProcess, clean_environment
 from tests.torture.several_servers.database import Pair
+from tests.torture.several_servers.history import Effect, Trouble
 from tests.torture.several_servers.live import LiveHistory
+from tests.torture.several_servers.logs import is_removal
 from tests.torture.several_servers.network import Network, network
 from tests.torture.several_servers.workers import Task
 from tests.waiting import PATIENCE_SECONDS
 
 SERVERS = ("server-1", "server-2", "server-3")
 DATABASES = ("database-1", "database-2")
+LEASE_NS = 20 * 10**9
+"""How long before its lease was removed a server may have given no sign of life, with room for a busy machine."""
+
 STORE, CLIENTS = "store", "clients"
 MODELS = ("m", "n")
 FIGURES = "figures.json"
@@ -56,6 +62,7 @@ class Stage:
         proxy: What is between it and the servers.
         servers: The servers that run, by name.
         live: What the clients have recorded so far.
+        removed: When leases were removed.
     """
 
     def __init__(self, place: Path, ways: Network, databases: Pair, store: S3Server, proxy: ObjectProxy) -> None:
@@ -66,8 +73,10 @@ class Stage:
         self.proxy = proxy
         self.servers: dict[str, ServerProcess] = {}
         self.live = LiveHistory()
+        self.removed: list[Trouble] = []
         self._ports = {name: free_port() for name in SERVERS}
         self._lines: dict[str, list[str]] = {name: [] for name in SERVERS}
+        self._read: dict[str, int] = dict.fromkeys(SERVERS, 0)
         self._clients: dict[str, subprocess.Popen[bytes]] = {}
 
     async def start_server(self, name: str) -> None:
@@ -85,7 +94,26 @@ class Stage:
         """Kill a server."""
         server = self.servers.pop(name)
         await asyncio.to_thread(server.kill)
+        self._read_log(name, server)
+        self._read[name] = 0
         self._lines[name] += server.lines
+
+    def read_logs(self) -> None:
+        """Note which leases were removed since the last time.
+
+        That happens on a busy machine without a fault too, and transient versions are lost with a lease. The times in
+        the logs are of another clock, which may jump. What a server acknowledges later under such a lease has no
+        excuse.
+        """
+        for name, server in self.servers.items():
+            self._read_log(name, server)
+
+    def _read_log(self, name: str, server: ServerProcess) -> None:
+        lines = server.lines[self._read[name] :]
+        self._read[name] += len(lines)
+        now_ns = time.monotonic_ns()
+        removed = Trouble("lease removed", now_ns - LEASE_NS, now_ns, Effect.LOSES)
+        self.removed += [removed for line in lines if is_removal(line)]
 
     def logged(self) -> list[str]:
         """Return all lines that the servers have logged."""

@@ -3,10 +3,11 @@
 Reads never wait for changes, nor for searches, which may take long; and the beats of the lease wait for nobody.
 """
 
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -25,6 +26,10 @@ READS = 6
 100 that PostgreSQL has by default."""
 
 _SEARCHES = 2
+
+_SILENT_SECONDS = 4
+"""How long PostgreSQL's machine may confirm nothing before a connection counts as lost: it is away then, and the
+callers of this server may ask another one. Without it, a cut network is noticed by an answer that does not come."""
 
 Kind: TypeAlias = Literal["change", "read", "search", "lease"]
 """What a connection is for."""
@@ -59,6 +64,19 @@ def check_url(url: str) -> None:
     """
     if urlsplit(url).scheme not in ("postgresql", "postgres"):
         raise StartError("catalog_url must begin with postgresql://")
+
+
+def _notice_silence(connection: Any) -> None:
+    """Let the system break a connection off when nothing arrives on the other side, or nobody is there.
+
+    asyncpg has no option for it: https://github.com/MagicStack/asyncpg/issues/606. It takes Linux.
+    """
+    used = connection._transport.get_extra_info("socket")  # noqa: SLF001
+    if used is not None and used.family != getattr(socket, "AF_UNIX", None) and hasattr(socket, "TCP_USER_TIMEOUT"):
+        used.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        used.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+        used.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+        used.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _SILENT_SECONDS * 1000)
 
 
 class Connections:
@@ -122,6 +140,7 @@ class Connections:
             server_settings=SETTINGS,
             target_session_attrs="read-write",  # of several hosts the one that takes changes
         )
+        _notice_silence(connection)
         return connection
 
     async def close(self) -> None:

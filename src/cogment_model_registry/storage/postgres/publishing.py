@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 from time import time_ns
 
-from cogment_model_registry.errors import ModelRegistryError, NotFoundError
+from cogment_model_registry.errors import ModelRegistryError, NotFoundError, UnavailableError
 from cogment_model_registry.records.lifecycle import AliasChange, Annotations
 from cogment_model_registry.records.uploads import UploadRequest
 from cogment_model_registry.records.versions import VERSION_NUMBER_MAX, VersionInfo, check_version_number
@@ -73,6 +73,8 @@ PUT_METRICS = "INSERT INTO metrics (life, number, name, value) SELECT $1, $2, * 
 PUT_REQUEST = """
 INSERT INTO {table} AS r VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (request_id) DO UPDATE
     SET digest = $2, model_id = $3, life = $4, number = $5, finished = $6
+    WHERE NOT EXISTS (SELECT FROM visible v WHERE v.life = r.life AND v.number = r.number)
+RETURNING number
 """
 
 FORGET_APPEARANCES = "DELETE FROM appearances WHERE life = $1 AND number <= $2"
@@ -197,8 +199,16 @@ async def put_metrics(change: Change, ref: ModelRef, number: int, annotations: A
 
 
 async def _put_request(change: Change, ref: ModelRef, info: VersionInfo, request: UploadRequest, now: int) -> None:
+    """Record that an upload made this version.
+
+    Raises:
+        UnavailableError: Another server has finished the same upload since this one looked: the client had lost its
+            reply, and repeated it here. The next attempt finds the version.
+    """
     sql = PUT_REQUEST.format(table="requests" if info.archived else "transient_requests")
-    await change.fetch("put request", sql, request.request_id, request.digest, ref.model_id, ref.life, info.number, now)
+    values = (request.request_id, request.digest, ref.model_id, ref.life, info.number, now)
+    if not await change.fetch("put request", sql, *values):
+        raise UnavailableError("another server has just finished this upload; try again")
 
 
 async def _forget_appearances(change: Change, ref: ModelRef, number: int) -> None:
